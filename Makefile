@@ -1,0 +1,41 @@
+# make quickstart   train and evaluate a detector on real images (about 6 minutes on 2 cores)
+# make test         all tests
+# make check        the tests that developers run daily, under 2 minutes
+# STACK=current|compiled|auto chooses what .venv is made of, see requirements/setup.sh. PYTHON=/path/to/python uses an environment that
+# has detectron2 already, and sets nothing up.
+
+STACK ?= auto
+ifdef PYTHON
+ready :=
+else
+PYTHON := .venv/bin/python
+ready := .venv/.installed
+endif
+
+.PHONY: help setup quickstart test check lock clean
+help:
+	@sed -n 's/^# //p' Makefile
+
+setup: $(ready)
+
+.venv/.installed: $(wildcard requirements/*.txt) requirements/setup.sh setup.py
+	@sh requirements/setup.sh $(STACK)
+
+quickstart: $(ready)
+	@$(PYTHON) -m backbones.tools.quickstart
+
+test: $(ready)
+	$(PYTHON) -m pytest -n 2
+
+check: $(ready)
+	$(PYTHON) -m pytest -n 2 -m "not slow"
+
+# new locks after a change of requirements/*.in; needs uv
+UV_COMPILE = uv pip compile --universal --generate-hashes --no-header --no-annotate --quiet
+lock:
+	cd requirements && $(UV_COMPILE) --python-version 3.10 --allow-unsafe build.in -o build.txt
+	cd requirements && $(UV_COMPILE) --python-version 3.11 --override override.in current.in -o current.txt
+	cd requirements && $(UV_COMPILE) --python-version 3.10 compiled.in -o compiled.txt
+
+clean:
+	rm -rf .venv build *.egg-info

@@ -1,0 +1,203 @@
+"""The load gate: a table of what a checkpoint filled, and refusal of weights that do not fit.
+
+detectron2 loads whatever matches and logs the rest; a file of another network then trains or evaluates from random weights in silence.
+"""
+
+import logging
+import os
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, List, Tuple
+from urllib.parse import urlparse
+
+from detectron2.checkpoint import DetectionCheckpointer
+from iopath.common.download import download
+from iopath.common.file_io import get_cache_dir
+from tabulate import tabulate
+from torch import nn
+
+from ..errors import UserError
+from .reading import read_checkpoint
+
+# rows of the table: the first pattern that a key matches names its part
+_PARTS = (
+    ("FPN", r"backbone\.(fpn_|top_block\.)"),
+    ("backbone", r"backbone\."),
+    ("RPN", r"proposal_generator\."),
+    ("box head", r"roi_heads\.(box_|res5)"),
+    ("mask head", r"roi_heads\.mask_"),
+    ("keypoint head", r"roi_heads\.keypoint_"),
+    ("semantic head", r"sem_seg_head\."),
+    ("head", r"head\."),
+)
+
+
+# what a backbone's file need not have for training: sampling offsets, which start at zero, and running statistics, which are measured
+# anew (Detectron's files hold them folded into the affine parameters)
+_LEARNED = re.compile(r".*(\.offset\.\w+|\.conv2_offset\.\w+|\.running_mean|\.running_var)$")
+
+
+def part_of(key: str) -> str:
+    return next((name for name, pattern in _PARTS if re.match(pattern, key)), "other")
+
+
+@dataclass
+class LoadReport:
+    """What one checkpoint did to one model; every list holds state-dict keys of the model, ``unused`` of the file."""
+
+    path: str
+    total: List[str]
+    new: List[str]
+    mismatched: List[Tuple[str, Tuple[int, ...], Tuple[int, ...]]]  # key, shape in the file, shape in the model
+    unused: List[str]
+
+    def unfilled(self, *parts: str) -> List[str]:
+        """The keys that kept their initial values, of the named parts or of all."""
+        keys = self.new + [key for key, _, _ in self.mismatched]
+        return [key for key in keys if not parts or part_of(key) in parts]
+
+    def table(self) -> str:
+        rows = []
+        names = dict.fromkeys([name for name, _ in _PARTS] + ["other"])
+        wrong = [key for key, _, _ in self.mismatched]
+        for name in sorted(names, key=lambda name: (name != "backbone", list(names).index(name))):
+            count = [sum(part_of(key) == name for key in keys) for keys in (self.total, self.new, wrong, self.unused)]
+            if any(count):
+                rows.append((name, f"{count[0] - count[1] - count[2]}/{count[0]}", *count[1:]))
+        lines = [tabulate(rows, headers=("part", "loaded", "new", "wrong shape", "unused in file"), tablefmt="pipe")]
+        lines += [f"  wrong shape: {key}: file {file}, model {model}" for key, file, model in self.mismatched[:5]]
+        for what, keys in (("new", self.new), ("unused", self.unused)):
+            if keys:
+                lines.append(f"  {what}: {', '.join(keys[:5])}" + (f" and {len(keys) - 5} more" if len(keys) > 5 else ""))
+        return f"Weights loaded from {self.path}:\n" + "\n".join(lines)
+
+
+class GatedCheckpointer(DetectionCheckpointer):
+    """detectron2's checkpointer that reads files safely, logs a `LoadReport`, and refuses weights that do not fit.
+
+    Args:
+        require: what a loaded file must fill completely: "all" of the model (evaluation, resuming), its "backbone" (training), or
+            "nothing". Anything less raises UserError.
+    """
+
+    def __init__(self, model: nn.Module, save_dir: str = "", *, require: str = "backbone", **kwargs: Any):
+        super().__init__(model, save_dir, **kwargs)
+        assert require in ("all", "backbone", "nothing"), require
+        self.require = require
+
+    def load(self, path: str, checkpointables=None) -> Dict[str, Any]:
+        self._loading = path
+        parsed = urlparse(path)
+        if path and not parsed.scheme and not self.path_manager.isfile(parsed.path):
+            raise UserError(f"checkpoint {parsed.path!r} is not there")
+        if parsed.scheme in ("http", "https"):
+            path = _fetch(path)
+        try:
+            return super().load(path) if checkpointables is None else super().load(path, checkpointables)
+        finally:
+            self._parsed_url_during_load = None  # detectron2 leaves it set when a load fails
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
+        if resume and self.has_checkpoint():
+            path = self.get_checkpoint_file()
+            self.require = "all"
+            return self.load(path)
+        return self.load(path, checkpointables=[])
+
+    def _load_file(self, filename: str) -> Dict[str, Any]:
+        data = read_checkpoint(filename)
+        if filename.endswith(".pkl"):
+            if "model" in data and "__author__" in data:  # detectron2's zoo
+                return data
+            data = data.get("blobs", data)  # Detectron's: detectors have "blobs", classifiers are flat
+            blobs = {key: value for key, value in data.items() if not key.endswith("_momentum")}
+            return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        if filename.endswith(".pyth"):  # pycls
+            if "model_state" not in data:
+                raise UserError(f"checkpoint {filename!r} has no 'model_state', which files of pycls have")
+            return {"model": data["model_state"], "__author__": "pycls", "matching_heuristics": True}
+        if "model" not in data:
+            data = {"model": data}
+        if not isinstance(data["model"], dict):
+            raise UserError(f"checkpoint {filename!r}: 'model' is a {type(data['model']).__name__}, not a state dict")
+        query = self._parsed_url_during_load.query
+        if query not in ("", "matching_heuristics=True"):
+            raise UserError(f"checkpoint {self._loading!r}: unknown query {query!r}. Allowed: 'matching_heuristics=True'")
+        if query == "matching_heuristics=True":
+            data["matching_heuristics"] = True
+        return data
+
+    def _load_model(self, checkpoint: Dict[str, Any]):
+        model = self.model.module if hasattr(self.model, "module") else self.model
+        self._convert_ndarray_to_tensor(checkpoint["model"])
+        checkpoint["model"] = _with_our_names(model, checkpoint["model"])
+        try:
+            incompatible = super()._load_model(checkpoint)
+        except RuntimeError as error:  # torch refuses what only it can compare
+            raise UserError(f"checkpoint {self._loading!r} does not fit the model: {' '.join(str(error).split())[:300]}") from error
+        # counters of batches are no weights, and preprocessing is the config's
+        ignored = re.compile(r"(.*\.num_batches_tracked|pixel_mean|pixel_std|.*anchor_generator\..*)$")
+        wrong = [(key, tuple(file), tuple(own)) for key, file, own in incompatible.incorrect_shapes]
+        mismatched = {key for key, _, _ in wrong}
+        report = LoadReport(
+            path=self._loading,
+            total=[key for key in model.state_dict() if not ignored.match(key)],
+            new=[key for key in incompatible.missing_keys if key not in mismatched and not ignored.match(key)],
+            mismatched=wrong,
+            unused=[key for key in incompatible.unexpected_keys if not ignored.match(key)],
+        )
+        logging.getLogger(__name__).info(report.table())
+        self._refuse(report)
+        return incompatible
+
+    def _log_incompatible_keys(self, incompatible) -> None:
+        """The report has said it."""
+
+    def _refuse(self, report: LoadReport) -> None:
+        if self.require == "all":
+            keys, total, what = report.unfilled(), report.total, "the model"
+        elif self.require == "backbone":
+            keys = [key for key in report.unfilled("backbone") if not _LEARNED.match(key)]
+            total, what = [key for key in report.total if part_of(key) == "backbone"], "the backbone"
+        else:
+            return
+        if not keys:
+            return
+        shapes = {key: (file, own) for key, file, own in report.mismatched}
+        first = f"{keys[0]} (file {shapes[keys[0]][0]}, model {shapes[keys[0]][1]})" if keys[0] in shapes else keys[0]
+        raise UserError(
+            f"checkpoint {report.path!r} does not fit: {len(keys)} of {len(total)} weights of {what} would keep their initial values, "
+            f"the first is {first}. To load what fits all the same: --allow-partial-weights"
+        )
+
+
+def _fetch(url: str) -> str:
+    """Downloads into detectron2's cache, once; keeps a server's own query (``?dl=1``), which detectron2 takes for its own and drops."""
+    parsed = urlparse(url)
+    heuristics = "?matching_heuristics=True" if parsed.query == "matching_heuristics=True" else ""
+    folder, filename = os.path.split(os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/")))
+    path = os.path.join(folder, filename)
+    if not os.path.isfile(path):
+        try:
+            download(parsed._replace(query="").geturl() if heuristics else url, folder, filename=filename)
+        except (OSError, ValueError) as error:  # urllib's errors are OSErrors
+            raise UserError(f"checkpoint {url!r} cannot be downloaded: {' '.join(str(error).split())}") from error
+    return path + heuristics
+
+
+def _with_our_names(model: nn.Module, state_dict: Dict[str, Any]) -> Dict[str, Any]:
+    """Wrappers' prefixes removed, backbone files without a prefix given one, released key names turned into ours."""
+    wrapped = re.compile(r"^(module\.|_orig_mod\.)+")
+    if all(wrapped.match(key) for key in state_dict):
+        state_dict = {wrapped.sub("", key): value for key, value in state_dict.items()}
+    for prefix, backbone in model.named_modules():
+        if not hasattr(backbone, "translate_state_dict"):
+            continue
+        prefix += "." if prefix else ""
+        own = set(backbone.state_dict())
+        if prefix and not any(key.startswith("backbone.") for key in state_dict):
+            # a file of the bare network
+            bare = backbone.translate_state_dict(state_dict)
+            state_dict = {prefix + key if key in own else key: value for key, value in bare.items()}
+        state_dict = backbone.translate_state_dict(state_dict, prefix)
+    return state_dict

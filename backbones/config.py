@@ -1,0 +1,165 @@
+"""Every config key this project adds, and the check of a whole config before anything heavy starts."""
+
+import os
+from typing import Iterable, List
+
+import torch
+import yaml
+from detectron2.config import CfgNode
+from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_backbone
+
+from .errors import UserError, unknown
+from .layers import NORMS
+
+
+def add_backbones_config(cfg: CfgNode) -> None:
+    """Adds this project's keys with their defaults to a detectron2 config; keys that are there already keep their values."""
+    vovnet = _node(cfg.MODEL, "VOVNET")
+    _default(vovnet, "CONV_BODY", "V-39-eSE")  # any of list_backbones("V-*")
+    _default(vovnet, "OUT_FEATURES", ["stage2", "stage3", "stage4", "stage5"])  # among stem, stage2 to stage5
+    _default(vovnet, "NORM", "FrozenBN")  # any of layers.NORMS; "" is none
+    _default(vovnet, "ESE", "all")  # gates in "all" blocks (the released weights) or the "last" of each stage (timm)
+    _deformable(vovnet)
+    # of vovnet-detectron2, where they do nothing either: MODEL.FPN.OUT_CHANNELS sets the FPN's width
+    _default(vovnet, "OUT_CHANNELS", 256)
+    _default(vovnet, "BACKBONE_OUT_CHANNELS", 256)
+
+    mobilenet = _node(cfg.MODEL, "MOBILENETV2")
+    _default(mobilenet, "OUT_FEATURES", [])  # among stem, res2 to res5; empty: as MODEL.RESNETS.OUT_FEATURES says
+    _default(mobilenet, "NORM", "FrozenBN")
+    _deformable(mobilenet)
+
+    # COCO-format data to register, no code needed: [name, annotation file, image folder] each; names go into DATASETS.TRAIN and TEST
+    _default(cfg.DATASETS, "REGISTER", [])
+
+
+add_vovnet_config = add_backbones_config  # what vovnet-detectron2's users call
+
+
+def _node(parent: CfgNode, name: str) -> CfgNode:
+    if name not in parent:
+        parent[name] = CfgNode()
+    return parent[name]
+
+
+def _default(node: CfgNode, key: str, value) -> None:
+    if key not in node:
+        node[key] = value
+
+
+def _deformable(node: CfgNode) -> None:
+    # named as detectron2 names them for ResNet
+    _default(node, "DEFORM_ON_PER_STAGE", [False, False, False, False])  # the stages behind the stem, at strides 4, 8, 16, 32
+    _default(node, "DEFORM_MODULATED", False)  # v2: a learned weight for each sampling point
+    _default(node, "DEFORM_NUM_GROUPS", 1)
+
+
+def all_keys(cfg: CfgNode, prefix: str = "") -> List[str]:
+    """Every key of a config, in the dotted form of the command line."""
+    keys: List[str] = []
+    for key, value in cfg.items():
+        keys += all_keys(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [prefix + key]
+    return keys
+
+
+def merge_file(cfg: CfgNode, path: str) -> None:
+    """``cfg.merge_from_file``, with what is wrong in the file said in one line."""
+    if not os.path.isfile(path):
+        raise UserError(f"config file {path!r} is not there")
+    try:
+        known = set(all_keys(cfg))
+        for key in all_keys(CfgNode(cfg.load_yaml_with_base(path, allow_unsafe=False))):
+            _check_key(cfg, key, known, path)
+        cfg.merge_from_file(path, allow_unsafe=False)
+    except UserError:
+        raise
+    except (yaml.YAMLError, KeyError, ValueError, AssertionError, AttributeError, OSError, TypeError) as error:
+        raise UserError(f"config file {path!r}: {_one_line(error)}") from error
+
+
+def merge_overrides(cfg: CfgNode, opts: List[str]) -> None:
+    """``cfg.merge_from_list`` of command-line overrides, with what is wrong in them said in one line."""
+    if len(opts) % 2:
+        raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(opts)}")
+    known = set(all_keys(cfg))
+    for key, value in zip(opts[::2], opts[1::2]):
+        _check_key(cfg, key, known, "the command line")
+        try:
+            cfg.merge_from_list([key, value])
+        except (KeyError, ValueError, AssertionError, AttributeError, TypeError, SyntaxError) as error:
+            raise UserError(f"{key} {value}: {_one_line(error)}") from error
+
+
+def _check_key(cfg: CfgNode, key: str, known: Iterable[str], where: str) -> None:
+    # keys that detectron2 renamed or removed are its own to deal with
+    if key in known or cfg.key_is_renamed(key) or cfg.key_is_deprecated(key):
+        return
+    from difflib import get_close_matches
+
+    close = get_close_matches(key, known, n=1, cutoff=0.4)
+    siblings = [k for k in known if k.rpartition(".")[0] == (close[0] if close else key).rpartition(".")[0]]
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise UserError(f"unknown config key: {key!r} in {where}.{hint} Allowed beside it: {', '.join(sorted(siblings))}.")
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error.args[0] if error.args else error).split())
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Raises UserError for a backbone, variant, norm, feature, meta-architecture or device that cannot be; returns silently when all is well.
+
+    The backbone is built on the meta device, which costs no memory, so that its own checks speak.
+    """
+    check_device(cfg.MODEL.DEVICE)
+    for key in all_keys(cfg):
+        if key.endswith(".NORM"):
+            value = _get(cfg, key)
+            if isinstance(value, str) and value not in NORMS:
+                raise unknown(key, value, NORMS)
+    _check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
+    _check_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
+    try:
+        with torch.device("meta"):
+            features = build_backbone(cfg).output_shape()
+    except UserError:
+        raise
+    except (KeyError, AssertionError, ValueError) as error:  # how detectron2's own backbones refuse a config
+        raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}: {type(error).__name__}: {_one_line(error)}") from error
+    for key in _FEATURE_KEYS.get(cfg.MODEL.META_ARCHITECTURE, ()):
+        for name in _get(cfg, key):
+            if name not in features:
+                raise unknown(f"feature in {key}", name, features)
+
+
+# which keys name features of the backbone, for each of detectron2's meta-architectures
+_FEATURE_KEYS = {
+    "GeneralizedRCNN": ("MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES"),
+    "PanopticFPN": ("MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES", "MODEL.SEM_SEG_HEAD.IN_FEATURES"),
+    "ProposalNetwork": ("MODEL.RPN.IN_FEATURES",),
+    "RetinaNet": ("MODEL.RETINANET.IN_FEATURES",),
+    "SemanticSegmentor": ("MODEL.SEM_SEG_HEAD.IN_FEATURES",),
+}
+
+
+def _get(cfg: CfgNode, key: str):
+    for part in key.split("."):
+        cfg = cfg[part]
+    return cfg
+
+
+def _check_registered(key: str, name: str, registry) -> None:
+    if name not in registry:
+        raise unknown(key, name, sorted(name for name, _ in registry))
+
+
+def check_device(device: str) -> None:
+    """Raises UserError where torch cannot use ``device``."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise unknown("MODEL.DEVICE", device, ("cuda", "cpu", "mps")) from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"MODEL.DEVICE is {device!r}, but torch sees no GPU here. To run on the CPU, add: MODEL.DEVICE cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"MODEL.DEVICE is {device!r}, but torch sees no Apple GPU here. To run on the CPU, add: MODEL.DEVICE cpu")

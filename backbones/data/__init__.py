@@ -1,0 +1,7 @@
+"""Data sets: digits (real images, no download), COCO-format data from the command line, and checks before training."""
+
+from .checks import check_datasets
+from .coco import register_from_config
+from .digits import register_digits
+
+__all__ = ["check_datasets", "register_digits", "register_from_config"]

@@ -1,0 +1,62 @@
+"""What can be known to be wrong with a data set before training starts."""
+
+import os
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..errors import UserError, unknown
+
+
+def check_datasets(cfg: CfgNode, training: bool) -> None:
+    """Raises UserError for a data set that is not registered, whose files are not there, or whose classes are not the model's.
+
+    Looks at ``cfg.DATASETS.TEST``, and in ``training`` at ``TRAIN`` too.
+    """
+    if training and not cfg.DATASETS.TRAIN:
+        raise UserError("DATASETS.TRAIN is empty: name at least one data set to train on")
+    if not training and not cfg.DATASETS.TEST:
+        raise UserError("DATASETS.TEST is empty: name at least one data set to evaluate on")
+    for key in ("TRAIN", "TEST") if training else ("TEST",):
+        for name in cfg.DATASETS[key]:
+            if name not in DatasetCatalog:
+                raise unknown(f"data set in DATASETS.{key}", name, sorted(DatasetCatalog.keys()))
+            _check_paths(name)
+            _check_classes(cfg, name)
+
+
+def _check_paths(name: str) -> None:
+    metadata = MetadataCatalog.get(name)
+    if metadata.get("generated"):  # made when first read
+        return
+    for field in ("json_file", "image_root", "panoptic_root", "panoptic_json", "sem_seg_root", "image_dir", "gt_dir", "dirname"):
+        path = metadata.get(field)
+        if path and "://" not in path and not os.path.exists(path):
+            root = os.getenv("DETECTRON2_DATASETS", "datasets")
+            hint = f" detectron2 looks under {root!r}, or where the variable DETECTRON2_DATASETS says." if path.startswith(root) else ""
+            raise UserError(f"data set {name!r}: {field} {path!r} is not there.{hint}")
+
+
+def _check_classes(cfg: CfgNode, name: str) -> None:
+    metadata, model = MetadataCatalog.get(name), cfg.MODEL
+    things, stuff = metadata.get("thing_classes"), metadata.get("stuff_classes")
+    keypoints = metadata.get("keypoint_names")
+    architecture = model.META_ARCHITECTURE
+    with_boxes = architecture in ("GeneralizedRCNN", "PanopticFPN")
+    checks = [
+        ("MODEL.ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES, with_boxes and things and len(things)),
+        ("MODEL.RETINANET.NUM_CLASSES", model.RETINANET.NUM_CLASSES, architecture == "RetinaNet" and things and len(things)),
+        (
+            "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
+            model.SEM_SEG_HEAD.NUM_CLASSES,
+            architecture in ("PanopticFPN", "SemanticSegmentor") and stuff and len(stuff),
+        ),
+        (
+            "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS",
+            model.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS,
+            with_boxes and model.KEYPOINT_ON and keypoints and len(keypoints),
+        ),
+    ]
+    for key, value, expected in checks:
+        if expected and value != expected:
+            raise UserError(f"{key} is {value}, but data set {name!r} has {expected}: set {key} {expected}")

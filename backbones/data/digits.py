@@ -1,0 +1,316 @@
+"""`digits_train` and `digits_val`: scenes of real handwriting, in COCO's format, made on first use without a download.
+
+The 1,797 handwritten digits that ship inside scikit-learn (UCI Optical Recognition of Handwritten Digits, 8x8 pixels, CC BY 4.0) are
+enlarged smoothly, turned, coloured and placed on textured backgrounds. Every task finds its annotations: boxes and masks of ten classes,
+four keypoints a digit (the extreme points of its stroke), and panoptic segmentation, with the textures as stuff. The validation scenes
+show handwriting that no training scene shows: the last quarter of the collection, which its makers took from its writers in turn.
+
+Masks are outlines: the holes of 0, 6, 8 and 9 belong to the digit, as COCO's polygons have no holes.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+import numpy as np
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets.coco import load_coco_json, load_sem_seg
+from detectron2.data.datasets.coco_panoptic import merge_to_panoptic
+
+from ..errors import UserError
+
+VERSION = 1  # of the scenes: another one is made anew
+SPLITS = {"train": 1200, "val": 250}  # scenes
+IMAGE_SIZE = 160  # pixels, both sides
+CLASSES = [str(digit) for digit in range(10)]
+STUFF = ["stripes", "checks", "dots", "clouds"]
+KEYPOINTS = ["top", "bottom", "left", "right"]
+
+_HELD_OUT = 450  # of the 1,797 digits, at the end
+_STUFF_ID = 101  # first category id of the stuff in the panoptic annotations
+
+
+def root() -> str:
+    """The folder of the scenes: ``digits`` where detectron2 looks for data sets."""
+    return os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "digits")
+
+
+def register_digits() -> None:
+    """Puts the digits into detectron2's catalogues: ``digits_<split>``, ``..._panoptic_separated`` and ``..._panoptic_stuffonly``."""
+    things = {
+        "thing_classes": CLASSES,
+        "keypoint_names": KEYPOINTS,
+        "keypoint_flip_map": [("left", "right")],
+        "thing_dataset_id_to_contiguous_id": {i + 1: i for i in range(len(CLASSES))},
+        "generated": True,
+    }
+    # detectron2's "separated" format: class 0 of the semantic map stands for all things
+    stuff = {
+        "stuff_classes": ["things", *STUFF],
+        "stuff_dataset_id_to_contiguous_id": {0: 0, **{_STUFF_ID + i: i + 1 for i in range(len(STUFF))}},
+    }
+    for split in SPLITS:
+        name, paths = f"digits_{split}", _paths(root(), split)
+        if name in DatasetCatalog:
+            continue
+        panoptic, semantic = f"{name}_panoptic_separated", f"{name}_panoptic_stuffonly"
+        DatasetCatalog.register(name, lambda name=name, split=split: _load_instances(name, split))
+        DatasetCatalog.register(panoptic, lambda name=panoptic, split=split: merge_to_panoptic(_load_instances(name, split), _load_semantic(split)))
+        DatasetCatalog.register(semantic, lambda split=split: _load_semantic(split))
+        instances = {"json_file": paths["instances"], "image_root": paths["images"], **things}
+        MetadataCatalog.get(name).set(evaluator_type="coco", **instances)
+        MetadataCatalog.get(panoptic).set(
+            evaluator_type="coco_panoptic_seg",
+            ignore_label=255,
+            panoptic_root=paths["panoptic"],
+            panoptic_json=paths["panoptic"] + ".json",
+            sem_seg_root=paths["stuff"],
+            **instances,
+            **stuff,
+        )
+        MetadataCatalog.get(semantic).set(
+            evaluator_type="sem_seg", ignore_label=255, image_root=paths["images"], sem_seg_root=paths["stuff"], generated=True, **stuff
+        )
+
+
+def _paths(folder: str, split: str) -> Dict[str, str]:
+    return {
+        "images": os.path.join(folder, split),
+        "instances": os.path.join(folder, "annotations", f"instances_{split}.json"),
+        "panoptic": os.path.join(folder, f"panoptic_{split}"),
+        "stuff": os.path.join(folder, f"stuff_{split}"),
+    }
+
+
+def _load_instances(name: str, split: str) -> List[dict]:
+    paths = _paths(generate(), split)
+    return load_coco_json(paths["instances"], paths["images"], name)
+
+
+def _load_semantic(split: str) -> List[dict]:
+    paths = _paths(generate(), split)
+    return load_sem_seg(paths["stuff"], paths["images"])
+
+
+def generate(folder: str = "", progress: Callable[[Iterator], Iterator] = lambda scenes: scenes) -> str:
+    """Makes the scenes if they are not there yet, and returns their folder (by default `root`).
+
+    The same scenes every time; the folder appears whole or not at all, also where several processes ask at once.
+    Raises UserError where scikit-learn is missing, where the folder cannot be written, or where something else is in its place.
+    """
+    folder = folder or root()
+    stamp = os.path.join(folder, "version.json")
+    wanted = {"version": VERSION, "scenes": SPLITS, "image_size": IMAGE_SIZE}
+    if os.path.exists(folder):
+        try:
+            with open(stamp) as f:
+                found = json.load(f)
+        except (OSError, ValueError):
+            raise UserError(f"{folder!r} is there, but was not made by this project: move it away, or set DETECTRON2_DATASETS") from None
+        if found == wanted:
+            return folder
+    parent = os.path.dirname(os.path.abspath(folder))
+    try:
+        os.makedirs(parent, exist_ok=True)
+        partial = tempfile.mkdtemp(prefix=".digits-", dir=parent)
+    except OSError as error:
+        raise UserError(f"the digits cannot be made in {parent!r}: {error.strerror}. DETECTRON2_DATASETS names another place") from error
+    try:
+        digits, labels = _handwriting()
+        for seed, (split, count) in enumerate(SPLITS.items()):
+            held_out = slice(-_HELD_OUT, None) if split == "val" else slice(None, -_HELD_OUT)
+            _write_split(_paths(partial, split), digits[held_out], labels[held_out], count, seed, progress)
+        with open(os.path.join(partial, "version.json"), "w") as f:
+            json.dump(wanted, f)
+        os.chmod(partial, 0o755)
+        if os.path.exists(folder) and not _is_current(stamp, wanted):  # of an older version
+            shutil.rmtree(folder)
+        try:
+            os.rename(partial, folder)
+        except OSError:
+            if not _is_current(stamp, wanted):  # else another process was faster, with the same scenes
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _is_current(stamp: str, wanted: dict) -> bool:
+    try:
+        with open(stamp) as f:
+            return json.load(f) == wanted
+    except (OSError, ValueError):
+        return False
+
+
+def _handwriting() -> Tuple[np.ndarray, np.ndarray]:
+    """All digits as (1797, 8, 8) float32 in [0, 1], and their classes."""
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise UserError("the digits data set needs scikit-learn, which ships the handwriting: pip install scikit-learn") from None
+    digits = load_digits()
+    return (digits.images / 16.0).astype(np.float32), digits.target
+
+
+def _write_split(paths: Dict[str, str], digits: np.ndarray, labels: np.ndarray, count: int, seed: int, progress) -> None:
+    import cv2
+
+    for kind in ("images", "panoptic", "stuff"):
+        os.makedirs(paths[kind])
+    os.makedirs(os.path.dirname(paths["instances"]), exist_ok=True)
+    images, annotations, panoptic = [], [], []
+    for image_id in progress(range(1, count + 1)):
+        # a generator of its own: a scene does not depend on how many came before
+        scene = _Scene(np.random.default_rng((VERSION, seed, image_id)), digits, labels)
+        stem = f"{image_id:06d}"
+        image = {"id": image_id, "file_name": stem + ".jpg", "height": IMAGE_SIZE, "width": IMAGE_SIZE}
+        segments = scene.segments
+        cv2.imwrite(os.path.join(paths["images"], stem + ".jpg"), scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
+        cv2.imwrite(os.path.join(paths["stuff"], stem + ".png"), scene.stuff)
+        ids = scene.segment_ids
+        cv2.imwrite(os.path.join(paths["panoptic"], stem + ".png"), np.stack([ids // 65536, ids // 256 % 256, ids % 256], -1).astype(np.uint8))
+        images.append(image)
+        for annotation in scene.annotations:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0, **annotation})
+        panoptic.append({"image_id": image_id, "file_name": stem + ".png", "segments_info": segments})
+    things = [
+        {"id": i + 1, "name": name, "supercategory": "digit", "keypoints": KEYPOINTS, "skeleton": [[1, 2], [3, 4]]} for i, name in enumerate(CLASSES)
+    ]
+    stuff = [{"id": _STUFF_ID + i, "name": name, "supercategory": "texture", "isthing": 0} for i, name in enumerate(STUFF)]
+    about = {"description": "digits: scenes of handwritten digits (UCI, CC BY 4.0)", "version": str(VERSION)}
+    with open(paths["instances"], "w") as f:
+        json.dump({"info": about, "images": images, "annotations": annotations, "categories": things}, f)
+    with open(paths["panoptic"] + ".json", "w") as f:
+        categories = [{"id": c["id"], "name": c["name"], "supercategory": "digit", "isthing": 1} for c in things] + stuff
+        json.dump({"info": about, "images": images, "annotations": panoptic, "categories": categories}, f)
+
+
+class _Scene:
+    """One scene: ``image`` (BGR), ``stuff`` (0 for things, else the texture's place in STUFF plus 1), ``segment_ids`` and annotations."""
+
+    def __init__(self, rng: np.random.Generator, digits: np.ndarray, labels: np.ndarray):
+        size = IMAGE_SIZE
+        self.image, self.stuff = _background(rng, size)
+        self.annotations: List[Dict[str, Any]] = []
+        self._taken = np.zeros((size, size), bool)
+        self._instances = np.zeros((size, size), np.int32)
+        for _ in range(rng.integers(2, 7)):
+            index = rng.integers(len(digits))
+            self._place(rng, digits[index], int(labels[index]))
+
+    def _place(self, rng: np.random.Generator, digit: np.ndarray, label: int) -> None:
+        import cv2
+
+        size = int(rng.integers(26, 72))
+        ink = cv2.resize(np.pad(digit, 1), (size, size), interpolation=cv2.INTER_CUBIC)
+        turn = cv2.getRotationMatrix2D((size / 2 - 0.5, size / 2 - 0.5), rng.uniform(-15, 15), 1.0)
+        ink = np.clip(cv2.warpAffine(ink, turn, (size, size), flags=cv2.INTER_CUBIC), 0, 1)
+        outline = cv2.findContours((ink > 0.4).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
+        outline = [contour for contour in outline if len(contour) >= 3 and cv2.contourArea(contour) >= 4]
+        silhouette = cv2.drawContours(np.zeros((size, size), np.uint8), outline, -1, 1, cv2.FILLED).astype(bool)
+        if not silhouette.any():
+            return
+        for _ in range(20):  # places until one is free; a crowded scene gets by with fewer digits
+            x, y = (int(v) for v in rng.integers(0, IMAGE_SIZE - size + 1, 2))
+            window = (slice(y, y + size), slice(x, x + size))
+            if not (self._taken[window] & silhouette).any():
+                break
+        else:
+            return
+        # ink well apart from what lies under it
+        under = self.image[window].astype(np.float32)
+        bright = under[silhouette].mean() < 128
+        colour = rng.uniform(190, 255, 3) if bright else rng.uniform(0, 70, 3)
+        # opaque where the mask is; softened outside it
+        alpha = np.clip((ink - 0.15) / 0.25, 0, 1)[..., None]
+        self.image[window] = np.clip(under * (1 - alpha) + colour * alpha + rng.normal(0, 4, under.shape) * alpha, 0, 255).astype(np.uint8)
+        self._taken[window] |= cv2.dilate(silhouette.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
+        self._instances[window][silhouette] = len(self.annotations) + 1
+        self.stuff[window][silhouette] = 0
+        rows, columns = np.nonzero(silhouette)
+        extremes = [rows.argmin(), rows.argmax(), columns.argmin(), columns.argmax()]
+        left, top = x + int(columns.min()), y + int(rows.min())
+        self.annotations.append(
+            {
+                "category_id": label + 1,
+                "bbox": [left, top, int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1],
+                "area": int(silhouette.sum()),
+                "segmentation": [(polygon + (x, y)).ravel().tolist() for polygon in _polygons(silhouette)],
+                "keypoints": [int(v) for i in extremes for v in (x + columns[i], y + rows[i], 2)],
+                "num_keypoints": len(KEYPOINTS),
+            }
+        )
+
+    @property
+    def segment_ids(self) -> np.ndarray:
+        """(H, W) int32: 1, 2, ... for the digits, then one id for each texture that is seen."""
+        return np.where(self._instances > 0, self._instances, len(self.annotations) + self.stuff)
+
+    @property
+    def segments(self) -> List[Dict[str, Any]]:
+        ids, result = self.segment_ids, []
+        for segment in np.unique(ids):
+            rows, columns = np.nonzero(ids == segment)
+            thing = segment <= len(self.annotations)
+            category = self.annotations[segment - 1]["category_id"] if thing else _STUFF_ID + int(segment) - len(self.annotations) - 1
+            bbox = [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
+            result.append({"id": int(segment), "category_id": category, "area": len(rows), "bbox": bbox, "iscrowd": 0})
+        return result
+
+
+def _polygons(mask: np.ndarray) -> List[np.ndarray]:
+    """The outlines of a mask as (N, 2) x, y, an eighth of a pixel inside its edge; OpenCV's own run through the outer pixels' centres."""
+    import cv2
+
+    fine = np.kron(mask.astype(np.uint8), np.ones((4, 4), np.uint8))
+    return [(contour[:, 0] + 0.5) / 4 for contour in cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]]
+
+
+def _background(rng: np.random.Generator, size: int) -> Tuple[np.ndarray, np.ndarray]:
+    """One to three regions of different textures: a BGR image, and the texture's place in STUFF plus 1 for each pixel."""
+    kinds = rng.permutation(len(STUFF))[: rng.integers(1, 4)]
+    # each pixel belongs to the nearest of a few points
+    points = rng.uniform(0, size, (len(kinds), 2))
+    y, x = np.mgrid[:size, :size].astype(np.float32)
+    nearest = np.argmin([(x - px) ** 2 + (y - py) ** 2 for px, py in points], axis=0)
+    image, stuff = np.zeros((size, size, 3), np.float32), np.zeros((size, size), np.uint8)
+    for i, kind in enumerate(kinds):
+        a, b = rng.uniform(40, 215, (2, 3))
+        b = a + (b - a) * 0.35  # textures stay quiet beside the ink
+        pattern = _TEXTURES[STUFF[kind]](rng, x, y)[..., None]
+        region = nearest == i
+        image[region] = (a * (1 - pattern) + b * pattern)[region]
+        stuff[region] = kind + 1
+    return np.clip(image + rng.normal(0, 5, image.shape), 0, 255).astype(np.uint8), stuff
+
+
+def _rotated(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    angle, period = rng.uniform(0, np.pi), rng.uniform(7, 14)
+    return (x * np.cos(angle) + y * np.sin(angle)) / period, (y * np.cos(angle) - x * np.sin(angle)) / period
+
+
+def _stripes(rng, x, y):
+    return (_rotated(rng, x, y)[0] % 1 < 0.5).astype(np.float32)
+
+
+def _checks(rng, x, y):
+    u, v = _rotated(rng, x, y)
+    return ((np.floor(u) + np.floor(v)) % 2).astype(np.float32)
+
+
+def _dots(rng, x, y):
+    u, v = _rotated(rng, x, y)
+    return (((u % 1) - 0.5) ** 2 + ((v % 1) - 0.5) ** 2 < 0.09).astype(np.float32)
+
+
+def _clouds(rng, x, y):
+    import cv2
+
+    coarse = rng.uniform(0, 1, (8, 8)).astype(np.float32)
+    return np.clip(cv2.resize(coarse, x.shape[::-1], interpolation=cv2.INTER_CUBIC), 0, 1)
+
+
+_TEXTURES = {"stripes": _stripes, "checks": _checks, "dots": _dots, "clouds": _clouds}

@@ -1,0 +1,84 @@
+"""detectron2's default trainer, with the load gate, an evaluator for every data set, and several processes on CPU too."""
+
+import logging
+import os
+import weakref
+
+import torch
+import torch.distributed as dist
+from detectron2.config import CfgNode
+from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+from torch import nn
+
+from ..checkpoint import GatedCheckpointer
+from ..errors import UserError
+from ..evaluation import build_evaluator
+
+
+class Trainer(DefaultTrainer):
+    """As `DefaultTrainer`; differs in what it loads, see `GatedCheckpointer`, and in how it evaluates.
+
+    Args:
+        cfg: a full config.
+        allow_partial_weights: train from a file that fills only part of the backbone.
+    """
+
+    def __init__(self, cfg: CfgNode, allow_partial_weights: bool = False):
+        # DefaultTrainer's own constructor places every process on a GPU
+        TrainerBase.__init__(self)
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        data_loader = self.build_train_loader(cfg)
+        placed = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
+        model = create_ddp_model(model, broadcast_buffers=False, **placed)
+        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, data_loader, optimizer)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        self.checkpointer = GatedCheckpointer(
+            model, cfg.OUTPUT_DIR, require="nothing" if allow_partial_weights else "backbone", trainer=weakref.proxy(self)
+        )
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self.cfg = cfg
+        self.register_hooks(self.build_hooks())
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        if resume and not self.checkpointer.has_checkpoint():
+            logging.getLogger(__name__).warning(f"--resume: no checkpoint in {self.cfg.OUTPUT_DIR!r}, training starts anew")
+        super().resume_or_load(resume)
+        if self.start_iter >= self.max_iter:
+            raise UserError(
+                f"--resume: the run in {self.cfg.OUTPUT_DIR!r} has done {self.start_iter} iterations of SOLVER.MAX_ITER {self.max_iter}: "
+                f"raise SOLVER.MAX_ITER, or evaluate with --eval-only MODEL.WEIGHTS {self.checkpointer.get_checkpoint_file()}"
+            )
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name)
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None):
+        # each process has its own batch norm statistics; those of the first are saved, so those are evaluated
+        if comm.get_world_size() > 1:
+            with torch.no_grad():
+                for buffer in model.buffers():
+                    dist.broadcast(buffer, 0)
+        return super().test(cfg, model, evaluators)
+
+
+def load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool = False, allow_partial_weights: bool = False) -> None:
+    """Fills ``model`` from ``cfg.MODEL.WEIGHTS``, or with ``resume`` from the last checkpoint in ``cfg.OUTPUT_DIR``.
+
+    Raises UserError where there is nothing to load, or where any weight would keep its initial value.
+    """
+    checkpointer = GatedCheckpointer(model, cfg.OUTPUT_DIR, require="nothing" if allow_partial_weights else "all")
+    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
+        raise UserError("--eval-only needs weights: add MODEL.WEIGHTS /path/to/model_final.pth" + _last(cfg))
+    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+
+
+def _last(cfg: CfgNode) -> str:
+    final = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
+    return f", such as {final}" if os.path.isfile(final) else ""

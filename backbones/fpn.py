@@ -1,0 +1,78 @@
+"""The three builders that every family has, written once: bare, with FPN (P2-P6), and with RetinaNet's FPN (P3-P7).
+
+FPNLite is the FPN with ``MODEL.FPN.OUT_CHANNELS 128``.
+"""
+
+import math
+from typing import List, Optional
+
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+
+from .errors import UserError, unknown
+from .layers import NORMS
+from .registry import Family
+
+
+def _in_shapes(cfg, bottom_up: Backbone) -> List[ShapeSpec]:
+    shapes = bottom_up.output_shape()
+    names = list(cfg.MODEL.FPN.IN_FEATURES)
+    if not names:
+        raise UserError(f"MODEL.FPN.IN_FEATURES is empty. Allowed: {', '.join(shapes)}.")
+    for name in names:
+        if name not in shapes:
+            raise unknown("feature in MODEL.FPN.IN_FEATURES", name, shapes)
+    return [shapes[name] for name in names]
+
+
+def build_fpn(cfg, bottom_up: Backbone, top_block) -> FPN:
+    """detectron2's FPN over ``bottom_up`` as ``cfg.MODEL.FPN`` says; raises UserError for features it cannot take."""
+    names = list(cfg.MODEL.FPN.IN_FEATURES)
+    strides = [shape.stride for shape in _in_shapes(cfg, bottom_up)]
+    if any(b != 2 * a for a, b in zip(strides, strides[1:])):
+        raise UserError(f"MODEL.FPN.IN_FEATURES {names} have strides {strides}: each must be twice the one before")
+    if cfg.MODEL.FPN.NORM not in NORMS:
+        raise unknown("MODEL.FPN.NORM", cfg.MODEL.FPN.NORM, NORMS)
+    if cfg.MODEL.FPN.FUSE_TYPE not in ("sum", "avg"):
+        raise unknown("MODEL.FPN.FUSE_TYPE", cfg.MODEL.FPN.FUSE_TYPE, ("sum", "avg"))
+    return FPN(
+        bottom_up=bottom_up,
+        in_features=names,
+        out_channels=cfg.MODEL.FPN.OUT_CHANNELS,
+        norm=cfg.MODEL.FPN.NORM,
+        top_block=top_block,
+        fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
+    )
+
+
+def register_builders(family: Family, bare_alias: Optional[str] = None) -> None:
+    """Registers a family's builders in detectron2's ``BACKBONE_REGISTRY``; ``bare_alias`` is a second name for the bare one."""
+
+    def bare(cfg, input_shape: ShapeSpec):
+        return family.build(cfg, input_shape)
+
+    def fpn(cfg, input_shape: ShapeSpec):
+        bottom_up = family.build(cfg, input_shape)
+        pool = LastLevelMaxPool()
+        # after the deepest level there is, which is p5 unless the config leaves the last stage out
+        pool.in_feature = f"p{max(int(math.log2(shape.stride)) for shape in _in_shapes(cfg, bottom_up))}"
+        return build_fpn(cfg, bottom_up, pool)
+
+    def retinanet_fpn(cfg, input_shape: ShapeSpec):
+        bottom_up = family.build(cfg, input_shape)
+        # P6 comes from C5, the deepest feature, as in detectron2's RetinaNet
+        name, deepest = list(bottom_up.output_shape().items())[-1]
+        return build_fpn(cfg, bottom_up, LastLevelP6P7(deepest.channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=name))
+
+    builders = {
+        f"build_{family.name}_backbone": (bare, f"bare {family.network.__name__}: {', '.join(family.stages)}"),
+        f"build_{family.name}_fpn_backbone": (fpn, f"{family.network.__name__} with FPN: p2 to p6"),
+        f"build_retinanet_{family.name}_fpn_backbone": (retinanet_fpn, f"{family.network.__name__} with RetinaNet's FPN: p3 to p7"),
+    }
+    for name, (function, doc) in builders.items():
+        function.__name__ = function.__qualname__ = name
+        function.__doc__ = f"Builds the {doc}, as ``cfg`` says."
+        BACKBONE_REGISTRY.register(function)
+    if bare_alias:
+        BACKBONE_REGISTRY._do_register(bare_alias, bare)

@@ -1,0 +1,203 @@
+"""What two or more families share: norms, the conv unit, deformable convolution, and the network as a chain of stages."""
+
+import math
+import re
+from typing import Callable, Dict, Iterable, Mapping, Sequence
+
+import torch
+from detectron2.layers import FrozenBatchNorm2d, get_norm
+from detectron2.modeling import Backbone
+from torch import Tensor, nn
+from torchvision.ops import deform_conv2d
+
+from .errors import UserError, unknown
+
+NORMS = ("", "FrozenBN", "BN", "SyncBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+
+# what trainers and wrappers put in front of a network's own keys
+_WRAPPERS = re.compile(r"^((module|_orig_mod|model|backbone|bottom_up)\.)+")
+
+
+def build_norm(norm: str, channels: int) -> nn.Module:
+    """detectron2's norm of that name; "" gives the identity.
+
+    "GN" takes 32 groups, or where 32 does not divide the channels the largest power of two below it that does (80 channels: 16).
+    """
+    if norm not in NORMS:
+        raise unknown("norm", norm, NORMS)
+    if norm == "GN":
+        return nn.GroupNorm(math.gcd(32, channels), channels)
+    return get_norm(norm, channels) or nn.Identity()
+
+
+class DeformConv2d(nn.Module):
+    """Deformable convolution, v1 or (``modulated``) v2, by torchvision's operator, so that it runs on CPU and without detectron2's ``_C``.
+
+    The sampling offsets start at zero, where v1 equals the plain convolution of the same ``weight``: pretrained dense weights load into it.
+    Input (N, C, H, W), output (N, C_out, H', W'), as ``nn.Conv2d``.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        padding: int = 0,
+        groups: int = 1,
+        bias: bool = True,
+        modulated: bool = False,
+        deform_groups: int = 1,
+    ):
+        super().__init__()
+        if in_channels % deform_groups:
+            raise UserError(f"deformable groups must divide the channels: {deform_groups} does not divide {in_channels}")
+        self.stride, self.padding, self.modulated = stride, padding, modulated
+        self.offset_channels = 2 * deform_groups * kernel_size**2
+        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
+        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+        predicted = self.offset_channels * 3 // 2 if modulated else self.offset_channels
+        self.offset = nn.Conv2d(in_channels, predicted, kernel_size, stride, padding)
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        self.reset_offset()
+
+    def reset_offset(self) -> None:
+        nn.init.zeros_(self.offset.weight)
+        nn.init.zeros_(self.offset.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset = self.offset(x)
+        stride, padding = (self.stride, self.stride), (self.padding, self.padding)
+        if self.modulated:
+            mask = offset[:, self.offset_channels :].sigmoid()
+            return deform_conv2d(x, offset[:, : self.offset_channels], self.weight, self.bias, stride, padding, mask=mask)
+        return deform_conv2d(x, offset, self.weight, self.bias, stride, padding)
+
+
+class ConvNormAct(nn.Module):
+    """Convolution (padded to keep the size at stride 1), norm, activation. The convolution has a bias only where there is no norm."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 1,
+        stride: int = 1,
+        groups: int = 1,
+        norm: str = "FrozenBN",
+        act: Callable[[], nn.Module] = lambda: nn.ReLU(inplace=True),
+        conv: Callable[..., nn.Module] = nn.Conv2d,
+    ):
+        super().__init__()
+        self.conv = conv(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups, bias=norm == "")
+        self.norm = build_norm(norm, out_channels)
+        self.act = act()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(self.conv(x)))
+
+
+class StagedBackbone(Backbone):
+    """A network whose children are its stages, in order: each maps (N, C, H, W) to the next feature.
+
+    A family's constructor adds its stages with `add_stage` and closes with `finish`. The key names of its released checkpoints are
+    understood wherever a state dict is loaded: directly, inside a detector, by detectron2's own checkpointer.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self._out_feature_channels: Dict[str, int] = {}
+        self._out_feature_strides: Dict[str, int] = {}
+        self._out_features: Sequence[str] = []
+        self._size_divisibility = 0
+
+    def add_stage(self, name: str, stage: nn.Module, channels: int, stride: int) -> None:
+        """Appends ``stage``; ``stride`` counts from the image."""
+        self.add_module(name, stage)
+        self._out_feature_channels[name] = channels
+        self._out_feature_strides[name] = stride
+
+    def finish(self, out_features: Iterable[str], freeze_at: int, divisible: bool) -> None:
+        """Checks and sets the features to emit, drops the stages behind the last of them, freezes.
+
+        ``divisible``: whether feature sizes agree with their strides only for images whose sides the deepest stride divides.
+        """
+        stages = list(self._out_feature_channels)
+        out_features = list(out_features)
+        for name in out_features:
+            if name not in stages:
+                raise unknown("feature", name, stages)
+        if not out_features:
+            raise UserError(f"no feature to emit: OUT_FEATURES is empty. Allowed: {', '.join(stages)}.")
+        self._out_features = [name for name in stages if name in out_features]
+        for name in stages[stages.index(self._out_features[-1]) + 1 :]:
+            delattr(self, name)
+        self._size_divisibility = self._out_feature_strides[self._out_features[-1]] if divisible else 0
+        self.freeze(freeze_at, stages)
+
+    @property
+    def size_divisibility(self) -> int:
+        return self._size_divisibility
+
+    def freeze(self, freeze_at: int, stages: Sequence[str] = ()) -> None:
+        """Freezes the first ``freeze_at`` stages, the stem being the first, and no others; 0 or less freezes nothing.
+
+        Their parameters stop requiring gradients and their batch norms become ``FrozenBatchNorm2d``.
+        """
+        count = len(stages or self._out_feature_channels)
+        if freeze_at > count:
+            raise UserError(f"FREEZE_AT {freeze_at} is more than the {count} stages there are: 0 freezes none, 1 the stem, {count} all")
+        for name, stage in list(self.named_children())[: max(freeze_at, 0)]:
+            for parameter in stage.parameters():
+                parameter.requires_grad_(False)
+            setattr(self, name, FrozenBatchNorm2d.convert_frozen_batchnorm(stage))
+
+    def forward(self, x: Tensor) -> Dict[str, Tensor]:
+        """Maps images (N, C, H, W) to the features asked for, by name, in order of depth."""
+        outputs: Dict[str, Tensor] = {}
+        for name, stage in self.named_children():
+            x = stage(x)
+            if name in self._out_features:
+                outputs[name] = x
+        return outputs
+
+    def translate_key(self, key: str) -> str:
+        """A released checkpoint's key as ours; keys that need no translation come back as they are."""
+        return key
+
+    def translate_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> Dict[str, Tensor]:
+        """The entries under ``prefix`` with this network's key names, the others as they are.
+
+        Drops batch counters where this network's norms keep none. Raises UserError where two entries become one.
+        """
+        own = set(self.state_dict())
+        result: Dict[str, Tensor] = {}
+        for key, value in state_dict.items():
+            new = key
+            if key.startswith(prefix):
+                relative = key[len(prefix) :]
+                if relative not in own:
+                    relative = self.translate_key(_WRAPPERS.sub("", relative))
+                if relative.endswith("num_batches_tracked") and relative not in own:
+                    continue
+                new = prefix + relative
+            if new in result:
+                raise UserError(f"checkpoint holds {new!r} twice, under two names; the second is {key!r}")
+            result[new] = value
+        return result
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        translated = self.translate_state_dict(state_dict, prefix)
+        state_dict.clear()
+        state_dict.update(translated)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+def initialize_convs(module: nn.Module, init: Callable[[Tensor], None]) -> None:
+    """Applies ``init`` to the weight of every convolution but those that predict sampling offsets, which start at zero."""
+    for m in module.modules():
+        if isinstance(m, (nn.Conv2d, DeformConv2d)):
+            init(m.weight)
+    for m in module.modules():
+        if isinstance(m, DeformConv2d):
+            m.reset_offset()

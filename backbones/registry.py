@@ -1,0 +1,92 @@
+"""The table of all networks by name, and the networks in plain Python."""
+
+import dataclasses
+import fnmatch
+import inspect
+from typing import Any, Callable, Dict, List, Mapping, Tuple, Type
+
+from torch import Tensor
+
+from .errors import UserError, unknown
+from .layers import StagedBackbone
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One family: ``network(**spec, **options)`` builds any of its ``specs``; ``build(cfg, input_shape)`` builds what a config asks for."""
+
+    name: str  # as in its builders' names: build_<name>_backbone
+    network: Type[StagedBackbone]
+    specs: Mapping[str, Any]  # spec name -> frozen dataclass of the network's structural arguments
+    stages: Tuple[str, ...]
+    build: Callable
+
+
+FAMILIES: Dict[str, Family] = {}
+
+
+def register(family: Family) -> Family:
+    """Adds a family. Called once a family, at the end of its file."""
+    FAMILIES[family.name] = family
+    return family
+
+
+def family_of(name: str) -> Family:
+    for family in FAMILIES.values():
+        if name in family.specs:
+            return family
+    raise unknown("backbone", name, list_backbones())
+
+
+def list_backbones(pattern: str = "*") -> List[str]:
+    """Names of all networks that match a shell pattern such as ``"*MobileNet*"``."""
+    return [name for family in FAMILIES.values() for name in family.specs if fnmatch.fnmatchcase(name, pattern)]
+
+
+def get_spec(name: str) -> Any:
+    """The row of that network: a frozen dataclass of its structure. Raises UserError for an unknown name."""
+    return family_of(name).specs[name]
+
+
+def create(name: str, **overrides: Any) -> StagedBackbone:
+    """A bare backbone, with detectron2's ``Backbone`` API.
+
+    ``overrides`` are keyword arguments of the family's class: ``out_features``, ``norm``, ``freeze_at``, ``in_channels``, ... and any field
+    of its spec. Raises UserError for a name or an argument that does not exist.
+
+    >>> create("V-39-eSE", norm="BN", out_features=("stage3", "stage4", "stage5"))
+    """
+    family = family_of(name)
+    allowed = inspect.signature(family.network).parameters
+    for key in overrides:
+        if key not in allowed:
+            raise unknown(f"argument of {family.network.__name__}", key, allowed)
+    spec = {field.name: getattr(family.specs[name], field.name) for field in dataclasses.fields(family.specs[name])}
+    return family.network(**{**spec, **overrides})
+
+
+def translate(name: str, state_dict: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """A released state dict of that network, in any known layout and prefix, with our key names.
+
+    Entries outside the backbone (a detector's heads) are left out. Raises UserError where anything of the network is missing, of another
+    shape, or anything else in its place; lists it.
+    """
+    import torch
+
+    state_dict = state_dict.get("model", state_dict)
+    prefix = next((p for p in ("backbone.bottom_up.", "backbone.") if any(key.startswith(p) for key in state_dict)), "")
+    with torch.device("meta"):
+        # a batch norm takes whatever counters the file has; the state dict fits the other norms all the same
+        own = create(name, norm="BN" if any(key.endswith("num_batches_tracked") for key in state_dict) else "FrozenBN")
+    result = own.translate_state_dict({key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)})
+    expected = {key: tuple(value.shape) for key, value in own.state_dict().items()}
+    wrong = [f"missing {key}" for key in expected if key not in result and not key.endswith("num_batches_tracked")]
+    wrong += [f"unknown {key}" for key in result if key not in expected]
+    wrong += [
+        f"{key} is {tuple(result[key].shape)}, not {shape}"
+        for key, shape in expected.items()
+        if key in result and tuple(result[key].shape) != shape
+    ]
+    if wrong:
+        raise UserError(f"not a state dict of {name}, {len(wrong)} entries differ: {'; '.join(wrong[:20])}{'; ...' if len(wrong) > 20 else ''}")
+    return result

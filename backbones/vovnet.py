@@ -1,0 +1,235 @@
+"""VoVNetV2 (Lee and Park, "CenterMask: Real-Time Anchor-Free Instance Segmentation", CVPR 2020), seven variants.
+
+One-shot aggregation: a block concatenates its input and the outputs of all its layers once, at its end, instead of in every layer, which
+keeps the feature maps in memory few and the convolutions dense. V2 adds an identity around repeated blocks and an effective
+squeeze-excitation (eSE) gate of one full-width layer.
+
+Worth knowing:
+- The released weights have a gate in every block (``ese="all"``); timm's networks of the same name gate only the last of each stage.
+- Pooling between stages rounds odd sizes down where the stem rounds up, so features fit their strides only for sizes that 32 divides:
+  the network states that as its ``size_divisibility``, and detectron2 pads to it.
+- The released weights expect BGR images with mean 103.53, 116.28, 123.675 and standard deviation 1, detectron2's defaults.
+"""
+
+import functools
+import re
+from dataclasses import dataclass
+from typing import Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from .errors import UserError, unknown
+from .fpn import register_builders
+from .layers import ConvNormAct, DeformConv2d, StagedBackbone, initialize_convs
+from .registry import Family, register
+
+STAGES = ("stem", "stage2", "stage3", "stage4", "stage5")
+
+
+class DepthwiseSeparable(nn.Module):
+    """3x3 depthwise convolution, then a 1x1 unit: one norm and one activation, after the second."""
+
+    def __init__(self, channels: int, out_channels: int, stride: int = 1, norm: str = "FrozenBN", conv=nn.Conv2d):
+        super().__init__()
+        self.depthwise = conv(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False)
+        self.pointwise = ConvNormAct(channels, out_channels, norm=norm)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pointwise(self.depthwise(x))
+
+
+class EffectiveSqueezeExcite(nn.Module):
+    """Scales each channel by a gate in [0, 1], computed from all channels' means by one layer of full width."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.fc = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * F.hardsigmoid(self.fc(x.mean((2, 3), keepdim=True)))
+
+
+class OSABlock(nn.Module):
+    """One-shot aggregation: (N, in_channels, H, W) -> (N, out_channels, H, W)."""
+
+    def __init__(self, in_channels, channels, out_channels, num_layers, depthwise, norm, gated, identity, conv):
+        super().__init__()
+        # depthwise layers cannot change the width, so a unit before them does
+        self.reduction = ConvNormAct(in_channels, channels, norm=norm) if depthwise and in_channels != channels else nn.Identity()
+        if depthwise:
+            layers = [DepthwiseSeparable(channels, channels, norm=norm, conv=conv) for _ in range(num_layers)]
+        else:
+            layers = [ConvNormAct(channels if i else in_channels, channels, 3, norm=norm, conv=conv) for i in range(num_layers)]
+        self.layers = nn.ModuleList(layers)
+        self.concat = ConvNormAct(in_channels + num_layers * channels, out_channels, norm=norm)
+        self.ese = EffectiveSqueezeExcite(out_channels) if gated else nn.Identity()
+        self.identity = identity
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = [x]
+        y = self.reduction(x)
+        for layer in self.layers:
+            y = layer(y)
+            features.append(y)
+        y = self.ese(self.concat(torch.cat(features, dim=1)))
+        return y + x if self.identity else y
+
+
+class Pool(nn.Module):
+    """3x3 max pooling with stride 2: n becomes n // 2, and 1 stays 1, where plain pooling would fail."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_tracing():
+            if x.shape[2] < 2 or x.shape[3] < 2:
+                x = F.pad(x, [0, int(x.shape[3] < 2), 0, int(x.shape[2] < 2)], value=float("-inf"))
+        return F.max_pool2d(x, kernel_size=3, stride=2, ceil_mode=True)
+
+
+class VoVNet(StagedBackbone):
+    """VoVNetV2: emits "stem" and "stage2" (stride 4), "stage3" (8), "stage4" (16) and "stage5" (32).
+
+    Args:
+        stem_channels: widths of the stem's three convolutions.
+        stage_channels, stage_out_channels: widths inside and after the blocks of stage2 to stage5.
+        layers_per_block, blocks_per_stage, depthwise: what a block is made of, and how many there are in each stage.
+        in_channels: channels of the image.
+        out_features: the names to emit; stages behind the deepest are not built.
+        norm: a name in `layers.NORMS`.
+        ese: gates in "all" blocks, as in the released weights, or in the "last" of each stage.
+        deform_on_per_stage: for stage2 to stage5, whether its 3x3 layers are deformable; ``deform_modulated`` makes them v2.
+        freeze_at: how many stages to freeze, the stem being the first.
+    """
+
+    def __init__(
+        self,
+        stem_channels: Sequence[int],
+        stage_channels: Sequence[int],
+        stage_out_channels: Sequence[int],
+        layers_per_block: int,
+        blocks_per_stage: Sequence[int],
+        depthwise: bool = False,
+        *,
+        in_channels: int = 3,
+        out_features: Sequence[str] = STAGES[1:],
+        norm: str = "FrozenBN",
+        ese: str = "all",
+        deform_on_per_stage: Sequence[bool] = (False, False, False, False),
+        deform_modulated: bool = False,
+        deform_num_groups: int = 1,
+        freeze_at: int = 0,
+    ):
+        super().__init__()
+        if ese not in ("all", "last"):
+            raise unknown("eSE placement", ese, ("all", "last"))
+        if len(deform_on_per_stage) != 4:
+            raise UserError(f"DEFORM_ON_PER_STAGE needs 4 values, one a stage, not {list(deform_on_per_stage)}")
+        unit = DepthwiseSeparable if depthwise else functools.partial(ConvNormAct, kernel_size=3)
+        first, second, third = stem_channels
+        stem = nn.Sequential(
+            ConvNormAct(in_channels, first, 3, stride=2, norm=norm),
+            unit(first, second, norm=norm),
+            unit(second, third, stride=2, norm=norm),
+        )
+        self.add_stage("stem", stem, third, stride=4)
+        deformable = functools.partial(DeformConv2d, modulated=deform_modulated, deform_groups=deform_num_groups)
+        width = third
+        for i, (name, channels, out_channels, num_blocks, deform) in enumerate(
+            zip(STAGES[1:], stage_channels, stage_out_channels, blocks_per_stage, deform_on_per_stage)
+        ):
+            blocks = [
+                OSABlock(
+                    in_channels=out_channels if b else width,
+                    channels=channels,
+                    out_channels=out_channels,
+                    num_layers=layers_per_block,
+                    depthwise=depthwise,
+                    norm=norm,
+                    gated=ese == "all" or b == num_blocks - 1,
+                    identity=b > 0,
+                    conv=deformable if deform else nn.Conv2d,
+                )
+                for b in range(num_blocks)
+            ]
+            stage = nn.Sequential()
+            if i > 0:
+                stage.add_module("pool", Pool())
+            for b, block in enumerate(blocks):
+                stage.add_module(f"block{b + 1}", block)
+            self.add_stage(name, stage, out_channels, stride=4 * 2**i)
+            width = out_channels
+        initialize_convs(self, lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"))
+        self.finish(out_features, freeze_at, divisible=True)
+
+    def translate_key(self, key: str) -> str:
+        for pattern, replacement in _RELEASED_KEYS:
+            key = pattern.sub(replacement, key)
+        return key
+
+
+# vovnet-detectron2's names: stage3.OSA3_1.layers.0.OSA3_1_0/conv.weight, stem.stem_2/dw_conv3x3.weight, ...
+_RELEASED_KEYS = [
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"^stem\.stem_1/", r"stem.0."),
+        (r"^stem\.stem_2/", r"stem.1."),
+        (r"^stem\.stem_3/", r"stem.2."),
+        (r"^(stage\d)\.OSA\d_(\d+)\.", r"\1.block\2."),
+        (r"\.layers\.(\d+)\.OSA\d_\d+_\d+/", r".layers.\1."),
+        (r"\.concat\.OSA\d_\d+_concat/", r".concat."),
+        (r"\.conv_reduction\.OSA\d_\d+_reduction_0/", r".reduction."),
+        (r"\.dw_conv3x3\.", r".depthwise."),
+        (r"\.pw_conv1x1\.", r".pointwise.conv."),
+        (r"\.pw_norm\.", r".pointwise.norm."),
+    )
+]
+
+
+@dataclass(frozen=True)
+class VoVNetSpec:
+    """One variant: the structural arguments of `VoVNet`, widths in channels."""
+
+    stem_channels: Tuple[int, int, int]
+    stage_channels: Tuple[int, int, int, int]
+    stage_out_channels: Tuple[int, int, int, int]
+    layers_per_block: int
+    blocks_per_stage: Tuple[int, int, int, int]
+    depthwise: bool = False
+
+
+_SLIM = (64, 80, 96, 112), (112, 256, 384, 512)
+_FULL = (128, 160, 192, 224), (256, 512, 768, 1024)
+
+SPECS = {
+    "V-19-slim-dw-eSE": VoVNetSpec((64, 64, 64), *_SLIM, 3, (1, 1, 1, 1), depthwise=True),
+    "V-19-dw-eSE": VoVNetSpec((64, 64, 64), *_FULL, 3, (1, 1, 1, 1), depthwise=True),
+    "V-19-slim-eSE": VoVNetSpec((64, 64, 128), *_SLIM, 3, (1, 1, 1, 1)),
+    "V-19-eSE": VoVNetSpec((64, 64, 128), *_FULL, 3, (1, 1, 1, 1)),
+    "V-39-eSE": VoVNetSpec((64, 64, 128), *_FULL, 5, (1, 1, 2, 2)),
+    "V-57-eSE": VoVNetSpec((64, 64, 128), *_FULL, 5, (1, 1, 4, 3)),
+    "V-99-eSE": VoVNetSpec((64, 64, 128), *_FULL, 5, (1, 3, 9, 3)),
+}
+
+
+def build(cfg, input_shape: ShapeSpec) -> VoVNet:
+    """The VoVNet that ``cfg.MODEL.VOVNET`` asks for."""
+    node = cfg.MODEL.VOVNET
+    if node.CONV_BODY not in SPECS:
+        raise unknown("MODEL.VOVNET.CONV_BODY", node.CONV_BODY, SPECS)
+    return VoVNet(
+        **vars(SPECS[node.CONV_BODY]),
+        in_channels=input_shape.channels,
+        out_features=node.OUT_FEATURES,
+        norm=node.NORM,
+        ese=node.ESE,
+        deform_on_per_stage=node.DEFORM_ON_PER_STAGE,
+        deform_modulated=node.DEFORM_MODULATED,
+        deform_num_groups=node.DEFORM_NUM_GROUPS,
+        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
+    )
+
+
+FAMILY = register(Family("vovnet", VoVNet, SPECS, STAGES, build))
+register_builders(FAMILY)

@@ -1,0 +1,114 @@
+"""Configs and released checkpoints by name, as ``detectron2.model_zoo`` gives them, for our configs and for detectron2's own."""
+
+import functools
+import importlib.util
+import json
+import os
+from typing import Dict, List, Optional
+
+import torch
+from detectron2.config import CfgNode, get_cfg
+from detectron2.modeling import build_model
+
+from ..config import add_backbones_config, merge_file
+from ..errors import UserError, unknown
+
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def config_root() -> str:
+    """The folder of our configs: beside the package in a checkout, inside it once installed."""
+    package = os.path.dirname(_HERE)
+    for root in (os.path.join(os.path.dirname(package), "configs"), os.path.join(package, "configs")):
+        if os.path.isfile(os.path.join(root, "Base-RCNN-VoVNet-FPN.yaml")):
+            return root
+    raise UserError(f"the project's configs are neither in {package!r} nor beside it: install it again")
+
+
+def _detectron2_root() -> Optional[str]:
+    # not by detectron2.model_zoo, whose import needs pkg_resources
+    package = importlib.util.find_spec("detectron2").submodule_search_locations[0]
+    for root in (os.path.join(package, "model_zoo", "configs"), os.path.join(os.path.dirname(package), "configs")):
+        if os.path.isfile(os.path.join(root, "Base-RCNN-FPN.yaml")):
+            return root
+    return None
+
+
+@functools.lru_cache(maxsize=None)
+def _names(root: Optional[str]) -> List[str]:
+    if root is None:
+        return []
+    found = []
+    for folder, _, files in os.walk(root):
+        found += [os.path.relpath(os.path.join(folder, f), root) for f in files if f.endswith(".yaml")]
+    return sorted(found)
+
+
+def list_configs() -> List[str]:
+    """The names of our configs, such as ``COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml``; bases are left out."""
+    return [name for name in _names(config_root()) if not os.path.basename(name).startswith("Base-")]
+
+
+def get_config_file(name: str) -> str:
+    """The path of a config: ``name`` is a path, or the name of one of our or detectron2's zoo configs.
+
+    Zoo configs are named relative to their root (``COCO-Detection/retinanet_R_50_FPN_1x.yaml``), with or without ``configs/`` before and
+    ``.yaml`` behind; ours by their file name alone too. Raises UserError where there is none.
+    """
+    if os.path.isfile(name):
+        return os.path.abspath(name)
+    wanted = os.path.normpath(name)
+    wanted = wanted[len("configs" + os.sep) :] if wanted.startswith("configs" + os.sep) else wanted
+    wanted += "" if wanted.endswith(".yaml") else ".yaml"
+    roots = (config_root(), _detectron2_root())
+    for root in roots:
+        if wanted in _names(root):
+            return os.path.join(root, wanted)
+    for root in roots:
+        flat = [n for n in _names(root) if os.path.basename(n) == os.path.basename(wanted)]
+        if len(flat) == 1 and (os.sep not in wanted or root == roots[0]):
+            return os.path.join(root, flat[0])
+        if len(flat) > 1 and os.sep not in wanted:
+            raise UserError(f"config {name!r} is not one but several: {', '.join(flat)}")
+    ours, theirs = (_names(root) for root in roots)
+    raise unknown("config", name, [*ours, *theirs] + sorted({os.path.basename(n) for n in ours}))
+
+
+def get_config(name: str, trained: bool = False) -> CfgNode:
+    """The config of that name over all defaults; ``trained`` puts the released detector into ``MODEL.WEIGHTS``."""
+    cfg = get_cfg()
+    add_backbones_config(cfg)
+    merge_file(cfg, get_config_file(name))
+    if trained:
+        cfg.MODEL.WEIGHTS = get_checkpoint_url(name)
+    return cfg
+
+
+@functools.lru_cache(maxsize=None)
+def _models() -> Dict[str, dict]:
+    with open(os.path.join(_HERE, "models.json")) as f:
+        return {row["config"]: row for row in json.load(f)["models"]}
+
+
+def get_checkpoint_url(name: str) -> str:
+    """Where the detector trained with one of our configs was released. Raises UserError for one without a release."""
+    path = os.path.relpath(get_config_file(name), config_root())
+    row = _models().get(path)
+    if not row or not row["checkpoint"]:
+        raise unknown("released model", name, [config for config, row in _models().items() if row["checkpoint"]])
+    return row["checkpoint"]
+
+
+def get(name: str, trained: bool = False, device: Optional[str] = None):
+    """The model of that config, with the weights its config (or ``trained``) names, in training mode.
+
+    Every weight of a ``trained`` model must be in its file, and all of the backbone's in any other (see `checkpoint.GatedCheckpointer`).
+    """
+    from ..checkpoint import GatedCheckpointer
+
+    cfg = get_config(name, trained)
+    cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    model = build_model(cfg)
+    if cfg.MODEL.WEIGHTS:
+        GatedCheckpointer(model, require="all" if trained else "backbone").load(cfg.MODEL.WEIGHTS)
+    return model

@@ -1,0 +1,64 @@
+"""Fixtures for all tests: quiet threads, a place for the digits, and the fill rule of the reference networks' recorded outputs."""
+
+import hashlib
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+
+# a fresh folder a run, shared by its workers and by the commands that tests start
+os.environ["DETECTRON2_DATASETS"] = os.environ.setdefault("BACKBONES_TEST_DATASETS", os.path.join(ROOT, "build", "test-datasets"))
+if os.environ.get("PYTEST_XDIST_WORKER"):
+    torch.set_num_threads(1)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def _generator(text: str) -> np.random.Generator:
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big"))
+
+
+def fill(key: str, shape) -> torch.Tensor:
+    """The value of the reference's parameter or buffer ``key``, by the rule under which the recorded outputs were made."""
+    rng, leaf = _generator(key), key.rpartition(".")[2]
+    if leaf == "num_batches_tracked":
+        return torch.zeros((), dtype=torch.long)
+    if leaf == "running_var":
+        value = rng.uniform(0.5, 1.5, shape)
+    elif leaf in ("running_mean", "bias"):
+        value = 0.1 * rng.standard_normal(shape)
+    elif len(shape) == 1:
+        value = rng.uniform(0.8, 1.2, shape)
+    else:
+        value = rng.standard_normal(shape) * np.sqrt(2 / np.prod(shape[1:]))
+    return torch.as_tensor(value.astype(np.float32))
+
+
+def filled_input(shape) -> torch.Tensor:
+    return torch.as_tensor(_generator("input").standard_normal(shape).astype(np.float32))
+
+
+def load_record(*path: str) -> dict:
+    with open(os.path.join(HERE, "data", *path)) as f:
+        return json.load(f)
+
+
+def assert_features(outputs, record, tolerance=1e-4):
+    """Every recorded feature: its shape, mean, deviation and 64 values; the tolerance is relative to the feature's largest value."""
+    for name, expected in record["outputs"].items():
+        value = outputs[name]
+        assert list(value.shape) == expected["shape"], name
+        scale = expected["absmax"]
+        flat = value.flatten()
+        torch.testing.assert_close(flat[expected["indices"]], torch.tensor(expected["values"]), rtol=0, atol=tolerance * scale)
+        assert flat.mean().item() == pytest.approx(expected["mean"], abs=tolerance * scale), name
+        assert flat.std(correction=0).item() == pytest.approx(expected["std"], abs=tolerance * scale), name
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)

@@ -1,0 +1,255 @@
+"""Every YAML of ours merges, is valid and builds; names resolve; what is wrong with a config is said in one line."""
+
+import os
+import re
+
+import pytest
+import torch
+import yaml
+from conftest import ROOT, load_record
+from detectron2.config import get_cfg
+from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
+
+import backbones
+from backbones import zoo
+from backbones.config import add_backbones_config, all_keys, check_config, merge_file, merge_overrides
+from backbones.registry import FAMILIES
+
+CONFIGS = zoo.list_configs()
+RELEASED = [name for name in CONFIGS if not name.startswith("quickstart")]
+PARAMETERS = load_record("complexity.json")["parameters"]
+
+
+def on_cpu(name):
+    cfg = zoo.get_config(name)
+    cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def numel(module, buffers):
+    """Parameters; with ``buffers``, the affine part of frozen norms too."""
+    frozen = [b for key, b in module.named_buffers() if re.search(r"(norm)\.(weight|bias)$", key)] if buffers else []
+    return sum(t.numel() for t in [*module.parameters(), *frozen])
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_builds(name):
+    cfg = on_cpu(name)
+    check_config(cfg)
+    with torch.device("meta"):
+        model = build_model(cfg)
+    assert type(model).__name__ == cfg.MODEL.META_ARCHITECTURE
+    assert cfg.MODEL.BACKBONE.FREEZE_AT == 0
+
+
+def test_the_reference_configs_are_all_there():
+    assert len(RELEASED) == 16
+    bases = [f for f in os.listdir(zoo.config_root()) if f.startswith("Base-")]
+    assert {"Base-RCNN-VoVNet-FPN.yaml", "Base-RCNN-MobileNet-FPN.yaml", "Base-Panoptic-FPN.yaml"} <= set(bases)
+
+
+@pytest.mark.parametrize("flat", [name for name in PARAMETERS if "V_" in name or "Mv2" in name])
+def test_parameter_counts(flat):
+    """Exactly the original's, in every column; configs are found by their flat names."""
+    cfg = on_cpu(flat)
+    with torch.device("meta"):
+        model = build_model(cfg)
+    net = model.backbone.bottom_up
+    counts = [numel(net, False), numel(net, True), numel(model.backbone, True), numel(model, False), numel(model, True)]
+    assert counts == PARAMETERS[flat]
+
+
+@pytest.mark.parametrize("name", RELEASED)
+def test_values_of_the_reference(name):
+    cfg = on_cpu(name)
+    assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == ((210000, 250000), 270000)
+    assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (640, 672, 704, 736, 768, 800)
+    assert cfg.MODEL.WEIGHTS.startswith("https://www.dropbox.com/s/") and cfg.OUTPUT_DIR.startswith("checkpoints/")
+    assert cfg.MODEL.FPN.OUT_CHANNELS == (128 if "FPNLite" in name else 256)
+    assert cfg.MODEL.MASK_ON == (not os.path.basename(name).startswith("faster"))
+    assert cfg.MODEL.PIXEL_MEAN == [103.53, 116.28, 123.675] and cfg.MODEL.PIXEL_STD == [1.0, 1.0, 1.0] and cfg.INPUT.FORMAT == "BGR"
+    assert zoo.get_checkpoint_url(name).startswith("https://")
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_leaves_say_only_what_differs(name):
+    path = zoo.get_config_file(name)
+    with open(path) as f:
+        own = yaml.safe_load(f)
+    base = get_cfg()
+    add_backbones_config(base)
+    base.merge_from_file(os.path.join(os.path.dirname(path), own.pop("_BASE_")))
+    leaf = zoo.get_config(name)
+
+    def walk(node, base, leaf, prefix=""):
+        for key, value in node.items():
+            if isinstance(value, dict):
+                walk(value, base[key], leaf[key], f"{prefix}{key}.")
+            elif base[key] == leaf[key]:
+                repeated.append(prefix + key)
+
+    repeated = []
+    walk(own, base, leaf)
+    assert not repeated
+
+
+@pytest.mark.parametrize(
+    "name, ending",
+    [
+        ("faster_rcnn_V_39_FPN_3x.yaml", "configs/COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml"),
+        ("faster_rcnn_V_39_FPN_3x", "configs/COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml"),
+        ("configs/mask_rcnn_V_19_FPN_3x.yaml", "configs/COCO-InstanceSegmentation/mask_rcnn_V_19_FPN_3x.yaml"),
+        ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", "COCO-Detection/retinanet_R_50_FPN_1x.yaml"),
+        ("retinanet_R_50_FPN_1x.yaml", "COCO-Detection/retinanet_R_50_FPN_1x.yaml"),
+    ],
+)
+def test_names_resolve(name, ending, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = zoo.get_config_file(name)
+    assert os.path.isfile(path) and path.endswith(ending)
+
+
+def test_a_path_comes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faster_rcnn_V_39_FPN_3x.yaml").write_text("MODEL: {MASK_ON: True}\n")
+    assert zoo.get_config_file("faster_rcnn_V_39_FPN_3x.yaml") == str(tmp_path / "faster_rcnn_V_39_FPN_3x.yaml")
+
+
+def test_unknown_names():
+    with pytest.raises(backbones.UserError, match="Did you mean 'faster_rcnn_V_39_FPN_3x.yaml'"):
+        zoo.get_config_file("faster_rcnn_V39_FPN_3x.yaml")
+    with pytest.raises(backbones.UserError, match="released model"):
+        zoo.get_checkpoint_url("quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml")
+
+
+def test_old_code_adds_its_keys():
+    """vovnet-detectron2's entry point, and all keys it knew."""
+    cfg = get_cfg()
+    backbones.add_vovnet_config(cfg)
+    node = cfg.MODEL.VOVNET
+    assert (node.CONV_BODY, node.NORM, node.OUT_CHANNELS, node.BACKBONE_OUT_CHANNELS) == ("V-39-eSE", "FrozenBN", 256, 256)
+    assert node.OUT_FEATURES == ["stage2", "stage3", "stage4", "stage5"]
+    node.NORM = "GN"
+    add_backbones_config(cfg)
+    assert cfg.MODEL.VOVNET.NORM == "GN"
+
+
+@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
+def test_builders(family):
+    """Bare, FPN and RetinaNet builders of every family, and the names of old."""
+    cfg = get_cfg()
+    add_backbones_config(cfg)
+    cfg.MODEL.DEVICE = "cpu"
+    stages = list(family.stages)
+    cfg.MODEL.RESNETS.OUT_FEATURES = stages[1:]
+    cfg.MODEL.FPN.IN_FEATURES = stages[1:]
+    cfg.MODEL.BACKBONE.NAME = f"build_{family.name}_backbone"
+    assert list(build_backbone(cfg).output_shape()) == stages[1:]
+    cfg.MODEL.BACKBONE.NAME = f"build_{family.name}_fpn_backbone"
+    fpn = build_backbone(cfg).eval()
+    assert {k: s.stride for k, s in fpn.output_shape().items()} == {"p2": 4, "p3": 8, "p4": 16, "p5": 32, "p6": 64}
+    assert fpn.size_divisibility == 32
+    with torch.no_grad():
+        assert [v.shape[2] for v in fpn(torch.rand(1, 3, 128, 128)).values()] == [32, 16, 8, 4, 2]
+    # without the last stage, the extra level follows the last there is
+    cfg.MODEL.FPN.IN_FEATURES = stages[1:4]
+    with torch.no_grad():
+        assert list(build_backbone(cfg).eval()(torch.rand(1, 3, 64, 64))) == ["p2", "p3", "p4", "p5"]
+    cfg.MODEL.BACKBONE.NAME = f"build_retinanet_{family.name}_fpn_backbone"
+    cfg.MODEL.FPN.IN_FEATURES = stages[2:]
+    cfg.MODEL.FPN.OUT_CHANNELS = 128
+    fpn = build_backbone(cfg).eval()
+    assert {k: (s.channels, s.stride) for k, s in fpn.output_shape().items()} == {f"p{i}": (128, 2**i) for i in range(3, 8)}
+    assert fpn.top_block.p6.in_channels == fpn.bottom_up.output_shape()[stages[-1]].channels
+    with torch.no_grad():
+        assert [v.shape[2] for v in fpn(torch.rand(1, 3, 128, 128)).values()] == [16, 8, 4, 2, 1]
+
+
+def test_builder_names_of_old():
+    for name in ("build_vovnet_backbone", "build_vovnet_fpn_backbone", "build_mnv2_backbone", "build_mobilenetv2_fpn_backbone"):
+        assert name in BACKBONE_REGISTRY
+
+
+def test_retinanet_trains_a_step():
+    cfg = zoo.get_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    overrides = ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "build_retinanet_vovnet_fpn_backbone", "MODEL.VOVNET.CONV_BODY", "V-19-slim-dw-eSE"]
+    merge_overrides(cfg, overrides + ["MODEL.VOVNET.NORM", "BN", "MODEL.FPN.IN_FEATURES", "['stage3','stage4','stage5']", "MODEL.BACKBONE.FREEZE_AT", "0"])
+    check_config(cfg)
+    from detectron2.structures import Boxes, Instances
+
+    instances = Instances((64, 64), gt_boxes=Boxes(torch.tensor([[4.0, 4, 40, 50]])), gt_classes=torch.tensor([3]))
+    losses = build_model(cfg).train()([{"image": torch.rand(3, 64, 64) * 255, "instances": instances}] * 2)
+    sum(losses.values()).backward()
+    assert all(v.isfinite() for v in losses.values())
+
+
+MISTAKES = [
+    (["MODEL.FPN.NOMR", "BN"], ["'MODEL.FPN.NOMR'", "Did you mean 'MODEL.FPN.NORM'", "MODEL.FPN.OUT_CHANNELS"]),
+    (["MODEL.VOVNETT.NORM", "BN"], ["'MODEL.VOVNETT.NORM'", "Did you mean 'MODEL.VOVNET.NORM'"]),
+    (["MODEL.FPN.OUT_CHANNELS"], ["pairs"]),
+    (["MODEL.FPN.OUT_CHANNELS", "wide"], ["MODEL.FPN.OUT_CHANNELS", "wide"]),
+    (["MODEL.BACKBONE.NAME", "build_vovnet_fnp_backbone"], ["Did you mean 'build_vovnet_fpn_backbone'", "'build_resnet_backbone'"]),
+    (["MODEL.META_ARCHITECTURE", "FasterRCNN"], ["'FasterRCNN'", "'GeneralizedRCNN'"]),
+    (["MODEL.VOVNET.CONV_BODY", "V-40-eSE"], ["MODEL.VOVNET.CONV_BODY", "'V-40-eSE'", "'V-39-eSE'"]),
+    (["MODEL.VOVNET.NORM", "BNN"], ["MODEL.VOVNET.NORM", "Did you mean 'BN'", "'GN'"]),
+    (["MODEL.FPN.NORM", "bn"], ["MODEL.FPN.NORM", "Did you mean 'BN'"]),
+    (["MODEL.VOVNET.OUT_FEATURES", "['stage2','stage6']"], ["'stage6'", "'stage5'"]),
+    (["MODEL.FPN.IN_FEATURES", "['res2','stage3']"], ["'res2'", "'stage2'"]),
+    (["MODEL.FPN.IN_FEATURES", "['stage2','stage4']"], ["strides [4, 16]"]),
+    (["MODEL.FPN.IN_FEATURES", "[]"], ["MODEL.FPN.IN_FEATURES is empty"]),
+    (["MODEL.FPN.FUSE_TYPE", "mean"], ["'mean'", "'avg'"]),
+    (["MODEL.RPN.IN_FEATURES", "['p2','p9']"], ["MODEL.RPN.IN_FEATURES", "'p9'", "'p6'"]),
+    (["MODEL.BACKBONE.FREEZE_AT", "7"], ["FREEZE_AT 7"]),
+    (["MODEL.DEVICE", "gpu"], ["'gpu'", "'cuda'"]),
+]
+
+
+@pytest.mark.parametrize("overrides, words", MISTAKES, ids=[" ".join(o) for o, _ in MISTAKES])
+def test_mistakes(overrides, words):
+    cfg = on_cpu("faster_rcnn_V_39_FPN_3x.yaml")
+    with pytest.raises(backbones.UserError) as error:
+        merge_overrides(cfg, overrides)
+        check_config(cfg)
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_no_gpu():
+    with pytest.raises(backbones.UserError, match="MODEL.DEVICE cpu"):
+        check_config(zoo.get_config("faster_rcnn_V_39_FPN_3x.yaml"))
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("MODEL:\n  FPN:\n    NOMR: BN\n", "Did you mean 'MODEL.FPN.NORM'"),
+        ("MODEL: [1\n", "config file"),
+        ("_BASE_: nowhere.yaml\n", "nowhere.yaml"),
+        ("MODEL:\n  MASK_ON: 3\n", "config file"),
+        ("- a\n- b\n", "config file"),
+        ("!!python/object/apply:os.system ['true']\n", "config file"),
+    ],
+)
+def test_broken_files(text, words, tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text(text)
+    cfg = get_cfg()
+    add_backbones_config(cfg)
+    with pytest.raises(backbones.UserError) as error:
+        merge_file(cfg, str(path))
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_every_key_of_ours_is_documented():
+    """In config.py, and in docs nowhere else: each key stands there with its default."""
+    cfg = get_cfg()
+    known = set(all_keys(cfg))
+    add_backbones_config(cfg)
+    ours = [key for key in all_keys(cfg) if key not in known]
+    with open(os.path.join(ROOT, "backbones", "config.py")) as f:
+        source = f.read()
+    assert ours and all(f'"{key.rpartition(".")[2]}"' in source for key in ours)

@@ -1,0 +1,288 @@
+"""What every backbone must do, whatever its family: these tests enumerate the registry."""
+
+import copy
+import dataclasses
+import pickle
+
+import pytest
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from fvcore.nn import FlopCountAnalysis
+from torch import nn
+
+import backbones
+from backbones.layers import NORMS, DeformConv2d
+from backbones.registry import FAMILIES, family_of
+
+ALL = backbones.list_backbones()
+
+
+def on_meta(name, **kwargs):
+    with torch.device("meta"):
+        return backbones.create(name, **kwargs)
+
+
+# the smallest of each family stands for it where structure, not depth, is what matters
+SMALLEST = [min(family.specs, key=lambda name: sum(p.numel() for p in on_meta(name).parameters())) for family in FAMILIES.values()]
+
+
+def close(actual, expected, tolerance=1e-5):
+    assert actual.keys() == expected.keys()
+    for name in expected:
+        scale = expected[name].abs().max().item()
+        torch.testing.assert_close(actual[name], expected[name], rtol=0, atol=tolerance * max(scale, 1e-6))
+
+
+@pytest.fixture(scope="module", params=ALL)
+def net(request):
+    torch.manual_seed(0)
+    return backbones.create(request.param, norm="BN").eval()
+
+
+@torch.no_grad()
+def test_forward_fits_output_shape(net):
+    x = torch.rand(2, 3, 64, 96)
+    outputs, shapes = net(x), net.output_shape()
+    assert list(outputs) == list(shapes)
+    for name, shape in shapes.items():
+        assert tuple(outputs[name].shape) == (2, shape.channels, 64 // shape.stride, 96 // shape.stride)
+        assert outputs[name].isfinite().all()
+    close(net(x), outputs, 0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (200, 1), (31, 65), (33, 97), (130, 157)])
+def test_any_image_size(net, size):
+    outputs = net(torch.rand(1, 3, *size))
+    for name, shape in net.output_shape().items():
+        height, width = outputs[name].shape[2:]
+        assert outputs[name].isfinite().all()
+        # rounded up, or where the network states a divisibility, in either direction
+        for got, side in ((height, size[0]), (width, size[1])):
+            up = -(-side // shape.stride)
+            assert got == up or (net.size_divisibility and max(side // shape.stride, 1) <= got <= up)
+
+
+def test_states_divisibility_where_odd_sizes_do_not_fit(net):
+    """A network whose features do not round up says what to pad to; padded, they fit."""
+    outputs = net(torch.rand(1, 3, 130, 157))
+    rounds_up = all(
+        tuple(outputs[name].shape[2:]) == (-(-130 // shape.stride), -(-157 // shape.stride)) for name, shape in net.output_shape().items()
+    )
+    assert rounds_up == (net.size_divisibility == 0)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_parameter_gets_a_gradient(name):
+    net = backbones.create(name, norm="BN")
+    outputs = net(torch.rand(2, 3, 64, 64))
+    sum(output.square().mean() for output in outputs.values()).backward()
+    without = [key for key, p in net.named_parameters() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
+    assert not without
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_spec_gives_the_structure(name):
+    """The class called with the row's fields, the function `create` and the builder of a config make the same network."""
+    family = family_of(name)
+    spec = backbones.get_spec(name)
+    with torch.device("meta"):
+        direct = family.network(**{f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)})
+    shapes = {key: value.shape for key, value in direct.state_dict().items()}
+    assert shapes == {key: value.shape for key, value in on_meta(name).state_dict().items()}
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("norm", NORMS)
+def test_norms(name, norm):
+    """Every norm builds and runs in both modes, and two networks of different norms live side by side."""
+    other = backbones.create(name, norm="BN")
+    net = backbones.create(name, norm=norm)
+    count = lambda net, *kinds: sum(type(m) in kinds for m in net.modules())
+    kinds = {"": (nn.Conv2d,), "FrozenBN": (FrozenBatchNorm2d,), "GN": (nn.GroupNorm,), "SyncBN": (nn.SyncBatchNorm,), "nnSyncBN": (nn.SyncBatchNorm,)}
+    norms = (nn.BatchNorm2d, FrozenBatchNorm2d, nn.GroupNorm, nn.SyncBatchNorm)
+    if norm in kinds:
+        unwanted = [k for k in norms if k not in kinds[norm]]
+        assert count(net, *kinds[norm]) > 0 and count(net, *unwanted) == 0
+    expected = count(other, type(next(m for m in other.modules() if isinstance(m, nn.BatchNorm2d))))
+    if norm and norm in kinds:
+        assert count(net, *kinds[norm]) == expected
+    assert (next(m for m in net.modules() if isinstance(m, nn.Conv2d)).bias is not None) == (norm == "")
+    x = torch.rand(2, 3, 64, 64)
+    for mode in (True, False):
+        for n in (net, other):
+            assert all(v.isfinite().all() for v in n.train(mode)(x).values())
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("freeze_at", range(-1, 6))
+def test_freezes_exactly_the_named_stages(name, freeze_at):
+    stages = family_of(name).stages
+    net = backbones.create(name, norm="BN", out_features=[stages[-1]], freeze_at=freeze_at).train()
+    before = copy.deepcopy(net.state_dict())
+    optimizer = torch.optim.SGD([p for p in net.parameters()], lr=0.1)
+    loss = sum(v.square().sum() for v in net(torch.rand(2, 3, 64, 64)).values())
+    if freeze_at < len(stages):
+        loss.backward()
+        optimizer.step()
+    frozen = stages[: max(freeze_at, 0)]
+    for stage in stages:
+        module = getattr(net, stage)
+        is_frozen = stage in frozen
+        assert all(p.requires_grad != is_frozen for p in module.parameters())
+        assert any(isinstance(m, FrozenBatchNorm2d) for m in module.modules()) == is_frozen
+        assert any(isinstance(m, nn.BatchNorm2d) for m in module.modules()) != is_frozen
+    changed = {key.split(".")[0] for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == set(stages) - set(frozen)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_frozen_stages_of_other_norms(name):
+    net = backbones.create(name, norm="GN", freeze_at=2)
+    stages = family_of(name).stages
+    assert all(not p.requires_grad for stage in stages[:2] for p in getattr(net, stage).parameters())
+    assert all(p.requires_grad for stage in stages[2:] for p in getattr(net, stage).parameters())
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_out_features(name):
+    """Any subset comes back in order of depth; stages behind the deepest are not built; the stem may be asked for."""
+    stages = family_of(name).stages
+    net = backbones.create(name, out_features=[stages[2], stages[0]])
+    assert list(net(torch.rand(1, 3, 64, 64))) == [stages[0], stages[2]] == list(net.output_shape())
+    assert [child for child, _ in net.named_children()] == list(stages[:3])
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_in_channels(name):
+    assert all(v.isfinite().all() for v in backbones.create(name, in_channels=5)(torch.rand(1, 5, 64, 64)).values())
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("modulated", [False, True])
+def test_deformable_stages(name, modulated):
+    """Only the stages asked for; v1 starts as the plain network of the same weights; gradients reach the offsets."""
+    plain = backbones.create(name, norm="BN").eval()
+    net = backbones.create(name, norm="BN", deform_on_per_stage=[False, False, True, True], deform_modulated=modulated).eval()
+    stages = family_of(name).stages
+    assert {key.split(".")[0] for key, m in net.named_modules() if isinstance(m, DeformConv2d)} == set(stages[3:])
+    missing = net.load_state_dict(plain.state_dict(), strict=False)
+    assert not missing.unexpected_keys and missing.missing_keys and all(".offset." in key for key in missing.missing_keys)
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        outputs = net(x)
+        if modulated:  # masks start at one half
+            assert all(v.isfinite().all() for v in outputs.values())
+        else:
+            close(outputs, plain(x), 1e-4)
+    sum(v.square().sum() for v in net(x).values()).backward()
+    assert all(m.offset.weight.grad.any() for m in net.modules() if isinstance(m, DeformConv2d))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_torchscript(name, tmp_path):
+    net = backbones.create(name).eval()
+    scripted = torch.jit.script(net)
+    with torch.no_grad():
+        for size in ((64, 96), (1, 1)):
+            x = torch.rand(1, 3, *size)
+            close(scripted(x), net(x))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_tracing(name):
+    net = backbones.create(name).eval()
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        # strict=False only for the dictionary at the end; torch checks the graph itself
+        traced = torch.jit.trace(net, x, strict=False)
+        other = torch.rand(2, 3, 96, 64)
+        close(traced(other), net(other))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_torch_export(name):
+    net = backbones.create(name).eval()
+    x = torch.rand(1, 3, 64, 96)
+    with torch.no_grad():
+        exported = torch.export.export(net, (x,))
+        close(exported.module()(x), net(x))
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_torch_export_of_any_size(name):
+    net = backbones.create(name).eval()
+    side = torch.export.Dim("height_32", min=2, max=64), torch.export.Dim("width_32", min=2, max=64)
+    with torch.no_grad():
+        exported = torch.export.export(net, (torch.rand(1, 3, 64, 96),), dynamic_shapes={"x": {2: 32 * side[0], 3: 32 * side[1]}})
+        x = torch.rand(1, 3, 128, 160)
+        close(exported.module()(x), net(x))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_flop_count(name):
+    """fvcore counts every convolution; two counts agree."""
+    net = on_meta(name).eval()
+    count = FlopCountAnalysis(net, torch.empty(1, 3, 64, 64, device="meta")).unsupported_ops_warnings(False)
+    by_hand = 0
+
+    def add(module, _, output):
+        nonlocal by_hand
+        by_hand += output.numel() * module.weight[0].numel()
+
+    for m in net.modules():
+        if isinstance(m, nn.Conv2d):
+            m.register_forward_hook(add)
+    net(torch.empty(1, 3, 64, 64, device="meta"))
+    assert count.by_operator()["conv"] == by_hand > 0
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_copies_and_files(name, tmp_path):
+    net = backbones.create(name, norm="BN").eval()
+    x = torch.rand(1, 3, 64, 64)
+    torch.save(net.state_dict(), tmp_path / "net.pth")
+    loaded = backbones.create(name, norm="BN").eval()
+    loaded.load_state_dict(torch.load(tmp_path / "net.pth", weights_only=True))
+    with torch.no_grad():
+        expected = net(x)
+        for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), loaded, net.to(memory_format=torch.channels_last)):
+            close(other(x), expected)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_autocast_gives_half_precision(name):
+    net = backbones.create(name, norm="BN")
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = net(torch.rand(2, 3, 64, 64))
+    assert all(v.dtype == torch.bfloat16 and v.isfinite().all() for v in outputs.values())
+
+
+def test_list_backbones():
+    assert backbones.list_backbones("*39*") == ["V-39-eSE"]
+    assert set(backbones.list_backbones()) == {name for family in FAMILIES.values() for name in family.specs}
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: backbones.create("V-39"), ["'V-39'", "did you mean 'v-39-ese'", "mobilenetv2"]),
+        (lambda: backbones.create("V-39-eSE", nrom="BN"), ["'nrom'", "did you mean 'norm'"]),
+        (lambda: backbones.create("V-39-eSE", norm="BNN"), ["'bnn'", "did you mean 'bn'", "'frozenbn'"]),
+        (lambda: backbones.create("V-39-eSE", out_features=["stage6"]), ["'stage6'", "'stem'", "'stage5'"]),
+        (lambda: backbones.create("V-39-eSE", out_features=[]), ["empty", "stage2"]),
+        (lambda: backbones.create("V-39-eSE", freeze_at=6), ["6", "5 stages"]),
+        (lambda: backbones.create("V-39-eSE", ese="some"), ["'some'", "'last'"]),
+        (lambda: backbones.create("V-39-eSE", deform_on_per_stage=[True]), ["4 values"]),
+        (lambda: backbones.create("MobileNetV2", deform_on_per_stage=[True]), ["4 values"]),
+        (lambda: backbones.create("V-39-eSE", deform_on_per_stage=[True] * 4, deform_num_groups=3), ["3 does not divide"]),
+        (lambda: backbones.get_spec("R-50"), ["'R-50'"]),
+    ],
+)
+def test_mistakes_are_explained_in_one_line(call, words):
+    with pytest.raises(backbones.UserError) as error:
+        call()
+    message = str(error.value)
+    assert "\n" not in message
+    for word in words:
+        assert word.lower() in message.lower()

@@ -1,0 +1,90 @@
+#!/usr/bin/env python
+"""Trains or evaluates a detector, as detectron2's tools/train_net.py does, with any config of this project or of detectron2's zoo.
+
+    train_net.py --config-file faster_rcnn_V_39_FPN_3x.yaml --num-gpus 8
+    train_net.py --config-file faster_rcnn_V_39_FPN_3x.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+    torchrun --nproc-per-node 8 train_net.py --config-file faster_rcnn_V_39_FPN_3x.yaml
+"""
+
+import argparse
+import logging
+import sys
+
+from detectron2.config import CfgNode, get_cfg
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.evaluation import verify_results
+from detectron2.utils import comm
+
+from backbones import UserError, add_backbones_config, check_config, zoo
+from backbones.config import merge_file, merge_overrides
+from backbones.data import check_datasets, register_from_config
+from backbones.engine import Trainer, launch, load_for_evaluation
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = default_argument_parser(epilog=f"Examples:\n{__doc__.partition(chr(10))[2]}")
+    parser.description = __doc__.partition("\n")[0]
+    for action in parser._actions:
+        if action.dest == "config_file":
+            action.help = "a config's path, or its name among this project's or detectron2's zoo configs"
+        elif action.dest == "num_gpus":
+            action.help = "number of GPUs per machine; with MODEL.DEVICE cpu, number of processes"
+    parser.add_argument(
+        "--allow-partial-weights", action="store_true", help="go on where weights fill less than all of what they should (see the table)"
+    )
+    return parser
+
+
+def setup(args) -> CfgNode:
+    """The config of the command line, checked; raises UserError for what cannot be."""
+    cfg = get_cfg()
+    add_backbones_config(cfg)
+    if args.config_file:
+        args.config_file = zoo.get_config_file(args.config_file)
+        merge_file(cfg, args.config_file)
+    merge_overrides(cfg, args.opts)
+    register_from_config(cfg)
+    check_config(cfg)
+    check_datasets(cfg, training=not args.eval_only)
+    cfg.freeze()
+    return cfg
+
+
+def main(args) -> None:
+    """One process of the run."""
+    try:
+        run(args)
+    except UserError as error:
+        fail(error)
+
+
+def run(args) -> None:
+    cfg = setup(args)
+    default_setup(cfg, args)
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        load_for_evaluation(cfg, model, resume=args.resume, allow_partial_weights=args.allow_partial_weights)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return
+    trainer = Trainer(cfg, allow_partial_weights=args.allow_partial_weights)
+    trainer.resume_or_load(resume=args.resume)
+    trainer.train()
+
+
+def fail(error: UserError) -> None:
+    if comm.is_main_process():
+        logging.getLogger("detectron2").debug("", exc_info=error)
+        print(f"train_net.py: error: {error}", file=sys.stderr, flush=True)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    args = argument_parser().parse_args()
+    try:
+        # in the first process already, so that a mistake is reported once and before any other starts
+        cfg = setup(args)
+        launch(main, args, cfg.MODEL.DEVICE)
+    except UserError as error:
+        fail(error)
