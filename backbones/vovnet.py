@@ -49,7 +49,7 @@ class EffectiveSqueezeExcite(nn.Module):
         self.fc = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * F.hardsigmoid(self.fc(x.mean((2, 3), keepdim=True)))
+        return x * F.hardsigmoid(self.fc(F.adaptive_avg_pool2d(x, 1)))
 
 
 class OSABlock(nn.Module):

@@ -11,8 +11,9 @@ from typing import Any, Dict, List, Tuple
 from urllib.parse import urlparse
 
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from iopath.common.download import download
-from iopath.common.file_io import get_cache_dir
+from iopath.common.file_io import file_lock, get_cache_dir
 from tabulate import tabulate
 from torch import nn
 
@@ -32,9 +33,8 @@ _PARTS = (
 )
 
 
-# what a backbone's file need not have for training: sampling offsets, which start at zero, and running statistics, which are measured
-# anew (Detectron's files hold them folded into the affine parameters)
-_LEARNED = re.compile(r".*(\.offset\.\w+|\.conv2_offset\.\w+|\.running_mean|\.running_var)$")
+# what a backbone's file need not have for training: sampling offsets, which start at zero
+_LEARNED = re.compile(r".*\.(offset|conv2_offset)\.\w+$")
 
 
 def part_of(key: str) -> str:
@@ -130,20 +130,24 @@ class GatedCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Dict[str, Any]):
         model = self.model.module if hasattr(self.model, "module") else self.model
         self._convert_ndarray_to_tensor(checkpoint["model"])
-        checkpoint["model"] = _with_our_names(model, checkpoint["model"])
+        own = model.state_dict()
+        weights = _with_our_names(model, checkpoint["model"])
+        from_caffe2 = checkpoint.get("__author__") == "Caffe2"
+        if checkpoint.pop("matching_heuristics", False):
+            weights = align_and_update_state_dicts(own, weights, c2_conversion=from_caffe2)
+        checkpoint["model"] = dict(weights)
         try:
             incompatible = super()._load_model(checkpoint)
         except RuntimeError as error:  # torch refuses what only it can compare
             raise UserError(f"checkpoint {self._loading!r} does not fit the model: {' '.join(str(error).split())[:300]}") from error
-        # counters of batches are no weights, and preprocessing is the config's
-        ignored = re.compile(r"(.*\.num_batches_tracked|pixel_mean|pixel_std|.*anchor_generator\..*)$")
-        wrong = [(key, tuple(file), tuple(own)) for key, file, own in incompatible.incorrect_shapes]
-        mismatched = {key for key, _, _ in wrong}
+        # counters of batches are no weights, preprocessing is the config's, and Detectron folded its statistics into the affine weights
+        ignored = re.compile(r"(.*\.num_batches_tracked|pixel_mean|pixel_std|.*anchor_generator\..*" + (r"|.*\.running_(mean|var)" if from_caffe2 else "") + ")$")
         report = LoadReport(
             path=self._loading,
-            total=[key for key in model.state_dict() if not ignored.match(key)],
-            new=[key for key in incompatible.missing_keys if key not in mismatched and not ignored.match(key)],
-            mismatched=wrong,
+            total=[key for key in own if not ignored.match(key)],
+            # torch's own list is not enough: frozen norms fill in statistics that a file lacks
+            new=[key for key in own if key not in weights and not ignored.match(key)],
+            mismatched=[(key, tuple(file), tuple(shape)) for key, file, shape in incompatible.incorrect_shapes],
             unused=[key for key in incompatible.unexpected_keys if not ignored.match(key)],
         )
         logging.getLogger(__name__).info(report.table())
@@ -157,7 +161,8 @@ class GatedCheckpointer(DetectionCheckpointer):
         if self.require == "all":
             keys, total, what = report.unfilled(), report.total, "the model"
         elif self.require == "backbone":
-            keys = [key for key in report.unfilled("backbone") if not _LEARNED.match(key)]
+            keys = report.unfilled("backbone")
+            keys = [] if all(_LEARNED.match(key) for key in keys) else keys
             total, what = [key for key in report.total if part_of(key) == "backbone"], "the backbone"
         else:
             return
@@ -177,9 +182,11 @@ def _fetch(url: str) -> str:
     heuristics = "?matching_heuristics=True" if parsed.query == "matching_heuristics=True" else ""
     folder, filename = os.path.split(os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/")))
     path = os.path.join(folder, filename)
-    if not os.path.isfile(path):
+    os.makedirs(folder, exist_ok=True)
+    with file_lock(path):  # one process downloads, the others wait and find it
         try:
-            download(parsed._replace(query="").geturl() if heuristics else url, folder, filename=filename)
+            if not os.path.isfile(path):
+                download(parsed._replace(query="").geturl() if heuristics else url, folder, filename=filename)
         except (OSError, ValueError) as error:  # urllib's errors are OSErrors
             raise UserError(f"checkpoint {url!r} cannot be downloaded: {' '.join(str(error).split())}") from error
     return path + heuristics

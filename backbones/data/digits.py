@@ -204,11 +204,11 @@ class _Scene:
     def _place(self, rng: np.random.Generator, digit: np.ndarray, label: int) -> None:
         import cv2
 
-        size = int(rng.integers(26, 72))
+        size = int(rng.integers(36, 85))
         ink = cv2.resize(np.pad(digit, 1), (size, size), interpolation=cv2.INTER_CUBIC)
         turn = cv2.getRotationMatrix2D((size / 2 - 0.5, size / 2 - 0.5), rng.uniform(-15, 15), 1.0)
         ink = np.clip(cv2.warpAffine(ink, turn, (size, size), flags=cv2.INTER_CUBIC), 0, 1)
-        outline = cv2.findContours((ink > 0.4).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
+        outline = cv2.findContours((ink > 0.45).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
         outline = [contour for contour in outline if len(contour) >= 3 and cv2.contourArea(contour) >= 4]
         silhouette = cv2.drawContours(np.zeros((size, size), np.uint8), outline, -1, 1, cv2.FILLED).astype(bool)
         if not silhouette.any():
@@ -224,8 +224,8 @@ class _Scene:
         under = self.image[window].astype(np.float32)
         bright = under[silhouette].mean() < 128
         colour = rng.uniform(190, 255, 3) if bright else rng.uniform(0, 70, 3)
-        # opaque where the mask is; softened outside it
-        alpha = np.clip((ink - 0.15) / 0.25, 0, 1)[..., None]
+        # half-way from paper to ink lies the edge of the mask
+        alpha = np.clip((ink - 0.3) / 0.3, 0, 1)[..., None]
         self.image[window] = np.clip(under * (1 - alpha) + colour * alpha + rng.normal(0, 4, under.shape) * alpha, 0, 255).astype(np.uint8)
         self._taken[window] |= cv2.dilate(silhouette.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
         self._instances[window][silhouette] = len(self.annotations) + 1

@@ -1,0 +1,89 @@
+"""Counts the parameters and multiply-adds of a backbone, or of a config's detector.
+
+Param. counts every trainable-kind parameter (torch's Parameter, frozen or not). "with affine" adds the weight and bias of frozen batch
+norms, which detectron2 keeps as buffers: with FrozenBN this equals what other projects report for the same network with BatchNorm.
+GFLOPs are multiply-adds / 1e9 for one image of the size given, without resizing or padding: of the convolutions alone, and by fvcore's
+count of all operators it knows (norms and poolings too, additions and activations not).
+"""
+
+import argparse
+import json
+from typing import Dict, Tuple
+
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import build_model
+from fvcore.nn import FlopCountAnalysis
+from tabulate import tabulate
+from torch import nn
+
+from .. import registry, zoo
+from ..config import check_config, merge_overrides
+from ..errors import UserError
+from . import run
+
+
+def parameters(module: nn.Module) -> Tuple[int, int]:
+    """(parameters, the same and the affine weights of frozen norms); works on the meta device."""
+    count = sum(p.numel() for p in module.parameters())
+    frozen = sum(m.weight.numel() + m.bias.numel() for m in module.modules() if isinstance(m, FrozenBatchNorm2d))
+    return count, count + frozen
+
+
+def multiply_adds(network: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> Tuple[int, int]:
+    """(of the convolutions, of all operators that fvcore counts) for one image of height, width ``size``; computes a forward pass."""
+    with torch.no_grad():
+        count = FlopCountAnalysis(network.eval(), torch.rand(1, in_channels, *size)).unsupported_ops_warnings(False)
+        return int(count.by_operator()["conv"]), int(count.total())
+
+
+def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts=()) -> Dict[str, dict]:
+    """For each part: its ``parameters``, ``with_affine``, and for networks ``gmacs_conv`` and ``gmacs_all``."""
+    if is_backbone:
+        parts = {name: registry.create(name)}
+        networks = {name}
+    else:
+        cfg = zoo.get_config(name)
+        merge_overrides(cfg, ["MODEL.DEVICE", "cpu", *opts])
+        check_config(cfg)
+        model = build_model(cfg)
+        networks = {"backbone", "backbone and FPN"} if hasattr(model.backbone, "bottom_up") else {"backbone"}
+        parts = {"backbone": getattr(model.backbone, "bottom_up", model.backbone), "backbone and FPN": model.backbone, "detector": model}
+    result = {}
+    for part, module in parts.items():
+        count, with_affine = parameters(module)
+        result[part] = {"parameters": count, "with_affine": with_affine}
+        if part in networks:
+            conv, everything = multiply_adds(module, size)
+            result[part].update(gmacs_conv=conv / 1e9, gmacs_all=everything / 1e9)
+    return result
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m backbones.tools.analyze", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--backbone", metavar="NAME", help="of backbones.list_backbones()")
+    what.add_argument("--config-file", metavar="FILE", help="a config's path or name")
+    parser.add_argument("--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"), help="image size (default: 800 1344)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE each")
+    args = parser.parse_args()
+    if min(args.size) < 1:
+        raise UserError(f"--size {args.size[0]} {args.size[1]}: both sides must be at least 1")
+    if args.backbone and args.opts:
+        raise UserError(f"overrides go with --config-file, not with --backbone: {' '.join(args.opts)}")
+    result = analyze(args.backbone or args.config_file, bool(args.backbone), tuple(args.size), args.opts)
+    if args.json:
+        print(json.dumps({"size": list(args.size), "parts": result}, indent=1))
+        return
+    rows = [
+        (part, f"{v['parameters']:,}", f"{v['with_affine']:,}", *(f"{v[k]:.2f}" if k in v else "" for k in ("gmacs_conv", "gmacs_all")))
+        for part, v in result.items()
+    ]
+    print(tabulate(rows, ("", "Param.", "with affine", f"GFLOPs {args.size[0]}x{args.size[1]}, conv", "all"), "pipe", disable_numparse=True))
+
+
+if __name__ == "__main__":
+    run(main)

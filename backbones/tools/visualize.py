@@ -1,0 +1,110 @@
+"""Draws detections beside the ground truth, from the coco_instances_results.json that evaluation writes."""
+
+import argparse
+import json
+import os
+from collections import defaultdict
+from typing import Any, Dict, List
+
+import numpy as np
+
+from ..config import add_backbones_config, merge_file
+from ..data import register_from_config
+from ..errors import UserError, unknown
+from . import run
+
+
+def read_results(path: str) -> Dict[Any, List[dict]]:
+    """Detections in COCO's result format, by image id."""
+    try:
+        with open(path) as f:
+            results = json.load(f)
+        by_image = defaultdict(list)
+        for result in results:
+            by_image[result["image_id"]].append(result)
+        return by_image
+    except FileNotFoundError:
+        raise UserError(f"results {path!r} are not there: evaluation writes them to OUTPUT_DIR/inference") from None
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"results {path!r} are not in COCO's format: {error}") from error
+
+
+def draw(results: str, dataset: str, output: str, count: int = 12, threshold: float = 0.5) -> None:
+    """Writes one picture to ``output``: ``count`` images of ``dataset``, evenly chosen, each with its truth left and its detections right."""
+    import cv2
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.structures import Boxes, BoxMode, Instances
+    from detectron2.utils.visualizer import Visualizer
+
+    if dataset not in DatasetCatalog:
+        raise unknown("data set", dataset, sorted(DatasetCatalog.keys()))
+    by_image = read_results(results)
+    dicts, metadata = DatasetCatalog.get(dataset), MetadataCatalog.get(dataset)
+    to_class = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(count, len(dicts))).astype(int)]
+    # alone of detectron2's, the class list has no keypoint names here: they would cover the picture
+    plain = MetadataCatalog.get(f"{dataset}:drawing").set(thing_classes=metadata.thing_classes)
+    height = max(240, *(min(d["height"], 480) for d in chosen))
+    tiles = []
+    for d in chosen:
+        image = cv2.imread(d["file_name"])[:, :, ::-1]
+        scale = height / image.shape[0]
+        truth = Visualizer(image, plain, scale=scale).draw_dataset_dict({**d, "annotations": [_boxes(a) for a in d["annotations"]]})
+        kept = [r for r in by_image[d["image_id"]] if r["score"] >= threshold]
+        instances = Instances(image.shape[:2])
+        boxes = np.array([r["bbox"] for r in kept], float).reshape(-1, 4)
+        instances.pred_boxes = Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
+        instances.scores = np.array([r["score"] for r in kept])
+        instances.pred_classes = np.array([to_class.get(r["category_id"], r["category_id"]) for r in kept], int)
+        if kept and all("segmentation" in r for r in kept):
+            instances.pred_masks = [r["segmentation"] for r in kept]
+        found = Visualizer(image, plain, scale=scale).draw_instance_predictions(instances)
+        tiles.append(np.hstack([truth.get_image(), np.full((truth.get_image().shape[0], 4, 3), 255, np.uint8), found.get_image()]))
+    _write_grid(tiles, output, columns=3 if len(tiles) >= 6 else 1)
+
+
+def _boxes(annotation: dict) -> dict:
+    return {key: value for key, value in annotation.items() if key in ("bbox", "bbox_mode", "category_id", "segmentation")}
+
+
+def _write_grid(tiles: List[np.ndarray], output: str, columns: int) -> None:
+    import cv2
+
+    h, w = (max(t.shape[i] for t in tiles) for i in (0, 1))
+    pad, head = 10, 26
+    rows = -(-len(tiles) // columns)
+    grid = np.full((head + rows * (h + pad), columns * (w + pad) + pad, 3), 255, np.uint8)
+    for i, tile in enumerate(tiles):
+        y, x = head + i // columns * (h + pad), pad + i % columns * (w + pad)
+        grid[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
+    for c in range(min(columns, len(tiles))):
+        cv2.putText(grid, "ground truth | detections", (pad + c * (w + pad), 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+    os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+    if not cv2.imwrite(output, grid[:, :, ::-1]):
+        raise UserError(f"cannot write {output!r}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m backbones.tools.visualize", description=__doc__)
+    parser.add_argument("--input", required=True, metavar="JSON", help="OUTPUT_DIR/inference/coco_instances_results.json of a run")
+    parser.add_argument("--dataset", required=True, help="name of the data set that was evaluated")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write, .png or .jpg")
+    parser.add_argument("--config-file", metavar="FILE", help="a config whose DATASETS.REGISTER names your own data, such as OUTPUT_DIR/config.yaml")
+    parser.add_argument("--num", type=int, default=12, help="how many images to draw (default: %(default)s)")
+    parser.add_argument("--conf-threshold", type=float, default=0.5, help="smallest score to draw (default: %(default)s)")
+    args = parser.parse_args()
+    if args.num < 1:
+        raise UserError(f"--num {args.num}: draw at least one image")
+    if args.config_file:
+        from detectron2.config import get_cfg
+
+        cfg = get_cfg()
+        add_backbones_config(cfg)
+        merge_file(cfg, args.config_file)
+        register_from_config(cfg)
+    draw(args.input, args.dataset, args.output, args.num, args.conf_threshold)
+    print(args.output)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,199 @@
+"""The command line, as its users run it: training, evaluation, resuming, several processes, and mistakes."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import HERE, ROOT, load_record, fill
+
+from backbones.data import digits
+
+pytestmark = pytest.mark.slow
+
+QUICKSTART = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
+
+
+def command(*args, torchrun=0, script="train_net.py", cwd=ROOT):
+    start = [sys.executable]
+    if torchrun:
+        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    script = os.path.join(ROOT, script)
+    return subprocess.run([*start, script, *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env, timeout=500)
+
+
+def succeed(*args, **kwargs) -> str:
+    result = command(*args, **kwargs)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout + result.stderr
+
+
+def figures(output: str) -> str:
+    """The box AP line that detectron2 prints for copying."""
+    return re.findall(r"copypaste: (\d.*|nan.*)", output)[-1]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """Overrides for a run of seconds, on a few digits registered from the command line."""
+    folder = tmp_path_factory.mktemp("tiny")
+    entries = []
+    for split, count in (("train", 12), ("val", 6)):
+        paths = digits._paths(digits.generate(), split)
+        with open(paths["instances"]) as f:
+            content = json.load(f)
+        content["images"] = content["images"][:count]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        (folder / f"{split}.json").write_text(json.dumps(content))
+        entries.append([f"tiny_{split}", str(folder / f"{split}.json"), os.path.abspath(paths["images"])])
+    data = ["DATASETS.REGISTER", entries, "DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)"]
+    speed = ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 4, "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", 96]
+    return ["MODEL.DEVICE", "cpu", *data, *speed]
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
+    output = str(tmp_path_factory.mktemp("trained"))
+    return output, succeed("--config-file", QUICKSTART, *tiny, "OUTPUT_DIR", output)
+
+
+def last_metrics(output):
+    with open(os.path.join(output, "metrics.json")) as f:
+        return json.loads(f.readlines()[-1])
+
+
+def test_training_writes_what_detectron2_writes(trained):
+    output, log = trained
+    assert {"model_final.pth", "last_checkpoint", "metrics.json", "log.txt", "config.yaml", "inference"} <= set(os.listdir(output))
+    assert last_metrics(output)["iteration"] == 3
+    assert "Copying" not in log and "Traceback" not in log
+
+
+def test_evaluation_gives_the_same_figures(trained, tiny):
+    output, log = trained
+    again = succeed("--config-file", QUICKSTART, "--eval-only", *tiny, "MODEL.WEIGHTS", f"{output}/model_final.pth", "OUTPUT_DIR", f"{output}/eval")
+    assert figures(again) == figures(log)
+    assert "| backbone" in again and "| RPN" in again  # the load table
+    # the written config is a config, and --resume finds the last checkpoint without being told
+    resumed = succeed("--config-file", f"{output}/config.yaml", "--eval-only", "--resume")
+    assert figures(resumed) == figures(log)
+
+
+def test_resume(trained, tiny, tmp_path):
+    output, _ = trained
+    arguments = ["--config-file", QUICKSTART, "--resume", *tiny, "OUTPUT_DIR", output]
+    done = command(*arguments)
+    assert done.returncode == 2 and "raise SOLVER.MAX_ITER" in done.stderr.splitlines()[-1]
+    log = succeed(*arguments, "SOLVER.MAX_ITER", 6)
+    assert "Starting training from iteration 4" in log and last_metrics(output)["iteration"] == 5
+
+
+@pytest.mark.parametrize("torchrun", [0, 2], ids=["num-gpus", "torchrun"])
+def test_two_processes_train_in_step(tiny, tmp_path, torchrun):
+    processes = [] if torchrun else ["--num-gpus", 2, "--dist-url", "auto"]
+    succeed("--config-file", QUICKSTART, *processes, *tiny, "OUTPUT_DIR", tmp_path, script="tests/in_step.py", torchrun=torchrun)
+    first, second = (torch.load(tmp_path / f"rank{i}.pth", weights_only=True) for i in range(2))
+    assert first["processes"] == second["processes"] == 2
+    initial = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
+    assert first["weights"].keys() == second["weights"].keys()
+    for name, value in first["weights"].items():
+        assert torch.equal(value, second["weights"][name]), name
+        assert torch.equal(value, initial[name]), name
+
+
+@pytest.mark.parametrize("torchrun", [0, 2], ids=["num-gpus", "torchrun"])
+def test_two_processes_evaluate_as_one(trained, tiny, tmp_path, torchrun):
+    output, log = trained
+    processes = [] if torchrun else ["--num-gpus", 2, "--dist-url", "auto"]
+    arguments = ["--config-file", QUICKSTART, "--eval-only", *processes, *tiny, "MODEL.WEIGHTS", f"{output}/model_final.pth", "OUTPUT_DIR", tmp_path]
+    results = []
+    for run in (succeed(*arguments, torchrun=torchrun), succeed(*[a for a in arguments if a not in processes or a == QUICKSTART])):
+        results.append((figures(run), json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())))
+    assert results[0][0] == results[1][0]
+    order = lambda found: sorted((r["image_id"], -r["score"], r["category_id"], r["bbox"]) for r in found)
+    assert order(results[0][1]) == order(results[1][1])
+
+
+def test_two_processes_report_a_mistake_once(tiny, tmp_path):
+    (tmp_path / "foreign.pth").write_bytes(b"nothing")
+    for torchrun in (0, 2):
+        processes = [] if torchrun else ["--num-gpus", 2, "--dist-url", "auto"]
+        weights = ["MODEL.WEIGHTS", tmp_path / "foreign.pth"]
+        result = command("--config-file", QUICKSTART, *processes, *tiny, *weights, "OUTPUT_DIR", tmp_path / "out", torchrun=torchrun)
+        assert result.returncode != 0
+        assert result.stderr.count("train_net.py: error:") == 1
+
+
+def test_another_folder(trained, tiny, tmp_path):
+    """The command works from anywhere."""
+    output, log = trained
+    weights = ["MODEL.WEIGHTS", f"{output}/model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
+    assert figures(succeed("--config-file", QUICKSTART, "--eval-only", *tiny, *weights, cwd=tmp_path))
+
+
+def test_help():
+    output = succeed("--help")
+    for flag in ("--config-file", "--num-gpus", "--num-machines", "--resume", "--eval-only", "--allow-partial-weights", "torchrun"):
+        assert flag in output
+
+
+def mistakes(folder):
+    """(arguments behind the tiny run's, words of the message)"""
+    backbone = {"backbone.bottom_up." + k: fill(k, s) for k, s in load_record("vovnet", "V-19-slim-dw.json")["state_dict"]}
+    torch.save(backbone, folder / "backbone.pth")
+    torch.save({k: v for k, v in backbone.items() if "stage5" not in k}, folder / "part.pth")
+    torch.save({"fc.weight": torch.zeros(3)}, folder / "foreign.pth")
+    (folder / "truncated.pth").write_bytes((folder / "backbone.pth").read_bytes()[:5000])
+    train, evaluate = ["--config-file", QUICKSTART], ["--config-file", QUICKSTART, "--eval-only"]
+    yield ["--config-file", "quickstart/faster_rcnn.yaml"], [], ["'quickstart/faster_rcnn.yaml'", "Did you mean"]
+    yield train, ["MODEL.FPN.NOMR", "BN"], ["'MODEL.FPN.NOMR'", "Did you mean 'MODEL.FPN.NORM'"]
+    yield train, ["MODEL.BACKBONE.NAME", "build_vovnet"], ["'build_vovnet'", "Did you mean 'build_vovnet_backbone'"]
+    yield train, ["MODEL.VOVNET.CONV_BODY", "V-39"], ["'V-39'", "Did you mean 'V-39-eSE'"]
+    yield train, ["MODEL.VOVNET.NORM", "BNN"], ["'BNN'", "Did you mean 'BN'"]
+    yield train, ["MODEL.FPN.IN_FEATURES", "['stage9']"], ["'stage9'", "'stage5'"]
+    yield train, ["MODEL.ROI_HEADS.NUM_CLASSES", "80"], ["80", "has 10: set MODEL.ROI_HEADS.NUM_CLASSES 10"]
+    yield train, ["DATASETS.TRAIN", "('tiny_trian',)"], ["'tiny_trian'", "Did you mean 'tiny_train'"]
+    yield train, ["DATASETS.REGISTER", "[['x', 'nowhere.json', '.']]"], ["'nowhere.json'", "is not there"]
+    yield train, ["DATASETS.TRAIN", "('coco_2017_train',)"], ["'coco_2017_train'", "is not there"]
+    yield train, ["MODEL.WEIGHTS", folder / "missing.pth"], ["missing.pth", "is not there"]
+    yield train, ["MODEL.WEIGHTS", folder / "truncated.pth"], ["truncated.pth", "cannot be read"]
+    yield train, ["MODEL.WEIGHTS", folder / "foreign.pth"], ["foreign.pth", "of the backbone", "--allow-partial-weights"]
+    yield train, ["MODEL.WEIGHTS", folder / "part.pth"], ["part.pth", "of the backbone", "--allow-partial-weights"]
+    yield evaluate, [], ["--eval-only needs weights"]
+    yield evaluate, ["MODEL.WEIGHTS", folder / "backbone.pth"], ["backbone.pth", "of the model"]
+    if not torch.cuda.is_available():
+        yield train, ["MODEL.DEVICE", "cuda"], ["'cuda'", "MODEL.DEVICE cpu"]
+
+
+def test_mistakes_are_one_line(tiny, tmp_path):
+    count = 0
+    for flags, overrides, words in mistakes(tmp_path):
+        output = tmp_path / f"out{count}"
+        result = command(*flags, *tiny, "OUTPUT_DIR", output, *overrides)
+        assert result.returncode == 2, (overrides, result.stdout[-2000:] + result.stderr[-2000:])
+        assert "Traceback" not in result.stdout + result.stderr, overrides
+        said = [line for line in result.stderr.splitlines() if "error:" in line]
+        assert len(said) == 1 and said[0].startswith("train_net.py: error: "), (overrides, said)
+        for word in words:
+            assert word in said[0], (overrides, said[0])
+        assert not output.exists() or not any(name.endswith(".pth") for name in os.listdir(output))
+        count += 1
+    assert count >= 16
+
+
+def test_partial_weights_by_flag(tiny, tmp_path):
+    weights = {"backbone.bottom_up." + k: fill(k, s) for k, s in load_record("vovnet", "V-19-slim-dw.json")["state_dict"] if "stage5" not in k}
+    torch.save(weights, tmp_path / "part.pth")
+    arguments = ["--config-file", QUICKSTART, "--allow-partial-weights", *tiny, "SOLVER.MAX_ITER", 1]
+    assert "| backbone" in succeed(*arguments, "MODEL.WEIGHTS", tmp_path / "part.pth", "OUTPUT_DIR", tmp_path / "out")
+
+
+def test_train_net_is_short():
+    with open(os.path.join(ROOT, "train_net.py")) as f:
+        assert len(f.readlines()) < 150
+    assert os.path.dirname(HERE) == ROOT
