@@ -7,13 +7,13 @@
 """
 
 import argparse
-import logging
 import sys
 
 from detectron2.config import CfgNode, get_cfg
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 
 from backbones import UserError, add_backbones_config, check_config, zoo
 from backbones.config import merge_file, merge_overrides
@@ -61,6 +61,7 @@ def main(args) -> None:
 def run(args) -> None:
     cfg = setup(args)
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="backbones")
     if args.eval_only:
         model = Trainer.build_model(cfg)
         load_for_evaluation(cfg, model, resume=args.resume, allow_partial_weights=args.allow_partial_weights)
@@ -75,7 +76,6 @@ def run(args) -> None:
 
 def fail(error: UserError) -> None:
     if comm.is_main_process():
-        logging.getLogger("detectron2").debug("", exc_info=error)
         print(f"train_net.py: error: {error}", file=sys.stderr, flush=True)
     sys.exit(2)
 

@@ -70,7 +70,7 @@ def last_metrics(output):
 def test_training_writes_what_detectron2_writes(trained):
     output, log = trained
     assert {"model_final.pth", "last_checkpoint", "metrics.json", "log.txt", "config.yaml", "inference"} <= set(os.listdir(output))
-    assert last_metrics(output)["iteration"] == 3
+    assert last_metrics(output)["iteration"] == 4
     assert "Copying" not in log and "Traceback" not in log
 
 
@@ -90,7 +90,7 @@ def test_resume(trained, tiny, tmp_path):
     done = command(*arguments)
     assert done.returncode == 2 and "raise SOLVER.MAX_ITER" in done.stderr.splitlines()[-1]
     log = succeed(*arguments, "SOLVER.MAX_ITER", 6)
-    assert "Starting training from iteration 4" in log and last_metrics(output)["iteration"] == 5
+    assert "Starting training from iteration 4" in log and last_metrics(output)["iteration"] == 6
 
 
 @pytest.mark.parametrize("torchrun", [0, 2], ids=["num-gpus", "torchrun"])

@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer
@@ -28,6 +29,9 @@ class Trainer(DefaultTrainer):
     def __init__(self, cfg: CfgNode, allow_partial_weights: bool = False):
         # DefaultTrainer's own constructor places every process on a GPU
         TrainerBase.__init__(self)
+        for name in ("detectron2", "backbones"):
+            if not logging.getLogger(name).isEnabledFor(logging.INFO):
+                setup_logger(name=name)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)

@@ -47,6 +47,7 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     height = max(240, *(min(d["height"], 480) for d in chosen))
     tiles = []
     for d in chosen:
+        np.random.seed(0)  # detectron2 draws its colours from numpy's global generator: the same picture every time
         image = cv2.imread(d["file_name"])[:, :, ::-1]
         scale = height / image.shape[0]
         truth = Visualizer(image, plain, scale=scale).draw_dataset_dict({**d, "annotations": [_boxes(a) for a in d["annotations"]]})

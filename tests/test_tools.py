@@ -1,0 +1,177 @@
+"""The tools, the package's import, and the set-up script."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT, load_record
+from PIL import Image
+
+import backbones
+from backbones.data import digits
+from backbones.tools import analyze, plot, visualize, zoo_table
+
+PARAMETERS = load_record("complexity.json")["parameters"]
+TOOLS = ["analyze", "digits", "plot", "quickstart", "visualize", "zoo_table"]
+
+
+def tool(name, *args, code=0):
+    result = subprocess.run([sys.executable, "-m", f"backbones.tools.{name}", *map(str, args)], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout if code == 0 else result.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TOOLS)
+def test_help(name):
+    assert "usage: python -m backbones.tools." + name in tool(name, "--help")
+
+
+def test_all_tools_are_tested():
+    found = {f[:-3] for f in os.listdir(os.path.join(ROOT, "backbones", "tools")) if f.endswith(".py")} - {"__init__"}
+    assert found == set(TOOLS)
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """The metrics of a run that was resumed once and cut off while writing."""
+    rows = [{"iteration": i, "total_loss": 3.0 / (i + 1), "loss_cls": 1.0 / (i + 1), "lr": 0.02} for i in (0, 19, 39, 19, 39, 59)]
+    rows.append({"iteration": 60, "bbox/AP": 41.5})
+    (tmp_path / "metrics.json").write_text("\n".join(json.dumps(row) for row in rows) + '\n{"iteration": 7')
+    return tmp_path
+
+
+def test_plot(run_folder):
+    rows = plot.read_metrics(str(run_folder))
+    assert [row["iteration"] for row in rows] == [0, 19, 39, 59, 60]
+    assert plot.series(rows, "bbox/AP") == ([60], [41.5])
+    plot.plot(str(run_folder), str(run_folder / "curve.png"))
+    picture = np.asarray(Image.open(run_folder / "curve.png").convert("L"))
+    assert min(picture.shape) > 500 and (picture < 100).mean() > 0.002  # ink, not an empty page
+
+
+def test_plot_mistakes(tmp_path):
+    with pytest.raises(backbones.UserError, match="no metrics.json"):
+        plot.read_metrics(str(tmp_path))
+    (tmp_path / "metrics.json").write_text("nothing\n")
+    with pytest.raises(backbones.UserError, match="holds no metrics"):
+        plot.read_metrics(str(tmp_path))
+
+
+def detections(tmp_path, masks):
+    """The truth of the first images of digits_val, as results of an evaluation."""
+    with open(digits._paths(digits.generate(), "val")["instances"]) as f:
+        annotations = json.load(f)["annotations"]
+    keys = ["image_id", "category_id", "bbox"]
+    results = [{**{key: a[key] for key in keys}, "score": 0.9} for a in annotations]
+    if masks:
+        from pycocotools import mask as mask_util
+
+        for r, a in zip(results, annotations):
+            rle = mask_util.merge(mask_util.frPyObjects(a["segmentation"], digits.IMAGE_SIZE, digits.IMAGE_SIZE))
+            r["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    return str(tmp_path / "results.json")
+
+
+@pytest.mark.parametrize("masks", [False, True])
+def test_visualize(tmp_path, masks):
+    """Perfect detections look like the truth; none look like the bare image."""
+    visualize.draw(detections(tmp_path, masks), "digits_val", str(tmp_path / "out" / "all.png"), count=2)
+    visualize.draw(detections(tmp_path, masks), "digits_val", str(tmp_path / "none.png"), count=2, threshold=0.95)
+    drawn, bare = (np.asarray(Image.open(p).convert("RGB")).astype(int) for p in (tmp_path / "out" / "all.png", tmp_path / "none.png"))
+    assert drawn.shape == bare.shape
+    half = drawn.shape[1] // 2
+    assert (drawn[:, : half - 10] == bare[:, : half - 10]).mean() > 0.99  # the truth, left
+    assert (drawn[:, half + 10 :] != bare[:, half + 10 :]).mean() > 0.01  # detections, right
+
+
+def test_visualize_mistakes(tmp_path):
+    with pytest.raises(backbones.UserError, match="Did you mean 'digits_val'"):
+        visualize.draw("x.json", "digits_vall", "x.png")
+    with pytest.raises(backbones.UserError, match="'x.json' are not there"):
+        visualize.draw("x.json", "digits_val", "x.png")
+    (tmp_path / "bad.json").write_text('[{"image": 3}]')
+    with pytest.raises(backbones.UserError, match="not in COCO's format"):
+        visualize.draw(str(tmp_path / "bad.json"), "digits_val", "x.png")
+
+
+def test_analyze():
+    result = analyze.analyze("faster_rcnn_V_19_slim_dw_FPNLite_3x.yaml", False, (224, 224))
+    expected = PARAMETERS["faster_rcnn_V_19_slim_dw_FPNLite_3x.yaml"]
+    counts = [result["backbone"][k] for k in ("parameters", "with_affine")] + [result["backbone and FPN"]["with_affine"]]
+    assert counts + [result["detector"][k] for k in ("parameters", "with_affine")] == expected
+    assert result["backbone"]["gmacs_conv"] == pytest.approx(0.40, abs=0.0051)
+    assert result["backbone and FPN"]["gmacs_conv"] > result["backbone"]["gmacs_conv"]
+
+
+@pytest.mark.slow
+def test_analyze_mistakes():
+    error = tool("analyze", "--backbone", "V-20-eSE", code=2)
+    assert "Traceback" not in error and error.splitlines()[-1].startswith("error: ") and "Did you mean 'V-" in error.splitlines()[-1]
+    assert "at least 1" in tool("analyze", "--backbone", "V-19-eSE", "--size", "0", "5", code=2)
+
+
+@pytest.mark.slow
+def test_model_zoo_is_up_to_date():
+    """`python -m backbones.tools.zoo_table` writes what is there."""
+    with open(os.path.join(ROOT, "model_zoo.md")) as f:
+        assert f.read() == zoo_table.render()
+
+
+def python(code):
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+
+
+@pytest.mark.slow
+def test_import_explains_a_missing_detectron2():
+    result = python("import sys; sys.modules['detectron2'] = None; import backbones")
+    assert result.returncode == 1 and "backbones extends detectron2, which this Python does not have" in result.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+def test_import_needs_no_pkg_resources():
+    result = python("import sys; sys.modules['pkg_resources'] = None; import backbones; print('detectron2.model_zoo' in sys.modules)")
+    assert result.stdout.strip() == "False", result.stderr
+
+
+@pytest.mark.slow
+def test_import_needs_no_optional_package():
+    blocked = "for name in ('sklearn', 'panopticapi', 'lvis', 'cityscapesscripts', 'detectron2._C'): sys.modules[name] = None"
+    assert python(f"import sys\n{blocked}\nimport backbones; print(len(backbones.list_backbones()) > 0)").stdout.strip() == "True"
+
+
+def set_up(*args, **env):
+    script = os.path.join(ROOT, "requirements", "setup.sh")
+    return subprocess.run(["sh", script, *args], capture_output=True, text=True, cwd=ROOT, env={**os.environ, **env}, timeout=60)
+
+
+@pytest.mark.parametrize("stack, needed", [("auto", "3.10 to 3.13"), ("current", "3.10 to 3.13"), ("compiled", "3.10 with")])
+def test_set_up_without_a_fitting_python(stack, needed, tmp_path):
+    result = set_up(stack, BASE_PYTHON="/bin/false", VENV=str(tmp_path / "venv"))
+    assert result.returncode == 1 and result.stdout == "" and not (tmp_path / "venv").exists()
+    assert result.stderr.count("\n") == 1 and needed in result.stderr and "pyenv install" in result.stderr
+
+
+def test_set_up_of_an_unknown_stack():
+    result = set_up("newest")
+    assert result.returncode == 2 and "allowed: current, compiled, auto" in result.stderr
+
+
+def test_make_with_an_own_python_sets_nothing_up():
+    result = subprocess.run(["make", "-n", "quickstart", "PYTHON=/some/python"], capture_output=True, text=True, cwd=ROOT)
+    assert result.stdout.strip() == "/some/python -m backbones.tools.quickstart"
+
+
+def test_locks_are_pinned_and_hashed():
+    folder = os.path.join(ROOT, "requirements")
+    locks = [f for f in os.listdir(folder) if f.endswith(".txt")]
+    assert set(locks) == {"build.txt", "compiled.txt", "current.txt", "detectron2.txt"}
+    for lock in locks:
+        with open(os.path.join(folder, lock)) as f:
+            entries = f.read().replace("\\\n", " ").splitlines()
+        for entry in (e for e in entries if e.strip() and not e.startswith("#")):
+            assert "==" in entry and "--hash=sha256:" in entry, entry
