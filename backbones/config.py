@@ -6,6 +6,7 @@ from typing import Iterable, List
 import torch
 import yaml
 from detectron2.config import CfgNode
+from detectron2.config.compat import guess_version
 from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_backbone
 
 from .errors import UserError, unknown
@@ -70,9 +71,11 @@ def merge_file(cfg: CfgNode, path: str) -> None:
     if not os.path.isfile(path):
         raise UserError(f"config file {path!r} is not there")
     try:
-        known = set(all_keys(cfg))
-        for key in all_keys(CfgNode(cfg.load_yaml_with_base(path, allow_unsafe=True))):
-            _check_key(cfg, key, known, path)
+        content = CfgNode(cfg.load_yaml_with_base(path, allow_unsafe=True))
+        if (content.get("VERSION", None) or guess_version(content, path)) == cfg.VERSION:  # detectron2 upgrades older ones
+            known = set(all_keys(cfg))
+            for key in all_keys(content):
+                _check_key(cfg, key, known, path)
         cfg.merge_from_file(path, allow_unsafe=True)
     except UserError:
         raise
@@ -129,6 +132,8 @@ def check_config(cfg: CfgNode) -> None:
         raise
     except (KeyError, AssertionError, ValueError) as error:  # how detectron2's own backbones refuse a config
         raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}: {type(error).__name__}: {_one_line(error)}") from error
+    except (NotImplementedError, RuntimeError):  # a builder of the user's own that cannot be tried without memory
+        return
     for key in _FEATURE_KEYS.get(cfg.MODEL.META_ARCHITECTURE, ()):
         for name in _get(cfg, key):
             if name not in features:

@@ -35,17 +35,20 @@ own_first() {  # the versions named, the one of python3 on PATH first
   for v in "$@"; do [ "$v" = "$mine" ] || printf '%s ' "$v"; done
 }
 
+newer() { find_python $(own_first 3.12 3.11 3.13); }
+where=${BASE_PYTHON:+at BASE_PYTHON=$BASE_PYTHON}
+where=${where:-on PATH, in pyenv, uv or conda}
 python=
 case $STACK in
-  current) python=$(find_python $(own_first 3.12 3.11 3.13)) || true ;;
-  compiled) python=$(find_python 3.10) || true ;;
+  current) needs="3.11 to 3.13"; python=$(newer) || true ;;
+  compiled) needs="3.10"; python=$(find_python 3.10) || true ;;
   auto)
-    STACK=current; python=$(find_python $(own_first 3.12 3.11 3.13)) || {
-      STACK=compiled; python=$(find_python 3.10) || true; } ;;
+    needs="3.10 to 3.13"
+    if python=$(newer); then STACK=current; elif python=$(find_python 3.10); then STACK=compiled; fi ;;
   *) echo "setup: unknown stack '$STACK'; allowed: current, compiled, auto" >&2; exit 2 ;;
 esac
 if [ -z "$python" ]; then
-  echo "setup: no fitting python3 found${BASE_PYTHON:+ at BASE_PYTHON=$BASE_PYTHON}: the stack '$STACK' needs CPython $([ "$STACK" = compiled ] && [ "${1:-auto}" = compiled ] && echo 3.10 || echo '3.10 to 3.13') with venv (looked on PATH and in pyenv, uv, conda)." \
+  echo "setup: no CPython $needs with venv found $where." \
     "Get one with 'apt install python3 python3-venv', 'pyenv install 3.12' or 'uv python install 3.12', or name one: make ... BASE_PYTHON=/path/to/python3." \
     "To use an environment that already has detectron2: make ... PYTHON=/path/to/its/python" >&2
   exit 1

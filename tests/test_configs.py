@@ -249,6 +249,27 @@ def test_broken_files(text, words, tmp_path):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+def test_configs_of_version_1_are_upgraded(tmp_path):
+    """As detectron2 does: the keys of its first release."""
+    (tmp_path / "old.yaml").write_text("MODEL:\n  WEIGHT: old.pth\n")
+    cfg = get_cfg()
+    add_backbones_config(cfg)
+    merge_file(cfg, str(tmp_path / "old.yaml"))
+    assert cfg.MODEL.WEIGHTS == "old.pth"
+
+
+def test_a_builder_of_the_users_own():
+    """One that cannot be built on the meta device is left to speak for itself."""
+
+    def build_own_test_backbone(cfg, input_shape):
+        return torch.ones(1).sum().item()
+
+    BACKBONE_REGISTRY.register(build_own_test_backbone)
+    cfg = on_cpu("faster_rcnn_V_39_FPN_3x.yaml")
+    cfg.MODEL.BACKBONE.NAME = "build_own_test_backbone"
+    check_config(cfg)
+
+
 def test_every_key_of_ours_is_documented():
     """In config.py, and in docs nowhere else: each key stands there with its default."""
     cfg = get_cfg()
