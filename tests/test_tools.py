@@ -162,7 +162,8 @@ def test_set_up_of_an_unknown_stack():
 
 
 def test_make_with_an_own_python_sets_nothing_up():
-    result = subprocess.run(["make", "-n", "quickstart", "PYTHON=/some/python"], capture_output=True, text=True, cwd=ROOT)
+    env = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "PYTHON")}  # `make test` sets them
+    result = subprocess.run(["make", "-n", "quickstart", "PYTHON=/some/python"], capture_output=True, text=True, cwd=ROOT, env=env)
     assert result.stdout.strip() == "/some/python -m backbones.tools.quickstart"
 
 
