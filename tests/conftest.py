@@ -11,8 +11,9 @@ import torch
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 
-# a fresh folder a run, shared by its workers and by the commands that tests start
-os.environ["DETECTRON2_DATASETS"] = os.environ.setdefault("BACKBONES_TEST_DATASETS", os.path.join(ROOT, "build", "test-datasets"))
+# the digits as the code at hand makes them, shared by the workers of a run and by the commands that tests start
+with open(os.path.join(ROOT, "backbones", "data", "digits.py"), "rb") as f:
+    os.environ["DETECTRON2_DATASETS"] = os.path.join(ROOT, "build", "test-datasets-" + hashlib.sha256(f.read()).hexdigest()[:12])
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
