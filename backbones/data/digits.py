@@ -9,6 +9,7 @@ Masks are outlines: the holes of 0, 6, 8 and 9 belong to the digit, as COCO's po
 """
 
 import json
+import math
 import os
 import shutil
 import tempfile
@@ -273,7 +274,7 @@ def _background(rng: np.random.Generator, size: int) -> Tuple[np.ndarray, np.nda
     """One to three regions of different textures: a BGR image, and the texture's place in STUFF plus 1 for each pixel."""
     kinds = rng.permutation(len(STUFF))[: rng.integers(1, 4)]
     # each pixel belongs to the nearest of a few points
-    points = rng.uniform(0, size, (len(kinds), 2))
+    points = rng.uniform(0, size, (len(kinds), 2)).tolist()  # Python's floats: numpy 1 and 2 promote their own differently
     y, x = np.mgrid[:size, :size].astype(np.float32)
     nearest = np.argmin([(x - px) ** 2 + (y - py) ** 2 for px, py in points], axis=0)
     image, stuff = np.zeros((size, size, 3), np.float32), np.zeros((size, size), np.uint8)
@@ -289,7 +290,8 @@ def _background(rng: np.random.Generator, size: int) -> Tuple[np.ndarray, np.nda
 
 def _rotated(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
     angle, period = rng.uniform(0, np.pi), rng.uniform(7, 14)
-    return (x * np.cos(angle) + y * np.sin(angle)) / period, (y * np.cos(angle) - x * np.sin(angle)) / period
+    cos, sin = math.cos(angle), math.sin(angle)
+    return (x * cos + y * sin) / period, (y * cos - x * sin) / period
 
 
 def _stripes(rng, x, y):
