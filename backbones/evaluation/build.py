@@ -4,9 +4,12 @@ import importlib.util
 import os
 from typing import Optional
 
+import numpy as np
 from detectron2 import evaluation
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from ..errors import UserError, unknown
 
@@ -59,4 +62,10 @@ def _coco(cfg: CfgNode, dataset_name: str, output_dir: str) -> evaluation.COCOEv
 
 
 def _sem_seg(dataset_name: str, output_dir: str) -> evaluation.SemSegEvaluator:
-    return evaluation.SemSegEvaluator(dataset_name, output_dir=output_dir)
+    return evaluation.SemSegEvaluator(dataset_name, output_dir=output_dir, sem_seg_loading_fn=_read_labels)
+
+
+def _read_labels(filename: str, dtype=None) -> np.ndarray:
+    # detectron2's own asks for an array without a copy, which numpy 2 refuses
+    with PathManager.open(filename, "rb") as f:
+        return np.asarray(Image.open(f), dtype=dtype)
