@@ -7,6 +7,7 @@
 """
 
 import argparse
+import logging
 import sys
 
 from detectron2.config import CfgNode, get_cfg
@@ -77,6 +78,8 @@ def run(args) -> None:
 def fail(error: UserError) -> None:
     if comm.is_main_process():
         print(f"train_net.py: error: {error}", file=sys.stderr, flush=True)
+    else:  # said once on the terminal; what only one of the others finds stands in its log
+        logging.getLogger("backbones").error(error)
     sys.exit(2)
 
 

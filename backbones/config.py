@@ -113,11 +113,12 @@ def _one_line(error: BaseException) -> str:
 
 
 def check_config(cfg: CfgNode) -> None:
-    """Raises UserError for a backbone, variant, norm, feature, meta-architecture or device that cannot be; returns silently when all is well.
+    """Raises UserError for a backbone, variant, norm, feature, meta-architecture, device or output folder that cannot be.
 
     The backbone is built on the meta device, which costs no memory, so that its own checks speak.
     """
     check_device(cfg.MODEL.DEVICE)
+    _check_output_dir(cfg.OUTPUT_DIR)
     for key in all_keys(cfg):
         if key.endswith(".NORM"):
             value = _get(cfg, key)
@@ -159,6 +160,16 @@ def _get(cfg: CfgNode, key: str):
 def _check_registered(key: str, name: str, registry) -> None:
     if name not in registry:
         raise unknown(key, name, sorted(name for name, _ in registry))
+
+
+def _check_output_dir(path: str) -> None:
+    existing = os.path.abspath(path)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise UserError(f"OUTPUT_DIR {path!r} cannot be made: {existing!r} is a file")
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"OUTPUT_DIR {path!r} cannot be written: no permission for {existing!r}")
 
 
 def check_device(device: str) -> None:

@@ -14,8 +14,9 @@ from .errors import UserError, unknown
 
 NORMS = ("", "FrozenBN", "BN", "SyncBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 
-# what trainers and wrappers put in front of a network's own keys
-_WRAPPERS = re.compile(r"^((module|_orig_mod|model|backbone|bottom_up)\.)+")
+# what data-parallel training and torch.compile put in front of a model's keys, and what a detector puts in front of its backbone's
+WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
+_OUTER = re.compile(r"^((module|_orig_mod|model|backbone|bottom_up)\.)+")
 
 
 def build_norm(norm: str, channels: int) -> nn.Module:
@@ -177,7 +178,7 @@ class StagedBackbone(Backbone):
             if key.startswith(prefix):
                 relative = key[len(prefix) :]
                 if relative not in own:
-                    relative = self.translate_key(_WRAPPERS.sub("", relative))
+                    relative = self.translate_key(_OUTER.sub("", relative))
                 if relative.endswith("num_batches_tracked") and relative not in own:
                     continue
                 new = prefix + relative

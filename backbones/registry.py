@@ -8,7 +8,7 @@ from typing import Any, Callable, Dict, List, Mapping, Tuple, Type
 from torch import Tensor
 
 from .errors import UserError, unknown
-from .layers import StagedBackbone
+from .layers import WRAPPERS, StagedBackbone
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def translate(name: str, state_dict: Mapping[str, Tensor]) -> Dict[str, Tensor]:
     """
     import torch
 
-    state_dict = state_dict.get("model", state_dict)
+    state_dict = {WRAPPERS.sub("", key): value for key, value in state_dict.get("model", state_dict).items()}
     prefix = next((p for p in ("backbone.bottom_up.", "backbone.") if any(key.startswith(p) for key in state_dict)), "")
     with torch.device("meta"):
         # a batch norm takes whatever counters the file has; the state dict fits the other norms all the same

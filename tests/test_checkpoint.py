@@ -169,6 +169,9 @@ def damaged_files(tmp_path):
         yield str(tmp_path / name)
     yield saved(tmp_path, [1, 2], "list.pth")
     yield saved(tmp_path, {"model": 3}, "number.pth")
+    yield saved(tmp_path, {"state_dict": {"a": torch.zeros(1)}}, "foreign_layout.pth")
+    yield saved(tmp_path, {"model": {"a": "text"}}, "text.pth")
+    yield saved(tmp_path, {1: torch.zeros(1)}, "numbered.pth")
     yield str(tmp_path / "missing.pth")
     yield str(tmp_path)
 
@@ -180,7 +183,7 @@ def test_damaged_files(model, tmp_path):
             GatedCheckpointer(model).load(path)
         assert path in str(error.value) and "\n" not in str(error.value), path
         count += 1
-    assert count == 10
+    assert count == 13
 
 
 def test_loading_twice_after_a_failure(model, released, tmp_path):

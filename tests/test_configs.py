@@ -207,6 +207,7 @@ MISTAKES = [
     (["MODEL.FPN.FUSE_TYPE", "mean"], ["'mean'", "'avg'"]),
     (["MODEL.RPN.IN_FEATURES", "['p2','p9']"], ["MODEL.RPN.IN_FEATURES", "'p9'", "'p6'"]),
     (["MODEL.BACKBONE.FREEZE_AT", "7"], ["FREEZE_AT 7"]),
+    (["OUTPUT_DIR", os.path.join(ROOT, "setup.py", "run")], ["OUTPUT_DIR", "is a file"]),
     (["MODEL.DEVICE", "gpu"], ["'gpu'", "'cuda'"]),
 ]
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from fvcore.nn import FlopCountAnalysis
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 import backbones
@@ -61,6 +63,22 @@ def test_any_image_size(net, size):
         for got, side in ((height, size[0]), (width, size[1])):
             up = -(-side // shape.stride)
             assert got == up or (net.size_divisibility and max(side // shape.stride, 1) <= got <= up)
+
+
+@settings(max_examples=60, deadline=None)
+@given(height=st.integers(1, 400), width=st.integers(1, 400), name=st.sampled_from(SMALLEST))
+def test_feature_sizes_of_any_image(height, width, name):
+    """Sizes along the chain: the next feature is half of the last, rounded up, or rounded down where a divisibility is stated."""
+    net = on_meta(name)
+    strides = {key: shape.stride for key, shape in net.output_shape().items()}
+    features = net(torch.empty(1, 3, height, width, device="meta"))
+    first = next(iter(strides))
+    for axis, side in ((2, height), (3, width)):
+        size = -(-side // strides[first])
+        assert features[first].shape[axis] == size
+        for key in list(strides)[1:]:
+            size = max(size // 2, 1) if net.size_divisibility else -(-size // 2)
+            assert features[key].shape[axis] == size
 
 
 def test_states_divisibility_where_odd_sizes_do_not_fit(net):

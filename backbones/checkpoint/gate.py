@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Tuple
 from urllib.parse import urlparse
 
+import numpy as np
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from iopath.common.download import download
@@ -18,6 +20,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..errors import UserError
+from ..layers import WRAPPERS
 from .reading import read_checkpoint
 
 # rows of the table: the first pattern that a key matches names its part
@@ -105,25 +108,34 @@ class GatedCheckpointer(DetectionCheckpointer):
         return self.load(path, checkpointables=[])
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
-        data = read_checkpoint(filename)
+        data = self._interpret(filename, read_checkpoint(filename))
+        weights = data["model"]
+        if not isinstance(weights, dict):
+            raise UserError(f"checkpoint {filename!r}: 'model' is a {type(weights).__name__}, not a state dict")
+        for key, value in weights.items():
+            if not isinstance(key, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
+                known = next((name for name in ("state_dict", "model_state", "model_state_dict") if name in weights), None)
+                hint = f": its weights stand under {known!r}, which is another project's layout" if known else ""
+                raise UserError(f"checkpoint {filename!r} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor{hint}")
+        return data
+
+    def _interpret(self, filename: str, data: Dict[str, Any]) -> Dict[str, Any]:
+        """A file's contents in detectron2's form: the weights under "model", beside what says how to match them."""
         if filename.endswith(".pkl"):
             if "model" in data and "__author__" in data:  # detectron2's zoo
                 return data
             data = data.get("blobs", data)  # Detectron's: detectors have "blobs", classifiers are flat
-            blobs = {key: value for key, value in data.items() if not key.endswith("_momentum")}
+            blobs = {key: value for key, value in data.items() if not str(key).endswith("_momentum")}
             return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
         if filename.endswith(".pyth"):  # pycls
             if "model_state" not in data:
                 raise UserError(f"checkpoint {filename!r} has no 'model_state', which files of pycls have")
             return {"model": data["model_state"], "__author__": "pycls", "matching_heuristics": True}
-        if "model" not in data:
-            data = {"model": data}
-        if not isinstance(data["model"], dict):
-            raise UserError(f"checkpoint {filename!r}: 'model' is a {type(data['model']).__name__}, not a state dict")
+        data = dict(data) if "model" in data else {"model": data}
         query = self._parsed_url_during_load.query
         if query not in ("", "matching_heuristics=True"):
             raise UserError(f"checkpoint {self._loading!r}: unknown query {query!r}. Allowed: 'matching_heuristics=True'")
-        if query == "matching_heuristics=True":
+        if query:
             data["matching_heuristics"] = True
         return data
 
@@ -194,9 +206,7 @@ def _fetch(url: str) -> str:
 
 def _with_our_names(model: nn.Module, state_dict: Dict[str, Any]) -> Dict[str, Any]:
     """Wrappers' prefixes removed, backbone files without a prefix given one, released key names turned into ours."""
-    wrapped = re.compile(r"^(module\.|_orig_mod\.)+")
-    if all(wrapped.match(key) for key in state_dict):
-        state_dict = {wrapped.sub("", key): value for key, value in state_dict.items()}
+    state_dict = {WRAPPERS.sub("", key): value for key, value in state_dict.items()}
     for prefix, backbone in model.named_modules():
         if not hasattr(backbone, "translate_state_dict"):
             continue
