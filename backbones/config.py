@@ -5,9 +5,10 @@ from typing import Iterable, List
 
 import torch
 import yaml
+from detectron2 import modeling
 from detectron2.config import CfgNode
 from detectron2.config.compat import guess_version
-from detectron2.modeling import BACKBONE_REGISTRY, META_ARCH_REGISTRY, build_backbone
+from detectron2.modeling import build_backbone
 
 from .errors import UserError, unknown
 from .layers import NORMS
@@ -124,14 +125,18 @@ def check_config(cfg: CfgNode) -> None:
             value = _get(cfg, key)
             if isinstance(value, str) and value not in NORMS:
                 raise unknown(key, value, NORMS)
-    _check_registered("MODEL.META_ARCHITECTURE", cfg.MODEL.META_ARCHITECTURE, META_ARCH_REGISTRY)
-    _check_registered("MODEL.BACKBONE.NAME", cfg.MODEL.BACKBONE.NAME, BACKBONE_REGISTRY)
+    for key, allowed in _CHOICES.items():
+        if _get(cfg, key) not in allowed:
+            raise unknown(key, _get(cfg, key), allowed)
+    for key, (registry, *others) in _REGISTERED.items():
+        if _get(cfg, key) not in registry and _get(cfg, key) not in others:
+            raise unknown(key, _get(cfg, key), [*sorted(name for name, _ in registry), *others])
     try:
         with torch.device("meta"):
             features = build_backbone(cfg).output_shape()
     except UserError:
         raise
-    except (KeyError, AssertionError, ValueError) as error:  # how detectron2's own backbones refuse a config
+    except (KeyError, AssertionError, ValueError, ImportError) as error:  # how detectron2's own backbones refuse a config, or lack _C
         raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}: {type(error).__name__}: {_one_line(error)}") from error
     except (NotImplementedError, RuntimeError):  # a builder of the user's own that cannot be tried without memory
         return
@@ -141,6 +146,24 @@ def check_config(cfg: CfgNode) -> None:
                 raise unknown(f"feature in {key}", name, features)
 
 
+_CHOICES = {
+    "INPUT.FORMAT": ("BGR", "RGB", "L", "YUV-BT.601"),
+    "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
+    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+}
+# keys that name something registered, and the names that detectron2 takes beside those
+_REGISTERED = {
+    "MODEL.META_ARCHITECTURE": (modeling.META_ARCH_REGISTRY,),
+    "MODEL.BACKBONE.NAME": (modeling.BACKBONE_REGISTRY,),
+    "MODEL.ANCHOR_GENERATOR.NAME": (modeling.ANCHOR_GENERATOR_REGISTRY,),
+    "MODEL.PROPOSAL_GENERATOR.NAME": (modeling.PROPOSAL_GENERATOR_REGISTRY, "PrecomputedProposals"),
+    "MODEL.RPN.HEAD_NAME": (modeling.RPN_HEAD_REGISTRY,),
+    "MODEL.ROI_HEADS.NAME": (modeling.ROI_HEADS_REGISTRY,),
+    "MODEL.ROI_BOX_HEAD.NAME": (modeling.ROI_BOX_HEAD_REGISTRY, ""),
+    "MODEL.ROI_MASK_HEAD.NAME": (modeling.ROI_MASK_HEAD_REGISTRY,),
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": (modeling.ROI_KEYPOINT_HEAD_REGISTRY,),
+    "MODEL.SEM_SEG_HEAD.NAME": (modeling.SEM_SEG_HEADS_REGISTRY,),
+}
 # which keys name features of the backbone, for each of detectron2's meta-architectures
 _FEATURE_KEYS = {
     "GeneralizedRCNN": ("MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES"),
@@ -155,11 +178,6 @@ def _get(cfg: CfgNode, key: str):
     for part in key.split("."):
         cfg = cfg[part]
     return cfg
-
-
-def _check_registered(key: str, name: str, registry) -> None:
-    if name not in registry:
-        raise unknown(key, name, sorted(name for name, _ in registry))
 
 
 def _check_output_dir(path: str) -> None:

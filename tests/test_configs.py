@@ -207,6 +207,10 @@ MISTAKES = [
     (["MODEL.FPN.FUSE_TYPE", "mean"], ["'mean'", "'avg'"]),
     (["MODEL.RPN.IN_FEATURES", "['p2','p9']"], ["MODEL.RPN.IN_FEATURES", "'p9'", "'p6'"]),
     (["MODEL.BACKBONE.FREEZE_AT", "7"], ["FREEZE_AT 7"]),
+    (["MODEL.ROI_HEADS.NAME", "StandardRoIHeads"], ["MODEL.ROI_HEADS.NAME", "Did you mean 'StandardROIHeads'"]),
+    (["MODEL.PROPOSAL_GENERATOR.NAME", "rpn"], ["'rpn'", "Did you mean 'RPN'", "'PrecomputedProposals'"]),
+    (["SOLVER.LR_SCHEDULER_NAME", "WarmupCosine"], ["Did you mean 'WarmupCosineLR'"]),
+    (["INPUT.FORMAT", "GRAY"], ["'GRAY'", "'BGR'", "'RGB'"]),
     (["OUTPUT_DIR", os.path.join(ROOT, "setup.py", "run")], ["OUTPUT_DIR", "is a file"]),
     (["MODEL.DEVICE", "gpu"], ["'gpu'", "'cuda'"]),
 ]

@@ -52,8 +52,8 @@ def read_checkpoint(path: str) -> Dict[str, Any]:
         raise
     except Exception as error:  # torch and pickle answer damaged files with errors of every kind
         reason = " ".join(str(error).split())
-        if "weights_only" in reason or "Unsupported" in reason:
-            reason = "it holds Python objects beside tensors, which are not loaded, as loading them can run any code: " + reason
+        if "weights_only" in reason or "Unsupported" in reason:  # torch answers so to anything that is no file of tensors
+            reason = "it is damaged, of another format, or holds Python objects, which are not loaded, as that can run any code: " + reason
         raise UserError(f"checkpoint {path!r} cannot be read ({os.path.getsize(path)} bytes): {reason[:300]}") from error
     if not isinstance(data, dict):
         raise UserError(f"checkpoint {path!r} holds a {type(data).__name__}, not a state dict")

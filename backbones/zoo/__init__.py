@@ -71,7 +71,7 @@ def get_config_file(name: str) -> str:
         if len(flat) > 1 and os.sep not in wanted:
             raise UserError(f"config {name!r} is not one but several: {', '.join(flat)}")
     ours, theirs = (_names(root) for root in roots)
-    raise unknown("config", name, [*ours, *theirs] + sorted({os.path.basename(n) for n in ours}))
+    raise unknown("config (neither a file nor a name in the zoos)", name, [*ours, *theirs] + sorted({os.path.basename(n) for n in ours}))
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
