@@ -1,9 +1,9 @@
 #!/usr/bin/env python
 """Trains or evaluates a detector, as detectron2's tools/train_net.py does, with any config of this project or of detectron2's zoo.
 
-    train_net.py --config-file faster_rcnn_V_39_FPN_3x.yaml --num-gpus 8
-    train_net.py --config-file faster_rcnn_V_39_FPN_3x.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
-    torchrun --nproc-per-node 8 train_net.py --config-file faster_rcnn_V_39_FPN_3x.yaml
+train_net.py --config-file faster_rcnn_V_39_FPN_3x.yaml --num-gpus 8
+train_net.py --config-file faster_rcnn_V_39_FPN_3x.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+torchrun --nproc-per-node 8 train_net.py --config-file faster_rcnn_V_39_FPN_3x.yaml
 """
 
 import argparse

@@ -12,12 +12,11 @@ except ImportError as error:
         "names a build of it that pip can fetch." % error
     ) from None
 
+from . import mobilenetv2, vovnet, zoo  # noqa: F401  for registration
 from .config import add_backbones_config, add_vovnet_config, check_config
+from .data import register_digits as _register_digits
 from .errors import UserError
 from .registry import create, get_spec, list_backbones, translate
-from . import mobilenetv2, vovnet  # noqa: F401  for registration
-from .data import register_digits as _register_digits
-from . import zoo
 
 __version__ = "0.1.0"
 

@@ -4,7 +4,7 @@ FPNLite is the FPN with ``MODEL.FPN.OUT_CHANNELS 128``.
 """
 
 import math
-from typing import List, Optional
+from typing import Any, Dict, List, Optional
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
@@ -13,6 +13,18 @@ from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from .errors import UserError, unknown
 from .layers import NORMS
 from .registry import Family
+
+
+def common_options(cfg, node, input_shape: ShapeSpec) -> Dict[str, Any]:
+    """The keyword arguments that every family's network takes, as ``cfg`` and the family's own ``node`` of it say."""
+    return {
+        "in_channels": input_shape.channels,
+        "norm": node.NORM,
+        "deform_on_per_stage": node.DEFORM_ON_PER_STAGE,
+        "deform_modulated": node.DEFORM_MODULATED,
+        "deform_num_groups": node.DEFORM_NUM_GROUPS,
+        "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
+    }
 
 
 def _in_shapes(cfg, bottom_up: Backbone) -> List[ShapeSpec]:

@@ -1,8 +1,9 @@
 """What two or more families share: norms, the conv unit, deformable convolution, and the network as a chain of stages."""
 
+import functools
 import math
 import re
-from typing import Callable, Dict, Iterable, Mapping, Sequence
+from typing import Callable, Dict, Iterable, List, Mapping, Sequence
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d, get_norm
@@ -73,6 +74,14 @@ class DeformConv2d(nn.Module):
             mask = offset[:, self.offset_channels :].sigmoid()
             return deform_conv2d(x, offset[:, : self.offset_channels], self.weight, self.bias, stride, padding, mask=mask)
         return deform_conv2d(x, offset, self.weight, self.bias, stride, padding)
+
+
+def convs_per_stage(deform: Sequence[bool], modulated: bool, num_groups: int) -> List[Callable[..., nn.Module]]:
+    """For each of the four stages behind the stem, what makes its 3x3 convolutions: ``nn.Conv2d``, or where ``deform`` says so `DeformConv2d`."""
+    if len(deform) != 4:
+        raise UserError(f"DEFORM_ON_PER_STAGE needs 4 values, one a stage, not {list(deform)}")
+    deformable = functools.partial(DeformConv2d, modulated=modulated, deform_groups=num_groups)
+    return [deformable if on else nn.Conv2d for on in deform]
 
 
 class ConvNormAct(nn.Module):

@@ -13,9 +13,8 @@ from typing import Dict, Sequence, Tuple
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from .errors import UserError
-from .fpn import register_builders
-from .layers import ConvNormAct, DeformConv2d, StagedBackbone, initialize_convs
+from .fpn import common_options, register_builders
+from .layers import ConvNormAct, StagedBackbone, convs_per_stage, initialize_convs
 from .registry import Family, register
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
@@ -65,12 +64,7 @@ class MobileNetV2(StagedBackbone):
         freeze_at: int = 0,
     ):
         super().__init__()
-        if len(deform_on_per_stage) != 4:
-            raise UserError(f"DEFORM_ON_PER_STAGE needs 4 values, one a stage, not {list(deform_on_per_stage)}")
-
-        def deformable(*args, **kwargs):
-            return DeformConv2d(*args, **kwargs, modulated=deform_modulated, deform_groups=deform_num_groups)
-
+        convs = dict(zip(STAGES[1:], convs_per_stage(deform_on_per_stage, deform_modulated, deform_num_groups)))
         stages: Dict[str, nn.Sequential] = {name: nn.Sequential() for name in STAGES}
         stages["stem"].append(ConvNormAct(in_channels, stem_channels, 3, 2, norm=norm, act=_relu6))
         # where each of the released layers features.<i> stands here
@@ -78,7 +72,7 @@ class MobileNetV2(StagedBackbone):
         width, stride = stem_channels, 2
         shapes = {}
         for name, expansion, channels, count, first_stride in groups:
-            conv = deformable if name != "stem" and deform_on_per_stage[STAGES.index(name) - 1] else nn.Conv2d
+            conv = convs.get(name, nn.Conv2d)
             for i in range(count):
                 self._released.append(f"{name}.{len(stages[name])}")
                 stages[name].append(InvertedResidual(width, channels, expansion, 1 if i else first_stride, norm, conv))
@@ -134,14 +128,9 @@ def build(cfg, input_shape: ShapeSpec) -> MobileNetV2:
     node = cfg.MODEL.MOBILENETV2
     return MobileNetV2(
         **vars(SPECS["MobileNetV2"]),
-        in_channels=input_shape.channels,
+        **common_options(cfg, node, input_shape),
         # configs of vovnet-detectron2 name the features under RESNETS
         out_features=node.OUT_FEATURES or cfg.MODEL.RESNETS.OUT_FEATURES,
-        norm=node.NORM,
-        deform_on_per_stage=node.DEFORM_ON_PER_STAGE,
-        deform_modulated=node.DEFORM_MODULATED,
-        deform_num_groups=node.DEFORM_NUM_GROUPS,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
 
 

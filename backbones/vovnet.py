@@ -21,9 +21,9 @@ import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from .errors import UserError, unknown
-from .fpn import register_builders
-from .layers import ConvNormAct, DeformConv2d, StagedBackbone, initialize_convs
+from .errors import unknown
+from .fpn import common_options, register_builders
+from .layers import ConvNormAct, StagedBackbone, convs_per_stage, initialize_convs
 from .registry import Family, register
 
 STAGES = ("stem", "stage2", "stage3", "stage4", "stage5")
@@ -124,8 +124,7 @@ class VoVNet(StagedBackbone):
         super().__init__()
         if ese not in ("all", "last"):
             raise unknown("eSE placement", ese, ("all", "last"))
-        if len(deform_on_per_stage) != 4:
-            raise UserError(f"DEFORM_ON_PER_STAGE needs 4 values, one a stage, not {list(deform_on_per_stage)}")
+        convs = convs_per_stage(deform_on_per_stage, deform_modulated, deform_num_groups)
         unit = DepthwiseSeparable if depthwise else functools.partial(ConvNormAct, kernel_size=3)
         first, second, third = stem_channels
         stem = nn.Sequential(
@@ -134,10 +133,9 @@ class VoVNet(StagedBackbone):
             unit(second, third, stride=2, norm=norm),
         )
         self.add_stage("stem", stem, third, stride=4)
-        deformable = functools.partial(DeformConv2d, modulated=deform_modulated, deform_groups=deform_num_groups)
         width = third
-        for i, (name, channels, out_channels, num_blocks, deform) in enumerate(
-            zip(STAGES[1:], stage_channels, stage_out_channels, blocks_per_stage, deform_on_per_stage)
+        for i, (name, channels, out_channels, num_blocks, conv) in enumerate(
+            zip(STAGES[1:], stage_channels, stage_out_channels, blocks_per_stage, convs)
         ):
             blocks = [
                 OSABlock(
@@ -149,7 +147,7 @@ class VoVNet(StagedBackbone):
                     norm=norm,
                     gated=ese == "all" or b == num_blocks - 1,
                     identity=b > 0,
-                    conv=deformable if deform else nn.Conv2d,
+                    conv=conv,
                 )
                 for b in range(num_blocks)
             ]
@@ -220,14 +218,9 @@ def build(cfg, input_shape: ShapeSpec) -> VoVNet:
         raise unknown("MODEL.VOVNET.CONV_BODY", node.CONV_BODY, SPECS)
     return VoVNet(
         **vars(SPECS[node.CONV_BODY]),
-        in_channels=input_shape.channels,
+        **common_options(cfg, node, input_shape),
         out_features=node.OUT_FEATURES,
-        norm=node.NORM,
         ese=node.ESE,
-        deform_on_per_stage=node.DEFORM_ON_PER_STAGE,
-        deform_modulated=node.DEFORM_MODULATED,
-        deform_num_groups=node.DEFORM_NUM_GROUPS,
-        freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
     )
 
 

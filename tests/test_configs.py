@@ -180,8 +180,17 @@ def test_builder_names_of_old():
 
 def test_retinanet_trains_a_step():
     cfg = zoo.get_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
-    overrides = ["MODEL.DEVICE", "cpu", "MODEL.BACKBONE.NAME", "build_retinanet_vovnet_fpn_backbone", "MODEL.VOVNET.CONV_BODY", "V-19-slim-dw-eSE"]
-    merge_overrides(cfg, overrides + ["MODEL.VOVNET.NORM", "BN", "MODEL.FPN.IN_FEATURES", "['stage3','stage4','stage5']", "MODEL.BACKBONE.FREEZE_AT", "0"])
+    overrides = [
+        "MODEL.DEVICE",
+        "cpu",
+        "MODEL.BACKBONE.NAME",
+        "build_retinanet_vovnet_fpn_backbone",
+        "MODEL.VOVNET.CONV_BODY",
+        "V-19-slim-dw-eSE",
+    ]
+    merge_overrides(
+        cfg, overrides + ["MODEL.VOVNET.NORM", "BN", "MODEL.FPN.IN_FEATURES", "['stage3','stage4','stage5']", "MODEL.BACKBONE.FREEZE_AT", "0"]
+    )
     check_config(cfg)
     instances = Instances((64, 64), gt_boxes=Boxes(torch.tensor([[4.0, 4, 40, 50]])), gt_classes=torch.tensor([3]))
     with EventStorage():

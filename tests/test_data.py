@@ -66,7 +66,12 @@ def test_register_from_the_command_line(own):
     ],
 )
 def test_bad_entries(own, tmp_path, entry, words):
-    files = {"broken": "{", "foreign": '{"images": []}', "list": "[]", "nameless": '{"images": [], "annotations": [], "categories": [{"id": 1}]}'}
+    files = {
+        "broken": "{",
+        "foreign": '{"images": []}',
+        "list": "[]",
+        "nameless": '{"images": [], "annotations": [], "categories": [{"id": 1}]}',
+    }
     for name, content in files.items():
         (tmp_path / name).write_text(content)
     entry = entry.format(json=own[0], images=own[1], **{name: tmp_path / name for name in files})

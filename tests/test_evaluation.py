@@ -5,7 +5,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.modeling import build_model
-from detectron2.structures import Boxes, Instances, PolygonMasks
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from PIL import Image
 from pycocotools import mask as mask_util
@@ -42,7 +42,13 @@ def test_a_training_step(task, tmp_path):
         losses = model(next(iter(build_detection_train_loader(cfg))))
     sum(losses.values()).backward()
     assert all(v.isfinite() for v in losses.values())
-    expected = {"masks": "loss_mask", "keypoints": "loss_keypoint", "panoptic": "loss_sem_seg", "semantic": "loss_sem_seg", "boxes": "loss_box_reg"}
+    expected = {
+        "masks": "loss_mask",
+        "keypoints": "loss_keypoint",
+        "panoptic": "loss_sem_seg",
+        "semantic": "loss_sem_seg",
+        "boxes": "loss_box_reg",
+    }
     assert expected[task] in losses
     for name, p in model.backbone.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all(), name
@@ -96,7 +102,11 @@ def test_perfect_answers_get_full_marks(task, tmp_path):
             d["pan_file"] = f"{metadata.panoptic_root}/{entry['file_name']}"
             to_thing, to_stuff = metadata.thing_dataset_id_to_contiguous_id, metadata.stuff_dataset_id_to_contiguous_id
             d["segments"] = [
-                {"id": s["id"], "isthing": s["category_id"] in to_thing, "category_id": to_thing.get(s["category_id"], to_stuff.get(s["category_id"]))}
+                {
+                    "id": s["id"],
+                    "isthing": s["category_id"] in to_thing,
+                    "category_id": to_thing.get(s["category_id"], to_stuff.get(s["category_id"])),
+                }
                 for s in entry["segments_info"]
             ]
         evaluator.process([d], [truth(d, task)])

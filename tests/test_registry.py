@@ -117,7 +117,13 @@ def test_norms(name, norm):
     other = backbones.create(name, norm="BN")
     net = backbones.create(name, norm=norm)
     count = lambda net, *kinds: sum(type(m) in kinds for m in net.modules())
-    kinds = {"": (nn.Conv2d,), "FrozenBN": (FrozenBatchNorm2d,), "GN": (nn.GroupNorm,), "SyncBN": (nn.SyncBatchNorm,), "nnSyncBN": (nn.SyncBatchNorm,)}
+    kinds = {
+        "": (nn.Conv2d,),
+        "FrozenBN": (FrozenBatchNorm2d,),
+        "GN": (nn.GroupNorm,),
+        "SyncBN": (nn.SyncBatchNorm,),
+        "nnSyncBN": (nn.SyncBatchNorm,),
+    }
     norms = (nn.BatchNorm2d, FrozenBatchNorm2d, nn.GroupNorm, nn.SyncBatchNorm)
     if norm in kinds:
         unwanted = [k for k in norms if k not in kinds[norm]]

@@ -19,7 +19,9 @@ TOOLS = ["analyze", "digits", "plot", "quickstart", "visualize", "zoo_table"]
 
 
 def tool(name, *args, code=0):
-    result = subprocess.run([sys.executable, "-m", f"backbones.tools.{name}", *map(str, args)], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    result = subprocess.run(
+        [sys.executable, "-m", f"backbones.tools.{name}", *map(str, args)], capture_output=True, text=True, cwd=ROOT, timeout=300
+    )
     assert result.returncode == code, result.stdout + result.stderr
     return result.stdout if code == 0 else result.stderr
 

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from conftest import HERE, ROOT, load_record, fill
+from conftest import HERE, ROOT, fill, load_record
 
 from backbones.data import digits
 
@@ -76,7 +76,9 @@ def test_training_writes_what_detectron2_writes(trained):
 
 def test_evaluation_gives_the_same_figures(trained, tiny):
     output, log = trained
-    again = succeed("--config-file", QUICKSTART, "--eval-only", *tiny, "MODEL.WEIGHTS", f"{output}/model_final.pth", "OUTPUT_DIR", f"{output}/eval")
+    again = succeed(
+        "--config-file", QUICKSTART, "--eval-only", *tiny, "MODEL.WEIGHTS", f"{output}/model_final.pth", "OUTPUT_DIR", f"{output}/eval"
+    )
     assert figures(again) == figures(log)
     assert "| backbone" in again and "| RPN" in again  # the load table
     # the written config is a config, and --resume finds the last checkpoint without being told
@@ -110,7 +112,17 @@ def test_two_processes_train_in_step(tiny, tmp_path, torchrun):
 def test_two_processes_evaluate_as_one(trained, tiny, tmp_path, torchrun):
     output, log = trained
     processes = [] if torchrun else ["--num-gpus", 2, "--dist-url", "auto"]
-    arguments = ["--config-file", QUICKSTART, "--eval-only", *processes, *tiny, "MODEL.WEIGHTS", f"{output}/model_final.pth", "OUTPUT_DIR", tmp_path]
+    arguments = [
+        "--config-file",
+        QUICKSTART,
+        "--eval-only",
+        *processes,
+        *tiny,
+        "MODEL.WEIGHTS",
+        f"{output}/model_final.pth",
+        "OUTPUT_DIR",
+        tmp_path,
+    ]
     results = []
     for run in (succeed(*arguments, torchrun=torchrun), succeed(*[a for a in arguments if a not in processes or a == QUICKSTART])):
         results.append((figures(run), json.loads((tmp_path / "inference" / "coco_instances_results.json").read_text())))

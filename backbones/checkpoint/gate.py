@@ -153,7 +153,9 @@ class GatedCheckpointer(DetectionCheckpointer):
         except RuntimeError as error:  # torch refuses what only it can compare
             raise UserError(f"checkpoint {self._loading!r} does not fit the model: {' '.join(str(error).split())[:300]}") from error
         # counters of batches are no weights, preprocessing is the config's, and Detectron folded its statistics into the affine weights
-        ignored = re.compile(r"(.*\.num_batches_tracked|pixel_mean|pixel_std|.*anchor_generator\..*" + (r"|.*\.running_(mean|var)" if from_caffe2 else "") + ")$")
+        ignored = re.compile(
+            r"(.*\.num_batches_tracked|pixel_mean|pixel_std|.*anchor_generator\..*" + (r"|.*\.running_(mean|var)" if from_caffe2 else "") + ")$"
+        )
         report = LoadReport(
             path=self._loading,
             total=[key for key in own if not ignored.match(key)],

@@ -58,7 +58,9 @@ def register_digits() -> None:
             continue
         panoptic, semantic = f"{name}_panoptic_separated", f"{name}_panoptic_stuffonly"
         DatasetCatalog.register(name, lambda name=name, split=split: _load_instances(name, split))
-        DatasetCatalog.register(panoptic, lambda name=panoptic, split=split: merge_to_panoptic(_load_instances(name, split), _load_semantic(split)))
+        DatasetCatalog.register(
+            panoptic, lambda name=panoptic, split=split: merge_to_panoptic(_load_instances(name, split), _load_semantic(split))
+        )
         DatasetCatalog.register(semantic, lambda split=split: _load_semantic(split))
         instances = {"json_file": paths["instances"], "image_root": paths["images"], **things}
         MetadataCatalog.get(name).set(evaluator_type="coco", **instances)
@@ -178,7 +180,8 @@ def _write_split(paths: Dict[str, str], digits: np.ndarray, labels: np.ndarray, 
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0, **annotation})
         panoptic.append({"image_id": image_id, "file_name": stem + ".png", "segments_info": segments})
     things = [
-        {"id": i + 1, "name": name, "supercategory": "digit", "keypoints": KEYPOINTS, "skeleton": [[1, 2], [3, 4]]} for i, name in enumerate(CLASSES)
+        {"id": i + 1, "name": name, "supercategory": "digit", "keypoints": KEYPOINTS, "skeleton": [[1, 2], [3, 4]]}
+        for i, name in enumerate(CLASSES)
     ]
     stuff = [{"id": _STUFF_ID + i, "name": name, "supercategory": "texture", "isthing": 0} for i, name in enumerate(STUFF)]
     about = {"description": "digits: scenes of handwritten digits (UCI, CC BY 4.0)", "version": str(VERSION)}

@@ -41,9 +41,13 @@ def plot(folder: str, output: str) -> None:
 
     rows = read_metrics(folder)
     figure, (losses, below) = plt.subplots(2, 1, figsize=(9, 7), sharex=True, height_ratios=(2, 1), layout="constrained")
-    names = sorted({key for row in rows for key in row if "loss" in key and not key.startswith("val")}, key=lambda key: (key != "total_loss", key))
+    names = sorted(
+        {key for row in rows for key in row if "loss" in key and not key.startswith("val")}, key=lambda key: (key != "total_loss", key)
+    )
     for name in names:
-        losses.plot(*series(rows, name), label=name, linewidth=2 if name == "total_loss" else 1, color="black" if name == "total_loss" else None)
+        losses.plot(
+            *series(rows, name), label=name, linewidth=2 if name == "total_loss" else 1, color="black" if name == "total_loss" else None
+        )
     losses.set(ylabel="loss", yscale="log", title=f"Training of {folder}")
     losses.grid(True, which="both", alpha=0.25)
     losses.legend(loc="upper right", fontsize=8)

@@ -45,8 +45,7 @@ def main() -> None:
     names = ("AP", "AP50", "AP75", "APs", "APm")
     weights = os.path.join(args.output, "model_final.pth")
     here = os.path.relpath(sys.executable) if sys.executable.startswith(os.getcwd()) else sys.executable
-    print(
-        f"""
+    print(f"""
 Trained and evaluated in {minutes:.1f} minutes. On digits_val, whose handwriting was never trained on:
 
 | {" | ".join(f"{name:>6}" for name in names)} |
@@ -66,8 +65,7 @@ Next:
   COCO on 8 GPUs, once the data is under datasets/coco
     {here} train_net.py --config-file faster_rcnn_V_39_FPN_3x.yaml --num-gpus 8
   your own data in COCO's format, all networks, all else
-    README.md"""
-    )
+    README.md""")
 
 
 if __name__ == "__main__":

@@ -90,7 +90,9 @@ def main() -> None:
     parser.add_argument("--input", required=True, metavar="JSON", help="OUTPUT_DIR/inference/coco_instances_results.json of a run")
     parser.add_argument("--dataset", required=True, help="name of the data set that was evaluated")
     parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write, .png or .jpg")
-    parser.add_argument("--config-file", metavar="FILE", help="a config whose DATASETS.REGISTER names your own data, such as OUTPUT_DIR/config.yaml")
+    parser.add_argument(
+        "--config-file", metavar="FILE", help="a config whose DATASETS.REGISTER names your own data, such as OUTPUT_DIR/config.yaml"
+    )
     parser.add_argument("--num", type=int, default=12, help="how many images to draw (default: %(default)s)")
     parser.add_argument("--conf-threshold", type=float, default=0.5, help="smallest score to draw (default: %(default)s)")
     args = parser.parse_args()

@@ -62,7 +62,14 @@ def render() -> str:
             )
         )
     measured_rows = [
-        (f"[{os.path.basename(r['config'])[:-5]}](configs/{r['config']})", r["data"], f"{r['ap']:.2f}", f"{r['minutes']:.1f}", r["machine"], r["seed"])
+        (
+            f"[{os.path.basename(r['config'])[:-5]}](configs/{r['config']})",
+            r["data"],
+            f"{r['ap']:.2f}",
+            f"{r['minutes']:.1f}",
+            r["machine"],
+            r["seed"],
+        )
         for r in measured["runs"]
     ]
     commands = "\n".join(f"    {command}" for command in dict.fromkeys(r["command"] for r in measured["runs"]))
