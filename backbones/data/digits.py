@@ -3,7 +3,7 @@
 The 1,797 handwritten digits that ship inside scikit-learn (UCI Optical Recognition of Handwritten Digits, 8x8 pixels, CC BY 4.0) are
 enlarged smoothly, turned, coloured and placed on textured backgrounds. Every task finds its annotations: boxes and masks of ten classes,
 four keypoints a digit (the extreme points of its stroke), and panoptic segmentation, with the textures as stuff. The validation scenes
-show handwriting that no training scene shows: the last quarter of the collection, which its makers took from its writers in turn.
+show handwriting that no training scene shows: the last 450 digits of the collection, in its own order.
 
 Masks are outlines: the holes of 0, 6, 8 and 9 belong to the digit, as COCO's polygons have no holes.
 """
