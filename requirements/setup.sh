@@ -7,7 +7,7 @@
 set -eu
 
 STACK=${1:-auto}
-VENV=${VENV:-.venv}
+VENV=${BACKBONES_VENV:-.venv}  # removed and built anew: a name of its own, that no shell has set by chance
 
 # prints the path of the first CPython that truly runs and is one of the versions named (a pyenv shim on PATH may exist and fail)
 find_python() {

@@ -153,7 +153,7 @@ def set_up(*args, **env):
 
 @pytest.mark.parametrize("stack, needed", [("auto", "3.10 to 3.13"), ("current", "3.11 to 3.13"), ("compiled", "CPython 3.10 with")])
 def test_set_up_without_a_fitting_python(stack, needed, tmp_path):
-    result = set_up(stack, BASE_PYTHON="/bin/false", VENV=str(tmp_path / "venv"))
+    result = set_up(stack, BASE_PYTHON="/bin/false", BACKBONES_VENV=str(tmp_path / "venv"))
     assert result.returncode == 1 and result.stdout == "" and not (tmp_path / "venv").exists()
     assert result.stderr.count("\n") == 1 and needed in result.stderr and "pyenv install" in result.stderr
 

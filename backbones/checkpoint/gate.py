@@ -103,7 +103,8 @@ class GatedCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
         if resume and self.has_checkpoint():
             path = self.get_checkpoint_file()
-            self.require = "all"
+            if self.require != "nothing":
+                self.require = "all"
             return self.load(path)
         return self.load(path, checkpointables=[])
 

@@ -110,6 +110,8 @@ def generate(folder: str = "", progress: Callable[[Iterator], Iterator] = lambda
         try:
             with open(stamp) as f:
                 found = json.load(f)
+            if not isinstance(found, dict) or found.keys() != wanted.keys():  # somebody else's version.json
+                raise ValueError(stamp)
         except (OSError, ValueError):
             raise UserError(f"{folder!r} is there, but was not made by this project: move it away, or set DETECTRON2_DATASETS") from None
         if found == wanted:

@@ -66,7 +66,7 @@ def get_config_file(name: str) -> str:
             return os.path.join(root, wanted)
     for root in roots:
         flat = [n for n in _names(root) if os.path.basename(n) == os.path.basename(wanted)]
-        if len(flat) == 1 and (os.sep not in wanted or root == roots[0]):
+        if len(flat) == 1 and os.sep not in wanted:
             return os.path.join(root, flat[0])
         if len(flat) > 1 and os.sep not in wanted:
             raise UserError(f"config {name!r} is not one but several: {', '.join(flat)}")
