@@ -1,18 +1,25 @@
 # make quickstart   train and evaluate a detector on real images (about 6 minutes on 2 cores)
 # make test         all tests
 # make check        the tests that developers run daily, under 2 minutes
+# make benchmark    trains every config of configs/quickstart and records what they reach, for model_zoo.md (half an hour on 2 cores)
 # STACK=current|compiled|auto chooses what .venv is made of, see requirements/setup.sh. PYTHON=/path/to/python uses an environment that
 # has detectron2 already, and sets nothing up.
 
-STACK ?= auto
-ifdef PYTHON
+STACK := auto
+ifeq ($(origin PYTHON),command line)
 ready :=
 else
+# a variable of the shell's is not meant for us
 PYTHON := .venv/bin/python
 ready := .venv/.installed
+# another stack than the one that is there: build anew
+built := $(shell cat .venv/.installed 2>/dev/null)
+ifneq ($(filter-out auto $(built),$(STACK)),)
+.PHONY: .venv/.installed
+endif
 endif
 
-.PHONY: help setup quickstart test check lock clean
+.PHONY: help setup quickstart test check benchmark lock clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -29,6 +36,10 @@ test: $(ready)
 
 check: $(ready)
 	$(PYTHON) -m pytest -n 2 -m "not slow"
+
+benchmark: $(ready)
+	$(PYTHON) -m backbones.tools.benchmark
+	$(PYTHON) -m backbones.tools.zoo_table
 
 # new locks after a change of requirements/*.in; needs uv
 UV_COMPILE = uv pip compile --universal --generate-hashes --no-header --no-annotate --quiet

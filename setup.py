@@ -38,6 +38,7 @@ setup(
         "matplotlib",
         "pycocotools",
         "pyyaml",
+        "safetensors",
         "tabulate",
         "tqdm",
     ],
@@ -45,6 +46,15 @@ setup(
         # whoever has opencv-python need not install the headless build over it
         "digits": ["scikit-learn", "opencv-python-headless"],
         "panoptic": ["panopticapi-lite"],
-        "test": ["hypothesis", "pytest", "pytest-timeout", "pytest-xdist", "scikit-learn", "opencv-python-headless", "panopticapi-lite"],
+        "test": [
+            "hypothesis",
+            "pytest",
+            "pytest-timeout",
+            "pytest-xdist",
+            "scikit-learn",
+            "opencv-python-headless",
+            "panopticapi-lite",
+            "timm",
+        ],
     },
 )

@@ -56,9 +56,14 @@ fi
 [ "$(uname -sm)" = "Linux x86_64" ] || echo "setup: the locks are made for Linux x86_64, this is $(uname -sm): expect trouble" >&2
 
 step() { echo "setup: $*" >&2; }
+if [ -n "$(ls -A "$VENV" 2>/dev/null)" ] && [ ! -f "$VENV/.made-by-setup" ] && [ ! -f "$VENV/.installed" ]; then
+  echo "setup: $VENV is there and was not made by this script: it is left alone. Remove it, or use it: make ... PYTHON=$VENV/bin/python" >&2
+  exit 1
+fi
 step "building $VENV, the $STACK stack, with $python ($("$python" --version 2>&1)); 6 GB, some minutes"
 rm -rf "$VENV"
 "$python" -m venv "$VENV"
+touch "$VENV/.made-by-setup"
 pip() { "$VENV/bin/python" -m pip --disable-pip-version-check --no-input "$@"; }
 site=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
