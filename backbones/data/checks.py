@@ -21,11 +21,13 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
                 raise unknown(f"data set in DATASETS.{key}", name, sorted(DatasetCatalog.keys()))
-            _check_paths(name)
+            check_paths(name)
             _check_classes(cfg, name)
+            _check_annotations(cfg, name, key == "TRAIN")
 
 
-def _check_paths(name: str) -> None:
+def check_paths(name: str) -> None:
+    """Raises UserError where the files of a registered data set are not on the disk."""
     metadata = MetadataCatalog.get(name)
     if metadata.get("generated"):  # made when first read
         return
@@ -45,7 +47,7 @@ def _check_classes(cfg: CfgNode, name: str) -> None:
     with_boxes = architecture in ("GeneralizedRCNN", "PanopticFPN")
     checks = [
         ("MODEL.ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES, with_boxes and things and len(things)),
-        ("MODEL.RETINANET.NUM_CLASSES", model.RETINANET.NUM_CLASSES, architecture == "RetinaNet" and things and len(things)),
+        ("MODEL.RETINANET.NUM_CLASSES", model.RETINANET.NUM_CLASSES, "RetinaNet" in architecture and things and len(things)),
         (
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
             model.SEM_SEG_HEAD.NUM_CLASSES,
@@ -60,3 +62,24 @@ def _check_classes(cfg: CfgNode, name: str) -> None:
     for key, value, expected in checks:
         if expected and value != expected:
             raise UserError(f"{key} is {value}, but data set {name!r} has {expected}: set {key} {expected}")
+
+
+def _check_annotations(cfg: CfgNode, name: str, training: bool) -> None:
+    with_instances = cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
+    keypoints = with_instances and cfg.MODEL.KEYPOINT_ON
+    fields = MetadataCatalog.get(name).get("annotation_fields")  # known of data from DATASETS.REGISTER
+    if fields is not None:
+        needed = {"bbox": "training"} if training else {"area": "COCO's evaluation", "iscrowd": "COCO's evaluation"}
+        if with_instances and cfg.MODEL.MASK_ON:
+            needed["segmentation"] = "MODEL.MASK_ON"
+        if keypoints:
+            needed["keypoints" if training else "num_keypoints"] = "MODEL.KEYPOINT_ON"
+        for field, whose in needed.items():
+            if field not in fields:
+                raise UserError(f"{whose} needs {field!r} in every annotation of data set {name!r}. All have: {', '.join(fields) or 'none'}.")
+    sigmas = cfg.TEST.KEYPOINT_OKS_SIGMAS
+    if keypoints and not training and len(sigmas or [0] * 17) != cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS:
+        raise UserError(
+            f"TEST.KEYPOINT_OKS_SIGMAS has {len(sigmas) or 'the default 17'} values, but MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is "
+            f"{cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS}: give one for each keypoint"
+        )

@@ -12,6 +12,17 @@ from detectron2.utils import comm
 from ..errors import UserError
 
 
+def count_processes(args) -> int:
+    """How many processes the run will have, over all machines."""
+    if _torchrun():
+        return int(os.environ["WORLD_SIZE"])
+    return max(args.num_gpus, 1) * args.num_machines
+
+
+def _torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
 def launch(main: Callable, args, device: str) -> None:
     """Runs ``main(args)`` in every process of the run.
 
@@ -19,7 +30,7 @@ def launch(main: Callable, args, device: str) -> None:
     are started on each of ``args.num_machines`` machines: one a GPU, or where ``device`` is "cpu", talking by gloo, as many as asked for.
     """
     cuda = torch.device(device).type == "cuda"
-    if "TORCHELASTIC_RUN_ID" in os.environ:
+    if _torchrun():
         local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
         _check_gpus(local_size if cuda else 0)
         if cuda:
@@ -32,6 +43,10 @@ def launch(main: Callable, args, device: str) -> None:
             dist.destroy_process_group()
         return
     _check_gpus(args.num_gpus if cuda else 0)
+    if args.num_machines > 1 and args.dist_url == "auto":
+        raise UserError("--dist-url auto is for one machine: with --num-machines, name the first machine, such as tcp://10.0.0.1:29500")
+    if not 0 <= args.machine_rank < args.num_machines:
+        raise UserError(f"--machine-rank {args.machine_rank} is not from 0 to --num-machines {args.num_machines} - 1")
     if not cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # detectron2 takes NCCL wherever it sees a GPU
     try:
@@ -39,7 +54,9 @@ def launch(main: Callable, args, device: str) -> None:
             main, max(args.num_gpus, 1), num_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url, args=(args,)
         )
     except torch.multiprocessing.ProcessExitedException as error:
-        sys.exit(error.exit_code)  # the process has said why
+        if error.signal_name:  # the system ended it, for want of memory most often; any other has said why itself
+            raise UserError(f"process {error.error_index} of the run was killed by {error.signal_name}") from error
+        sys.exit(error.exit_code)
 
 
 def _check_gpus(wanted: int) -> None:

@@ -9,6 +9,7 @@ import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
 from detectron2.evaluation import DatasetEvaluator
+from detectron2.layers import FrozenBatchNorm2d
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -16,6 +17,7 @@ from torch import nn
 from ..checkpoint import GatedCheckpointer
 from ..errors import UserError
 from ..evaluation import build_evaluator
+from ..solver import build_optimizer
 
 
 class Trainer(DefaultTrainer):
@@ -52,11 +54,20 @@ class Trainer(DefaultTrainer):
         if resume and not self.checkpointer.has_checkpoint():
             logging.getLogger(__name__).warning(f"--resume: no checkpoint in {self.cfg.OUTPUT_DIR!r}, training starts anew")
         super().resume_or_load(resume)
+        if not self.cfg.MODEL.WEIGHTS and any(isinstance(m, FrozenBatchNorm2d) for m in self.checkpointer.model.modules()):
+            logging.getLogger(__name__).warning(
+                "training from scratch with frozen batch norms, whose statistics are of no data: it will most likely diverge or learn nothing. "
+                "Set the norm to BN and MODEL.BACKBONE.FREEZE_AT 0, or name MODEL.WEIGHTS"
+            )
         if self.start_iter >= self.max_iter:
             raise UserError(
                 f"--resume: the run in {self.cfg.OUTPUT_DIR!r} has done {self.start_iter} iterations of SOLVER.MAX_ITER {self.max_iter}: "
                 f"raise SOLVER.MAX_ITER, or evaluate with --eval-only MODEL.WEIGHTS {self.checkpointer.get_checkpoint_file()}"
             )
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        return build_optimizer(cfg, model)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -1,9 +1,10 @@
 """Thin command lines over the package: ``python -m backbones.tools.<verb> --help``."""
 
+import os
 import sys
 from typing import Callable
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 
 
 def run(main: Callable[[], None]) -> None:
@@ -15,3 +16,17 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def picture(path: str, kinds=(".png", ".jpg", ".jpeg")) -> str:
+    """``path``, where a picture of one of these ``kinds`` can be written, its folder made; raises UserError where none can."""
+    kind = os.path.splitext(path)[1].lower()
+    if kind not in kinds:
+        raise unknown(f"kind of picture, of {path!r}", kind, kinds)
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder of {path!r} cannot be made: {error}") from error
+    if os.path.isdir(path) or not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
+        raise UserError(f"{path!r} cannot be written")
+    return path

@@ -2,18 +2,22 @@
 
 Param. counts every trainable-kind parameter (torch's Parameter, frozen or not). "with affine" adds the weight and bias of frozen batch
 norms, which detectron2 keeps as buffers: with FrozenBN this equals what other projects report for the same network with BatchNorm.
-GFLOPs are multiply-adds / 1e9 for one image of the size given, without resizing or padding: of the convolutions alone, and by fvcore's
-count of all operators it knows (norms and poolings too, additions and activations not).
+GFLOPs are multiply-adds / 1e9 for one image of the size given: of the convolutions alone, and by fvcore's count of all operators it knows
+(norms and poolings too, additions and activations not). Backbones take the image as it is; with an FPN it is padded, as in the detector,
+to the multiple of size_divisibility (800x1333 becomes 800x1344), and the table says so.
 """
 
 import argparse
 import json
+import math
+from collections import Counter
 from typing import Dict, Tuple
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from fvcore.nn import FlopCountAnalysis
+from fvcore.nn.jit_handles import get_shape
 from tabulate import tabulate
 from torch import nn
 
@@ -34,11 +38,18 @@ def multiply_adds(network: nn.Module, size: Tuple[int, int], in_channels: int = 
     """(of the convolutions, of all operators that fvcore counts) for one image of height, width ``size``; computes a forward pass."""
     with torch.no_grad():
         count = FlopCountAnalysis(network.eval(), torch.rand(1, in_channels, *size)).unsupported_ops_warnings(False)
-        return int(count.by_operator()["conv"]), int(count.total())
+        count.set_op_handle("torchvision::deform_conv2d", _deform_conv)
+        operators = count.by_operator()
+        return int(operators["conv"] + operators["deform_conv"]), int(count.total())
+
+
+def _deform_conv(inputs, outputs) -> Counter:
+    weight, out = get_shape(inputs[1]), get_shape(outputs[0])
+    return Counter({"deform_conv": math.prod(out) * math.prod(weight[1:])})
 
 
 def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts=()) -> Dict[str, dict]:
-    """For each part: its ``parameters``, ``with_affine``, and for networks ``gmacs_conv`` and ``gmacs_all``."""
+    """For each part: its ``parameters``, ``with_affine``, and for networks ``size`` (height, width counted), ``gmacs_conv`` and ``gmacs_all``."""
     if is_backbone:
         parts = {name: registry.create(name)}
         networks = {name}
@@ -54,8 +65,10 @@ def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts=()) -> Dic
         count, with_affine = parameters(module)
         result[part] = {"parameters": count, "with_affine": with_affine}
         if part in networks:
-            conv, everything = multiply_adds(module, size)
-            result[part].update(gmacs_conv=conv / 1e9, gmacs_all=everything / 1e9)
+            step = module.size_divisibility if part == "backbone and FPN" else 0
+            padded = [-(-side // step) * step if step else side for side in size]
+            conv, everything = multiply_adds(module, padded)
+            result[part].update(size=padded, gmacs_conv=conv / 1e9, gmacs_all=everything / 1e9)
     return result
 
 
@@ -78,8 +91,14 @@ def main() -> None:
     if args.json:
         print(json.dumps({"size": list(args.size), "parts": result}, indent=1))
         return
+    sizes = {part: v["size"] for part, v in result.items() if v.get("size", list(args.size)) != list(args.size)}
     rows = [
-        (part, f"{v['parameters']:,}", f"{v['with_affine']:,}", *(f"{v[k]:.2f}" if k in v else "" for k in ("gmacs_conv", "gmacs_all")))
+        (
+            f"{part} at {sizes[part][0]}x{sizes[part][1]}" if part in sizes else part,
+            f"{v['parameters']:,}",
+            f"{v['with_affine']:,}",
+            *(f"{v[k]:.2f}" if k in v else "" for k in ("gmacs_conv", "gmacs_all")),
+        )
         for part, v in result.items()
     ]
     print(tabulate(rows, ("", "Param.", "with affine", f"GFLOPs {args.size[0]}x{args.size[1]}, conv", "all"), "pipe", disable_numparse=True))

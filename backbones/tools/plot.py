@@ -6,7 +6,7 @@ import os
 from typing import Dict, List, Tuple
 
 from ..errors import UserError
-from . import run
+from . import picture, run
 
 
 def read_metrics(folder: str) -> List[Dict[str, float]]:
@@ -20,7 +20,7 @@ def read_metrics(folder: str) -> List[Dict[str, float]]:
             try:
                 row = json.loads(line)
                 rows[row["iteration"]] = {**rows.get(row["iteration"], {}), **row}
-            except (ValueError, KeyError, TypeError):  # the last line of a run that was cut off
+            except (ValueError, KeyError, TypeError, RecursionError):  # the last line of a run that was cut off
                 continue
     if not rows:
         raise UserError(f"{path!r} holds no metrics")
@@ -40,6 +40,7 @@ def plot(folder: str, output: str) -> None:
     import matplotlib.pyplot as plt
 
     rows = read_metrics(folder)
+    picture(output, (".png", ".jpg", ".jpeg", ".pdf", ".svg"))
     figure, (losses, below) = plt.subplots(2, 1, figsize=(9, 7), sharex=True, height_ratios=(2, 1), layout="constrained")
     names = sorted(
         {key for row in rows for key in row if "loss" in key and not key.startswith("val")}, key=lambda key: (key != "total_loss", key)
@@ -70,7 +71,7 @@ def plot(folder: str, output: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m backbones.tools.plot", description=__doc__)
     parser.add_argument("folder", metavar="OUTPUT_DIR", help="of a run of train_net.py")
-    parser.add_argument("--output", metavar="FILE", help="the picture to write (default: OUTPUT_DIR/training.png)")
+    parser.add_argument("--output", metavar="FILE", help="the picture to write, .png, .jpg, .pdf or .svg (default: OUTPUT_DIR/training.png)")
     args = parser.parse_args()
     output = args.output or os.path.join(args.folder, "training.png")
     plot(args.folder, output)

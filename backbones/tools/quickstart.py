@@ -22,6 +22,12 @@ def main() -> None:
     parser.add_argument("--output", default="output/quickstart", metavar="DIR", help="where everything goes (default: %(default)s)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE each")
     args = parser.parse_args()
+    for key, instead in (
+        ("OUTPUT_DIR", "give --output"),
+        ("DATASETS.TEST", "its figures are those of digits_val; for other data, train_net.py"),
+    ):
+        if key in args.opts[::2]:
+            raise UserError(f"the quickstart sets {key} itself: {instead}")
     train_net = os.path.join(os.path.dirname(zoo.config_root()), "train_net.py")
     if not os.path.isfile(train_net):
         raise UserError(f"train_net.py is not at {train_net!r}: the quickstart runs from a checkout of the project")
@@ -29,6 +35,9 @@ def main() -> None:
     config = os.path.relpath(zoo.get_config_file(CONFIG))
     print(f"1/3 real handwriting, no download: {digits.generate('', lambda s: tqdm(s, desc='digits', unit='scene'))}", flush=True)
 
+    metrics = os.path.join(args.output, "metrics.json")
+    if os.path.isfile(metrics):
+        os.replace(metrics, os.path.join(args.output, "metrics_before.json"))  # training appends, and the table below is to be of this run
     command = [os.path.relpath(train_net), "--config-file", config, "MODEL.DEVICE", device, "OUTPUT_DIR", args.output, *args.opts]
     print(f"2/3 training from scratch on {device}: {os.path.basename(sys.executable)} {' '.join(command)}", flush=True)
     start = time.monotonic()

@@ -2,16 +2,15 @@
 
 import argparse
 import json
-import os
 from collections import defaultdict
 from typing import Any, Dict, List
 
 import numpy as np
 
 from ..config import add_backbones_config, merge_file
-from ..data import register_from_config
+from ..data import check_paths, register_from_config
 from ..errors import UserError, unknown
-from . import run
+from . import picture, run
 
 
 def read_results(path: str) -> Dict[Any, List[dict]]:
@@ -20,26 +19,35 @@ def read_results(path: str) -> Dict[Any, List[dict]]:
         with open(path) as f:
             results = json.load(f)
         by_image = defaultdict(list)
-        for result in results:
+        for i, result in enumerate(results):
+            missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in result]
+            if missing:
+                raise UserError(f"results {path!r} are not in COCO's format: entry {i} has no {', '.join(missing)}")
             by_image[result["image_id"]].append(result)
         return by_image
     except FileNotFoundError:
         raise UserError(f"results {path!r} are not there: evaluation writes them to OUTPUT_DIR/inference") from None
-    except (ValueError, TypeError, KeyError) as error:
+    except UserError:
+        raise
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         raise UserError(f"results {path!r} are not in COCO's format: {error}") from error
 
 
 def draw(results: str, dataset: str, output: str, count: int = 12, threshold: float = 0.5) -> None:
     """Writes one picture to ``output``: ``count`` images of ``dataset``, evenly chosen, each with its truth left and its detections right."""
-    import cv2
     from detectron2.data import DatasetCatalog, MetadataCatalog
+    from detectron2.data.detection_utils import read_image
     from detectron2.structures import Boxes, BoxMode, Instances
     from detectron2.utils.visualizer import Visualizer
 
     if dataset not in DatasetCatalog:
         raise unknown("data set", dataset, sorted(DatasetCatalog.keys()))
+    check_paths(dataset)
+    picture(output)
     by_image = read_results(results)
     dicts, metadata = DatasetCatalog.get(dataset), MetadataCatalog.get(dataset)
+    if not metadata.get("thing_classes") or not all("annotations" in d for d in dicts):
+        raise UserError(f"data set {dataset!r} has no objects to draw, only {metadata.get('evaluator_type')}")
     to_class = metadata.get("thing_dataset_id_to_contiguous_id", {})
     chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(count, len(dicts))).astype(int)]
     # alone of detectron2's, the class list has no keypoint names here: they would cover the picture
@@ -48,7 +56,7 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     tiles = []
     for d in chosen:
         np.random.seed(0)  # detectron2 draws its colours from numpy's global generator: the same picture every time
-        image = cv2.imread(d["file_name"])[:, :, ::-1]
+        image = read_image(d["file_name"], "RGB")  # as training does, turned as its EXIF tag says
         scale = height / image.shape[0]
         truth = Visualizer(image, plain, scale=scale).draw_dataset_dict({**d, "annotations": [_boxes(a) for a in d["annotations"]]})
         kept = [r for r in by_image[d["image_id"]] if r["score"] >= threshold]
@@ -80,7 +88,6 @@ def _write_grid(tiles: List[np.ndarray], output: str, columns: int) -> None:
         grid[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
     for c in range(min(columns, len(tiles))):
         cv2.putText(grid, "ground truth | detections", (pad + c * (w + pad), 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
-    os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     if not cv2.imwrite(output, grid[:, :, ::-1]):
         raise UserError(f"cannot write {output!r}")
 
