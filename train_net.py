@@ -8,6 +8,7 @@ torchrun --nproc-per-node 8 train_net.py --config-file faster_rcnn_V_39_FPN_3x.y
 
 import argparse
 import logging
+import os
 import sys
 
 from detectron2.config import CfgNode, get_cfg
@@ -16,10 +17,10 @@ from detectron2.evaluation import verify_results
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from backbones import UserError, add_backbones_config, check_config, zoo
+from backbones import UserError, add_backbones_config, check_config, use_backbone, zoo
 from backbones.config import merge_file, merge_overrides
 from backbones.data import check_datasets, register_from_config
-from backbones.engine import Trainer, launch, load_for_evaluation
+from backbones.engine import Trainer, count_processes, launch, load_for_evaluation
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -30,6 +31,7 @@ def argument_parser() -> argparse.ArgumentParser:
             action.help = "a config's path, or its name among this project's or detectron2's zoo configs"
         elif action.dest == "num_gpus":
             action.help = "number of GPUs per machine; with MODEL.DEVICE cpu, number of processes"
+    parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
     parser.add_argument(
         "--allow-partial-weights", action="store_true", help="go on where weights fill less than all of what they should (see the table)"
     )
@@ -43,9 +45,11 @@ def setup(args) -> CfgNode:
     if args.config_file:
         args.config_file = zoo.get_config_file(args.config_file)
         merge_file(cfg, args.config_file)
+    if args.backbone:
+        use_backbone(cfg, args.backbone)
     merge_overrides(cfg, args.opts)
     register_from_config(cfg)
-    check_config(cfg)
+    check_config(cfg, training=not args.eval_only, processes=count_processes(args))
     check_datasets(cfg, training=not args.eval_only)
     cfg.freeze()
     return cfg
@@ -76,7 +80,7 @@ def run(args) -> None:
 
 
 def fail(error: UserError) -> None:
-    if comm.is_main_process():
+    if comm.is_main_process() and os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"train_net.py: error: {error}", file=sys.stderr, flush=True)
     else:  # said once on the terminal; what only one of the others finds stands in its log
         logging.getLogger("backbones").error(error)

@@ -12,11 +12,12 @@ except ImportError as error:
         "names a build of it that pip can fetch." % error
     ) from None
 
-from . import mobilenetv2, vovnet, zoo  # noqa: F401  for registration
+from . import detectors, mobilenetv2, regnet, vovnet, zoo  # noqa: F401  for registration
 from .config import add_backbones_config, add_vovnet_config, check_config
 from .data import register_digits as _register_digits
 from .errors import UserError
 from .registry import create, get_spec, list_backbones, translate
+from .swap import use_backbone
 
 __version__ = "0.1.0"
 
@@ -29,6 +30,7 @@ __all__ = [
     "get_spec",
     "list_backbones",
     "translate",
+    "use_backbone",
     "zoo",
 ]
 

@@ -1,17 +1,25 @@
 """Every config key this project adds, and the check of a whole config before anything heavy starts."""
 
 import os
+import re
+import sysconfig
+import traceback
 from typing import Iterable, List
 
+import detectron2
 import torch
 import yaml
 from detectron2 import modeling
 from detectron2.config import CfgNode
 from detectron2.config.compat import guess_version
-from detectron2.modeling import build_backbone
+from detectron2.modeling import build_backbone, build_model
+from detectron2.solver import build_lr_scheduler
+from torch import nn
 
 from .errors import UserError, unknown
-from .layers import NORMS
+from .layers import COMMON_NORMS, NORMS
+from .registry import FAMILIES
+from .solver import CLIP_TYPES, build_optimizer
 
 
 def add_backbones_config(cfg: CfgNode) -> None:
@@ -30,6 +38,22 @@ def add_backbones_config(cfg: CfgNode) -> None:
     _default(mobilenet, "OUT_FEATURES", [])  # among stem, res2 to res5; empty: as MODEL.RESNETS.OUT_FEATURES says
     _default(mobilenet, "NORM", "FrozenBN")
     _deformable(mobilenet)
+
+    regnet = _node(cfg.MODEL, "REGNET")
+    _default(regnet, "NAME", "RegNetX-3.2GF")  # any of list_backbones("RegNet*"), or "" for the one of the numbers below
+    _default(regnet, "DEPTH", 0)  # number of blocks
+    _default(regnet, "W0", 0)  # first width
+    _default(regnet, "WA", 0.0)  # its growth a block
+    _default(regnet, "WM", 0.0)  # ratio of neighbouring stages' widths
+    _default(regnet, "GROUP_WIDTH", 0)  # channels a group
+    _default(regnet, "SE_RATIO", 0.0)  # width of squeeze-excitation in widths of the block's input; 0 is none
+    _default(regnet, "ROUNDING", "pycls")  # of widths to whole groups; "torchvision" for its X-400MF, Y-800MF and Y-8.0GF
+    _default(regnet, "OUT_FEATURES", ["res2", "res3", "res4", "res5"])  # among stem, res2 to res5
+    _default(regnet, "NORM", "FrozenBN")  # any of layers.NORMS; "EvalBN" fixes the statistics and trains the rest
+    _deformable(regnet)
+
+    # a ReLU between P6 and P7, as detectron2's RetinaNet has it; MMDetection's has none
+    _default(cfg.MODEL.FPN, "P6_RELU", True)
 
     # COCO-format data to register, no code needed: [name, annotation file, image folder] each; names go into DATASETS.TRAIN and TEST
     _default(cfg.DATASETS, "REGISTER", [])
@@ -72,6 +96,9 @@ def merge_file(cfg: CfgNode, path: str) -> None:
     if not os.path.isfile(path):
         raise UserError(f"config file {path!r} is not there")
     try:
+        with open(path) as f:
+            if not isinstance(yaml.compose(f), yaml.MappingNode):
+                raise UserError(f"config file {path!r} holds no KEY: VALUE pairs")
         content = CfgNode(cfg.load_yaml_with_base(path, allow_unsafe=True))
         if (content.get("VERSION", None) or guess_version(content, path)) == cfg.VERSION:  # detectron2 upgrades older ones
             known = set(all_keys(cfg))
@@ -80,7 +107,9 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         cfg.merge_from_file(path, allow_unsafe=True)
     except UserError:
         raise
-    except (yaml.YAMLError, KeyError, ValueError, AssertionError, AttributeError, OSError, TypeError) as error:
+    except RecursionError:
+        raise UserError(f"config file {path!r}: its _BASE_ leads back to itself") from None
+    except Exception as error:  # a Python expression in it may raise anything
         raise UserError(f"config file {path!r}: {_one_line(error)}") from error
 
 
@@ -91,6 +120,8 @@ def merge_overrides(cfg: CfgNode, opts: List[str]) -> None:
     known = set(all_keys(cfg))
     for key, value in zip(opts[::2], opts[1::2]):
         _check_key(cfg, key, known, "the command line")
+        if key in known and isinstance(_get(cfg, key), float) and re.fullmatch(r"[-+]?\d+", value):
+            value += ".0"  # 1 is a number where 0.02 is one, which detectron2 denies
         try:
             cfg.merge_from_list([key, value])
         except (KeyError, ValueError, AssertionError, AttributeError, TypeError, SyntaxError) as error:
@@ -113,43 +144,112 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
 
 
-def check_config(cfg: CfgNode) -> None:
-    """Raises UserError for a backbone, variant, norm, feature, meta-architecture, device or output folder that cannot be.
+def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> None:
+    """Raises UserError for a config whose model, or in ``training`` whose solver, cannot be built, or whose output folder cannot be.
 
-    The backbone is built on the meta device, which costs no memory, so that its own checks speak.
+    Both are built on the meta device, which costs no memory, so that their own checks speak. ``processes`` is how many will train.
     """
     check_device(cfg.MODEL.DEVICE)
     _check_output_dir(cfg.OUTPUT_DIR)
+    own = [family.upper() for family in FAMILIES]
     for key in all_keys(cfg):
         if key.endswith(".NORM"):
             value = _get(cfg, key)
-            if isinstance(value, str) and value not in NORMS:
-                raise unknown(key, value, NORMS)
+            allowed = NORMS if key.split(".")[1] in own else COMMON_NORMS
+            if isinstance(value, str) and value not in allowed:
+                raise unknown(key, value, allowed)
     for key, allowed in _CHOICES.items():
         if _get(cfg, key) not in allowed:
             raise unknown(key, _get(cfg, key), allowed)
     for key, (registry, *others) in _REGISTERED.items():
         if _get(cfg, key) not in registry and _get(cfg, key) not in others:
             raise unknown(key, _get(cfg, key), [*sorted(name for name, _ in registry), *others])
+    for key, least in _LEAST.items():
+        if _get(cfg, key) < least:
+            raise UserError(f"{key} is {_get(cfg, key)}: it must be at least {least}")
+    channels = 1 if cfg.INPUT.FORMAT == "L" else 3
+    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        if len(_get(cfg, key)) != channels:
+            raise UserError(f"{key} has {len(_get(cfg, key))} values, but images in INPUT.FORMAT {cfg.INPUT.FORMAT!r} have {channels} channels")
+    on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+    if training:
+        _check_batch(cfg, processes)
+        if cfg.SOLVER.AMP.ENABLED and not on_gpu:
+            raise UserError(f"SOLVER.AMP.ENABLED needs a GPU, but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: set SOLVER.AMP.ENABLED False")
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"
     try:
         with torch.device("meta"):
-            features = build_backbone(cfg).output_shape()
+            _check_features(cfg, build_backbone(cfg).output_shape())  # first, as it says it best
+            model = build_model(cfg)
+            if training:
+                build_lr_scheduler(cfg, build_optimizer(cfg, model))
     except UserError:
         raise
-    except (KeyError, AssertionError, ValueError, ImportError) as error:  # how detectron2's own backbones refuse a config, or lack _C
-        raise UserError(f"MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME}: {type(error).__name__}: {_one_line(error)}") from error
-    except (NotImplementedError, RuntimeError):  # a builder of the user's own that cannot be tried without memory
-        return
+    except Exception as error:
+        if "meta" in str(error) or not _from_libraries(error):
+            return  # code of the user's own that cannot be tried without memory, or that is to speak with a traceback
+        reason = _one_line(error) or traceback.extract_tb(error.__traceback__)[-1].line  # an assertion without words
+        raise UserError(f"the config cannot be built: {type(error).__name__}: {reason}") from error
+    if training and processes > 1 and not on_gpu and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
+        raise UserError("torch's SyncBN synchronizes GPUs only: on CPU processes use BN or naiveSyncBN")
+
+
+def _check_batch(cfg: CfgNode, processes: int) -> None:
+    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
+    if batch % (reference or processes):
+        among = f"SOLVER.REFERENCE_WORLD_SIZE {reference}" if reference else f"{processes} processes"
+        raise UserError(f"SOLVER.IMS_PER_BATCH {batch} cannot be shared evenly among {among}")
+
+
+def _check_features(cfg: CfgNode, features: Iterable[str]) -> None:
     for key in _FEATURE_KEYS.get(cfg.MODEL.META_ARCHITECTURE, ()):
         for name in _get(cfg, key):
             if name not in features:
                 raise unknown(f"feature in {key}", name, features)
 
 
+def _from_libraries(error: Exception) -> bool:
+    """Whether the error came of installed packages, detectron2 and this project alone, not of code that a user is writing."""
+    paths = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    paths += [os.path.dirname(os.path.abspath(module)) for module in (detectron2.__file__, __file__)]
+    return all(frame.filename.startswith((*paths, "<")) for frame in traceback.extract_tb(error.__traceback__))
+
+
+_BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
+_POOLERS = ("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated")
 _CHOICES = {
     "INPUT.FORMAT": ("BGR", "RGB", "L", "YUV-BT.601"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": CLIP_TYPES,
+    "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "MODEL.RETINANET.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
+    "DATALOADER.SAMPLER_TRAIN": (
+        "TrainingSampler",
+        "RepeatFactorTrainingSampler",
+        "RandomSubsetTrainingSampler",
+        "WeightedTrainingSampler",
+        "WeightedCategoryTrainingSampler",
+    ),
+    "MODEL.ROI_BOX_HEAD.POOLER_TYPE": _POOLERS,
+    "MODEL.ROI_MASK_HEAD.POOLER_TYPE": _POOLERS,
+    "MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE": _POOLERS,
+}
+_LEAST = {
+    "SOLVER.IMS_PER_BATCH": 1,
+    "SOLVER.MAX_ITER": 1,
+    "SOLVER.CHECKPOINT_PERIOD": 1,
+    "SOLVER.BASE_LR": 0,
+    "SOLVER.WEIGHT_DECAY": 0,
+    "MODEL.FPN.OUT_CHANNELS": 1,
+    "MODEL.ROI_HEADS.NUM_CLASSES": 1,
+    "MODEL.RETINANET.NUM_CLASSES": 1,
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 1,
+    "TEST.DETECTIONS_PER_IMAGE": 1,
+    "DATALOADER.NUM_WORKERS": 0,
 }
 # keys that name something registered, and the names that detectron2 takes beside those
 _REGISTERED = {
@@ -170,6 +270,7 @@ _FEATURE_KEYS = {
     "PanopticFPN": ("MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES", "MODEL.SEM_SEG_HEAD.IN_FEATURES"),
     "ProposalNetwork": ("MODEL.RPN.IN_FEATURES",),
     "RetinaNet": ("MODEL.RETINANET.IN_FEATURES",),
+    "MMDetRetinaNet": ("MODEL.RETINANET.IN_FEATURES",),
     "SemanticSegmentor": ("MODEL.SEM_SEG_HEAD.IN_FEATURES",),
 }
 

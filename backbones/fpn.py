@@ -6,12 +6,14 @@ FPNLite is the FPN with ``MODEL.FPN.OUT_CHANNELS 128``.
 import math
 from typing import Any, Dict, List, Optional
 
+import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
+from torch import Tensor
 
 from .errors import UserError, unknown
-from .layers import NORMS
+from .layers import COMMON_NORMS
 from .registry import Family
 
 
@@ -44,8 +46,8 @@ def build_fpn(cfg, bottom_up: Backbone, top_block) -> FPN:
     strides = [shape.stride for shape in _in_shapes(cfg, bottom_up)]
     if any(b != 2 * a for a, b in zip(strides, strides[1:])):
         raise UserError(f"MODEL.FPN.IN_FEATURES {names} have strides {strides}: each must be twice the one before")
-    if cfg.MODEL.FPN.NORM not in NORMS:
-        raise unknown("MODEL.FPN.NORM", cfg.MODEL.FPN.NORM, NORMS)
+    if cfg.MODEL.FPN.NORM not in COMMON_NORMS:
+        raise unknown("MODEL.FPN.NORM", cfg.MODEL.FPN.NORM, COMMON_NORMS)
     if cfg.MODEL.FPN.FUSE_TYPE not in ("sum", "avg"):
         raise unknown("MODEL.FPN.FUSE_TYPE", cfg.MODEL.FPN.FUSE_TYPE, ("sum", "avg"))
     return FPN(
@@ -56,6 +58,30 @@ def build_fpn(cfg, bottom_up: Backbone, top_block) -> FPN:
         top_block=top_block,
         fuse_type=cfg.MODEL.FPN.FUSE_TYPE,
     )
+
+
+class P6P7(LastLevelP6P7):
+    """RetinaNet's two extra levels, by convolutions of stride 2: P6 from ``in_feature``, P7 from P6, through a ReLU or not."""
+
+    def __init__(self, in_channels: int, out_channels: int, in_feature: str, relu: bool):
+        super().__init__(in_channels, out_channels, in_feature)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> List[Tensor]:
+        p6 = self.p6(x)
+        return [p6, self.p7(F.relu(p6) if self.relu else p6)]
+
+
+def build_retinanet_fpn(cfg, bottom_up: Backbone) -> FPN:
+    """RetinaNet's FPN: P3 to P5 as ``cfg.MODEL.FPN`` says, P6 from C5, the deepest feature, and P7."""
+    name, deepest = list(bottom_up.output_shape().items())[-1]
+    return build_fpn(cfg, bottom_up, P6P7(deepest.channels, cfg.MODEL.FPN.OUT_CHANNELS, name, relu=cfg.MODEL.FPN.P6_RELU))
+
+
+@BACKBONE_REGISTRY.register()
+def build_retinanet_resnet_p6p7_backbone(cfg, input_shape: ShapeSpec):
+    """detectron2's ResNet under RetinaNet's FPN, with the choice of ``MODEL.FPN.P6_RELU`` that its own builder lacks."""
+    return build_retinanet_fpn(cfg, build_resnet_backbone(cfg, input_shape))
 
 
 def register_builders(family: Family, bare_alias: Optional[str] = None) -> None:
@@ -72,10 +98,7 @@ def register_builders(family: Family, bare_alias: Optional[str] = None) -> None:
         return build_fpn(cfg, bottom_up, pool)
 
     def retinanet_fpn(cfg, input_shape: ShapeSpec):
-        bottom_up = family.build(cfg, input_shape)
-        # P6 comes from C5, the deepest feature, as in detectron2's RetinaNet
-        name, deepest = list(bottom_up.output_shape().items())[-1]
-        return build_fpn(cfg, bottom_up, LastLevelP6P7(deepest.channels, cfg.MODEL.FPN.OUT_CHANNELS, in_feature=name))
+        return build_retinanet_fpn(cfg, family.build(cfg, input_shape))
 
     builders = {
         f"build_{family.name}_backbone": (bare, f"bare {family.network.__name__}: {', '.join(family.stages)}"),

@@ -13,23 +13,41 @@ from torchvision.ops import deform_conv2d
 
 from .errors import UserError, unknown
 
-NORMS = ("", "FrozenBN", "BN", "SyncBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+# detectron2's, usable in every key of a config that ends in NORM
+COMMON_NORMS = ("", "FrozenBN", "BN", "SyncBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+NORMS = (*COMMON_NORMS, "EvalBN")
 
 # what data-parallel training and torch.compile put in front of a model's keys, and what a detector puts in front of its backbone's
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
-_OUTER = re.compile(r"^((module|_orig_mod|model|backbone|bottom_up)\.)+")
+OUTER = re.compile(r"^((module|_orig_mod|model|backbone|bottom_up)\.)+")
 
 
 def build_norm(norm: str, channels: int) -> nn.Module:
-    """detectron2's norm of that name; "" gives the identity.
+    """detectron2's norm of that name, or "EvalBN", `EvalBatchNorm2d`; "" gives the identity.
 
     "GN" takes 32 groups, or where 32 does not divide the channels the largest power of two below it that does (80 channels: 16).
     """
     if norm not in NORMS:
         raise unknown("norm", norm, NORMS)
+    if norm == "EvalBN":
+        return EvalBatchNorm2d(channels)
     if norm == "GN":
         return nn.GroupNorm(math.gcd(32, channels), channels)
     return get_norm(norm, channels) or nn.Identity()
+
+
+class EvalBatchNorm2d(nn.BatchNorm2d):
+    """Batch norm that never leaves evaluation mode: its statistics are those loaded, its weight and bias are trained.
+
+    MMDetection's ``norm_eval=True``; `FrozenBatchNorm2d` trains neither.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__(channels)
+        self.train(False)
+
+    def train(self, mode: bool = True):
+        return super().train(False)
 
 
 class DeformConv2d(nn.Module):
@@ -114,6 +132,12 @@ class StagedBackbone(Backbone):
     understood wherever a state dict is loaded: directly, inside a detector, by detectron2's own checkpointer.
     """
 
+    # the projects whose key names `translate_key` knows, and those of them whose weights take the images that this project's configs give:
+    # theirs alone are understood wherever a state dict is loaded, the others are converted first
+    layouts: Sequence[str] = ("released",)
+    native_layouts: Sequence[str] = ("released",)
+    classifier = re.compile(r"(?!)")  # keys behind the last feature, which detection has no use for
+
     def __init__(self):
         super().__init__()
         self._out_feature_channels: Dict[str, int] = {}
@@ -171,12 +195,16 @@ class StagedBackbone(Backbone):
                 outputs[name] = x
         return outputs
 
-    def translate_key(self, key: str) -> str:
-        """A released checkpoint's key as ours; keys that need no translation come back as they are."""
+    def translate_key(self, key: str, layout: str) -> str:
+        """A key of a checkpoint in one of the `layouts` as ours; keys that are not of that layout come back as they are."""
         return key
 
-    def translate_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str = "") -> Dict[str, Tensor]:
-        """The entries under ``prefix`` with this network's key names, the others as they are.
+    def complete(self, state_dict: Dict[str, Tensor], layout: str) -> Dict[str, Tensor]:
+        """A translated state dict with what that layout's network does not have filled in, so that ours computes the same."""
+        return state_dict
+
+    def translate_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str = "", layouts: Sequence[str] = ()) -> Dict[str, Tensor]:
+        """The entries under ``prefix`` with this network's key names, the others as they are; from the native ``layouts`` unless named.
 
         Drops batch counters where this network's norms keep none. Raises UserError where two entries become one.
         """
@@ -187,7 +215,9 @@ class StagedBackbone(Backbone):
             if key.startswith(prefix):
                 relative = key[len(prefix) :]
                 if relative not in own:
-                    relative = self.translate_key(_OUTER.sub("", relative))
+                    relative = OUTER.sub("", relative)
+                    for layout in layouts or self.native_layouts:
+                        relative = self.translate_key(relative, layout)
                 if relative.endswith("num_batches_tracked") and relative not in own:
                     continue
                 new = prefix + relative

@@ -50,6 +50,9 @@ class MobileNetV2(StagedBackbone):
         deform_on_per_stage: for res2 to res5, whether its depthwise layers are deformable; ``deform_modulated`` makes them v2.
     """
 
+    layouts = ("released", "torchvision")
+    classifier = re.compile(r"(classifier(\.\d)?|features\.18\.\d)\.\w+$")
+
     def __init__(
         self,
         stem_channels: int,
@@ -85,7 +88,12 @@ class MobileNetV2(StagedBackbone):
         # stride-2 convolutions round odd sizes up, as detectron2 expects: any size works
         self.finish(out_features, freeze_at, divisible=False)
 
-    def translate_key(self, key: str) -> str:
+    def translate_key(self, key: str, layout: str) -> str:
+        if layout == "torchvision":
+            # features.<i>.conv.<unit>.<j>, but the last convolution and its norm features.<i>.conv.<j>
+            last = 1 if key.startswith("features.1.") else 2
+            key = re.sub(r"^(features\.\d+\.conv)\.(\d+)\.(\w+)$", lambda m: f"{m[1]}.{3 * last + int(m[2]) - last}.{m[3]}", key)
+            key = re.sub(r"^(features\.\d+\.conv)\.(\d+)\.(\d+)\.", lambda m: f"{m[1]}.{3 * int(m[2]) + int(m[3])}.", key)
         match = re.match(r"features\.(\d+)\.(conv\.)?(\d+)\.(\w+)$", key)
         if not match or int(match[1]) >= len(self._released):
             return key

@@ -2,9 +2,11 @@
 
 import dataclasses
 import fnmatch
+import functools
 import inspect
-from typing import Any, Callable, Dict, List, Mapping, Tuple, Type
+from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Type
 
+import torch
 from torch import Tensor
 
 from .errors import UserError, unknown
@@ -20,6 +22,7 @@ class Family:
     specs: Mapping[str, Any]  # spec name -> frozen dataclass of the network's structural arguments
     stages: Tuple[str, ...]
     build: Callable
+    variant_key: str = ""  # the config key that names the spec, where there is more than one
 
 
 FAMILIES: Dict[str, Family] = {}
@@ -65,28 +68,48 @@ def create(name: str, **overrides: Any) -> StagedBackbone:
     return family.network(**{**spec, **overrides})
 
 
-def translate(name: str, state_dict: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+def translate(name: str, state_dict: Mapping[str, Tensor], layout: Optional[str] = None, **overrides: Any) -> Dict[str, Tensor]:
     """A released state dict of that network, in any known layout and prefix, with our key names.
 
-    Entries outside the backbone (a detector's heads) are left out. Raises UserError where anything of the network is missing, of another
-    shape, or anything else in its place; lists it.
+    ``layout`` is one of the family's ``layouts``; by default the one that fits is found. The tensors stay as they are, so the network
+    expects the source's channel order and preprocessing (``python -m convert`` changes the order). Entries outside the backbone (a
+    detector's heads, a classifier) are left out. ``overrides`` are those of `create`. Raises UserError where anything of the network is
+    missing, of another shape, or anything else in its place; lists it.
     """
-    import torch
-
-    state_dict = {WRAPPERS.sub("", key): value for key, value in state_dict.get("model", state_dict).items()}
-    prefix = next((p for p in ("backbone.bottom_up.", "backbone.") if any(key.startswith(p) for key in state_dict)), "")
-    with torch.device("meta"):
-        # a batch norm takes whatever counters the file has; the state dict fits the other norms all the same
-        own = create(name, norm="BN" if any(key.endswith("num_batches_tracked") for key in state_dict) else "FrozenBN")
-    result = own.translate_state_dict({key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)})
-    expected = {key: tuple(value.shape) for key, value in own.state_dict().items()}
-    wrong = [f"missing {key}" for key in expected if key not in result and not key.endswith("num_batches_tracked")]
-    wrong += [f"unknown {key}" for key in result if key not in expected]
-    wrong += [
-        f"{key} is {tuple(result[key].shape)}, not {shape}"
-        for key, shape in expected.items()
-        if key in result and tuple(result[key].shape) != shape
-    ]
+    layouts = family_of(name).network.layouts
+    if layout is not None and layout not in layouts:
+        raise unknown(f"layout of {name}", layout, layouts)
+    attempts = [attempt(name, state_dict, candidate, overrides) for candidate in ([layout] if layout else layouts)]
+    result, wrong = min(attempts, key=lambda result_and_wrong: len(result_and_wrong[1]))
     if wrong:
         raise UserError(f"not a state dict of {name}, {len(wrong)} entries differ: {'; '.join(wrong[:20])}{'; ...' if len(wrong) > 20 else ''}")
     return result
+
+
+@functools.lru_cache(maxsize=128)
+def _on_meta(name: str, **overrides: Any) -> StagedBackbone:
+    """The network without its memory, to look at; a file may be compared with every network there is."""
+    with torch.device("meta"):
+        return create(name, **overrides)
+
+
+def attempt(name: str, state_dict: Mapping[str, Tensor], layout: str, overrides: Mapping[str, Any]) -> Tuple[Dict[str, Tensor], List[str]]:
+    """`translate` of one layout: (the state dict as it comes out, what is wrong with it, a line an entry)."""
+    state_dict = {WRAPPERS.sub("", key): value for key, value in state_dict.get("model", state_dict).items()}
+    prefix = next((p for p in ("backbone.bottom_up.", "backbone.") if any(key.startswith(p) for key in state_dict)), "")
+    # a batch norm takes whatever counters the file has; the state dict fits the other norms all the same
+    norm = "BN" if any(key.endswith("num_batches_tracked") for key in state_dict) else "FrozenBN"
+    own = _on_meta(name, **{"norm": norm, **{key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}})
+    inside = {key[len(prefix) :]: value for key, value in state_dict.items() if key.startswith(prefix)}
+    inside = {key: value for key, value in inside.items() if not own.classifier.match(key)}
+    try:
+        result = own.complete(own.translate_state_dict(inside, layouts=(layout,)), layout)
+    except UserError as error:
+        return {}, [str(error)] * len(inside)
+    expected = {key: tuple(value.shape) for key, value in own.state_dict().items()}
+    wrong = [f"missing {key}" for key in expected if key not in result and not key.endswith("num_batches_tracked")]
+    wrong += [f"unknown {key}" for key in result if key not in expected]
+    for key, shape in expected.items():
+        if key in result and tuple(result[key].shape) != shape:
+            wrong.append(f"{key} is {tuple(result[key].shape)}, not {shape}")
+    return result, wrong

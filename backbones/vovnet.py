@@ -14,7 +14,7 @@ Worth knowing:
 import functools
 import re
 from dataclasses import dataclass
-from typing import Sequence, Tuple
+from typing import Dict, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +103,9 @@ class VoVNet(StagedBackbone):
         freeze_at: how many stages to freeze, the stem being the first.
     """
 
+    layouts = ("released", "timm")
+    classifier = re.compile(r"head\.fc\.\w+$")
+
     def __init__(
         self,
         stem_channels: Sequence[int],
@@ -124,6 +127,7 @@ class VoVNet(StagedBackbone):
         super().__init__()
         if ese not in ("all", "last"):
             raise unknown("eSE placement", ese, ("all", "last"))
+        self._depthwise = depthwise
         convs = convs_per_stage(deform_on_per_stage, deform_modulated, deform_num_groups)
         unit = DepthwiseSeparable if depthwise else functools.partial(ConvNormAct, kernel_size=3)
         first, second, third = stem_channels
@@ -161,16 +165,25 @@ class VoVNet(StagedBackbone):
         initialize_convs(self, lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"))
         self.finish(out_features, freeze_at, divisible=True)
 
-    def translate_key(self, key: str) -> str:
-        for pattern, replacement in _RELEASED_KEYS:
-            key = pattern.sub(replacement, key)
+    def translate_key(self, key: str, layout: str) -> str:
+        if layout == "timm" and self._depthwise:  # timm keeps a separable unit's norm beside its two convolutions
+            key = re.sub(r"^(stem\.[12]|.*\.conv_mid\.\d+)\.bn\.", r"\1.pointwise.norm.", key)
+        for pattern, replacement in _KEYS[layout]:
+            key = re.sub(pattern, replacement, key)
         return key
 
+    def complete(self, state_dict: Dict[str, Tensor], layout: str) -> Dict[str, Tensor]:
+        if layout == "timm":  # gates the last block of a stage alone: the others get gates that are open, as hardsigmoid(3) is exactly 1
+            for name, module in self.named_modules():
+                if isinstance(module, EffectiveSqueezeExcite) and f"{name}.fc.weight" not in state_dict:
+                    state_dict[f"{name}.fc.weight"] = torch.zeros_like(module.fc.weight, device="cpu")
+                    state_dict[f"{name}.fc.bias"] = torch.full_like(module.fc.bias, 3.0, device="cpu")
+        return state_dict
 
-# vovnet-detectron2's names: stage3.OSA3_1.layers.0.OSA3_1_0/conv.weight, stem.stem_2/dw_conv3x3.weight, ...
-_RELEASED_KEYS = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
+
+_KEYS = {
+    # vovnet-detectron2's names: stage3.OSA3_1.layers.0.OSA3_1_0/conv.weight, stem.stem_2/dw_conv3x3.weight, ...
+    "released": (
         (r"^stem\.stem_1/", r"stem.0."),
         (r"^stem\.stem_2/", r"stem.1."),
         (r"^stem\.stem_3/", r"stem.2."),
@@ -181,8 +194,19 @@ _RELEASED_KEYS = [
         (r"\.dw_conv3x3\.", r".depthwise."),
         (r"\.pw_conv1x1\.", r".pointwise.conv."),
         (r"\.pw_norm\.", r".pointwise.norm."),
-    )
-]
+    ),
+    # stages.1.blocks.0.conv_mid.0.conv.weight, stem.1.conv_dw.weight, ...
+    "timm": (
+        (r"^stages\.(\d+)\.blocks\.(\d+)\.", lambda m: f"stage{int(m[1]) + 2}.block{int(m[2]) + 1}."),
+        (r"\.conv_mid\.", r".layers."),
+        (r"\.conv_concat\.", r".concat."),
+        (r"\.conv_reduction\.", r".reduction."),
+        (r"\.attn\.", r".ese."),
+        (r"\.bn\.", r".norm."),
+        (r"\.conv_dw\.", r".depthwise."),
+        (r"\.conv_pw\.", r".pointwise.conv."),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -224,5 +248,5 @@ def build(cfg, input_shape: ShapeSpec) -> VoVNet:
     )
 
 
-FAMILY = register(Family("vovnet", VoVNet, SPECS, STAGES, build))
+FAMILY = register(Family("vovnet", VoVNet, SPECS, STAGES, build, variant_key="MODEL.VOVNET.CONV_BODY"))
 register_builders(FAMILY)

@@ -3,6 +3,7 @@
 import logging
 import os
 import pickle
+import re
 import threading
 from collections import OrderedDict
 from http.server import HTTPServer, SimpleHTTPRequestHandler
@@ -154,6 +155,71 @@ def test_nothing_in_a_file_is_run(model, tmp_path, monkeypatch, name):
     assert not (tmp_path / "sprung").exists()
 
 
+class Pickled:
+    """Pickles as a call of numpy's, followed by a state, as an attacker would write it."""
+
+    def __init__(self, function, arguments, state):
+        self.value = (function, arguments, state)
+
+    def __reduce__(self):
+        return self.value
+
+
+def _dtype(name, state):
+    return Pickled(np.dtype, (name, False, True), state)
+
+
+@pytest.mark.parametrize(
+    "value, words",
+    [
+        (np.array([1, "a", None], dtype=object), "not of numbers"),
+        (np.array(["text"]), "not of numbers"),
+        (np.zeros(2, dtype=[("a", "f4"), ("b", "i4")]), "not of numbers"),
+        # a dtype that claims to be wider than it is, fields that numpy reads without a look: states that crash numpy's own
+        (_dtype("V8", (3, "|", None, ("f0",), {"f0": (np.dtype("O"), 0)}, 8, 1, 63)), "not of numbers"),
+        (_dtype("O8", (3, "|", None, None, None, -1, -1, 63)), "not of numbers"),
+        (Pickled(np.zeros(1).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (1 << 40,), np.dtype("f4"), False, b"1234")), "reshape"),
+        (Pickled(np.zeros(1).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (1,), np.dtype("O"), False, b"12345678")), "not of numbers"),
+        (Pickled(np.zeros(1).__reduce__()[0], (np.ndarray, (0,), b"b"), (1, (1,), 3, False, b"12345678")), "numpy"),
+    ],
+)
+def test_crafted_arrays(tmp_path, value, words):
+    path = tmp_path / "crafted.pkl"
+    path.write_bytes(pickle.dumps({"model": {"a": value}}, protocol=2))
+    with pytest.raises(UserError, match=f"cannot be read.*{words}"):
+        read_checkpoint(str(path))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_honest_arrays(tmp_path, protocol):
+    """Of every kind, order and protocol, and scalars beside them."""
+    arrays = {name: (np.arange(12) % 2).reshape(3, 4).astype(name) for name in ("f2", "f4", ">f4", "f8", "i8", ">i4", "u1", "?", "c8")}
+    arrays["fortran"] = np.asfortranarray(np.arange(12.0).reshape(3, 4))
+    arrays["empty"], arrays["none"] = np.zeros((0, 3), np.float32), np.zeros((), np.float32)
+    path = tmp_path / "honest.pkl"
+    path.write_bytes(pickle.dumps({"model": OrderedDict(arrays), "lr": np.float64(0.5), "names": ["a", ("b", b"c")]}, protocol=protocol))
+    content = read_checkpoint(str(path))
+    for name, array in arrays.items():
+        read = content["model"][name]
+        assert np.array_equal(read, array) and read.dtype == array.dtype.newbyteorder("="), name
+        torch.as_tensor(read)
+    assert content["lr"] == 0.5 and content["names"] == ["a", ("b", b"c")]
+
+
+def test_a_name_with_every_character(model, released, tmp_path):
+    reset(model)
+    GatedCheckpointer(model).load(saved(tmp_path, released, "run #3 (50%).pth"))
+    assert torch.equal(first_conv(model), released["stem.stem_1/conv.weight"])
+
+
+@pytest.mark.parametrize("url", ["detectron2://nowhere/a.pkl", "s3://nowhere/a.pth", "http://127.0.0.1:9/a.pth", "nothing://a.pth"])
+def test_addresses_that_lead_nowhere(model, tmp_path, monkeypatch, url):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match="cannot be downloaded") as error:
+        GatedCheckpointer(model).load(url)
+    assert url in str(error.value) and "\n" not in str(error.value)
+
+
 def damaged_files(tmp_path):
     whole = saved(tmp_path, {"a": torch.zeros(1000)}, "whole.pth")
     content = open(whole, "rb").read()
@@ -228,8 +294,14 @@ def test_download_keeps_the_servers_query(model, released, tmp_path, monkeypatch
             reset(model)
             GatedCheckpointer(model).load(url)
             assert torch.equal(first_conv(model), released["stem.stem_1/conv.weight"])
+        (served / "page.pth").write_text("<html>busy</html>")
+        page = url.replace("net.pth", "page.pth")
+        with pytest.raises(UserError, match=f"a web page.*downloaded from {re.escape(page)}"):
+            GatedCheckpointer(model).load(page)
+        saved(served, {"backbone.bottom_up." + key: value for key, value in released.items()}, "page.pth")
+        GatedCheckpointer(model).load(page)  # what was refused is not kept
         with pytest.raises(UserError, match="cannot be downloaded"):
             GatedCheckpointer(model).load(f"http://127.0.0.1:{server.server_port}/gone.pth?dl=1")
     finally:
         server.shutdown()
-    assert asked == ["/net.pth?dl=1", "/gone.pth?dl=1"]
+    assert asked == ["/net.pth?dl=1", "/page.pth?dl=1", "/page.pth?dl=1", "/gone.pth?dl=1"]

@@ -1,5 +1,6 @@
 """Every YAML of ours merges, is valid and builds; names resolve; what is wrong with a config is said in one line."""
 
+import itertools
 import os
 import re
 
@@ -18,7 +19,8 @@ from backbones.config import add_backbones_config, all_keys, check_config, merge
 from backbones.registry import FAMILIES
 
 CONFIGS = zoo.list_configs()
-RELEASED = [name for name in CONFIGS if not name.startswith("quickstart")]
+RELEASED = [name for name in CONFIGS if "_V_" in name or "Mv2" in name if not name.startswith("quickstart")]
+REGNET = [name for name in CONFIGS if "RegNet" in name and not name.startswith("quickstart")]
 PARAMETERS = load_record("complexity.json")["parameters"]
 
 
@@ -47,7 +49,7 @@ def test_builds(name):
     check_config(cfg)
     model = on_meta(cfg)
     assert type(model).__name__ == cfg.MODEL.META_ARCHITECTURE
-    assert cfg.MODEL.BACKBONE.FREEZE_AT == 0
+    assert cfg.MODEL.BACKBONE.FREEZE_AT == (2 if "RegNet" in name and not name.startswith("quickstart") else 0)
 
 
 def test_the_reference_configs_are_all_there():
@@ -68,12 +70,16 @@ def test_parameter_counts(flat):
 @pytest.mark.parametrize("name", RELEASED)
 def test_values_of_the_reference(name):
     cfg = on_cpu(name)
+    expected = load_record("vovnet_configs.json")["configs"][os.path.basename(name)]
+    body = cfg.MODEL.VOVNET.CONV_BODY if "vovnet" in cfg.MODEL.BACKBONE.NAME else "MobileNetV2"
+    actual = {"conv_body": body, "fpn_channels": cfg.MODEL.FPN.OUT_CHANNELS, "mask": cfg.MODEL.MASK_ON}
+    actual.update(weights=cfg.MODEL.WEIGHTS, output_dir=cfg.OUTPUT_DIR)
+    with open(zoo.get_config_file(name)) as f:
+        actual["base"] = os.path.basename(yaml.safe_load(f)["_BASE_"])
+    assert actual == expected
     assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == ((210000, 250000), 270000)
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
     assert cfg.INPUT.MIN_SIZE_TRAIN == (640, 672, 704, 736, 768, 800)
-    assert cfg.MODEL.WEIGHTS.startswith("https://www.dropbox.com/s/") and cfg.OUTPUT_DIR.startswith("checkpoints/")
-    assert cfg.MODEL.FPN.OUT_CHANNELS == (128 if "FPNLite" in name else 256)
-    assert cfg.MODEL.MASK_ON == (not os.path.basename(name).startswith("faster"))
     assert cfg.MODEL.PIXEL_MEAN == [103.53, 116.28, 123.675] and cfg.MODEL.PIXEL_STD == [1.0, 1.0, 1.0] and cfg.INPUT.FORMAT == "BGR"
     assert zoo.get_checkpoint_url(name).startswith("https://")
 
@@ -99,6 +105,56 @@ def test_leaves_say_only_what_differs(name):
     walk(own, base, leaf)
     # but each says which network it is
     assert not set(repeated) - {"MODEL.VOVNET.CONV_BODY"}
+
+
+# MMDetection's table: network -> schedules, of each kind of detector
+MMDET = {
+    "faster_rcnn": {"400MF": "3x", "800MF": "3x", "1.6GF": "3x", "3.2GF": "1x 2x 3x", "4.0GF": "3x"},
+    "mask_rcnn": {
+        "3.2GF": "1x 1x_dconv_c3-c5 3x",
+        "4.0GF": "1x 3x",
+        "6.4GF": "1x",
+        "8.0GF": "1x",
+        "12GF": "1x",
+        "400MF": "3x",
+        "800MF": "3x",
+        "1.6GF": "3x",
+    },
+    "cascade_mask_rcnn": {"400MF": "3x", "800MF": "3x", "1.6GF": "3x", "3.2GF": "3x", "4.0GF": "3x"},
+    "retinanet": {"800MF": "1x", "1.6GF": "1x", "3.2GF": "1x"},
+}
+
+
+def test_every_row_of_mmdetections_table_has_a_config():
+    names = [f"{kind}_RegNetX_{n}_FPN_{s}.yaml" for kind, rows in MMDET.items() for n, schedules in rows.items() for s in schedules.split()]
+    assert len(names) == 26
+    there = {os.path.basename(name) for name in REGNET}
+    assert set(names) <= there
+    # and what it has not
+    for kind in ("faster_rcnn_RegNetY", "mask_rcnn_RegNetY", "keypoint_rcnn_RegNetX", "keypoint_rcnn_RegNetY", "panoptic_fpn_RegNetX"):
+        assert any(name.startswith(kind) for name in there), kind
+
+
+@pytest.mark.parametrize("name", REGNET)
+def test_recipe_of_mmdetection(name):
+    cfg = on_cpu(name)
+    kind, schedule = os.path.basename(name), re.search(r"_(\dx)", name)[1]
+    spec = re.search(r"RegNet[XY]_[\d.]+[MG]F", kind)[0].replace("_", "-")
+    assert cfg.MODEL.REGNET.NAME == spec and cfg.MODEL.WEIGHTS == f"backbones://{spec}"
+    assert (cfg.MODEL.REGNET.NORM, cfg.MODEL.BACKBONE.FREEZE_AT) == ("EvalBN", 2)
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.MOMENTUM) == (0.02, 16, 0.9)
+    assert cfg.SOLVER.WEIGHT_DECAY == cfg.SOLVER.WEIGHT_DECAY_NORM == 5e-5 and cfg.SOLVER.WEIGHT_DECAY_BIAS in (None, 5e-5)
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR) == (500, 0.001)
+    assert cfg.MODEL.PIXEL_MEAN == [103.53, 116.28, 123.675] and cfg.MODEL.PIXEL_STD == [57.375, 57.12, 58.395] and cfg.INPUT.FORMAT == "BGR"
+    assert cfg.SOLVER.MAX_ITER == {"1x": 90000, "2x": 180000, "3x": 270000}[schedule]
+    clipped = kind.startswith("retinanet") or (kind.startswith("mask") and schedule == "3x")
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    assert clip.ENABLED == clipped and (not clipped or (clip.CLIP_TYPE, clip.CLIP_VALUE) == ("full_model", 35.0))
+    if schedule == "3x" and not kind.startswith(("keypoint", "mask_rcnn_RegNetX_3.2GF")):
+        assert (cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING) == ((640, 800), "range")
+        assert cfg.SOLVER.STEPS == (202500, 247500)
+    with open(zoo.get_config_file(name)) as f:
+        assert "IN_CHANNELS" not in f.read()  # widths are derived
 
 
 @pytest.mark.parametrize(
@@ -222,6 +278,22 @@ MISTAKES = [
     (["INPUT.FORMAT", "GRAY"], ["'GRAY'", "'BGR'", "'RGB'"]),
     (["OUTPUT_DIR", os.path.join(ROOT, "setup.py", "run")], ["OUTPUT_DIR", "is a file"]),
     (["MODEL.DEVICE", "gpu"], ["'gpu'", "'cuda'"]),
+    (["SOLVER.IMS_PER_BATCH", "0"], ["SOLVER.IMS_PER_BATCH is 0", "at least 1"]),
+    (["SOLVER.IMS_PER_BATCH", "7"], ["7", "2 processes"]),
+    (["SOLVER.REFERENCE_WORLD_SIZE", "3"], ["16", "SOLVER.REFERENCE_WORLD_SIZE 3"]),
+    (["SOLVER.MAX_ITER", "0"], ["SOLVER.MAX_ITER is 0"]),
+    (["SOLVER.BASE_LR", "-1"], ["SOLVER.BASE_LR is -1.0"]),
+    (["SOLVER.MOMENTUM", "-1"], ["momentum", "-1.0"]),
+    (["SOLVER.STEPS", "(5,3)"], ["milestone=3"]),
+    (["SOLVER.AMP.ENABLED", "True"], ["SOLVER.AMP.ENABLED", "'cpu'"]),
+    (["SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "vlaue"], ["Did you mean 'value'"]),
+    (["DATALOADER.SAMPLER_TRAIN", "Sampler"], ["Did you mean 'TrainingSampler'"]),
+    (["MODEL.ROI_BOX_HEAD.POOLER_TYPE", "RoIAlign"], ["Did you mean 'ROIAlign'"]),
+    (["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "iou"], ["Did you mean 'giou'"]),
+    (["MODEL.ANCHOR_GENERATOR.SIZES", "[[32],[64]]"], ["sizes of length 2", "5"]),
+    (["MODEL.FPN.OUT_CHANNELS", "0"], ["MODEL.FPN.OUT_CHANNELS is 0"]),
+    (["MODEL.PIXEL_MEAN", "[1.0]"], ["MODEL.PIXEL_MEAN has 1", "'BGR'", "3 channels"]),
+    (["MODEL.VOVNET.NORM", "SyncBN"], ["SyncBN", "naiveSyncBN"]),
 ]
 
 
@@ -230,11 +302,17 @@ def test_mistakes(overrides, words):
     cfg = on_cpu("faster_rcnn_V_39_FPN_3x.yaml")
     with pytest.raises(backbones.UserError) as error:
         merge_overrides(cfg, overrides)
-        check_config(cfg)
+        check_config(cfg, training=True, processes=2)
     message = str(error.value)
     assert "\n" not in message
     for word in words:
         assert word in message
+
+
+def test_whole_numbers_are_numbers():
+    cfg = on_cpu("faster_rcnn_V_39_FPN_3x.yaml")
+    merge_overrides(cfg, ["SOLVER.BASE_LR", "1", "SOLVER.WEIGHT_DECAY", "0"])
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.WEIGHT_DECAY) == (1.0, 0.0)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -250,7 +328,11 @@ def test_no_gpu():
         ("MODEL: [1\n", "config file"),
         ("_BASE_: nowhere.yaml\n", "nowhere.yaml"),
         ("MODEL:\n  MASK_ON: 3\n", "config file"),
-        ("- a\n- b\n", "config file"),
+        ("- a\n- b\n", "holds no KEY: VALUE pairs"),
+        ("", "holds no KEY: VALUE pairs"),
+        ("# only words\n", "holds no KEY: VALUE pairs"),
+        ("_BASE_: broken.yaml\n", "leads back to itself"),
+        ("MODEL: {WEIGHTS: !!python/object/apply:eval ['1/0']}\n", "division by zero"),
     ],
 )
 def test_broken_files(text, words, tmp_path):
@@ -285,11 +367,18 @@ def test_a_builder_of_the_users_own():
 
 
 def test_every_key_of_ours_is_documented():
-    """In config.py, and in docs nowhere else: each key stands there with its default."""
+    """In config.py, where README sends people: a comment on the key's line, above it, or above the group it stands in."""
     cfg = get_cfg()
     known = set(all_keys(cfg))
     add_backbones_config(cfg)
-    ours = [key for key in all_keys(cfg) if key not in known]
+    ours = {key.rpartition(".")[2] for key in all_keys(cfg) if key not in known}
     with open(os.path.join(ROOT, "backbones", "config.py")) as f:
-        source = f.read()
-    assert ours and all(f'"{key.rpartition(".")[2]}"' in source for key in ours)
+        lines = f.read().splitlines()
+    documented = set()
+    for i, line in enumerate(lines):
+        key = re.search(r'_default\(\w[\w.]*, "(\w+)"', line)
+        if key:
+            above = itertools.takewhile(lambda text: "_default(" in text or text.lstrip().startswith("#"), reversed(lines[:i]))
+            if "  # " in line or any(text.lstrip().startswith("#") for text in above):
+                documented.add(key[1])
+    assert ours == documented

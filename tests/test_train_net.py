@@ -3,12 +3,13 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import HERE, ROOT, fill, load_record
+from conftest import ROOT, fill, load_record
 
 from backbones.data import digits
 
@@ -87,7 +88,7 @@ def test_evaluation_gives_the_same_figures(trained, tiny):
 
 
 def test_resume(trained, tiny, tmp_path):
-    output, _ = trained
+    output = shutil.copytree(trained[0], tmp_path / "resumed")  # the other tests' run stays as it is
     arguments = ["--config-file", QUICKSTART, "--resume", *tiny, "OUTPUT_DIR", output]
     done = command(*arguments)
     assert done.returncode == 2 and "raise SOLVER.MAX_ITER" in done.stderr.splitlines()[-1]
@@ -139,18 +140,62 @@ def test_two_processes_report_a_mistake_once(tiny, tmp_path):
         result = command("--config-file", QUICKSTART, *processes, *tiny, *weights, "OUTPUT_DIR", tmp_path / "out", torchrun=torchrun)
         assert result.returncode != 0
         assert result.stderr.count("train_net.py: error:") == 1
+        # found by the config's check, before the processes know of each other
+        result = command("--config-file", QUICKSTART, *processes, *tiny, "SOLVER.IMS_PER_BATCH", 3, torchrun=torchrun)
+        assert result.returncode != 0 and "Traceback" not in result.stdout.replace("Traceback (most recent call last)", "", torchrun // 2)
+        assert result.stderr.count("train_net.py: error: SOLVER.IMS_PER_BATCH 3 cannot be shared evenly among 2 processes") == 1
+
+
+def test_machines_are_named(tiny):
+    result = command("--config-file", QUICKSTART, "--num-machines", 2, "--dist-url", "auto", *tiny)
+    assert result.returncode == 2 and "--dist-url auto" in result.stderr.splitlines()[-1] and "Traceback" not in result.stderr
+
+
+def test_scratch_with_frozen_norms_is_warned_of(tiny, tmp_path):
+    overrides = ["MODEL.VOVNET.NORM", "FrozenBN", "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path]
+    log = command("--config-file", QUICKSTART, *tiny, *overrides)
+    assert "frozen batch norms, whose statistics are of no data" in log.stdout + log.stderr
 
 
 def test_another_folder(trained, tiny, tmp_path):
     """The command works from anywhere."""
     output, log = trained
     weights = ["MODEL.WEIGHTS", f"{output}/model_final.pth", "OUTPUT_DIR", tmp_path / "out"]
-    assert figures(succeed("--config-file", QUICKSTART, "--eval-only", *tiny, *weights, cwd=tmp_path))
+    assert figures(succeed("--config-file", QUICKSTART, "--eval-only", *tiny, *weights, cwd=tmp_path)) == figures(log)
+
+
+def test_one_word_swaps_the_backbone(tiny, tmp_path):
+    words = [
+        "--config-file",
+        QUICKSTART,
+        "--backbone",
+        "RegNetX-200MF",
+        *tiny,
+        "SOLVER.MAX_ITER",
+        1,
+        "MODEL.WEIGHTS",
+        "",
+        "OUTPUT_DIR",
+        tmp_path,
+    ]
+    succeed(*words)
+    assert "build_regnet_fpn_backbone" in (tmp_path / "config.yaml").read_text()
+    wrong = command("--config-file", QUICKSTART, "--backbone", "RegNet", *tiny)
+    assert wrong.returncode == 2 and "unknown backbone: 'RegNet'" in wrong.stderr.splitlines()[-1]
 
 
 def test_help():
     output = succeed("--help")
-    for flag in ("--config-file", "--num-gpus", "--num-machines", "--resume", "--eval-only", "--allow-partial-weights", "torchrun"):
+    for flag in (
+        "--config-file",
+        "--num-gpus",
+        "--num-machines",
+        "--resume",
+        "--eval-only",
+        "--allow-partial-weights",
+        "--backbone",
+        "torchrun",
+    ):
         assert flag in output
 
 
@@ -208,4 +253,3 @@ def test_partial_weights_by_flag(tiny, tmp_path):
 def test_train_net_is_short():
     with open(os.path.join(ROOT, "train_net.py")) as f:
         assert len(f.readlines()) < 150
-    assert os.path.dirname(HERE) == ROOT

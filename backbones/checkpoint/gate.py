@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Tuple
+from typing import Any, Dict, List, Optional, Tuple
 from urllib.parse import urlparse
 
 import numpy as np
@@ -81,20 +81,22 @@ class GatedCheckpointer(DetectionCheckpointer):
     Args:
         require: what a loaded file must fill completely: "all" of the model (evaluation, resuming), its "backbone" (training), or
             "nothing". Anything less raises UserError.
+
+    After a load, ``report`` is its `LoadReport`.
     """
 
     def __init__(self, model: nn.Module, save_dir: str = "", *, require: str = "backbone", **kwargs: Any):
         super().__init__(model, save_dir, **kwargs)
         assert require in ("all", "backbone", "nothing"), require
         self.require = require
+        self.report: Optional[LoadReport] = None
 
     def load(self, path: str, checkpointables=None) -> Dict[str, Any]:
         self._loading = path
-        parsed = urlparse(path)
-        if path and not parsed.scheme and not self.path_manager.isfile(parsed.path):
-            raise UserError(f"checkpoint {parsed.path!r} is not there")
-        if parsed.scheme in ("http", "https"):
-            path = _fetch(path)
+        if "://" in path:
+            path = fetch(path, self.path_manager)
+        elif path and not self.path_manager.isfile(path.partition("?")[0]):
+            raise UserError(f"checkpoint {path!r} is not there")
         try:
             return super().load(path) if checkpointables is None else super().load(path, checkpointables)
         finally:
@@ -109,7 +111,14 @@ class GatedCheckpointer(DetectionCheckpointer):
         return self.load(path, checkpointables=[])
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
-        data = self._interpret(filename, read_checkpoint(filename))
+        try:
+            data = self._interpret(filename, read_checkpoint(filename))
+        except UserError as error:
+            if "://" not in self._loading:
+                raise
+            if os.path.abspath(filename).startswith(os.path.abspath(get_cache_dir())) and os.path.isfile(filename):
+                os.remove(filename)  # so that the next run downloads it again
+            raise UserError(f"{error} (downloaded from {self._loading})") from error
         weights = data["model"]
         if not isinstance(weights, dict):
             raise UserError(f"checkpoint {filename!r}: 'model' is a {type(weights).__name__}, not a state dict")
@@ -143,6 +152,8 @@ class GatedCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Dict[str, Any]):
         model = self.model.module if hasattr(self.model, "module") else self.model
         self._convert_ndarray_to_tensor(checkpoint["model"])
+        if "preprocessing" in checkpoint and self.require != "nothing":
+            _check_preprocessing(model, checkpoint["preprocessing"], self._loading)
         own = model.state_dict()
         weights = _with_our_names(model, checkpoint["model"])
         from_caffe2 = checkpoint.get("__author__") == "Caffe2"
@@ -165,6 +176,7 @@ class GatedCheckpointer(DetectionCheckpointer):
             mismatched=[(key, tuple(file), tuple(shape)) for key, file, shape in incompatible.incorrect_shapes],
             unused=[key for key in incompatible.unexpected_keys if not ignored.match(key)],
         )
+        self.report = report
         logging.getLogger(__name__).info(report.table())
         self._refuse(report)
         return incompatible
@@ -191,20 +203,53 @@ class GatedCheckpointer(DetectionCheckpointer):
         )
 
 
-def _fetch(url: str) -> str:
+def fetch(url: str, path_manager) -> str:
     """Downloads into detectron2's cache, once; keeps a server's own query (``?dl=1``), which detectron2 takes for its own and drops."""
-    parsed = urlparse(url)
-    heuristics = "?matching_heuristics=True" if parsed.query == "matching_heuristics=True" else ""
-    folder, filename = os.path.split(os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/")))
-    path = os.path.join(folder, filename)
-    os.makedirs(folder, exist_ok=True)
-    with file_lock(path):  # one process downloads, the others wait and find it
-        try:
+    bare, _, query = url.partition("?")
+    ours = query == "matching_heuristics=True"
+    try:
+        if url.startswith(("http://", "https://")):
+            parsed = urlparse(url)
+            folder, filename = os.path.split(os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/")))
+            path = os.path.join(folder, filename)
+            os.makedirs(folder, exist_ok=True)
+            with file_lock(path):  # one process downloads, the others wait and find it
+                if not os.path.isfile(path):
+                    download(bare if ours else url, folder, filename=filename)
+        else:
+            path = path_manager.get_local_path(bare)
             if not os.path.isfile(path):
-                download(parsed._replace(query="").geturl() if heuristics else url, folder, filename=filename)
-        except (OSError, ValueError) as error:  # urllib's errors are OSErrors
-            raise UserError(f"checkpoint {url!r} cannot be downloaded: {' '.join(str(error).split())}") from error
-    return path + heuristics
+                raise FileNotFoundError("no such file, or no such kind of address")
+    except UserError:
+        raise
+    except Exception as error:  # each of iopath's handlers has its own
+        raise UserError(f"checkpoint {url!r} cannot be downloaded: {' '.join(str(error).split())[:300]}") from error
+    return f"{path}?{query}" if ours else path
+
+
+def _check_preprocessing(model: nn.Module, stated: Any, path: str) -> None:
+    """Refuses weights that expect other images than ``model`` gives them: nothing else would tell, but for the AP."""
+    if not hasattr(model, "pixel_mean") or not isinstance(stated, dict):
+        return
+    mine = {
+        "INPUT.FORMAT": getattr(model, "input_format", stated.get("format")),
+        "MODEL.PIXEL_MEAN": model.pixel_mean.flatten().tolist(),
+        "MODEL.PIXEL_STD": model.pixel_std.flatten().tolist(),
+    }
+    theirs = {"INPUT.FORMAT": stated.get("format"), "MODEL.PIXEL_MEAN": stated.get("pixel_mean"), "MODEL.PIXEL_STD": stated.get("pixel_std")}
+    differ = [key for key, value in theirs.items() if not _same(value, mine[key])]
+    if differ:
+        wanted = " ".join(f'{key} "{theirs[key]}"' for key in differ)
+        raise UserError(
+            f"checkpoint {path!r} expects other images than the config gives it: set {wanted}. To load it all the same: --allow-partial-weights"
+        )
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return a == b or (len(a) == len(b) and bool(np.allclose(np.asarray(a, float), b, rtol=1e-4)))
+    except (TypeError, ValueError):
+        return False
 
 
 def _with_our_names(model: nn.Module, state_dict: Dict[str, Any]) -> Dict[str, Any]:

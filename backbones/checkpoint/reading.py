@@ -1,41 +1,152 @@
 """Reading checkpoint files without running what is in them."""
 
+import json
 import os
 import pickle
-from typing import Any, Dict
+import re
+import types
+from collections import OrderedDict
+from typing import Any, Dict, Sequence
 
 import numpy as np
 import torch
 
 from ..errors import UserError
 
+_NUMERIC = re.compile(r"[biufc]\d{1,2}")
+
+
+class _DType:
+    """What stands for ``numpy.dtype`` in a pickle: numbers alone, as numpy's own takes any state that a file gives it, and may crash."""
+
+    def __init__(self, name: str, *_):
+        name = name.decode("latin1") if isinstance(name, bytes) else name
+        if not (isinstance(name, str) and _NUMERIC.fullmatch(name)):
+            raise pickle.UnpicklingError(f"it holds an array of {name!r}, not of numbers")
+        self.name, self.order = name, "="
+
+    def __setstate__(self, state):
+        if state[1] not in ("<", ">", "=", "|"):
+            raise pickle.UnpicklingError(f"unknown byte order {state[1]!r}")
+        self.order = state[1]
+
+    def numpy(self) -> np.dtype:
+        return np.dtype(self.order + self.name)
+
+
+class _Array:
+    """What stands for an array until its bytes are read: numpy's ``_reconstruct``, and the state that follows it."""
+
+    def __init__(self, *_):
+        self.value = None
+
+    def __setstate__(self, state):
+        _, shape, dtype, fortran, data = state
+        self.value = _read_array(_bytes(data), dtype, shape, "F" if fortran else "C")
+
+
+def _read_array(data: bytes, dtype: _DType, shape, order: str) -> np.ndarray:
+    array = np.frombuffer(data, dtype.numpy()).reshape(shape, order=order)
+    return np.array(array, dtype=array.dtype.newbyteorder("="), order=order)  # the file's is read-only, and torch knows one byte order
+
+
+def _bytes(data) -> bytes:
+    return data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as strings
+
+
+def _scalar(dtype: _DType, data) -> np.generic:
+    return np.frombuffer(_bytes(data), dtype.numpy())[0]
+
+
+def _encode(text: str, encoding: str = "latin1") -> bytes:
+    return text.encode("latin1")  # how Python 3 writes bytes in older protocols
+
+
 # all that files of detectron2's and Detectron's zoos are made of, beside the builtin containers
-_PICKLE_GLOBALS = {
-    ("collections", "OrderedDict"),
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "scalar"),
-    ("_codecs", "encode"),
+_STAND_INS = {
+    "collections.OrderedDict": OrderedDict,
+    "numpy.ndarray": _Array,
+    "numpy.dtype": _DType,
+    "numpy.core.multiarray._reconstruct": _Array,
+    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.core.numeric._frombuffer": _read_array,
+    "_codecs.encode": _encode,
+    "__builtin__.bytes": lambda *_: b"",  # how Python 3 writes no bytes in older protocols
 }
 
 
 class _NumpyUnpickler(pickle.Unpickler):
     def find_class(self, module, name):
-        if (module, name) not in _PICKLE_GLOBALS:
+        full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # numpy 2's name for the same
+        if full not in _STAND_INS:
             raise pickle.UnpicklingError(f"it holds code: {module}.{name}")
-        if module.startswith("numpy._core") and not hasattr(np, "_core"):  # written by numpy 2, read by numpy 1
-            module = module.replace("numpy._core", "numpy.core")
-        return super().find_class(module, name)
+        return _STAND_INS[full]
 
 
-def read_checkpoint(path: str) -> Dict[str, Any]:
-    """The contents of a local ``.pth``, ``.pyth`` or ``.pkl`` file, on the CPU.
+def _arrays(data: Any) -> Any:
+    """The same containers with the arrays themselves in place of what stands for them."""
+    if isinstance(data, _Array):
+        return data.value
+    if isinstance(data, dict):
+        return {key: _arrays(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return type(data)(_arrays(value) for value in data)
+    return data
 
-    Tensors, arrays and plain containers only: nothing in the file is executed. Raises UserError for a file that is missing, damaged, no
-    checkpoint, or holds anything else.
+
+class _Inert:
+    """What stands for an object of a package whose files are read for their tensors alone: it takes everything and does nothing."""
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+    def __setitem__(self, key, value):
+        pass
+
+    def append(self, value):
+        pass
+
+    def extend(self, values):
+        pass
+
+
+# what torch's own files are made of
+_TORCH_GLOBALS = {
+    "collections.OrderedDict": OrderedDict,
+    "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
+    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
+    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+    "torch.Size": torch.Size,
+    "torch.device": torch.device,
+}
+_TORCH_GLOBALS.update({f"torch.{name}": getattr(torch, name) for name in dir(torch) if name.endswith("Storage")})
+
+
+def _pickle_module(inert: Sequence[str]) -> types.SimpleNamespace:
+    """A ``pickle`` for `torch.load` that knows tensors, and takes objects of the ``inert`` packages for `_Inert` ones."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module, name):
+            full = f"{module}.{name}"
+            if full in _TORCH_GLOBALS:
+                return _TORCH_GLOBALS[full]
+            if module.split(".")[0] in inert:
+                return _Inert
+            raise pickle.UnpicklingError(f"it holds code: {full}")
+
+    return types.SimpleNamespace(
+        Unpickler=Unpickler, UnpicklingError=pickle.UnpicklingError, load=lambda f, **kwargs: Unpickler(f, **kwargs).load(), __name__="inert"
+    )
+
+
+def read_checkpoint(path: str, inert: Sequence[str] = ()) -> Dict[str, Any]:
+    """The contents of a local ``.pth``, ``.pyth``, ``.pkl`` or ``.safetensors`` file, on the CPU.
+
+    Tensors, arrays and plain containers only: nothing in the file is executed. Objects of the packages ``inert`` are passed over, any other
+    is refused. Raises UserError for a file that is missing, damaged, no checkpoint, or holds anything else.
     """
     if not os.path.isfile(path):
         raise UserError(f"checkpoint {path!r} is not there")
@@ -45,9 +156,16 @@ def read_checkpoint(path: str) -> Dict[str, Any]:
                 raise UserError(f"checkpoint {path!r} is a web page, not a checkpoint: the download went wrong")
         if path.endswith(".pkl"):
             with open(path, "rb") as f:
-                data = _NumpyUnpickler(f, encoding="latin1").load()
+                data = _arrays(_NumpyUnpickler(f, encoding="latin1").load())
+        elif path.endswith(".safetensors"):
+            data = _read_safetensors(path)
         else:
-            data = torch.load(path, map_location="cpu", weights_only=True)
+            try:
+                data = torch.load(path, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                if not inert:
+                    raise
+                data = torch.load(path, map_location="cpu", weights_only=False, pickle_module=_pickle_module(inert))
     except UserError:
         raise
     except Exception as error:  # torch and pickle answer damaged files with errors of every kind
@@ -58,3 +176,12 @@ def read_checkpoint(path: str) -> Dict[str, Any]:
     if not isinstance(data, dict):
         raise UserError(f"checkpoint {path!r} holds a {type(data).__name__}, not a state dict")
     return data
+
+
+def _read_safetensors(path: str) -> Dict[str, Any]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        model = {key: file.get_tensor(key) for key in file.keys()}
+        about = (file.metadata() or {}).get("backbones")
+    return {"model": model, **(json.loads(about) if about else {})}

@@ -12,6 +12,7 @@ from detectron2.modeling import build_model
 
 from ..config import add_backbones_config, merge_file
 from ..errors import UserError, unknown
+from . import weights  # noqa: F401  for registration
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -94,8 +95,8 @@ def get_checkpoint_url(name: str) -> str:
     """Where the detector trained with one of our configs was released. Raises UserError for one without a release."""
     path = os.path.relpath(get_config_file(name), config_root())
     row = _models().get(path)
-    if not row or not row["checkpoint"]:
-        raise unknown("released model", name, [config for config, row in _models().items() if row["checkpoint"]])
+    if not row or not row.get("checkpoint"):
+        raise unknown("released model", name, [config for config, row in _models().items() if row.get("checkpoint")])
     return row["checkpoint"]
 
 

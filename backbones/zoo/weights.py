@@ -1,0 +1,73 @@
+"""``backbones://NAME`` in MODEL.WEIGHTS: a backbone's weights by its name, converted or as released."""
+
+import functools
+import json
+import os
+from typing import Any, Dict, Optional
+
+from detectron2.utils.file_io import PathManager
+from iopath.common.file_io import PathHandler
+
+from ..checkpoint.gate import fetch
+from ..errors import UserError, unknown
+
+PREFIX = "backbones://"
+
+
+def folder() -> str:
+    """Where converted files are looked for: the variable BACKBONES_WEIGHTS, by default ``weights``."""
+    return os.path.expanduser(os.getenv("BACKBONES_WEIGHTS", "weights"))
+
+
+@functools.lru_cache(maxsize=None)
+def _data() -> Dict[str, Any]:
+    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights.json")) as f:
+        return json.load(f)
+
+
+def released(name: str) -> Optional[Dict[str, Any]]:
+    """Of the weights released for a network: ``url``, ``source``, ``licence``, ``preprocessing``; None where there are none."""
+    row = _data()["weights"].get(name)
+    return {**_data()["sources"][row["source"]], **row} if row else None
+
+
+def find(name: str) -> str:
+    """The local path of those weights: ``<folder>/<name>.safetensors`` or ``.pth`` where it is there, else the released file, downloaded.
+
+    Raises UserError for a name that has neither.
+    """
+    for ending in ("", ".safetensors", ".pth"):
+        path = os.path.join(folder(), name + ending)
+        if os.path.isfile(path):
+            return path
+    row = released(name)
+    if row is None:
+        there = [os.path.splitext(file)[0] for file in (sorted(os.listdir(folder())) if os.path.isdir(folder()) else [])]
+        raise unknown(f"weights, neither released nor in {folder()!r}", name, [*there, *_data()["weights"]])
+    try:
+        return fetch(row["url"], PathManager)
+    except UserError as error:
+        where = os.path.join(folder(), name + ".pth")
+        raise UserError(f"{error}. A file of yours, as it is or converted by `python -m convert`, is found as {where!r}") from error
+
+
+class Handler(PathHandler):
+    """Makes those addresses known to detectron2."""
+
+    def _get_supported_prefixes(self):
+        return [PREFIX]
+
+    def _get_local_path(self, path, **kwargs):
+        return find(path[len(PREFIX) :])
+
+    def _open(self, path, mode="r", **kwargs):
+        return PathManager.open(self._get_local_path(path), mode, **kwargs)
+
+    def _isfile(self, path, **kwargs):
+        return os.path.isfile(self._get_local_path(path))
+
+    def _exists(self, path, **kwargs):
+        return self._isfile(path)
+
+
+PathManager.register_handler(Handler(), allow_override=True)

@@ -1,0 +1,39 @@
+"""Clipping by the norm of all gradients together."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+from torch import nn
+
+from backbones.solver import build_optimizer
+
+
+def step(clip_type, value, scale):
+    """Gradients as the optimizer uses them, of two parameters with gradients (3, 4) and 12 times ``scale``: 13 together."""
+    cfg = get_cfg()
+    cfg.SOLVER.BASE_LR = 1.0
+    cfg.SOLVER.MOMENTUM = 0.0
+    cfg.SOLVER.WEIGHT_DECAY = 0.0
+    cfg.SOLVER.CLIP_GRADIENTS.ENABLED = clip_type is not None
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_TYPE = clip_type or "value"
+    cfg.SOLVER.CLIP_GRADIENTS.CLIP_VALUE = value
+    model = nn.ParameterList([nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))])
+    optimizer = build_optimizer(cfg, model)
+    model[0].grad, model[1].grad = torch.tensor([3.0, 4.0]) * scale, torch.tensor([12.0]) * scale
+    optimizer.step()
+    return torch.cat([-p.detach() for p in model])
+
+
+@pytest.mark.parametrize("scale", [1.0, 10.0])
+def test_the_whole_model_is_clipped(scale):
+    torch.testing.assert_close(step("full_model", 6.5, scale), torch.tensor([1.5, 2.0, 6.0]), rtol=1e-5, atol=0)
+
+
+def test_small_gradients_stay():
+    torch.testing.assert_close(step("full_model", 35.0, 1.0), torch.tensor([3.0, 4.0, 12.0]))
+
+
+def test_detectron2s_own_clip_each_parameter():
+    torch.testing.assert_close(step("norm", 6.5, 1.0), torch.tensor([3.0, 4.0, 6.5]), rtol=1e-5, atol=0)
+    torch.testing.assert_close(step("value", 3.5, 1.0), torch.tensor([3.0, 3.5, 3.5]))
+    torch.testing.assert_close(step(None, 1.0, 1.0), torch.tensor([3.0, 4.0, 12.0]))
