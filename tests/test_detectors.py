@@ -1,4 +1,7 @@
-"""Whole detectors: the original's YAML by its name, its checkpoint keys, detectron2's own checkpointer, the same detections on real images."""
+"""Whole detectors give the same detections as the original's on real images.
+
+vovnet-detectron2's by its YAML's name, its checkpoint keys, detectron2's own checkpointer; MMDetection's converted from its keys.
+"""
 
 import glob
 import os
@@ -13,14 +16,26 @@ from detectron2.structures import pairwise_iou
 
 from backbones import zoo
 from backbones.checkpoint import GatedCheckpointer
+from backbones.config import merge_overrides
+from convert import __main__ as cli
 
-RECORDS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(HERE, "data", "detectors", "*.json")))
+ALL = sorted(os.path.basename(path) for path in glob.glob(os.path.join(HERE, "data", "detectors", "*.json")))
+RECORDS = [name for name in ALL if load_record("detectors", name).get("source", "").startswith("vovnet")]
+MMDET = [name for name in ALL if load_record("detectors", name).get("source", "").startswith("mmdet")]
+# those that this project has a config for
+CONFIGS = {
+    "faster-rcnn_regnetx-3.2GF_fpn_1x.json": "faster_rcnn_RegNetX_3.2GF_FPN_1x.yaml",
+    "mask-rcnn_regnetx-3.2GF_fpn_1x.json": "mask_rcnn_RegNetX_3.2GF_FPN_1x.yaml",
+    "mask-rcnn_regnetx-3.2GF-mdconv-c3-c5_fpn_1x.json": "mask_rcnn_RegNetX_3.2GF_FPN_1x_dconv_c3-c5.yaml",
+    "mask-rcnn_regnetx-400MF_fpn_ms-poly-3x.json": "mask_rcnn_RegNetX_400MF_FPN_3x.yaml",
+    "retinanet_regnetx-800MF_fpn_1x.json": "retinanet_RegNetX_800MF_FPN_1x.yaml",
+}
 
 
 def released_checkpoint(record: dict) -> dict:
     weights = {key: fill(key, shape) for key, shape in record["keys"]}
     for key, factor in record["scales"].items():
-        weights[key] *= factor
+        weights[key] = weights[key] * factor
     return weights
 
 
@@ -75,3 +90,49 @@ def test_nothing_is_left_over(detector):
     before = {key: value.clone() for key, value in model.state_dict().items()}
     GatedCheckpointer(model, require="all").load(path)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("filename", MMDET)
+def test_detectors_of_mmdetection(filename, tmp_path):
+    """Converted by the command, loaded by both checkpointers: boxes, scores, labels and mask areas."""
+    record = load_record("detectors", filename)
+    torch.save({"meta": {"mmdet_version": "3.3.0"}, "state_dict": released_checkpoint(record)}, tmp_path / "theirs.pth")
+    images = ["--channels", record["channel_order"], "--pixel-mean", *record["pixel_mean"], "--pixel-std", *record["pixel_std"]]
+    arguments = cli.argument_parser().parse_intermixed_args(
+        ["mmdet", str(tmp_path / "theirs.pth"), str(tmp_path / "ours.pth"), *map(str, images)]
+    )
+    result = cli.convert(arguments)
+    cli.write(result, arguments.dst)
+    about, expects = result.provenance, result.preprocessing
+    cfg = zoo.get_config(CONFIGS.get(filename, about["config"]))
+    overrides = [] if filename in CONFIGS else about["overrides"]
+    overrides = [
+        *overrides,
+        "INPUT.FORMAT",
+        expects.format,
+        "MODEL.PIXEL_MEAN",
+        list(expects.pixel_mean),
+        "MODEL.PIXEL_STD",
+        list(expects.pixel_std),
+    ]
+    merge_overrides(cfg, ["MODEL.DEVICE", "cpu", *map(str, overrides)])
+    model, other = build_model(cfg).eval(), build_model(cfg).eval()
+    GatedCheckpointer(model, require="all").load(arguments.dst)
+    DetectionCheckpointer(other).load(arguments.dst)
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+    for name, expected in record["images"].items():
+        pixels = np.ascontiguousarray(sample_image(name)[:, :, ::-1].transpose(2, 0, 1))  # BGR, whatever the source takes
+        with torch.no_grad():
+            instances = model([{"image": torch.as_tensor(pixels), "height": pixels.shape[1], "width": pixels.shape[2]}])[0]["instances"]
+        assert len(instances) == expected["n"]
+        assert matches(instances, expected) >= 0.97 * expected["n"], name
+        if "mask_areas" in expected:
+            off = (instances.pred_boxes.tensor[None] - torch.tensor(expected["boxes"])[:, None]).abs().amax(-1)
+            areas = instances.pred_masks.sum((1, 2))[off.argmin(1)]
+            near = (areas - torch.tensor(expected["mask_areas"])).abs() <= torch.tensor(expected["mask_areas"]) * 0.01 + 2
+            assert near.float().mean() >= 0.97, name
+
+
+def test_detectors_of_both_projects_are_recorded():
+    assert len(RECORDS) == 2 and len(MMDET) >= 8 and set(CONFIGS) <= set(MMDET)

@@ -1,0 +1,148 @@
+"""Turns a checkpoint of another project into one of ours, and proves that it gives the same numbers.
+
+python -m convert pycls RegNetX-3.2GF_dds_8gpu.pyth weights/RegNetX-3.2GF.pth
+python -m convert timm ese_vovnet39b.safetensors weights/V-39-eSE.safetensors
+python -m convert mmdet mask_rcnn_regnetx-3.2GF_fpn_1x_coco.pth weights/mask_rcnn_RegNetX_3.2GF_FPN_1x.pth
+python -m convert detectron2 model_final_b275ba.pkl weights/faster_rcnn_R_50_FPN_1x.pth --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
+
+Every tensor must find its place, and every weight of the network be filled, or nothing is written. Weights that expect RGB get their first
+convolution turned, so that every converted file takes BGR images, with the mean and deviation that stand in it. Where the source's own library
+is installed, its network and ours run on the same input, and the largest difference of each feature is shown and stored; one above 1e-5 of the
+feature's largest value is an error. Nothing in a file is executed.
+
+A file at weights/NAME.pth or .safetensors is found by MODEL.WEIGHTS backbones://NAME (the variable BACKBONES_WEIGHTS names another folder).
+"""
+
+import argparse
+import logging
+import os
+import sys
+
+from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+
+from backbones import registry
+from backbones.checkpoint import read_checkpoint
+from backbones.checkpoint.gate import fetch
+from backbones.errors import UserError, unknown
+
+from . import detectron2, mmdet, pycls, timm, torchvision, vovnet_detectron2
+from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, convert_backbone, sha256, write
+
+SOURCES = {
+    "pycls": pycls.SOURCE,
+    "torchvision": torchvision.SOURCE,
+    "timm": timm.SOURCE,
+    "mmdet": mmdet.SOURCE,
+    "vovnet-detectron2": vovnet_detectron2.SOURCE,
+    "detectron2": detectron2.REGNET,
+}
+# packages whose objects lie beside the weights in such files
+_INERT = {"mmdet": ("mmengine", "mmcv", "mmdet", "numpy")}
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    summary, _, details = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m convert", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("source", metavar="SOURCE", help=f"the project that the file is of: {', '.join(SOURCES)}")
+    parser.add_argument("src", metavar="SRC", help="the file, or its address")
+    parser.add_argument("dst", metavar="DST", help="the file to write, .pth or .safetensors")
+    parser.add_argument("--name", default="", help="the network in it, of backbones.list_backbones() (default: found by its shapes)")
+    parser.add_argument(
+        "--config-file", default="", metavar="FILE", help="the config whose detector the file fits (mmdet: by default follows from the file)"
+    )
+    parser.add_argument(
+        "--channels", choices=("BGR", "RGB"), help="order that the weights expect (default: the file's own word, else the source's habit)"
+    )
+    for which in ("mean", "std"):
+        parser.add_argument(
+            f"--pixel-{which}",
+            type=float,
+            nargs=3,
+            metavar=("C1", "C2", "C3"),
+            help=f"{which} that they expect, of 0 to 255, in that order (default: ImageNet's)",
+        )
+    parser.add_argument("opts", nargs="*", help="overrides of the config, KEY VALUE each")
+    return parser
+
+
+def convert(args) -> Converted:
+    if args.source not in SOURCES:
+        raise unknown("source", args.source, SOURCES)
+    if not args.dst.endswith((".pth", ".safetensors")):
+        raise UserError(f"DST {args.dst!r} must end in .pth or .safetensors")
+    if args.name:
+        registry.family_of(args.name)
+    path = fetch(args.src, PathManager) if "://" in args.src else args.src
+    contents = read_checkpoint(path, inert=_INERT.get(args.source, ()))
+    given = None
+    if args.channels:
+        usual = {"BGR": IMAGENET_BGR, "RGB": IMAGENET_RGB}[args.channels]
+        given = Preprocessing(args.channels, tuple(args.pixel_mean or usual.pixel_mean), tuple(args.pixel_std or usual.pixel_std))
+    elif args.pixel_mean or args.pixel_std:
+        raise UserError("--pixel-mean and --pixel-std need --channels, which says their order")
+    if args.source == "detectron2":
+        result = detectron2.convert(path, contents, args.config_file, args.opts)
+    elif args.source == "mmdet" and mmdet.is_detector(contents):
+        result = mmdet.convert_detector(contents, given, args.config_file)
+    else:
+        result = convert_backbone(SOURCES[args.source], contents, given, args.name)
+    result.provenance.update(file=os.path.basename(args.src), sha256=sha256(path))
+    return result
+
+
+def main() -> None:
+    args = argument_parser().parse_intermixed_args()
+    result = convert(args)
+    write(result, args.dst)
+    about, proof, expects = result.provenance, result.provenance["proof"], result.preprocessing
+    print(
+        f"{args.dst}: {about.get('detector', 'backbone')} {about['network']}, {len(result.model)} tensors, from {about['source']}, licence: {about['licence']}"
+    )
+    print(f"channels: {about['channel_order']}; expects {expects.format}, mean {list(expects.pixel_mean)}, deviation {list(expects.pixel_std)}")
+    if proof["run"]:
+        rows = [(feature, f"{value:.1e}") for feature, value in proof["largest_relative_difference"].items()]
+        print(f"proof against {proof['library']}, in double precision, at most {proof['tolerance']:g} allowed:")
+        print(tabulate(rows, ("feature", "largest difference / largest value"), "pipe", disable_numparse=True))
+    else:
+        print(f"no proof was run: {proof['why']}")
+    overrides = [str(item) for item in about.get("overrides", [])]
+    if "config" in about:
+        print(
+            "evaluate it:\n  "
+            + " ".join(
+                [
+                    "python train_net.py --config-file",
+                    about["config"],
+                    "--eval-only MODEL.WEIGHTS",
+                    args.dst,
+                    *_quoted(overrides),
+                    *_images(expects),
+                ]
+            )
+        )
+    elif overrides:
+        print(f"its config needs: {' '.join(_quoted(overrides))}")
+
+
+def _images(expects) -> list:
+    return _quoted(
+        ["INPUT.FORMAT", expects.format, "MODEL.PIXEL_MEAN", str(list(expects.pixel_mean)), "MODEL.PIXEL_STD", str(list(expects.pixel_std))]
+    )
+
+
+def _quoted(items) -> list:
+    return [f'"{item}"' if set(item) & set(" [](),'") else item for item in items]
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.ERROR)
+    try:
+        main()
+    except UserError as error:
+        print(f"convert: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,230 @@
+"""What every source shares: reading, finding out which network a file holds, the proof, writing."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import tempfile
+from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+import torch
+from detectron2.modeling import Backbone
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import backbones
+from backbones import registry
+from backbones.errors import UserError
+from backbones.layers import WRAPPERS
+
+# the same features in double precision: what differs then differs in structure, not in the order of sums
+TOLERANCE = 1e-5
+PROOF_SIZE = (1, 3, 160, 128)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What images the weights expect: order of the channels, and their mean and standard deviation in that order, of 0 to 255."""
+
+    format: str
+    pixel_mean: Tuple[float, ...]
+    pixel_std: Tuple[float, ...]
+
+    def in_bgr(self) -> "Preprocessing":
+        if self.format == "BGR":
+            return self
+        return Preprocessing("BGR", self.pixel_mean[::-1], self.pixel_std[::-1])
+
+
+IMAGENET_RGB = Preprocessing("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+IMAGENET_BGR = IMAGENET_RGB.in_bgr()
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """One project's files of bare networks.
+
+    Args:
+        title: the project, as people know it.
+        licence: of the weights it releases.
+        layouts: its names for the weights, for each family that it has (see `registry.Family`).
+        preprocessing: for the name of a network of ours.
+        weights: finds the state dict in what a file holds; raises UserError where there is none.
+        network: the project's own network for a network of ours and the keyword arguments of `create`, with its library's name and version;
+            None where the library is not installed.
+    """
+
+    title: str
+    licence: str
+    layouts: Mapping[str, str]
+    preprocessing: Callable[[str], Preprocessing]
+    weights: Callable[[Dict[str, Any]], Mapping[str, Tensor]]
+    network: Callable[[str, Dict[str, Any]], Optional[Tuple["Network", str]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network of a source's own: the module that its weights load into strictly, and a forward pass to the features at strides 4 to 32."""
+
+    module: nn.Module
+    features: Callable[[Tensor], Sequence[Tensor]]
+
+
+@dataclasses.dataclass
+class Converted:
+    """A checkpoint of ours, before it is written."""
+
+    model: Dict[str, Tensor]
+    preprocessing: Preprocessing
+    provenance: Dict[str, Any]
+
+
+def sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def tensors(state_dict: Any, what: str) -> Dict[str, Tensor]:
+    """``state_dict``, where it is one of tensors; raises UserError where it is not."""
+    if not isinstance(state_dict, Mapping) or not state_dict:
+        raise UserError(f"{what} is not a state dict")
+    for key, value in state_dict.items():
+        if not isinstance(key, str) or not isinstance(value, (Tensor, np.ndarray)):
+            raise UserError(f"{what} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor")
+    return {WRAPPERS.sub("", key): torch.as_tensor(value) for key, value in state_dict.items()}
+
+
+def under(data: Dict[str, Any], *keys: str) -> Mapping[str, Tensor]:
+    """The state dict under the first of ``keys`` that is there, or the file itself."""
+    return tensors(next((data[key] for key in keys if key in data), data), "the file")
+
+
+def identify(
+    source: Source, weights: Mapping[str, Tensor], candidates: Sequence[str] = (), options: Sequence[Dict[str, Any]] = ({},)
+) -> Tuple[str, Dict[str, Any], Dict[str, Tensor]]:
+    """(name, keyword arguments of `create`, state dict) of the network of ours that the weights fill exactly.
+
+    Raises UserError where there is none, with what differs from the nearest.
+    """
+    nearest: Optional[Tuple[int, str, List[str]]] = None
+    for option in options:
+        for name in candidates or [n for n in registry.list_backbones() if registry.family_of(n).name in source.layouts]:
+            family = registry.family_of(name)
+            if family.name not in source.layouts or (option and family.name != "regnet"):
+                continue
+            result, wrong = registry.attempt(name, weights, source.layouts[family.name], option)
+            if not wrong:
+                return name, option, result
+            if nearest is None or len(wrong) < nearest[0]:
+                nearest = (len(wrong), name, wrong)
+    count, name, wrong = nearest
+    shown = "; ".join(wrong[:8]) + ("; ..." if count > 8 else "")
+    raise UserError(
+        f"this is none of the networks that {source.title} and this project share; from {name}, the nearest, {count} entries differ: {shown}"
+    )
+
+
+def first_convolution(name: str, options: Dict[str, Any]) -> str:
+    """The key of the weight that meets the image."""
+    with torch.device("meta"):
+        net = registry.create(name, **options)
+    return next(f"{key}.weight" for key, module in net.named_modules() if isinstance(module, nn.Conv2d))
+
+
+def convert_backbone(source: Source, contents: Dict[str, Any], preprocessing: Optional[Preprocessing] = None, name: str = "") -> Converted:
+    """A bare network's file as ours, in BGR, proved where the source's library is installed.
+
+    ``preprocessing``: where it is not the source's usual one. Raises UserError for a file of another network, or where the proof fails.
+    """
+    weights = source.weights(contents)
+    rounded = "regnet" in source.layouts and source.layouts["regnet"] in ("torchvision", "timm")
+    options = ({}, {"rounding": "torchvision"}) if rounded else ({},)
+    name, option, ours = identify(source, weights, [name] if name else (), options)
+    expects = preprocessing or source.preprocessing(name)
+    if expects.format == "RGB":
+        key = first_convolution(name, option)
+        ours[key] = ours[key].flip(1)
+    proof = prove(source, name, option, weights, ours, flipped=expects.format == "RGB")
+    provenance = {
+        "source": source.title,
+        "network": name,
+        "licence": source.licence,
+        "channel_order": "the first convolution turned from RGB to BGR" if expects.format == "RGB" else "BGR, as in the source",
+        "proof": proof,
+    }
+    if option:
+        provenance["overrides"] = ["MODEL.REGNET.ROUNDING", option["rounding"]]
+    model = {f"backbone.bottom_up.{key}": value.contiguous().clone() for key, value in ours.items() if not key.endswith("num_batches_tracked")}
+    return Converted(model, expects.in_bgr(), provenance)
+
+
+def prove(source: Source, name: str, options: Dict[str, Any], weights, ours: Dict[str, Tensor], flipped: bool) -> Dict[str, Any]:
+    """`compare` of the source's own network and ours; says so where the source's library is not installed."""
+    found = source.network(name, options)
+    if found is None:
+        return {"run": False, "why": f"the network of {source.title} is not installed here"}
+    net = registry.create(name, **options)
+    net.load_state_dict(ours, strict=False)
+    return compare(*found, weights, net, flipped)
+
+
+def compare(reference: Network, library: str, weights: Mapping[str, Tensor], ours: Backbone, flipped: bool) -> Dict[str, Any]:
+    """The largest difference of every feature between a source's network and ours, relative to the feature's largest value.
+
+    ``weights`` are the source's; ``ours`` is filled already, and takes the channels reversed where ``flipped``. Raises UserError above
+    TOLERANCE, or where the source's own network does not take its weights.
+    """
+    missing, unexpected = reference.module.load_state_dict(dict(weights), strict=False)
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    classifier = getattr(ours, "classifier", re.compile("(?!)"))
+    unexpected = [key for key in unexpected if not classifier.match(key)]
+    if missing or unexpected:
+        raise UserError(
+            f"{library} itself does not take this file: {len(missing)} entries missing, {len(unexpected)} unexpected: "
+            f"{', '.join([*missing, *unexpected][:5])}"
+        )
+    image = torch.randn(PROOF_SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        reference.module.double().eval()
+        expected = reference.features(image)
+        actual = ours.double().eval()(image.flip(1) if flipped else image)
+    differences = {}
+    for (feature, a), b in zip(actual.items(), expected):
+        if a.shape != b.shape:
+            raise UserError(f"{feature} is {tuple(a.shape)}, but {tuple(b.shape)} in {library}")
+        differences[feature] = float((a - b).abs().max() / b.abs().max().clamp_min(1e-300))
+    worst = max(differences.values())
+    if not worst <= TOLERANCE:
+        raise UserError(
+            f"the proof failed: features differ from those of {library} by up to {worst:.2g} of the largest value, more than {TOLERANCE:g}"
+        )
+    return {"run": True, "library": library, "largest_relative_difference": differences, "tolerance": TOLERANCE, "input": list(PROOF_SIZE)}
+
+
+def write(converted: Converted, path: str) -> None:
+    """Writes ``.pth`` or ``.safetensors``, whole or not at all: tensors, and beside them what they are, as text and numbers."""
+    about = {
+        "preprocessing": {
+            "format": converted.preprocessing.format,
+            "pixel_mean": list(converted.preprocessing.pixel_mean),
+            "pixel_std": list(converted.preprocessing.pixel_std),
+        },
+        "provenance": {**converted.provenance, "converted_by": f"backbones {backbones.__version__}"},
+    }
+    folder = os.path.dirname(os.path.abspath(path))
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="convert-") as partial_folder:
+            partial = os.path.join(partial_folder, os.path.basename(path))  # torch writes the file's name into it
+            if path.endswith(".safetensors"):
+                save_file(converted.model, partial, metadata={"format": "pt", "backbones": json.dumps(about)})
+            else:
+                torch.save({"model": converted.model, **about}, partial)
+            os.replace(partial, path)
+    except OSError as error:
+        raise UserError(f"{path!r} cannot be written: {error.strerror or error}") from error

@@ -1,0 +1,67 @@
+"""detectron2's own files: its zoo's, pickled or not, and its RegNets' (``s1`` to ``s4``), as tensors alone under the names of a config's model."""
+
+import re
+from typing import Any, Dict, List
+
+from detectron2.modeling import build_model
+from torch import Tensor
+
+from backbones import zoo
+from backbones.checkpoint import GatedCheckpointer
+from backbones.checkpoint.gate import part_of
+from backbones.config import check_config, merge_overrides
+from backbones.errors import UserError
+
+from . import pycls
+from .core import Converted, Preprocessing, Source, convert_backbone, under
+
+
+def _bare(data: Dict[str, Any]) -> Dict[str, Tensor]:
+    weights = under(data, "model")
+    prefix = next((p for p in ("backbone.bottom_up.", "backbone.") if any(key.startswith(p) for key in weights)), "")
+    return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+
+
+REGNET = Source("detectron2's RegNet", "as the file's", {"regnet": "pycls"}, pycls.SOURCE.preprocessing, _bare, pycls.network)
+
+
+def convert(path: str, contents: Dict[str, Any], config: str, opts: List[str]) -> Converted:
+    """A file of detectron2's that fills the model of ``config``, or its backbone; without a config, the RegNet in the file.
+
+    With a config, it is matched as detectron2 matches its zoo's files, and every tensor of it must find its place.
+    """
+    if not config:
+        if not any(key.startswith("s1.b1.") for key in _bare(contents)):
+            raise UserError(
+                "files of detectron2 are read by their config: add --config-file, such as COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
+            )
+        return convert_backbone(REGNET, contents)
+    cfg = zoo.get_config(config)
+    merge_overrides(cfg, ["MODEL.DEVICE", "cpu", *opts])
+    check_config(cfg)
+    model = build_model(cfg)
+    checkpointer = GatedCheckpointer(model, require="nothing")
+    checkpointer.load(path)
+    report = checkpointer.report
+    filled = set(report.total) - set(report.unfilled())
+    whole = "backbone" if not any(part_of(key) != "backbone" for key in filled) else "all"
+    missing = report.unfilled("backbone") if whole == "backbone" else report.unfilled()
+    unused = [
+        key for key in report.unused if not re.match(r"(stem\.)?(fc|linear|pred|head)[\d.]*", key)
+    ]  # a classifier is no part of a detector
+    if missing or unused:
+        raise UserError(
+            f"the file does not fit {config}: {len(missing)} weights missing or of another shape, {len(unused)} unmatched: "
+            + "; ".join([f"missing {key}" for key in missing[:6]] + [f"unmatched {key}" for key in unused[:6]])
+        )
+    provenance = {
+        "source": "detectron2",
+        "network": cfg.MODEL.BACKBONE.NAME,
+        "licence": "as the file's; of detectron2's own zoo CC BY-SA 3.0",
+        "channel_order": f"{cfg.INPUT.FORMAT}, as the config says",
+        "config": config,
+        "overrides": list(opts),
+        "proof": {"run": False, "why": "the network is detectron2's own"},
+    }
+    expects = Preprocessing(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
+    return Converted({key: value.clone() for key, value in model.state_dict().items() if key in filled}, expects, provenance)

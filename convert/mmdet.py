@@ -1,0 +1,304 @@
+"""MMDetection: RegNet backbones, and whole detectors with a RegNet or a ResNet: Faster, Mask, Cascade R-CNN and RetinaNet.
+
+What differs there from detectron2, and what becomes of it:
+- RetinaNet's nine anchors a place are ordered by ratio, then size, in detectron2 by size, then ratio: the last layers' channels are reordered.
+- RetinaNet has no ReLU between P6 and P7, and clips boxes before overlapping ones are removed: `MMDetRetinaNet`.
+- Cascade R-CNN averages the logits of its three stages, where detectron2 averages probabilities, and has a mask head in each: they become
+  `MMDetCascadeROIHeads`. Its boxes' deviations of 0.033 and 0.067 are not quite detectron2's 1/30 and 1/15: folded into the weights.
+- Classes run from 0 with the background last, in both; boxes are encoded alike. Versions before 2.0 did both otherwise, and are refused.
+- Normalisation stands in MMDetection's config: RegNets there take BGR images, ResNets RGB; some RegNets RGB too. What the file says counts,
+  then ``--channels``, then this rule. First convolutions of RGB are turned, so that every converted file takes BGR.
+"""
+
+import importlib
+import importlib.util
+import re
+from types import ModuleType
+from typing import Any, Dict, List, Mapping, Optional, Tuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from torch import Tensor, nn
+
+from backbones import registry, zoo
+from backbones.config import merge_overrides
+from backbones.errors import UserError
+
+from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Network, Preprocessing, Source, compare, identify, tensors, under
+
+_BLOCKS_OF_DEPTH = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152, (2, 2, 2, 2): 18}
+# ours <- theirs, of layers that are the same
+_HEADS = [
+    (r"rpn_head\.rpn_conv\.", "proposal_generator.rpn_head.conv."),
+    (r"rpn_head\.rpn_cls\.", "proposal_generator.rpn_head.objectness_logits."),
+    (r"rpn_head\.rpn_reg\.", "proposal_generator.rpn_head.anchor_deltas."),
+    (r"roi_head\.bbox_head\.(\d\.)?shared_fcs\.(\d)\.", lambda m: f"roi_heads.box_head.{m[1] or ''}fc{int(m[2]) + 1}."),
+    (r"roi_head\.bbox_head\.(\d\.)?fc_cls\.", lambda m: f"roi_heads.box_predictor.{m[1] or ''}cls_score."),
+    (r"roi_head\.bbox_head\.(\d\.)?fc_reg\.", lambda m: f"roi_heads.box_predictor.{m[1] or ''}bbox_pred."),
+    (r"roi_head\.mask_head\.(\d\.)?convs\.(\d)\.conv\.", lambda m: f"roi_heads.mask_head.{m[1] or ''}mask_fcn{int(m[2]) + 1}."),
+    (r"roi_head\.mask_head\.(\d\.)?upsample\.", lambda m: f"roi_heads.mask_head.{m[1] or ''}deconv."),
+    (r"roi_head\.mask_head\.(\d\.)?conv_logits\.", lambda m: f"roi_heads.mask_head.{m[1] or ''}predictor."),
+    (r"bbox_head\.cls_convs\.(\d)\.conv\.", lambda m: f"head.cls_subnet.{2 * int(m[1])}."),
+    (r"bbox_head\.reg_convs\.(\d)\.conv\.", lambda m: f"head.bbox_subnet.{2 * int(m[1])}."),
+    (r"bbox_head\.retina_cls\.", "head.cls_score."),
+    (r"bbox_head\.retina_reg\.", "head.bbox_pred."),
+]
+_RESNET = [
+    (r"^conv1\.", "stem.conv1."),
+    (r"^bn1\.", "stem.conv1.norm."),
+    (r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}."),
+    (r"\.bn(\d)\.", r".conv\1.norm."),
+    (r"\.downsample\.0\.", ".shortcut."),
+    (r"\.downsample\.1\.", ".shortcut.norm."),
+    (r"\.conv2\.conv_offset\.", ".conv2_offset."),
+]
+
+
+def _weights(data: Dict[str, Any]) -> Mapping[str, Tensor]:
+    weights = under(data, "state_dict")
+    return {key[len("backbone.") :] if key.startswith("backbone.") else key: value for key, value in weights.items()}
+
+
+def _library() -> Optional[ModuleType]:
+    """mmdet, where it is installed with its operators."""
+    if any(importlib.util.find_spec(module) is None for module in ("mmdet", "mmcv", "mmengine")):
+        return None
+    try:
+        return importlib.import_module("mmdet.models") and importlib.import_module("mmdet")
+    except ImportError:  # mmcv without its operators, or of a version that mmdet does not take
+        return None
+
+
+def network(name: str, options: Dict[str, Any]) -> Optional[Tuple[Network, str]]:
+    """MMDetection's own RegNet, where it is installed."""
+    mmdet = _library()
+    if mmdet is None or options:
+        return None
+    if registry.family_of(name).name != "regnet" or registry.get_spec(name).se_ratio:
+        return None  # it has no Y
+    spec = registry.get_spec(name)
+    arch = {"w0": spec.w0, "wa": spec.wa, "wm": spec.wm, "group_w": spec.group_width, "depth": spec.depth, "bot_mul": 1.0}
+    module = mmdet.models.backbones.RegNet(arch=arch)
+    return Network(module, lambda image: module(image)), f"mmdet {mmdet.__version__}"
+
+
+SOURCE = Source("MMDetection", "Apache-2.0", {"regnet": "mmdet"}, lambda name: IMAGENET_BGR, _weights, network)
+
+
+def is_detector(contents: Dict[str, Any]) -> bool:
+    return any(key.startswith(("neck.", "rpn_head.", "roi_head.", "bbox_head.")) for key in contents.get("state_dict", contents))
+
+
+def stated_preprocessing(contents: Dict[str, Any]) -> Optional[Preprocessing]:
+    """What the file itself says of its images: in buffers of its own, or in the config that MMDetection saves as text. It is not run."""
+    weights = contents.get("state_dict", contents)
+    meta = contents.get("meta")
+    text = next((meta[key] for key in ("cfg", "config") if isinstance(meta.get(key), str)), "") if isinstance(meta, dict) else ""
+    number = r"\[?\(?\s*([\d.]+),\s*([\d.]+),\s*([\d.]+)"
+    mean, std = (re.search(rf"\b{key}\s*=\s*{number}", text) for key in ("mean", "std"))
+    if "data_preprocessor.mean" in weights and "data_preprocessor.std" in weights:
+        values = [tuple(round(float(v), 4) for v in weights[f"data_preprocessor.{key}"].flatten()) for key in ("mean", "std")]
+    elif mean and std:
+        values = [tuple(map(float, found.groups())) for found in (mean, std)]
+    else:
+        return None
+    turned = re.search(r"\b(bgr_to_rgb|to_rgb)\s*=\s*(True|False)", text)
+    # without a word, the larger mean is that of red
+    rgb = turned[2] == "True" if turned else values[0][0] > values[0][2]
+    return Preprocessing("RGB" if rgb else "BGR", *values)
+
+
+def convert_detector(contents: Dict[str, Any], preprocessing: Optional[Preprocessing] = None, config: str = "") -> Converted:
+    """A whole detector's file as ours: every tensor used, every weight of the model filled.
+
+    ``config``: the name or path of the config whose model it is to fit; by default it follows from the file. Raises UserError for a
+    detector that is not supported, or where anything is unmatched, missing or of another shape.
+    """
+    meta = contents.get("meta")
+    version = str(meta.get("mmdet_version", "")) if isinstance(meta, dict) else ""
+    if version.startswith(("0.", "1.")):
+        raise UserError(
+            f"the file is of MMDetection {version}, whose classes and boxes are encoded otherwise: upgrade it there to 2.0 or later first"
+        )
+    weights = tensors(contents.get("state_dict", contents), "the file")
+    weights = {k: v for k, v in weights.items() if not k.startswith("data_preprocessor.") and not k.endswith("num_batches_tracked")}
+    backbone = {key[len("backbone.") :]: value for key, value in weights.items() if key.startswith("backbone.")}
+    regnet = "layer1.0.conv1.weight" in backbone and backbone.get("conv1.weight", torch.empty(0)).shape[-1:] == (3,)
+    # with a file's own words first, then what the caller says, then the habit of each backbone
+    expects = stated_preprocessing(contents) or preprocessing or (IMAGENET_BGR if regnet else IMAGENET_RGB)
+    base, overrides = _base(weights)
+    name, more, ours = _regnet(backbone) if regnet else _resnet(backbone, caffe=expects.format == "BGR")
+    overrides += more
+    cfg = zoo.get_config(config or base)
+    merge_overrides(cfg, ["MODEL.DEVICE", "cpu", *([] if config else overrides)])
+    _set_preprocessing(cfg, expects.in_bgr())
+    first = "stem.conv.weight" if regnet else "stem.conv1.weight"
+    if expects.format == "RGB":
+        ours[first] = ours[first].flip(1)
+    model = {f"backbone.bottom_up.{key}": value for key, value in ours.items()}
+    for key, value in weights.items():
+        if not key.startswith("backbone."):
+            model[_head_key(key, cfg)] = value
+    _reorder(model, cfg, weights)
+    _check(model, cfg)
+    described = _describe(cfg)
+    provenance = {
+        "source": "MMDetection" + (f" {version}" if version else ""),
+        "network": name,
+        "licence": "Apache-2.0",
+        "channel_order": "the first convolution turned from RGB to BGR" if expects.format == "RGB" else "BGR, as in the source",
+        "config": config or base,
+        "overrides": [] if config else overrides,
+        "detector": described,
+        "proof": _prove(cfg, name, weights, model, flipped=expects.format == "RGB"),
+    }
+    return Converted({key: value.contiguous().clone() for key, value in model.items()}, expects.in_bgr(), provenance)
+
+
+def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: Dict[str, Tensor], flipped: bool) -> Dict[str, Any]:
+    """Backbone and FPN against MMDetection's own, where it is installed; heads are held to their places and shapes."""
+    mmdet = _library()
+    deformable = any("conv_offset" in key for key in weights)
+    if mmdet is None or deformable:
+        return {"run": False, "why": "MMDetection is not installed here" if mmdet is None else "of deformable networks none is run"}
+    retinanet = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
+    if name.startswith("R-"):
+        resnets = cfg.MODEL.RESNETS
+        shared = {"depth": resnets.DEPTH, "style": "caffe" if resnets.STRIDE_IN_1X1 else "pytorch"}
+        if resnets.NUM_GROUPS > 1:
+            backbone = mmdet.models.backbones.ResNeXt(groups=resnets.NUM_GROUPS, base_width=resnets.WIDTH_PER_GROUP, **shared)
+        else:
+            backbone = mmdet.models.backbones.ResNet(**shared)
+    else:
+        backbone = network(name, {})[0].module
+    channels = [value.shape[1] for key, value in weights.items() if re.match(r"neck\.lateral_convs\.\d\.conv\.weight", key)]
+    extra = {"start_level": 1, "add_extra_convs": "on_input"} if retinanet else {}
+    neck = mmdet.models.necks.FPN(in_channels=([0] if retinanet else []) + channels, out_channels=256, num_outs=5, **extra)
+    module = nn.ModuleDict({"backbone": backbone, "neck": neck})
+    own = {key: value for key, value in weights.items() if key.startswith(("backbone.", "neck."))}
+    ours = build_model(cfg).backbone
+    ours.load_state_dict({key[len("backbone.") :]: value for key, value in model.items() if key.startswith("backbone.")}, strict=False)
+    return compare(Network(module, lambda image: neck(backbone(image))), f"mmdet {mmdet.__version__}", own, ours, flipped)
+
+
+def _base(weights: Mapping[str, Tensor]) -> Tuple[str, List[str]]:
+    """(config, overrides) of the heads: kind of detector and number of classes."""
+    regnet = weights.get("backbone.conv1.weight", torch.empty(0)).shape[-1:] == (3,)
+    family = "RegNet" if regnet else "ResNet"
+    if "bbox_head.retina_cls.weight" in weights:
+        classes = weights["bbox_head.retina_cls.weight"].shape[0] // 9
+        overrides = ["MODEL.RETINANET.NUM_CLASSES", str(classes), "MODEL.META_ARCHITECTURE", "MMDetRetinaNet", "MODEL.FPN.P6_RELU", "False"]
+        if not regnet:
+            overrides += ["MODEL.BACKBONE.NAME", "build_retinanet_resnet_p6p7_backbone"]
+        return f"Base-RetinaNet-{family}-FPN.yaml" if regnet else "Base-RetinaNet.yaml", overrides
+    heads = sorted({key.split(".")[2] for key in weights if key.startswith("roi_head.bbox_head.")})
+    if "rpn_head.rpn_conv.weight" not in weights or not heads:
+        kinds = sorted({".".join(key.split(".")[:2]) for key in weights if not key.startswith(("backbone.", "neck."))})
+        raise UserError(
+            f"this detector is not supported: its heads are {', '.join(kinds)}. Supported: Faster, Mask, Cascade R-CNN and RetinaNet"
+        )
+    cascade = heads == ["0", "1", "2"]
+    cls = weights.get("roi_head.bbox_head.0.fc_cls.weight" if cascade else "roi_head.bbox_head.fc_cls.weight")
+    if cls is None:
+        raise UserError("this detector is not supported: its box head has no fc_cls")
+    masks = any(key.startswith("roi_head.mask_head.") for key in weights)
+    overrides = ["MODEL.ROI_HEADS.NUM_CLASSES", str(cls.shape[0] - 1), "MODEL.MASK_ON", str(masks), "MODEL.PROPOSAL_GENERATOR.NAME", "MMDetRPN"]
+    if cascade:
+        overrides += ["MODEL.ROI_HEADS.NAME", "MMDetCascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
+    return ("Base-RCNN-RegNet-FPN.yaml" if regnet else "Base-RCNN-FPN.yaml"), overrides
+
+
+def _regnet(backbone: Dict[str, Tensor]) -> Tuple[str, List[str], Dict[str, Tensor]]:
+    """(name, overrides, state dict)"""
+    deformable = [f"layer{i}.0.conv2.conv_offset.weight" in backbone for i in (1, 2, 3, 4)]
+    options: Dict[str, Any] = {}
+    overrides = []
+    if any(deformable):
+        offsets = backbone[f"layer{deformable.index(True) + 1}.0.conv2.conv_offset.weight"].shape[0]
+        modulated = offsets % 27 == 0
+        options = {"deform_on_per_stage": deformable, "deform_modulated": modulated, "deform_num_groups": offsets // (27 if modulated else 18)}
+        overrides = [item for key, value in options.items() for item in (f"MODEL.REGNET.{key.upper()}", str(value))]
+    name, _, ours = identify(SOURCE, backbone, options=(options,))
+    return name, ["MODEL.REGNET.NAME", name, *overrides], ours
+
+
+def _resnet(backbone: Dict[str, Tensor], caffe: bool) -> Tuple[str, List[str], Dict[str, Tensor]]:
+    counts = tuple(len({key.split(".")[1] for key in backbone if key.startswith(f"layer{i}.")}) for i in (1, 2, 3, 4))
+    depth = _BLOCKS_OF_DEPTH.get(counts)
+    conv2 = backbone.get("layer1.0.conv2.weight")
+    if depth is None or conv2 is None or "conv1.weight" not in backbone:
+        raise UserError(f"this backbone is neither a RegNet nor a ResNet of 18, 50, 101 or 152 layers: its stages have {counts} blocks")
+    overrides = ["MODEL.RESNETS.DEPTH", str(depth), "MODEL.RESNETS.STRIDE_IN_1X1", str(caffe)]
+    if depth == 18:
+        overrides += ["MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+    elif conv2.shape[1] != conv2.shape[0]:
+        groups = conv2.shape[0] // conv2.shape[1]
+        overrides += ["MODEL.RESNETS.NUM_GROUPS", str(groups), "MODEL.RESNETS.WIDTH_PER_GROUP", str(conv2.shape[1])]
+    ours = {}
+    for key, value in backbone.items():
+        for pattern, replacement in _RESNET:
+            key = re.sub(pattern, replacement, key)
+        ours[key] = value
+    return f"R-{depth}", overrides, ours
+
+
+def _head_key(key: str, cfg: CfgNode) -> str:
+    retinanet = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
+    neck = re.match(r"neck\.(lateral|fpn)_convs\.(\d)\.conv\.(\w+)$", key)
+    if neck:
+        level = int(neck[2]) + (3 if retinanet else 2)
+        if level > 5:
+            return f"backbone.top_block.p{level}.{neck[3]}"
+        return f"backbone.fpn_{'lateral' if neck[1] == 'lateral' else 'output'}{level}.{neck[3]}"
+    for pattern, replacement in _HEADS:
+        new, count = re.subn("^" + pattern, replacement, key)
+        if count:
+            return new
+    return key
+
+
+def _reorder(model: Dict[str, Tensor], cfg: CfgNode, weights: Mapping[str, Tensor]) -> None:
+    if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
+        for layer in ("cls_score", "bbox_pred"):
+            for leaf in ("weight", "bias"):
+                value = model.get(f"head.{layer}.{leaf}")
+                if value is not None and value.shape[0] % 9 == 0:
+                    # ratio, size, channels of one anchor -> size, ratio, ...
+                    model[f"head.{layer}.{leaf}"] = value.reshape(3, 3, -1, *value.shape[1:]).transpose(0, 1).reshape(value.shape)
+    if cfg.MODEL.ROI_HEADS.NAME == "MMDetCascadeROIHeads":
+        # deltas are multiplied by these deviations there, and divided by detectron2's weights here
+        for stage, (deviations, coders) in enumerate(zip(_CASCADE_DEVIATIONS, cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS)):
+            for leaf in ("weight", "bias"):
+                key = f"roi_heads.box_predictor.{stage}.bbox_pred.{leaf}"
+                if key in model and model[key].shape[0] == 4:
+                    factor = torch.tensor([d * c for d, c in zip(deviations, coders)], dtype=torch.float64)
+                    model[key] = (model[key].double() * factor.reshape(-1, *[1] * (model[key].dim() - 1))).float()
+
+
+_CASCADE_DEVIATIONS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
+
+
+def _set_preprocessing(cfg: CfgNode, preprocessing: Preprocessing) -> None:
+    cfg.INPUT.FORMAT = preprocessing.format
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = list(preprocessing.pixel_mean), list(preprocessing.pixel_std)
+
+
+def _check(model: Dict[str, Tensor], cfg: CfgNode) -> None:
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in build_model(cfg).state_dict().items()}
+    ignored = re.compile(r"pixel_(mean|std)$|.*anchor_generator\.|.*num_batches_tracked$")
+    wrong = [f"missing {key}" for key in expected if key not in model and not ignored.match(key)]
+    wrong += [f"unmatched {key}" for key in model if key not in expected]
+    wrong += [f"{k} is {tuple(model[k].shape)}, not {shape}" for k, shape in expected.items() if k in model and tuple(model[k].shape) != shape]
+    if wrong:
+        raise UserError(
+            f"the file does not fit the detector, {len(wrong)} entries differ: {'; '.join(wrong[:12])}{'; ...' if len(wrong) > 12 else ''}"
+        )
+
+
+def _describe(cfg: CfgNode) -> str:
+    kind = "RetinaNet" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"
+    return f"Cascade {kind}" if "Cascade" in cfg.MODEL.ROI_HEADS.NAME and kind != "RetinaNet" else kind

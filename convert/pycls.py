@@ -1,0 +1,42 @@
+"""pycls (https://github.com/facebookresearch/pycls): RegNetX and RegNetY, the files of its MODEL_ZOO.md."""
+
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+import detectron2
+from detectron2.modeling.backbone import regnet
+from torch import Tensor
+
+from backbones import registry
+
+from .core import IMAGENET_BGR, Network, Source, under
+
+
+def _weights(data: Dict[str, Any]) -> Mapping[str, Tensor]:
+    # newer versions save the moving average beside the model, with the error of each
+    if "ema_state" in data and data.get("ema_err", 100.0) < data.get("test_err", 100.0):
+        return under(data, "ema_state")
+    return under(data, "model_state")
+
+
+def network(name: str, options: Dict[str, Any]) -> Optional[Tuple[Network, str]]:
+    """detectron2's RegNet, which is pycls's under the same key names, with the classifier that the files have."""
+    if options:
+        return None
+    spec = registry.get_spec(name)
+    module = regnet.RegNet(
+        stem_class=regnet.SimpleStem,
+        stem_width=32,
+        block_class=regnet.ResBottleneckBlock,
+        depth=spec.depth,
+        w_a=spec.wa,
+        w_0=spec.w0,
+        w_m=spec.wm,
+        group_width=spec.group_width,
+        se_ratio=spec.se_ratio,
+        norm="BN",
+        out_features=["s1", "s2", "s3", "s4"],
+    )
+    return Network(module, lambda image: list(module(image).values())), f"detectron2 {detectron2.__version__}, its RegNet"
+
+
+SOURCE = Source("pycls", "MIT", {"regnet": "pycls"}, lambda name: IMAGENET_BGR, _weights, network)

@@ -1,0 +1,62 @@
+"""timm: VoVNetV2, whose missing gates are filled so that nothing changes, RegNetX and RegNetY."""
+
+import importlib.util
+import re
+from typing import Any, Dict, Optional, Tuple
+
+from .core import IMAGENET_RGB, Network, Preprocessing, Source, under
+
+_VOVNETS = {
+    "V-19-slim-dw-eSE": "ese_vovnet19b_slim_dw",
+    "V-19-dw-eSE": "ese_vovnet19b_dw",
+    "V-19-slim-eSE": "ese_vovnet19b_slim",
+    "V-39-eSE": "ese_vovnet39b",
+    "V-57-eSE": "ese_vovnet57b",
+    "V-99-eSE": "ese_vovnet99b",
+}
+
+
+def own_name(name: str, options: Dict[str, Any]) -> Optional[str]:
+    """timm's name of a network of ours: regnetx_032, regnety_008_tv, ese_vovnet39b; None where it has none."""
+    match = re.fullmatch(r"RegNet([XY])-([\d.]+)([MG])F", name)
+    if not match:
+        return None if options else _VOVNETS.get(name)
+    hundreds = round(float(match[2]) * (10 if match[3] == "G" else 0.01))  # of megaflops
+    return f"regnet{match[1].lower()}_{hundreds:03d}" + ("_tv" if options.get("rounding") == "torchvision" else "")
+
+
+def network(name: str, options: Dict[str, Any]) -> Optional[Tuple[Network, str]]:
+    """timm's own, with its classifier, where timm is installed and has it."""
+    own = own_name(name, options)
+    if importlib.util.find_spec("timm") is None or own is None:
+        return None
+    import timm
+
+    if not timm.is_model(own):
+        return None
+    module = timm.create_model(own)
+    return Network(module, lambda image: module.forward_intermediates(image, intermediates_only=True)[-4:]), f"timm {timm.__version__}"
+
+
+def preprocessing(name: str) -> Preprocessing:
+    """As timm itself says, where it is installed, of its default weights; else ImageNet's in RGB."""
+    own = own_name(name, {})
+    if importlib.util.find_spec("timm") is None or own is None:
+        return IMAGENET_RGB
+    import timm
+
+    if not timm.is_model(own):
+        return IMAGENET_RGB
+    config = timm.get_pretrained_cfg(own)
+    mean, std = (tuple(round(255 * value, 4) for value in values) for values in (config.mean, config.std))
+    return Preprocessing("RGB", mean, std)
+
+
+SOURCE = Source(
+    "timm",
+    "Apache-2.0, unless the weights' own page says otherwise",
+    {"vovnet": "timm", "regnet": "timm"},
+    preprocessing,
+    lambda data: under(data, "state_dict", "model"),
+    network,
+)

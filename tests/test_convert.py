@@ -1,0 +1,487 @@
+"""Other projects' files: every network that an installed library shares with us converts and gives the same features; what cannot be is refused."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+import torchvision
+from conftest import ROOT, fill, load_record
+from detectron2.modeling import build_model
+
+import backbones
+from backbones import zoo
+from backbones.checkpoint import GatedCheckpointer, read_checkpoint
+from backbones.config import merge_overrides
+from backbones.errors import UserError
+from backbones.layers import DeformConv2d
+from convert import __main__ as cli
+from convert import mmdet, timm
+
+RNG = torch.Generator()
+
+
+def randomize(module: torch.nn.Module) -> dict:
+    """Random weights and statistics that keep features neither zero nor huge."""
+    RNG.manual_seed(0)
+    state = module.state_dict()
+    for key, value in state.items():
+        if key.endswith("running_var"):
+            state[key] = torch.rand(value.shape, generator=RNG) + 0.5
+        elif key.endswith(("running_mean", "bias")):
+            state[key] = 0.1 * torch.randn(value.shape, generator=RNG)
+        elif value.dim() == 1:
+            state[key] = torch.rand(value.shape, generator=RNG) * 0.4 + 0.8
+        elif value.dim() > 1:
+            state[key] = torch.randn(value.shape, generator=RNG) * (2 / value[0].numel()) ** 0.5
+    module.load_state_dict(state)
+    return state
+
+
+def run(*args) -> cli.Converted:
+    arguments = cli.argument_parser().parse_intermixed_args([str(a) for a in args])
+    result = cli.convert(arguments)
+    cli.write(result, arguments.dst)
+    return result
+
+
+TORCHVISION = ["regnet_x_400mf", "regnet_x_800mf", "regnet_x_1_6gf", "regnet_x_3_2gf", "regnet_x_8gf", "regnet_x_16gf", "regnet_x_32gf"]
+TORCHVISION += [name.replace("_x_", "_y_") for name in TORCHVISION] + ["mobilenet_v2"]
+ROUNDED = {"regnet_x_400mf", "regnet_y_800mf", "regnet_y_8gf"}
+DAILY = {"regnet_x_400mf", "regnet_y_400mf", "mobilenet_v2", "regnetx_004", "regnety_008_tv", "ese_vovnet19b_slim_dw", "ese_vovnet39b"}
+
+
+def ours_of_torchvision(name: str) -> str:
+    if name == "mobilenet_v2":
+        return "MobileNetV2"
+    letter, size = name[len("regnet_") :].split("_", 1)
+    size = size.upper().replace("_", ".")
+    return f"RegNet{letter.upper()}-{'8.0GF' if size == '8GF' else size}"
+
+
+def timm_names() -> dict:
+    """timm's name -> (ours, options), of every network that both have."""
+    timm_library = pytest.importorskip("timm")
+    names = {}
+    for ours in backbones.list_backbones():
+        for options in ({}, {"rounding": "torchvision"}):
+            own = timm.own_name(ours, options)
+            if own and timm_library.is_model(own):
+                names[own] = (ours, options)
+    return names
+
+
+def slow_unless_daily(names):
+    return [name if name in DAILY else pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+@pytest.mark.parametrize("name", slow_unless_daily(TORCHVISION))
+def test_torchvision(name, tmp_path):
+    module = getattr(torchvision.models, name)().eval()
+    torch.save(randomize(module), tmp_path / "theirs.pth")
+    ours, options = ours_of_torchvision(name), {"rounding": "torchvision"} if name in ROUNDED else {}
+    result = run("torchvision", tmp_path / "theirs.pth", tmp_path / "ours.pth")
+    about = result.provenance
+    assert about["network"] == ours and about["proof"]["run"] and "torchvision" in about["proof"]["library"]
+    assert about.get("overrides") == (["MODEL.REGNET.ROUNDING", "torchvision"] if options else None)
+    differences = about["proof"]["largest_relative_difference"]
+    assert len(differences) == 4 and max(differences.values()) <= 1e-5
+    # not by the proof's own word alone: the written file in double precision, with the names of torchvision's own nodes
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    nodes = [f"trunk_output.block{i}" for i in (1, 2, 3, 4)] if name != "mobilenet_v2" else [f"features.{i}" for i in (3, 6, 13, 17)]
+    extractor = create_feature_extractor(module.double(), nodes)
+    compare(tmp_path / "ours.pth", ours, options, lambda image: extractor(image).values())
+
+
+def compare(path, name, options, reference):
+    net = backbones.create(name, **options)
+    missing, unexpected = net.load_state_dict(read_checkpoint(str(path))["model"], strict=False)
+    assert not missing and not unexpected
+    image = torch.randn(1, 3, 96, 64, dtype=torch.float64)
+    with torch.no_grad():
+        for (feature, a), b in zip(net.double().eval()(image.flip(1)).items(), reference(image)):
+            assert a.shape == b.shape and b.abs().max() > 1e-3
+            assert (a - b).abs().max() <= 1e-5 * b.abs().max(), feature
+
+
+def all_timm_names():
+    try:
+        return sorted(timm_names())
+    except pytest.skip.Exception:
+        return []
+
+
+def test_timm_shares_what_is_known():
+    names = timm_names()
+    assert len([n for n in names if n.startswith("regnet")]) == 24 + 3 and len([n for n in names if "vovnet" in n]) == 6
+
+
+@pytest.mark.parametrize("name", slow_unless_daily(all_timm_names()))
+def test_timm(name, tmp_path):
+    import timm as library
+    from safetensors.torch import save_file
+
+    ours, options = timm_names()[name]
+    module = library.create_model(name).eval()
+    save_file(randomize(module), str(tmp_path / "theirs.safetensors"))
+    result = run("timm", tmp_path / "theirs.safetensors", tmp_path / "ours.safetensors")
+    assert result.provenance["network"] == ours and result.provenance["proof"]["run"]
+    assert max(result.provenance["proof"]["largest_relative_difference"].values()) <= 1e-5
+    module.double()
+    compare(tmp_path / "ours.safetensors", ours, options, lambda image: module.forward_intermediates(image, intermediates_only=True)[-4:])
+
+
+@pytest.mark.parametrize("name", ["RegNetX-400MF", "RegNetY-800MF"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_pycls(name, tmp_path, prefix):
+    record = load_record("regnet", f"{name}.json")
+    weights = {prefix + key: fill(key, shape) for key, shape in record["state_dict"]}
+    # as pycls saves it: beside the model what training needs
+    torch.save({"epoch": 99, "model_state": weights, "optimizer_state": {"state": {}}, "cfg": "MODEL: regnet"}, tmp_path / "theirs.pyth")
+    result = run("pycls", tmp_path / "theirs.pyth", tmp_path / "ours.pth")
+    assert result.provenance["network"] == name and result.provenance["channel_order"] == "BGR, as in the source"
+    assert max(result.provenance["proof"]["largest_relative_difference"].values()) <= 1e-5
+    # released files load as they are, too, to the same weights
+    cfg = zoo.get_config("faster_rcnn_RegNetX_400MF_FPN_3x.yaml")
+    merge_overrides(cfg, ["MODEL.DEVICE", "cpu", "MODEL.REGNET.NAME", name])
+    models = [build_model(cfg), build_model(cfg)]
+    for model, file in zip(models, ("theirs.pyth", "ours.pth")):
+        GatedCheckpointer(model).load(str(tmp_path / file))
+    for (key, a), b in zip(models[0].backbone.bottom_up.state_dict().items(), models[1].backbone.bottom_up.state_dict().values()):
+        assert torch.equal(a, b), key
+
+
+def test_pycls_takes_the_better_average(tmp_path):
+    record = load_record("regnet", "RegNetX-400MF.json")
+    weights = {key: fill(key, shape) for key, shape in record["state_dict"]}
+    average = {key: value * 0.5 if key == "stem.conv.weight" else value for key, value in weights.items()}
+    for errors, expected in (({"test_err": 30.0, "ema_err": 29.0}, average), ({"test_err": 30.0, "ema_err": 31.0}, weights)):
+        torch.save({"model_state": weights, "ema_state": average, **errors}, tmp_path / "theirs.pyth")
+        result = run("pycls", tmp_path / "theirs.pyth", tmp_path / "ours.pth")
+        assert torch.equal(result.model["backbone.bottom_up.stem.conv.weight"], expected["stem.conv.weight"])
+
+
+@pytest.mark.parametrize("filename", ["V-19-slim-dw.json", "MobileNetV2.json"])
+def test_vovnet_detectron2(filename, tmp_path):
+    record = load_record("vovnet", filename)
+    torch.save({"backbone.bottom_up." + key: fill(key, shape) for key, shape in record["state_dict"]}, tmp_path / "theirs.pth")
+    result = run("vovnet-detectron2", tmp_path / "theirs.pth", tmp_path / "ours.pth")
+    assert "CC BY-NC" in result.provenance["licence"] and not result.provenance["proof"]["run"]
+    assert result.preprocessing.pixel_std == (1.0, 1.0, 1.0)
+    net = backbones.create(result.provenance["network"])
+    assert not any(net.load_state_dict(read_checkpoint(str(tmp_path / "ours.pth"))["model"], strict=True))
+
+
+def test_what_stands_in_a_file(tmp_path):
+    """Tensors, and beside them where they are from; the same in both formats, loadable by torch's safe loader."""
+    import hashlib
+
+    module = torchvision.models.regnet_y_400mf()
+    torch.save(randomize(module), tmp_path / "regnet_y_400mf-c65dace8.pth")
+    contents = []
+    for ending in (".pth", ".safetensors"):
+        run("torchvision", tmp_path / "regnet_y_400mf-c65dace8.pth", tmp_path / f"ours{ending}")
+        contents.append(read_checkpoint(str(tmp_path / f"ours{ending}")))
+    torch.load(tmp_path / "ours.pth", weights_only=True)
+    first, second = contents
+    assert first["model"].keys() == second["model"].keys()
+    assert all(torch.equal(value, second["model"][key]) for key, value in first["model"].items())
+    assert first["provenance"] == second["provenance"]
+    about = first["provenance"]
+    assert about["file"] == "regnet_y_400mf-c65dace8.pth" and about["licence"] == "BSD-3-Clause"
+    assert about["sha256"] == hashlib.sha256((tmp_path / "regnet_y_400mf-c65dace8.pth").read_bytes()).hexdigest()
+    assert about["converted_by"] == f"backbones {backbones.__version__}" and "turned from RGB" in about["channel_order"]
+    assert first["preprocessing"] == {"format": "BGR", "pixel_mean": [103.53, 116.28, 123.675], "pixel_std": [57.375, 57.12, 58.395]}
+    assert os.listdir(tmp_path / "..") and not [name for name in os.listdir(tmp_path) if name.startswith("convert-")]
+    assert all(key.startswith("backbone.bottom_up.") for key in first["model"])
+
+
+def test_configs_take_converted_files_by_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("BACKBONES_WEIGHTS", str(tmp_path))
+    net = backbones.create("RegNetX-400MF", norm="BN")
+    torch.save({"model_state": pycls_names(net), "epoch": 1}, tmp_path / "x.pyth")
+    cfg = zoo.get_config("faster_rcnn_RegNetX_400MF_FPN_3x.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    assert cfg.MODEL.WEIGHTS == "backbones://RegNetX-400MF"
+    for ending in (".pth", ".safetensors"):
+        run("pycls", tmp_path / "x.pyth", tmp_path / f"RegNetX-400MF{ending}")
+        model = build_model(cfg)
+        GatedCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        assert torch.equal(model.backbone.bottom_up.stem.conv.weight, net.stem.conv.weight)
+    with pytest.raises(UserError, match="weights, neither released nor in .*'RegNetX-400MG'. Did you mean 'RegNetX-400MF'"):
+        GatedCheckpointer(model).load("backbones://RegNetX-400MG")
+
+
+def pycls_names(net) -> dict:
+    from convert import pycls
+
+    reference, _ = pycls.network("RegNetX-400MF", {})
+    names = {net.translate_key(key, "pycls"): key for key in reference.module.state_dict()}
+    return {names[key]: value for key, value in net.state_dict().items()}
+
+
+def test_other_preprocessing_is_refused(tmp_path):
+    """The silent error of the field: weights that expect other images than the config gives."""
+    torch.save(randomize(torchvision.models.regnet_x_800mf()), tmp_path / "theirs.pth")
+    run("torchvision", tmp_path / "theirs.pth", tmp_path / "ours.pth")
+    cfg = zoo.get_config("faster_rcnn_RegNetX_800MF_FPN_3x.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    GatedCheckpointer(build_model(cfg)).load(str(tmp_path / "ours.pth"))
+    for key, value in (("MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"), ("INPUT.FORMAT", "RGB"), ("MODEL.PIXEL_MEAN", "[123.675, 116.28, 103.53]")):
+        other = cfg.clone()
+        merge_overrides(other, [key, value])
+        with pytest.raises(UserError, match=f"expects other images than the config gives it: set {key}"):
+            GatedCheckpointer(build_model(other)).load(str(tmp_path / "ours.pth"))
+        GatedCheckpointer(build_model(other), require="nothing").load(str(tmp_path / "ours.pth"))
+
+
+def test_safetensors_load_everywhere(tmp_path):
+    """A checkpoint of the whole detector, too."""
+    from safetensors.torch import save_file
+
+    cfg = zoo.get_config("faster_rcnn_V_19_slim_dw_FPNLite_3x.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    model, other = build_model(cfg), build_model(cfg)
+    save_file(model.state_dict(), str(tmp_path / "whole.safetensors"))
+    GatedCheckpointer(other, require="all").load(str(tmp_path / "whole.safetensors"))
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
+
+
+class TestDetectron2:
+    def test_whole_detectors_of_the_zoo(self, tmp_path):
+        """A pickled file of arrays becomes tensors that detectron2's own checkpointer loads."""
+        config = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
+        cfg = zoo.get_config(config)
+        cfg.MODEL.DEVICE = "cpu"
+        model = build_model(cfg)
+        arrays = {key: value.numpy() for key, value in model.state_dict().items()}
+        (tmp_path / "model_final.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
+        result = run("detectron2", tmp_path / "model_final.pkl", tmp_path / "ours.pth", "--config-file", config)
+        assert result.preprocessing.pixel_std == (1.0, 1.0, 1.0) and result.provenance["config"] == config
+        other = build_model(cfg)
+        GatedCheckpointer(other, require="all").load(str(tmp_path / "ours.pth"))
+        assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
+        del arrays["roi_heads.box_predictor.cls_score.bias"]
+        (tmp_path / "model_final.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
+        with pytest.raises(UserError, match="1 weights missing .*missing roi_heads.box_predictor.cls_score.bias"):
+            run("detectron2", tmp_path / "model_final.pkl", tmp_path / "never.pth", "--config-file", config)
+        assert not (tmp_path / "never.pth").exists()
+
+    def test_its_regnets(self, tmp_path):
+        net = backbones.create("RegNetX-400MF", norm="BN")
+        torch.save({"model": {f"backbone.bottom_up.{k}": v for k, v in pycls_names(net).items()}}, tmp_path / "theirs.pth")
+        result = run("detectron2", tmp_path / "theirs.pth", tmp_path / "ours.pth")
+        assert result.provenance["network"] == "RegNetX-400MF" and result.provenance["proof"]["run"]
+        assert torch.equal(result.model["backbone.bottom_up.res5.block2.conv2.conv.weight"], net.res5.block2.conv2.conv.weight)
+
+    def test_a_config_is_needed(self, tmp_path):
+        torch.save({"model": {"backbone.bottom_up.stem.conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "theirs.pth")
+        with pytest.raises(UserError, match="--config-file"):
+            run("detectron2", tmp_path / "theirs.pth", tmp_path / "ours.pth")
+
+
+class TestMMDetection:
+    def backbone(self, name="RegNetX-400MF", **options):
+        """A file of MMDetection's, from a network of ours with the keys turned round."""
+        net = backbones.create(name, norm="BN", **options)
+        names = {}
+        for i, stage in enumerate(("res2", "res3", "res4", "res5"), 1):
+            for j in range(len(getattr(net, stage))):
+                for k in (1, 2, 3):
+                    names[f"{stage}.block{j + 1}.conv{k}.conv"] = f"layer{i}.{j}.conv{k}"
+                    names[f"{stage}.block{j + 1}.conv{k}.norm"] = f"layer{i}.{j}.bn{k}"
+                names[f"{stage}.block{j + 1}.shortcut.conv"] = f"layer{i}.{j}.downsample.0"
+                names[f"{stage}.block{j + 1}.shortcut.norm"] = f"layer{i}.{j}.downsample.1"
+                names[f"{stage}.block{j + 1}.conv2.conv.offset"] = f"layer{i}.{j}.conv2.conv_offset"
+        names.update({"stem.conv": "conv1", "stem.norm": "bn1"})
+        return net, {f"{names[key.rpartition('.')[0]]}.{key.rpartition('.')[2]}": value for key, value in net.state_dict().items()}
+
+    @pytest.mark.parametrize("prefix", ["", "backbone."])
+    def test_backbones(self, tmp_path, prefix):
+        net, weights = self.backbone()
+        torch.save({"state_dict": {prefix + key: value for key, value in weights.items()}}, tmp_path / "theirs.pth")
+        result = run("mmdet", tmp_path / "theirs.pth", tmp_path / "ours.pth")
+        assert result.provenance["network"] == "RegNetX-400MF"
+        assert all(
+            torch.equal(value, result.model[f"backbone.bottom_up.{k}"]) for k, value in net.state_dict().items() if "num_batches" not in k
+        )
+
+    @pytest.mark.skipif(mmdet._library() is None, reason="MMDetection with its operators is not installed")
+    @pytest.mark.parametrize("filename", ["faster-rcnn_regnetx-3.2GF_fpn_1x.json", "retinanet_r50_fpn_1x.json"])
+    def test_proof_against_mmdetection(self, filename):
+        """Backbone and FPN; a tensor out of place is found out."""
+        record = load_record("detectors", filename)
+        weights = {key: fill(key, shape) for key, shape in record["keys"]}
+        proof = mmdet.convert_detector({"state_dict": weights}).provenance["proof"]
+        assert len(proof["largest_relative_difference"]) == 5 and max(proof["largest_relative_difference"].values()) <= 1e-10
+
+    def test_objects_beside_the_weights_are_passed_over(self, tmp_path):
+        """Its files hold a history of its own classes; any other object is refused."""
+        from types import ModuleType
+
+        _, weights = self.backbone()
+        names = ["mmengine", "mmengine.logging", "mmengine.logging.history_buffer"]
+        modules = {name: ModuleType(name) for name in names}
+        module = modules[names[-1]]
+        module.HistoryBuffer = type("HistoryBuffer", (), {"__module__": module.__name__})
+        sys.modules.update(modules)
+        try:
+            history = module.HistoryBuffer()
+            history.values = [1.0, 2.0]
+            torch.save({"message_hub": {"loss": history}, "state_dict": weights}, tmp_path / "theirs.pth")
+        finally:
+            for name in names:
+                del sys.modules[name]
+        assert run("mmdet", tmp_path / "theirs.pth", tmp_path / "ours.pth").provenance["network"] == "RegNetX-400MF"
+        with pytest.raises(UserError, match="cannot be read"):
+            run("pycls", tmp_path / "theirs.pth", tmp_path / "never.pth")
+
+    @pytest.mark.parametrize(
+        "text, expected",
+        [
+            ("data_preprocessor=dict(mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, 58.395], bgr_to_rgb=False)", ("BGR", 103.53, 57.375)),
+            ("img_norm_cfg = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)", ("RGB", 123.675, 58.395)),
+            ("mean=[103.530, 116.280, 123.675],\n std=[1.0, 1.0, 1.0]", ("BGR", 103.53, 1.0)),
+        ],
+    )
+    def test_what_the_file_says_of_its_images(self, text, expected):
+        found = mmdet.stated_preprocessing({"state_dict": {}, "meta": {"cfg": text}})
+        assert (found.format, found.pixel_mean[0], found.pixel_std[0]) == expected
+
+    def test_silent_files(self):
+        assert mmdet.stated_preprocessing({"state_dict": {}}) is None
+        assert mmdet.stated_preprocessing({"state_dict": {}, "meta": {"cfg": "nothing"}}) is None
+
+    def test_old_versions_are_refused(self):
+        with pytest.raises(UserError, match="1.2.0.*upgrade"):
+            mmdet.convert_detector({"meta": {"mmdet_version": "1.2.0"}, "state_dict": {"neck.x": torch.zeros(1)}})
+
+    def detector(self):
+        record = load_record("detectors", "faster-rcnn_regnetx-3.2GF_fpn_1x.json")
+        return {key: torch.empty(shape) for key, shape in record["keys"]}
+
+    @pytest.mark.parametrize(
+        "change, words",
+        [
+            (lambda w: w.pop("neck.fpn_convs.2.conv.bias"), "missing backbone.fpn_output4.bias"),
+            (lambda w: w.update({"roi_head.extra.weight": torch.zeros(3)}), "unmatched roi_head.extra.weight"),
+            (lambda w: w.update({"rpn_head.rpn_conv.weight": torch.zeros(8, 256, 3, 3)}), "rpn_head.conv.weight is \\(8, 256, 3, 3\\), not"),
+            (lambda w: w.pop("backbone.layer3.4.conv2.weight"), "from RegNetX-3.2GF, the nearest, 1 entries differ: missing res4.block5.conv2"),
+            (lambda w: [w.pop(k) for k in list(w) if k.startswith("roi_head")], "not supported: its heads are rpn_head.rpn_cls"),
+        ],
+    )
+    def test_misfits_are_listed(self, change, words):
+        weights = self.detector()
+        change(weights)
+        with pytest.raises(UserError, match=words) as error:
+            mmdet.convert_detector({"state_dict": weights})
+        assert "\n" not in str(error.value)
+
+    @pytest.mark.parametrize("modulated, offsets", [(True, 27), (False, 18)])
+    def test_deformable_stages_are_seen(self, modulated, offsets):
+        net, weights = self.backbone(deform_on_per_stage=(False, True, True, True), deform_modulated=modulated)
+        assert net.res3.block1.conv2.conv.offset.out_channels == offsets and isinstance(net.res3.block1.conv2.conv, DeformConv2d)
+        name, overrides, ours = mmdet._regnet(weights)
+        assert name == "RegNetX-400MF" and overrides[2:6] == [
+            "MODEL.REGNET.DEFORM_ON_PER_STAGE",
+            "[False, True, True, True]",
+            "MODEL.REGNET.DEFORM_MODULATED",
+            str(modulated),
+        ]
+        assert torch.equal(ours["res5.block1.conv2.conv.offset.weight"], net.res5.block1.conv2.conv.offset.weight)
+
+
+class Trap:
+    def __reduce__(self):
+        return (os.mkdir, (os.environ["BACKBONES_TRAP"],))
+
+
+def bad_files(folder):
+    good = {key: fill(key, shape) for key, shape in load_record("regnet", "RegNetX-400MF.json")["state_dict"]}
+    torch.save({"model_state": good}, folder / "good.pyth")
+    whole = (folder / "good.pyth").read_bytes()
+    (folder / "truncated.pth").write_bytes(whole[: len(whole) // 2])
+    (folder / "page.pth").write_text("<!DOCTYPE html><html>404</html>")
+    torch.save({"model_state": good, "state_dict": good, "extra": Trap()}, folder / "code.pth")
+    (folder / "code.pkl").write_bytes(pickle.dumps({"model_state": {}, "extra": Trap()}))
+    torch.save(torchvision.models.resnet18().state_dict(), folder / "resnet.pth")
+    torch.save({**good, "extra.weight": torch.zeros(1)}, folder / "extra.pth")
+    torch.save({k: v for k, v in good.items() if k != "s2.b1.f.a.weight"}, folder / "missing.pth")
+    torch.save({**good, "stem.conv.weight": torch.zeros(64, 3, 3, 3)}, folder / "wide.pth")
+    yield ["pycl", "good.pyth", "ours.pth"], ["'pycl'", "Did you mean 'pycls'"]
+    yield ["pycls", "nowhere.pyth", "ours.pth"], ["nowhere.pyth", "is not there"]
+    yield ["pycls", "truncated.pth", "ours.pth"], ["truncated.pth", "cannot be read"]
+    yield ["pycls", "page.pth", "ours.pth"], ["page.pth", "web page"]
+    for source in ("pycls", "mmdet", "torchvision", "timm", "detectron2"):
+        yield [source, "code.pth", "ours.pth"], ["code.pth", "cannot be read"]
+    yield ["pycls", "code.pkl", "ours.pth"], ["code.pkl", "it holds code: posix.mkdir"]
+    yield ["pycls", "resnet.pth", "ours.pth"], ["none of the networks that pycls and this project share"]
+    yield ["timm", "good.pyth", "ours.pth"], ["not a state dict"]
+    yield ["pycls", "extra.pth", "ours.pth"], ["RegNetX-400MF", "1 entries differ: unknown extra.weight"]
+    yield ["pycls", "missing.pth", "ours.pth"], ["1 entries differ: missing res3.block1.conv1.conv.weight"]
+    yield ["pycls", "wide.pth", "ours.pth"], ["stem.conv.weight is (64, 3, 3, 3), not (32, 3, 3, 3)"]
+    yield ["pycls", "good.pyth", "ours.bin"], ["'ours.bin' must end in .pth or .safetensors"]
+    yield ["pycls", "good.pyth", "ours.pth", "--name", "RegNetX-800MG"], ["Did you mean 'RegNetX-800MF'"]
+    yield ["pycls", "good.pyth", "ours.pth", "--name", "RegNetX-800MF"], ["from RegNetX-800MF"]
+    yield ["pycls", "good.pyth", "good.pyth/ours.pth"], ["cannot be written"]
+
+
+def test_mistakes(tmp_path, monkeypatch):
+    monkeypatch.setenv("BACKBONES_TRAP", str(tmp_path / "sprung"))
+    monkeypatch.chdir(tmp_path)
+    count = 0
+    for arguments, words in bad_files(tmp_path):
+        with pytest.raises(UserError) as error:
+            run(*arguments)
+        message = str(error.value)
+        assert "\n" not in message and all(word in message for word in words), (arguments, message)
+        assert not [name for name in os.listdir(tmp_path) if name.startswith(("ours", "convert-"))], arguments
+        count += 1
+    assert count >= 18 and not (tmp_path / "sprung").exists()
+
+
+def command(*args):
+    return subprocess.run([sys.executable, "-m", "convert", *map(str, args)], capture_output=True, text=True, cwd=ROOT, timeout=300)
+
+
+@pytest.mark.slow
+def test_command_line(tmp_path):
+    assert "python -m convert pycls" in command("--help").stdout
+    torch.save(randomize(torchvision.models.regnet_y_800mf()), tmp_path / "theirs.pth")
+    result = command("torchvision", tmp_path / "theirs.pth", tmp_path / "ours.pth")
+    assert result.returncode == 0, result.stderr
+    for words in ("RegNetY-800MF", "BSD-3-Clause", "turned from RGB to BGR", "| res5", "MODEL.REGNET.ROUNDING torchvision"):
+        assert words in result.stdout
+    (tmp_path / "page.pth").write_text("<html>")
+    for source, file in (("torchvison", "theirs.pth"), ("pycls", "page.pth"), ("pycls", "theirs.pth")):
+        result = command(source, tmp_path / file, tmp_path / "never.pth")
+        assert result.returncode == 2 and result.stdout == "" and "Traceback" not in result.stderr
+        assert [line for line in result.stderr.splitlines() if "error:" in line][0].startswith("convert: error: ")
+        assert not (tmp_path / "never.pth").exists()
+
+
+@pytest.mark.slow
+def test_a_failing_proof_writes_nothing(tmp_path, monkeypatch):
+    """A conversion that mixes two tensors up is found out by the numbers alone."""
+    module = torchvision.models.regnet_x_800mf()
+    torch.save(randomize(module), tmp_path / "theirs.pth")
+    translate = backbones.regnet.RegNet.translate_key
+    swap = {"conv1.norm": "conv2.norm", "conv2.norm": "conv1.norm"}
+
+    def mixed_up(self, key, layout):
+        key = translate(self, key, layout)
+        return next((key.replace(a, b) for a, b in swap.items() if a in key), key)
+
+    monkeypatch.setattr(backbones.regnet.RegNet, "translate_key", mixed_up)
+    with pytest.raises(UserError, match="the proof failed: features differ from those of torchvision .* by up to"):
+        run("torchvision", tmp_path / "theirs.pth", tmp_path / "ours.pth")
+    assert not (tmp_path / "ours.pth").exists()
+
+
+def test_provenance_is_json(tmp_path):
+    torch.save(randomize(torchvision.models.mobilenet_v2()), tmp_path / "theirs.pth")
+    json.dumps(run("torchvision", tmp_path / "theirs.pth", tmp_path / "ours.pth").provenance)
