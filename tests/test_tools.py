@@ -2,20 +2,22 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+import torch
 from conftest import ROOT, load_record
 from PIL import Image
 
 import backbones
 from backbones.data import digits
-from backbones.tools import analyze, plot, visualize, zoo_table
+from backbones.tools import analyze, benchmark, plot, visualize, zoo_table
 
 PARAMETERS = load_record("complexity.json")["parameters"]
-TOOLS = ["analyze", "digits", "plot", "quickstart", "visualize", "zoo_table"]
+TOOLS = ["analyze", "benchmark", "digits", "plot", "quickstart", "visualize", "zoo_table"]
 
 
 def tool(name, *args, code=0):
@@ -50,9 +52,15 @@ def test_plot(run_folder):
     rows = plot.read_metrics(str(run_folder))
     assert [row["iteration"] for row in rows] == [0, 19, 39, 59, 60]
     assert plot.series(rows, "bbox/AP") == ([60], [41.5])
-    plot.plot(str(run_folder), str(run_folder / "curve.png"))
-    picture = np.asarray(Image.open(run_folder / "curve.png").convert("L"))
+    plot.plot(str(run_folder), str(run_folder / "new" / "curve.png"))
+    picture = np.asarray(Image.open(run_folder / "new" / "curve.png").convert("L"))
     assert min(picture.shape) > 500 and (picture < 100).mean() > 0.002  # ink, not an empty page
+
+
+def test_plot_mistakes_in_the_output(run_folder):
+    for output, words in (("curve.txt", "kind of picture"), ("metrics.json/curve.png", "cannot be made")):
+        with pytest.raises(backbones.UserError, match=words):
+            plot.plot(str(run_folder), str(run_folder / output))
 
 
 def test_plot_mistakes(tmp_path):
@@ -91,14 +99,24 @@ def test_visualize(tmp_path, masks):
     assert (drawn[:, half + 10 :] != bare[:, half + 10 :]).mean() > 0.01  # detections, right
 
 
+def test_visualize_of_other_data(tmp_path, monkeypatch):
+    with pytest.raises(backbones.UserError, match="'coco_2017_val': json_file .* is not there"):
+        visualize.draw("x.json", "coco_2017_val", "x.png")
+    with pytest.raises(backbones.UserError, match="no objects to draw"):
+        visualize.draw(detections(tmp_path, False), "digits_val_panoptic_stuffonly", str(tmp_path / "x.png"))
+
+
 def test_visualize_mistakes(tmp_path):
     with pytest.raises(backbones.UserError, match="Did you mean 'digits_val'"):
         visualize.draw("x.json", "digits_vall", "x.png")
     with pytest.raises(backbones.UserError, match="'x.json' are not there"):
         visualize.draw("x.json", "digits_val", "x.png")
     (tmp_path / "bad.json").write_text('[{"image": 3}]')
-    with pytest.raises(backbones.UserError, match="not in COCO's format"):
+    with pytest.raises(backbones.UserError, match="not in COCO's format: entry 0 has no image_id"):
         visualize.draw(str(tmp_path / "bad.json"), "digits_val", "x.png")
+    for output in ("picture", "picture.gif"):
+        with pytest.raises(backbones.UserError, match="kind of picture.*'.png'"):
+            visualize.draw(detections(tmp_path, False), "digits_val", str(tmp_path / output))
 
 
 def test_analyze():
@@ -108,6 +126,62 @@ def test_analyze():
     assert counts + [result["detector"][k] for k in ("parameters", "with_affine")] == expected
     assert result["backbone"]["gmacs_conv"] == pytest.approx(0.40, abs=0.0051)
     assert result["backbone and FPN"]["gmacs_conv"] > result["backbone"]["gmacs_conv"]
+
+
+def test_analyze_pads_for_the_fpn():
+    """As the detector does; the backbone alone takes the image as it is."""
+    odd, padded = (analyze.analyze("faster_rcnn_V_19_slim_dw_FPNLite_3x.yaml", False, size) for size in ((100, 133), (128, 160)))
+    assert odd["backbone"]["size"] == [100, 133] and odd["backbone and FPN"]["size"] == [128, 160]
+    assert odd["backbone and FPN"] == padded["backbone and FPN"] and odd["backbone"]["gmacs_conv"] < padded["backbone"]["gmacs_conv"]
+
+
+@pytest.mark.parametrize("modulated", ["False", "True"])
+def test_deformable_convolutions_are_counted(modulated):
+    """By both counters: the plain convolutions' work, and that of predicting the offsets."""
+    name, offsets = "faster_rcnn_RegNetX_400MF_FPN_3x.yaml", 27 if modulated == "True" else 18
+    # offsets come from 3x3 convolutions of all channels, at stride 4
+    more = sum(block.conv2.conv.in_channels for block in backbones.create("RegNetX-400MF").res2) * 9 * offsets / 4**2
+    opts = ["MODEL.REGNET.DEFORM_ON_PER_STAGE", "[True,False,False,False]", "MODEL.REGNET.DEFORM_MODULATED", modulated]
+    before, after = (analyze.analyze(name, False, (128, 128), o)["backbone"]["gmacs_conv"] for o in ([], opts))
+    assert 1e9 * (after - before) == pytest.approx(more * 128 * 128)
+    with torch.device("meta"):
+        nets = [
+            backbones.create("RegNetX-400MF", deform_on_per_stage=(on, False, False, False), deform_modulated=modulated == "True")
+            for on in (False, True)
+        ]
+    assert 1e9 * (zoo_table.conv_gmacs(nets[1]) - zoo_table.conv_gmacs(nets[0])) == pytest.approx(more * 800 * 1344)
+
+
+@pytest.mark.slow
+def test_quickstart_keeps_to_its_data():
+    for key in ("OUTPUT_DIR", "DATASETS.TEST"):
+        assert f"the quickstart sets {key} itself" in tool("quickstart", key, "x", code=2)
+
+
+def test_benchmark_keeps_a_row_a_machine(tmp_path):
+    path = str(tmp_path / "measured.json")
+    for config, machine, ap in (("a", "here", 1.0), ("a", "there", 2.0), ("b", "here", 3.0), ("a", "here", 4.0)):
+        benchmark.record({"config": config, "machine": machine, "ap": ap}, path)
+    with open(path) as f:
+        assert [(row["config"], row["machine"], row["ap"]) for row in json.load(f)["runs"]] == [
+            ("a", "here", 4.0),
+            ("a", "there", 2.0),
+            ("b", "here", 3.0),
+        ]
+    assert "torch" in benchmark.machine()
+
+
+@pytest.mark.slow
+def test_benchmark_trains(tmp_path):
+    """A run of two iterations, from the command to the row."""
+    opts = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "MODEL.RPN.POST_NMS_TOPK_TEST", "5"]
+    config = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
+    tool("benchmark", config, "--output", tmp_path / "runs", "--json", tmp_path / "measured.json", "--opts", *opts)
+    with open(tmp_path / "measured.json") as f:
+        row = json.load(f)["runs"][0]
+    assert row["config"] == config and row["iterations"] == 2 and 0 <= row["ap50"] <= 100 and row["seed"] == 1
+    assert (tmp_path / "runs" / os.path.basename(config)[:-5] / "training.png").exists()
+    assert "Did you mean" in tool("benchmark", "quickstart/faster_rcn.yaml", code=2)
 
 
 @pytest.mark.slow
@@ -163,10 +237,34 @@ def test_set_up_of_an_unknown_stack():
     assert result.returncode == 2 and "allowed: current, compiled, auto" in result.stderr
 
 
-def test_make_with_an_own_python_sets_nothing_up():
-    env = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "PYTHON")}  # `make test` sets them
-    result = subprocess.run(["make", "-n", "quickstart", "PYTHON=/some/python"], capture_output=True, text=True, cwd=ROOT, env=env)
-    assert result.stdout.strip() == "/some/python -m backbones.tools.quickstart"
+def test_set_up_leaves_foreign_folders_alone(tmp_path):
+    (tmp_path / "work.txt").write_text("mine")
+    result = set_up("auto", BACKBONES_VENV=str(tmp_path))
+    assert result.returncode == 1 and "left alone" in result.stderr and result.stderr.count("\n") == 1
+    assert (tmp_path / "work.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "built, arguments, shell, expected",
+    [
+        (None, ["PYTHON=/some/python"], {}, ["/some/python -m backbones.tools.quickstart"]),
+        (None, [], {"PYTHON": "/of/the/shell"}, ["sh requirements/setup.sh auto", ".venv/bin/python -m backbones.tools.quickstart"]),
+        ("current", [], {}, [".venv/bin/python -m backbones.tools.quickstart"]),
+        ("current", ["STACK=current"], {}, [".venv/bin/python -m backbones.tools.quickstart"]),
+        ("current", ["STACK=compiled"], {}, ["sh requirements/setup.sh compiled", ".venv/bin/python -m backbones.tools.quickstart"]),
+    ],
+)
+def test_make(tmp_path, built, arguments, shell, expected):
+    """What is set up, and when: an own Python is left as it is, an environment that is there is used, unless another stack is asked for."""
+    (tmp_path / "requirements").mkdir()
+    for name in ("Makefile", "setup.py", "requirements/setup.sh"):
+        shutil.copy(os.path.join(ROOT, name), tmp_path / name)
+    if built:
+        (tmp_path / ".venv").mkdir()
+        (tmp_path / ".venv" / ".installed").write_text(built + "\n")
+    env = {key: value for key, value in os.environ.items() if key not in ("MAKEFLAGS", "MAKELEVEL", "PYTHON", "STACK")}  # `make test` sets them
+    result = subprocess.run(["make", "-n", "quickstart", *arguments], capture_output=True, text=True, cwd=tmp_path, env={**env, **shell})
+    assert result.stdout.splitlines() == expected, result.stderr
 
 
 def test_locks_are_pinned_and_hashed():
