@@ -11,9 +11,8 @@ class UserError(ValueError):
 def unknown(what: str, value: Any, allowed: Iterable[Any]) -> UserError:
     """The error for a ``value`` that is not among ``allowed``; ``what`` names its kind, or the config key it stands in."""
     names = [str(name) for name in allowed]
-    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
-    if not close:  # a difference in case alone is no difference to people
-        close = [name for name in names if name.lower() == str(value).lower()]
+    # a difference in case alone is no difference to people
+    close = [name for name in names if name.lower() == str(value).lower()] or difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     shown = ", ".join(repr(name) for name in names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
     return UserError(f"unknown {what}: {value!r}.{hint} Allowed: {shown or 'none'}.")

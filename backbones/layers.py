@@ -3,7 +3,7 @@
 import functools
 import math
 import re
-from typing import Callable, Dict, Iterable, List, Mapping, Sequence
+from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Sequence
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d, get_norm
@@ -20,6 +20,17 @@ NORMS = (*COMMON_NORMS, "EvalBN")
 # what data-parallel training and torch.compile put in front of a model's keys, and what a detector puts in front of its backbone's
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
 OUTER = re.compile(r"^((module|_orig_mod|model|backbone|bottom_up)\.)+")
+
+
+def without_wrappers(state_dict: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+    """A state dict without those prefixes. Raises UserError where two entries become one."""
+    result: Dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        new = WRAPPERS.sub("", key)
+        if new in result:
+            raise UserError(f"checkpoint holds {new!r} twice, under two names; the second is {key!r}")
+        result[new] = value
+    return result
 
 
 def build_norm(norm: str, channels: int) -> nn.Module:
@@ -66,18 +77,19 @@ class DeformConv2d(nn.Module):
         padding: int = 0,
         groups: int = 1,
         bias: bool = True,
+        dilation: int = 1,
         modulated: bool = False,
         deform_groups: int = 1,
     ):
         super().__init__()
         if in_channels % deform_groups:
             raise UserError(f"deformable groups must divide the channels: {deform_groups} does not divide {in_channels}")
-        self.stride, self.padding, self.modulated = stride, padding, modulated
+        self.stride, self.padding, self.dilation, self.modulated = stride, padding, dilation, modulated
         self.offset_channels = 2 * deform_groups * kernel_size**2
         self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
         self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         predicted = self.offset_channels * 3 // 2 if modulated else self.offset_channels
-        self.offset = nn.Conv2d(in_channels, predicted, kernel_size, stride, padding)
+        self.offset = nn.Conv2d(in_channels, predicted, kernel_size, stride, padding, dilation)
         nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         self.reset_offset()
 
@@ -87,19 +99,47 @@ class DeformConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         offset = self.offset(x)
-        stride, padding = (self.stride, self.stride), (self.padding, self.padding)
+        stride, padding, dilation = (self.stride, self.stride), (self.padding, self.padding), (self.dilation, self.dilation)
         if self.modulated:
             mask = offset[:, self.offset_channels :].sigmoid()
-            return deform_conv2d(x, offset[:, : self.offset_channels], self.weight, self.bias, stride, padding, mask=mask)
-        return deform_conv2d(x, offset, self.weight, self.bias, stride, padding)
+            return deform_conv2d(x, offset[:, : self.offset_channels], self.weight, self.bias, stride, padding, dilation, mask=mask)
+        return deform_conv2d(x, offset, self.weight, self.bias, stride, padding, dilation)
 
 
-def convs_per_stage(deform: Sequence[bool], modulated: bool, num_groups: int) -> List[Callable[..., nn.Module]]:
-    """For each of the four stages behind the stem, what makes its 3x3 convolutions: ``nn.Conv2d``, or where ``deform`` says so `DeformConv2d`."""
+class StagePlan(NamedTuple):
+    """How one stage behind the stem reduces its input, and what makes its 3x3 convolutions: the one that reduces, and all others."""
+
+    stride: int
+    reducing: Callable[..., nn.Module]
+    conv: Callable[..., nn.Module]
+
+
+def stage_plans(deform: Sequence[bool], modulated: bool, num_groups: int, res5_dilation: int) -> List[StagePlan]:
+    """The plans of the four stages behind the stem.
+
+    Their 3x3 convolutions are ``nn.Conv2d``, or where ``deform`` says so `DeformConv2d`. With ``res5_dilation`` 2 the last stage keeps its
+    input's size (DC5): it computes what it computed, at every pixel instead of every second, so that its weights serve as they are. Its
+    reducing convolution therefore stays as dense as it was, where detectron2's ResNet spreads that one too.
+    """
     if len(deform) != 4:
         raise UserError(f"DEFORM_ON_PER_STAGE needs 4 values, one a stage, not {list(deform)}")
+    if res5_dilation not in (1, 2):
+        raise unknown("RES5_DILATION", res5_dilation, (1, 2))
     deformable = functools.partial(DeformConv2d, modulated=modulated, deform_groups=num_groups)
-    return [deformable if on else nn.Conv2d for on in deform]
+    convs = [deformable if on else nn.Conv2d for on in deform]
+    plans = [StagePlan(2, conv, conv) for conv in convs]
+    if res5_dilation == 2:
+        plans[-1] = StagePlan(1, convs[-1], dilated(convs[-1], 2))
+    return plans
+
+
+def dilated(conv: Callable[..., nn.Module], dilation: int) -> Callable[..., nn.Module]:
+    """What makes the convolutions of ``conv`` with their taps ``dilation`` pixels apart, padded to keep the size."""
+
+    def make(*args, padding: int, **kwargs) -> nn.Module:
+        return conv(*args, padding=padding * dilation, dilation=dilation, **kwargs)
+
+    return make
 
 
 class ConvNormAct(nn.Module):

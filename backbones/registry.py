@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .errors import UserError, unknown
-from .layers import WRAPPERS, StagedBackbone
+from .layers import StagedBackbone, without_wrappers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Family:
 
 
 FAMILIES: Dict[str, Family] = {}
+BUILDERS: Dict[str, Family] = {}  # by the name of each registered builder: MODEL.BACKBONE.NAME
 
 
 def register(family: Family) -> Family:
@@ -36,7 +37,7 @@ def register(family: Family) -> Family:
 
 def family_of(name: str) -> Family:
     for family in FAMILIES.values():
-        if name in family.specs:
+        if isinstance(name, str) and name in family.specs:
             return family
     raise unknown("backbone", name, list_backbones())
 
@@ -95,7 +96,7 @@ def _on_meta(name: str, **overrides: Any) -> StagedBackbone:
 
 def attempt(name: str, state_dict: Mapping[str, Tensor], layout: str, overrides: Mapping[str, Any]) -> Tuple[Dict[str, Tensor], List[str]]:
     """`translate` of one layout: (the state dict as it comes out, what is wrong with it, a line an entry)."""
-    state_dict = {WRAPPERS.sub("", key): value for key, value in state_dict.get("model", state_dict).items()}
+    state_dict = without_wrappers(state_dict.get("model", state_dict))
     prefix = next((p for p in ("backbone.bottom_up.", "backbone.") if any(key.startswith(p) for key in state_dict)), "")
     # a batch norm takes whatever counters the file has; the state dict fits the other norms all the same
     norm = "BN" if any(key.endswith("num_batches_tracked") for key in state_dict) else "FrozenBN"

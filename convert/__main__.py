@@ -54,7 +54,9 @@ def argument_parser() -> argparse.ArgumentParser:
         "--config-file", default="", metavar="FILE", help="the config whose detector the file fits (mmdet: by default follows from the file)"
     )
     parser.add_argument(
-        "--channels", choices=("BGR", "RGB"), help="order that the weights expect (default: the file's own word, else the source's habit)"
+        "--channels",
+        choices=("BGR", "RGB"),
+        help="order that the weights expect (default: the file's own word, which it must agree with, else the source's habit)",
     )
     for which in ("mean", "std"):
         parser.add_argument(
@@ -76,6 +78,8 @@ def convert(args) -> Converted:
     if args.name:
         registry.family_of(args.name)
     path = fetch(args.src, PathManager) if "://" in args.src else args.src
+    if os.path.exists(args.dst) and os.path.exists(path) and os.path.samefile(path, args.dst):
+        raise UserError(f"DST {args.dst!r} is SRC itself, which would be lost")
     contents = read_checkpoint(path, inert=_INERT.get(args.source, ()))
     given = None
     if args.channels:
@@ -83,14 +87,26 @@ def convert(args) -> Converted:
         given = Preprocessing(args.channels, tuple(args.pixel_mean or usual.pixel_mean), tuple(args.pixel_std or usual.pixel_std))
     elif args.pixel_mean or args.pixel_std:
         raise UserError("--pixel-mean and --pixel-std need --channels, which says their order")
-    if args.source == "detectron2":
+    if args.source == "detectron2" and args.config_file:
+        _refuse_unused(args, "files of detectron2 with a config", name=args.name, channels=args.channels)
         result = detectron2.convert(path, contents, args.config_file, args.opts)
     elif args.source == "mmdet" and mmdet.is_detector(contents):
+        _refuse_unused(args, "whole detectors of MMDetection", name=args.name, overrides=args.opts)
         result = mmdet.convert_detector(contents, given, args.config_file)
     else:
+        _refuse_unused(args, "bare networks", config_file=args.config_file, overrides=args.opts)
+        if args.source == "detectron2":
+            detectron2.check_bare(contents)
         result = convert_backbone(SOURCES[args.source], contents, given, args.name)
     result.provenance.update(file=os.path.basename(args.src), sha256=sha256(path))
     return result
+
+
+def _refuse_unused(args, kind: str, **options) -> None:
+    for name, value in options.items():
+        if value:
+            shown = " ".join(value) if isinstance(value, list) else value
+            raise UserError(f"{'--' * (name != 'overrides')}{name.replace('_', '-')} {shown} has no meaning for {kind}")
 
 
 def main() -> None:
@@ -139,6 +155,7 @@ def _quoted(items) -> list:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.ERROR)
+    logging.getLogger("iopath").setLevel(logging.CRITICAL)  # what it reports is said here in one line
     try:
         main()
     except UserError as error:

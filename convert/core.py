@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
@@ -11,6 +12,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 import numpy as np
 import torch
 from detectron2.modeling import Backbone
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -21,6 +23,7 @@ from backbones.layers import WRAPPERS
 
 # the same features in double precision: what differs then differs in structure, not in the order of sums
 TOLERANCE = 1e-5
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PROOF_SIZE = (1, 3, 160, 128)
 
 
@@ -31,6 +34,11 @@ class Preprocessing:
     format: str
     pixel_mean: Tuple[float, ...]
     pixel_std: Tuple[float, ...]
+
+    def __post_init__(self):
+        for which, values in (("mean", self.pixel_mean), ("deviation", self.pixel_std)):
+            if len(values) != 3 or not all(math.isfinite(v) and (which == "mean" or v > 0) for v in values):
+                raise UserError(f"the {which} of the images is {list(values)}: it must be three numbers{' above 0' * (which != 'mean')}")
 
     def in_bgr(self) -> "Preprocessing":
         if self.format == "BGR":
@@ -96,7 +104,28 @@ def tensors(state_dict: Any, what: str) -> Dict[str, Tensor]:
     for key, value in state_dict.items():
         if not isinstance(key, str) or not isinstance(value, (Tensor, np.ndarray)):
             raise UserError(f"{what} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor")
-    return {WRAPPERS.sub("", key): torch.as_tensor(value) for key, value in state_dict.items()}
+    result = {}
+    for key, value in state_dict.items():
+        new, value = WRAPPERS.sub("", key), torch.as_tensor(value)
+        if new in result:
+            raise UserError(f"{what} holds {new!r} twice, the second time as {key!r}")
+        _check_numbers(key, value, what)
+        result[new] = value
+    return result
+
+
+def _check_numbers(key: str, value: Tensor, what: str) -> None:
+    if value.layout != torch.strided or value.is_quantized or value.is_meta:
+        kind = "quantized" if value.is_quantized else "without values" if value.is_meta else "sparse"
+        raise UserError(f"{what}: {key!r} is {kind}, not a plain tensor")
+    if key.endswith("num_batches_tracked"):
+        return
+    if value.dtype not in _FLOATS:
+        raise UserError(f"{what}: {key!r} is of type {value.dtype}, not floating point")
+    if not value.isfinite().all():
+        raise UserError(f"{what}: {key!r} holds infinite numbers or NaN")
+    if key.endswith("running_var") and (value < 0).any():
+        raise UserError(f"{what}: {key!r} holds negative variances")
 
 
 def under(data: Dict[str, Any], *keys: str) -> Mapping[str, Tensor]:
@@ -122,6 +151,8 @@ def identify(
                 return name, option, result
             if nearest is None or len(wrong) < nearest[0]:
                 nearest = (len(wrong), name, wrong)
+    if nearest is None:
+        raise UserError(f"{source.title} has no {', '.join(candidates)}")
     count, name, wrong = nearest
     shown = "; ".join(wrong[:8]) + ("; ..." if count > 8 else "")
     raise UserError(
@@ -197,11 +228,14 @@ def compare(reference: Network, library: str, weights: Mapping[str, Tensor], our
     for (feature, a), b in zip(actual.items(), expected):
         if a.shape != b.shape:
             raise UserError(f"{feature} is {tuple(a.shape)}, but {tuple(b.shape)} in {library}")
-        differences[feature] = float((a - b).abs().max() / b.abs().max().clamp_min(1e-300))
-    worst = max(differences.values())
-    if not worst <= TOLERANCE:
+        if not b.abs().max() > 0:
+            raise UserError(f"the proof failed: {feature} is 0 everywhere, or no number, in {library}")
+        differences[feature] = float((a - b).abs().max() / b.abs().max())
+    wrong = {feature: value for feature, value in differences.items() if not value <= TOLERANCE}  # so that NaN is wrong too
+    if wrong:
+        shown = ", ".join(f"{feature} by {value:.2g}" for feature, value in wrong.items())
         raise UserError(
-            f"the proof failed: features differ from those of {library} by up to {worst:.2g} of the largest value, more than {TOLERANCE:g}"
+            f"the proof failed: features differ from those of {library}, {shown} of the largest value, where {TOLERANCE:g} is allowed"
         )
     return {"run": True, "library": library, "largest_relative_difference": differences, "tolerance": TOLERANCE, "input": list(PROOF_SIZE)}
 
@@ -226,5 +260,6 @@ def write(converted: Converted, path: str) -> None:
             else:
                 torch.save({"model": converted.model, **about}, partial)
             os.replace(partial, path)
-    except OSError as error:
-        raise UserError(f"{path!r} cannot be written: {error.strerror or error}") from error
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        raise UserError(f"{path!r} cannot be written: {reason}") from error

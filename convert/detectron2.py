@@ -13,7 +13,7 @@ from backbones.config import check_config, merge_overrides
 from backbones.errors import UserError
 
 from . import pycls
-from .core import Converted, Preprocessing, Source, convert_backbone, under
+from .core import Converted, Preprocessing, Source, tensors, under
 
 
 def _bare(data: Dict[str, Any]) -> Dict[str, Tensor]:
@@ -25,17 +25,18 @@ def _bare(data: Dict[str, Any]) -> Dict[str, Tensor]:
 REGNET = Source("detectron2's RegNet", "as the file's", {"regnet": "pycls"}, pycls.SOURCE.preprocessing, _bare, pycls.network)
 
 
-def convert(path: str, contents: Dict[str, Any], config: str, opts: List[str]) -> Converted:
-    """A file of detectron2's that fills the model of ``config``, or its backbone; without a config, the RegNet in the file.
+def check_bare(contents: Dict[str, Any]) -> None:
+    """Raises UserError for a file that is read by its config."""
+    if not any(key.startswith("s1.b1.") for key in _bare(contents)):
+        raise UserError("files of detectron2 are read by their config: add --config-file, such as COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
 
-    With a config, it is matched as detectron2 matches its zoo's files, and every tensor of it must find its place.
+
+def convert(path: str, contents: Dict[str, Any], config: str, opts: List[str]) -> Converted:
+    """A file of detectron2's that fills the model of ``config``, or its backbone.
+
+    It is matched as detectron2 matches its zoo's files, and every tensor of it must find its place.
     """
-    if not config:
-        if not any(key.startswith("s1.b1.") for key in _bare(contents)):
-            raise UserError(
-                "files of detectron2 are read by their config: add --config-file, such as COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
-            )
-        return convert_backbone(REGNET, contents)
+    tensors(contents.get("blobs", contents.get("model", contents)), "the file")
     cfg = zoo.get_config(config)
     merge_overrides(cfg, ["MODEL.DEVICE", "cpu", *opts])
     check_config(cfg)

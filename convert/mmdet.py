@@ -6,12 +6,13 @@ What differs there from detectron2, and what becomes of it:
 - Cascade R-CNN averages the logits of its three stages, where detectron2 averages probabilities, and has a mask head in each: they become
   `MMDetCascadeROIHeads`. Its boxes' deviations of 0.033 and 0.067 are not quite detectron2's 1/30 and 1/15: folded into the weights.
 - Classes run from 0 with the background last, in both; boxes are encoded alike. Versions before 2.0 did both otherwise, and are refused.
-- Normalisation stands in MMDetection's config: RegNets there take BGR images, ResNets RGB; some RegNets RGB too. What the file says counts,
-  then ``--channels``, then this rule. First convolutions of RGB are turned, so that every converted file takes BGR.
+- Normalisation stands in MMDetection's config: RegNets there take BGR images, ResNets RGB; some RegNets RGB too. What the file says counts
+  (``--channels`` must agree), then ``--channels``, then this rule. First convolutions of RGB are turned, so that every converted file takes BGR.
 """
 
 import importlib
 import importlib.util
+import math
 import re
 from types import ModuleType
 from typing import Any, Dict, List, Mapping, Optional, Tuple
@@ -25,7 +26,7 @@ from backbones import registry, zoo
 from backbones.config import merge_overrides
 from backbones.errors import UserError
 
-from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Network, Preprocessing, Source, compare, identify, tensors, under
+from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Network, Preprocessing, Source, compare, identify, under
 
 _BLOCKS_OF_DEPTH = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152, (2, 2, 2, 2): 18}
 # ours <- theirs, of layers that are the same
@@ -87,15 +88,18 @@ SOURCE = Source("MMDetection", "Apache-2.0", {"regnet": "mmdet"}, lambda name: I
 
 
 def is_detector(contents: Dict[str, Any]) -> bool:
-    return any(key.startswith(("neck.", "rpn_head.", "roi_head.", "bbox_head.")) for key in contents.get("state_dict", contents))
+    return any(key.startswith(("neck.", "rpn_head.", "roi_head.", "bbox_head.")) for key in under(contents, "state_dict"))
+
+
+def _config_text(contents: Dict[str, Any]) -> str:
+    meta = contents.get("meta")
+    return next((meta[key] for key in ("cfg", "config") if isinstance(meta.get(key), str)), "") if isinstance(meta, dict) else ""
 
 
 def stated_preprocessing(contents: Dict[str, Any]) -> Optional[Preprocessing]:
     """What the file itself says of its images: in buffers of its own, or in the config that MMDetection saves as text. It is not run."""
-    weights = contents.get("state_dict", contents)
-    meta = contents.get("meta")
-    text = next((meta[key] for key in ("cfg", "config") if isinstance(meta.get(key), str)), "") if isinstance(meta, dict) else ""
-    number = r"\[?\(?\s*([\d.]+),\s*([\d.]+),\s*([\d.]+)"
+    weights, text = under(contents, "state_dict"), _config_text(contents)
+    number = r"[\[(]\s*(\d+\.?\d*),\s*(\d+\.?\d*),\s*(\d+\.?\d*),?\s*[\])]"
     mean, std = (re.search(rf"\b{key}\s*=\s*{number}", text) for key in ("mean", "std"))
     if "data_preprocessor.mean" in weights and "data_preprocessor.std" in weights:
         values = [tuple(round(float(v), 4) for v in weights[f"data_preprocessor.{key}"].flatten()) for key in ("mean", "std")]
@@ -116,22 +120,35 @@ def convert_detector(contents: Dict[str, Any], preprocessing: Optional[Preproces
     detector that is not supported, or where anything is unmatched, missing or of another shape.
     """
     meta = contents.get("meta")
-    version = str(meta.get("mmdet_version", "")) if isinstance(meta, dict) else ""
+    version = re.match(r"[\w.+-]*", str(meta.get("mmdet_version", "")))[0] if isinstance(meta, dict) else ""
     if version.startswith(("0.", "1.")):
         raise UserError(
             f"the file is of MMDetection {version}, whose classes and boxes are encoded otherwise: upgrade it there to 2.0 or later first"
         )
-    weights = tensors(contents.get("state_dict", contents), "the file")
+    weights = under(contents, "state_dict")
     weights = {k: v for k, v in weights.items() if not k.startswith("data_preprocessor.") and not k.endswith("num_batches_tracked")}
+    for key, value in weights.items():
+        if not value.numel() or value.dim() != _dims(key):
+            raise UserError(f"the file is of no detector of MMDetection: {key!r} is {tuple(value.shape)}")
     backbone = {key[len("backbone.") :]: value for key, value in weights.items() if key.startswith("backbone.")}
     regnet = "layer1.0.conv1.weight" in backbone and backbone.get("conv1.weight", torch.empty(0)).shape[-1:] == (3,)
-    # with a file's own words first, then what the caller says, then the habit of each backbone
-    expects = stated_preprocessing(contents) or preprocessing or (IMAGENET_BGR if regnet else IMAGENET_RGB)
+    stated = stated_preprocessing(contents)
+    if stated and preprocessing and not _agree(stated, preprocessing):
+        raise UserError(f"the file says that it takes {_words(stated)}, --channels {_words(preprocessing)}: leave the option out")
+    expects = stated or preprocessing or (IMAGENET_BGR if regnet else IMAGENET_RGB)
+    # Caffe's ResNets have the stride in the 1x1 convolution; MMDetection's of that style leave images undivided
+    style = re.search(r"\bstyle\s*=\s*['\"](caffe|pytorch)['\"]", _config_text(contents))
+    caffe = style[1] == "caffe" if style else set(expects.pixel_std) == {1.0}
     base, overrides = _base(weights)
-    name, more, ours = _regnet(backbone) if regnet else _resnet(backbone, caffe=expects.format == "BGR")
+    name, more, ours = _regnet(backbone) if regnet else _resnet(backbone, caffe)
     overrides += more
     cfg = zoo.get_config(config or base)
-    merge_overrides(cfg, ["MODEL.DEVICE", "cpu", *([] if config else overrides)])
+    needed = cfg.clone()
+    merge_overrides(needed, overrides)
+    if config:
+        _check_same(cfg, needed, overrides[::2], config)
+    cfg = needed
+    cfg.MODEL.DEVICE = "cpu"
     _set_preprocessing(cfg, expects.in_bgr())
     first = "stem.conv.weight" if regnet else "stem.conv1.weight"
     if expects.format == "RGB":
@@ -154,6 +171,32 @@ def convert_detector(contents: Dict[str, Any], preprocessing: Optional[Preproces
         "proof": _prove(cfg, name, weights, model, flipped=expects.format == "RGB"),
     }
     return Converted({key: value.contiguous().clone() for key, value in model.items()}, expects.in_bgr(), provenance)
+
+
+def _dims(key: str) -> int:
+    """How many dimensions a weight has, by its name."""
+    if not key.endswith(".weight") or re.search(r"\.(bn\d*|downsample\.1)\.", key):
+        return 1
+    return 2 if re.search(r"\.(fc_cls|fc_reg|shared_fcs\.\d)\.", key) else 4
+
+
+def _agree(a: Preprocessing, b: Preprocessing) -> bool:
+    values = zip((*a.pixel_mean, *a.pixel_std), (*b.pixel_mean, *b.pixel_std))
+    return a.format == b.format and all(math.isclose(x, y, rel_tol=1e-3) for x, y in values)
+
+
+def _words(p: Preprocessing) -> str:
+    return f"{p.format} images of mean {list(p.pixel_mean)} and deviation {list(p.pixel_std)}"
+
+
+def _check_same(cfg: CfgNode, needed: CfgNode, keys: List[str], config: str) -> None:
+    """Raises UserError where a config computes something else than the file's detector."""
+    for key in keys:
+        given, wanted = cfg, needed
+        for part in key.split("."):
+            given, wanted = given[part], wanted[part]
+        if given != wanted:
+            raise UserError(f"{config} has {key} {given}, where the file's detector needs {wanted}")
 
 
 def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: Dict[str, Tensor], flipped: bool) -> Dict[str, Any]:
@@ -216,6 +259,8 @@ def _regnet(backbone: Dict[str, Tensor]) -> Tuple[str, List[str], Dict[str, Tens
     overrides = []
     if any(deformable):
         offsets = backbone[f"layer{deformable.index(True) + 1}.0.conv2.conv_offset.weight"].shape[0]
+        if offsets % 18 and offsets % 27:
+            raise UserError(f"the file's deformable convolutions are of no kind known: their offsets have {offsets} channels")
         modulated = offsets % 27 == 0
         options = {"deform_on_per_stage": deformable, "deform_modulated": modulated, "deform_num_groups": offsets // (27 if modulated else 18)}
         overrides = [item for key, value in options.items() for item in (f"MODEL.REGNET.{key.upper()}", str(value))]

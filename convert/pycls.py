@@ -13,7 +13,8 @@ from .core import IMAGENET_BGR, Network, Source, under
 
 def _weights(data: Dict[str, Any]) -> Mapping[str, Tensor]:
     # newer versions save the moving average beside the model, with the error of each
-    if "ema_state" in data and data.get("ema_err", 100.0) < data.get("test_err", 100.0):
+    average, plain = (data.get(key) if isinstance(data.get(key), (int, float)) else 100.0 for key in ("ema_err", "test_err"))
+    if "ema_state" in data and average < plain:
         return under(data, "ema_state")
     return under(data, "model_state")
 

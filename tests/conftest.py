@@ -7,6 +7,11 @@ import os
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
+
+# the same examples in every run, so that a run says something of the change before it
+settings.register_profile("tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+settings.load_profile("tests")
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)

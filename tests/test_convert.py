@@ -13,7 +13,7 @@ from conftest import ROOT, fill, load_record
 from detectron2.modeling import build_model
 
 import backbones
-from backbones import zoo
+from backbones import use_backbone, zoo
 from backbones.checkpoint import GatedCheckpointer, read_checkpoint
 from backbones.config import merge_overrides
 from backbones.errors import UserError
@@ -196,7 +196,7 @@ def test_what_stands_in_a_file(tmp_path):
     assert about["sha256"] == hashlib.sha256((tmp_path / "regnet_y_400mf-c65dace8.pth").read_bytes()).hexdigest()
     assert about["converted_by"] == f"backbones {backbones.__version__}" and "turned from RGB" in about["channel_order"]
     assert first["preprocessing"] == {"format": "BGR", "pixel_mean": [103.53, 116.28, 123.675], "pixel_std": [57.375, 57.12, 58.395]}
-    assert os.listdir(tmp_path / "..") and not [name for name in os.listdir(tmp_path) if name.startswith("convert-")]
+    assert sorted(os.listdir(tmp_path)) == ["ours.pth", "ours.safetensors", "regnet_y_400mf-c65dace8.pth"]
     assert all(key.startswith("backbone.bottom_up.") for key in first["model"])
 
 
@@ -212,6 +212,8 @@ def test_configs_take_converted_files_by_name(tmp_path, monkeypatch):
         model = build_model(cfg)
         GatedCheckpointer(model).load(cfg.MODEL.WEIGHTS)
         assert torch.equal(model.backbone.bottom_up.stem.conv.weight, net.stem.conv.weight)
+        (tmp_path / f"RegNetX-400MF{ending}").rename(tmp_path / "set-aside")
+    (tmp_path / "set-aside").rename(tmp_path / "RegNetX-400MF.pth")
     with pytest.raises(UserError, match="weights, neither released nor in .*'RegNetX-400MG'. Did you mean 'RegNetX-400MF'"):
         GatedCheckpointer(model).load("backbones://RegNetX-400MG")
 
@@ -285,6 +287,8 @@ class TestDetectron2:
 
 
 class TestMMDetection:
+    SOME = {"backbone.conv1.weight": torch.zeros(1)}
+
     def backbone(self, name="RegNetX-400MF", **options):
         """A file of MMDetection's, from a network of ours with the keys turned round."""
         net = backbones.create(name, norm="BN", **options)
@@ -349,12 +353,43 @@ class TestMMDetection:
         ],
     )
     def test_what_the_file_says_of_its_images(self, text, expected):
-        found = mmdet.stated_preprocessing({"state_dict": {}, "meta": {"cfg": text}})
+        found = mmdet.stated_preprocessing({"state_dict": self.SOME, "meta": {"cfg": text}})
         assert (found.format, found.pixel_mean[0], found.pixel_std[0]) == expected
 
     def test_silent_files(self):
-        assert mmdet.stated_preprocessing({"state_dict": {}}) is None
-        assert mmdet.stated_preprocessing({"state_dict": {}, "meta": {"cfg": "nothing"}}) is None
+        assert mmdet.stated_preprocessing({"state_dict": self.SOME}) is None
+        for text in ("nothing", "mean=[1..2, 1, 1], std=[1, 1, 1]", "mean=[0, 0, 0, 0], std=[1, 1, 1, 1]"):
+            assert mmdet.stated_preprocessing({"state_dict": self.SOME, "meta": {"cfg": text}}) is None
+
+    def test_the_file_and_the_option_agree(self):
+        said = {"state_dict": self.detector(), "meta": {"cfg": "mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False"}}
+        with pytest.raises(UserError, match="the file says that it takes BGR images .* leave the option out"):
+            mmdet.convert_detector(said, mmdet.IMAGENET_RGB)
+
+    def test_a_config_that_computes_something_else_is_refused(self):
+        record = load_record("detectors", "retinanet_regnetx-800MF_fpn_1x.json")
+        weights = {key: fill(key, shape) for key, shape in record["keys"]}
+        name = "COCO-Detection/retinanet_RegNetX_800MF_FPN_1x.yaml"
+        assert mmdet.convert_detector({"state_dict": weights}, config=name).provenance["config"] == name
+        with pytest.raises(UserError, match="has MODEL.REGNET.NAME RegNetX-1.6GF, where the file's detector needs RegNetX-800MF"):
+            mmdet.convert_detector({"state_dict": weights}, config=name.replace("800MF", "1.6GF"))
+
+    @pytest.mark.parametrize(
+        "text, stride_in_1x1",
+        [("", False), ("style='caffe'", True), ("mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False", True)]
+        + [("mean=[103.53, 116.28, 123.675], std=[57.375, 57.12, 58.395], to_rgb=False, style='pytorch'", False)],
+    )
+    def test_where_a_resnet_has_its_stride(self, text, stride_in_1x1):
+        record = load_record("detectors", "retinanet_r50_fpn_1x.json")
+        weights = {key: fill(key, shape) for key, shape in record["keys"]}
+        overrides = mmdet.convert_detector({"state_dict": weights, "meta": {"cfg": text}}).provenance["overrides"]
+        assert overrides[overrides.index("MODEL.RESNETS.STRIDE_IN_1X1") + 1] == str(stride_in_1x1)
+
+    @pytest.mark.parametrize("key", ["roi_head.bbox_head.fc_cls.weight", "backbone.layer1.0.conv2.weight", "rpn_head.rpn_cls.bias"])
+    @pytest.mark.parametrize("shape", [(), (0,), (0, 5), (2, 2, 2)])
+    def test_odd_shapes(self, key, shape):
+        with pytest.raises(UserError, match="is of no detector"):
+            mmdet.convert_detector({"state_dict": {**self.detector(), key: torch.zeros(shape)}})
 
     def test_old_versions_are_refused(self):
         with pytest.raises(UserError, match="1.2.0.*upgrade"):
@@ -362,13 +397,13 @@ class TestMMDetection:
 
     def detector(self):
         record = load_record("detectors", "faster-rcnn_regnetx-3.2GF_fpn_1x.json")
-        return {key: torch.empty(shape) for key, shape in record["keys"]}
+        return {key: torch.zeros(shape) for key, shape in record["keys"]}
 
     @pytest.mark.parametrize(
         "change, words",
         [
             (lambda w: w.pop("neck.fpn_convs.2.conv.bias"), "missing backbone.fpn_output4.bias"),
-            (lambda w: w.update({"roi_head.extra.weight": torch.zeros(3)}), "unmatched roi_head.extra.weight"),
+            (lambda w: w.update({"roi_head.extra.weight": torch.zeros(3, 1, 1, 1)}), "unmatched roi_head.extra.weight"),
             (lambda w: w.update({"rpn_head.rpn_conv.weight": torch.zeros(8, 256, 3, 3)}), "rpn_head.conv.weight is \\(8, 256, 3, 3\\), not"),
             (lambda w: w.pop("backbone.layer3.4.conv2.weight"), "from RegNetX-3.2GF, the nearest, 1 entries differ: missing res4.block5.conv2"),
             (lambda w: [w.pop(k) for k in list(w) if k.startswith("roi_head")], "not supported: its heads are rpn_head.rpn_cls"),
@@ -428,20 +463,52 @@ def bad_files(folder):
     yield ["pycls", "good.pyth", "ours.pth", "--name", "RegNetX-800MG"], ["Did you mean 'RegNetX-800MF'"]
     yield ["pycls", "good.pyth", "ours.pth", "--name", "RegNetX-800MF"], ["from RegNetX-800MF"]
     yield ["pycls", "good.pyth", "good.pyth/ours.pth"], ["cannot be written"]
+    yield ["pycls", "good.pyth", f"{'o' * 300}.pth"], ["cannot be written"]
+    yield ["pycls", "good.pyth", "ours.pth", "--name", "V-39-eSE"], ["pycls has no V-39-eSE"]
+    yield ["pycls", "good.pyth", "ours.pth", "--config-file", "x.yaml"], ["--config-file x.yaml has no meaning for bare networks"]
+    yield ["pycls", "good.pyth", "ours.pth", "MODEL.REGNET.NORM", "BN"], ["MODEL.REGNET.NORM BN has no meaning"]
+    for std in (["0", "1", "1"], ["nan", "1", "1"]):
+        yield ["pycls", "good.pyth", "ours.pth", "--channels", "RGB", "--pixel-std", *std], ["deviation", "above 0"]
+    torch.save({"model_state": good}, folder / "same.pth")
+    yield ["pycls", "same.pth", "same.pth"], ["DST 'same.pth' is SRC itself"]
+    last = [key for key in good if key.startswith("s4.") and key.endswith("f.c.weight")][-1]
+    variance = [key for key in good if key.startswith("s4.") and key.endswith("running_var")][-1]
+    nan, negative = good[last].clone(), good[variance].clone()
+    nan.view(-1)[0], negative[0] = float("nan"), -1
+    for name, change, words in (
+        ("nan", {last: nan}, [last, "NaN"]),
+        ("negative", {variance: negative}, [variance, "negative"]),
+        ("whole", {last: good[last].to(torch.int8)}, [last, "int8"]),
+        ("sparse", {last: good[last].to_sparse()}, [last, "sparse"]),
+        ("twice", {f"module.{last}": good[last]}, [last, "twice"]),
+        ("average", {}, ["none of the networks"]),
+    ):
+        extra = {"ema_state": {"x": torch.zeros(1)}, "ema_err": 1.0, "test_err": 2} if name == "average" else {}
+        torch.save({"model_state": {**good, **change}, **extra}, folder / f"{name}.pyth")
+        yield ["pycls", f"{name}.pyth", "ours.pth"], words
+    torch.save({key: value * 0 if "num_batches" not in key else value for key, value in good.items()}, folder / "zeros.pth")
+    yield ["pycls", "zeros.pth", "ours.pth"], ["the proof failed", "0 everywhere"]
+    for name, content in {"none": None, "list": [1], "number": {"x": 1}, "keys": {1: torch.zeros(1)}}.items():
+        torch.save({"state_dict": content, "meta": {}}, folder / f"{name}.pth")
+        yield ["mmdet", f"{name}.pth", "ours.pth"], ["not a state dict"]
 
 
 def test_mistakes(tmp_path, monkeypatch):
     monkeypatch.setenv("BACKBONES_TRAP", str(tmp_path / "sprung"))
     monkeypatch.chdir(tmp_path)
-    count = 0
+    count, before = 0, set()
     for arguments, words in bad_files(tmp_path):
+        before |= set(os.listdir(tmp_path))  # the files that the next case needs
         with pytest.raises(UserError) as error:
             run(*arguments)
         message = str(error.value)
         assert "\n" not in message and all(word in message for word in words), (arguments, message)
-        assert not [name for name in os.listdir(tmp_path) if name.startswith(("ours", "convert-"))], arguments
+        assert not [name for name in os.listdir(tmp_path) if name not in before | set(arguments)], arguments
+        assert not (tmp_path / "ours.pth").exists()
+        before = set(os.listdir(tmp_path))
         count += 1
-    assert count >= 18 and not (tmp_path / "sprung").exists()
+    assert (tmp_path / "same.pth").stat().st_size > 1000
+    assert count >= 35 and not (tmp_path / "sprung").exists()
 
 
 def command(*args):
@@ -477,9 +544,50 @@ def test_a_failing_proof_writes_nothing(tmp_path, monkeypatch):
         return next((key.replace(a, b) for a, b in swap.items() if a in key), key)
 
     monkeypatch.setattr(backbones.regnet.RegNet, "translate_key", mixed_up)
-    with pytest.raises(UserError, match="the proof failed: features differ from those of torchvision .* by up to"):
+    with pytest.raises(UserError, match="the proof failed: features differ from those of torchvision .*, res2 by"):
         run("torchvision", tmp_path / "theirs.pth", tmp_path / "ours.pth")
     assert not (tmp_path / "ours.pth").exists()
+
+
+def test_a_full_disk(tmp_path):
+    """What torch and safetensors have of their own to say of it is one line all the same."""
+    import resource
+
+    torch.save(
+        {"model_state": {key: fill(key, shape) for key, shape in load_record("regnet", "RegNetX-400MF.json")["state_dict"]}},
+        tmp_path / "x.pyth",
+    )
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for ending in (".pth", ".safetensors"):
+        arguments = cli.argument_parser().parse_intermixed_args(["pycls", str(tmp_path / "x.pyth"), str(tmp_path / f"ours{ending}")])
+        result = cli.convert(arguments)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, limits[1]))
+        try:
+            with pytest.raises(UserError, match="cannot be written"):
+                cli.write(result, arguments.dst)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == ["x.pyth"]
+
+
+def test_converted_files_say_what_they_need(tmp_path, monkeypatch):
+    """use_backbone takes images and structure from the file at hand, and a config that lacks them is told."""
+    monkeypatch.setenv("BACKBONES_WEIGHTS", str(tmp_path))
+    torch.save(randomize(torchvision.models.regnet_y_800mf()), tmp_path / "theirs.pt")
+    run("torchvision", tmp_path / "theirs.pt", tmp_path / "RegNetY-800MF.safetensors", "--channels", "RGB", "--pixel-mean", "1", "2", "3")
+    cfg = zoo.get_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    use_backbone(cfg, "RegNetY-800MF")
+    assert cfg.MODEL.REGNET.ROUNDING == "torchvision" and cfg.MODEL.PIXEL_MEAN == [3.0, 2.0, 1.0]
+    GatedCheckpointer(build_model(cfg)).load(cfg.MODEL.WEIGHTS)
+    cfg.MODEL.REGNET.ROUNDING = "pycls"
+    with pytest.raises(UserError, match="its config needs MODEL.REGNET.ROUNDING torchvision"):
+        GatedCheckpointer(build_model(cfg)).load(cfg.MODEL.WEIGHTS)
+    use_backbone(cfg, "RegNetY-400MF")  # of which nothing lies there
+    assert cfg.MODEL.REGNET.ROUNDING == "pycls" and cfg.MODEL.PIXEL_MEAN == [103.53, 116.28, 123.675]
+    (tmp_path / "RegNetY-800MF.pth").write_bytes(b"")
+    with pytest.raises(UserError, match="could be any of"):
+        use_backbone(cfg, "RegNetY-800MF")
 
 
 def test_provenance_is_json(tmp_path):

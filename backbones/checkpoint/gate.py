@@ -19,16 +19,17 @@ from iopath.common.file_io import file_lock, get_cache_dir
 from tabulate import tabulate
 from torch import nn
 
+from ..detectors import LastStageROIHeads
 from ..errors import UserError
-from ..layers import WRAPPERS
+from ..layers import without_wrappers
 from .reading import read_checkpoint
 
 # rows of the table: the first pattern that a key matches names its part
 _PARTS = (
     ("FPN", r"backbone\.(fpn_|top_block\.)"),
-    ("backbone", r"backbone\."),
+    ("backbone", r"backbone\.|roi_heads\.res5\."),  # detectors without FPN run its last stage in their heads
     ("RPN", r"proposal_generator\."),
-    ("box head", r"roi_heads\.(box_|res5)"),
+    ("box head", r"roi_heads\.box_"),
     ("mask head", r"roi_heads\.mask_"),
     ("keypoint head", r"roi_heads\.keypoint_"),
     ("semantic head", r"sem_seg_head\."),
@@ -90,6 +91,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         assert require in ("all", "backbone", "nothing"), require
         self.require = require
         self.report: Optional[LoadReport] = None
+        self._hint = ""
 
     def load(self, path: str, checkpointables=None) -> Dict[str, Any]:
         self._loading = path
@@ -177,6 +179,7 @@ class GatedCheckpointer(DetectionCheckpointer):
             unused=[key for key in incompatible.unexpected_keys if not ignored.match(key)],
         )
         self.report = report
+        self._hint = _overrides_of(checkpoint)
         logging.getLogger(__name__).info(report.table())
         self._refuse(report)
         return incompatible
@@ -185,6 +188,16 @@ class GatedCheckpointer(DetectionCheckpointer):
         """The report has said it."""
 
     def _refuse(self, report: LoadReport) -> None:
+        if self.require == "backbone":
+            own = set(report.total)
+            strange = [key for key in report.unused if re.match(_PARTS[1][1], key) and key.endswith(("running_mean", "running_var"))]
+            strange = [key for key in strange if f"{key.rpartition('.')[0]}.weight" in own]
+            if strange:
+                raise UserError(
+                    f"checkpoint {report.path!r} is of a network with batch norms, whose statistics ({strange[0]}, ...) have no place in "
+                    "this one's norms: set the backbone's NORM to FrozenBN, BN or SyncBN, or MODEL.WEIGHTS ''. "
+                    "To load what fits all the same: --allow-partial-weights"
+                )
         if self.require == "all":
             keys, total, what = report.unfilled(), report.total, "the model"
         elif self.require == "backbone":
@@ -199,7 +212,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         first = f"{keys[0]} (file {shapes[keys[0]][0]}, model {shapes[keys[0]][1]})" if keys[0] in shapes else keys[0]
         raise UserError(
             f"checkpoint {report.path!r} does not fit: {len(keys)} of {len(total)} weights of {what} would keep their initial values, "
-            f"the first is {first}. To load what fits all the same: --allow-partial-weights"
+            f"the first is {first}. {self._hint}To load what fits all the same: --allow-partial-weights"
         )
 
 
@@ -225,6 +238,15 @@ def fetch(url: str, path_manager) -> str:
     except Exception as error:  # each of iopath's handlers has its own
         raise UserError(f"checkpoint {url!r} cannot be downloaded: {' '.join(str(error).split())[:300]}") from error
     return f"{path}?{query}" if ours else path
+
+
+def _overrides_of(checkpoint: Dict[str, Any]) -> str:
+    """What a converted file says that its config needs, as a sentence."""
+    provenance = checkpoint.get("provenance")
+    overrides = provenance.get("overrides") if isinstance(provenance, dict) else None
+    if not overrides or not isinstance(overrides, list):
+        return ""
+    return f"The file says that its config needs {' '.join(map(str, overrides))[:300]}. "
 
 
 def _check_preprocessing(model: nn.Module, stated: Any, path: str) -> None:
@@ -254,15 +276,19 @@ def _same(a: Any, b: Any) -> bool:
 
 def _with_our_names(model: nn.Module, state_dict: Dict[str, Any]) -> Dict[str, Any]:
     """Wrappers' prefixes removed, backbone files without a prefix given one, released key names turned into ours."""
-    state_dict = {WRAPPERS.sub("", key): value for key, value in state_dict.items()}
+    state_dict = without_wrappers(state_dict)
     for prefix, backbone in model.named_modules():
         if not hasattr(backbone, "translate_state_dict"):
             continue
         prefix += "." if prefix else ""
-        own = set(backbone.state_dict())
+        own = {key.rpartition(".")[0] for key in backbone.state_dict()}  # its layers: a weight too many in one is the backbone's all the same
         if prefix and not any(key.startswith("backbone.") for key in state_dict):
             # a file of the bare network
             bare = backbone.translate_state_dict(state_dict)
-            state_dict = {prefix + key if key in own else key: value for key, value in bare.items()}
+            state_dict = {prefix + key if key.rpartition(".")[0] in own else key: value for key, value in bare.items()}
         state_dict = backbone.translate_state_dict(state_dict, prefix)
+    for prefix, heads in model.named_modules():
+        if isinstance(heads, LastStageROIHeads):
+            moved = re.compile(rf"^(backbone\.(bottom_up\.)?)?{heads.stage}\.")
+            state_dict = {moved.sub(f"{prefix}.res5.", key): value for key, value in state_dict.items()}
     return state_dict

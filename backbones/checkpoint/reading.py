@@ -142,18 +142,18 @@ def _pickle_module(inert: Sequence[str]) -> types.SimpleNamespace:
     )
 
 
-def read_checkpoint(path: str, inert: Sequence[str] = ()) -> Dict[str, Any]:
+def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoint") -> Dict[str, Any]:
     """The contents of a local ``.pth``, ``.pyth``, ``.pkl`` or ``.safetensors`` file, on the CPU.
 
     Tensors, arrays and plain containers only: nothing in the file is executed. Objects of the packages ``inert`` are passed over, any other
-    is refused. Raises UserError for a file that is missing, damaged, no checkpoint, or holds anything else.
+    is refused. Raises UserError for a file that is missing, damaged, no checkpoint, or holds anything else; ``kind`` is what it calls it.
     """
     if not os.path.isfile(path):
-        raise UserError(f"checkpoint {path!r} is not there")
+        raise UserError(f"{kind} {path!r} is not there")
     try:
         with open(path, "rb") as f:
             if f.read(512).lstrip()[:1] == b"<":
-                raise UserError(f"checkpoint {path!r} is a web page, not a checkpoint: the download went wrong")
+                raise UserError(f"{kind} {path!r} is a web page, not a {kind}: the download went wrong")
         if path.endswith(".pkl"):
             with open(path, "rb") as f:
                 data = _arrays(_NumpyUnpickler(f, encoding="latin1").load())
@@ -172,9 +172,9 @@ def read_checkpoint(path: str, inert: Sequence[str] = ()) -> Dict[str, Any]:
         reason = " ".join(str(error).split())
         if "weights_only" in reason or "Unsupported" in reason:  # torch answers so to anything that is no file of tensors
             reason = "it is damaged, of another format, or holds Python objects, which are not loaded, as that can run any code: " + reason
-        raise UserError(f"checkpoint {path!r} cannot be read ({os.path.getsize(path)} bytes): {reason[:300]}") from error
+        raise UserError(f"{kind} {path!r} cannot be read ({os.path.getsize(path)} bytes): {reason[:300]}") from error
     if not isinstance(data, dict):
-        raise UserError(f"checkpoint {path!r} holds a {type(data).__name__}, not a state dict")
+        raise UserError(f"{kind} {path!r} holds a {type(data).__name__}, not a dict")
     return data
 
 

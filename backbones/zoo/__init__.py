@@ -14,6 +14,7 @@ from ..config import add_backbones_config, merge_file
 from ..errors import UserError, unknown
 from . import weights  # noqa: F401  for registration
 
+_ENDINGS = (".yaml", ".py")
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -41,26 +42,31 @@ def _names(root: Optional[str]) -> List[str]:
         return []
     found = []
     for folder, _, files in os.walk(root):
-        found += [os.path.relpath(os.path.join(folder, f), root) for f in files if f.endswith(".yaml")]
+        found += [os.path.relpath(os.path.join(folder, f), root) for f in files if f.endswith(_ENDINGS)]
     return sorted(found)
 
 
 def list_configs() -> List[str]:
     """The names of our configs, such as ``COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml``; bases are left out."""
-    return [name for name in _names(config_root()) if not os.path.basename(name).startswith("Base-")]
+    return [name for name in _names(config_root()) if name.endswith(".yaml") and not os.path.basename(name).startswith("Base-")]
+
+
+def list_detectron2_configs() -> List[str]:
+    """The names of detectron2's zoo configs, YAML and Python, its bases too, but not the parts that Python configs are made of."""
+    return [name for name in _names(_detectron2_root()) if not name.startswith("common" + os.sep)]
 
 
 def get_config_file(name: str) -> str:
     """The path of a config: ``name`` is a path, or the name of one of our or detectron2's zoo configs.
 
     Zoo configs are named relative to their root (``COCO-Detection/retinanet_R_50_FPN_1x.yaml``), with or without ``configs/`` before and
-    ``.yaml`` behind; ours by their file name alone too. Raises UserError where there is none.
+    ``.yaml`` behind; ours by their file name alone too. Python configs keep their ``.py``. Raises UserError where there is none.
     """
     if os.path.isfile(name):
         return os.path.abspath(name)
     wanted = os.path.normpath(name)
     wanted = wanted[len("configs" + os.sep) :] if wanted.startswith("configs" + os.sep) else wanted
-    wanted += "" if wanted.endswith(".yaml") else ".yaml"
+    wanted += "" if wanted.endswith(_ENDINGS) else ".yaml"
     roots = (config_root(), _detectron2_root())
     for root in roots:
         if wanted in _names(root):

@@ -9,9 +9,11 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
 from ..checkpoint.gate import fetch
+from ..checkpoint.reading import read_checkpoint
 from ..errors import UserError, unknown
 
 PREFIX = "backbones://"
+_ENDINGS = ("", ".safetensors", ".pth")
 
 
 def folder() -> str:
@@ -31,15 +33,39 @@ def released(name: str) -> Optional[Dict[str, Any]]:
     return {**_data()["sources"][row["source"]], **row} if row else None
 
 
+def local(name: str) -> str:
+    """The path of those weights in `folder`, or "". Raises UserError where there are two."""
+    there = [path for ending in _ENDINGS for path in [os.path.join(folder(), name + ending)] if os.path.isfile(path)]
+    if len(there) > 1:
+        raise UserError(f"{PREFIX}{name} could be any of {', '.join(there)}: remove or rename all but one")
+    return there[0] if there else ""
+
+
+def about(name: str) -> Dict[str, Any]:
+    """What a network's weights ask of a config: ``preprocessing``, and ``overrides`` (KEY, VALUE, ...) of its structure; empty if unknown.
+
+    As the file in `folder` says, else the released one.
+    """
+    path = local(name)
+    if not path:
+        return released(name) or {}
+    contents = read_checkpoint(path)
+    images = contents.get("preprocessing")
+    if not isinstance(images, dict) or not {"format", "pixel_mean", "pixel_std"} <= set(images):
+        return released(name) or {}  # as released, then
+    provenance = contents.get("provenance")
+    overrides = provenance.get("overrides", []) if isinstance(provenance, dict) else []
+    return {"preprocessing": images, "overrides": overrides if isinstance(overrides, list) else []}
+
+
 def find(name: str) -> str:
     """The local path of those weights: ``<folder>/<name>.safetensors`` or ``.pth`` where it is there, else the released file, downloaded.
 
     Raises UserError for a name that has neither.
     """
-    for ending in ("", ".safetensors", ".pth"):
-        path = os.path.join(folder(), name + ending)
-        if os.path.isfile(path):
-            return path
+    path = local(name)
+    if path:
+        return path
     row = released(name)
     if row is None:
         there = [os.path.splitext(file)[0] for file in (sorted(os.listdir(folder())) if os.path.isdir(folder()) else [])]
