@@ -46,7 +46,7 @@ UV_COMPILE = uv pip compile --universal --generate-hashes --no-header --no-annot
 lock:
 	cd requirements && $(UV_COMPILE) --python-version 3.10 --allow-unsafe build.in -o build.txt
 	cd requirements && $(UV_COMPILE) --python-version 3.11 --override override.in current.in -o current.txt
-	cd requirements && $(UV_COMPILE) --python-version 3.10 compiled.in -o compiled.txt
+	cd requirements && $(UV_COMPILE) --python-version 3.10 --override override-compiled.in compiled.in -o compiled.txt
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser, default_setup
 from detectron2.evaluation import verify_results
 from detectron2.utils import comm
@@ -20,7 +20,7 @@ from detectron2.utils.logger import setup_logger
 from backbones import UserError, add_backbones_config, check_config, use_backbone, zoo
 from backbones.config import merge_file, merge_overrides
 from backbones.data import check_datasets, register_from_config
-from backbones.engine import Trainer, count_processes, launch, load_for_evaluation
+from backbones.engine import Trainer, count_processes, launch, lazy, load_for_evaluation
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -38,12 +38,17 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def setup(args) -> CfgNode:
-    """The config of the command line, checked; raises UserError for what cannot be."""
+def setup(args):
+    """The config of the command line, checked: a CfgNode, or of a Python config a DictConfig. Raises UserError for what cannot be."""
+    if args.config_file:
+        args.config_file = zoo.get_config_file(args.config_file)
+    if lazy.is_lazy(args.config_file):
+        cfg = lazy.load_config(args.config_file, args.opts, args.backbone)
+        lazy.check_data(cfg, training=not args.eval_only)
+        return cfg
     cfg = get_cfg()
     add_backbones_config(cfg)
     if args.config_file:
-        args.config_file = zoo.get_config_file(args.config_file)
         merge_file(cfg, args.config_file)
     if args.backbone:
         use_backbone(cfg, args.backbone)
@@ -66,11 +71,22 @@ def main(args) -> None:
 def run(args) -> None:
     cfg = setup(args)
     default_setup(cfg, args)
+    if lazy.is_lazy(args.config_file):
+        setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="backbones")
+        if args.eval_only:
+            model = lazy.build_model(cfg)
+            lazy.load_for_evaluation(cfg, model, resume=args.resume, allow_partial_weights=args.allow_partial_weights)
+            lazy.evaluate(cfg, model)
+        else:
+            lazy.train(cfg, resume=args.resume, allow_partial_weights=args.allow_partial_weights)
+        return
     setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="backbones")
     if args.eval_only:
         model = Trainer.build_model(cfg)
         load_for_evaluation(cfg, model, resume=args.resume, allow_partial_weights=args.allow_partial_weights)
         results = Trainer.test(cfg, model)
+        if cfg.TEST.AUG.ENABLED:
+            results = {**(results or {}), **Trainer.test_with_TTA(cfg, model)}
         if comm.is_main_process():
             verify_results(cfg, results)
         return
@@ -92,6 +108,6 @@ if __name__ == "__main__":
     try:
         # in the first process already, so that a mistake is reported once and before any other starts
         cfg = setup(args)
-        launch(main, args, cfg.MODEL.DEVICE)
+        launch(main, args, cfg.train.device if lazy.is_lazy(args.config_file) else cfg.MODEL.DEVICE)
     except UserError as error:
         fail(error)

@@ -29,7 +29,7 @@ def add_backbones_config(cfg: CfgNode) -> None:
     _default(vovnet, "OUT_FEATURES", ["stage2", "stage3", "stage4", "stage5"])  # among stem, stage2 to stage5
     _default(vovnet, "NORM", "FrozenBN")  # any of layers.NORMS; "" is none
     _default(vovnet, "ESE", "all")  # gates in "all" blocks (the released weights) or the "last" of each stage (timm)
-    _deformable(vovnet)
+    _stage_options(vovnet)
     # of vovnet-detectron2, where they do nothing either: MODEL.FPN.OUT_CHANNELS sets the FPN's width
     _default(vovnet, "OUT_CHANNELS", 256)
     _default(vovnet, "BACKBONE_OUT_CHANNELS", 256)
@@ -37,7 +37,7 @@ def add_backbones_config(cfg: CfgNode) -> None:
     mobilenet = _node(cfg.MODEL, "MOBILENETV2")
     _default(mobilenet, "OUT_FEATURES", [])  # among stem, res2 to res5; empty: as MODEL.RESNETS.OUT_FEATURES says
     _default(mobilenet, "NORM", "FrozenBN")
-    _deformable(mobilenet)
+    _stage_options(mobilenet)
 
     regnet = _node(cfg.MODEL, "REGNET")
     _default(regnet, "NAME", "RegNetX-3.2GF")  # any of list_backbones("RegNet*"), or "" for the one of the numbers below
@@ -50,7 +50,7 @@ def add_backbones_config(cfg: CfgNode) -> None:
     _default(regnet, "ROUNDING", "pycls")  # of widths to whole groups; "torchvision" for its X-400MF, Y-800MF and Y-8.0GF
     _default(regnet, "OUT_FEATURES", ["res2", "res3", "res4", "res5"])  # among stem, res2 to res5
     _default(regnet, "NORM", "FrozenBN")  # any of layers.NORMS; "EvalBN" fixes the statistics and trains the rest
-    _deformable(regnet)
+    _stage_options(regnet)
 
     # a ReLU between P6 and P7, as detectron2's RetinaNet has it; MMDetection's has none
     _default(cfg.MODEL.FPN, "P6_RELU", True)
@@ -73,11 +73,12 @@ def _default(node: CfgNode, key: str, value) -> None:
         node[key] = value
 
 
-def _deformable(node: CfgNode) -> None:
+def _stage_options(node: CfgNode) -> None:
     # named as detectron2 names them for ResNet
     _default(node, "DEFORM_ON_PER_STAGE", [False, False, False, False])  # the stages behind the stem, at strides 4, 8, 16, 32
     _default(node, "DEFORM_MODULATED", False)  # v2: a learned weight for each sampling point
     _default(node, "DEFORM_NUM_GROUPS", 1)
+    _default(node, "RES5_DILATION", 1)  # 2: the last stage at stride 16, its convolutions dilated (DC5)
 
 
 def all_keys(cfg: CfgNode, prefix: str = "") -> List[str]:
@@ -171,6 +172,11 @@ def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> No
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         if len(_get(cfg, key)) != channels:
             raise UserError(f"{key} has {len(_get(cfg, key))} values, but images in INPUT.FORMAT {cfg.INPUT.FORMAT!r} have {channels} channels")
+    if cfg.TEST.AUG.ENABLED:
+        unfit = cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN" and f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}"
+        unfit = unfit or next((f"MODEL.{key}" for key in ("KEYPOINT_ON", "LOAD_PROPOSALS") if cfg.MODEL[key]), None)
+        if unfit:
+            raise UserError(f"TEST.AUG is for boxes and masks of R-CNNs, not with {unfit}: set TEST.AUG.ENABLED False")
     on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
     if training:
         _check_batch(cfg, processes)
@@ -188,7 +194,7 @@ def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> No
     except UserError:
         raise
     except Exception as error:
-        if "meta" in str(error) or not _from_libraries(error):
+        if "meta" in str(error) or not from_libraries(error):
             return  # code of the user's own that cannot be tried without memory, or that is to speak with a traceback
         reason = _one_line(error) or traceback.extract_tb(error.__traceback__)[-1].line  # an assertion without words
         raise UserError(f"the config cannot be built: {type(error).__name__}: {reason}") from error
@@ -210,7 +216,7 @@ def _check_features(cfg: CfgNode, features: Iterable[str]) -> None:
                 raise unknown(f"feature in {key}", name, features)
 
 
-def _from_libraries(error: Exception) -> bool:
+def from_libraries(error: Exception) -> bool:
     """Whether the error came of installed packages, detectron2 and this project alone, not of code that a user is writing."""
     paths = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
     paths += [os.path.dirname(os.path.abspath(module)) for module in (detectron2.__file__, __file__)]
@@ -291,13 +297,13 @@ def _check_output_dir(path: str) -> None:
         raise UserError(f"OUTPUT_DIR {path!r} cannot be written: no permission for {existing!r}")
 
 
-def check_device(device: str) -> None:
-    """Raises UserError where torch cannot use ``device``."""
+def check_device(device: str, key: str = "MODEL.DEVICE", form: str = "{} {}") -> None:
+    """Raises UserError where torch cannot use ``device``, the value of ``key``; ``form`` is how an override is written."""
     try:
         kind = torch.device(device).type
     except RuntimeError:
-        raise unknown("MODEL.DEVICE", device, ("cuda", "cpu", "mps")) from None
+        raise unknown(key, device, ("cuda", "cpu", "mps")) from None
     if kind == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"MODEL.DEVICE is {device!r}, but torch sees no GPU here. To run on the CPU, add: MODEL.DEVICE cpu")
+        raise UserError(f"{key} is {device!r}, but torch sees no GPU here. To run on the CPU, add: {form.format(key, 'cpu')}")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise UserError(f"MODEL.DEVICE is {device!r}, but torch sees no Apple GPU here. To run on the CPU, add: MODEL.DEVICE cpu")
+        raise UserError(f"{key} is {device!r}, but torch sees no Apple GPU here. To run on the CPU, add: {form.format(key, 'cpu')}")

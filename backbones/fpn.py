@@ -8,13 +8,13 @@ from typing import Any, Dict, List, Optional
 
 import torch.nn.functional as F
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone, build_resnet_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
 from torch import Tensor
 
 from .errors import UserError, unknown
 from .layers import COMMON_NORMS
-from .registry import Family
+from .registry import BUILDERS, Family
 
 
 def common_options(cfg, node, input_shape: ShapeSpec) -> Dict[str, Any]:
@@ -25,6 +25,7 @@ def common_options(cfg, node, input_shape: ShapeSpec) -> Dict[str, Any]:
         "deform_on_per_stage": node.DEFORM_ON_PER_STAGE,
         "deform_modulated": node.DEFORM_MODULATED,
         "deform_num_groups": node.DEFORM_NUM_GROUPS,
+        "res5_dilation": node.RES5_DILATION,
         "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
     }
 
@@ -78,12 +79,6 @@ def build_retinanet_fpn(cfg, bottom_up: Backbone) -> FPN:
     return build_fpn(cfg, bottom_up, P6P7(deepest.channels, cfg.MODEL.FPN.OUT_CHANNELS, name, relu=cfg.MODEL.FPN.P6_RELU))
 
 
-@BACKBONE_REGISTRY.register()
-def build_retinanet_resnet_p6p7_backbone(cfg, input_shape: ShapeSpec):
-    """detectron2's ResNet under RetinaNet's FPN, with the choice of ``MODEL.FPN.P6_RELU`` that its own builder lacks."""
-    return build_retinanet_fpn(cfg, build_resnet_backbone(cfg, input_shape))
-
-
 def register_builders(family: Family, bare_alias: Optional[str] = None) -> None:
     """Registers a family's builders in detectron2's ``BACKBONE_REGISTRY``; ``bare_alias`` is a second name for the bare one."""
 
@@ -109,5 +104,7 @@ def register_builders(family: Family, bare_alias: Optional[str] = None) -> None:
         function.__name__ = function.__qualname__ = name
         function.__doc__ = f"Builds the {doc}, as ``cfg`` says."
         BACKBONE_REGISTRY.register(function)
+        BUILDERS[name] = family
     if bare_alias:
         BACKBONE_REGISTRY._do_register(bare_alias, bare)
+        BUILDERS[bare_alias] = family

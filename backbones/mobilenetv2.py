@@ -14,7 +14,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from .fpn import common_options, register_builders
-from .layers import ConvNormAct, StagedBackbone, convs_per_stage, initialize_convs
+from .layers import ConvNormAct, StagedBackbone, StagePlan, initialize_convs, stage_plans
 from .registry import Family, register
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
@@ -48,6 +48,7 @@ class MobileNetV2(StagedBackbone):
         groups: (stage, expansion, channels, number of blocks, stride of the first) for each group of blocks, in order.
         in_channels, out_features, norm, freeze_at: as `VoVNet`'s.
         deform_on_per_stage: for res2 to res5, whether its depthwise layers are deformable; ``deform_modulated`` makes them v2.
+        res5_dilation: 2 for res5 at stride 16, with dilated layers.
     """
 
     layouts = ("released", "torchvision")
@@ -64,10 +65,11 @@ class MobileNetV2(StagedBackbone):
         deform_on_per_stage: Sequence[bool] = (False, False, False, False),
         deform_modulated: bool = False,
         deform_num_groups: int = 1,
+        res5_dilation: int = 1,
         freeze_at: int = 0,
     ):
         super().__init__()
-        convs = dict(zip(STAGES[1:], convs_per_stage(deform_on_per_stage, deform_modulated, deform_num_groups)))
+        plans = dict(zip(STAGES[1:], stage_plans(deform_on_per_stage, deform_modulated, deform_num_groups, res5_dilation)))
         stages: Dict[str, nn.Sequential] = {name: nn.Sequential() for name in STAGES}
         stages["stem"].append(ConvNormAct(in_channels, stem_channels, 3, 2, norm=norm, act=_relu6))
         # where each of the released layers features.<i> stands here
@@ -75,12 +77,14 @@ class MobileNetV2(StagedBackbone):
         width, stride = stem_channels, 2
         shapes = {}
         for name, expansion, channels, count, first_stride in groups:
-            conv = convs.get(name, nn.Conv2d)
+            plan = plans.get(name, StagePlan(first_stride, nn.Conv2d, nn.Conv2d))
             for i in range(count):
                 self._released.append(f"{name}.{len(stages[name])}")
-                stages[name].append(InvertedResidual(width, channels, expansion, 1 if i else first_stride, norm, conv))
+                reduces = i == 0 and first_stride > 1
+                block_stride, conv = (plan.stride, plan.reducing) if reduces else (1, plan.conv)
+                stages[name].append(InvertedResidual(width, channels, expansion, block_stride, norm, conv))
                 width = channels
-            stride *= first_stride
+                stride *= block_stride
             shapes[name] = (channels, stride)
         for name, stage in stages.items():
             self.add_stage(name, stage, *shapes[name])

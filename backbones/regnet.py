@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .errors import UserError, unknown
 from .fpn import common_options, register_builders
-from .layers import ConvNormAct, StagedBackbone, convs_per_stage, initialize_convs
+from .layers import ConvNormAct, StagedBackbone, initialize_convs, stage_plans
 from .registry import Family, register
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
@@ -110,6 +110,7 @@ class RegNet(StagedBackbone):
         rounding: of widths to whole groups, "pycls" (the paper's) or "torchvision".
         in_channels, out_features, norm, freeze_at: as `VoVNet`'s.
         deform_on_per_stage: for res2 to res5, whether its 3x3 convolutions are deformable; ``deform_modulated`` makes them v2.
+        res5_dilation: 2 for res5 at stride 16, with dilated convolutions.
     """
 
     layouts = ("pycls", "mmdet", "torchvision", "timm")
@@ -132,6 +133,7 @@ class RegNet(StagedBackbone):
         deform_on_per_stage: Sequence[bool] = (False, False, False, False),
         deform_modulated: bool = False,
         deform_num_groups: int = 1,
+        res5_dilation: int = 1,
         freeze_at: int = 0,
     ):
         super().__init__()
@@ -143,16 +145,18 @@ class RegNet(StagedBackbone):
             )
         if not 0 <= se_ratio <= 1:
             raise UserError(f"RegNet's se_ratio is {se_ratio}: it must be from 0, for none, to 1")
-        convs = convs_per_stage(deform_on_per_stage, deform_modulated, deform_num_groups)
+        plans = stage_plans(deform_on_per_stage, deform_modulated, deform_num_groups, res5_dilation)
         self.add_stage("stem", ConvNormAct(in_channels, 32, 3, stride=2, norm=norm), 32, stride=2)
-        width = 32
-        for i, (name, (channels, blocks, group), conv) in enumerate(zip(STAGES[1:], stages, convs)):
+        width, stride = 32, 2
+        for name, (channels, blocks, group), plan in zip(STAGES[1:], stages, plans):
             stage = nn.Sequential()
             for b in range(blocks):
                 se_width = round(se_ratio * width)
-                stage.add_module(f"block{b + 1}", Bottleneck(width, channels, 1 if b else 2, channels // group, se_width, norm, conv))
+                block_stride, conv = (1, plan.conv) if b else (plan.stride, plan.reducing)
+                stage.add_module(f"block{b + 1}", Bottleneck(width, channels, block_stride, channels // group, se_width, norm, conv))
                 width = channels
-            self.add_stage(name, stage, channels, stride=4 * 2**i)
+            stride *= plan.stride
+            self.add_stage(name, stage, channels, stride)
         # by fan-out, not divided by the groups
         initialize_convs(self, lambda w: nn.init.normal_(w, std=math.sqrt(2.0 / (w.shape[0] * w.shape[2] * w.shape[3]))))
         self.finish(out_features, freeze_at, divisible=False)

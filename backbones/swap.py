@@ -1,41 +1,57 @@
 """One word puts a backbone into any config of detectron2's, or of a user's own."""
 
+import logging
 import re
+from typing import Union
 
-from detectron2.config import CfgNode
+import torch
+from detectron2.config import CfgNode, LazyCall, get_cfg
+from omegaconf import DictConfig, OmegaConf
 
-from .config import add_backbones_config
+from .config import add_backbones_config, merge_overrides
+from .detectors import LastStageROIHeads, last_stage
 from .errors import UserError
-from .registry import FAMILIES, Family, family_of
+from .registry import BUILDERS, Family, create, family_of
 from .zoo import weights
 
+# options that a family's own node has under the same names as RESNETS
+_KEPT = ("NORM", "DEFORM_ON_PER_STAGE", "DEFORM_MODULATED", "DEFORM_NUM_GROUPS", "RES5_DILATION")
 # keys that may name features of the backbone itself
 _FEATURE_KEYS = ("FPN.IN_FEATURES", "RPN.IN_FEATURES", "ROI_HEADS.IN_FEATURES", "RETINANET.IN_FEATURES", "SEM_SEG_HEAD.IN_FEATURES")
 
 
-def use_backbone(cfg: CfgNode, name: str) -> None:
+def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
     """Puts the network ``name`` into ``cfg``, in the place of the backbone that is there.
 
     Sets its builder (bare, FPN or RetinaNet's FPN, as before), variant, features and all keys that name them, channel order, mean, deviation
-    and weights (converted ones of that name, or those released). Norm, deformable stages, FREEZE_AT, and whether training is from scratch
-    stay as the config has them. Raises UserError for a name that does not exist, or a config whose detector runs the last stage in its
-    heads (C4) or dilates it (DC5).
+    and weights (converted ones of that name, with what they say of their images and structure, or those released). Norm, deformable stages, FREEZE_AT, and whether training is from scratch
+    stay as the config has them; a detector that runs the last stage in its heads (C4) or dilates it (DC5) does so with this network's.
+    Python configs (detectron2's LazyConfig) with an FPN over a ``bottom_up``, or a bare backbone, are changed likewise.
+    Raises UserError for a name that does not exist, or a Python config of another build.
     """
     family = family_of(name)
+    if isinstance(cfg, DictConfig):
+        return _use_in_lazy(cfg, name, family)
+    if cfg.is_frozen():
+        raise UserError("the config is frozen: call cfg.defrost() before use_backbone")
     add_backbones_config(cfg)
     before = cfg.MODEL.BACKBONE.NAME
-    _refuse_what_is_not_there(cfg, before)
-    old = next((f for f in FAMILIES.values() if f"_{f.name}_" in before), None)
-    node, source = cfg.MODEL[family.name.upper()], cfg.MODEL[old.name.upper()] if old else cfg.MODEL.RESNETS
-    kept = {key: source[key] for key in ("NORM", "DEFORM_ON_PER_STAGE", "DEFORM_MODULATED", "DEFORM_NUM_GROUPS")}
+    old = BUILDERS.get(before)
+    source = cfg.MODEL[old.name.upper()] if old else cfg.MODEL.RESNETS
+    kept = {key: source[key] for key in _KEPT}
+    defaults = get_cfg()
+    add_backbones_config(defaults)
+    # nothing of another network's structure stays
+    node = cfg.MODEL[family.name.upper()] = defaults.MODEL[family.name.upper()]
+    node.update(kept)
     if family.variant_key:
         _set(cfg, family.variant_key, name)
-    for key, value in kept.items():
-        node[key] = value
     if "retinanet" in before:
         cfg.MODEL.BACKBONE.NAME = f"build_retinanet_{family.name}_fpn_backbone"
     else:
         cfg.MODEL.BACKBONE.NAME = f"build_{family.name}_fpn_backbone" if "fpn" in before else f"build_{family.name}_backbone"
+    if cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
+        cfg.MODEL.ROI_HEADS.NAME = "LastStageROIHeads"
     used = set()
     for key in _FEATURE_KEYS:
         group, leaf = key.split(".")
@@ -43,29 +59,75 @@ def use_backbone(cfg: CfgNode, name: str) -> None:
         cfg.MODEL[group][leaf] = features
         used.update(feature for feature in features if feature in family.stages and ("fpn" not in before or group == "FPN"))
     node.OUT_FEATURES = [stage for stage in family.stages if stage in used] or list(family.stages[1:])
-    row = weights.released(name)
-    if row:
-        images = row["preprocessing"]
+    about = weights.about(name)
+    overrides = [str(item) for item in about.get("overrides", [])]
+    for key in overrides[::2]:
+        if not key.startswith(f"MODEL.{family.name.upper()}."):
+            raise UserError(f"the weights {weights.local(name)!r} ask for {key}, which is no option of {name}")
+    merge_overrides(cfg, overrides)
+    images = about.get("preprocessing")
+    if images:
         cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = images["format"], list(images["pixel_mean"]), list(images["pixel_std"])
+    if cfg.MODEL.WEIGHTS and node.NORM in ("GN", "LN"):
+        cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT = "", 0
+        logging.getLogger(__name__).warning(
+            f"there are no weights of {name} with {node.NORM}, which this config's backbone has: it is trained from scratch, "
+            "MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0. For those that there are, set the NORM to FrozenBN"
+        )
     if cfg.MODEL.WEIGHTS:
         cfg.MODEL.WEIGHTS = weights.PREFIX + name
 
 
-def _refuse_what_is_not_there(cfg: CfgNode, before: str) -> None:
-    if "fpn" in before:
-        return
-    if "Res5ROIHeads" in cfg.MODEL.ROI_HEADS.NAME and cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
-        raise UserError(
-            f"MODEL.ROI_HEADS.NAME {cfg.MODEL.ROI_HEADS.NAME!r} runs ResNet's own last stage (C4): take the FPN config of the same detector"
-        )
-    if cfg.MODEL.RESNETS.RES5_DILATION != 1:
-        raise UserError("this config dilates ResNet's last stage (DC5): take the FPN config of the same detector")
-
-
 def _feature(feature: str, family: Family) -> str:
     """res4, or stage4, by the family's own name; what is no stage of a backbone's (p2 to p7) as it is."""
-    match = re.fullmatch(r"(?:res|stage)([2-5])", feature)
-    return family.stages[int(match[1]) - 1] if match else feature
+    match = re.fullmatch(r"(?:res|stage)([2-5])|s([1-4])", feature)
+    return family.stages[int(match[1]) - 1 if match[1] else int(match[2])] if match else feature
+
+
+def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
+    model = cfg.model
+    outer = model.get("backbone")
+    old = outer if outer is None or "bottom_up" not in outer else outer.bottom_up
+    if old is None or ("out_features" not in old and "in_features" not in outer):
+        raise UserError(
+            "the model of this Python config has neither an FPN over a bottom_up nor a bare backbone with out_features, "
+            "so there is no place for another network"
+        )
+    before = outer.in_features if old is not outer else old.out_features
+    features = [_feature(feature, family) for feature in before]
+    options = {"norm": old.stages.get("norm", "FrozenBN") if "stages" in old else old.get("norm", "FrozenBN")}
+    options.update({key: old[key] for key in ("freeze_at", *(key.lower() for key in _KEPT[1:])) if key in old})
+    with torch.device("meta"):
+        shapes = create(name, out_features=family.stages).output_shape()
+    network = LazyCall(create)(name=name, out_features=features, **options)
+    if old is not outer:
+        outer.bottom_up, outer.in_features = network, features
+        top = outer.get("top_block")
+        if top is not None and "in_channels" in top:
+            top.in_feature = _feature(top.get("in_feature", "res5"), family)
+            if top.in_feature in shapes:
+                top.in_channels = shapes[top.in_feature].channels
+    else:
+        model.backbone = network
+        for part in (model.get("proposal_generator"), model.get("roi_heads")):
+            if part is not None:
+                part.in_features = features
+        model.proposal_generator.head.in_channels = shapes[features[-1]].channels
+        heads = model.get("roi_heads")
+        if heads is not None and "res5" in heads:
+            heads._target_, heads.stage = LastStageROIHeads, family.stages[-1]
+            heads.res5 = LazyCall(last_stage)(name=name, **{key: value for key, value in options.items() if key != "freeze_at"})
+            for part in ("box_predictor", "mask_head"):
+                if heads.get(part) is not None:
+                    heads[part].input_shape.channels = shapes[family.stages[-1]].channels
+    images = weights.about(name).get("preprocessing")
+    if images:
+        model.pixel_mean, model.pixel_std = list(images["pixel_mean"]), list(images["pixel_std"])
+        for key in ("model.input_format", "dataloader.train.mapper.image_format", "dataloader.test.mapper.image_format"):
+            if OmegaConf.select(cfg, key) is not None:
+                OmegaConf.update(cfg, key, images["format"])
+    if cfg.get("train", {}).get("init_checkpoint"):
+        cfg.train.init_checkpoint = weights.PREFIX + name
 
 
 def _set(cfg: CfgNode, key: str, value) -> None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from .errors import unknown
 from .fpn import common_options, register_builders
-from .layers import ConvNormAct, StagedBackbone, convs_per_stage, initialize_convs
+from .layers import ConvNormAct, StagedBackbone, initialize_convs, stage_plans
 from .registry import Family, register
 
 STAGES = ("stem", "stage2", "stage3", "stage4", "stage5")
@@ -79,9 +79,15 @@ class OSABlock(nn.Module):
 
 
 class Pool(nn.Module):
-    """3x3 max pooling with stride 2: n becomes n // 2, and 1 stays 1, where plain pooling would fail."""
+    """3x3 max pooling with stride 2: n becomes n // 2, and 1 stays 1, where plain pooling would fail. With stride 1, n stays n."""
+
+    def __init__(self, stride: int = 2):
+        super().__init__()
+        self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.stride == 1:  # the same windows, one at each pixel
+            return F.max_pool2d(F.pad(x, [0, 2, 0, 2], value=float("-inf")), kernel_size=3, stride=1)
         if not torch.jit.is_tracing():
             if x.shape[2] < 2 or x.shape[3] < 2:
                 x = F.pad(x, [0, int(x.shape[3] < 2), 0, int(x.shape[2] < 2)], value=float("-inf"))
@@ -100,6 +106,7 @@ class VoVNet(StagedBackbone):
         norm: a name in `layers.NORMS`.
         ese: gates in "all" blocks, as in the released weights, or in the "last" of each stage.
         deform_on_per_stage: for stage2 to stage5, whether its 3x3 layers are deformable; ``deform_modulated`` makes them v2.
+        res5_dilation: 2 for stage5 at stride 16, with dilated layers.
         freeze_at: how many stages to freeze, the stem being the first.
     """
 
@@ -122,13 +129,14 @@ class VoVNet(StagedBackbone):
         deform_on_per_stage: Sequence[bool] = (False, False, False, False),
         deform_modulated: bool = False,
         deform_num_groups: int = 1,
+        res5_dilation: int = 1,
         freeze_at: int = 0,
     ):
         super().__init__()
         if ese not in ("all", "last"):
             raise unknown("eSE placement", ese, ("all", "last"))
         self._depthwise = depthwise
-        convs = convs_per_stage(deform_on_per_stage, deform_modulated, deform_num_groups)
+        plans = stage_plans(deform_on_per_stage, deform_modulated, deform_num_groups, res5_dilation)
         unit = DepthwiseSeparable if depthwise else functools.partial(ConvNormAct, kernel_size=3)
         first, second, third = stem_channels
         stem = nn.Sequential(
@@ -137,9 +145,9 @@ class VoVNet(StagedBackbone):
             unit(second, third, stride=2, norm=norm),
         )
         self.add_stage("stem", stem, third, stride=4)
-        width = third
-        for i, (name, channels, out_channels, num_blocks, conv) in enumerate(
-            zip(STAGES[1:], stage_channels, stage_out_channels, blocks_per_stage, convs)
+        width, stride = third, 4
+        for i, (name, channels, out_channels, num_blocks, plan) in enumerate(
+            zip(STAGES[1:], stage_channels, stage_out_channels, blocks_per_stage, plans)
         ):
             blocks = [
                 OSABlock(
@@ -151,16 +159,17 @@ class VoVNet(StagedBackbone):
                     norm=norm,
                     gated=ese == "all" or b == num_blocks - 1,
                     identity=b > 0,
-                    conv=conv,
+                    conv=plan.conv,
                 )
                 for b in range(num_blocks)
             ]
             stage = nn.Sequential()
             if i > 0:
-                stage.add_module("pool", Pool())
+                stage.add_module("pool", Pool(plan.stride))
+                stride *= plan.stride
             for b, block in enumerate(blocks):
                 stage.add_module(f"block{b + 1}", block)
-            self.add_stage(name, stage, out_channels, stride=4 * 2**i)
+            self.add_stage(name, stage, out_channels, stride)
             width = out_channels
         initialize_convs(self, lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"))
         self.finish(out_features, freeze_at, divisible=True)

@@ -126,7 +126,7 @@ def test_perfect_answers_get_full_marks(task, tmp_path):
     "kind, module, words",
     [
         ("coco_panoptic_seg", "panopticapi", "pip install panopticapi-lite"),
-        ("lvis", "lvis", "pip install lvis"),
+        ("lvis", "lvis", "pip install --no-deps lvis"),
         ("cityscapes_instance", "cityscapesscripts", "pip install cityscapesScripts"),
         ("coco_boxes", None, "Did you mean 'coco'"),
         (None, None, "Allowed: 'coco'"),

@@ -2,15 +2,20 @@
 
 import pytest
 import torch
-from detectron2.config import get_cfg
+from detectron2.config import get_cfg, instantiate
 from detectron2.modeling import build_model
 
 import backbones
 from backbones import use_backbone, zoo
+from backbones.checkpoint import GatedCheckpointer
 from backbones.config import check_config
+from backbones.engine import lazy
 from backbones.registry import FAMILIES, family_of
 
-THEIRS = [name for name in zoo._names(zoo._detectron2_root()) if not name.rpartition("/")[2].startswith("Base")]
+THEIRS = [name for name in zoo.list_detectron2_configs() if name.endswith(".yaml")]
+PYTHON = [name for name in zoo.list_detectron2_configs() if name.endswith(".py")]
+# of which no network of ours can be a part
+OTHERS = {"Misc/mmdet_mask_rcnn_R_50_FPN_1x.py", "Misc/torchvision_imagenet_R_50.py"}
 DAILY = [
     "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml",
     "COCO-Detection/faster_rcnn_R_50_DC5_1x.yaml",
@@ -40,24 +45,54 @@ def test_every_family_is_tried():
     "config", [*DAILY, *(pytest.param(n, marks=pytest.mark.slow) for n in [*THEIRS, *zoo.list_configs()] if n not in DAILY)]
 )
 def test_any_config_takes_any_backbone(config):
-    """Model and solver build; C4 and DC5 are refused with the reason."""
+    """Model and solver build, C4 and DC5 too."""
     for name in ONE_OF_EACH:
         before = zoo.get_config(config)
-        try:
-            cfg = swapped(config, name)
-        except backbones.UserError as error:
-            assert ("C4" in str(error) and "Res5" in before.MODEL.ROI_HEADS.NAME) or (
-                "DC5" in str(error) and before.MODEL.RESNETS.RES5_DILATION == 2
-            )
-            continue
+        cfg = swapped(config, name)
         check_config(cfg, training=True)
         assert family_of(name).name in cfg.MODEL.BACKBONE.NAME
         assert ("retinanet" in cfg.MODEL.BACKBONE.NAME, "fpn" in cfg.MODEL.BACKBONE.NAME) == (
             "retinanet" in before.MODEL.BACKBONE.NAME,
             "fpn" in before.MODEL.BACKBONE.NAME,
         )
+        node = cfg.MODEL[family_of(name).name.upper()]
+        assert node.RES5_DILATION == before.MODEL.RESNETS.RES5_DILATION or config in zoo.list_configs()
+        if before.MODEL.WEIGHTS and node.NORM == "GN":  # of which no weights are
+            assert cfg.MODEL.WEIGHTS == "" and cfg.MODEL.BACKBONE.FREEZE_AT == 0
+            continue
         assert cfg.MODEL.WEIGHTS == (f"backbones://{name}" if before.MODEL.WEIGHTS else "")
         assert cfg.MODEL.BACKBONE.FREEZE_AT == before.MODEL.BACKBONE.FREEZE_AT
+
+
+def test_the_zoo_is_whole():
+    assert len(THEIRS) == 92 and len(PYTHON) == 23 and OTHERS < set(PYTHON)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", PYTHON)
+def test_python_configs_too(config):
+    for name in ONE_OF_EACH:
+        cfg = lazy.load_config(zoo.get_config_file(config), ["train.device=cpu"])
+        if config in OTHERS:
+            with pytest.raises(backbones.UserError, match="there is no place for another network"):
+                use_backbone(cfg, name)
+            continue
+        before = cfg.model.backbone
+        fpn = "bottom_up" in before
+        use_backbone(cfg, name)
+        with torch.device("meta"):
+            model = instantiate(cfg.model)
+        bottom_up = model.backbone.bottom_up if fpn else model.backbone
+        assert type(bottom_up) is family_of(name).network
+        assert cfg.train.init_checkpoint in ("", f"backbones://{name}")
+
+
+def test_a_python_config_runs():
+    """RetinaNet and C4, whose heads know the widths of the network before."""
+    for config in ("COCO-Detection/retinanet_R_50_FPN_1x.py", "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.py"):
+        cfg = lazy.load_config(zoo.get_config_file(config), ["train.device=cpu"], "RegNetY-400MF")
+        with torch.no_grad():
+            assert "instances" in lazy.build_model(cfg).eval()([{"image": torch.rand(3, 70, 90) * 255, "height": 70, "width": 90}])[0]
 
 
 def test_as_the_config_of_that_network():
@@ -100,5 +135,33 @@ def test_a_config_without_our_keys():
 
 
 def test_mistakes():
-    with pytest.raises(backbones.UserError, match="Did you mean 'RegNetX-3.2GF'"):
-        use_backbone(get_cfg(), "RegNetX-3.2G")
+    for wrong, near in {"RegNetX-3.2G": "RegNetX-3.2GF", "regnetx-400mf": "RegNetX-400MF"}.items():
+        with pytest.raises(backbones.UserError, match=f"Did you mean '{near}'"):
+            use_backbone(get_cfg(), wrong)
+    with pytest.raises(backbones.UserError, match="unknown backbone"):
+        use_backbone(get_cfg(), ["RegNetX-400MF"])
+    cfg = get_cfg()
+    cfg.freeze()
+    with pytest.raises(backbones.UserError, match="defrost"):
+        use_backbone(cfg, "RegNetX-400MF")
+
+
+def test_nothing_of_another_network_stays():
+    cfg = swapped("faster_rcnn_RegNetX_400MF_FPN_3x.yaml", "RegNetX-400MF")
+    cfg.MODEL.REGNET.merge_from_list(["NAME", "", "DEPTH", 13, "W0", 24, "WA", 36.44, "WM", 2.49, "GROUP_WIDTH", 8])
+    cfg.MODEL.REGNET.ROUNDING, cfg.MODEL.VOVNET.ESE, cfg.MODEL.REGNET.NORM = "torchvision", "last", "EvalBN"
+    use_backbone(cfg, "RegNetX-800MF")
+    check_config(cfg)
+    assert (cfg.MODEL.REGNET.ROUNDING, cfg.MODEL.REGNET.NORM) == ("pycls", "EvalBN")
+    use_backbone(cfg, "V-39-eSE")
+    assert (cfg.MODEL.VOVNET.ESE, cfg.MODEL.VOVNET.NORM) == ("all", "EvalBN")
+
+
+def test_weights_of_other_norms_are_refused(tmp_path):
+    """Batch norm's weights in a group norm would train, and mean nothing."""
+    torch.save(backbones.create("RegNetX-400MF", norm="BN").state_dict(), tmp_path / "x.pth")
+    cfg = swapped("Misc/mask_rcnn_R_50_FPN_3x_gn.yaml", "RegNetX-400MF")
+    with pytest.raises(backbones.UserError, match="is of a network with batch norms"):
+        GatedCheckpointer(build_model(cfg)).load(str(tmp_path / "x.pth"))
+    cfg.MODEL.REGNET.NORM = "BN"
+    GatedCheckpointer(build_model(cfg)).load(str(tmp_path / "x.pth"))

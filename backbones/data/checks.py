@@ -1,11 +1,17 @@
 """What can be known to be wrong with a data set before training starts."""
 
+import importlib.util
 import os
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
 
+from ..checkpoint.gate import fetch
+from ..checkpoint.reading import read_checkpoint
 from ..errors import UserError, unknown
+
+_CITYSCAPES = [("cityscapesscripts", "cityscapesScripts", True), ("shapely", "shapely", True)]
 
 
 def check_datasets(cfg: CfgNode, training: bool) -> None:
@@ -18,12 +24,38 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
     if not training and not cfg.DATASETS.TEST:
         raise UserError("DATASETS.TEST is empty: name at least one data set to evaluate on")
     for key in ("TRAIN", "TEST") if training else ("TEST",):
+        files = cfg.DATASETS[f"PROPOSAL_FILES_{key}"] if cfg.MODEL.LOAD_PROPOSALS else None
+        if files is not None and len(files) != len(cfg.DATASETS[key]):
+            raise UserError(
+                f"MODEL.LOAD_PROPOSALS needs a file for each data set: DATASETS.PROPOSAL_FILES_{key} has {len(files)}, "
+                f"DATASETS.{key} {len(cfg.DATASETS[key])}"
+            )
         for name in cfg.DATASETS[key]:
             if name not in DatasetCatalog:
                 raise unknown(f"data set in DATASETS.{key}", name, sorted(DatasetCatalog.keys()))
             check_paths(name)
+            check_packages(name, evaluating=key == "TEST")
             _check_classes(cfg, name)
             _check_annotations(cfg, name, key == "TRAIN")
+        for name, path in zip(cfg.DATASETS[key], files or ()):
+            _check_proposals(name, path)
+
+
+# evaluator types whose package is optional: the module, what pip is to install, and whether reading the data set needs it already
+_PACKAGES = {
+    "coco_panoptic_seg": [("panopticapi", "panopticapi-lite", False)],
+    "cityscapes_panoptic_seg": [*_CITYSCAPES, ("panopticapi", "panopticapi-lite", False)],
+    "cityscapes_instance": _CITYSCAPES,
+    "cityscapes_sem_seg": _CITYSCAPES,
+    "lvis": [("lvis", "--no-deps lvis", True)],  # it names opencv-python, which would overwrite a headless one
+}
+
+
+def check_packages(name: str, evaluating: bool) -> None:
+    """Raises UserError where a data set, or its evaluation, needs a package that is not installed."""
+    for module, package, always in _PACKAGES.get(MetadataCatalog.get(name).get("evaluator_type"), ()):
+        if (evaluating or always) and importlib.util.find_spec(module) is None:
+            raise UserError(f"data set {name!r} needs a package that is not installed: pip install {package}")
 
 
 def check_paths(name: str) -> None:
@@ -37,6 +69,18 @@ def check_paths(name: str) -> None:
             root = os.getenv("DETECTRON2_DATASETS", "datasets")
             hint = f" detectron2 looks under {root!r}, or where the variable DETECTRON2_DATASETS says." if path.startswith(root) else ""
             raise UserError(f"data set {name!r}: {field} {path!r} is not there.{hint}")
+
+
+def _check_proposals(name: str, path: str) -> None:
+    """Reads the file as numbers alone, as detectron2 then unpickles it with whatever code it holds."""
+    local = fetch(path, PathManager) if "://" in path else path
+    content = read_checkpoint(local, kind="proposal file")
+    columns = [content.get(key, content.get(old)) for key, old in (("ids", "indexes"), ("boxes", "boxes"), ("objectness_logits", "scores"))]
+    if any(not hasattr(column, "__len__") or len(column) != len(columns[0]) for column in columns):
+        raise UserError(f"proposal file {path!r} needs 'ids', 'boxes' and 'objectness_logits', one of each for every image")
+    missing = {str(record["image_id"]) for record in DatasetCatalog.get(name)} - {str(image) for image in columns[0]}
+    if missing:
+        raise UserError(f"proposal file {path!r} has none for {len(missing)} images of data set {name!r}, such as {min(missing)}")
 
 
 def _check_classes(cfg: CfgNode, name: str) -> None:

@@ -1,7 +1,8 @@
 """What detectors need that detectron2 does not have."""
 
 from .cascade import MMDetCascadeROIHeads
+from .last_stage import LastStageROIHeads, last_stage
 from .retinanet import MMDetRetinaNet
 from .rpn import MMDetRPN
 
-__all__ = ["MMDetCascadeROIHeads", "MMDetRPN", "MMDetRetinaNet"]
+__all__ = ["LastStageROIHeads", "MMDetCascadeROIHeads", "MMDetRPN", "MMDetRetinaNet", "last_stage"]

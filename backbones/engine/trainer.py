@@ -3,13 +3,16 @@
 import logging
 import os
 import weakref
+from typing import Dict
 
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
+from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -18,6 +21,14 @@ from ..checkpoint import GatedCheckpointer
 from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..solver import build_optimizer
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Each process has its own batch norm statistics; those of the first are saved, so those are evaluated."""
+    if comm.get_world_size() > 1:
+        with torch.no_grad():
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
 
 
 class Trainer(DefaultTrainer):
@@ -49,6 +60,8 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+        if cfg.TEST.AUG.ENABLED:
+            self.register_hooks([EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))])
 
     def resume_or_load(self, resume: bool = True) -> None:
         if resume and not self.checkpointer.has_checkpoint():
@@ -75,12 +88,17 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None):
-        # each process has its own batch norm statistics; those of the first are saved, so those are evaluated
-        if comm.get_world_size() > 1:
-            with torch.no_grad():
-                for buffer in model.buffers():
-                    dist.broadcast(buffer, 0)
+        broadcast_buffers(model)
         return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Dict[str, dict]:
+        """The results of `test` with test-time augmentation as ``cfg.TEST.AUG`` says; their names end in ``_TTA``."""
+        logging.getLogger(__name__).info("Evaluating with test-time augmentation ...")
+        folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
+        evaluators = [build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        return {f"{name}_TTA": value for name, value in results.items()}
 
 
 def load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool = False, allow_partial_weights: bool = False) -> None:

@@ -1,6 +1,5 @@
 """Which of detectron2's evaluators a data set calls for."""
 
-import importlib.util
 import os
 from typing import Optional
 
@@ -11,16 +10,8 @@ from detectron2.data import MetadataCatalog
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
-from ..errors import UserError, unknown
-
-# evaluator types whose package is optional: type -> (module, what pip calls it)
-_PACKAGES = {
-    "coco_panoptic_seg": ("panopticapi", "panopticapi-lite"),
-    "cityscapes_panoptic_seg": ("panopticapi", "panopticapi-lite"),
-    "cityscapes_instance": ("cityscapesscripts", "cityscapesScripts"),
-    "cityscapes_sem_seg": ("cityscapesscripts", "cityscapesScripts"),
-    "lvis": ("lvis", "lvis --no-deps"),
-}
+from ..data import check_packages
+from ..errors import unknown
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: Optional[str] = None) -> evaluation.DatasetEvaluator:
@@ -46,19 +37,31 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: Optional[str] =
             evaluation.COCOPanopticEvaluator(dataset_name, output_dir),
         ],
         "pascal_voc": lambda: [evaluation.PascalVOCDetectionEvaluator(dataset_name)],
-        "lvis": lambda: [evaluation.LVISEvaluator(dataset_name, output_dir=output_dir)],
+        "lvis": lambda: [_lvis(dataset_name, output_dir)],
     }
     if kind not in builders:
         raise unknown(f"evaluator_type of data set {dataset_name!r}", kind, builders)
-    module, package = _PACKAGES.get(kind, (None, None))
-    if module and importlib.util.find_spec(module) is None:
-        raise UserError(f"evaluating {dataset_name!r} needs a package that is not installed: pip install {package}")
+    check_packages(dataset_name, evaluating=True)
     evaluators = builders[kind]()
     return evaluators[0] if len(evaluators) == 1 else evaluation.DatasetEvaluators(evaluators)
 
 
 def _coco(cfg: CfgNode, dataset_name: str, output_dir: str) -> evaluation.COCOEvaluator:
     return evaluation.COCOEvaluator(dataset_name, output_dir=output_dir, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
+
+
+def _lvis(dataset_name: str, output_dir: str) -> evaluation.LVISEvaluator:
+    import lvis.eval
+
+    lvis.eval.np = _OldNumpy()
+    return evaluation.LVISEvaluator(dataset_name, output_dir=output_dir)
+
+
+class _OldNumpy:
+    """numpy with the name ``float``, which it dropped in 1.24 and the lvis package asks it for."""
+
+    def __getattr__(self, name: str):
+        return float if name == "float" else getattr(np, name)
 
 
 def _sem_seg(dataset_name: str, output_dir: str) -> evaluation.SemSegEvaluator:

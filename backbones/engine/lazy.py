@@ -1,0 +1,135 @@
+"""Training and evaluation from Python configs (detectron2's LazyConfig), with the same load gate as from YAML."""
+
+import logging
+import weakref
+from typing import Any, Dict, List
+
+from detectron2.config import LazyConfig, instantiate
+from detectron2.data import DatasetCatalog
+from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine.defaults import default_writers
+from detectron2.evaluation import inference_on_dataset, print_csv_format
+from detectron2.utils import comm
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from ..checkpoint import GatedCheckpointer
+from ..config import check_device, from_libraries
+from ..data import check_packages, check_paths
+from ..errors import UserError, unknown
+from ..swap import use_backbone
+from .trainer import broadcast_buffers
+
+
+def is_lazy(path: str) -> bool:
+    return path.endswith(".py")
+
+
+def load_config(path: str, opts: List[str], backbone: str = "") -> DictConfig:
+    """The config of a file with the command line's ``key.key=value`` overrides; raises UserError for what cannot be."""
+    try:
+        cfg = LazyConfig.load(path)
+    except ModuleNotFoundError as error:
+        raise _missing(error, path) from error
+    except (SyntaxError, AssertionError, ImportError, OmegaConfBaseException) as error:
+        raise UserError(f"config file {path!r}: {' '.join(str(error).split())}") from error
+    for key in ("model", "train", "optimizer", "lr_multiplier", "dataloader"):
+        if key not in cfg:
+            raise UserError(f"config file {path!r} has no {key!r}, which Python configs are to have")
+    if backbone:
+        use_backbone(cfg, backbone)
+    for item in opts:
+        if "=" not in item:
+            raise UserError(f"{path!r} is a Python config, whose overrides are key.key=value, such as train.device=cpu, not {item!r}")
+    try:
+        cfg = LazyConfig.apply_overrides(cfg, list(opts))
+    except Exception as error:  # hydra's grammar and omegaconf have many of their own
+        raise UserError(f"{' '.join(opts)}: {' '.join(str(error).split())}") from error
+    check_device(cfg.train.device, key="train.device", form="{}={}")
+    return cfg
+
+
+def check_data(cfg: DictConfig, training: bool) -> None:
+    """Raises UserError where a data set of detectron2's catalogue that the config names is not there."""
+    for key in ("train", "test") if training else ("test",):
+        names = OmegaConf.select(cfg, f"dataloader.{key}.dataset.names")
+        for name in [names] if isinstance(names, str) else names or ():
+            if name not in DatasetCatalog:
+                raise unknown(f"data set in dataloader.{key}.dataset.names", name, sorted(DatasetCatalog.keys()))
+            check_paths(name)
+            check_packages(name, evaluating=key == "test")
+
+
+def build_model(cfg: DictConfig) -> nn.Module:
+    return _instantiate(cfg, "model").to(cfg.train.device)
+
+
+def evaluate(cfg: DictConfig, model: nn.Module) -> Dict[str, Any]:
+    """The results of the config's own evaluator on its test data; empty where it has none."""
+    if "evaluator" not in cfg.dataloader:
+        return {}
+    broadcast_buffers(model)
+    # from the copy that is made here, as instantiating a loader writes into its config
+    results = inference_on_dataset(model, _instantiate(cfg, "dataloader.test"), _instantiate(cfg, "dataloader.evaluator"))
+    if comm.is_main_process():
+        print_csv_format(results)
+    return results
+
+
+def load_for_evaluation(cfg: DictConfig, model: nn.Module, resume: bool = False, allow_partial_weights: bool = False) -> None:
+    """As the YAML configs': fills ``model`` from train.init_checkpoint, or with ``resume`` from the last checkpoint."""
+    checkpointer = GatedCheckpointer(model, cfg.train.output_dir, require="nothing" if allow_partial_weights else "all")
+    if not cfg.train.init_checkpoint and not (resume and checkpointer.has_checkpoint()):
+        raise UserError("--eval-only needs weights: add train.init_checkpoint=/path/to/model_final.pth")
+    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+
+
+def train(cfg: DictConfig, resume: bool = False, allow_partial_weights: bool = False) -> None:
+    """Trains what the config says, evaluates every ``train.eval_period`` iterations and at the end."""
+    model = build_model(cfg)
+    logging.getLogger(__name__).info(f"Model:\n{model}")
+    cfg.optimizer.params.model = model
+    optimizer = _instantiate(cfg, "optimizer")
+    loader = _instantiate(cfg, "dataloader.train")
+    placed = {} if str(cfg.train.device).startswith("cuda") else {"device_ids": None}
+    model = create_ddp_model(model, **{**cfg.train.get("ddp", {}), **placed})
+    amp = cfg.train.amp.enabled
+    if amp and not str(cfg.train.device).startswith("cuda"):
+        raise UserError(f"train.amp needs a GPU, but train.device is {cfg.train.device!r}: set train.amp.enabled=False")
+    trainer = (AMPTrainer if amp else SimpleTrainer)(model, loader, optimizer)
+    checkpointer = GatedCheckpointer(
+        model, cfg.train.output_dir, require="nothing" if allow_partial_weights else "backbone", trainer=weakref.proxy(trainer)
+    )
+    main = comm.is_main_process()
+    trainer.register_hooks(
+        [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(scheduler=_instantiate(cfg, "lr_multiplier")),
+            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
+            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
+            hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period) if main else None,
+        ]
+    )
+    checkpointer.resume_or_load(cfg.train.init_checkpoint or "", resume=resume)
+    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    trainer.train(start, cfg.train.max_iter)
+
+
+def _instantiate(cfg: DictConfig, key: str) -> Any:
+    node = OmegaConf.select(cfg, key)
+    try:
+        return instantiate(node)
+    except UserError:
+        raise
+    except ModuleNotFoundError as error:
+        raise _missing(error, key) from error
+    except Exception as error:
+        if not from_libraries(error):  # code of the user's own, which is to speak with a traceback
+            raise
+        raise UserError(f"{key} of the config cannot be built: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _missing(error: ModuleNotFoundError, what: str) -> UserError:
+    package = {"pkg_resources": "'setuptools<82'", "lvis": "--no-deps lvis", "panopticapi": "panopticapi-lite"}.get(error.name, error.name)
+    return UserError(f"{what!r} needs a package that is not installed: pip install {package}")
