@@ -17,6 +17,7 @@ import torch
 from .. import zoo
 from ..config import merge_overrides
 from ..errors import UserError
+from ..registry import family_of
 from . import plot, run
 
 
@@ -34,7 +35,18 @@ def machine() -> str:
     return f"{where}, Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}"
 
 
-def train(config: str, output: str, opts: List[str]) -> Dict[str, object]:
+# what the metrics of training call the figures of a row
+_FIGURES = {
+    "ap": "bbox/AP",
+    "ap50": "bbox/AP50",
+    "mask_ap": "segm/AP",
+    "keypoint_ap": "keypoints/AP",
+    "pq": "panoptic_seg/PQ",
+    "miou": "sem_seg/mIoU",
+}
+
+
+def train(config: str, output: str, opts: List[str], backbone: str = "") -> Dict[str, object]:
     """Trains one config with the command that a user would give, and returns its row."""
     train_net = os.path.join(os.path.dirname(zoo.config_root()), "train_net.py")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -45,33 +57,35 @@ def train(config: str, output: str, opts: List[str]) -> Dict[str, object]:
     if os.path.isfile(metrics):
         os.remove(metrics)  # training appends, and these figures are to be of this run
     start = time.monotonic()
-    code = subprocess.call([sys.executable, train_net, "--config-file", zoo.get_config_file(config), *overrides])
+    other = ["--backbone", backbone] if backbone else []
+    code = subprocess.call([sys.executable, train_net, "--config-file", zoo.get_config_file(config), *other, *overrides])
     if code:
         raise UserError(f"training {config} ended with exit code {code}: see {os.path.join(output, 'log.txt')}")
     minutes = (time.monotonic() - start) / 60
     final = plot.read_metrics(output)[-1]
     plot.plot(output, os.path.join(output, "training.png"))
-    figures = {name: round(final[f"{kind}/AP"], 4) for name, kind in (("ap", "bbox"), ("mask_ap", "segm")) if f"{kind}/AP" in final}
+    figures = {name: round(final[metric], 4) for name, metric in _FIGURES.items() if metric in final}
+    asked = "".join(f" {item}" for item in (*(("--backbone", backbone) if backbone else ()), *(("--opts", *opts) if opts else ())))
     return {
         "config": os.path.relpath(zoo.get_config_file(config), zoo.config_root()),
+        **({"backbone": backbone} if backbone else {}),
         "data": cfg.DATASETS.TEST[0],
         **figures,
-        "ap50": round(final["bbox/AP50"], 4),
         "iterations": cfg.SOLVER.MAX_ITER,
         "minutes": round(minutes, 1),
         "machine": machine(),
         "seed": cfg.SEED,
-        "command": f"python -m backbones.tools.benchmark {config}" + "".join(f" {item}" for item in opts),
+        "command": f"python -m backbones.tools.benchmark {config}{asked}",
     }
 
 
 def record(row: Dict[str, object], path: str) -> None:
-    """Puts the row into the file, in the place of one of the same config and machine."""
+    """Puts the row into the file, in the place of one of the same config, backbone and machine."""
     runs = []
     if os.path.isfile(path):
         with open(path) as f:
             runs = json.load(f)["runs"]
-    same = [i for i, old in enumerate(runs) if (old["config"], old["machine"]) == (row["config"], row["machine"])]
+    same = [i for i, old in enumerate(runs) if all(old.get(key) == row.get(key) for key in ("config", "backbone", "machine"))]
     if same:
         runs[same[0]] = row
     else:
@@ -88,6 +102,7 @@ def main() -> None:
         prog="python -m backbones.tools.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("configs", nargs="*", default=default, metavar="CONFIG", help=f"(default: {', '.join(default)})")
+    parser.add_argument("--backbone", nargs="+", default=[""], metavar="NAME", help="train each config with each of these networks in it")
     parser.add_argument("--output", default="output/benchmark", metavar="DIR", help="where the runs go (default: %(default)s)")
     parser.add_argument(
         "--json",
@@ -99,10 +114,14 @@ def main() -> None:
     args = parser.parse_args()
     for config in args.configs:
         zoo.get_config_file(config)  # mistakes before the first run, not after
+    for name in filter(None, args.backbone):
+        family_of(name)
     for config in args.configs:
-        row = train(config, os.path.join(args.output, os.path.basename(config).replace(".yaml", "")), args.opts)
-        record(row, args.json)
-        print(json.dumps(row), flush=True)
+        for backbone in args.backbone:
+            folder = os.path.basename(config).replace(".yaml", f"_{backbone}" if backbone else "")
+            row = train(config, os.path.join(args.output, folder), args.opts, backbone)
+            record(row, args.json)
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
