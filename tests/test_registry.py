@@ -326,3 +326,32 @@ def test_mistakes_are_explained_in_one_line(call, words):
     assert "\n" not in message
     for word in words:
         assert word.lower() in message.lower()
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_dilated_last_stage_computes_the_same(name):
+    """At every second pixel of DC5 stands what the network without dilation gives, gates apart, which see other means."""
+    with_gates = backbones.create(name, norm="BN"), backbones.create(name, norm="BN", res5_dilation=2)
+    plain, dilated = (open_gates(net).eval() for net in with_gates)
+    dilated.load_state_dict(plain.state_dict())
+    last = plain.output_shape()[list(plain.output_shape())[-1]]
+    wide = dilated.output_shape()[list(dilated.output_shape())[-1]]
+    assert (last.stride, wide.stride) == (32, 16) and last.channels == wide.channels
+    image = torch.randn(1, 3, 160, 128)
+    with torch.no_grad():
+        a, b = list(plain(image).values())[-1], list(dilated(image).values())[-1]
+    assert b.shape[2:] == (10, 8)
+    torch.testing.assert_close(b[..., ::2, ::2], a, rtol=1e-4, atol=1e-4 * a.abs().max().item())
+
+
+def open_gates(net):
+    for module in net.modules():
+        for name, child in module.named_children():
+            if type(child).__name__ in ("EffectiveSqueezeExcite", "SqueezeExcite"):
+                setattr(module, name, torch.nn.Identity())
+    return net
+
+
+def test_dilation_is_1_or_2():
+    with pytest.raises(backbones.UserError, match="RES5_DILATION.*3.*Allowed: '1', '2'"):
+        backbones.create(SMALLEST[0], res5_dilation=3)

@@ -1,0 +1,246 @@
+"""Every row of detectron2's model zoo page: its own config, and the same with a backbone of ours, take a step and are evaluated."""
+
+import os
+
+import pytest
+import torch
+import zoo_data
+from answers import full_marks
+from detectron2.data import MetadataCatalog
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.modeling.backbone.resnet import ResNet
+from detectron2.utils.events import EventStorage
+
+from backbones import UserError, use_backbone, zoo
+from backbones.config import check_config, merge_overrides
+from backbones.data import check_datasets
+from backbones.engine import Trainer
+from backbones.evaluation import build_evaluator
+from backbones.registry import BUILDERS, FAMILIES
+
+# config -> its rows on the page
+ROWS = {
+    "COCO-Detection/faster_rcnn_R_50_C4_1x": (1,),
+    "COCO-Detection/faster_rcnn_R_50_DC5_1x": (2,),
+    "COCO-Detection/faster_rcnn_R_50_FPN_1x": (3,),
+    "COCO-Detection/faster_rcnn_R_50_C4_3x": (4,),
+    "COCO-Detection/faster_rcnn_R_50_DC5_3x": (5,),
+    "COCO-Detection/faster_rcnn_R_50_FPN_3x": (6,),
+    "COCO-Detection/faster_rcnn_R_101_C4_3x": (7,),
+    "COCO-Detection/faster_rcnn_R_101_DC5_3x": (8,),
+    "COCO-Detection/faster_rcnn_R_101_FPN_3x": (9,),
+    "COCO-Detection/faster_rcnn_X_101_32x8d_FPN_3x": (10,),
+    "COCO-Detection/retinanet_R_50_FPN_1x": (11,),
+    "COCO-Detection/retinanet_R_50_FPN_3x": (12,),
+    "COCO-Detection/retinanet_R_101_FPN_3x": (13,),
+    "COCO-Detection/rpn_R_50_C4_1x": (14,),
+    "COCO-Detection/rpn_R_50_FPN_1x": (15,),
+    "COCO-Detection/fast_rcnn_R_50_FPN_1x": (16,),
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x": (17,),
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_1x": (18,),
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x": (19, 39),
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_3x": (20,),
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_3x": (21,),
+    "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x": (22, 42, 45),
+    "COCO-InstanceSegmentation/mask_rcnn_R_101_C4_3x": (23,),
+    "COCO-InstanceSegmentation/mask_rcnn_R_101_DC5_3x": (24,),
+    "COCO-InstanceSegmentation/mask_rcnn_R_101_FPN_3x": (25,),
+    "COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x": (26,),
+    "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x": (27,),
+    "COCO-Keypoints/keypoint_rcnn_R_50_FPN_3x": (28,),
+    "COCO-Keypoints/keypoint_rcnn_R_101_FPN_3x": (29,),
+    "COCO-Keypoints/keypoint_rcnn_X_101_32x8d_FPN_3x": (30,),
+    "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x": (31,),
+    "COCO-PanopticSegmentation/panoptic_fpn_R_50_3x": (32,),
+    "COCO-PanopticSegmentation/panoptic_fpn_R_101_3x": (33,),
+    "LVISv0.5-InstanceSegmentation/mask_rcnn_R_50_FPN_1x": (34,),
+    "LVISv0.5-InstanceSegmentation/mask_rcnn_R_101_FPN_1x": (35,),
+    "LVISv0.5-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_1x": (36,),
+    "Cityscapes/mask_rcnn_R_50_FPN": (37,),
+    "PascalVOC-Detection/faster_rcnn_R_50_C4": (38,),
+    "Misc/mask_rcnn_R_50_FPN_1x_dconv_c3-c5": (40,),
+    "Misc/cascade_mask_rcnn_R_50_FPN_1x": (41,),
+    "Misc/mask_rcnn_R_50_FPN_3x_dconv_c3-c5": (43,),
+    "Misc/cascade_mask_rcnn_R_50_FPN_3x": (44,),
+    "Misc/mask_rcnn_R_50_FPN_3x_gn": (46,),
+    "Misc/mask_rcnn_R_50_FPN_3x_syncbn": (47,),
+    "Misc/scratch_mask_rcnn_R_50_FPN_3x_gn": (48,),
+    "Misc/scratch_mask_rcnn_R_50_FPN_9x_gn": (49,),
+    "Misc/scratch_mask_rcnn_R_50_FPN_9x_syncbn": (50,),
+    "Misc/panoptic_fpn_R_101_dconv_cascade_gn_3x": (51,),
+    "Misc/cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv": (52,),
+}
+AUGMENTED = {"Misc/cascade_mask_rcnn_X_152_32x8d_FPN_IN5k_gn_dconv": (53,)}  # the same with test-time augmentation
+# beside the page: the newest LVIS, and semantic segmentation alone
+BESIDE = ["LVISv1-InstanceSegmentation/mask_rcnn_R_50_FPN_1x", "Misc/semantic_R_50_FPN_1x"]
+# rows of different kinds, for every day
+DAILY = ["COCO-Detection/faster_rcnn_R_50_C4_1x", "COCO-Detection/fast_rcnn_R_50_FPN_1x"]
+SMALLEST = [list(family.specs)[0] for family in FAMILIES.values()]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def data():
+    zoo_data.make(os.environ["DETECTRON2_DATASETS"])
+
+
+def test_the_page_is_whole():
+    rows = [row for numbers in (*ROWS.values(), *AUGMENTED.values()) for row in numbers]
+    assert sorted(rows) == list(range(1, 54)) and len(ROWS) == 49
+
+
+def row_config(name: str, backbone: str, tmp_path, *opts):
+    """The row's config, on small images, few regions and one core; nothing of the model's weights changes."""
+    cfg = zoo.get_config(f"{name}.yaml")
+    if backbone:
+        use_backbone(cfg, backbone)
+    proposals = f"('{os.environ['DETECTRON2_DATASETS']}/proposals/coco.pkl',)"
+    overrides = {
+        "MODEL.DEVICE": "cpu",
+        "MODEL.WEIGHTS": "",  # which cannot be had here
+        "OUTPUT_DIR": str(tmp_path),
+        "INPUT.MIN_SIZE_TRAIN": "(64,)",
+        "INPUT.MIN_SIZE_TRAIN_SAMPLING": "choice",
+        "INPUT.MIN_SIZE_TEST": "64",
+        "INPUT.CROP.ENABLED": "False",
+        "SOLVER.IMS_PER_BATCH": "2",
+        "DATALOADER.NUM_WORKERS": "0",
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": "16",
+        "MODEL.RPN.POST_NMS_TOPK_TEST": "20",
+        "TEST.DETECTIONS_PER_IMAGE": "10",
+        "TEST.AUG.MIN_SIZES": "(64,)",
+        "TEST.PRECISE_BN.NUM_ITER": "1",
+    }
+    if cfg.MODEL.LOAD_PROPOSALS:
+        overrides.update({"DATASETS.PROPOSAL_FILES_TRAIN": proposals, "DATASETS.PROPOSAL_FILES_TEST": proposals})
+    merge_overrides(cfg, [item for pair in overrides.items() for item in pair] + list(opts))
+    check_config(cfg, training=True)
+    check_datasets(cfg, training=True)
+    return cfg
+
+
+def calm(model: torch.nn.Module) -> None:
+    """Untrained ResNets without statistics blow up: their branches are made small, as those of trained ones are."""
+    for module in model.modules():
+        if isinstance(module, ResNet):
+            for name, norm in module.named_modules():
+                if name.endswith("conv3.norm"):
+                    norm.weight.data.fill_(0.1)
+
+
+def step_and_evaluate(cfg) -> dict:
+    trainer = Trainer(cfg)
+    calm(trainer.model)
+    with EventStorage() as trainer.storage:
+        trainer._trainer.storage = trainer.storage
+        trainer.model.train()
+        trainer.iter = trainer._trainer.iter = 0
+        trainer.run_step()
+        losses = {key: value[0] for key, value in trainer.storage.latest().items() if "loss" in key}
+    assert losses and all(value == value and abs(value) < float("inf") for value in losses.values()), losses
+    results = Trainer.test(cfg, trainer.model)
+    if cfg.TEST.AUG.ENABLED:
+        results.update(Trainer.test_with_TTA(cfg, trainer.model))
+    return results
+
+
+def expected_results(cfg) -> set:
+    kind = MetadataCatalog.get(cfg.DATASETS.TEST[0]).evaluator_type
+    if cfg.MODEL.META_ARCHITECTURE == "ProposalNetwork":
+        return {"box_proposals"}
+    if kind == "coco_panoptic_seg":
+        return {"bbox", "segm", "sem_seg", "panoptic_seg"}
+    if kind == "sem_seg":
+        return {"sem_seg"}
+    tasks = {"bbox"} if kind != "cityscapes_instance" else set()
+    tasks |= {"segm"} if cfg.MODEL.MASK_ON else set()
+    return tasks | ({"keypoints"} if cfg.MODEL.KEYPOINT_ON else set())
+
+
+def cases():
+    for i, name in enumerate([*ROWS, *BESIDE]):
+        for backbone in ("", SMALLEST[i % len(SMALLEST)]):
+            daily = name in DAILY and backbone
+            yield pytest.param(name, backbone, marks=[] if daily else pytest.mark.slow, id=f"{name}-{backbone or 'own'}")
+
+
+@pytest.mark.parametrize("name, backbone", cases())
+def test_a_row(name, backbone, tmp_path):
+    cfg = row_config(name, backbone, tmp_path)
+    results = step_and_evaluate(cfg)
+    assert set(results) == expected_results(cfg), results
+    network = BUILDERS.get(cfg.MODEL.BACKBONE.NAME)
+    assert (network is not None) == bool(backbone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", ["", SMALLEST[0]])
+def test_the_row_with_augmentation(backbone, tmp_path):
+    (name,) = AUGMENTED
+    cfg = row_config(name, backbone, tmp_path, "TEST.AUG.ENABLED", "True")
+    assert set(step_and_evaluate(cfg)) == {"bbox", "segm", "bbox_TTA", "segm_TTA"}
+
+
+@pytest.mark.parametrize(
+    "name, marks",
+    {
+        "coco_2017_val": {"bbox": ["AP"], "segm": ["AP"]},
+        "keypoints_coco_2017_val": {"bbox": ["AP"], "keypoints": ["AP"]},
+        "coco_2017_val_panoptic_separated": {"bbox": ["AP"], "segm": ["AP"], "sem_seg": ["mIoU"], "panoptic_seg": ["PQ"]},
+        "coco_2017_val_panoptic_stuffonly": {"sem_seg": ["mIoU"]},
+        "lvis_v0.5_val": {"bbox": ["AP"], "segm": ["AP"]},
+        "lvis_v1_val": {"bbox": ["AP"], "segm": ["AP"]},
+        "cityscapes_fine_instance_seg_val": {"segm": ["AP"]},
+        "cityscapes_fine_sem_seg_val": {"sem_seg": ["IoU"]},
+        "voc_2007_test": {"bbox": ["AP", "AP50"]},
+    }.items(),
+)
+def test_the_truth_gets_full_marks(name, marks, tmp_path):
+    cfg = zoo.get_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+    cfg.OUTPUT_DIR = str(tmp_path)
+    results = full_marks(build_evaluator(cfg, name), name)
+    for task, metrics in marks.items():
+        for metric in metrics:
+            assert results[task][metric] == pytest.approx(100, abs=1e-6), (task, metric)
+
+
+def test_true_proposals_are_all_recalled(tmp_path):
+    cfg = zoo.get_config("COCO-Detection/rpn_R_50_FPN_1x.yaml")
+    cfg.OUTPUT_DIR = str(tmp_path)
+    results = full_marks(build_evaluator(cfg, "coco_2017_val"), "coco_2017_val", proposals=True)
+    assert results["box_proposals"]["AR@100"] == pytest.approx(100, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "opts, words",
+    [
+        (["DATASETS.PROPOSAL_FILES_TRAIN", "()"], "PROPOSAL_FILES_TRAIN has 0, DATASETS.TRAIN 1"),
+        (["DATASETS.PROPOSAL_FILES_TEST", "('nowhere.pkl',)"], "proposal file 'nowhere.pkl' is not there"),
+        (["DATASETS.PROPOSAL_FILES_TEST", "('{bad}',)"], "needs 'ids', 'boxes' and 'objectness_logits'"),
+        (["DATASETS.PROPOSAL_FILES_TEST", "('{few}',)"], "has none for 3 images of data set 'coco_2017_val', such as 2"),
+        (["DATASETS.PROPOSAL_FILES_TEST", "('{code}',)"], "it holds code"),
+        (["TEST.AUG.ENABLED", "True"], "not with MODEL.LOAD_PROPOSALS"),
+    ],
+)
+def test_proposals_are_checked(opts, words, tmp_path):
+    import pickle
+
+    import numpy as np
+
+    files = {"bad": {"ids": [1]}, "code": os.getcwd}
+    files["few"] = {"ids": [1], "boxes": [np.zeros((1, 4), np.float32)], "objectness_logits": [np.zeros(1, np.float32)]}
+    for name, content in files.items():
+        (tmp_path / f"{name}.pkl").write_bytes(pickle.dumps(content))
+    opts = [item.format(**{name: tmp_path / f"{name}.pkl" for name in files}) for item in opts]
+    with pytest.raises(UserError, match=words):
+        row_config("COCO-Detection/fast_rcnn_R_50_FPN_1x", "", tmp_path, *opts)
+
+
+def test_frozen_norms_stay_frozen(tmp_path):
+    """The calm of these tests reaches ResNets alone, and FREEZE_AT counts stages of any network."""
+    cfg = row_config("COCO-Detection/faster_rcnn_R_50_FPN_1x", SMALLEST[0], tmp_path)
+    model = Trainer.build_model(cfg)
+    stages = list(model.backbone.bottom_up.children())
+    assert cfg.MODEL.BACKBONE.FREEZE_AT == 2
+    assert not any(p.requires_grad for stage in stages[:2] for p in stage.parameters())
+    assert all(p.requires_grad for stage in stages[2:] for p in stage.parameters())
+    assert any(isinstance(m, FrozenBatchNorm2d) for m in model.modules())
