@@ -19,8 +19,9 @@ from backbones.config import add_backbones_config, all_keys, check_config, merge
 from backbones.registry import FAMILIES
 
 CONFIGS = zoo.list_configs()
-RELEASED = [name for name in CONFIGS if "_V_" in name or "Mv2" in name if not name.startswith("quickstart")]
-REGNET = [name for name in CONFIGS if "RegNet" in name and not name.startswith("quickstart")]
+_REFERENCE = load_record("vovnet_configs.json")["configs"]
+RELEASED = [name for name in CONFIGS if os.path.basename(name) in _REFERENCE and name.startswith("COCO-")]
+REGNET = [name for name in CONFIGS if "RegNet" in name and name.startswith("COCO-")]
 PARAMETERS = load_record("complexity.json")["parameters"]
 
 
@@ -49,7 +50,8 @@ def test_builds(name):
     check_config(cfg)
     model = on_meta(cfg)
     assert type(model).__name__ == cfg.MODEL.META_ARCHITECTURE
-    assert cfg.MODEL.BACKBONE.FREEZE_AT == (2 if "RegNet" in name and not name.startswith("quickstart") else 0)
+    assert cfg.MODEL.BACKBONE.FREEZE_AT == (2 if "RegNet" in name and cfg.MODEL.WEIGHTS else 0)
+    assert cfg.OUTPUT_DIR.startswith(("output/", "checkpoints/"))
 
 
 def test_the_reference_configs_are_all_there():
@@ -70,7 +72,7 @@ def test_parameter_counts(flat):
 @pytest.mark.parametrize("name", RELEASED)
 def test_values_of_the_reference(name):
     cfg = on_cpu(name)
-    expected = load_record("vovnet_configs.json")["configs"][os.path.basename(name)]
+    expected = _REFERENCE[os.path.basename(name)]
     body = cfg.MODEL.VOVNET.CONV_BODY if "vovnet" in cfg.MODEL.BACKBONE.NAME else "MobileNetV2"
     actual = {"conv_body": body, "fpn_channels": cfg.MODEL.FPN.OUT_CHANNELS, "mask": cfg.MODEL.MASK_ON}
     actual.update(weights=cfg.MODEL.WEIGHTS, output_dir=cfg.OUTPUT_DIR)
@@ -104,7 +106,7 @@ def test_leaves_say_only_what_differs(name):
     repeated = []
     walk(own, base, leaf)
     # but each says which network it is
-    assert not set(repeated) - {"MODEL.VOVNET.CONV_BODY"}
+    assert not set(repeated) - {"MODEL.VOVNET.CONV_BODY", "MODEL.REGNET.NAME", "MODEL.WEIGHTS"}
 
 
 # MMDetection's table: network -> schedules, of each kind of detector
@@ -382,3 +384,47 @@ def test_every_key_of_ours_is_documented():
             if "  # " in line or any(text.lstrip().startswith("#") for text in above):
                 documented.add(key[1])
     assert ours == documented
+
+
+def test_every_published_row_can_be_verified():
+    """A leaf for each of ours, whose expectations are the figures of the data file; detectron2's by `tools.zoo show`."""
+    metrics = {"box": ("bbox", "AP"), "mask": ("segm", "AP"), "pq": ("panoptic_seg", "PQ")}
+    rows = {os.path.basename(name): zoo.published(name) for name in CONFIGS if not name.startswith("reproduce/") and zoo.published(name)}
+    assert len(rows) == 42
+    assert {name for name in CONFIGS if name.startswith("reproduce/")} == {f"reproduce/{name}" for name in rows}
+    for name, row in rows.items():
+        cfg = zoo.get_config(f"reproduce/{name}")
+        assert cfg.TEST.EXPECTED_RESULTS == [[*metrics[kind], value, 0.1] for kind, value in row["published_ap"].items()]
+        assert cfg.MODEL.WEIGHTS == row.get("checkpoint", f"backbones://{name[:-5]}")
+
+
+def test_a_name_of_several_data_sets_means_coco():
+    assert zoo.get_config_file("mask_rcnn_V_39_FPN_1x.yaml").endswith("COCO-InstanceSegmentation/mask_rcnn_V_39_FPN_1x.yaml")
+    assert zoo.get_config_file("LVISv1-InstanceSegmentation/mask_rcnn_V_39_FPN_1x.yaml").endswith(
+        "LVISv1-InstanceSegmentation/mask_rcnn_V_39_FPN_1x.yaml"
+    )
+    with pytest.raises(backbones.UserError, match="is not one but several: LVISv0.5.*, LVISv1"):
+        zoo.get_config_file("mask_rcnn_X_101_32x8d_FPN_1x.yaml")
+
+
+def test_sensible_rows_of_every_family():
+    """Each task at 1x and 3x, and detectron2's ablations and other data sets."""
+    names = [name for name in CONFIGS if not name.startswith(("quickstart", "digits", "reproduce"))]
+    for family in ("_V_", "_RegNet", "_Mv2_"):
+        for task in ("faster_rcnn", "mask_rcnn", "keypoint_rcnn", "panoptic_fpn", "retinanet"):
+            for schedule in ("1x", "3x"):
+                assert any(re.search(f"^COCO.*/{task}{family}.*_{schedule}", name) for name in names), (family, task, schedule)
+        assert any(f"Cityscapes/mask_rcnn{family}" in name for name in names) and any(
+            f"VOC-Detection/faster_rcnn{family}" in name for name in names
+        )
+    for family in ("V_39", "RegNetX_3.2GF"):
+        for row in (f"cascade_mask_rcnn_{family}", f"mask_rcnn_{family}_FPN_3x_syncbn", f"scratch_mask_rcnn_{family}_FPN_3x_gn"):
+            assert any(row in name for name in names), row
+        for row in (
+            f"mask_rcnn_{family}_FPN_1x_dconv",
+            f"mask_rcnn_{family}_C4_1x",
+            f"faster_rcnn_{family}_DC5_1x",
+            f"v1-.*{family}",
+            f"v0.5-.*{family}",
+        ):
+            assert any(re.search(row, name) for name in names), row

@@ -165,3 +165,59 @@ def test_weights_of_other_norms_are_refused(tmp_path):
         GatedCheckpointer(build_model(cfg)).load(str(tmp_path / "x.pth"))
     cfg.MODEL.REGNET.NORM = "BN"
     GatedCheckpointer(build_model(cfg)).load(str(tmp_path / "x.pth"))
+
+
+def test_yaml_python_config_and_plain_python_are_one_network():
+    """The same keys and shapes, so that one checkpoint fits all three."""
+    lazy_model = lazy.load_config(zoo.get_config_file("lazy/retinanet_V_39_FPN_1x.py"), ["train.device=cpu"])
+    swapped_model = lazy.load_config(zoo.get_config_file("COCO-Detection/retinanet_R_50_FPN_1x.py"), ["train.device=cpu"], "V-39-eSE")
+    assert lazy_model.model.backbone.top_block == swapped_model.model.backbone.top_block
+    cfg = swapped("COCO-Detection/retinanet_R_50_FPN_1x.yaml", "V-39-eSE")
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        models = [instantiate(lazy_model.model), instantiate(swapped_model.model), build_model(cfg)]
+        bare = backbones.create("V-39-eSE", out_features=("stage3", "stage4", "stage5"), freeze_at=2)
+    shapes = [{key: tuple(value.shape) for key, value in model.state_dict().items()} for model in models]
+    assert shapes[0] == shapes[1] == shapes[2]
+    prefix = "backbone.bottom_up."
+    assert {key[len(prefix) :]: s for key, s in shapes[0].items() if key.startswith(prefix)} == {
+        key: tuple(value.shape) for key, value in bare.state_dict().items()
+    }
+    trainable = [{key for key, p in model.named_parameters() if p.requires_grad} for model in models]
+    assert trainable[0] == trainable[1] == trainable[2]
+
+
+def test_our_python_configs_load():
+    for name in ("lazy/mask_rcnn_RegNetX_3.2GF_FPN_1x.py", "lazy/retinanet_V_39_FPN_1x.py"):
+        cfg = lazy.load_config(zoo.get_config_file(name), ["train.device=cpu"])
+        assert set(cfg) == {"dataloader", "lr_multiplier", "model", "optimizer", "train"} and "backbones://" in cfg.train.init_checkpoint
+        with torch.device("meta"):
+            instantiate(cfg.model)
+
+
+@pytest.mark.parametrize(
+    "opts, words",
+    [
+        (["MODEL.DEVICE", "cpu"], "is a Python config, whose overrides are key.key=value"),
+        (["train.device=gpu"], "unknown train.device: 'gpu'"),
+        (["train.device=cuda"], "To run on the CPU, add: train.device=cpu"),
+        (["model.=3"], "model.=3"),
+    ],
+)
+def test_mistakes_in_python_configs(opts, words):
+    if "cuda" in opts[0] and torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(backbones.UserError, match=words) as error:
+        lazy.load_config(zoo.get_config_file("lazy/retinanet_V_39_FPN_1x.py"), opts)
+    assert "\n" not in str(error.value)
+
+
+def test_python_configs_that_are_none(tmp_path):
+    for text, words in (
+        ("x = (", "config file"),
+        ("import nowhere_at_all", "pip install nowhere_at_all"),
+        ("train = dict()", "has no 'model'"),
+    ):
+        (tmp_path / "x.py").write_text(text)
+        with pytest.raises(backbones.UserError, match=words):
+            lazy.load_config(str(tmp_path / "x.py"), [])

@@ -107,6 +107,8 @@ def row_config(name: str, backbone: str, tmp_path, *opts):
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": "16",
         "MODEL.RPN.POST_NMS_TOPK_TEST": "20",
         "TEST.DETECTIONS_PER_IMAGE": "10",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "0.0",  # evaluators ask for a detection at least
+        "MODEL.RETINANET.SCORE_THRESH_TEST": "0.0",
         "TEST.AUG.MIN_SIZES": "(64,)",
         "TEST.PRECISE_BN.NUM_ITER": "1",
     }

@@ -78,38 +78,57 @@ any of them at any size. Error: top-1 on ImageNet, %, *published*: {about["title
 
 def _section(key: str, source: dict) -> str:
     rows = [row for row in _data("models.json")["models"] if row["source"] == key]
-    linked = any("checkpoint" in row for row in rows)
+    kinds = [kind for kind in _KINDS if any(kind in row["published_ap"] for row in rows)]
+    # columns that some row has something in
+    texts = {
+        "row there": lambda row: row.get("row", ""),
+        "files": lambda row: " \\| ".join(
+            f"[{name}]({row[key]})" for name, key in (("model", "checkpoint"), ("metrics", "metrics")) if key in row
+        ),
+        "remark": lambda row: row.get("note", ""),
+    }
+    texts = {name: text for name, text in texts.items() if any(text(row) for row in rows)}
+    computed = any("config" in row for row in rows)
     table = []
     for row in rows:
-        model = _on_meta(row["config"])
-        ap = row["published_ap"]
-        last = (f"[model]({row['checkpoint']}) \\| [metrics]({row['metrics']})",) if linked else (row["row"], row.get("note", ""))
-        cost = (f"{parameters(model)[1] / 1e6:.1f}", f"{conv_gmacs(model.backbone):.1f}")
-        table.append((_link(row["config"]), *(ap.get(kind, "") for kind in ("box", "mask", "pq")), *cost, *last))
-    images = source["preprocessing"]
-    headers = ("config", "box AP", "mask AP", "PQ", "Param.", "GFLOPs", *(("download",) if linked else ("row there", "remark")))
+        figures = [row["published_ap"].get(kind, "") for kind in kinds]
+        name = _link(row["config"]) if "config" in row else row["network"]
+        table.append((name, *figures, *(_cost(row["config"]) if computed else ()), *(text(row) for text in texts.values())))
+    headers = ("config" if computed else "network", *(_KINDS[kind] for kind in kinds), *(("Param.", "GFLOPs") if computed else ()), *texts)
+    cost = " Param. (of the whole detector, with affine) and GFLOPs (of backbone and FPN, as above): *computed* here." if computed else ""
+    images, about = source.get("preprocessing"), ""
+    if images:
+        mean, std = (", ".join(map(str, images[key])) for key in ("pixel_mean", "pixel_std"))
+        about = f" They expect {images['format']} images, mean {mean}, standard deviation {std}, as the configs say."
+    if "availability" in source:
+        about += f" Of the files: {source['availability']}."
     return f"""### {source["title"]}
 
-AP and PQ: *published*: {source["published_ap"]}. Param. (of the whole detector, with affine) and GFLOPs (of backbone and FPN, as above):
-*computed* here.{" " + source["remark"] if "remark" in source else ""}
+AP, PQ and recall: *published*: {source["published_ap"]}.{cost}{" " + source["remark"] if "remark" in source else ""}
 
-Source: [{key}]({source["url"]}), {source["version"]}. Licence of the weights: {source["licence"]}. They expect {images["format"]} images, mean
-{", ".join(map(str, images["pixel_mean"]))}, standard deviation {", ".join(map(str, images["pixel_std"]))}, as the configs say.
-Of the files: {source["availability"]}.
+Source: [{key}]({source["url"]}), {source["version"]}. Licence of the weights: {source["licence"]}.{about}
 
 {_table(table, headers)}
 """
 
 
+_KINDS = {"box": "box AP", "mask": "mask AP", "keypoint": "keypoint AP", "pq": "PQ", "recall": "recall"}
+
+
+def _cost(config: str) -> tuple:
+    model = _on_meta(config)
+    return f"{parameters(model)[1] / 1e6:.1f}", f"{conv_gmacs(model.backbone):.1f}"
+
+
 def _configs_without_figures() -> str:
-    rows = [row for row in _data("models.json")["models"] if row["source"] is None]
+    named = {row.get("config") for row in _data("models.json")["models"]}
     table = []
-    for row in rows:
-        model = _on_meta(row["config"])
-        table.append((_link(row["config"]), f"{parameters(model)[1] / 1e6:.1f}", f"{conv_gmacs(model.backbone):.1f}"))
+    for config in zoo.list_configs():
+        if config not in named and not config.startswith(("quickstart/", "digits/", "reproduce/")):
+            table.append((_link(config), *_cost(config)))
     return f"""### Configs nobody has published figures of
 
-By the same recipes; costs *computed* as above.
+By the same recipes, ours or detectron2's of the same name; costs *computed* as above.
 
 {_table(table, ("config", "Param.", "GFLOPs"))}
 """
@@ -117,31 +136,47 @@ By the same recipes; costs *computed* as above.
 
 def _measured() -> str:
     runs = _data("measured.json")["runs"]
+    return f"""## Digits
+
+*Measured here* on digits_val, by training from scratch; the minutes are of training and evaluation, on a machine that may have had other work.
+
+{_runs([r for r in runs if "backbone" not in r])}
+
+### One budget for every backbone
+
+The same recipe and the same number of images for each, without pretraining: how fast they learn, more than how far they come. Written by
+`python -m backbones.tools.benchmark digits/faster_rcnn_digits.yaml --backbone RegNetX-400MF` and likewise.
+
+{_runs([r for r in runs if "backbone" in r])}
+"""
+
+
+_MEASURED = {"ap": "box AP", "ap50": "AP50", "mask_ap": "mask AP", "keypoint_ap": "keypoint AP", "pq": "PQ", "miou": "mIoU"}
+
+
+def _runs(runs: List[dict]) -> str:
+    figures = [name for name in _MEASURED if any(name in r for r in runs)]
+    swapped = any("backbone" in r for r in runs)
     rows = [
         (
             _link(r["config"]),
-            f"{r['ap']:.2f}",
-            f"{r['ap50']:.2f}" if "ap50" in r else "",
-            f"{r['mask_ap']:.2f}" if "mask_ap" in r else "",
+            *((r["backbone"],) if swapped else ()),
+            *(f"{r[name]:.2f}" if name in r else "" for name in figures),
             r["iterations"],
             f"{r['minutes']:.1f}",
             r["machine"],
             r["seed"],
+            *(() if swapped else (f"`{r['command']}`",)),
         )
         for r in runs
     ]
-    commands = "\n".join(f"    {command}" for command in dict.fromkeys(r["command"] for r in runs))
-    return f"""## Digits
-
-*Measured here* on digits_val, by training from scratch with
-
-{commands}
-
-{_table(rows, ("config", "box AP", "AP50", "mask AP", "iterations", "minutes", "machine", "seed"))}
-"""
+    last = ("iterations", "minutes", "machine", "seed", *(() if swapped else ("command",)))
+    return _table(rows, ("config", *(("backbone",) if swapped else ()), *(_MEASURED[name] for name in figures), *last))
 
 
 def _link(config: str) -> str:
+    if config not in zoo.list_configs():  # detectron2's
+        return config[: -len(".yaml")]
     return f"[{os.path.basename(config)[: -len('.yaml')]}](configs/{config})"
 
 

@@ -7,8 +7,9 @@ import os
 from typing import Dict, List, Optional
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.modeling import build_model
+from omegaconf import DictConfig
 
 from ..config import add_backbones_config, merge_file
 from ..errors import UserError, unknown
@@ -60,7 +61,7 @@ def get_config_file(name: str) -> str:
     """The path of a config: ``name`` is a path, or the name of one of our or detectron2's zoo configs.
 
     Zoo configs are named relative to their root (``COCO-Detection/retinanet_R_50_FPN_1x.yaml``), with or without ``configs/`` before and
-    ``.yaml`` behind; ours by their file name alone too. Python configs keep their ``.py``. Raises UserError where there is none.
+    ``.yaml`` behind; by their file name alone too, where COCO's come before those of other data sets. Python configs keep their ``.py``. Raises UserError where there is none.
     """
     if os.path.isfile(name):
         return os.path.abspath(name)
@@ -75,6 +76,9 @@ def get_config_file(name: str) -> str:
         flat = [n for n in _names(root) if os.path.basename(n) == os.path.basename(wanted)]
         if len(flat) == 1 and os.sep not in wanted:
             return os.path.join(root, flat[0])
+        coco = [n for n in flat if n.startswith("COCO-")]
+        if len(flat) > 1 and len(coco) == 1 and os.sep not in wanted:  # one name for several data sets means COCO's
+            return os.path.join(root, coco[0])
         if len(flat) > 1 and os.sep not in wanted:
             raise UserError(f"config {name!r} is not one but several: {', '.join(flat)}")
     ours, theirs = (_names(root) for root in roots)
@@ -83,6 +87,8 @@ def get_config_file(name: str) -> str:
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
     """The config of that name over all defaults; ``trained`` puts the released detector into ``MODEL.WEIGHTS``."""
+    if get_config_file(name).endswith(".py"):
+        raise UserError(f"{name!r} is a Python config: take get_lazy_config")
     cfg = get_cfg()
     add_backbones_config(cfg)
     merge_file(cfg, get_config_file(name))
@@ -91,19 +97,37 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     return cfg
 
 
+def get_lazy_config(name: str) -> DictConfig:
+    """The Python config of that name, of ours or detectron2's: ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, ``train``."""
+    path = get_config_file(name)
+    if not path.endswith(".py"):
+        raise UserError(f"{name!r} is no Python config: take get_config")
+    return LazyConfig.load(path)
+
+
 @functools.lru_cache(maxsize=None)
 def _models() -> Dict[str, dict]:
     with open(os.path.join(_HERE, "models.json")) as f:
-        return {row["config"]: row for row in json.load(f)["models"]}
+        data = json.load(f)
+    return {row["config"]: {**row, "about": data["sources"][row["source"]]} for row in data["models"] if "config" in row}
+
+
+def published(name: str) -> Dict[str, object]:
+    """What is published of a config, ours or detectron2's; empty where nothing is.
+
+    ``published_ap`` by kind, ``source`` and what is known ``about`` it, and where there is one the ``checkpoint``'s address.
+    """
+    path = get_config_file(name)
+    relative = [os.path.relpath(path, root) for root in (config_root(), _detectron2_root()) if root]
+    return next((_models()[name] for name in relative if name in _models()), {})
 
 
 def get_checkpoint_url(name: str) -> str:
-    """Where the detector trained with one of our configs was released. Raises UserError for one without a release."""
-    path = os.path.relpath(get_config_file(name), config_root())
-    row = _models().get(path)
-    if not row or not row.get("checkpoint"):
+    """Where the detector trained with that config was released. Raises UserError for one without a release."""
+    url = published(name).get("checkpoint")
+    if not url:
         raise unknown("released model", name, [config for config, row in _models().items() if row.get("checkpoint")])
-    return row["checkpoint"]
+    return url
 
 
 def get(name: str, trained: bool = False, device: Optional[str] = None):

@@ -1,0 +1,121 @@
+"""Looks into the model zoo: what configs there are, what is known of one, and its released weights.
+
+python -m backbones.tools.zoo list "*mask*V_39*"
+python -m backbones.tools.zoo show faster_rcnn_V_39_FPN_3x.yaml
+python -m backbones.tools.zoo download RegNetX-3.2GF
+"""
+
+import argparse
+import fnmatch
+from typing import List
+
+from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+
+from .. import registry, zoo
+from ..checkpoint.gate import fetch
+from ..errors import UserError
+from ..zoo import weights
+from . import run
+
+# what evaluators call the figures
+_METRICS = {
+    "box": ("bbox", "AP"),
+    "mask": ("segm", "AP"),
+    "keypoint": ("keypoints", "AP"),
+    "pq": ("panoptic_seg", "PQ"),
+    "recall": ("box_proposals", "AR@1000"),
+}
+
+
+def entries(pattern: str) -> List[str]:
+    """Configs of ours and of detectron2's, and networks, whose name matches a shell pattern, or holds it."""
+    names = [*zoo.list_configs(), *zoo.list_detectron2_configs(), *registry.list_backbones()]
+    pattern = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
+    return [name for name in dict.fromkeys(names) if fnmatch.fnmatchcase(name, pattern)]
+
+
+def list_entries(pattern: str) -> str:
+    rows = []
+    for name in entries(pattern):
+        network = name in registry.list_backbones()
+        known = {} if network else zoo.published(name)
+        released = bool(weights.released(name)) if network else "checkpoint" in known
+        ours = network or name in zoo.list_configs()
+        figures = ", ".join(f"{kind} {value}" for kind, value in known.get("published_ap", {}).items())
+        rows.append((name, "network" if network else "ours" if ours else "detectron2's", figures, "yes" if released else ""))
+    if not rows:
+        raise UserError(f"nothing in the zoo matches {pattern!r}. Everything: python -m backbones.tools.zoo list")
+    return tabulate(rows, ("name", "what", "published AP", "weights"), "pipe", disable_numparse=True)
+
+
+def show(name: str) -> str:
+    """What is known of one entry, and how to use it."""
+    if name in registry.list_backbones():
+        return _show_network(name)
+    path, known = zoo.get_config_file(name), zoo.published(name)
+    lines = [path]
+    if known:
+        about = known["about"]
+        figures = ", ".join(f"{kind} {value}" for kind, value in known["published_ap"].items())
+        lines += [f"published: {figures} ({about['published_ap']})", f"source: {about['url']}, {about['version']}"]
+        lines += [f"licence of the weights: {about['licence']}"]
+        lines += [f"remark: {known['note']}"] if "note" in known else []
+    if "checkpoint" in known:
+        lines += [f"weights: {known['checkpoint']}", "verify the row:", f"  {verification(name)}"]
+    elif not path.endswith(".py"):
+        cfg = zoo.get_config(name)
+        lines += [f"backbone's weights: {cfg.MODEL.WEIGHTS or 'none, trained from scratch'}"]
+    lines += ["train:", f"  python train_net.py --config-file {name} --num-gpus 8"]
+    return "\n".join(lines)
+
+
+def verification(name: str) -> str:
+    """The command that evaluates the released weights of a config and compares the figures with the published ones."""
+    known = zoo.published(name)
+    expected = [[*_METRICS[kind], value, 0.1] for kind, value in known["published_ap"].items()]
+    return f"python train_net.py --config-file {name} --num-gpus 8 --eval-only MODEL.WEIGHTS {known['checkpoint']} TEST.EXPECTED_RESULTS \"{expected}\""
+
+
+def _show_network(name: str) -> str:
+    lines = [f"{name}: {registry.get_spec(name)}"]
+    local, row = weights.local(name), weights.released(name)
+    if local:
+        lines += [f"weights here: {local}"]
+    if row:
+        images = row["preprocessing"]
+        lines += [f"released: {row['url']}", f"  {row['title']}; licence: {row['licence']}"]
+        lines += [f"  expects {images['format']} images, mean {images['pixel_mean']}, deviation {images['pixel_std']}"]
+    lines += [
+        "in any config:",
+        f"  python train_net.py --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --backbone {name} --num-gpus 8",
+    ]
+    return "\n".join(lines)
+
+
+def download(name: str) -> str:
+    """The local path of the released weights of a network or config, fetched into detectron2's cache where they are not there yet."""
+    if name in registry.list_backbones():
+        return weights.find(name)
+    return fetch(zoo.get_checkpoint_url(name), PathManager).partition("?")[0]
+
+
+def main() -> None:
+    summary, _, details = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m backbones.tools.zoo", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    listing = commands.add_parser("list", help="configs and networks, with published figures")
+    listing.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a part of the name, or a shell pattern")
+    for command, text in (("show", "what is known of a config or network"), ("download", "fetch released weights, print where they are")):
+        one = commands.add_parser(command, help=text)
+        one.add_argument("name", metavar="NAME", help="a config or network that `list` lists")
+    args = parser.parse_args()
+    print(
+        {"list": lambda: list_entries(args.pattern), "show": lambda: show(args.name), "download": lambda: download(args.name)}[args.command]()
+    )
+
+
+if __name__ == "__main__":
+    run(main)
