@@ -13,11 +13,14 @@ from conftest import ROOT, load_record
 from PIL import Image
 
 import backbones
+from backbones import UserError, zoo
+from backbones.config import merge_overrides
 from backbones.data import digits
 from backbones.tools import analyze, benchmark, plot, visualize, zoo_table
+from backbones.tools import zoo as zoo_tool
 
 PARAMETERS = load_record("complexity.json")["parameters"]
-TOOLS = ["analyze", "benchmark", "digits", "plot", "quickstart", "visualize", "zoo_table"]
+TOOLS = ["analyze", "benchmark", "digits", "plot", "quickstart", "visualize", "zoo", "zoo_table"]
 
 
 def tool(name, *args, code=0):
@@ -276,3 +279,53 @@ def test_locks_are_pinned_and_hashed():
             entries = f.read().replace("\\\n", " ").splitlines()
         for entry in (e for e in entries if e.strip() and not e.startswith("#")):
             assert "==" in entry and "--hash=sha256:" in entry, entry
+
+
+class TestZoo:
+    """`python -m backbones.tools.zoo`"""
+
+    def test_list(self):
+        everything = zoo_tool.list_entries("*")
+        for name in ("COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml", "COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "RegNetX-3.2GF"):
+            assert f"| {name} " in everything
+        assert everything.count("\n") > 300
+        found = zoo_tool.list_entries("mask_rcnn_V_39").splitlines()[2:]
+        assert len(found) >= 8 and all("mask_rcnn_V_39" in line for line in found)
+        (row,) = [line for line in found if "COCO-InstanceSegmentation/mask_rcnn_V_39_FPN_3x" in line]
+        assert "box 43.8, mask 39.3" in row and "| yes" in row
+        with pytest.raises(UserError, match="nothing in the zoo matches 'no such'"):
+            zoo_tool.list_entries("no such")
+
+    def test_show(self):
+        text = zoo_tool.show("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+        assert "box 37.9" in text and "MODEL.WEIGHTS https://dl.fbaipublicfiles.com/detectron2/COCO-Detection/" in text
+        assert "TEST.EXPECTED_RESULTS \"[['bbox', 'AP', 37.9, 0.1]]\"" in text
+        assert "backbones://RegNetX-3.2GF" in zoo_tool.show("mask_rcnn_RegNetX_3.2GF_FPN_1x.yaml")
+        text = zoo_tool.show("V-39-eSE")
+        assert "--backbone V-39-eSE" in text and "CC BY-NC 4.0" in text and "mean [103.53, 116.28, 123.675]" in text
+        with pytest.raises(UserError, match="Did you mean"):
+            zoo_tool.show("faster_rcnn_V_38_FPN_3x.yaml")
+
+    def test_verification_is_a_config_that_merges(self):
+        """Of every published row with a file: the keys and values that the command gives are ones."""
+        import shlex
+
+        for name in zoo.list_detectron2_configs():
+            if name.endswith(".yaml") and "checkpoint" in zoo.published(name):
+                words = shlex.split(zoo_tool.verification(name))
+                cfg = zoo.get_config(words[words.index("--config-file") + 1])
+                merge_overrides(cfg, words[words.index("--eval-only") + 1 :])
+                assert cfg.MODEL.WEIGHTS == zoo.get_checkpoint_url(name) and len(cfg.TEST.EXPECTED_RESULTS) >= 1
+
+    def test_download(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("BACKBONES_WEIGHTS", str(tmp_path))
+        (tmp_path / "RegNetX-400MF.pth").write_bytes(b"x")
+        assert zoo_tool.download("RegNetX-400MF") == str(tmp_path / "RegNetX-400MF.pth")
+        with pytest.raises(UserError, match="unknown released model"):
+            zoo_tool.download("digits/faster_rcnn_digits.yaml")
+
+    @pytest.mark.slow
+    def test_command(self):
+        assert "published AP" in tool("zoo", "list", "*V_99*")
+        assert "error: unknown config" in tool("zoo", "show", "nix", code=2)
+        assert "download" in tool("zoo", "--help")

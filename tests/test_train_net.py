@@ -9,6 +9,7 @@ import sys
 
 import pytest
 import torch
+import zoo_data
 from conftest import ROOT, fill, load_record
 
 from backbones.data import digits
@@ -253,3 +254,36 @@ def test_partial_weights_by_flag(tiny, tmp_path):
 def test_train_net_is_short():
     with open(os.path.join(ROOT, "train_net.py")) as f:
         assert len(f.readlines()) < 150
+
+
+def test_python_configs(tmp_path):
+    """detectron2's LazyConfig, with a network of ours: training, the gate, evaluation, resuming."""
+    zoo_data.make(os.environ["DETECTRON2_DATASETS"])
+    short = "mapper.augmentations.0.short_edge_length"
+    shared = ["--config-file", "COCO-Detection/retinanet_R_50_FPN_1x.py", "--backbone", "RegNetX-200MF"]
+    opts = ["train.device=cpu", f"train.output_dir={tmp_path}", "train.log_period=1", "model.backbone.bottom_up.norm=BN"]
+    opts += ["dataloader.train.total_batch_size=2", "dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
+    opts += [f"dataloader.train.{short}=[64]", f"dataloader.test.{short}=64", "model.backbone.bottom_up.freeze_at=0"]
+    succeed(*shared, *opts, "train.init_checkpoint=''", "train.max_iter=2")
+    final = f"train.init_checkpoint={tmp_path}/model_final.pth"
+    assert figures(succeed(*shared, "--eval-only", *opts, final))
+    assert "Starting training from iteration 2" in succeed(*shared, "--resume", *opts, "train.init_checkpoint=''", "train.max_iter=3")
+    for bad, words in (
+        ([], "backbones://RegNetX-200MF"),
+        ([final, "model.backbone.bottom_up.name=RegNetX-400MF"], "does not fit"),
+        ([final, "model.num_classesx=3"], "unexpected keyword argument 'num_classesx'"),
+    ):
+        result = command(*shared, "--eval-only", *opts, *bad)
+        assert result.returncode == 2 and "Traceback" not in result.stderr and words in result.stderr
+
+
+def test_augmentation(tmp_path, tiny):
+    """--eval-only with TEST.AUG evaluates without, then with."""
+    run = ["--config-file", QUICKSTART, *tiny, "OUTPUT_DIR", tmp_path]
+    succeed(*run)
+    aug = ["TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(96,)", "TEST.AUG.FLIP", "False"]
+    output = succeed(*run[:2], "--eval-only", *run[2:], "MODEL.WEIGHTS", f"{tmp_path}/model_final.pth", *aug)
+    assert "Evaluating with test-time augmentation" in output and len(re.findall(r"Task: bbox", output)) == 2
+    assert (tmp_path / "inference_TTA").is_dir()
+    result = command(*run, *aug, "MODEL.META_ARCHITECTURE", "PanopticFPN")
+    assert result.returncode == 2 and "TEST.AUG is for boxes and masks of R-CNNs" in result.stderr

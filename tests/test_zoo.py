@@ -8,7 +8,6 @@ import zoo_data
 from answers import full_marks
 from detectron2.data import MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling.backbone.resnet import ResNet
 from detectron2.utils.events import EventStorage
 
 from backbones import UserError, use_backbone, zoo
@@ -107,8 +106,8 @@ def row_config(name: str, backbone: str, tmp_path, *opts):
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": "16",
         "MODEL.RPN.POST_NMS_TOPK_TEST": "20",
         "TEST.DETECTIONS_PER_IMAGE": "10",
-        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "0.0",  # evaluators ask for a detection at least
-        "MODEL.RETINANET.SCORE_THRESH_TEST": "0.0",
+        "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "-1.0",  # evaluators ask for a detection at least
+        "MODEL.RETINANET.SCORE_THRESH_TEST": "-1.0",
         "TEST.AUG.MIN_SIZES": "(64,)",
         "TEST.PRECISE_BN.NUM_ITER": "1",
     }
@@ -121,12 +120,20 @@ def row_config(name: str, backbone: str, tmp_path, *opts):
 
 
 def calm(model: torch.nn.Module) -> None:
-    """Untrained ResNets without statistics blow up: their branches are made small, as those of trained ones are."""
-    for module in model.modules():
-        if isinstance(module, ResNet):
-            for name, norm in module.named_modules():
-                if name.endswith("conv3.norm"):
-                    norm.weight.data.fill_(0.1)
+    """Gives frozen norms the statistics of an image, as those of pretrained weights are: without any, deep networks blow up."""
+
+    def measure(norm, inputs):
+        x = inputs[0]
+        norm.running_mean.copy_(x.mean((0, 2, 3)))
+        norm.running_var.copy_(x.var((0, 2, 3)) + 1e-3)
+
+    hooks = [m.register_forward_pre_hook(measure) for m in model.modules() if isinstance(m, FrozenBatchNorm2d)]
+    with torch.no_grad():
+        features = model.backbone((torch.rand(1, 3, 128, 128) * 255 - model.pixel_mean) / model.pixel_std)
+        if hasattr(getattr(model, "roi_heads", None), "res5"):
+            model.roi_heads.res5(list(features.values())[-1])
+    for hook in hooks:
+        hook.remove()
 
 
 def step_and_evaluate(cfg) -> dict:

@@ -58,12 +58,15 @@ def plot(folder: str, output: str) -> None:
     measured = [key for key in ("bbox/AP", "segm/AP", "keypoints/AP", "panoptic_seg/PQ") if series(rows, key)[0]]
     if measured:
         quality = below.twinx()
+        ends = []
         for key in measured:
             x, y = series(rows, key)
             quality.plot(x, y, "o-", label=key)
-            quality.annotate(f"{y[-1]:.1f}", (x[-1], y[-1]), xytext=(-8, 6), textcoords="offset points", ha="right")
+            ends.append((y[-1], x[-1]))
+        for i, (y, x) in enumerate(sorted(ends)):  # the lowest first, each a line above the one before
+            quality.annotate(f"{y:.1f}", (x, y), xytext=(-8, 12 * i - 12), textcoords="offset points", ha="right")
         quality.set(ylabel="AP, PQ", ylim=(0, 100))
-        quality.legend(loc="center right", fontsize=8)
+        quality.legend(loc="lower left", fontsize=8)
     figure.savefig(output, dpi=110)
     plt.close(figure)
 
