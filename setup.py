@@ -46,6 +46,8 @@ setup(
         # whoever has opencv-python need not install the headless build over it
         "digits": ["scikit-learn", "opencv-python-headless"],
         "panoptic": ["panopticapi-lite"],
+        # LVIS's package is better installed with --no-deps, as it would put opencv-python over a headless build
+        "cityscapes": ["cityscapesScripts", "shapely"],
         "test": [
             "hypothesis",
             "pytest",
@@ -54,6 +56,8 @@ setup(
             "scikit-learn",
             "opencv-python-headless",
             "panopticapi-lite",
+            "cityscapesScripts",
+            "shapely",
             "timm",
         ],
     },
