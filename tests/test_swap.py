@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import fill, load_record
 from detectron2.config import get_cfg, instantiate
 from detectron2.modeling import build_model
 
@@ -221,3 +222,38 @@ def test_python_configs_that_are_none(tmp_path):
         (tmp_path / "x.py").write_text(text)
         with pytest.raises(backbones.UserError, match=words):
             lazy.load_config(str(tmp_path / "x.py"), [])
+
+
+@pytest.mark.parametrize("prefix", ["", "backbone.bottom_up.", "module.backbone.bottom_up."])
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_weights_of_the_last_stage_go_into_the_heads(name, prefix, tmp_path):
+    """C4: a file of the whole network fills both its parts; one that lacks the last stage is refused."""
+    net = backbones.create(name, norm="BN")
+    torch.save({"model": {prefix + key: value for key, value in net.state_dict().items()}}, tmp_path / "net.pth")
+    cfg = swapped("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", name)
+    model = build_model(cfg)
+    checkpointer = GatedCheckpointer(model)
+    checkpointer.load(str(tmp_path / "net.pth"))
+    assert not checkpointer.report.unused
+    stage = model.roi_heads.stage
+    for key, value in getattr(net, stage).state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            assert torch.equal(model.roi_heads.res5.state_dict()[key], value), key
+    torch.save({prefix + key: value for key, value in net.state_dict().items() if not key.startswith(stage)}, tmp_path / "half.pth")
+    with pytest.raises(backbones.UserError, match="weights of the backbone would keep their initial values, the first is roi_heads.res5"):
+        GatedCheckpointer(model).load(str(tmp_path / "half.pth"))
+    torch.save({"model": model.state_dict()}, tmp_path / "detector.pth")
+    GatedCheckpointer(build_model(cfg), require="all").load(str(tmp_path / "detector.pth"))
+
+
+def test_released_vovnet_in_c4(tmp_path):
+    """The original's own key names."""
+    record = load_record("vovnet", "V-19-slim-dw.json")
+    released = {key: fill(key, shape) for key, shape in record["state_dict"]}
+    torch.save(released, tmp_path / "released.pth")
+    model = build_model(swapped("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "V-19-slim-dw-eSE"))
+    GatedCheckpointer(model).load(str(tmp_path / "released.pth"))
+    net = backbones.create("V-19-slim-dw-eSE")
+    net.load_state_dict(released, strict=False)
+    assert all(torch.equal(a, b) for a, b in zip(model.roi_heads.res5.state_dict().values(), net.stage5.state_dict().values()))
+    assert torch.equal(model.backbone.stage4.block1.concat.conv.weight, net.stage4.block1.concat.conv.weight)

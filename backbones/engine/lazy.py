@@ -70,7 +70,6 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> Dict[str, Any]:
     if "evaluator" not in cfg.dataloader:
         return {}
     broadcast_buffers(model)
-    # from the copy that is made here, as instantiating a loader writes into its config
     results = inference_on_dataset(model, _instantiate(cfg, "dataloader.test"), _instantiate(cfg, "dataloader.evaluator"))
     if comm.is_main_process():
         print_csv_format(results)
