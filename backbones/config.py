@@ -121,7 +121,7 @@ def merge_overrides(cfg: CfgNode, opts: List[str]) -> None:
     known = set(all_keys(cfg))
     for key, value in zip(opts[::2], opts[1::2]):
         _check_key(cfg, key, known, "the command line")
-        if key in known and isinstance(_get(cfg, key), float) and re.fullmatch(r"[-+]?\d+", value):
+        if key in known and isinstance(get(cfg, key), float) and re.fullmatch(r"[-+]?\d+", value):
             value += ".0"  # 1 is a number where 0.02 is one, which detectron2 denies
         try:
             cfg.merge_from_list([key, value])
@@ -151,27 +151,27 @@ def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> No
     Both are built on the meta device, which costs no memory, so that their own checks speak. ``processes`` is how many will train.
     """
     check_device(cfg.MODEL.DEVICE)
-    _check_output_dir(cfg.OUTPUT_DIR)
+    check_output_dir(cfg.OUTPUT_DIR)
     own = [family.upper() for family in FAMILIES]
     for key in all_keys(cfg):
         if key.endswith(".NORM"):
-            value = _get(cfg, key)
+            value = get(cfg, key)
             allowed = NORMS if key.split(".")[1] in own else COMMON_NORMS
             if isinstance(value, str) and value not in allowed:
                 raise unknown(key, value, allowed)
     for key, allowed in _CHOICES.items():
-        if _get(cfg, key) not in allowed:
-            raise unknown(key, _get(cfg, key), allowed)
+        if get(cfg, key) not in allowed:
+            raise unknown(key, get(cfg, key), allowed)
     for key, (registry, *others) in _REGISTERED.items():
-        if _get(cfg, key) not in registry and _get(cfg, key) not in others:
-            raise unknown(key, _get(cfg, key), [*sorted(name for name, _ in registry), *others])
+        if get(cfg, key) not in registry and get(cfg, key) not in others:
+            raise unknown(key, get(cfg, key), [*sorted(name for name, _ in registry), *others])
     for key, least in _LEAST.items():
-        if _get(cfg, key) < least:
-            raise UserError(f"{key} is {_get(cfg, key)}: it must be at least {least}")
+        if get(cfg, key) < least:
+            raise UserError(f"{key} is {get(cfg, key)}: it must be at least {least}")
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
-        if len(_get(cfg, key)) != channels:
-            raise UserError(f"{key} has {len(_get(cfg, key))} values, but images in INPUT.FORMAT {cfg.INPUT.FORMAT!r} have {channels} channels")
+        if len(get(cfg, key)) != channels:
+            raise UserError(f"{key} has {len(get(cfg, key))} values, but images in INPUT.FORMAT {cfg.INPUT.FORMAT!r} have {channels} channels")
     if cfg.TEST.AUG.ENABLED:
         unfit = cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN" and f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}"
         unfit = unfit or next((f"MODEL.{key}" for key in ("KEYPOINT_ON", "LOAD_PROPOSALS") if cfg.MODEL[key]), None)
@@ -210,8 +210,8 @@ def _check_batch(cfg: CfgNode, processes: int) -> None:
 
 
 def _check_features(cfg: CfgNode, features: Iterable[str]) -> None:
-    for key in _FEATURE_KEYS.get(cfg.MODEL.META_ARCHITECTURE, ()):
-        for name in _get(cfg, key):
+    for key in FEATURE_KEYS.get(cfg.MODEL.META_ARCHITECTURE, ()):
+        for name in get(cfg, key):
             if name not in features:
                 raise unknown(f"feature in {key}", name, features)
 
@@ -271,7 +271,7 @@ _REGISTERED = {
     "MODEL.SEM_SEG_HEAD.NAME": (modeling.SEM_SEG_HEADS_REGISTRY,),
 }
 # which keys name features of the backbone, for each of detectron2's meta-architectures
-_FEATURE_KEYS = {
+FEATURE_KEYS = {
     "GeneralizedRCNN": ("MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES"),
     "PanopticFPN": ("MODEL.RPN.IN_FEATURES", "MODEL.ROI_HEADS.IN_FEATURES", "MODEL.SEM_SEG_HEAD.IN_FEATURES"),
     "ProposalNetwork": ("MODEL.RPN.IN_FEATURES",),
@@ -281,20 +281,22 @@ _FEATURE_KEYS = {
 }
 
 
-def _get(cfg: CfgNode, key: str):
+def get(cfg: CfgNode, key: str):
+    """The value of a dotted key."""
     for part in key.split("."):
         cfg = cfg[part]
     return cfg
 
 
-def _check_output_dir(path: str) -> None:
+def check_output_dir(path: str, key: str = "OUTPUT_DIR") -> None:
+    """Raises UserError where the folder ``path``, the value of ``key``, neither is there to be written into nor can be made."""
     existing = os.path.abspath(path)
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing):
-        raise UserError(f"OUTPUT_DIR {path!r} cannot be made: {existing!r} is a file")
+        raise UserError(f"{key} {path!r} cannot be made: {existing!r} is a file")
     if not os.access(existing, os.W_OK):
-        raise UserError(f"OUTPUT_DIR {path!r} cannot be written: no permission for {existing!r}")
+        raise UserError(f"{key} {path!r} cannot be written: no permission for {existing!r}")
 
 
 def check_device(device: str, key: str = "MODEL.DEVICE", form: str = "{} {}") -> None:

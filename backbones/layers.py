@@ -118,8 +118,8 @@ def stage_plans(deform: Sequence[bool], modulated: bool, num_groups: int, res5_d
     """The plans of the four stages behind the stem.
 
     Their 3x3 convolutions are ``nn.Conv2d``, or where ``deform`` says so `DeformConv2d`. With ``res5_dilation`` 2 the last stage keeps its
-    input's size (DC5): it computes what it computed, at every pixel instead of every second, so that its weights serve as they are. Its
-    reducing convolution therefore stays as dense as it was, where detectron2's ResNet spreads that one too.
+    input's size (DC5): it computes what it computed (but for gates, which see other means), at every pixel instead of every second, so that its
+    weights serve as they are. Its reducing convolution therefore stays as dense as it was, where detectron2's ResNet spreads that one too.
     """
     if len(deform) != 4:
         raise UserError(f"DEFORM_ON_PER_STAGE needs 4 values, one a stage, not {list(deform)}")

@@ -2,13 +2,16 @@
 
 import logging
 import re
-from typing import Union
+from typing import Any, Dict, Sequence, Union
 
 import torch
+import yaml
 from detectron2.config import CfgNode, LazyCall, get_cfg
+from detectron2.modeling import ROI_HEADS_REGISTRY
+from detectron2.modeling.roi_heads import Res5ROIHeads
 from omegaconf import DictConfig, OmegaConf
 
-from .config import add_backbones_config, merge_overrides
+from .config import FEATURE_KEYS, add_backbones_config, get, merge_overrides
 from .detectors import LastStageROIHeads, last_stage
 from .errors import UserError
 from .registry import BUILDERS, Family, create, family_of
@@ -17,7 +20,7 @@ from .zoo import weights
 # options that a family's own node has under the same names as RESNETS
 _KEPT = ("NORM", "DEFORM_ON_PER_STAGE", "DEFORM_MODULATED", "DEFORM_NUM_GROUPS", "RES5_DILATION")
 # keys that may name features of the backbone itself
-_FEATURE_KEYS = ("FPN.IN_FEATURES", "RPN.IN_FEATURES", "ROI_HEADS.IN_FEATURES", "RETINANET.IN_FEATURES", "SEM_SEG_HEAD.IN_FEATURES")
+_FEATURE_KEYS = tuple(f"MODEL.{group}.IN_FEATURES" for group in ("FPN", "RPN", "ROI_HEADS", "RETINANET", "SEM_SEG_HEAD"))
 
 
 def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
@@ -46,18 +49,20 @@ def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
     node.update(kept)
     if family.variant_key:
         _set(cfg, family.variant_key, name)
-    if "retinanet" in before:
-        cfg.MODEL.BACKBONE.NAME = f"build_retinanet_{family.name}_fpn_backbone"
-    else:
-        cfg.MODEL.BACKBONE.NAME = f"build_{family.name}_fpn_backbone" if "fpn" in before else f"build_{family.name}_backbone"
-    if cfg.MODEL.ROI_HEADS.NAME == "Res5ROIHeads":
-        cfg.MODEL.ROI_HEADS.NAME = "LastStageROIHeads"
+    # a builder of the user's own may be named as it likes
+    keys = FEATURE_KEYS.get(cfg.MODEL.META_ARCHITECTURE, _FEATURE_KEYS)
+    pyramid = "fpn" in before or any(re.fullmatch(r"p\d", feature) for key in keys for feature in get(cfg, key))
+    retinanet = pyramid and ("retinanet" in before or "RetinaNet" in cfg.MODEL.META_ARCHITECTURE)
+    cfg.MODEL.BACKBONE.NAME = f"build_{'retinanet_' * retinanet}{family.name}{'_fpn' * pyramid}_backbone"
+    if pyramid and not cfg.MODEL.FPN.IN_FEATURES:
+        cfg.MODEL.FPN.IN_FEATURES = list(family.stages[2 if retinanet else 1 :])
+    _set_last_stage_heads(cfg)
     used = set()
     for key in _FEATURE_KEYS:
-        group, leaf = key.split(".")
+        _, group, leaf = key.split(".")
         features = [_feature(feature, family) for feature in cfg.MODEL[group][leaf]]
         cfg.MODEL[group][leaf] = features
-        used.update(feature for feature in features if feature in family.stages and ("fpn" not in before or group == "FPN"))
+        used.update(feature for feature in features if feature in family.stages and (not pyramid or group == "FPN"))
     node.OUT_FEATURES = [stage for stage in family.stages if stage in used] or list(family.stages[1:])
     about = weights.about(name)
     overrides = [str(item) for item in about.get("overrides", [])]
@@ -70,12 +75,18 @@ def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
         cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = images["format"], list(images["pixel_mean"]), list(images["pixel_std"])
     if cfg.MODEL.WEIGHTS and node.NORM in ("GN", "LN"):
         cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT = "", 0
-        logging.getLogger(__name__).warning(
-            f"there are no weights of {name} with {node.NORM}, which this config's backbone has: it is trained from scratch, "
-            "MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0. For those that there are, set the NORM to FrozenBN"
-        )
+        _warn_of_norm(name, node.NORM, "MODEL.WEIGHTS '' and MODEL.BACKBONE.FREEZE_AT 0")
     if cfg.MODEL.WEIGHTS:
         cfg.MODEL.WEIGHTS = weights.PREFIX + name
+
+
+def _set_last_stage_heads(cfg: CfgNode) -> None:
+    name = cfg.MODEL.ROI_HEADS.NAME
+    heads = ROI_HEADS_REGISTRY.get(name) if name in ROI_HEADS_REGISTRY else None
+    if name == "Res5ROIHeads":
+        cfg.MODEL.ROI_HEADS.NAME = "LastStageROIHeads"
+    elif isinstance(heads, type) and issubclass(heads, Res5ROIHeads) and not issubclass(heads, LastStageROIHeads):
+        raise UserError(f"MODEL.ROI_HEADS.NAME {name!r} runs ResNet's last stage: derive it from backbones.detectors.LastStageROIHeads")
 
 
 def _feature(feature: str, family: Family) -> str:
@@ -99,6 +110,12 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
     options.update({key: old[key] for key in ("freeze_at", *(key.lower() for key in _KEPT[1:])) if key in old})
     with torch.device("meta"):
         shapes = create(name, out_features=family.stages).output_shape()
+    about = weights.about(name)
+    options.update(_arguments(about.get("overrides", [])))
+    scratch = options["norm"] in ("GN", "LN") and cfg.get("train", {}).get("init_checkpoint")
+    if scratch:
+        options["freeze_at"] = 0
+        _warn_of_norm(name, options["norm"], "train.init_checkpoint='' and freeze_at 0")
     network = LazyCall(create)(name=name, out_features=features, **options)
     if old is not outer:
         outer.bottom_up, outer.in_features = network, features
@@ -120,14 +137,26 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
             for part in ("box_predictor", "mask_head"):
                 if heads.get(part) is not None:
                     heads[part].input_shape.channels = shapes[family.stages[-1]].channels
-    images = weights.about(name).get("preprocessing")
+    images = about.get("preprocessing")
     if images:
         model.pixel_mean, model.pixel_std = list(images["pixel_mean"]), list(images["pixel_std"])
         for key in ("model.input_format", "dataloader.train.mapper.image_format", "dataloader.test.mapper.image_format"):
             if OmegaConf.select(cfg, key) is not None:
                 OmegaConf.update(cfg, key, images["format"])
     if cfg.get("train", {}).get("init_checkpoint"):
-        cfg.train.init_checkpoint = weights.PREFIX + name
+        cfg.train.init_checkpoint = "" if scratch else weights.PREFIX + name
+
+
+def _arguments(overrides: Sequence) -> Dict[str, Any]:
+    """KEY VALUE pairs of a config as keyword arguments of the family's network, whose names are the same."""
+    return {str(key).rpartition(".")[2].lower(): yaml.safe_load(str(value)) for key, value in zip(overrides[::2], overrides[1::2])}
+
+
+def _warn_of_norm(name: str, norm: str, so: str) -> None:
+    logging.getLogger(__name__).warning(
+        f"there are no weights of {name} with {norm}, which this config's backbone has: it is trained from scratch, {so}. "
+        "For those that there are, set the norm to FrozenBN"
+    )
 
 
 def _set(cfg: CfgNode, key: str, value) -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 from pycocotools import mask as mask_util
 
 
-def full_marks(evaluator: DatasetEvaluator, name: str, proposals: bool = False) -> dict:
-    """The results of an evaluator that is told the truth of the data set ``name``."""
+def full_marks(evaluator: DatasetEvaluator, name: str, proposals: bool = False, keypoints: bool = False) -> dict:
+    """The results of an evaluator that is told the truth of the data set ``name``: as ``proposals``, or with its ``keypoints`` too."""
     metadata = MetadataCatalog.get(name)
     panoptic = {}
     if metadata.evaluator_type == "coco_panoptic_seg":
@@ -23,6 +23,8 @@ def full_marks(evaluator: DatasetEvaluator, name: str, proposals: bool = False) 
         answer = {}
         if "annotations" in record:
             instances = _of_cityscapes(record) if metadata.evaluator_type == "cityscapes_instance" else _instances(record)
+            if instances.has("pred_keypoints") and not keypoints:
+                instances.remove("pred_keypoints")
             if proposals:
                 answer["proposals"] = Instances(
                     instances.image_size, proposal_boxes=instances.pred_boxes, objectness_logits=torch.ones(len(instances))

@@ -396,6 +396,7 @@ def test_every_published_row_can_be_verified():
         cfg = zoo.get_config(f"reproduce/{name}")
         assert cfg.TEST.EXPECTED_RESULTS == [[*metrics[kind], value, 0.1] for kind, value in row["published_ap"].items()]
         assert cfg.MODEL.WEIGHTS == row.get("checkpoint", f"backbones://{name[:-5]}")
+        assert (cfg.MODEL.ROI_HEADS.NAME == "MMDetCascadeROIHeads") == name.startswith("cascade")
 
 
 def test_a_name_of_several_data_sets_means_coco():

@@ -173,8 +173,8 @@ def test_unknown_data_set():
 
 
 def test_missing_files(tmp_path):
-    with pytest.raises(backbones.UserError, match="'coco_2017_val': json_file .* DETECTRON2_DATASETS"):
-        check_datasets(config(), training=False)
+    with pytest.raises(backbones.UserError, match="'coco_2014_val': json_file .* DETECTRON2_DATASETS"):
+        check_datasets(config("DATASETS.TEST", "('coco_2014_val',)"), training=False)
 
 
 def test_empty_lists():

@@ -28,6 +28,7 @@ CONFIGS = {
     "mask-rcnn_regnetx-3.2GF_fpn_1x.json": "mask_rcnn_RegNetX_3.2GF_FPN_1x.yaml",
     "mask-rcnn_regnetx-3.2GF-mdconv-c3-c5_fpn_1x.json": "mask_rcnn_RegNetX_3.2GF_FPN_1x_dconv_c3-c5.yaml",
     "mask-rcnn_regnetx-400MF_fpn_ms-poly-3x.json": "mask_rcnn_RegNetX_400MF_FPN_3x.yaml",
+    "cascade-mask-rcnn_regnetx-400MF_fpn_ms-3x.json": "reproduce/cascade_mask_rcnn_RegNetX_400MF_FPN_3x.yaml",
     "retinanet_regnetx-800MF_fpn_1x.json": "retinanet_RegNetX_800MF_FPN_1x.yaml",
 }
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import fill, load_record
 from detectron2.config import get_cfg, instantiate
-from detectron2.modeling import build_model
+from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
+from detectron2.modeling.roi_heads import Res5ROIHeads
 
 import backbones
 from backbones import use_backbone, zoo
@@ -202,7 +203,16 @@ def test_our_python_configs_load():
         (["MODEL.DEVICE", "cpu"], "is a Python config, whose overrides are key.key=value"),
         (["train.device=gpu"], "unknown train.device: 'gpu'"),
         (["train.device=cuda"], "To run on the CPU, add: train.device=cpu"),
-        (["model.=3"], "model.=3"),
+        (["model.=3"], "unknown config key 'model.'"),
+        (["train.max_itr=3"], "unknown config key 'train.max_itr'.*Did you mean 'max_iter'"),
+        (["nosuch.key=3"], "unknown config key 'nosuch.key'"),
+        (["model.num_classesx=3"], "Did you mean 'num_classes'"),
+        (["dataloader.train.mapper.augmentations.7.x=3"], "unknown config key"),
+        (["train=3"], "train.device is None: it must be text"),
+        (["train.device=null"], "train.device is None"),
+        (["train.device=cpu", "train.max_iter=abc"], "train.max_iter is 'abc': it must be a whole number"),
+        (["train.device=cpu", "train.max_iter=0"], "train.max_iter is 0.*1 or more"),
+        (["train.device=cpu", "train.output_dir=/etc/passwd/x"], "train.output_dir '/etc/passwd/x' cannot be made"),
     ],
 )
 def test_mistakes_in_python_configs(opts, words):
@@ -211,6 +221,55 @@ def test_mistakes_in_python_configs(opts, words):
     with pytest.raises(backbones.UserError, match=words) as error:
         lazy.load_config(zoo.get_config_file("lazy/retinanet_V_39_FPN_1x.py"), opts)
     assert "\n" not in str(error.value)
+
+
+def test_new_arguments_of_what_is_called():
+    """An override may name an argument that the config leaves to its default."""
+    path = zoo.get_config_file("lazy/retinanet_V_39_FPN_1x.py")
+    cfg = lazy.load_config(path, ["train.device=cpu", "model.backbone.bottom_up.ese=last", "model.max_detections_per_image=7"])
+    assert cfg.model.backbone.bottom_up.ese == "last" and cfg.model.max_detections_per_image == 7
+
+
+def test_classes_of_python_configs():
+    cfg = lazy.load_config(zoo.get_config_file("lazy/retinanet_V_39_FPN_1x.py"), ["train.device=cpu", "model.num_classes=5"])
+    cfg.dataloader.test.dataset.names = cfg.dataloader.train.dataset.names = "digits_val"
+    with pytest.raises(backbones.UserError, match="model.num_classes is 5, but data set 'digits_val' has 10: set model.num_classes=10"):
+        lazy.check_data(cfg, training=True)
+
+
+def test_python_configs_take_what_weights_and_norms_need(tmp_path, monkeypatch):
+    monkeypatch.setenv("BACKBONES_WEIGHTS", str(tmp_path))
+    about = {"preprocessing": {"format": "BGR", "pixel_mean": [1.0, 2.0, 3.0], "pixel_std": [4.0, 5.0, 6.0]}}
+    about["provenance"] = {"overrides": ["MODEL.REGNET.ROUNDING", "torchvision"]}
+    torch.save({"model": {}, **about}, tmp_path / "RegNetX-400MF.pth")
+    name = zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.py")
+    cfg = lazy.load_config(name, ["train.device=cpu"], "RegNetX-400MF")
+    assert cfg.model.backbone.rounding == cfg.model.roi_heads.res5.rounding == "torchvision" and list(cfg.model.pixel_mean) == [1, 2, 3]
+    cfg = lazy.load_config(name, ["train.device=cpu"])
+    cfg.model.backbone.stages.norm = "GN"
+    use_backbone(cfg, "RegNetX-800MF")
+    assert cfg.train.init_checkpoint == "" and cfg.model.backbone.freeze_at == 0
+
+
+def test_builders_and_heads_of_the_users_own():
+    """A builder named as it likes: whether there is an FPN is seen by the features. Heads that run ResNet's last stage are refused."""
+    cfg = zoo.get_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+    cfg.MODEL.BACKBONE.NAME, cfg.MODEL.FPN.IN_FEATURES = "my_own_pyramid", []
+    use_backbone(cfg, "RegNetX-200MF")
+    assert cfg.MODEL.BACKBONE.NAME == "build_regnet_fpn_backbone" and cfg.MODEL.FPN.IN_FEATURES == ["res2", "res3", "res4", "res5"]
+    cfg = zoo.get_config("COCO-Detection/rpn_R_50_C4_1x.yaml")
+    cfg.MODEL.BACKBONE.NAME = "build_retinanet_my_backbone"
+    use_backbone(cfg, "RegNetX-200MF")
+    assert cfg.MODEL.BACKBONE.NAME == "build_regnet_backbone"
+
+    @ROI_HEADS_REGISTRY.register()
+    class MyRes5Heads(Res5ROIHeads):
+        pass
+
+    cfg = zoo.get_config("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml")
+    cfg.MODEL.ROI_HEADS.NAME = "MyRes5Heads"
+    with pytest.raises(backbones.UserError, match="derive it from backbones.detectors.LastStageROIHeads"):
+        use_backbone(cfg, "RegNetX-200MF")
 
 
 def test_python_configs_that_are_none(tmp_path):

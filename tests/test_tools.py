@@ -103,8 +103,8 @@ def test_visualize(tmp_path, masks):
 
 
 def test_visualize_of_other_data(tmp_path, monkeypatch):
-    with pytest.raises(backbones.UserError, match="'coco_2017_val': json_file .* is not there"):
-        visualize.draw("x.json", "coco_2017_val", "x.png")
+    with pytest.raises(backbones.UserError, match="'coco_2014_val': json_file .* is not there"):
+        visualize.draw("x.json", "coco_2014_val", "x.png")
     with pytest.raises(backbones.UserError, match="no objects to draw"):
         visualize.draw(detections(tmp_path, False), "digits_val_panoptic_stuffonly", str(tmp_path / "x.png"))
 
@@ -303,6 +303,8 @@ class TestZoo:
         assert "backbones://RegNetX-3.2GF" in zoo_tool.show("mask_rcnn_RegNetX_3.2GF_FPN_1x.yaml")
         text = zoo_tool.show("V-39-eSE")
         assert "--backbone V-39-eSE" in text and "CC BY-NC 4.0" in text and "mean [103.53, 116.28, 123.675]" in text
+        assert "--eval-only" in zoo_tool.show("reproduce/mask_rcnn_V_39_FPN_3x.yaml")
+        assert "lazy/retinanet_V_39_FPN_1x.py" in zoo_tool.list_entries("lazy")
         with pytest.raises(UserError, match="Did you mean"):
             zoo_tool.show("faster_rcnn_V_38_FPN_3x.yaml")
 

@@ -217,7 +217,7 @@ def mistakes(folder):
     yield train, ["MODEL.ROI_HEADS.NUM_CLASSES", "80"], ["80", "has 10: set MODEL.ROI_HEADS.NUM_CLASSES 10"]
     yield train, ["DATASETS.TRAIN", "('tiny_trian',)"], ["'tiny_trian'", "Did you mean 'tiny_train'"]
     yield train, ["DATASETS.REGISTER", "[['x', 'nowhere.json', '.']]"], ["'nowhere.json'", "is not there"]
-    yield train, ["DATASETS.TRAIN", "('coco_2017_train',)"], ["'coco_2017_train'", "is not there"]
+    yield train, ["DATASETS.TRAIN", "('coco_2014_train',)"], ["'coco_2014_train'", "is not there"]
     yield train, ["MODEL.WEIGHTS", folder / "missing.pth"], ["missing.pth", "is not there"]
     yield train, ["MODEL.WEIGHTS", folder / "truncated.pth"], ["truncated.pth", "cannot be read"]
     yield train, ["MODEL.WEIGHTS", folder / "foreign.pth"], ["foreign.pth", "of the backbone", "--allow-partial-weights"]
@@ -268,10 +268,12 @@ def test_python_configs(tmp_path):
     final = f"train.init_checkpoint={tmp_path}/model_final.pth"
     assert figures(succeed(*shared, "--eval-only", *opts, final))
     assert "Starting training from iteration 2" in succeed(*shared, "--resume", *opts, "train.init_checkpoint=''", "train.max_iter=3")
+    result = command(*shared, "--resume", *opts, "train.init_checkpoint=''", "train.max_iter=3")
+    assert result.returncode == 2 and "has done 3 iterations of train.max_iter 3" in result.stderr and "Traceback" not in result.stderr
     for bad, words in (
-        ([], "backbones://RegNetX-200MF"),
+        ([], "weights/RegNetX-200MF.pth"),
         ([final, "model.backbone.bottom_up.name=RegNetX-400MF"], "does not fit"),
-        ([final, "model.num_classesx=3"], "unexpected keyword argument 'num_classesx'"),
+        ([final, "model.num_classesx=3"], "Did you mean 'num_classes'"),
     ):
         result = command(*shared, "--eval-only", *opts, *bad)
         assert result.returncode == 2 and "Traceback" not in result.stderr and words in result.stderr

@@ -1,25 +1,27 @@
 """Training and evaluation from Python configs (detectron2's LazyConfig), with the same load gate as from YAML."""
 
+import inspect
 import logging
 import weakref
 from typing import Any, Dict, List
 
 from detectron2.config import LazyConfig, instantiate
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
-from omegaconf import DictConfig, OmegaConf
+from detectron2.utils.registry import locate
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer
-from ..config import check_device, from_libraries
+from ..config import check_device, check_output_dir, from_libraries
 from ..data import check_packages, check_paths
 from ..errors import UserError, unknown
 from ..swap import use_backbone
-from .trainer import broadcast_buffers
+from .trainer import broadcast_buffers, warn_of_frozen_norms, warn_of_resuming
 
 
 def is_lazy(path: str) -> bool:
@@ -42,12 +44,41 @@ def load_config(path: str, opts: List[str], backbone: str = "") -> DictConfig:
     for item in opts:
         if "=" not in item:
             raise UserError(f"{path!r} is a Python config, whose overrides are key.key=value, such as train.device=cpu, not {item!r}")
+        _check_key(cfg, item.partition("=")[0].lstrip("+~"))
     try:
         cfg = LazyConfig.apply_overrides(cfg, list(opts))
     except Exception as error:  # hydra's grammar and omegaconf have many of their own
         raise UserError(f"{' '.join(opts)}: {' '.join(str(error).split())}") from error
-    check_device(cfg.train.device, key="train.device", form="{}={}")
+    train = cfg.train
+    wanted = {"device": str, "output_dir": str, "max_iter": int, "eval_period": int, "log_period": int}
+    for key, kind in wanted.items():
+        value = train.get(key) if isinstance(train, DictConfig) else None
+        if not isinstance(value, kind) or (kind is int and value < (key == "max_iter")):
+            raise UserError(
+                f"train.{key} is {value!r}: it must be {'a whole number' if kind is int else 'text'}{', 1 or more' * (key == 'max_iter')}"
+            )
+    check_device(train.device, key="train.device", form="{}={}")
+    check_output_dir(train.output_dir, key="train.output_dir")
     return cfg
+
+
+def _check_key(cfg: DictConfig, key: str) -> None:
+    """Raises UserError for an override of what is neither there nor an argument of what is to be called there."""
+    node: Any = cfg
+    for part in key.split("."):
+        if isinstance(node, DictConfig) and part in node:
+            node = node._get_node(part)
+        elif isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
+            node = node._get_node(int(part))
+        else:
+            allowed = list(node) if isinstance(node, DictConfig) else []
+            if "_target_" in allowed:
+                target = node._target_
+                parameters = inspect.signature(locate(target) if isinstance(target, str) else target).parameters
+                if part in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                    return
+                allowed = [*allowed, *parameters]
+            raise unknown(f"config key {key!r}, of whose parts", part, sorted(set(map(str, allowed)) - {"_target_", "self"}))
 
 
 def check_data(cfg: DictConfig, training: bool) -> None:
@@ -59,6 +90,11 @@ def check_data(cfg: DictConfig, training: bool) -> None:
                 raise unknown(f"data set in dataloader.{key}.dataset.names", name, sorted(DatasetCatalog.keys()))
             check_paths(name)
             check_packages(name, evaluating=key == "test")
+            things = MetadataCatalog.get(name).get("thing_classes")
+            for place in ("model.roi_heads.num_classes", "model.num_classes"):
+                classes = OmegaConf.select(cfg, place)
+                if things and classes is not None and classes != len(things):
+                    raise UserError(f"{place} is {classes}, but data set {name!r} has {len(things)}: set {place}={len(things)}")
 
 
 def build_model(cfg: DictConfig) -> nn.Module:
@@ -110,8 +146,15 @@ def train(cfg: DictConfig, resume: bool = False, allow_partial_weights: bool = F
             hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period) if main else None,
         ]
     )
+    warn_of_resuming(resume, checkpointer, cfg.train.output_dir)
     checkpointer.resume_or_load(cfg.train.init_checkpoint or "", resume=resume)
+    warn_of_frozen_norms(cfg.train.init_checkpoint, model)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
+    if start >= cfg.train.max_iter:
+        raise UserError(
+            f"--resume: the run in {cfg.train.output_dir!r} has done {start} iterations of train.max_iter {cfg.train.max_iter}: "
+            "raise train.max_iter, or evaluate with --eval-only"
+        )
     trainer.train(start, cfg.train.max_iter)
 
 

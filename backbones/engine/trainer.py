@@ -31,6 +31,19 @@ def broadcast_buffers(model: nn.Module) -> None:
                 dist.broadcast(buffer, 0)
 
 
+def warn_of_resuming(resume: bool, checkpointer: GatedCheckpointer, folder: str) -> None:
+    if resume and not checkpointer.has_checkpoint():
+        logging.getLogger(__name__).warning(f"--resume: no checkpoint in {folder!r}, training starts anew")
+
+
+def warn_of_frozen_norms(weights: str, model: nn.Module) -> None:
+    if not weights and any(isinstance(m, FrozenBatchNorm2d) for m in model.modules()):
+        logging.getLogger(__name__).warning(
+            "training from scratch with frozen batch norms, whose statistics are of no data: it will most likely diverge or learn nothing. "
+            "Set the backbone's norm to BN and its FREEZE_AT to 0, or name weights"
+        )
+
+
 class Trainer(DefaultTrainer):
     """As `DefaultTrainer`; differs in what it loads, see `GatedCheckpointer`, and in how it evaluates.
 
@@ -64,14 +77,9 @@ class Trainer(DefaultTrainer):
             self.register_hooks([EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))])
 
     def resume_or_load(self, resume: bool = True) -> None:
-        if resume and not self.checkpointer.has_checkpoint():
-            logging.getLogger(__name__).warning(f"--resume: no checkpoint in {self.cfg.OUTPUT_DIR!r}, training starts anew")
+        warn_of_resuming(resume, self.checkpointer, self.cfg.OUTPUT_DIR)
         super().resume_or_load(resume)
-        if not self.cfg.MODEL.WEIGHTS and any(isinstance(m, FrozenBatchNorm2d) for m in self.checkpointer.model.modules()):
-            logging.getLogger(__name__).warning(
-                "training from scratch with frozen batch norms, whose statistics are of no data: it will most likely diverge or learn nothing. "
-                "Set the norm to BN and MODEL.BACKBONE.FREEZE_AT 0, or name MODEL.WEIGHTS"
-            )
+        warn_of_frozen_norms(self.cfg.MODEL.WEIGHTS, self.checkpointer.model)
         if self.start_iter >= self.max_iter:
             raise UserError(
                 f"--resume: the run in {self.cfg.OUTPUT_DIR!r} has done {self.start_iter} iterations of SOLVER.MAX_ITER {self.max_iter}: "

@@ -118,7 +118,7 @@ def main() -> None:
         family_of(name)
     for config in args.configs:
         for backbone in args.backbone:
-            folder = os.path.basename(config).replace(".yaml", f"_{backbone}" if backbone else "")
+            folder = os.path.splitext(os.path.basename(zoo.get_config_file(config)))[0] + (f"_{backbone}" if backbone else "")
             row = train(config, os.path.join(args.output, folder), args.opts, backbone)
             record(row, args.json)
             print(json.dumps(row), flush=True)

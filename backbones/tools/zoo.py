@@ -30,7 +30,7 @@ _METRICS = {
 
 def entries(pattern: str) -> List[str]:
     """Configs of ours and of detectron2's, and networks, whose name matches a shell pattern, or holds it."""
-    names = [*zoo.list_configs(), *zoo.list_detectron2_configs(), *registry.list_backbones()]
+    names = [*zoo.list_configs(python=True), *zoo.list_detectron2_configs(), *registry.list_backbones()]
     pattern = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
     return [name for name in dict.fromkeys(names) if fnmatch.fnmatchcase(name, pattern)]
 
@@ -41,7 +41,7 @@ def list_entries(pattern: str) -> str:
         network = name in registry.list_backbones()
         known = {} if network else zoo.published(name)
         released = bool(weights.released(name)) if network else "checkpoint" in known
-        ours = network or name in zoo.list_configs()
+        ours = network or name in zoo.list_configs(python=True)
         figures = ", ".join(f"{kind} {value}" for kind, value in known.get("published_ap", {}).items())
         rows.append((name, "network" if network else "ours" if ours else "detectron2's", figures, "yes" if released else ""))
     if not rows:
@@ -54,6 +54,10 @@ def show(name: str) -> str:
     if name in registry.list_backbones():
         return _show_network(name)
     path, known = zoo.get_config_file(name), zoo.published(name)
+    if not path.endswith(".py"):
+        expected = zoo.get_config(name).TEST.EXPECTED_RESULTS
+        if expected and not known:
+            return f"{path}\nexpects: {expected}\nverify:\n  python train_net.py --config-file {name} --eval-only --num-gpus 8"
     lines = [path]
     if known:
         about = known["about"]

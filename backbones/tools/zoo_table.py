@@ -4,7 +4,7 @@ import argparse
 import json
 import math
 import os
-from typing import List
+from typing import Dict, List
 
 import torch
 from detectron2.modeling import build_model
@@ -46,8 +46,9 @@ def _deform_flops(x, weight, *args, out_shape=None, **kwargs) -> int:
 
 
 def render() -> str:
-    sections = [_section(key, source) for key, source in _data("models.json")["sources"].items()]
-    return "\n".join([_HEAD, _backbones(), "## Detectors on COCO\n", *sections, _configs_without_figures(), _measured()])
+    counted: Dict[str, float] = {}
+    sections = [_section(key, source, counted) for key, source in _data("models.json")["sources"].items()]
+    return "\n".join([_HEAD, _backbones(), "## Detectors on COCO\n", *sections, _configs_without_figures(counted), _measured()])
 
 
 _HEAD = """# Model zoo
@@ -76,7 +77,7 @@ any of them at any size. Error: top-1 on ImageNet, %, *published*: {about["title
 """
 
 
-def _section(key: str, source: dict) -> str:
+def _section(key: str, source: dict, counted: Dict[str, float]) -> str:
     rows = [row for row in _data("models.json")["models"] if row["source"] == key]
     kinds = [kind for kind in _KINDS if any(kind in row["published_ap"] for row in rows)]
     # columns that some row has something in
@@ -93,7 +94,7 @@ def _section(key: str, source: dict) -> str:
     for row in rows:
         figures = [row["published_ap"].get(kind, "") for kind in kinds]
         name = _link(row["config"]) if "config" in row else row["network"]
-        table.append((name, *figures, *(_cost(row["config"]) if computed else ()), *(text(row) for text in texts.values())))
+        table.append((name, *figures, *(_cost(row["config"], counted) if computed else ()), *(text(row) for text in texts.values())))
     headers = ("config" if computed else "network", *(_KINDS[kind] for kind in kinds), *(("Param.", "GFLOPs") if computed else ()), *texts)
     cost = " Param. (of the whole detector, with affine) and GFLOPs (of backbone and FPN, as above): *computed* here." if computed else ""
     images, about = source.get("preprocessing"), ""
@@ -115,17 +116,22 @@ Source: [{key}]({source["url"]}), {source["version"]}. Licence of the weights: {
 _KINDS = {"box": "box AP", "mask": "mask AP", "keypoint": "keypoint AP", "pq": "PQ", "recall": "recall"}
 
 
-def _cost(config: str) -> tuple:
-    model = _on_meta(config)
-    return f"{parameters(model)[1] / 1e6:.1f}", f"{conv_gmacs(model.backbone):.1f}"
+def _cost(config: str, counted: Dict[str, float]) -> tuple:
+    """Param. and GFLOPs; the latter are ``counted`` once for all configs of the same backbone and FPN."""
+    model, cfg = _on_meta(config), zoo.get_config(config)
+    nodes = ("BACKBONE", "FPN", "RESNETS", *(family.upper() for family in registry.FAMILIES))
+    key = "".join(cfg.MODEL[node].dump() for node in nodes)
+    if key not in counted:
+        counted[key] = conv_gmacs(model.backbone)
+    return f"{parameters(model)[1] / 1e6:.1f}", f"{counted[key]:.1f}"
 
 
-def _configs_without_figures() -> str:
+def _configs_without_figures(counted: Dict[str, float]) -> str:
     named = {row.get("config") for row in _data("models.json")["models"]}
     table = []
     for config in zoo.list_configs():
         if config not in named and not config.startswith(("quickstart/", "digits/", "reproduce/")):
-            table.append((_link(config), *_cost(config)))
+            table.append((_link(config), *_cost(config, counted)))
     return f"""### Configs nobody has published figures of
 
 By the same recipes, ours or detectron2's of the same name; costs *computed* as above.
@@ -136,18 +142,22 @@ By the same recipes, ours or detectron2's of the same name; costs *computed* as 
 
 def _measured() -> str:
     runs = _data("measured.json")["runs"]
-    return f"""## Digits
+    swapped = [r for r in runs if "backbone" in r]
+    text = f"""## Digits
 
 *Measured here* on digits_val, by training from scratch; the minutes are of training and evaluation, on a machine that may have had other work.
 
 {_runs([r for r in runs if "backbone" not in r])}
-
+"""
+    if not swapped:
+        return text
+    return f"""{text}
 ### One budget for every backbone
 
 The same recipe and the same number of images for each, without pretraining: how fast they learn, more than how far they come. Written by
 `python -m backbones.tools.benchmark digits/faster_rcnn_digits.yaml --backbone RegNetX-400MF` and likewise.
 
-{_runs([r for r in runs if "backbone" in r])}
+{_runs(swapped)}
 """
 
 

@@ -47,9 +47,10 @@ def _names(root: Optional[str]) -> List[str]:
     return sorted(found)
 
 
-def list_configs() -> List[str]:
-    """The names of our configs, such as ``COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml``; bases are left out."""
-    return [name for name in _names(config_root()) if name.endswith(".yaml") and not os.path.basename(name).startswith("Base-")]
+def list_configs(python: bool = False) -> List[str]:
+    """The names of our configs, such as ``COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml``, ``python`` ones too; bases are left out."""
+    endings = _ENDINGS if python else ".yaml"
+    return [name for name in _names(config_root()) if name.endswith(endings) and not os.path.basename(name).startswith("Base-")]
 
 
 def list_detectron2_configs() -> List[str]:
