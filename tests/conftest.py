@@ -16,9 +16,12 @@ settings.load_profile("tests")
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(HERE)
 
-# the digits as the code at hand makes them, shared by the workers of a run and by the commands that tests start
-with open(os.path.join(ROOT, "backbones", "data", "digits.py"), "rb") as f:
-    os.environ["DETECTRON2_DATASETS"] = os.path.join(ROOT, "build", "test-datasets-" + hashlib.sha256(f.read()).hexdigest()[:12])
+# data sets as the code at hand makes them, shared by the workers of a run and by the commands that tests start
+_makers = hashlib.sha256()
+for _path in (os.path.join(ROOT, "backbones", "data", "digits.py"), os.path.join(HERE, "zoo_data.py")):
+    with open(_path, "rb") as f:
+        _makers.update(f.read())
+os.environ["DETECTRON2_DATASETS"] = os.path.join(ROOT, "build", "test-datasets-" + _makers.hexdigest()[:12])
 if os.environ.get("PYTEST_XDIST_WORKER"):
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
