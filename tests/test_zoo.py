@@ -83,7 +83,7 @@ def data():
     zoo_data.make(os.environ["DETECTRON2_DATASETS"])
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def memory():
     """A trainer and its hooks hold each other: large ones are not to pile up."""
     yield
@@ -191,6 +191,7 @@ def cases():
             yield pytest.param(name, backbone, marks=[] if daily else pytest.mark.slow, id=f"{name}-{backbone or 'own'}")
 
 
+@pytest.mark.usefixtures("memory")
 @pytest.mark.parametrize("name, backbone", cases())
 def test_a_row(name, backbone, tmp_path):
     cfg = row_config(name, backbone, tmp_path)
@@ -201,6 +202,7 @@ def test_a_row(name, backbone, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("memory")
 @pytest.mark.parametrize("backbone", ["", SMALLEST[0]])
 def test_the_row_with_augmentation(backbone, tmp_path):
     (name,) = AUGMENTED
