@@ -173,14 +173,13 @@ def _runs(runs: List[dict]) -> str:
             *((r["backbone"],) if swapped else ()),
             *(f"{r[name]:.2f}" if name in r else "" for name in figures),
             r["iterations"],
-            f"{r['minutes']:.1f}",
             r["machine"],
             r["seed"],
-            *(() if swapped else (f"`{r['command']}`",)),
+            *(() if swapped else (f"{r['minutes']:.1f}", f"`{r['command']}`")),
         )
         for r in runs
     ]
-    last = ("iterations", "minutes", "machine", "seed", *(() if swapped else ("command",)))
+    last = ("iterations", "machine", "seed", *(() if swapped else ("minutes", "command")))
     return _table(rows, ("config", *(("backbone",) if swapped else ()), *(_MEASURED[name] for name in figures), *last))
 
 
