@@ -22,6 +22,8 @@ CONFIGS = zoo.list_configs()
 _REFERENCE = load_record("vovnet_configs.json")["configs"]
 RELEASED = [name for name in CONFIGS if os.path.basename(name) in _REFERENCE and name.startswith("COCO-")]
 REGNET = [name for name in CONFIGS if "RegNet" in name and name.startswith("COCO-")]
+# every fifth each day, all of them in the whole suite
+SOME_DAILY = [pytest.param(name, marks=[] if i % 5 == 0 else pytest.mark.slow) for i, name in enumerate(CONFIGS)]
 PARAMETERS = load_record("complexity.json")["parameters"]
 
 
@@ -44,7 +46,7 @@ def numel(module, buffers):
     return sum(t.numel() for t in [*module.parameters(), *frozen])
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", SOME_DAILY)
 def test_builds(name):
     cfg = on_cpu(name)
     check_config(cfg)
@@ -86,7 +88,7 @@ def test_values_of_the_reference(name):
     assert zoo.get_checkpoint_url(name).startswith("https://")
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", SOME_DAILY)
 def test_leaves_say_only_what_differs(name):
     path = zoo.get_config_file(name)
     with open(path) as f:
