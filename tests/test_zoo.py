@@ -83,6 +83,11 @@ def data():
     zoo_data.make(os.environ["DETECTRON2_DATASETS"])
 
 
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # Cityscapes' evaluation writes into the folder it runs in
+
+
 @pytest.fixture
 def memory():
     """A trainer and its hooks hold each other: large ones are not to pile up."""
