@@ -16,7 +16,6 @@ A file at weights/NAME.pth or .safetensors is found by MODEL.WEIGHTS backbones:/
 import argparse
 import logging
 import os
-import sys
 
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
@@ -25,6 +24,7 @@ from backbones import registry
 from backbones.checkpoint import read_checkpoint
 from backbones.checkpoint.gate import fetch
 from backbones.errors import UserError, unknown
+from backbones.tools import run
 
 from . import detectron2, mmdet, pycls, timm, torchvision, vovnet_detectron2
 from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, convert_backbone, sha256, write
@@ -156,10 +156,4 @@ def _quoted(items) -> list:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.ERROR)
     logging.getLogger("iopath").setLevel(logging.CRITICAL)  # what it reports is said here in one line
-    try:
-        main()
-    except UserError as error:
-        print(f"convert: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    run(main, "convert: ")

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import backbones
 from backbones import registry
 from backbones.errors import UserError
-from backbones.layers import WRAPPERS
+from backbones.layers import without_wrappers
 
 # the same features in double precision: what differs then differs in structure, not in the order of sums
 TOLERANCE = 1e-5
@@ -104,13 +104,9 @@ def tensors(state_dict: Any, what: str) -> Dict[str, Tensor]:
     for key, value in state_dict.items():
         if not isinstance(key, str) or not isinstance(value, (Tensor, np.ndarray)):
             raise UserError(f"{what} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor")
-    result = {}
-    for key, value in state_dict.items():
-        new, value = WRAPPERS.sub("", key), torch.as_tensor(value)
-        if new in result:
-            raise UserError(f"{what} holds {new!r} twice, the second time as {key!r}")
+    result = {key: torch.as_tensor(value) for key, value in without_wrappers(state_dict).items()}
+    for key, value in result.items():
         _check_numbers(key, value, what)
-        result[new] = value
     return result
 
 

@@ -190,7 +190,7 @@ class GatedCheckpointer(DetectionCheckpointer):
     def _refuse(self, report: LoadReport) -> None:
         if self.require == "backbone":
             own = set(report.total)
-            strange = [key for key in report.unused if re.match(_PARTS[1][1], key) and key.endswith(("running_mean", "running_var"))]
+            strange = [key for key in report.unused if part_of(key) in ("FPN", "backbone") and key.endswith(("running_mean", "running_var"))]
             strange = [key for key in strange if f"{key.rpartition('.')[0]}.weight" in own]
             if strange:
                 raise UserError(

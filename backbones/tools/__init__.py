@@ -7,12 +7,12 @@ from typing import Callable
 from ..errors import UserError, unknown
 
 
-def run(main: Callable[[], None]) -> None:
-    """Runs a tool's ``main``; a user's mistake becomes one line and exit code 2."""
+def run(main: Callable[[], None], prefix: str = "") -> None:
+    """Runs a tool's ``main``; a user's mistake becomes one line, which begins with ``prefix``, and exit code 2."""
     try:
         main()
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"{prefix}error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -62,7 +62,8 @@ def get_config_file(name: str) -> str:
     """The path of a config: ``name`` is a path, or the name of one of our or detectron2's zoo configs.
 
     Zoo configs are named relative to their root (``COCO-Detection/retinanet_R_50_FPN_1x.yaml``), with or without ``configs/`` before and
-    ``.yaml`` behind; by their file name alone too, where COCO's come before those of other data sets. Python configs keep their ``.py``. Raises UserError where there is none.
+    ``.yaml`` behind; by their file name alone too, where COCO's come before those of other data sets. Python configs keep their ``.py``.
+    Raises UserError where there is none.
     """
     if os.path.isfile(name):
         return os.path.abspath(name)
