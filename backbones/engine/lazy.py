@@ -21,7 +21,7 @@ from ..config import check_device, check_output_dir, from_libraries
 from ..data import check_packages, check_paths
 from ..errors import UserError, unknown
 from ..swap import use_backbone
-from .trainer import broadcast_buffers, warn_of_frozen_norms, warn_of_resuming
+from .trainer import broadcast_buffers, check_not_done, warn_of_frozen_norms, warn_of_resuming
 
 
 def is_lazy(path: str) -> bool:
@@ -150,11 +150,7 @@ def train(cfg: DictConfig, resume: bool = False, allow_partial_weights: bool = F
     checkpointer.resume_or_load(cfg.train.init_checkpoint or "", resume=resume)
     warn_of_frozen_norms(cfg.train.init_checkpoint, model)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    if start >= cfg.train.max_iter:
-        raise UserError(
-            f"--resume: the run in {cfg.train.output_dir!r} has done {start} iterations of train.max_iter {cfg.train.max_iter}: "
-            "raise train.max_iter, or evaluate with --eval-only"
-        )
+    check_not_done(start, cfg.train.max_iter, checkpointer, "train.max_iter", "train.init_checkpoint=")
     trainer.train(start, cfg.train.max_iter)
 
 

@@ -36,6 +36,15 @@ def warn_of_resuming(resume: bool, checkpointer: GatedCheckpointer, folder: str)
         logging.getLogger(__name__).warning(f"--resume: no checkpoint in {folder!r}, training starts anew")
 
 
+def check_not_done(start: int, most: int, checkpointer: GatedCheckpointer, key: str, weights: str) -> None:
+    """Raises UserError where a run has no iteration left; ``key`` and ``weights`` are how its config names what to change."""
+    if start >= most:
+        raise UserError(
+            f"--resume: the run in {checkpointer.save_dir!r} has done {start} iterations of {key} {most}: "
+            f"raise {key}, or evaluate with --eval-only {weights}{checkpointer.get_checkpoint_file()}"
+        )
+
+
 def warn_of_frozen_norms(weights: str, model: nn.Module) -> None:
     if not weights and any(isinstance(m, FrozenBatchNorm2d) for m in model.modules()):
         logging.getLogger(__name__).warning(
@@ -80,11 +89,7 @@ class Trainer(DefaultTrainer):
         warn_of_resuming(resume, self.checkpointer, self.cfg.OUTPUT_DIR)
         super().resume_or_load(resume)
         warn_of_frozen_norms(self.cfg.MODEL.WEIGHTS, self.checkpointer.model)
-        if self.start_iter >= self.max_iter:
-            raise UserError(
-                f"--resume: the run in {self.cfg.OUTPUT_DIR!r} has done {self.start_iter} iterations of SOLVER.MAX_ITER {self.max_iter}: "
-                f"raise SOLVER.MAX_ITER, or evaluate with --eval-only MODEL.WEIGHTS {self.checkpointer.get_checkpoint_file()}"
-            )
+        check_not_done(self.start_iter, self.max_iter, self.checkpointer, "SOLVER.MAX_ITER", "MODEL.WEIGHTS ")
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

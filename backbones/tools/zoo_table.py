@@ -7,6 +7,7 @@ import os
 from typing import Dict, List
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
@@ -23,8 +24,7 @@ def _data(name: str) -> dict:
         return json.load(f)
 
 
-def _on_meta(name: str):
-    cfg = zoo.get_config(name)
+def _on_meta(cfg: CfgNode) -> torch.nn.Module:
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         return build_model(cfg)
@@ -118,7 +118,8 @@ _KINDS = {"box": "box AP", "mask": "mask AP", "keypoint": "keypoint AP", "pq": "
 
 def _cost(config: str, counted: Dict[str, float]) -> tuple:
     """Param. and GFLOPs; the latter are ``counted`` once for all configs of the same backbone and FPN."""
-    model, cfg = _on_meta(config), zoo.get_config(config)
+    cfg = zoo.get_config(config)
+    model = _on_meta(cfg)
     nodes = ("BACKBONE", "FPN", "RESNETS", *(family.upper() for family in registry.FAMILIES))
     key = "".join(cfg.MODEL[node].dump() for node in nodes)
     if key not in counted:
