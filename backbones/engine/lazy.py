@@ -21,7 +21,7 @@ from ..config import check_device, check_output_dir, from_libraries
 from ..data import check_packages, check_paths
 from ..errors import UserError, unknown
 from ..swap import use_backbone
-from .trainer import broadcast_buffers, check_not_done, warn_of_frozen_norms, warn_of_resuming
+from .trainer import broadcast_buffers, check_not_done, fill, warn_of_frozen_norms, warn_of_resuming
 
 
 def is_lazy(path: str) -> bool:
@@ -114,10 +114,7 @@ def evaluate(cfg: DictConfig, model: nn.Module) -> Dict[str, Any]:
 
 def load_for_evaluation(cfg: DictConfig, model: nn.Module, resume: bool = False, allow_partial_weights: bool = False) -> None:
     """As the YAML configs': fills ``model`` from train.init_checkpoint, or with ``resume`` from the last checkpoint."""
-    checkpointer = GatedCheckpointer(model, cfg.train.output_dir, require="nothing" if allow_partial_weights else "all")
-    if not cfg.train.init_checkpoint and not (resume and checkpointer.has_checkpoint()):
-        raise UserError("--eval-only needs weights: add train.init_checkpoint=/path/to/model_final.pth")
-    checkpointer.resume_or_load(cfg.train.init_checkpoint, resume=resume)
+    fill(model, cfg.train.init_checkpoint, cfg.train.output_dir, "train.init_checkpoint=", resume, allow_partial_weights)
 
 
 def train(cfg: DictConfig, resume: bool = False, allow_partial_weights: bool = False) -> None:

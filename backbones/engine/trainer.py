@@ -119,12 +119,14 @@ def load_for_evaluation(cfg: CfgNode, model: nn.Module, resume: bool = False, al
 
     Raises UserError where there is nothing to load, or where any weight would keep its initial value.
     """
-    checkpointer = GatedCheckpointer(model, cfg.OUTPUT_DIR, require="nothing" if allow_partial_weights else "all")
-    if not cfg.MODEL.WEIGHTS and not (resume and checkpointer.has_checkpoint()):
-        raise UserError("--eval-only needs weights: add MODEL.WEIGHTS /path/to/model_final.pth" + _last(cfg))
-    checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=resume)
+    fill(model, cfg.MODEL.WEIGHTS, cfg.OUTPUT_DIR, "MODEL.WEIGHTS ", resume, allow_partial_weights)
 
 
-def _last(cfg: CfgNode) -> str:
-    final = os.path.join(cfg.OUTPUT_DIR, "model_final.pth")
-    return f", such as {final}" if os.path.isfile(final) else ""
+def fill(model: nn.Module, weights: str, folder: str, key: str, resume: bool, allow_partial_weights: bool) -> None:
+    """`load_for_evaluation` of any config; ``key`` is how an override of its ``weights`` begins."""
+    checkpointer = GatedCheckpointer(model, folder, require="nothing" if allow_partial_weights else "all")
+    if not weights and not (resume and checkpointer.has_checkpoint()):
+        final = os.path.join(folder, "model_final.pth")
+        hint = f", such as {final}" if os.path.isfile(final) else ""
+        raise UserError(f"--eval-only needs weights: add {key}/path/to/model_final.pth{hint}")
+    checkpointer.resume_or_load(weights, resume=resume)
