@@ -52,6 +52,37 @@ def add_backbones_config(cfg: CfgNode) -> None:
     _default(regnet, "NORM", "FrozenBN")  # any of layers.NORMS; "EvalBN" fixes the statistics and trains the rest
     _stage_options(regnet)
 
+    maedet = _node(cfg.MODEL, "MAEDET")
+    _default(maedet, "NAME", "MAE-DET-M")  # any of list_backbones("MAE-DET-*")
+    _default(maedet, "STRUCTURE", "")  # a structure file, in whose place NAME is not looked at; in a config, relative to it or to where one is
+    _default(maedet, "WIDTH", 1.0)  # factor of all widths, which are rounded to multiples of 8
+    _default(maedet, "OUT_FEATURES", ["res2", "res3", "res4", "res5"])  # among stem, res2 to res5
+    _default(maedet, "NORM", "FrozenBN")
+    _stage_options(maedet)
+
+    gfl = _node(cfg.MODEL, "GFL")
+    # of the meta-architecture GFL, named as detectron2 names them for RetinaNet; here, its classes and the levels it looks at
+    _default(gfl, "NUM_CLASSES", 80)
+    _default(gfl, "IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"])
+    _default(gfl, "NUM_CONVS", 4)  # of each tower
+    _default(gfl, "NORM", "GN")  # of the towers
+    _default(gfl, "REG_MAX", 16)  # the largest distance to a side of the box, in strides; of its distribution there are so many bins and one
+    _default(gfl, "QUALITY", True)  # GFLV2: a score is what the class says times what the distributions' shape says; False: plain GFL
+    _default(gfl, "QUALITY_TOPK", 4)  # so many largest bins of each side, and their mean, say it
+    _default(gfl, "QUALITY_CHANNELS", 64)  # width of what says it
+    _default(gfl, "ANCHOR_SIZE", 8.0)  # side of the one square anchor at each place, in strides
+    _default(gfl, "ATSS_TOPK", 9)  # candidates of each object on each level
+    _default(gfl, "PRIOR_PROB", 0.01)  # what the class scores begin with
+    # factors of the three losses
+    _default(gfl, "CLS_LOSS_WEIGHT", 1.0)
+    _default(gfl, "BBOX_LOSS_WEIGHT", 2.0)
+    _default(gfl, "DFL_LOSS_WEIGHT", 0.25)
+    # in inference: the lowest score, the places taken of each level, by their best class, and the largest overlap within a class
+    _default(gfl, "SCORE_THRESH_TEST", 0.05)
+    _default(gfl, "TOPK_CANDIDATES_TEST", 1000)
+    _default(gfl, "NMS_THRESH_TEST", 0.6)
+
+    _default(cfg.MODEL.FPN, "P6_INPUT", "c5")  # what P6 is made of: "c5", the backbone's last feature, or "p5", the FPN's output
     # a ReLU between P6 and P7, as detectron2's RetinaNet has it; MMDetection's has none
     _default(cfg.MODEL.FPN, "P6_RELU", True)
 
@@ -106,12 +137,21 @@ def merge_file(cfg: CfgNode, path: str) -> None:
             for key in all_keys(content):
                 _check_key(cfg, key, known, path)
         cfg.merge_from_file(path, allow_unsafe=True)
+        _find_beside(cfg, path)
     except UserError:
         raise
     except RecursionError:
         raise UserError(f"config file {path!r}: its _BASE_ leads back to itself") from None
     except Exception as error:  # a Python expression in it may raise anything
         raise UserError(f"config file {path!r}: {_one_line(error)}") from error
+
+
+def _find_beside(cfg: CfgNode, path: str) -> None:
+    """A structure file that a config names may lie beside it, so that both can be moved, or started from anywhere."""
+    node = cfg.MODEL.MAEDET if "MAEDET" in cfg.MODEL else None
+    beside = os.path.join(os.path.dirname(path), node.STRUCTURE) if node and isinstance(node.STRUCTURE, str) and node.STRUCTURE else ""
+    if beside and not os.path.isfile(node.STRUCTURE) and os.path.isfile(beside):
+        node.STRUCTURE = beside
 
 
 def merge_overrides(cfg: CfgNode, opts: List[str]) -> None:
@@ -227,6 +267,7 @@ _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 _POOLERS = ("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated")
 _CHOICES = {
     "INPUT.FORMAT": ("BGR", "RGB", "L", "YUV-BT.601"),
+    "MODEL.FPN.P6_INPUT": ("c5", "p5"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": CLIP_TYPES,
@@ -253,6 +294,11 @@ _LEAST = {
     "MODEL.FPN.OUT_CHANNELS": 1,
     "MODEL.ROI_HEADS.NUM_CLASSES": 1,
     "MODEL.RETINANET.NUM_CLASSES": 1,
+    "MODEL.GFL.NUM_CLASSES": 1,
+    "MODEL.GFL.NUM_CONVS": 0,
+    "MODEL.GFL.REG_MAX": 1,
+    "MODEL.GFL.ATSS_TOPK": 1,
+    "MODEL.GFL.TOPK_CANDIDATES_TEST": 1,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 1,
     "TEST.DETECTIONS_PER_IMAGE": 1,
     "DATALOADER.NUM_WORKERS": 0,
@@ -277,6 +323,7 @@ FEATURE_KEYS = {
     "ProposalNetwork": ("MODEL.RPN.IN_FEATURES",),
     "RetinaNet": ("MODEL.RETINANET.IN_FEATURES",),
     "MMDetRetinaNet": ("MODEL.RETINANET.IN_FEATURES",),
+    "GFL": ("MODEL.GFL.IN_FEATURES",),
     "SemanticSegmentor": ("MODEL.SEM_SEG_HEAD.IN_FEATURES",),
 }
 

@@ -74,9 +74,17 @@ class P6P7(LastLevelP6P7):
 
 
 def build_retinanet_fpn(cfg, bottom_up: Backbone) -> FPN:
-    """RetinaNet's FPN: P3 to P5 as ``cfg.MODEL.FPN`` says, P6 from C5, the deepest feature, and P7."""
+    """RetinaNet's FPN: P3 to P5 as ``cfg.MODEL.FPN`` says, P6 from C5, the deepest feature (or from P5), and P7."""
     name, deepest = list(bottom_up.output_shape().items())[-1]
-    return build_fpn(cfg, bottom_up, P6P7(deepest.channels, cfg.MODEL.FPN.OUT_CHANNELS, name, relu=cfg.MODEL.FPN.P6_RELU))
+    width, relu = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.P6_RELU
+    if cfg.MODEL.FPN.P6_INPUT == "p5":
+        return build_fpn(cfg, bottom_up, P6P7(width, width, _deepest_level(cfg, bottom_up), relu))
+    return build_fpn(cfg, bottom_up, P6P7(deepest.channels, width, name, relu))
+
+
+def _deepest_level(cfg, bottom_up: Backbone) -> str:
+    """The FPN's last level, which is p5 unless the config leaves the last stage out."""
+    return f"p{max(int(math.log2(shape.stride)) for shape in _in_shapes(cfg, bottom_up))}"
 
 
 def register_builders(family: Family, bare_alias: Optional[str] = None) -> None:
@@ -88,8 +96,7 @@ def register_builders(family: Family, bare_alias: Optional[str] = None) -> None:
     def fpn(cfg, input_shape: ShapeSpec):
         bottom_up = family.build(cfg, input_shape)
         pool = LastLevelMaxPool()
-        # after the deepest level there is, which is p5 unless the config leaves the last stage out
-        pool.in_feature = f"p{max(int(math.log2(shape.stride)) for shape in _in_shapes(cfg, bottom_up))}"
+        pool.in_feature = _deepest_level(cfg, bottom_up)
         return build_fpn(cfg, bottom_up, pool)
 
     def retinanet_fpn(cfg, input_shape: ShapeSpec):

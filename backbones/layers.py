@@ -19,7 +19,7 @@ NORMS = (*COMMON_NORMS, "EvalBN")
 
 # what data-parallel training and torch.compile put in front of a model's keys, and what a detector puts in front of its backbone's
 WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
-OUTER = re.compile(r"^((module|_orig_mod|model|backbone|bottom_up)\.)+")
+OUTER = re.compile(r"^((module|_orig_mod|model|backbone|bottom_up|body)\.)+")
 
 
 def without_wrappers(state_dict: Mapping[str, Tensor]) -> Dict[str, Tensor]:

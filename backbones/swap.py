@@ -20,7 +20,7 @@ from .zoo import weights
 # options that a family's own node has under the same names as RESNETS
 _KEPT = ("NORM", "DEFORM_ON_PER_STAGE", "DEFORM_MODULATED", "DEFORM_NUM_GROUPS", "RES5_DILATION")
 # keys that may name features of the backbone itself
-_FEATURE_KEYS = tuple(f"MODEL.{group}.IN_FEATURES" for group in ("FPN", "RPN", "ROI_HEADS", "RETINANET", "SEM_SEG_HEAD"))
+_FEATURE_KEYS = tuple(f"MODEL.{group}.IN_FEATURES" for group in ("FPN", "RPN", "ROI_HEADS", "RETINANET", "GFL", "SEM_SEG_HEAD"))
 
 
 def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
@@ -28,8 +28,8 @@ def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
 
     Sets its builder (bare, FPN or RetinaNet's FPN, as before), variant, features and all keys that name them, channel order, mean, deviation
     and weights (converted ones of that name, with what they say of their images and structure, or those released). Norm, deformable stages,
-    FREEZE_AT, and whether training is from scratch stay as the config has them (with GN or LN, of which no weights are, it is); a detector that
-    runs the last stage in its heads (C4) or dilates it (DC5) does so with this network's. Python configs (detectron2's LazyConfig) with an FPN
+    FREEZE_AT, and whether training is from scratch stay as the config has them (it is with GN or LN, of which no weights are, and for networks
+    that have none at all: those get SyncBN for frozen norms); a detector that runs the last stage in its heads (C4) or dilates it (DC5) does so with this network's. Python configs (detectron2's LazyConfig) with an FPN
     over a ``bottom_up``, or a bare backbone, are changed likewise. Raises UserError for a name that does not exist, a frozen config, heads of
     the user's own that run ResNet's last stage, or a Python config of another build.
     """
@@ -53,7 +53,8 @@ def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
     # a builder of the user's own may be named as it likes
     keys = FEATURE_KEYS.get(cfg.MODEL.META_ARCHITECTURE, _FEATURE_KEYS)
     pyramid = "fpn" in before or any(re.fullmatch(r"p\d", feature) for key in keys for feature in get(cfg, key))
-    retinanet = pyramid and ("retinanet" in before or "RetinaNet" in cfg.MODEL.META_ARCHITECTURE)
+    dense = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE or cfg.MODEL.META_ARCHITECTURE == "GFL"
+    retinanet = pyramid and ("retinanet" in before or dense)
     cfg.MODEL.BACKBONE.NAME = f"build_{'retinanet_' * retinanet}{family.name}{'_fpn' * pyramid}_backbone"
     if pyramid and not cfg.MODEL.FPN.IN_FEATURES:
         cfg.MODEL.FPN.IN_FEATURES = list(family.stages[2 if retinanet else 1 :])
@@ -74,9 +75,10 @@ def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
     images = about.get("preprocessing")
     if images:
         cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = images["format"], list(images["pixel_mean"]), list(images["pixel_std"])
-    if cfg.MODEL.WEIGHTS and node.NORM in ("GN", "LN"):
-        cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT = "", 0
-        _warn_of_norm(name, node.NORM, "MODEL.WEIGHTS '' and MODEL.BACKBONE.FREEZE_AT 0")
+    norm = _norm_from_scratch(name, node.NORM)
+    if cfg.MODEL.WEIGHTS and norm:
+        cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT, node.NORM = "", 0, norm
+        _warn_of_scratch(name, norm, "MODEL.WEIGHTS '', MODEL.BACKBONE.FREEZE_AT 0")
     if cfg.MODEL.WEIGHTS:
         cfg.MODEL.WEIGHTS = weights.PREFIX + name
 
@@ -113,10 +115,11 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
         shapes = create(name, out_features=family.stages).output_shape()
     about = weights.about(name)
     options.update(_arguments(about.get("overrides", [])))
-    scratch = options["norm"] in ("GN", "LN") and cfg.get("train", {}).get("init_checkpoint")
+    norm = _norm_from_scratch(name, options["norm"])
+    scratch = norm and cfg.get("train", {}).get("init_checkpoint")
     if scratch:
-        options["freeze_at"] = 0
-        _warn_of_norm(name, options["norm"], "train.init_checkpoint='' and freeze_at 0")
+        options["freeze_at"], options["norm"] = 0, norm
+        _warn_of_scratch(name, norm, "train.init_checkpoint='', freeze_at 0")
     network = LazyCall(create)(name=name, out_features=features, **options)
     if old is not outer:
         outer.bottom_up, outer.in_features = network, features
@@ -153,11 +156,20 @@ def _arguments(overrides: Sequence) -> Dict[str, Any]:
     return {str(key).rpartition(".")[2].lower(): yaml.safe_load(str(value)) for key, value in zip(overrides[::2], overrides[1::2])}
 
 
-def _warn_of_norm(name: str, norm: str, so: str) -> None:
-    logging.getLogger(__name__).warning(
-        f"there are no weights of {name} with {norm}, which this config's backbone has: it is trained from scratch, {so}. "
-        "For those that there are, set the norm to FrozenBN"
-    )
+def _norm_from_scratch(name: str, norm: str) -> str:
+    """The norm to train a network with of which no weights with ``norm`` are; "" where there are."""
+    if norm in ("GN", "LN"):
+        return norm
+    if weights.released(name) or weights.local(name):
+        return ""
+    return "SyncBN" if norm in ("FrozenBN", "EvalBN") else norm  # frozen statistics would be of no data
+
+
+def _warn_of_scratch(name: str, norm: str, so: str) -> None:
+    reason = f"with {norm}, which this config's backbone has; for those that there are, set the norm to FrozenBN"
+    if norm not in ("GN", "LN"):
+        reason = f"to begin with, neither released nor in {weights.folder()!r}"
+    logging.getLogger(__name__).warning(f"{name} is trained from scratch ({so}, norm {norm}): there are no weights of it {reason}")
 
 
 def _set(cfg: CfgNode, key: str, value) -> None:

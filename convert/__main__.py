@@ -3,10 +3,11 @@
 python -m convert pycls RegNetX-3.2GF_dds_8gpu.pyth weights/RegNetX-3.2GF.pth
 python -m convert timm ese_vovnet39b.safetensors weights/V-39-eSE.safetensors
 python -m convert mmdet mask_rcnn_regnetx-3.2GF_fpn_1x_coco.pth weights/mask_rcnn_RegNetX_3.2GF_FPN_1x.pth
+python -m convert lightnas latest.pth weights/gfl_MAE_DET_S_FPN_73e.pth
 python -m convert detectron2 model_final_b275ba.pkl weights/faster_rcnn_R_50_FPN_1x.pth --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
 
 Every tensor must find its place, and every weight of the network be filled, or nothing is written. Weights that expect RGB get their first
-convolution turned, so that every converted file takes BGR images, with the mean and deviation that stand in it. Where the source's own library
+convolution turned, so that converted files take BGR images (lightnas's detectors keep RGB), with the mean and deviation that stand in it. Where the source's own library
 is installed, its network and ours run on the same input, and the largest difference of each feature is shown and stored; one above 1e-5 of the
 feature's largest value is an error. Nothing in a file is executed.
 
@@ -26,7 +27,7 @@ from backbones.checkpoint.gate import fetch
 from backbones.errors import UserError, unknown
 from backbones.tools import run
 
-from . import detectron2, mmdet, pycls, timm, torchvision, vovnet_detectron2
+from . import detectron2, lightnas, mmdet, pycls, timm, torchvision, vovnet_detectron2
 from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, convert_backbone, sha256, write
 
 SOURCES = {
@@ -36,9 +37,10 @@ SOURCES = {
     "mmdet": mmdet.SOURCE,
     "vovnet-detectron2": vovnet_detectron2.SOURCE,
     "detectron2": detectron2.REGNET,
+    "lightnas": lightnas.SOURCE,
 }
 # packages whose objects lie beside the weights in such files
-_INERT = {"mmdet": ("mmengine", "mmcv", "mmdet", "numpy")}
+_INERT = {"mmdet": ("mmengine", "mmcv", "mmdet", "numpy"), "lightnas": ("mmcv", "mmdet", "numpy")}
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -51,7 +53,10 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("dst", metavar="DST", help="the file to write, .pth or .safetensors")
     parser.add_argument("--name", default="", help="the network in it, of backbones.list_backbones() (default: found by its shapes)")
     parser.add_argument(
-        "--config-file", default="", metavar="FILE", help="the config whose detector the file fits (mmdet: by default follows from the file)"
+        "--config-file",
+        default="",
+        metavar="FILE",
+        help="the config whose detector the file fits (mmdet, lightnas: by default follows from the file)",
     )
     parser.add_argument(
         "--channels",
@@ -93,6 +98,9 @@ def convert(args) -> Converted:
     elif args.source == "mmdet" and mmdet.is_detector(contents):
         _refuse_unused(args, "whole detectors of MMDetection", name=args.name, overrides=args.opts)
         result = mmdet.convert_detector(contents, given, args.config_file)
+    elif args.source == "lightnas" and lightnas.is_detector(contents):
+        _refuse_unused(args, "whole detectors of LightNAS", name=args.name, overrides=args.opts)
+        result = lightnas.convert_detector(contents, given, args.config_file)
     else:
         _refuse_unused(args, "bare networks", config_file=args.config_file, overrides=args.opts)
         if args.source == "detectron2":

@@ -108,7 +108,7 @@ def test_leaves_say_only_what_differs(name):
     repeated = []
     walk(own, base, leaf)
     # but each says which network it is
-    assert not set(repeated) - {"MODEL.VOVNET.CONV_BODY", "MODEL.REGNET.NAME", "MODEL.WEIGHTS"}
+    assert not set(repeated) - {"MODEL.VOVNET.CONV_BODY", "MODEL.REGNET.NAME", "MODEL.MAEDET.NAME", "MODEL.WEIGHTS"}
 
 
 # MMDetection's table: network -> schedules, of each kind of detector
@@ -392,7 +392,7 @@ def test_every_published_row_can_be_verified():
     """A leaf for each of ours, whose expectations are the figures of the data file; detectron2's by `tools.zoo show`."""
     metrics = {"box": ("bbox", "AP"), "mask": ("segm", "AP"), "pq": ("panoptic_seg", "PQ")}
     rows = {os.path.basename(name): zoo.published(name) for name in CONFIGS if not name.startswith("reproduce/") and zoo.published(name)}
-    assert len(rows) == 42
+    assert len(rows) == 47
     assert {name for name in CONFIGS if name.startswith("reproduce/")} == {f"reproduce/{name}" for name in rows}
     for name, row in rows.items():
         cfg = zoo.get_config(f"reproduce/{name}")
@@ -410,6 +410,9 @@ def test_a_name_of_several_data_sets_means_coco():
         zoo.get_config_file("mask_rcnn_X_101_32x8d_FPN_1x.yaml")
 
 
+GFL = ("MAE_DET_S", "MAE_DET_M", "MAE_DET_L", "R_50", "R_101")
+
+
 def test_sensible_rows_of_every_family():
     """Each task at 1x and 3x, and detectron2's ablations and other data sets."""
     names = [name for name in CONFIGS if not name.startswith(("quickstart", "digits", "reproduce"))]
@@ -420,6 +423,7 @@ def test_sensible_rows_of_every_family():
         assert any(f"Cityscapes/mask_rcnn{family}" in name for name in names) and any(
             f"VOC-Detection/faster_rcnn{family}" in name for name in names
         )
+    assert {f"COCO-Detection/gfl_{net}_FPN_{schedule}.yaml" for net in GFL for schedule in ("73e", "3x")} <= set(names)
     for family in ("V_39", "RegNetX_3.2GF"):
         for row in (f"cascade_mask_rcnn_{family}", f"mask_rcnn_{family}_FPN_3x_syncbn", f"scratch_mask_rcnn_{family}_FPN_3x_gn"):
             assert any(row in name for name in names), row

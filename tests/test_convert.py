@@ -593,3 +593,102 @@ def test_converted_files_say_what_they_need(tmp_path, monkeypatch):
 def test_provenance_is_json(tmp_path):
     torch.save(randomize(torchvision.models.mobilenet_v2()), tmp_path / "theirs.pth")
     json.dumps(run("torchvision", tmp_path / "theirs.pth", tmp_path / "ours.pth").provenance)
+
+
+class TestLightNAS:
+    """MAE-DET's project: files in its layout, made here, as the released ones cannot be had offline."""
+
+    def contents(self, classes=80, width=192):
+        keys = load_record("maedet", "maedet_s.json")["keys"]
+        weights = {f"backbone.body.{key}": fill(key, shape) for key, shape in keys}
+        for i, channels in enumerate((272, 1024, 2048)):
+            weights[f"neck.lateral_convs.{i}.conv.weight"] = fill(f"lateral{i}.weight", (width, channels, 1, 1))
+            weights[f"neck.lateral_convs.{i}.conv.bias"] = fill(f"lateral{i}.bias", (width,))
+        for i in range(5):
+            weights[f"neck.fpn_convs.{i}.conv.weight"] = fill(f"fpn{i}.weight", (width, width, 3, 3))
+            weights[f"neck.fpn_convs.{i}.conv.bias"] = fill(f"fpn{i}.bias", (width,))
+        sizes = {256: width, 80: classes}
+        for key, shape in load_record("maedet", "gflv2_pieces.json")["full_head_keys"]:
+            value = torch.arange(17.0) if key == "integral.project" else fill(key, [sizes.get(n, n) for n in shape])
+            weights[f"bbox_head.{key}"] = value if shape else torch.tensor(1.0)
+        return {"meta": {"epoch": 73}, "state_dict": weights, "optimizer": {}}
+
+    @pytest.mark.parametrize("classes", [80, 3])
+    def test_whole_detector(self, classes, tmp_path):
+        """Every entry is used, every weight filled, and FPN and head compute what the original's names say."""
+        contents = self.contents(classes)
+        torch.save(contents, tmp_path / "latest.pth")
+        about = run("lightnas", tmp_path / "latest.pth", tmp_path / "ours.pth").provenance
+        assert about["network"] == "MAE-DET-S" and about["config"] == "COCO-Detection/gfl_MAE_DET_S_FPN_73e.yaml"
+        cfg = zoo.get_config(about["config"])
+        merge_overrides(cfg, ["MODEL.DEVICE", "cpu", "MODEL.MAEDET.NORM", "BN", *about["overrides"]])
+        model = build_model(cfg).eval()
+        GatedCheckpointer(model, require="all").load(str(tmp_path / "ours.pth"))
+        theirs = contents["state_dict"]
+        x = torch.rand(1, 3, 64, 96)
+        conv = torch.nn.functional.conv2d
+        with torch.no_grad():
+            bottom_up, levels = model.backbone.bottom_up(x), model.backbone(x)
+
+            def neck(kind, i, feature, **options):
+                name = f"neck.{kind}.{i}.conv"
+                return conv(feature, theirs[f"{name}.weight"], theirs[f"{name}.bias"], **options)
+
+            merged = [neck("lateral_convs", 2, bottom_up["res5"])]
+            for i, name in ((1, "res4"), (0, "res3")):
+                below = torch.nn.functional.interpolate(merged[0], scale_factor=2, mode="nearest")
+                merged.insert(0, neck("lateral_convs", i, bottom_up[name]) + below)
+            expected = [neck("fpn_convs", i, feature, padding=1) for i, feature in enumerate(merged)]
+            for i in (3, 4):
+                expected.append(neck("fpn_convs", i, expected[-1], padding=1, stride=2))
+            for value, level in zip(expected, levels.values()):
+                torch.testing.assert_close(level, value, rtol=1e-4, atol=1e-4 * value.abs().max().item())
+            scores, distributions = model.head([torch.randn(1, 192, 4, 4)] * 5)
+            assert scores[0].shape[1] == classes and scores[0].max() <= 1
+            assert torch.equal(model.head.bbox_pred.weight, theirs["bbox_head.gfl_reg.weight"])
+            assert torch.equal(model.head.cls_subnet[10].bias, theirs["bbox_head.cls_convs.3.gn.bias"])
+            assert "instances" in model([{"image": torch.rand(3, 70, 90) * 255}])[0]
+
+    def test_its_images_are_rgb(self, tmp_path):
+        torch.save(self.contents(), tmp_path / "latest.pth")
+        result = run("lightnas", tmp_path / "latest.pth", tmp_path / "ours.pth")
+        assert result.preprocessing.format == "RGB"
+        cfg = zoo.get_config("gfl_MAE_DET_S_FPN_73e.yaml")
+        merge_overrides(cfg, ["MODEL.DEVICE", "cpu", "MODEL.MAEDET.NORM", "BN", "INPUT.FORMAT", "BGR"])
+        with pytest.raises(UserError, match='expects other images.*INPUT.FORMAT "RGB"'):
+            GatedCheckpointer(build_model(cfg), require="all").load(str(tmp_path / "ours.pth"))
+
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_its_backbone_alone(self, whole, tmp_path):
+        """Turned to BGR, like every bare network."""
+        weights = {key: value for key, value in self.contents()["state_dict"].items() if key.startswith("backbone.")}
+        torch.save(
+            {"state_dict": weights} if whole else {key[len("backbone.body.") :]: value for key, value in weights.items()}, tmp_path / "b.pth"
+        )
+        result = run("lightnas", tmp_path / "b.pth", tmp_path / "ours.pth")
+        assert result.provenance["network"] == "MAE-DET-S" and result.preprocessing.format == "BGR"
+        compare_first = result.model["backbone.bottom_up.stem.block1.conv.weight"]
+        assert torch.equal(compare_first, weights["backbone.body.block_list.0.conv1.weight"].flip(1))
+
+    @pytest.mark.parametrize(
+        "change, words",
+        [
+            (lambda w: w.pop("bbox_head.reg_conf.0.bias"), "missing head.quality.0.bias"),
+            (lambda w: w.update({"bbox_head.extra.weight": torch.zeros(1)}), "unmatched bbox_head.extra.weight"),
+            (lambda w: w.pop("backbone.body.block_list.2.block_list.0.conv1.conv1.weight"), "from MAE-DET-S, the nearest, 1 entries differ"),
+            (lambda w: w.update({"neck.fpn_convs.4.conv.weight": torch.zeros(192, 192, 1, 1)}), r"top_block.p7.weight is \(192, 192, 1, 1\)"),
+            (lambda w: w.update({"bbox_head.gfl_reg.bias": torch.full((68,), float("nan"))}), "infinite numbers or NaN"),
+        ],
+    )
+    def test_what_is_not_whole_is_refused(self, change, words, tmp_path):
+        contents = self.contents()
+        change(contents["state_dict"])
+        torch.save(contents, tmp_path / "latest.pth")
+        with pytest.raises(UserError, match=words):
+            run("lightnas", tmp_path / "latest.pth", tmp_path / "ours.pth")
+        assert not (tmp_path / "ours.pth").exists()
+
+    def test_another_config(self, tmp_path):
+        torch.save(self.contents(), tmp_path / "latest.pth")
+        with pytest.raises(UserError, match="no GFL detector with MAE-DET-S"):
+            run("lightnas", tmp_path / "latest.pth", tmp_path / "ours.pth", "--config-file", "faster_rcnn_V_39_FPN_3x.yaml")

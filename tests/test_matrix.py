@@ -15,6 +15,7 @@ KINDS = {
     "Keypoint": "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
     "Panoptic": "COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml",
     "RetinaNet": "COCO-Detection/retinanet_R_50_FPN_1x.yaml",
+    "GFLV2": "COCO-Detection/gfl_R_50_FPN_73e.yaml",
     "Cascade": "Misc/cascade_mask_rcnn_R_50_FPN_1x.yaml",
     "C4": "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",
     "DC5": "COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_1x.yaml",

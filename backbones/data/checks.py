@@ -92,6 +92,7 @@ def _check_classes(cfg: CfgNode, name: str) -> None:
     checks = [
         ("MODEL.ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES, with_boxes and things and len(things)),
         ("MODEL.RETINANET.NUM_CLASSES", model.RETINANET.NUM_CLASSES, "RetinaNet" in architecture and things and len(things)),
+        ("MODEL.GFL.NUM_CLASSES", model.GFL.NUM_CLASSES, architecture == "GFL" and things and len(things)),
         (
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES",
             model.SEM_SEG_HEAD.NUM_CLASSES,
