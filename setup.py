@@ -26,7 +26,7 @@ setup(
     package_dir={"backbones.configs": "configs"},
     package_data={
         "backbones.zoo": ["*.json"],
-        "backbones.configs": [os.path.normpath(os.path.join(folder, kind)) for folder in config_folders for kind in ("*.yaml", "*.py")],
+        "backbones.configs": [os.path.normpath(os.path.join(folder, kind)) for folder in config_folders for kind in ("*.yaml", "*.py", "*.txt")],
     },
     # detectron2 is needed too, but is not on PyPI under its name: importing the package says how to get it
     install_requires=[

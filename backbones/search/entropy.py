@@ -1,0 +1,184 @@
+"""MAE-DET's score of a structure, and what the structure costs: integers and logarithms alone, no network is built.
+
+The score is the entropy of the features of a network of random weights, in closed form: a convolution of n inputs to each output, without norms,
+activations and shortcuts, adds (ln n) / 2, and a feature of C channels ln C. Those of the stages are weighted and summed. (In the paper they
+are products of variances; their logarithms are the sums here.) Scores compare structures of one budget, and nothing else: ResNet-101's is
+higher than that of MAE-DET-M, which detects better.
+"""
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+from ..errors import UserError
+from ..maedet import SPECS, Block, Structure, check_structure, stage_of
+
+if TYPE_CHECKING:
+    from .latency import LatencyTable
+
+STAGE_WEIGHTS = (0.0, 0.0, 1.0, 1.0, 6.0)  # of the features at strides 2 to 32
+
+# blocks as plain tuples, which are faster: channels, kernel, stride, bottlenecks, their width
+Plain = Tuple[int, int, int, int, int]
+
+
+class Costs(NamedTuple):
+    """Of one structure: its score; multiply-adds and other operations of one image; parameters; layers on the main path; seconds."""
+
+    score: float
+    flops: int
+    parameters: int
+    layers: int
+    latency: float
+
+
+class BlockCosts(NamedTuple):
+    """Of one block: its entropy, and what `Costs` has."""
+
+    entropy: float
+    flops: int
+    parameters: int
+    layers: int
+    latency: float
+
+
+def block_costs(channels: int, block: Plain, side: int, table: Optional["LatencyTable"] = None) -> BlockCosts:
+    """What a block costs that gets ``channels`` of ``side`` x ``side`` pixels.
+
+    Operations are counted as MAE-DET's search counts them: one for a multiplication and addition, two for each value that a batch norm gives,
+    one for each of a ReLU, for each that an average takes in, and for each of a shortcut's that a group begins with.
+    """
+    out, kernel, stride, layers, width = block
+    after = -(-side // stride)
+    before, pixels = side * side, after * after
+    area = kernel * kernel
+    if not layers:
+        seconds = table.conv(channels, out, kernel, stride, side) if table else 0.0
+        return BlockCosts(0.5 * math.log(channels * area), (channels * area + 3) * out * pixels, channels * area * out + 2 * out, 1, seconds)
+    inner = area * width * width
+    first = before * width * (channels + 3) + pixels * (inner + 3 * width + width * out + 3 * out)
+    first += pixels * out * (channels + 3) + (before * channels if stride == 2 else 0)
+    rest = pixels * (2 * width * out + inner + 6 * width + 3 * out)
+    parameters = channels * width + inner + width * out + channels * out + 4 * width + 4 * out
+    parameters += (layers - 1) * (2 * width * out + inner + 4 * width + 2 * out)
+    narrow = math.log(width) + math.log(kernel)
+    entropy = layers * narrow + 0.5 * (math.log(channels) + (layers - 1) * math.log(out))
+    seconds = 0.0
+    if table:
+        last = table.conv(width, out, 1, 1, after)
+        seconds = (
+            table.conv(channels, width, 1, 1, side)
+            + table.conv(width, width, kernel, stride, side)
+            + last
+            + table.conv(channels, out, 1, 1, after)
+        )
+        seconds += (layers - 1) * (table.conv(out, width, 1, 1, after) + table.conv(width, width, kernel, 1, after) + last)
+    return BlockCosts(entropy, first + (layers - 1) * rest, parameters, 3 * layers, seconds)
+
+
+@dataclasses.dataclass
+class Meter:
+    """Measures structures at one image size: ``measure(structure)`` gives its `Costs`.
+
+    Args:
+        image_size: side of the square images, in pixels.
+        stage_weights: of the stages' entropies in the score.
+        table: a `latency.LatencyTable`, or None for no latency.
+    """
+
+    image_size: int = 480
+    stage_weights: Sequence[float] = STAGE_WEIGHTS
+    table: Optional["LatencyTable"] = None
+    _known: Dict[tuple, BlockCosts] = dataclasses.field(default_factory=dict, repr=False)
+
+    def measure(self, structure: Sequence[Plain]) -> Costs:
+        known = self._known
+        if len(known) > 1 << 17:
+            known.clear()
+        channels, side, stage = 3, self.image_size, 0
+        score = entropy = latency = 0.0
+        flops = parameters = layers = 0
+        weights = self.stage_weights
+        for i, block in enumerate(structure):
+            stride = block[2]
+            if i and stride == 2:  # the block before closes its stage
+                score += weights[stage] * (entropy + math.log(channels))
+                stage += 1
+            key = (channels, block, side)
+            costs = known.get(key)
+            if costs is None:
+                costs = known[key] = block_costs(channels, block, side, self.table)
+            entropy += costs[0]
+            flops += costs[1]
+            parameters += costs[2]
+            layers += costs[3]
+            latency += costs[4]
+            channels = block[0]
+            side = -(-side // stride)
+        score += weights[stage] * (entropy + math.log(channels))
+        return Costs(score, flops, parameters, layers, latency)
+
+    def stages(self, structure: Sequence[Plain]) -> List[float]:
+        """Each stage's part of the score."""
+        parts = [0.0] * len(self.stage_weights)
+        entropy, channels, side = 0.0, 3, self.image_size
+        for block, stage in zip(structure, stage_of([Block(*b) for b in structure])):
+            entropy += block_costs(channels, block, side)[0]
+            channels, side = block[0], -(-side // block[2])
+            parts[stage] = self.stage_weights[stage] * (entropy + math.log(channels))
+        return parts
+
+
+def plain(structure: Structure, what: str = "the structure") -> Tuple[Plain, ...]:
+    """``structure`` for measuring. Raises UserError for one with blocks that the search does not know: single bottlenecks."""
+    for i, block in enumerate(check_structure(structure, what)):
+        if not block.forced:
+            raise UserError(f"{what}: block {i} is a single ResK1KXK1, which the search does not know: write it as a SuperResK1KXK1 of L 1")
+    return tuple(tuple(block[:5]) for block in structure)
+
+
+def _resnet(*layers: int) -> Structure:
+    groups = zip(layers, (256, 512, 1024, 2048), (64, 128, 256, 512))
+    return (Block(64, 7, 2), *(Block(channels, 3, 2, count, width) for count, channels, width in groups))
+
+
+# what has a score by name; ResNets as structures, whose first stage reduces by its convolution in place of a pooling
+STRUCTURES: Dict[str, Structure] = {
+    **{name: spec.structure for name, spec in SPECS.items()},
+    "R-50": _resnet(3, 4, 6, 3),
+    "R-101": _resnet(3, 4, 23, 3),
+}
+
+
+def monte_carlo(
+    structure: Sequence[Plain], image_size: int = 160, batch: int = 2, repeats: int = 2, seed: int = 0, stage_weights=STAGE_WEIGHTS
+) -> Dict[str, Any]:
+    """The score as the entropy is defined: measured on random images through convolutions of random weights, on the CPU.
+
+    Returns its ``mean`` and ``std`` over the repeats. It comes near `Meter`'s from below as images grow, as their borders are padded with zeros.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    generator = torch.Generator().manual_seed(seed)
+    numbers = stage_of([Block(*b) for b in structure])
+    scores = []
+    with torch.no_grad():
+        for _ in range(repeats):
+            x = torch.randn(batch, 3, image_size, image_size, generator=generator)
+            entropy = score = 0.0
+            for i, (out, kernel, stride, layers, width) in enumerate(structure):
+                units = [(out, kernel, stride)] if not layers else []
+                for j in range(layers):
+                    units += [(width, 1, 1), (width, kernel, stride if j == 0 else 1), (out, 1, 1)]
+                for channels, k, s in units:
+                    weight = torch.randn(channels, x.shape[1], k, k, generator=generator)
+                    x = F.conv2d(x, weight, stride=s, padding=k // 2)
+                    deviation = x.std()
+                    entropy += math.log(deviation)
+                    x /= deviation
+                if i + 1 == len(structure) or numbers[i + 1] > numbers[i]:
+                    score += stage_weights[numbers[i]] * (entropy + math.log(out))
+            scores.append(score)
+    mean = sum(scores) / repeats
+    return {"mean": mean, "std": math.sqrt(sum((s - mean) ** 2 for s in scores) / repeats), "image_size": image_size, "repeats": repeats}

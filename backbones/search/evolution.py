@@ -1,0 +1,217 @@
+"""MAE-DET's search space and its evolution, over plain tuples of integers.
+
+Against the original: the last block is mutated like any other, where its random index left it out; every choice comes from one seed; and the
+stem is never wider than the block behind it. Candidates are counted in rounds: in each, every island goes on by itself from the population that
+all share, and at its end their best are merged. What a round does follows from (seed, round, island) and the population alone, so a search gives
+the same result in any number of processes, and one that was killed goes on as if it had not been.
+"""
+
+import bisect
+import dataclasses
+import multiprocessing
+import random
+from typing import Dict, List, Optional, Sequence, Tuple
+
+from ..errors import UserError
+from .entropy import Costs, Meter, Plain
+
+Candidate = Tuple[Plain, ...]
+Scored = Tuple[float, Candidate]
+
+# of Costs, what a budget may limit
+BUDGETS = ("flops", "parameters", "layers", "latency")
+_FACTORS = (1.5, 1.25, 0.8, 0.6, 0.5)
+_STEPS = (-2, -1, 1, 2)
+
+
+@dataclasses.dataclass(frozen=True)
+class Space:
+    """Which structures there are: those that mutations of a start can become.
+
+    Args:
+        max_stem, max_channels: widths of the stem, and of all else.
+        kernels: of the bottlenecks.
+        max_expansion: of a block's width over that of the block before.
+        min_bottleneck: of the bottlenecks' width, as a part of the block's.
+        max_layers: bottlenecks of each block behind the stem; 0: 3 of the first, of the others an equal share of the budget's layers.
+    """
+
+    max_stem: int = 32
+    max_channels: int = 2048
+    kernels: Tuple[int, ...] = (3, 5)
+    max_expansion: int = 4
+    min_bottleneck: float = 0.1
+    max_layers: int = 0
+
+    def most_layers(self, index: int, count: int, budget: float) -> int:
+        """Bottlenecks that block ``index`` of ``count`` may have where ``budget`` layers are allowed."""
+        if self.max_layers:
+            return self.max_layers
+        if index == 1:
+            return 3
+        return max(1, int(budget // 3 // (count - 2))) if budget < float("inf") else 1 << 30
+
+
+def round8(x: float) -> int:
+    """The nearest multiple of 8, at least 8."""
+    return max(8, int(x / 8 + 0.5) * 8)
+
+
+@dataclasses.dataclass
+class Problem:
+    """A space, a measure and a budget: the largest value of each of `BUDGETS` that is limited."""
+
+    meter: Meter
+    space: Space
+    budget: Dict[str, float]
+
+    def fits(self, costs: Costs) -> bool:
+        return all(getattr(costs, name) <= most for name, most in self.budget.items())
+
+    def mutate(self, parent: Candidate, rng: random.Random) -> Candidate:
+        """A child: two rounds of one changed field each."""
+        most = self.budget.get("layers", float("inf"))
+        child = parent
+        for _ in range(2):
+            for _ in range(len(parent)):
+                changed = self._change(child, rng, most)
+                if sum(3 * b[3] or 1 for b in changed) <= most:
+                    break
+            child = changed
+        return child
+
+    def _change(self, blocks: Candidate, rng: random.Random, budget_layers: float) -> Candidate:
+        space, random_ = self.space, rng.random
+        i = int(random_() * len(blocks))
+        out, kernel, stride, layers, width = blocks[i]
+        following = blocks[i + 1][0] if i + 1 < len(blocks) else space.max_channels
+        if not layers:
+            out = min(round8(out * _FACTORS[int(random_() * 5)]), space.max_stem, following)
+        else:
+            field = int(random_() * 4)
+            if field == 0:
+                before = blocks[i - 1][0]
+                out = round8(out * _FACTORS[int(random_() * 5)])
+                out = min(out, space.max_channels, space.max_expansion * before)
+                out = max(min(max(out, before), following), round8(following / space.max_expansion) if i + 1 < len(blocks) else 8)
+            elif field == 1:
+                for _ in range(3):
+                    new = space.kernels[int(random_() * len(space.kernels))]
+                    if new != kernel:
+                        break
+                kernel = new
+            elif field == 2:
+                width = round8(width * _FACTORS[int(random_() * 5)])
+            else:
+                most = space.most_layers(i, len(blocks), budget_layers)
+                for _ in range(5):
+                    new = min(max(1, layers + _STEPS[int(random_() * 4)]), most)
+                    if new != layers:
+                        break
+                layers = new
+            width = min(max(width, round8(out * space.min_bottleneck)), out)
+        changed = blocks[:i] + ((out, kernel, stride, layers, width),) + blocks[i + 1 :]
+        return self.fit_kernels(changed) if self.meter.image_size < 32 * 1.5 * max(space.kernels) else changed
+
+    def fit_kernels(self, blocks: Candidate) -> Candidate:
+        """Kernels are reduced where they would be larger than two thirds of what they filter."""
+        side, result = self.meter.image_size, []
+        for out, kernel, stride, layers, width in blocks:
+            side = -(-side // stride)
+            while layers and kernel > 1 and 1.5 * kernel > side:
+                kernel -= 2
+            result.append((out, kernel, stride, layers, width))
+        return tuple(result)
+
+    def explore(self, population: Sequence[Scored], size: int, count: int, rng: random.Random) -> List[Scored]:
+        """The best ``size`` after ``count`` candidates more, from the worst to the best."""
+        population = list(population)
+        known = {structure for _, structure in population}
+        measure, mutate, fits = self.meter.measure, self.mutate, self.fits
+        for _ in range(count):
+            child = mutate(population[int(rng.random() * len(population))][1], rng)
+            if child in known:
+                continue
+            costs = measure(child)
+            if len(population) >= size and costs[0] <= population[0][0] or not fits(costs):
+                continue
+            known.add(child)
+            bisect.insort(population, (costs[0], child))
+            if len(population) > size:
+                known.discard(population.pop(0)[1])
+        return population
+
+
+@dataclasses.dataclass
+class State:
+    """All that a search needs to go on: how many rounds are done, and the population, from the worst to the best."""
+
+    rounds: int
+    population: List[Scored]
+
+
+class Evolution:
+    """Runs rounds of a search, in as many processes as ``workers`` says; use it as a context manager.
+
+    Args:
+        problem: what is searched.
+        state: where it stands.
+        seed: of all choices.
+        size: of the population.
+        islands, round_size: how many populations evolve apart, and how many candidates each makes in a round.
+    """
+
+    def __init__(self, problem: Problem, state: State, seed: int, size: int = 256, islands: int = 4, round_size: int = 256, workers: int = 1):
+        self.problem, self.state, self.seed = problem, state, seed
+        self.size, self.islands, self.round_size = size, islands, round_size
+        self.workers = min(workers, islands)
+        self._processes: List[Tuple[multiprocessing.process.BaseProcess, "multiprocessing.connection.Connection"]] = []
+
+    def __enter__(self) -> "Evolution":
+        if self.workers > 1:
+            for _ in range(self.workers):
+                ours, theirs = multiprocessing.Pipe()
+                process = multiprocessing.Process(target=_work, args=(theirs, self.problem), daemon=True)
+                process.start()
+                theirs.close()
+                self._processes.append((process, ours))
+        return self
+
+    def __exit__(self, *_) -> None:
+        for process, connection in self._processes:
+            connection.close()
+            process.terminate()
+        self._processes = []
+
+    def round(self) -> None:
+        """One round of all islands."""
+        state = self.state
+        tasks = [(state.population, self.size, self.round_size, f"{self.seed}/{state.rounds}/{island}") for island in range(self.islands)]
+        results: List[Optional[List[Scored]]] = [None] * len(tasks)
+        if not self._processes:
+            results = [_explore(self.problem, *task) for task in tasks]
+        else:
+            try:
+                for first in range(0, len(tasks), self.workers):
+                    batch = list(zip(range(first, len(tasks)), self._processes))
+                    for i, (_, connection) in batch:
+                        connection.send(tasks[i])
+                    for i, (_, connection) in batch:
+                        results[i] = connection.recv()
+            except (EOFError, OSError) as error:
+                raise UserError("a process of the search was killed; start it again with --resume") from error
+        merged = sorted({scored for result in results for scored in result})
+        self.state = State(state.rounds + 1, merged[-self.size :])
+
+
+def _explore(problem: Problem, population: List[Scored], size: int, count: int, seed: str) -> List[Scored]:
+    return problem.explore(population, size, count, random.Random(seed))
+
+
+def _work(connection, problem: Problem) -> None:
+    """A process of its own: explores what it is sent until nobody sends."""
+    try:
+        while True:
+            connection.send(_explore(problem, *connection.recv()))
+    except (EOFError, OSError, KeyboardInterrupt):
+        pass

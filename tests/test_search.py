@@ -1,0 +1,362 @@
+"""The training-free search: scores and costs of the source, evolution that can be stopped, the best there is, tables of latency."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import yaml
+from conftest import ROOT, load_record
+from hypothesis import given
+from hypothesis import strategies as st
+
+import backbones
+from backbones import UserError, zoo
+from backbones.maedet import Block, parse_structure, read_structure
+from backbones.search import exact, zero_shot
+from backbones.search.entropy import STRUCTURES, Meter, block_costs, monte_carlo, plain
+from backbones.search.evolution import Evolution, Problem, Space, State, round8
+from backbones.search.latency import LatencyTable, build_table, load_table, measured
+from backbones.tools import analyze
+
+RECORD = load_record("maedet", "scores_analytic.json")
+NAMES = {"MAE-DET-S": "maedet_s", "MAE-DET-M": "maedet_m", "MAE-DET-L": "maedet_l", "R-50": "resnet50_like", "R-101": "resnet101_like"}
+R50 = "search/maedet_r50_budget.yaml"
+
+
+def tool(*args, **kwargs):
+    command = [sys.executable, "-m", "backbones.search.zero_shot", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, **kwargs)
+
+
+@pytest.mark.parametrize("name", [*NAMES.values(), "search_init"])
+def test_scores_and_costs_of_the_source(name):
+    """Scores to 1e-6, operations, parameters and layers exactly, of every recorded structure."""
+    expected = RECORD[name]
+    structure = plain(parse_structure(expected["structure"]))
+    for size, flops in ((480, "repo_flops_480"), (800, "repo_flops_800")):
+        costs = Meter(size).measure(structure)
+        assert costs.score == pytest.approx(expected["madnas_total_0_0_1_1_6"], abs=1e-6)
+        assert (costs.flops, costs.parameters, costs.layers) == (expected[flops], expected["repo_model_size"], expected["layers"])
+    for weights in ((0, 0, 1, 1, 6), (0, 0, 1, 1, 1), (0, 0, 0, 0, 1)):
+        assert Meter(480, weights).stages(structure) == pytest.approx(expected[f"madnas_{'_'.join(map(str, weights))}"], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, score", [("MAE-DET-S", 1731.907), ("MAE-DET-M", 2114.783), ("MAE-DET-L", 2599.396), ("R-50", 1174.298), ("R-101", 2377.332)]
+)
+def test_score_of_a_name(name, score, capsys):
+    zero_shot.main(["score", name, "--json"])
+    result = json.loads(capsys.readouterr().out)
+    assert result["score"] == pytest.approx(RECORD[NAMES[name]]["madnas_total_0_0_1_1_6"], abs=1e-6)
+    assert round(result["score"], 3) == score and sum(result["stages"]) == pytest.approx(result["score"])
+    if name.startswith("MAE"):
+        counted = load_record("maedet", "params_flops_800x1280.json")[NAMES[name]]
+        assert result["fvcore_flops_800x1280"] / 1e9 == pytest.approx(counted["conv_bn2"], abs=5e-4)
+        assert result["parameters"] == counted["params_all"]
+    zero_shot.main(["score", name])
+    assert f"score {score:.3f}" in capsys.readouterr().out
+
+
+def test_parameters_are_the_networks():
+    structure = backbones.get_spec("MAE-DET-S").structure
+    net = backbones.create("MAE-DET-S", structure=structure, norm="BN")
+    assert Meter().measure(plain(structure)).parameters == analyze.parameters(net)[0]
+
+
+def test_the_definition_agrees_with_the_closed_form():
+    """Measured on random images, whose borders take a little: as recorded of the original, within three of its deviations."""
+    recorded = load_record("maedet", "scores_montecarlo.json")["maedet_s"]
+    result = monte_carlo(plain(STRUCTURES["MAE-DET-S"]))
+    assert result["mean"] == pytest.approx(recorded["mean"], abs=3 * recorded["std"])
+    closed = Meter().measure(plain(STRUCTURES["MAE-DET-S"])).score
+    assert closed - 20 < result["mean"] < closed
+
+
+def r50_problem():
+    return zero_shot.problem_of(zero_shot.load_config(R50))
+
+
+def evolve(problem, start, rounds, seed=0, workers=1, **options):
+    state = State(0, [(problem.meter.measure(start).score, start)])
+    with Evolution(problem, state, seed, workers=workers, **options) as evolution:
+        for _ in range(rounds):
+            evolution.round()
+    return evolution.state
+
+
+def test_mutations_stay_in_the_space():
+    problem, child = r50_problem()
+    rng, seen = random.Random(0), [set() for _ in child]
+    for _ in range(4000):
+        child = problem.mutate(child, rng)
+        parse_structure([_entry(block, before) for block, before in zip(child, [3, *(b[0] for b in child)])])
+        for i, (block, new) in enumerate(zip(child, seen)):
+            new.add(block)
+            assert block[0] % 8 == 0 and 8 <= block[0] <= (32 if i == 0 else 2048)
+            if i:
+                out, kernel, _, layers, width = block
+                assert kernel in (3, 5) and 1 <= layers <= (3 if i == 1 else 7)
+                assert round8(out / 10) <= width <= out and child[i - 1][0] <= out
+                assert i == 1 or round8(out / 4) <= child[i - 1][0]
+    assert all(len(new) > 1 for new in seen)  # the last block too, which the original never changes
+
+
+def _entry(block, before):
+    out, kernel, stride, layers, width = block
+    group = {"class": "SuperResK1KXK1", "L": layers, "btn": width} if layers else {"class": "ConvKXBNRELU"}
+    return {**group, "in": before, "out": out, "k": kernel, "s": stride}
+
+
+def test_kernels_fit_small_images():
+    """Of 64 pixels, the last stage has 2: no kernel is larger than two thirds of its features."""
+    problem, start = r50_problem()
+    problem = Problem(Meter(64), problem.space, {"layers": 91})
+    rng, child, kernels = random.Random(0), start, set()
+    for _ in range(500):
+        child = problem.mutate(child, rng)
+        kernels.add(tuple(block[1] for block in child[1:]))
+    assert {k[-1] for k in kernels} == {1} and {k[0] for k in kernels} == {3, 5}
+
+
+def test_the_budget_holds_and_the_search_learns():
+    problem, start = r50_problem()
+    state = evolve(problem, start, 10)
+    assert state.population == sorted(set(state.population)) and len(state.population) == 256
+    for score, structure in state.population:
+        costs = problem.meter.measure(structure)
+        assert costs.score == score and problem.fits(costs)
+    assert state.population[-1][0] > 1500  # from 400; the original's loop has 1730 after 4000
+
+
+@pytest.mark.slow
+def test_reaches_the_score_it_should():
+    """At least 2090 in 100,000 candidates, as the start and space of the original allow, and no more than there is."""
+    problem, start = r50_problem()
+    for seed in (0, 1):
+        score = evolve(problem, start, 98, seed).population[-1][0]
+        assert 2090 <= score <= 2096.9148
+
+
+def test_processes_and_seeds():
+    """Any number of processes gives the same; another seed another."""
+    problem, start = r50_problem()
+    states = [evolve(problem, start, 4, seed, workers, islands=3) for seed, workers in ((0, 1), (0, 2), (0, 3), (1, 1))]
+    assert states[0].population == states[1].population == states[2].population != states[3].population
+
+
+def small_config(path, **changes):
+    with open(os.path.join(zoo.config_root(), R50)) as f:
+        config = {**yaml.safe_load(f), "candidates": 60000, **changes}
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(tmp_path):
+    """kill -9 at random moments, again and again: the same files, byte for byte, as of a search that was left alone."""
+    config = small_config(tmp_path / "c.yaml", candidates=250000)
+    assert tool("search", "--config", config, "--output", tmp_path / "whole", "--workers", 1).returncode == 0
+    rng, kills = random.Random(5), 0
+    for attempt in range(30):
+        command = [sys.executable, "-m", "backbones.search.zero_shot", "search", "--config", str(config), "--output", str(tmp_path / "killed")]
+        process = subprocess.Popen([*command, "--workers", "2", "--resume"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if kills < 3:
+            state = tmp_path / "killed" / "state.json"
+            before = state.stat().st_mtime_ns if state.exists() else 0
+            until = time.monotonic() + 60
+            while process.poll() is None and time.monotonic() < until and (not state.exists() or state.stat().st_mtime_ns == before):
+                time.sleep(0.01)
+            time.sleep(rng.random() * 0.3)
+            process.send_signal(signal.SIGKILL)
+            kills += process.wait() == -signal.SIGKILL
+        elif process.wait(timeout=120) == 0:
+            break
+    else:
+        raise AssertionError("it never came to its end")
+    for name in ("best_structure.txt", "best.json"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    populations = [json.loads((tmp_path / run / "state.json").read_text())["population"] for run in ("killed", "whole")]
+    assert populations[0] == populations[1]
+
+
+def test_what_a_search_leaves(tmp_path):
+    """A structure, a config of it that builds, and a picture; a second search is not begun over the first."""
+    config = small_config(tmp_path / "c.yaml", candidates=2000)
+    arguments = ["search", "--config", str(config), "--seed", "3", "--output", str(tmp_path / "s"), "--workers", "1"]
+    zero_shot.main(arguments)
+    assert (tmp_path / "s" / "search.png").stat().st_size > 10000
+    cfg = zoo.get_config(str(tmp_path / "s" / "detector.yaml"))
+    assert cfg.MODEL.META_ARCHITECTURE == "GFL"
+    structure = read_structure(cfg.MODEL.MAEDET.STRUCTURE)
+    about = json.loads((tmp_path / "s" / "best.json").read_text())
+    assert Meter().measure(plain(structure)).score == about["score"] and about["seed"] == 3
+    with pytest.raises(UserError, match="already: go on with it by --resume"):
+        zero_shot.main(arguments)
+    with pytest.raises(UserError, match="has another seed: take another --output"):
+        zero_shot.main([*arguments, "--resume", "--seed", "4"])
+    zero_shot.main([*arguments, "--resume", "--candidates", "4000"])  # more of the same
+    assert json.loads((tmp_path / "s" / "best.json").read_text())["score"] > about["score"]
+    (tmp_path / "s" / "state.json").write_text('{"search": {}, "population": [3]}')
+    with pytest.raises(UserError, match="is no state of a search"):
+        zero_shot.main([*arguments, "--resume"])
+
+
+SMALL = Space(max_stem=16, max_channels=48, kernels=(3, 5), max_layers=2)
+SMALL_START = ((16, 3, 2, 0, 0), (16, 3, 2, 1, 8), (16, 3, 2, 1, 8), (32, 3, 2, 1, 8), (32, 3, 2, 1, 8))
+
+
+def every_structure(start, space):
+    widths = range(8, space.max_channels + 1, 8)
+    for stem in range(8, space.max_stem + 1, 8):
+        for outs in itertools.product(widths, repeat=4):
+            if stem > outs[0] or any(a > b or round8(b / 4) > a for a, b in zip(outs, outs[1:])):
+                continue
+            yield stem, outs
+
+
+@pytest.mark.parametrize("budget", [{"flops": 6e6}, {"flops": 1e7, "parameters": 2e4}, {"parameters": 3e4, "layers": 19}, {"layers": 16}])
+def test_the_best_there_is(budget):
+    """Against all structures of a small space, one by one."""
+    space = Space(max_stem=8, max_channels=24, kernels=(3,), max_layers=2)
+    start = ((8, 3, 2, 0, 0), *((8, 3, 2, 1, 8) for _ in range(4)))
+    problem = Problem(Meter(160), space, budget)
+    proof, found = zero_shot.find_exact(problem, start)
+    highest = -1.0
+    for stem, outs in every_structure(start, space):
+        options = [[(out, 3, 2, n, w) for n in (1, 2) for w in range(round8(out / 10), out + 1, 8)] for out in outs]
+        for blocks in itertools.product(*options):
+            costs = problem.meter.measure(((stem, 3, 2, 0, 0), *blocks))
+            if problem.fits(costs):
+                highest = max(highest, costs.score)
+    costs = problem.meter.measure(found)
+    assert problem.fits(costs) and costs.score == pytest.approx(highest, abs=1e-9)
+    assert proof.score >= highest - 1e-9
+
+
+@pytest.mark.slow
+@given(flops=st.floats(2e6, 2e7), seed=st.integers(0, 5))
+def test_nothing_is_above_the_bound(flops, seed):
+    problem = Problem(Meter(96), SMALL, {"flops": flops, "layers": 22})
+    if not problem.fits(problem.meter.measure(SMALL_START)):
+        return
+    proof = exact.bound(problem, SMALL_START, 25)
+    assert evolve(problem, SMALL_START, 2, seed, size=32, islands=1).population[-1][0] <= proof.score + 1e-9
+
+
+@pytest.mark.slow
+def test_the_best_there_is_of_the_papers_budget(tmp_path, capsys):
+    zero_shot.main(["exact", "--config", "configs/" + R50, "--output", str(tmp_path)])
+    about = json.loads((tmp_path / "best.json").read_text())
+    assert about["score"] == pytest.approx(2096.9147, abs=1e-3) and about["score"] < about["bound"] < 2097.2
+    assert about["flops"] <= 18.8e9 and about["layers"] <= 91
+    assert Meter().measure(plain(read_structure(str(tmp_path / "best_structure.txt")))).score == about["score"]
+
+
+def test_latency(tmp_path):
+    """A small table, built here: interpolated between what was measured, saved and read the same, a budget like any other."""
+    table = build_table(64, "cpu", [3, 5], 64, 1, 1e-4, list)
+    path = tmp_path / "latency.json"
+    table.save(str(path))
+    assert load_table(str(path)) == table
+    entries = {"1/1/32": {(8, 8): 1.0, (8, 16): 2.0, (16, 8): 3.0, (16, 16): 4.0}, "3/1/32": {(8, 8): 1.0, (32, 32): 9.0}}
+    made = LatencyTable(64, entries, {})
+    assert made.conv(8, 16, 1, 1, 32) == pytest.approx(2.0) and made.conv(8, 32, 1, 1, 32) == pytest.approx(4.0)
+    assert made.conv(16, 16, 3, 1, 32) == pytest.approx(3.0)  # halfway, of logarithms
+    assert made.conv(64, 64, 3, 1, 32) == pytest.approx(36.0)
+    assert made.conv(12, 8, 1, 1, 32) == pytest.approx(3 ** (0.5849625 / 1.0), rel=1e-3)
+    with pytest.raises(UserError, match="no convolutions of kernel/stride/side 5/2/32"):
+        made.conv(8, 8, 5, 2, 32)
+    structure = ((8, 3, 2, 0, 0), *((16, 3, 2, 1, 8) for _ in range(4)))
+    costs = Meter(64, table=table).measure(structure)
+    assert costs.latency == pytest.approx(
+        sum(block_costs(i, b, s, table).latency for i, b, s in zip((3, 8, 16, 16, 16), structure, (64, 32, 16, 8, 4)))
+    )
+    predicted, taken = measured(structure, table, "cpu", 1e-3)
+    assert predicted == costs.latency > 0 and taken > 0
+    config = small_config(
+        tmp_path / "c.yaml",
+        image_size=64,
+        candidates=1000,
+        budget={"latency": 2 * costs.latency, "layers": 30},
+        latency_table="latency.json",
+        space={"max_channels": 64, "max_stem": 16},
+        start=[_entry(b, before) for b, before in zip(structure, (3, 8, 16, 16, 16))],
+    )
+    zero_shot.main(["search", "--config", str(config), "--output", str(tmp_path / "s"), "--workers", "1"])
+    about = json.loads((tmp_path / "s" / "best.json").read_text())
+    assert 0 < about["latency"] <= 2 * costs.latency
+    with pytest.raises(UserError, match="no bound is known for a budget of latency"):
+        zero_shot.main(["exact", "--config", str(config)])
+    for text in ("", "[]", '{"about": {}}', '{"about": {}, "image_size": 64, "entries": {"1/1/32": [[8, 8, -1]]}}'):
+        path.write_text(text)
+        with pytest.raises(UserError, match="no latency table"):
+            load_table(str(path))
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"buget": {}}, "key in .*'buget'. Did you mean 'budget'"),
+        ({"budget": {"flop": 1e9}}, "budget in .*'flop'. Did you mean 'flops'"),
+        ({"budget": {"flops": "18.8e9"}}, "budget flops is '18.8e9'.*a point and a sign"),
+        ({"budget": {"flops": 1e9}}, "budget flops 1 G is impossible: the start has 7.745 G already"),
+        ({"budget": {"layers": 12}}, "budget layers 12 is impossible: the start has 16"),
+        ({"budget": {"latency": 0.1}}, "a budget of latency and a latency_table need each other"),
+        ({"budget": [3]}, "budget is .3., not KEY: VALUE"),
+        ({"space": {"kernels": [4]}}, "space kernels is"),
+        ({"space": {"max_stem": 30}}, "max_stem is 30: it must be a multiple of 8"),
+        ({"space": {"stem": 30}}, "space in .*'stem'"),
+        ({"stage_weights": [1, 2]}, "must be five numbers"),
+        ({"population": 0}, "population is 0"),
+        ({"start": None}, "has no start"),
+        ({"start": "nowhere.txt"}, "'nowhere.txt' is not there"),
+        ({"start": [{"class": "Conv"}]}, "class in .*block 0: 'Conv'"),
+        ({"detector": "gfl_MAE_DET_X"}, "gfl_MAE_DET_X"),
+        ({"image_size": 480.5}, "image_size is 480.5"),
+    ],
+)
+def test_mistakes_in_a_config(change, words, tmp_path):
+    with pytest.raises(UserError, match=words) as error:
+        zero_shot.problem_of(zero_shot.load_config(str(small_config(tmp_path / "c.yaml", **change))))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_mistakes_on_the_command_line(tmp_path):
+    (tmp_path / "bad.txt").write_text("[{'class': 'SuperResK1KX'}]")
+    for arguments, words in (
+        (["score", "MAE-DET-X"], "Did you mean 'MAE-DET-S'"),
+        (["score", tmp_path / "bad.txt"], "class in structure file"),
+        (["search", "--config", "nowhere.yaml", "--output", tmp_path / "s"], "'nowhere.yaml' is not there"),
+        (["search", "--config", "configs/" + R50, "--output", "setup.py"], "is a file"),
+        (["latency", "--device", "gpu", "--output", tmp_path / "l.json"], "'gpu'"),
+    ):
+        result = tool(*arguments)
+        assert result.returncode == 2 and words in result.stderr and "Traceback" not in result.stderr, result.stderr
+        assert words in result.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "s").exists() and not (tmp_path / "l.json").exists()
+
+
+def test_a_single_bottleneck_is_not_of_the_search():
+    structure = tuple(b._replace(forced=False, layers=1) if i == 2 else b for i, b in enumerate(backbones.get_spec("MAE-DET-S").structure))
+    with pytest.raises(UserError, match="block 2 is a single ResK1KXK1"):
+        plain(structure)
+    assert isinstance(structure[2], Block)
+
+
+def test_the_structure_in_the_configs_is_what_the_search_finds(tmp_path):
+    """configs/digits/found_structure.txt, in the budget of V-19-slim-dw-eSE, byte for byte."""
+    zero_shot.main(
+        ["search", "--config", "configs/search/digits_budget.yaml", "--seed", "0", "--output", str(tmp_path / "s"), "--workers", "1"]
+    )
+    with open(os.path.join(zoo.config_root(), "digits", "found_structure.txt")) as f:
+        assert (tmp_path / "s" / "best_structure.txt").read_text() == f.read()
+    theirs = backbones.create("V-19-slim-dw-eSE", norm="BN")
+    budget = zero_shot.load_config("search/digits_budget.yaml")["budget"]
+    assert budget["parameters"] == analyze.parameters(theirs)[0]
