@@ -174,7 +174,7 @@ def search(config: Dict[str, Any], seed: int, output: str, workers: int, resume:
     elif resume:
         print(f"--resume: no search is in {output!r}, it starts anew", flush=True)
     size = config["islands"] * config["round"]
-    rounds = -(-config["candidates"] // size)
+    rounds = _rounds(config)
     begun, first, saved = time.monotonic(), state.rounds, time.monotonic()
     islands = {"size": config["population"], "islands": config["islands"], "round_size": config["round"], "workers": workers}
     with Evolution(problem, state, seed, **islands) as evolution:
@@ -205,6 +205,11 @@ def search(config: Dict[str, Any], seed: int, output: str, workers: int, resume:
     _write_result(config, problem, best, output, {"seed": seed, "candidates": state.rounds * size, "by": "evolution"})
     _plot(problem, state, history, best, os.path.join(output, "search.png"))
     return best
+
+
+def _rounds(config: Dict[str, Any]) -> int:
+    """The whole rounds that the candidates are enough for, at least one."""
+    return max(1, config["candidates"] // (config["islands"] * config["round"]))
 
 
 def _identity(config: Dict[str, Any], seed: int) -> Dict[str, Any]:
@@ -403,24 +408,24 @@ def _benchmark(args) -> None:
     config = load_config(args.config)
     problem, start = problem_of(config)
     proof, optimum = find_exact(problem, start) if "latency" not in problem.budget else (None, None)
-    size = config["islands"] * config["round"]
     rows = []
     for seed in args.seeds:
         problem, _ = problem_of(config)
         state = State(0, [(problem.meter.measure(start).score, start)])
         begun = time.process_time()
         with Evolution(problem, state, seed, config["population"], config["islands"], config["round"]) as evolution:
-            for _ in range(-(-config["candidates"] // size)):
+            for _ in range(_rounds(config)):
                 evolution.round()
-        candidates = evolution.state.rounds * size
+        candidates = evolution.state.rounds * config["islands"] * config["round"]
         each = (time.process_time() - begun) / candidates
         score, best = evolution.state.population[-1]
         costs = problem.meter.measure(best)
-        row = {"seed": seed, "score": score, "flops": costs.flops, "layers": costs.layers, "candidates": candidates}
+        row = {"seed": seed, "score": score, **_integers(costs), "candidates": candidates}
         rows.append({**row, "microseconds": round(each * 1e6, 2), "times_reference": round(REFERENCE_MS / each / 1e3, 1)})
         print(json.dumps(rows[-1]), flush=True)
     result = {
         "config": os.path.relpath(args.config) if os.path.isfile(args.config) else args.config,
+        "image_size": config["image_size"],
         "budget": problem.budget,
         "machine": machine(),
         "reference_ms": REFERENCE_MS,
@@ -428,13 +433,18 @@ def _benchmark(args) -> None:
         "runs": rows,
     }
     if optimum:
-        result["exact"] = {"score": problem.meter.measure(optimum).score, "bound": proof.score, "flops": problem.meter.measure(optimum).flops}
+        costs = problem.meter.measure(optimum)
+        result["exact"] = {"score": costs.score, "bound": proof.score, **_integers(costs)}
         print(f"the best there is: {result['exact']['score']:.3f}; proved without going through it: no more than {proof.score:.3f}")
     if args.json:
         with open(args.json + ".partial", "w") as f:
             json.dump(result, f, indent=1)
             f.write("\n")
         os.replace(args.json + ".partial", args.json)
+
+
+def _integers(costs: Costs) -> Dict[str, int]:
+    return {name: getattr(costs, name) for name in ("flops", "parameters", "layers")}
 
 
 def _exact(args) -> None:

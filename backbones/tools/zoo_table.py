@@ -4,6 +4,7 @@ import argparse
 import json
 import math
 import os
+import statistics
 from typing import Dict, List
 
 import torch
@@ -48,7 +49,7 @@ def _deform_flops(x, weight, *args, out_shape=None, **kwargs) -> int:
 def render() -> str:
     counted: Dict[str, float] = {}
     sections = [_section(key, source, counted) for key, source in _data("models.json")["sources"].items()]
-    return "\n".join([_HEAD, _backbones(), "## Detectors on COCO\n", *sections, _configs_without_figures(counted), _measured()])
+    return "\n".join([_HEAD, _backbones(), "## Detectors on COCO\n", *sections, _configs_without_figures(counted), _search(), _measured()])
 
 
 _HEAD = """# Model zoo
@@ -138,6 +139,24 @@ def _configs_without_figures(counted: Dict[str, float]) -> str:
 By the same recipes, ours or detectron2's of the same name; costs *computed* as above.
 
 {_table(table, ("config", "Param.", "GFLOPs"))}
+"""
+
+
+def _search() -> str:
+    data = _data("search.json")
+    names = ("flops", "parameters", "layers")
+    limits = ", ".join(f"{name} {data['budget'][name]:,.0f}" for name in names if name in data["budget"])
+    rows = [(f"evolution, seed {r['seed']}", f"{r['score']:.3f}", *(f"{r[name]:,}" for name in names)) for r in data["runs"]]
+    rows.append(("the best there is", f"{data['exact']['score']:.3f}", *(f"{data['exact'][name]:,}" for name in names)))
+    each, times = (statistics.median(r[key] for r in data["runs"]) for key in ("microseconds", "times_reference"))
+    return f"""## Training-free search
+
+[{os.path.basename(data["config"])}]({data["config"]}): {limits} at {data["image_size"]} pixels, {data["runs"][0]["candidates"]:,} candidates.
+*Measured here* in one process ({data["machine"]}; `{data["command"]}`): {each:.1f} microseconds a candidate, the median of the seeds,
+{times:.0f} times as fast as the {data["reference_ms"]} milliseconds of the original's own loop (without building the networks that it builds
+besides, one thread; a figure of another machine). *Computed*: the scores. No structure of the space scores more than the last row's, by `zero_shot exact`.
+
+{_table(rows, ("", "score", *names))}
 """
 
 
