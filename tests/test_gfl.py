@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import HERE, load_record
+from detectron2.config import instantiate
 from detectron2.export import TracingAdapter, scripting_with_instances
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
@@ -244,6 +245,19 @@ def test_the_recipe():
     assert (solver.WARMUP_ITERS, solver.WARMUP_FACTOR, solver.CLIP_GRADIENTS.ENABLED) == (epoch, 0.1, False)
     assert (cfg.INPUT.FORMAT, cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING) == ("RGB", (480, 960), "range")
     assert (cfg.MODEL.WEIGHTS, cfg.MODEL.MAEDET.NORM, cfg.MODEL.BACKBONE.FREEZE_AT) == ("", "SyncBN", 0)
+
+
+def test_yaml_and_python_config_are_one_detector():
+    cfg = zoo.get_config("gfl_MAE_DET_S_FPN_3x.yaml")
+    cfg.MODEL.DEVICE = "meta"
+    python = zoo.get_lazy_config("lazy/gfl_MAE_DET_S_FPN_3x.py")
+    with torch.device("meta"):
+        ours, theirs = build_model(cfg), instantiate(python.model)
+    assert {k: v.shape for k, v in ours.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
+    for name in ("strides", "num_classes", "atss_topk", "loss_weights", "test_score_thresh", "test_topk_candidates", "test_nms_thresh"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.input_format == theirs.input_format == python.dataloader.train.mapper.image_format
+    assert python.train.max_iter == cfg.SOLVER.MAX_ITER and python.optimizer.lr == cfg.SOLVER.BASE_LR
 
 
 def test_p7_follows_p6_of_p5():
