@@ -1,6 +1,6 @@
 """Trains detectors from scratch on digits, one after another, and records what they reach: the figures of model_zoo.md.
 
-Each run goes to OUTPUT/<config>; its AP, AP50, minutes, machine and seed replace that config's row of the same machine in the JSON file.
+Each run goes to OUTPUT/<config>; its AP, AP50, minutes, machine and seed replace that config's row of the same machine and seed in the JSON file.
 """
 
 import argparse
@@ -80,12 +80,12 @@ def train(config: str, output: str, opts: List[str], backbone: str = "") -> Dict
 
 
 def record(row: Dict[str, object], path: str) -> None:
-    """Puts the row into the file, in the place of one of the same config, backbone and machine."""
+    """Puts the row into the file, in the place of one of the same config, backbone, machine and seed."""
     runs = []
     if os.path.isfile(path):
         with open(path) as f:
             runs = json.load(f)["runs"]
-    same = [i for i, old in enumerate(runs) if all(old.get(key) == row.get(key) for key in ("config", "backbone", "machine"))]
+    same = [i for i, old in enumerate(runs) if all(old.get(key) == row.get(key) for key in ("config", "backbone", "machine", "seed"))]
     if same:
         runs[same[0]] = row
     else:

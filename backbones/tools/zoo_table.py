@@ -5,7 +5,7 @@ import json
 import math
 import os
 import statistics
-from typing import Dict, List
+from typing import Callable, Dict, List, Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -162,45 +162,51 @@ besides, one thread; a figure of another machine). *Computed*: the scores. No st
 
 def _measured() -> str:
     runs = _data("measured.json")["runs"]
-    swapped = [r for r in runs if "backbone" in r]
-    text = f"""## Digits
+    budgeted = [r for r in runs if r["config"].startswith("digits/")]
+    return f"""## Digits
 
 *Measured here* on digits_val, by training from scratch; the minutes are of training and evaluation, on a machine that may have had other work.
 
-{_runs([r for r in runs if "backbone" not in r])}
-"""
-    if not swapped:
-        return text
-    return f"""{text}
+{_runs([r for r in runs if r not in budgeted])}
+
 ### One budget for every backbone
 
-The same recipe and the same number of images for each, without pretraining: how fast they learn, more than how far they come. Written by
-`python -m backbones.tools.benchmark digits/faster_rcnn_digits.yaml --backbone RegNetX-400MF` and likewise.
+The same recipe and the same number of images for each, without pretraining: how fast they learn, more than how far they come; where there are
+several seeds, how much of that is chance. Written by `python -m backbones.tools.benchmark digits/faster_rcnn_digits.yaml --backbone RegNetX-400MF`
+and likewise; another seed by `--opts SEED 2`.
 
-{_runs(swapped)}
+{_runs(budgeted, _network)}
 """
 
 
 _MEASURED = {"ap": "box AP", "ap50": "AP50", "mask_ap": "mask AP", "keypoint_ap": "keypoint AP", "pq": "PQ", "miou": "mIoU"}
 
 
-def _runs(runs: List[dict]) -> str:
+def _network(run: dict) -> str:
+    """The backbone of a run, which only MAE-DET's configs say themselves."""
+    if "backbone" in run:
+        return run["backbone"]
+    node = zoo.get_config(run["config"]).MODEL.MAEDET
+    return "found by the search" if node.STRUCTURE else f"{node.NAME}, widths times {node.WIDTH}"
+
+
+def _runs(runs: List[dict], network: Optional[Callable[[dict], str]] = None) -> str:
+    """A table; with ``network``, that in place of minutes and command."""
     figures = [name for name in _MEASURED if any(name in r for r in runs)]
-    swapped = any("backbone" in r for r in runs)
     rows = [
         (
             _link(r["config"]),
-            *((r["backbone"],) if swapped else ()),
+            *((network(r),) if network else ()),
             *(f"{r[name]:.2f}" if name in r else "" for name in figures),
             r["iterations"],
             r["machine"],
             r["seed"],
-            *(() if swapped else (f"{r['minutes']:.1f}", f"`{r['command']}`")),
+            *(() if network else (f"{r['minutes']:.1f}", f"`{r['command']}`")),
         )
         for r in runs
     ]
-    last = ("iterations", "machine", "seed", *(() if swapped else ("minutes", "command")))
-    return _table(rows, ("config", *(("backbone",) if swapped else ()), *(_MEASURED[name] for name in figures), *last))
+    last = ("iterations", "machine", "seed", *(() if network else ("minutes", "command")))
+    return _table(rows, ("config", *(("backbone",) if network else ()), *(_MEASURED[name] for name in figures), *last))
 
 
 def _link(config: str) -> str:
