@@ -60,6 +60,19 @@ def add_backbones_config(cfg: CfgNode) -> None:
     _default(maedet, "NORM", "FrozenBN")
     _stage_options(maedet)
 
+    shufflenet = _node(cfg.MODEL, "SHUFFLENETV2")
+    _default(shufflenet, "NAME", "DetNAS-300M")  # any of list_backbones("DetNAS-*")
+    _default(shufflenet, "CHOICES", [])  # of every block, 0 to 3 (shufflenetv2.CHOICES), in the place of those of NAME
+    _default(shufflenet, "SUBNET", "")  # a file of them, ours, MMRazor's or a list; in a config, relative to it or to where one is
+    _default(shufflenet, "SUPERNET", False)  # all choices at once
+    # conventions that differ between the released networks (shufflenetv2.SPLITS and SHUFFLES); "": as those of NAME
+    _default(shufflenet, "SPLIT", "")
+    _default(shufflenet, "SHUFFLE", "")
+    _default(shufflenet, "WIDTH", 1.0)  # factor of all widths, which are rounded to multiples of 4
+    _default(shufflenet, "OUT_FEATURES", ["res2", "res3", "res4", "res5"])  # among stem, res2 to res5
+    _default(shufflenet, "NORM", "FrozenBN")
+    _stage_options(shufflenet)
+
     gfl = _node(cfg.MODEL, "GFL")
     # of the meta-architecture GFL, named as detectron2 names them for RetinaNet; here, its classes and the levels it looks at
     _default(gfl, "NUM_CLASSES", 80)
@@ -148,10 +161,11 @@ def merge_file(cfg: CfgNode, path: str) -> None:
 
 def _find_beside(cfg: CfgNode, path: str) -> None:
     """A structure file that a config names may lie beside it, so that both can be moved, or started from anywhere."""
-    node = cfg.MODEL.MAEDET if "MAEDET" in cfg.MODEL else None
-    beside = os.path.join(os.path.dirname(path), node.STRUCTURE) if node and isinstance(node.STRUCTURE, str) and node.STRUCTURE else ""
-    if beside and not os.path.isfile(node.STRUCTURE) and os.path.isfile(beside):
-        node.STRUCTURE = beside
+    for family, key in (("MAEDET", "STRUCTURE"), ("SHUFFLENETV2", "SUBNET")):
+        name = cfg.MODEL[family][key] if family in cfg.MODEL else None
+        beside = os.path.join(os.path.dirname(path), name) if isinstance(name, str) and name else ""
+        if beside and not os.path.isfile(name) and os.path.isfile(beside):
+            cfg.MODEL[family][key] = beside
 
 
 def merge_overrides(cfg: CfgNode, opts: List[str]) -> None:

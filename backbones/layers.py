@@ -17,9 +17,9 @@ from .errors import UserError, unknown
 COMMON_NORMS = ("", "FrozenBN", "BN", "SyncBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 NORMS = (*COMMON_NORMS, "EvalBN")
 
-# what data-parallel training and torch.compile put in front of a model's keys, and what a detector puts in front of its backbone's
-WRAPPERS = re.compile(r"^((module|_orig_mod)\.)+")
-OUTER = re.compile(r"^((module|_orig_mod|model|backbone|bottom_up|body)\.)+")
+# what data-parallel training, torch.compile and MMRazor put in front of a model's keys, and what a detector puts in front of its backbone's
+WRAPPERS = re.compile(r"^((module|_orig_mod|architecture(\.model)?)\.)+")
+OUTER = re.compile(r"^((module|_orig_mod|architecture|model|backbone|bottom_up|body)\.)+")
 
 
 def without_wrappers(state_dict: Mapping[str, Tensor]) -> Dict[str, Tensor]:

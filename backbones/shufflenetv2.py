@@ -1,0 +1,399 @@
+"""ShuffleNetV2 in the search space of DetNAS (Chen et al., "DetNAS: Backbone Search for Object Detection", NeurIPS 2019).
+
+Every block is one of four choices: a depthwise kernel of 3, 5 or 7, or an Xception-like chain of three. The found networks of the paper and
+that of MMRazor, any other list of choices, and the supernet that holds all choices at once.
+
+Worth knowing:
+- The authors' networks and MMRazor's are not the same: the blocks of stride 2 split their width otherwise (``split``), and channels are shuffled
+  elsewhere (``shuffle``). The authors' code itself has two ways: supernets take "before", the networks it released "alternate".
+- The stem and, of the authors', its bias stand before a batch norm; there is no pooling. The last 1x1 convolution is the classifier's alone.
+- Published "300M" counts the convolutions of the body at 224x224; MMRazor's "0.34G" its whole classifier.
+"""
+
+import ast
+import os
+import re
+from dataclasses import dataclass
+from typing import Any, Dict, List, Optional, Sequence, Tuple
+
+import torch
+import yaml
+from detectron2.layers import ShapeSpec
+from torch import Tensor, nn
+
+from .errors import UserError, unknown
+from .fpn import common_options, register_builders
+from .layers import ConvNormAct, StagedBackbone, StagePlan, initialize_convs, stage_plans
+from .registry import Family, register
+
+STAGES = ("stem", "res2", "res3", "res4", "res5")
+CHOICES = ("shuffle_3x3", "shuffle_5x5", "shuffle_7x7", "shuffle_xception")
+SPLITS = ("halves", "input")  # of a reducing block's width: in two halves, or as much as its input has and the rest
+SHUFFLES = ("after", "before", "alternate")  # channels interleaved after each block, before each that keeps the size, or every second one taken
+
+
+def interleave(x: Tensor) -> Tensor:
+    """The channels of the two halves of (N, C, H, W) in turn."""
+    n, c, h, w = x.shape
+    return x.reshape(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
+
+
+def _main(in_channels: int, width: int, out_channels: int, choice: int, norm: str, plan: StagePlan, reduces: bool) -> nn.Sequential:
+    """The branch that is chosen: each depthwise convolution without, each 1x1 with an activation."""
+    stride, first = (plan.stride, plan.reducing) if reduces else (1, plan.conv)
+
+    def depthwise(channels: int, kernel: int, stride: int = 1, conv=plan.conv) -> nn.Module:
+        return ConvNormAct(channels, channels, kernel, stride, groups=channels, norm=norm, act=nn.Identity, conv=conv)
+
+    def pointwise(i: int, o: int) -> nn.Module:
+        return ConvNormAct(i, o, norm=norm)
+
+    if choice == 3:
+        return nn.Sequential(
+            depthwise(in_channels, 3, stride, first),
+            pointwise(in_channels, width),
+            depthwise(width, 3),
+            pointwise(width, width),
+            depthwise(width, 3),
+            pointwise(width, out_channels),
+        )
+    return nn.Sequential(pointwise(in_channels, width), depthwise(width, 3 + 2 * choice, stride, first), pointwise(width, out_channels))
+
+
+class ShuffleBlock(nn.Module):
+    """Half of the channels pass, the other half goes through the chosen branch; where the block reduces, all go through both branches.
+
+    Args:
+        in_channels, out_channels: equal where the block keeps the size.
+        choice: index into CHOICES.
+        reduces: whether it has stride 2.
+        split, shuffle: among SPLITS and SHUFFLES.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, choice: int, reduces: bool, split: str, shuffle: str, norm: str, plan: StagePlan):
+        super().__init__()
+        self.shuffle = shuffle
+        self.proj = None  # where the block keeps the size
+        width = out_channels // 2
+        if not reduces:
+            self.main = _main(width, width, width, choice, norm, plan, reduces)
+            return
+        passed = in_channels if split == "input" else width
+        kernel = 3 if choice == 3 else 3 + 2 * choice
+        self.proj = nn.Sequential(
+            ConvNormAct(in_channels, in_channels, kernel, plan.stride, groups=in_channels, norm=norm, act=nn.Identity, conv=plan.reducing),
+            ConvNormAct(in_channels, passed, norm=norm),
+        )
+        self.main = _main(in_channels, width, out_channels - passed, choice, norm, plan, reduces)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.proj is not None:
+            x = torch.cat((self.proj(x), self.main(x)), dim=1)
+        else:
+            if self.shuffle == "before":
+                x = interleave(x)
+            if self.shuffle == "alternate":
+                kept, x = x[:, 0::2], x[:, 1::2]
+            else:
+                kept, x = x.chunk(2, dim=1)
+            x = torch.cat((kept, self.main(x)), dim=1)
+        return interleave(x) if self.shuffle == "after" else x
+
+
+class ShuffleNetV2(StagedBackbone):
+    """ShuffleNetV2 of choice blocks: emits "stem" (stride 2), "res2" (4), "res3" (8), "res4" (16) and "res5" (32).
+
+    Args:
+        stem_channels: width of the first convolution.
+        channels, blocks: width and number of blocks of each of the four stages.
+        choices: of every block, in order, an index into CHOICES.
+        split, shuffle: among SPLITS and SHUFFLES, see the top of this file.
+        stem_bias: whether the first convolution has a bias, as the authors' has, in front of its norm.
+        width: factor of all its widths, which are rounded to multiples of 4.
+        in_channels, out_features, norm, freeze_at: as `VoVNet`'s.
+        deform_on_per_stage: for res2 to res5, whether its depthwise layers are deformable; ``deform_modulated`` makes them v2.
+        res5_dilation: 2 for res5 at stride 16, with dilated layers.
+    """
+
+    layouts = ("mmrazor", "authors")
+    native_layouts = ("mmrazor", "authors")
+    classifier = re.compile(r"(layers\.4\.|last_conv\.|fc\.|head\.).*$")
+
+    def __init__(
+        self,
+        stem_channels: int,
+        channels: Sequence[int],
+        blocks: Sequence[int],
+        choices: Sequence[int],
+        split: str = "input",
+        shuffle: str = "alternate",
+        stem_bias: bool = True,
+        *,
+        width: float = 1.0,
+        in_channels: int = 3,
+        out_features: Sequence[str] = STAGES[1:],
+        norm: str = "FrozenBN",
+        deform_on_per_stage: Sequence[bool] = (False, False, False, False),
+        deform_modulated: bool = False,
+        deform_num_groups: int = 1,
+        res5_dilation: int = 1,
+        freeze_at: int = 0,
+    ):
+        super().__init__()
+        if split not in SPLITS:
+            raise unknown("split of ShuffleNetV2's blocks", split, SPLITS)
+        if shuffle not in SHUFFLES:
+            raise unknown("shuffle of ShuffleNetV2's channels", shuffle, SHUFFLES)
+        if not 0 < width <= 16:
+            raise UserError(f"ShuffleNetV2's width is {width}: it must be above 0, and at most 16")
+        self.blocks, self.split, self.shuffle = tuple(blocks), split, shuffle
+        self.choices = self._check_choices(choices)
+        stem_channels, *channels = (c if width == 1 else max(4, int(c * width / 4 + 0.5) * 4) for c in (stem_channels, *channels))
+        stem = ConvNormAct(in_channels, stem_channels, 3, stride=2, norm=norm)
+        if stem_bias and norm:
+            stem.conv.bias = nn.Parameter(torch.zeros(stem_channels))
+        self.add_stage("stem", stem, stem_channels, stride=2)
+        self._released: List[str] = []  # where each block, in order, stands here
+        before, stride = stem_channels, 2
+        for name, out, count, plan in zip(
+            STAGES[1:], channels, blocks, stage_plans(deform_on_per_stage, deform_modulated, deform_num_groups, res5_dilation)
+        ):
+            stage = nn.Sequential()
+            for i in range(count):
+                place = f"block{i + 1}"
+                stage.add_module(place, self._block(len(self._released), before, out, i == 0, norm, plan))
+                self._released.append(f"{name}.{place}")
+                before = out
+            stride *= plan.stride
+            self.add_stage(name, stage, out, stride)
+        initialize_convs(self, lambda w: nn.init.normal_(w, std=1.0 / w.shape[1]))
+        nn.init.normal_(self.stem.conv.weight, std=0.01)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                nn.init.constant_(module.bias, 1e-4)
+        # convolutions of stride 2 round odd sizes up, as detectron2 expects: any size works
+        self.finish(out_features, freeze_at, divisible=False)
+
+    def _check_choices(self, choices: Sequence[int]) -> Tuple[int, ...]:
+        if len(choices) != sum(self.blocks):
+            raise UserError(
+                f"{len(choices)} choices were given, but the network has {sum(self.blocks)} blocks ({', '.join(map(str, self.blocks))})"
+            )
+        for i, choice in enumerate(choices):
+            if isinstance(choice, bool) or choice not in range(len(CHOICES)):
+                raise unknown(f"choice of block {i}", choice, range(len(CHOICES)))
+        return tuple(int(choice) for choice in choices)
+
+    def _block(self, index: int, in_channels: int, out_channels: int, reduces: bool, norm: str, plan: StagePlan) -> nn.Module:
+        return ShuffleBlock(in_channels, out_channels, self.choices[index], reduces, self.split, self.shuffle, norm, plan)
+
+    def _place(self, index: int, choice: int) -> Optional[str]:
+        """The prefix of a choice of a block, or None where this network has another."""
+        return f"{self._released[index]}." if index < len(self._released) and self.choices[index] == choice else None
+
+    def translate_key(self, key: str, layout: str) -> str:
+        return (_of_mmrazor if layout == "mmrazor" else _of_authors)(self, key)
+
+
+def _of_mmrazor(net: ShuffleNetV2, key: str) -> str:
+    match = re.match(r"conv1\.(conv|bn)\.(\w+)$", key)
+    if match:
+        return f"stem.{'conv' if match[1] == 'conv' else 'norm'}.{match[2]}"
+    unit = r"(conv|bn)\.(\w+)$"
+    match = re.match(
+        r"layers\.(\d)\.(\d+)\.(?:_candidates|_candidate_ops|choices)\.(\w+)\.branch([12])\.(\d)\.(?:(depthwise_conv|pointwise_conv)\.)?"
+        + unit,
+        key,
+    )
+    if not match or match[3] not in CHOICES or int(match[1]) >= len(net.blocks) or int(match[2]) >= net.blocks[int(match[1])]:
+        return key
+    stage, block, name, branch, position, chain, part, leaf = match.groups()
+    if bool(chain) != (name == "shuffle_xception" and branch == "2"):
+        return key
+    place = net._place(sum(net.blocks[: int(stage)]) + int(block), CHOICES.index(name))
+    index = 2 * int(position) + (chain == "pointwise_conv") if chain else int(position)
+    return key if place is None else f"{place}{'proj' if branch == '1' else 'main'}.{index}.{'conv' if part == 'conv' else 'norm'}.{leaf}"
+
+
+_OPERATIONS = ("shufflenet_3x3", "shufflenet_5x5", "shufflenet_7x7", "xception_3x3")  # the authors' names of the choices
+
+
+def _of_authors(net: ShuffleNetV2, key: str) -> str:
+    match = re.match(r"first_conv\.(conv|bn)\.(\w+)$", key)
+    if match:
+        return f"stem.{'conv' if match[1] == 'conv' else 'norm'}.{match[2]}"
+    match = re.match(
+        r"features\.(\d+)\.(?:(\d)\.)?(?:conv\.(\d)|proj_conv)\.(interstellar|bn)\d[a-z]_(?:(\w+?_\dx\d)_branch2([abc])|proj)(_s)?(_bn)?\.(\w+)$",
+        key,
+    )
+    if not match:
+        return key
+    index, chosen, position, kind, operation, letter, depthwise, depthwise_norm, leaf = match.groups()
+    part = "norm" if kind == "bn" or depthwise_norm else "conv"
+    if chosen is None:  # the block of a found network, whose projection does not say which choice it is of
+        if int(index) >= len(net.choices) or (operation and operation != _OPERATIONS[net.choices[int(index)]]):
+            return key
+        chosen = net.choices[int(index)]
+    place = net._place(int(index), int(chosen))
+    if place is None or (operation and operation != _OPERATIONS[int(chosen)]):
+        return key
+    if position is None:
+        return f"{place}proj.{0 if depthwise else 1}.{part}.{leaf}"
+    if operation == "xception_3x3":
+        at = 2 * "abc".index(letter) + (not depthwise)
+    else:
+        at = 0 if letter == "a" else 1 + (not depthwise)
+    return f"{place}main.{at}.{part}.{leaf}"
+
+
+class Choices(nn.ModuleList):
+    """All choices of one block, of which the ``active`` one runs."""
+
+    active = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self[self.active](x)
+
+
+class ShuffleNetV2Supernet(ShuffleNetV2):
+    """All choices of every block at once; the one that `set_path` names last runs. ``choices`` are what it begins with."""
+
+    def _block(self, index: int, in_channels: int, out_channels: int, reduces: bool, norm: str, plan: StagePlan) -> nn.Module:
+        block = Choices(
+            [ShuffleBlock(in_channels, out_channels, c, reduces, self.split, self.shuffle, norm, plan) for c in range(len(CHOICES))]
+        )
+        block.active = self.choices[index]
+        return block
+
+    def _place(self, index: int, choice: int) -> Optional[str]:
+        return f"{self._released[index]}.{choice}." if index < len(self._released) and choice < len(CHOICES) else None
+
+    def choice_blocks(self) -> List[Choices]:
+        return [module for module in self.modules() if isinstance(module, Choices)]
+
+    def set_path(self, path: Sequence[int]) -> None:
+        """The choice of every block, in order, that runs from now on."""
+        self.choices = self._check_choices(path)
+        for block, choice in zip(self.choice_blocks(), self.choices):
+            block.active = choice
+
+    def subnet_state_dict(self, path: Sequence[int]) -> Dict[str, Tensor]:
+        """The weights of a path, with the names that a `ShuffleNetV2` of those choices has."""
+        path = self._check_choices(path)
+        result = {}
+        for key, value in self.state_dict().items():
+            match = re.match(r"(res\d\.block\d+)\.(\d)\.(.+)$", key)
+            if not match:
+                result[key] = value
+            elif int(match[2]) == path[self._released.index(match[1])]:
+                result[f"{match[1]}.{match[3]}"] = value
+        return result
+
+
+@dataclass(frozen=True)
+class ShuffleNetV2Spec:
+    """The structural arguments of `ShuffleNetV2`."""
+
+    stem_channels: int
+    channels: Tuple[int, int, int, int]
+    blocks: Tuple[int, int, int, int]
+    choices: Tuple[int, ...]
+    split: str = "input"
+    shuffle: str = "alternate"
+    stem_bias: bool = True
+
+
+_SMALL = dict(stem_channels=16, channels=(64, 160, 320, 640), blocks=(4, 4, 8, 4))
+_LARGE = dict(blocks=(8, 8, 16, 8))
+_LARGE_CHOICES = (
+    *(0, 0, 3, 1, 2, 1, 0, 2),
+    *(0, 3, 1, 2, 3, 3, 2, 0),
+    *(2, 1, 1, 3, 2, 0, 2, 2, 2, 1, 3, 1, 0, 3, 3, 3),
+    *(1, 3, 3, 3, 3, 3, 3, 3),
+)
+SPECS = {
+    "DetNAS-300M": ShuffleNetV2Spec(**_SMALL, choices=(2, 1, 2, 0, 2, 1, 1, 2, 3, 3, 1, 3, 0, 0, 3, 1, 3, 1, 3, 2)),
+    "DetNAS-RetinaNet-300M": ShuffleNetV2Spec(**_SMALL, choices=(2, 3, 1, 1, 3, 2, 1, 3, 3, 1, 1, 1, 3, 3, 2, 0, 3, 3, 3, 3)),
+    "DetNAS-1.3G": ShuffleNetV2Spec(48, (96, 240, 480, 960), **_LARGE, choices=_LARGE_CHOICES),
+    "DetNAS-3.8G": ShuffleNetV2Spec(72, (172, 432, 864, 1728), **_LARGE, choices=_LARGE_CHOICES),
+    "DetNAS-MMRazor": ShuffleNetV2Spec(
+        **_SMALL, choices=(1, 0, 0, 0, 3, 0, 3, 2, 2, 2, 3, 3, 0, 2, 1, 3, 2, 2, 2, 1), split="halves", shuffle="after", stem_bias=False
+    ),
+}
+
+
+def read_choices(path: str, blocks: Sequence[int]) -> Tuple[int, ...]:
+    """The choices in a subnet file: MMRazor's YAML of either version, a plain list of numbers, or a mapping with ``choices``.
+
+    ``blocks`` are the numbers of blocks of the stages. Raises UserError that names the block for anything else.
+    """
+    what = f"subnet file {path!r}"
+    if not os.path.isfile(path):
+        raise UserError(f"{what} is not there")
+    try:
+        if os.path.getsize(path) > 1 << 20:
+            raise ValueError(f"it has {os.path.getsize(path)} bytes, more than any subnet")
+        with open(path, encoding="utf-8") as f:
+            text = f.read()
+        content = yaml.safe_load(text)
+        if isinstance(content, str):  # a tuple, as Python writes it
+            content = ast.literal_eval(content.strip())
+    except (yaml.YAMLError, ValueError, SyntaxError, RecursionError, MemoryError, OSError) as error:
+        raise UserError(f"{what} cannot be read: {' '.join(str(error).split())[:200]}") from error
+    if isinstance(content, dict) and "choices" in content:
+        content = content["choices"]
+    if isinstance(content, dict):
+        content = _from_mapping(content, blocks, what)
+    if not isinstance(content, (list, tuple)) or len(content) != sum(blocks):
+        size = f"{len(content)} choices" if isinstance(content, (list, tuple)) else f"a {type(content).__name__}"
+        raise UserError(f"{what} holds {size}, but the network has {sum(blocks)} blocks ({', '.join(map(str, blocks))})")
+    for i, choice in enumerate(content):
+        if isinstance(choice, bool) or choice not in range(len(CHOICES)):
+            raise unknown(f"choice of block {i} in {what}", choice, range(len(CHOICES)))
+    return tuple(content)
+
+
+def _from_mapping(content: Dict[Any, Any], blocks: Sequence[int], what: str) -> List[int]:
+    found: Dict[int, int] = {}
+    for key, value in content.items():
+        match = re.match(r"(?:(?:architecture\.)?backbone\.layers\.(\d)\.(\d+)|stage_(\d)_block_(\d+))$", str(key))
+        if not match:
+            raise UserError(f"{what}: {key!r} is no block: backbone.layers.STAGE.BLOCK or stage_STAGE_block_BLOCK")
+        stage, block = (int(n) for n in match.groups() if n is not None)
+        if stage >= len(blocks) or block >= blocks[stage]:
+            raise UserError(f"{what}: {key!r} is none of the blocks there are, {', '.join(map(str, blocks))} of the stages")
+        chosen = value.get("chosen") if isinstance(value, dict) else None
+        if isinstance(chosen, list) and len(chosen) == 1:
+            chosen = chosen[0]
+        if chosen not in CHOICES:
+            raise unknown(f"choice of {key!r} in {what}", chosen, CHOICES)
+        found[sum(blocks[:stage]) + block] = CHOICES.index(chosen)
+    missing = [i for i in range(sum(blocks)) if i not in found]
+    if missing:
+        raise UserError(f"{what} says nothing of block {missing[0]}, and of {len(missing) - 1} more")
+    return [found[i] for i in range(sum(blocks))]
+
+
+def build(cfg, input_shape: ShapeSpec) -> ShuffleNetV2:
+    """The ShuffleNetV2 that ``cfg.MODEL.SHUFFLENETV2`` asks for: NAME, with the choices of CHOICES or the SUBNET file where there are any."""
+    node = cfg.MODEL.SHUFFLENETV2
+    if node.NAME not in SPECS:
+        raise unknown("MODEL.SHUFFLENETV2.NAME", node.NAME, SPECS)
+    spec = dict(vars(SPECS[node.NAME]))
+    if node.CHOICES and node.SUBNET:
+        raise UserError("MODEL.SHUFFLENETV2.CHOICES and SUBNET exclude each other: both say what the blocks are")
+    if node.CHOICES:
+        spec["choices"] = node.CHOICES
+    elif node.SUBNET:
+        spec["choices"] = read_choices(node.SUBNET, spec["blocks"])
+    for key, allowed in (("SPLIT", SPLITS), ("SHUFFLE", SHUFFLES)):
+        if node[key]:
+            if node[key] not in allowed:
+                raise unknown(f"MODEL.SHUFFLENETV2.{key}", node[key], allowed)
+            spec[key.lower()] = node[key]
+    network = ShuffleNetV2Supernet if node.SUPERNET else ShuffleNetV2
+    return network(**spec, **common_options(cfg, node, input_shape), width=node.WIDTH, out_features=node.OUT_FEATURES)
+
+
+FAMILY = register(Family("shufflenetv2", ShuffleNetV2, SPECS, STAGES, build, variant_key="MODEL.SHUFFLENETV2.NAME"))
+register_builders(FAMILY)

@@ -1,0 +1,222 @@
+"""DetNAS's networks and supernets against recorded outputs of both projects' own, their published sizes, and subnet files of every dialect."""
+
+import glob
+import os
+
+import pytest
+import torch
+from conftest import HERE, fill, filled_input, load_record
+from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone
+from torch.utils.flop_counter import FlopCounterMode
+
+import backbones
+from backbones import UserError, shufflenetv2
+from backbones.shufflenetv2 import CHOICES, SPECS, ShuffleNetV2, ShuffleNetV2Supernet, read_choices
+
+FILES = sorted(os.path.basename(path) for path in glob.glob(os.path.join(HERE, "data", "detnas", "*_*.json")))
+RECORDS = [name for name in FILES if name.startswith(("authors", "mmrazor")) and "lastlayer" not in name]
+BLOCKS = (4, 4, 8, 4)
+
+
+def arguments(record):
+    spec = dict(vars(SPECS["DetNAS-MMRazor" if record["name"].startswith("mmrazor") else "DetNAS-300M"]), choices=record["choices"])
+    if record["name"].endswith("shuffle1"):
+        spec["shuffle"] = "before"
+    return spec
+
+
+def network(record, **options):
+    kind = ShuffleNetV2Supernet if "supernet" in record["name"] else ShuffleNetV2
+    return kind(**arguments(record), **options)
+
+
+def released(record):
+    return {key: fill(key, shape) for key, shape in record["keys"]}
+
+
+def assert_recorded(outputs, record):
+    """1e-5 of each stage's largest value."""
+    for value, expected in zip(outputs.values(), record["stages"]):
+        assert list(value.shape) == expected["shape"]
+        tolerance = 1e-5 * expected["absmax"]
+        torch.testing.assert_close(value.flatten()[expected["indices"]], torch.tensor(expected["values"]), rtol=0, atol=tolerance)
+        assert value.mean().item() == pytest.approx(expected["mean"], abs=tolerance)
+
+
+@pytest.mark.parametrize("filename", RECORDS)
+def test_released_weights_give_the_recorded_features(filename):
+    record = load_record("detnas", filename)
+    net = network(record, norm="BN").eval()
+    assert sum(p.numel() for p in net.parameters()) == record["param_count"]
+    net.load_state_dict(released(record), strict=True)
+    with torch.no_grad():
+        assert_recorded(net(filled_input(record["input"]["shape"])), record)
+
+
+@pytest.mark.parametrize("filename", ["mmrazor_subnet_mmrazor_searched.json", "mmrazor_supernet_path_mmrazor_searched.json"])
+@pytest.mark.parametrize("prefix", ["architecture.backbone.", "architecture.model.backbone.", "module.backbone.", "backbone.body."])
+@pytest.mark.parametrize("name", ["_candidates", "_candidate_ops", "choices"])
+def test_every_prefix_and_name_of_old(filename, prefix, name):
+    record = load_record("detnas", filename)
+    weights = {prefix + key.replace("_candidates", name): value for key, value in released(record).items()}
+    network(record, norm="BN").load_state_dict(weights, strict=True)
+
+
+def test_translate():
+    """The files of found networks, with the classifier's layers left out; another network's are refused."""
+    record = load_record("detnas", "mmrazor_subnet_mmrazor_searched_lastlayer.json")
+    detector = {"architecture.backbone." + key: value for key, value in released(record).items()}
+    detector["architecture.neck.lateral_convs.0.conv.weight"] = torch.zeros(1)
+    ours = backbones.translate("DetNAS-MMRazor", {key: value for key, value in detector.items() if ".neck." not in key})
+    backbones.create("DetNAS-MMRazor", norm="BN").load_state_dict(ours, strict=True)
+    backbones.translate("DetNAS-MMRazor", detector)
+    record = load_record("detnas", "authors_COCO-FPN-300M_shuffle2.json")
+    backbones.create("DetNAS-300M", norm="BN").load_state_dict(backbones.translate("DetNAS-300M", released(record)), strict=True)
+    with pytest.raises(UserError, match="not a state dict of DetNAS-RetinaNet-300M"):
+        backbones.translate("DetNAS-RetinaNet-300M", released(record))
+
+
+@pytest.mark.parametrize("kind", ["authors_COCO-FPN-300M_shuffle1", "authors_COCO-FPN-300M_shuffle2", "mmrazor_subnet_alt0123"])
+def test_a_subnet_is_the_supernet_on_its_path(kind):
+    """Bit for bit, whichever path ran before, and whatever the norms' statistics."""
+    spec = arguments(load_record("detnas", f"{kind}.json"))
+    supernet = ShuffleNetV2Supernet(**spec, norm="BN")
+    for norm in (m for m in supernet.modules() if isinstance(m, torch.nn.BatchNorm2d)):
+        torch.nn.init.uniform_(norm.running_mean)
+        torch.nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    supernet.eval()
+    path = [(3 * i + 1) % 4 for i in range(20)]
+    supernet.set_path(path)
+    subnet = ShuffleNetV2(**{**spec, "choices": path}, norm="BN").eval()
+    subnet.load_state_dict(supernet.subnet_state_dict(path), strict=True)
+    x = torch.rand(1, 3, 96, 64)
+    with torch.no_grad():
+        for a, b in zip(supernet(x).values(), subnet(x).values()):
+            assert torch.equal(a, b)
+        supernet.set_path([0] * 20)
+        assert not torch.equal(supernet(x)["res5"], b)
+
+
+def macs(net) -> int:
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        net.eval()(torch.empty(1, 3, 224, 224))
+    return counter.get_total_flops() // 2
+
+
+@pytest.mark.parametrize(
+    "name, parameters, millions",
+    [
+        ("DetNAS-300M", 1849680, 288.08),
+        ("DetNAS-RetinaNet-300M", None, 291.21),
+        ("DetNAS-1.3G", 8415216, 1269.2),
+        ("DetNAS-3.8G", 26724428, 3937.8),
+        ("DetNAS-MMRazor", 1666192, 291.78),
+    ],
+)
+def test_sizes(name, parameters, millions):
+    """Parameters, and multiply-adds of the convolutions at 224x224, of the body alone; the authors' count leaves out nothing else."""
+    with torch.device("meta"):
+        net = backbones.create(name, norm="BN")
+    count = sum(p.numel() for p in net.parameters())
+    assert count == parameters if parameters else round(count / 1e6, 3) == 2.042
+    assert macs(net) / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+def test_size_of_the_large_supernet():
+    with torch.device("meta"):
+        net = ShuffleNetV2Supernet(**vars(SPECS["DetNAS-1.3G"]), norm="BN")
+    assert sum(p.numel() for p in net.parameters()) == 28642008
+
+
+@pytest.mark.parametrize("filename", ["block_table_mmrazor.json", "block_table_authors300M.json"])
+def test_cost_of_every_choice(filename):
+    """Every block with every choice: exactly the tables."""
+    table = load_record("detnas", filename)
+    spec = vars(SPECS["DetNAS-MMRazor" if "mmrazor" in filename else "DetNAS-300M"])
+    nets = []
+    for choice in range(4):
+        with torch.device("meta"):
+            nets.append(ShuffleNetV2(**{**spec, "choices": [choice] * 20}, norm="BN"))
+    for choice, net in enumerate(nets):
+        assert macs(net) == table["stem"] + sum(row[choice] for row in table["macs"])
+        if "params" in table:
+            blocks = [block for name in ("res2", "res3", "res4", "res5") for block in getattr(net, name)]
+            assert [sum(p.numel() for p in block.parameters()) for block in blocks] == [row[choice] for row in table["params"]]
+
+
+SEARCHED = SPECS["DetNAS-MMRazor"].choices
+
+
+def dialects():
+    places = [(stage, block) for stage, count in enumerate(BLOCKS) for block in range(count)]
+    names = [CHOICES[c] for c in SEARCHED]
+    yield "1.x", "".join(f"backbone.layers.{s}.{b}:\n  chosen: {n}\n" for (s, b), n in zip(places, names))
+    yield "as its search writes it", "".join(f"architecture.backbone.layers.{s}.{b}: {{chosen: {n}}}\n" for (s, b), n in zip(places, names))
+    yield "0.x", "".join(f"stage_{s}_block_{b}:\n  chosen: [{n}]\n" for (s, b), n in zip(places, names))
+    yield "the authors'", str(SEARCHED)
+    yield "a list", str(list(SEARCHED))
+    yield "ours", f"choices: {list(SEARCHED)}\nscore: 0.5\n"
+
+
+@pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in dialects()])
+def test_subnet_files(text, tmp_path):
+    (tmp_path / "subnet.yaml").write_text(text)
+    assert read_choices(str(tmp_path / "subnet.yaml"), BLOCKS) == SEARCHED
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("backbone.layers.0.0: {chosen: shuffle_9x9}", "choice of 'backbone.layers.0.0' in .*'shuffle_9x9'.*Did you mean 'shuffle_"),
+        ("backbone.layers.0.9: {chosen: shuffle_3x3}", "'backbone.layers.0.9' is none of the blocks there are, 4, 4, 8, 4"),
+        ("neck.0: {chosen: shuffle_3x3}", "'neck.0' is no block"),
+        ("backbone.layers.0.0: {chosen: shuffle_3x3}", "says nothing of block 1, and of 18 more"),
+        ("[0, 1, 2]", "holds 3 choices, but the network has 20 blocks"),
+        (str([0] * 19 + [4]), "choice of block 19 in .*: 4"),
+        (str([True] * 20), "choice of block 0 in .*: True"),
+        ("", "holds a NoneType"),
+        ("a: [", "cannot be read"),
+        ("!!python/object/apply:os.system ['true']", "cannot be read"),
+        ("__import__('os')", "cannot be read"),
+    ],
+)
+def test_broken_subnet_files(text, words, tmp_path):
+    (tmp_path / "subnet.yaml").write_text(text)
+    with pytest.raises(UserError, match=words) as error:
+        read_choices(str(tmp_path / "subnet.yaml"), BLOCKS)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"choices": [0] * 19}, "19 choices were given, but the network has 20 blocks"),
+        ({"choices": [0] * 19 + [7]}, "choice of block 19: 7"),
+        ({"split": "half"}, "Did you mean 'halves'"),
+        ({"shuffle": "befor"}, "Did you mean 'before'"),
+        ({"width": 0}, "width is 0"),
+    ],
+)
+def test_mistakes(changes, words):
+    with pytest.raises(UserError, match=words):
+        backbones.create("DetNAS-300M", **changes)
+
+
+def test_config():
+    """A subnet file beside nothing, a list, a supernet; both at once are refused."""
+    cfg = get_cfg()
+    backbones.add_backbones_config(cfg)
+    cfg.MODEL.BACKBONE.NAME = "build_shufflenetv2_backbone"
+    node = cfg.MODEL.SHUFFLENETV2
+    with torch.device("meta"):
+        assert build_backbone(cfg).choices == SPECS["DetNAS-300M"].choices
+        node.CHOICES = [0] * 20
+        assert build_backbone(cfg).choices == (0,) * 20
+        node.SUPERNET, node.WIDTH, node.SPLIT, node.SHUFFLE = True, 0.5, "halves", "before"
+        net = build_backbone(cfg)
+        assert isinstance(net, ShuffleNetV2Supernet) and net.output_shape()["res5"].channels == 320 and net.shuffle == "before"
+        node.SUBNET = "x.yaml"
+        with pytest.raises(UserError, match="CHOICES and SUBNET exclude each other"):
+            build_backbone(cfg)
+    assert shufflenetv2.STAGES == tuple(["stem", *net.output_shape()])
