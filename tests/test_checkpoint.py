@@ -305,3 +305,18 @@ def test_download_keeps_the_servers_query(model, released, tmp_path, monkeypatch
     finally:
         server.shutdown()
     assert asked == ["/net.pth?dl=1", "/page.pth?dl=1", "/page.pth?dl=1", "/gone.pth?dl=1"]
+
+
+@pytest.mark.parametrize("outer", ["", "backbone.", "backbone.body.", "architecture.backbone.", "module."])
+def test_a_backbone_wherever_another_model_has_it(outer, tmp_path):
+    """Under FPN here, bare or right under "backbone." in the file: a classifier's, DetNAS's, MMRazor's, MAE-DET's."""
+    cfg = zoo.get_config("gfl_MAE_DET_S_FPN_73e.yaml")
+    cfg.MODEL.DEVICE, cfg.MODEL.MAEDET.WIDTH = "cpu", 0.125
+    model = build_model(cfg)
+    source = backbones.create("MAE-DET-S", width=0.125, norm="BN", out_features=("res3", "res4", "res5"))
+    head = {"bbox_head.gfl_cls.bias": torch.zeros(80), "head.fc.weight": torch.zeros(3)}
+    torch.save({"model": {**{outer + key: value for key, value in source.state_dict().items()}, **head}}, tmp_path / "x.pth")
+    checkpointer = GatedCheckpointer(model, require="backbone")
+    checkpointer.load(str(tmp_path / "x.pth"))
+    assert not checkpointer.report.unfilled("backbone")
+    assert all(torch.equal(value, model.backbone.bottom_up.state_dict()[key]) for key, value in source.state_dict().items())

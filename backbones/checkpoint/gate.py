@@ -282,10 +282,12 @@ def _with_our_names(model: nn.Module, state_dict: Dict[str, Any]) -> Dict[str, A
             continue
         prefix += "." if prefix else ""
         own = {key.rpartition(".")[0] for key in backbone.state_dict()}  # its layers: a weight too many in one is the backbone's all the same
-        if prefix and not any(key.startswith("backbone.") for key in state_dict):
-            # a file of the bare network
-            bare = backbone.translate_state_dict(state_dict)
-            state_dict = {prefix + key if key.rpartition(".")[0] in own else key: value for key, value in bare.items()}
+        if prefix and not any(key.startswith(prefix) for key in state_dict):
+            # a file of the bare network, or of a model that has it right under "backbone."
+            outer = "backbone." if any(key.startswith("backbone.") for key in state_dict) else ""
+            bare = backbone.translate_state_dict({key[len(outer) :]: value for key, value in state_dict.items() if key.startswith(outer)})
+            bare = {prefix + key if key.rpartition(".")[0] in own else outer + key: value for key, value in bare.items()}
+            state_dict = {**{key: value for key, value in state_dict.items() if not key.startswith(outer)}, **bare}
         state_dict = backbone.translate_state_dict(state_dict, prefix)
     for prefix, heads in model.named_modules():
         if isinstance(heads, LastStageROIHeads):
