@@ -13,6 +13,7 @@ import zoo_data
 from conftest import ROOT, fill, load_record
 
 from backbones.data import digits
+from backbones.engine.supernet import draw_path
 
 pytestmark = pytest.mark.slow
 
@@ -108,6 +109,34 @@ def test_two_processes_train_in_step(tiny, tmp_path, torchrun):
     for name, value in first["weights"].items():
         assert torch.equal(value, second["weights"][name]), name
         assert torch.equal(value, initial[name]), name
+
+
+SUPERNET = ["MODEL.SHUFFLENETV2.SUPERNET", "True", "MODEL.SHUFFLENETV2.WIDTH", "0.25", "MODEL.SHUFFLENETV2.NORM", "BN"]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_supernets_paths(tiny, tmp_path, processes):
+    """The same in all processes and after a resume; what no path went through is not moved, by weight decay and momentum neither."""
+    arguments = ["--config-file", "digits/faster_rcnn_digits.yaml", "--backbone", "DetNAS-300M", "--num-gpus", processes, "--dist-url", "auto"]
+    arguments += [*tiny, *SUPERNET, "SOLVER.WEIGHT_DECAY", "0.1", "SOLVER.WEIGHT_DECAY_NORM", "0.1", "OUTPUT_DIR", tmp_path]
+    succeed(*arguments, "SOLVER.MAX_ITER", 1, script="tests/in_step.py")
+    begun = torch.load(tmp_path / "rank0.pth", weights_only=True)
+    succeed("--resume", *arguments, "SOLVER.MAX_ITER", 4, script="tests/in_step.py")
+    ranks = [torch.load(tmp_path / f"rank{i}.pth", weights_only=True) for i in range(processes)]
+    paths = [path for (path,) in ranks[0]["paths"]]
+    assert paths == [draw_path(20, 1, i) for i in (1, 2, 3)] and len(set(paths)) == 3
+    assert begun["paths"] == [[draw_path(20, 1, 0)]]
+    used, moved, still = [set(choices) for choices in zip(*paths)], 0, 0
+    blocks = [f"res{stage + 2}.block{i + 1}" for stage, count in enumerate((4, 4, 8, 4)) for i in range(count)]
+    for key, value in ranks[0]["weights"].items():
+        assert all(torch.equal(value, rank["weights"][key]) for rank in ranks), key
+        match = re.match(r"backbone\.bottom_up\.(res\d\.block\d+)\.(\d)\.", key)
+        if match and int(match[2]) not in used[blocks.index(match[1])]:
+            assert torch.equal(value, begun["weights"][key]), key
+            still += 1
+        elif match:
+            moved += not torch.equal(value, begun["weights"][key])
+    assert still > 100 and moved > 100
 
 
 @pytest.mark.parametrize("torchrun", [0, 2], ids=["num-gpus", "torchrun"])

@@ -21,6 +21,7 @@ from ..checkpoint import GatedCheckpointer
 from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..solver import build_optimizer
+from .supernet import SamplePath, supernets
 
 
 def broadcast_buffers(model: nn.Module) -> None:
@@ -72,7 +73,8 @@ class Trainer(DefaultTrainer):
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
         placed = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
-        model = create_ddp_model(model, broadcast_buffers=False, **placed)
+        sampled = supernets(model)
+        model = create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=bool(sampled), **placed)
         self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = GatedCheckpointer(
@@ -82,6 +84,8 @@ class Trainer(DefaultTrainer):
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
         self.register_hooks(self.build_hooks())
+        if sampled:
+            self.register_hooks([SamplePath(sampled, cfg.SEED)])
         if cfg.TEST.AUG.ENABLED:
             self.register_hooks([EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))])
 
