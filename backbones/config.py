@@ -13,13 +13,12 @@ from detectron2 import modeling
 from detectron2.config import CfgNode
 from detectron2.config.compat import guess_version
 from detectron2.modeling import build_backbone, build_model
-from detectron2.solver import build_lr_scheduler
 from torch import nn
 
 from .errors import UserError, unknown
 from .layers import COMMON_NORMS, NORMS
 from .registry import FAMILIES
-from .solver import CLIP_TYPES, build_optimizer
+from .solver import CLIP_TYPES, LR_SCHEDULERS, build_lr_scheduler, build_optimizer
 
 
 def add_backbones_config(cfg: CfgNode) -> None:
@@ -95,12 +94,30 @@ def add_backbones_config(cfg: CfgNode) -> None:
     _default(gfl, "TOPK_CANDIDATES_TEST", 1000)
     _default(gfl, "NMS_THRESH_TEST", 0.6)
 
+    classifier = _node(cfg.MODEL, "CLASSIFIER")
+    # of the meta-architecture ImageClassifier; CHANNELS: width of a 1x1 convolution behind the backbone, 0 for none
+    _default(classifier, "NUM_CLASSES", 1000)
+    _default(classifier, "CHANNELS", 0)
+    _default(classifier, "NORM", "BN")
+    _default(classifier, "DROPOUT", 0.0)
+    _default(classifier, "LABEL_SMOOTHING", 0.0)
+
+    images = _node(cfg.INPUT, "CLASSIFICATION")
+    # sides of its images in pixels, and in evaluation of the shorter one before the middle is taken; least and most part of an image's area
+    # that is taken in training; how far colours change
+    _default(images, "SIZE", 224)
+    _default(images, "RESIZE", 256)
+    _default(images, "SCALE", [0.08, 1.0])
+    _default(images, "COLOR_JITTER", 0.4)
+
     _default(cfg.MODEL.FPN, "P6_INPUT", "c5")  # what P6 is made of: "c5", the backbone's last feature, or "p5", the FPN's output
     # a ReLU between P6 and P7, as detectron2's RetinaNet has it; MMDetection's has none
     _default(cfg.MODEL.FPN, "P6_RELU", True)
 
     # COCO-format data to register, no code needed: [name, annotation file, image folder] each; names go into DATASETS.TRAIN and TEST
     _default(cfg.DATASETS, "REGISTER", [])
+    # folders of images to register, whose own folders are the classes: [name, folder] each
+    _default(cfg.DATASETS, "IMAGE_FOLDERS", [])
 
 
 add_vovnet_config = add_backbones_config  # what vovnet-detectron2's users call
@@ -283,7 +300,7 @@ _CHOICES = {
     "INPUT.FORMAT": ("BGR", "RGB", "L", "YUV-BT.601"),
     "MODEL.FPN.P6_INPUT": ("c5", "p5"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
-    "SOLVER.LR_SCHEDULER_NAME": ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR"),
+    "SOLVER.LR_SCHEDULER_NAME": LR_SCHEDULERS,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": CLIP_TYPES,
     "MODEL.RPN.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
     "MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE": _BOX_LOSSES,
@@ -309,6 +326,9 @@ _LEAST = {
     "MODEL.ROI_HEADS.NUM_CLASSES": 1,
     "MODEL.RETINANET.NUM_CLASSES": 1,
     "MODEL.GFL.NUM_CLASSES": 1,
+    "MODEL.CLASSIFIER.NUM_CLASSES": 1,
+    "MODEL.CLASSIFIER.CHANNELS": 0,
+    "INPUT.CLASSIFICATION.SIZE": 1,
     "MODEL.GFL.NUM_CONVS": 0,
     "MODEL.GFL.REG_MAX": 1,
     "MODEL.GFL.ATSS_TOPK": 1,
@@ -338,6 +358,7 @@ FEATURE_KEYS = {
     "RetinaNet": ("MODEL.RETINANET.IN_FEATURES",),
     "MMDetRetinaNet": ("MODEL.RETINANET.IN_FEATURES",),
     "GFL": ("MODEL.GFL.IN_FEATURES",),
+    "ImageClassifier": (),
     "SemanticSegmentor": ("MODEL.SEM_SEG_HEAD.IN_FEATURES",),
 }
 

@@ -1,12 +1,15 @@
-"""detectron2's optimizer, with clipping by the norm of all gradients together."""
+"""detectron2's optimizer and schedules, with clipping by the norm of all gradients together, and a linear schedule."""
 
 import detectron2.solver
 import torch
 from detectron2.config import CfgNode
+from detectron2.solver import LRMultiplier, WarmupParamScheduler
+from fvcore.common.param_scheduler import LinearParamScheduler
 from torch import nn
 
 # detectron2's two clip each parameter by itself
 CLIP_TYPES = ("value", "norm", "full_model")
+LR_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupLinearLR")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -25,3 +28,13 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
     optimizer.register_step_pre_hook(clip_all)
     return optimizer
+
+
+def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer):
+    """As detectron2's, and for ``SOLVER.LR_SCHEDULER_NAME "WarmupLinearLR"`` a straight line to ``BASE_LR_END``, after the warm-up."""
+    solver = cfg.SOLVER
+    if solver.LR_SCHEDULER_NAME != "WarmupLinearLR":
+        return detectron2.solver.build_lr_scheduler(cfg, optimizer)
+    line = LinearParamScheduler(1.0, solver.BASE_LR_END / solver.BASE_LR if solver.BASE_LR else 0.0)
+    warmed = WarmupParamScheduler(line, solver.WARMUP_FACTOR, min(solver.WARMUP_ITERS / solver.MAX_ITER, 1.0), solver.WARMUP_METHOD)
+    return LRMultiplier(optimizer, multiplier=warmed, max_iter=solver.MAX_ITER)

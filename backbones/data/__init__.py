@@ -1,7 +1,8 @@
 """Data sets: digits (real images, no download), COCO-format data from the command line, and checks before training."""
 
 from .checks import check_datasets, check_packages, check_paths
+from .classification import register_image_folders
 from .coco import register_from_config
 from .digits import register_digits
 
-__all__ = ["check_datasets", "check_packages", "check_paths", "register_digits", "register_from_config"]
+__all__ = ["check_datasets", "check_packages", "check_paths", "register_digits", "register_from_config", "register_image_folders"]

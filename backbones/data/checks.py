@@ -92,6 +92,11 @@ def _check_classes(cfg: CfgNode, name: str) -> None:
     checks = [
         ("MODEL.ROI_HEADS.NUM_CLASSES", model.ROI_HEADS.NUM_CLASSES, with_boxes and things and len(things)),
         ("MODEL.RETINANET.NUM_CLASSES", model.RETINANET.NUM_CLASSES, "RetinaNet" in architecture and things and len(things)),
+        (
+            "MODEL.CLASSIFIER.NUM_CLASSES",
+            model.CLASSIFIER.NUM_CLASSES,
+            architecture == "ImageClassifier" and len(metadata.get("classes") or ()),
+        ),
         ("MODEL.GFL.NUM_CLASSES", model.GFL.NUM_CLASSES, architecture == "GFL" and things and len(things)),
         (
             "MODEL.SEM_SEG_HEAD.NUM_CLASSES",

@@ -39,7 +39,8 @@ def root() -> str:
 
 
 def register_digits() -> None:
-    """Puts the digits into detectron2's catalogues: ``digits_<split>``, ``..._panoptic_separated`` and ``..._panoptic_stuffonly``."""
+    """Puts the digits into detectron2's catalogues: ``digits_<split>``, ``..._panoptic_separated``, ``..._panoptic_stuffonly``, and for
+    classification ``digits_classes_<split>``."""
     things = {
         "thing_classes": CLASSES,
         "keypoint_names": KEYPOINTS,
@@ -73,6 +74,9 @@ def register_digits() -> None:
             **instances,
             **stuff,
         )
+        single = f"digits_classes_{split}"
+        DatasetCatalog.register(single, lambda split=split: _load_classes(split))
+        MetadataCatalog.get(single).set(evaluator_type="classification", classes=CLASSES, generated=True)
         MetadataCatalog.get(semantic).set(
             evaluator_type="sem_seg", ignore_label=255, image_root=paths["images"], sem_seg_root=paths["stuff"], generated=True, **stuff
         )
@@ -95,6 +99,25 @@ def _load_instances(name: str, split: str) -> List[dict]:
 def _load_semantic(split: str) -> List[dict]:
     paths = _paths(generate(), split)
     return load_sem_seg(paths["stuff"], paths["images"])
+
+
+def _load_classes(split: str) -> List[dict]:
+    """The digits of the scenes one by one, with a margin, as records of `classification`; as large as they are in the scenes."""
+    paths = _paths(generate(), split)
+    with open(paths["instances"]) as f:
+        content = json.load(f)
+    names = {image["id"]: os.path.join(paths["images"], image["file_name"]) for image in content["images"]}
+    records = []
+    for annotation in content["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        half = 0.65 * max(w, h)
+        center_x, center_y = x + w / 2, y + h / 2
+        box = [center_x - half, center_y - half, center_x + half, center_y + half]
+        crop = [int(min(max(side, 0), IMAGE_SIZE)) for side in box]
+        records.append(
+            {"file_name": names[annotation["image_id"]], "crop": crop, "image_id": annotation["id"], "label": annotation["category_id"] - 1}
+        )
+    return records
 
 
 def generate(folder: str = "", progress: Callable[[Iterator], Iterator] = lambda scenes: scenes) -> str:

@@ -8,6 +8,7 @@ from typing import Dict
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, build_detection_train_loader
 from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
@@ -18,9 +19,10 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer
+from ..data.classification import ClassificationMapper
 from ..errors import UserError
 from ..evaluation import build_evaluator
-from ..solver import build_optimizer
+from ..solver import build_lr_scheduler, build_optimizer
 from .supernet import SamplePath, supernets
 
 
@@ -98,6 +100,24 @@ class Trainer(DefaultTrainer):
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         return build_optimizer(cfg, model)
+
+    @classmethod
+    def build_lr_scheduler(cls, cfg: CfgNode, optimizer: torch.optim.Optimizer):
+        return build_lr_scheduler(cfg, optimizer)
+
+    @classmethod
+    def build_train_loader(cls, cfg: CfgNode):
+        return build_detection_train_loader(cfg, **cls._mapper(cfg, is_train=True))
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
+        return build_detection_test_loader(cfg, dataset_name, **cls._mapper(cfg, is_train=False))
+
+    @staticmethod
+    def _mapper(cfg: CfgNode, is_train: bool) -> dict:
+        if cfg.MODEL.META_ARCHITECTURE != "ImageClassifier":
+            return {}  # detectron2's own
+        return {"mapper": ClassificationMapper.from_cfg(cfg, is_train)}
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ..data import check_packages
 from ..errors import unknown
+from .classification import ClassificationEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: Optional[str] = None) -> evaluation.DatasetEvaluator:
@@ -37,6 +38,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: Optional[str] =
             evaluation.COCOPanopticEvaluator(dataset_name, output_dir),
         ],
         "pascal_voc": lambda: [evaluation.PascalVOCDetectionEvaluator(dataset_name)],
+        "classification": lambda: [ClassificationEvaluator()],
         "lvis": lambda: [_lvis(dataset_name, output_dir)],
     }
     if kind not in builders:

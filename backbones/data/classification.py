@@ -1,0 +1,87 @@
+"""Folders of images, one a class, for `ImageClassifier`: torchvision's ``ImageFolder``, in detectron2's catalogues and loaders."""
+
+import functools
+import os
+from typing import Any, Dict, List, Tuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image, UnidentifiedImageError
+
+from ..errors import UserError
+
+
+def register_image_folders(cfg: CfgNode) -> None:
+    """Registers the data sets of ``cfg.DATASETS.IMAGE_FOLDERS``: [name, folder] each, the folder's own folders being the classes.
+
+    Raises UserError for an entry of another form, or a folder that is not there or holds no images.
+    """
+    for entry in cfg.DATASETS.get("IMAGE_FOLDERS", []):
+        if not (isinstance(entry, (list, tuple)) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
+            raise UserError(f"DATASETS.IMAGE_FOLDERS: {entry!r} is not of the form ['name', 'folder']")
+        register_image_folder(*entry)
+
+
+def register_image_folder(name: str, folder: str) -> None:
+    """Puts one folder into the catalogues under ``name``. Raises UserError as `register_image_folders`."""
+    if name in DatasetCatalog:
+        if MetadataCatalog.get(name).get("dirname") == folder:
+            return
+        raise UserError(f"DATASETS.IMAGE_FOLDERS: the name {name!r} is taken by another data set")
+    classes, records = _read(name, folder)
+    DatasetCatalog.register(name, lambda: [dict(record) for record in records])
+    MetadataCatalog.get(name).set(evaluator_type="classification", dirname=folder, classes=classes)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(name: str, folder: str) -> Tuple[Tuple[str, ...], Tuple[Dict[str, Any], ...]]:
+    from torchvision.datasets import ImageFolder
+
+    if not os.path.isdir(folder):
+        raise UserError(f"DATASETS.IMAGE_FOLDERS: folder {folder!r} of {name!r} is not there")
+    try:
+        found = ImageFolder(folder)
+    except FileNotFoundError as error:  # no classes, or one without images
+        raise UserError(f"DATASETS.IMAGE_FOLDERS: {folder!r} of {name!r}: {' '.join(str(error).split())[:200]}") from error
+    records = tuple({"file_name": path, "image_id": path, "label": label} for path, label in found.samples)
+    return tuple(found.classes), records
+
+
+class ClassificationMapper:
+    """What a data loader gives of each image, or of its part "crop": "image" (3, S, S) uint8 in ``image_format``, and "label".
+
+    Training: a random part of the image, scaled to ``size``, colours changed, perhaps mirrored; else the shorter side to ``resize``, then the
+    middle. Raises UserError that names a file which is no image.
+    """
+
+    def __init__(self, is_train: bool, size: int, resize: int, scale: Tuple[float, float], color_jitter: float, flip: bool, image_format: str):
+        from torchvision import transforms as T
+
+        if is_train:
+            steps: List[Any] = [T.RandomResizedCrop(size, scale=tuple(scale))]
+            steps += [T.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []
+            steps += [T.RandomHorizontalFlip()] if flip else []
+        else:
+            steps = [T.Resize(resize), T.CenterCrop(size)]
+        self.transform = T.Compose(steps)
+        self.image_format = image_format
+
+    @classmethod
+    def from_cfg(cls, cfg: CfgNode, is_train: bool) -> "ClassificationMapper":
+        node = cfg.INPUT.CLASSIFICATION
+        flip = cfg.INPUT.RANDOM_FLIP == "horizontal"
+        return cls(is_train, node.SIZE, node.RESIZE, node.SCALE, node.COLOR_JITTER, flip, cfg.INPUT.FORMAT)
+
+    def __call__(self, record: Dict[str, Any]) -> Dict[str, Any]:
+        try:
+            with Image.open(record["file_name"]) as image:
+                image = image.convert("RGB")
+                pixels = np.array(self.transform(image.crop(record["crop"]) if "crop" in record else image))
+        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+            raise UserError(f"image {record['file_name']!r} cannot be read: {' '.join(str(error).split())}") from error
+        if self.image_format == "BGR":
+            pixels = pixels[:, :, ::-1]
+        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        return {**record, "image": image, "height": image.shape[1], "width": image.shape[2]}

@@ -1,0 +1,28 @@
+"""Top-1 and top-5 of an image classifier."""
+
+from collections import OrderedDict
+from typing import Dict, List
+
+from detectron2.evaluation import DatasetEvaluator
+from detectron2.utils import comm
+
+
+class ClassificationEvaluator(DatasetEvaluator):
+    """How often the class is the one of highest score, or among the five of highest, in percent; equal in any number of processes."""
+
+    def reset(self) -> None:
+        self._correct: Dict[str, List[int]] = {}  # by image, so that one that two processes saw counts once
+
+    def process(self, inputs, outputs) -> None:
+        for given, found in zip(inputs, outputs):
+            scores = found["scores"]
+            rank = int((scores > scores[given["label"]]).sum())
+            self._correct[str(given["image_id"])] = [int(rank < 1), int(rank < 5)]
+
+    def evaluate(self):
+        every = comm.gather(self._correct)
+        if not comm.is_main_process():
+            return None
+        seen = {image: correct for part in every for image, correct in part.items()}
+        top1, top5 = (100 * sum(correct[i] for correct in seen.values()) / max(len(seen), 1) for i in range(2))
+        return OrderedDict(classification={"top1": top1, "top5": top5})
