@@ -19,7 +19,7 @@ from detectron2.utils.logger import setup_logger
 
 from backbones import UserError, add_backbones_config, check_config, use_backbone, zoo
 from backbones.config import merge_file, merge_overrides
-from backbones.data import check_datasets, register_from_config, register_image_folders
+from backbones.data import check_datasets, register_from_config, register_held_out, register_image_folders
 from backbones.engine import Trainer, count_processes, launch, lazy, load_for_evaluation
 
 
@@ -55,6 +55,7 @@ def setup(args):
     merge_overrides(cfg, args.opts)
     register_from_config(cfg)
     register_image_folders(cfg)
+    register_held_out(cfg)
     check_config(cfg, training=not args.eval_only, processes=count_processes(args))
     check_datasets(cfg, training=not args.eval_only)
     cfg.freeze()

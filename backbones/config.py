@@ -94,6 +94,23 @@ def add_backbones_config(cfg: CfgNode) -> None:
     _default(gfl, "TOPK_CANDIDATES_TEST", 1000)
     _default(gfl, "NMS_THRESH_TEST", 0.6)
 
+    one_shot = _node(cfg, "ONE_SHOT")
+    # of search.one_shot: rounds of evolution, paths in each, the best that others are made of, and how many by mutation and by crossover
+    _default(one_shot, "GENERATIONS", 20)
+    _default(one_shot, "POPULATION", 50)
+    _default(one_shot, "PARENTS", 10)
+    _default(one_shot, "MUTATIONS", 20)
+    _default(one_shot, "CROSSOVERS", 20)
+    _default(one_shot, "MUTATION_PROB", 0.1)  # of each block
+    _default(one_shot, "COST", "macs")  # of the backbone, what is limited: "macs", "parameters" or "latency" (seconds, on MODEL.DEVICE)
+    _default(one_shot, "COST_SIZE", [224, 224])  # of the image that macs and latency are of
+    _default(one_shot, "MIN_COST", 0.0)
+    _default(one_shot, "MAX_COST", 3.0e8)
+    _default(one_shot, "DATASET", "")  # what paths are evaluated on: NAME_held_out
+    _default(one_shot, "METRIC", "bbox/AP")  # what they are ranked by
+    _default(one_shot, "CALIBRATION_IMAGES", 4000)  # of DATASETS.TRAIN, which each path's batch norms see first
+    _default(one_shot, "CALIBRATION_BATCH", 8)
+
     classifier = _node(cfg.MODEL, "CLASSIFIER")
     # of the meta-architecture ImageClassifier; CHANNELS: width of a 1x1 convolution behind the backbone, 0 for none
     _default(classifier, "NUM_CLASSES", 1000)
@@ -116,6 +133,8 @@ def add_backbones_config(cfg: CfgNode) -> None:
 
     # COCO-format data to register, no code needed: [name, annotation file, image folder] each; names go into DATASETS.TRAIN and TEST
     _default(cfg.DATASETS, "REGISTER", [])
+    # parts of data sets to register: [name, number of images] gives name_held_out, those, and name_kept, the others
+    _default(cfg.DATASETS, "HOLD_OUT", [])
     # folders of images to register, whose own folders are the classes: [name, folder] each
     _default(cfg.DATASETS, "IMAGE_FOLDERS", [])
 
@@ -299,6 +318,7 @@ _POOLERS = ("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated")
 _CHOICES = {
     "INPUT.FORMAT": ("BGR", "RGB", "L", "YUV-BT.601"),
     "MODEL.FPN.P6_INPUT": ("c5", "p5"),
+    "ONE_SHOT.COST": ("macs", "parameters", "latency"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "SOLVER.LR_SCHEDULER_NAME": LR_SCHEDULERS,
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": CLIP_TYPES,
@@ -326,6 +346,13 @@ _LEAST = {
     "MODEL.ROI_HEADS.NUM_CLASSES": 1,
     "MODEL.RETINANET.NUM_CLASSES": 1,
     "MODEL.GFL.NUM_CLASSES": 1,
+    "ONE_SHOT.GENERATIONS": 1,
+    "ONE_SHOT.POPULATION": 1,
+    "ONE_SHOT.PARENTS": 1,
+    "ONE_SHOT.MUTATIONS": 0,
+    "ONE_SHOT.CROSSOVERS": 0,
+    "ONE_SHOT.CALIBRATION_IMAGES": 1,
+    "ONE_SHOT.CALIBRATION_BATCH": 1,
     "MODEL.CLASSIFIER.NUM_CLASSES": 1,
     "MODEL.CLASSIFIER.CHANNELS": 0,
     "INPUT.CLASSIFICATION.SIZE": 1,

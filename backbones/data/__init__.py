@@ -4,5 +4,14 @@ from .checks import check_datasets, check_packages, check_paths
 from .classification import register_image_folders
 from .coco import register_from_config
 from .digits import register_digits
+from .holdout import register_held_out
 
-__all__ = ["check_datasets", "check_packages", "check_paths", "register_digits", "register_from_config", "register_image_folders"]
+__all__ = [
+    "check_datasets",
+    "check_packages",
+    "check_paths",
+    "register_digits",
+    "register_from_config",
+    "register_held_out",
+    "register_image_folders",
+]

@@ -1,0 +1,280 @@
+"""The one-shot search: costs, proposals, evaluation of paths, and that it can be killed at any moment."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import ROOT, load_record
+from detectron2.data import DatasetCatalog
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from backbones import UserError, zoo
+from backbones.config import merge_overrides
+from backbones.data import digits, register_from_config, register_held_out
+from backbones.search import one_shot
+from backbones.search.one_shot import CostTable, Evaluated, Evolution, PathEvaluator, cost_table
+from backbones.shufflenetv2 import SPECS, ShuffleNetV2, read_choices
+
+CONFIG = "digits/detnas_supernet_digits.yaml"
+
+
+def config(*overrides):
+    cfg = zoo.get_config(CONFIG)
+    merge_overrides(cfg, ["MODEL.DEVICE", "cpu", *map(str, overrides)])
+    return cfg
+
+
+@pytest.mark.parametrize("filename, name", [("block_table_mmrazor.json", "DetNAS-MMRazor"), ("block_table_authors300M.json", "DetNAS-300M")])
+def test_cost_tables(filename, name):
+    """Exactly the recorded ones, and those of whole networks."""
+    recorded = load_record("detnas", filename)
+    cfg = config("MODEL.SHUFFLENETV2.NAME", name, "MODEL.SHUFFLENETV2.WIDTH", 1.0, "MODEL.SHUFFLENETV2.SHUFFLE", "")
+    table = cost_table(cfg, "macs", (224, 224))
+    assert [list(row) for row in table.blocks] == recorded["macs"] and table.base == recorded["stem"]
+    path = SPECS[name].choices
+    with torch.device("meta"):
+        net = ShuffleNetV2(**vars(SPECS[name]), norm="BN")
+    assert cost_table(cfg, "parameters", (224, 224)).cost(path) == sum(p.numel() for p in net.parameters())
+
+
+@pytest.mark.slow
+def test_latency_is_a_cost_too():
+    table = cost_table(config("MODEL.SHUFFLENETV2.WIDTH", 0.125), "latency", (32, 32))
+    assert len(table.blocks) == 20 and all(0 < seconds < 1 for row in table.blocks for seconds in row)
+
+
+def settings(**changes):
+    node = config().ONE_SHOT.clone()
+    node.defrost()
+    node.update(GENERATIONS=3, POPULATION=12, PARENTS=4, MUTATIONS=5, CROSSOVERS=4, MIN_COST=0.0, MAX_COST=30.0)
+    node.update(changes)
+    return node
+
+
+TABLE = CostTable("macs", 2.0, tuple((1.0, 2.0, 3.0, 1.5) for _ in range(20)))
+
+
+def run(evolution, generations=3):
+    archive = []
+    for generation in range(generations):
+        for path in evolution.propose(generation, archive):
+            archive.append(Evaluated(path, TABLE.cost(path), -abs(TABLE.cost(path) - 28.0), generation, {}))
+    return archive
+
+
+@given(seed=st.integers(0, 1000), high=st.floats(23.0, 60.0), low=st.floats(0.0, 22.5))
+def test_proposals(seed, high, low):
+    """Within the limits, however tight; none twice; the same from the same seed."""
+    evolution = Evolution(settings(MAX_COST=high, MIN_COST=low), TABLE, "evolution", seed)
+    archive = run(evolution)
+    paths = [e.path for e in archive]
+    assert len(set(paths)) == len(paths) and all(low <= e.cost <= high for e in archive)
+    assert paths == [e.path for e in run(evolution)]
+    assert len(paths) == 36 or high < 25  # where few paths are, there may be fewer
+
+
+def test_evolution_learns_and_random_does_not():
+    best = {}
+    for method in one_shot.METHODS:
+        runs = [run(Evolution(settings(MAX_COST=60.0, POPULATION=20, MUTATIONS=8, CROSSOVERS=8), TABLE, method, s), 8) for s in range(5)]
+        best[method] = sum(sum(e.score for e in archive[-20:]) / 20 for archive in runs) / 5
+    assert best["evolution"] > best["random"] + 1
+
+
+def test_impossible_limits():
+    for changes, words in (
+        ({"MAX_COST": 21.0}, "allow no path: macs of the backbone are from 22 to 62"),
+        ({"MIN_COST": 70.0, "MAX_COST": 80.0}, "allow no path"),
+        ({"MIN_COST": 40.0, "MAX_COST": 30.0}, "allow no path"),
+        ({"MIN_COST": 22.6, "MAX_COST": 22.9}, "no path was found between"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Evolution(settings(**changes), TABLE, "evolution", 0).check()
+
+
+def test_pareto():
+    archive = [Evaluated((i,), cost, score, 0, {}) for i, (cost, score) in enumerate([(3, 5), (1, 1), (2, 4), (2, 3), (4, 5), (5, 6)])]
+    assert [e.path[0] for e in one_shot.pareto(archive)] == [1, 2, 0, 5]
+
+
+def test_held_out_images_are_nobody_elses():
+    cfg = config("DATASETS.HOLD_OUT", "[['digits_train', 150]]")
+    register_held_out(cfg)
+    kept, held_out, every = ({r["file_name"] for r in DatasetCatalog.get("digits_train" + s)} for s in ("_kept", "_held_out", ""))
+    assert len(held_out) == 150 and not kept & held_out and kept | held_out == every
+    assert not held_out & {r["file_name"] for r in DatasetCatalog.get("digits_val")}
+    for entry, words in (
+        (["digits_train"], "is not of the form"),
+        (["digit_train", 3], "Did you mean 'digits_train'"),
+        (["digits_val", 0], "1 or more"),
+    ):
+        cfg.DATASETS.HOLD_OUT = [entry]
+        with pytest.raises(UserError, match=words):
+            register_held_out(cfg)
+    cfg.DATASETS.HOLD_OUT = [["digits_val", 250]]
+    register_held_out(cfg)
+    with pytest.raises(UserError, match="none would be left"):
+        DatasetCatalog.get("digits_val_kept")
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A supernet of random weights, and a few digits to look at: what the search takes on the command line."""
+    folder = tmp_path_factory.mktemp("one_shot")
+    paths = digits._paths(digits.generate(), "train")
+    with open(paths["instances"]) as f:
+        content = json.load(f)
+    content["images"] = content["images"][:14]
+    kept = {image["id"] for image in content["images"]}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+    (folder / "train.json").write_text(json.dumps(content))
+    overrides = ["MODEL.DEVICE", "cpu", "MODEL.SHUFFLENETV2.WIDTH", "0.25", "INPUT.MIN_SIZE_TEST", "64", "MODEL.FPN.OUT_CHANNELS", "32"]
+    overrides += ["DATASETS.REGISTER", str([["tiny_search", str(folder / "train.json"), os.path.abspath(paths["images"])]])]
+    overrides += ["DATASETS.HOLD_OUT", "[['tiny_search', 4]]", "DATASETS.TRAIN", "('tiny_search_kept',)"]
+    overrides += [
+        "ONE_SHOT.CALIBRATION_IMAGES",
+        "6",
+        "ONE_SHOT.CALIBRATION_BATCH",
+        "3",
+        "ONE_SHOT.GENERATIONS",
+        "3",
+        "ONE_SHOT.POPULATION",
+        "4",
+    ]
+    # a score that random weights have: many boxes of any score
+    overrides += ["ONE_SHOT.METRIC", "bbox/AP50", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "ONE_SHOT.MAX_COST", "40e+6"]
+    cfg = config(*overrides)
+    from detectron2.modeling import build_model
+
+    torch.manual_seed(0)
+    torch.save({"model": build_model(cfg).state_dict()}, folder / "supernet.pth")
+    return [*overrides, "MODEL.WEIGHTS", str(folder / "supernet.pth")]
+
+
+@pytest.fixture(scope="module")
+def evaluator(tiny, tmp_path_factory):
+    cfg = config(*tiny, "ONE_SHOT.DATASET", "tiny_search_held_out")
+    register_from_config(cfg)
+    register_held_out(cfg)
+    return PathEvaluator(cfg, str(tmp_path_factory.mktemp("inference")))
+
+
+def test_extraction(evaluator):
+    """The supernet's own computation on that path, bit for bit."""
+    path = tuple(i % 4 for i in range(20))
+    subnet, x = evaluator.extract(path), torch.rand(1, 3, 64, 64)
+    evaluator.supernet.eval().set_path(path)
+    with torch.no_grad():
+        for a, b in zip(subnet.backbone.bottom_up(x).values(), evaluator.supernet(x).values()):
+            assert torch.equal(a, b)
+    assert subnet.backbone.bottom_up.choices == path
+
+
+def test_recalibration(evaluator):
+    """Every norm has the mean and the variance of all calibration images, here by hand; the supernet's stay as they are."""
+    before = {key: value.clone() for key, value in evaluator.supernet.state_dict().items()}
+    model = evaluator.extract((1,) * 20)
+    norms = [m for m in model.backbone.modules() if isinstance(m, nn.BatchNorm2d)]
+    old = [m.running_var.clone() for m in norms]
+    evaluator.recalibrate(model)
+    assert not model.training and all(not torch.equal(m.running_var, v) and (m.running_var > 0).all() for m, v in zip(norms, old))
+    # the stem sees the images alone
+    images = torch.cat([model.preprocess_image(batch).tensor for batch in evaluator.calibration])
+    with torch.no_grad():
+        values = model.backbone.bottom_up.stem.conv(images)
+    stem = model.backbone.bottom_up.stem.norm
+    torch.testing.assert_close(stem.running_mean, values.mean(dim=(0, 2, 3)), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(stem.running_var, values.var(dim=(0, 2, 3)), rtol=1e-2, atol=1e-4)
+    assert all(torch.equal(value, before[key]) for key, value in evaluator.supernet.state_dict().items())
+
+
+def test_a_paths_score_is_its_own(evaluator):
+    first, other = (1,) * 20, (2,) * 20
+    score, seconds = evaluator(first)
+    evaluator(other)
+    assert evaluator(first)[0] == score and set(seconds) == {"extraction", "recalibration", "inference"}
+
+
+def command(tiny, output, *flags, **options):
+    arguments = [sys.executable, "-m", "backbones.search.one_shot", "--config-file", CONFIG, *flags, *tiny, "OUTPUT_DIR", str(output)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
+    return arguments, {"cwd": ROOT, "env": env, **options}
+
+
+def finished(tiny, output, *flags, **options):
+    arguments, options = command(tiny, output, *flags, **options)
+    return subprocess.run(arguments, capture_output=True, text=True, timeout=400, **options)
+
+
+def archive(output):
+    with open(os.path.join(output, "search.json")) as f:
+        return [{key: value for key, value in entry.items() if key != "seconds"} for entry in json.load(f)["archive"]]
+
+
+@pytest.mark.slow
+def test_killed_and_resumed(tiny, tmp_path):
+    """kill -9 at random moments, in one process and in two: the same archive, order and winner as of a search that was left alone."""
+    whole = finished(tiny, tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr[-2000:]
+    expected = archive(tmp_path / "whole")
+    assert len(expected) == 12 and len({entry["score"] for entry in expected}) > 3
+    rng = random.Random(3)
+    for processes in (1, 2):
+        output, kills = tmp_path / f"killed{processes}", 0
+        for _ in range(20):
+            arguments, options = command(tiny, output, "--resume", "--num-gpus", str(processes), "--dist-url", "auto")
+            process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, **options)
+            if kills == 2:
+                assert process.wait(timeout=300) == 0
+                break
+            state = output / "search.json"
+            before, until = state.stat().st_mtime_ns if state.exists() else 0, time.monotonic() + 120
+            while process.poll() is None and time.monotonic() < until and (not state.exists() or state.stat().st_mtime_ns == before):
+                time.sleep(0.01)
+            time.sleep(rng.random())
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+                kills += 1
+            except ProcessLookupError:
+                pass
+            process.wait()
+        assert archive(output) == expected
+        assert (output / "best_subnet.yaml").read_text() == (tmp_path / "whole" / "best_subnet.yaml").read_text()
+    cfg = zoo.get_config(str(tmp_path / "whole" / "detector.yaml"))
+    best = max(expected, key=lambda entry: entry["score"])
+    assert list(read_choices(cfg.MODEL.SHUFFLENETV2.SUBNET, (4, 4, 8, 4))) == best["path"] and not cfg.MODEL.SHUFFLENETV2.SUPERNET
+    for picture in ("search.png", "path.png"):
+        assert (tmp_path / "whole" / picture).stat().st_size > 5000
+    again = finished(tiny, tmp_path / "whole")
+    assert again.returncode == 2 and "go on with it by --resume" in again.stderr.splitlines()[-1]
+    other = finished(tiny, tmp_path / "whole", "--resume", "--seed", "5")
+    assert other.returncode == 2 and "has another seed" in other.stderr.splitlines()[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["ONE_SHOT.MAX_COST", "1e+6"], "allow no path"),
+        (["MODEL.SHUFFLENETV2.SUPERNET", "False"], "is of no supernet"),
+        (["MODEL.WEIGHTS", ""], "needs a trained supernet"),
+        (["MODEL.WEIGHTS", "nowhere.pth"], "'nowhere.pth' is not there"),
+        (["MODEL.SHUFFLENETV2.SPLIT", "halves"], "does not fit"),
+        (["ONE_SHOT.DATASET", "digits_val"], "is in DATASETS.TEST too"),
+        (["ONE_SHOT.METRIC", "bbox/AP5"], "Did you mean 'bbox/AP50'"),
+    ],
+)
+def test_mistakes(tiny, tmp_path, overrides, words):
+    arguments, options = command(tiny, tmp_path / "s")
+    result = subprocess.run([*arguments, *overrides], capture_output=True, text=True, timeout=200, **options)
+    assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr[-2000:]
+    assert words in result.stderr.strip().splitlines()[-1]
+    assert not (tmp_path / "s" / "search.json").exists()
