@@ -2,6 +2,8 @@
 # make test         all tests
 # make check        the tests that developers run daily, under 2 minutes
 # make benchmark    trains every config of configs/quickstart and records what they reach, for model_zoo.md (half an hour on 2 cores)
+# make search-demo  DetNAS on digits: supernet, search, what it finds trained (under 20 minutes on 2 cores)
+# make search-proof after it: what the search found beside random networks of the same cost, each trained alike (an hour on 2 cores)
 # STACK=current|compiled|auto chooses what .venv is made of, see requirements/setup.sh. PYTHON=/path/to/python uses an environment that
 # has detectron2 already, and sets nothing up.
 
@@ -19,7 +21,7 @@ ifneq ($(filter-out auto $(built),$(STACK)),)
 endif
 endif
 
-.PHONY: help setup quickstart test check benchmark lock clean
+.PHONY: help setup quickstart test check benchmark search-demo search-proof lock clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -39,6 +41,15 @@ check: $(ready)
 
 benchmark: $(ready)
 	$(PYTHON) -m backbones.tools.benchmark
+	$(PYTHON) -m backbones.tools.zoo_table
+
+search-demo: $(ready)
+	@$(PYTHON) -m backbones.tools.search_demo
+
+search-proof: $(ready)
+	$(PYTHON) -m backbones.search.rank_correlation --config-file digits/detnas_supernet_digits.yaml --paths 8 \
+		--subnet output/detnas/search/best_subnet.yaml --pretrain digits/detnas_subnet_classes_digits.yaml --train digits/detnas_subnet_digits.yaml \
+		--json backbones/zoo/one_shot.json MODEL.WEIGHTS output/detnas/supernet/model_final.pth MODEL.DEVICE cpu OUTPUT_DIR output/detnas/rank
 	$(PYTHON) -m backbones.tools.zoo_table
 
 # new locks after a change of requirements/*.in; needs uv

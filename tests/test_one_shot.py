@@ -269,7 +269,7 @@ def test_killed_and_resumed(tiny, tmp_path):
         (["MODEL.WEIGHTS", "nowhere.pth"], "'nowhere.pth' is not there"),
         (["MODEL.SHUFFLENETV2.SPLIT", "halves"], "does not fit"),
         (["ONE_SHOT.DATASET", "digits_val"], "is in DATASETS.TEST too"),
-        (["ONE_SHOT.METRIC", "bbox/AP5"], "Did you mean 'bbox/AP50'"),
+        (["ONE_SHOT.METRIC", "bbox/AP5"], "'bbox/AP5'. Did you mean 'bbox/AP"),
     ],
 )
 def test_mistakes(tiny, tmp_path, overrides, words):

@@ -214,7 +214,7 @@ class PathEvaluator:
         times.append(time.perf_counter())
         kind, _, name = self.cfg.ONE_SHOT.METRIC.partition("/")
         if name not in results.get(kind, {}):
-            every = [f"{task}/{figure}" for task, figures in results.items() for figure in figures]
+            every = [f"{task}/{figure}" for task, figures in results.items() for figure in figures if "-" not in figure]
             raise unknown("ONE_SHOT.METRIC", self.cfg.ONE_SHOT.METRIC, every)
         score = float(results[kind][name])
         parts = dict(zip(("extraction", "recalibration", "inference"), (b - a for a, b in zip(times, times[1:]))))

@@ -1,0 +1,168 @@
+"""Does the search work? Paths of one cost, each trained by itself, beside what the supernet said of them.
+
+python -m backbones.search.rank_correlation --config-file digits/detnas_supernet_digits.yaml --subnet output/detnas/search/best_subnet.yaml \\
+    --paths 8 --pretrain digits/detnas_subnet_classes_digits.yaml --train digits/detnas_subnet_digits.yaml --json rank.json \\
+    MODEL.WEIGHTS output/detnas/supernet/model_final.pth MODEL.DEVICE cpu OUTPUT_DIR output/detnas/rank
+
+The first path is the one that was found; the others are drawn at random, of at most its cost and little less. All are trained alike, by the
+same configs. What is in the JSON file already is not done again, so that a run that was stopped goes on.
+"""
+
+import argparse
+import json
+import logging
+import os
+import random
+import subprocess
+import sys
+from typing import Any, Dict, List, Sequence
+
+import numpy as np
+
+from .. import zoo
+from ..errors import UserError
+from ..shufflenetv2 import SPECS, read_choices
+from ..tools import plot, run
+from ..tools.benchmark import machine
+from .one_shot import CostTable, PathEvaluator, cost_table, setup
+
+
+def ranks(values: Sequence[float]) -> np.ndarray:
+    """1 for the smallest; equal ones share the mean of theirs."""
+    values = np.asarray(values, dtype=float)
+    return np.array([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])
+
+
+def spearman(a: Sequence[float], b: Sequence[float]) -> float:
+    """The correlation of the ranks, from -1 to 1; NaN where either is all equal."""
+    a, b = ranks(a), ranks(b)
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return float("nan")
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def kendall(a: Sequence[float], b: Sequence[float]) -> float:
+    """Pairs in the same order less those in the other, of all that differ in both (tau-b); NaN where there is none."""
+    i, j = np.triu_indices(len(a), 1)
+    x, y = np.sign(np.subtract.outer(a, a))[i, j], np.sign(np.subtract.outer(b, b))[i, j]
+    norm = np.sqrt((x != 0).sum() * (y != 0).sum())
+    return float((x * y).sum() / norm) if norm else float("nan")
+
+
+def paths_of_one_cost(table: CostTable, found: Sequence[int], count: int, window: float, seed: int) -> List[tuple]:
+    """So many other random paths that cost from (1 - window) of what ``found`` costs to that. Raises UserError where there are not so many."""
+    rng, highest = random.Random(seed), table.cost(found)
+    result: List[tuple] = []
+    for _ in range(100_000):
+        path = tuple(int(rng.random() * 4) for _ in table.blocks)
+        if (1 - window) * highest <= table.cost(path) <= highest and path != tuple(found) and path not in result:
+            result.append(path)
+            if len(result) == count:
+                return result
+    raise UserError(f"only {len(result)} random paths cost from {1 - window:g} to 1 of {highest:.4g}: give a larger --window")
+
+
+def train(path: Sequence[int], pretrain: str, config: str, metric: str, device: str, folder: str, seed: int) -> float:
+    """What a path reaches by itself: pre-trained by one config, trained by another."""
+    train_net = os.path.join(os.path.dirname(zoo.config_root()), "train_net.py")
+    common = ["MODEL.DEVICE", device, "SEED", str(seed), "MODEL.SHUFFLENETV2.CHOICES", str(list(path))]
+    weights: List[str] = []
+    for name, step in (("classes", pretrain), ("detector", config)):
+        if not step:
+            continue
+        output = os.path.join(folder, name)
+        metrics = os.path.join(output, "metrics.json")
+        if os.path.isfile(metrics):
+            os.remove(metrics)
+        command = [sys.executable, train_net, "--config-file", zoo.get_config_file(step), *common, *weights, "OUTPUT_DIR", output]
+        os.makedirs(output, exist_ok=True)
+        with open(os.path.join(output, "output.txt"), "w") as log:
+            if subprocess.call(command, stdout=log, stderr=subprocess.STDOUT):
+                raise UserError(f"training a path failed: see {os.path.join(output, 'output.txt')}")
+        weights = ["MODEL.WEIGHTS", os.path.join(output, "model_final.pth")]
+    final = plot.read_metrics(output)[-1]
+    if metric not in final:
+        raise UserError(f"{metric} is not among what training reports: {', '.join(key for key in final if '/' in key)}")
+    return final[metric]
+
+
+def _read(path: str, about: Dict[str, Any]) -> List[Dict[str, Any]]:
+    if not os.path.isfile(path):
+        return []
+    try:
+        with open(path) as f:
+            data = json.load(f)
+        if {key: data[key] for key in about} != json.loads(json.dumps(about)):
+            raise UserError(f"--json {path!r} is of another comparison: take another file")
+        return list(data["paths"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"--json {path!r} is no comparison: {' '.join(str(error).split())[:200]}") from error
+
+
+def summary(rows: Sequence[Dict[str, Any]]) -> Dict[str, float]:
+    """The found path against the others, and how far the supernet's order is that of training."""
+    scores, reached = [r["supernet"] for r in rows], [r["trained"] for r in rows]
+    others = reached[1:]
+    return {
+        "found": reached[0],
+        "others_mean": float(np.mean(others)),
+        "others_best": max(others),
+        "spearman": spearman(scores, reached),
+        "kendall": kendall(scores, reached),
+    }
+
+
+def main() -> None:
+    text, _, details = __doc__.partition("\n")
+    parser = argparse.ArgumentParser(
+        prog="python -m backbones.search.rank_correlation",
+        description=text,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--config-file", required=True, metavar="FILE", help="the supernet's")
+    parser.add_argument("--subnet", required=True, metavar="FILE", help="what the search found")
+    parser.add_argument("--train", required=True, metavar="FILE", help="the config that each path is trained by")
+    parser.add_argument("--pretrain", default="", metavar="FILE", help="and before that, as a classifier")
+    parser.add_argument("--paths", type=int, default=8, help="how many others (default: %(default)s)")
+    parser.add_argument("--window", type=float, default=0.03, help="by how much less they may cost (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="of the paths and of training (default: %(default)s)")
+    parser.add_argument("--json", required=True, metavar="FILE", help="where the figures go")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides of the supernet's config, KEY VALUE each")
+    args = parser.parse_args()
+    if args.paths < 2 or not 0 < args.window < 1:
+        raise UserError(f"--paths {args.paths} and --window {args.window} must be at least 2, and from 0 to 1")
+    args.resume = True
+    cfg = setup(args)
+    for config in filter(None, (args.train, args.pretrain)):
+        zoo.get_config_file(config)
+    table = cost_table(cfg, cfg.ONE_SHOT.COST, cfg.ONE_SHOT.COST_SIZE)
+    found = read_choices(args.subnet, SPECS[cfg.MODEL.SHUFFLENETV2.NAME].blocks)
+    paths = [found, *paths_of_one_cost(table, found, args.paths, args.window, args.seed)]
+    about = {"config": args.train, "pretrain": args.pretrain, "metric": cfg.ONE_SHOT.METRIC, "cost": table.kind, "seed": args.seed}
+    about["dataset"] = cfg.ONE_SHOT.DATASET
+    rows = _read(args.json, about)
+    if [tuple(r["path"]) for r in rows] != paths[: len(rows)]:
+        raise UserError(f"--json {args.json!r} holds other paths: take another file")
+    logging.disable(logging.INFO)
+    evaluate = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, "inference"))
+    for i, path in enumerate(paths[len(rows) :], len(rows)):
+        score, _ = evaluate(path)
+        reached = train(path, args.pretrain, args.train, about["metric"], cfg.MODEL.DEVICE, os.path.join(cfg.OUTPUT_DIR, f"path{i}"), args.seed)
+        rows.append({"path": list(path), "cost": table.cost(path), "supernet": score, "trained": reached})
+        result = {**about, "machine": machine(), "paths": rows, **(summary(rows) if len(rows) > 2 else {})}
+        with open(args.json + ".partial", "w") as f:
+            json.dump(result, f, indent=1)
+            f.write("\n")
+        os.replace(args.json + ".partial", args.json)
+        kind = "found" if i == 0 else "random"
+        print(f"{i + 1}/{len(paths)} {kind}: supernet {score:.2f}, trained {reached:.2f}, {table.kind} {table.cost(path):.4g}", flush=True)
+    about = summary(rows)
+    print(
+        f"found: {about['found']:.2f}; {len(rows) - 1} random paths of its cost: mean {about['others_mean']:.2f}, best {about['others_best']:.2f}; "
+        f"rank correlation of the supernet's scores: Spearman {about['spearman']:.2f}, Kendall {about['kendall']:.2f}"
+    )
+
+
+if __name__ == "__main__":
+    run(main)
