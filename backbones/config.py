@@ -4,7 +4,7 @@ import os
 import re
 import sysconfig
 import traceback
-from typing import Iterable, List
+from typing import Iterable, List, Optional
 
 import detectron2
 import torch
@@ -196,12 +196,28 @@ def merge_file(cfg: CfgNode, path: str) -> None:
 
 
 def _find_beside(cfg: CfgNode, path: str) -> None:
-    """A structure file that a config names may lie beside it, so that both can be moved, or started from anywhere."""
+    """A structure file that a config names relatively lies beside the config that names it, wherever that is used from."""
     for family, key in (("MAEDET", "STRUCTURE"), ("SHUFFLENETV2", "SUBNET")):
-        name = cfg.MODEL[family][key] if family in cfg.MODEL else None
-        beside = os.path.join(os.path.dirname(path), name) if isinstance(name, str) and name else ""
-        if beside and not os.path.isfile(name) and os.path.isfile(beside):
-            cfg.MODEL[family][key] = beside
+        name = cfg.MODEL[family][key] if family in cfg.MODEL else ""
+        folder = _folder_of(path, family, key) if isinstance(name, str) and name and not os.path.isabs(name) else None
+        if folder and os.path.isfile(os.path.join(folder, name)):
+            cfg.MODEL[family][key] = os.path.join(folder, name)
+
+
+def _folder_of(path: str, family: str, key: str) -> Optional[str]:
+    """The folder of the config, ``path`` or the nearest it is based on, that sets a key of a family."""
+    with open(path) as f:
+        content = yaml.unsafe_load(f) or {}  # as it was when it was merged
+    node = content.get("MODEL", {}).get(family, {})
+    if isinstance(node, dict) and node.get(key):
+        return os.path.dirname(os.path.abspath(path))
+    bases = content.get("_BASE_", [])
+    for base in reversed([bases] if isinstance(bases, str) else bases):
+        base = os.path.join(os.path.dirname(path), os.path.expanduser(base))
+        found = _folder_of(base, family, key) if os.path.isfile(base) else None
+        if found:
+            return found
+    return None
 
 
 def merge_overrides(cfg: CfgNode, opts: List[str]) -> None:
@@ -258,6 +274,8 @@ def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> No
     for key, least in _LEAST.items():
         if get(cfg, key) < least:
             raise UserError(f"{key} is {get(cfg, key)}: it must be at least {least}")
+    if not 0 < cfg.MODEL.GFL.PRIOR_PROB < 1:
+        raise UserError(f"MODEL.GFL.PRIOR_PROB is {cfg.MODEL.GFL.PRIOR_PROB}: it must be above 0 and below 1")
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         if len(get(cfg, key)) != channels:
@@ -301,6 +319,8 @@ def _check_batch(cfg: CfgNode, processes: int) -> None:
 
 def _check_features(cfg: CfgNode, features: Iterable[str]) -> None:
     for key in FEATURE_KEYS.get(cfg.MODEL.META_ARCHITECTURE, ()):
+        if not get(cfg, key):
+            raise UserError(f"{key} is empty. Allowed: {', '.join(features)}.")
         for name in get(cfg, key):
             if name not in features:
                 raise unknown(f"feature in {key}", name, features)
@@ -359,6 +379,9 @@ _LEAST = {
     "MODEL.GFL.NUM_CONVS": 0,
     "MODEL.GFL.REG_MAX": 1,
     "MODEL.GFL.ATSS_TOPK": 1,
+    "MODEL.GFL.QUALITY_TOPK": 1,
+    "MODEL.GFL.QUALITY_CHANNELS": 1,
+    "MODEL.GFL.ANCHOR_SIZE": 0.1,
     "MODEL.GFL.TOPK_CANDIDATES_TEST": 1,
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 1,
     "TEST.DETECTIONS_PER_IMAGE": 1,

@@ -176,6 +176,8 @@ class StagedBackbone(Backbone):
     # theirs alone are understood wherever a state dict is loaded, the others are converted first
     layouts: Sequence[str] = ("released",)
     native_layouts: Sequence[str] = ("released",)
+    # keys of a released layout whose weights expect images in another order than this project's other configs give: (keys, order)
+    released_images = (re.compile(r"(?!)"), "")
     classifier = re.compile(r"(?!)")  # keys behind the last feature, which detection has no use for
 
     def __init__(self):

@@ -80,6 +80,7 @@ _FIELDS = {
     "bottleneck": ("in", "out", "k", "btn"),
     "group": ("in", "out", "k", "L", "btn"),
 }
+_OTHER_FIELDS = ("class", "s", "p", "g", "act", "inner_class", "force_resproj_skip")  # the last says nothing: groups always project
 _MOST = {"L": 1000}  # and of any other number 65536: more is no network
 _MOST_BYTES = 1 << 20
 
@@ -94,9 +95,9 @@ def read_structure(path: str) -> Structure:
     try:
         if os.path.getsize(path) > _MOST_BYTES:
             raise ValueError(f"it has {os.path.getsize(path)} bytes, more than any structure")
-        with open(path, encoding="utf-8") as f:
+        with open(path, encoding="utf-8-sig") as f:
             content = ast.literal_eval(f.read().strip())
-    except (ValueError, SyntaxError, MemoryError, RecursionError, OSError) as error:
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OSError) as error:
         reason = " ".join(str(getattr(error, "msg", error)).split())[:200]
         raise UserError(f"structure file {path!r} is no Python literal: {reason}") from error
     return parse_structure(content, f"structure file {path!r}")
@@ -113,7 +114,7 @@ def parse_structure(content: Any, what: str = "the structure") -> Structure:
         raise UserError(f"{what} holds {_short(content)}, not a list of blocks")
     blocks: List[Block] = []
     for i, entry in enumerate(content):
-        blocks.append(_parse_block(entry, blocks[-1].channels if blocks else 0, f"{what}: block {i}"))
+        blocks.append(_parse_block(entry, i, blocks[-1].channels if blocks else 3, what))
     return check_structure(blocks, what)
 
 
@@ -122,15 +123,19 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _parse_block(entry: Any, before: int, where: str) -> Block:
+def _parse_block(entry: Any, i: int, before: int, what: str) -> Block:
+    where = f"{what}: block {i}"
     if not isinstance(entry, dict):
         raise UserError(f"{where} is {_short(entry)}, not a dict")
-    name = entry.get("class")
+    name = entry.get("class") if isinstance(entry.get("class"), str) else _short(entry.get("class"))
     if "nbitsA" in entry or "nbitsW" in entry or "Quant" in str(name):
         raise UserError(f"{where} is of a quantized network (class {name!r}, nbitsA, nbitsW), which this project does not have")
     if name not in _CLASSES:
         raise unknown(f"class in {where}", name, _CLASSES)
     kind = _CLASSES[name]
+    for field in entry:
+        if field not in (*_FIELDS[kind], *_OTHER_FIELDS):
+            raise unknown(f"field in {where}", field, (*_FIELDS[kind], *_OTHER_FIELDS))
     values: Dict[str, int] = {}
     for field in (*_FIELDS[kind], "s"):
         value = entry.get(field, 1 if field == "s" else None)
@@ -150,8 +155,8 @@ def _parse_block(entry: Any, before: int, where: str) -> Block:
     ):
         if value not in allowed:
             raise unknown(f"value of field {field!r} in {where}", value, allowed)
-    if before and values["in"] != before:
-        raise UserError(f"{where}: field 'in' is {values['in']}, but the block before it gives {before}")
+    if values["in"] != before:
+        raise UserError(f"{where}: field 'in' is {values['in']}, but {'the block before it gives' if i else 'images have'} {before}")
     return Block(
         values["out"],
         kernel,
@@ -230,6 +235,7 @@ class MAEDET(StagedBackbone):
     """
 
     layouts = ("released",)
+    released_images = (re.compile(r"(^|\.)block_list\.\d"), "RGB")
 
     def __init__(
         self,

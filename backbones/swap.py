@@ -29,9 +29,10 @@ def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
     Sets its builder (bare, FPN or RetinaNet's FPN, as before), variant, features and all keys that name them, channel order, mean, deviation
     and weights (converted ones of that name, with what they say of their images and structure, or those released). Norm, deformable stages,
     FREEZE_AT, and whether training is from scratch stay as the config has them (it is with GN or LN, of which no weights are, and for networks
-    that have none at all: those get SyncBN for frozen norms); a detector that runs the last stage in its heads (C4) or dilates it (DC5) does so with this network's. Python configs (detectron2's LazyConfig) with an FPN
-    over a ``bottom_up``, or a bare backbone, are changed likewise. Raises UserError for a name that does not exist, a frozen config, heads of
-    the user's own that run ResNet's last stage, or a Python config of another build.
+    that have none at all: those get SyncBN for frozen norms); a detector that runs the last stage in its heads (C4) or dilates it (DC5) does so
+    with this network's. Python configs (detectron2's LazyConfig) with an FPN over a ``bottom_up``, or a bare backbone, are changed likewise.
+    Raises UserError for a name that does not exist, a frozen config, heads of the user's own that run ResNet's last stage, or a Python config
+    of another build.
     """
     family = family_of(name)
     if isinstance(cfg, DictConfig):

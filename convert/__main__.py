@@ -7,8 +7,8 @@ python -m convert lightnas latest.pth weights/gfl_MAE_DET_S_FPN_73e.pth
 python -m convert detectron2 model_final_b275ba.pkl weights/faster_rcnn_R_50_FPN_1x.pth --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
 
 Every tensor must find its place, and every weight of the network be filled, or nothing is written. Weights that expect RGB get their first
-convolution turned, so that converted files take BGR images (lightnas's detectors keep RGB), with the mean and deviation that stand in it. Where the source's own library
-is installed, its network and ours run on the same input, and the largest difference of each feature is shown and stored; one above 1e-5 of the
+convolution turned, so that converted files take BGR images (lightnas's detectors keep RGB), with the mean and deviation that stand in it. Where
+the source's own library is installed, its network and ours run on the same input, and the largest difference of each feature is shown and stored; one above 1e-5 of the
 feature's largest value is an error. Nothing in a file is executed.
 
 A file at weights/NAME.pth or .safetensors is found by MODEL.WEIGHTS backbones://NAME (the variable BACKBONES_WEIGHTS names another folder).

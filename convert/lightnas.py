@@ -50,7 +50,7 @@ def is_detector(contents: Dict[str, Any]) -> bool:
 def convert_detector(contents: Dict[str, Any], preprocessing: Optional[Preprocessing] = None, config: str = "") -> Converted:
     """A whole GFLV2 detector's file as ours: every tensor used, every weight of the model filled. It keeps taking RGB, as its config does.
 
-    ``config``: the config whose model it is to fit; by default the MAE-DET it holds, or with ResNet's keys none. Raises UserError for a
+    ``config``: the config whose model it is to fit; by default follows from the MAE-DET it holds. Raises UserError for a
     detector of another network, or where anything is unmatched, missing or of another shape.
     """
     weights = _weights(contents)

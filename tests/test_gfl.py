@@ -212,6 +212,64 @@ def test_without_any_object(quality, autocast):
     assert losses["loss_box_reg"] > 0 and losses["loss_dfl"] > 0
 
 
+def test_what_lies_beyond_an_images_own_padding(model):
+    """Of images of several sizes, the smaller ones' empty cells are neither object nor background, and take no part in the loss."""
+
+    class Sizes:
+        image_sizes = [(128, 160), (60, 90)]
+
+    inputs = features()
+    with EventStorage(), torch.no_grad():
+        sizes = [x.shape[-2:] for x in inputs]
+        labels, _ = model.label_anchors(model.anchor_generator(inputs), sizes, Sizes.image_sizes, [truth(slice(0, 1)), truth(slice(0, 1))])
+    cells = labels[1].split([h * w for h, w in sizes])
+    for label, (h, w), stride in zip(cells, sizes, model.strides):
+        inside = torch.zeros(h, w, dtype=torch.bool)
+        inside[: -(-64 // stride), : -(-96 // stride)] = True  # 60x90, padded to 64x96
+        assert torch.equal((label >= 0).reshape(h, w), inside)
+    assert (labels[0] >= 0).all()
+    scores = torch.rand(2, labels.shape[1], 5)
+    distributions, boxes = torch.randn(2, labels.shape[1], 68), torch.zeros(2, labels.shape[1], 4)
+    anchors = model.anchor_generator(inputs)
+    with EventStorage():
+        loss = model.losses(anchors, scores, distributions, labels.clamp(max=5), boxes)["loss_cls"]
+        scores[1, labels[1] < 0] = 0.999
+        assert model.losses(anchors, scores, distributions, labels.clamp(max=5), boxes)["loss_cls"] == loss
+
+
+def test_nms(model):
+    """Within a class only, from an overlap above the threshold, and so many boxes at most."""
+    anchors = model.anchor_generator(features())
+    empty = [(torch.zeros(len(a), 5), torch.zeros(len(a), 68)) for a in anchors]
+    scores, distributions = ([x[i] for x in empty] for i in range(2))
+    distributions[0][:, [2, 17 + 2, 34 + 2, 51 + 2]] = 50.0  # every box reaches two strides to each side: 32x32
+    place = 20 * 8 + 10  # in the middle of 16x20 places; it and the next overlap by 24/40 = 0.6
+    scores[0][place, 1], scores[0][place + 1, 1], scores[0][place, 2] = 0.9, 0.8, 0.7
+    size = (128, 160)
+
+    def found():
+        return model.inference_single_image(anchors, scores, distributions, size)
+
+    model.test_nms_thresh = 0.65
+    assert found().scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
+    model.test_nms_thresh = 0.55
+    assert found().scores.tolist() == pytest.approx([0.9, 0.7]) and found().pred_classes.tolist() == [1, 2]
+    model.max_detections_per_image = 1
+    assert len(found()) == 1
+    model.max_detections_per_image, model.test_score_thresh = 100, 0.7
+    assert found().scores.tolist() == pytest.approx([0.9])  # strictly above
+
+
+def test_settings_reach_the_detector():
+    keys = {"ATSS_TOPK": 5, "NUM_CONVS": 2, "NMS_THRESH_TEST": 0.5, "TOPK_CANDIDATES_TEST": 50, "SCORE_THRESH_TEST": 0.1, "ANCHOR_SIZE": 6.0}
+    weights = {"CLS_LOSS_WEIGHT": 3.0, "BBOX_LOSS_WEIGHT": 4.0, "DFL_LOSS_WEIGHT": 5.0}
+    model = build_model(small(*(part for key, value in {**keys, **weights}.items() for part in (f"MODEL.GFL.{key}", value))))
+    assert (model.atss_topk, model.test_nms_thresh, model.test_topk_candidates, model.test_score_thresh) == (5, 0.5, 50, 0.1)
+    assert model.loss_weights == [3.0, 4.0, 5.0] and len(model.head.cls_subnet) == 6
+    assert next(iter(model.anchor_generator.cell_anchors)).tolist() == [[-24.0, -24.0, 24.0, 24.0]]
+    assert 0.008 < model.head.bbox_pred.weight.std() < 0.012 and zoo.get_config("gfl_R_50_FPN_73e.yaml").SOLVER.BASE_LR == 0.01
+
+
 def test_plain_gfl():
     """Without the quality head scores are sigmoids of logits."""
     model = build_model(small("MODEL.GFL.QUALITY", False)).eval()
@@ -292,6 +350,14 @@ def test_exports():
 def test_mistakes():
     for overrides, words in (
         (["MODEL.GFL.IN_FEATURES", "['p2','p3']"], "MODEL.GFL.IN_FEATURES: 'p2'"),
+        (["MODEL.GFL.IN_FEATURES", "[]"], "MODEL.GFL.IN_FEATURES is empty"),
+        (["MODEL.GFL.QUALITY_TOPK", "0"], "MODEL.GFL.QUALITY_TOPK is 0"),
+        (["MODEL.GFL.ANCHOR_SIZE", "-8"], "MODEL.GFL.ANCHOR_SIZE is -8.0"),
+        (["MODEL.GFL.PRIOR_PROB", "1"], "MODEL.GFL.PRIOR_PROB is 1.0"),
+        (
+            ["MODEL.BACKBONE.NAME", "build_maedet_backbone", "MODEL.GFL.IN_FEATURES", "['res3','res4','res5']"],
+            "MODEL.GFL.IN_FEATURES must be of one width.*res3 72",
+        ),
         (["MODEL.GFL.NUM_CLASSES", "0"], "MODEL.GFL.NUM_CLASSES is 0"),
         (["MODEL.FPN.P6_INPUT", "p4"], "MODEL.FPN.P6_INPUT: 'p4'"),
         (["MODEL.GFL.NORM", "gn"], "MODEL.GFL.NORM: 'gn'. Did you mean 'GN'"),

@@ -124,6 +124,10 @@ def changed(block, **fields):
         (" " * (1 << 21), "more than any structure"),
         ("\x00", "no Python literal"),
         ("[3]", "block 0 is 3, not a dict"),
+        ("{[1]: 2}", "no Python literal"),
+        ("[{'class': ['a']}]", "class in .*block 0"),
+        (changed(0, **{"in": 1}), "block 0: field 'in' is 1, but images have 3"),
+        (changed(2, dropout_channel=0.5), "field in .*block 2: 'dropout_channel'"),
         (changed(2, **{"class": "SuperResK1KXK"}), "class in .*block 2: 'SuperResK1KXK'. Did you mean 'SuperResK1KXK1'"),
         (changed(2, **{"class": "SuperQuantResK1KXK1", "nbitsA": [8]}), "block 2 is of a quantized network"),
         (changed(1, k="5"), "block 1: field 'k' is '5'"),
@@ -148,6 +152,24 @@ def test_broken_files(content, words, tmp_path):
     assert "\n" not in str(error.value)
 
 
+def test_released_weights_are_for_rgb(tmp_path):
+    """As released they go into configs that give RGB, and into no others; the gate knows them by their names."""
+    from detectron2.modeling import build_model
+
+    from backbones import use_backbone, zoo
+    from backbones.checkpoint import GatedCheckpointer
+
+    torch.save(released(load_record("maedet", "maedet_s.json")), tmp_path / "released.pth")
+    cfg = zoo.get_config("gfl_MAE_DET_S_FPN_73e.yaml")
+    cfg.MODEL.DEVICE, cfg.MODEL.MAEDET.NORM = "cpu", "BN"
+    GatedCheckpointer(build_model(cfg)).load(str(tmp_path / "released.pth"))
+    other = zoo.get_config("faster_rcnn_V_39_FPN_3x.yaml")
+    use_backbone(other, "MAE-DET-S")
+    other.MODEL.DEVICE = "cpu"
+    with pytest.raises(backbones.UserError, match="for RGB images, but INPUT.FORMAT is 'BGR'"):
+        GatedCheckpointer(build_model(other)).load(str(tmp_path / "released.pth"))
+
+
 def test_missing_fields_and_files(tmp_path):
     entries = [dict(entry) for entry in LIST]
     del entries[2]["btn"]
@@ -160,10 +182,14 @@ def test_missing_fields_and_files(tmp_path):
 def test_a_structure_file_in_a_config(tmp_path, monkeypatch):
     """Beside the config, wherever that is started from."""
     (tmp_path / "small.txt").write_text(format_structure(scaled(STRUCTURE, 0.25)))
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "small.txt").write_text(format_structure(STRUCTURE))
+    monkeypatch.chdir(tmp_path / "elsewhere")  # where there is another of that name
+    (tmp_path / "elsewhere" / "derived.yaml").write_text('_BASE_: "../small.yaml"\n')
     (tmp_path / "small.yaml").write_text('MODEL: {BACKBONE: {NAME: build_maedet_backbone}, MAEDET: {STRUCTURE: "small.txt"}}\n')
     cfg = get_cfg()
     add_backbones_config(cfg)
-    merge_file(cfg, str(tmp_path / "small.yaml"))
+    merge_file(cfg, "derived.yaml")
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         widths = [shape.channels for shape in build_backbone(cfg).output_shape().values()]

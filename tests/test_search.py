@@ -1,5 +1,6 @@
 """The training-free search: scores and costs of the source, evolution that can be stopped, the best there is, tables of latency."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -10,8 +11,10 @@ import sys
 import time
 
 import pytest
+import torch
 import yaml
 from conftest import ROOT, load_record
+from detectron2.modeling import build_backbone
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -19,7 +22,7 @@ import backbones
 from backbones import UserError, zoo
 from backbones.maedet import Block, parse_structure, read_structure
 from backbones.search import exact, zero_shot
-from backbones.search.entropy import STRUCTURES, Meter, block_costs, monte_carlo, plain
+from backbones.search.entropy import STRUCTURES, Meter, monte_carlo, plain
 from backbones.search.evolution import Evolution, Problem, Space, State, round8
 from backbones.search.latency import LatencyTable, build_table, load_table, measured
 from backbones.tools import analyze
@@ -157,6 +160,19 @@ def small_config(path, **changes):
     return path
 
 
+def _processes(words: str):
+    """Those whose command line holds ``words``."""
+    found = []
+    for process in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{process}/cmdline", "rb") as f:
+                if process.isdigit() and words in f.read().decode(errors="replace"):
+                    found.append(process)
+        except OSError:  # it is gone
+            pass
+    return found
+
+
 @pytest.mark.slow
 def test_killed_and_resumed(tmp_path):
     """kill -9 at random moments, again and again: the same files, byte for byte, as of a search that was left alone."""
@@ -179,6 +195,10 @@ def test_killed_and_resumed(tmp_path):
             break
     else:
         raise AssertionError("it never came to its end")
+    until = time.monotonic() + 10  # what it started ends with it
+    while _processes(str(tmp_path)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not _processes(str(tmp_path))
     for name in ("best_structure.txt", "best.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     populations = [json.loads((tmp_path / run / "state.json").read_text())["population"] for run in ("killed", "whole")]
@@ -187,7 +207,7 @@ def test_killed_and_resumed(tmp_path):
 
 def test_what_a_search_leaves(tmp_path):
     """A structure, a config of it that builds, and a picture; a second search is not begun over the first."""
-    config = small_config(tmp_path / "c.yaml", candidates=2000)
+    config = small_config(tmp_path / "c.yaml", candidates=2000, detector="digits/gfl_digits.yaml")
     arguments = ["search", "--config", str(config), "--seed", "3", "--output", str(tmp_path / "s"), "--workers", "1"]
     zero_shot.main(arguments)
     assert (tmp_path / "s" / "search.png").stat().st_size > 10000
@@ -196,15 +216,25 @@ def test_what_a_search_leaves(tmp_path):
     structure = read_structure(cfg.MODEL.MAEDET.STRUCTURE)
     about = json.loads((tmp_path / "s" / "best.json").read_text())
     assert Meter().measure(plain(structure)).score == about["score"] and about["seed"] == 3
+    cfg.MODEL.DEVICE, cfg.MODEL.MAEDET.NORM = "meta", "BN"
+    with torch.device("meta"):
+        net = build_backbone(cfg).bottom_up
+    # the FPN leaves res2 out, no weight of the network
+    assert sum(p.numel() for p in net.parameters()) == about["parameters"]
     with pytest.raises(UserError, match="already: go on with it by --resume"):
         zero_shot.main(arguments)
     with pytest.raises(UserError, match="has another seed: take another --output"):
         zero_shot.main([*arguments, "--resume", "--seed", "4"])
     zero_shot.main([*arguments, "--resume", "--candidates", "4000"])  # more of the same
     assert json.loads((tmp_path / "s" / "best.json").read_text())["score"] > about["score"]
-    (tmp_path / "s" / "state.json").write_text('{"search": {}, "population": [3]}')
-    with pytest.raises(UserError, match="is no state of a search"):
-        zero_shot.main([*arguments, "--resume"])
+    state = json.loads((tmp_path / "s" / "state.json").read_text())
+    for broken in ({"search": {}, "population": [3]}, {**state, "rounds": 1e999}, {**state, "population": [[[8, 3, 2, 0, 0]]]}):
+        (tmp_path / "s" / "state.json").write_text(json.dumps(broken))
+        with pytest.raises(UserError, match="is no state of a search"):
+            zero_shot.main([*arguments, "--resume"])
+    os.remove(tmp_path / "s" / "state.json")
+    with pytest.raises(UserError, match="holds another result"):
+        zero_shot.main(arguments)
 
 
 SMALL = Space(max_stem=16, max_channels=48, kernels=(3, 5), max_layers=2)
@@ -237,6 +267,31 @@ def test_the_best_there_is(budget):
     costs = problem.meter.measure(found)
     assert problem.fits(costs) and costs.score == pytest.approx(highest, abs=1e-9)
     assert proof.score >= highest - 1e-9
+
+
+def test_a_bound_is_of_the_space_alone(tmp_path):
+    """A start that is not in it is refused, as what becomes of it may be better than all that is; as are budgets without an end."""
+    for changes, words in (
+        ({"max_channels": 16}, "block 3 has 32 channels, not a multiple of 8 from 16 to 16"),
+        ({"kernels": (5,)}, "block 1 has kernels of 3, not of 5"),
+        ({"min_bottleneck": 0.5}, "block 3 has bottlenecks of 8 channels"),
+        ({"max_expansion": 1}, "block 3 has 32 channels, more than 1 times the 16"),
+        ({"max_stem": 8}, "block 0 has 16 channels"),
+        ({"max_layers": 0}, "or max_layers of the space"),
+    ):
+        with pytest.raises(UserError, match=words):
+            exact.bound(Problem(Meter(256), dataclasses.replace(SMALL, **changes), {"flops": 1e7}), SMALL_START)
+    start = ((16, 3, 2, 0, 0), *((16, 3, 2, 2, 8) for _ in range(4)))
+    with pytest.raises(UserError, match="block 1 has 2 bottlenecks, more than 1"):
+        exact.bound(Problem(Meter(256), dataclasses.replace(SMALL, max_layers=1), {"flops": 1e9}), start)
+
+
+def test_scale_of_the_weights_is_nothing():
+    found = [
+        zero_shot.find_exact(Problem(Meter(256, tuple(scale * w for w in (0, 0, 1, 1, 6))), SMALL, {"flops": 2e7}), SMALL_START)[1]
+        for scale in (1.0, 10.0, 0.01)
+    ]
+    assert found[0] == found[1] == found[2]
 
 
 @pytest.mark.slow
@@ -274,9 +329,13 @@ def test_latency(tmp_path):
         made.conv(8, 8, 5, 2, 32)
     structure = ((8, 3, 2, 0, 0), *((16, 3, 2, 1, 8) for _ in range(4)))
     costs = Meter(64, table=table).measure(structure)
-    assert costs.latency == pytest.approx(
-        sum(block_costs(i, b, s, table).latency for i, b, s in zip((3, 8, 16, 16, 16), structure, (64, 32, 16, 8, 4)))
-    )
+    # by hand: the stem, and of each block the projection of its shortcut and its three convolutions
+    by_hand, channels, side = table.conv(3, 8, 3, 2, 64), 8, 32
+    for _ in range(4):
+        by_hand += table.conv(channels, 16, 1, 1, side // 2) + table.conv(channels, 8, 1, 1, side)
+        by_hand += table.conv(8, 8, 3, 2, side) + table.conv(8, 16, 1, 1, side // 2)
+        channels, side = 16, side // 2
+    assert costs.latency == pytest.approx(by_hand)
     predicted, taken = measured(structure, table, "cpu", 1e-3)
     assert predicted == costs.latency > 0 and taken > 0
     config = small_config(
@@ -293,6 +352,10 @@ def test_latency(tmp_path):
     assert 0 < about["latency"] <= 2 * costs.latency
     with pytest.raises(UserError, match="no bound is known for a budget of latency"):
         zero_shot.main(["exact", "--config", str(config)])
+    lacking = LatencyTable(64, {key: rows for key, rows in table.entries.items() if not key.startswith("5")}, table.about)
+    lacking.save(str(path))
+    with pytest.raises(UserError, match="no convolutions of kernel/stride/side 5/"):
+        zero_shot.main(["search", "--config", str(config), "--output", str(tmp_path / "t"), "--workers", "2"])
     for text in ("", "[]", '{"about": {}}', '{"about": {}, "image_size": 64, "entries": {"1/1/32": [[8, 8, -1]]}}'):
         path.write_text(text)
         with pytest.raises(UserError, match="no latency table"):
@@ -318,6 +381,17 @@ def test_latency(tmp_path):
         ({"start": "nowhere.txt"}, "'nowhere.txt' is not there"),
         ({"start": [{"class": "Conv"}]}, "class in .*block 0: 'Conv'"),
         ({"detector": "gfl_MAE_DET_X"}, "gfl_MAE_DET_X"),
+        ({"detector": "faster_rcnn_R_50_FPN_3x.yaml"}, "'build_resnet_fpn_backbone', where the network found is to stand"),
+        ({"detector": 5}, "detector is 5, not a file's name"),
+        ({"latency_table": 5, "budget": {"latency": 1.0}}, "latency_table is 5"),
+        ({"space": {"kernels": [3.0, 5.0]}}, "space kernels is"),
+        (
+            {
+                "start": [{"class": "ConvKXBNRELU", "in": 3, "out": 8, "s": 2, "k": 3}]
+                + [{"class": "ConvKXBNRELU", "in": 8, "out": 8, "s": 2, "k": 3}] * 4
+            },
+            "block 1 is a convolution behind the stem",
+        ),
         ({"image_size": 480.5}, "image_size is 480.5"),
     ],
 )
@@ -327,26 +401,46 @@ def test_mistakes_in_a_config(change, words, tmp_path):
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.slow
-def test_mistakes_on_the_command_line(tmp_path):
-    (tmp_path / "bad.txt").write_text("[{'class': 'SuperResK1KX'}]")
-    for arguments, words in (
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
         (["score", "MAE-DET-X"], "Did you mean 'MAE-DET-S'"),
-        (["score", tmp_path / "bad.txt"], "class in structure file"),
-        (["search", "--config", "nowhere.yaml", "--output", tmp_path / "s"], "'nowhere.yaml' is not there"),
-        (["search", "--config", "configs/" + R50, "--output", "setup.py"], "is a file"),
-        (["latency", "--device", "gpu", "--output", tmp_path / "l.json"], "'gpu'"),
-    ):
-        result = tool(*arguments)
-        assert result.returncode == 2 and words in result.stderr and "Traceback" not in result.stderr, result.stderr
-        assert words in result.stderr.strip().splitlines()[-1]
-    assert not (tmp_path / "s").exists() and not (tmp_path / "l.json").exists()
+        (["score", "bad.txt"], "class in structure file"),
+        (["search", "--config", "nowhere.yaml", "--output", "s"], "'nowhere.yaml' is not there"),
+        (["search", "--config", "configs/" + R50, "--output", "bad.txt"], "is a file"),
+        (["search", "--config", "configs/" + R50, "--output", "s", "--workers", "0"], "--workers is 0"),
+        (["search", "--config", "configs/" + R50, "--output", ""], "--output is empty"),
+        (["latency", "--device", "gpu", "--output", "l.json"], "'gpu'"),
+        (["latency", "--device", "meta", "--output", "l.json"], "'meta'"),
+        (["latency", "--output", ""], "is no file's name"),
+        (["latency", "--output", "bad.txt/l.json"], "is a file"),
+        (["latency", "--output", "l.json", "--kernels", "4"], "--kernels is 4: .*odd"),
+        (["latency", "--output", "l.json", "--seconds", "inf"], "--seconds is inf"),
+        (["benchmark", "--config", "configs/" + R50, "--json", "bad.txt/x.json"], "is a file"),
+        (["score", "MAE-DET-S", "--image-size", "0"], "--image-size 0"),
+    ],
+)
+def test_mistakes_on_the_command_line(arguments, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.txt").write_text("[{'class': 'SuperResK1KX'}]")
+    with pytest.raises(UserError, match=words) as error:
+        zero_shot.main(arguments)
+    assert "\n" not in str(error.value) and os.listdir(tmp_path) == ["bad.txt"]
+
+
+@pytest.mark.slow
+def test_a_mistake_is_one_line():
+    result = tool("score", "MAE-DET-X")
+    assert result.returncode == 2 and "Traceback" not in result.stderr and "Did you mean" in result.stderr.strip().splitlines()[-1]
 
 
 def test_a_single_bottleneck_is_not_of_the_search():
     structure = tuple(b._replace(forced=False, layers=1) if i == 2 else b for i, b in enumerate(backbones.get_spec("MAE-DET-S").structure))
     with pytest.raises(UserError, match="block 2 is a single ResK1KXK1"):
         plain(structure)
+    plain_conv = tuple(b._replace(relu=i > 0) for i, b in enumerate(backbones.get_spec("MAE-DET-S").structure))
+    with pytest.raises(UserError, match="block 0 is a ConvKXBN"):
+        plain(plain_conv)
     assert isinstance(structure[2], Block)
 
 

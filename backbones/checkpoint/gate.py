@@ -156,6 +156,8 @@ class GatedCheckpointer(DetectionCheckpointer):
         self._convert_ndarray_to_tensor(checkpoint["model"])
         if "preprocessing" in checkpoint and self.require != "nothing":
             _check_preprocessing(model, checkpoint["preprocessing"], self._loading)
+        if self.require != "nothing":
+            _check_released_images(model, checkpoint["model"], self._loading)
         own = model.state_dict()
         weights = _with_our_names(model, checkpoint["model"])
         from_caffe2 = checkpoint.get("__author__") == "Caffe2"
@@ -265,6 +267,17 @@ def _check_preprocessing(model: nn.Module, stated: Any, path: str) -> None:
         raise UserError(
             f"checkpoint {path!r} expects other images than the config gives it: set {wanted}. To load it all the same: --allow-partial-weights"
         )
+
+
+def _check_released_images(model: nn.Module, weights: Dict[str, Any], path: str) -> None:
+    """Refuses released files, which say nothing of their images, in a config that gives them images in another order of channels."""
+    for backbone in model.modules():
+        keys, order = getattr(backbone, "released_images", (None, ""))
+        if order and getattr(model, "input_format", order) != order and any(keys.search(key) for key in weights):
+            raise UserError(
+                f"checkpoint {path!r} holds weights as released, for {order} images, but INPUT.FORMAT is {model.input_format!r}: set it and the "
+                "means in that order, or turn the weights by `python -m convert`. To load it all the same: --allow-partial-weights"
+            )
 
 
 def _same(a: Any, b: Any) -> bool:

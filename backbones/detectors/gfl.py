@@ -27,6 +27,8 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
+from ..errors import UserError
+
 # images are padded to it, and what lies beyond an image's own padding in a batch of larger ones is neither object nor background
 PADDING = 32
 
@@ -157,7 +159,9 @@ class GFLHead(nn.Module):
         for _ in range(num_convs):
             layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=not norm))
             if norm:
-                layers.append(nn.GroupNorm(math.gcd(32, channels), channels) if norm == "GN" else get_norm(norm, channels))
+                # of two channels or more a group, so that a level of one pixel has a deviation
+                groups = math.gcd(32, max(channels // 2, 1))
+                layers.append(nn.GroupNorm(groups, channels) if norm == "GN" else get_norm(norm, channels))
             layers.append(nn.ReLU())
         return nn.Sequential(*layers)
 
@@ -242,6 +246,9 @@ class GFL(DenseDetector):
         node = cfg.MODEL.GFL
         backbone = build_backbone(cfg)
         shapes: List[ShapeSpec] = [backbone.output_shape()[name] for name in node.IN_FEATURES]
+        if len({shape.channels for shape in shapes}) > 1:
+            widths = ", ".join(f"{name} {shape.channels}" for name, shape in zip(node.IN_FEATURES, shapes))
+            raise UserError(f"MODEL.GFL.IN_FEATURES must be of one width, as a FPN's are, but they have {widths} channels")
         head = GFLHead(
             shapes[0].channels,
             len(shapes),

@@ -130,10 +130,13 @@ class Meter:
 
 
 def plain(structure: Structure, what: str = "the structure") -> Tuple[Plain, ...]:
-    """``structure`` for measuring. Raises UserError for one with blocks that the search does not know: single bottlenecks."""
+    """``structure`` for measuring. Raises UserError for one with blocks that the search does not know: single bottlenecks, and
+    convolutions without an activation."""
     for i, block in enumerate(check_structure(structure, what)):
         if not block.forced:
             raise UserError(f"{what}: block {i} is a single ResK1KXK1, which the search does not know: write it as a SuperResK1KXK1 of L 1")
+        if not block.relu:
+            raise UserError(f"{what}: block {i} is a ConvKXBN, without an activation, which the search does not know")
     return tuple(tuple(block[:5]) for block in structure)
 
 

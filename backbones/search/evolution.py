@@ -68,6 +68,27 @@ class Problem:
     def fits(self, costs: Costs) -> bool:
         return all(getattr(costs, name) <= most for name, most in self.budget.items())
 
+    def outside(self, blocks: Candidate) -> str:
+        """What of a structure is not of the space, in words; "" where nothing is."""
+        space = self.space
+        fitting = [self.fit_kernels(tuple((*b[:1], kernel, *b[2:]) for b in blocks)) for kernel in space.kernels]
+        for i, (out, kernel, _, layers, width) in enumerate(blocks):
+            before, most = (blocks[i - 1][0], space.max_channels) if i else (8, space.max_stem)
+            kernels = sorted({structure[i][1] for structure in fitting})
+            deepest = space.most_layers(i, len(blocks), self.budget.get("layers", float("inf")))
+            narrowest = round8(out * space.min_bottleneck)
+            if out % 8 or not before <= out <= most:
+                return f"block {i} has {out} channels, not a multiple of 8 from {before} to {most}"
+            if i > 1 and round8(out / space.max_expansion) > before:
+                return f"block {i} has {out} channels, more than {space.max_expansion} times the {before} before it"
+            if layers and (width % 8 or not narrowest <= width <= out):
+                return f"block {i} has bottlenecks of {width} channels, not a multiple of 8 from {narrowest} to {out}"
+            if layers and kernel not in kernels:
+                return f"block {i} has kernels of {kernel}, not of {' or '.join(map(str, kernels))}"
+            if layers > deepest:
+                return f"block {i} has {layers} bottlenecks, more than {deepest}"
+        return ""
+
     def mutate(self, parent: Candidate, rng: random.Random) -> Candidate:
         """A child: two rounds of one changed field each."""
         most = self.budget.get("layers", float("inf"))
@@ -198,6 +219,8 @@ class Evolution:
                         connection.send(tasks[i])
                     for i, (_, connection) in batch:
                         results[i] = connection.recv()
+                        if isinstance(results[i], UserError):
+                            raise results[i]
             except (EOFError, OSError) as error:
                 raise UserError("a process of the search was killed; start it again with --resume") from error
         merged = sorted({scored for result in results for scored in result})
@@ -209,9 +232,17 @@ def _explore(problem: Problem, population: List[Scored], size: int, count: int, 
 
 
 def _work(connection, problem: Problem) -> None:
-    """A process of its own: explores what it is sent until nobody sends."""
+    """A process of its own: explores what it is sent until nobody sends, or the search itself is gone."""
+    parent = multiprocessing.parent_process()
     try:
         while True:
-            connection.send(_explore(problem, *connection.recv()))
+            while not connection.poll(1.0):  # a killed search does not close its end where others have inherited it
+                if not parent.is_alive():
+                    return
+            task = connection.recv()
+            try:
+                connection.send(_explore(problem, *task))
+            except UserError as error:
+                connection.send(error)
     except (EOFError, OSError, KeyboardInterrupt):
         pass

@@ -116,6 +116,11 @@ class _Program:
                 raise UserError(
                     f"block {i} of the start is not of those that bounds are known for: a stem, and groups of widths in multiples of 8"
                 )
+        outside = problem.outside(start)
+        if outside:
+            raise UserError(f"the start is not of the space, so that what can become of it is not known: its {outside}")
+        if not problem.space.max_layers and "layers" not in problem.budget:
+            raise UserError("without a budget of layers, or max_layers of the space, there are too many structures to go through: set one")
         if not any(name in problem.budget for name in _PRICED):
             raise UserError("without a budget there is no bound: scores grow with every layer")
         self.problem, self.start = problem, start
@@ -177,7 +182,8 @@ def bound(problem: Problem, start: Candidate, steps: int = 80, report: Callable[
     limits = np.array([problem.budget[name] for name in names], dtype=float)
     lowest = Bound(math.inf, {})
     # prices in units of the budgets: the center and matrix of an ellipsoid that holds the best ones
-    center, shape = np.full(len(names), 1000.0), np.eye(len(names)) * 4e6
+    size = problem.meter.measure(start).score  # what prices are of the order of
+    center, shape = np.full(len(names), 2.5 * size), np.eye(len(names)) * (5 * size) ** 2
     for step in range(steps):
         prices = np.maximum(center, 0)
         price = dict(zip(names, (prices / limits).tolist()))
@@ -190,7 +196,7 @@ def bound(problem: Problem, start: Candidate, steps: int = 80, report: Callable[
         # the half in which the bound may be lower, or the prices no longer negative
         slope = np.where(center < 0, -1.0, 0.0) if (center < 0).any() else 1 - spent
         size = math.sqrt(max(float(slope @ shape @ slope), 0.0))
-        if size < 1e-9:
+        if size < 1e-12 * lowest.score:
             break
         n, direction = len(center), shape @ slope / size
         center = center - direction / (n + 1)

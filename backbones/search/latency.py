@@ -34,23 +34,31 @@ class LatencyTable:
             raise UserError(
                 f"the latency table has no convolutions of kernel/stride/side {key}: it has {', '.join(self.entries)}. Build it anew"
             )
-        if in_channels == out_channels and all(i == o for i, o in measured):  # those within bottlenecks
-            low, high = _around(in_channels, sorted(i for i, _ in measured))
-            return _between(in_channels, low, high, measured[low, low], measured[high, high], 2)
         rows = sorted({i for i, _ in measured})
         low, high = _around(in_channels, rows)
         values = []
         for row in (low, high):
             a, b = _around(out_channels, sorted(o for i, o in measured if i == row))
-            values.append(_between(out_channels, a, b, measured[row, a], measured[row, b], 1))
-        return _between(in_channels, low, high, *values, 1)
+            values.append(_between(out_channels, a, b, measured[row, a], measured[row, b]))
+        return _between(in_channels, low, high, *values)
 
     def save(self, path: str) -> None:
         """Writes it as JSON, whole or not at all."""
         entries = {key: [[*widths, seconds] for widths, seconds in rows.items()] for key, rows in self.entries.items()}
+        write_whole(path, json.dumps({"about": self.about, "image_size": self.image_size, "entries": entries}, indent=1) + "\n")
+
+
+def write_whole(path: str, text: str) -> None:
+    """Writes a file so that it is there whole or as it was before. Raises UserError where it cannot be."""
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with open(path + ".partial", "w") as f:
-            json.dump({"about": self.about, "image_size": self.image_size, "entries": entries}, f, indent=1)
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
         os.replace(path + ".partial", path)
+    except OSError as error:
+        raise UserError(f"{path!r} cannot be written: {error.strerror}") from error
 
 
 def load_table(path: str) -> LatencyTable:
@@ -66,7 +74,7 @@ def load_table(path: str) -> LatencyTable:
         return LatencyTable(int(data["image_size"]), entries, dict(data["about"]))
     except OSError as error:
         raise UserError(f"latency table {path!r} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path!r} is no latency table: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -76,9 +84,9 @@ def _around(value: int, known: Sequence[int]) -> Tuple[int, int]:
     return low, min((k for k in known if k >= value), default=low) if value >= known[0] else low
 
 
-def _between(value: int, low: int, high: int, at_low: float, at_high: float, power: int) -> float:
+def _between(value: int, low: int, high: int, at_low: float, at_high: float) -> float:
     if low == high:
-        return at_low * (value / low) ** power
+        return at_low * value / low
     part = math.log(value / low) / math.log(high / low)
     return math.exp((1 - part) * math.log(at_low) + part * math.log(at_high))
 
@@ -94,7 +102,7 @@ def build_table(
     stem = [c for c in widths if c <= 128]
     jobs += [(3, out, k, 2, image_size) for k in (3, 5, 7) for out in stem]
     side = -(-image_size // 2)
-    while side > 1 and side >= image_size / 32:
+    while side >= image_size / 32:
         jobs += [(i, o, 1, 1, side) for i in widths for o in widths]
         jobs += [(w, w, k, stride, side) for k in sorted({1, *kernels}) for stride in (1, 2) for w in widths if k * stride > 1]
         side = -(-side // 2)

@@ -496,6 +496,17 @@ def _rectangle(x: int, y: int, colour: str):
     return Rectangle((x + 0.05, y + 0.08), 0.9, 0.84, facecolor=colour, edgecolor="lightgray")
 
 
+@contextlib.contextmanager
+def quiet():
+    """Without what detectron2 tells of every evaluation."""
+    before = logging.root.manager.disable
+    logging.disable(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def setup(args) -> CfgNode:
     """The config of the command line, checked. Raises UserError for what cannot be searched."""
     if not args.config_file:
@@ -558,9 +569,9 @@ def _main(args) -> None:
         table = _saved_table(state)  # measured times are not measured twice
     evolution = Evolution(settings, table, args.method, args.seed)
     evolution.check()
-    logging.disable(logging.INFO)  # detectron2 tells of every evaluation
-    evaluate = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, f"inference_{comm.get_rank()}"))
-    archive = search(cfg, evolution, evaluate, args.resume)
+    with quiet():
+        evaluate = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, f"inference_{comm.get_rank()}"))
+        archive = search(cfg, evolution, evaluate, args.resume)
     if not comm.is_main_process():
         return
     best = write_result(cfg, args.config_file, table, archive)

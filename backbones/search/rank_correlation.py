@@ -10,7 +10,6 @@ same configs. What is in the JSON file already is not done again, so that a run 
 
 import argparse
 import json
-import logging
 import os
 import random
 import subprocess
@@ -24,7 +23,7 @@ from ..errors import UserError
 from ..shufflenetv2 import SPECS, read_choices
 from ..tools import plot, run
 from ..tools.benchmark import machine
-from .one_shot import CostTable, PathEvaluator, cost_table, setup
+from .one_shot import CostTable, PathEvaluator, cost_table, quiet, setup
 
 
 def ranks(values: Sequence[float]) -> np.ndarray:
@@ -144,10 +143,11 @@ def main() -> None:
     rows = _read(args.json, about)
     if [tuple(r["path"]) for r in rows] != paths[: len(rows)]:
         raise UserError(f"--json {args.json!r} holds other paths: take another file")
-    logging.disable(logging.INFO)
-    evaluate = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, "inference"))
+    with quiet():
+        evaluate = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, "inference"))
     for i, path in enumerate(paths[len(rows) :], len(rows)):
-        score, _ = evaluate(path)
+        with quiet():
+            score, _ = evaluate(path)
         reached = train(path, args.pretrain, args.train, about["metric"], cfg.MODEL.DEVICE, os.path.join(cfg.OUTPUT_DIR, f"path{i}"), args.seed)
         rows.append({"path": list(path), "cost": table.cost(path), "supernet": score, "trained": reached})
         result = {**about, "machine": machine(), "paths": rows, **(summary(rows) if len(rows) > 2 else {})}

@@ -26,11 +26,12 @@ from .. import zoo
 from ..config import check_device, check_output_dir
 from ..errors import UserError, unknown
 from ..maedet import Block, format_structure, parse_structure, read_structure
+from ..registry import BUILDERS
 from ..tools import run
 from . import exact
 from .entropy import STAGE_WEIGHTS, STRUCTURES, Costs, Meter, Plain, monte_carlo, plain
 from .evolution import BUDGETS, Candidate, Evolution, Problem, Space, State
-from .latency import build_table, load_table, measured
+from .latency import build_table, load_table, measured, write_whole
 
 # milliseconds a candidate of the original's own loop on one core, single process, without building the networks that it builds besides
 REFERENCE_MS = 11.5
@@ -58,7 +59,7 @@ def load_config(path: str) -> Dict[str, Any]:
     try:
         with open(path) as f:
             own = yaml.safe_load(f)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
         raise UserError(f"config {path!r}: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(own, dict):
         raise UserError(f"config {path!r} holds no KEY: VALUE pairs")
@@ -72,6 +73,9 @@ def load_config(path: str) -> Dict[str, Any]:
     weights = config["stage_weights"]
     if not isinstance(weights, list) or len(weights) != 5 or not all(_number(w) and w >= 0 for w in weights) or not any(weights):
         raise UserError(f"{path!r}: stage_weights is {weights!r}: it must be five numbers, 0 or more and not all 0")
+    for key in ("latency_table", "detector"):
+        if not isinstance(config[key], str):
+            raise UserError(f"{path!r}: {key} is {config[key]!r}, not a file's name")
     for key in ("budget", "space"):
         if not isinstance(config[key], dict):
             raise UserError(f"{path!r}: {key} is {config[key]!r}, not KEY: VALUE pairs")
@@ -86,7 +90,7 @@ def load_config(path: str) -> Dict[str, Any]:
         if name not in fields:
             raise unknown(f"space in {path!r}", name, fields)
         if name == "kernels":
-            good = isinstance(value, list) and value and all(k in (1, 3, 5, 7, 9, 11) for k in value)
+            good = isinstance(value, list) and value and all(type(k) is int and k in (1, 3, 5, 7, 9, 11) for k in value)
         else:
             good = _number(value) and (
                 0 < value <= 1 if name == "min_bottleneck" else isinstance(value, int) and value >= (name != "max_layers")
@@ -107,7 +111,11 @@ def load_config(path: str) -> Dict[str, Any]:
     config["table"] = load_table(_near(config["latency_table"], beside)) if config["latency_table"] else None
     if config["table"] and config["table"].image_size != config["image_size"]:
         raise UserError(f"{path!r}: image_size is {config['image_size']}, but that of the latency table {config['table'].image_size}")
-    zoo.get_config_file(config["detector"])
+    builder = zoo.get_config(config["detector"]).MODEL.BACKBONE.NAME
+    if builder not in BUILDERS or BUILDERS[builder].name != "maedet":
+        raise UserError(
+            f"{path!r}: detector {config['detector']!r} has {builder!r}, where the network found is to stand: take one with MAE-DET"
+        )
     return config
 
 
@@ -118,7 +126,7 @@ def _in_zoo(path: str) -> str:
 
 def _near(path: str, folder: str) -> str:
     beside = os.path.join(folder, path)
-    return beside if not os.path.isfile(path) and os.path.isfile(beside) else path
+    return beside if os.path.isfile(beside) else path
 
 
 def _number(value: Any) -> bool:
@@ -130,6 +138,11 @@ def problem_of(config: Dict[str, Any]) -> Tuple[Problem, Candidate]:
     space = Space(**{key: tuple(value) if isinstance(value, list) else value for key, value in config["space"].items()})
     meter = Meter(config["image_size"], tuple(float(w) for w in config["stage_weights"]), config["table"])
     problem, start = Problem(meter, space, dict(config["budget"])), plain(config["start"], "the start")
+    for i, block in enumerate(start[1:], 1):
+        if not block[3]:
+            raise UserError(f"the start: block {i} is a convolution behind the stem, which the search does not know")
+    for kernel in space.kernels if meter.table else ():  # that all were measured
+        meter.measure((start[0], *((*block[:1], kernel, *block[2:]) for block in start[1:])))
     costs = meter.measure(start)
     for name, most in problem.budget.items():
         if getattr(costs, name) > most:
@@ -162,12 +175,15 @@ def _bar(**kwargs) -> tqdm:
 def search(config: Dict[str, Any], seed: int, output: str, workers: int, resume: bool) -> Candidate:
     """Runs, or goes on with, the evolution in the folder ``output``, and writes its result there."""
     problem, start = problem_of(config)
-    check_output_dir(output, "--output")
     path = os.path.join(output, "state.json")
     identity = _identity(config, seed)
     if os.path.isfile(path) and not resume:
         raise UserError(f"a search is in {output!r} already: go on with it by --resume, or take another --output")
-    os.makedirs(output, exist_ok=True)
+    if not os.path.isfile(path) and os.path.lexists(os.path.join(output, "best.json")):
+        raise UserError(f"{output!r} holds another result: take another --output")
+    outside = problem.outside(start)
+    if outside:
+        print(f"note: the start is not of the space, and keeps what is not until it changes: its {outside}", flush=True)
     state, history = State(0, [(problem.meter.measure(start).score, start)]), []
     if resume and os.path.isfile(path):
         state, history = _load_state(path, identity, problem)
@@ -221,11 +237,8 @@ def _identity(config: Dict[str, Any], seed: int) -> Dict[str, Any]:
 
 
 def _save_state(path: str, identity: Dict[str, Any], state: State, history: List) -> None:
-    with open(path + ".partial", "w") as f:
-        json.dump({"search": identity, "rounds": state.rounds, "history": history, "population": [s for _, s in state.population]}, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(path + ".partial", path)
+    population = [structure for _, structure in state.population]
+    write_whole(path, json.dumps({"search": identity, "rounds": state.rounds, "history": history, "population": population}))
 
 
 def _load_state(path: str, identity: Dict[str, Any], problem: Problem) -> Tuple[State, List]:
@@ -234,12 +247,16 @@ def _load_state(path: str, identity: Dict[str, Any], problem: Problem) -> Tuple[
             data = json.load(f)
         differ = [key for key in identity if data["search"].get(key) != identity[key]]
         structures = [tuple(tuple(int(n) for n in block) for block in structure) for structure in data["population"]]
-        if not structures or not all(len(block) == 5 for structure in structures for block in structure):
-            raise ValueError("its population is none")
+        strides = [block[2] for block in identity["start"]]
+        for structure in structures:
+            if [block[2] for block in structure if len(block) == 5 and min(block[:2]) > 0] != strides:
+                raise ValueError("its population is of other blocks than the start")
+        if not structures:
+            raise ValueError("its population is empty")
         population = sorted((problem.meter.measure(structure).score, structure) for structure in structures)
         history = [[int(done), float(score)] for done, score in data["history"]]
         state = State(int(data["rounds"]), population)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, OSError) as error:
         raise UserError(f"{path!r} is no state of a search: {' '.join(str(error).split())[:200]}") from error
     if differ:
         raise UserError(f"--resume: the search in {os.path.dirname(path)!r} has another {', '.join(differ)}: take another --output")
@@ -251,11 +268,12 @@ def _write_result(config: Dict[str, Any], problem: Problem, best: Candidate, out
     costs = problem.meter.measure(best)
     detector = zoo.get_config_file(config["detector"])
     text = f"""# The structure of highest entropy that a search found; its numbers are in best.json
-_BASE_: "{detector}"
+_BASE_: {json.dumps(detector)}
 MODEL:
   MAEDET:
     STRUCTURE: "best_structure.txt"
-OUTPUT_DIR: "{os.path.join(output, 'training')}"
+    WIDTH: 1.0
+OUTPUT_DIR: {json.dumps(os.path.join(output, "training"))}
 """
     about = {**describe(best, problem.meter), "budget": problem.budget, **how}
     for name, content in (
@@ -263,10 +281,7 @@ OUTPUT_DIR: "{os.path.join(output, 'training')}"
         ("detector.yaml", text),
         ("best.json", json.dumps(about, indent=1) + "\n"),
     ):
-        path = os.path.join(output, name)
-        with open(path + ".partial", "w") as f:
-            f.write(content)
-        os.replace(path + ".partial", path)
+        write_whole(os.path.join(output, name), content)
     print(f"{os.path.join(output, 'best_structure.txt')}: {_described(costs, problem.budget)}")
     print(f"train it: python train_net.py --config-file {os.path.join(output, 'detector.yaml')} --num-gpus 8")
 
@@ -357,6 +372,8 @@ def _score(args) -> None:
         structure = plain(read_structure(args.name), repr(args.name))
     else:
         raise unknown("structure, neither a file nor a name", args.name, STRUCTURES)
+    if not 32 <= args.image_size <= 1 << 16 or not 0 <= args.seed < 1 << 63:
+        raise UserError(f"--image-size {args.image_size} and --seed {args.seed} must be 32 or more, and 0 or more")
     table = load_table(args.latency_table) if args.latency_table else None
     result = {"name": args.name, **describe(structure, Meter(table.image_size if table else args.image_size, table=table))}
     if args.monte_carlo:
@@ -377,9 +394,18 @@ def _score(args) -> None:
 
 def _latency(args) -> None:
     check_device(args.device, "--device")
-    check_output_dir(os.path.dirname(os.path.abspath(args.output)), "--output")
-    if args.image_size < 32 or args.batch < 1 or not args.seconds > 0:
-        raise UserError(f"--image-size {args.image_size}, --batch {args.batch} and --seconds {args.seconds} must be at least 32, 1 and above 0")
+    if args.device.partition(":")[0] not in ("cpu", "cuda", "mps"):
+        raise unknown("--device", args.device, ("cpu", "cuda", "mps"))
+    _check_file(args.output, "--output")
+    for name, value, least, most in (
+        ("--image-size", args.image_size, 32, 4096),
+        ("--batch", args.batch, 1, 1024),
+        ("--seconds", args.seconds, 1e-4, 10),
+        ("--max-channels", args.max_channels, 8, 1 << 16),
+        *(("--kernels", kernel, 1, 15) for kernel in args.kernels),
+    ):
+        if not least <= value <= most or (name == "--kernels" and value % 2 == 0):
+            raise UserError(f"{name} is {value}: it must be from {least} to {most}{', and odd' * (name == '--kernels')}")
     table = build_table(
         args.image_size,
         args.device,
@@ -389,6 +415,7 @@ def _latency(args) -> None:
         args.seconds,
         lambda jobs: _bar(iterable=jobs, unit="convolution"),
     )
+    table.save(args.output)  # whatever becomes of the check
     start = plain(load_config("search/maedet_r50_budget.yaml")["start"])
     checks = {}
     for name, structure in (("R-50", plain(STRUCTURES["R-50"])), ("MAE-DET-S", plain(STRUCTURES["MAE-DET-S"])), ("the search's start", start)):
@@ -401,10 +428,29 @@ def _latency(args) -> None:
     print(args.output)
 
 
+def _check_file(path: str, key: str) -> None:
+    """Raises UserError where no file ``path``, the value of ``key``, can be written."""
+    if not path or os.path.isdir(path):
+        raise UserError(f"{key} {path!r} is no file's name")
+    check_output_dir(os.path.dirname(os.path.abspath(path)), key)
+
+
+def _check_folder(path: str) -> None:
+    if not path:
+        raise UserError("--output is empty: name a folder")
+    check_output_dir(path, "--output")
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {path!r} cannot be made: {error.strerror}") from error
+
+
 def _benchmark(args) -> None:
     """One process, each seed: what the search reaches, and how long a candidate takes it."""
     from ..tools.benchmark import machine
 
+    if args.json:
+        _check_file(args.json, "--json")
     config = load_config(args.config)
     problem, start = problem_of(config)
     proof, optimum = find_exact(problem, start) if "latency" not in problem.budget else (None, None)
@@ -437,10 +483,7 @@ def _benchmark(args) -> None:
         result["exact"] = {"score": costs.score, "bound": proof.score, **_integers(costs)}
         print(f"the best there is: {result['exact']['score']:.3f}; proved without going through it: no more than {proof.score:.3f}")
     if args.json:
-        with open(args.json + ".partial", "w") as f:
-            json.dump(result, f, indent=1)
-            f.write("\n")
-        os.replace(args.json + ".partial", args.json)
+        write_whole(args.json, json.dumps(result, indent=1) + "\n")
 
 
 def _integers(costs: Costs) -> Dict[str, int]:
@@ -451,13 +494,12 @@ def _exact(args) -> None:
     config = load_config(args.config)
     problem, start = problem_of(config)
     if args.output:
-        check_output_dir(args.output, "--output")
         if os.path.isfile(os.path.join(args.output, "state.json")):
             raise UserError(f"a search is in {args.output!r} already: take another --output")
+        _check_folder(args.output)
     proof, best = find_exact(problem, start)
     print(f"the best there is in this space: {_described(problem.meter.measure(best), problem.budget)} (bound {proof.score:.3f})")
     if args.output:
-        os.makedirs(args.output, exist_ok=True)
         _write_result(config, problem, best, args.output, {"by": "exact", "bound": proof.score})
     else:
         print(format_structure(tuple(Block(*block) for block in best)), end="")
@@ -519,6 +561,7 @@ def main(arguments: Optional[List[str]] = None) -> None:
             config["candidates"] = args.candidates
         if args.workers < 1:
             raise UserError(f"--workers is {args.workers}: it must be 1 or more")
+        _check_folder(args.output)
         search(config, args.seed, args.output, args.workers, args.resume)
     else:
         {"exact": _exact, "score": _score, "latency": _latency, "benchmark": _benchmark}[args.verb](args)

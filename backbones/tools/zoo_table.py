@@ -49,7 +49,9 @@ def _deform_flops(x, weight, *args, out_shape=None, **kwargs) -> int:
 def render() -> str:
     counted: Dict[str, float] = {}
     sections = [_section(key, source, counted) for key, source in _data("models.json")["sources"].items()]
-    return "\n".join([_HEAD, _backbones(), "## Detectors on COCO\n", *sections, _configs_without_figures(counted), _search(), _measured()])
+    return "\n".join(
+        [_HEAD, _backbones(), "## Detectors on COCO\n", *sections, _configs_without_figures(counted), _search(), _one_shot(), _measured()]
+    )
 
 
 _HEAD = """# Model zoo
@@ -157,6 +159,31 @@ def _search() -> str:
 besides, one thread; a figure of another machine). *Computed*: the scores. No structure of the space scores more than the last row's, by `zero_shot exact`.
 
 {_table(rows, ("", "score", *names))}
+"""
+
+
+def _one_shot() -> str:
+    if not os.path.isfile(os.path.join(os.path.dirname(zoo.__file__), "one_shot.json")):
+        return ""
+    data = _data("one_shot.json")
+    rows = [
+        (
+            "found" if i == 0 else "random",
+            f"{row['cost'] / 1e6:.1f}",
+            f"{row['supernet']:.2f}",
+            f"{row['trained']:.2f}",
+            " ".join(map(str, row["path"])),
+        )
+        for i, row in enumerate(data["paths"])
+    ]
+    return f"""## One-shot search
+
+*Measured here* ({data["machine"]}, seed {data["seed"]}, `make search-demo search-proof`): the path that DetNAS's search found on digits, beside random
+ones of its cost, each trained alike ({_link(data["pretrain"])}, {_link(data["config"])}). {data["metric"]}: of the supernet's path on
+{data["dataset"]}, and of the trained detector on digits_val. Found: {data["found"]:.2f}; the random ones: mean {data["others_mean"]:.2f}, best
+{data["others_best"]:.2f}. Rank correlation of the two columns: Spearman {data["spearman"]:.2f}, Kendall {data["kendall"]:.2f}.
+
+{_table(rows, ("path", "million multiply-adds", "by the supernet", "trained", "choices"))}
 """
 
 
