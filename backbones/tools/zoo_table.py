@@ -49,9 +49,8 @@ def _deform_flops(x, weight, *args, out_shape=None, **kwargs) -> int:
 def render() -> str:
     counted: Dict[str, float] = {}
     sections = [_section(key, source, counted) for key, source in _data("models.json")["sources"].items()]
-    return "\n".join(
-        [_HEAD, _backbones(), "## Detectors on COCO\n", *sections, _configs_without_figures(counted), _search(), _one_shot(), _measured()]
-    )
+    searches = [section for section in (_search(), _one_shot()) if section]
+    return "\n".join([_HEAD, _backbones(), "## Detectors on COCO\n", *sections, _configs_without_figures(counted), *searches, _measured()])
 
 
 _HEAD = """# Model zoo
