@@ -133,7 +133,7 @@ def _configs_without_figures(counted: Dict[str, float]) -> str:
     named = {row.get("config") for row in _data("models.json")["models"]}
     table = []
     for config in zoo.list_configs():
-        if config not in named and not config.startswith(("quickstart/", "digits/", "reproduce/")):
+        if config not in named and not config.startswith(("quickstart/", "digits/", "reproduce/", "DetNAS/")):
             table.append((_link(config), *_cost(config, counted)))
     return f"""### Configs nobody has published figures of
 
