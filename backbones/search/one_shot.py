@@ -459,6 +459,7 @@ def _plot(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated], best: Ev
         label="best so far",
     )
     left.set_xlabel("generation")
+    left.set_xticks([g + 1 for g in ends])
     right.scatter([e.cost / scale for e in archive], [e.score for e in archive], s=10, alpha=0.6, label="paths")
     front = pareto(archive)
     right.step([e.cost / scale for e in front], [e.score for e in front], where="post", color="tab:orange", label="Pareto front")
