@@ -14,6 +14,7 @@ from conftest import ROOT, load_record
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from hypothesis import given
+from hypothesis import settings as settings_
 from hypothesis import strategies as st
 from torch import nn
 
@@ -71,6 +72,7 @@ def run(evolution, generations=3):
     return archive
 
 
+@settings_(max_examples=30)
 @given(seed=st.integers(0, 1000), high=st.floats(23.0, 60.0), low=st.floats(0.0, 22.5))
 def test_proposals(seed, high, low):
     """Within the limits, however tight; none twice; the same from the same seed."""

@@ -54,7 +54,9 @@ def test_released_weights_give_the_recorded_features(filename):
         assert_recorded(net(filled_input(record["input"]["shape"])), record)
 
 
-@pytest.mark.parametrize("filename", ["mmrazor_subnet_mmrazor_searched.json", "mmrazor_supernet_path_mmrazor_searched.json"])
+@pytest.mark.parametrize(
+    "filename", ["mmrazor_subnet_mmrazor_searched.json", pytest.param("mmrazor_supernet_path_mmrazor_searched.json", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("prefix", ["architecture.backbone.", "architecture.model.backbone.", "module.backbone.", "backbone.body."])
 @pytest.mark.parametrize("name", ["_candidates", "_candidate_ops", "choices"])
 def test_every_prefix_and_name_of_old(filename, prefix, name):
