@@ -77,21 +77,21 @@ def cost_table(cfg: CfgNode, kind: str, size: Sequence[int]) -> CostTable:
         stem = sum(p.numel() for p in nets[0].stem.parameters())
         costs = [[sum(p.numel() for p in block.parameters()) for block in blocks] for blocks in every]
     elif kind == "macs":
-        counted = [_macs(net, size) for net in nets]
-        stem = counted[0]["stem"]
-        names = [f"{name}.block{i + 1}" for name in STAGES[1:] for i in range(len(getattr(nets[0], name)))]
-        costs = [[macs[name] for name in names] for macs in counted]
+        (stem, *_), *_ = counted = [_macs(net, size) for net in nets]
+        costs = [macs[1:] for macs in counted]
     else:
         stem, costs = _seconds(nets, size, cfg.MODEL.DEVICE)
     return CostTable(kind, stem, tuple(zip(*costs)))
 
 
-def _macs(net: ShuffleNetV2, size: Sequence[int]) -> Dict[str, int]:
-    """Multiply-adds of the convolutions of the stem and each block."""
-    with torch.device("meta"), FlopCounterMode(display=False, depth=None) as counter:
-        net.eval()(torch.empty(1, 3, *size))
-    counts = counter.get_flop_counts()
-    return {name.partition(".")[2]: sum(ops.values()) // 2 for name, ops in counts.items()}
+def _macs(net: ShuffleNetV2, size: Sequence[int]) -> List[int]:
+    """Multiply-adds of the convolutions of the stem and of each block."""
+    x, counted = torch.empty(1, 3, *size, device="meta"), []
+    for unit in [net.stem, *(block for name in STAGES[1:] for block in getattr(net, name))]:
+        with FlopCounterMode(display=False) as counter:
+            x = unit.eval()(x)
+        counted.append(counter.get_total_flops() // 2)
+    return counted
 
 
 def _seconds(nets: Sequence[ShuffleNetV2], size: Sequence[int], device: str) -> Tuple[float, List[List[float]]]:
