@@ -613,7 +613,7 @@ class TestLightNAS:
             weights[f"bbox_head.{key}"] = value if shape else torch.tensor(1.0)
         return {"meta": {"epoch": 73}, "state_dict": weights, "optimizer": {}}
 
-    @pytest.mark.parametrize("classes", [80, 3])
+    @pytest.mark.parametrize("classes", [pytest.param(80, marks=pytest.mark.slow), 3])
     def test_whole_detector(self, classes, tmp_path):
         """Every entry is used, every weight filled, and FPN and head compute what the original's names say."""
         contents = self.contents(classes)
@@ -658,6 +658,7 @@ class TestLightNAS:
         with pytest.raises(UserError, match='expects other images.*INPUT.FORMAT "RGB"'):
             GatedCheckpointer(build_model(cfg), require="all").load(str(tmp_path / "ours.pth"))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("whole", [True, False])
     def test_its_backbone_alone(self, whole, tmp_path):
         """Turned to BGR, like every bare network."""
@@ -680,6 +681,7 @@ class TestLightNAS:
             (lambda w: w.update({"bbox_head.gfl_reg.bias": torch.full((68,), float("nan"))}), "infinite numbers or NaN"),
         ],
     )
+    @pytest.mark.slow
     def test_what_is_not_whole_is_refused(self, change, words, tmp_path):
         contents = self.contents()
         change(contents["state_dict"])
@@ -688,6 +690,7 @@ class TestLightNAS:
             run("lightnas", tmp_path / "latest.pth", tmp_path / "ours.pth")
         assert not (tmp_path / "ours.pth").exists()
 
+    @pytest.mark.slow
     def test_another_config(self, tmp_path):
         torch.save(self.contents(), tmp_path / "latest.pth")
         with pytest.raises(UserError, match="no GFL detector with MAE-DET-S"):

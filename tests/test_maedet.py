@@ -23,7 +23,7 @@ def released(record):
     return {key: fill(key, shape) for key, shape in record["keys"]}
 
 
-@pytest.mark.parametrize("name", RECORDED)
+@pytest.mark.parametrize("name", ["MAE-DET-S", pytest.param("MAE-DET-M", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("prefix", ["", "body.", "backbone.body.", "module.backbone.body.", "backbone.bottom_up."])
 def test_released_weights_give_the_recorded_features(name, prefix):
     """1e-4 of each feature's deviation; values grow to 1e7, as nothing is normalized by data."""

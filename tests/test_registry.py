@@ -28,9 +28,9 @@ def size(name) -> int:
     return sum(p.numel() for p in on_meta(name).parameters())
 
 
-# every network; the larger ones, and others of the same depth, in the whole suite only
-TWINS = {"DetNAS-RetinaNet-300M", "DetNAS-MMRazor"}
-ALL = [name if size(name) < 5.6e6 and name not in TWINS else pytest.param(name, marks=pytest.mark.slow) for name in backbones.list_backbones()]
+# every network; the larger ones, and those of many small layers, which take long to trace, in the whole suite only
+DEEP = {"DetNAS-300M", "DetNAS-RetinaNet-300M", "DetNAS-MMRazor"}
+ALL = [name if size(name) < 5.6e6 and name not in DEEP else pytest.param(name, marks=pytest.mark.slow) for name in backbones.list_backbones()]
 
 
 # the smallest of each family stands for it where structure, not depth, is what matters

@@ -54,9 +54,8 @@ def test_released_weights_give_the_recorded_features(filename):
         assert_recorded(net(filled_input(record["input"]["shape"])), record)
 
 
-@pytest.mark.parametrize(
-    "filename", ["mmrazor_subnet_mmrazor_searched.json", pytest.param("mmrazor_supernet_path_mmrazor_searched.json", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("filename", ["mmrazor_subnet_mmrazor_searched.json", "mmrazor_supernet_path_mmrazor_searched.json"])
 @pytest.mark.parametrize("prefix", ["architecture.backbone.", "architecture.model.backbone.", "module.backbone.", "backbone.body."])
 @pytest.mark.parametrize("name", ["_candidates", "_candidate_ops", "choices"])
 def test_every_prefix_and_name_of_old(filename, prefix, name):
@@ -125,12 +124,14 @@ def test_sizes(name, parameters, millions):
     assert macs(net) / 1e6 == pytest.approx(millions, abs=0.05)
 
 
+@pytest.mark.slow
 def test_size_of_the_large_supernet():
     with torch.device("meta"):
         net = ShuffleNetV2Supernet(**vars(SPECS["DetNAS-1.3G"]), norm="BN")
     assert sum(p.numel() for p in net.parameters()) == 28642008
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("filename", ["block_table_mmrazor.json", "block_table_authors300M.json"])
 def test_cost_of_every_choice(filename):
     """Every block with every choice: exactly the tables."""
