@@ -22,8 +22,8 @@ CONFIGS = zoo.list_configs()
 _REFERENCE = load_record("vovnet_configs.json")["configs"]
 RELEASED = [name for name in CONFIGS if os.path.basename(name) in _REFERENCE and name.startswith("COCO-")]
 REGNET = [name for name in CONFIGS if "RegNet" in name and name.startswith("COCO-")]
-# every fifth each day, all of them in the whole suite
-SOME_DAILY = [pytest.param(name, marks=[] if i % 5 == 0 else pytest.mark.slow) for i, name in enumerate(CONFIGS)]
+# every tenth each day, all of them in the whole suite
+SOME_DAILY = [pytest.param(name, marks=[] if i % 10 == 0 else pytest.mark.slow) for i, name in enumerate(CONFIGS)]
 PARAMETERS = load_record("complexity.json")["parameters"]
 
 

@@ -35,6 +35,7 @@ ALL = [name if size(name) < 5.6e6 and name not in DEEP else pytest.param(name, m
 
 # the smallest of each family stands for it where structure, not depth, is what matters
 SMALLEST = [min(family.specs, key=size) for family in FAMILIES.values()]
+SOME = [name if name not in DEEP | {"MAE-DET-S"} else pytest.param(name, marks=pytest.mark.slow) for name in SMALLEST]
 
 
 def close(actual, expected, tolerance=1e-5):
@@ -126,7 +127,7 @@ def test_spec_gives_the_structure(name):
     assert shapes[0] == shapes[1] == shapes[2]
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("norm", NORMS)
 def test_norms(name, norm):
     """Every norm builds and runs in both modes, and two networks of different norms live side by side."""
@@ -154,7 +155,7 @@ def test_norms(name, norm):
             assert all(v.isfinite().all() for v in n.train(mode)(x).values())
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("freeze_at", range(-1, 6))
 def test_freezes_exactly_the_named_stages(name, freeze_at):
     stages = family_of(name).stages
@@ -176,7 +177,7 @@ def test_freezes_exactly_the_named_stages(name, freeze_at):
     assert changed == set(stages) - set(frozen)
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", SOME)
 def test_frozen_stages_of_other_norms(name):
     net = backbones.create(name, norm="GN", freeze_at=2)
     stages = family_of(name).stages
@@ -184,7 +185,7 @@ def test_frozen_stages_of_other_norms(name):
     assert all(p.requires_grad for stage in stages[2:] for p in getattr(net, stage).parameters())
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", SOME)
 def test_out_features(name):
     """Any subset comes back in order of depth; stages behind the deepest are not built; the stem may be asked for."""
     stages = family_of(name).stages
@@ -193,12 +194,12 @@ def test_out_features(name):
     assert [child for child, _ in net.named_children()] == list(stages[:3])
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", SOME)
 def test_in_channels(name):
     assert all(v.isfinite().all() for v in backbones.create(name, in_channels=5)(torch.rand(1, 5, 64, 64)).values())
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", SOME)
 @pytest.mark.parametrize("modulated", [False, True])
 def test_deformable_stages(name, modulated):
     """Only the stages asked for; v1 starts as the plain network of the same weights; gradients reach the offsets."""
@@ -249,7 +250,7 @@ def test_torch_export(name):
         close(exported.module()(x), net(x))
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", SOME)
 def test_torch_export_of_any_size(name):
     net = backbones.create(name).eval()
     side = torch.export.Dim("height_32", min=2, max=64), torch.export.Dim("width_32", min=2, max=64)
@@ -278,7 +279,7 @@ def test_flop_count(name):
     assert count.by_operator()["conv"] == by_hand > 0
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", SOME)
 def test_copies_and_files(name, tmp_path):
     net = backbones.create(name, norm="BN").eval()
     x = torch.rand(1, 3, 64, 64)
@@ -291,7 +292,7 @@ def test_copies_and_files(name, tmp_path):
             close(other(x), expected)
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", SOME)
 def test_autocast_gives_half_precision(name):
     net = backbones.create(name, norm="BN")
     with torch.autocast("cpu", torch.bfloat16):
@@ -329,7 +330,7 @@ def test_mistakes_are_explained_in_one_line(call, words):
         assert word.lower() in message.lower()
 
 
-@pytest.mark.parametrize("name", SMALLEST)
+@pytest.mark.parametrize("name", SOME)
 def test_a_dilated_last_stage_computes_the_same(name):
     """At every second pixel of DC5 stands what the network without dilation gives, gates apart, which see other means."""
     with_gates = backbones.create(name, norm="BN"), backbones.create(name, norm="BN", res5_dilation=2)
