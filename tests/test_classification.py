@@ -22,6 +22,8 @@ from backbones.evaluation.classification import ClassificationEvaluator
 from backbones.registry import family_of
 from backbones.solver import build_lr_scheduler
 
+pytestmark = pytest.mark.slow
+
 
 def config(*overrides):
     cfg = zoo.get_config("digits/classification_digits.yaml")

@@ -327,6 +327,7 @@ def test_p7_follows_p6_of_p5():
         assert torch.equal(out["p6"], p6) and torch.equal(out["p7"], fpn.top_block.p7(p6)) and (p6 < 0).any()
 
 
+@pytest.mark.slow
 def test_exports():
     """Scripted and traced like detectron2's detectors; a trace takes images of another size."""
     model = build_model(small("MODEL.GFL.SCORE_THRESH_TEST", 1e-4)).eval()

@@ -40,6 +40,7 @@ def test_released_weights_give_the_recorded_features(name, prefix):
         assert value.mean().item() == pytest.approx(expected["mean_float64"], abs=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RECORDED)
 def test_translate(name):
     record = load_record("maedet", f"{NAMES[name]}.json")

@@ -25,6 +25,8 @@ from backbones.search import one_shot
 from backbones.search.one_shot import CostTable, Evaluated, Evolution, PathEvaluator, cost_table
 from backbones.shufflenetv2 import SPECS, ShuffleNetV2, read_choices
 
+pytestmark = pytest.mark.slow
+
 CONFIG = "digits/detnas_supernet_digits.yaml"
 
 
