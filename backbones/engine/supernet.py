@@ -15,7 +15,11 @@ def supernets(model: nn.Module) -> List[ShuffleNetV2Supernet]:
 
 def draw_path(blocks: int, seed: int, iteration: int) -> Tuple[int, ...]:
     """The choice of each of so many blocks, uniform, from the seed and the iteration alone: the same in every process and after a resume."""
-    rng = random.Random(f"{seed}/{iteration}")
+    return random_path(blocks, random.Random(f"{seed}/{iteration}"))
+
+
+def random_path(blocks: int, rng: random.Random) -> Tuple[int, ...]:
+    """A choice for each of so many blocks, uniform."""
     return tuple(int(rng.random() * len(CHOICES)) for _ in range(blocks))
 
 

@@ -9,6 +9,7 @@ the same result in any number of processes, and one that was killed goes on as i
 import bisect
 import dataclasses
 import multiprocessing
+import os
 import random
 from typing import Dict, List, Optional, Sequence, Tuple
 
@@ -192,7 +193,7 @@ class Evolution:
         if self.workers > 1:
             for _ in range(self.workers):
                 ours, theirs = multiprocessing.Pipe()
-                process = multiprocessing.Process(target=_work, args=(theirs, self.problem), daemon=True)
+                process = multiprocessing.Process(target=_work, args=(theirs, self.problem, os.getpid()), daemon=True)
                 process.start()
                 theirs.close()
                 self._processes.append((process, ours))
@@ -231,13 +232,12 @@ def _explore(problem: Problem, population: List[Scored], size: int, count: int, 
     return problem.explore(population, size, count, random.Random(seed))
 
 
-def _work(connection, problem: Problem) -> None:
+def _work(connection, problem: Problem, parent: int) -> None:
     """A process of its own: explores what it is sent until nobody sends, or the search itself is gone."""
-    parent = multiprocessing.parent_process()
     try:
         while True:
             while not connection.poll(1.0):  # a killed search does not close its end where others have inherited it
-                if not parent.is_alive():
+                if os.getppid() != parent:
                     return
             task = connection.recv()
             try:

@@ -3,11 +3,11 @@
 import dataclasses
 import json
 import math
-import os
 import platform
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 from ..errors import UserError
+from ..files import write_whole
 from .entropy import Meter, Plain
 
 _CHANNELS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
@@ -46,19 +46,6 @@ class LatencyTable:
         """Writes it as JSON, whole or not at all."""
         entries = {key: [[*widths, seconds] for widths, seconds in rows.items()] for key, rows in self.entries.items()}
         write_whole(path, json.dumps({"about": self.about, "image_size": self.image_size, "entries": entries}, indent=1) + "\n")
-
-
-def write_whole(path: str, text: str) -> None:
-    """Writes a file so that it is there whole or as it was before. Raises UserError where it cannot be."""
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(path + ".partial", "w") as f:
-            f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(path + ".partial", path)
-    except OSError as error:
-        raise UserError(f"{path!r} cannot be written: {error.strerror}") from error
 
 
 def load_table(path: str) -> LatencyTable:

@@ -41,8 +41,9 @@ from ..config import add_backbones_config, all_keys, check_config, check_output_
 from ..data import check_paths, register_from_config, register_held_out
 from ..data.holdout import HELD_OUT
 from ..engine.launch import launch
-from ..engine.supernet import supernets
+from ..engine.supernet import random_path, supernets
 from ..errors import UserError, unknown
+from ..files import write_whole
 from ..layers import COMMON_NORMS
 from ..shufflenetv2 import CHOICES, FAMILY, SPECS, STAGES, ShuffleNetV2
 
@@ -327,7 +328,7 @@ class Evolution:
         """A path within the limits: any, or where few are, one that was moved there block by block."""
         rows = self.table.blocks
         for _ in range(50):
-            path = [self._choice(rng) for _ in rows]
+            path = list(random_path(len(rows), rng))
             if self.fits(tuple(path)):
                 return tuple(path)
         for _ in range(200):
@@ -400,12 +401,7 @@ def _load(path: str, identity: Dict[str, Any], resume: bool) -> List[Evaluated]:
 
 
 def _save(path: str, identity: Dict[str, Any], archive: Sequence[Evaluated]) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path + ".partial", "w") as f:
-        json.dump({"search": identity, "archive": [dataclasses.asdict(e) for e in archive]}, f)
-        f.flush()
-        os.fsync(f.fileno())
-    os.replace(path + ".partial", path)
+    write_whole(path, json.dumps({"search": identity, "archive": [dataclasses.asdict(e) for e in archive]}))
 
 
 def write_result(cfg: CfgNode, config_file: str, table: CostTable, archive: Sequence[Evaluated]) -> Evaluated:
@@ -426,10 +422,7 @@ MODEL:
 OUTPUT_DIR: "{os.path.join(cfg.OUTPUT_DIR, 'training')}"
 """
     for filename, text in (("best_subnet.yaml", subnet), ("detector.yaml", config)):
-        path = os.path.join(cfg.OUTPUT_DIR, filename)
-        with open(path + ".partial", "w") as f:
-            f.write(text)
-        os.replace(path + ".partial", path)
+        write_whole(os.path.join(cfg.OUTPUT_DIR, filename), text)
     _plot(cfg, table, archive, best)
     return best
 

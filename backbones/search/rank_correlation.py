@@ -19,7 +19,9 @@ from typing import Any, Dict, List, Sequence
 import numpy as np
 
 from .. import zoo
+from ..engine.supernet import random_path
 from ..errors import UserError
+from ..files import write_whole
 from ..shufflenetv2 import SPECS, read_choices
 from ..tools import plot, run
 from ..tools.benchmark import machine
@@ -53,7 +55,7 @@ def paths_of_one_cost(table: CostTable, found: Sequence[int], count: int, window
     rng, highest = random.Random(seed), table.cost(found)
     result: List[tuple] = []
     for _ in range(100_000):
-        path = tuple(int(rng.random() * 4) for _ in table.blocks)
+        path = random_path(len(table.blocks), rng)
         if (1 - window) * highest <= table.cost(path) <= highest and path != tuple(found) and path not in result:
             result.append(path)
             if len(result) == count:
@@ -151,10 +153,7 @@ def main() -> None:
         reached = train(path, args.pretrain, args.train, about["metric"], cfg.MODEL.DEVICE, os.path.join(cfg.OUTPUT_DIR, f"path{i}"), args.seed)
         rows.append({"path": list(path), "cost": table.cost(path), "supernet": score, "trained": reached})
         result = {**about, "machine": machine(), "paths": rows, **(summary(rows) if len(rows) > 2 else {})}
-        with open(args.json + ".partial", "w") as f:
-            json.dump(result, f, indent=1)
-            f.write("\n")
-        os.replace(args.json + ".partial", args.json)
+        write_whole(args.json, json.dumps(result, indent=1) + "\n")
         kind = "found" if i == 0 else "random"
         print(f"{i + 1}/{len(paths)} {kind}: supernet {score:.2f}, trained {reached:.2f}, {table.kind} {table.cost(path):.4g}", flush=True)
     about = summary(rows)

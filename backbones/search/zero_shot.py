@@ -25,13 +25,14 @@ from tqdm import tqdm
 from .. import zoo
 from ..config import check_device, check_output_dir
 from ..errors import UserError, unknown
+from ..files import write_whole
 from ..maedet import Block, format_structure, parse_structure, read_structure
 from ..registry import BUILDERS
 from ..tools import run
 from . import exact
 from .entropy import STAGE_WEIGHTS, STRUCTURES, Costs, Meter, Plain, monte_carlo, plain
 from .evolution import BUDGETS, Candidate, Evolution, Problem, Space, State
-from .latency import build_table, load_table, measured, write_whole
+from .latency import build_table, load_table, measured
 
 # milliseconds a candidate of the original's own loop on one core, single process, without building the networks that it builds besides
 REFERENCE_MS = 11.5

@@ -17,6 +17,7 @@ import torch
 from .. import zoo
 from ..config import merge_overrides
 from ..errors import UserError
+from ..files import write_whole
 from ..registry import family_of
 from . import plot, run
 
@@ -90,10 +91,7 @@ def record(row: Dict[str, object], path: str) -> None:
         runs[same[0]] = row
     else:
         runs.append(row)
-    with open(path + ".partial", "w") as f:
-        json.dump({"runs": runs}, f, indent=1)
-        f.write("\n")
-    os.replace(path + ".partial", path)
+    write_whole(path, json.dumps({"runs": runs}, indent=1) + "\n")
 
 
 def main() -> None:

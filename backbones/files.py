@@ -1,0 +1,18 @@
+"""Writing files that a killed run does not leave half-written."""
+
+import os
+
+from .errors import UserError
+
+
+def write_whole(path: str, text: str) -> None:
+    """Writes a file so that it is there whole or as it was before. Raises UserError where it cannot be."""
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with open(path + ".partial", "w") as f:
+            f.write(text)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(path + ".partial", path)
+    except OSError as error:
+        raise UserError(f"{path!r} cannot be written: {error.strerror}") from error
