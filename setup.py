@@ -48,8 +48,15 @@ setup(
         "panoptic": ["panopticapi-lite"],
         # LVIS's package is better installed with --no-deps, as it would put opencv-python over a headless build
         "cityscapes": ["cityscapesScripts", "shapely"],
+        "export": ["onnx", "onnxruntime"],
+        "openvino": ["onnx", "onnxruntime", "openvino"],
+        "fast": ["faster-coco-eval", "simplejpeg"],
         "test": [
+            "faster-coco-eval",
             "hypothesis",
+            "onnx",
+            "onnxruntime",
+            "openvino",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
@@ -58,6 +65,7 @@ setup(
             "panopticapi-lite",
             "cityscapesScripts",
             "shapely",
+            "simplejpeg",
             "timm",
         ],
     },

@@ -20,6 +20,8 @@ from detectron2.utils.logger import setup_logger
 from backbones import UserError, add_backbones_config, check_config, use_backbone, zoo
 from backbones.config import merge_file, merge_overrides
 from backbones.data import check_datasets, register_from_config, register_held_out, register_image_folders
+from backbones.deploy.optimize import PRECISIONS
+from backbones.deploy.predictor import evaluate_optimized, size_in_mind
 from backbones.engine import Trainer, count_processes, launch, lazy, load_for_evaluation
 
 
@@ -32,6 +34,10 @@ def argument_parser() -> argparse.ArgumentParser:
         elif action.dest == "num_gpus":
             action.help = "number of GPUs per machine; with MODEL.DEVICE cpu, number of processes"
     parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
+    parser.add_argument("--optimize", action="store_true", help="with --eval-only: a faster model that gives the same results")
+    parser.add_argument(
+        "--precision", default="float32", choices=PRECISIONS, help="of --optimize; bfloat16 changes results, and by how much is printed"
+    )
     parser.add_argument(
         "--allow-partial-weights", action="store_true", help="go on where weights fill less than all of what they should (see the table)"
     )
@@ -40,6 +46,8 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def setup(args):
     """The config of the command line, checked: a CfgNode, or of a Python config a DictConfig. Raises UserError for what cannot be."""
+    if args.optimize and not args.eval_only:
+        raise UserError("--optimize is for inference: it goes with --eval-only")
     if args.config_file:
         args.config_file = zoo.get_config_file(args.config_file)
     if lazy.is_lazy(args.config_file):
@@ -78,7 +86,7 @@ def run(args) -> None:
         if args.eval_only:
             model = lazy.build_model(cfg)
             lazy.load_for_evaluation(cfg, model, resume=args.resume, allow_partial_weights=args.allow_partial_weights)
-            lazy.evaluate(cfg, model)
+            evaluate_optimized(model, args.optimize and args.precision, lambda m: lazy.evaluate(cfg, m))
         else:
             lazy.train(cfg, resume=args.resume, allow_partial_weights=args.allow_partial_weights)
         return
@@ -86,7 +94,7 @@ def run(args) -> None:
     if args.eval_only:
         model = Trainer.build_model(cfg)
         load_for_evaluation(cfg, model, resume=args.resume, allow_partial_weights=args.allow_partial_weights)
-        results = Trainer.test(cfg, model)
+        results = evaluate_optimized(model, args.optimize and args.precision, lambda m: Trainer.test(cfg, m), size_in_mind(cfg))
         if cfg.TEST.AUG.ENABLED:
             results = {**(results or {}), **Trainer.test_with_TTA(cfg, model)}
         if comm.is_main_process():

@@ -60,7 +60,7 @@ class MMDetCascadeROIHeads(CascadeROIHeads):
             logits = logits + scores / self.num_cascade_stages
             predictor = self.box_predictor[stage]
             boxes = predictor.predict_boxes((scores, deltas), proposals)
-        probabilities = F.softmax(logits, dim=-1).split([len(p) for p in proposals])
+        probabilities = F.softmax(logits, dim=-1).split([p.proposal_boxes.tensor.shape[0] for p in proposals])  # not len: for traces
         return fast_rcnn_inference(
             boxes, probabilities, image_sizes, predictor.test_score_thresh, predictor.test_nms_thresh, predictor.test_topk_per_image
         )[0]

@@ -6,6 +6,7 @@ detectors are seldom that sure; random ones are, and they are what conversions a
 
 from typing import Tuple
 
+import torch
 from torch import Tensor
 from torchvision.ops import nms
 
@@ -19,7 +20,6 @@ def best(scores: Tensor, most: int) -> Tuple[Tensor, Tensor]:
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
     """Indices of the (N, 4) boxes that no better one of their group overlaps by more than ``threshold``, best first."""
     order = scores.sort(descending=True)[1]
-    if len(order) == 0:
-        return order
-    apart = boxes + (groups.to(boxes) * (boxes.max() + 1))[:, None]  # groups moved apart do not suppress each other
+    largest = torch.cat((boxes.flatten(), boxes.new_zeros(1))).max()  # also of no boxes, and in a trace
+    apart = boxes + (groups.to(boxes) * (largest + 1))[:, None]  # groups moved apart do not suppress each other
     return order[nms(apart[order], scores[order], threshold)]

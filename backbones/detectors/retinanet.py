@@ -23,7 +23,7 @@ class MMDetRetinaNet(RetinaNet):
         return found[kept[: self.max_detections_per_image]]
 
     def _decode_per_level_predictions(self, anchors, pred_scores, pred_deltas, score_thresh, topk_candidates, image_size) -> Instances:
-        order = self._by_ratio(len(pred_scores), pred_scores.device)
+        order = self._by_ratio(pred_scores.shape[0], pred_scores.device)  # not len: a trace is to follow it
         pred_scores, pred_deltas, boxes = pred_scores[order], pred_deltas[order], anchors.tensor[order]
         passed = pred_scores > score_thresh
         scores, ranked = best(pred_scores[passed], topk_candidates)
@@ -34,5 +34,5 @@ class MMDetRetinaNet(RetinaNet):
     def _by_ratio(self, count: int, device: torch.device) -> Tensor:
         """Indices of one level's anchors, those of a place by ratio, then size, where detectron2 has them by size, then ratio."""
         cell = next(iter(self.anchor_generator.cell_anchors))
-        ratios = len(((cell[:, 3] - cell[:, 1]) / (cell[:, 2] - cell[:, 0])).mul(1000).round().unique())
+        ratios = ((cell[:, 3] - cell[:, 1]) / (cell[:, 2] - cell[:, 0])).mul(1000).round().unique().numel()
         return torch.arange(count, device=device).reshape(-1, len(cell) // ratios, ratios).transpose(1, 2).flatten()

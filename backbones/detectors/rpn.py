@@ -31,7 +31,7 @@ class MMDetRPN(RPN):
         """One image's proposals from the (boxes, 4) and (boxes,) of all levels."""
         most = self.pre_nms_topk[False]
         for i, score in enumerate(scores):
-            if len(score) > most:
+            if torch.jit.is_tracing() or len(score) > most:  # a trace serves images of other sizes
                 scores[i], order = best(score, most)
                 boxes[i] = boxes[i][order]
         level = torch.cat([torch.full_like(score, i) for i, score in enumerate(scores)])

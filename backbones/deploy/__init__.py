@@ -1,0 +1,6 @@
+"""Detectors in use: optimized for inference, exported to other runtimes, and run from there."""
+
+from .optimize import optimize
+from .runner import Runner
+
+__all__ = ["Runner", "optimize"]

@@ -1,0 +1,307 @@
+"""Detectors, or their backbone and FPN, as files for other runtimes: TorchScript, ONNX, OpenVINO. No file is written that computes otherwise.
+
+A detector's file takes one image of any size, resized and in the channel order that the file's description names, and gives what the detector
+finds before it is brought to the original image's size; `Runner` does the rest. A backbone's file takes a batch whose sides the description's
+``size_divisibility`` divides, and gives the features. Both subtract the mean themselves.
+"""
+
+import contextlib
+import inspect
+import io
+import json
+import logging
+import os
+import tempfile
+import warnings
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Optional, Tuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.modeling import GeneralizedRCNN, PanopticFPN, ProposalNetwork
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.roi_heads import BaseKeypointRCNNHead
+from detectron2.structures import ImageList, Instances
+from torch import Tensor, nn
+
+from ..detectors.classifier import ImageClassifier
+from ..errors import UserError, unknown
+from .optimize import optimize
+from .runner import FIELDS, Runner, resized
+
+FORMATS = {"torchscript": ".ts", "onnx": ".onnx", "openvino": ".xml"}
+PARTS = ("detector", "backbone")
+OPSET = 17
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far an exported detector may be from its original, on boxes that both find: pixels, score, and the part of boxes that agree."""
+
+    pixels: float
+    score: float
+    agreeing: float = 0.98
+    features: float = 1e-4  # of a feature's largest value
+
+
+# another runtime adds in another order; what stands on the edge of a threshold may then fall to either side
+TOLERANCES = {"torchscript": Tolerance(1e-2, 1e-3), "onnx": Tolerance(0.1, 1e-3), "openvino": Tolerance(0.1, 1e-3)}
+
+
+class Heatmaps(nn.Module):
+    """A keypoint head that leaves its maps to `Runner`: the search for their peaks, one region after another, is for no other runtime."""
+
+    def __init__(self, head: nn.Module):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x: Tensor, instances: List[Instances]) -> List[Instances]:
+        maps = self.head.layers(x)
+        instances[0].pred_keypoint_heatmaps = maps  # of the one image
+        return instances
+
+
+class Traceable(nn.Module):
+    """A detector as a function from an image (3, H, W) to the tensors that ``fields`` name, or from images (N, 3, H, W) to a backbone's features."""
+
+    def __init__(self, model: nn.Module, part: str):
+        super().__init__()
+        self.model, self.part = model, part
+        head = getattr(getattr(model, "roi_heads", None), "keypoint_head", None)
+        if isinstance(head, BaseKeypointRCNNHead):
+            model.roi_heads.keypoint_head = Heatmaps(head)
+        self.fields: Tuple[str, ...] = tuple(model.backbone.output_shape()) if part == "backbone" else ()
+
+    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+        if self.part == "backbone":
+            features = self.model.backbone((image - self.model.pixel_mean) / self.model.pixel_std)
+            return tuple(features[name] for name in self.fields)
+        found = _found(self.model, image)
+        self.fields = tuple(found)
+        return tuple(found.values())
+
+
+def _found(model: nn.Module, image: Tensor) -> Dict[str, Tensor]:
+    """What a detector finds in an image, before it is brought to another size."""
+    inputs = [{"image": image}]
+    extra: Dict[str, Tensor] = {}
+    if isinstance(model, ImageClassifier):
+        return {"scores": model(inputs)[0]["scores"]}
+    if isinstance(model, PanopticFPN):
+        (instances,), sem_seg = model.inference(inputs, do_postprocess=False)
+        extra = {"sem_seg": sem_seg[0]}
+    elif isinstance(model, GeneralizedRCNN):
+        instances = model.inference(inputs, do_postprocess=False)[0]
+    elif isinstance(model, DenseDetector):
+        images = model.preprocess_image(inputs)
+        features = model.backbone(images.tensor)
+        features = [features[name] for name in model.head_in_features]
+        instances = model.forward_inference(images, features, model.head(features))[0]
+    elif isinstance(model, ProposalNetwork):
+        images = ImageList.from_tensors([(image - model.pixel_mean) / model.pixel_std], model.backbone.size_divisibility)
+        instances = model.proposal_generator(images, model.backbone(images.tensor), None)[0][0]
+    else:
+        raise UserError(f"{type(model).__name__} cannot be exported as a whole: take its backbone, --part backbone")
+    fields = instances.get_fields()
+    result = {}
+    for name, field in FIELDS.items():
+        if field in fields:
+            value = fields[field]
+            result[name] = value if isinstance(value, Tensor) else value.tensor
+    return {**result, **extra}
+
+
+def describe(cfg: CfgNode, model: nn.Module, part: str) -> Dict[str, Any]:
+    """What whoever runs the file needs to know, beside the tensors' names."""
+    from .. import __version__
+
+    data = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if len(cfg.DATASETS.TEST) else None
+    panoptic = isinstance(model, PanopticFPN) and part == "detector"
+    return {
+        "backbones": __version__,
+        "part": part,
+        "input_format": cfg.INPUT.FORMAT,
+        "min_size": cfg.INPUT.MIN_SIZE_TEST,
+        "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "resize": cfg.INPUT.CLASSIFICATION.RESIZE if isinstance(model, ImageClassifier) else 0,
+        "crop": cfg.INPUT.CLASSIFICATION.SIZE if isinstance(model, ImageClassifier) else 0,
+        "size_divisibility": model.backbone.size_divisibility,
+        "classes": list(data.get("thing_classes", ())) if data else [],
+        "stuff": list(data.get("stuff_classes", ())) if data else [],
+        "panoptic": ([model.combine_overlap_thresh, model.combine_stuff_area_thresh, model.combine_instances_score_thresh] if panoptic else []),
+    }
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what tracing warns of: branches on types and on lengths, which parity is checked for."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        yield
+
+
+@contextlib.contextmanager
+def _traced_lengths() -> Iterator[None]:
+    """``len`` of a traced tensor is traced too, in detectron2's modules."""
+    from detectron2.export.torchscript_patch import patch_builtin_len
+
+    with patch_builtin_len():
+        yield
+
+
+def export(
+    cfg: CfgNode, model: nn.Module, path: str, kind: str, image: np.ndarray, part: str = "detector", tolerance: Optional[Tolerance] = None
+) -> Dict[str, float]:
+    """Writes ``model`` to ``path`` and returns by how much the file's results differ from the model's own, at two sizes of ``image``.
+
+    Args:
+        cfg, model: a detector of detectron2 or of this project, filled.
+        path: ends in what FORMATS has for ``kind``, one of it.
+        image: (H, W, 3) BGR uint8; a detector must find something in it.
+        part: one of PARTS.
+
+    Raises UserError where the file would differ by more than the ``tolerance``, or the packages of the format are missing; then there is no file.
+    """
+    if kind not in FORMATS:
+        raise unknown("format", kind, FORMATS)
+    if part not in PARTS:
+        raise unknown("part", part, PARTS)
+    if not path.endswith(FORMATS[kind]):
+        raise UserError(f"{path!r}: a file of format {kind} ends in {FORMATS[kind]}")
+    check_packages(kind)
+    tolerance = tolerance or TOLERANCES[kind]
+    model = optimize(model.cpu(), memory_format="contiguous", roi_align=False)
+    traceable = Traceable(model, part)
+    about = describe(cfg, model, part)
+    sample, other = (_input(image, about, scale) for scale in (1.0, 0.7))
+    with torch.no_grad(), _traced_lengths(), _quiet():
+        before = [traceable(x) for x in (sample, other)]
+        for x, found in zip((sample, other), before):
+            if part == "detector" and "boxes" in traceable.fields and not len(found[0]):
+                raise UserError(
+                    f"the detector finds nothing in the image at {x.shape[-2]}x{x.shape[-1]}: an export is traced and checked on an image in which "
+                    "it does, give another, or weights"
+                )
+        about["fields"] = list(traceable.fields)
+        with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(path))) as folder:
+            temporary = os.path.join(folder, os.path.basename(path))
+            try:
+                _WRITERS[kind](traceable, sample, temporary, about)
+            except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
+                raise UserError(f"{type(model).__name__} cannot be exported to {kind}: {' '.join(str(error).split())[-300:]}") from error
+            runner = Runner(temporary)
+            differences: Dict[str, float] = {}
+            for x, expected in zip((sample, other), before):
+                found = dict(zip(traceable.fields, expected))
+                for name, value in _compare(found, runner.run(x), part, tolerance).items():
+                    differences[name] = max(differences.get(name, 0.0), value)
+            for name in os.listdir(folder):  # of OpenVINO two files
+                os.replace(os.path.join(folder, name), os.path.join(os.path.dirname(os.path.abspath(path)), name))
+    logging.getLogger(__name__).info(f"{path}: differs from the model by at most {differences}")
+    return differences
+
+
+def _input(image: np.ndarray, about: Dict[str, Any], scale: float) -> Tensor:
+    x = resized(image, {**about, "min_size": int(about["min_size"] * scale), "max_size": int(about["max_size"] * scale)})
+    if about["part"] == "detector":
+        return x
+    step = max(about["size_divisibility"], 1)
+    return nn.functional.pad(x, [0, -x.shape[2] % step, 0, -x.shape[1] % step])[None]
+
+
+def check_packages(kind: str) -> None:
+    """Raises UserError where a format's packages are not installed."""
+    import importlib.util
+
+    needed = {"torchscript": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "onnxruntime", "openvino")}[kind]
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UserError(f"format {kind} needs a package that is not installed: pip install {' '.join(missing)}")
+
+
+def _write_torchscript(traceable: Traceable, sample: Tensor, path: str, about: Dict[str, Any]) -> None:
+    traced = torch.jit.freeze(torch.jit.trace(traceable, (sample,), check_trace=False).eval())
+    torch.jit.save(traced, path, _extra_files={"backbones.json": json.dumps(about)})
+
+
+def _write_onnx(traceable: Traceable, sample: Tensor, path: str, about: Dict[str, Any]) -> None:
+    import onnx
+
+    axes = {0: "images", 2: "height", 3: "width"} if about["part"] == "backbone" else {1: "height", 2: "width"}
+    # the exporter by trace, which takes whole detectors; since torch 2.9 it is not the default
+    options = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    names = {"input_names": ["image"], "output_names": list(traceable.fields), "dynamic_axes": {"image": axes}}
+    torch.onnx.export(traceable, (sample,), path, opset_version=OPSET, **names, **options)
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {"backbones": json.dumps(about)})
+    onnx.save(model, path)
+
+
+def _write_openvino(traceable: Traceable, sample: Tensor, path: str, about: Dict[str, Any]) -> None:
+    import openvino
+
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_path = os.path.join(folder, "model.onnx")
+        _write_onnx(traceable, sample, onnx_path, about)
+        model = openvino.convert_model(onnx_path)
+    model.set_rt_info(json.dumps(about), "backbones")
+    openvino.save_model(model, path, compress_to_fp16=False)
+
+
+_WRITERS = {"torchscript": _write_torchscript, "onnx": _write_onnx, "openvino": _write_openvino}
+
+
+def _compare(expected: Dict[str, Tensor], found: Dict[str, Tensor], part: str, tolerance: Tolerance) -> Dict[str, float]:
+    """The largest differences, by name. Raises UserError where one is beyond the tolerance."""
+    if part == "backbone" or "boxes" not in expected:
+        differences = {}
+        for name, value in expected.items():
+            if value.shape != found[name].shape:
+                raise UserError(
+                    f"the exported {name} is {tuple(found[name].shape)}, where the model's is {tuple(value.shape)}: it is not written"
+                )
+            differences[name] = ((value - found[name]).abs().max() / value.abs().max().clamp(min=1e-12)).item()
+        _refuse({name: value for name, value in differences.items() if not value <= tolerance.features})
+        return differences
+    pairs = match(expected, found, tolerance)
+    if len(pairs) < tolerance.agreeing * max(len(expected["boxes"]), len(found["boxes"])):
+        raise UserError(
+            f"of {len(expected['boxes'])} detections and the exported file's {len(found['boxes'])} only {len(pairs)} agree: it is not written"
+        )
+    ours, theirs = pairs.unbind(dim=1)
+    differences = {name: (expected[name][ours] - found[name][theirs]).abs().max().item() for name in ("boxes", "scores") if name in expected}
+    for name, most in (("masks", 0.02), ("heatmaps", 0.02)):
+        if name in expected:
+            off = (expected[name][ours] - found[name][theirs]).abs().flatten(1).mean(dim=1) / expected[name].abs().max()
+            differences[name] = off.quantile(tolerance.agreeing).item()
+            _refuse({name: differences[name]} if not differences[name] <= most else {})
+    if "sem_seg" in expected:
+        differences["sem_seg"] = ((expected["sem_seg"] - found["sem_seg"]).abs().max() / expected["sem_seg"].abs().max()).item()
+        _refuse({"sem_seg": differences["sem_seg"]} if not differences["sem_seg"] <= 10 * tolerance.features else {})
+    return differences
+
+
+def match(expected: Dict[str, Tensor], found: Dict[str, Tensor], tolerance: Tolerance) -> Tensor:
+    """Pairs (K, 2) of indices of detections of the same class that agree within the tolerance, each in one pair at most."""
+    close = (expected["boxes"][:, None] - found["boxes"][None]).abs().amax(dim=2) <= tolerance.pixels
+    if "scores" in expected:
+        close &= (expected["scores"][:, None] - found["scores"][None]).abs() <= tolerance.score
+    if "classes" in expected:
+        close &= expected["classes"][:, None] == found["classes"][None]
+    taken: set = set()
+    pairs: List[Tuple[int, int]] = []
+    for i, row in enumerate(close):
+        for j in row.nonzero()[:, 0].tolist():
+            if j not in taken:
+                taken.add(j)
+                pairs.append((i, j))
+                break
+    return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
+
+
+def _refuse(differences: Dict[str, float]) -> None:
+    if differences:
+        name, value = max(differences.items(), key=lambda item: item[1])
+        raise UserError(f"the exported {name} differs from the model's by {value:.3g}, more than is allowed: it is not written")

@@ -1,0 +1,224 @@
+"""The same detector, faster: norms folded into convolutions, the memory format that is faster here, a RoIAlign made for CPUs, bfloat16 if asked.
+
+What it computes is what it computed, to rounding; `bfloat16` is the exception, and has to be asked for.
+"""
+
+import copy
+import logging
+import statistics
+import time
+from typing import Callable, Dict, List, Sequence, Tuple
+
+import torch
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.layers.batch_norm import NaiveSyncBatchNorm
+from detectron2.modeling.roi_heads import FastRCNNConvFCHead
+from torch import Tensor, nn
+
+from ..errors import UserError, unknown
+from ..layers import ConvNormAct, DeformConv2d
+from .roi_align import CPUPooler
+
+MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
+PRECISIONS = ("float32", "bfloat16")
+_NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm, FrozenBatchNorm2d)
+_CONVS = (nn.Conv2d, DeformConv2d)
+# parts of detectors whose work is convolutions and matrix products, and that pass features on
+_HEAVY = ("backbone", "proposal_generator.rpn_head", "roi_heads.box_head", "head")
+
+
+def optimize(
+    model: nn.Module,
+    memory_format: str = "auto",
+    precision: str = "float32",
+    size: Tuple[int, int] = (800, 1088),
+    fold: bool = True,
+    roi_align: bool = True,
+) -> nn.Module:
+    """A copy of a detector or backbone, for inference alone, that gives the same results in less time.
+
+    Args:
+        model: any detectron2 model, on the device where it is to run.
+        memory_format: of the convolutions: "channels_last", "contiguous" (channels first), or "auto", what is faster here on an image
+            of ``size``, as found by running both in turn.
+        precision: "bfloat16" runs backbone and heads in it, which changes results: evaluate before use.
+        size: height and width of the images in mind.
+        fold: whether batch norms become part of the convolutions before them.
+        roi_align: whether poolers on a CPU use `CPUPooler`.
+    """
+    if memory_format not in MEMORY_FORMATS:
+        raise unknown("memory format", memory_format, MEMORY_FORMATS)
+    if precision not in PRECISIONS:
+        raise unknown("precision", precision, PRECISIONS)
+    if min(size) < 1:
+        raise UserError(f"the size of images is {size[0]}x{size[1]}: both sides must be at least 1")
+    model = copy.deepcopy(model).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    device = next(model.parameters()).device
+    if fold:
+        fold_norms(model)
+    if roi_align and device.type == "cpu":
+        replace_poolers(model)
+    if precision == "bfloat16":
+        _to_bfloat16(model)
+    if memory_format == "auto":
+        memory_format = _faster_format(getattr(model, "backbone", model), size, device)
+    model.to(memory_format=torch.channels_last if memory_format == "channels_last" else torch.contiguous_format)
+    logging.getLogger(__name__).info(f"optimized for inference: {memory_format}, {precision}")
+    return model
+
+
+def fold_norms(module: nn.Module) -> int:
+    """Makes every batch norm with fixed statistics part of the convolution before it, in place; returns how many there were.
+
+    What is in training mode stays as it is.
+    """
+    count = 0
+    for unit in module.modules():
+        if isinstance(unit, ConvNormAct) and isinstance(unit.norm, _NORMS) and isinstance(unit.conv, _CONVS) and not _trains(unit.norm):
+            _fold(unit.conv, unit.norm)
+            unit.norm = nn.Identity()
+        elif isinstance(unit, _CONVS) and isinstance(getattr(unit, "norm", None), _NORMS) and not _trains(unit.norm):  # detectron2's Conv2d
+            _fold(unit, unit.norm)
+            unit.norm = None
+        else:
+            continue
+        count += 1
+    return count
+
+
+def _trains(norm: nn.Module) -> bool:
+    return norm.training and not isinstance(norm, FrozenBatchNorm2d)
+
+
+def _fold(conv: nn.Module, norm: nn.Module) -> None:
+    with torch.no_grad():
+        # in double precision, so that only the result is rounded
+        scale = (norm.running_var.double() + norm.eps).rsqrt()
+        if norm.weight is not None:
+            scale = scale * norm.weight.double()
+        shift = -norm.running_mean.double() * scale
+        if norm.bias is not None:
+            shift = shift + norm.bias.double()
+        if conv.bias is not None:
+            shift = shift + conv.bias.double() * scale
+        weight = conv.weight
+        conv.weight = nn.Parameter((weight.double() * scale.reshape(-1, 1, 1, 1)).to(weight.dtype), requires_grad=False)
+        conv.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
+
+
+class _FlattenLast(nn.Module):
+    """(N, C, H, W) -> (N, H * W * C), which for channels_last is no copy."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).flatten(1)
+
+
+def replace_poolers(model: nn.Module) -> int:
+    """Gives a detector `CPUPooler`s in the place of its ROIPoolers, in place; returns how many there were.
+
+    Box heads that begin with a fully connected layer get its columns in the order in which their channels now come.
+    """
+    names = [name for name, module in model.named_modules() if CPUPooler.fits(module) and ".pooler" not in name]
+    for name in names:
+        outer, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(outer), leaf, CPUPooler(model.get_submodule(name)))
+    if any("box_pooler" in name for name in names):
+        for head in model.modules():
+            if type(head) is FastRCNNConvFCHead and isinstance(getattr(head, "flatten", None), nn.Flatten):
+                _reorder_columns(head, model)
+    return len(names)
+
+
+def _reorder_columns(head: FastRCNNConvFCHead, model: nn.Module) -> None:
+    pool = next(module for module in model.modules() if isinstance(module, CPUPooler))
+    height, width = pool.output_size
+    first = head.fc1
+    if first.in_features % (height * width):
+        return
+    weight = first.weight.detach().unflatten(1, (-1, height, width)).permute(0, 2, 3, 1).flatten(1).contiguous()
+    first.weight = nn.Parameter(weight, requires_grad=False)
+    head.flatten = _FlattenLast()
+
+
+class Bfloat16(nn.Module):
+    """Runs a module's convolutions and matrix products in bfloat16: float32 tensors go in and come out, also in lists and dicts."""
+
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+        for part in module.modules():
+            if isinstance(part, (*_CONVS, nn.ConvTranspose2d, nn.Linear)):
+                part.bfloat16()  # once, and not by autocast each time
+
+    def __getattr__(self, name: str):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:  # what detectors ask of a backbone: size_divisibility, output_shape, ...
+            return getattr(super().__getattr__("module"), name)
+
+    def forward(self, *args):
+        with torch.autocast(next(self.module.parameters()).device.type, torch.bfloat16):
+            result = self.module(*args)
+        return _to_float32(result)
+
+
+def _to_float32(value):
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _to_float32(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_to_float32(v) for v in value)
+    return value
+
+
+def _to_bfloat16(model: nn.Module) -> None:
+    if not hasattr(model, "backbone"):
+        raise UserError("bfloat16 is for whole detectors: this model has no backbone")
+    for name in _HEAVY:
+        outer, _, leaf = name.rpartition(".")
+        try:
+            parent = model.get_submodule(outer)
+        except AttributeError:
+            continue
+        part = getattr(parent, leaf, None)
+        if isinstance(part, nn.ModuleList):  # of a cascade
+            setattr(parent, leaf, nn.ModuleList(Bfloat16(head) for head in part))
+        elif part is not None:
+            setattr(parent, leaf, Bfloat16(part))
+
+
+def _faster_format(network: nn.Module, size: Sequence[int], device: torch.device) -> str:
+    """ "channels_last" or "contiguous": what ``network`` takes less time in, as the median of the ratios of five pairs of runs."""
+    divisor = max(getattr(network, "size_divisibility", 0), 1)
+    image = torch.rand(1, 3, *(-(-side // divisor) * divisor for side in size), device=device)
+    candidates = {"contiguous": copy.deepcopy(network), "channels_last": copy.deepcopy(network).to(memory_format=torch.channels_last)}
+    with torch.no_grad():
+        ratio = ratio_of_times({name: (lambda m=module: m(image)) for name, module in candidates.items()}, pairs=5)
+    return "channels_last" if statistics.median(ratio["channels_last"]) < 1 else "contiguous"
+
+
+def ratio_of_times(functions: Dict[str, Callable[[], object]], pairs: int, warmup: int = 1) -> Dict[str, List[float]]:
+    """The times of all functions, run in turn, each divided by that of the first of its round."""
+    names = list(functions)
+    for _ in range(warmup):
+        for name in names:
+            functions[name]()
+    ratios: Dict[str, List[float]] = {name: [] for name in names[1:]}
+    for i in range(pairs):
+        times = {name: _seconds(functions[name]) for name in (names if i % 2 else names[::-1])}
+        for name in ratios:
+            ratios[name].append(times[name] / times[names[0]])
+    return ratios
+
+
+def _seconds(function: Callable[[], object]) -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    begun = time.perf_counter()
+    function()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun

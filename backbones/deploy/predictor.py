@@ -1,0 +1,71 @@
+"""A config's detector, called like detectron2's ``DefaultPredictor``: with the load gate, optimized if asked."""
+
+import logging
+from typing import Any, Callable, Dict, Tuple
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.modeling import build_model
+from detectron2.utils import comm
+from tabulate import tabulate
+from torch import nn
+
+from ..engine import load_for_evaluation
+from .optimize import optimize
+
+
+def size_in_mind(cfg: CfgNode) -> Tuple[int, int]:
+    """Height and width of an image of 3:4 as the config resizes it in evaluation."""
+    height = cfg.INPUT.MIN_SIZE_TEST or 800
+    return height, min(round(height * 4 / 3), max(cfg.INPUT.MAX_SIZE_TEST, height))
+
+
+def evaluate_optimized(
+    model: nn.Module, precision: str, evaluate: Callable[[nn.Module], Dict[str, Any]], size: Tuple[int, int] = (800, 1088)
+) -> Dict[str, Any]:
+    """``evaluate`` of the model, or with a ``precision`` of the optimized one; what bfloat16 costs is printed: both are evaluated then."""
+    if not precision:
+        return evaluate(model)
+    before = evaluate(model) if precision == "bfloat16" else {}
+    results = evaluate(optimize(model, precision=precision, size=size))
+    rows = [
+        (f"{task}/{name}", value, results[task][name], results[task][name] - value)
+        for task, figures in before.items()
+        for name, value in (figures.items() if isinstance(figures, dict) else ())
+        if "-" not in name  # not those of single classes
+    ]
+    if rows and comm.is_main_process():
+        table = tabulate(rows, ("", "float32", "bfloat16", "difference"), "pipe", floatfmt=".3f")
+        logging.getLogger(__name__).info(f"what bfloat16 costs:\n{table}")
+    return results
+
+
+class Predictor:
+    """The detector of ``cfg`` with its MODEL.WEIGHTS.
+
+    Args:
+        cfg: a full config.
+        precision: "float32" or "bfloat16" for an optimized model, see `optimize`; "" for the model as it is.
+
+    Raises UserError where the weights do not fill the model.
+    """
+
+    def __init__(self, cfg: CfgNode, precision: str = ""):
+        self.model: nn.Module = build_model(cfg).eval()
+        load_for_evaluation(cfg, self.model)
+        if precision:
+            self.model = optimize(self.model, precision=precision, size=size_in_mind(cfg))
+        self.resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
+        self.format = cfg.INPUT.FORMAT
+
+    def __call__(self, image: np.ndarray) -> Dict[str, Any]:
+        """Predictions for an image (H, W, 3) BGR uint8, of its size."""
+        height, width = image.shape[:2]
+        if self.format == "RGB":
+            image = image[:, :, ::-1]
+        image = self.resize.get_transform(image).apply_image(image)
+        x = torch.as_tensor(np.ascontiguousarray(image.astype("float32").transpose(2, 0, 1)))
+        with torch.no_grad():
+            return self.model([{"image": x, "height": height, "width": width}])[0]

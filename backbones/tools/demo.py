@@ -1,0 +1,259 @@
+"""Finds objects in images, folders, a video or a webcam, and draws them.
+
+python -m backbones.tools.demo --config-file mask_rcnn_V_39_FPN_3x.yaml --input street.jpg photos/ --output found MODEL.WEIGHTS model_final.pth
+python -m backbones.tools.demo --config-file ... --video-input traffic.mp4 --output traffic_found.mp4 --optimize MODEL.WEIGHTS model_final.pth
+python -m backbones.tools.demo --exported detector.onnx --webcam
+
+The config may be any of this project or of detectron2's zoo. Without --output, pictures are shown in a window.
+"""
+
+import argparse
+import os
+import sys
+import time
+from typing import Any, Callable, Dict, Iterator, List, Tuple
+
+import numpy as np
+from tqdm import tqdm
+
+from .. import zoo
+from ..config import check_config, merge_overrides
+from ..data import register_from_config
+from ..deploy.optimize import PRECISIONS
+from ..errors import UserError
+from . import run
+from .export import read_image
+
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+
+
+def images_of(inputs: List[str]) -> List[str]:
+    """The files of ``inputs``, of which folders give all their images. Raises UserError for what is not there."""
+    files: List[str] = []
+    for path in inputs:
+        if os.path.isdir(path):
+            found = sorted(os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(IMAGES))
+            if not found:
+                raise UserError(f"folder {path!r} holds no image: {', '.join(IMAGES)}")
+            files += found
+        elif os.path.isfile(path):
+            files.append(path)
+        else:
+            raise UserError(f"--input {path!r} is not there")
+    return files
+
+
+def targets_of(files: List[str], output: str) -> List[str]:
+    """Where the pictures go: into the folder ``output``, or of one file to ``output`` itself where that is named as a picture."""
+    if not output:
+        return [""] * len(files)
+    if output.lower().endswith(IMAGES):
+        if len(files) > 1:
+            raise UserError(f"--output {output!r} is one picture, but there are {len(files)} images: name a folder")
+        targets = [output]
+    else:
+        targets = [os.path.join(output, os.path.basename(file)) for file in files]
+        twice = next((t for t in targets if targets.count(t) > 1), None)
+        if twice:
+            raise UserError(f"two of the images are named {os.path.basename(twice)!r}: give their folders one after the other")
+    for target, file in zip(targets, files):
+        if os.path.abspath(target) == os.path.abspath(file):
+            raise UserError(f"--output {output!r} would write over {file!r}")
+    try:
+        os.makedirs(os.path.dirname(os.path.abspath(targets[0])), exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output!r} cannot be made: {error}") from error
+    return targets
+
+
+class Drawer:
+    """Draws predictions into images.
+
+    Args:
+        metadata: detectron2's, whose class names are written.
+        threshold: the smallest score that is drawn.
+        video: whether the images follow each other, so that an object keeps its colour.
+    """
+
+    def __init__(self, metadata: Any, threshold: float, video: bool = False):
+        from detectron2.utils.video_visualizer import VideoVisualizer
+
+        self.metadata, self.threshold = metadata, threshold
+        self.video = VideoVisualizer(metadata) if video else None
+
+    def __call__(self, image: np.ndarray, predictions: Dict[str, Any]) -> np.ndarray:
+        """The image (H, W, 3) BGR with what was found drawn into it, BGR."""
+        from detectron2.utils.visualizer import Visualizer
+
+        rgb = image[:, :, ::-1]
+        drawer = self.video or Visualizer(rgb, self.metadata)
+        first = (rgb,) if self.video else ()
+        if "panoptic_seg" in predictions:
+            segments, about = predictions["panoptic_seg"]
+            draw = drawer.draw_panoptic_seg_predictions
+            drawn = draw(*first, segments.cpu(), about)
+        elif "instances" in predictions:
+            found = predictions["instances"].to("cpu")
+            drawn = drawer.draw_instance_predictions(*first, found[found.scores >= self.threshold])
+        elif "sem_seg" in predictions:
+            drawn = drawer.draw_sem_seg(*first, predictions["sem_seg"].argmax(dim=0).cpu())
+        else:
+            raise UserError(f"this model finds {', '.join(predictions)}, of which nothing can be drawn")
+        return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
+
+
+def frames_of(source: Any) -> Tuple[Iterator[np.ndarray], int, float, Tuple[int, int]]:
+    """(frames, their number or 0, frames a second, (width, height)) of a video file or a camera's number."""
+    import cv2
+
+    if isinstance(source, str) and not os.path.isfile(source):
+        raise UserError(f"--video-input {source!r} is not there")
+    video = cv2.VideoCapture(source)
+    if not video.isOpened():
+        raise UserError(f"{'camera' if isinstance(source, int) else '--video-input'} {source!r} cannot be opened")
+
+    def frames() -> Iterator[np.ndarray]:
+        while True:
+            there, frame = video.read()
+            if not there:
+                video.release()
+                return
+            yield frame
+
+    count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if isinstance(source, str) else 0
+    size = int(video.get(cv2.CAP_PROP_FRAME_WIDTH)), int(video.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    return frames(), max(count, 0), video.get(cv2.CAP_PROP_FPS) or 25.0, size
+
+
+def show(image: np.ndarray, wait: int) -> bool:
+    """Whether to go on, after an image was shown for ``wait`` milliseconds, or with 0 until a key."""
+    import cv2
+
+    try:
+        cv2.imshow("backbones", image)
+        return cv2.waitKey(wait) not in (27, ord("q"))
+    except cv2.error as error:
+        raise UserError("this opencv has no windows (a headless build): name an --output") from error
+
+
+def load(args: argparse.Namespace) -> Tuple[Callable[[np.ndarray], Dict[str, Any]], Any]:
+    """(what predicts, metadata) of the command line."""
+    from detectron2.data import MetadataCatalog
+
+    if args.exported:
+        from ..deploy.runner import Runner
+
+        if args.config_file or args.optimize or args.opts:
+            raise UserError("--exported is a whole detector: --config-file, --optimize and overrides do not go with it")
+        runner = Runner(args.exported)
+        metadata = MetadataCatalog.get(f"exported:{os.path.abspath(args.exported)}")
+        if not metadata.get("thing_classes"):
+            metadata.set(thing_classes=runner.about["classes"] or None, stuff_classes=runner.about["stuff"] or None)
+        return runner, metadata
+    if not args.config_file:
+        raise UserError("name what is to predict: --config-file, with MODEL.WEIGHTS, or --exported")
+    from ..deploy.predictor import Predictor
+
+    cfg = zoo.get_config(args.config_file)
+    merge_overrides(cfg, args.opts)
+    for node in ("ROI_HEADS", "RETINANET", "GFL"):
+        key = "SCORE_THRESH_TEST"
+        cfg.MODEL[node][key] = min(args.confidence_threshold, 0.05) if args.confidence_threshold else cfg.MODEL[node][key]
+    cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = args.confidence_threshold
+    register_from_config(cfg)
+    check_config(cfg)
+    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if len(cfg.DATASETS.TEST) else MetadataCatalog.get("__unused")
+    return Predictor(cfg, args.precision if args.optimize else ""), metadata
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m backbones.tools.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--config-file", default="", metavar="FILE", help="a config's path or name")
+    parser.add_argument("--exported", default="", metavar="FILE", help="a detector that backbones.tools.export wrote, in a config's place")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--input", nargs="+", metavar="PATH", help="images, or folders of images")
+    what.add_argument("--video-input", metavar="FILE", help="a video")
+    what.add_argument("--webcam", action="store_true", help="the first camera")
+    parser.add_argument("--output", default="", metavar="PATH", help="a folder, or of one image or video a file; default: a window")
+    parser.add_argument("--confidence-threshold", type=float, default=0.5, help="smallest score to draw (default: %(default)s)")
+    parser.add_argument("--optimize", action="store_true", help="predict faster, and the same")
+    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of --optimize; bfloat16 changes results a little")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, KEY VALUE each, such as MODEL.WEIGHTS FILE")
+    args, rest = parser.parse_known_args()
+    if any(item.startswith("-") for item in rest[:1]):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.opts = [*rest, *args.opts]
+    if not 0 <= args.confidence_threshold <= 1:
+        raise UserError(f"--confidence-threshold {args.confidence_threshold} must be from 0 to 1")
+    if args.input:
+        files = images_of(args.input)
+        targets = targets_of(files, args.output)
+        predict, metadata = load(args)
+        _images(files, targets, predict, Drawer(metadata, args.confidence_threshold))
+    else:
+        predict, metadata = load(args)
+        _video(0 if args.webcam else args.video_input, args.output, predict, Drawer(metadata, args.confidence_threshold, video=True))
+
+
+def _images(files: List[str], targets: List[str], predict: Callable, drawer: Drawer) -> None:
+    import cv2
+
+    for file, target in zip(tqdm(files, unit="image", disable=len(files) == 1), targets):
+        image = read_image(file)
+        begun = time.perf_counter()
+        predictions = predict(image)
+        seconds = time.perf_counter() - begun
+        drawn = drawer(image, predictions)
+        count = int((predictions["instances"].scores >= drawer.threshold).sum()) if "instances" in predictions else ""
+        tqdm.write(f"{target or file}: {f'{count} objects, ' if count != '' else ''}{seconds:.2f} s", file=sys.stdout)
+        if not target:
+            if not show(drawn, 0):
+                return
+        elif not cv2.imwrite(target, drawn):
+            raise UserError(f"{target!r} cannot be written")
+
+
+def _video(source: Any, output: str, predict: Callable, drawer: Drawer) -> None:
+    import cv2
+
+    frames, count, rate, size = frames_of(source)
+    writer, partial = None, ""
+    if output:
+        if os.path.isdir(output):
+            output = os.path.join(output, f"{os.path.splitext(os.path.basename(str(source)))[0]}_found.mp4")
+        kind = os.path.splitext(output)[1].lower()
+        codecs = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
+        if kind not in codecs:
+            raise UserError(f"--output {output!r}: a video ends in {', '.join(codecs)}")
+        if isinstance(source, str) and os.path.abspath(source) == os.path.abspath(output):
+            raise UserError(f"--output {output!r} would write over the input")
+        partial = f"{output[: -len(kind)]}.partial{kind}"
+        writer = cv2.VideoWriter(partial, cv2.VideoWriter_fourcc(*codecs[kind]), rate, size)
+        if not writer.isOpened():
+            raise UserError(f"--output {output!r} cannot be written")
+    done = 0
+    try:
+        for frame in tqdm(frames, total=count or None, unit="frame"):
+            drawn = drawer(frame, predict(frame))
+            done += 1
+            if writer:
+                writer.write(cv2.resize(drawn, size))
+            elif not show(drawn, 1):
+                break
+    finally:
+        if writer:
+            writer.release()
+            if done:
+                os.replace(partial, output)
+            elif os.path.isfile(partial):
+                os.remove(partial)
+    if not done:
+        raise UserError(f"{source!r} holds no frame that can be read")
+    if output:
+        print(f"{output}: {done} frames")
+
+
+if __name__ == "__main__":
+    run(main)
