@@ -131,6 +131,9 @@ def add_backbones_config(cfg: CfgNode) -> None:
     # a ReLU between P6 and P7, as detectron2's RetinaNet has it; MMDetection's has none
     _default(cfg.MODEL.FPN, "P6_RELU", True)
 
+    # "fastest": faster-coco-eval where it is installed, whose numbers are the same; "detectron2": its own
+    _default(cfg.TEST, "COCO_EVALUATOR", "fastest")
+
     # COCO-format data to register, no code needed: [name, annotation file, image folder] each; names go into DATASETS.TRAIN and TEST
     _default(cfg.DATASETS, "REGISTER", [])
     # parts of data sets to register: [name, number of images] gives name_held_out, those, and name_kept, the others
@@ -276,6 +279,19 @@ def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> No
             raise UserError(f"{key} is {get(cfg, key)}: it must be at least {least}")
     if not 0 < cfg.MODEL.GFL.PRIOR_PROB < 1:
         raise UserError(f"MODEL.GFL.PRIOR_PROB is {cfg.MODEL.GFL.PRIOR_PROB}: it must be above 0 and below 1")
+    if cfg.ONE_SHOT.MUTATION_PROB > 1:
+        raise UserError(f"ONE_SHOT.MUTATION_PROB is {cfg.ONE_SHOT.MUTATION_PROB}: it must be at most 1")
+    size = cfg.ONE_SHOT.COST_SIZE
+    if not (len(size) == 2 and all(type(side) is int and side >= 1 for side in size)):
+        raise UserError(f"ONE_SHOT.COST_SIZE is {list(size)}: it must be a height and a width in pixels")
+    if cfg.MODEL.SHUFFLENETV2.SUPERNET and cfg.TEST.PRECISE_BN.ENABLED:
+        raise UserError("TEST.PRECISE_BN would set the norms of all choices that do not run to zero: it is not for MODEL.SHUFFLENETV2.SUPERNET")
+    images = cfg.INPUT.CLASSIFICATION
+    if images.RESIZE < images.SIZE:
+        raise UserError(f"INPUT.CLASSIFICATION.RESIZE {images.RESIZE} must be at least SIZE {images.SIZE}, the middle that is taken of it")
+    low, high = images.SCALE if len(images.SCALE) == 2 and all(isinstance(s, (int, float)) for s in images.SCALE) else (0, 0)
+    if not 0 < low <= high <= 1:
+        raise UserError(f"INPUT.CLASSIFICATION.SCALE is {list(images.SCALE)}: it must be the least and the most part of an image, from 0 to 1")
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         if len(get(cfg, key)) != channels:
@@ -338,6 +354,7 @@ _POOLERS = ("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated")
 _CHOICES = {
     "INPUT.FORMAT": ("BGR", "RGB", "L", "YUV-BT.601"),
     "MODEL.FPN.P6_INPUT": ("c5", "p5"),
+    "TEST.COCO_EVALUATOR": ("fastest", "detectron2"),
     "ONE_SHOT.COST": ("macs", "parameters", "latency"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "SOLVER.LR_SCHEDULER_NAME": LR_SCHEDULERS,
@@ -376,6 +393,8 @@ _LEAST = {
     "MODEL.CLASSIFIER.NUM_CLASSES": 1,
     "MODEL.CLASSIFIER.CHANNELS": 0,
     "INPUT.CLASSIFICATION.SIZE": 1,
+    "INPUT.CLASSIFICATION.COLOR_JITTER": 0,
+    "ONE_SHOT.MUTATION_PROB": 0,
     "MODEL.GFL.NUM_CONVS": 0,
     "MODEL.GFL.REG_MAX": 1,
     "MODEL.GFL.ATSS_TOPK": 1,

@@ -178,6 +178,8 @@ class StagedBackbone(Backbone):
     native_layouts: Sequence[str] = ("released",)
     # keys of a released layout whose weights expect images in another order than this project's other configs give: (keys, order)
     released_images = (re.compile(r"(?!)"), "")
+    # how the weights are used, where their shapes do not say it: saved beside them, and compared when they are loaded
+    conventions: Mapping[str, str] = {}
     classifier = re.compile(r"(?!)")  # keys behind the last feature, which detection has no use for
 
     def __init__(self):

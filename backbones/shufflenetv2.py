@@ -148,6 +148,7 @@ class ShuffleNetV2(StagedBackbone):
             raise UserError(f"ShuffleNetV2's width is {width}: it must be above 0, and at most 16")
         self.blocks, self.split, self.shuffle = tuple(blocks), split, shuffle
         self.choices = self._check_choices(choices)
+        self.conventions = {"MODEL.SHUFFLENETV2.SHUFFLE": shuffle}
         stem_channels, *channels = (c if width == 1 else max(4, int(c * width / 4 + 0.5) * 4) for c in (stem_channels, *channels))
         stem = ConvNormAct(in_channels, stem_channels, 3, stride=2, norm=norm)
         if stem_bias and norm:
@@ -322,10 +323,11 @@ SPECS = {
 }
 
 
-def read_choices(path: str, blocks: Sequence[int]) -> Tuple[int, ...]:
+def read_choices(path: str, blocks: Sequence[int], stated: Optional[Dict[str, Any]] = None) -> Tuple[int, ...]:
     """The choices in a subnet file: MMRazor's YAML of either version, a plain list of numbers, or a mapping with ``choices``.
 
-    ``blocks`` are the numbers of blocks of the stages. Raises UserError that names the block for anything else.
+    ``blocks`` are the numbers of blocks of the stages, ``stated`` what the file, where it says so, is to say of "network", "split", "shuffle"
+    and "width". Raises UserError that names the block for anything else.
     """
     what = f"subnet file {path!r}"
     if not os.path.isfile(path):
@@ -341,6 +343,13 @@ def read_choices(path: str, blocks: Sequence[int]) -> Tuple[int, ...]:
     except (yaml.YAMLError, ValueError, SyntaxError, RecursionError, MemoryError, OSError) as error:
         raise UserError(f"{what} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if isinstance(content, dict) and "choices" in content:
+        for key, value in (stated or {}).items():
+            if key in content and content[key] != value:
+                name = "NAME" if key == "network" else key.upper()
+                raise UserError(
+                    f"{what} is of {key} {content[key]!r}, but the config's is {value!r}: set MODEL.SHUFFLENETV2.{name} {content[key]}, "
+                    "or take that line out of the file"
+                )
         content = content["choices"]
     if isinstance(content, dict):
         content = _from_mapping(content, blocks, what)
@@ -384,13 +393,14 @@ def build(cfg, input_shape: ShapeSpec) -> ShuffleNetV2:
         raise UserError("MODEL.SHUFFLENETV2.CHOICES and SUBNET exclude each other: both say what the blocks are")
     if node.CHOICES:
         spec["choices"] = node.CHOICES
-    elif node.SUBNET:
-        spec["choices"] = read_choices(node.SUBNET, spec["blocks"])
     for key, allowed in (("SPLIT", SPLITS), ("SHUFFLE", SHUFFLES)):
         if node[key]:
             if node[key] not in allowed:
                 raise unknown(f"MODEL.SHUFFLENETV2.{key}", node[key], allowed)
             spec[key.lower()] = node[key]
+    if node.SUBNET:
+        stated = {"network": node.NAME, "split": spec["split"], "shuffle": spec["shuffle"], "width": node.WIDTH}
+        spec["choices"] = read_choices(node.SUBNET, spec["blocks"], stated)
     network = ShuffleNetV2Supernet if node.SUPERNET else ShuffleNetV2
     return network(**spec, **common_options(cfg, node, input_shape), width=node.WIDTH, out_features=node.OUT_FEATURES)
 

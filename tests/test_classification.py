@@ -1,6 +1,7 @@
 """Image classification in the same trainer: folders of images, the model, its schedule and figures, and its weights in a detector."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -16,6 +17,7 @@ from PIL import Image
 from backbones import UserError, add_backbones_config, use_backbone, zoo
 from backbones.checkpoint import GatedCheckpointer
 from backbones.config import check_config, merge_overrides
+from backbones.data import check_datasets
 from backbones.data.classification import ClassificationMapper, register_image_folders
 from backbones.engine import Trainer
 from backbones.evaluation.classification import ClassificationEvaluator
@@ -91,6 +93,41 @@ def test_figures():
         evaluator.process([{"label": label, "image_id": label}], [{"scores": scores}])
     evaluator.process([{"label": 9, "image_id": 9}], [{"scores": scores}])  # seen again
     assert evaluator.evaluate() == {"classification": {"top1": 25.0, "top5": 75.0}}
+    evaluator.reset()  # of what tells nothing apart, nothing is right
+    for i, scores in enumerate((torch.zeros(10), torch.full((10,), float("nan")))):
+        evaluator.process([{"label": 3, "image_id": i}], [{"scores": scores}])
+    assert evaluator.evaluate() == {"classification": {"top1": 0.0, "top5": 0.0}}
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["INPUT.CLASSIFICATION.RESIZE", "8"], "must be at least SIZE"),
+        (["INPUT.CLASSIFICATION.SCALE", "[1.0]"], "least and the most part"),
+        (["INPUT.CLASSIFICATION.SCALE", "[-1.0, 0.5]"], "least and the most part"),
+        (["INPUT.CLASSIFICATION.COLOR_JITTER", "-1.0"], "at least 0"),
+        (["DATASETS.TRAIN", "('digits_train',)"], "has no images with a class each"),
+    ],
+)
+def test_mistakes_in_configs(overrides, words):
+    cfg = config(*overrides)
+    with pytest.raises(UserError, match=words):
+        check_config(cfg, training=True)
+        check_datasets(cfg, training=True)
+
+
+def test_the_same_classes_everywhere(folder, tmp_path):
+    """Folders of other classes in training and evaluation, which numbers alone would not tell apart."""
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    names = sorted(name for name in os.listdir(other) if os.path.isdir(other / name))
+    os.rename(other / names[0], other / "another")
+    cfg = config("MODEL.CLASSIFIER.NUM_CLASSES", 2)
+    cfg.DATASETS.IMAGE_FOLDERS = [["these", folder], ["others", str(other)]]
+    register_image_folders(cfg)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("these",), ("others",)
+    with pytest.raises(UserError, match="'these' and 'others' have other classes"):
+        check_datasets(cfg, training=True)
 
 
 def test_model():

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from backbones import UserError, zoo
-from backbones.config import merge_overrides
+from backbones.checkpoint import GatedCheckpointer
+from backbones.config import check_config, merge_overrides
 from backbones.data import digits, register_from_config, register_held_out
 from backbones.search import one_shot
 from backbones.search.one_shot import CostTable, Evaluated, Evolution, PathEvaluator, cost_table
@@ -120,10 +121,14 @@ def test_held_out_images_are_nobody_elses():
         (["digits_train"], "is not of the form"),
         (["digit_train", 3], "Did you mean 'digits_train'"),
         (["digits_val", 0], "1 or more"),
+        (["digits_val", True], "is not of the form"),
     ):
         cfg.DATASETS.HOLD_OUT = [entry]
         with pytest.raises(UserError, match=words):
             register_held_out(cfg)
+    cfg.DATASETS.HOLD_OUT = [["digits_val", 5], ["digits_val", 6]]
+    with pytest.raises(UserError, match="stands there with 5 and with 6 images"):
+        register_held_out(cfg)
     cfg.DATASETS.HOLD_OUT = [["digits_val", 250]]
     register_held_out(cfg)
     with pytest.raises(UserError, match="none would be left"):
@@ -158,7 +163,7 @@ def tiny(tmp_path_factory):
     overrides += ["ONE_SHOT.METRIC", "bbox/AP50", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0", "ONE_SHOT.MAX_COST", "40e+6"]
     cfg = config(*overrides)
     torch.manual_seed(0)
-    torch.save({"model": build_model(cfg).state_dict()}, folder / "supernet.pth")
+    GatedCheckpointer(build_model(cfg), str(folder)).save("supernet")
     return [*overrides, "MODEL.WEIGHTS", str(folder / "supernet.pth")]
 
 
@@ -260,6 +265,88 @@ def test_killed_and_resumed(tiny, tmp_path):
     assert again.returncode == 2 and "go on with it by --resume" in again.stderr.splitlines()[-1]
     other = finished(tiny, tmp_path / "whole", "--resume", "--seed", "5")
     assert other.returncode == 2 and "has another seed" in other.stderr.splitlines()[-1]
+    other = finished([*tiny, "INPUT.MIN_SIZE_TEST", "72"], tmp_path / "whole", "--resume")
+    assert other.returncode == 2 and "has another INPUT.MIN_SIZE_TEST" in other.stderr.splitlines()[-1]
+    # the found network, as it was scored
+    merge_overrides(cfg, ["MODEL.DEVICE", "cpu"])
+    assert cfg.MODEL.SHUFFLENETV2.WIDTH == 0.25 and cfg.MODEL.FPN.OUT_CHANNELS == 32 and cfg.DATASETS.TRAIN == ("tiny_search",)
+    model = build_model(cfg).eval()
+    GatedCheckpointer(model, require="all").load(str(tmp_path / "whole" / "best_subnet.pth"))
+    assert list(model.backbone.bottom_up.choices) == best["path"]
+
+
+def test_damaged_states(tiny, tmp_path):
+    """A state file that no search has written is refused in one line."""
+    cfg = one_shot.setup(one_shot.argument_parser().parse_args(command(tiny, tmp_path)[0][3:]))
+    evolution = Evolution(cfg.ONE_SHOT, TABLE, "evolution", 0)
+    identity = one_shot._identity(cfg, evolution)
+    good = {"path": [0] * 20, "cost": 1.0, "score": 2.0, "generation": 0, "seconds": {"inference": 1.0}}
+    path = str(tmp_path / "search.json")
+
+    def load(entry):
+        with open(path, "w") as f:
+            json.dump({"search": identity, "archive": [entry]}, f)
+        return one_shot._load(path, identity, resume=True)
+
+    assert load(good) == [Evaluated((0,) * 20, 1.0, 2.0, 0, {"inference": 1.0})]
+    changes = [("score", None), ("score", "x"), ("score", float("nan")), ("generation", "a"), ("path", [0, 1]), ("path", [9] * 20), ("path", 3)]
+    for key, value in [*changes, ("cost", []), ("seconds", {"inference": "a"}), ("seconds", 3), ("more", 1)]:
+        with pytest.raises(UserError, match="is no state of a search") as error:
+            load({**good, key: value})
+        assert "\n" not in str(error.value)
+    for content in ("", "[]", "{}", '{"search": 3, "archive": []}', "[" * 5000):
+        with open(path, "w") as f:
+            f.write(content)
+        with pytest.raises(UserError, match="is no state of a search"):
+            one_shot._load(path, identity, resume=True)
+
+
+def test_children_of_parents():
+    """A crossover has of each parent about half, a mutation differs from its parent in about 0.075 of the blocks."""
+    first, second = Evaluated((0,) * 20, 22.0, 2.0, 0, {}), Evaluated((2,) * 20, 62.0, 1.0, 0, {})
+    node = settings(MAX_COST=62.0, MUTATIONS=0, CROSSOVERS=200, POPULATION=200, PARENTS=2)
+    crossed = [p for p in Evolution(node, TABLE, "evolution", 0).propose(1, [first, second]) if set(p) <= {0, 2}]
+    assert len(crossed) > 80 and abs(sum(c == 2 for p in crossed for c in p) / (20 * len(crossed)) - 0.5) < 0.08
+    node = settings(MAX_COST=62.0, MUTATIONS=200, CROSSOVERS=0, POPULATION=200, PARENTS=1)
+    mutated = Evolution(node, TABLE, "evolution", 0).propose(1, [first])[:150]
+    changed = [sum(c != 0 for c in p) for p in mutated]
+    assert min(changed) >= 1 and 1.3 < sum(changed) / len(changed) < 2.6  # 1.5 without the unchanged, which were there before
+
+
+@pytest.mark.parametrize("norm", ["BN", "SyncBN"])
+def test_norms_beyond_the_backbone(tiny, tmp_path, norm):
+    """They are recalibrated too, by training steps whose draws are the same every time; norms of many processes become those of one."""
+    more = [
+        "MODEL.ROI_BOX_HEAD.NUM_CONV",
+        "1",
+        "MODEL.ROI_BOX_HEAD.NORM",
+        norm,
+        "MODEL.ROI_BOX_HEAD.CONV_DIM",
+        "16",
+        "ONE_SHOT.DATASET",
+        "tiny_search_held_out",
+    ]
+    cfg = config(*tiny, *more)
+    register_from_config(cfg)
+    register_held_out(cfg)
+    torch.manual_seed(0)
+    GatedCheckpointer(build_model(cfg), str(tmp_path)).save("supernet")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "supernet.pth")
+    evaluator = PathEvaluator(cfg, str(tmp_path))
+    assert evaluator.whole
+    norms = []
+    for _ in range(2):
+        torch.rand(3)
+        model = evaluator.extract((1,) * 20)
+        evaluator.recalibrate(model)
+        norms.append(model.roi_heads.box_head.conv1.norm)
+    assert isinstance(norms[0], nn.BatchNorm2d) and not isinstance(norms[0], nn.SyncBatchNorm)
+    assert torch.equal(norms[0].running_mean, norms[1].running_mean) and norms[0].running_mean.abs().max() > 0
+
+
+def test_supernets_and_precise_norms_exclude_each_other():
+    with pytest.raises(UserError, match="would set the norms of all choices"):
+        check_config(config("TEST.PRECISE_BN.ENABLED", True))
 
 
 @pytest.mark.slow
@@ -271,8 +358,19 @@ def test_killed_and_resumed(tiny, tmp_path):
         (["MODEL.WEIGHTS", ""], "needs a trained supernet"),
         (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth' is not there"),
         (["MODEL.SHUFFLENETV2.SPLIT", "halves"], "does not fit"),
-        (["ONE_SHOT.DATASET", "digits_val"], "is in DATASETS.TEST too"),
+        (["ONE_SHOT.DATASET", "digits_val"], "and 'digits_val' of DATASETS.TEST share 250 images"),
+        (["ONE_SHOT.DATASET", "tiny_search"], "and 'tiny_search_kept' of DATASETS.TRAIN share 10 images"),
+        (["ONE_SHOT.DATASET", "tiny_search_held_ou"], "Did you mean 'tiny_search_held_out'"),
+        (["DATASETS.TRAIN", "('tiny_search',)"], "would be trained on: set DATASETS.TRAIN to 'tiny_search_kept'"),
+        (["DATASETS.TRAIN", "()"], "DATASETS.TRAIN is empty"),
+        (["ONE_SHOT.COST_SIZE", "[0, 8]"], "ONE_SHOT.COST_SIZE is"),
+        (["ONE_SHOT.MUTATION_PROB", "5.0"], "must be at most 1"),
+        (["ONE_SHOT.COST", "parameters"], "exclude nothing"),
+        (["MODEL.META_ARCHITECTURE", "ImageClassifier"], "is of a classifier"),
+        (["MODEL.SHUFFLENETV2.SHUFFLE", "alternate"], "was trained with MODEL.SHUFFLENETV2.SHUFFLE 'before'"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "set MODEL.ROI_HEADS.NUM_CLASSES 10"),
         (["ONE_SHOT.METRIC", "bbox/AP5"], "'bbox/AP5'. Did you mean 'bbox/AP"),
+        (["ONE_SHOT.METRIC", "segm/AP"], "ONE_SHOT.METRIC: 'segm/AP'"),
     ],
 )
 def test_mistakes(tiny, tmp_path, overrides, words):

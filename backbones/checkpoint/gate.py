@@ -93,6 +93,10 @@ class GatedCheckpointer(DetectionCheckpointer):
         self.report: Optional[LoadReport] = None
         self._hint = ""
 
+    def save(self, name: str, **kwargs: Any) -> None:
+        conventions = _conventions(self.model)
+        super().save(name, **({"conventions": conventions} if conventions else {}), **kwargs)
+
     def load(self, path: str, checkpointables=None) -> Dict[str, Any]:
         self._loading = path
         if "://" in path:
@@ -157,6 +161,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         if "preprocessing" in checkpoint and self.require != "nothing":
             _check_preprocessing(model, checkpoint["preprocessing"], self._loading)
         if self.require != "nothing":
+            _check_conventions(model, checkpoint.get("conventions"), self._loading)
             _check_released_images(model, checkpoint["model"], self._loading)
         own = model.state_dict()
         weights = _with_our_names(model, checkpoint["model"])
@@ -267,6 +272,21 @@ def _check_preprocessing(model: nn.Module, stated: Any, path: str) -> None:
         raise UserError(
             f"checkpoint {path!r} expects other images than the config gives it: set {wanted}. To load it all the same: --allow-partial-weights"
         )
+
+
+def _conventions(model: nn.Module) -> Dict[str, str]:
+    return {key: value for module in model.modules() for key, value in getattr(module, "conventions", {}).items()}
+
+
+def _check_conventions(model: nn.Module, stated: Any, path: str) -> None:
+    """Refuses weights that another network of the same shapes was trained with."""
+    for key, value in _conventions(model).items():
+        theirs = stated.get(key, value) if isinstance(stated, dict) else value
+        if theirs != value:
+            raise UserError(
+                f"checkpoint {path!r} was trained with {key} {theirs!r}, but the config has {value!r}: set {key} {theirs}. "
+                "To load it all the same: --allow-partial-weights"
+            )
 
 
 def _check_released_images(model: nn.Module, weights: Dict[str, Any], path: str) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+from typing import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -39,6 +40,23 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
             _check_annotations(cfg, name, key == "TRAIN")
         for name, path in zip(cfg.DATASETS[key], files or ()):
             _check_proposals(name, path)
+    _check_folders(cfg, [*(cfg.DATASETS.TRAIN if training else ()), *cfg.DATASETS.TEST])
+
+
+def _check_folders(cfg: CfgNode, names: Sequence[str]) -> None:
+    """Raises UserError where images with classes go to a detector or others to a classifier, or where two sets number other classes."""
+    classifies = cfg.MODEL.META_ARCHITECTURE == "ImageClassifier"
+    for name in names:
+        classes = MetadataCatalog.get(name).get("classes")
+        if bool(classes) != classifies:
+            kind = "images with a class each" if classes else "no images with a class each"
+            raise UserError(f"data set {name!r} has {kind}, which MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} cannot use")
+        first = MetadataCatalog.get(names[0]).get("classes")
+        if classes and list(classes) != list(first):
+            other = next((a, b) for a, b in zip([*first, None], [*classes, None]) if a != b)
+            raise UserError(
+                f"data sets {names[0]!r} and {name!r} have other classes: {other[0]!r} of the one stands where the other has {other[1]!r}"
+            )
 
 
 # evaluator types whose package is optional: the module, what pip is to install, and whether reading the data set needs it already

@@ -1,7 +1,7 @@
 """Parts of a data set that are kept for training and held out of it: what a search looks at is neither trained on nor the test set."""
 
 import random
-from typing import List
+from typing import Dict, List
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -17,12 +17,17 @@ def register_held_out(cfg: CfgNode) -> None:
     The same images every time: they follow from the name and the count alone. Raises UserError for an entry of another form, a data set that
     is not registered, or a name that stands there with two counts. That there are so many images is checked when they are read.
     """
+    seen: Dict[str, int] = {}
     for entry in cfg.DATASETS.get("HOLD_OUT", []):
-        if not (isinstance(entry, (list, tuple)) and len(entry) == 2 and isinstance(entry[0], str) and isinstance(entry[1], int)):
+        if not (isinstance(entry, (list, tuple)) and len(entry) == 2 and isinstance(entry[0], str) and type(entry[1]) is int):
             raise UserError(f"DATASETS.HOLD_OUT: {entry!r} is not of the form ['name', number of images]")
         name, count = entry
         if name not in DatasetCatalog:
             raise unknown("data set in DATASETS.HOLD_OUT", name, sorted(DatasetCatalog.keys()))
+        if seen.setdefault(name, count) != count:
+            raise UserError(f"DATASETS.HOLD_OUT: {name!r} stands there with {seen[name]} and with {count} images")
+        if name in cfg.DATASETS.TRAIN or name + HELD_OUT in cfg.DATASETS.TRAIN:
+            raise UserError(f"DATASETS.HOLD_OUT: what is held out of {name!r} would be trained on: set DATASETS.TRAIN to {name + KEPT!r}")
         if count < 1:
             raise UserError(f"DATASETS.HOLD_OUT: {count} images of {name!r}: it must be 1 or more")
         if name + HELD_OUT in DatasetCatalog:

@@ -88,6 +88,9 @@ class Trainer(DefaultTrainer):
         self.register_hooks(self.build_hooks())
         if sampled:
             self.register_hooks([SamplePath(sampled, cfg.SEED)])
+            logging.getLogger(__name__).info(
+                "a supernet: what evaluations during its training show is its last path's, with norms that all paths have moved"
+            )
         if cfg.TEST.AUG.ENABLED:
             self.register_hooks([EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))])
 

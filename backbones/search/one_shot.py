@@ -12,21 +12,24 @@ would have given.
 import contextlib
 import copy
 import dataclasses
+import hashlib
 import io
 import json
 import logging
 import math
 import os
 import random
+import re
 import sys
 import time
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
 
 import torch
+import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
 from detectron2.engine import default_argument_parser
-from detectron2.evaluation import COCOEvaluator, inference_on_dataset
+from detectron2.evaluation import inference_on_dataset
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
 from detectron2.utils import comm
@@ -38,17 +41,22 @@ from tqdm import tqdm
 from .. import zoo
 from ..checkpoint import GatedCheckpointer
 from ..config import add_backbones_config, all_keys, check_config, check_output_dir, get, merge_file, merge_overrides
-from ..data import check_paths, register_from_config, register_held_out
-from ..data.holdout import HELD_OUT
+from ..data import check_datasets, check_paths, register_from_config, register_held_out
+from ..data.holdout import HELD_OUT, KEPT
+from ..deploy import optimize
 from ..engine.launch import launch
 from ..engine.supernet import random_path, supernets
 from ..errors import UserError, unknown
+from ..evaluation.build import coco_evaluator
 from ..files import write_whole
 from ..layers import COMMON_NORMS
 from ..shufflenetv2 import CHOICES, FAMILY, SPECS, STAGES, ShuffleNetV2
+from ..tools import run
 
 Path = Tuple[int, ...]
 METHODS = ("evolution", "random")
+# keys that a search may be resumed with other values of
+_NO_MATTER = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", "DATALOADER.NUM_WORKERS", "ONE_SHOT.GENERATIONS", "SOLVER.", "VIS_PERIOD", "SEED")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,7 +162,10 @@ class PathEvaluator:
     def __init__(self, cfg: CfgNode, output: str):
         self.cfg = _with_plain_norms(cfg)
         model = build_model(self.cfg).eval()
-        GatedCheckpointer(model, require="all").load(self.cfg.MODEL.WEIGHTS)
+        try:
+            GatedCheckpointer(model, require="all").load(self.cfg.MODEL.WEIGHTS)
+        except UserError as error:  # a search does without that flag
+            raise UserError(re.sub(r" *To load [\w ]+: --allow-partial-weights$", "", str(error))) from error
         self.supernet = supernets(model)[0]
         self.outer = model.backbone if hasattr(model.backbone, "bottom_up") else model
         self.place = "bottom_up" if hasattr(model.backbone, "bottom_up") else "backbone"
@@ -163,7 +174,7 @@ class PathEvaluator:
         one_shot = self.cfg.ONE_SHOT
         # everything is calibrated by whole training steps only where norms beyond the backbone ask for it
         self.whole = any(isinstance(m, nn.BatchNorm2d) for key, m in model.named_modules() if not key.startswith("backbone."))
-        records = DatasetCatalog.get(self.cfg.DATASETS.TRAIN[0])
+        records = [record for name in self.cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
         chosen = random.Random("calibration").sample(range(len(records)), min(one_shot.CALIBRATION_IMAGES, len(records)))
         mapper = DatasetMapper(self.cfg, is_train=False)
         if self.whole:
@@ -172,9 +183,7 @@ class PathEvaluator:
         self.calibration = _Cached(self._loader([records[i] for i in chosen], mapper, batch))
         held_out = DatasetCatalog.get(one_shot.DATASET)
         self.images = _Cached(self._loader(held_out, DatasetMapper(self.cfg, is_train=False), 1))
-        self.evaluator = COCOEvaluator(
-            one_shot.DATASET, output_dir=output, distributed=False, kpt_oks_sigmas=self.cfg.TEST.KEYPOINT_OKS_SIGMAS, allow_cached_coco=False
-        )
+        self.evaluator = coco_evaluator(self.cfg, one_shot.DATASET, output, distributed=False, allow_cached_coco=False)
 
     def _loader(self, records: List[dict], mapper: Callable, batch: int):
         # its own sampler gives each process a part; here each process sees all
@@ -199,9 +208,18 @@ class PathEvaluator:
 
         module, forward = (model, model) if self.whole else (model.backbone, lambda batch: model.backbone(model.preprocess_image(batch).tensor))
         module.train()
-        with torch.no_grad(), EventStorage():
-            update_bn_stats(_Wrapped(module, forward), self.calibration, len(self.calibration))
+        # whole training steps draw anchors and proposals: the same ones for every path, in every process
+        with torch.no_grad(), EventStorage(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            try:
+                update_bn_stats(_Wrapped(module, forward), self.calibration, len(self.calibration))
+            except AssertionError as error:  # fvcore's: norms that several levels share have no statistics of their own
+                raise UserError(f"the paths' norms cannot be recalibrated: {' '.join(str(error).split())}") from error
         model.eval()
+
+    def faster(self, model: nn.Module) -> nn.Module:
+        """The same detector for inference: in a format that is not measured, as equal scores are to be equal in all processes."""
+        return optimize(model, memory_format="channels_last" if self.cfg.MODEL.DEVICE == "cpu" else "contiguous")
 
     def __call__(self, path: Path) -> Tuple[float, Dict[str, float]]:
         """(score, seconds of each part)."""
@@ -211,12 +229,9 @@ class PathEvaluator:
         self.recalibrate(model)
         times.append(time.perf_counter())
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its table
-            results = inference_on_dataset(model, self.images, self.evaluator)
+            results = inference_on_dataset(self.faster(model), self.images, self.evaluator)
         times.append(time.perf_counter())
         kind, _, name = self.cfg.ONE_SHOT.METRIC.partition("/")
-        if name not in results.get(kind, {}):
-            every = [f"{task}/{figure}" for task, figures in results.items() for figure in figures if "-" not in figure]
-            raise unknown("ONE_SHOT.METRIC", self.cfg.ONE_SHOT.METRIC, every)
         score = float(results[kind][name])
         parts = dict(zip(("extraction", "recalibration", "inference"), (b - a for a, b in zip(times, times[1:]))))
         return (score if math.isfinite(score) else 0.0), parts
@@ -253,6 +268,8 @@ class _Cached:
             size += sum(x["image"].nbytes for x in batch)
             if size <= self.most:
                 batches.append(batch)
+            else:
+                self.most, batches = 0, []  # not kept, in later passes neither
             yield batch
         if size <= self.most:
             self.batches = batches
@@ -291,6 +308,8 @@ class Evolution:
             raise UserError(
                 f"no path was found between {limits}: widen them; {self.table.kind} of the backbone are from {low:.4g} to {high:.4g}"
             )
+        if self.settings.MIN_COST <= low and self.settings.MAX_COST >= high and self.table.kind != "macs":
+            raise UserError(f"{limits} exclude nothing: {self.table.kind} of the backbone are from {low:.4g} to {high:.4g}")
 
     def propose(self, generation: int, before: Sequence[Evaluated]) -> List[Path]:
         """The paths of a generation; fewer than there should be where no more are found."""
@@ -363,8 +382,9 @@ def search(cfg: CfgNode, evolution: Evolution, evaluate: Callable[[Path], Tuple[
             waiting = [p for p in evolution.propose(generation, before) if p not in done]
             for first in range(0, len(waiting), processes):
                 chunk = waiting[first : first + processes]
-                mine = evaluate(chunk[rank]) if rank < len(chunk) else None
+                mine = (*evaluate(chunk[rank]), chunk[rank]) if rank < len(chunk) else None
                 for path_, result in zip(chunk, comm.all_gather(mine)):
+                    assert result[2] == path_, "processes propose other paths"
                     archive.append(Evaluated(path_, evolution.table.cost(path_), result[0], generation, result[1]))
                 if comm.is_main_process():
                     _save(path, identity, archive)
@@ -377,10 +397,24 @@ def search(cfg: CfgNode, evolution: Evolution, evaluate: Callable[[Path], Tuple[
 
 def _identity(cfg: CfgNode, evolution: Evolution) -> Dict[str, Any]:
     """All that the result follows from, but for how many generations there are to be."""
-    settings = {key: value for key, value in evolution.settings.items() if key != "GENERATIONS"}
-    about = {"weights": cfg.MODEL.WEIGHTS, "model": cfg.MODEL.SHUFFLENETV2, "settings": settings, "table": dataclasses.asdict(evolution.table)}
-    about.update(method=evolution.method, seed=evolution.seed, train=list(cfg.DATASETS.TRAIN), hold_out=cfg.DATASETS.HOLD_OUT)
+    about = {"weights": file_hash(cfg.MODEL.WEIGHTS), "table": dataclasses.asdict(evolution.table)}
+    about.update(method=evolution.method, seed=evolution.seed, config=config_values(cfg))
     return json.loads(json.dumps(about))
+
+
+def config_values(cfg: CfgNode) -> Dict[str, Any]:
+    """The keys that scores follow from, with their values."""
+    keys = [key for key in all_keys(cfg) if not key.startswith(_NO_MATTER)]
+    return {key: get(cfg, key) for key in keys}
+
+
+def file_hash(path: str) -> str:
+    """SHA-256 of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        for part in iter(lambda: f.read(1 << 20), b""):
+            digest.update(part)
+    return digest.hexdigest()
 
 
 def _load(path: str, identity: Dict[str, Any], resume: bool) -> List[Evaluated]:
@@ -391,13 +425,27 @@ def _load(path: str, identity: Dict[str, Any], resume: bool) -> List[Evaluated]:
     try:
         with open(path) as f:
             data = json.load(f)
-        differ = [key for key in identity if data["search"].get(key) != identity[key]]
-        archive = [Evaluated(**{**entry, "path": tuple(int(c) for c in entry["path"])}) for entry in data["archive"]]
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        differ = [key for key in identity if key != "config" and data["search"].get(key) != identity[key]]
+        before = data["search"]["config"]
+        differ += sorted(key for key in {*before, *identity["config"]} if before.get(key) != identity["config"].get(key))
+        archive = [_entry(entry, len(identity["table"]["blocks"])) for entry in data["archive"]]
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise UserError(f"{path!r} is no state of a search: {' '.join(str(error).split())[:200]}") from error
     if differ:
-        raise UserError(f"--resume: the search in {os.path.dirname(path)!r} has another {', '.join(differ)}: set another OUTPUT_DIR")
+        named = ", ".join(differ[:5]) + (f" and {len(differ) - 5} more" if len(differ) > 5 else "")
+        raise UserError(f"--resume: the search in {os.path.dirname(path)!r} has another {named}: set another OUTPUT_DIR")
     return archive
+
+
+def _entry(entry: Dict[str, Any], blocks: int) -> Evaluated:
+    """One entry of a state file; raises ValueError or TypeError for what no search writes."""
+    result = Evaluated(**{**entry, "path": tuple(entry["path"])})
+    numbers = [result.cost, result.score, *result.seconds.values()]
+    if len(result.path) != blocks or any(type(c) is not int or c not in range(len(CHOICES)) for c in result.path):
+        raise ValueError(f"{list(result.path)} is no path of {blocks} blocks")
+    if type(result.generation) is not int or any(type(v) not in (int, float) or not math.isfinite(v) for v in numbers):
+        raise ValueError(f"the path {list(result.path)} has values that are no numbers")
+    return result
 
 
 def _save(path: str, identity: Dict[str, Any], archive: Sequence[Evaluated]) -> None:
@@ -407,24 +455,60 @@ def _save(path: str, identity: Dict[str, Any], archive: Sequence[Evaluated]) -> 
 def write_result(cfg: CfgNode, config_file: str, table: CostTable, archive: Sequence[Evaluated]) -> Evaluated:
     """The best path as a subnet file and a config, and the pictures."""
     best = max(archive, key=lambda e: e.score)
-    name = cfg.MODEL.SHUFFLENETV2.NAME
+    net = _subnet(cfg, best.path)
     subnet = (
-        f"network: {name}\nchoices: [{', '.join(map(str, best.path))}]\nscore: {best.score!r}  # {cfg.ONE_SHOT.METRIC} on {cfg.ONE_SHOT.DATASET}\n"
+        f"network: {cfg.MODEL.SHUFFLENETV2.NAME}\nchoices: [{', '.join(map(str, best.path))}]\nsplit: {net.split}\nshuffle: {net.shuffle}\n"
+        f"width: {cfg.MODEL.SHUFFLENETV2.WIDTH!r}\nscore: {best.score!r}  # {cfg.ONE_SHOT.METRIC} on {cfg.ONE_SHOT.DATASET}\n"
         f"{table.kind}: {best.cost!r}\n"
     )
-    config = f"""# What a one-shot search found, to be trained by itself
-_BASE_: "{os.path.abspath(config_file)}"
-MODEL:
-  WEIGHTS: ""
-  SHUFFLENETV2:
-    SUPERNET: False
-    SUBNET: "best_subnet.yaml"
-OUTPUT_DIR: "{os.path.join(cfg.OUTPUT_DIR, 'training')}"
-"""
-    for filename, text in (("best_subnet.yaml", subnet), ("detector.yaml", config)):
-        write_whole(os.path.join(cfg.OUTPUT_DIR, filename), text)
-    _plot(cfg, table, archive, best)
+    config = "# What a one-shot search found, to be trained by itself\n" + yaml.safe_dump(_own_config(cfg, config_file), sort_keys=False)
+    try:
+        for filename, text in (("best_subnet.yaml", subnet), ("detector.yaml", config)):
+            write_whole(os.path.join(cfg.OUTPUT_DIR, filename), text)
+        _plot(cfg, table, archive, best)
+    except OSError as error:
+        raise UserError(f"the result cannot be written: {error}") from error
     return best
+
+
+def _own_config(cfg: CfgNode, config_file: str) -> Dict[str, Any]:
+    """What the config of the found network says beside the supernet's file: all that the command line changed, and the network in its place."""
+    plain = get_cfg()
+    add_backbones_config(plain)
+    merge_file(plain, config_file)
+    values = {key: get(cfg, key) for key in all_keys(cfg) if key not in all_keys(plain) or get(cfg, key) != get(plain, key)}
+    held_out = [entry[0] for entry in cfg.DATASETS.HOLD_OUT]
+    values = {key: value for key, value in values.items() if not key.startswith("ONE_SHOT.")}
+    values.update(
+        {
+            "MODEL.WEIGHTS": "",
+            "MODEL.SHUFFLENETV2.SUPERNET": False,
+            "MODEL.SHUFFLENETV2.SUBNET": "best_subnet.yaml",
+            # nothing is held out any more
+            "DATASETS.TRAIN": [
+                name[: -len(KEPT)] if name.endswith(KEPT) and name[: -len(KEPT)] in held_out else name for name in cfg.DATASETS.TRAIN
+            ],
+            "DATASETS.HOLD_OUT": [],
+            "OUTPUT_DIR": os.path.join(cfg.OUTPUT_DIR, "training"),
+        }
+    )
+    result: Dict[str, Any] = {"_BASE_": os.path.abspath(config_file)}
+    for key, value in values.items():
+        *nodes, leaf = key.split(".")
+        node = result
+        for name in nodes:
+            node = node.setdefault(name, {})
+        node[leaf] = json.loads(json.dumps(value))
+    return result
+
+
+def write_weights(evaluate: "PathEvaluator", best: Evaluated, path: str) -> None:
+    """The best path as a detector with the supernet's weights and norms of its own, as it was scored."""
+    model = evaluate.extract(best.path)
+    evaluate.recalibrate(model)
+    data = {"model": {key: value.cpu() for key, value in model.state_dict().items()}, "conventions": dict(evaluate.supernet.conventions)}
+    torch.save(data, f"{path}.partial")
+    os.replace(f"{path}.partial", path)
 
 
 def pareto(archive: Iterable[Evaluated]) -> List[Evaluated]:
@@ -528,13 +612,25 @@ def setup(args) -> CfgNode:
                 "ONE_SHOT.DATASET is empty: name what paths are evaluated on, such as NAME_held_out of DATASETS.HOLD_OUT [['NAME', 5000]]"
             )
         cfg.ONE_SHOT.DATASET = cfg.DATASETS.HOLD_OUT[0][0] + HELD_OUT
+    if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+        raise UserError(f"{args.config_file!r} is of a classifier: paths are searched as detectors, by the config of step 2")
+    if cfg.ONE_SHOT.DATASET not in DatasetCatalog:
+        raise unknown("ONE_SHOT.DATASET", cfg.ONE_SHOT.DATASET, sorted(DatasetCatalog.keys()))
+    # as a test set is, for its classes and annotations
+    looked_at = cfg.clone()
+    looked_at.DATASETS.TEST = (cfg.ONE_SHOT.DATASET,)
+    check_datasets(looked_at, training=True)
+    check_metric(cfg)
+    names = {r["file_name"] for r in DatasetCatalog.get(cfg.ONE_SHOT.DATASET)}
     for key in ("TRAIN", "TEST"):
-        if cfg.ONE_SHOT.DATASET in cfg.DATASETS[key]:
-            raise UserError(f"ONE_SHOT.DATASET {cfg.ONE_SHOT.DATASET!r} is in DATASETS.{key} too: a search is to look at neither")
-    for name in (cfg.ONE_SHOT.DATASET, *cfg.DATASETS.TRAIN):
-        if name not in DatasetCatalog:
-            raise unknown("data set of the search", name, sorted(DatasetCatalog.keys()))
-        check_paths(name)
+        for name in cfg.DATASETS[key]:
+            if name in DatasetCatalog and (key == "TRAIN" or _is_there(name)):
+                shared = names & {r["file_name"] for r in DatasetCatalog.get(name)}
+                if shared:
+                    raise UserError(
+                        f"ONE_SHOT.DATASET {cfg.ONE_SHOT.DATASET!r} and {name!r} of DATASETS.{key} share {len(shared)} images: a search is to "
+                        "look at neither"
+                    )
     check_output_dir(cfg.OUTPUT_DIR)
     if os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "search.json")) and not args.resume:
         raise UserError(f"a search is in {cfg.OUTPUT_DIR!r} already: go on with it by --resume, or set another OUTPUT_DIR")
@@ -542,10 +638,29 @@ def setup(args) -> CfgNode:
     return cfg
 
 
+def _is_there(name: str) -> bool:
+    try:
+        check_paths(name)
+    except UserError:  # a test set that is not on this machine shares nothing
+        return False
+    return True
+
+
+def check_metric(cfg: CfgNode) -> None:
+    """Raises UserError where ONE_SHOT.METRIC is nothing that the detector is evaluated by."""
+    figures = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+    tasks = ["bbox", *(["segm"] if cfg.MODEL.MASK_ON else []), *(["keypoints"] if cfg.MODEL.KEYPOINT_ON else [])]
+    every = [f"{task}/{figure}" for task in tasks for figure in figures if (task, figure) != ("keypoints", "APs")]
+    if cfg.ONE_SHOT.METRIC not in every:
+        raise unknown("ONE_SHOT.METRIC", cfg.ONE_SHOT.METRIC, every)
+
+
 def main(args) -> None:
     """One process of the search."""
     try:
         _main(args)
+    except KeyboardInterrupt:
+        sys.exit(130)  # its state is saved
     except UserError as error:
         if comm.is_main_process():
             print(f"error: {error}", file=sys.stderr, flush=True)
@@ -555,12 +670,12 @@ def main(args) -> None:
 def _main(args) -> None:
     cfg = setup(args)
     settings = cfg.ONE_SHOT
-    # the first process's, as seconds differ between processes
-    table = cost_table(cfg, settings.COST, settings.COST_SIZE) if comm.is_main_process() else None
+    # the first process's: seconds differ between processes, and between one measurement and the next
+    state, table = os.path.join(cfg.OUTPUT_DIR, "search.json"), None
+    if comm.is_main_process():
+        measured = settings.COST == "latency" and args.resume and os.path.isfile(state)
+        table = _saved_table(state) if measured else cost_table(cfg, settings.COST, settings.COST_SIZE)
     table = comm.all_gather(table)[0]
-    state = os.path.join(cfg.OUTPUT_DIR, "search.json")
-    if settings.COST == "latency" and args.resume and os.path.isfile(state):
-        table = _saved_table(state)  # measured times are not measured twice
     evolution = Evolution(settings, table, args.method, args.seed)
     evolution.check()
     with quiet():
@@ -569,12 +684,16 @@ def _main(args) -> None:
     if not comm.is_main_process():
         return
     best = write_result(cfg, args.config_file, table, archive)
+    with quiet():
+        write_weights(evaluate, best, os.path.join(cfg.OUTPUT_DIR, "best_subnet.pth"))
     parts = {name: sorted(e.seconds[name] for e in archive)[len(archive) // 2] for name in best.seconds}
     print(
         f"{len(archive)} paths; the best: {settings.METRIC} {best.score:.2f} on {settings.DATASET}, {table.kind} {best.cost:.4g}, {list(best.path)}"
     )
     print("a path takes " + ", ".join(f"{seconds:.2f} s {name}" for name, seconds in parts.items()) + " (medians)")
-    print(f"train it: python train_net.py --config-file {os.path.join(cfg.OUTPUT_DIR, 'detector.yaml')}")
+    detector, weights = (os.path.join(cfg.OUTPUT_DIR, name) for name in ("detector.yaml", "best_subnet.pth"))
+    print(f"evaluate it with the supernet's weights: python train_net.py --config-file {detector} --eval-only MODEL.WEIGHTS {weights}")
+    print(f"train it by itself: python train_net.py --config-file {detector}, with MODEL.WEIGHTS of step 4, best_subnet.yaml as a classifier")
 
 
 def _saved_table(path: str) -> CostTable:
@@ -597,8 +716,4 @@ def argument_parser():
 
 if __name__ == "__main__":
     arguments = argument_parser().parse_args()
-    try:
-        launch(main, arguments, setup(arguments).MODEL.DEVICE)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)
+    run(lambda: launch(main, arguments, setup(arguments).MODEL.DEVICE))

@@ -9,6 +9,7 @@ same configs. What is in the JSON file already is not done again, so that a run 
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
@@ -17,15 +18,17 @@ import sys
 from typing import Any, Dict, List, Sequence
 
 import numpy as np
+from detectron2.config import CfgNode
 
 from .. import zoo
+from ..config import check_output_dir
 from ..engine.supernet import random_path
 from ..errors import UserError
 from ..files import write_whole
 from ..shufflenetv2 import SPECS, read_choices
 from ..tools import plot, run
 from ..tools.benchmark import machine
-from .one_shot import CostTable, PathEvaluator, cost_table, quiet, setup
+from .one_shot import CostTable, PathEvaluator, config_values, cost_table, file_hash, quiet, setup
 
 
 def ranks(values: Sequence[float]) -> np.ndarray:
@@ -63,10 +66,12 @@ def paths_of_one_cost(table: CostTable, found: Sequence[int], count: int, window
     raise UserError(f"only {len(result)} random paths cost from {1 - window:g} to 1 of {highest:.4g}: give a larger --window")
 
 
-def train(path: Sequence[int], pretrain: str, config: str, metric: str, device: str, folder: str, seed: int) -> float:
-    """What a path reaches by itself: pre-trained by one config, trained by another."""
+def train(path: Sequence[int], pretrain: str, config: str, metric: str, cfg: CfgNode, folder: str, seed: int) -> float:
+    """What a path of ``cfg``'s supernet reaches by itself: pre-trained by one config, trained by another."""
     train_net = os.path.join(os.path.dirname(zoo.config_root()), "train_net.py")
-    common = ["MODEL.DEVICE", device, "SEED", str(seed), "MODEL.SHUFFLENETV2.CHOICES", str(list(path))]
+    common = ["MODEL.DEVICE", cfg.MODEL.DEVICE, "SEED", str(seed), "MODEL.SHUFFLENETV2.CHOICES", str(list(path))]
+    for key in ("NAME", "SPLIT", "SHUFFLE", "WIDTH"):  # the same network, whatever those configs have
+        common += [f"MODEL.SHUFFLENETV2.{key}", str(cfg.MODEL.SHUFFLENETV2[key])]
     weights: List[str] = []
     for name, step in (("classes", pretrain), ("detector", config)):
         if not step:
@@ -93,10 +98,15 @@ def _read(path: str, about: Dict[str, Any]) -> List[Dict[str, Any]]:
     try:
         with open(path) as f:
             data = json.load(f)
-        if {key: data[key] for key in about} != json.loads(json.dumps(about)):
-            raise UserError(f"--json {path!r} is of another comparison: take another file")
+        differ = [key for key, value in json.loads(json.dumps(about)).items() if data[key] != value]
+        if differ:
+            raise UserError(f"--json {path!r} is of another comparison, with another {', '.join(differ)}: take another file")
+        for row in data["paths"]:
+            if any(type(row[key]) not in (int, float) for key in ("cost", "supernet", "trained")):
+                raise ValueError("an entry has values that are no numbers")
+            tuple(row["path"])
         return list(data["paths"])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
         raise UserError(f"--json {path!r} is no comparison: {' '.join(str(error).split())[:200]}") from error
 
 
@@ -133,6 +143,9 @@ def main() -> None:
     args = parser.parse_args()
     if args.paths < 2 or not 0 < args.window < 1:
         raise UserError(f"--paths {args.paths} and --window {args.window} must be at least 2, and from 0 to 1")
+    check_output_dir(os.path.dirname(os.path.abspath(args.json)), key="the folder of --json")
+    if os.path.isdir(args.json):
+        raise UserError(f"--json {args.json!r} is a folder")
     args.resume = True
     cfg = setup(args)
     for config in filter(None, (args.train, args.pretrain)):
@@ -141,7 +154,9 @@ def main() -> None:
     found = read_choices(args.subnet, SPECS[cfg.MODEL.SHUFFLENETV2.NAME].blocks)
     paths = [found, *paths_of_one_cost(table, found, args.paths, args.window, args.seed)]
     about = {"config": args.train, "pretrain": args.pretrain, "metric": cfg.ONE_SHOT.METRIC, "cost": table.kind, "seed": args.seed}
-    about["dataset"] = cfg.ONE_SHOT.DATASET
+    about.update(dataset=cfg.ONE_SHOT.DATASET, window=args.window, supernet=file_hash(cfg.MODEL.WEIGHTS))
+    values = json.dumps(config_values(cfg), sort_keys=True)
+    about["supernet_config"] = hashlib.sha256(values.encode()).hexdigest()
     rows = _read(args.json, about)
     if [tuple(r["path"]) for r in rows] != paths[: len(rows)]:
         raise UserError(f"--json {args.json!r} holds other paths: take another file")
@@ -150,7 +165,7 @@ def main() -> None:
     for i, path in enumerate(paths[len(rows) :], len(rows)):
         with quiet():
             score, _ = evaluate(path)
-        reached = train(path, args.pretrain, args.train, about["metric"], cfg.MODEL.DEVICE, os.path.join(cfg.OUTPUT_DIR, f"path{i}"), args.seed)
+        reached = train(path, args.pretrain, args.train, about["metric"], cfg, os.path.join(cfg.OUTPUT_DIR, f"path{i}"), args.seed)
         rows.append({"path": list(path), "cost": table.cost(path), "supernet": score, "trained": reached})
         result = {**about, "machine": machine(), "paths": rows, **(summary(rows) if len(rows) > 2 else {})}
         write_whole(args.json, json.dumps(result, indent=1) + "\n")

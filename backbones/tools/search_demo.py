@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from .. import zoo
+from ..config import check_output_dir
 from ..data import digits
 from ..errors import UserError
 from . import plot, run
@@ -51,6 +52,7 @@ def main() -> None:
     parser.add_argument("--output", default="output/detnas", metavar="DIR", help="where everything goes (default: %(default)s)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides of all steps, KEY VALUE each")
     args = parser.parse_args()
+    check_output_dir(args.output, key="--output")
     if os.path.isfile(os.path.join(args.output, "search", "search.json")):
         raise UserError(f"a search is in {args.output!r} already: remove it, or take another --output")
     device = "cuda" if torch.cuda.is_available() else "cpu"
