@@ -133,6 +133,8 @@ def add_backbones_config(cfg: CfgNode) -> None:
 
     # "fastest": faster-coco-eval where it is installed, whose numbers are the same; "detectron2": its own
     _default(cfg.TEST, "COCO_EVALUATOR", "fastest")
+    # what makes a training example of an image: "detectron2", the same in less time ("exact"), or with pixels that differ by one level ("fast")
+    _default(cfg.INPUT, "MAPPER", "detectron2")
 
     # COCO-format data to register, no code needed: [name, annotation file, image folder] each; names go into DATASETS.TRAIN and TEST
     _default(cfg.DATASETS, "REGISTER", [])
@@ -355,6 +357,7 @@ _CHOICES = {
     "INPUT.FORMAT": ("BGR", "RGB", "L", "YUV-BT.601"),
     "MODEL.FPN.P6_INPUT": ("c5", "p5"),
     "TEST.COCO_EVALUATOR": ("fastest", "detectron2"),
+    "INPUT.MAPPER": ("detectron2", "exact", "fast"),
     "ONE_SHOT.COST": ("macs", "parameters", "latency"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
     "SOLVER.LR_SCHEDULER_NAME": LR_SCHEDULERS,

@@ -20,6 +20,7 @@ from torch import nn
 
 from ..checkpoint import GatedCheckpointer
 from ..data.classification import ClassificationMapper
+from ..data.mapper import FasterMapper
 from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..solver import build_lr_scheduler, build_optimizer
@@ -118,9 +119,11 @@ class Trainer(DefaultTrainer):
 
     @staticmethod
     def _mapper(cfg: CfgNode, is_train: bool) -> dict:
-        if cfg.MODEL.META_ARCHITECTURE != "ImageClassifier":
-            return {}  # detectron2's own
-        return {"mapper": ClassificationMapper.from_cfg(cfg, is_train)}
+        if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+            return {"mapper": ClassificationMapper.from_cfg(cfg, is_train)}
+        if cfg.INPUT.MAPPER == "detectron2":
+            return {}  # the loader's own
+        return {"mapper": FasterMapper(cfg, is_train)}
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -110,11 +110,13 @@ def _read(path: str, about: Dict[str, Any]) -> List[Dict[str, Any]]:
         raise UserError(f"--json {path!r} is no comparison: {' '.join(str(error).split())[:200]}") from error
 
 
-def summary(rows: Sequence[Dict[str, Any]]) -> Dict[str, float]:
-    """The found path against the others, and how far the supernet's order is that of training."""
+def summary(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
+    """The found path against the others, how far the supernet's order is that of training, and the median seconds of an evaluation."""
     scores, reached = [r["supernet"] for r in rows], [r["trained"] for r in rows]
     others = reached[1:]
+    timed = [r["seconds"] for r in rows if "seconds" in r]
     return {
+        **({"seconds": {part: float(np.median([t[part] for t in timed])) for part in timed[0]}} if timed else {}),
         "found": reached[0],
         "others_mean": float(np.mean(others)),
         "others_best": max(others),
@@ -164,9 +166,9 @@ def main() -> None:
         evaluate = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, "inference"))
     for i, path in enumerate(paths[len(rows) :], len(rows)):
         with quiet():
-            score, _ = evaluate(path)
+            score, seconds = evaluate(path)
         reached = train(path, args.pretrain, args.train, about["metric"], cfg, os.path.join(cfg.OUTPUT_DIR, f"path{i}"), args.seed)
-        rows.append({"path": list(path), "cost": table.cost(path), "supernet": score, "trained": reached})
+        rows.append({"path": list(path), "cost": table.cost(path), "supernet": score, "trained": reached, "seconds": seconds})
         result = {**about, "machine": machine(), "paths": rows, **(summary(rows) if len(rows) > 2 else {})}
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
         kind = "found" if i == 0 else "random"

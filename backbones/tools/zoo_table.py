@@ -175,15 +175,28 @@ def _one_shot() -> str:
         )
         for i, row in enumerate(data["paths"])
     ]
+    again = data.get("again")
+    again = f" The found network trained once more ({again['how']}) reached {again['trained']:.2f}: so much is chance." if again else ""
+    plain = f" (without, inference takes {data['plain_inference']:.2f} s)" if "plain_inference" in data else ""
     return f"""## One-shot search
 
 *Measured here* ({data["machine"]}, seed {data["seed"]}, `make search-demo search-proof`): the path that DetNAS's search found on digits, beside random
 ones of its cost, each trained alike ({_link(data["pretrain"])}, {_link(data["config"])}). {data["metric"]}: of the supernet's path on
 {data["dataset"]}, and of the trained detector on digits_val. Found: {data["found"]:.2f}; the random ones: mean {data["others_mean"]:.2f}, best
-{data["others_best"]:.2f}. Rank correlation of the two columns: Spearman {data["spearman"]:.2f}, Kendall {data["kendall"]:.2f}.
+{data["others_best"]:.2f}. Rank correlation of the two columns: Spearman {data["spearman"]:.2f}, Kendall {data["kendall"]:.2f}.{again}
+
+One evaluation of a path takes {_seconds(data["seconds"])} (medians, {data.get("seconds_machine", data["machine"])}). To make it small, the path's
+network is made without memory and takes its slice of the supernet's weights; the images of calibration and evaluation are decoded once; where
+only the backbone has batch norms, only the backbone runs in recalibration; the detector is optimized as `--optimize` does it{plain}; and COCO's
+figures come from faster-coco-eval.
 
 {_table(rows, ("path", "million multiply-adds", "by the supernet", "trained", "choices"))}
 """
+
+
+def _seconds(parts: Dict[str, float]) -> str:
+    *first, last = (f"{value:.2f} s {part}" for part, value in parts.items())
+    return f"{', '.join(first)} and {last}"
 
 
 def _measured() -> str:

@@ -1,0 +1,257 @@
+"""detectron2's dataset mapper in less time: the same tensors bit by bit ("exact"), or pixels that differ by one level at most ("fast").
+
+detectron2 turns an image from Pillow to numpy and back around each transform, and masks from columns to rows one value at a time. Here transforms
+are drawn first, from the image's size alone and in the same order, and done then on what Pillow decoded; masks are turned by OpenCV.
+"fast" reads JPEG files by simplejpeg where it is installed, and resizes by torch's antialiased kernel. Where a config has an
+augmentation that looks at pixels, or data are of another kind, detectron2's own way is gone.
+"""
+
+import copy
+from typing import Any, Dict, List, Tuple
+
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
+import torch.nn.functional as F
+from detectron2.config import configurable
+from detectron2.data import DatasetMapper
+from detectron2.data import detection_utils as utils
+from detectron2.data import transforms as T
+from detectron2.structures import BitMasks
+from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, Transform, VFlipTransform
+from PIL import Image
+from torch import Tensor
+
+MAPPERS = ("detectron2", "exact", "fast")  # values of INPUT.MAPPER
+# augmentations that follow from an image's size, and what they make
+_BLIND = (T.ResizeShortestEdge, T.Resize, T.RandomFlip, T.RandomCrop)
+_DONE = (T.ResizeTransform, HFlipTransform, VFlipTransform, CropTransform, NoOpTransform)
+
+
+class _Size(T.AugInput):
+    """Stands for an image whose transforms are drawn, but not done."""
+
+    def __init__(self, height: int, width: int):
+        super().__init__(np.broadcast_to(np.uint8(0), (height, width, 3)))
+
+    def transform(self, tfm: Transform) -> None:
+        height, width = self.image.shape[:2]
+        if isinstance(tfm, T.ResizeTransform):
+            height, width = tfm.new_h, tfm.new_w
+        elif isinstance(tfm, CropTransform):
+            height, width = tfm.h, tfm.w
+        self.image = np.broadcast_to(np.uint8(0), (height, width, 3))
+
+
+class FasterMapper(DatasetMapper):
+    """``DatasetMapper``, called and configured as that is.
+
+    Args:
+        fast: whether pixels may differ by one level.
+        others: those of ``DatasetMapper``.
+    """
+
+    @configurable
+    def __init__(self, is_train: bool, *, fast: bool = False, **others):
+        super().__init__(is_train, **others)
+        self.fast = fast
+        self.blind = all(type(augmentation) in _BLIND for augmentation in self.augmentations.augs) and self.image_format in ("BGR", "RGB")
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        return {**super().from_config(cfg, is_train), "fast": cfg.INPUT.MAPPER == "fast"}
+
+    def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
+        if not self.blind:
+            return super().__call__(dataset_dict)
+        record = {key: value for key, value in dataset_dict.items() if key != "annotations"}
+        source = _read(record["file_name"], self.fast)
+        size = _size_of(source)
+        utils.check_image_size(record, np.broadcast_to(np.uint8(0), (*size, 3)))
+        drawn = _Size(*size)
+        transforms = self.augmentations(drawn)
+        image_shape = drawn.image.shape[:2]
+        done = _flatten(transforms)
+        if not all(type(t) in _DONE and _fits(t, *size) for t in done):
+            raise TypeError(f"transforms of other kinds than {_DONE}: {done}")
+        record["image"] = (_fast if self.fast else _exact)(source, done, self.image_format)
+        labels = record.pop("sem_seg_file_name", None)
+        if labels is not None:
+            sem_seg = transforms.apply_segmentation(utils.read_image(labels, "L").squeeze(2))
+            record["sem_seg"] = torch.as_tensor(sem_seg.astype("long"))
+        if self.proposal_topk is not None:
+            record.update({key: copy.deepcopy(record[key]) for key in ("proposal_boxes", "proposal_objectness_logits") if key in record})
+            utils.transform_proposals(record, image_shape, transforms, proposal_topk=self.proposal_topk)
+        if self.is_train and "annotations" in dataset_dict:
+            # only their own entries are replaced, so that a copy of each is enough
+            record["annotations"] = [dict(annotation) for annotation in dataset_dict["annotations"]]
+            self._transform_annotations(record, transforms, image_shape)
+        return record
+
+    def _transform_annotations(self, dataset_dict, transforms, image_shape) -> None:
+        if not (self.use_instance_mask and self.instance_mask_format == "bitmask"):
+            return super()._transform_annotations(dataset_dict, transforms, image_shape)
+        annotations = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0) == 0]
+        segments = [a.pop("segmentation", None) for a in annotations]
+        if not annotations or any(segment is None for segment in segments):
+            for annotation, segment in zip(annotations, segments):
+                if segment is not None:
+                    annotation["segmentation"] = segment
+            return super()._transform_annotations(dataset_dict, transforms, image_shape)
+        del dataset_dict["annotations"]
+        for annotation in annotations:
+            if not self.use_keypoint:
+                annotation.pop("keypoints", None)
+            utils.transform_instance_annotations(annotation, transforms, image_shape, keypoint_hflip_indices=self.keypoint_hflip_indices)
+        instances = utils.annotations_to_instances(annotations, image_shape)
+        masks, filled = _masks(segments, transforms, image_shape)
+        instances.gt_masks = BitMasks(masks)
+        if self.recompute_boxes:
+            instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
+        kept = instances.gt_boxes.nonempty(threshold=1e-5) & filled  # as ``filter_empty_instances``, which looks at every pixel for it
+        dataset_dict["instances"] = instances if kept.all() else instances[kept]
+
+
+def _flatten(transforms: T.TransformList) -> List[Transform]:
+    result: List[Transform] = []
+    for t in transforms.transforms:
+        result += _flatten(t) if isinstance(t, T.TransformList) else [t]
+    return [t for t in result if not isinstance(t, NoOpTransform)]
+
+
+def _fits(t: Transform, height: int, width: int) -> bool:
+    return not isinstance(t, T.ResizeTransform) or t.interp == Image.BILINEAR
+
+
+def _read(path: str, fast: bool):
+    """A decoded Pillow image in RGB, turned as its EXIF tag says; or, ``fast``, of a JPEG file that need not be turned, an RGB array."""
+    with utils.PathManager.open(path, "rb") as f:
+        image = Image.open(f)
+        if fast and image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1:
+            decode = _jpeg_decoder()
+            if decode is not None:
+                f.seek(0)
+                try:
+                    return decode(f.read(), "RGB")
+                except ValueError:  # a damaged file: Pillow says how
+                    f.seek(0)
+                    image = Image.open(f)
+        image = utils._apply_exif_orientation(image)
+        image.load()  # before the file is closed
+        if image.mode != "RGB":
+            image = image.convert("RGB")
+    return image
+
+
+def _jpeg_decoder():
+    try:
+        import simplejpeg
+    except ImportError:
+        return None
+    return simplejpeg.decode_jpeg
+
+
+def _size_of(source) -> Tuple[int, int]:
+    return source.shape[:2] if isinstance(source, np.ndarray) else (source.height, source.width)
+
+
+def _exact(image: Image.Image, transforms: List[Transform], image_format: str) -> Tensor:
+    """What detectron2's transforms, one after the other, make of an image: (3, H, W) uint8."""
+    for t in transforms:
+        if isinstance(t, T.ResizeTransform):
+            image = image.resize((t.new_w, t.new_h), t.interp)
+        elif isinstance(t, HFlipTransform):
+            image = image.transpose(Image.FLIP_LEFT_RIGHT)
+        elif isinstance(t, VFlipTransform):
+            image = image.transpose(Image.FLIP_TOP_BOTTOM)
+        else:
+            image = image.crop((t.x0, t.y0, min(t.x0 + t.w, image.width), min(t.y0 + t.h, image.height)))
+    return _planes(np.asarray(image), image_format)
+
+
+def _planes(pixels: np.ndarray, image_format: str) -> Tensor:
+    """(H, W, 3) RGB as (3, H, W) in that order of channels."""
+    import cv2
+
+    result = np.empty((3, *pixels.shape[:2]), np.uint8)
+    cv2.split(pixels, list(result[::-1] if image_format == "BGR" else result))
+    return torch.from_numpy(result)
+
+
+def _fast(source, transforms: List[Transform], image_format: str) -> Tensor:
+    pixels = source if isinstance(source, np.ndarray) else np.array(source)
+    image = _planes(pixels, image_format)
+    for t in transforms:
+        if isinstance(t, T.ResizeTransform):
+            image = F.interpolate(image[None], (t.new_h, t.new_w), mode="bilinear", antialias=True)[0]
+        elif isinstance(t, HFlipTransform):
+            image = image.flip(2)
+        elif isinstance(t, VFlipTransform):
+            image = image.flip(1)
+        else:
+            image = image[:, t.y0 : t.y0 + t.h, t.x0 : t.x0 + t.w]
+    return image.contiguous()
+
+
+def _masks(segments: List[Any], transforms: T.TransformList, size: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
+    """The masks (N, H, W) of polygons, run lengths or arrays, as detectron2 makes them, and which of them hold a pixel, (N,)."""
+    result = torch.zeros(len(segments), *size, dtype=torch.bool)
+    filled = torch.zeros(len(segments), dtype=torch.bool)
+    for i, (row, segment) in enumerate(zip(result.numpy().view(np.uint8), segments)):
+        if isinstance(segment, list):
+            polygons = transforms.apply_polygons([np.asarray(p).reshape(-1, 2) for p in segment])
+            filled[i] = _fill(polygons, row)
+        elif isinstance(segment, dict):
+            mask = transforms.apply_segmentation(_by_rows(mask_util.decode(segment)))
+            if mask.shape != size:
+                raise ValueError(f"a mask of {mask.shape} belongs to an image of {size}")
+            np.copyto(row, mask)
+            filled[i] = bool(mask.any())
+        else:
+            raise ValueError(f"Cannot transform segmentation of type '{type(segment)}'! Supported types are: polygons as lists, RLE as a dict.")
+    return result, filled
+
+
+def _fill(polygons: List[np.ndarray], row: np.ndarray) -> bool:
+    """Draws polygons into an empty mask (H, W) by COCO's rules, and whether they have a pixel. Only the columns that they are in are touched."""
+    if not polygons:
+        return False
+    height = row.shape[0]
+    runs = mask_util.merge(mask_util.frPyObjects([p.reshape(-1) for p in polygons], *row.shape))
+    counts = run_lengths(runs["counts"])  # down the columns: of zeros, of ones, ...
+    if len(counts) < 2:
+        return False
+    if not counts[1:].all():  # empty runs, which COCO's own code does not write
+        row[:] = _by_rows(mask_util.decode(runs))
+        return bool(row.any())
+    before = np.cumsum(counts)
+    last = before[-1] if len(counts) % 2 == 0 else before[-2]
+    left, right = counts[0] // height, (last - 1) // height + 1
+    counts[0] -= left * height
+    if len(counts) % 2:
+        counts[-1] -= before[-1] - right * height
+    else:
+        counts = np.append(counts, right * height - before[-1])
+    row[:, left:right] = _by_rows(np.repeat((np.arange(len(counts)) % 2).astype(np.uint8), counts).reshape(-1, height).T)
+    return True
+
+
+def run_lengths(counts: bytes) -> np.ndarray:
+    """The numbers of zeros, ones, zeros, ... in COCO's compressed form: groups of five bits, from the third on as differences to the last but one."""
+    units = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(units & 0x20 == 0)  # of each number
+    first = np.concatenate(([0], last[:-1] + 1))
+    place = np.arange(len(units)) - np.repeat(first, last - first + 1)
+    values = np.add.reduceat((units & 0x1F) << (5 * place), first)
+    values -= np.where(units[last] & 0x10, 1 << (5 * (last - first + 1)), 0)  # negative ones
+    result = values.copy()
+    result[1::2] = np.cumsum(values[1::2])
+    result[2::2] = np.cumsum(values[2::2])  # the first stands for itself alone
+    return result
+
+
+def _by_rows(columns: np.ndarray) -> np.ndarray:
+    """An array whose columns lie in one piece as one whose rows do."""
+    import cv2
+
+    return cv2.transpose(columns.T)
