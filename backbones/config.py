@@ -16,7 +16,7 @@ from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
 from .errors import UserError, unknown
-from .layers import COMMON_NORMS, NORMS
+from .layers import ACTIVATIONS, COMMON_NORMS, NORMS
 from .registry import FAMILIES
 from .solver import CLIP_TYPES, LR_SCHEDULERS, build_lr_scheduler, build_optimizer
 
@@ -130,6 +130,17 @@ def add_backbones_config(cfg: CfgNode) -> None:
     _default(cfg.MODEL.FPN, "P6_INPUT", "c5")  # what P6 is made of: "c5", the backbone's last feature, or "p5", the FPN's output
     # a ReLU between P6 and P7, as detectron2's RetinaNet has it; MMDetection's has none
     _default(cfg.MODEL.FPN, "P6_RELU", True)
+
+    # what training keeps of this project's networks for the backward pass: "all", "lean" (no concatenations, no frozen norms' inputs: the same
+    # gradients in less memory) or "inputs" (of blocks, which are computed again: less memory still, more time)
+    _default(cfg.MODEL, "ACTIVATIONS", "all")
+    _default(cfg.MODEL, "MEMORY_FORMAT", "contiguous")  # or "channels_last", which most CPUs, and GPUs under AMP, prefer
+    _default(cfg.MODEL, "COMPILE", False)  # the backbone, in training, by torch.compile
+    _default(cfg.SOLVER.AMP, "PRECISION", "float16")  # or "bfloat16"
+    ddp = _node(cfg.SOLVER, "DDP")  # of torch's DistributedDataParallel
+    _default(ddp, "STATIC_GRAPH", False)
+    _default(ddp, "GRADIENT_AS_BUCKET_VIEW", False)
+    _default(ddp, "FP16_COMPRESSION", False)
 
     # "fastest": faster-coco-eval where it is installed, whose numbers are the same; "detectron2": its own
     _default(cfg.TEST, "COCO_EVALUATOR", "fastest")
@@ -286,6 +297,8 @@ def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> No
     size = cfg.ONE_SHOT.COST_SIZE
     if not (len(size) == 2 and all(type(side) is int and side >= 1 for side in size)):
         raise UserError(f"ONE_SHOT.COST_SIZE is {list(size)}: it must be a height and a width in pixels")
+    if cfg.MODEL.SHUFFLENETV2.SUPERNET and (cfg.MODEL.COMPILE or cfg.SOLVER.DDP.STATIC_GRAPH):
+        raise UserError("MODEL.COMPILE and SOLVER.DDP.STATIC_GRAPH are for networks that stay the same, not for MODEL.SHUFFLENETV2.SUPERNET")
     if cfg.MODEL.SHUFFLENETV2.SUPERNET and cfg.TEST.PRECISE_BN.ENABLED:
         raise UserError("TEST.PRECISE_BN would set the norms of all choices that do not run to zero: it is not for MODEL.SHUFFLENETV2.SUPERNET")
     images = cfg.INPUT.CLASSIFICATION
@@ -357,6 +370,9 @@ _CHOICES = {
     "INPUT.FORMAT": ("BGR", "RGB", "L", "YUV-BT.601"),
     "MODEL.FPN.P6_INPUT": ("c5", "p5"),
     "TEST.COCO_EVALUATOR": ("fastest", "detectron2"),
+    "MODEL.ACTIVATIONS": ACTIVATIONS,
+    "MODEL.MEMORY_FORMAT": ("contiguous", "channels_last"),
+    "SOLVER.AMP.PRECISION": ("float16", "bfloat16"),
     "INPUT.MAPPER": ("detectron2", "exact", "fast"),
     "ONE_SHOT.COST": ("macs", "parameters", "latency"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),

@@ -11,6 +11,7 @@ from detectron2.modeling import Backbone
 from torch import Tensor, nn
 from torchvision.ops import deform_conv2d
 
+from . import lean
 from .errors import UserError, unknown
 
 # detectron2's, usable in every key of a config that ends in NORM
@@ -143,7 +144,12 @@ def dilated(conv: Callable[..., nn.Module], dilation: int) -> Callable[..., nn.M
 
 
 class ConvNormAct(nn.Module):
-    """Convolution (padded to keep the size at stride 1), norm, activation. The convolution has a bias only where there is no norm."""
+    """Convolution (padded to keep the size at stride 1), norm, activation. The convolution has a bias only where there is no norm.
+
+    ``lean``, which `keep_activations` sets: whether training keeps less, see `lean`.
+    """
+
+    lean: bool = False
 
     def __init__(
         self,
@@ -162,7 +168,22 @@ class ConvNormAct(nn.Module):
         self.act = act()
 
     def forward(self, x: Tensor) -> Tensor:
+        if not torch.jit.is_scripting():
+            if self.keeps_less() and isinstance(self.norm, FrozenBatchNorm2d):
+                return self.act(lean.conv_norm(self.conv, self.norm, (x,)))
         return self.act(self.norm(self.conv(x)))
+
+    @torch.jit.unused
+    def keeps_less(self) -> bool:
+        """Whether a backward pass is to come that `lean` has an operation for."""
+        return self.lean and torch.is_grad_enabled() and not torch.jit.is_tracing() and not torch.compiler.is_compiling() and lean.fits(self.conv)
+
+    @torch.jit.unused
+    def of_pieces(self, pieces: List[Tensor]) -> Tensor:
+        """The unit's output for the concatenation of ``pieces``, which it need not keep."""
+        if self.keeps_less():
+            return self.act(lean.conv_norm(self.conv, self.norm, pieces))
+        return self(torch.cat(pieces, dim=1))
 
 
 class StagedBackbone(Backbone):
@@ -179,7 +200,8 @@ class StagedBackbone(Backbone):
     # keys of a released layout whose weights expect images in another order than this project's other configs give: (keys, order)
     released_images = (re.compile(r"(?!)"), "")
     # how the weights are used, where their shapes do not say it: saved beside them, and compared when they are loaded
-    conventions: Mapping[str, str] = {}
+    conventions: Dict[str, str] = {}
+    checkpointing: bool = False  # whether the backward pass computes each block again; `keep_activations` sets it
     classifier = re.compile(r"(?!)")  # keys behind the last feature, which detection has no use for
 
     def __init__(self):
@@ -234,10 +256,21 @@ class StagedBackbone(Backbone):
         """Maps images (N, C, H, W) to the features asked for, by name, in order of depth."""
         outputs: Dict[str, Tensor] = {}
         for name, stage in self.named_children():
-            x = stage(x)
+            if torch.jit.is_scripting():
+                x = stage(x)
+            else:
+                x = self._through(stage, x)
             if name in self._out_features:
                 outputs[name] = x
         return outputs
+
+    @torch.jit.unused
+    def _through(self, stage: nn.Module, x: Tensor) -> Tensor:
+        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
+            return stage(x)
+        for block in stage if isinstance(stage, nn.Sequential) else (stage,):
+            x = lean.checkpointed(block, x) if any(p.requires_grad for p in block.parameters()) else block(x)
+        return x
 
     def translate_key(self, key: str, layout: str) -> str:
         """A key of a checkpoint in one of the `layouts` as ours; keys that are not of that layout come back as they are."""
@@ -275,6 +308,24 @@ class StagedBackbone(Backbone):
         state_dict.clear()
         state_dict.update(translated)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+
+ACTIVATIONS = ("all", "lean", "inputs")  # what training keeps of each block, see `keep_activations`
+
+
+def keep_activations(model: nn.Module, kept: str) -> None:
+    """What training keeps for the backward pass of this project's networks in ``model``, which computes the same in any case.
+
+    "all": what torch keeps. "lean": no concatenation, and no frozen norm's input. "inputs": of each block its input alone, from which it is
+    computed again (activation checkpointing): less memory, a third more time.
+    """
+    if kept not in ACTIVATIONS:
+        raise unknown("what training keeps", kept, ACTIVATIONS)
+    for module in model.modules():
+        if isinstance(module, ConvNormAct):
+            module.lean = kept == "lean"
+        elif isinstance(module, StagedBackbone):
+            module.checkpointing = kept == "inputs"
 
 
 def initialize_convs(module: nn.Module, init: Callable[[Tensor], None]) -> None:

@@ -74,7 +74,11 @@ class OSABlock(nn.Module):
         for layer in self.layers:
             y = layer(y)
             features.append(y)
-        y = self.ese(self.concat(torch.cat(features, dim=1)))
+        if torch.jit.is_scripting():
+            y = self.concat(torch.cat(features, dim=1))
+        else:
+            y = self.concat.of_pieces(features)
+        y = self.ese(y)
         return y + x if self.identity else y
 
 

@@ -23,6 +23,7 @@ from ..data.classification import ClassificationMapper
 from ..data.mapper import FasterMapper
 from ..errors import UserError
 from ..evaluation import build_evaluator
+from ..layers import keep_activations
 from ..solver import build_lr_scheduler, build_optimizer
 from .supernet import SamplePath, supernets
 
@@ -77,8 +78,15 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         placed = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
         sampled = supernets(model)
-        model = create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=bool(sampled), **placed)
-        self._trainer = (AMPTrainer if cfg.SOLVER.AMP.ENABLED else SimpleTrainer)(model, data_loader, optimizer)
+        keep_activations(model, cfg.MODEL.ACTIVATIONS)
+        if cfg.MODEL.COMPILE:
+            getattr(model.backbone, "bottom_up", model.backbone).compile()
+        flags = {name.lower(): True for name, on in cfg.SOLVER.DDP.items() if on}
+        model = create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=bool(sampled), **flags, **placed)
+        if cfg.SOLVER.AMP.ENABLED:
+            self._trainer = AMPTrainer(model, data_loader, optimizer, precision=getattr(torch, cfg.SOLVER.AMP.PRECISION))
+        else:
+            self._trainer = SimpleTrainer(model, data_loader, optimizer)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = GatedCheckpointer(
             model, cfg.OUTPUT_DIR, require="nothing" if allow_partial_weights else "backbone", trainer=weakref.proxy(self)
@@ -100,6 +108,11 @@ class Trainer(DefaultTrainer):
         super().resume_or_load(resume)
         warn_of_frozen_norms(self.cfg.MODEL.WEIGHTS, self.checkpointer.model)
         check_not_done(self.start_iter, self.max_iter, self.checkpointer, "SOLVER.MAX_ITER", "MODEL.WEIGHTS ")
+
+    @classmethod
+    def build_model(cls, cfg: CfgNode) -> nn.Module:
+        model = super().build_model(cfg)
+        return model.to(memory_format=torch.channels_last) if cfg.MODEL.MEMORY_FORMAT == "channels_last" else model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -1,0 +1,92 @@
+"""Training that keeps less for the backward pass: a convolution with its frozen norm in one operation, over pieces that are joined for it alone.
+
+Torch keeps what a convolution was given until its gradient is computed. Where that is a concatenation, every piece is kept twice, as the
+layers that made the pieces keep them too: here the pieces alone are, and joined anew in the backward pass. A frozen norm's scale goes into the
+weight, so that no pass over the feature is needed for it. The gradients are those of the plain network.
+"""
+
+import contextlib
+from typing import Iterator, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
+from detectron2.layers import FrozenBatchNorm2d
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+
+class _Conv(torch.autograd.Function):
+    """conv2d of the joined ``pieces`` by ``weight * scale``, plus ``shift``; scale and shift are constants, or None."""
+
+    @staticmethod
+    def forward(ctx, weight, scale, shift, stride, padding, dilation, groups, *pieces):
+        ctx.save_for_backward(weight, scale, *pieces)
+        ctx.options = (stride, padding, dilation, groups)
+        return F.conv2d(_joined(pieces), weight if scale is None else weight * scale, shift, *ctx.options)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        weight, scale, *pieces = ctx.saved_tensors
+        stride, padding, dilation, groups = ctx.options
+        wanted = [any(ctx.needs_input_grad[7:]), ctx.needs_input_grad[0], False]
+        scaled = weight if scale is None else weight * scale
+        # under autocast the convolution was computed in the gradient's precision
+        of_input, of_weight, _ = torch.ops.aten.convolution_backward(
+            gradient,
+            _joined(pieces).to(gradient.dtype),
+            scaled.to(gradient.dtype),
+            None,
+            list(stride),
+            list(padding),
+            list(dilation),
+            False,
+            [0, 0],
+            groups,
+            wanted,
+        )
+        if of_weight is not None and scale is not None:
+            of_weight = of_weight.to(weight.dtype) * scale
+        of_pieces: Sequence[Optional[Tensor]] = [None] * len(pieces)
+        if of_input is not None:
+            of_pieces = of_input.split([piece.shape[1] for piece in pieces], dim=1)
+        return (of_weight, None, None, None, None, None, None, *of_pieces)
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(tuple(pieces), dim=1)
+
+
+def fits(conv: nn.Module) -> bool:
+    return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
+
+
+def conv_norm(conv: nn.Conv2d, norm: nn.Module, pieces: Sequence[Tensor]) -> Tensor:
+    """``norm(conv(torch.cat(pieces, 1)))``; the concatenation is not kept, and a frozen norm is part of the convolution."""
+    options: Tuple = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    if isinstance(norm, FrozenBatchNorm2d) and conv.bias is None:
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        shift = norm.bias - norm.running_mean * scale
+        return _Conv.apply(conv.weight, scale.reshape(-1, 1, 1, 1), shift, *options, *pieces)
+    if conv.bias is not None:
+        return norm(conv(_joined(pieces)))
+    return norm(_Conv.apply(conv.weight, None, None, *options, *pieces))
+
+
+def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    """``block(x)``, of which the backward pass computes all but ``x`` again; batch norms count the batch once."""
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _counted_already(block)))
+
+
+@contextlib.contextmanager
+def _counted_already(block: nn.Module) -> Iterator[None]:
+    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats]
+    before = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
+    for m in norms:
+        m.momentum = 0.0
+    try:
+        yield
+    finally:
+        for m, (momentum, count) in zip(norms, before):
+            m.momentum = momentum
+            m.num_batches_tracked.copy_(count)

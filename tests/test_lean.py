@@ -1,0 +1,93 @@
+"""What training keeps changes no output, no gradient and no statistics."""
+
+import copy
+
+import pytest
+import torch
+from test_matrix import SMALLEST
+from torch import nn
+
+from backbones import UserError, create
+from backbones.layers import ACTIVATIONS, keep_activations
+
+
+def trained(net: nn.Module, images: torch.Tensor):
+    """(features, gradients, buffers, bytes kept) after a step."""
+    kept, own = {}, {t.untyped_storage().data_ptr() for t in [*net.parameters(), *net.buffers()]}
+
+    def pack(t):
+        if t.untyped_storage().data_ptr() not in own:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        features = net(images)
+    count = sum(kept.values())
+    sum(f.square().mean() for f in features.values()).backward()
+    return features, {key: p.grad for key, p in net.named_parameters()}, dict(net.named_buffers()), count
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
+@pytest.mark.parametrize("name", ["V-19-slim-eSE", *[n if i < 2 else pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(SMALLEST)]])
+def test_the_same_training(name, norm):
+    """In double precision to 1e-11 of the largest value, which a graph of other order may differ by; freezing included."""
+    torch.manual_seed(0)
+    base = create(name, norm=norm, freeze_at=1).double().train()
+    images = torch.randn(2, 3, 64, 96, dtype=torch.float64)
+    results = {}
+    for kept in ACTIVATIONS:
+        net = copy.deepcopy(base)
+        keep_activations(net, kept)
+        results[kept] = trained(net, images)
+    features, gradients, buffers, most = results["all"]
+    for kept in ("lean", "inputs"):
+        others, theirs, stats, count = results[kept]
+        for key, value in features.items():
+            torch.testing.assert_close(others[key], value, rtol=0, atol=1e-11 * value.abs().max().item())
+        largest = max(value.abs().max().item() for value in gradients.values() if value is not None)
+        for key, value in gradients.items():
+            assert (value is None) == (theirs[key] is None), key
+            if value is not None:
+                torch.testing.assert_close(theirs[key], value, rtol=0, atol=1e-11 * largest)
+        for key, value in buffers.items():
+            torch.testing.assert_close(stats[key], value, rtol=1e-11, atol=1e-11)
+        assert count <= most
+    assert results["inputs"][3] < 0.7 * most
+    if name.startswith("V-"):  # with separable layers less is joined
+        assert results["lean"][3] < (0.85 if "dw" in name else 0.8) * most
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16])
+def test_under_autocast(precision):
+    """Gradients within bfloat16's rounding of the plain network's, and in the weights' own precision."""
+    torch.manual_seed(0)
+    base = create("V-19-slim-eSE", norm="FrozenBN").train()
+    images = torch.randn(1, 3, 64, 64)
+    found = {}
+    for kept in ("all", "lean"):
+        net = copy.deepcopy(base)
+        keep_activations(net, kept)
+        with torch.autocast("cpu", precision):
+            features = net(images)
+        assert features["stage5"].dtype in (precision, torch.float32)
+        sum(f.float().square().mean() for f in features.values()).backward()
+        found[kept] = [p.grad for p in net.parameters()]
+    for a, b in zip(found["lean"], found["all"]):
+        assert a.dtype == torch.float32 and a.isfinite().all()
+        assert (a - b).norm() <= 0.1 * b.norm() + 1e-12
+
+
+def test_evaluation_scripts_and_copies_do_not_notice():
+    net = create("V-19-slim-eSE", norm="FrozenBN").eval()
+    images = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        expected = net(images)["stage5"]
+        keep_activations(net, "lean")
+        assert torch.equal(net(images)["stage5"], expected)
+        assert torch.equal(copy.deepcopy(net)(images)["stage5"], expected)
+        torch.testing.assert_close(torch.jit.script(net)(images)["stage5"], expected)
+
+
+def test_unknown():
+    with pytest.raises(UserError, match="Did you mean 'lean'"):
+        keep_activations(create("MobileNetV2"), "leen")
