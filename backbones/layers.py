@@ -176,7 +176,9 @@ class ConvNormAct(nn.Module):
     @torch.jit.unused
     def keeps_less(self) -> bool:
         """Whether a backward pass is to come that `lean` has an operation for."""
-        return self.lean and torch.is_grad_enabled() and not torch.jit.is_tracing() and not torch.compiler.is_compiling() and lean.fits(self.conv)
+        return (
+            self.lean and torch.is_grad_enabled() and not torch.jit.is_tracing() and not torch.compiler.is_compiling() and lean.fits(self.conv)
+        )
 
     @torch.jit.unused
     def of_pieces(self, pieces: List[Tensor]) -> Tensor:

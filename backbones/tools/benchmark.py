@@ -1,25 +1,37 @@
-"""Trains detectors from scratch on digits, one after another, and records what they reach: the figures of model_zoo.md.
+"""Measures speed in pairs, or what detectors reach on digits: the figures of model_zoo.md.
 
-Each run goes to OUTPUT/<config>; its AP, AP50, minutes, machine and seed replace that config's row of the same machine and seed in the JSON file.
+python -m backbones.tools.benchmark --suite inference training data evaluation --json speed.json --plot latency.png
+python -m backbones.tools.benchmark quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml
+
+With --suite, what is compared runs in turn, and each row is the median, lowest and highest ratio of the rounds, with the machine, its threads and
+the versions; rows of the same machine and threads are replaced. Run nothing beside it.
+
+Without, each config is trained from scratch on digits. Its run goes to OUTPUT/<config>; its AP, AP50, minutes, machine and seed replace that config's row
+of the same machine and seed.
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
 import subprocess
 import sys
 import time
-from typing import Dict, List
+from typing import Dict, List, Sequence
 
 import torch
 
 from .. import zoo
-from ..config import merge_overrides
+from ..benchmark import speed
+from ..config import check_device, check_output_dir, merge_overrides
 from ..errors import UserError
 from ..files import write_whole
 from ..registry import family_of
-from . import plot, run
+from . import picture, plot, run
+from .zoo_table import backbone_gmacs
+
+SUITES = ("inference", "training", "data", "evaluation")
 
 
 def machine() -> str:
@@ -80,18 +92,39 @@ def train(config: str, output: str, opts: List[str], backbone: str = "") -> Dict
     }
 
 
-def record(row: Dict[str, object], path: str) -> None:
-    """Puts the row into the file, in the place of one of the same config, backbone, machine and seed."""
+def record(row: Dict[str, object], path: str, keys: Sequence[str] = ("config", "backbone", "machine", "seed")) -> None:
+    """Puts the row into the file, in the place of one that is equal in all ``keys``."""
     runs = []
     if os.path.isfile(path):
         with open(path) as f:
             runs = json.load(f)["runs"]
-    same = [i for i, old in enumerate(runs) if all(old.get(key) == row.get(key) for key in ("config", "backbone", "machine", "seed"))]
+    same = [i for i, old in enumerate(runs) if all(old.get(key) == row.get(key) for key in keys)]
     if same:
         runs[same[0]] = row
     else:
         runs.append(row)
     write_whole(path, json.dumps({"runs": runs}, indent=1) + "\n")
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Runs the suites and puts their rows into the file, one by one."""
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(device, key="--device", form="{} {}")
+    if args.pairs < 3:
+        raise UserError(f"--pairs {args.pairs}: at least 3, as a median is reported")
+    if args.plot:
+        picture(args.plot)
+    for name in args.suite:
+        suite = importlib.import_module(f"..benchmark.{name}", __package__).suite
+        for row in suite(args.pairs, device):
+            record(row, args.json, ("name", "machine", "threads"))
+            if "median" in row:
+                print(
+                    f"{row['name']}: {row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}] {row['unit']}, {row['pairs']} pairs", flush=True
+                )
+    if args.plot:
+        speed.plot(args.json, args.plot, backbone_gmacs)
+        print(args.plot)
 
 
 def main() -> None:
@@ -104,12 +137,20 @@ def main() -> None:
     parser.add_argument("--output", default="output/benchmark", metavar="DIR", help="where the runs go (default: %(default)s)")
     parser.add_argument(
         "--json",
-        default=os.path.join(os.path.dirname(zoo.__file__), "measured.json"),
         metavar="FILE",
-        help="where the rows go (default: %(default)s)",
+        help="where the rows go (default: measured.json, with --suite speed.json, of backbones/zoo)",
     )
+    parser.add_argument("--suite", nargs="+", default=[], choices=SUITES, help="measure speed: no config is trained")
+    parser.add_argument("--pairs", type=int, default=9, help="rounds of --suite (default: %(default)s)")
+    parser.add_argument("--device", default="", help="of --suite (default: a GPU where there is one)")
+    parser.add_argument("--plot", default="", metavar="FILE", help="with --suite inference: latency against published AP and FLOPs, a picture")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, KEY VALUE each")
     args = parser.parse_args()
+    args.json = args.json or os.path.join(os.path.dirname(zoo.__file__), "speed.json" if args.suite else "measured.json")
+    check_output_dir(os.path.dirname(os.path.abspath(args.json)), key="the folder of --json")
+    if args.suite:
+        measure(args)
+        return
     for config in args.configs:
         zoo.get_config_file(config)  # mistakes before the first run, not after
     for name in filter(None, args.backbone):

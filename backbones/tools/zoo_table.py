@@ -14,6 +14,7 @@ from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import registry, zoo
+from ..benchmark.speed import by_place
 from . import run
 from .analyze import parameters
 
@@ -42,6 +43,11 @@ def conv_gmacs(network: torch.nn.Module, in_channels: int = 3) -> float:
     return counter.get_total_flops() / 2e9
 
 
+def backbone_gmacs(config: str) -> float:
+    """`conv_gmacs` of the bare backbone of a config."""
+    return conv_gmacs(_on_meta(zoo.get_config(config)).backbone.bottom_up)
+
+
 def _deform_flops(x, weight, *args, out_shape=None, **kwargs) -> int:
     return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
@@ -49,7 +55,7 @@ def _deform_flops(x, weight, *args, out_shape=None, **kwargs) -> int:
 def render() -> str:
     counted: Dict[str, float] = {}
     sections = [_section(key, source, counted) for key, source in _data("models.json")["sources"].items()]
-    searches = [section for section in (_search(), _one_shot()) if section]
+    searches = [section for section in (_search(), _one_shot(), _speed()) if section]
     return "\n".join([_HEAD, _backbones(), "## Detectors on COCO\n", *sections, _configs_without_figures(counted), *searches, _measured()])
 
 
@@ -192,6 +198,54 @@ figures come from faster-coco-eval.
 
 {_table(rows, ("path", "million multiply-adds", "by the supernet", "trained", "choices"))}
 """
+
+
+_SUITES = {
+    "inference": "Faster R-CNN unless said, one image, 1000 proposals, 100 detections, random weights with norms that know the images. *Optimized*: `--optimize`; "
+    "*eager*: the same model as detectron2 runs it; detectron2_R-50: its own R-50-FPN, eager; the others: that library's detector, or its backbone in detectron2's.",
+    "export": "Backbone and FPN alone: exported to ONNX (ONNX Runtime) and OpenVINO, and optimized, beside eager, in float32.",
+    "training": "A step of the backbone with frozen norms: `MODEL.ACTIVATIONS lean` and `MODEL.MEMORY_FORMAT channels_last` beside conv, "
+    "`FrozenBatchNorm2d` and concatenation; kept: bytes kept for the backward pass.",
+    "data": "`INPUT.MAPPER exact`, the same tensors bit by bit, and `fast`, pixels at most one level off, beside detectron2's mapper, one worker.",
+    "evaluation": "faster-coco-eval beside pycocotools, with the largest difference of any figure of AP or AR.",
+}
+
+
+def _speed() -> str:
+    if not os.path.isfile(os.path.join(os.path.dirname(zoo.__file__), "speed.json")):
+        return ""
+    text = """## Speed
+
+*Measured here*, `python -m backbones.tools.benchmark --suite inference training data evaluation`. Each row compares two ways that ran in turn: the median of the
+rounds' ratios, and the lowest and highest. Run it on your machine: the ratios are of this one.
+"""
+    for (machine, threads, python, torch_version, precision), rows in by_place(_data("speed.json")["runs"]).items():
+        text += f"\n### {machine}, {threads} threads\n\nPython {python}, torch {torch_version}, {precision}.\n"
+        for suite, about in _SUITES.items():
+            chosen = [row for row in rows if row["name"].startswith(f"{suite}/") and "median" in row]
+            if not chosen:
+                continue
+            lines = []
+            for row in chosen:
+                _, what, where, ways = (*row["name"].split("/"), "", "")[:4]
+                first, _, second = ways.partition("_vs_")
+                remark = f"{row['largest_difference']:.1g}" if "largest_difference" in row else ""
+                taken = " / ".join(f"{1e3 * s:.1f}" for s in row.get("seconds", ()))
+                lines.append((what, where, first, second, f"{row['median']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}", taken, remark))
+            headers = ("", "size", "", "beside", "median", "range", "milliseconds", "difference")
+            columns = [i for i in range(len(headers)) if any(line[i] for line in lines)]
+            text += f"\n{about}\n\n{_table([tuple(line[i] for i in columns) for line in lines], tuple(headers[i] for i in columns))}\n"
+        for suite, words in (("inference", "an inference"), ("training", "a training step")):
+            split = [row for row in rows if "parts" in row and row["name"].startswith(f"{suite}/")]
+            if not split:
+                continue
+            names = list(split[0]["parts"])
+            lines = [
+                (*row["name"].split("/")[1:3], row["name"].rpartition("parts_")[2], *(f"{100 * row['parts'][n]:.0f}%" for n in names))
+                for row in split
+            ]
+            text += f"\nWhere {words} spends its time:\n\n{_table(lines, ('', 'size', '', *names))}\n"
+    return text
 
 
 def _seconds(parts: Dict[str, float]) -> str:

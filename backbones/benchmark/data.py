@@ -1,0 +1,58 @@
+"""The mappers, on one photo of 640x480 that becomes 800x1067, with seven objects."""
+
+import os
+import tempfile
+from typing import Any, Dict, Iterator
+
+import numpy as np
+from detectron2.data import DatasetMapper
+from detectron2.structures import BoxMode
+
+from .. import zoo
+from ..data.mapper import FasterMapper
+from . import pairs
+
+
+def _record(folder: str, rle: bool) -> Dict[str, Any]:
+    import pycocotools.mask as mask_util
+    from PIL import Image
+    from sklearn.datasets import load_sample_image
+
+    path = os.path.join(folder, "photo.jpg")
+    Image.fromarray(load_sample_image("china.jpg")).resize((640, 480)).save(path, quality=90)
+    rng, annotations = np.random.default_rng(0), []
+    for i in range(7):
+        x, y, radius = rng.uniform(100, 540), rng.uniform(100, 380), rng.uniform(20, 100)
+        angles = np.sort(rng.uniform(0, 2 * np.pi, 40))
+        polygon = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], axis=1).flatten().tolist()
+        annotations.append(
+            {
+                "bbox": [x - radius, y - radius, 2 * radius, 2 * radius],
+                "bbox_mode": BoxMode.XYWH_ABS,
+                "category_id": i,
+                "iscrowd": 0,
+                "segmentation": mask_util.merge(mask_util.frPyObjects([polygon], 480, 640)) if rle else [polygon],
+            }
+        )
+    return {"file_name": path, "height": 480, "width": 640, "image_id": 1, "annotations": annotations}
+
+
+def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
+    """Every row, as it is measured, of one worker."""
+    about = pairs.about()
+    with tempfile.TemporaryDirectory() as folder:
+        for task, masks, form, rle in (
+            ("boxes", False, "polygon", False),
+            ("polygons", True, "polygon", False),
+            ("bitmasks_of_polygons", True, "bitmask", False),
+            ("bitmasks_of_run_lengths", True, "bitmask", True),
+        ):
+            cfg = zoo.get_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml")
+            cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT, cfg.INPUT.MIN_SIZE_TRAIN = masks, form, (800,)
+            record = _record(folder, rle)
+            mappers = {"detectron2": DatasetMapper(cfg, is_train=True)}
+            for kind in ("exact", "fast"):
+                cfg.INPUT.MAPPER = kind
+                mappers[kind] = FasterMapper(cfg, is_train=True)
+            times = pairs.interleaved({kind: (lambda m=mapper: m(record)) for kind, mapper in mappers.items()}, 4 * count)
+            yield from pairs.rows_of(f"data/{task}/800x1067", times, "detectron2", **about)

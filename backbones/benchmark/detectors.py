@@ -1,0 +1,130 @@
+"""Untrained detectors that do a trained one's work: their norms know the images, and their scores are spread."""
+
+from typing import Any, Callable, Dict, List, Tuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_model
+from detectron2.modeling.backbone import FPN, Backbone
+from fvcore.nn.precise_bn import update_bn_stats
+from torch import Tensor, nn
+
+from .. import zoo
+from ..registry import FAMILIES
+
+# what is compared: its name, and the config of its Faster R-CNN
+FASTER = {
+    "V-19-slim-dw-eSE": "faster_rcnn_V_19_slim_dw_FPNLite_3x.yaml",
+    "MobileNetV2": "faster_rcnn_Mv2_FPNLite_3x.yaml",
+    "RegNetX-3.2GF": "faster_rcnn_RegNetX_3.2GF_FPN_1x.yaml",
+    "V-39-eSE": "faster_rcnn_V_39_FPN_3x.yaml",
+    "R-50": "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
+    "R-101": "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml",
+}
+RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
+MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+
+
+def config(name: str, norm: str = "BN", device: str = "cpu") -> CfgNode:
+    cfg = zoo.get_config(name)
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT = device, "", 0
+    cfg.MODEL.RPN.NMS_THRESH = 1.0  # nothing is suppressed: all have 1000 proposals
+    cfg.MODEL.RESNETS.NORM = norm
+    for family in FAMILIES:
+        cfg.MODEL[family.upper()].NORM = norm
+    return cfg
+
+
+def detector(name: str, device: str = "cpu", norm: str = "BN") -> nn.Module:
+    """The model of a config, in evaluation mode."""
+    torch.manual_seed(0)
+    model = build_model(config(name, norm, device))
+    return _ready(model, device)
+
+
+def _ready(model: nn.Module, device: str) -> nn.Module:
+    _settle(model.backbone, device)
+    model.eval()
+    _spread(model, lambda: model(image_for((320, 320), device)))
+    return model
+
+
+def _settle(network: nn.Module, device: str) -> None:
+    """Gives every batch norm the statistics of noise, so that features neither vanish nor grow."""
+    network.train()
+    with torch.no_grad():
+        if any(isinstance(m, nn.BatchNorm2d) for m in network.modules()):
+            update_bn_stats(network, [torch.randn(2, 3, 256, 320, device=device) * 60 for _ in range(2)], 2)
+    network.eval()
+
+
+def _spread(model: nn.Module, run: Callable[[], object]) -> None:
+    """Scores as far apart as a trained detector's, so that there is something to suppress and to draw, and as much of it in all detectors."""
+    for name, module in model.named_modules():
+        if not name.endswith(("box_predictor.cls_score", "classification_head.cls_logits", "head.cls_score")):
+            continue
+        seen: List[Tensor] = []
+        hook = module.register_forward_hook(lambda m, args, output: seen.append(output.flatten()))
+        with torch.no_grad():
+            run()
+            hook.remove()
+            module.weight.mul_(3.0 / torch.cat(seen).std().clamp(min=1e-6))
+
+
+def image_for(size: Tuple[int, int], device: str = "cpu") -> List[Dict[str, Any]]:
+    generator = torch.Generator().manual_seed(0)
+    return [{"image": (torch.rand(3, *size, generator=generator) * 255).to(device), "height": size[0], "width": size[1]}]
+
+
+class TimmBackbone(Backbone):
+    """A timm network's features as detectron2's FPN takes them."""
+
+    def __init__(self, name: str):
+        super().__init__()
+        import timm
+
+        self.network = timm.create_model(name, features_only=True, out_indices=None)
+        info = [(f["num_chs"], f["reduction"]) for f in self.network.feature_info.get_dicts()]
+        self._shapes = {f"res{i}": info[[r for _, r in info].index(2**i)] for i in (2, 3, 4, 5)}
+        self._index = {name: [r for _, r in info].index(stride) for name, (_, stride) in self._shapes.items()}
+
+    def forward(self, x: Tensor) -> Dict[str, Tensor]:
+        features = self.network(x)
+        return {name: features[i] for name, i in self._index.items()}
+
+    def output_shape(self) -> Dict[str, ShapeSpec]:
+        return {name: ShapeSpec(channels=c, stride=s) for name, (c, s) in self._shapes.items()}
+
+
+def with_timm(config_name: str, timm_name: str, device: str = "cpu") -> nn.Module:
+    """A config's detector whose backbone is timm's."""
+    torch.manual_seed(0)
+    cfg = config(config_name, device=device)
+    model = build_model(cfg)
+    backbone = FPN(TimmBackbone(timm_name), ["res2", "res3", "res4", "res5"], cfg.MODEL.FPN.OUT_CHANNELS, top_block=model.backbone.top_block)
+    model.backbone = backbone.to(device)
+    return _ready(model, device)
+
+
+def of_torchvision(kind: str, size: Tuple[int, int], device: str = "cpu") -> Callable[[List[Dict[str, Any]]], object]:
+    """torchvision's detector of ``kind``, called as detectron2's are, on images that it leaves in their size."""
+    from torchvision.models import detection, regnet_x_3_2gf
+    from torchvision.models.detection.backbone_utils import BackboneWithFPN
+    from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
+
+    torch.manual_seed(0)
+    options = {"min_size": min(size), "max_size": max(size), **({"rpn_nms_thresh": 1.0} if "rcnn" in kind else {"detections_per_img": 100})}
+    if kind == "fasterrcnn_regnet_x_3_2gf_fpn":
+        body = regnet_x_3_2gf(weights=None)
+        trunk = nn.Sequential(body.stem, *body.trunk_output)
+        layers, channels = {"1": "0", "2": "1", "3": "2", "4": "3"}, [96, 192, 432, 1008]
+        model = detection.FasterRCNN(BackboneWithFPN(trunk, layers, channels, 256, LastLevelMaxPool()), 81, **options)
+    else:
+        classes = {"num_classes": 81} if "rcnn" in kind else {"num_classes": 80}
+        model = getattr(detection, kind)(weights=None, weights_backbone=None, **classes, **options)
+    model = model.to(device)
+    _settle(model.backbone, device)
+    model.eval()
+    _spread(model, lambda: model([x["image"] / 255 for x in image_for((320, 320), device)]))
+    return lambda inputs: model([x["image"] / 255 for x in inputs])

@@ -1,0 +1,147 @@
+"""Whole detectors on one image: optimized beside eager, and beside what people would run instead; exported backbones; where the time goes."""
+
+import os
+import statistics
+import tempfile
+from typing import Any, Dict, Iterator, List, Tuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..deploy import Runner, optimize
+from ..deploy.export import check_packages, export
+from ..errors import UserError
+from . import detectors, pairs
+
+SIZES = ((480, 640), (800, 1088))
+# of equal work: (ours, the other's name, what makes it)
+PEERS = (
+    ("R-50", "torchvision_fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn"),
+    ("RegNetX-3.2GF", "torchvision_fasterrcnn_regnet_x_3_2gf_fpn", "fasterrcnn_regnet_x_3_2gf_fpn"),
+    ("mask_R-50", "torchvision_maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn"),
+    ("retinanet_R-50", "torchvision_retinanet_resnet50_fpn", "retinanet_resnet50_fpn"),
+    ("V-39-eSE", "timm_ese_vovnet39b", "timm:ese_vovnet39b"),
+    ("RegNetX-3.2GF", "timm_regnetx_032", "timm:regnetx_032"),
+    ("MobileNetV2", "timm_mobilenetv2_100", "timm:mobilenetv2_100"),
+)
+CONFIGS = {**detectors.FASTER, "mask_R-50": detectors.MASK, "retinanet_R-50": detectors.RETINANET}
+
+
+def _call(model, inputs):
+    def run():
+        with torch.inference_mode():
+            model(inputs)
+
+    return run
+
+
+def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
+    """Every row, as it is measured."""
+    about = pairs.about(device)
+    for size in SIZES:
+        where, inputs = f"{size[0]}x{size[1]}", detectors.image_for(size, device)
+        reference = detectors.detector(detectors.FASTER["R-50"], device)
+        for name, config in detectors.FASTER.items():
+            eager = detectors.detector(config, device)
+            faster = optimize(eager, size=size)
+            run = {"optimized": _call(faster, inputs), "eager": _call(eager, inputs), "detectron2_R-50": _call(reference, inputs)}
+            times = pairs.interleaved(run, count)
+            rows = pairs.rows_of(f"inference/{name}/{where}", {k: times[k] for k in ("optimized", "eager")}, "eager", **about)
+            yield from rows
+            yield from pairs.rows_of(
+                f"inference/{name}/{where}", {k: times[k] for k in ("optimized", "detectron2_R-50")}, "detectron2_R-50", **about
+            )
+            if name in ("V-19-slim-dw-eSE", "V-39-eSE", "R-50"):
+                for kind, model in (("eager", eager), ("optimized", faster)):
+                    yield {"name": f"inference/{name}/{where}/parts_{kind}", "parts": parts(model, inputs), **about}
+    yield from _exports(count, about)
+    for size in SIZES:
+        yield from _peers(count, size, device, about)
+
+
+def parts(model: nn.Module, inputs: List[Dict[str, Any]], rounds: int = 7) -> Dict[str, float]:
+    """The share of each part of a Faster R-CNN in its time: medians over so many rounds."""
+    marked = {
+        "backbone": model.backbone.bottom_up,
+        "backbone and FPN": model.backbone,
+        "RPN": model.proposal_generator,
+        "RoIAlign": model.roi_heads.box_pooler,
+        "RoI heads": model.roi_heads,
+        "all": model,
+    }
+    times: Dict[str, List[float]] = {name: [] for name in marked}
+    begun: Dict[str, float] = {}
+    hooks = []
+    for name, module in marked.items():
+        hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: begun.__setitem__(name, _now())))
+        hooks.append(module.register_forward_hook(lambda m, args, output, name=name: times[name].append(_now() - begun[name])))
+    for _ in range(rounds + 1):
+        _call(model, inputs)()
+    for hook in hooks:
+        hook.remove()
+    taken = {name: statistics.median(values[1:]) for name, values in times.items()}
+    split = {
+        "backbone": taken["backbone"],
+        "FPN": taken["backbone and FPN"] - taken["backbone"],
+        "RPN": taken["RPN"],
+        "RoIAlign": taken["RoIAlign"],
+        "heads": taken["RoI heads"] - taken["RoIAlign"],
+        "rest": taken["all"] - taken["backbone and FPN"] - taken["RPN"] - taken["RoI heads"],
+    }
+    return {name: round(value / taken["all"], 4) for name, value in split.items()}
+
+
+def _now() -> float:
+    import time
+
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def _exports(count: int, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+    """The exported backbone and FPN beside the eager and the optimized one, on the CPU."""
+    for name in ("V-19-slim-dw-eSE", "V-39-eSE"):
+        cfg, model = detectors.config(detectors.FASTER[name]), detectors.detector(detectors.FASTER[name])
+        runners = {}
+        with tempfile.TemporaryDirectory() as folder:
+            for kind, suffix in (("onnx", ".onnx"), ("openvino", ".xml")):
+                try:
+                    check_packages(kind)
+                except UserError:
+                    continue
+                path = os.path.join(folder, f"backbone{suffix}")
+                export(cfg, model, path, kind, np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8), part="backbone")
+                runners[kind] = Runner(path)
+            for size in SIZES:
+                x = detectors.image_for(size)[0]["image"][None]
+                optimized = optimize(model, size=size)
+                functions = {kind: (lambda r=runner: r.run(x)) for kind, runner in runners.items()}
+                functions["optimized"] = _features(optimized, x)
+                functions["eager"] = _features(model, x)
+                times = pairs.interleaved(functions, count)
+                yield from pairs.rows_of(f"export/{name}/{size[0]}x{size[1]}", times, "eager", **about)
+
+
+def _features(model: nn.Module, x: torch.Tensor):
+    def run():
+        with torch.inference_mode():
+            model.backbone((x - model.pixel_mean) / model.pixel_std)
+
+    return run
+
+
+def _peers(count: int, size: Tuple[int, int], device: str, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+    where, inputs = f"{size[0]}x{size[1]}", detectors.image_for(size, device)
+    for name, other, kind in PEERS:
+        if kind.startswith("timm:"):
+            try:
+                peer = detectors.with_timm(CONFIGS[name], kind[5:], device)
+            except ImportError:
+                continue
+        else:
+            peer = detectors.of_torchvision(kind, size, device)
+        ours = optimize(detectors.detector(CONFIGS[name], device), size=size)
+        times = pairs.interleaved({"optimized": _call(ours, inputs), other: _call(peer, inputs)}, count)
+        yield from pairs.rows_of(f"inference/{name}/{where}", times, other, **about)

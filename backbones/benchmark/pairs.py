@@ -1,0 +1,81 @@
+"""Paired timings, and the rows that they make."""
+
+import platform
+import statistics
+import time
+from typing import Any, Callable, Dict, List
+
+import torch
+
+
+def about(device: str = "cpu", precision: str = "float32") -> Dict[str, Any]:
+    """What figures depend on: the machine, its threads, the versions."""
+    import detectron2
+    import torchvision
+
+    if device.startswith("cuda"):
+        where = torch.cuda.get_device_name(device)
+    else:
+        try:
+            with open("/proc/cpuinfo") as f:
+                where = next(line.partition(":")[2].strip() for line in f if line.startswith("model name"))
+        except (OSError, StopIteration):
+            where = platform.machine()
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    return {
+        "machine": where,
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "versions": {**versions, "detectron2": detectron2.__version__},
+    }
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """The time of one call, to its end on a GPU too."""
+    synchronize = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    synchronize()
+    begun = time.perf_counter()
+    function()
+    synchronize()
+    return time.perf_counter() - begun
+
+
+def interleaved(functions: Dict[str, Callable[[], object]], pairs: int, warmup: int = 1) -> Dict[str, List[float]]:
+    """The seconds of each function in so many rounds, in each of which all run, forth in one and back in the next."""
+    names = list(functions)
+    for _ in range(warmup):
+        for name in names:
+            functions[name]()
+    times: Dict[str, List[float]] = {name: [] for name in names}
+    for i in range(pairs):
+        for name in names if i % 2 else names[::-1]:
+            times[name].append(seconds(functions[name]))
+    return times
+
+
+def rows_of(prefix: str, times: Dict[str, List[float]], against: str, **more: Any) -> List[Dict[str, Any]]:
+    """A row for each but ``against``: how many times as fast as that it is, as the median, lowest and highest ratio of a round."""
+    rows = []
+    for name, values in times.items():
+        if name == against:
+            continue
+        ratios = [b / a for a, b in zip(values, times[against])]
+        rows.append(
+            {
+                "name": f"{prefix}/{name}_vs_{against}",
+                "median": round(statistics.median(ratios), 4),
+                "low": round(min(ratios), 4),
+                "high": round(max(ratios), 4),
+                "pairs": len(ratios),
+                "unit": "times as fast",
+                "seconds": [round(statistics.median(values), 6), round(statistics.median(times[against]), 6)],
+                **more,
+            }
+        )
+    return rows
+
+
+def share(name: str, value: float, of: float, unit: str, **more: Any) -> Dict[str, Any]:
+    """A row for a ratio that is the same in every round, such as of memory."""
+    ratio = round(value / of, 4)
+    return {"name": name, "median": ratio, "low": ratio, "high": ratio, "pairs": 1, "unit": unit, "values": [value, of], **more}

@@ -1,0 +1,65 @@
+"""What the rows of a benchmark say: as tables, and as a picture."""
+
+import json
+from typing import Any, Callable, Dict, List, Tuple
+
+from .. import zoo
+from ..errors import UserError
+from .detectors import FASTER
+
+
+def read(path: str) -> List[Dict[str, Any]]:
+    """The rows of a file that the benchmark wrote."""
+    try:
+        with open(path) as f:
+            return list(json.load(f)["runs"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path!r} is no file of the benchmark: {' '.join(str(error).split())[:200]}") from error
+
+
+def by_place(rows: List[Dict[str, Any]]) -> Dict[Tuple, List[Dict[str, Any]]]:
+    """The rows of each machine and number of threads."""
+    places: Dict[Tuple, List[Dict[str, Any]]] = {}
+    for row in rows:
+        versions = row["versions"]
+        key = (row["machine"], row["threads"], versions["python"], versions["torch"], row["precision"])
+        places.setdefault(key, []).append(row)
+    return places
+
+
+def plot(path: str, output: str, gmacs: Callable[[str], float]) -> None:
+    """Latency of optimized and eager detectors against their published AP, and against ``gmacs``, a config's name's backbone's operations."""
+    from matplotlib.figure import Figure
+
+    (machine, threads, *_), rows = max(by_place(read(path)).items(), key=lambda item: len(item[1]))
+    points = []
+    for row in rows:
+        parts = row["name"].split("/")
+        if parts[0] == "inference" and parts[-1] == "optimized_vs_eager" and parts[1] in FASTER:
+            ap = zoo.published(FASTER[parts[1]]).get("published_ap", {}).get("box")
+            points.append((parts[1], parts[2], row["seconds"], ap))
+    if not points:
+        raise UserError(f"{path!r} has no rows of --suite inference")
+    work = {name: gmacs(FASTER[name]) for name in {p[0] for p in points}}
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for size, marker in zip(sorted({p[1] for p in points}), "os^"):
+        chosen = [p for p in points if p[1] == size]
+        for index, (label, colour) in enumerate((("optimized", "tab:blue"), ("eager", "tab:gray"))):
+            values = [(p[2][index] * 1e3, p[3], work[p[0]], p[0]) for p in chosen]
+            left.scatter([v[0] for v in values if v[1]], [v[1] for v in values if v[1]], marker=marker, color=colour, label=f"{label}, {size}")
+            right.scatter([v[2] for v in values], [v[0] for v in values], marker=marker, color=colour, label=f"{label}, {size}")
+            if index == 0:
+                for latency, ap, gmacs, name in values:
+                    if ap:
+                        left.annotate(name, (latency, ap), fontsize=7, xytext=(3, 4), textcoords="offset points")
+                    right.annotate(name, (gmacs, latency), fontsize=7, xytext=(3, 4), textcoords="offset points")
+    left.set_xlabel("milliseconds an image")
+    left.set_ylabel("published box AP")
+    right.set_xlabel("multiply-adds / 1e9 of the bare backbone at 800x1344")
+    right.set_ylabel("milliseconds an image")
+    right.set_yscale("log")
+    for axis in (left, right):
+        axis.legend(fontsize=7)
+    figure.suptitle(f"Faster R-CNN on {machine}, {threads} threads", fontsize=9)
+    figure.savefig(output, dpi=110)

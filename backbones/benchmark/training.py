@@ -1,0 +1,96 @@
+"""A training step of backbones: what it takes and what it keeps, beside the plain implementation; on a GPU of whole detectors too."""
+
+import copy
+from typing import Any, Callable, Dict, Iterator
+
+import torch
+from torch import nn
+
+from .. import registry
+from ..layers import keep_activations
+from . import pairs
+
+NAMES = ("V-39-eSE", "V-19-slim-dw-eSE", "RegNetX-3.2GF")
+# what is compared with plain: (kept activations, memory format)
+WAYS = {
+    "lean": ("lean", torch.contiguous_format),
+    "lean_channels_last": ("lean", torch.channels_last),
+    "channels_last": ("all", torch.channels_last),
+    "inputs_channels_last": ("inputs", torch.channels_last),
+    "plain": ("all", torch.contiguous_format),
+}
+
+
+def kept_bytes(network: nn.Module, images: torch.Tensor) -> int:
+    """Bytes that the backward pass of a step keeps, weights apart."""
+    kept: Dict[int, int] = {}
+    own = {t.untyped_storage().data_ptr() for t in [*network.parameters(), *network.buffers()]}
+
+    def pack(t: torch.Tensor) -> torch.Tensor:
+        if t.untyped_storage().data_ptr() not in own:
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        features = network(images)  # alive while it is counted: no storage is given twice
+    count = sum(kept.values())
+    del features
+    return count
+
+
+def _step(network: nn.Module, images: torch.Tensor) -> Callable[[], None]:
+    def run() -> None:
+        for parameter in network.parameters():
+            parameter.grad = None
+        sum(feature.square().mean() for feature in network(images).values()).backward()
+
+    return run
+
+
+# of a step's time, by what torch calls the operator
+_KINDS = {
+    "convolutions": ("conv",),
+    "norms": ("norm", "mul", "add"),
+    "activations": ("relu", "threshold", "clamp"),
+    "joining": ("cat", "copy", "slice"),
+}
+
+
+def parts(run: Callable[[], None], rounds: int = 3) -> Dict[str, float]:
+    """The share of each kind of operator in so many calls of ``run``, by torch's profiler."""
+    from torch.profiler import ProfilerActivity, profile
+
+    run()
+    gpu = torch.cuda.is_initialized()
+    with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiled:
+        for _ in range(rounds):
+            run()
+    taken: Dict[str, float] = {}
+    for event in profiled.key_averages():
+        kind = next((kind for kind, words in _KINDS.items() if any(word in event.key.lower() for word in words)), "rest")
+        value = getattr(event, "self_device_time_total", event.self_cpu_time_total) if gpu else event.self_cpu_time_total
+        taken[kind] = taken.get(kind, 0.0) + value
+    total = sum(taken.values())
+    return {kind: round(taken.get(kind, 0.0) / total, 4) for kind in (*_KINDS, "rest")}
+
+
+def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
+    """Every row, as it is measured: backbones with frozen norms, two images of 320x320, or on a GPU of 800x1088."""
+    size = (800, 1088) if device.startswith("cuda") else (320, 320)
+    about = pairs.about(device)
+    images = torch.randn(2, 3, *size, device=device)
+    for name in NAMES:
+        torch.manual_seed(0)
+        base = registry.create(name, norm="FrozenBN").to(device).train()
+        networks = {}
+        for way, (kept, memory_format) in WAYS.items():
+            networks[way] = copy.deepcopy(base).to(memory_format=memory_format)
+            keep_activations(networks[way], kept)
+        times = pairs.interleaved({way: _step(network, images) for way, network in networks.items()}, count)
+        where = f"training/{name}/2x{size[0]}x{size[1]}"
+        yield from pairs.rows_of(where, times, "plain", **about)
+        for way in ("plain", "lean_channels_last"):
+            yield {"name": f"{where}/parts_{way}", "parts": parts(_step(networks[way], images)), **about}
+        most = kept_bytes(networks["plain"], images)
+        for way in ("lean", "inputs_channels_last"):
+            yield pairs.share(f"{where}/kept_{way}_vs_plain", kept_bytes(networks[way], images), most, "of the bytes kept", **about)

@@ -1,0 +1,89 @@
+"""The benchmark's arithmetic and files; its timings are no tests."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from backbones import UserError, create
+from backbones.benchmark import evaluation, pairs, speed, training
+from backbones.evaluation import coco
+from backbones.layers import keep_activations
+from backbones.tools import benchmark
+
+ABOUT = {"machine": "m", "threads": 2, "precision": "float32", "versions": {"python": "3", "torch": "2", "torchvision": "0", "detectron2": "0"}}
+
+
+def test_ratios_are_of_rounds():
+    times = {"new": [1.0, 2.0, 4.0], "old": [2.0, 2.0, 12.0]}
+    (row,) = pairs.rows_of("suite/net/size", times, "old", **ABOUT)
+    assert row["name"] == "suite/net/size/new_vs_old" and row["unit"] == "times as fast" and row["pairs"] == 3
+    assert (row["median"], row["low"], row["high"], row["seconds"]) == (2.0, 1.0, 3.0, [2.0, 2.0])
+    assert {"machine", "threads", "precision", "versions"} <= set(pairs.about())
+
+
+def test_all_run_in_every_round():
+    order = []
+    times = pairs.interleaved({name: (lambda name=name: order.append(name)) for name in "abc"}, pairs=2, warmup=1)
+    assert order == [*"abc", *"cba", *"abc"] and all(len(values) == 2 for values in times.values())
+
+
+def test_rows_replace_their_like(tmp_path):
+    path = str(tmp_path / "speed.json")
+    for value, threads in ((1, 2), (2, 2), (3, 1)):
+        benchmark.record({"name": "a", "machine": "m", "threads": threads, "median": value}, path, ("name", "machine", "threads"))
+    assert [row["median"] for row in speed.read(path)] == [2, 3]
+
+
+@pytest.mark.parametrize("task", ["bbox", "segm", "keypoints"])
+def test_evaluators_agree(task):
+    """Every figure and every precision, to 1e-12."""
+    dataset, results = evaluation.made_up(12, 40, task)
+    fast, slow = coco.evaluate(dataset, results, task), evaluation.official(dataset, results, task)
+    np.testing.assert_allclose(np.asarray(fast.stats)[: len(slow.stats)], slow.stats, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(fast.eval["precision"], slow.eval["precision"], rtol=0, atol=1e-12)
+    assert slow.stats[0] > 0.01
+    half = [image["id"] for image in dataset["images"][:6]]
+    part = {**dataset, "images": dataset["images"][:6], "annotations": [a for a in dataset["annotations"] if a["image_id"] in half]}
+    alone = coco.evaluate(part, [r for r in results if r["image_id"] in half], task)
+    np.testing.assert_allclose(coco.evaluate(dataset, results, task, image_ids=half).stats[:5], alone.stats[:5], rtol=0, atol=1e-12)
+
+
+def test_kept_bytes():
+    net, images = create("V-19-slim-eSE", norm="FrozenBN").train(), torch.randn(1, 3, 64, 64)
+    most = training.kept_bytes(net, images)
+    keep_activations(net, "lean")
+    assert 0.3 * most < training.kept_bytes(net, images) < 0.8 * most
+    shares = training.parts(training._step(net, images), rounds=1)
+    assert sum(shares.values()) == pytest.approx(1, abs=1e-3) and shares["convolutions"] > 0.2
+
+
+def test_picture(tmp_path):
+    rows = [
+        {**row, "seconds": [0.1 * i, 0.2 * i]}
+        for i, name in enumerate(("V-39-eSE", "R-50"), 1)
+        for row in pairs.rows_of(f"inference/{name}/480x640", {"optimized": [0.1], "eager": [0.2]}, "eager", **ABOUT)
+    ]
+    (tmp_path / "speed.json").write_text(json.dumps({"runs": rows}))
+    speed.plot(str(tmp_path / "speed.json"), str(tmp_path / "a.png"), lambda config: 10.0)
+    assert (tmp_path / "a.png").stat().st_size > 5000
+    (tmp_path / "speed.json").write_text("{}")
+    with pytest.raises(UserError, match="is no file of the benchmark"):
+        speed.plot(str(tmp_path / "speed.json"), str(tmp_path / "b.png"), lambda config: 10.0)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--suite", "data", "--pairs", "1"], "at least 3"),
+        (["--suite", "data", "--device", "gpu"], "--device"),
+        (["--suite", "data", "--plot", "a.doc"], "kind of picture"),
+        (["--suite", "data", "--json", "/proc/nowhere/a.json"], "cannot be"),
+    ],
+)
+def test_mistakes(arguments, words, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
+    with pytest.raises(UserError, match=words):
+        benchmark.main()
