@@ -137,7 +137,8 @@ def add_backbones_config(cfg: CfgNode) -> None:
     _default(cfg.MODEL, "MEMORY_FORMAT", "contiguous")  # or "channels_last", which most CPUs, and GPUs under AMP, prefer
     _default(cfg.MODEL, "COMPILE", False)  # the backbone, in training, by torch.compile
     _default(cfg.SOLVER.AMP, "PRECISION", "float16")  # or "bfloat16"
-    ddp = _node(cfg.SOLVER, "DDP")  # of torch's DistributedDataParallel
+    ddp = _node(cfg.SOLVER, "DDP")
+    # of torch's DistributedDataParallel
     _default(ddp, "STATIC_GRAPH", False)
     _default(ddp, "GRADIENT_AS_BUCKET_VIEW", False)
     _default(ddp, "FP16_COMPRESSION", False)

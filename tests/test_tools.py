@@ -20,7 +20,7 @@ from backbones.tools import analyze, benchmark, plot, visualize, zoo_table
 from backbones.tools import zoo as zoo_tool
 
 PARAMETERS = load_record("complexity.json")["parameters"]
-TOOLS = ["analyze", "benchmark", "digits", "plot", "quickstart", "search_demo", "visualize", "zoo", "zoo_table"]
+TOOLS = ["analyze", "benchmark", "demo", "digits", "export", "plot", "quickstart", "search_demo", "visualize", "zoo", "zoo_table"]
 
 
 def tool(name, *args, code=0):

@@ -120,7 +120,8 @@ def replace_poolers(model: nn.Module) -> int:
 
     Box heads that begin with a fully connected layer get its columns in the order in which their channels now come.
     """
-    names = [name for name, module in model.named_modules() if CPUPooler.fits(module) and ".pooler" not in name]
+    inside = {id(module.pooler) for module in model.modules() if isinstance(module, CPUPooler)}  # of a model that has them already
+    names = [name for name, module in model.named_modules() if CPUPooler.fits(module) and id(module) not in inside]
     for name in names:
         outer, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(outer), leaf, CPUPooler(model.get_submodule(name)))

@@ -39,6 +39,7 @@ def evaluate(
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(dataset)
         evaluation = COCOeval_faster(truth, truth.loadRes([dict(r) for r in results]), task, kpt_oks_sigmas=list(sigmas) or None)
+        evaluation.params.catIds = sorted(truth.getCatIds())  # of keypoints it takes those alone that have objects
         if image_ids is not None:
             evaluation.params.imgIds = list(image_ids)
         evaluation.evaluate()
