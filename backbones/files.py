@@ -1,5 +1,6 @@
-"""Writing files that a killed run does not leave half-written."""
+"""Writing files that a killed run does not leave half-written, and telling contents apart."""
 
+import hashlib
 import os
 
 from .errors import UserError
@@ -16,3 +17,12 @@ def write_whole(path: str, text: str) -> None:
         os.replace(path + ".partial", path)
     except OSError as error:
         raise UserError(f"{path!r} cannot be written: {error.strerror}") from error
+
+
+def sha256(path: str) -> str:
+    """Of a file's content."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        for block in iter(lambda: f.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()

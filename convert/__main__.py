@@ -25,10 +25,11 @@ from backbones import registry
 from backbones.checkpoint import read_checkpoint
 from backbones.checkpoint.gate import fetch
 from backbones.errors import UserError, unknown
+from backbones.files import sha256
 from backbones.tools import run
 
 from . import detectron2, lightnas, mmdet, pycls, timm, torchvision, vovnet_detectron2
-from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, convert_backbone, sha256, write
+from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, convert_backbone, write
 
 SOURCES = {
     "pycls": pycls.SOURCE,

@@ -1,7 +1,6 @@
 """What every source shares: reading, finding out which network a file holds, the proof, writing."""
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -87,14 +86,6 @@ class Converted:
     model: Dict[str, Tensor]
     preprocessing: Preprocessing
     provenance: Dict[str, Any]
-
-
-def sha256(path: str) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        for block in iter(lambda: f.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def tensors(state_dict: Any, what: str) -> Dict[str, Tensor]:

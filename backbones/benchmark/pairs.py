@@ -2,10 +2,20 @@
 
 import platform
 import statistics
-import time
-from typing import Any, Callable, Dict, List
+from typing import Any, Dict, List
 
 import torch
+
+from ..timing import interleaved  # noqa: F401  the suites take it from here
+
+
+def processor() -> str:
+    """The CPU's name, or where the system does not tell it, its kind."""
+    try:
+        with open("/proc/cpuinfo") as f:
+            return next(line.partition(":")[2].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.machine()
 
 
 def about(device: str = "cpu", precision: str = "float32") -> Dict[str, Any]:
@@ -13,14 +23,7 @@ def about(device: str = "cpu", precision: str = "float32") -> Dict[str, Any]:
     import detectron2
     import torchvision
 
-    if device.startswith("cuda"):
-        where = torch.cuda.get_device_name(device)
-    else:
-        try:
-            with open("/proc/cpuinfo") as f:
-                where = next(line.partition(":")[2].strip() for line in f if line.startswith("model name"))
-        except (OSError, StopIteration):
-            where = platform.machine()
+    where = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
     return {
         "machine": where,
@@ -28,29 +31,6 @@ def about(device: str = "cpu", precision: str = "float32") -> Dict[str, Any]:
         "precision": precision,
         "versions": {**versions, "detectron2": detectron2.__version__},
     }
-
-
-def seconds(function: Callable[[], object]) -> float:
-    """The time of one call, to its end on a GPU too."""
-    synchronize = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
-    synchronize()
-    begun = time.perf_counter()
-    function()
-    synchronize()
-    return time.perf_counter() - begun
-
-
-def interleaved(functions: Dict[str, Callable[[], object]], pairs: int, warmup: int = 1) -> Dict[str, List[float]]:
-    """The seconds of each function in so many rounds, in each of which all run, forth in one and back in the next."""
-    names = list(functions)
-    for _ in range(warmup):
-        for name in names:
-            functions[name]()
-    times: Dict[str, List[float]] = {name: [] for name in names}
-    for i in range(pairs):
-        for name in names if i % 2 else names[::-1]:
-            times[name].append(seconds(functions[name]))
-    return times
 
 
 def rows_of(prefix: str, times: Dict[str, List[float]], against: str, **more: Any) -> List[Dict[str, Any]]:

@@ -6,8 +6,7 @@ What it computes is what it computed, to rounding; `bfloat16` is the exception, 
 import copy
 import logging
 import statistics
-import time
-from typing import Callable, Dict, List, Sequence, Tuple
+from typing import Sequence, Tuple
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from ..errors import UserError, unknown
 from ..layers import ConvNormAct, DeformConv2d
+from ..timing import interleaved
 from .roi_align import CPUPooler
 
 MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
@@ -197,29 +197,6 @@ def _faster_format(network: nn.Module, size: Sequence[int], device: torch.device
     image = torch.rand(1, 3, *(-(-side // divisor) * divisor for side in size), device=device)
     candidates = {"contiguous": copy.deepcopy(network), "channels_last": copy.deepcopy(network).to(memory_format=torch.channels_last)}
     with torch.no_grad():
-        ratio = ratio_of_times({name: (lambda m=module: m(image)) for name, module in candidates.items()}, pairs=5)
-    return "channels_last" if statistics.median(ratio["channels_last"]) < 1 else "contiguous"
-
-
-def ratio_of_times(functions: Dict[str, Callable[[], object]], pairs: int, warmup: int = 1) -> Dict[str, List[float]]:
-    """The times of all functions, run in turn, each divided by that of the first of its round."""
-    names = list(functions)
-    for _ in range(warmup):
-        for name in names:
-            functions[name]()
-    ratios: Dict[str, List[float]] = {name: [] for name in names[1:]}
-    for i in range(pairs):
-        times = {name: _seconds(functions[name]) for name in (names if i % 2 else names[::-1])}
-        for name in ratios:
-            ratios[name].append(times[name] / times[names[0]])
-    return ratios
-
-
-def _seconds(function: Callable[[], object]) -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    begun = time.perf_counter()
-    function()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - begun
+        times = interleaved({name: (lambda m=module: m(image)) for name, module in candidates.items()}, pairs=5)
+    ratios = [last / first for last, first in zip(times["channels_last"], times["contiguous"])]
+    return "channels_last" if statistics.median(ratios) < 1 else "contiguous"

@@ -12,7 +12,6 @@ would have given.
 import contextlib
 import copy
 import dataclasses
-import hashlib
 import io
 import json
 import logging
@@ -48,7 +47,7 @@ from ..engine.launch import launch
 from ..engine.supernet import random_path, supernets
 from ..errors import UserError, unknown
 from ..evaluation.build import coco_evaluator
-from ..files import write_whole
+from ..files import sha256, write_whole
 from ..layers import COMMON_NORMS
 from ..shufflenetv2 import CHOICES, FAMILY, SPECS, STAGES, ShuffleNetV2
 from ..tools import run
@@ -397,7 +396,7 @@ def search(cfg: CfgNode, evolution: Evolution, evaluate: Callable[[Path], Tuple[
 
 def _identity(cfg: CfgNode, evolution: Evolution) -> Dict[str, Any]:
     """All that the result follows from, but for how many generations there are to be."""
-    about = {"weights": file_hash(cfg.MODEL.WEIGHTS), "table": dataclasses.asdict(evolution.table)}
+    about = {"weights": sha256(cfg.MODEL.WEIGHTS), "table": dataclasses.asdict(evolution.table)}
     about.update(method=evolution.method, seed=evolution.seed, config=config_values(cfg))
     return json.loads(json.dumps(about))
 
@@ -406,15 +405,6 @@ def config_values(cfg: CfgNode) -> Dict[str, Any]:
     """The keys that scores follow from, with their values."""
     keys = [key for key in all_keys(cfg) if not key.startswith(_NO_MATTER)]
     return {key: get(cfg, key) for key in keys}
-
-
-def file_hash(path: str) -> str:
-    """SHA-256 of a file's content."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as f:
-        for part in iter(lambda: f.read(1 << 20), b""):
-            digest.update(part)
-    return digest.hexdigest()
 
 
 def _load(path: str, identity: Dict[str, Any], resume: bool) -> List[Evaluated]:

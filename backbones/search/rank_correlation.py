@@ -24,11 +24,11 @@ from .. import zoo
 from ..config import check_output_dir
 from ..engine.supernet import random_path
 from ..errors import UserError
-from ..files import write_whole
+from ..files import sha256, write_whole
 from ..shufflenetv2 import SPECS, read_choices
 from ..tools import plot, run
 from ..tools.benchmark import machine
-from .one_shot import CostTable, PathEvaluator, config_values, cost_table, file_hash, quiet, setup
+from .one_shot import CostTable, PathEvaluator, config_values, cost_table, quiet, setup
 
 
 def ranks(values: Sequence[float]) -> np.ndarray:
@@ -156,7 +156,7 @@ def main() -> None:
     found = read_choices(args.subnet, SPECS[cfg.MODEL.SHUFFLENETV2.NAME].blocks)
     paths = [found, *paths_of_one_cost(table, found, args.paths, args.window, args.seed)]
     about = {"config": args.train, "pretrain": args.pretrain, "metric": cfg.ONE_SHOT.METRIC, "cost": table.kind, "seed": args.seed}
-    about.update(dataset=cfg.ONE_SHOT.DATASET, window=args.window, supernet=file_hash(cfg.MODEL.WEIGHTS))
+    about.update(dataset=cfg.ONE_SHOT.DATASET, window=args.window, supernet=sha256(cfg.MODEL.WEIGHTS))
     values = json.dumps(config_values(cfg), sort_keys=True)
     about["supernet_config"] = hashlib.sha256(values.encode()).hexdigest()
     rows = _read(args.json, about)

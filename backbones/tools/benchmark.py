@@ -24,6 +24,7 @@ import torch
 
 from .. import zoo
 from ..benchmark import speed
+from ..benchmark.pairs import processor
 from ..config import check_device, check_output_dir, merge_overrides
 from ..errors import UserError
 from ..files import write_whole
@@ -39,12 +40,7 @@ def machine() -> str:
     if torch.cuda.is_available():
         where = torch.cuda.get_device_name()
     else:
-        try:
-            with open("/proc/cpuinfo") as f:
-                model = next(line.partition(":")[2].strip() for line in f if line.startswith("model name"))
-        except (OSError, StopIteration):
-            model = platform.machine()
-        where = f"{torch.get_num_threads()} CPU cores ({model})"
+        where = f"{torch.get_num_threads()} CPU cores ({processor()})"
     return f"{where}, Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}"
 
 

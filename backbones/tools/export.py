@@ -54,9 +54,7 @@ def main() -> None:
         prog="python -m backbones.tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", required=True, metavar="FILE", help="a config's path or name")
-    parser.add_argument(
-        "--format", required=True, choices=FORMATS, help="onnx and openvino need those packages: pip install 'backbones[export]'"
-    )
+    parser.add_argument("--format", required=True, choices=FORMATS, help="onnx and openvino need those packages: pip install -e '.[openvino]'")
     parser.add_argument(
         "--part", default="detector", choices=PARTS, help="backbone: with its FPN, whose features the file gives (default: detector)"
     )

@@ -1,0 +1,29 @@
+"""The time of functions that run in turn."""
+
+import time
+from typing import Callable, Dict, List
+
+import torch
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """The time of one call, to its end on a GPU too."""
+    synchronize = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    synchronize()
+    begun = time.perf_counter()
+    function()
+    synchronize()
+    return time.perf_counter() - begun
+
+
+def interleaved(functions: Dict[str, Callable[[], object]], pairs: int, warmup: int = 1) -> Dict[str, List[float]]:
+    """The seconds of each function in so many rounds, in each of which all run, forth in one and back in the next."""
+    names = list(functions)
+    for _ in range(warmup):
+        for name in names:
+            functions[name]()
+    times: Dict[str, List[float]] = {name: [] for name in names}
+    for i in range(pairs):
+        for name in names if i % 2 else names[::-1]:
+            times[name].append(seconds(functions[name]))
+    return times
