@@ -198,11 +198,7 @@ def _masks(segments: List[Any], transforms: T.TransformList, size: Tuple[int, in
             polygons = transforms.apply_polygons([np.asarray(p).reshape(-1, 2) for p in segment])
             filled[i] = _fill(polygons, row)
         elif isinstance(segment, dict):
-            mask = transforms.apply_segmentation(_by_rows(mask_util.decode(segment)))
-            if mask.shape != size:
-                raise ValueError(f"a mask of {mask.shape} belongs to an image of {size}")
-            np.copyto(row, mask)
-            filled[i] = bool(mask.any())
+            filled[i] = _pick(segment, transforms, row)
         else:
             raise ValueError(f"Cannot transform segmentation of type '{type(segment)}'! Supported types are: polygons as lists, RLE as a dict.")
     return result, filled
@@ -212,14 +208,51 @@ def _fill(polygons: List[np.ndarray], row: np.ndarray) -> bool:
     """Draws polygons into an empty mask (H, W) by COCO's rules, and whether they have a pixel. Only the columns that they are in are touched."""
     if not polygons:
         return False
-    height = row.shape[0]
-    runs = mask_util.merge(mask_util.frPyObjects([p.reshape(-1) for p in polygons], *row.shape))
-    counts = run_lengths(runs["counts"])  # down the columns: of zeros, of ones, ...
-    if len(counts) < 2:
+    columns, left = _columns(mask_util.merge(mask_util.frPyObjects([p.reshape(-1) for p in polygons], *row.shape)))
+    if len(columns):
+        row[:, left : left + len(columns)] = _by_rows(columns.T)
+    return bool(len(columns))
+
+
+def _pick(runs: Dict[str, Any], transforms: T.TransformList, row: np.ndarray) -> bool:
+    """As `_fill` of run lengths: each pixel of the result is one of theirs, and which one follows from its row and its column alone."""
+    ys, xs = (np.arange(length, dtype=np.int32) for length in runs["size"])
+    for t in _flatten(transforms):
+        if isinstance(t, T.ResizeTransform):
+            ys, xs = _nearest(ys, t.new_h), _nearest(xs, t.new_w)
+        elif isinstance(t, HFlipTransform):
+            xs = xs[::-1]
+        elif isinstance(t, VFlipTransform):
+            ys = ys[::-1]
+        else:
+            ys, xs = ys[t.y0 : t.y0 + t.h], xs[t.x0 : t.x0 + t.w]
+    if (len(ys), len(xs)) != row.shape:
+        raise ValueError(f"a mask of {(len(ys), len(xs))} belongs to an image of {row.shape}")
+    columns, left = _columns(runs)
+    inside = np.flatnonzero((xs >= left) & (xs < left + len(columns)))  # all beside each other: neither turns nor cuts tear columns apart
+    if not len(inside):
         return False
+    picked = row[:, inside[0] : inside[-1] + 1]
+    picked[:] = _by_rows(columns[xs[inside] - left].T)[ys]
+    return bool(picked.any())
+
+
+def _nearest(places: np.ndarray, length: int) -> np.ndarray:
+    """What Pillow takes each of so many pixels from, of a row of ``places``."""
+    return np.asarray(Image.fromarray(places[None]).resize((length, 1), Image.NEAREST))[0]
+
+
+def _columns(runs: Dict[str, Any]) -> Tuple[np.ndarray, int]:
+    """A compressed mask's columns, (number, H), from the first to the last that hold a pixel, and which the first one is."""
+    height = runs["size"][0]
+    counts = runs["counts"]
+    counts = run_lengths(counts.encode() if isinstance(counts, str) else counts)  # down the columns: of zeros, of ones, ...
+    if len(counts) < 2:
+        return np.zeros((0, height), np.uint8), 0
     if not counts[1:].all():  # empty runs, which COCO's own code does not write
-        row[:] = _by_rows(mask_util.decode(runs))
-        return bool(row.any())
+        columns = mask_util.decode(runs).T
+        used = np.flatnonzero(columns.any(1))
+        return (columns[used[0] : used[-1] + 1], used[0]) if len(used) else (columns[:0], 0)
     before = np.cumsum(counts)
     last = before[-1] if len(counts) % 2 == 0 else before[-2]
     left, right = counts[0] // height, (last - 1) // height + 1
@@ -228,8 +261,7 @@ def _fill(polygons: List[np.ndarray], row: np.ndarray) -> bool:
         counts[-1] -= before[-1] - right * height
     else:
         counts = np.append(counts, right * height - before[-1])
-    row[:, left:right] = _by_rows(np.repeat((np.arange(len(counts)) % 2).astype(np.uint8), counts).reshape(-1, height).T)
-    return True
+    return np.repeat((np.arange(len(counts)) % 2).astype(np.uint8), counts).reshape(-1, height), left
 
 
 def run_lengths(counts: bytes) -> np.ndarray:
