@@ -2,7 +2,7 @@
 
 detectron2 turns an image from Pillow to numpy and back around each transform, and masks from columns to rows one value at a time. Here transforms
 are drawn first, from the image's size alone and in the same order, and done then on what Pillow decoded; masks are turned by OpenCV.
-"fast" reads JPEG files by simplejpeg where it is installed, and resizes by torch's antialiased kernel. Where a config has an
+"fast" reads JPEG files by simplejpeg where it is installed, and resizes by OpenCV, or where an image shrinks by torch's antialiased kernel. Where a config has an
 augmentation that looks at pixels, or data are of another kind, detectron2's own way is gone.
 """
 
@@ -74,7 +74,7 @@ class FasterMapper(DatasetMapper):
         transforms = self.augmentations(drawn)
         image_shape = drawn.image.shape[:2]
         done = _flatten(transforms)
-        record["image"] = (_fast if self.fast else _exact)(source, done, self.image_format)
+        record["image"] = _transform(source, done, self.image_format, self.fast)
         labels = record.pop("sem_seg_file_name", None)
         if labels is not None:
             sem_seg = transforms.apply_segmentation(utils.read_image(labels, "L").squeeze(2))
@@ -151,18 +151,32 @@ def _size_of(source) -> Tuple[int, int]:
     return source.shape[:2] if isinstance(source, np.ndarray) else (source.height, source.width)
 
 
-def _exact(image: Image.Image, transforms: List[Transform], image_format: str) -> Tensor:
-    """What detectron2's transforms, one after the other, make of an image: (3, H, W) uint8."""
+def _transform(source, transforms: List[Transform], image_format: str, fast: bool) -> Tensor:
+    """What detectron2's transforms, one after the other, make of an RGB image, Pillow's or an array: (3, H, W) uint8."""
+    import cv2
+
     for t in transforms:
         if isinstance(t, T.ResizeTransform):
-            image = image.resize((t.new_w, t.new_h), t.interp)
-        elif isinstance(t, HFlipTransform):
-            image = image.transpose(Image.FLIP_LEFT_RIGHT)
-        elif isinstance(t, VFlipTransform):
-            image = image.transpose(Image.FLIP_TOP_BOTTOM)
+            source = _resize_fast(np.asarray(source), t.new_h, t.new_w) if fast else _resize(source, t.new_h, t.new_w)
+        elif isinstance(t, (HFlipTransform, VFlipTransform)):
+            source = cv2.flip(np.asarray(source), int(isinstance(t, HFlipTransform)))
         else:
-            image = image.crop((t.x0, t.y0, min(t.x0 + t.w, image.width), min(t.y0 + t.h, image.height)))
-    return _planes(np.asarray(image), image_format)
+            source = np.asarray(source)[t.y0 : t.y0 + t.h, t.x0 : t.x0 + t.w]
+    return _planes(np.asarray(source), image_format)
+
+
+def _resize(source, height: int, width: int) -> Image.Image:
+    image = Image.fromarray(source) if isinstance(source, np.ndarray) else source
+    return image.resize((width, height), Image.BILINEAR)
+
+
+def _resize_fast(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    if height >= pixels.shape[0] and width >= pixels.shape[1]:  # all kernels are then the plain one, and OpenCV's is the fastest
+        import cv2
+
+        return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
+    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+    return F.interpolate(image.contiguous(), (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def _planes(pixels: np.ndarray, image_format: str) -> Tensor:
@@ -172,21 +186,6 @@ def _planes(pixels: np.ndarray, image_format: str) -> Tensor:
     result = np.empty((3, *pixels.shape[:2]), np.uint8)
     cv2.split(pixels, list(result[::-1] if image_format == "BGR" else result))
     return torch.from_numpy(result)
-
-
-def _fast(source, transforms: List[Transform], image_format: str) -> Tensor:
-    pixels = source if isinstance(source, np.ndarray) else np.array(source)
-    image = _planes(pixels, image_format)
-    for t in transforms:
-        if isinstance(t, T.ResizeTransform):
-            image = F.interpolate(image[None], (t.new_h, t.new_w), mode="bilinear", antialias=True)[0]
-        elif isinstance(t, HFlipTransform):
-            image = image.flip(2)
-        elif isinstance(t, VFlipTransform):
-            image = image.flip(1)
-        else:
-            image = image[:, t.y0 : t.y0 + t.h, t.x0 : t.x0 + t.w]
-    return image.contiguous()
 
 
 def _masks(segments: List[Any], transforms: T.TransformList, size: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
