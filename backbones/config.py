@@ -137,6 +137,7 @@ def add_backbones_config(cfg: CfgNode) -> None:
     _default(cfg.MODEL, "MEMORY_FORMAT", "contiguous")  # or "channels_last", which most CPUs, and GPUs under AMP, prefer
     _default(cfg.MODEL, "COMPILE", False)  # the backbone, in training, by torch.compile
     _default(cfg.SOLVER.AMP, "PRECISION", "float16")  # or "bfloat16"
+    _default(cfg.SOLVER, "FUSED", False)  # the optimizer's step as one kernel, which rounds in another order
     ddp = _node(cfg.SOLVER, "DDP")
     # of torch's DistributedDataParallel
     _default(ddp, "STATIC_GRAPH", False)

@@ -13,20 +13,27 @@ LR_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGamm
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """As detectron2's, and with ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE "full_model"`` the norm of all gradients is clipped, as MMDetection does."""
+    """As detectron2's, with ``SOLVER.FUSED`` in one kernel.
+
+    With ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE "full_model"`` the norm of all gradients is clipped, as MMDetection does.
+    """
     clip = cfg.SOLVER.CLIP_GRADIENTS
-    if not clip.ENABLED or clip.CLIP_TYPE != "full_model":
-        return detectron2.solver.build_optimizer(cfg, model)
-    unclipped = cfg.clone()
-    unclipped.defrost()
-    unclipped.SOLVER.CLIP_GRADIENTS.ENABLED = False
-    optimizer = detectron2.solver.build_optimizer(unclipped, model)
+    together = clip.ENABLED and clip.CLIP_TYPE == "full_model"
+    if together:
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
+    optimizer = detectron2.solver.build_optimizer(cfg, model)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    if cfg.SOLVER.get("FUSED", False):
+        for group in optimizer.param_groups:
+            group["fused"] = True
 
     def clip_all(*_) -> None:  # before each step: with AMP, the gradients are unscaled by then
         nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
 
-    optimizer.register_step_pre_hook(clip_all)
+    if together:
+        optimizer.register_step_pre_hook(clip_all)
     return optimizer
 
 

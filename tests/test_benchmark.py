@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from backbones import UserError, create
-from backbones.benchmark import evaluation, pairs, speed, training
+from backbones.benchmark import evaluation, gpu, pairs, speed, training
 from backbones.evaluation import coco
 from backbones.layers import keep_activations
 from backbones.tools import benchmark
@@ -27,6 +27,12 @@ def test_all_run_in_every_round():
     order = []
     times = pairs.interleaved({name: (lambda name=name: order.append(name)) for name in "abc"}, pairs=2, warmup=1)
     assert order == [*"abc", *"cba", *"abc"] and all(len(values) == 2 for values in times.values())
+
+
+def test_share_of_peak():
+    assert gpu.share_of_peak(67e12, 2.0, "NVIDIA H100 80GB HBM3", torch.float32) == 0.5
+    assert gpu.share_of_peak(67e12, 2.0, "NVIDIA H100 80GB HBM3", torch.bfloat16) == pytest.approx(0.0339, abs=1e-4)
+    assert gpu.share_of_peak(1.0, 1.0, "another card", torch.float32) is None
 
 
 def test_rows_replace_their_like(tmp_path):
@@ -78,6 +84,7 @@ def test_picture(tmp_path):
     [
         (["--suite", "data", "--pairs", "1"], "at least 3"),
         (["--suite", "data", "--device", "gpu"], "--device"),
+        (["--suite", "gpu", "--device", "cpu"], "needs a GPU"),
         (["--suite", "data", "--plot", "a.doc"], "kind of picture"),
         (["--suite", "data", "--json", "/proc/nowhere/a.json"], "cannot be"),
     ],
@@ -87,3 +94,23 @@ def test_mistakes(arguments, words, monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
     with pytest.raises(UserError, match=words):
         benchmark.main()
+
+
+@pytest.mark.slow
+def test_whole_detectors_in_other_precisions(monkeypatch):
+    """What a GPU runs, on a CPU and in small."""
+    monkeypatch.setattr(gpu, "NAMES", ("V-39-eSE",))
+    monkeypatch.setattr(gpu, "_PEAKS", {pairs.processor(): (0.5, 1.0)})
+    rows = list(gpu.rows(3, "cpu", (64, 96), 1, ways=("bfloat16_channels_last_lean",)))
+    names = [row["name"] for row in rows]
+    assert names == [f"gpu/{kind}/1x64x96/V-39-eSE/bfloat16_channels_last_lean_vs_detectron2_R-50" for kind in ("inference", "training")]
+    assert [row["precision"] for row in rows] == ["bfloat16"] * 2
+    assert all(0 < row["share_of_peak"] < 1 for row in rows)
+    images = gpu.batch((64, 96), "cpu", 2, training=True)
+    kept, model = [], gpu.as_asked("V-39-eSE", "plain", "cpu", True, (64, 96))
+    for dtype in (torch.float32, torch.bfloat16):
+        torch.manual_seed(0)
+        gpu.step(model, images, dtype, training=True)()
+        kept.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    cosine = torch.nn.functional.cosine_similarity(*kept, dim=0)
+    assert kept[0].norm() > 0 and 0.3 < cosine < 0.999999  # other roundings, and so other proposals

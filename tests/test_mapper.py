@@ -122,6 +122,23 @@ def test_boxes_alone_and_no_objects(tmp_path):
     compare(config(), data)
 
 
+@pytest.mark.parametrize("kind", ["integers", "mixed", "modes"])
+def test_boxes_of_other_kinds(kind, tmp_path):
+    """detectron2 cuts whole numbers to whole numbers."""
+    data = record(tmp_path)
+    for i, annotation in enumerate(data["annotations"]):
+        box = [round(v) for v in annotation["bbox"]]
+        if kind == "integers" or (kind == "mixed" and i % 2):
+            annotation["bbox"] = box
+        elif kind == "mixed":
+            annotation["bbox"] = [float(box[0]), *box[1:]]
+        elif i % 2:
+            x, y, w, h = annotation["bbox"]
+            annotation["bbox"], annotation["bbox_mode"] = [x, y, x + w, y + h], BoxMode.XYXY_ABS
+    for form in ("polygon", "bitmask"):
+        compare(config("INPUT.MASK_FORMAT", form), data)
+
+
 def test_keypoints_and_labels(tmp_path):
     MetadataCatalog.get("mapper_keypoints").set(
         thing_classes=["a"], keypoint_names=[str(i) for i in range(17)], keypoint_flip_map=[("1", "2"), ("3", "4")]

@@ -5,6 +5,7 @@ import torch
 from detectron2.config import get_cfg
 from torch import nn
 
+from backbones import zoo
 from backbones.solver import build_optimizer
 
 
@@ -37,3 +38,21 @@ def test_detectron2s_own_clip_each_parameter():
     torch.testing.assert_close(step("norm", 6.5, 1.0), torch.tensor([3.0, 4.0, 6.5]), rtol=1e-5, atol=0)
     torch.testing.assert_close(step("value", 3.5, 1.0), torch.tensor([3.0, 3.5, 3.5]))
     torch.testing.assert_close(step(None, 1.0, 1.0), torch.tensor([3.0, 4.0, 12.0]))
+
+
+def test_fused():
+    """To 1e-6: the kernel multiplies and adds in one operation."""
+    results = []
+    for fused in (False, True):
+        torch.manual_seed(0)
+        cfg = zoo.get_config("faster_rcnn_V_39_FPN_3x.yaml")
+        cfg.SOLVER.FUSED = fused
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+        optimizer = build_optimizer(cfg, model)
+        for _ in range(3):
+            optimizer.zero_grad()
+            model(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))).square().mean().backward()
+            optimizer.step()
+        results.append(model.state_dict())
+        assert all(group["fused"] == (fused or None) for group in optimizer.param_groups)
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)

@@ -30,6 +30,7 @@ def by_place(rows: List[Dict[str, Any]]) -> Dict[Tuple, List[Dict[str, Any]]]:
 def plot(path: str, output: str, gmacs: Callable[[str], float]) -> None:
     """Latency of optimized and eager detectors against their published AP, and against ``gmacs``, a config's name's backbone's operations."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     (machine, threads, *_), rows = max(by_place(read(path)).items(), key=lambda item: len(item[1]))
     points = []
@@ -43,22 +44,30 @@ def plot(path: str, output: str, gmacs: Callable[[str], float]) -> None:
     work = {name: gmacs(FASTER[name]) for name in {p[0] for p in points}}
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
+    largest = max((p[1] for p in points), key=lambda size: int(size.partition("x")[0]))
     for size, marker in zip(sorted({p[1] for p in points}), "os^"):
         chosen = [p for p in points if p[1] == size]
         for index, (label, colour) in enumerate((("optimized", "tab:blue"), ("eager", "tab:gray"))):
             values = [(p[2][index] * 1e3, p[3], work[p[0]], p[0]) for p in chosen]
             left.scatter([v[0] for v in values if v[1]], [v[1] for v in values if v[1]], marker=marker, color=colour, label=f"{label}, {size}")
             right.scatter([v[2] for v in values], [v[0] for v in values], marker=marker, color=colour, label=f"{label}, {size}")
-            if index == 0:
+            if index == 0 and size == largest:
                 for latency, ap, gmacs, name in values:
+                    above = any(ap and other[1] and 0 < other[1] - ap < 0.5 for other in values)
                     if ap:
-                        left.annotate(name, (latency, ap), fontsize=7, xytext=(3, 4), textcoords="offset points")
-                    right.annotate(name, (gmacs, latency), fontsize=7, xytext=(3, 4), textcoords="offset points")
+                        left.annotate(name, (latency, ap), fontsize=7, xytext=(6, -8 if above else 4), textcoords="offset points")
+                    right.annotate(name, (gmacs, latency), fontsize=7, xytext=(-6, 3), ha="right", textcoords="offset points")
     left.set_xlabel("milliseconds an image")
     left.set_ylabel("published box AP")
     right.set_xlabel("multiply-adds / 1e9 of the bare backbone at 800x1344")
     right.set_ylabel("milliseconds an image")
-    right.set_yscale("log")
+    for axis, set_scale in ((left.xaxis, left.set_xscale), (right.yaxis, right.set_yscale)):
+        set_scale("log")
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter("{x:.0f}")
+    right.set_xlim(left=-35)
+    right.set_xticks([tick for tick in right.get_xticks() if tick >= 0])
     for axis in (left, right):
         axis.legend(fontsize=7)
     figure.suptitle(f"Faster R-CNN on {machine}, {threads} threads", fontsize=9)

@@ -7,6 +7,7 @@ augmentation that looks at pixels, or data are of another kind, detectron2's own
 """
 
 import copy
+import itertools
 from typing import Any, Dict, List, Tuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from detectron2.config import configurable
 from detectron2.data import DatasetMapper
 from detectron2.data import detection_utils as utils
 from detectron2.data import transforms as T
-from detectron2.structures import BitMasks
+from detectron2.structures import BitMasks, BoxMode
 from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTransform, Transform, VFlipTransform
 from PIL import Image
 from torch import Tensor
@@ -25,6 +26,9 @@ from torch import Tensor
 MAPPERS = ("detectron2", "exact", "fast")  # values of INPUT.MAPPER
 # augmentations that follow from an image's size; they make resizings, flips and crops
 _BLIND = (T.ResizeShortestEdge, T.Resize, T.RandomFlip, T.RandomCrop)
+
+
+_FLIPS = (HFlipTransform, VFlipTransform)
 
 
 class _Size(T.AugInput):
@@ -89,27 +93,50 @@ class FasterMapper(DatasetMapper):
         return record
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape) -> None:
-        if not (self.use_instance_mask and self.instance_mask_format == "bitmask"):
-            return super()._transform_annotations(dataset_dict, transforms, image_shape)
         annotations = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0) == 0]
-        segments = [a.pop("segmentation", None) for a in annotations]
-        if not annotations or any(segment is None for segment in segments):
-            for annotation, segment in zip(annotations, segments):
-                if segment is not None:
-                    annotation["segmentation"] = segment
+        segments = [a.get("segmentation") for a in annotations] if self.use_instance_mask else []
+        bitmask = self.instance_mask_format == "bitmask"
+        alike = segments and all(isinstance(segment, (list, dict) if bitmask else list) for segment in segments)
+        if not annotations or not (alike or not self.use_instance_mask):
             return super()._transform_annotations(dataset_dict, transforms, image_shape)
         del dataset_dict["annotations"]
         for annotation in annotations:
+            annotation.pop("segmentation", None)
             if not self.use_keypoint:
                 annotation.pop("keypoints", None)
-            utils.transform_instance_annotations(annotation, transforms, image_shape, keypoint_hflip_indices=self.keypoint_hflip_indices)
+        _transform_boxes(annotations, transforms, image_shape, self.keypoint_hflip_indices)
+        if segments and not bitmask:
+            for annotation, segment in zip(annotations, segments):
+                polygons = transforms.apply_polygons([np.asarray(p).reshape(-1, 2) for p in segment])
+                annotation["segmentation"] = [p.reshape(-1) for p in polygons]
         instances = utils.annotations_to_instances(annotations, image_shape)
-        masks, filled = _masks(segments, transforms, image_shape)
-        instances.gt_masks = BitMasks(masks)
+        if segments and bitmask:
+            masks, filled = _masks(segments, transforms, image_shape)
+            instances.gt_masks = BitMasks(masks)
         if self.recompute_boxes:
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-        kept = instances.gt_boxes.nonempty(threshold=1e-5) & filled  # as ``filter_empty_instances``, which looks at every pixel for it
+        # as ``filter_empty_instances``, which looks at every pixel for it
+        kept = instances.gt_boxes.nonempty(threshold=1e-5)
+        if segments:
+            kept = kept & (filled if bitmask else instances.gt_masks.nonempty())
         dataset_dict["instances"] = instances if kept.all() else instances[kept]
+
+
+def _transform_boxes(annotations: List[Dict[str, Any]], transforms: T.TransformList, size: Tuple[int, int], keypoint_hflip_indices) -> None:
+    """``transform_instance_annotations`` of all at once, whose numbers have to be of one kind for that, in place."""
+    if len({a["bbox_mode"] for a in annotations}) > 1 or not all(
+        type(a["bbox"]) is list and set(map(type, a["bbox"])) == {float} for a in annotations
+    ):
+        for annotation in annotations:
+            utils.transform_instance_annotations(annotation, transforms, size, keypoint_hflip_indices=keypoint_hflip_indices)
+        return
+    # rounded to single precision and back, as each box is there
+    boxes = BoxMode.convert(torch.tensor([a["bbox"] for a in annotations]), annotations[0]["bbox_mode"], BoxMode.XYXY_ABS)
+    boxes = transforms.apply_box(boxes.double().numpy()).clip(min=0)
+    for annotation, box in zip(annotations, np.minimum(boxes, list(size + size)[::-1])):
+        annotation["bbox"], annotation["bbox_mode"] = box, BoxMode.XYXY_ABS
+        if "keypoints" in annotation:
+            annotation["keypoints"] = utils.transform_keypoint_annotations(annotation["keypoints"], transforms, size, keypoint_hflip_indices)
 
 
 def _flatten(transforms: T.TransformList) -> List[Transform]:
@@ -155,14 +182,18 @@ def _transform(source, transforms: List[Transform], image_format: str, fast: boo
     """What detectron2's transforms, one after the other, make of an RGB image, Pillow's or an array: (3, H, W) uint8."""
     import cv2
 
-    for t in transforms:
+    flips = len(list(itertools.takewhile(lambda t: isinstance(t, _FLIPS), transforms[::-1])))
+    for t in transforms[: len(transforms) - flips]:
         if isinstance(t, T.ResizeTransform):
             source = _resize_fast(np.asarray(source), t.new_h, t.new_w) if fast else _resize(source, t.new_h, t.new_w)
-        elif isinstance(t, (HFlipTransform, VFlipTransform)):
+        elif isinstance(t, _FLIPS):
             source = cv2.flip(np.asarray(source), int(isinstance(t, HFlipTransform)))
         else:
             source = np.asarray(source)[t.y0 : t.y0 + t.h, t.x0 : t.x0 + t.w]
-    return _planes(np.asarray(source), image_format)
+    image = _planes(np.asarray(source), image_format)
+    for t in transforms[len(transforms) - flips :]:  # of planes, which is the fastest
+        image = image.flip(2 if isinstance(t, HFlipTransform) else 1)
+    return image
 
 
 def _resize(source, height: int, width: int) -> Image.Image:

@@ -32,7 +32,7 @@ from ..registry import family_of
 from . import picture, plot, run
 from .zoo_table import backbone_gmacs
 
-SUITES = ("inference", "training", "data", "evaluation")
+SUITES = ("inference", "training", "data", "evaluation", "gpu")
 
 
 def machine() -> str:

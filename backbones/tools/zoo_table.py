@@ -218,6 +218,8 @@ def _speed() -> str:
 
 *Measured here*, `python -m backbones.tools.benchmark --suite inference training data evaluation`. Each row compares two ways that ran in turn: the median of the
 rounds' ratios, and the lowest and highest. Run it on your machine: the ratios are of this one.
+
+![latency of detectors beside published AP and operations](docs/latency.png)
 """
     for (machine, threads, python, torch_version, precision), rows in by_place(_data("speed.json")["runs"]).items():
         text += f"\n### {machine}, {threads} threads\n\nPython {python}, torch {torch_version}, {precision}.\n"
@@ -227,12 +229,14 @@ rounds' ratios, and the lowest and highest. Run it on your machine: the ratios a
                 continue
             lines = []
             for row in chosen:
-                _, what, where, ways = (*row["name"].split("/"), "", "")[:4]
+                _, what, where, ways = (*row["name"].split("/", 3), "", "")[:4]
                 first, _, second = ways.partition("_vs_")
                 remark = f"{row['largest_difference']:.1g}" if "largest_difference" in row else ""
+                if row.get("share_of_peak") is not None:
+                    remark = f"{100 * row['share_of_peak']:.0f}%"
                 taken = " / ".join(f"{1e3 * s:.1f}" for s in row.get("seconds", ()))
                 lines.append((what, where, first, second, f"{row['median']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}", taken, remark))
-            headers = ("", "size", "", "beside", "median", "range", "milliseconds", "difference")
+            headers = ("", "size", "", "beside", "median", "range", "milliseconds", "of peak" if suite == "gpu" else "difference")
             columns = [i for i in range(len(headers)) if any(line[i] for line in lines)]
             text += f"\n{about}\n\n{_table([tuple(line[i] for i in columns) for line in lines], tuple(headers[i] for i in columns))}\n"
         for suite, words in (("inference", "an inference"), ("training", "a training step")):
