@@ -1,0 +1,432 @@
+"""`python -m backbones.tools.compare`: COCO's numbers of weighted images, what its intervals are worth, and its mistakes in one line."""
+
+import copy
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from backbones import UserError
+from backbones.benchmark.evaluation import made_up, official
+from backbones.data import digits
+from backbones.tools import compare
+
+SIZES = {"bbox": 4, "segm": 4, "keypoints": 3}  # ranges of areas
+
+
+def few_classes(images, detections, task, classes=6, seed=0):
+    """`made_up` data with well filled classes, and B's results: A's with other scores, none of which stands twice."""
+    dataset, a = made_up(images, detections, task, seed)
+    for entry in dataset["annotations"] + a:
+        entry["category_id"] = entry["category_id"] % classes + 1
+    dataset["categories"] = [{"id": i, "name": f"kind {i}"} for i in range(1, classes + 2)]  # the last one has no objects
+    rng = np.random.default_rng(seed + 1)
+    for result in a:
+        result["score"] = float(rng.random())
+    b = [{**result, "score": float(rng.random())} for result in a]
+    return dataset, a, b
+
+
+def classes_of(dataset, results, task, weights):
+    """(A, K, T, S) from the tool's parts."""
+    compare.check_annotations(dataset, task, "truth.json")
+    results = compare.check_results(results, dataset, task, "results.json")
+    images = {image["id"]: image for image in dataset["images"]}
+    places = {image: place for place, image in enumerate(sorted(images))}
+    found = []
+    for category in dataset["categories"]:
+        own = [[dict(e) for e in entries if e["category_id"] == category["id"]] for entries in (dataset["annotations"], results)]
+        if not own[0]:
+            found.append(np.full((SIZES[task], 10, weights.shape[1]), np.nan))
+            continue
+        found.append([compare.average_precision(m, weights) for m in compare.match(images, places, category, *own, task)])
+    return np.array(found).swapaxes(0, 1)
+
+
+def official_classes(evaluation):
+    """(A, K, T), NaN where pycocotools has -1."""
+    ap = evaluation.eval["precision"][..., -1].mean(1).transpose(2, 1, 0)
+    return np.where(ap < -0.5, np.nan, ap)
+
+
+def repeated(dataset, results, weights):
+    """The data in which image i really stands weights[i] times, copies beside each other, under new ids throughout."""
+    copies = {image["id"]: [1000 * image["id"] + n for n in range(w)] for image, w in zip(dataset["images"], weights)}
+    images = [{**image, "id": i} for image in dataset["images"] for i in copies[image["id"]]]
+    annotations, found = (
+        [{**e, "image_id": i} for e in entries for i in copies[e["image_id"]]] for entries in (dataset["annotations"], results)
+    )
+    annotations = [{**a, "id": i} for i, a in enumerate(annotations, 1)]
+    return {**dataset, "images": images, "annotations": annotations}, found
+
+
+@pytest.mark.parametrize("task", compare.TASKS)
+def test_weights_of_one_give_pycocotools_numbers(task):
+    """Every area, class and IoU threshold to 1e-12; scores with many ties too."""
+    dataset, a, _ = few_classes(40, 30, task)
+    for result in a:
+        result["score"] = round(result["score"], 1)
+    expected = official_classes(official(copy.deepcopy(dataset), a, task))
+    found = classes_of(dataset, a, task, np.ones((40, 2), np.int16))
+    assert found.shape == (SIZES[task], 7, 10, 2) and (np.nanmax(expected, (1, 2)) > 0.01).all()
+    for sample in range(2):
+        np.testing.assert_allclose(found[..., sample], expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("task", compare.TASKS)
+def test_weights_are_copies_of_images(task):
+    """Every area, class and IoU threshold to 1e-12, also where a sample lacks a class."""
+    dataset, a, _ = few_classes(30, 20, task)
+    weights = compare.draw(30, 3, seed=5)
+    kept = sorted({e["image_id"] for e in dataset["annotations"] if e["category_id"] == 2})
+    weights[np.array(kept) - 1, 2] = 0
+    found = classes_of(dataset, a, task, weights)
+    for sample in range(3):
+        expected = official_classes(official(*repeated(dataset, a, weights[:, sample]), task))
+        np.testing.assert_allclose(found[..., sample], expected, rtol=0, atol=1e-12)
+    assert np.isnan(found[0, 1, :, 2]).all() and not np.isnan(found[0, 1, :, :2]).any()
+
+
+@pytest.mark.parametrize("task", compare.TASKS)
+def test_rows_are_pycocotools_summary(task, monkeypatch):
+    """A, B and their difference on the data, and on samples, which here are all the same one, so that the interval is a point."""
+    dataset, a, b = few_classes(30, 20, task)
+    weights = compare.draw(30, 1, seed=1)
+    monkeypatch.setattr(compare, "draw", lambda images, samples, seed: np.repeat(weights, samples, axis=1))
+    results = [compare.check_results(r, dataset, task, "results.json") for r in (a, b)]
+    result = compare.compare(copy.deepcopy(dataset), results, task, samples=100)
+    count = SIZES[task] + 2
+    on_data, on_sample = (
+        [100 * official(*repeated(dataset, results, w), task).stats[:count] for results in (a, b)] for w in (np.ones(30, int), weights[:, 0])
+    )
+    assert [row["name"] for row in result["metrics"]] == ["AP", "AP50", "AP75", *["APs", "APm", "APl"][3 - SIZES[task] + 1 :]]
+    for i, row in enumerate(result["metrics"]):
+        expected = [on_data[0][i], on_data[1][i], on_data[1][i] - on_data[0][i], *[on_sample[1][i] - on_sample[0][i]] * 2]
+        assert [row[key] for key in ("a", "b", "difference", "low", "high")] == pytest.approx(expected, abs=1e-10)
+        assert row["b_better"] == (expected[3] > 0) and row["samples"] == 100
+    assert [row["samples"] for row in result["classes"]] == [100] * 6 + [0] and result["classes"][-1]["difference"] is None
+
+
+def test_the_draws():
+    weights = compare.draw(50, 400, seed=0)
+    assert weights.shape == (50, 400) and (weights.sum(0) == 50).all()
+    assert weights.var() == pytest.approx(1 - 1 / 50, abs=0.05)  # of a multinomial
+    assert (compare.draw(50, 400, seed=0) == weights).all() and (compare.draw(50, 400, seed=1) != weights).any()
+    assert (compare.draw(50, 100, seed=0) == weights[:, :100]).all()
+
+
+def test_pairs():
+    """The same results differ by exactly 0; exchanged, A and B give the negative; the seed and the confidence do what they say."""
+    dataset, a, b = few_classes(20, 20, "bbox")
+    forth, back, wide, other = (
+        compare.compare(dataset, results, samples=100, **options)["metrics"]
+        for results, options in (([a, b], {}), ([b, a], {}), ([a, b], {"confidence": 99}), ([a, b], {"seed": 1}))
+    )
+    for f, r, w in zip(forth, back, wide):
+        assert [f["difference"], f["low"], f["high"]] == pytest.approx([-r["difference"], -r["high"], -r["low"]], abs=1e-10)
+        assert f["b_better"] + r["b_better"] <= 1 and w["low"] < f["low"] < f["high"] < w["high"]
+    assert forth != other and [row["difference"] for row in forth] == [row["difference"] for row in other]
+    same = compare.compare(dataset, [a, list(a)], samples=100)
+    for row in same["metrics"] + same["classes"][:-1]:
+        assert row["difference"] == row["low"] == row["high"] == row["b_better"] == 0
+    assert "there is no difference" in compare.verdict(same["metrics"][0], 95)
+
+
+def detector(rng, truth, noise):
+    """One detection an object, off by ``noise`` pixels, scores that know a little of it, and one false detection in each image."""
+    results = []
+    for annotation in truth:
+        off = rng.normal(0, noise, 4)
+        box = (np.array(annotation["bbox"]) + off).tolist()
+        results.append({**annotation, "bbox": box, "score": float(rng.random() - 0.02 * np.abs(off).sum())})
+    for image in sorted({annotation["image_id"] for annotation in truth}):
+        results.append({"image_id": image, "category_id": 1, "bbox": [300.0, 300.0, 50.0, 50.0], "score": float(rng.random())})
+    return results
+
+
+def world(rng, images=40):
+    truth = []
+    for image in range(1, images + 1):
+        for _ in range(rng.integers(1, 5)):
+            box = [*rng.uniform(0, 200, 2).tolist(), 50.0, 50.0]
+            truth.append({"id": len(truth) + 1, "image_id": image, "category_id": 1, "bbox": box, "area": 2500.0})
+    return {"images": [{"id": i} for i in range(1, images + 1)], "annotations": truth, "categories": [{"id": 1, "name": "it"}]}
+
+
+def share_that_holds_zero(noise_a, noise_b, repetitions, confidence):
+    held = 0
+    for repetition in range(repetitions):
+        rng = np.random.default_rng(repetition)
+        dataset = world(rng)
+        results = [detector(rng, dataset["annotations"], noise) for noise in (noise_a, noise_b)]
+        row = compare.compare(dataset, results, samples=200, seed=repetition, confidence=confidence)["metrics"][0]
+        held += not compare.beyond_chance(row)
+    return held / repetitions
+
+
+@pytest.mark.slow
+def test_chance_is_told_as_chance():
+    """Two detectors of one quality, on new data each time: 80% intervals hold 0 in 80% of cases; of 100, within 3 standard deviations."""
+    assert share_that_holds_zero(5, 5, 100, 80) == pytest.approx(0.8, abs=3 * np.sqrt(0.8 * 0.2 / 100))
+
+
+@pytest.mark.slow
+def test_a_gain_is_told_as_a_gain():
+    """A detector that lies clearly better is beyond chance every time."""
+    assert share_that_holds_zero(7, 4, 10, 95) == 0
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return str(path)
+
+
+def call(monkeypatch, *args):
+    monkeypatch.setattr(sys, "argv", ["compare", *map(str, args)])
+    compare.main()
+
+
+@pytest.fixture
+def files(tmp_path):
+    dataset, a, b = few_classes(12, 10, "bbox")
+    return [write(tmp_path / name, content) for name, content in (("a.json", a), ("b.json", b), ("truth.json", dataset))]
+
+
+def test_the_command(files, tmp_path, monkeypatch, capsys):
+    a, b, truth = files
+    call(
+        monkeypatch, a, b, "--annotations", truth, "--samples", 100, "--json", tmp_path / "out" / "c.json", "--plot", tmp_path / "new" / "c.png"
+    )
+    out, err = capsys.readouterr()
+    result = json.loads((tmp_path / "out" / "c.json").read_text())
+    about = {"a": a, "b": b, "annotations": truth, "task": "bbox", "images": 12, "samples": 100, "seed": 0, "confidence": 95.0}
+    assert {key: result[key] for key in about} == about and result["interval"] == "percentile"
+    for row in result["metrics"]:
+        assert f"| {row['a']:.2f} | {row['b']:.2f} | {row['difference']:+.2f} |".replace(" ", "") in out.replace(" ", "")
+    assert compare.verdict(result["metrics"][0], 95) in out and "percentiles of 100 bootstrap samples of 12 images" in out and "7/7" in err
+    assert sorted(os.listdir(tmp_path / "new")) == ["c.png"]
+    call(monkeypatch, a, b, "--annotations", truth, "--samples", 100, "--json", tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text()) == result
+
+
+@pytest.mark.parametrize("task", compare.TASKS)
+def test_digits_and_run_folders(task, tmp_path, monkeypatch, capsys):
+    """The truth itself as A, and shifted by two pixels as B, which is worse in every sample."""
+    from pycocotools import mask as mask_util
+
+    with open(digits._paths(digits.generate(), "val")["instances"]) as f:
+        annotations = json.load(f)["annotations"]
+    for who, shift in (("A", 0), ("B", 2)):
+        results = []
+        for i, a in enumerate(annotations):
+            x, y, w, h = a["bbox"]
+            result = {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": [x + shift, y, w, h], "score": 0.5 + i / 10000}
+            if task == "segm":
+                polygons = [[v + shift * (j % 2 == 0) for j, v in enumerate(p)] for p in a["segmentation"]]
+                rle = mask_util.merge(mask_util.frPyObjects(polygons, digits.IMAGE_SIZE, digits.IMAGE_SIZE))
+                result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+            if task == "keypoints":
+                result["keypoints"] = [v + shift * (j % 3 == 0) for j, v in enumerate(a["keypoints"])]
+            results.append(result)
+        write(tmp_path / who / "inference" / "coco_instances_results.json", results)
+    extra = ["--oks-sigmas", *[0.05] * 4] if task == "keypoints" else []
+    call(monkeypatch, tmp_path / "A", tmp_path / "B", "--dataset", "digits_val", "--task", task, "--samples", 100, *extra)
+    out = capsys.readouterr().out
+    assert "B is worse than A" in out and "beyond chance" in out and out.splitlines()[5].split()[3] == "100.00"
+    assert "Classes whose interval leaves out 0: 10 of 10" in out
+    if task == "keypoints":
+        with pytest.raises(UserError, match="objects have 4 keypoints, and there are 17 OKS sigmas. Name your own by --oks-sigmas"):
+            call(monkeypatch, tmp_path / "A", tmp_path / "B", "--dataset", "digits_val", "--task", task)
+
+
+def row(name, low, high, samples=100):
+    return {
+        "name": name,
+        "a": 40.0,
+        "b": 40 + (low + high) / 2,
+        "difference": (low + high) / 2,
+        "low": low,
+        "high": high,
+        "b_better": 0.7,
+        "samples": samples,
+    }
+
+
+def test_words():
+    assert compare.verdict(row("AP", 0.5, 1.5), 95).startswith("B is better than A by 1.00 AP, beyond chance: the 95% interval")
+    assert compare.verdict(row("AP", -1.5, -0.5), 90).startswith("B is worse than A by 1.00 AP, beyond chance: the 90% interval")
+    assert "cannot be told" in compare.verdict(row("AP", -0.5, 1.5), 95) and "may be chance" in compare.verdict(row("AP", 0, 1.5), 95)
+    nothing = {**row("AP", 0, 0, samples=0), **dict.fromkeys(("a", "b", "difference", "low", "high", "b_better"))}
+    assert "no objects" in compare.verdict(nothing, 95) and not compare.beyond_chance(nothing)
+    assert compare.table([nothing], 95).splitlines()[-1].count(" - ") == 5
+    classes = [row(f"kind {i}", i - 29.5, i - 28.5) for i in range(60)]
+    text = compare.report({"confidence": 95.0, "samples": 100, "images": 5, "metrics": [row("AP", 0.5, 1.5)], "classes": classes})
+    assert "leaves out 0: 59 of 60; chance alone would give some 3." in text and "The 20 largest" in text
+    assert "| kind 59 |" in text and "| kind 0 " in text and "| kind 30 |" not in text
+
+
+@pytest.mark.parametrize("count", [1, 80, 500])
+def test_plot(tmp_path, count):
+    """As high as its classes need; names of any characters."""
+    names = ["$x_{", "line\nbreak", "100%", "_" * 99]
+    classes = [row(names[i] if i < 4 else f"kind {i}", i - 3.0, i - 1.0) for i in range(count)]
+    about = {"a": "a" * 200, "b": "b$", "confidence": 95.0, "metrics": [row("AP", 0.5, 1.5)], "classes": classes}
+    compare.plot(about, str(tmp_path / "c.png"))
+    picture = np.asarray(Image.open(tmp_path / "c.png").convert("L"))
+    assert picture.shape[1] == 880 and picture.shape[0] > 17 * min(count, compare.DRAWN) and (picture < 100).mean() > 0.002
+    assert os.listdir(tmp_path) == ["c.png"]
+
+
+GOOD = {"image_id": 1, "category_id": 1, "bbox": [1.0, 1.0, 5.0, 5.0], "score": 0.5}
+
+
+@pytest.mark.parametrize(
+    "args, words",
+    [
+        (["none.json", "{b}", "--annotations", "{truth}"], "result file 'none.json' is not there"),
+        (["{a}", "{b}", "--annotations", "none.json"], "annotation file 'none.json' is not there"),
+        (["{a}", "{b}", "--dataset", "digits_vall"], "unknown data set: 'digits_vall'. Did you mean 'digits_val'"),
+        (["{a}", "{b}", "--dataset", "digits_val_panoptic_stuffonly"], "has no annotations in COCO's format"),
+        (["{a}", "{b}", "--dataset", "coco_2014_val"], "json_file .* is not there"),
+        (["{a}", "{b}", "--annotations", "{truth}", "--task", "box"], "unknown --task: 'box'. Did you mean 'bbox'"),
+        (["{a}", "{b}", "--annotations", "{truth}", "--task", "segm"], "not of task 'segm': a detection has no segmentation; of bbox they are"),
+        (["{a}", "{b}", "--annotations", "{truth}", "--samples", "99"], "--samples 99: an interval needs at least 100"),
+        (["{a}", "{b}", "--annotations", "{truth}", "--confidence", "100"], "--confidence 100: it must be a percentage"),
+        (["{a}", "{b}", "--annotations", "{truth}", "--confidence", "nan"], "--confidence nan"),
+        (["{a}", "{b}", "--annotations", "{truth}", "--seed", "-1"], "--seed -1"),
+        (["{a}", "{b}", "--annotations", "{truth}", "--oks-sigmas", "0"], "--oks-sigmas"),
+        (["{a}", "{b}", "--annotations", "{truth}", "--plot", "c.txt"], "kind of picture.*'.png'"),
+        (["{a}", "{b}", "--annotations", "{truth}", "--json", "{folder}"], "is a folder"),
+        (["{folder}", "{b}", "--annotations", "{truth}"], "coco_instances_results.json' is not there"),
+        (["{truth}", "{b}", "--annotations", "{truth}"], "there is no list of detections"),
+        (["{a}", "{b}", "--annotations", "{a}"], "there is no list 'images' with entries"),
+    ],
+)
+def test_mistakes(args, words, files, tmp_path, monkeypatch):
+    names = {"a": files[0], "b": files[1], "truth": files[2], "folder": tmp_path}
+    with pytest.raises(UserError, match=words) as caught:
+        call(monkeypatch, *(arg.format(**names) for arg in args))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ("", "is not JSON"),
+        ("[" * 100000, "is not JSON"),
+        ([], "hold no detections"),
+        ({}, "there is no list of detections"),
+        ([3], "entry 0 is 3, not an object"),
+        ([{**GOOD, "image_id": 999}], "entry 0 has image_id 999, which is not among the 'images'"),
+        ([{**GOOD, "category_id": 999}], "entry 0 has category_id 999"),
+        ([GOOD, {**GOOD, "image_id": "1"}], "entry 1 has image_id '1': it must be an integer"),
+        ([{**GOOD, "image_id": True}], "image_id True"),
+        ([{**GOOD, "score": float("nan")}], "score nan: it must be a number"),
+        ([{**GOOD, "score": 10**400}], "score 1000.*: it must be a number"),
+        ([{**GOOD, "bbox": [1, 2, 3]}], r"bbox \[1, 2, 3\]: it must be \[x, y, width, height\]"),
+        ([{**GOOD, "bbox": [1, 2, 3, None]}], "it must be"),
+        ([{**GOOD, "bbox": "wide"}], "bbox 'wide'"),
+        ([GOOD, {key: value for key, value in GOOD.items() if key != "score"}], "entry 1 has no score"),
+        ([{"caption": "a cup"}], "of none of the tasks"),
+    ],
+)
+def test_mistakes_in_results(content, words, files, tmp_path, monkeypatch):
+    with pytest.raises(UserError, match=words) as caught:
+        call(monkeypatch, files[0], write(tmp_path / "bad.json", content), "--annotations", files[2])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+RUNS = {"size": [480, 640], "counts": ""}
+
+
+@pytest.mark.parametrize("counts", ["", "0", "PPYo9", "PPYo9PPYo9", "o", "oooooooooo0", "\u20ac", "\x00", " ", [307200], 5, None])
+def test_run_lengths_that_do_not_fit(counts):
+    """pycocotools reads on behind such, or does not come to an end."""
+    from pycocotools import mask as mask_util
+
+    good = mask_util.encode(np.asfortranarray(np.eye(480, 640, dtype=np.uint8)))["counts"].decode()
+    blank = mask_util.encode(np.zeros((480, 640), np.uint8, order="F"))["counts"].decode()
+    dataset, results = made_up(2, 3, "segm")
+    for fine in (good, blank):
+        results[1]["segmentation"] = {**RUNS, "counts": fine}
+        compare.check_results(results, dataset, "segm", "x.json")
+    if counts == "PPYo9":
+        counts = blank
+        results[1]["segmentation"] = {"size": [640, 480], "counts": counts}
+    else:
+        results[1]["segmentation"] = {**RUNS, "counts": counts}
+    with pytest.raises(UserError, match="entry 1 has a segmentation that is not of compressed run lengths"):
+        compare.check_results(results, dataset, "segm", "x.json")
+
+
+@pytest.mark.parametrize(
+    "key, change, words",
+    [
+        ("annotations", {"id": 2}, "an id stands twice in 'annotations'"),
+        ("annotations", {"image_id": 99}, "image_id 99, which is not among the 'images'"),
+        ("annotations", {"category_id": 99}, "category_id 99"),
+        ("annotations", {"area": None}, "area None: it must be a number"),
+        ("annotations", {"bbox": [1]}, "bbox"),
+        ("annotations", {"iscrowd": "no"}, "iscrowd 'no'"),
+        ("images", {"id": None}, "'images': entry 0 has id None"),
+        ("categories", {"name": 5}, "name 5: it must be a name"),
+    ],
+)
+def test_mistakes_in_annotations(key, change, words, files, tmp_path, monkeypatch):
+    with open(files[2]) as f:
+        truth = json.load(f)
+    truth[key][0].update(change)
+    with pytest.raises(UserError, match=words):
+        call(monkeypatch, *files[:2], "--annotations", write(tmp_path / "bad.json", truth))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=150)
+@given(st.data())
+def test_anything_in_the_place_of_a_field(data):
+    """It is refused in one line, or evaluated."""
+    task = data.draw(st.sampled_from(sorted(compare.TASKS)))
+    dataset, results = made_up(2, 4, task)
+    dataset, results = copy.deepcopy((dataset, results))
+    place = data.draw(st.sampled_from(["images", "annotations", "categories", "results"]))
+    entries = results if place == "results" else dataset[place]
+    entry = entries[data.draw(st.integers(0, min(len(entries), 3) - 1))]
+    key = data.draw(st.sampled_from(sorted(entry)))
+    if key == "segmentation" and data.draw(st.booleans()):
+        key = data.draw(st.sampled_from(["size", "counts"]))
+        entry = entry["segmentation"]
+    entry[key] = data.draw(JSON)
+    try:
+        compare.check_annotations(dataset, task, "truth.json")
+        kept = [compare.check_results(copy.deepcopy(results), dataset, task, "x.json") for _ in range(2)]
+        if task == "keypoints":
+            compare.check_keypoints(dataset, kept, ())
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 500
+    else:
+        found = compare.compare(dataset, kept, task, samples=100)
+        json.dumps(found, allow_nan=False)
+        assert all(not row["samples"] or row["difference"] == 0 for row in found["metrics"])
+
+
+@pytest.mark.slow
+def test_as_a_module(files):
+    """A mistake ends in exit code 2 and one line."""
+    command = [sys.executable, "-m", "backbones.tools.compare", files[0], "none.json", "--annotations", files[2]]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert result.returncode == 2 and result.stdout == "" and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1] == "error: result file 'none.json' is not there"
