@@ -7,6 +7,7 @@ torchrun --nproc-per-node 8 train_net.py --config-file faster_rcnn_V_39_FPN_3x.y
 """
 
 import argparse
+import errno
 import logging
 import os
 import sys
@@ -18,11 +19,11 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from backbones import UserError, add_backbones_config, check_config, use_backbone, zoo
-from backbones.config import merge_file, merge_overrides
+from backbones.config import add_data_arguments, apply_data_arguments, merge_file, merge_overrides
 from backbones.data import check_datasets, register_from_config, register_held_out, register_image_folders
 from backbones.deploy.optimize import PRECISIONS
 from backbones.deploy.predictor import evaluate_optimized, size_in_mind
-from backbones.engine import Trainer, count_processes, launch, lazy, load_for_evaluation
+from backbones.engine import Trainer, check_trackers, count_processes, launch, lazy, load_for_evaluation
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -34,6 +35,7 @@ def argument_parser() -> argparse.ArgumentParser:
         elif action.dest == "num_gpus":
             action.help = "number of GPUs per machine; with MODEL.DEVICE cpu, number of processes"
     parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
+    add_data_arguments(parser)
     parser.add_argument("--optimize", action="store_true", help="with --eval-only: a faster model that gives the same results")
     parser.add_argument(
         "--precision", default="float32", choices=PRECISIONS, help="of --optimize; bfloat16 changes results, and by how much is printed"
@@ -60,12 +62,14 @@ def setup(args):
         merge_file(cfg, args.config_file)
     if args.backbone:
         use_backbone(cfg, args.backbone)
+    apply_data_arguments(cfg, args, training=not args.eval_only)
     merge_overrides(cfg, args.opts)
     register_from_config(cfg)
     register_image_folders(cfg)
     register_held_out(cfg)
     check_config(cfg, training=not args.eval_only, processes=count_processes(args))
     check_datasets(cfg, training=not args.eval_only)
+    check_trackers(cfg)
     cfg.freeze()
     return cfg
 
@@ -76,6 +80,10 @@ def main(args) -> None:
         run(args)
     except UserError as error:
         fail(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        fail(UserError(f"{error.filename or 'a file'!r} cannot be written: {error.strerror}. Checkpoints that were written are whole"))
 
 
 def run(args) -> None:
@@ -106,15 +114,20 @@ def run(args) -> None:
 
 
 def fail(error: UserError) -> None:
+    message = str(error)
+    if "DataLoader worker" in message:  # torch hands on a worker's whole traceback
+        message = message.strip().rpartition("UserError: ")[2]
     if comm.is_main_process() and os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"train_net.py: error: {error}", file=sys.stderr, flush=True)
+        print(f"train_net.py: error: {message}", file=sys.stderr, flush=True)
     else:  # said once on the terminal; what only one of the others finds stands in its log
-        logging.getLogger("backbones").error(error)
+        logging.getLogger("backbones").error(message)
     sys.exit(2)
 
 
 if __name__ == "__main__":
     args = argument_parser().parse_args()
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun has started all processes anew after one was lost
+        args.resume = True
     try:
         # in the first process already, so that a mistake is reported once and before any other starts
         cfg = setup(args)

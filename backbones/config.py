@@ -138,6 +138,12 @@ def add_backbones_config(cfg: CfgNode) -> None:
     _default(cfg.MODEL, "COMPILE", False)  # the backbone, in training, by torch.compile
     _default(cfg.SOLVER.AMP, "PRECISION", "float16")  # or "bfloat16"
     _default(cfg.SOLVER, "FUSED", False)  # the optimizer's step as one kernel, which rounds in another order
+    _default(cfg.SOLVER, "ACCUMULATE", 1)  # parts that the images of an iteration are worked on in, one after the other
+    # images an iteration that BASE_LR is for: with another IMS_PER_BATCH it is scaled in proportion; 0 leaves it as it is
+    _default(cfg.SOLVER, "REFERENCE_BATCH", 0)
+    ema = _node(cfg, "MODEL_EMA")  # an average of the weights over training, which evaluations then look at
+    _default(ema, "ENABLED", False)
+    _default(ema, "DECAY", 0.9998)
     ddp = _node(cfg.SOLVER, "DDP")
     # of torch's DistributedDataParallel
     _default(ddp, "STATIC_GRAPH", False)
@@ -146,6 +152,15 @@ def add_backbones_config(cfg: CfgNode) -> None:
 
     # "fastest": faster-coco-eval where it is installed, whose numbers are the same; "detectron2": its own
     _default(cfg.TEST, "COCO_EVALUATOR", "fastest")
+    # figure whose best checkpoint is kept as model_best.pth: such as "bbox/AP"; "auto": the first AP, PQ, mIoU or top-1 that there is; "": none
+    _default(cfg.TEST, "BEST_METRIC", "auto")
+    _default(cfg.TEST, "PATIENCE", 0)  # evaluations without a better value after which training ends; 0: it does not
+    _default(cfg.TEST, "LOSS", False)  # each evaluation during training: the losses on the test data too
+    _default(cfg.TEST, "PICTURES", 4)  # each evaluation during training: so many test images with what is found in them, in OUTPUT_DIR/pictures
+    _default(cfg.INPUT, "UNREADABLE", "stop")  # images that cannot be read in training: "stop" at the first, or "skip" and count them
+    tracking = _node(cfg, "TRACKING")
+    _default(tracking, "WANDB", "")  # project of Weights & Biases that figures go to
+    _default(tracking, "MLFLOW", "")  # experiment of MLflow that figures go to
     # what makes a training example of an image: "detectron2", the same in less time ("exact"), or with pixels that differ by one level ("fast")
     _default(cfg.INPUT, "MAPPER", "detectron2")
 
@@ -296,6 +311,8 @@ def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> No
         raise UserError(f"MODEL.GFL.PRIOR_PROB is {cfg.MODEL.GFL.PRIOR_PROB}: it must be above 0 and below 1")
     if cfg.ONE_SHOT.MUTATION_PROB > 1:
         raise UserError(f"ONE_SHOT.MUTATION_PROB is {cfg.ONE_SHOT.MUTATION_PROB}: it must be at most 1")
+    if not 0 <= cfg.MODEL_EMA.DECAY < 1:
+        raise UserError(f"MODEL_EMA.DECAY is {cfg.MODEL_EMA.DECAY}: it must be at least 0 and below 1")
     size = cfg.ONE_SHOT.COST_SIZE
     if not (len(size) == 2 and all(type(side) is int and side >= 1 for side in size)):
         raise UserError(f"ONE_SHOT.COST_SIZE is {list(size)}: it must be a height and a width in pixels")
@@ -321,8 +338,10 @@ def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> No
     on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
     if training:
         _check_batch(cfg, processes)
-        if cfg.SOLVER.AMP.ENABLED and not on_gpu:
-            raise UserError(f"SOLVER.AMP.ENABLED needs a GPU, but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: set SOLVER.AMP.ENABLED False")
+        if cfg.SOLVER.AMP.ENABLED and not on_gpu and cfg.SOLVER.AMP.PRECISION != "bfloat16":
+            raise UserError(
+                f"SOLVER.AMP.ENABLED needs a GPU, but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: set SOLVER.AMP.ENABLED False or AMP.PRECISION bfloat16"
+            )
     cfg = cfg.clone()
     cfg.defrost()
     cfg.MODEL.DEVICE = "meta"
@@ -344,9 +363,10 @@ def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> No
 
 
 def _check_batch(cfg: CfgNode, processes: int) -> None:
-    batch, reference = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE
-    if batch % (reference or processes):
+    batch, reference, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.ACCUMULATE
+    if batch % ((reference or processes) * parts):
         among = f"SOLVER.REFERENCE_WORLD_SIZE {reference}" if reference else f"{processes} processes"
+        among += f" times SOLVER.ACCUMULATE {parts}" if parts > 1 else ""
         raise UserError(f"SOLVER.IMS_PER_BATCH {batch} cannot be shared evenly among {among}")
 
 
@@ -375,6 +395,7 @@ _CHOICES = {
     "MODEL.ACTIVATIONS": ACTIVATIONS,
     "MODEL.MEMORY_FORMAT": ("contiguous", "channels_last"),
     "SOLVER.AMP.PRECISION": ("float16", "bfloat16"),
+    "INPUT.UNREADABLE": ("stop", "skip"),
     "INPUT.MAPPER": ("detectron2", "exact", "fast"),
     "ONE_SHOT.COST": ("macs", "parameters", "latency"),
     "INPUT.MASK_FORMAT": ("polygon", "bitmask"),
@@ -426,6 +447,11 @@ _LEAST = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": 1,
     "TEST.DETECTIONS_PER_IMAGE": 1,
     "DATALOADER.NUM_WORKERS": 0,
+    "SOLVER.ACCUMULATE": 1,
+    "SOLVER.REFERENCE_BATCH": 0,
+    "TEST.PATIENCE": 0,
+    "TEST.PICTURES": 0,
+    "TEST.EVAL_PERIOD": 0,
 }
 # keys that name something registered, and the names that detectron2 takes beside those
 _REGISTERED = {
@@ -451,6 +477,48 @@ FEATURE_KEYS = {
     "ImageClassifier": (),
     "SemanticSegmentor": ("MODEL.SEM_SEG_HEAD.IN_FEATURES",),
 }
+
+
+def add_data_arguments(parser) -> None:
+    """The flags ``--train-json``, ``--train-images``, ``--val-json`` and ``--val-images`` of an argparse parser."""
+    group = parser.add_argument_group("own data, in COCO's format, in the place of the config's; the number of classes and their names follow")
+    for split, what in (("train", "to train on"), ("val", "to evaluate on")):
+        group.add_argument(f"--{split}-json", default="", metavar="FILE", help=f"annotations {what}")
+        group.add_argument(f"--{split}-images", default="", metavar="DIR", help="the folder of their images")
+
+
+def apply_data_arguments(cfg: CfgNode, args, training: bool = True) -> None:
+    """Puts the data of `add_data_arguments` into ``cfg``, and their classes; to be called before overrides, which then prevail.
+
+    Raises UserError for a flag without its fellow, for files that are none of COCO's, and for two sets with other classes.
+    """
+    from .data.coco import read_categories
+
+    entries, classes = [], {}
+    for split in ("train", "val"):
+        file, folder = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
+        if bool(file) != bool(folder):
+            raise UserError(f"--{split}-json and --{split}-images go together: --{split}-{'images' if file else 'json'} is missing")
+        if file:
+            entries.append([f"own_{split}", os.path.abspath(file), os.path.abspath(folder)])
+            classes[split] = read_categories(f"own_{split}", file)
+    if not entries:
+        return
+    if training and "train" not in classes:
+        raise UserError("--val-json is there without --train-json: to evaluate alone, add --eval-only; to train, name what to train on")
+    if not training and "val" not in classes:
+        raise UserError("--train-json is there without --val-json, which --eval-only needs")
+    if len(classes) == 2 and classes["train"] != classes["val"]:
+        odd = next((a, b) for a, b in zip([*classes["train"], None], [*classes["val"], None]) if a != b)
+        raise UserError(
+            f"--train-json and --val-json have other categories (id, name): {odd[0]} in the one stands where the other has {odd[1]}"
+        )
+    cfg.DATASETS.REGISTER = [*cfg.DATASETS.REGISTER, *entries]
+    cfg.DATASETS.TRAIN = ("own_train",) if "train" in classes else ()
+    cfg.DATASETS.TEST = ("own_val",) if "val" in classes else ()
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN, cfg.DATASETS.PROPOSAL_FILES_TEST = (), ()
+    for key in ("ROI_HEADS", "RETINANET", "GFL"):
+        cfg.MODEL[key].NUM_CLASSES = len(next(iter(classes.values())))
 
 
 def get(cfg: CfgNode, key: str):

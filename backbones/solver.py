@@ -1,5 +1,7 @@
 """detectron2's optimizer and schedules, with clipping by the norm of all gradients together, and a linear schedule."""
 
+import logging
+
 import detectron2.solver
 import torch
 from detectron2.config import CfgNode
@@ -35,6 +37,24 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if together:
         optimizer.register_step_pre_hook(clip_all)
     return optimizer
+
+
+def scale_learning_rate(cfg: CfgNode) -> CfgNode:
+    """A config whose BASE_LR is in proportion to its batch, where ``SOLVER.REFERENCE_BATCH`` says what batch it is for; a line says so."""
+    solver = cfg.SOLVER
+    if solver.REFERENCE_BATCH in (0, solver.IMS_PER_BATCH):
+        return cfg
+    scaled = cfg.clone()
+    scaled.defrost()
+    scaled.SOLVER.BASE_LR = solver.BASE_LR * solver.IMS_PER_BATCH / solver.REFERENCE_BATCH
+    scaled.SOLVER.REFERENCE_BATCH = 0
+    logging.getLogger(__name__).info(
+        f"SOLVER.BASE_LR {solver.BASE_LR:g} is for {solver.REFERENCE_BATCH} images an iteration: "
+        f"with {solver.IMS_PER_BATCH}, {scaled.SOLVER.BASE_LR:g} is used"
+    )
+    if cfg.is_frozen():
+        scaled.freeze()
+    return scaled
 
 
 def build_lr_scheduler(cfg: CfgNode, optimizer: torch.optim.Optimizer):

@@ -3,9 +3,11 @@
 detectron2 loads whatever matches and logs the rest; a file of another network then trains or evaluates from random weights in silence.
 """
 
+import contextlib
 import logging
 import os
 import re
+import zipfile
 from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Tuple
 from urllib.parse import urlparse
@@ -21,6 +23,7 @@ from torch import nn
 
 from ..detectors import LastStageROIHeads
 from ..errors import UserError
+from ..files import write_whole
 from ..layers import without_wrappers
 from .reading import read_checkpoint
 
@@ -94,11 +97,58 @@ class GatedCheckpointer(DetectionCheckpointer):
         self._hint = ""
 
     def save(self, name: str, **kwargs: Any) -> None:
+        """Writes ``name``.pth whole or not at all, and then that it is the last one. Raises UserError where it cannot be written."""
+        if not self.save_dir or not self.save_to_disk:
+            return
         conventions = _conventions(self.model)
-        super().save(name, **({"conventions": conventions} if conventions else {}), **kwargs)
+        if conventions:
+            kwargs["conventions"] = conventions
+        if "://" in self.save_dir:  # as far as its handler does
+            super().save(name, **kwargs)
+            return
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        data = {"model": self.model.state_dict(), **{key: each.state_dict() for key, each in self.checkpointables.items()}, **kwargs}
+        logging.getLogger(__name__).info(f"Saving checkpoint to {path}")
+        try:
+            with open(path + ".partial", "wb") as f:
+                torch.save(data, f)
+                f.flush()
+                os.fsync(f.fileno())
+            os.replace(path + ".partial", path)
+        except (OSError, RuntimeError) as error:  # torch's writer has its own words for a full disk
+            with contextlib.suppress(OSError):
+                os.remove(path + ".partial")
+            raise UserError(
+                f"checkpoint {path!r} cannot be written: {' '.join(str(error).split())[:200]}. The earlier ones are whole"
+            ) from error
+        self.tag_last_checkpoint(f"{name}.pth")
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        if "://" in self.save_dir:
+            super().tag_last_checkpoint(last_filename_basename)
+        else:
+            write_whole(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
+
+    def last_checkpoint_name(self) -> str:
+        """What ``last_checkpoint`` says, "" where it is not there."""
+        return os.path.basename(super().get_checkpoint_file()) if self.has_checkpoint() else ""
+
+    def get_checkpoint_file(self) -> str:
+        """The last checkpoint, or where that was not written to its end, the last one that was."""
+        path = super().get_checkpoint_file()
+        if not path or "://" in path or _is_whole(path):
+            return path
+        numbered = [p for p in self.get_all_checkpoint_files() if re.fullmatch(r"model_\d+\.pth", os.path.basename(p))]
+        for other in sorted(numbered, reverse=True):
+            if _is_whole(other):
+                logging.getLogger(__name__).warning(f"checkpoint {path!r} was not written to its end: going on from {other!r}")
+                return other
+        return path
 
     def load(self, path: str, checkpointables=None) -> Dict[str, Any]:
         self._loading = path
+        # training goes on with the weights themselves; all else is to have their average, where a run has kept one
+        self._averaged = checkpointables is not None or "trainer" not in self.checkpointables
         if "://" in path:
             path = fetch(path, self.path_manager)
         elif path and not self.path_manager.isfile(path.partition("?")[0]):
@@ -125,6 +175,10 @@ class GatedCheckpointer(DetectionCheckpointer):
             if os.path.abspath(filename).startswith(os.path.abspath(get_cache_dir())) and os.path.isfile(filename):
                 os.remove(filename)  # so that the next run downloads it again
             raise UserError(f"{error} (downloaded from {self._loading})") from error
+        average = data.pop("ema", None) if self._averaged else None
+        if isinstance(average, dict):
+            logging.getLogger(__name__).info(f"{filename} holds an average of the weights (MODEL_EMA), which is taken")
+            data["model"] = {key[len("module.") :]: value for key, value in average.items() if key.startswith("module.")}
         weights = data["model"]
         if not isinstance(weights, dict):
             raise UserError(f"checkpoint {filename!r}: 'model' is a {type(weights).__name__}, not a state dict")
@@ -147,7 +201,8 @@ class GatedCheckpointer(DetectionCheckpointer):
             if "model_state" not in data:
                 raise UserError(f"checkpoint {filename!r} has no 'model_state', which files of pycls have")
             return {"model": data["model_state"], "__author__": "pycls", "matching_heuristics": True}
-        data = dict(data) if "model" in data else {"model": data}
+        alone = next((key for key in ("ema", "model_ema") if "model" not in data and isinstance(data.get(key), dict)), None)
+        data = dict(data) if "model" in data else {"model": data[alone] if alone else data}
         query = self._parsed_url_during_load.query
         if query not in ("", "matching_heuristics=True"):
             raise UserError(f"checkpoint {self._loading!r}: unknown query {query!r}. Allowed: 'matching_heuristics=True'")
@@ -221,6 +276,16 @@ class GatedCheckpointer(DetectionCheckpointer):
             f"checkpoint {report.path!r} does not fit: {len(keys)} of {len(total)} weights of {what} would keep their initial values, "
             f"the first is {first}. {self._hint}To load what fits all the same: --allow-partial-weights"
         )
+
+
+def _is_whole(path: str) -> bool:
+    """Whether a file of torch's has its end; of its older format, which does not tell, whether it has a beginning."""
+    try:
+        with open(path, "rb") as f:
+            start = f.read(2)
+    except OSError:
+        return False
+    return zipfile.is_zipfile(path) if start == b"PK" else start[:1] == b"\x80"
 
 
 def fetch(url: str, path_manager) -> str:

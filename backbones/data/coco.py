@@ -1,17 +1,18 @@
 """COCO-format data registered from a config: no code needed, and what is wrong with the files said before anything starts."""
 
-import json
 import logging
-import math
 import os
-from typing import Any, Dict, Iterator, List
+import re
+from typing import Any, Dict, Iterator, List, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 from PIL import Image, UnidentifiedImageError
 
+from ..documents import read_json
 from ..errors import UserError
+from .mapper import run_lengths
 
 _SAMPLED = 500  # images opened to compare their sizes with those stated: enough for a systematic mistake, seconds on a slow disk
 
@@ -55,9 +56,8 @@ def _read(name: str, json_file: str) -> Dict[str, List[dict]]:
     if not os.path.isfile(json_file):
         raise UserError(f"DATASETS.REGISTER: annotation file {json_file!r} of {name!r} is not there")
     try:
-        with open(json_file) as f:
-            content = json.load(f)
-    except (ValueError, RecursionError, OSError) as error:
+        content = read_json(json_file)
+    except ValueError as error:
         raise UserError(f"DATASETS.REGISTER: annotation file {json_file!r} is not JSON: {error}") from error
     missing = [key for key in ("images", "annotations", "categories") if not isinstance(content, dict) or key not in content]
     if missing:
@@ -77,8 +77,11 @@ def _problems(content: Dict[str, Any], image_root: str) -> Iterator[str]:
         for i, entry in enumerate(content[key]):
             for field, (kind, fits) in fields.items():
                 if field not in entry or not fits(entry[field]):
-                    value = f"{field} {entry[field]!r}" if field in entry else f"no {field}"
+                    value = f"{field} {str(entry[field])[:200]!r}" if field in entry else f"no {field}"
                     yield f"entry {i} of {key!r} has {value}: it must have {kind}"
+            for field, (kind, fits) in _MORE_FIELDS[key].items():
+                if entry.get(field) and not fits(entry[field]):
+                    yield f"entry {i} of {key!r} has {field} {str(entry[field])[:200]!r}: it must be {kind}"
         seen = set()
         for entry in content[key]:
             if entry["id"] in seen:
@@ -89,6 +92,7 @@ def _problems(content: Dict[str, Any], image_root: str) -> Iterator[str]:
         for a in content["annotations"]:
             if a[field] not in known:
                 yield f"annotation {a['id']} has {field} {a[field]!r}, which is not among the {key!r}"
+    yield from _problems_of_masks(content)
     for image in content["images"]:
         if not os.path.isfile(os.path.join(image_root, image["file_name"])):
             yield f"image {image['file_name']!r} is not in {image_root!r}"
@@ -104,12 +108,40 @@ def _problems(content: Dict[str, Any], image_root: str) -> Iterator[str]:
                 yield f"image {image['file_name']!r} is {size[0]}x{size[1]} (width x height), not {stated} as the annotations say"
 
 
+def _problems_of_masks(content: Dict[str, Any]) -> Iterator[str]:
+    """What pycocotools, whose C code looks at nothing, would fill wrong memory with."""
+    sizes = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for a in content["annotations"]:
+        size, mask, problem = sizes[a["image_id"]], a.get("segmentation") or [], ""
+        if isinstance(mask, dict):
+            runs = run_lengths(mask["counts"].encode()) if isinstance(mask["counts"], str) else mask["counts"]
+            if tuple(mask["size"]) != size:
+                problem = f"of {mask['size']}, but the image is {list(size)} (height, width)"
+            elif min(runs, default=-1) < 0 or max(runs) > size[0] * size[1] or sum(runs) != size[0] * size[1]:
+                problem = f"whose counts are not those of {size[0]} x {size[1]} pixels"
+        elif any(not -max(size) <= v <= 2 * max(size) for polygon in mask for v in polygon):
+            problem = "that lies outside its image"
+        if problem:
+            yield f"annotation {a['id']} has a segmentation {problem}"
+
+
 def _integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _box(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(isinstance(v, (int, float)) and math.isfinite(v) for v in value)
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(v, (int, float)) and abs(v) <= 1e6 for v in value)
+
+
+def _segmentation(value: Any) -> bool:
+    if isinstance(value, list):
+        return all(_numbers(polygon) for polygon in value)
+    if not isinstance(value, dict) or not isinstance(value.get("size"), list):
+        return False
+    counts = value.get("counts")
+    if isinstance(counts, str):
+        return re.fullmatch("([P-o]{0,6}[0-O])+", counts) is not None
+    return isinstance(counts, list) and all(map(_integer, [*counts, *value["size"]]))
 
 
 _ID = ("an integer id", _integer)
@@ -122,10 +154,33 @@ _FIELDS = {
         "id": _ID,
         "image_id": ("an integer image_id", _integer),
         "category_id": ("an integer category_id", _integer),
-        "bbox": ("a bbox [x, y, width, height] of numbers", _box),
+        "bbox": ("a bbox [x, y, width, height] of numbers", lambda value: _numbers(value) and len(value) == 4),
+    },
+}
+# what it may have, or null
+_MORE_FIELDS = {
+    "images": {},
+    "categories": {
+        "keypoints": ("a list of names", lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value)),
+    },
+    "annotations": {
+        "segmentation": ("polygons, or run lengths with size and counts", _segmentation),
+        "keypoints": ("x, y and visibility of each", lambda value: _numbers(value) and len(value) % 3 == 0),
+        "num_keypoints": ("a number", _integer),
+        "iscrowd": ("0 or 1", lambda value: value in (0, 1)),
+        "area": ("a number of pixels", lambda value: isinstance(value, (int, float)) and 0 <= value <= 1e12),
     },
 }
 
 
 def _flip_map(names):
     return [(n, n.replace("left", "right", 1)) for n in names if "left" in n and n.replace("left", "right", 1) in names]
+
+
+def read_categories(name: str, json_file: str) -> List[Tuple[int, str]]:
+    """(id, name) of every category of an annotation file, in the order of their classes; raises UserError as `register_from_config` does."""
+    content = _read(name, json_file)
+    for problem in _problems({**content, "images": [], "annotations": []}, ""):
+        if not problem.startswith("'images'"):
+            raise UserError(f"annotation file {json_file!r}: {problem}")
+    return sorted((category["id"], category["name"]) for category in content["categories"])

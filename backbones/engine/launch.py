@@ -1,8 +1,11 @@
 """Starting the processes of a run: detectron2's way (``--num-gpus``), or by ``torchrun``."""
 
+import contextlib
+import multiprocessing
 import os
+import signal
 import sys
-from typing import Callable
+from typing import Callable, Iterator
 
 import detectron2.engine
 import torch
@@ -10,6 +13,7 @@ import torch.distributed as dist
 from detectron2.utils import comm
 
 from ..errors import UserError
+from .signals import exit_code
 
 
 def count_processes(args) -> int:
@@ -49,14 +53,39 @@ def launch(main: Callable, args, device: str) -> None:
         raise UserError(f"--machine-rank {args.machine_rank} is not from 0 to --num-machines {args.num_machines} - 1")
     if not cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # detectron2 takes NCCL wherever it sees a GPU
+    processes = max(args.num_gpus, 1)
     try:
-        detectron2.engine.launch(
-            main, max(args.num_gpus, 1), num_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url, args=(args,)
-        )
+        with _pass_on_signals() if processes > 1 else contextlib.nullcontext():
+            detectron2.engine.launch(
+                main, processes, num_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url, args=(args,)
+            )
     except torch.multiprocessing.ProcessExitedException as error:
         if error.signal_name:  # the system ended it, for want of memory most often; any other has said why itself
             raise UserError(f"process {error.error_index} of the run was killed by {error.signal_name}") from error
         sys.exit(error.exit_code)
+
+
+@contextlib.contextmanager
+def _pass_on_signals() -> Iterator[None]:
+    """Gives SIGTERM and SIGINT, which end a run in order, to the processes that this one has started; their exit code is then its own."""
+    own = os.getpid()
+
+    def pass_on(number, frame) -> None:
+        if os.getpid() != own:  # a process that has not yet a handler of its own
+            os._exit(exit_code(number))
+        for child in multiprocessing.active_children():
+            if child.pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(child.pid, number)
+
+    # Ctrl-C on a terminal reaches all processes by itself; this one waits for the others
+    handlers = {signal.SIGTERM: pass_on, signal.SIGINT: lambda number, frame: None}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _check_gpus(wanted: int) -> None:

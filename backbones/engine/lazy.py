@@ -5,9 +5,10 @@ import logging
 import weakref
 from typing import Any, Dict, List
 
+import torch
 from detectron2.config import LazyConfig, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.engine import AMPTrainer, SimpleTrainer, create_ddp_model, hooks
+from detectron2.engine import HookBase, create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import inference_on_dataset, print_csv_format
 from detectron2.utils import comm
@@ -21,7 +22,10 @@ from ..config import check_device, check_output_dir, from_libraries
 from ..data import check_packages, check_paths
 from ..errors import UserError, unknown
 from ..swap import use_backbone
-from .trainer import broadcast_buffers, check_not_done, fill, warn_of_frozen_norms, warn_of_resuming
+from .resume import lock
+from .signals import Signals
+from .step import Steps
+from .trainer import broadcast_buffers, check_not_done, fill, leave, warn_of_frozen_norms, warn_of_resuming
 
 
 def is_lazy(path: str) -> bool:
@@ -129,7 +133,7 @@ def train(cfg: DictConfig, resume: bool = False, allow_partial_weights: bool = F
     amp = cfg.train.amp.enabled
     if amp and not str(cfg.train.device).startswith("cuda"):
         raise UserError(f"train.amp needs a GPU, but train.device is {cfg.train.device!r}: set train.amp.enabled=False")
-    trainer = (AMPTrainer if amp else SimpleTrainer)(model, loader, optimizer)
+    trainer = Steps(model, loader, optimizer, precision=torch.float16 if amp else None)
     checkpointer = GatedCheckpointer(
         model, cfg.train.output_dir, require="nothing" if allow_partial_weights else "backbone", trainer=weakref.proxy(trainer)
     )
@@ -148,7 +152,18 @@ def train(cfg: DictConfig, resume: bool = False, allow_partial_weights: bool = F
     warn_of_frozen_norms(cfg.train.init_checkpoint, model)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     check_not_done(start, cfg.train.max_iter, checkpointer, "train.max_iter", "train.init_checkpoint=")
-    trainer.train(start, cfg.train.max_iter)
+    trainer.register_hooks([_LeaveAfterSignals(checkpointer)])
+    with lock(cfg.train.output_dir), Signals(trainer.note):
+        trainer.train(start, cfg.train.max_iter)
+
+
+class _LeaveAfterSignals(HookBase):
+    def __init__(self, checkpointer: GatedCheckpointer):
+        self.checkpointer = checkpointer
+
+    def after_step(self) -> None:
+        if self.trainer.stop:
+            leave(self.checkpointer, self.trainer.iter, self.trainer.stop)
 
 
 def _instantiate(cfg: DictConfig, key: str) -> Any:

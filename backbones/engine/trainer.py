@@ -2,30 +2,41 @@
 
 import logging
 import os
+import signal
+import sys
 import weakref
-from typing import Dict
+from typing import Any, Dict, List, Optional
 
 import torch
 import torch.distributed as dist
 from detectron2.config import CfgNode
-from detectron2.data import build_detection_test_loader, build_detection_train_loader
-from detectron2.engine import AMPTrainer, DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model
+from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data.detection_utils import build_augmentation
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+from fvcore.nn.precise_bn import get_bn_modules
+from PIL import Image
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer
 from ..data.classification import ClassificationMapper
+from ..data.loader import build_train_loader
 from ..data.mapper import FasterMapper
 from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..layers import keep_activations
-from ..solver import build_lr_scheduler, build_optimizer
+from ..solver import build_lr_scheduler, build_optimizer, scale_learning_rate
+from .hooks import EMA, Evaluate, KeepBest, Progress, draw_predictions, validation_losses
+from .resume import Run, lock
+from .signals import Interrupted, Signals, exit_code
+from .step import Steps
 from .supernet import SamplePath, supernets
+from .tracking import trackers
 
 
 def broadcast_buffers(model: nn.Module) -> None:
@@ -58,8 +69,24 @@ def warn_of_frozen_norms(weights: str, model: nn.Module) -> None:
         )
 
 
+def leave(checkpointer: GatedCheckpointer, iteration: int, number: int) -> None:
+    """Ends this process after signal ``number``, with a checkpoint of what follows ``iteration``."""
+    if comm.is_main_process():
+        name = f"model_{iteration:07d}"
+        checkpointer.save(name, iteration=iteration)
+        logging.getLogger(__name__).warning(
+            f"ended by {signal.Signals(number).name} after {iteration + 1} iterations: {name}.pth is saved, --resume goes on from it"
+        )
+    sys.exit(exit_code(number))
+
+
+class _Finish(Exception):
+    """Training has come to its end before MAX_ITER."""
+
+
 class Trainer(DefaultTrainer):
-    """As `DefaultTrainer`; differs in what it loads, see `GatedCheckpointer`, and in how it evaluates.
+    """As `DefaultTrainer`; differs in what it loads, see `GatedCheckpointer`, in how it evaluates, and in that a run that is continued, after
+    whatever ended it, has the losses and weights that it would have had (see `data.loader`).
 
     Args:
         cfg: a full config.
@@ -73,9 +100,12 @@ class Trainer(DefaultTrainer):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
         cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = scale_learning_rate(cfg)
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
+        self.run = Run(cfg, data_loader)
+        self.ema = EMA(model, cfg.MODEL_EMA.DECAY) if cfg.MODEL_EMA.ENABLED else None
         placed = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
         sampled = supernets(model)
         keep_activations(model, cfg.MODEL.ACTIVATIONS)
@@ -83,17 +113,22 @@ class Trainer(DefaultTrainer):
             getattr(model.backbone, "bottom_up", model.backbone).compile()
         flags = {name.lower(): True for name, on in cfg.SOLVER.DDP.items() if on}
         model = create_ddp_model(model, broadcast_buffers=False, find_unused_parameters=bool(sampled), **flags, **placed)
-        if cfg.SOLVER.AMP.ENABLED:
-            self._trainer = AMPTrainer(model, data_loader, optimizer, precision=getattr(torch, cfg.SOLVER.AMP.PRECISION))
-        else:
-            self._trainer = SimpleTrainer(model, data_loader, optimizer)
+        precision = getattr(torch, cfg.SOLVER.AMP.PRECISION) if cfg.SOLVER.AMP.ENABLED else None
+        self._trainer = Steps(model, data_loader, optimizer, cfg.SOLVER.ACCUMULATE, precision, seed=self.run.seed)
+        self.signals = Signals(self._trainer.note)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         self.checkpointer = GatedCheckpointer(
-            model, cfg.OUTPUT_DIR, require="nothing" if allow_partial_weights else "backbone", trainer=weakref.proxy(self)
+            model,
+            cfg.OUTPUT_DIR,
+            require="nothing" if allow_partial_weights else "backbone",
+            trainer=weakref.proxy(self),
+            run=self.run,
+            **({"ema": self.ema.average} if self.ema else {}),
         )
         self.start_iter = 0
         self.max_iter = cfg.SOLVER.MAX_ITER
         self.cfg = cfg
+        self.evaluation = Evaluate(cfg.TEST.EVAL_PERIOD, self._evaluate, self.signals.waiting)
         self.register_hooks(self.build_hooks())
         if sampled:
             self.register_hooks([SamplePath(sampled, cfg.SEED)])
@@ -101,13 +136,101 @@ class Trainer(DefaultTrainer):
                 "a supernet: what evaluations during its training show is its last path's, with norms that all paths have moved"
             )
         if cfg.TEST.AUG.ENABLED:
-            self.register_hooks([EvalHook(0, lambda: self.test_with_TTA(self.cfg, self.model))])
+            self.register_hooks([EvalHook(0, lambda: self.test_with_TTA(self.cfg, self._evaluated_model()))])
+
+    def build_hooks(self) -> List[Optional[HookBase]]:
+        """detectron2's, in its order: what changes the model, the checkpoint, the evaluation, and last the writers."""
+        cfg, model, main = self.cfg, self._trainer.model, comm.is_main_process()
+        precise = None
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(model):
+            alone = cfg.clone()
+            alone.defrost()
+            alone.DATALOADER.NUM_WORKERS = 0
+            loader = self.build_train_loader(alone)
+            precise = hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
+        return [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            self.ema,
+            precise,
+            hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
+            self.evaluation,
+            KeepBest(self.checkpointer, cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE) if cfg.DATASETS.TEST and cfg.TEST.BEST_METRIC else None,
+            hooks.PeriodicWriter([*self.build_writers(), *trackers(cfg)], period=20) if main else None,
+            Progress() if Progress.is_wanted() else None,
+        ]
 
     def resume_or_load(self, resume: bool = True) -> None:
         warn_of_resuming(resume, self.checkpointer, self.cfg.OUTPUT_DIR)
         super().resume_or_load(resume)
         warn_of_frozen_norms(self.cfg.MODEL.WEIGHTS, self.checkpointer.model)
         check_not_done(self.start_iter, self.max_iter, self.checkpointer, "SOLVER.MAX_ITER", "MODEL.WEIGHTS ")
+        self._trainer.seed = self.run.go_on(self.start_iter)
+
+    def train(self):
+        """Trains from ``start_iter`` on; SIGTERM and SIGINT end it after the iteration, with a checkpoint and exit code 143 or 130."""
+        with lock(self.cfg.OUTPUT_DIR), self.signals:
+            try:
+                return super().train()
+            except _Finish:
+                return None
+            except Interrupted as asked:  # in an evaluation
+                leave(self.checkpointer, self.iter, asked.number)
+
+    def finish(self) -> None:
+        """Makes this iteration the last one. For hooks, after its evaluation."""
+        self.max_iter = self.iter + 1
+        if comm.is_main_process():
+            self.checkpointer.save("model_final", iteration=self.iter)
+        self.iter += 1
+        raise _Finish
+
+    def after_step(self) -> None:
+        super().after_step()
+        if self._trainer.stop:
+            leave(self.checkpointer, self.iter, self._trainer.stop)
+
+    def _evaluated_model(self) -> nn.Module:
+        return self.ema.average.module if self.ema else self.model
+
+    def _evaluate(self) -> Dict[str, Any]:
+        """An evaluation during training or at its end, and what goes with it."""
+        cfg, model = self.cfg, self._evaluated_model()
+        self._last_eval_results = self.test(cfg, model)
+        results = dict(self._last_eval_results or {})
+        if cfg.TEST.LOSS:
+            for name in cfg.DATASETS.TEST:
+                records = get_detection_dataset_dicts([name], filter_empty=False)
+                losses = validation_losses(self.checkpointer.model, records, self._loss_mapper(cfg), cfg.DATALOADER.NUM_WORKERS)
+                results[f"validation/{name}" if len(cfg.DATASETS.TEST) > 1 else "validation"] = losses
+        if cfg.TEST.PICTURES and comm.is_main_process() and cfg.DATASETS.TEST:
+            self._draw(model)
+        return results
+
+    def _draw(self, model: nn.Module) -> None:
+        folder = os.path.join(self.cfg.OUTPUT_DIR, "pictures", f"{min(self.iter + 1, self.max_iter):07d}")
+        model.eval()
+        alone = self.cfg.clone()
+        alone.defrost()
+        alone.DATALOADER.NUM_WORKERS = 0
+        name = self.cfg.DATASETS.TEST[0]
+        records = get_detection_dataset_dicts([name], filter_empty=False)[: self.cfg.TEST.PICTURES]
+        mapper = self._mapper(alone, is_train=False).get("mapper") or DatasetMapper(alone, is_train=False)
+        pictures = draw_predictions(alone, model, ([mapper(record)] for record in records), name, self.cfg.TEST.PICTURES)
+        model.train()
+        for i, (record, picture) in enumerate(zip(records, pictures)):
+            os.makedirs(folder, exist_ok=True)
+            stem = os.path.splitext(os.path.basename(record["file_name"]))[0]
+            Image.fromarray(picture).save(os.path.join(folder, f"{i}_{stem}.jpg"))
+            self.storage.put_image(f"predictions/{i}", picture.transpose(2, 0, 1))
+
+    @staticmethod
+    def _loss_mapper(cfg: CfgNode):
+        """Test images as in evaluation, with their annotations."""
+        if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+            return ClassificationMapper.from_cfg(cfg, False)
+        options = DatasetMapper.from_config(cfg, True)
+        return DatasetMapper(**{**options, "augmentations": build_augmentation(cfg, False), "recompute_boxes": False})
 
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
@@ -124,7 +247,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        return build_detection_train_loader(cfg, **cls._mapper(cfg, is_train=True))
+        return build_train_loader(cfg, **cls._mapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):

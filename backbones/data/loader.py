@@ -1,0 +1,163 @@
+"""Training examples whose every pixel follows from a seed and a position: a run that is continued sees what it would have seen.
+
+detectron2 restarts the order of images, and the random numbers of augmentations, at each resume. Here batches are put together from indices alone,
+before anything is read, so that going on at any iteration costs nothing; and each example seeds its own random numbers, so that the
+number of workers changes nothing either.
+"""
+
+import random
+from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList
+from detectron2.data.build import _train_loader_from_config
+from detectron2.data.detection_utils import SizeMismatchError
+from detectron2.data.samplers import RandomSubsetTrainingSampler
+from detectron2.utils import comm
+from PIL import Image
+from torch.utils import data as torchdata
+
+from ..errors import UserError
+
+# what Pillow and detectron2 raise of files that are missing, damaged, of another kind or of another size than stated
+UNREADABLE = (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError)
+_TRIES = 20  # images in the place of one that is skipped
+
+
+def seed_random_numbers(*numbers: int) -> None:
+    """Seeds Python's, numpy's and torch's random numbers of this process from some whole numbers, 0 or more."""
+    seed = int(np.random.SeedSequence(numbers).generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def unreadable(record: Dict[str, Any], error: BaseException) -> str:
+    """Which image cannot be read, and why, in a line."""
+    return f"image {record.get('file_name')!r} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+class Examples(torchdata.Dataset):
+    """What ``mapper`` makes of ``records``; ``self[position * len(self) + index]`` is record ``index`` with the random numbers of ``position``.
+
+    Args:
+        skip: whether another record takes the place of one whose image cannot be read; its example then lists them under "unreadable".
+            Otherwise they raise UserError.
+    """
+
+    def __init__(self, records: Sequence[Dict[str, Any]], mapper: Callable, skip: bool = False):
+        self.records, self.mapper, self.skip = records, mapper, skip
+        self.seed, self.rank = 0, comm.get_rank()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, code: int) -> Dict[str, Any]:
+        position, index = divmod(code, len(self))
+        skipped: List[str] = []
+        for attempt in range(_TRIES):
+            seed_random_numbers(self.seed, self.rank, position, attempt)
+            if attempt:
+                index = int(np.random.randint(len(self)))
+            record = self.records[index]
+            try:
+                example = self.mapper(record)
+            except UNREADABLE as error:
+                problem = unreadable(record, error)
+                if not self.skip:
+                    raise UserError(f"{problem}. To leave out such images: INPUT.UNREADABLE skip") from error
+                skipped.append(problem)
+                continue
+            if example is not None:
+                return {**example, "unreadable": skipped} if skipped else example
+        raise UserError(f"{_TRIES} images in a row cannot be used, such as: {skipped[-1] if skipped else 'the mapper returns None'}")
+
+
+class Batches(torchdata.Sampler):
+    """Lists of ``size`` codes for `Examples`, without end.
+
+    Args:
+        sampler: an infinite one of indices.
+        size: images a batch.
+        wide: of each record, whether its image is wider than high: a batch has images of one kind. None: they are mixed.
+
+    ``start`` is the first batch; those before it are passed over.
+    """
+
+    def __init__(self, sampler: torchdata.Sampler, size: int, length: int, wide: Optional[np.ndarray] = None):
+        self.sampler, self.size, self.length, self.wide = sampler, size, length, wide
+        self.start = 0
+
+    def __iter__(self) -> Iterator[List[int]]:
+        groups: List[List[int]] = [[], []]
+        number = 0
+        for position, index in enumerate(self.sampler):
+            group = groups[0 if self.wide is None else int(self.wide[index])]
+            group.append(position * self.length + index)
+            if len(group) == self.size:
+                if number >= self.start:
+                    yield list(group)
+                group.clear()
+                number += 1
+
+
+class TrainLoader:
+    """Iterates over lists of examples, without end; `go_to` says from where, before the first."""
+
+    def __init__(self, examples: Examples, sampler: torchdata.Sampler, size: int, wide: Optional[np.ndarray], workers: int):
+        self.examples, self.workers = examples, workers
+        self.batches = Batches(sampler, size, len(examples), wide)
+        self.dataset = examples
+
+    def go_to(self, seed: int, batch: int) -> None:
+        """Of the run with this ``seed`` the batches from number ``batch`` on."""
+        self.examples.seed = seed
+        sampler = self.batches.sampler
+        if isinstance(sampler, RandomSubsetTrainingSampler):
+            ratio = (len(sampler._indexes_subset) + 0.5) / sampler._size  # which is cut to a whole number of images
+            self.batches.sampler = RandomSubsetTrainingSampler(sampler._size, min(ratio, 1.0), seed_shuffle=seed, seed_subset=seed)
+        else:
+            sampler._seed = seed
+        self.batches.start = batch
+
+    def __iter__(self) -> Iterator[List[Dict[str, Any]]]:
+        return iter(
+            torchdata.DataLoader(
+                self.examples, batch_sampler=self.batches, num_workers=self.workers, collate_fn=_as_it_is, worker_init_fn=_one_thread
+            )
+        )
+
+
+def _as_it_is(batch: List[Any]) -> List[Any]:
+    return batch
+
+
+def _one_thread(worker: int) -> None:
+    import cv2
+
+    cv2.setNumThreads(0)  # of OpenCV's own; torch sees to its
+
+
+def build_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) -> TrainLoader:
+    """The loader of ``cfg.DATASETS.TRAIN``, sampler and grouping as detectron2's loader has them; without ``mapper``, detectron2's own.
+
+    Raises UserError where no image is left to train on.
+    """
+    try:
+        parts = _train_loader_from_config(cfg, mapper)
+    except AssertionError as error:
+        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {' '.join(str(error).split())}{_WITHOUT}") from error
+    records = parts["dataset"]
+    if not records:
+        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}")
+    wide = None
+    if parts["aspect_ratio_grouping"] and all("width" in r and "height" in r for r in records):
+        wide = np.array([r["width"] > r["height"] for r in records])
+    size = cfg.SOLVER.IMS_PER_BATCH // (comm.get_world_size() * cfg.SOLVER.ACCUMULATE)
+    examples = Examples(DatasetFromList(records, copy=False), parts["mapper"], skip=cfg.INPUT.UNREADABLE == "skip")
+    return TrainLoader(examples, parts["sampler"], size, wide, parts["num_workers"])
+
+
+_WITHOUT = ": images without annotations are left out, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"

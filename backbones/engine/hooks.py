@@ -1,0 +1,296 @@
+"""What happens around training: evaluations, the best checkpoint, an average of the weights, losses and pictures of the test data, a progress bar."""
+
+import copy
+import logging
+import math
+import os
+import sys
+from typing import Any, Callable, Dict, Iterable, List, Optional
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.detection_utils import convert_image_to_rgb
+from detectron2.engine import HookBase
+from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from detectron2.utils.visualizer import Visualizer
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ..checkpoint import GatedCheckpointer
+from ..data.loader import seed_random_numbers
+
+
+class Evaluate(HookBase):
+    """As detectron2's ``EvalHook``; an evaluation that a run did not come to the end of is done when it is resumed.
+
+    Args:
+        period: iterations between evaluations; 0: only at the end.
+        evaluate: gives the results, nested dicts of numbers, in the first process.
+        waiting: a context in which a signal does not wait.
+    """
+
+    def __init__(self, period: int, evaluate: Callable[[], Dict[str, Any]], waiting: Callable):
+        self.period, self.evaluate, self.waiting = period, evaluate, waiting
+        self.pending = False
+        self.done: Optional[int] = None
+
+    def state_dict(self) -> Dict[str, Any]:
+        iteration = self.trainer.iter
+        return {"pending": self.pending or (self._is_due(iteration) and self.done != iteration)}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self.pending = bool(state_dict["pending"])
+
+    def _is_due(self, iteration: int) -> bool:
+        return self.period > 0 and (iteration + 1) % self.period == 0 and iteration + 1 != self.trainer.max_iter
+
+    def before_train(self) -> None:
+        if self.pending:
+            self.trainer.iter -= 1  # of which iteration it is
+            self.trainer.storage.iter = self.trainer.iter
+            self._run()
+            self.trainer.iter += 1
+            self.trainer.storage.iter = self.trainer.iter
+
+    def after_step(self) -> None:
+        if self._is_due(self.trainer.iter) and not self.trainer._trainer.stop:
+            self._run()
+
+    def after_train(self) -> None:
+        if self.trainer.iter >= self.trainer.max_iter and self.done != self.trainer.max_iter - 1:  # as `train` leaves it at its end alone
+            self._run()
+
+    def _run(self) -> None:
+        with self.waiting():
+            results = self.evaluate()
+        self.pending, self.done = False, min(self.trainer.iter, self.trainer.max_iter - 1)
+        if results:
+            numbers = {}
+            for name, value in flatten_results_dict(results).items():
+                numbers[name] = float(value)
+            self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
+        comm.synchronize()
+
+
+# which figure tells the best checkpoint, where the config leaves it open: the first of these
+_HEADLINES = ("segm/AP", "keypoints/AP", "panoptic_seg/PQ", "bbox/AP", "box_proposals/AR@1000", "sem_seg/mIoU", "classification/top1")
+
+
+def headline(names: Iterable[str], wanted: str = "auto") -> Optional[str]:
+    """Of an evaluation's figures the one that is ``wanted``, alone or after a data set's name; None where it is not among them."""
+    names = list(names)
+    for figure in _HEADLINES if wanted == "auto" else (wanted,):
+        for name in names:
+            if name == figure or name.endswith(f"/{figure}"):
+                return name
+    return None
+
+
+class KeepBest(HookBase):
+    """Saves model_best.pth whenever a figure is better than in all evaluations before; its value outlives a resume.
+
+    Args:
+        metric: a figure of evaluations such as "bbox/AP", of which more is better; see `headline`.
+        patience: evaluations without a better one after which ``trainer.finish()`` is called; 0: never.
+
+    To stand after `Evaluate` among the hooks, in every process.
+    """
+
+    def __init__(self, checkpointer: GatedCheckpointer, metric: str = "auto", patience: int = 0):
+        self.checkpointer, self.metric, self.patience = checkpointer, metric, patience
+        self.best, self.best_iteration, self.without, self.seen = -math.inf, -1, 0, -1
+        self.looked: Optional[int] = None
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {"best": self.best, "best_iteration": self.best_iteration, "without": self.without, "seen": self.seen}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        for key, value in state_dict.items():
+            setattr(self, key, value)
+
+    def before_train(self) -> None:
+        self._look()
+
+    def after_step(self) -> None:
+        self._look()
+
+    def after_train(self) -> None:
+        self._look()
+        if self.best_iteration >= 0 and comm.is_main_process():
+            logging.getLogger(__name__).info(f"best: {self.best:.4f} after {self.best_iteration + 1} iterations, in model_best.pth")
+
+    def _look(self) -> None:
+        if self.trainer.evaluation.done in (None, self.looked):
+            return
+        self.looked = self.trainer.evaluation.done
+        finish = False
+        if comm.is_main_process():
+            latest = self.trainer.storage.latest()
+            name = headline(latest, self.metric)
+            if name is not None and latest[name][1] > self.seen:
+                value, self.seen = latest[name]
+                finish = self._compare(name, value)
+            elif name is None:
+                logging.getLogger(__name__).warning(
+                    f"TEST.BEST_METRIC {self.metric!r} is not among the evaluation's figures: {', '.join(latest)}"
+                )
+        if self.patience and comm.get_world_size() > 1:
+            finish = comm.all_gather(finish)[0]
+        if finish and self.trainer.iter + 1 < self.trainer.max_iter:
+            self.trainer.finish()
+
+    def _compare(self, name: str, value: float) -> bool:
+        logger = logging.getLogger(__name__)
+        if value > self.best:  # never so of NaN
+            self.best, self.best_iteration, self.without = value, self.looked, 0
+            last = self.checkpointer.last_checkpoint_name()
+            self.checkpointer.save("model_best", iteration=self.looked, best={name: value})
+            if last:  # a run goes on from its last checkpoint, not its best
+                self.checkpointer.tag_last_checkpoint(last)
+            logger.info(f"{name} {value:.4f} is the best so far: model_best.pth")
+            return False
+        self.without += 1
+        logger.info(f"{name} {value:.4f} is not better than {self.best:.4f} after {self.best_iteration + 1} iterations")
+        if self.patience and self.without >= self.patience:
+            logger.info(f"{self.without} evaluations without a better one (TEST.PATIENCE): training ends here")
+            return True
+        return False
+
+
+class EMA(HookBase):
+    """An exponential moving average of weights and buffers, by torch's ``AveragedModel``; evaluations look at it.
+
+    Args:
+        decay: share of the average that stays in an iteration; at first (1 + t) / (10 + t), where that is less.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.model = model
+        self.average = AveragedModel(model, multi_avg_fn=self._mix, use_buffers=True)
+        self.decay = decay
+        for parameter in self.average.parameters():
+            parameter.requires_grad_(False)
+
+    def _mix(self, averaged: List[torch.Tensor], current: List[torch.Tensor], count: Any) -> None:
+        count = int(count)
+        get_ema_multi_avg_fn(min(self.decay, (1 + count) / (10 + count)))(averaged, current, count)
+
+    def after_step(self) -> None:
+        self.average.update_parameters(self.model)
+
+
+def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers: int) -> Dict[str, float]:
+    """The mean of each loss over ``records``, this process's share of them, with norms and dropout as in evaluation; weights stay as they are.
+
+    Each image has the same random numbers every time, by which heads sample proposals.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    model.train()
+    for module in model.modules():
+        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)):
+            module.eval()
+    sums: Dict[str, float] = {}
+    count = 0
+    mine = range(comm.get_rank(), len(records), comm.get_world_size())
+    loader = DataLoader(_Mapped(records, mapper, list(mine)), batch_size=1, num_workers=workers, collate_fn=list)
+    try:
+        with torch.no_grad(), EventStorage():
+            for number, batch in zip(mine, loader):
+                seed_random_numbers(number)
+                for name, value in model(batch).items():
+                    sums[name] = sums.get(name, 0.0) + float(value)
+                count += 1
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    gathered = comm.gather((sums, count))
+    if not comm.is_main_process():
+        return {}
+    total = sum(n for _, n in gathered)
+    names = sorted({name for each, _ in gathered for name in each})
+    result = {name: sum(each.get(name, 0.0) for each, _ in gathered) / max(total, 1) for name in names}
+    return {"total_loss": sum(result.values()), **result}
+
+
+class _Mapped(torch.utils.data.Dataset):
+    def __init__(self, records: Any, mapper: Callable, chosen: List[int]):
+        self.records, self.mapper, self.chosen = records, mapper, chosen
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def __getitem__(self, i: int) -> Dict[str, Any]:
+        return self.mapper(copy.deepcopy(self.records[self.chosen[i]]))
+
+
+def draw_predictions(cfg: CfgNode, model: nn.Module, loader: Iterable, dataset: str, count: int) -> List[np.ndarray]:
+    """The first ``count`` images of a test loader with what ``model`` finds in them: (H, W, 3) RGB arrays; of other models than detectors none."""
+    metadata = MetadataCatalog.get(dataset)
+    pictures = []
+    for batch in loader:
+        for example in batch:
+            if len(pictures) >= count:
+                return pictures
+            with torch.no_grad():
+                output = model([example])[0]
+            if not isinstance(output, dict) or "instances" not in output:
+                return []
+            pixels = example["image"].permute(1, 2, 0).cpu().numpy()
+            pixels = convert_image_to_rgb(pixels, cfg.INPUT.FORMAT)
+            scale = pixels.shape[0] / output["instances"].image_size[0]
+            drawn = Visualizer(pixels, metadata)
+            drawn = drawn.draw_instance_predictions(_resized(output["instances"].to("cpu"), pixels.shape[:2], scale))
+            pictures.append(drawn.get_image())
+    return pictures
+
+
+def _resized(instances: Instances, size, scale: float) -> Instances:
+    """The ones worth drawing, in pixels of the network's image; masks, which are of the original's, are left out."""
+    chosen = instances[instances.scores >= min(0.5, float(instances.scores.max()) * 0.999 if len(instances) else 0.5)]
+    result = Instances(tuple(size), scores=chosen.scores, pred_classes=chosen.pred_classes)
+    boxes = chosen.pred_boxes.clone()
+    boxes.scale(size[1] / instances.image_size[1], scale)
+    result.pred_boxes = boxes
+    if chosen.has("pred_keypoints"):
+        result.pred_keypoints = chosen.pred_keypoints * torch.tensor([size[1] / instances.image_size[1], scale, 1.0])
+    return result
+
+
+class Progress(HookBase):
+    """A bar on the terminal, in the place of the lines of figures, which go on in log.txt."""
+
+    def before_train(self) -> None:
+        self.bar = tqdm(total=self.trainer.max_iter, initial=self.trainer.start_iter, unit="it", dynamic_ncols=True, smoothing=0.05)
+        self._quiet = []
+        for name in ("detectron2", "fvcore", "backbones", ""):
+            for handler in logging.getLogger(name).handlers:
+                if isinstance(handler, logging.StreamHandler) and getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
+                    handler.addFilter(_no_figures)
+                    self._quiet.append(handler)
+
+    def after_step(self) -> None:
+        self.bar.update()
+        if (self.trainer.iter + 1) % 20 == 0:
+            latest = self.trainer.storage.latest()
+            shown = {"loss": "total_loss", "lr": "lr"}
+            self.bar.set_postfix({label: f"{latest[name][0]:.4g}" for label, name in shown.items() if name in latest}, refresh=False)
+
+    def after_train(self) -> None:
+        self.bar.close()
+        for handler in self._quiet:
+            handler.removeFilter(_no_figures)
+
+    @staticmethod
+    def is_wanted() -> bool:
+        return comm.is_main_process() and sys.stderr.isatty() and "TQDM_DISABLE" not in os.environ
+
+
+def _no_figures(record: logging.LogRecord) -> bool:
+    return record.name != "detectron2.utils.events"

@@ -1,0 +1,119 @@
+"""What a run has to know of itself to be continued as if it had not ended, and to be alone in its folder."""
+
+import contextlib
+import logging
+import os
+from typing import Any, Dict, Iterator, List, Optional
+
+import portalocker
+import yaml
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
+
+from ..config import all_keys, get
+from ..data.loader import TrainLoader
+from ..errors import UserError
+
+# keys that change neither what is learned nor from what
+_FREE = ("OUTPUT_DIR", "VIS_PERIOD", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.MAX_ITER", "MODEL.WEIGHTS", "MODEL.DEVICE")
+_FREE_GROUPS = ("TEST.", "TRACKING.", "DATASETS.TEST", "DATASETS.PROPOSAL_FILES_TEST", "ONE_SHOT.")
+
+
+class Run:
+    """The seed of a run and its place in the data; every checkpoint holds them, beside the config and the names of classes.
+
+    Args:
+        cfg: of this run.
+        loader: of its training data.
+    """
+
+    def __init__(self, cfg: CfgNode, loader: Any):
+        self.cfg, self.loader = cfg, loader
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.loaded: Optional[Dict[str, Any]] = None
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {
+            "seed": int(self.seed),
+            "processes": comm.get_world_size(),
+            "batch": self.cfg.SOLVER.IMS_PER_BATCH,
+            "accumulate": self.cfg.SOLVER.ACCUMULATE,
+            "classes": self._classes(),
+            "config": self.cfg.dump(),
+        }
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        self.loaded = state_dict
+
+    def _classes(self) -> List[str]:
+        for name in self.cfg.DATASETS.TRAIN:
+            metadata = MetadataCatalog.get(name)
+            return list(map(str, metadata.get("thing_classes") or metadata.get("classes") or metadata.get("stuff_classes") or []))
+        return []
+
+    def go_on(self, iteration: int) -> int:
+        """Puts the loader to where training goes on, says what is not as it was, and returns the seed.
+
+        Raises UserError where the classes are others.
+        """
+        batch = iteration * self.cfg.SOLVER.ACCUMULATE
+        if self.loaded is not None:
+            self.seed = self.loaded["seed"]
+            self._compare()
+            was = self.loaded["processes"], self.loaded["batch"], self.loaded["accumulate"]
+            now = comm.get_world_size(), self.cfg.SOLVER.IMS_PER_BATCH, self.cfg.SOLVER.ACCUMULATE
+            if was != now:
+                logging.getLogger(__name__).warning(
+                    f"this run had {was[0]} processes and {was[1]} images an iteration in {was[2]} parts, now {now[0]}, {now[1]} and {now[2]}: "
+                    "it goes on at the same number of images, whose order is another"
+                )
+                batch = iteration * was[1] * now[2] // now[1]
+        if isinstance(self.loader, TrainLoader):
+            self.loader.go_to(self.seed, batch)
+        return self.seed
+
+    def _compare(self) -> None:
+        before, now = self.loaded["classes"], self._classes()
+        if before != now:
+            first = next((a, b) for a, b in zip([*before, None], [*now, None]) if a != b)
+            raise UserError(
+                f"--resume: the run in {self.cfg.OUTPUT_DIR!r} has {len(before)} classes, DATASETS.TRAIN now {len(now)}: {first[0]!r} of the one "
+                f"stands where the other has {first[1]!r}. For a new run take another OUTPUT_DIR, and MODEL.WEIGHTS for the weights"
+            )
+        old = CfgNode(yaml.safe_load(self.loaded["config"]))
+        changed = []
+        for key in all_keys(self.cfg):
+            if key in _FREE or key.startswith(_FREE_GROUPS):
+                continue
+            try:
+                value = get(old, key)
+            except (KeyError, TypeError):  # a key that is new
+                continue
+            mine = get(self.cfg, key)
+            if (list(value) if isinstance(value, (list, tuple)) else value) != (list(mine) if isinstance(mine, (list, tuple)) else mine):
+                changed.append(f"{key} {value} -> {mine}")
+        if changed:
+            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+            logging.getLogger(__name__).warning(f"--resume: the config is not as it was: {'; '.join(changed[:5])}{more}")
+
+
+@contextlib.contextmanager
+def lock(folder: str) -> Iterator[None]:
+    """Holds a folder for the processes of one run. Raises UserError where another holds it."""
+    if not comm.is_main_process() or "://" in folder:
+        yield
+        return
+    os.makedirs(folder, exist_ok=True)
+    path = os.path.join(folder, ".lock")
+    try:
+        held = portalocker.Lock(path, mode="a", flags=portalocker.LOCK_EX | portalocker.LOCK_NB)
+        held.acquire()
+    except portalocker.LockException as error:
+        raise UserError(f"another run is training in OUTPUT_DIR {folder!r}: take another one, or end it first") from error
+    except OSError as error:
+        raise UserError(f"OUTPUT_DIR {folder!r} cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        held.release()

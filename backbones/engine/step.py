@@ -1,0 +1,112 @@
+"""One iteration of training: accumulated gradients, mixed precision, and losses that are not numbers stop every process."""
+
+import contextlib
+import logging
+import time
+from typing import Any, Dict, List, Optional
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from ..data.loader import seed_random_numbers
+from ..errors import UserError
+
+_LEAST_SCALE = 1e-4  # from 65536 after thirty iterations in which gradients overflowed
+
+
+class Diverged(UserError, FloatingPointError):
+    """Losses that are infinite or not a number."""
+
+
+class Steps(SimpleTrainer):
+    """detectron2's ``SimpleTrainer`` and ``AMPTrainer`` in one.
+
+    Args:
+        accumulate: batches whose mean gradient an iteration takes.
+        precision: data type of autocast; None: all in the weights' own.
+        seed: of the random numbers that the model draws, which follow from it, the iteration and the process; None leaves them as they are.
+
+    ``stop`` is a signal's number where a process was asked to end (see `signals.Signals`): the same in all of them after each iteration.
+    """
+
+    def __init__(self, model: nn.Module, data_loader, optimizer, accumulate: int = 1, precision: Optional[torch.dtype] = None, seed=None):
+        super().__init__(model, data_loader, optimizer)
+        self.accumulate, self.precision, self.seed = accumulate, precision, seed
+        self.device = next(model.parameters()).device
+        self.grad_scaler = torch.amp.GradScaler(self.device.type) if precision == torch.float16 else None
+        self.asked, self.stop = 0, 0
+        self.skipped = 0
+
+    def run_step(self) -> None:
+        assert self.model.training, "the model was left in evaluation mode"
+        self.optimizer.zero_grad()
+        losses: Dict[str, torch.Tensor] = {}
+        data_time = 0.0
+        for part in range(self.accumulate):
+            begun = time.perf_counter()
+            batch = next(self._data_loader_iter)
+            data_time += time.perf_counter() - begun
+            self._count_skipped(batch)
+            if self.seed is not None:  # after the batch, which may have been made in this process
+                seed_random_numbers(self.seed, comm.get_rank(), self.iter, part)
+            last = part == self.accumulate - 1
+            with contextlib.nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():
+                with contextlib.nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision):
+                    found = self.model(batch)
+                found = {"total_loss": found} if isinstance(found, torch.Tensor) else found
+                total = sum(found.values()) / self.accumulate
+                (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
+            for name, value in found.items():
+                losses[name] = losses.get(name, 0) + value.detach() / self.accumulate
+        self.after_backward()
+        self._agree(losses)
+        self._write_metrics(losses, data_time)
+        if self.grad_scaler is None:
+            self.optimizer.step()
+        else:
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+
+    def note(self, number: int) -> None:
+        """That this process got a signal."""
+        self.asked = number
+
+    def _agree(self, losses: Dict[str, torch.Tensor]) -> None:
+        """All processes learn whether any has a loss that is no number, or was asked to end."""
+        bad = [name for name, value in losses.items() if not torch.isfinite(value).all()]
+        flags = torch.tensor([len(bad), self.asked], device=self.device)
+        if comm.get_world_size() > 1:
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+        count, self.stop = flags.tolist()
+        where = f"at iteration {self.iter}"
+        if count:
+            names = ", ".join(f"{name} is {losses[name].item()}" for name in bad) or "a loss of another process is no number"
+            raise Diverged(
+                f"training diverged {where}: {names}. Its weights are those of the last checkpoint. Lower SOLVER.BASE_LR, lengthen "
+                "SOLVER.WARMUP_ITERS, or clip with SOLVER.CLIP_GRADIENTS.ENABLED True"
+            )
+        if self.grad_scaler is not None and self.grad_scaler.get_scale() < _LEAST_SCALE:
+            raise Diverged(f"gradients overflow float16 {where}, however small they are scaled: use SOLVER.AMP.PRECISION bfloat16")
+
+    def _count_skipped(self, batch: List[Dict[str, Any]]) -> None:
+        problems = [problem for example in batch if isinstance(example, dict) for problem in example.pop("unreadable", ())]
+        for problem in problems:
+            self.skipped += 1
+            logging.getLogger(__name__).warning(f"left out ({self.skipped} by now): {problem}")
+        if self.skipped:
+            get_event_storage().put_scalar("unreadable_images", self.skipped, smoothing_hint=False)
+
+    def state_dict(self) -> Dict[str, Any]:
+        state = super().state_dict()
+        if self.grad_scaler is not None:
+            state["grad_scaler"] = self.grad_scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        if self.grad_scaler is not None and "grad_scaler" in state_dict:
+            self.grad_scaler.load_state_dict(state_dict["grad_scaler"])
