@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 import sys
+from typing import List, Optional
 
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser, default_setup
@@ -124,8 +125,8 @@ def fail(error: UserError) -> None:
     sys.exit(2)
 
 
-if __name__ == "__main__":
-    args = argument_parser().parse_args()
+def command_line(arguments: Optional[List[str]] = None) -> None:
+    args = argument_parser().parse_args(arguments)
     if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun has started all processes anew after one was lost
         args.resume = True
     try:
@@ -134,3 +135,7 @@ if __name__ == "__main__":
         launch(main, args, cfg.train.device if lazy.is_lazy(args.config_file) else cfg.MODEL.DEVICE)
     except UserError as error:
         fail(error)
+
+
+if __name__ == "__main__":
+    command_line()

@@ -80,7 +80,7 @@ def _problems(content: Dict[str, Any], image_root: str) -> Iterator[str]:
                     value = f"{field} {str(entry[field])[:200]!r}" if field in entry else f"no {field}"
                     yield f"entry {i} of {key!r} has {value}: it must have {kind}"
             for field, (kind, fits) in _MORE_FIELDS[key].items():
-                if entry.get(field) and not fits(entry[field]):
+                if entry.get(field) is not None and not fits(entry[field]):
                     yield f"entry {i} of {key!r} has {field} {str(entry[field])[:200]!r}: it must be {kind}"
         seen = set()
         for entry in content[key]:
@@ -96,7 +96,7 @@ def _problems(content: Dict[str, Any], image_root: str) -> Iterator[str]:
     for image in content["images"]:
         if not os.path.isfile(os.path.join(image_root, image["file_name"])):
             yield f"image {image['file_name']!r} is not in {image_root!r}"
-    for image in content["images"][:: -(-len(content["images"]) // _SAMPLED)]:
+    for image in content["images"][:: max(1, -(-len(content["images"]) // _SAMPLED))]:
         try:
             with Image.open(os.path.join(image_root, image["file_name"])) as picture:
                 size = picture.size[::-1] if picture.getexif().get(274, 1) >= 5 else picture.size  # a quarter turn, which detectron2 applies
@@ -119,7 +119,7 @@ def _problems_of_masks(content: Dict[str, Any]) -> Iterator[str]:
                 problem = f"of {mask['size']}, but the image is {list(size)} (height, width)"
             elif min(runs, default=-1) < 0 or max(runs) > size[0] * size[1] or sum(runs) != size[0] * size[1]:
                 problem = f"whose counts are not those of {size[0]} x {size[1]} pixels"
-        elif any(not -max(size) <= v <= 2 * max(size) for polygon in mask for v in polygon):
+        elif any(polygon and not -max(size) <= min(polygon) <= max(polygon) <= 2 * max(size) for polygon in mask):
             problem = "that lies outside its image"
         if problem:
             yield f"annotation {a['id']} has a segmentation {problem}"
@@ -130,7 +130,7 @@ def _integer(value: Any) -> bool:
 
 
 def _numbers(value: Any) -> bool:
-    return isinstance(value, list) and all(isinstance(v, (int, float)) and abs(v) <= 1e6 for v in value)
+    return isinstance(value, list) and set(map(type, value)) <= {int, float} and all(-1e6 <= v <= 1e6 for v in value)
 
 
 def _segmentation(value: Any) -> bool:

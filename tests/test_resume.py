@@ -1,0 +1,90 @@
+"""Runs that are killed, ended or lose a process, and go on: what they come to is what they would have come to, bit by bit."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+
+from backbones.data import digits
+
+pytestmark = pytest.mark.slow
+
+CONFIG = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
+# everything that a run has to remember: several sizes, flips, workers, schedule in its steps, averages, parts of batches, evaluations
+OVERRIDES = """MODEL.DEVICE cpu SEED -1 SOLVER.MAX_ITER 10 SOLVER.IMS_PER_BATCH 4 SOLVER.ACCUMULATE 2 SOLVER.CHECKPOINT_PERIOD 2 SOLVER.STEPS (4,8)
+SOLVER.BASE_LR 0.01 SOLVER.WARMUP_ITERS 3 INPUT.MIN_SIZE_TRAIN (64,80,96) INPUT.MIN_SIZE_TEST 64 INPUT.RANDOM_FLIP horizontal TEST.EVAL_PERIOD 3
+TEST.PICTURES 0 MODEL_EMA.ENABLED True MODEL_EMA.DECAY 0.9""".split()
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("few")
+    flags = []
+    for split, count in (("train", 30), ("val", 4)):
+        paths = digits._paths(digits.generate(), split)
+        with open(paths["instances"]) as f:
+            content = json.load(f)
+        content["images"] = content["images"][:count]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        (folder / f"{split}.json").write_text(json.dumps(content))
+        flags += [f"--{split}-json", str(folder / f"{split}.json"), f"--{split}-images", os.path.abspath(paths["images"])]
+    return flags
+
+
+def run(*command):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=560)
+    assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
+    return result.stdout
+
+
+def state(folder, name="model_final.pth"):
+    return torch.load(os.path.join(folder, name), weights_only=True)
+
+
+def assert_equal(a, b):
+    """Weights, their average, momentum, schedule and best value."""
+    assert a["iteration"] == b["iteration"] and a["run"]["seed"] == b["run"]["seed"]
+    for part in ("model", "ema"):
+        assert a[part].keys() == b[part].keys()
+        for key in a[part]:
+            assert torch.equal(a[part][key], b[part][key]), key
+    momenta = [state["trainer"]["_trainer"]["optimizer"]["state"] for state in (a, b)]
+    assert all(torch.equal(momenta[0][i]["momentum_buffer"], momenta[1][i]["momentum_buffer"]) for i in momenta[0])
+    assert a["trainer"]["hooks"]["LRScheduler"] == b["trainer"]["hooks"]["LRScheduler"]
+    assert a["trainer"]["hooks"]["KeepBest"] == b["trainer"]["hooks"]["KeepBest"]
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    run("train_net.py", "--config-file", CONFIG, *data, *OVERRIDES, "SEED", 5, "OUTPUT_DIR", folder)
+    return folder
+
+
+@pytest.mark.parametrize("workers", [2])
+def test_killed_again_and_again(workers, whole, data, tmp_path):
+    """KILLS times (default 4): at a random moment, in the middle of a checkpoint's file, in an evaluation, and by SIGTERM."""
+    kills = int(os.environ.get("KILLS", 4))
+    options = ["--config-file", CONFIG, *data, *OVERRIDES, "SEED", 5, "DATALOADER.NUM_WORKERS", workers]
+    printed = run("tests/killed.py", tmp_path / "run", kills, 0, *options)
+    assert sum(json.loads(printed.splitlines()[-1])["kills"].values()) >= min(kills, 3)
+    assert_equal(state(tmp_path / "run"), state(whole))
+    best = [state(folder, "model_best.pth") for folder in (tmp_path / "run", whole)]
+    assert best[0]["iteration"] == best[1]["iteration"] and best[0]["best"] == best[1]["best"]
+
+
+def test_a_lost_process(data, tmp_path):
+    """One of two is killed; torchrun starts both anew, and they go on by themselves."""
+    options = ["--config-file", CONFIG, *data, *OVERRIDES, "SEED", 5, "MODEL.VOVNET.NORM", "FrozenBN"]
+    for name in ("whole", "lost"):
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2", "tests/lost.py", name]
+        run(*command, *options, "OUTPUT_DIR", tmp_path / name)
+    assert (tmp_path / "lost" / "was_lost").is_file() and not (tmp_path / "whole" / "was_lost").exists()
+    assert_equal(state(tmp_path / "lost"), state(tmp_path / "whole"))
