@@ -1,0 +1,498 @@
+"""The doctor: each kind of problem is found by its name, sound data give none, and nothing is left behind."""
+
+import copy
+import html
+import json
+import os
+import re
+import sys
+import tempfile
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.structures import Boxes, pairwise_iou
+from PIL import Image
+
+from backbones import zoo
+from backbones.config import merge_overrides
+from backbones.data.inspection import KINDS, SEVERITIES, Source, Use, inspect, summarize
+from backbones.tools import doctor, run
+
+WIDTH, HEIGHT = 100, 80
+KEYPOINTS = [30, 30, 2, 40, 40, 1, 0, 0, 0]
+
+
+def annotation(number, image, category, box=(20, 20, 40, 30), **more):
+    x, y, w, h = box
+    polygon = [x, y, x + w, y, x + w, y + h, x, y + h]
+    about = {"id": number, "image_id": image, "category_id": category, "bbox": list(box), "area": w * h, "iscrowd": 0}
+    return {**about, "segmentation": [polygon], "keypoints": KEYPOINTS, "num_keypoints": 2, **more}
+
+
+def picture(path, seed, mode="RGB", **options):
+    noise = np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), np.uint8)
+    Image.fromarray(noise).convert(mode).save(path, **options)
+
+
+def content(names):
+    return {
+        "images": [{"id": i, "file_name": name, "width": WIDTH, "height": HEIGHT} for i, name in enumerate(names, 1)],
+        "annotations": [annotation(2 * i + j, i, j, (20 + j, 20, 40, 30)) for i in range(1, len(names) + 1) for j in (1, 2)],
+        "categories": [{"id": i, "name": name, "keypoints": ["a", "b", "c"]} for i, name in ((1, "cup"), (2, "plate"))],
+    }
+
+
+class Data:
+    """A sound data set of eight images to train on and three to test on, in a folder of its own."""
+
+    def __init__(self, folder):
+        self.folder = str(folder)
+        self.train, self.test = ([f"{split}{i}.png" for i in range(n)] for split, n in (("train", 8), ("test", 3)))
+        for i, name in enumerate(self.train + self.test):
+            picture(self.path(name), i)
+        self.contents = {"train": content(self.train), "test": content(self.test)}
+        self.write()
+
+    def path(self, name):
+        return os.path.join(self.folder, name)
+
+    def write(self):
+        for split, value in self.contents.items():
+            with open(self.path(split + ".json"), "w") as f:
+                json.dump(value, f)
+
+    def sources(self):
+        return [Source(f"own_{split}", self.path(split + ".json"), self.folder, training=split == "train") for split in self.contents]
+
+    def problems(self, **options):
+        return list(inspect(self.sources(), Use(shortest=96, longest=200), **options))
+
+    def overrides(self):
+        entries = [[f"doctors_{split}", self.path(split + ".json"), self.folder] for split in self.contents]
+        values = {
+            "DATASETS.REGISTER": entries,
+            "DATASETS.TRAIN": ("doctors_train",),
+            "DATASETS.TEST": ("doctors_test",),
+            "MODEL.ROI_HEADS.NUM_CLASSES": 2,
+            "INPUT.MIN_SIZE_TRAIN": (128,),
+            "INPUT.MIN_SIZE_TEST": 128,
+            "SOLVER.IMS_PER_BATCH": 2,
+            "SOLVER.BASE_LR": 0.0125,
+            "OUTPUT_DIR": self.path("output"),
+        }
+        return [item for key, value in values.items() for item in (key, repr(value) if not isinstance(value, str) else value)]
+
+
+@pytest.fixture
+def data(tmp_path):
+    return Data(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def clean_catalogues():
+    before = set(DatasetCatalog)
+    yield
+    left = set(DatasetCatalog) - before
+    for name in left:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    assert all(name.startswith("doctors_") for name in left), left
+
+
+def examine(capsys, *arguments):
+    """(exit code, what was printed)."""
+    before, sys.argv = sys.argv, ["doctor", "--config-file", "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml", *map(str, arguments)]
+    try:
+        with pytest.raises(SystemExit) as end:
+            run(doctor.main)
+    finally:
+        sys.argv = before
+    out, err = capsys.readouterr()
+    return end.value.code, out + (err if end.value.code == 2 else "")
+
+
+def test_sound_data_have_no_problem(data):
+    assert data.problems() == []
+    assert list(inspect(data.sources(), Use(masks=True, keypoints=True, shortest=96, longest=200), images=None)) == []
+    read = data.sources()
+    list(inspect(read))
+    assert [source.classes() for source in read] == [{"cup": 8, "plate": 8}, {"cup": 3, "plate": 3}]
+
+
+def change(key, index, split="train", **values):
+    return lambda d: d.contents[split][key][index].update(values)
+
+
+def remove(key, index, field):
+    return lambda d: d.contents["train"][key][index].pop(field)
+
+
+def add(key, index, **values):
+    def apply(d):
+        entries = d.contents["train"][key]
+        entries.append({**copy.deepcopy(entries[index]), **values})
+
+    return apply
+
+
+def file(name, make):
+    return lambda d: make(d.path(name))
+
+
+def both(*changes):
+    return lambda d: [apply(d) for apply in changes]
+
+
+def cut(path, part):
+    with open(path, "rb+") as f:
+        f.truncate(int(os.path.getsize(path) * part))
+
+
+def text(path, value):
+    with open(path, "w") as f:
+        f.write(value)
+
+
+def turned(path):
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.open(path).rotate(90, expand=True).save(path, exif=exif)
+
+
+def copied(source):
+    return lambda path: text_bytes(path, os.path.join(os.path.dirname(path), source))
+
+
+def text_bytes(path, source):
+    with open(source, "rb") as f, open(path, "wb") as g:
+        g.write(f.read())
+
+
+def many(d):
+    entries = d.contents["train"]["annotations"]
+    entries += [annotation(1000 + i, 1, 1, (10 + i / 10, 20, 30, 20)) for i in range(150)]
+    entries[:] = [a for a in entries if a["category_id"] == 1 or a["id"] == 4]
+
+
+def rle(height=HEIGHT, width=WIDTH):
+    return {"size": [height, width], "counts": [100, 50, height * width - 150]}
+
+
+# (kind, what is done to a sound data set, what its name holds)
+BROKEN = [
+    ("unreadable file", lambda d: text(d.path("train.json"), "{"), "train.json"),
+    ("unreadable file", lambda d: os.remove(d.path("train.json")), "train.json"),
+    ("unreadable file", lambda d: text(d.path("train.json"), "[" * 100000), "train.json"),
+    ("unreadable file", lambda d: text(d.path("train.json"), '{"images": [], "categories": [], "annotations": []}'), "'images' is empty"),
+    ("malformed", change("images", 3, width="100"), "entry 3 of 'images' has width '100'"),
+    ("malformed", remove("annotations", 2, "bbox"), "entry 2 of 'annotations' has no bbox"),
+    ("malformed", change("annotations", 2, bbox=[1, 2, 3]), "entry 2 of 'annotations'"),
+    ("malformed", change("annotations", 2, iscrowd="no"), "entry 2 of 'annotations' has iscrowd 'no': it must be 0 or 1"),
+    ("malformed", lambda d: d.contents["train"]["categories"].append("cup"), "entry 2 of 'categories'"),
+    ("duplicate image id", add("images", 2), "3"),
+    ("duplicate annotation id", add("annotations", 2, bbox=[1, 1, 30, 30]), "5"),
+    ("duplicate category id", add("categories", 0, name="pot"), "1"),
+    ("duplicate category name", change("categories", 1, name="cup"), "'cup'"),
+    ("annotation id 0", change("annotations", 5, id=0), "annotation 0 of 'train2.png'"),
+    ("orphan annotation", change("annotations", 5, image_id=99), "annotation 8 of image 99"),
+    ("unknown category", change("annotations", 5, category_id=9), "annotation 8"),
+    ("category gaps", lambda d: d.contents["train"]["categories"].append({"id": 90, "name": "pot"}), "3 ids from 1 to 90"),
+    ("unused category", lambda d: d.contents["train"]["categories"].append({"id": 3, "name": "pot"}), "'pot'"),
+    ("imbalance", many, "'plate' 1"),
+    ("other categories", change("categories", 1, "test", name="pot"), "'pot'"),
+    ("box not finite", change("annotations", 4, bbox=[1, 2, float("nan"), 3]), "annotation 7 of 'train2.png'"),
+    ("box not finite", change("annotations", 4, bbox=[1, 2, float("inf"), 3]), "annotation 7"),
+    ("empty box", change("annotations", 4, bbox=[1, 2, 0, 30]), "annotation 7"),
+    ("empty box", change("annotations", 4, bbox=[50, 50, -30, 20]), "annotation 7"),
+    ("box outside", change("annotations", 4, bbox=[120, 20, 30, 30]), "annotation 7"),
+    ("box beyond edge", change("annotations", 4, bbox=[80, 20, 30, 30]), "annotation 7"),
+    ("tiny box", change("annotations", 4, bbox=[80, 20, 6, 6]), "annotation 7"),
+    ("duplicate annotation", add("annotations", 4, id=500), "annotation 500 of 'train2.png'"),
+    ("ignored annotation", change("annotations", 4, ignore=1), "annotation 7"),
+    ("short polygon", change("annotations", 4, segmentation=[[1, 1, 5, 5]]), "annotation 7"),
+    ("short polygon", change("annotations", 4, segmentation=[[1, 1, 5, 5, 9, 9, 3]]), "annotation 7"),
+    ("bad mask", change("annotations", 4, segmentation=[[1, 1, "5", 5, 9, 9]]), "annotation 7"),
+    ("bad mask", change("annotations", 4, segmentation="mask.png"), "annotation 7"),
+    ("bad mask", change("annotations", 4, segmentation=[[1, 1, 5, 5, 9, 1e9]]), "annotation 7"),
+    ("bad mask", change("annotations", 4, segmentation={"size": [HEIGHT, WIDTH], "counts": "\u00ff"}), "annotation 7"),
+    ("bad mask", change("annotations", 4, segmentation={"size": [HEIGHT, WIDTH], "counts": None}), "annotation 7"),
+    ("mask of other size", change("annotations", 4, segmentation=rle(HEIGHT + 1)), "annotation 7"),
+    ("mask of other size", change("annotations", 4, segmentation={**rle(), "counts": [1, 2, 3]}), "annotation 7"),
+    ("mask as run lengths", change("annotations", 4, segmentation=rle()), "annotation 7"),
+    ("no mask", remove("annotations", 4, "segmentation"), "annotation 7"),
+    ("no keypoints", remove("annotations", 4, "keypoints"), "annotation 7"),
+    ("number of keypoints", change("annotations", 4, keypoints=[1, 1, 2]), "annotation 7"),
+    ("keypoint visibility", change("annotations", 4, keypoints=[1, 1, 3, 1, 1, 1, 0, 0, 0]), "annotation 7"),
+    ("count of keypoints", change("annotations", 4, num_keypoints=3), "annotation 7"),
+    ("image without objects", lambda d: d.contents["train"]["annotations"].__delitem__(slice(0, 2)), "'train0.png'"),
+    ("crowds only", both(change("annotations", 0, iscrowd=1), change("annotations", 1, iscrowd=1)), "'train0.png'"),
+    ("repeated file", change("images", 1, file_name="train0.png"), "'train0.png' (2 times)"),
+    ("missing image", file("train1.png", os.remove), "'train1.png'"),
+    ("missing image", change("images", 1, file_name="train\0.png"), "'train\\x00.png'"),
+    ("empty image", file("train1.png", lambda path: cut(path, 0)), "'train1.png'"),
+    ("unreadable image", file("train1.png", lambda path: text(path, "no picture")), "'train1.png'"),
+    ("truncated image", file("train1.png", lambda path: cut(path, 0.5)), "'train1.png'"),
+    ("image of other size", change("images", 1, width=HEIGHT, height=WIDTH), "'train1.png' (100x80, not 80x100)"),
+    ("EXIF orientation", file("train1.png", turned), "'train1.png' (6)"),
+    ("grey image", file("train1.png", lambda path: picture(path, 1, "L")), "'train1.png' (L)"),
+    ("alpha image", file("train1.png", lambda path: picture(path, 1, "RGBA")), "'train1.png' (RGBA)"),
+    ("CMYK image", file("train1.png", lambda path: picture(path, 1, "CMYK", format="TIFF")), "'train1.png' (CMYK)"),
+    ("deep image", file("train1.png", lambda path: Image.fromarray(np.full((HEIGHT, WIDTH), 900, np.uint16)).save(path)), "'train1.png' (I;16"),
+    ("palette image", file("train1.png", lambda path: picture(path, 1, "P")), "'train1.png' (P)"),
+    ("duplicate image", file("train1.png", copied("train0.png")), "'train1.png' is 'train0.png'"),
+    ("train and test", file("test1.png", copied("train0.png")), "'test1.png' is 'train0.png' of own_train"),
+]
+
+
+@pytest.mark.parametrize("kind, apply, name", BROKEN)
+def test_each_kind_is_found(data, kind, apply, name):
+    apply(data)
+    if kind != "unreadable file":
+        data.write()
+    use = Use(masks="mask" in kind, keypoints=kind == "no keypoints", shortest=96, longest=200)
+    found = [p for p in inspect(data.sources(), use) if p.kind == kind]
+    assert len(found) == 1 and name in found[0].name
+    (line,) = [f for f in summarize(found)]
+    assert line.severity == KINDS[kind][0] and f"{kind} (1)" in line.message and name in line.message and line.advice
+
+
+def test_every_kind_is_tested():
+    assert {kind for kind, *_ in BROKEN} == set(KINDS)
+    assert {severity for severity, *_ in KINDS.values()} == set(SEVERITIES)
+
+
+def test_one_problem_does_not_hide_another(data):
+    content = data.contents["train"]
+    changes = {
+        "malformed": ("images", 7, {"width": None}),
+        "box not finite": ("annotations", 0, {"bbox": [0, 0, float("nan"), 1]}),
+        "short polygon": ("annotations", 2, {"segmentation": [[1, 2]]}),
+        "unknown category": ("annotations", 3, {"category_id": 77}),
+        "duplicate annotation id": ("annotations", 4, {"id": 9}),
+        "count of keypoints": ("annotations", 5, {"num_keypoints": 17}),
+        "box outside": ("annotations", 6, {"bbox": [500, 1, 20, 20]}),
+    }
+    for key, index, values in changes.values():
+        content[key][index].update(values)
+    cut(data.path("train5.png"), 0.5)
+    data.write()
+    # what is of the image that is malformed, is of none
+    expected = {kind: 1 for kind in [*changes, "truncated image"]} | {"orphan annotation": 2}
+    found = data.problems()
+    assert {kind: sum(p.kind == kind for p in found) for kind in {p.kind for p in found}} == expected
+
+
+def test_images_are_sampled(data):
+    for i in (1, 2, 3):
+        cut(data.path(data.train[i]), 0.5)
+    every, some = ([p.name for p in data.problems(images=n) if p.kind == "truncated image"] for n in (None, 2))
+    assert len(every) == 3 and some == []  # the first and the last
+
+
+def test_summary_names_the_first_five(data):
+    for name in data.train[:7]:
+        os.remove(data.path(name))
+    (finding,) = summarize(data.problems())
+    assert finding.severity == "error" and "missing image (7)" in finding.message and "'train4.png' and 2 more" in finding.message
+
+
+def test_unmatched_agrees_with_detectron2():
+    """The nearest centre alone is looked at; detectron2 compares with every anchor."""
+    rng = np.random.default_rng(0)
+    corner, side = rng.uniform(0, 150, (200, 2)), rng.uniform(4, 90, (200, 2))
+    boxes = np.concatenate([corner, corner + side], 1)
+    generator = DefaultAnchorGenerator(sizes=[[24], [48]], aspect_ratios=[[0.5, 1.0, 2.0]], strides=[8, 16], offset=0.0)
+    anchors = generator([torch.zeros(1, 1, 320 // s, 320 // s) for s in (8, 16)])
+    expected = pairwise_iou(Boxes(torch.tensor(boxes, dtype=torch.float32)), Boxes.cat(anchors)).max(1).values < 0.5
+    found = doctor.unmatched(boxes, [c.numpy() for c in generator.cell_anchors], generator.strides, generator.offset)
+    assert 20 < expected.sum() < 180 and (found == expected.numpy()).all()
+
+
+def findings(*overrides, config="quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml", processes=1):
+    cfg = zoo.get_config(config)
+    merge_overrides(cfg, [str(item) for item in overrides])
+    examination = doctor.Examination(cfg, zoo.get_config_file(config), processes, processes, 1, False, lambda items, **_: items)
+    with doctor.quiet():
+        return list(examination.config())
+
+
+@pytest.mark.parametrize(
+    "overrides, severity, expected",
+    [
+        (["SOLVER.IMS_PER_BATCH", 2], "warning", "IMS_PER_BATCH 2 with BASE_LR 0.05.*not scaled along.*set SOLVER.BASE_LR 0.0125"),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"], "warning", "STEPS .*never falls"),
+        (["SOLVER.WARMUP_ITERS", 900], "warning", "WARMUP_ITERS 900 is all of"),
+        (["TEST.EVAL_PERIOD", 0], "note", "EVAL_PERIOD is 0"),
+        (["TEST.EVAL_PERIOD", 2000], "warning", "EVAL_PERIOD 2000 is more than"),
+        (["MODEL.VOVNET.NORM", "FrozenBN"], "warning", "frozen batch norms without"),
+        (["MODEL.BACKBONE.FREEZE_AT", 2], "warning", "random layers stay random"),
+        (["INPUT.MIN_SIZE_TRAIN", "(150,)"], "note", "150 is no multiple of 32.*set 160"),
+        (["INPUT.MAX_SIZE_TRAIN", 100], "warning", "MIN_SIZE_TRAIN 160 is more than INPUT.MAX_SIZE_TRAIN 100"),
+        (["INPUT.MIN_SIZE_TEST", 800], "warning", "MIN_SIZE_TEST 800 is far from"),
+        (["SOLVER.BASE_LR", 0], "warning", "nothing is learnt"),
+        (["DATASETS.TEST", "()"], "warning", "DATASETS.TEST is empty"),
+        (["DATASETS.TRAIN", "('digit_train',)"], "error", "Did you mean 'digits_train'"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", 80], "error", "set MODEL.ROI_HEADS.NUM_CLASSES 10"),
+    ],
+)
+def test_config(overrides, severity, expected):
+    lines = [f"{f.message} -> {f.advice}" for f in findings(*overrides) if f.severity == severity]
+    assert any(re.search(expected, line) for line in lines), lines
+    assert expected.startswith("EVAL_PERIOD is 0") or not any(
+        re.search(expected, f"{f.message} -> {f.advice}") for f in findings("TEST.EVAL_PERIOD", 100)
+    )
+
+
+def test_all_mistakes_of_a_config_are_said():
+    found = findings(
+        *("MODEL.VOVNET.NORM", "FrozenBM", "SOLVER.MAX_ITER", 0, "INPUT.MASK_FORMAT", "bitmap", "MODEL.GFL.PRIOR_PROB", 2.0),
+        *("DATASETS.REGISTER", "[['doctors_a', 'nowhere.json', 'nowhere'], ['doctors_b', 'x']]", "MODEL.ROI_HEADS.NUM_CLASSES", 7),
+    )
+    errors = [f.message for f in found if f.severity == "error"]
+    for part in (
+        "'FrozenBM'",
+        "SOLVER.MAX_ITER is 0",
+        "'bitmap'",
+        "PRIOR_PROB is 2.0",
+        "'nowhere' of 'doctors_a'",
+        "'doctors_b'",
+        "NUM_CLASSES is 7",
+    ):
+        assert any(part in message for message in errors), (part, errors)
+    assert all("\n" not in message for message in errors) and len(set(errors)) == len(errors)
+
+
+@pytest.mark.slow
+def test_sound_run_leaves_nothing_behind(data, capsys, monkeypatch, tmp_path):
+    """No error, exit code 0; no file is new but the report asked for, no data set stays registered, loggers are as they were."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    os.mkdir(tempfile.tempdir)
+    before = {os.path.join(folder, f) for folder, _, files in os.walk(data.folder) for f in files}
+    code, out = examine(capsys, *data.overrides())
+    assert code == 0 and "0 errors, 0 warnings" in out, out
+    for part in ("2 steps of 2 images: losses", "evaluated bbox on 3 images", "resumed and trained one step more", "hours, evaluations apart"):
+        assert part in out
+    assert {os.path.join(folder, f) for folder, _, files in os.walk(data.folder) for f in files} == before
+    assert os.listdir(tempfile.tempdir) == [] and not os.path.exists(data.path("output"))
+
+
+def test_broken_data_of_refused_registration(data, capsys):
+    """Registration says the first mistake; the doctor all, and goes on."""
+    cut(data.path("train1.png"), 0.5)
+    os.remove(data.path("train2.png"))
+    data.contents["train"]["annotations"][0]["bbox"] = [1, 2, float("nan"), 3]
+    data.contents["test"]["annotations"][1]["category_id"] = 8
+    data.write()
+    code, out = examine(capsys, *data.overrides())
+    assert code == 1
+    for kind, name in (
+        ("truncated image", "train1.png"),
+        ("missing image", "train2.png"),
+        ("box not finite", "annotation 3"),
+        ("unknown category", "annotation 4"),
+    ):
+        assert re.search(rf"error +doctors_\w+: {kind} \(1\).*{name}", out), (kind, out)
+    assert "error    DATASETS.REGISTER: annotation file" in out and "Memory" in out and "Traceback" not in out
+
+
+@pytest.mark.slow
+def test_weights(data, capsys, tmp_path):
+    torch.save({"model": {"backbone.bottom_up.stem.weight": torch.zeros(3)}}, tmp_path / "odd.pth")
+    code, out = examine(capsys, "--no-run", *data.overrides(), "MODEL.WEIGHTS", tmp_path / "odd.pth")
+    assert code == 1 and "would keep their initial values" in out and "| part " in out
+    code, out = examine(capsys, "--no-run", *data.overrides(), "MODEL.WEIGHTS", "https://example.org/model.pth")
+    assert code == 0 and "it will be downloaded" in out and "add --download" in out
+
+
+@pytest.mark.slow
+def test_losses_that_are_not_finite(data, capsys):
+    code, out = examine(
+        capsys, *data.overrides(), "SOLVER.BASE_LR", "1e30", "SOLVER.CLIP_GRADIENTS.ENABLED", "False", "SOLVER.WARMUP_FACTOR", "1.0"
+    )
+    assert code == 1 and re.search("error +while training: FloatingPointError", out), out
+
+
+@pytest.mark.slow
+def test_memory_estimate(data):
+    """Two small sizes say what a third one keeps, within a tenth; parameters are counted exactly."""
+    cfg = zoo.get_config("quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml")
+    merge_overrides(cfg, data.overrides())
+    examination = doctor.Examination(cfg, "", 1, 1, None, False, lambda items, **_: items)
+    with doctor.quiet():
+        list(examination.config())
+        list(examination.data())
+        fixed, slope = examination.activations()
+        model = doctor.build_model(cfg)
+        cfg.INPUT.MIN_SIZE_TRAIN = (512,)
+        example = doctor.mapper_of(cfg)(examination.some_records(1)[0])
+        with doctor.EventStorage():
+            real = doctor.kept_bytes(model, [example])
+        lines = [f.message for f in examination.memory()]
+    assert example["image"].shape[1:] == (512, 640)
+    assert fixed + slope * 512 * 640 == pytest.approx(real, rel=0.1)
+    trained = 4 * sum(p.numel() for p in model.parameters())
+    assert f"gradients {doctor.size_in_words(trained)}" in lines[0]
+
+
+@pytest.mark.slow
+def test_report(data, capsys, tmp_path):
+    """One page, whose pictures are inside; names of files and classes stand there as text."""
+    evil = "<script>alert('x')</script> $\\frac$"
+    for value in data.contents.values():
+        value["categories"][0]["name"] = evil
+    data.contents["train"]["images"][1]["file_name"] = "<b>\x1b[31m&.png"
+    os.rename(data.path("train1.png"), data.path("<b>\x1b[31m&.png"))
+    data.contents["train"]["images"][2]["file_name"] = "<i>gone</i>.png"
+    data.write()
+    page = tmp_path / "new" / "doctor.html"
+    code, out = examine(capsys, "--no-run", "--report", page, *data.overrides())
+    written = page.read_text()
+    assert code == 1 and "\x1b" not in out and "\x1b" not in written
+    assert "<script>" not in written and "<i>" not in written and "<b>" not in written and html.escape("<i>gone</i>.png") in written
+    assert not re.search(r'(src|href)="(?!data:)', written)
+    data.contents["train"]["images"][2]["file_name"] = "train2.png"
+    data.write()
+    code, _ = examine(capsys, "--no-run", "--report", page, *data.overrides())
+    written = page.read_text()
+    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', written)
+    assert code == 0 and len(pictures) == 2 + 8  # charts and samples
+    for encoded in pictures:
+        image = np.asarray(Image.open(doctor.io.BytesIO(doctor.base64.b64decode(encoded))).convert("L"))
+        assert min(image.shape) >= 250 and image.std() > 10  # something is drawn
+    assert "160x128, of 100x80, 2 objects" in written  # as the mapper resized them
+
+
+def test_mistakes(data, capsys, tmp_path):
+    for arguments, words in (
+        (["--images", "none"], "neither a number"),
+        (["--num-gpus", "0"], "must be at least 1"),
+        (["--report", "page.txt"], "must end in .html"),
+        (["--report", os.path.join(data.path("train0.png"), "page.html")], "is a file"),
+        (["SOLVER.MAX_ITER"], "their number is odd"),
+        (["--config-file", "mask_rcnn_V_99.yaml"], "Did you mean"),
+        (["--config-file", os.path.join(ROOT, "configs", "lazy", "retinanet_V_39_FPN_1x.py")], "Python config"),
+        (["--backbone", "V-38-eSE"], "Did you mean 'V-39-eSE'"),
+    ):
+        code, out = examine(capsys, *arguments)
+        assert code == 2 and words in out and "Traceback" not in out, (arguments, out)
+    code, out = examine(capsys, "--no-run", "--images", "1", "SOLVER.MAX_ITR", "3", "SOLVER.STEPS", "x=", *data.overrides())
+    assert code == 1 and "Did you mean 'SOLVER.MAX_ITER'" in out and "SOLVER.STEPS x=" in out
+
+
+@pytest.mark.slow
+def test_own_data_by_flags(data, capsys):
+    flags = [
+        item
+        for split, flag in (("train", "train"), ("test", "val"))
+        for item in (f"--{flag}-json", data.path(split + ".json"), f"--{flag}-images", data.folder)
+    ]
+    code, out = examine(capsys, "--no-run", *flags, "INPUT.MIN_SIZE_TRAIN", "(96,)", "OUTPUT_DIR", data.path("output"))
+    for name in ("own_train", "own_val"):
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+    assert code == 0 and "own_train: 8 images, 16 objects of 2 classes" in out, out
