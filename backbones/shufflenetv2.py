@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
-import yaml
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
+from .documents import read_yaml
 from .errors import UserError, unknown
 from .fpn import common_options, register_builders
 from .layers import ConvNormAct, StagedBackbone, StagePlan, initialize_convs, stage_plans
@@ -333,14 +333,10 @@ def read_choices(path: str, blocks: Sequence[int], stated: Optional[Dict[str, An
     if not os.path.isfile(path):
         raise UserError(f"{what} is not there")
     try:
-        if os.path.getsize(path) > 1 << 20:
-            raise ValueError(f"it has {os.path.getsize(path)} bytes, more than any subnet")
-        with open(path, encoding="utf-8") as f:
-            text = f.read()
-        content = yaml.safe_load(text)
+        content = read_yaml(path)
         if isinstance(content, str):  # a tuple, as Python writes it
             content = ast.literal_eval(content.strip())
-    except (yaml.YAMLError, ValueError, SyntaxError, RecursionError, MemoryError, OSError) as error:
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise UserError(f"{what} cannot be read: {' '.join(str(error).split())[:200]}") from error
     if isinstance(content, dict) and "choices" in content:
         for key, value in (stated or {}).items():

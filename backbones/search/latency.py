@@ -6,6 +6,7 @@ import math
 import platform
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
+from ..documents import read_json
 from ..errors import UserError
 from ..files import write_whole
 from .entropy import Meter, Plain
@@ -51,17 +52,16 @@ class LatencyTable:
 def load_table(path: str) -> LatencyTable:
     """The table in a file. Raises UserError for anything else."""
     try:
-        with open(path) as f:
-            data = json.load(f)
+        data = read_json(path)
         entries = {}
         for key, rows in data["entries"].items():
-            entries[str(key)] = {(int(i), int(o)): float(seconds) for i, o, seconds in rows}
-            if not rows or not all(i > 0 and o > 0 and 0 < s < math.inf for (i, o), s in entries[key].items()):
+            if not rows or not all(type(i) is type(o) is int and i > 0 and o > 0 and 0 < s < math.inf for i, o, s in rows):
                 raise ValueError(f"{key} holds what are no widths and seconds")
-        return LatencyTable(int(data["image_size"]), entries, dict(data["about"]))
-    except OSError as error:
-        raise UserError(f"latency table {path!r} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            entries[key] = {(i, o): float(seconds) for i, o, seconds in rows}
+        if type(data["image_size"]) is not int:
+            raise ValueError(f"its image_size is {data['image_size']!r}")
+        return LatencyTable(data["image_size"], entries, dict(data["about"]))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path!r} is no latency table: {' '.join(str(error).split())[:200]}") from error
 
 

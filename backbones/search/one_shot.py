@@ -43,6 +43,7 @@ from ..config import add_backbones_config, all_keys, check_config, check_output_
 from ..data import check_datasets, check_paths, register_from_config, register_held_out
 from ..data.holdout import HELD_OUT, KEPT
 from ..deploy import optimize
+from ..documents import read_json
 from ..engine.launch import launch
 from ..engine.supernet import random_path, supernets
 from ..errors import UserError, unknown
@@ -413,13 +414,12 @@ def _load(path: str, identity: Dict[str, Any], resume: bool) -> List[Evaluated]:
     if not resume:
         raise UserError(f"a search is in {os.path.dirname(path)!r} already: go on with it by --resume, or set another OUTPUT_DIR")
     try:
-        with open(path) as f:
-            data = json.load(f)
+        data = read_json(path)
         differ = [key for key in identity if key != "config" and data["search"].get(key) != identity[key]]
         before = data["search"]["config"]
         differ += sorted(key for key in {*before, *identity["config"]} if before.get(key) != identity["config"].get(key))
         archive = [_entry(entry, len(identity["table"]["blocks"])) for entry in data["archive"]]
-    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path!r} is no state of a search: {' '.join(str(error).split())[:200]}") from error
     if differ:
         named = ", ".join(differ[:5]) + (f" and {len(differ) - 5} more" if len(differ) > 5 else "")
@@ -433,9 +433,13 @@ def _entry(entry: Dict[str, Any], blocks: int) -> Evaluated:
     numbers = [result.cost, result.score, *result.seconds.values()]
     if len(result.path) != blocks or any(type(c) is not int or c not in range(len(CHOICES)) for c in result.path):
         raise ValueError(f"{list(result.path)} is no path of {blocks} blocks")
-    if type(result.generation) is not int or any(type(v) not in (int, float) or not math.isfinite(v) for v in numbers):
+    if type(result.generation) is not int or not _finite(numbers):
         raise ValueError(f"the path {list(result.path)} has values that are no numbers")
     return result
+
+
+def _finite(values: Iterable[Any]) -> bool:
+    return all(type(v) in (int, float) and math.isfinite(v) for v in values)
 
 
 def _save(path: str, identity: Dict[str, Any], archive: Sequence[Evaluated]) -> None:
@@ -688,10 +692,12 @@ def _main(args) -> None:
 
 def _saved_table(path: str) -> CostTable:
     try:
-        with open(path) as f:
-            saved = json.load(f)["search"]["table"]
-        return CostTable(saved["kind"], saved["base"], tuple(tuple(row) for row in saved["blocks"]))
-    except (ValueError, KeyError, TypeError, OSError) as error:
+        saved = read_json(path)["search"]["table"]
+        table = CostTable(str(saved["kind"]), saved["base"], tuple(tuple(row) for row in saved["blocks"]))
+        if not _finite([table.base, *(cost for row in table.blocks for cost in row)]) or not all(table.blocks):
+            raise ValueError("its table has costs that are no numbers")
+        return table
+    except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path!r} is no state of a search: {' '.join(str(error).split())[:200]}") from error
 
 

@@ -22,6 +22,7 @@ from detectron2.config import CfgNode
 
 from .. import zoo
 from ..config import check_output_dir
+from ..documents import read_json
 from ..engine.supernet import random_path
 from ..errors import UserError
 from ..files import sha256, write_whole
@@ -96,17 +97,19 @@ def _read(path: str, about: Dict[str, Any]) -> List[Dict[str, Any]]:
     if not os.path.isfile(path):
         return []
     try:
-        with open(path) as f:
-            data = json.load(f)
+        data = read_json(path)
         differ = [key for key, value in json.loads(json.dumps(about)).items() if data[key] != value]
         if differ:
             raise UserError(f"--json {path!r} is of another comparison, with another {', '.join(differ)}: take another file")
         for row in data["paths"]:
-            if any(type(row[key]) not in (int, float) for key in ("cost", "supernet", "trained")):
+            times = row.get("seconds", {})
+            if any(type(value) not in (int, float) for value in (row["cost"], row["supernet"], row["trained"], *times.values())):
                 raise ValueError("an entry has values that are no numbers")
+            if times.keys() != data["paths"][0].get("seconds", {}).keys():
+                raise ValueError("its entries have the seconds of other parts")
             tuple(row["path"])
         return list(data["paths"])
-    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"--json {path!r} is no comparison: {' '.join(str(error).split())[:200]}") from error
 
 

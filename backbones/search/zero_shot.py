@@ -19,11 +19,11 @@ import sys
 import time
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
-import yaml
 from tqdm import tqdm
 
 from .. import zoo
 from ..config import check_device, check_output_dir
+from ..documents import read_json, read_yaml
 from ..errors import UserError, unknown
 from ..files import write_whole
 from ..maedet import Block, format_structure, parse_structure, read_structure
@@ -58,9 +58,8 @@ def load_config(path: str) -> Dict[str, Any]:
     if not os.path.isfile(path):
         raise UserError(f"config {path!r} is not there")
     try:
-        with open(path) as f:
-            own = yaml.safe_load(f)
-    except (yaml.YAMLError, UnicodeDecodeError, OSError, RecursionError) as error:
+        own = read_yaml(path)
+    except ValueError as error:
         raise UserError(f"config {path!r}: {' '.join(str(error).split())[:200]}") from error
     if not isinstance(own, dict):
         raise UserError(f"config {path!r} holds no KEY: VALUE pairs")
@@ -244,8 +243,7 @@ def _save_state(path: str, identity: Dict[str, Any], state: State, history: List
 
 def _load_state(path: str, identity: Dict[str, Any], problem: Problem) -> Tuple[State, List]:
     try:
-        with open(path) as f:
-            data = json.load(f)
+        data = read_json(path)
         differ = [key for key in identity if data["search"].get(key) != identity[key]]
         structures = [tuple(tuple(int(n) for n in block) for block in structure) for structure in data["population"]]
         strides = [block[2] for block in identity["start"]]
@@ -257,7 +255,7 @@ def _load_state(path: str, identity: Dict[str, Any], problem: Problem) -> Tuple[
         population = sorted((problem.meter.measure(structure).score, structure) for structure in structures)
         history = [[int(done), float(score)] for done, score in data["history"]]
         state = State(int(data["rounds"]), population)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise UserError(f"{path!r} is no state of a search: {' '.join(str(error).split())[:200]}") from error
     if differ:
         raise UserError(f"--resume: the search in {os.path.dirname(path)!r} has another {', '.join(differ)}: take another --output")

@@ -1,0 +1,52 @@
+"""JSON and YAML of anybody: read without running out of time or memory, whatever is in it."""
+
+import json
+import os
+from typing import Any, Callable, TextIO
+
+import yaml
+
+
+def read_json(path: str) -> Any:
+    """A JSON file's content. Raises ValueError for anything else, and for whole numbers beyond 64 bits, which are no float either."""
+    return _read(path, lambda f: json.load(f, parse_int=_whole))
+
+
+def read_yaml(path: str, most: int = 1 << 20) -> Any:
+    """A YAML file's content. Raises ValueError for anything else, for Python objects, aliases, and more than ``most`` bytes."""
+    return _read(path, lambda f: yaml.load(f, _Plain), most)
+
+
+def _read(path: str, parse: Callable[[TextIO], Any], most: float = float("inf")) -> Any:
+    if not os.path.isfile(path):  # a device gives no end of it, and a pipe may never begin
+        raise ValueError("it is no file")
+    try:
+        if os.path.getsize(path) > most:
+            raise ValueError(f"it has {os.path.getsize(path)} bytes, more than {most}")
+        with open(path, encoding="utf-8-sig") as f:
+            return parse(f)
+    except (OSError, RecursionError, yaml.YAMLError) as error:
+        raise ValueError(getattr(error, "strerror", None) or " ".join(str(error).split())) from error
+
+
+def _whole(digits: str) -> int:
+    if len(digits) > 20 or abs(int(digits)) >= 1 << 63:
+        raise ValueError(f"the number {digits[:20]} of {len(digits)} digits is too large")
+    return int(digits)
+
+
+class _Plain(yaml.SafeLoader):
+    """Plain values: no aliases, a few lines of which stand for more than any memory holds, and no numbers beyond 64 bits."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"line {self.peek_event().start_mark.line + 1} has an alias (*), which is not read here")
+        if self.flow_level > 100:
+            raise ValueError("it is nested more than 100 times")
+        return super().compose_node(parent, index)
+
+    def construct_yaml_int(self, node) -> int:
+        return _whole(str(super().construct_yaml_int(node)))
+
+
+_Plain.add_constructor("tag:yaml.org,2002:int", _Plain.construct_yaml_int)
