@@ -388,6 +388,35 @@ def test_mistakes_in_annotations(key, change, words, files, tmp_path, monkeypatc
         call(monkeypatch, *files[:2], "--annotations", write(tmp_path / "bad.json", truth))
 
 
+@pytest.mark.parametrize(
+    "mask",
+    [
+        None,
+        [],
+        [[]],
+        [[1.0] * 4],
+        [[1.0] * 7],
+        [[1e9, 0, 0, 0, 5, 5]],
+        [["a"] * 6],
+        {"size": [480, 640], "counts": [5]},
+        {"size": [480, 640]},
+        "x",
+    ],
+)
+def test_masks_of_annotations(mask):
+    dataset, _ = made_up(2, 3, "segm")
+    for fine in (
+        [[1.0, 1.0, 9.0, 1.0, 9.0, 9.0]],
+        {"size": [480, 640], "counts": [5, 640 * 480 - 5]},
+        dataset["annotations"][0]["segmentation"],
+    ):
+        dataset["annotations"][0]["segmentation"] = fine
+        compare.check_annotations(dataset, "segm", "x.json")
+    dataset["annotations"][0]["segmentation"] = mask
+    with pytest.raises(UserError, match="entry 0 has no segmentation by polygons or by run lengths that fit its image"):
+        compare.check_annotations(dataset, "segm", "x.json")
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5) | st.just(10**400),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=2),
@@ -395,7 +424,7 @@ JSON = st.recursive(
 )
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(st.data())
 def test_anything_in_the_place_of_a_field(data):
     """It is refused in one line, or evaluated."""

@@ -10,7 +10,9 @@ import io
 import json
 import math
 import os
+import re
 import reprlib
+import sys
 from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterable, List, Optional, Sequence, Tuple
@@ -26,6 +28,8 @@ from . import picture, run
 TASKS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # task -> the field that results need
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 LIMIT = 1e9  # of any number in the files: beyond it, pycocotools' integers overflow
+SIDE = 2**16  # of an image: beyond it, so do its counts of pixels
+RUNS = re.compile("(?:[P-o]{0,6}[0-O])+")  # COCO's compressed run lengths: numbers of up to seven characters, all but their last from P on
 SHOWN = 20  # classes in the printed table
 DRAWN = 120  # classes in the picture
 
@@ -225,7 +229,7 @@ def _integer(value: Any) -> bool:
 
 _ID = ("an integer", _integer)
 _NUMBER = ("a number", _number)
-_SIZE = ("pixels", lambda value: _integer(value) and 0 < value <= 2**16)
+_SIZE = ("pixels", lambda value: _integer(value) and 0 < value < SIDE)
 _BOX = ("[x, y, width, height]", _numbers(4))
 
 
@@ -262,17 +266,16 @@ def _runs_fit(mask: Any, height: int, width: int) -> bool:
     counts = mask.get("counts")
     if isinstance(counts, list):
         return all(_integer(c) and c >= 0 for c in counts) and sum(counts) == height * width
-    if not isinstance(counts, str) or not counts or not all("0" <= c <= "o" for c in set(counts)):
-        return False
-    more = (np.frombuffer(counts.encode(), np.uint8) - 48) & 0x20 > 0
-    if more[-1] or np.convolve(more, np.ones(6)).max() >= 6:  # a number is of six characters at most
+    if not isinstance(counts, str) or not RUNS.fullmatch(counts):
         return False
     lengths = run_lengths(counts.encode())
     return bool((lengths >= 0).all() and lengths.sum() == height * width)
 
 
 def _polygons(value: Any) -> bool:
-    return isinstance(value, list) and len(value) > 0 and all(_numbers()(p) and len(p) >= 6 and len(p) % 2 == 0 for p in value)
+    if not isinstance(value, list) or not value or not all(_numbers()(p) and len(p) >= 6 and len(p) % 2 == 0 for p in value):
+        return False
+    return all(abs(v) <= 2 * SIDE for p in value for v in p)  # pycocotools walks along the outline, in steps of a fifth of a pixel
 
 
 def check_annotations(content: Any, task: str, path: str) -> None:
@@ -505,7 +508,7 @@ def main() -> None:
         args.seed,
         args.confidence,
         args.oks_sigmas,
-        lambda categories: tqdm(categories, desc="classes", unit="class"),
+        lambda categories: tqdm(categories, desc="classes", unit="class", mininterval=0.1 if sys.stderr.isatty() else 15),
     )
     about = {"a": files[0], "b": files[1], "annotations": path, "task": args.task, "images": len(dataset["images"])}
     about.update(samples=args.samples, seed=args.seed, confidence=args.confidence, interval="percentile")
