@@ -16,8 +16,8 @@ import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import detectron2.engine  # noqa: E402, F401
-import train_net  # noqa: E402
 
+import train_net  # noqa: E402
 from backbones.engine import Trainer  # noqa: E402, F401
 
 

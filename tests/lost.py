@@ -6,7 +6,6 @@ import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import train_net  # noqa: E402
-
 from backbones.engine.step import Steps  # noqa: E402
 
 run_step = Steps.run_step

@@ -15,9 +15,11 @@ pytestmark = pytest.mark.slow
 
 CONFIG = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
 # everything that a run has to remember: several sizes, flips, workers, schedule in its steps, averages, parts of batches, evaluations
-OVERRIDES = """MODEL.DEVICE cpu SEED -1 SOLVER.MAX_ITER 10 SOLVER.IMS_PER_BATCH 4 SOLVER.ACCUMULATE 2 SOLVER.CHECKPOINT_PERIOD 2 SOLVER.STEPS (4,8)
+OVERRIDES = (
+    """MODEL.DEVICE cpu SEED -1 SOLVER.MAX_ITER 10 SOLVER.IMS_PER_BATCH 4 SOLVER.ACCUMULATE 2 SOLVER.CHECKPOINT_PERIOD 2 SOLVER.STEPS (4,8)
 SOLVER.BASE_LR 0.01 SOLVER.WARMUP_ITERS 3 INPUT.MIN_SIZE_TRAIN (64,80,96) INPUT.MIN_SIZE_TEST 64 INPUT.RANDOM_FLIP horizontal TEST.EVAL_PERIOD 3
 TEST.PICTURES 0 MODEL_EMA.ENABLED True MODEL_EMA.DECAY 0.9""".split()
+)
 
 
 @pytest.fixture(scope="module")

@@ -148,7 +148,9 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) -> Train
     try:
         parts = _train_loader_from_config(cfg, mapper)
     except AssertionError as error:
-        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)}: {' '.join(str(error).split())}{_WITHOUT}") from error
+        if not str(error).startswith("No valid data"):
+            raise
+        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}") from error
     records = parts["dataset"]
     if not records:
         raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}")

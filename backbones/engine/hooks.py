@@ -43,7 +43,9 @@ class Evaluate(HookBase):
 
     def state_dict(self) -> Dict[str, Any]:
         iteration = self.trainer.iter
-        return {"pending": self.pending or (self._is_due(iteration) and self.done != iteration)}
+        # that of the last iteration too, which a longer run would have done
+        due = self.period > 0 and (iteration + 1) % self.period == 0
+        return {"pending": self.pending or (due and self.done != iteration)}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self.pending = bool(state_dict["pending"])

@@ -55,21 +55,27 @@ class Steps(SimpleTrainer):
                 seed_random_numbers(self.seed, comm.get_rank(), self.iter, part)
             last = part == self.accumulate - 1
             with contextlib.nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():
-                with contextlib.nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision):
-                    found = self.model(batch)
-                found = {"total_loss": found} if isinstance(found, torch.Tensor) else found
+                found = self._forward(batch)
+                self._agree(found)  # before gradients are exchanged, for which processes wait for each other
                 total = sum(found.values()) / self.accumulate
                 (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach() / self.accumulate
         self.after_backward()
-        self._agree(losses)
         self._write_metrics(losses, data_time)
         if self.grad_scaler is None:
             self.optimizer.step()
         else:
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
+
+    def _forward(self, batch: List[Dict[str, Any]]) -> Dict[str, torch.Tensor]:
+        try:
+            with contextlib.nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision):
+                found = self.model(batch)
+        except FloatingPointError as error:  # detectron2's own check of proposals
+            return {str(error): torch.tensor(float("nan"), device=self.device)}
+        return {"total_loss": found} if isinstance(found, torch.Tensor) else found
 
     def note(self, number: int) -> None:
         """That this process got a signal."""

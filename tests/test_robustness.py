@@ -1,0 +1,588 @@
+"""The robustness matrix: what goes wrong around training, a test a row. Wanted everywhere: one line that names the thing, exit code 2, or training goes on.
+
+Rows that other files hold: killed runs, SIGTERM and lost processes in test_resume.py; hostile, damaged and foreign files in test_checkpoint.py; random inputs in
+test_fuzz.py; configs in test_configs.py.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from PIL import Image
+
+import train_net
+from backbones import zoo
+from backbones.engine import Trainer, step
+from backbones.engine import hooks as our_hooks
+
+CONFIG = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
+SMALL = (
+    """MODEL.DEVICE cpu SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 SOLVER.CHECKPOINT_PERIOD 1 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64
+DATALOADER.NUM_WORKERS 0 TEST.PICTURES 0 DATASETS.TEST () TEST.EVAL_PERIOD 0""".split()
+)
+
+
+@pytest.fixture(autouse=True)
+def alone():
+    """Data sets and handlers of a run go with its test."""
+    before = set(DatasetCatalog)
+    handlers = {name: list(logging.getLogger(name).handlers) for name in ("detectron2", "fvcore", "backbones")}
+    yield
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    for name, kept in handlers.items():
+        logging.getLogger(name).handlers[:] = kept
+
+
+class Data:
+    """A made-up data set of six images in COCO's format, to be spoilt."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        (folder / "images").mkdir()
+        rng = np.random.default_rng(0)
+        self.content = {
+            "images": [{"id": i, "file_name": f"{i}.jpg", "width": 80, "height": 60} for i in range(1, 7)],
+            "categories": [{"id": 1, "name": "cup"}, {"id": 4, "name": "plate"}],
+            "annotations": [],
+        }
+        for image in self.content["images"]:
+            Image.fromarray(rng.integers(0, 255, (60, 80, 3), dtype=np.uint8)).save(self.path(image["id"]))
+            for k in range(2):
+                self.add(image["id"], [5.0 + 20 * k, 5.0, 30.0, 40.0], (1, 4)[k])
+
+    def path(self, number):
+        return str(self.folder / "images" / f"{number}.jpg")
+
+    def add(self, image, box, category=1, **more):
+        number = len(self.content["annotations"]) + 1
+        entry = {"id": number, "image_id": image, "category_id": category, "bbox": box, "area": box[2] * box[3], "iscrowd": 0, **more}
+        self.content["annotations"].append(entry)
+
+    def flags(self, split="train"):
+        (self.folder / f"{split}.json").write_text(json.dumps(self.content))
+        return [f"--{split}-json", str(self.folder / f"{split}.json"), f"--{split}-images", str(self.folder / "images")]
+
+
+@pytest.fixture
+def data(tmp_path):
+    (tmp_path / "data").mkdir()
+    return Data(tmp_path / "data")
+
+
+@pytest.fixture
+def run(tmp_path, capfd):
+    """Runs train_net.py in this process; gives its exit code and what it printed to stderr."""
+
+    def run(data, *overrides, flags=(), output="run", config=CONFIG):
+        arguments = ["--config-file", config, *data.flags(), *flags, *SMALL, *map(str, overrides), "OUTPUT_DIR", str(tmp_path / output)]
+        capfd.readouterr()
+        for name in {"own_train", "own_val"} & set(DatasetCatalog):
+            DatasetCatalog.remove(name)
+            MetadataCatalog.remove(name)
+        try:
+            train_net.command_line(arguments)
+            code = 0
+        except SystemExit as error:
+            code = error.code
+        return code, capfd.readouterr().err
+
+    return run
+
+
+def refused(result, *words):
+    code, error = result
+    lines = [line for line in error.splitlines() if line.startswith("train_net.py: error: ")]
+    assert code == 2 and len(lines) == 1, error
+    assert "Traceback" not in error
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def losses(tmp_path, output="run"):
+    with open(tmp_path / output / "metrics.json") as f:
+        return [entry["total_loss"] for entry in map(json.loads, f) if "total_loss" in entry]
+
+
+def trained(result, tmp_path, output="run"):
+    assert result[0] == 0, result[1]
+    assert (tmp_path / output / "model_final.pth").is_file()
+    assert losses(tmp_path, output) and np.isfinite(losses(tmp_path, output)).all()
+
+
+# configs
+
+
+@pytest.mark.parametrize(
+    "overrides, words",
+    [
+        (["MODEL.FPN.NOMR", "BN"], "Did you mean 'MODEL.FPN.NORM'?"),
+        (["MODEL.BACKBONE.NAME", "build_vovnet_fpn_backbon"], "Did you mean 'build_vovnet_fpn_backbone'?"),
+        (["MODEL.VOVNET.CONV_BODY", "V-39-eSEE"], "Did you mean 'V-39-eSE'?"),
+        (["MODEL.FPN.NORM", "BNN"], "Did you mean 'BN'?"),
+        (["MODEL.VOVNET.OUT_FEATURES", "['stage2','stage6']"], "stage6"),
+        (["MODEL.RPN.IN_FEATURES", "['p2','p9']"], "p9"),
+        (["INPUT.UNREADABLE", "skp"], "Did you mean 'skip'?"),
+        (["MODEL_EMA.DECAY", "1.0"], "MODEL_EMA.DECAY is 1.0"),
+        (["SOLVER.ACCUMULATE", "3"], "SOLVER.ACCUMULATE 3"),
+        (["TRACKING.WANDB", "project"], "pip install wandb"),
+        (["TRACKING.MLFLOW", "experiment"], "pip install mlflow"),
+    ],
+)
+def test_configs(overrides, words, run, data, tmp_path, monkeypatch):
+    for name in ("wandb", "mlflow"):
+        monkeypatch.setitem(sys.modules, name, None)
+    refused(run(data, *overrides), words)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("features", ["['p5','p2']", "['p2','p5']", "['p3','p4','p5']"])
+def test_features_out_of_order_or_with_gaps(features, run, data, tmp_path):
+    """Either is said, or it trains: what it may not is to fail in the middle."""
+    sizes = str([[32]] * features.count("p"))
+    code, error = result = run(
+        data, "MODEL.RPN.IN_FEATURES", features, "MODEL.ROI_HEADS.IN_FEATURES", features, "MODEL.ANCHOR_GENERATOR.SIZES", sizes
+    )
+    if code:
+        refused(result, "IN_FEATURES" if "IN_FEATURES" in error else "cannot be built")
+    else:
+        trained(result, tmp_path)
+
+
+def test_no_gpu(run, data, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    refused(run(data, "MODEL.DEVICE", "cuda"), "torch sees no GPU", "MODEL.DEVICE cpu")
+
+
+# own data from the command line
+
+
+def test_flags_of_own_data(run, data, tmp_path, capfd):
+    flags = data.flags()
+    val = [flag.replace("train-", "val-") for flag in flags]
+    for arguments, words in (
+        (flags[:2], "--train-images is missing"),
+        (val, "--train-json"),
+        (["--train-json", "nowhere.json", "--train-images", "."], "is not there"),
+        (["--eval-only", *flags], "--val-json"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            train_net.command_line(["--config-file", CONFIG, *arguments, *SMALL])
+        assert stop.value.code == 2 and words in capfd.readouterr().err
+    data.content["categories"][0]["name"] = "mug"
+    refused(run(data, flags=["--val-json", str(tmp_path / "data" / "other.json"), "--val-images", str(data.folder)]), "is not there")
+    (tmp_path / "data" / "other.json").write_text(json.dumps({**data.content, "categories": [{"id": 1, "name": "cup"}]}))
+    refused(run(data, flags=["--val-json", str(tmp_path / "data" / "other.json"), "--val-images", str(data.folder)]), "other categories", "mug")
+
+
+def test_own_data_trains_and_evaluates(run, data, tmp_path):
+    result = run(data, "DATASETS.TEST", "('own_val',)", "TEST.PICTURES", 2, "TEST.LOSS", True, flags=data.flags("val"))
+    trained(result, tmp_path)
+    assert len(list((tmp_path / "run" / "pictures" / "0000002").iterdir())) == 2
+    saved = zoo.get_config(str(tmp_path / "run" / "config.yaml"))
+    assert saved.MODEL.ROI_HEADS.NUM_CLASSES == 2 and len(saved.DATASETS.REGISTER) == 2
+    with open(tmp_path / "run" / "metrics.json") as f:
+        last = json.loads(f.readlines()[-1])
+    assert np.isfinite(last["validation/total_loss"]) and "bbox/AP-cup" in last
+    state = torch.load(tmp_path / "run" / "model_best.pth", weights_only=True)
+    assert state["run"]["classes"] == ["cup", "plate"] and list(state["best"]) == ["bbox/AP"]
+
+
+# annotations
+
+
+@pytest.mark.parametrize(
+    "spoil, words",
+    [
+        (lambda c: c["annotations"][3].update(category_id=2), "category_id 2"),
+        (lambda c: c["annotations"][3].update(image_id=99), "image_id 99"),
+        (lambda c: c["images"][2].update(id=1), "stands twice"),
+        (lambda c: c["images"][2].update(file_name="gone.jpg"), "gone.jpg"),
+        (lambda c: c["annotations"][3].update(bbox=[1, 2, float("nan"), 4]), "nan"),
+        (lambda c: c["images"][0].update(width=81), "80x60"),
+        (lambda c: c.update(annotations=[]), "own_train"),
+        (lambda c: [a.update(iscrowd=1) for a in c["annotations"]], "no image to train on"),
+    ],
+)
+def test_wrong_annotations(spoil, words, run, data):
+    spoil(data.content)
+    refused(run(data), words)
+
+
+def test_classes_that_are_not_the_models(run, data):
+    refused(run(data, "MODEL.ROI_HEADS.NUM_CLASSES", 3), "NUM_CLASSES is 3, but data set 'own_train' has 2")
+
+
+@pytest.mark.parametrize("kind", ["image", "batch", "all but one", "degenerate", "outside", "huge", "crowds"])
+def test_odd_annotations(kind, run, data, tmp_path):
+    """Trains on, with finite losses."""
+    annotations = data.content["annotations"]
+    left = {"image": 5, "batch": 2, "all but one": 1}.get(kind)
+    if left:
+        annotations[:] = [a for a in annotations if a["image_id"] <= left]
+    for a in annotations[1:]:
+        x, y, w, h = a["bbox"]
+        a["bbox"] = {"degenerate": [x, y, 0.0, -3.0], "outside": [500.0, 500.0, w, h], "huge": [-1e3, -1e3, 3e3, 3e3]}.get(kind, a["bbox"])
+        a["iscrowd"] = int(kind == "crowds")
+    trained(run(data, "DATALOADER.FILTER_EMPTY_ANNOTATIONS", False), tmp_path)
+
+
+def test_keypoints_that_are_not_there(run, data):
+    config = "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml"
+    refused(run(data, "MODEL.WEIGHTS", "", config=config), "keypoints")
+
+
+# images
+
+
+def spoil_image(kind, path):
+    with open(path, "rb") as f:
+        content = f.read()
+    if kind == "truncated":
+        content = content[: len(content) // 2]
+    elif kind == "zero bytes":
+        content = b""
+    elif kind == "text":
+        content = b"<html>404</html>"
+    elif kind == "zeros":
+        content = bytes(len(content))
+    with open(path, "wb") as f:
+        f.write(content)
+
+
+@pytest.mark.parametrize("kind", ["truncated", "zero bytes", "text", "zeros"])
+@pytest.mark.parametrize("mapper", ["detectron2", "fast"])
+def test_unreadable_images(kind, mapper, run, data, tmp_path, monkeypatch):
+    """The file is named; with INPUT.UNREADABLE skip others take its place, and they are counted."""
+    monkeypatch.setattr("backbones.data.coco._problems", lambda *args: [])  # so that it is found in training
+    for number in (1, 2, 3, 4, 5):
+        spoil_image(kind, data.path(number))
+    refused(run(data, "INPUT.MAPPER", mapper), ".jpg' cannot be read", "INPUT.UNREADABLE skip")
+    trained(run(data, "INPUT.MAPPER", mapper, "INPUT.UNREADABLE", "skip", output="skipped"), tmp_path, "skipped")
+    with open(tmp_path / "skipped" / "metrics.json") as f:
+        assert json.loads(f.readlines()[-1])["unreadable_images"] >= 1
+    spoil_image(kind, data.path(6))
+    refused(run(data, "INPUT.MAPPER", mapper, "INPUT.UNREADABLE", "skip", output="none"), "20 images in a row")
+
+
+def test_unreadable_images_in_workers(run, data, monkeypatch):
+    monkeypatch.setattr("backbones.data.coco._problems", lambda *args: [])
+    for number in range(1, 7):
+        spoil_image("truncated", data.path(number))
+    refused(run(data, "DATALOADER.NUM_WORKERS", 2), ".jpg' cannot be read")
+
+
+def test_images_that_are_gone_when_they_are_read(run, data, monkeypatch):
+    monkeypatch.setattr("backbones.data.coco._problems", lambda *args: [])
+    for number in range(1, 7):
+        os.remove(data.path(number))
+    refused(run(data), "cannot be read", "No such file")
+
+
+@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "I;16", "P", "exif"])
+@pytest.mark.parametrize("mapper", ["detectron2", "exact"])
+def test_modes_of_images(mode, mapper, run, data, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
+    for image in data.content["images"]:
+        name = image["file_name"] = f"{image['id']}.{'tif' if mode in ('CMYK', 'I;16') else 'jpg' if mode == 'exif' else 'png'}"
+        if mode == "exif":
+            exif = Image.Exif()
+            exif[0x0112] = 6
+            Image.fromarray(pixels.transpose(1, 0, 2)).save(data.folder / "images" / name, exif=exif)
+        elif mode == "I;16":
+            Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 200).save(data.folder / "images" / name)
+        else:
+            Image.fromarray(pixels).convert(mode).save(data.folder / "images" / name)
+    trained(run(data, "INPUT.MAPPER", mapper), tmp_path)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 600), (600, 1), (31, 65), (10, 2000)])
+def test_sizes_of_images(size, run, data, tmp_path):
+    """Single pixels, 1:200 and sizes that no stride divides."""
+    height, width = size
+    for image in data.content["images"][::2]:
+        image.update(width=width, height=height)
+        Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(data.path(image["id"]))
+    for a in data.content["annotations"]:
+        if a["image_id"] % 2:
+            a["bbox"] = [0.0, 0.0, float(width), float(height)]
+    trained(run(data, "INPUT.MAX_SIZE_TRAIN", 512), tmp_path)
+
+
+# losses
+
+
+def with_loss(monkeypatch, value, at=1):
+    forward = step.Steps.run_step
+    from detectron2.modeling import GeneralizedRCNN
+
+    inner = GeneralizedRCNN.forward
+
+    def spoilt(self, inputs):
+        found = inner(self, inputs)
+        if self.training and calls[0] == at:
+            found["loss_box_reg"] = found["loss_box_reg"] * value
+        return found
+
+    calls = [-1]
+
+    def counted(self):
+        calls[0] += 1
+        forward(self)
+
+    monkeypatch.setattr(GeneralizedRCNN, "forward", spoilt)
+    monkeypatch.setattr(step.Steps, "run_step", counted)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_losses_that_are_no_numbers(value, run, data, tmp_path, monkeypatch):
+    """The loss is named, and the last checkpoint stays: of the iteration before, and with weights that are numbers."""
+    with_loss(monkeypatch, value)
+    refused(run(data, "SOLVER.MAX_ITER", 4), "diverged at iteration 1", "loss_box_reg is")
+    state = torch.load(tmp_path / "run" / "model_0000000.pth", weights_only=True)
+    assert all(torch.isfinite(v).all() for v in state["model"].values()) and state["iteration"] == 0
+    assert not (tmp_path / "run" / "model_final.pth").exists()
+
+
+def test_a_learning_rate_far_too_high(run, data):
+    refused(run(data, "SOLVER.BASE_LR", 1e30, "SOLVER.WARMUP_ITERS", 0, "SOLVER.MAX_ITER", 20), "diverged at iteration", "SOLVER.BASE_LR")
+
+
+def test_gradients_that_no_scale_saves():
+    """A scaler that has gone below 1e-4 stops the run."""
+    model = torch.nn.Linear(2, 1)
+    steps = step.Steps(model, [], torch.optim.SGD(model.parameters(), lr=0.1))
+    steps.grad_scaler = type("Scaler", (), {"get_scale": lambda self: 1e-5})()
+    with pytest.raises(step.Diverged, match="bfloat16"):
+        steps._agree({"loss": torch.tensor(1.0)})
+
+
+@pytest.mark.slow
+def test_all_processes_stop(data, tmp_path):
+    """One of two processes has a loss that is no number: both end, within a minute, and it is said once."""
+    script = tmp_path / "nan.py"
+    script.write_text(
+        "import os, sys\n"
+        f"sys.path.insert(0, {ROOT!r})\n"
+        "import train_net\n"
+        "from detectron2.modeling import GeneralizedRCNN\n"
+        "inner = GeneralizedRCNN.forward\n"
+        "def forward(self, inputs):\n"
+        "    found = inner(self, inputs)\n"
+        "    if os.environ['RANK'] == '1':\n"
+        "        found['loss_cls'] = found['loss_cls'] * float('nan')\n"
+        "    return found\n"
+        "GeneralizedRCNN.forward = forward\n"
+        "train_net.command_line()\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), "--config-file", CONFIG]
+    command += [*data.flags(), *SMALL, "SOLVER.MAX_ITER", "50", "OUTPUT_DIR", str(tmp_path / "run")]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    assert result.returncode != 0
+    said = [line for line in result.stderr.splitlines() if "train_net.py: error:" in line]
+    assert len(said) == 1 and "diverged at iteration 0" in said[0], result.stderr[-3000:]
+
+
+# signals, in the middle of an iteration and of an evaluation
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("during", ["training", "evaluation"])
+def test_signals(number, code, during, run, data, tmp_path, monkeypatch):
+    if during == "training":
+        inner = step.Steps.run_step
+
+        def run_step(self):
+            inner(self)
+            if self.iter == 1:
+                os.kill(os.getpid(), number)
+                time.sleep(0.01)
+
+        monkeypatch.setattr(step.Steps, "run_step", run_step)
+    else:
+        test = Trainer.test
+        monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, *args: (os.kill(os.getpid(), number), time.sleep(30), test(*args))))
+    options = ["SOLVER.MAX_ITER", 6, "SOLVER.CHECKPOINT_PERIOD", 100, "TEST.EVAL_PERIOD", 2, "DATASETS.TEST", "('own_val',)"]
+    begun = time.monotonic()
+    assert run(data, *options, flags=data.flags("val"))[0] == code
+    assert time.monotonic() - begun < 25
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    state = torch.load(tmp_path / "run" / "model_0000001.pth", weights_only=True)
+    assert state["iteration"] == 1 and state["trainer"]["hooks"]["Evaluate"]["pending"]
+    monkeypatch.undo()
+    monkeypatch.setattr(our_hooks.Evaluate, "_run", lambda self, run=our_hooks.Evaluate._run: (evaluated.append(self.trainer.iter), run(self)))
+    evaluated = []
+    trained(run(data, *options, flags=[*data.flags("val"), "--resume"]), tmp_path)
+    assert evaluated == [1, 3, 6]  # the one that was missed first
+
+
+# the folder
+
+
+def test_another_run_in_the_folder(run, data, tmp_path):
+    from backbones.engine.resume import lock
+
+    with lock(str(tmp_path / "run")):
+        refused(run(data), "another run is training in OUTPUT_DIR")
+    trained(run(data), tmp_path)
+
+
+def test_a_full_disk(run, data, tmp_path):
+    """A limit on files' sizes stands for it: the checkpoint is said, and no half of it is left."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3_000_000, limits[1]))
+    try:
+        result = run(data)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, before)
+    refused(result, "model_0000000.pth' cannot be written")
+    assert not [name for name in os.listdir(tmp_path / "run") if ".pth" in name]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder(run, data, tmp_path):
+    (tmp_path / "run").mkdir(mode=0o500)
+    refused(run(data), "cannot be written")
+
+
+def test_a_folder_that_cannot_be(run, data):
+    refused(run(data, output="data/images/1.jpg/run"), "is a file")
+
+
+# going on
+
+
+def test_a_checkpoint_that_was_not_written_to_its_end(run, data, tmp_path):
+    """The last whole one is taken, and it is said."""
+    trained(run(data, "SOLVER.MAX_ITER", 3), tmp_path)
+    folder = tmp_path / "run"
+    for name in ("model_final.pth", "model_0000002.pth"):
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:-5000] if name != "model_final.pth" else b"")
+    code, error = run(data, "SOLVER.MAX_ITER", 4, flags=["--resume"])
+    assert code == 0, error
+    with open(folder / "log.txt") as f:
+        log = f.read()
+    assert "was not written to its end: going on from" in log and "model_0000001.pth" in log
+    assert torch.load(folder / "model_final.pth", weights_only=True)["iteration"] == 3
+
+
+def test_going_on_with_other_things(run, data, tmp_path):
+    trained(run(data), tmp_path)
+    refused(run(data, "SOLVER.MAX_ITER", 4, flags=["--resume", "--backbone", "RegNetX-200MF"]), "does not fit")
+    data.content["categories"][0]["name"] = "mug"
+    refused(run(data, "SOLVER.MAX_ITER", 4, flags=["--resume"]), "'cup' of the one stands where the other has 'mug'")
+    data.content["categories"][0]["name"] = "cup"
+    trained(run(data, "SOLVER.MAX_ITER", 4, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.BASE_LR", 0.001, flags=["--resume"]), tmp_path)
+    with open(tmp_path / "run" / "log.txt") as f:
+        log = f.read()
+    assert "had 1 processes and 2 images an iteration in 1 parts, now 1, 4 and 1" in log
+    assert "the config is not as it was" in log and "SOLVER.BASE_LR" in log
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "ema"])
+def test_prefixes(prefix, run, data, tmp_path):
+    """Of DDP, torch.compile and an average's file, in an evaluation that asks for every weight."""
+    trained(run(data, "MODEL_EMA.ENABLED", True), tmp_path)
+    state = torch.load(tmp_path / "run" / "model_final.pth", weights_only=True)
+    weights = {"ema": state["ema"]} if prefix == "ema" else {"model": {prefix + key: value for key, value in state["model"].items()}}
+    torch.save(weights, tmp_path / "other.pth")
+    flags = ["--eval-only", *data.flags("val")]
+    code, error = run(data, "MODEL.WEIGHTS", tmp_path / "other.pth", "DATASETS.TEST", "('own_val',)", flags=flags)
+    assert code == 0, error
+
+
+# processes
+
+
+def test_a_worker_that_fails(run, data, monkeypatch):
+    """A fault of code speaks with its traceback, and does not hang."""
+
+    def broken(*args):
+        raise RuntimeError("a fault in the mapper")
+
+    monkeypatch.setattr("detectron2.data.dataset_mapper.DatasetMapper.__call__", broken)
+    with pytest.raises(RuntimeError, match="a fault in the mapper"):
+        run(data, "DATALOADER.NUM_WORKERS", 2)
+
+
+@pytest.mark.slow
+def test_imports_without_what_is_optional():
+    names = "timm torchvision.models.detection faster_coco_eval simplejpeg onnx onnxruntime openvino wandb mlflow lvis panopticapi pkg_resources sklearn"
+    code = (
+        f"import sys\nfor name in {names.split()!r}: sys.modules[name] = None\nimport backbones, train_net\nbackbones.create('V-19-slim-eSE')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, timeout=120)
+
+
+# what is kept and what ends a run
+
+
+def test_early_stopping(run, data, tmp_path, monkeypatch):
+    """The best of the values is kept, across a resume too, and the run ends when its patience does."""
+    values = [0.2, 0.5, 0.4, 0.3, 0.1]
+    monkeypatch.setattr(Trainer, "_evaluate", lambda self: {"bbox": {"AP": values[min(self.iter, self.max_iter - 1)]}})
+    options = ["TEST.EVAL_PERIOD", 1, "TEST.PATIENCE", 3, "DATASETS.TEST", "('own_val',)"]
+    trained(run(data, *options, "SOLVER.MAX_ITER", 3, flags=data.flags("val")), tmp_path)
+    assert torch.load(tmp_path / "run" / "model_best.pth", weights_only=True)["best"] == {"bbox/AP": 0.5}
+    trained(run(data, *options, "SOLVER.MAX_ITER", 20, flags=[*data.flags("val"), "--resume"]), tmp_path)
+    best, final = (torch.load(tmp_path / "run" / f"model_{name}.pth", weights_only=True) for name in ("best", "final"))
+    assert best["iteration"] == 1 and final["iteration"] == 4
+
+
+def test_accumulated_gradients_are_of_the_whole_batch(tmp_path):
+    """Two halves give the gradient of the whole, to 1e-6, where the loss is a mean over images."""
+    gradients = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 1)
+        inputs = torch.arange(12.0).reshape(4, 3)
+        batches = iter([inputs] if parts == 1 else [inputs[:2], inputs[2:]])
+        module = type("Model", (torch.nn.Module,), {"forward": lambda self, x: {"loss": self.inner(x).square().mean()}})()
+        module.inner = model
+        steps = step.Steps(module, batches, torch.optim.SGD(module.parameters(), lr=0.0), accumulate=parts)
+        with step_storage():
+            steps.run_step()
+        gradients.append(model.weight.grad.clone())
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-6)
+
+
+@contextlib.contextmanager
+def step_storage():
+    from detectron2.utils.events import EventStorage
+
+    with EventStorage():
+        yield
+
+
+def test_learning_rate_follows_the_batch(run, data, tmp_path):
+    options = ["SOLVER.REFERENCE_BATCH", 8, "SOLVER.WARMUP_ITERS", 0, "SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"]
+    trained(run(data, *options, "SOLVER.BASE_LR", 0.004), tmp_path)
+    with open(tmp_path / "run" / "metrics.json") as f:
+        assert json.loads(f.readline())["lr"] == pytest.approx(0.001)
+    with open(tmp_path / "run" / "log.txt") as f:
+        assert "SOLVER.BASE_LR 0.004 is for 8 images an iteration: with 2, 0.001 is used" in f.read()
+
+
+def test_signals_outside_of_the_main_thread(run, data, tmp_path):
+    """Notebooks and servers train in threads, where there are no handlers."""
+    results = []
+    thread = threading.Thread(target=lambda: results.append(run(data)))
+    thread.start()
+    thread.join(60)
+    trained(results[0], tmp_path)
