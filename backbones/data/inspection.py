@@ -26,6 +26,7 @@ from .mapper import run_lengths
 SEVERITIES = ("error", "warning", "note")
 # kind -> (severity, what is wrong, what to do)
 KINDS = {
+    "missing file": ("error", "the annotation file or the image folder is not there", "put it there, or correct the path"),
     "unreadable file": ("error", "the annotation file cannot be used", "write it again in COCO's format"),
     "malformed": ("error", "entries lack what COCO's format asks for", "complete or remove them"),
     "duplicate image id": ("error", "images share an id", "number images from 1, each once"),
@@ -177,12 +178,13 @@ class Use:
 
 @dataclass
 class Source:
-    """A data set's annotation file and image folder; ``training`` where it is trained on, ``image_ids`` where it is a part of the file."""
+    """A data set's annotation file and image folder, what it is for, and, of a part of the file, which ``image_ids`` it has."""
 
     name: str
     json_file: str
     image_root: str
     training: bool = True
+    testing: bool = False
     image_ids: Optional[frozenset] = None
     content: Dict[str, List[dict]] = field(default_factory=dict)  # what is sound of it, once `inspect` read it
 
@@ -217,6 +219,10 @@ def sources(cfg: CfgNode) -> Tuple[List[Source], List[str]]:
     found, others = [], []
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
+            same = next((source for source in found if source.name == name), None)
+            if same:
+                same.testing |= key == "TEST"
+                continue
             base, ids = name, None
             part = next((suffix for suffix in (KEPT, HELD_OUT) if name.endswith(suffix)), None)
             if name in entries:
@@ -231,7 +237,7 @@ def sources(cfg: CfgNode) -> Tuple[List[Source], List[str]]:
             else:
                 continue  # which another check says
             if all(paths):
-                found.append(Source(name, *paths, training=key == "TRAIN", image_ids=ids))
+                found.append(Source(name, *paths, key == "TRAIN", key == "TEST", ids))
             else:
                 others.append(name)
     return found, list(dict.fromkeys(others))
@@ -249,10 +255,15 @@ def inspect(
         progress: wraps what is gone through, called like ``tqdm``.
     """
     for source in datasets:
+        gone = next((p for p, there in ((source.json_file, os.path.isfile), (source.image_root, os.path.isdir)) if not there(p)), None)
         try:
-            content = _read(source)
+            content = _read(source) if gone is None else None
         except UserError as error:
             yield Problem("unreadable file", source.name, str(error))
+            content = None
+        if gone is not None:
+            yield Problem("missing file", source.name, repr(gone))
+        if content is None:
             source.content = {key: [] for key in _FIELDS}
             continue
         yield from _structure(source, content)
@@ -270,8 +281,6 @@ def inspect(
 
 def _read(source: Source) -> Dict[str, List[dict]]:
     path = source.json_file
-    if not os.path.isdir(source.image_root):
-        raise UserError(f"image folder {source.image_root!r} is not there")
     try:
         with open(path, encoding="utf-8") as f:
             content = json.load(f)
@@ -515,16 +524,14 @@ def _duplicates(datasets: Sequence[Source], count: Optional[int], progress: Call
     Where a file can be compared with all others in little time, it is; of larger data the sample alone.
     """
     most = None if count is None else 20 * count
-    files: Dict[str, Tuple[Source, str]] = {}
+    by_size: Dict[int, List[Tuple[Source, str]]] = defaultdict(list)
     for source in datasets:
-        names = {os.path.realpath(source.path(image)): image["file_name"] for image in source.content["images"] if "\0" not in image["file_name"]}
-        names = {path: name for path, name in names.items() if os.path.isfile(path) and os.path.getsize(path)}
-        chosen = list(names) if most is None or len(names) <= most else _sample(list(names), count)
-        for path in chosen:
-            files[f"{source.name}\0{path}"] = (source, path)
-    by_size = defaultdict(list)
-    for source, path in files.values():
-        by_size[os.path.getsize(path)].append((source, path))
+        if source.training and source.testing:
+            yield Problem("train and test", source.name, "all of them")
+        names = {os.path.realpath(source.path(image)) for image in source.content["images"] if "\0" not in image["file_name"]}
+        there = sorted(path for path in names if os.path.isfile(path) and os.path.getsize(path))
+        for path in there if most is None or len(there) <= most else _sample(there, count):
+            by_size[os.path.getsize(path)].append((source, path))
     candidates = [item for group in by_size.values() if len(group) > 1 for item in group]
     contents = defaultdict(list)
     for source, path in progress(candidates, desc="files of one size", unit="file"):
@@ -540,5 +547,5 @@ def _duplicates(datasets: Sequence[Source], count: Optional[int], progress: Call
             if source.name in first and first[source.name] != path:
                 yield Problem("duplicate image", source.name, f"{name} is {os.path.basename(first[source.name])!r}")
             first.setdefault(source.name, path)
-            if trained and not source.training:
+            if trained and source.testing and not source.training:
                 yield Problem("train and test", source.name, f"{name} is {os.path.basename(trained[1])!r} of {trained[0].name}")

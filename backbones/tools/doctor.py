@@ -43,6 +43,7 @@ from detectron2.engine import HookBase
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, build_anchor_generator
+from detectron2.structures import Instances
 from detectron2.utils.env import seed_all_rng
 from detectron2.utils.events import EventStorage
 from iopath.common.file_io import get_cache_dir
@@ -67,6 +68,7 @@ from ..config import (
 from ..data import check_datasets, register_from_config, register_held_out, register_image_folders
 from ..data.inspection import SEVERITIES, Finding, Source, Use, inspect, sources, summarize
 from ..engine import Trainer, count_processes, lazy, load_for_evaluation
+from ..engine.tracking import check_trackers
 from ..errors import UserError
 from ..files import write_whole
 from ..layers import keep_activations
@@ -149,6 +151,7 @@ class Examination:
         self.sources: List[Source] = []
         self.refused: set = set()  # data sets that cannot be read through detectron2
         self.sound = True  # whether the config can be built
+        self.usable = True  # whether its device is here
         self.weights = ""  # those that can be loaded
         self.text: Dict[str, str] = {}  # of sections, what is no finding
         self._meta: Optional[nn.Module] = None
@@ -247,7 +250,7 @@ class Examination:
         workers = cfg.DATALOADER.NUM_WORKERS * max(self.gpus, 1)
         if workers > cores:
             yield warning(
-                f"DATALOADER.NUM_WORKERS gives {workers} worker processes on {cores} cores", f"set it to {cores // max(self.gpus, 1)}"
+                f"DATALOADER.NUM_WORKERS gives {workers} worker processes on {cores} cores", f"set it to {max(cores // max(self.gpus, 1), 1)}"
             )
         there = [name for module, (name, _) in _OPTIONAL.items() if importlib.util.find_spec(module)]
         yield note(f"optional packages that are here: {', '.join(there) or 'none'}")
@@ -308,7 +311,9 @@ class Examination:
                     if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str):
                         self.refused |= {entry[0]} if key != "HOLD_OUT" else {entry[0] + "_kept", entry[0] + "_held_out"}
         refused_config = list(self._collect(lambda cfg: check_config(cfg, training=True, processes=self.processes), self.cfg))
-        self.sound = not refused_config
+        found += self._collect(check_trackers, self.cfg)
+        self.usable = not any("torch sees no" in finding.message for finding in refused_config)
+        self.sound = all("torch sees no" in finding.message for finding in refused_config)
         found += refused_config
         for key, training in (("TRAIN", True), ("TEST", False)):
             names = list(self.cfg.DATASETS[key])
@@ -476,6 +481,8 @@ class Examination:
 
     def data(self) -> Iterator[Finding]:
         self.sources, others = sources(self.cfg)
+        own = {entry[0] for entry in self.cfg.DATASETS.REGISTER if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str)}
+        self.sources = [source for source in self.sources if source.name in own or source.name not in self.refused]  # of others all is said
         yield from summarize(inspect(self.sources, self.use, self.images, self.progress))
         for name in others:
             yield note(f"{name}: not in COCO's format, its files were not looked into")
@@ -493,7 +500,7 @@ class Examination:
             if self.images is not None and len(content["images"]) > self.images:
                 yield note(f"{source.name}: {self.images} of {len(content['images'])} images were read", "--images all reads all")
             most = max(collections.Counter(a["image_id"] for a in content["annotations"]).values(), default=0)
-            if not source.training and most > self.cfg.TEST.DETECTIONS_PER_IMAGE:
+            if source.testing and most > self.cfg.TEST.DETECTIONS_PER_IMAGE:
                 yield warning(
                     f"{source.name}: an image has {most} objects, TEST.DETECTIONS_PER_IMAGE is {self.cfg.TEST.DETECTIONS_PER_IMAGE}",
                     f"set it to {most}, which COCO's AP at 100 detections does not reward",
@@ -534,6 +541,9 @@ class Examination:
         trained = 4 * sum(p.numel() for p in meta.parameters() if p.requires_grad)
         exact = parameters + 2 * trained
         yield note(f"weights {size_in_words(parameters)}, gradients {size_in_words(trained)}, momentum {size_in_words(trained)}: exactly")
+        if not self.sound:
+            yield note("the config cannot be built: activations were not measured")
+            return
         try:
             fixed, slope = self.activations()
         except Exception as problem:
@@ -547,15 +557,16 @@ class Examination:
             room, where, shares = torch.cuda.mem_get_info()[1], torch.cuda.get_device_name(), 1
         else:
             room, where, shares = memory_of_machine()[1], "this machine's free memory", max(self.gpus, 1)
-        total = (exact + kept) * shares
-        amp = " (AMP, some 40 % less)" if self.cfg.SOLVER.AMP.ENABLED else ""
+        # beside what is kept for it, the backward pass works on some of it: of CPUs as much again was measured
+        amp, on_gpu = self.cfg.SOLVER.AMP.ENABLED, device.type == "cuda"
+        peak = exact + kept * (1.25 if on_gpu else 2) * (0.6 if amp else 1)
         yield note(
-            f"an estimate: activations of {count} images of {short}x{long} take some {size_in_words(kept)}{amp}, with weights "
-            f"{size_in_words(exact + kept)} a process; {where}: {size_in_words(room)}"
+            f"an estimate: {count} images of {short}x{long} keep activations of {size_in_words(kept)}{' without AMP' if amp else ''} for the backward "
+            f"pass, and a step's peak is some {size_in_words(peak)} a process; {where}: {size_in_words(room)}"
         )
-        if total * (0.6 if amp else 1) > 0.9 * room:
+        if peak * shares > 0.9 * room:
             yield warning(
-                f"a step may need {size_in_words(total)}{amp} of {size_in_words(room)}, by this estimate",
+                f"a step may need {size_in_words(peak * shares)} of {size_in_words(room)}, by this estimate",
                 "lower SOLVER.IMS_PER_BATCH with BASE_LR, use more processes, SOLVER.AMP.ENABLED, MODEL.ACTIVATIONS lean, or smaller images",
             )
 
@@ -570,6 +581,11 @@ class Examination:
             cfg = self.clone("INPUT.MIN_SIZE_TRAIN", (size,), "INPUT.MAX_SIZE_TRAIN", 2 * size, "INPUT.CROP.ENABLED", False)
             cfg.INPUT.CLASSIFICATION.SIZE = size
             example = mapper_of(cfg)(record)
+            if "instances" in example and hasattr(model, "roi_heads") and len(example["instances"]):
+                # as many objects as heads for masks and keypoints will find once they are trained
+                heads, objects = cfg.MODEL.ROI_HEADS, example["instances"]
+                wanted = math.ceil(heads.BATCH_SIZE_PER_IMAGE * heads.POSITIVE_FRACTION)
+                example["instances"] = Instances.cat([objects] * math.ceil(wanted / len(objects)))
             area = math.prod(math.ceil(side / step) * step for side in example["image"].shape[1:])
             with EventStorage():
                 points.append((area, kept_bytes(model, [example])))
@@ -580,6 +596,9 @@ class Examination:
     def dry_run(self) -> Iterator[Finding]:
         if not self.sound or not set(self.cfg.DATASETS.TRAIN) - self.refused:
             yield note(f"{'the data cannot be read' if self.sound else 'the config cannot be built'}: no dry run")
+            return
+        if not self.usable:
+            yield note(f"MODEL.DEVICE {self.cfg.MODEL.DEVICE!r} is not here: no dry run", "add MODEL.DEVICE cpu to try the rest")
             return
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="doctor-"))
