@@ -523,7 +523,7 @@ def test_a_worker_that_fails(run, data, monkeypatch):
 
 @pytest.mark.slow
 def test_imports_without_what_is_optional():
-    names = "timm torchvision.models.detection faster_coco_eval simplejpeg onnx onnxruntime openvino wandb mlflow lvis panopticapi pkg_resources sklearn"
+    names = "timm faster_coco_eval simplejpeg onnx onnxruntime openvino wandb mlflow lvis panopticapi pkg_resources sklearn"
     code = (
         f"import sys\nfor name in {names.split()!r}: sys.modules[name] = None\nimport backbones, train_net\nbackbones.create('V-19-slim-eSE')"
     )

@@ -1,0 +1,254 @@
+"""What goes on around training, part by part: data order, averages, best values, losses and pictures of the test data, trackers."""
+
+import io
+import itertools
+import logging
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT  # noqa: F401  for the data's place
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSampler
+from detectron2.structures import Boxes, Instances
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from backbones import UserError, zoo
+from backbones.config import merge_overrides
+from backbones.data import register_digits
+from backbones.data.loader import Batches, Examples, TrainLoader, build_train_loader, seed_random_numbers
+from backbones.engine import Trainer, hooks, tracking
+from backbones.engine.step import Steps
+
+CONFIG = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
+
+
+def config(*overrides):
+    cfg = zoo.get_config(CONFIG)
+    small = ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TRAIN", "(64,96)", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.IMS_PER_BATCH", "4"]
+    merge_overrides(cfg, [*small, *map(str, overrides)])
+    return cfg
+
+
+# data
+
+
+def noise(record):
+    return {"index": record, "noise": (np.random.rand(), torch.rand(1).item())}
+
+
+def first(loader, count):
+    return [[(e["index"], e["noise"]) for e in batch] for batch in itertools.islice(iter(loader), count)]
+
+
+def loader(workers=0, sampler=None, wide=None, size=2):
+    sampler = sampler or TrainingSampler(7, seed=0)
+    return TrainLoader(Examples(list(range(7)), noise), sampler, size, wide, workers)
+
+
+def test_order_and_noise_follow_from_seed_and_place():
+    """Any number of workers, and any place to go on from."""
+    whole = loader()
+    whole.go_to(3, 0)
+    expected = first(whole, 12)
+    assert sorted(index for batch in expected[:7] for index, _ in batch) == sorted([*range(7)] * 2)
+    for workers, start in ((0, 5), (2, 0), (3, 7)):
+        other = loader(workers)
+        other.go_to(3, start)
+        assert first(other, 12 - start) == expected[start:]
+    other = loader()
+    other.go_to(4, 0)
+    assert first(other, 12) != expected
+    noises = [n for batch in expected for _, n in batch]
+    assert len(set(noises)) == len(noises)  # the same image again is another example
+
+
+def test_a_subset_is_drawn_by_the_run():
+    chosen = []
+    for _ in range(2):
+        part = loader(sampler=RandomSubsetTrainingSampler(7, 3 / 7))
+        part.go_to(5, 0)
+        chosen.append({index for batch in first(part, 9) for index, _ in batch})
+    assert chosen[0] == chosen[1] and len(chosen[0]) == 3
+
+
+def test_batches_are_of_one_kind():
+    wide = np.array([True, False, True, True, False, False, True])
+    batches = itertools.islice(iter(Batches(TrainingSampler(7, seed=0), 2, 7, wide)), 40)
+    kinds = [{bool(wide[code % 7]) for code in batch} for batch in batches]
+    assert all(len(kind) == 1 for kind in kinds) and {True} in kinds and {False} in kinds
+
+
+def test_the_loader_of_a_config():
+    register_digits()
+    cfg = config("DATALOADER.NUM_WORKERS", 0, "SOLVER.ACCUMULATE", 2)
+    batch = next(iter(build_train_loader(cfg)))
+    assert len(batch) == 2 and {"image", "instances"} <= set(batch[0])
+
+
+def test_seeds_of_several_numbers():
+    drawn = []
+    for numbers in ((1, 2), (2, 1), (1, 2)):
+        seed_random_numbers(*numbers)
+        drawn.append((np.random.rand(), torch.rand(1).item()))
+    assert drawn[0] == drawn[2] != drawn[1]
+
+
+# hooks
+
+
+def test_average_of_weights():
+    """The formula, to 1e-6: the first weights, then shares (1 + t) / (10 + t), at most the decay; buffers too."""
+    model = nn.BatchNorm1d(1)
+    ema = hooks.EMA(model, decay=0.25)
+    expected = None
+    for t in range(6):
+        with torch.no_grad():
+            model.weight.fill_(float(t + 1))
+            model.running_mean.fill_(float(10 * t))
+        ema.after_step()
+        share = min(0.25, (1 + t) / (10 + t))
+        now = (t + 1.0, 10.0 * t)
+        expected = now if t == 0 else tuple(share * e + (1 - share) * n for e, n in zip(expected, now))
+    averaged = ema.average.module
+    assert averaged.weight.item() == pytest.approx(expected[0], rel=1e-6)
+    assert averaged.running_mean.item() == pytest.approx(expected[1], rel=1e-6)
+
+
+def test_headlines():
+    assert hooks.headline(["bbox/AP50", "bbox/AP", "segm/AP"]) == "segm/AP"
+    assert hooks.headline(["lr", "own/bbox/AP", "other/bbox/AP"]) == "own/bbox/AP"
+    assert hooks.headline(["bbox/AP", "bbox/AP50"], "bbox/AP50") == "bbox/AP50"
+    assert hooks.headline(["sem_seg/mIoU"]) == "sem_seg/mIoU" and hooks.headline(["loss"]) is None
+
+
+def test_losses_of_the_test_data():
+    """Of every image, the same each time, whatever the number of workers; nothing of the model changes."""
+    register_digits()
+    cfg = config()
+    torch.manual_seed(0)
+    model = Trainer.build_model(cfg).train()
+    records = DatasetCatalog.get("digits_val")[:3]
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    model.backbone.bottom_up.eval()
+    mapper = Trainer._loss_mapper(cfg)
+    losses = [hooks.validation_losses(model, records, mapper, workers) for workers in (0, 2)]
+    assert losses[0] == losses[1]
+    assert losses[0]["total_loss"] == pytest.approx(sum(v for k, v in losses[0].items() if k != "total_loss"))
+    assert model.training and not model.backbone.bottom_up.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    alone = [hooks.validation_losses(model, [record], mapper, 0)["loss_rpn_loc"] for record in records]
+    assert losses[0]["loss_rpn_loc"] == pytest.approx(np.mean(alone), rel=0.5)  # other proposals are sampled
+
+
+class Finds(nn.Module):
+    """A detector that finds one box in every image."""
+
+    def forward(self, batch):
+        instances = Instances((60, 80))
+        instances.pred_boxes = Boxes(torch.tensor([[8.0, 6.0, 40.0, 30.0], [0.0, 0.0, 80.0, 60.0]]))
+        instances.scores, instances.pred_classes = torch.tensor([0.9, 0.1]), torch.tensor([1, 0])
+        return [{"instances": instances} for _ in batch]
+
+
+def test_pictures():
+    """The box that is sure enough is drawn where it is in the network's image."""
+    MetadataCatalog.get("drawn").set(thing_classes=["a", "b"])
+    example = {"image": torch.zeros(3, 120, 160, dtype=torch.uint8)}
+    pictures = hooks.draw_predictions(config(), Finds(), [[example], [example], [example]], "drawn", 2)
+    MetadataCatalog.remove("drawn")
+    assert len(pictures) == 2 and pictures[0].shape == (120, 160, 3)
+    rows, columns = np.nonzero(pictures[0].sum(axis=2))
+    assert abs(columns.min() - 16) <= 3 and abs(columns.max() - 80) <= 3 and rows.max() <= 63
+    assert hooks.draw_predictions(config(), lambda batch: [{"sem_seg": 0}], [[example]], "drawn", 2) == []
+
+
+def test_progress(monkeypatch):
+    """On a terminal alone; lines of figures go to files then, others stay."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert not hooks.Progress.is_wanted()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    assert hooks.Progress.is_wanted()
+    handler = logging.StreamHandler(sys.stdout)
+    logging.getLogger("detectron2").addHandler(handler)
+    bar = hooks.Progress()
+    bar.trainer = types.SimpleNamespace(max_iter=40, start_iter=0, iter=19, storage=EventStorage())
+    bar.trainer.storage.put_scalar("total_loss", 1.5)
+    record = logging.LogRecord("detectron2.utils.events", logging.INFO, "", 0, "iter: 1", None, None)
+    try:
+        bar.before_train()
+        assert not handler.filter(record)
+        bar.after_step()
+        assert "loss=1.5" in str(bar.bar)
+        bar.after_train()
+        assert handler.filter(record)
+    finally:
+        logging.getLogger("detectron2").removeHandler(handler)
+
+
+# trackers
+
+
+def test_trackers(monkeypatch, tmp_path):
+    """Each figure once, at its iteration; what is no number is left out."""
+    seen = {"wandb": [], "mlflow": [], "parameters": {}}
+    run = types.SimpleNamespace(log=lambda figures, step: seen["wandb"].append((step, figures)), finish=lambda: seen["wandb"].append("end"))
+    wandb = types.SimpleNamespace(init=lambda project, dir, config, resume: seen.update(config=config, project=project) or run)
+    mlflow = types.SimpleNamespace(
+        set_experiment=lambda name: seen.update(experiment=name),
+        start_run=lambda: None,
+        end_run=lambda: seen["mlflow"].append("end"),
+        log_params=lambda parameters: seen["parameters"].update(parameters) or 0 < len(parameters) <= 100 or pytest.fail("too many"),
+        log_metrics=lambda figures, step: seen["mlflow"].append((step, figures)),
+    )
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    monkeypatch.setitem(sys.modules, "mlflow", mlflow)
+    cfg = config("TRACKING.WANDB", "cups", "TRACKING.MLFLOW", "plates", "OUTPUT_DIR", tmp_path)
+    tracking.check_trackers(cfg)
+    writers = tracking.trackers(cfg)
+    assert (seen["project"], seen["experiment"]) == ("cups", "plates")
+    assert seen["config"]["SOLVER"]["IMS_PER_BATCH"] == 4 and seen["parameters"]["SOLVER.IMS_PER_BATCH"] == "4"
+    with EventStorage(0) as storage:
+        storage.put_scalars(total_loss=2.0, smoothing_hint=False)
+        for writer in writers:
+            writer.write()
+        storage.step()
+        storage.put_scalar("bbox/AP", 30.0, smoothing_hint=False)
+        storage.put_scalar("box_proposals/AR@100", 40.0, smoothing_hint=False)
+        storage.put_scalar("bbox/APl", float("nan"), smoothing_hint=False)
+        for writer in writers:
+            writer.write()
+            writer.close()
+    assert seen["wandb"] == [(0, {"total_loss": 2.0}), (1, {"bbox/AP": 30.0, "box_proposals/AR@100": 40.0}), "end"]
+    assert seen["mlflow"][1] == (1, {"bbox/AP": 30.0, "box_proposals/AR_at_100": 40.0})
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match="pip install wandb"):
+        tracking.check_trackers(cfg)
+
+
+# steps
+
+
+def test_bfloat16_on_a_cpu():
+    """What autocast makes bfloat16 is bfloat16, and weights stay as they are."""
+    kinds = []
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = nn.Linear(3, 2)
+
+        def forward(self, x):
+            y = self.inner(x)
+            kinds.append(y.dtype)
+            return {"loss": y.float().square().mean()}
+
+    model = Model()
+    steps = Steps(model, [torch.ones(4, 3)], torch.optim.SGD(model.parameters(), lr=0.1), precision=torch.bfloat16)
+    before = model.inner.weight.clone()
+    with EventStorage():
+        steps.run_step()
+    assert kinds == [torch.bfloat16] and model.inner.weight.dtype == torch.float32 and not torch.equal(before, model.inner.weight)
