@@ -4,6 +4,7 @@ import copy
 import html
 import json
 import os
+import random
 import re
 import sys
 import tempfile
@@ -289,6 +290,46 @@ def test_one_problem_does_not_hide_another(data):
     assert {kind: sum(p.kind == kind for p in found) for kind in {p.kind for p in found}} == expected
 
 
+ODD = [
+    None,
+    True,
+    -1,
+    0,
+    10**400,
+    1e400,
+    float("nan"),
+    "",
+    "\0",
+    "\udfff",
+    "a" * 5000,
+    "../..",
+    [],
+    [[]],
+    [None],
+    {},
+    {"size": 1, "counts": "P"},
+    [[1e9] * 6],
+]
+
+
+def test_whatever_stands_in_a_file_is_listed(data):
+    """Nothing in an annotation file ends the inspection."""
+    rng, sound = random.Random(0), json.dumps(data.contents["train"])
+    use = Use(masks=True, keypoints=True)
+    for _ in range(150):
+        content = json.loads(sound)
+        for _ in range(3):
+            node, key = content, rng.choice(list(content))
+            while isinstance(node[key], (list, dict)) and node[key] and rng.random() < 0.85:
+                node = node[key]
+                key = rng.choice(list(node)) if isinstance(node, dict) else rng.randrange(len(node))
+            node[key] = copy.deepcopy(rng.choice(ODD))
+        with open(data.path("train.json"), "w") as f:
+            json.dump(content, f)
+        for finding in summarize(inspect(data.sources(), use, images=1)):
+            assert doctor._printable(finding.message).isprintable()
+
+
 def test_data_that_are_both(data):
     cfg = zoo.get_config("quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml")
     merge_overrides(cfg, [*data.overrides(), "DATASETS.TEST", "('doctors_train',)"])
@@ -326,7 +367,7 @@ def test_unmatched_agrees_with_detectron2():
 def findings(*overrides, config="quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml", processes=1):
     cfg = zoo.get_config(config)
     merge_overrides(cfg, [str(item) for item in overrides])
-    examination = doctor.Examination(cfg, zoo.get_config_file(config), processes, processes, 1, False, lambda items, **_: items)
+    examination = doctor.Examination(cfg, zoo.get_config_file(config), processes, processes)
     with doctor.quiet():
         return list(examination.config())
 
@@ -420,6 +461,21 @@ def test_weights(data, capsys, tmp_path):
 
 
 @pytest.mark.slow
+def test_resuming(data, capsys):
+    os.mkdir(data.path("output"))
+    code, out = examine(capsys, "--no-run", "--resume", "--dist-url", "auto", *data.overrides())
+    assert code == 0 and "no checkpoint in" in out
+    torch.save({"model": {"odd": torch.zeros(3)}}, data.path("output/model_0000004.pth"))
+    text(data.path("output/last_checkpoint"), "model_0000004.pth")
+    code, out = examine(capsys, "--no-run", "--resume", *data.overrides())
+    assert code == 1 and "model_0000004.pth' does not fit" in out and "holds an earlier run" not in out
+    code, out = examine(capsys, "--no-run", "--resume", "--allow-partial-weights", *data.overrides())
+    assert code == 0 and "0 of " in out
+    code, out = examine(capsys, "--no-run", *data.overrides())
+    assert code == 0 and "holds an earlier run" in out
+
+
+@pytest.mark.slow
 def test_losses_that_are_not_finite(data, capsys):
     code, out = examine(
         capsys, *data.overrides(), "SOLVER.BASE_LR", "1e30", "SOLVER.CLIP_GRADIENTS.ENABLED", "False", "SOLVER.WARMUP_FACTOR", "1.0"
@@ -432,7 +488,7 @@ def test_memory_estimate(data):
     """Two small sizes say what a third one keeps, within a tenth; parameters are counted exactly."""
     cfg = zoo.get_config("quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml")
     merge_overrides(cfg, data.overrides())
-    examination = doctor.Examination(cfg, "", 1, 1, None, False, lambda items, **_: items)
+    examination = doctor.Examination(cfg)
     with doctor.quiet():
         list(examination.config())
         list(examination.data())

@@ -528,8 +528,8 @@ def _duplicates(datasets: Sequence[Source], count: Optional[int], progress: Call
     for source in datasets:
         if source.training and source.testing:
             yield Problem("train and test", source.name, "all of them")
-        names = {os.path.realpath(source.path(image)) for image in source.content["images"] if "\0" not in image["file_name"]}
-        there = sorted(path for path in names if os.path.isfile(path) and os.path.getsize(path))
+        paths = [path for path in map(source.path, source.content["images"]) if os.path.isfile(path)]
+        there = sorted({os.path.realpath(path) for path in paths if os.path.getsize(path)})
         for path in there if most is None or len(there) <= most else _sample(there, count):
             by_size[os.path.getsize(path)].append((source, path))
     candidates = [item for group in by_size.values() if len(group) > 1 for item in group]

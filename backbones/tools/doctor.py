@@ -141,12 +141,25 @@ class Examination:
         gpus: how many of them on this machine.
         images: as `inspect` takes it.
         download: whether weights may be downloaded.
+        resume: whether training is to go on from the last checkpoint in OUTPUT_DIR.
+        partial: whether weights may fill only part of the backbone.
         progress: as `inspect` takes it.
     """
 
-    def __init__(self, cfg: CfgNode, config_file: str, processes: int, gpus: int, images: Optional[int], download: bool, progress: Callable):
+    def __init__(
+        self,
+        cfg: CfgNode,
+        config_file: str = "",
+        processes: int = 1,
+        gpus: int = 1,
+        images: Optional[int] = 500,
+        download: bool = False,
+        resume: bool = False,
+        partial: bool = False,
+        progress: Callable = lambda items, **_: items,
+    ):
         self.cfg, self.config_file, self.processes, self.gpus = cfg, config_file, processes, gpus
-        self.images, self.download, self.progress = images, download, progress
+        self.images, self.download, self.resume, self.partial, self.progress = images, download, resume, partial, progress
         self.use = Use.of(cfg)
         self.sources: List[Source] = []
         self.refused: set = set()  # data sets that cannot be read through detectron2
@@ -291,7 +304,7 @@ class Examination:
                 yield error(
                     f"{about}, but {folder!r} has {size_in_words(free)} free", "raise SOLVER.CHECKPOINT_PERIOD, or name another OUTPUT_DIR"
                 )
-        if os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        if not self.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
             yield warning(
                 f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} holds an earlier run", "go on with --resume, or name another: its files would be overwritten"
             )
@@ -454,7 +467,11 @@ class Examination:
 
     def pretrained(self) -> Iterator[Finding]:
         cfg = self.clone("MODEL.DEVICE", "cpu")
-        path = cfg.MODEL.WEIGHTS
+        checkpointer = GatedCheckpointer(nn.Identity(), cfg.OUTPUT_DIR)
+        begun = self.resume and checkpointer.has_checkpoint()
+        path = checkpointer.get_checkpoint_file() if begun else cfg.MODEL.WEIGHTS
+        if self.resume and not begun:
+            yield warning(f"--resume: no checkpoint in {cfg.OUTPUT_DIR!r}, training starts anew")
         if not path:
             yield note("MODEL.WEIGHTS is empty: training from scratch")
             return
@@ -464,20 +481,17 @@ class Examination:
         if not self.download and not is_here(path):
             yield note(f"{path!r} is not on this machine: it will be downloaded when training starts", "add --download to try it now")
             return
-        model = build_model(cfg)
-        checkpointer = GatedCheckpointer(model, require="backbone")
+        checkpointer = GatedCheckpointer(build_model(cfg), require="nothing" if self.partial else "all" if begun else "backbone")
         try:
             checkpointer.load(path, checkpointables=[])
             self.weights = path
         except UserError as problem:
             yield error(words(problem))
-        if checkpointer.report:
-            self.text["weights"] = checkpointer.report.table()
-            if self.weights:
-                report = checkpointer.report
-                yield note(
-                    f"{len(report.total) - len(report.unfilled())} of {len(report.total)} tensors are filled from {path!r}, all of the backbone's"
-                )
+        report = checkpointer.report
+        if report:
+            self.text["weights"] = report.table()
+            count = len(report.total) - len(report.unfilled())
+            yield note(f"{count} of {len(report.total)} tensors {'are' if self.weights else 'would be'} filled from {path!r}")
 
     def data(self) -> Iterator[Finding]:
         self.sources, others = sources(self.cfg)
@@ -986,8 +1000,17 @@ def read_config(args: argparse.Namespace) -> Tuple[CfgNode, List[Finding]]:
 def examine(args: argparse.Namespace, say: Callable[[str], None] = print) -> Tuple[Examination, Dict[str, List[Finding]]]:
     """Every section's findings, each said as soon as it is known."""
     cfg, found = read_config(args)
-    progress = (lambda items, **about: tqdm(items, leave=False, disable=None, **about)) if sys.stderr else (lambda items, **about: items)
-    examination = Examination(cfg, args.config_file, count_processes(args), args.num_gpus, args.images, args.download, progress)
+    examination = Examination(
+        cfg,
+        args.config_file,
+        processes=count_processes(args),
+        gpus=args.num_gpus,
+        images=args.images,
+        download=args.download,
+        resume=args.resume,
+        partial=args.allow_partial_weights,
+        progress=lambda items, **about: tqdm(items, leave=False, disable=None, **about),
+    )
     steps = {
         "environment": examination.environment,
         "config": examination.config,
@@ -1035,6 +1058,10 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--images", type=_images, default=500, metavar="N|all", help="how many images of each data set are read (default: %(default)s)"
     )
+    parser.add_argument("--resume", action="store_true", help="as training will have it")
+    parser.add_argument("--allow-partial-weights", action="store_true", help="as training will have it")
+    for name in ("--machine-rank", "--dist-url"):  # so that the command of a training can be given as it is
+        parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--no-run", action="store_true", help="leave out the dry run")
     parser.add_argument("--download", action="store_true", help="download weights that are not on this machine, as training does")
     parser.add_argument("--report", default="", metavar="FILE", help="write all of it, with charts and training samples, into this .html")
