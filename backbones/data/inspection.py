@@ -439,7 +439,7 @@ def _keypoint_kinds(a: dict, category: dict, use: Use, crowd: bool) -> List[str]
     expected = len(names) if isinstance(names, list) and names else None
     if (
         not isinstance(keypoints, list)
-        or not all(type(v) in (int, float) and math.isfinite(v) for v in keypoints)
+        or not all(_number(v) and abs(v) < 1e6 for v in keypoints)
         or len(keypoints) % 3
         or (expected is not None and len(keypoints) != 3 * expected)
     ):
