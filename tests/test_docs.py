@@ -1,0 +1,273 @@
+"""The pages of docs/: their commands and code run, and their links, paths, flags and config keys exist.
+
+A page's blocks run from top to bottom in a folder that looks like a checkout, with few digits. `shrunk` alone changes what is typed there.
+"""
+
+import glob
+import json
+import os
+import re
+import runpy
+import shlex
+import shutil
+import subprocess
+import sys
+import traceback
+
+import pytest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(HERE)
+PAGES = sorted(os.path.basename(path) for path in glob.glob(os.path.join(ROOT, "docs", "*.md")))
+SCENES = {"train": 24, "val": 8}
+
+# added to the end of commands that take overrides: seconds in the place of minutes, and no GPU
+SMALL = (
+    """MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 4 INPUT.MIN_SIZE_TRAIN (96,) INPUT.MIN_SIZE_TEST 96 INPUT.CLASSIFICATION.SIZE 32 TEST.PICTURES 1
+    DATALOADER.NUM_WORKERS 0 ONE_SHOT.GENERATIONS 1 ONE_SHOT.POPULATION 2 ONE_SHOT.PARENTS 1
+    ONE_SHOT.MUTATIONS 1 ONE_SHOT.CROSSOVERS 0 ONE_SHOT.CALIBRATION_IMAGES 4 ONE_SHOT.CALIBRATION_BATCH 2""".split()
+)
+TAKES_OVERRIDES = ("train_net.py", "backbones.tools.doctor", "backbones.search.one_shot")
+
+
+def shrunk(words):
+    """The words of a command, so that it takes seconds."""
+    name = tool(words)
+    if name in TAKES_OVERRIDES:
+        held_out = ["DATASETS.HOLD_OUT", "[['digits_train', 4]]"] if "digits/detnas_supernet_digits.yaml" in words else []
+        return [*words, *SMALL, *held_out, "SOLVER.MAX_ITER", "6" if "--resume" in words else "4"]
+    if name == "backbones.search.zero_shot" and "search" in words:
+        return [*words, "--candidates", "2000", "--workers", "1"]
+    return words
+
+
+def shrunk_code(code):
+    """Python code, without downloads: random weights in the place of pretrained ones."""
+    return code.replace('weights="DEFAULT"', "weights=None").replace("pretrained=True", "pretrained=False")
+
+
+def read(name):
+    with open(os.path.join(ROOT, name), encoding="utf-8") as f:
+        return f.read()
+
+
+def blocks(page):
+    """(language, content) of the fenced blocks of a page."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", read(os.path.join("docs", page)), re.M | re.S)
+
+
+def needs_more(content):
+    return content.startswith("# needs ")
+
+
+def commands(content):
+    """The commands of a shell block, as lists of words."""
+    return [words for line in content.replace("\\\n", " ").splitlines() for words in [shlex.split(line, comments=True)] if words]
+
+
+def tool(words):
+    """train_net.py, or the module of ``python -m``; "" of other commands."""
+    if "train_net.py" in words:
+        return "train_net.py"
+    return words[2] if words[:2] == ["python", "-m"] else ""
+
+
+def steps(page):
+    """What a page has to run: ["python", ...] words, other words, or a string of Python code."""
+    for language, content in blocks(page):
+        if language == "python":
+            yield shrunk_code(content)
+        elif language == "bash" and not needs_more(content):
+            yield from map(shrunk, commands(content))
+
+
+def every_command():
+    """(page, words) of all shell blocks, those too that cannot run here."""
+    for page in PAGES:
+        for language, content in blocks(page):
+            if language == "bash":
+                yield from ((page, words) for words in commands(content))
+
+
+def perform(step):
+    """Runs a step, in this process where it is Python's."""
+    if isinstance(step, str):
+        exec(compile(step, "the page's code", "exec"), {"__name__": "__main__"})
+    elif step[0] != "python":
+        sys.exit(subprocess.call(step))
+    elif step[1] == "-m":
+        sys.argv = step[2:]
+        runpy.run_module(step[2], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = step[1:]
+        runpy.run_path(step[1], run_name="__main__")
+
+
+def perform_all(every):
+    """Runs steps one after the other, each in a process of its own that has the slow imports done. Returns their exit codes.
+
+    What step i prints goes to i.txt.
+    """
+    import detectron2.engine  # noqa: F401
+
+    import backbones.engine  # noqa: F401
+
+    codes = []
+    for i, step in enumerate(every):
+        pid = os.fork()
+        if pid == 0:
+            output = os.open(f"{i}.txt", os.O_WRONLY | os.O_CREAT)
+            os.dup2(output, 1)
+            os.dup2(output, 2)
+            code = 1
+            try:
+                perform(step)
+                code = 0
+            except SystemExit as error:
+                code = error.code if isinstance(error.code, int) else int(error.code is not None)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    return codes
+
+
+if __name__ == "__main__":
+    print(json.dumps(perform_all(json.load(sys.stdin))))
+    sys.exit()
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A folder that looks like a checkout, with a few digits in datasets/."""
+    from backbones.data import digits
+
+    for name in ("backbones", "convert", "configs", "train_net.py"):
+        os.symlink(os.path.join(ROOT, name), tmp_path / name)
+    whole, few = digits.generate(), tmp_path / "datasets" / "digits"
+    (few / "annotations").mkdir(parents=True)
+    shutil.copy(os.path.join(whole, "version.json"), few)
+    for split, count in SCENES.items():
+        paths = digits._paths(whole, split)
+        with open(paths["instances"]) as f:
+            content = json.load(f)
+        content["images"] = content["images"][:count]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        (few / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+        (few / split).mkdir()
+        for image in content["images"]:
+            shutil.copy(os.path.join(paths["images"], image["file_name"]), few / split)
+    return tmp_path
+
+
+def run_steps(every, folder):
+    """(exit code, what was printed) of each step."""
+    env = {key: value for key, value in os.environ.items() if key != "BACKBONES_WEIGHTS"}
+    env.update(OMP_NUM_THREADS="1", DETECTRON2_DATASETS="datasets", PYTHONPATH=str(folder), PYTHONWARNINGS="ignore")
+    command = [sys.executable, os.path.abspath(__file__)]
+    result = subprocess.run(command, input=json.dumps(every), capture_output=True, text=True, cwd=folder, env=env, timeout=550)
+    assert result.returncode == 0, result.stderr
+    return [(code, (folder / f"{i}.txt").read_text(errors="replace")) for i, code in enumerate(json.loads(result.stdout))]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", [page for page in PAGES if list(steps(page))])
+def test_page_runs(page, checkout):
+    every = list(steps(page))
+    for step, (code, output) in zip(every, run_steps(every, checkout)):
+        assert code == 0, f"{page}: {step}\n{output[-5000:]}"
+
+
+@pytest.mark.slow
+def test_a_wrong_page_fails(checkout):
+    """Each kind of step: code, a tool, train_net.py, another command; and what is right beside it does not."""
+    tool, script = ["python", "-m", "backbones.tools.plot"], ["python", "train_net.py"]
+    wrong = ["1 / 0", [*tool, "nowhere"], [*script, "--config-file", "x"], ["ls", "nowhere"]]
+    right = ["print(1)", [*tool, "--help"], [*script, "--help"], ["ls", "datasets"]]
+    results = run_steps([*wrong, *right], checkout)
+    assert [code for code, _ in results] == [1, 2, 2, 2, 0, 0, 0, 0]
+    for (_, output), words in zip(results, ("ZeroDivisionError", "no metrics.json in 'nowhere'", "unknown config", "nowhere")):
+        assert words in output
+
+
+def test_all_tasks_have_a_page_and_all_pages_are_listed():
+    index = read("docs/README.md")
+    for page in PAGES:
+        assert page == "README.md" or f"]({page})" in index, page
+    assert "](docs/README.md)" in read("README.md")
+    assert len([page for page in PAGES if list(steps(page))]) >= 6
+
+
+def anchors(text):
+    """GitHub's names of a page's headings."""
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.M)}
+
+
+@pytest.mark.parametrize("page", [*(f"docs/{page}" for page in PAGES), "README.md"])
+def test_links_and_paths(page):
+    text = read(page)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if "://" in target:
+            continue
+        path, _, anchor = target.partition("#")
+        path = os.path.normpath(os.path.join(os.path.dirname(page), path)) if path else page
+        assert os.path.exists(os.path.join(ROOT, path)), f"{page}: {target}"
+        assert not anchor or anchor in anchors(read(path)), f"{page}: {target}"
+    for path in re.findall(r"(?<![\w/.$:-])(?:backbones|configs|convert|docs|requirements|tests)/[\w./-]*\w", text):
+        assert os.path.exists(os.path.join(ROOT, path)), f"{page}: {path}"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_config_keys(page):
+    from backbones import zoo
+    from backbones.config import all_keys
+
+    known = set(all_keys(zoo.get_config("digits/faster_rcnn_digits.yaml")))
+    nodes = {key.rsplit(".", n)[0] for key in known for n in range(1, key.count(".") + 1)}
+    for key in re.findall(r"(?<![\w/.-])[A-Z][A-Z0-9_]+(?:\.[A-Z0-9_]+)+(?![\w.]*[a-z])", read(f"docs/{page}")):
+        assert key in known or key in nodes, f"{page}: {key}"
+
+
+def test_training_commands_can_be_understood(monkeypatch):
+    """Those too that cannot run here: flags, config names, networks, and keys and values of overrides."""
+    from backbones import registry, zoo
+    from backbones.config import merge_overrides
+
+    monkeypatch.syspath_prepend(ROOT)
+    from train_net import argument_parser
+
+    count = 0
+    for page, words in every_command():
+        if tool(words) == "train_net.py":
+            args = argument_parser().parse_args(words[words.index("train_net.py") + 1 :])
+            assert not [word for word in args.opts if word.startswith("--")], f"{page}: flags behind overrides are not read: {words}"
+            base = "digits/faster_rcnn_digits.yaml" if args.config_file.startswith("output/") else args.config_file
+            merge_overrides(zoo.get_config(base), args.opts)
+            assert not args.backbone or registry.family_of(args.backbone), page
+            count += 1
+    assert count >= 20
+
+
+@pytest.mark.slow
+def test_flags(checkout):
+    """Every flag of a command is in its --help, and every flag that the text names in one of them."""
+    asked = {}
+    for page, words in every_command():
+        if tool(words) and words[0] == "python":
+            start = words[: next((i for i, word in enumerate(words) if word.startswith("--")), len(words))]
+            asked.setdefault(tuple(start), []).append((page, [word for word in words if word.startswith("--")]))
+    helps = run_steps([[*start, "--help"] for start in asked], checkout)
+    every = set()
+    for (start, uses), (code, text) in zip(asked.items(), helps):
+        assert code == 0, text
+        flags = set(re.findall(r"--[a-z][\w-]*", text))
+        every |= flags
+        for page, used in uses:
+            assert set(used) <= flags, f"{page}: {' '.join(start)}: {set(used) - flags}"
+    for page in PAGES:
+        for flag in re.findall(r"`(--[a-z][\w-]*)", read(f"docs/{page}")):
+            assert flag in every, f"{page}: {flag}"
