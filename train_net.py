@@ -55,6 +55,7 @@ def setup(args):
         args.config_file = zoo.get_config_file(args.config_file)
     if lazy.is_lazy(args.config_file):
         cfg = lazy.load_config(args.config_file, args.opts, args.backbone)
+        lazy.apply_data_arguments(cfg, args, training=not args.eval_only)
         lazy.check_data(cfg, training=not args.eval_only)
         return cfg
     cfg = get_cfg()

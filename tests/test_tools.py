@@ -1,5 +1,6 @@
 """The tools, the package's import, and the set-up script."""
 
+import functools
 import json
 import os
 import shutil
@@ -10,17 +11,32 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, load_record
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 import backbones
 from backbones import UserError, zoo
 from backbones.config import merge_overrides
-from backbones.data import digits
+from backbones.data import digits, register_digits
 from backbones.tools import analyze, benchmark, plot, visualize, zoo_table
 from backbones.tools import zoo as zoo_tool
 
 PARAMETERS = load_record("complexity.json")["parameters"]
-TOOLS = ["analyze", "benchmark", "compare", "demo", "digits", "doctor", "export", "plot", "quickstart", "search_demo", "visualize", "zoo", "zoo_table"]
+TOOLS = [
+    "analyze",
+    "benchmark",
+    "compare",
+    "demo",
+    "digits",
+    "doctor",
+    "export",
+    "plot",
+    "quickstart",
+    "search_demo",
+    "visualize",
+    "zoo",
+    "zoo_table",
+]
 
 
 def tool(name, *args, code=0):
@@ -88,6 +104,53 @@ def detections(tmp_path, masks):
             r["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
     (tmp_path / "results.json").write_text(json.dumps(results))
     return str(tmp_path / "results.json")
+
+
+def test_mistakes_of_an_image():
+    boxes = [[0, 0, 10, 10], [20, 20, 40, 40], [50, 50, 60, 60]]
+    truth = [{"bbox": box, "bbox_mode": 0, "category_id": i, "iscrowd": int(i == 2)} for i, box in enumerate(boxes)]
+
+    def found(box, category, score=0.9):
+        return {"bbox": box, "category_id": category, "score": score}
+
+    count = functools.partial(visualize.mistakes, {"annotations": truth}, to_class={1: 0, 2: 1})
+    assert count([]) == 2
+    assert count([found([0, 0, 10, 10], 1), found([21, 21, 20, 20], 2)]) == 0
+    assert count([found([0, 0, 10, 10], 2), found([21, 21, 20, 20], 2)]) == 2  # of another class: one missed, one too many
+    assert count([found([0, 0, 10, 10], 1), found([0, 0, 9, 10], 1), found([21, 21, 20, 20], 2, 0.4)]) == 2  # twice; not sure enough
+    assert visualize.mistakes({"annotations": []}, [found([0, 0, 9, 9], 1)], {}) == 1
+
+
+def test_worst_first(tmp_path):
+    register_digits()
+    records = DatasetCatalog.get("digits_val")
+    perfect = [
+        {"image_id": r["image_id"], "category_id": a["category_id"] + 1, "bbox": a["bbox"], "score": 1.0}
+        for r in records
+        for a in r["annotations"]
+        if r["image_id"] != records[7]["image_id"]
+    ]
+    (tmp_path / "results.json").write_text(json.dumps(perfect))
+    sizes = []
+    for worst in (True, False):
+        visualize.draw(str(tmp_path / "results.json"), "digits_val", str(tmp_path / "a.png"), count=1, worst=worst)
+        sizes.append(np.asarray(Image.open(tmp_path / "a.png")))
+    visualize.draw(str(tmp_path / "results.json"), "digits_val", str(tmp_path / "b.png"), count=len(records) and 8)
+    halves = np.split(sizes[0][26:, : sizes[0].shape[1] // 2 * 2], 2, axis=1)
+    assert sizes[0].shape != sizes[1].shape or (sizes[0] != sizes[1]).any()  # another image than the first
+    assert (halves[0] != halves[1]).mean() > 0.01  # of which nothing was found
+
+
+def test_plot_of_several_runs(tmp_path):
+    for name, start in (("a", 3.0), ("b", 2.0)):
+        (tmp_path / name).mkdir()
+        rows = [{"iteration": i, "total_loss": start / (i + 1), "lr": 0.1, **({"bbox/AP": 10.0 * i} if i % 2 else {})} for i in range(4)]
+        (tmp_path / name / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+    plot.plot_several([str(tmp_path / "a"), str(tmp_path / "b")], str(tmp_path / "both.png"))
+    assert (tmp_path / "both.png").stat().st_size > 10000
+    with pytest.raises(UserError, match="no metrics.json"):
+        plot.plot_several([str(tmp_path / "a"), str(tmp_path)], str(tmp_path / "none.png"))
+    assert not (tmp_path / "none.png").exists()
 
 
 @pytest.mark.parametrize("masks", [False, True])

@@ -6,7 +6,7 @@ import weakref
 from typing import Any, Dict, List
 
 import torch
-from detectron2.config import LazyConfig, instantiate
+from detectron2.config import LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase, create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
@@ -17,9 +17,10 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
+from .. import config
 from ..checkpoint import GatedCheckpointer
-from ..config import check_device, check_output_dir, from_libraries
-from ..data import check_packages, check_paths
+from ..config import add_backbones_config, check_device, check_output_dir, from_libraries
+from ..data import check_packages, check_paths, register_from_config
 from ..errors import UserError, unknown
 from ..swap import use_backbone
 from .resume import lock
@@ -83,6 +84,25 @@ def _check_key(cfg: DictConfig, key: str) -> None:
                     return
                 allowed = [*allowed, *parameters]
             raise unknown(f"config key {key!r}, of whose parts", part, sorted(set(map(str, allowed)) - {"_target_", "self"}))
+
+
+def apply_data_arguments(cfg: DictConfig, args, training: bool) -> None:
+    """As `config.apply_data_arguments`, for data sets of which the config names one each."""
+    own = get_cfg()
+    add_backbones_config(own)
+    config.apply_data_arguments(own, args, training)
+    if not own.DATASETS.REGISTER:
+        return
+    register_from_config(own)
+    for key, names in (("train", own.DATASETS.TRAIN), ("test", own.DATASETS.TEST)):
+        place = f"dataloader.{key}.dataset.names"
+        if names and OmegaConf.select(cfg, place) is None:
+            raise UserError(f"--train-json and --val-json set {place}, which this Python config has not")
+        if names:
+            OmegaConf.update(cfg, place, names[0])
+    for place in ("model.roi_heads.num_classes", "model.num_classes"):
+        if OmegaConf.select(cfg, place) is not None:
+            OmegaConf.update(cfg, place, own.MODEL.ROI_HEADS.NUM_CLASSES)
 
 
 def check_data(cfg: DictConfig, training: bool) -> None:

@@ -3,7 +3,7 @@
 Param. counts every trainable-kind parameter (torch's Parameter, frozen or not). "with affine" adds the weight and bias of frozen batch
 norms, which detectron2 keeps as buffers: with FrozenBN this equals what other projects report for the same network with BatchNorm.
 GFLOPs are multiply-adds / 1e9 for one image of the size given: of the convolutions alone, and by fvcore's count of all operators it knows
-(norms and poolings too, additions and activations not). Backbones take the image as it is; with an FPN it is padded, as in the detector,
+(norms and poolings too, additions and activations not). Activations are the values that convolutions give, which tell speed better than FLOPs. Backbones take the image as it is; with an FPN it is padded, as in the detector,
 to the multiple of size_divisibility (800x1333 becomes 800x1344), and the table says so.
 """
 
@@ -16,7 +16,7 @@ from typing import Dict, Tuple
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
-from fvcore.nn import FlopCountAnalysis
+from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from tabulate import tabulate
 from torch import nn
@@ -34,6 +34,14 @@ def parameters(module: nn.Module) -> Tuple[int, int]:
     return count, count + frozen
 
 
+def activations(network: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> int:
+    """Values in the outputs of all convolutions and matrix products for one image of height, width ``size``, as fvcore counts them."""
+    with torch.no_grad():
+        count = ActivationCountAnalysis(network.eval(), torch.rand(1, in_channels, *size)).unsupported_ops_warnings(False)
+        count.set_op_handle("torchvision::deform_conv2d", lambda inputs, outputs: Counter({"deform_conv": math.prod(get_shape(outputs[0]))}))
+        return int(count.total())
+
+
 def multiply_adds(network: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> Tuple[int, int]:
     """(of the convolutions, of all operators that fvcore counts) for one image of height, width ``size``; computes a forward pass."""
     with torch.no_grad():
@@ -49,7 +57,7 @@ def _deform_conv(inputs, outputs) -> Counter:
 
 
 def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts=()) -> Dict[str, dict]:
-    """For each part: its ``parameters``, ``with_affine``, and for networks ``size`` (height, width counted), ``gmacs_conv`` and ``gmacs_all``."""
+    """For each part: its ``parameters``, ``with_affine``, and for networks ``size`` (height, width counted), ``gmacs_conv``, ``gmacs_all`` and ``activations``."""
     if is_backbone:
         parts = {name: registry.create(name)}
         networks = {name}
@@ -59,7 +67,11 @@ def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts=()) -> Dic
         check_config(cfg)
         model = build_model(cfg)
         networks = {"backbone", "backbone and FPN"} if hasattr(model.backbone, "bottom_up") else {"backbone"}
-        parts = {"backbone": getattr(model.backbone, "bottom_up", model.backbone), "backbone and FPN": model.backbone, "detector": model}
+        parts = {"backbone": getattr(model.backbone, "bottom_up", model.backbone), "backbone and FPN": model.backbone}
+        for name, child in model.named_children():
+            children = child.named_children() if name == "roi_heads" else [("", child)]
+            parts.update({f"{name}.{inner}".strip("."): m for inner, m in children if name != "backbone" and any(True for _ in m.parameters())})
+        parts["detector"] = model
     result = {}
     for part, module in parts.items():
         count, with_affine = parameters(module)
@@ -68,7 +80,7 @@ def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts=()) -> Dic
             step = module.size_divisibility if part == "backbone and FPN" else 0
             padded = [-(-side // step) * step if step else side for side in size]
             conv, everything = multiply_adds(module, padded)
-            result[part].update(size=padded, gmacs_conv=conv / 1e9, gmacs_all=everything / 1e9)
+            result[part].update(size=padded, gmacs_conv=conv / 1e9, gmacs_all=everything / 1e9, activations=activations(module, padded))
     return result
 
 
@@ -98,10 +110,18 @@ def main() -> None:
             f"{v['parameters']:,}",
             f"{v['with_affine']:,}",
             *(f"{v[k]:.2f}" if k in v else "" for k in ("gmacs_conv", "gmacs_all")),
+            f"{v['activations'] / 1e6:.1f}" if "activations" in v else "",
         )
         for part, v in result.items()
     ]
-    print(tabulate(rows, ("", "Param.", "with affine", f"GFLOPs {args.size[0]}x{args.size[1]}, conv", "all"), "pipe", disable_numparse=True))
+    print(
+        tabulate(
+            rows,
+            ("", "Param.", "with affine", f"GFLOPs {args.size[0]}x{args.size[1]}, conv", "all", "activations / 1e6"),
+            "pipe",
+            disable_numparse=True,
+        )
+    )
 
 
 if __name__ == "__main__":

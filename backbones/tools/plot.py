@@ -1,9 +1,9 @@
-"""Draws the training curve of a run: its losses, learning rate and AP, from the metrics.json that training writes."""
+"""Draws the training curve of a run, its losses, learning rate and AP, or those of several runs, from the metrics.json that training writes."""
 
 import argparse
 import json
 import os
-from typing import Dict, List, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 from ..errors import UserError
 from . import picture, run
@@ -15,16 +15,27 @@ def read_metrics(folder: str) -> List[Dict[str, float]]:
     if not os.path.isfile(path):
         raise UserError(f"no metrics.json in {folder!r}: is it the OUTPUT_DIR of a run?")
     rows: Dict[int, Dict[str, float]] = {}
-    with open(path) as f:
-        for line in f:
-            try:
-                row = json.loads(line)
-                rows[row["iteration"]] = {**rows.get(row["iteration"], {}), **row}
-            except (ValueError, KeyError, TypeError, RecursionError):  # the last line of a run that was cut off
-                continue
+    try:
+        with open(path, encoding="utf-8", errors="replace") as f:
+            for line in f:
+                row = _row(line)
+                if row:
+                    rows[row["iteration"]] = {**rows.get(row["iteration"], {}), **row}
+    except OSError as error:
+        raise UserError(f"{path!r} cannot be read: {error.strerror}") from error
     if not rows:
         raise UserError(f"{path!r} holds no metrics")
     return [rows[i] for i in sorted(rows)]
+
+
+def _row(line: str) -> Dict[str, float]:
+    """The numbers of a line; none of one that is no row, such as the last of a run that was cut off."""
+    try:
+        row = json.loads(line, parse_int=float)
+        row = {key: value for key, value in row.items() if isinstance(value, float)}
+        return {**row, "iteration": int(row["iteration"])} if abs(row["iteration"]) < 1 << 53 else {}
+    except (ValueError, KeyError, AttributeError, RecursionError):
+        return {}
 
 
 def series(rows: List[Dict[str, float]], key: str) -> Tuple[List[int], List[float]]:
@@ -32,16 +43,13 @@ def series(rows: List[Dict[str, float]], key: str) -> Tuple[List[int], List[floa
     return [i for i, _ in points], [value for _, value in points]
 
 
+_QUALITY = ("bbox/AP", "segm/AP", "keypoints/AP", "panoptic_seg/PQ", "sem_seg/mIoU", "classification/top1")
+
+
 def plot(folder: str, output: str) -> None:
-    """Writes the picture; the upper half shows losses, the lower the learning rate, and AP where it was measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    """Writes the picture of one run; the upper half shows losses, the lower the learning rate, and AP where it was measured."""
     rows = read_metrics(folder)
-    picture(output, (".png", ".jpg", ".jpeg", ".pdf", ".svg"))
-    figure, (losses, below) = plt.subplots(2, 1, figsize=(9, 7), sharex=True, height_ratios=(2, 1), layout="constrained")
+    figure, losses, below = _figure(output, f"Training of {folder}")
     names = sorted(
         {key for row in rows for key in row if "loss" in key and not key.startswith("val")}, key=lambda key: (key != "total_loss", key)
     )
@@ -49,13 +57,12 @@ def plot(folder: str, output: str) -> None:
         losses.plot(
             *series(rows, name), label=name, linewidth=2 if name == "total_loss" else 1, color="black" if name == "total_loss" else None
         )
-    losses.set(ylabel="loss", yscale="log", title=f"Training of {folder}")
-    losses.grid(True, which="both", alpha=0.25)
+    if series(rows, "validation/total_loss")[0]:
+        losses.plot(*series(rows, "validation/total_loss"), "o--", label="total_loss of the test data", color="tab:red")
     losses.legend(loc="upper right", fontsize=8)
     below.plot(*series(rows, "lr"), color="tab:gray")
     below.set(xlabel="iteration", ylabel="learning rate")
-    below.grid(True, alpha=0.25)
-    measured = [key for key in ("bbox/AP", "segm/AP", "keypoints/AP", "panoptic_seg/PQ") if series(rows, key)[0]]
+    measured = [key for key in _QUALITY if series(rows, key)[0]]
     if measured:
         quality = below.twinx()
         ends = []
@@ -68,16 +75,48 @@ def plot(folder: str, output: str) -> None:
         quality.set(ylabel="AP, PQ", ylim=(0, 100))
         quality.legend(loc="lower left", fontsize=8)
     figure.savefig(output, dpi=110)
-    plt.close(figure)
+
+
+def plot_several(folders: Sequence[str], output: str) -> None:
+    """Writes the picture of several runs: the total loss of each above, the first figure of quality that all have below."""
+    runs = {folder: read_metrics(folder) for folder in folders}
+    common = [key for key in _QUALITY if all(series(rows, key)[0] for rows in runs.values())]
+    figure, losses, below = _figure(output, f"Training of {len(runs)} runs")
+    for folder, rows in runs.items():
+        (line,) = losses.plot(*series(rows, "total_loss"), label=folder)
+        if common:
+            x, y = series(rows, common[0])
+            below.plot(x, y, "o-", color=line.get_color())
+            below.annotate(f"{y[-1]:.1f}", (x[-1], y[-1]), xytext=(4, 0), textcoords="offset points", color=line.get_color(), fontsize=8)
+    losses.legend(loc="upper right", fontsize=8)
+    below.set(xlabel="iteration", ylabel=common[0] if common else "no figure that all have")
+    figure.savefig(output, dpi=110)
+
+
+def _figure(output: str, title: str):
+    from matplotlib.figure import Figure
+
+    picture(output, (".png", ".jpg", ".jpeg", ".pdf", ".svg"))
+    figure = Figure(figsize=(9, 7), layout="constrained")
+    losses, below = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    losses.set(ylabel="loss", yscale="log", title=title)
+    losses.grid(True, which="both", alpha=0.25)
+    below.grid(True, alpha=0.25)
+    return figure, losses, below
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m backbones.tools.plot", description=__doc__)
-    parser.add_argument("folder", metavar="OUTPUT_DIR", help="of a run of train_net.py")
-    parser.add_argument("--output", metavar="FILE", help="the picture to write, .png, .jpg, .pdf or .svg (default: OUTPUT_DIR/training.png)")
+    parser.add_argument("folders", nargs="+", metavar="OUTPUT_DIR", help="of a run of train_net.py; of several, they are compared")
+    parser.add_argument(
+        "--output", metavar="FILE", help="the picture to write, .png, .jpg, .pdf or .svg (default: training.png in the first OUTPUT_DIR)"
+    )
     args = parser.parse_args()
-    output = args.output or os.path.join(args.folder, "training.png")
-    plot(args.folder, output)
+    output = args.output or os.path.join(args.folders[0], "training.png")
+    if len(args.folders) == 1:
+        plot(args.folders[0], output)
+    else:
+        plot_several(args.folders, output)
     print(output)
 
 

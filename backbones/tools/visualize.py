@@ -33,8 +33,38 @@ def read_results(path: str) -> Dict[Any, List[dict]]:
         raise UserError(f"results {path!r} are not in COCO's format: {error}") from error
 
 
-def draw(results: str, dataset: str, output: str, count: int = 12, threshold: float = 0.5) -> None:
-    """Writes one picture to ``output``: ``count`` images of ``dataset``, evenly chosen, each with its truth left and its detections right."""
+def mistakes(
+    record: Dict[str, Any], found: List[Dict[str, Any]], to_class: Dict[int, int], threshold: float = 0.5, overlap: float = 0.5
+) -> int:
+    """Objects that no detection of their class meets with that IoU, and detections without an object; crowds count as neither.
+
+    Args:
+        record: an image of a detectron2 data set.
+        found: its detections in COCO's format, of which those with a score of ``threshold`` or more count.
+        to_class: the data set's numbers of categories -> classes.
+    """
+    from detectron2.structures import Boxes, BoxMode, pairwise_iou
+
+    kept = sorted((r for r in found if r["score"] >= threshold), key=lambda r: -r["score"])
+    truth = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+    if not kept or not truth:
+        return len(kept) + len(truth)
+    boxes = Boxes([BoxMode.convert(list(r["bbox"]), BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for r in kept])
+    ious = pairwise_iou(boxes, Boxes([BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth])).numpy()
+    same = np.array([[to_class.get(r["category_id"], r["category_id"]) == a["category_id"] for a in truth] for r in kept])
+    free, met = np.ones(len(truth), bool), 0
+    for row in np.where(same, ious, 0.0):
+        best = int(np.argmax(row * free))
+        if (row * free)[best] >= overlap:
+            free[best], met = False, met + 1
+    return len(kept) + len(truth) - 2 * met
+
+
+def draw(results: str, dataset: str, output: str, count: int = 12, threshold: float = 0.5, worst: bool = False) -> None:
+    """Writes one picture to ``output``: ``count`` images of ``dataset``, each with its truth left and its detections right.
+
+    They are evenly chosen, or with ``worst`` those of the most `mistakes`, the worst first.
+    """
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.data.detection_utils import read_image
     from detectron2.structures import Boxes, BoxMode, Instances
@@ -49,7 +79,11 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     if not metadata.get("thing_classes") or not all("annotations" in d for d in dicts):
         raise UserError(f"data set {dataset!r} has no objects to draw, only {metadata.get('evaluator_type')}")
     to_class = metadata.get("thing_dataset_id_to_contiguous_id", {})
-    chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(count, len(dicts))).astype(int)]
+    if worst:
+        number = [mistakes(d, by_image[d["image_id"]], to_class, threshold) for d in dicts]
+        chosen = [dicts[i] for i in np.argsort(-np.array(number), kind="stable")[:count]]
+    else:
+        chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(count, len(dicts))).astype(int)]
     # alone of detectron2's, the class list has no keypoint names here: they would cover the picture
     plain = MetadataCatalog.get(f"{dataset}:drawing").set(thing_classes=metadata.thing_classes)
     height = max(240, *(min(d["height"], 480) for d in chosen))
@@ -102,6 +136,7 @@ def main() -> None:
     )
     parser.add_argument("--num", type=int, default=12, help="how many images to draw (default: %(default)s)")
     parser.add_argument("--conf-threshold", type=float, default=0.5, help="smallest score to draw (default: %(default)s)")
+    parser.add_argument("--worst", action="store_true", help="the images with the most mistakes, the worst first")
     args = parser.parse_args()
     if args.num < 1:
         raise UserError(f"--num {args.num}: draw at least one image")
@@ -112,7 +147,7 @@ def main() -> None:
         add_backbones_config(cfg)
         merge_file(cfg, args.config_file)
         register_from_config(cfg)
-    draw(args.input, args.dataset, args.output, args.num, args.conf_threshold)
+    draw(args.input, args.dataset, args.output, args.num, args.conf_threshold, args.worst)
     print(args.output)
 
 
