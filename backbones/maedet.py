@@ -81,7 +81,7 @@ _FIELDS = {
     "group": ("in", "out", "k", "L", "btn"),
 }
 _OTHER_FIELDS = ("class", "s", "p", "g", "act", "inner_class", "force_resproj_skip")  # the last says nothing: groups always project
-_MOST = {"L": 1000}  # and of any other number 65536: more is no network
+_MOST = {"L": 1000}  # in all blocks; of any other number 65536: more is no network
 _MOST_BYTES = 1 << 20
 
 
@@ -115,6 +115,9 @@ def parse_structure(content: Any, what: str = "the structure") -> Structure:
     blocks: List[Block] = []
     for i, entry in enumerate(content):
         blocks.append(_parse_block(entry, i, blocks[-1].channels if blocks else 3, what))
+    layers = sum(block.layers or 1 for block in blocks)
+    if layers > _MOST["L"]:
+        raise UserError(f"{what} has {layers} bottlenecks and convolutions, more than {_MOST['L']}")
     return check_structure(blocks, what)
 
 

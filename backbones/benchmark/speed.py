@@ -1,9 +1,11 @@
 """What the rows of a benchmark say: as tables, and as a picture."""
 
-import json
+import math
+import re
 from typing import Any, Callable, Dict, List, Tuple
 
 from .. import zoo
+from ..documents import read_json
 from ..errors import UserError
 from .detectors import FASTER
 
@@ -11,20 +13,33 @@ from .detectors import FASTER
 def read(path: str) -> List[Dict[str, Any]]:
     """The rows of a file that the benchmark wrote."""
     try:
-        with open(path) as f:
-            return list(json.load(f)["runs"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        rows = list(read_json(path)["runs"])
+        if not all(isinstance(row, dict) for row in rows):
+            raise ValueError("its runs are no rows")
+        return rows
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path!r} is no file of the benchmark: {' '.join(str(error).split())[:200]}") from error
 
 
 def by_place(rows: List[Dict[str, Any]]) -> Dict[Tuple, List[Dict[str, Any]]]:
-    """The rows of each machine and number of threads."""
+    """The rows of each machine and number of threads. Raises UserError for what the benchmark does not write."""
     places: Dict[Tuple, List[Dict[str, Any]]] = {}
     for row in rows:
+        _check(row)
         versions = row["versions"]
         key = (row["machine"], row["threads"], versions["python"], versions["torch"], row["precision"])
         places.setdefault(key, []).append(row)
     return places
+
+
+def _check(row: Dict[str, Any]) -> None:
+    versions, seconds = row.get("versions"), row.get("seconds", [])
+    words = [row.get(key) for key in ("name", "machine", "precision")] + [
+        versions.get(k) if isinstance(versions, dict) else 0 for k in ("python", "torch")
+    ]
+    times = isinstance(seconds, list) and all(type(s) in (int, float) and 0 < s < math.inf for s in seconds)
+    if not all(isinstance(word, str) for word in words) or type(row.get("threads")) is not int or not times:
+        raise UserError(f"a row is not as the benchmark writes it: {str(row)[:200]!r}")
 
 
 def plot(path: str, output: str, gmacs: Callable[[str], float]) -> None:
@@ -32,13 +47,13 @@ def plot(path: str, output: str, gmacs: Callable[[str], float]) -> None:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
-    (machine, threads, *_), rows = max(by_place(read(path)).items(), key=lambda item: len(item[1]))
+    (machine, threads, *_), rows = max(by_place(read(path)).items(), key=lambda item: len(item[1]), default=(("", 0), []))
     points = []
     for row in rows:
-        parts = row["name"].split("/")
-        if parts[0] == "inference" and parts[-1] == "optimized_vs_eager" and parts[1] in FASTER:
-            ap = zoo.published(FASTER[parts[1]]).get("published_ap", {}).get("box")
-            points.append((parts[1], parts[2], row["seconds"], ap))
+        match = re.fullmatch(r"inference/(.+)/(\d{1,6}x\d{1,6})/optimized_vs_eager", row["name"])
+        if match and match[1] in FASTER and len(row.get("seconds", ())) == 2:
+            ap = zoo.published(FASTER[match[1]]).get("published_ap", {}).get("box")
+            points.append((match[1], match[2], row["seconds"], ap))
     if not points:
         raise UserError(f"{path!r} has no rows of --suite inference")
     work = {name: gmacs(FASTER[name]) for name in {p[0] for p in points}}

@@ -75,7 +75,7 @@ _STAND_INS = {
 }
 
 
-class _NumpyUnpickler(pickle.Unpickler):
+class _NumpyUnpickler(pickle._Unpickler):  # the one in Python: the other makes room for as many objects as a file says that it has
     def find_class(self, module, name):
         full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # numpy 2's name for the same
         if full not in _STAND_INS:
@@ -83,15 +83,18 @@ class _NumpyUnpickler(pickle.Unpickler):
         return _STAND_INS[full]
 
 
-def _arrays(data: Any) -> Any:
-    """The same containers with the arrays themselves in place of what stands for them."""
+def _arrays(data: Any, known: Dict[int, Any]) -> Any:
+    """The same containers with the arrays themselves in place of what stands for them; ``known`` are those that stand in several places."""
     if isinstance(data, _Array):
         return data.value
-    if isinstance(data, dict):
-        return {key: _arrays(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return type(data)(_arrays(value) for value in data)
-    return data
+    if id(data) not in known:
+        if isinstance(data, dict):
+            known[id(data)] = {key: _arrays(value, known) for key, value in data.items()}
+        elif isinstance(data, (list, tuple)):
+            known[id(data)] = type(data)(_arrays(value, known) for value in data)
+        else:
+            return data
+    return known[id(data)]
 
 
 class _Inert:
@@ -128,7 +131,7 @@ _TORCH_GLOBALS.update({f"torch.{name}": getattr(torch, name) for name in dir(tor
 def _pickle_module(inert: Sequence[str]) -> types.SimpleNamespace:
     """A ``pickle`` for `torch.load` that knows tensors, and takes objects of the ``inert`` packages for `_Inert` ones."""
 
-    class Unpickler(pickle.Unpickler):
+    class Unpickler(pickle._Unpickler):
         def find_class(self, module, name):
             full = f"{module}.{name}"
             if full in _TORCH_GLOBALS:
@@ -156,7 +159,7 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
                 raise UserError(f"{kind} {path!r} is a web page, not a {kind}: the download went wrong")
         if path.endswith(".pkl"):
             with open(path, "rb") as f:
-                data = _arrays(_NumpyUnpickler(f, encoding="latin1").load())
+                data = _arrays(_NumpyUnpickler(f, encoding="latin1").load(), {})
         elif path.endswith(".safetensors"):
             data = _read_safetensors(path)
         else:
