@@ -12,7 +12,7 @@ def read_json(path: str) -> Any:
     return _read(path, lambda f: json.load(f, parse_int=_whole))
 
 
-def read_yaml(path: str, most: int = 1 << 20) -> Any:
+def read_yaml(path: str, most: int = 1 << 18) -> Any:
     """A YAML file's content. Raises ValueError for anything else, for Python objects, aliases, and more than ``most`` bytes."""
     return _read(path, lambda f: yaml.load(f, _Plain), most)
 
