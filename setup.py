@@ -36,6 +36,7 @@ setup(
         "fvcore",
         "iopath",
         "matplotlib",
+        "portalocker",
         "pycocotools",
         "pyyaml",
         "safetensors",
@@ -51,6 +52,8 @@ setup(
         "export": ["onnx", "onnxruntime"],
         "openvino": ["onnx", "onnxruntime", "openvino"],
         "fast": ["faster-coco-eval", "simplejpeg"],
+        "wandb": ["wandb"],
+        "mlflow": ["mlflow-skinny"],
         "test": [
             "faster-coco-eval",
             "hypothesis",
