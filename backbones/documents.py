@@ -13,7 +13,7 @@ def read_json(path: str) -> Any:
 
 
 def read_yaml(path: str, most: int = 1 << 18) -> Any:
-    """A YAML file's content. Raises ValueError for anything else, for Python objects, aliases, and more than ``most`` bytes."""
+    """A YAML file's content. Raises ValueError for anything else, for Python objects, more than 100,000 values, and more than ``most`` bytes."""
     return _read(path, lambda f: yaml.load(f, _Plain), most)
 
 
@@ -36,14 +36,27 @@ def _whole(digits: str) -> int:
 
 
 class _Plain(yaml.SafeLoader):
-    """Plain values: no aliases, a few lines of which stand for more than any memory holds, and no numbers beyond 64 bits."""
+    """Plain values: no numbers beyond 64 bits, nor aliases by which a few lines stand for more than any memory holds."""
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self.sizes = {}  # values that each node stands for, with what its aliases repeat
 
     def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError(f"line {self.peek_event().start_mark.line + 1} has an alias (*), which is not read here")
         if self.flow_level > 100:
             raise ValueError("it is nested more than 100 times")
-        return super().compose_node(parent, index)
+        repeated = self.check_event(yaml.AliasEvent)
+        node = super().compose_node(parent, index)
+        if repeated and node not in self.sizes:
+            raise ValueError("an alias (*) is inside of what it repeats")
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in node.value for part in pair]
+        else:
+            parts = node.value if isinstance(node, yaml.SequenceNode) else []
+        self.sizes[node] = 1 + sum(self.sizes[part] for part in parts)
+        if self.sizes[node] > 100_000:
+            raise ValueError("its aliases (*) repeat too much")
+        return node
 
     def construct_yaml_int(self, node) -> int:
         return _whole(str(super().construct_yaml_int(node)))

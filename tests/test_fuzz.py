@@ -698,13 +698,19 @@ def test_what_is_no_file(name, path, folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["[" * 300, "a: &x [1]\nb: *x", "1" * 30, "0x_", "2001-99-99", "!!python/name:os.system", "? {a: 1}\n: 2", "=", "\x07"]
+    "text", ["[" * 300, LAUGHS, "&x [*x]", "1" * 30, "0x_", "2001-99-99", "!!python/name:os.system", "? {a: 1}\n: 2", "=", "\x07"]
 )
 def test_yaml_of_anybody(text, tmp_path):
     (tmp_path / "a.yaml").write_text(text)
     with pytest.raises(ValueError) as error:
         documents.read_yaml(str(tmp_path / "a.yaml"))
     assert len(str(error.value).splitlines()) == 1
+
+
+def test_yaml_with_aliases(tmp_path):
+    """As Python writes what stands in several places."""
+    (tmp_path / "a.yaml").write_text("a: &x [1]\nb: *x")
+    assert documents.read_yaml(str(tmp_path / "a.yaml")) == {"a": [1], "b": [1]}
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, "1" * 30, "-9223372036854775808", "{", ""])
