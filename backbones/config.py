@@ -301,7 +301,7 @@ def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> No
     for key, allowed in _CHOICES.items():
         if get(cfg, key) not in allowed:
             raise unknown(key, get(cfg, key), allowed)
-    for key, (registry, *others) in _REGISTERED.items():
+    for key, (registry, *others) in REGISTERED.items():
         if get(cfg, key) not in registry and get(cfg, key) not in others:
             raise unknown(key, get(cfg, key), [*sorted(name for name, _ in registry), *others])
     for key, least in _LEAST.items():
@@ -454,7 +454,7 @@ _LEAST = {
     "TEST.EVAL_PERIOD": 0,
 }
 # keys that name something registered, and the names that detectron2 takes beside those
-_REGISTERED = {
+REGISTERED = {
     "MODEL.META_ARCHITECTURE": (modeling.META_ARCH_REGISTRY,),
     "MODEL.BACKBONE.NAME": (modeling.BACKBONE_REGISTRY,),
     "MODEL.ANCHOR_GENERATOR.NAME": (modeling.ANCHOR_GENERATOR_REGISTRY,),

@@ -343,7 +343,7 @@ def read_choices(path: str, blocks: Sequence[int], stated: Optional[Dict[str, An
             if key in content and content[key] != value:
                 name = "NAME" if key == "network" else key.upper()
                 raise UserError(
-                    f"{what} is of {key} {content[key]!r}, but the config's is {value!r}: set MODEL.SHUFFLENETV2.{name} {content[key]}, "
+                    f"{what} is of {key} {content[key]!r}, but the config's is {value!r}: set MODEL.SHUFFLENETV2.{name} {content[key]!r}, "
                     "or take that line out of the file"
                 )
         content = content["choices"]

@@ -496,7 +496,7 @@ def test_memory_estimate(data):
         fixed, slope = examination.activations()
         model = doctor.build_model(cfg)
         cfg.INPUT.MIN_SIZE_TRAIN = (512,)
-        example = doctor.mapper_of(cfg)(examination.some_records(1)[0])
+        example = doctor.Trainer.build_mapper(cfg, is_train=True)(examination.some_records(1)[0])
         with doctor.EventStorage():
             real = doctor.kept_bytes(model, [example])
         lines = [f.message for f in examination.memory()]

@@ -27,6 +27,8 @@ from backbones import zoo
 from backbones.engine import Trainer, step
 from backbones.engine import hooks as our_hooks
 
+pytestmark = pytest.mark.slow  # each row is quick, but there are many
+
 CONFIG = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
 SMALL = (
     """MODEL.DEVICE cpu SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 SOLVER.CHECKPOINT_PERIOD 1 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64
@@ -370,7 +372,6 @@ def test_gradients_that_no_scale_saves():
         steps._agree({"loss": torch.tensor(1.0)})
 
 
-@pytest.mark.slow
 def test_all_processes_stop(data, tmp_path):
     """One of two processes has a loss that is no number: both end, within a minute, and it is said once."""
     script = tmp_path / "nan.py"
@@ -521,7 +522,6 @@ def test_a_worker_that_fails(run, data, monkeypatch):
         run(data, "DATALOADER.NUM_WORKERS", 2)
 
 
-@pytest.mark.slow
 def test_imports_without_what_is_optional():
     names = "timm faster_coco_eval simplejpeg onnx onnxruntime openvino wandb mlflow lvis panopticapi pkg_resources sklearn"
     code = (

@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import weakref
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 import torch.distributed as dist
@@ -215,7 +215,7 @@ class Trainer(DefaultTrainer):
         alone.DATALOADER.NUM_WORKERS = 0
         name = self.cfg.DATASETS.TEST[0]
         records = get_detection_dataset_dicts([name], filter_empty=False)[: self.cfg.TEST.PICTURES]
-        mapper = self._mapper(alone, is_train=False).get("mapper") or DatasetMapper(alone, is_train=False)
+        mapper = self.build_mapper(alone, is_train=False)
         pictures = draw_predictions(alone, model, ([mapper(record)] for record in records), name, self.cfg.TEST.PICTURES)
         model.train()
         for i, (record, picture) in enumerate(zip(records, pictures)):
@@ -247,19 +247,18 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        return build_train_loader(cfg, **cls._mapper(cfg, is_train=True))
+        return build_train_loader(cfg, cls.build_mapper(cfg, is_train=True))
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        return build_detection_test_loader(cfg, dataset_name, **cls._mapper(cfg, is_train=False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=cls.build_mapper(cfg, is_train=False))
 
     @staticmethod
-    def _mapper(cfg: CfgNode, is_train: bool) -> dict:
+    def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
+        """What makes an example of a record of a data set."""
         if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
-            return {"mapper": ClassificationMapper.from_cfg(cfg, is_train)}
-        if cfg.INPUT.MAPPER == "detectron2":
-            return {}  # the loader's own
-        return {"mapper": FasterMapper(cfg, is_train)}
+            return ClassificationMapper.from_cfg(cfg, is_train)
+        return (DatasetMapper if cfg.INPUT.MAPPER == "detectron2" else FasterMapper)(cfg, is_train)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

@@ -38,7 +38,7 @@ import torch
 import torchvision
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.engine import HookBase
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
@@ -54,7 +54,7 @@ from .. import zoo
 from ..benchmark.training import kept_bytes
 from ..checkpoint import GatedCheckpointer
 from ..config import (
-    _REGISTERED,
+    REGISTERED,
     add_backbones_config,
     add_data_arguments,
     all_keys,
@@ -594,7 +594,7 @@ class Examination:
             size = math.ceil(size / step) * step
             cfg = self.clone("INPUT.MIN_SIZE_TRAIN", (size,), "INPUT.MAX_SIZE_TRAIN", 2 * size, "INPUT.CROP.ENABLED", False)
             cfg.INPUT.CLASSIFICATION.SIZE = size
-            example = mapper_of(cfg)(record)
+            example = Trainer.build_mapper(cfg, is_train=True)(record)
             if "instances" in example and hasattr(model, "roi_heads") and len(example["instances"]):
                 # as many objects as heads for masks and keypoints will find once they are trained
                 heads, objects = cfg.MODEL.ROI_HEADS, example["instances"]
@@ -743,11 +743,6 @@ def register_part(name: str, whole: str, records: List[dict], folder: str, stack
     stack.callback(DatasetCatalog.remove, name)
 
 
-def mapper_of(cfg: CfgNode) -> Callable[[dict], dict]:
-    """What makes a training example of an image, as training does it."""
-    return Trainer._mapper(cfg, is_train=True).get("mapper") or DatasetMapper(cfg, True)
-
-
 def memory_of_machine() -> Tuple[int, int]:
     """(all, free) bytes."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -792,7 +787,7 @@ def _mend(cfg: CfgNode, message: str) -> bool:
     changes = [(advised[1], advised[2])] if advised and advised[1] in known else []
     changes += [(named[0], repr(meant[1]))] if meant and named and isinstance(get(cfg, named[0]), str) else []
     # a builder's other features would only be complained about
-    changes += [(key, repr(get(default, key))) for key in named if key not in _REGISTERED and get(cfg, key) != get(default, key)]
+    changes += [(key, repr(get(default, key))) for key in named if key not in REGISTERED and get(cfg, key) != get(default, key)]
     for key, value in changes:
         before = get(cfg, key)
         with contextlib.suppress(UserError):
@@ -897,7 +892,7 @@ def samples(examination: Examination, count: int = 8) -> Iterator[Tuple[str, str
 
     cfg = examination.cfg
     seed_all_rng(max(cfg.SEED, 0))
-    mapper = mapper_of(cfg)
+    mapper = Trainer.build_mapper(cfg, is_train=True)
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     about = {key: metadata.get(key) for key in ("stuff_classes", "stuff_colors", "ignore_label") if metadata.get(key) is not None}
     classes = [_plain(name) for name in metadata.get("thing_classes") or metadata.get("classes") or ()]
