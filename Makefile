@@ -1,6 +1,8 @@
 # make quickstart   train and evaluate a detector on real images (about 6 minutes on 2 cores)
 # make test         all tests
 # make check        the tests that developers run daily, under 2 minutes
+# make resume-proof a run killed at 20 random moments, beside one that was not (some 4 minutes)
+# make fuzz         tens of thousands of damaged files for every reader (half an hour)
 # make benchmark    trains every config of configs/quickstart and records what they reach, for model_zoo.md (half an hour on 2 cores)
 # make search-demo  DetNAS on digits: supernet, search, what it finds trained (under 20 minutes on 2 cores)
 # make search-proof after it: what the search found beside random networks of the same cost, each trained alike (an hour on 2 cores)
@@ -21,7 +23,7 @@ ifneq ($(filter-out auto $(built),$(STACK)),)
 endif
 endif
 
-.PHONY: help setup quickstart test check benchmark search-demo search-proof lock clean
+.PHONY: help setup quickstart test check resume-proof fuzz benchmark search-demo search-proof lock clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -38,6 +40,12 @@ test: $(ready)
 
 check: $(ready)
 	$(PYTHON) -m pytest -n 2 -m "not slow"
+
+resume-proof: $(ready)
+	KILLS=20 $(PYTHON) -m pytest tests/test_resume.py
+
+fuzz: $(ready)
+	FUZZ_EXAMPLES=1500 $(PYTHON) -m pytest tests/test_fuzz.py --timeout 1800
 
 benchmark: $(ready)
 	$(PYTHON) -m backbones.tools.benchmark

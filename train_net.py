@@ -116,13 +116,10 @@ def run(args) -> None:
 
 
 def fail(error: UserError) -> None:
-    message = str(error)
-    if "DataLoader worker" in message:  # torch hands on a worker's whole traceback
-        message = message.strip().rpartition("UserError: ")[2]
     if comm.is_main_process() and os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"train_net.py: error: {message}", file=sys.stderr, flush=True)
+        print(f"train_net.py: error: {error}", file=sys.stderr, flush=True)
     else:  # said once on the terminal; what only one of the others finds stands in its log
-        logging.getLogger("backbones").error(message)
+        logging.getLogger("backbones").error(error)
     sys.exit(2)
 
 

@@ -255,6 +255,9 @@ def _folder_of(path: str, family: str, key: str) -> Optional[str]:
 
 def merge_overrides(cfg: CfgNode, opts: List[str]) -> None:
     """``cfg.merge_from_list`` of command-line overrides, with what is wrong in them said in one line."""
+    flag = next((item for item in opts[::2] if item.startswith("--")), None)
+    if flag:
+        raise UserError(f"{flag} stands behind an override: flags come before all KEY VALUE pairs")
     if len(opts) % 2:
         raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(opts)}")
     known = set(all_keys(cfg))
@@ -264,7 +267,17 @@ def merge_overrides(cfg: CfgNode, opts: List[str]) -> None:
             value += ".0"  # 1 is a number where 0.02 is one, which detectron2 denies
         try:
             cfg.merge_from_list([key, value])
-        except (KeyError, ValueError, AssertionError, AttributeError, TypeError, SyntaxError) as error:
+        except (
+            KeyError,
+            ValueError,
+            AssertionError,
+            AttributeError,
+            TypeError,
+            SyntaxError,
+            RecursionError,
+            MemoryError,
+            OverflowError,
+        ) as error:
             raise UserError(f"{key} {value}: {_one_line(error)}") from error
 
 

@@ -316,9 +316,9 @@ def _overrides_of(checkpoint: Dict[str, Any]) -> str:
     """What a converted file says that its config needs, as a sentence."""
     provenance = checkpoint.get("provenance")
     overrides = provenance.get("overrides") if isinstance(provenance, dict) else None
-    if not overrides or not isinstance(overrides, list):
+    if not overrides or not isinstance(overrides, list) or not all(isinstance(item, (str, int, float)) for item in overrides[:20]):
         return ""
-    return f"The file says that its config needs {' '.join(map(str, overrides))[:300]}. "
+    return f"The file says that its config needs {' '.join(map(str, overrides[:20]))[:300]}. "
 
 
 def _check_preprocessing(model: nn.Module, stated: Any, path: str) -> None:

@@ -159,7 +159,8 @@ class KeepBest(HookBase):
             logger.info(f"{name} {value:.4f} is the best so far: model_best.pth")
             return False
         self.without += 1
-        logger.info(f"{name} {value:.4f} is not better than {self.best:.4f} after {self.best_iteration + 1} iterations")
+        than = f"{self.best:.4f} after {self.best_iteration + 1} iterations" if self.best_iteration >= 0 else "nothing"
+        logger.info(f"{name} {value:.4f} is not better than {than}: model_best.pth stays as it is")
         if self.patience and self.without >= self.patience:
             logger.info(f"{self.without} evaluations without a better one (TEST.PATIENCE): training ends here")
             return True

@@ -92,8 +92,7 @@ def record(row: Dict[str, object], path: str, keys: Sequence[str] = ("config", "
     """Puts the row into the file, in the place of one that is equal in all ``keys``."""
     runs = []
     if os.path.isfile(path):
-        with open(path) as f:
-            runs = json.load(f)["runs"]
+        runs = speed.read(path)
     same = [i for i, old in enumerate(runs) if all(old.get(key) == row.get(key) for key in keys)]
     if same:
         runs[same[0]] = row

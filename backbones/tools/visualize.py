@@ -1,7 +1,7 @@
 """Draws detections beside the ground truth, from the coco_instances_results.json that evaluation writes."""
 
 import argparse
-import json
+import os
 from collections import defaultdict
 from typing import Any, Dict, List
 
@@ -9,24 +9,29 @@ import numpy as np
 
 from ..config import add_backbones_config, merge_file
 from ..data import check_paths, register_from_config
+from ..documents import read_json
 from ..errors import UserError, unknown
 from . import picture, run
 
 
 def read_results(path: str) -> Dict[Any, List[dict]]:
     """Detections in COCO's result format, by image id."""
+    if not os.path.exists(path):
+        raise UserError(f"results {path!r} are not there: evaluation writes them to OUTPUT_DIR/inference")
     try:
-        with open(path) as f:
-            results = json.load(f)
+        results = read_json(path)
         by_image = defaultdict(list)
         for i, result in enumerate(results):
             missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in result]
             if missing:
                 raise UserError(f"results {path!r} are not in COCO's format: entry {i} has no {', '.join(missing)}")
+            numbers = [*result["bbox"], result["score"]] if isinstance(result["bbox"], list) else []
+            if len(numbers) != 5 or not all(isinstance(v, (int, float)) and abs(v) < 1e9 for v in numbers):
+                raise UserError(
+                    f"results {path!r} are not in COCO's format: entry {i} has bbox {result['bbox']!r} and score {result['score']!r}"
+                )
             by_image[result["image_id"]].append(result)
         return by_image
-    except FileNotFoundError:
-        raise UserError(f"results {path!r} are not there: evaluation writes them to OUTPUT_DIR/inference") from None
     except UserError:
         raise
     except (ValueError, TypeError, OSError, RecursionError) as error:
