@@ -141,7 +141,8 @@ def add_backbones_config(cfg: CfgNode) -> None:
     _default(cfg.SOLVER, "ACCUMULATE", 1)  # parts that the images of an iteration are worked on in, one after the other
     # images an iteration that BASE_LR is for: with another IMS_PER_BATCH it is scaled in proportion; 0 leaves it as it is
     _default(cfg.SOLVER, "REFERENCE_BATCH", 0)
-    ema = _node(cfg, "MODEL_EMA")  # an average of the weights over training, which evaluations then look at
+    ema = _node(cfg, "MODEL_EMA")
+    # an average of the weights over training, which evaluations then look at: whether there is one, and how much of it stays in an iteration
     _default(ema, "ENABLED", False)
     _default(ema, "DECAY", 0.9998)
     ddp = _node(cfg.SOLVER, "DDP")
