@@ -7,6 +7,7 @@ torchrun --nproc-per-node 8 train_net.py --config-file faster_rcnn_V_39_FPN_3x.y
 """
 
 import argparse
+import contextlib
 import errno
 import logging
 import os
@@ -24,7 +25,7 @@ from backbones.config import add_data_arguments, apply_data_arguments, merge_fil
 from backbones.data import check_datasets, register_from_config, register_held_out, register_image_folders
 from backbones.deploy.optimize import PRECISIONS
 from backbones.deploy.predictor import evaluate_optimized, size_in_mind
-from backbones.engine import Trainer, check_trackers, count_processes, launch, lazy, load_for_evaluation
+from backbones.engine import Trainer, check_trackers, count_processes, launch, lazy, load_for_evaluation, lock
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -90,6 +91,12 @@ def main(args) -> None:
 
 def run(args) -> None:
     cfg = setup(args)
+    output = cfg.train.output_dir if lazy.is_lazy(args.config_file) else cfg.OUTPUT_DIR
+    with contextlib.nullcontext() if args.eval_only else lock(output):
+        train_or_evaluate(cfg, args)
+
+
+def train_or_evaluate(cfg, args) -> None:
     default_setup(cfg, args)
     if lazy.is_lazy(args.config_file):
         setup_logger(cfg.train.output_dir, distributed_rank=comm.get_rank(), name="backbones")

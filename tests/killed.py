@@ -3,7 +3,7 @@
 python killed.py FOLDER KILLS SEED [KEY VALUE ...]
 
 Prints a line of JSON: {"kills": {kind: number}}. Kinds are of what is under way: "training" (a random moment), "write" (of a checkpoint), "evaluation",
-and "SIGTERM", which lets the process end by itself.
+"end" (the last evaluation), and "SIGTERM", which lets the process end by itself.
 """
 
 import collections
@@ -19,6 +19,8 @@ import detectron2.engine  # noqa: E402, F401
 
 import train_net  # noqa: E402
 from backbones.engine import Trainer  # noqa: E402, F401
+
+KINDS = ("training", "write", "evaluation", "SIGTERM", "end")
 
 
 def start(arguments) -> int:
@@ -55,7 +57,7 @@ def main() -> None:
     output, kills, rng, options = sys.argv[1], int(sys.argv[2]), random.Random(int(sys.argv[3])), sys.argv[4:]
     done = collections.Counter()
     while True:
-        kind = ("training", "write", "evaluation", "SIGTERM")[sum(done.values()) % 4] if sum(done.values()) < kills else ""
+        kind = KINDS[sum(done.values()) % 5] if sum(done.values()) < kills else ""
         before, begun, moment = evaluations(output), time.monotonic(), rng.uniform(1.5, 6.0)
         pid = start(["--resume", *options, "OUTPUT_DIR", output])
         while True:
@@ -67,6 +69,7 @@ def main() -> None:
                 "SIGTERM": time.monotonic() - begun > moment,
                 "write": writing(output),
                 "evaluation": evaluations(output) > before,
+                "end": evaluations(output) > before and os.path.exists(os.path.join(output, "model_final.pth")),
             }
             if kind and ready[kind]:
                 os.kill(pid, signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)

@@ -100,7 +100,8 @@ def run(tmp_path, capfd):
             code = 0
         except SystemExit as error:
             code = error.code
-        return code, capfd.readouterr().err
+        printed = capfd.readouterr()
+        return code, printed.err + printed.out
 
     return run
 
@@ -285,6 +286,15 @@ def test_unreadable_images_in_workers(run, data, monkeypatch):
     for number in range(1, 7):
         spoil_image("truncated", data.path(number))
     refused(run(data, "DATALOADER.NUM_WORKERS", 2), ".jpg' cannot be read")
+
+
+def test_unreadable_images_in_evaluation(run, data, monkeypatch):
+    monkeypatch.setattr("backbones.data.coco._problems", lambda *args: [])
+    flags = data.flags("val")
+    data.content["images"] = data.content["images"][:5]
+    data.content["annotations"] = [a for a in data.content["annotations"] if a["image_id"] < 6]
+    spoil_image("truncated", data.path(6))
+    refused(run(data, "DATASETS.TEST", "('own_val',)", "DATALOADER.NUM_WORKERS", 2, flags=flags), "6.jpg' cannot be read")
 
 
 def test_images_that_are_gone_when_they_are_read(run, data, monkeypatch):

@@ -96,8 +96,11 @@ class GatedCheckpointer(DetectionCheckpointer):
         self.report: Optional[LoadReport] = None
         self._hint = ""
 
-    def save(self, name: str, **kwargs: Any) -> None:
-        """Writes ``name``.pth whole or not at all, and then that it is the last one. Raises UserError where it cannot be written."""
+    def save(self, name: str, tag: bool = True, **kwargs: Any) -> None:
+        """Writes ``name``.pth whole or not at all, and then, with ``tag``, that it is the last one.
+
+        Raises UserError where it cannot be written.
+        """
         if not self.save_dir or not self.save_to_disk:
             return
         conventions = _conventions(self.model)
@@ -121,17 +124,20 @@ class GatedCheckpointer(DetectionCheckpointer):
             raise UserError(
                 f"checkpoint {path!r} cannot be written: {' '.join(str(error).split())[:200]}. The earlier ones are whole"
             ) from error
-        self.tag_last_checkpoint(f"{name}.pth")
+        if tag:
+            self.tag_last_checkpoint(f"{name}.pth")
+
+    def forget_last_checkpoint(self) -> None:
+        """What another run has left in the folder is not gone on from."""
+        if self.save_dir and "://" not in self.save_dir:
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(self.save_dir, "last_checkpoint"))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         if "://" in self.save_dir:
             super().tag_last_checkpoint(last_filename_basename)
         else:
             write_whole(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
-
-    def last_checkpoint_name(self) -> str:
-        """What ``last_checkpoint`` says, "" where it is not there."""
-        return os.path.basename(super().get_checkpoint_file()) if self.has_checkpoint() else ""
 
     def get_checkpoint_file(self) -> str:
         """The last checkpoint, or where that was not written to its end, the last one that was."""

@@ -137,6 +137,8 @@ def _check_annotations(cfg: CfgNode, name: str, training: bool) -> None:
     keypoints = with_instances and cfg.MODEL.KEYPOINT_ON
     fields = MetadataCatalog.get(name).get("annotation_fields")  # known of data from DATASETS.REGISTER
     if fields is not None:
+        if cfg.MODEL.META_ARCHITECTURE in ("PanopticFPN", "SemanticSegmentor"):
+            raise UserError(f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} needs semantic labels, which data set {name!r} has not")
         needed = {"bbox": "training"} if training else {"area": "COCO's evaluation", "iscrowd": "COCO's evaluation"}
         if with_instances and cfg.MODEL.MASK_ON:
             needed["segmentation"] = "MODEL.MASK_ON"

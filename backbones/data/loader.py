@@ -6,6 +6,7 @@ number of workers changes nothing either.
 """
 
 import random
+import signal
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
 import numpy as np
@@ -37,6 +38,19 @@ def seed_random_numbers(*numbers: int) -> None:
 def unreadable(record: Dict[str, Any], error: BaseException) -> str:
     """Which image cannot be read, and why, in a line."""
     return f"image {record.get('file_name')!r} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+class NamesFiles:
+    """A mapper whose images that cannot be read are named in a UserError."""
+
+    def __init__(self, mapper: Callable):
+        self.mapper = mapper
+
+    def __call__(self, record: Dict[str, Any]) -> Any:
+        try:
+            return self.mapper(record)
+        except UNREADABLE as error:
+            raise UserError(unreadable(record, error)) from error
 
 
 class Examples(torchdata.Dataset):
@@ -123,21 +137,29 @@ class TrainLoader:
         self.batches.start = batch
 
     def __iter__(self) -> Iterator[List[Dict[str, Any]]]:
-        return iter(
-            torchdata.DataLoader(
-                self.examples, batch_sampler=self.batches, num_workers=self.workers, collate_fn=_as_it_is, worker_init_fn=_one_thread
-            )
+        loader = torchdata.DataLoader(
+            self.examples, batch_sampler=self.batches, num_workers=self.workers, collate_fn=_as_it_is, worker_init_fn=_settle
         )
+        iterator = iter(loader)
+        try:
+            while True:
+                yield next(iterator)
+        finally:  # at once, not when a process ends, which would wait for its workers
+            if self.workers:
+                iterator._shutdown_workers()
 
 
 def _as_it_is(batch: List[Any]) -> List[Any]:
     return batch
 
 
-def _one_thread(worker: int) -> None:
+def _settle(worker: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)  # of OpenCV's own; torch sees to its
+    # signals to all processes of a run end it after its iteration, for which it needs its workers for some seconds more
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
 
 
 def build_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) -> TrainLoader:

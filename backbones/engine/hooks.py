@@ -12,7 +12,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
-from detectron2.engine import HookBase
+from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import Instances
 from detectron2.utils import comm
@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..checkpoint import GatedCheckpointer
-from ..data.loader import seed_random_numbers
+from ..data.loader import TrainLoader, seed_random_numbers
+from .step import moving_values, set_moving_values
 
 
 class Evaluate(HookBase):
@@ -43,8 +44,7 @@ class Evaluate(HookBase):
 
     def state_dict(self) -> Dict[str, Any]:
         iteration = self.trainer.iter
-        # that of the last iteration too, which a longer run would have done
-        due = self.period > 0 and (iteration + 1) % self.period == 0
+        due = self.period > 0 and (iteration + 1) % self.period == 0 or iteration + 1 == self.trainer.max_iter
         return {"pending": self.pending or (due and self.done != iteration)}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
@@ -95,6 +95,31 @@ def headline(names: Iterable[str], wanted: str = "auto") -> Optional[str]:
     return None
 
 
+class EvaluateAtTheEnd(Evaluate):
+    """Of a run that comes to its end alone."""
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {}
+
+
+class PreciseBN(hooks.PreciseBN):
+    """As detectron2's, on images that follow from ``seed()`` and the iteration alone.
+
+    Args:
+        loader: its own one, of `data.loader`.
+        others: those of detectron2's.
+    """
+
+    def __init__(self, seed: Callable[[], int], period: int, model: nn.Module, loader: TrainLoader, count: int):
+        super().__init__(period, model, loader, count)
+        self.seed, self.loader = seed, loader
+
+    def update_stats(self) -> None:
+        self.loader.go_to(self.seed() + 1 + self.trainer.iter, 0)
+        self._data_iter = None
+        super().update_stats()
+
+
 class KeepBest(HookBase):
     """Saves model_best.pth whenever a figure is better than in all evaluations before; its value outlives a resume.
 
@@ -107,11 +132,11 @@ class KeepBest(HookBase):
 
     def __init__(self, checkpointer: GatedCheckpointer, metric: str = "auto", patience: int = 0):
         self.checkpointer, self.metric, self.patience = checkpointer, metric, patience
-        self.best, self.best_iteration, self.without, self.seen = -math.inf, -1, 0, -1
+        self.best, self.best_iteration, self.without = -math.inf, -1, 0
         self.looked: Optional[int] = None
 
     def state_dict(self) -> Dict[str, Any]:
-        return {"best": self.best, "best_iteration": self.best_iteration, "without": self.without, "seen": self.seen}
+        return {"best": self.best, "best_iteration": self.best_iteration, "without": self.without}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         for key, value in state_dict.items():
@@ -132,30 +157,29 @@ class KeepBest(HookBase):
         if self.trainer.evaluation.done in (None, self.looked):
             return
         self.looked = self.trainer.evaluation.done
+        iteration, self.trainer.iter = self.trainer.iter, self.looked  # what is saved here is of that one
         finish = False
         if comm.is_main_process():
             latest = self.trainer.storage.latest()
             name = headline(latest, self.metric)
-            if name is not None and latest[name][1] > self.seen:
-                value, self.seen = latest[name]
-                finish = self._compare(name, value)
+            if name is not None and latest[name][1] >= self.looked:
+                finish = self._compare(name, latest[name][0])
             elif name is None:
                 logging.getLogger(__name__).warning(
                     f"TEST.BEST_METRIC {self.metric!r} is not among the evaluation's figures: {', '.join(latest)}"
                 )
         if self.patience and comm.get_world_size() > 1:
             finish = comm.all_gather(finish)[0]
-        if finish and self.trainer.iter + 1 < self.trainer.max_iter:
+        if finish and self.looked + 1 < self.trainer.max_iter:
             self.trainer.finish()
+        self.trainer.iter = iteration
 
     def _compare(self, name: str, value: float) -> bool:
         logger = logging.getLogger(__name__)
         if value > self.best:  # never so of NaN
             self.best, self.best_iteration, self.without = value, self.looked, 0
-            last = self.checkpointer.last_checkpoint_name()
-            self.checkpointer.save("model_best", iteration=self.looked, best={name: value})
-            if last:  # a run goes on from its last checkpoint, not its best
-                self.checkpointer.tag_last_checkpoint(last)
+            # a run goes on from its last checkpoint, not its best
+            self.checkpointer.save("model_best", tag=False, iteration=self.looked, best={name: value})
             logger.info(f"{name} {value:.4f} is the best so far: model_best.pth")
             return False
         self.without += 1
@@ -194,25 +218,30 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
 
     Each image has the same random numbers every time, by which heads sample proposals.
     """
-    modes = [(module, module.training) for module in model.modules()]
+    modes, values = [(module, module.training) for module in model.modules()], moving_values(model)
     model.train()
     for module in model.modules():
         if isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)):
             module.eval()
     sums: Dict[str, float] = {}
     count = 0
-    mine = range(comm.get_rank(), len(records), comm.get_world_size())
-    loader = DataLoader(_Mapped(records, mapper, list(mine)), batch_size=1, num_workers=workers, collate_fn=list)
+    world = comm.get_world_size()
+    # as many in each process, which wait for each other in some losses: what is there twice does not count
+    mine = range(comm.get_rank(), -(-len(records) // world) * world, world)
+    loader = DataLoader(_Mapped(records, mapper, [i % len(records) for i in mine]), batch_size=1, num_workers=workers, collate_fn=list)
     try:
         with torch.no_grad(), EventStorage():
             for number, batch in zip(mine, loader):
                 seed_random_numbers(number)
-                for name, value in model(batch).items():
-                    sums[name] = sums.get(name, 0.0) + float(value)
-                count += 1
+                losses = model(batch)
+                if number < len(records):
+                    for name, value in losses.items():
+                        sums[name] = sums.get(name, 0.0) + float(value)
+                    count += 1
     finally:
         for module, mode in modes:
             module.training = mode
+        set_moving_values(model, values)
     gathered = comm.gather((sums, count))
     if not comm.is_main_process():
         return {}
@@ -269,9 +298,11 @@ def _resized(instances: Instances, size, scale: float) -> Instances:
 class Progress(HookBase):
     """A bar on the terminal, in the place of the lines of figures, which go on in log.txt."""
 
+    def __init__(self) -> None:
+        self.bar, self._quiet = None, []
+
     def before_train(self) -> None:
         self.bar = tqdm(total=self.trainer.max_iter, initial=self.trainer.start_iter, unit="it", dynamic_ncols=True, smoothing=0.05)
-        self._quiet = []
         for name in ("detectron2", "fvcore", "backbones", ""):
             for handler in logging.getLogger(name).handlers:
                 if isinstance(handler, logging.StreamHandler) and getattr(handler, "stream", None) in (sys.stdout, sys.stderr):
@@ -286,7 +317,8 @@ class Progress(HookBase):
             self.bar.set_postfix({label: f"{latest[name][0]:.4g}" for label, name in shown.items() if name in latest}, refresh=False)
 
     def after_train(self) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
         for handler in self._quiet:
             handler.removeFilter(_no_figures)
 

@@ -23,7 +23,6 @@ from ..config import add_backbones_config, check_device, check_output_dir, from_
 from ..data import check_packages, check_paths, register_from_config
 from ..errors import UserError, unknown
 from ..swap import use_backbone
-from .resume import lock
 from .signals import Signals
 from .step import Steps
 from .trainer import broadcast_buffers, check_not_done, fill, leave, warn_of_frozen_norms, warn_of_resuming
@@ -173,7 +172,7 @@ def train(cfg: DictConfig, resume: bool = False, allow_partial_weights: bool = F
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     check_not_done(start, cfg.train.max_iter, checkpointer, "train.max_iter", "train.init_checkpoint=")
     trainer.register_hooks([_LeaveAfterSignals(checkpointer)])
-    with lock(cfg.train.output_dir), Signals(trainer.note):
+    with Signals(trainer.note):
         trainer.train(start, cfg.train.max_iter)
 
 

@@ -32,6 +32,7 @@ class Run:
         self.cfg, self.loader = cfg, loader
         self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
         self.loaded: Optional[Dict[str, Any]] = None
+        self.start = (0, 0)  # an iteration, and how many batches had been taken before it
 
     def state_dict(self) -> Dict[str, Any]:
         return {
@@ -39,6 +40,7 @@ class Run:
             "processes": comm.get_world_size(),
             "batch": self.cfg.SOLVER.IMS_PER_BATCH,
             "accumulate": self.cfg.SOLVER.ACCUMULATE,
+            "start": list(self.start),
             "classes": self._classes(),
             "config": self.cfg.dump(),
         }
@@ -63,12 +65,15 @@ class Run:
             self._compare()
             was = self.loaded["processes"], self.loaded["batch"], self.loaded["accumulate"]
             now = comm.get_world_size(), self.cfg.SOLVER.IMS_PER_BATCH, self.cfg.SOLVER.ACCUMULATE
+            self.start = tuple(self.loaded["start"])
+            batch = self.start[1] + (iteration - self.start[0]) * was[2]
             if was != now:
                 logging.getLogger(__name__).warning(
                     f"this run had {was[0]} processes and {was[1]} images an iteration in {was[2]} parts, now {now[0]}, {now[1]} and {now[2]}: "
                     "it goes on at the same number of images, whose order is another"
                 )
-                batch = iteration * was[1] * now[2] // now[1]
+                batch = batch * was[1] * now[2] // (was[2] * now[1])
+                self.start = (iteration, batch)
         if isinstance(self.loader, TrainLoader):
             self.loader.go_to(self.seed, batch)
         return self.seed
@@ -91,11 +96,18 @@ class Run:
             except (KeyError, TypeError):  # a key that is new
                 continue
             mine = get(self.cfg, key)
-            if (list(value) if isinstance(value, (list, tuple)) else value) != (list(mine) if isinstance(mine, (list, tuple)) else mine):
+            if _lists(value) != _lists(mine):
                 changed.append(f"{key} {value} -> {mine}")
         if changed:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-            logging.getLogger(__name__).warning(f"--resume: the config is not as it was: {'; '.join(changed[:5])}{more}")
+            rates = any(change.startswith("SOLVER.") for change in changed)
+            stay = ". Learning rate, weight decay and momentum are in the checkpoint, and stay as they were" if rates else ""
+            logging.getLogger(__name__).warning(f"--resume: the config is not as it was: {'; '.join(changed[:5])}{more}{stay}")
+
+
+def _lists(value: Any) -> Any:
+    """Tuples as lists, which YAML makes of them."""
+    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 @contextlib.contextmanager
@@ -107,7 +119,8 @@ def lock(folder: str) -> Iterator[None]:
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, ".lock")
     try:
-        held = portalocker.Lock(path, mode="a", flags=portalocker.LOCK_EX | portalocker.LOCK_NB)
+        # the workers of a run that was killed hold it for some seconds more
+        held = portalocker.Lock(path, mode="a", timeout=8, flags=portalocker.LOCK_EX | portalocker.LOCK_NB)
         held.acquire()
     except portalocker.LockException as error:
         raise UserError(f"another run is training in OUTPUT_DIR {folder!r}: take another one, or end it first") from error

@@ -1,5 +1,6 @@
 """SIGTERM and SIGINT end a run after its iteration, with a checkpoint: schedulers send the one, people the other."""
 
+import os
 import signal
 import threading
 from typing import Callable, Optional
@@ -31,7 +32,7 @@ class Signals:
         self.note, self.number, self._raise = note, 0, False
 
     def __enter__(self) -> "Signals":
-        self._before = {}
+        self._before, self._process = {}, os.getpid()
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._receive) for number in ASKED}
         return self
@@ -42,6 +43,10 @@ class Signals:
         return None
 
     def _receive(self, number: int, frame) -> None:
+        if os.getpid() != self._process:  # forked from this one, with its handler
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+            return
         again = self.number == signal.SIGINT == number
         self.number = number
         self.note(number)
@@ -63,5 +68,7 @@ class _Waiting:
         if self.signals.number:
             raise Interrupted(self.signals.number)
 
-    def __exit__(self, *error) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         self.signals._raise = False
+        if isinstance(error, RuntimeError) and self.signals.number:  # workers that the same signal has ended
+            raise Interrupted(self.signals.number) from error

@@ -22,6 +22,17 @@ class Diverged(UserError, FloatingPointError):
     """Losses that are infinite or not a number."""
 
 
+def moving_values(model: nn.Module) -> Dict[str, Any]:
+    """What dense detectors of detectron2 keep over iterations beside their weights, by module."""
+    return {name: module.loss_normalizer for name, module in model.named_modules() if hasattr(module, "loss_normalizer")}
+
+
+def set_moving_values(model: nn.Module, values: Dict[str, Any]) -> None:
+    for name, module in model.named_modules():
+        if name in values:
+            module.loss_normalizer = values[name]
+
+
 class Steps(SimpleTrainer):
     """detectron2's ``SimpleTrainer`` and ``AMPTrainer`` in one.
 
@@ -48,7 +59,10 @@ class Steps(SimpleTrainer):
         data_time = 0.0
         for part in range(self.accumulate):
             begun = time.perf_counter()
-            batch = next(self._data_loader_iter)
+            try:
+                batch = next(self._data_loader_iter)
+            except UserError as error:
+                self._agree({}, error)
             data_time += time.perf_counter() - begun
             self._count_skipped(batch)
             if self.seed is not None:  # after the batch, which may have been made in this process
@@ -70,8 +84,10 @@ class Steps(SimpleTrainer):
             self.grad_scaler.update()
 
     def _forward(self, batch: List[Dict[str, Any]]) -> Dict[str, torch.Tensor]:
+        cast = contextlib.nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
         try:
-            with contextlib.nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision):
+            # scripted losses are compiled anew after their first calls, which rounds otherwise: a run that goes on would not be the same
+            with cast, torch.jit.optimized_execution(False):
                 found = self.model(batch)
         except FloatingPointError as error:  # detectron2's own check of proposals
             return {str(error): torch.tensor(float("nan"), device=self.device)}
@@ -81,14 +97,17 @@ class Steps(SimpleTrainer):
         """That this process got a signal."""
         self.asked = number
 
-    def _agree(self, losses: Dict[str, torch.Tensor]) -> None:
-        """All processes learn whether any has a loss that is no number, or was asked to end."""
+    def _agree(self, losses: Dict[str, torch.Tensor], failed: Optional[UserError] = None) -> None:
+        """All processes learn whether one has no data, a loss that is no number, or was asked to end."""
         bad = [name for name, value in losses.items() if not torch.isfinite(value).all()]
-        flags = torch.tensor([len(bad), self.asked], device=self.device)
+        flags = torch.tensor([len(bad), self.asked, int(failed is not None)], device=self.device)
         if comm.get_world_size() > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
-        count, self.stop = flags.tolist()
+        count, self.stop, without = flags.tolist()
         where = f"at iteration {self.iter}"
+        if without:
+            said = comm.all_gather(str(failed or ""))
+            raise failed or UserError(next(filter(None, said)))
         if count:
             names = ", ".join(f"{name} is {losses[name].item()}" for name in bad) or "a loss of another process is no number"
             raise Diverged(
@@ -106,13 +125,22 @@ class Steps(SimpleTrainer):
         if self.skipped:
             get_event_storage().put_scalar("unreadable_images", self.skipped, smoothing_hint=False)
 
+    def close(self) -> None:
+        """Ends the workers of the loader."""
+        close = getattr(self._data_loader_iter_obj, "close", None)
+        if close is not None:
+            close()
+            self._data_loader_iter_obj = None
+
     def state_dict(self) -> Dict[str, Any]:
         state = super().state_dict()
+        state["moving_values"] = moving_values(self.model)
         if self.grad_scaler is not None:
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
+        set_moving_values(self.model, state_dict.get("moving_values", {}))
         if self.grad_scaler is not None and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

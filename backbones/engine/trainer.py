@@ -13,7 +13,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
-from detectron2.engine.hooks import EvalHook
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -25,14 +24,14 @@ from torch import nn
 
 from ..checkpoint import GatedCheckpointer
 from ..data.classification import ClassificationMapper
-from ..data.loader import build_train_loader
+from ..data.loader import NamesFiles, build_train_loader
 from ..data.mapper import FasterMapper
 from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..layers import keep_activations
 from ..solver import build_lr_scheduler, build_optimizer, scale_learning_rate
-from .hooks import EMA, Evaluate, KeepBest, Progress, draw_predictions, validation_losses
-from .resume import Run, lock
+from .hooks import EMA, Evaluate, EvaluateAtTheEnd, KeepBest, PreciseBN, Progress, draw_predictions, validation_losses
+from .resume import Run
 from .signals import Interrupted, Signals, exit_code
 from .step import Steps
 from .supernet import SamplePath, supernets
@@ -80,7 +79,12 @@ def leave(checkpointer: GatedCheckpointer, iteration: int, number: int) -> None:
     sys.exit(exit_code(number))
 
 
-class _Finish(Exception):
+def _no_mistakes(record: logging.LogRecord) -> bool:
+    """Leaves out tracebacks of what is said in a line."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UserError))
+
+
+class _Finish(BaseException):
     """Training has come to its end before MAX_ITER."""
 
 
@@ -131,12 +135,11 @@ class Trainer(DefaultTrainer):
         self.evaluation = Evaluate(cfg.TEST.EVAL_PERIOD, self._evaluate, self.signals.waiting)
         self.register_hooks(self.build_hooks())
         if sampled:
-            self.register_hooks([SamplePath(sampled, cfg.SEED)])
+            averaged = supernets(self.ema.average) if self.ema else []
+            self.register_hooks([SamplePath([*sampled, *averaged], cfg.SEED)])
             logging.getLogger(__name__).info(
                 "a supernet: what evaluations during its training show is its last path's, with norms that all paths have moved"
             )
-        if cfg.TEST.AUG.ENABLED:
-            self.register_hooks([EvalHook(0, lambda: self.test_with_TTA(self.cfg, self._evaluated_model()))])
 
     def build_hooks(self) -> List[Optional[HookBase]]:
         """detectron2's, in its order: what changes the model, the checkpoint, the evaluation, and last the writers."""
@@ -147,15 +150,20 @@ class Trainer(DefaultTrainer):
             alone.defrost()
             alone.DATALOADER.NUM_WORKERS = 0
             loader = self.build_train_loader(alone)
-            precise = hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
+            precise = PreciseBN(lambda: self.run.seed, cfg.TEST.EVAL_PERIOD, model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
         return [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            self.ema,
             precise,
+            self.ema,
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
             self.evaluation,
             KeepBest(self.checkpointer, cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE) if cfg.DATASETS.TEST and cfg.TEST.BEST_METRIC else None,
+            (
+                EvaluateAtTheEnd(0, lambda: self.test_with_TTA(cfg, self._evaluated_model()), self.signals.waiting)
+                if cfg.TEST.AUG.ENABLED
+                else None
+            ),
             hooks.PeriodicWriter([*self.build_writers(), *trackers(cfg)], period=20) if main else None,
             Progress() if Progress.is_wanted() else None,
         ]
@@ -164,24 +172,40 @@ class Trainer(DefaultTrainer):
         warn_of_resuming(resume, self.checkpointer, self.cfg.OUTPUT_DIR)
         super().resume_or_load(resume)
         warn_of_frozen_norms(self.cfg.MODEL.WEIGHTS, self.checkpointer.model)
-        check_not_done(self.start_iter, self.max_iter, self.checkpointer, "SOLVER.MAX_ITER", "MODEL.WEIGHTS ")
+        if not (self.start_iter == self.max_iter and self.evaluation.pending):
+            check_not_done(self.start_iter, self.max_iter, self.checkpointer, "SOLVER.MAX_ITER", "MODEL.WEIGHTS ")
+        if self.ema and not int(self.ema.average.n_averaged):  # before its first iteration it is the weights themselves
+            self.ema.average.module.load_state_dict(self.checkpointer.model.state_dict())
         self._trainer.seed = self.run.go_on(self.start_iter)
 
     def train(self):
         """Trains from ``start_iter`` on; SIGTERM and SIGINT end it after the iteration, with a checkpoint and exit code 143 or 130."""
-        with lock(self.cfg.OUTPUT_DIR), self.signals:
-            try:
+        if comm.is_main_process() and not self.start_iter:
+            self.checkpointer.forget_last_checkpoint()
+        log = logging.getLogger("detectron2.engine.train_loop")
+        log.addFilter(_no_mistakes)
+        try:
+            with self.signals:
                 return super().train()
-            except _Finish:
-                return None
-            except Interrupted as asked:  # in an evaluation
-                leave(self.checkpointer, self.iter, asked.number)
+        except _Finish:
+            return None
+        except Interrupted as asked:  # in an evaluation
+            self.iter = min(self.iter, self.max_iter - 1)
+            leave(self.checkpointer, self.iter, asked.number)
+        finally:
+            log.removeFilter(_no_mistakes)
+            self._trainer.close()
+
+    def after_train(self) -> None:
+        self.iter = min(self.iter, self.max_iter)  # one more, where all that was left of a run was its last evaluation
+        super().after_train()
+        if self.evaluation.done == self.max_iter - 1 and self.cfg.DATASETS.TEST and comm.is_main_process():  # which the file is to know
+            self.iter = self.max_iter - 1
+            self.checkpointer.save("model_final", iteration=self.iter)
 
     def finish(self) -> None:
         """Makes this iteration the last one. For hooks, after its evaluation."""
         self.max_iter = self.iter + 1
-        if comm.is_main_process():
-            self.checkpointer.save("model_final", iteration=self.iter)
         self.iter += 1
         raise _Finish
 
@@ -199,6 +223,7 @@ class Trainer(DefaultTrainer):
         self._last_eval_results = self.test(cfg, model)
         results = dict(self._last_eval_results or {})
         if cfg.TEST.LOSS:
+            broadcast_buffers(self.checkpointer.model)
             for name in cfg.DATASETS.TEST:
                 records = get_detection_dataset_dicts([name], filter_empty=False)
                 losses = validation_losses(self.checkpointer.model, records, self._loss_mapper(cfg), cfg.DATALOADER.NUM_WORKERS)
@@ -251,7 +276,7 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        return build_detection_test_loader(cfg, dataset_name, mapper=cls.build_mapper(cfg, is_train=False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=NamesFiles(cls.build_mapper(cfg, is_train=False)))
 
     @staticmethod
     def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
