@@ -21,7 +21,7 @@ from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
 from backbones import UserError, add_backbones_config, check_config, use_backbone, zoo
-from backbones.config import add_data_arguments, apply_data_arguments, merge_file, merge_overrides
+from backbones.config import add_data_arguments, apply_data_arguments, make_files_absolute, merge_file, merge_overrides
 from backbones.data import check_datasets, register_from_config, register_held_out, register_image_folders
 from backbones.deploy.optimize import PRECISIONS
 from backbones.deploy.predictor import evaluate_optimized, size_in_mind
@@ -52,6 +52,8 @@ def setup(args):
     """The config of the command line, checked: a CfgNode, or of a Python config a DictConfig. Raises UserError for what cannot be."""
     if args.optimize and not args.eval_only:
         raise UserError("--optimize is for inference: it goes with --eval-only")
+    if not args.config_file and not args.opts:
+        raise UserError("--config-file is missing: a config's path, or one of the names that `python -m backbones.tools.zoo list` gives")
     if args.config_file:
         args.config_file = zoo.get_config_file(args.config_file)
     if lazy.is_lazy(args.config_file):
@@ -69,7 +71,8 @@ def setup(args):
     merge_overrides(cfg, args.opts)
     register_from_config(cfg)
     register_image_folders(cfg)
-    register_held_out(cfg)
+    register_held_out(cfg, training=not args.eval_only)
+    make_files_absolute(cfg)
     check_config(cfg, training=not args.eval_only, processes=count_processes(args))
     check_datasets(cfg, training=not args.eval_only)
     check_trackers(cfg)
@@ -140,6 +143,8 @@ def command_line(arguments: Optional[List[str]] = None) -> None:
         launch(main, args, cfg.train.device if lazy.is_lazy(args.config_file) else cfg.MODEL.DEVICE)
     except UserError as error:
         fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

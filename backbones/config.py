@@ -352,6 +352,8 @@ def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> No
     on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
     if training:
         _check_batch(cfg, processes)
+        if cfg.TEST.PATIENCE and not (cfg.TEST.EVAL_PERIOD and cfg.TEST.BEST_METRIC and cfg.DATASETS.TEST):
+            raise UserError(f"TEST.PATIENCE {cfg.TEST.PATIENCE} needs evaluations in training: TEST.EVAL_PERIOD, BEST_METRIC and DATASETS.TEST")
         if cfg.SOLVER.AMP.ENABLED and not on_gpu and cfg.SOLVER.AMP.PRECISION != "bfloat16":
             raise UserError(
                 f"SOLVER.AMP.ENABLED needs a GPU, but MODEL.DEVICE is {cfg.MODEL.DEVICE!r}: set SOLVER.AMP.ENABLED False or AMP.PRECISION bfloat16"
@@ -499,6 +501,13 @@ def add_data_arguments(parser) -> None:
     for split, what in (("train", "to train on"), ("val", "to evaluate on")):
         group.add_argument(f"--{split}-json", default="", metavar="FILE", help=f"annotations {what}")
         group.add_argument(f"--{split}-images", default="", metavar="DIR", help="the folder of their images")
+
+
+def make_files_absolute(cfg: CfgNode) -> None:
+    """Structure and subnet files that are found from here are to be found from anywhere by the config.yaml that a run leaves."""
+    for family, key in (("MAEDET", "STRUCTURE"), ("SHUFFLENETV2", "SUBNET")):
+        if os.path.isfile(cfg.MODEL[family][key]):
+            cfg.MODEL[family][key] = os.path.abspath(cfg.MODEL[family][key])
 
 
 def apply_data_arguments(cfg: CfgNode, args, training: bool = True) -> None:

@@ -251,7 +251,7 @@ def mistakes(folder):
     yield train, ["MODEL.WEIGHTS", folder / "truncated.pth"], ["truncated.pth", "cannot be read"]
     yield train, ["MODEL.WEIGHTS", folder / "foreign.pth"], ["foreign.pth", "of the backbone", "--allow-partial-weights"]
     yield train, ["MODEL.WEIGHTS", folder / "part.pth"], ["part.pth", "of the backbone", "--allow-partial-weights"]
-    yield evaluate, [], ["--eval-only needs weights"]
+    yield evaluate, [], ["weights are needed: add MODEL.WEIGHTS"]
     yield evaluate, ["MODEL.WEIGHTS", folder / "backbone.pth"], ["backbone.pth", "of the model"]
     if not torch.cuda.is_available():
         yield train, ["MODEL.DEVICE", "cuda"], ["'cuda'", "MODEL.DEVICE cpu"]

@@ -11,7 +11,7 @@ from ..errors import UserError, unknown
 KEPT, HELD_OUT = "_kept", "_held_out"
 
 
-def register_held_out(cfg: CfgNode) -> None:
+def register_held_out(cfg: CfgNode, training: bool = True) -> None:
     """Registers NAME_held_out and NAME_kept for each [NAME, count] of ``cfg.DATASETS.HOLD_OUT``: so many images of NAME, and the others.
 
     The same images every time: they follow from the name and the count alone. Raises UserError for an entry of another form, a data set that
@@ -26,7 +26,7 @@ def register_held_out(cfg: CfgNode) -> None:
             raise unknown("data set in DATASETS.HOLD_OUT", name, sorted(DatasetCatalog.keys()))
         if seen.setdefault(name, count) != count:
             raise UserError(f"DATASETS.HOLD_OUT: {name!r} stands there with {seen[name]} and with {count} images")
-        if name in cfg.DATASETS.TRAIN or name + HELD_OUT in cfg.DATASETS.TRAIN:
+        if training and (name in cfg.DATASETS.TRAIN or name + HELD_OUT in cfg.DATASETS.TRAIN):
             raise UserError(f"DATASETS.HOLD_OUT: what is held out of {name!r} would be trained on: set DATASETS.TRAIN to {name + KEPT!r}")
         if count < 1:
             raise UserError(f"DATASETS.HOLD_OUT: {count} images of {name!r}: it must be 1 or more")

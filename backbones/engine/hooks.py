@@ -186,7 +186,7 @@ class KeepBest(HookBase):
         than = f"{self.best:.4f} after {self.best_iteration + 1} iterations" if self.best_iteration >= 0 else "nothing"
         logger.info(f"{name} {value:.4f} is not better than {than}: model_best.pth stays as it is")
         if self.patience and self.without >= self.patience:
-            logger.info(f"{self.without} evaluations without a better one (TEST.PATIENCE): training ends here")
+            logger.info(f"no better one in as many evaluations as TEST.PATIENCE allows, {self.without}: training ends here")
             return True
         return False
 

@@ -318,5 +318,5 @@ def fill(model: nn.Module, weights: str, folder: str, key: str, resume: bool, al
     if not weights and not (resume and checkpointer.has_checkpoint()):
         final = os.path.join(folder, "model_final.pth")
         hint = f", such as {final}" if os.path.isfile(final) else ""
-        raise UserError(f"--eval-only needs weights: add {key}/path/to/model_final.pth{hint}")
+        raise UserError(f"weights are needed: add {key}/path/to/model_final.pth{hint}")
     checkpointer.resume_or_load(weights, resume=resume)

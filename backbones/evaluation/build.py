@@ -53,6 +53,8 @@ def coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str, **options) 
     """The evaluator that TEST.COCO_EVALUATOR asks for; ``options`` are those of detectron2's. Both give the same numbers."""
     fast = cfg.TEST.get("COCO_EVALUATOR", EVALUATORS[0]) == "fastest" and is_installed()
     kind = FastCOCOEvaluator if fast else evaluation.COCOEvaluator
+    if fast:
+        options["use_fast_impl"] = False  # detectron2's own fast one, which would say that it is not built
     return kind(dataset_name, output_dir=output_dir, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS, **options)
 
 

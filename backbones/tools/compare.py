@@ -514,6 +514,10 @@ def main() -> None:
     about.update(samples=args.samples, seed=args.seed, confidence=args.confidence, interval="percentile")
     result = {**about, **rows}
     print(f"A: {files[0]}\nB: {files[1]}\n\n{report(result)}")
+    for name, found in zip("AB", results):
+        images = len({entry["image_id"] for entry in found})
+        if images < 0.7 * len(dataset["images"]):
+            print(f"{name} has detections in {images} of {len(dataset['images'])} images: are these the annotations that it was evaluated on?")
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
     if args.plot:

@@ -39,7 +39,8 @@ def images_of(inputs: List[str]) -> List[str]:
         elif os.path.isfile(path):
             files.append(path)
         else:
-            raise UserError(f"--input {path!r} is not there")
+            hint = ": config overrides stand behind --opts" if path.partition(".")[0].isupper() else ""
+            raise UserError(f"--input {path!r} is not there{hint}")
     return files
 
 
@@ -207,7 +208,11 @@ def _images(files: List[str], targets: List[str], predict: Callable, drawer: Dra
         seconds = time.perf_counter() - begun
         drawn = drawer(image, predictions)
         count = int((predictions["instances"].scores >= drawer.threshold).sum()) if "instances" in predictions else ""
-        tqdm.write(f"{target or file}: {f'{count} objects, ' if count != '' else ''}{seconds:.2f} s", file=sys.stdout)
+        words = f"{count} objects, " if count != "" else ""
+        if count == 0 and len(predictions["instances"]):
+            best = float(predictions["instances"].scores.max())
+            words = f"no objects with a score of {drawer.threshold:g} (--confidence-threshold), the highest is {best:.2f}, "
+        tqdm.write(f"{target or file}: {words}{seconds:.2f} s", file=sys.stdout)
         if not target:
             if not show(drawn, 0):
                 return

@@ -59,7 +59,7 @@ def plot(folder: str, output: str) -> None:
         )
     if series(rows, "validation/total_loss")[0]:
         losses.plot(*series(rows, "validation/total_loss"), "o--", label="total_loss of the test data", color="tab:red")
-    losses.legend(loc="upper right", fontsize=8)
+    losses.legend(loc="best", fontsize=8)
     below.plot(*series(rows, "lr"), color="tab:gray")
     below.set(xlabel="iteration", ylabel="learning rate")
     measured = [key for key in _QUALITY if series(rows, key)[0]]
@@ -88,7 +88,7 @@ def plot_several(folders: Sequence[str], output: str) -> None:
             x, y = series(rows, common[0])
             below.plot(x, y, "o-", color=line.get_color())
             below.annotate(f"{y[-1]:.1f}", (x[-1], y[-1]), xytext=(4, 0), textcoords="offset points", color=line.get_color(), fontsize=8)
-    losses.legend(loc="upper right", fontsize=8)
+    losses.legend(loc="best", fontsize=8)
     below.set(xlabel="iteration", ylabel=common[0] if common else "no figure that all have")
     figure.savefig(output, dpi=110)
 
