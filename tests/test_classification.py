@@ -196,7 +196,7 @@ def test_every_backbone_classifies():
 def test_from_the_command_line(folder, tmp_path):
     data = ["DATASETS.IMAGE_FOLDERS", f"[['own', '{folder}']]", "DATASETS.TRAIN", "('own',)", "DATASETS.TEST", "('own',)"]
     command = [sys.executable, "train_net.py", "--config-file", "digits/classification_digits.yaml", "MODEL.DEVICE", "cpu", *data]
-    command += ["MODEL.CLASSIFIER.NUM_CLASSES", "2", "SOLVER.MAX_ITER", "25", "SOLVER.IMS_PER_BATCH", "8", "SOLVER.WARMUP_ITERS", "0"]
+    command += ["MODEL.CLASSIFIER.NUM_CLASSES", "2", "SOLVER.MAX_ITER", "60", "SOLVER.IMS_PER_BATCH", "8", "SOLVER.WARMUP_ITERS", "0"]
     command += ["INPUT.CLASSIFICATION.SIZE", "32", "INPUT.CLASSIFICATION.RESIZE", "32", "INPUT.CLASSIFICATION.COLOR_JITTER", "0.0"]
     command += ["SOLVER.BASE_LR", "0.05", "OUTPUT_DIR", str(tmp_path / "out")]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
