@@ -242,12 +242,12 @@ def test_benchmark_trains(tmp_path):
     """A run of two iterations, from the command to the row."""
     opts = ["SOLVER.MAX_ITER", "2", "TEST.EVAL_PERIOD", "0", "MODEL.RPN.POST_NMS_TOPK_TEST", "5"]
     config = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
-    tool("benchmark", "compare", "doctor", config, "--output", tmp_path / "runs", "--json", tmp_path / "measured.json", "--opts", *opts)
+    tool("benchmark", config, "--output", tmp_path / "runs", "--json", tmp_path / "measured.json", "--opts", *opts)
     with open(tmp_path / "measured.json") as f:
         row = json.load(f)["runs"][0]
     assert row["config"] == config and row["iterations"] == 2 and 0 <= row["ap50"] <= 100 and row["seed"] == 1
     assert (tmp_path / "runs" / os.path.basename(config)[:-5] / "training.png").exists()
-    assert "Did you mean" in tool("benchmark", "compare", "doctor", "quickstart/faster_rcn.yaml", code=2)
+    assert "Did you mean" in tool("benchmark", "quickstart/faster_rcn.yaml", code=2)
 
 
 @pytest.mark.slow
