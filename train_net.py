@@ -12,7 +12,6 @@ import errno
 import logging
 import os
 import sys
-from typing import List, Optional
 
 from detectron2.config import get_cfg
 from detectron2.engine import default_argument_parser, default_setup
@@ -133,10 +132,9 @@ def fail(error: UserError) -> None:
     sys.exit(2)
 
 
-def command_line(arguments: Optional[List[str]] = None) -> None:
+def command_line(arguments=None) -> None:
     args = argument_parser().parse_args(arguments)
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun has started all processes anew after one was lost
-        args.resume = True
+    args.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun has started all processes anew after one was lost
     try:
         # in the first process already, so that a mistake is reported once and before any other starts
         cfg = setup(args)
