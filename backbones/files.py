@@ -1,20 +1,34 @@
 """Writing files that a killed run does not leave half-written, and telling contents apart."""
 
+import contextlib
 import hashlib
 import os
+from typing import Iterator
 
 from .errors import UserError
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[str]:
+    """The name of a file beside ``path`` that takes its place when it is written; where that fails, nothing is left of it."""
+    partial = path + ".partial"
+    try:
+        yield partial
+        with open(partial, "rb") as f:
+            os.fsync(f.fileno())
+        os.replace(partial, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.remove(partial)
+        raise
 
 
 def write_whole(path: str, text: str) -> None:
     """Writes a file so that it is there whole or as it was before. Raises UserError where it cannot be."""
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with open(path + ".partial", "w") as f:
+        with replacing(path) as partial, open(partial, "w") as f:
             f.write(text)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(path + ".partial", path)
     except OSError as error:
         raise UserError(f"{path!r} cannot be written: {error.strerror}") from error
 

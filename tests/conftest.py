@@ -71,3 +71,20 @@ def assert_features(outputs, record, tolerance=1e-4):
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+def few_digits(folder, counts):
+    """The first so many images of each split of digits, as annotation files in ``folder``: split -> (annotations, images), paths."""
+    from backbones.data import digits
+
+    made = {}
+    for split, count in counts.items():
+        paths = digits._paths(digits.generate(), split)
+        with open(paths["instances"]) as f:
+            content = json.load(f)
+        content["images"] = content["images"][:count]
+        kept = {image["id"] for image in content["images"]}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
+        (folder / f"{split}.json").write_text(json.dumps(content))
+        made[split] = (str(folder / f"{split}.json"), os.path.abspath(paths["images"]))
+    return made

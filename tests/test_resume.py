@@ -7,9 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import ROOT
-
-from backbones.data import digits
+from conftest import ROOT, few_digits
 
 pytestmark = pytest.mark.slow
 
@@ -24,18 +22,8 @@ TEST.PICTURES 0 MODEL_EMA.ENABLED True MODEL_EMA.DECAY 0.9""".split()
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("few")
-    flags = []
-    for split, count in (("train", 30), ("val", 4)):
-        paths = digits._paths(digits.generate(), split)
-        with open(paths["instances"]) as f:
-            content = json.load(f)
-        content["images"] = content["images"][:count]
-        kept = {image["id"] for image in content["images"]}
-        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
-        (folder / f"{split}.json").write_text(json.dumps(content))
-        flags += [f"--{split}-json", str(folder / f"{split}.json"), f"--{split}-images", os.path.abspath(paths["images"])]
-    return flags
+    made = few_digits(tmp_path_factory.mktemp("few"), {"train": 30, "val": 4})
+    return [text for split, paths in made.items() for text in (f"--{split}-json", paths[0], f"--{split}-images", paths[1])]
 
 
 def run(*command):

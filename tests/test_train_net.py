@@ -10,9 +10,8 @@ import sys
 import pytest
 import torch
 import zoo_data
-from conftest import ROOT, fill, load_record
+from conftest import ROOT, few_digits, fill, load_record
 
-from backbones.data import digits
 from backbones.engine.supernet import draw_path
 
 pytestmark = pytest.mark.slow
@@ -43,17 +42,8 @@ def figures(output: str) -> str:
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     """Overrides for a run of seconds, on a few digits registered from the command line."""
-    folder = tmp_path_factory.mktemp("tiny")
-    entries = []
-    for split, count in (("train", 12), ("val", 6)):
-        paths = digits._paths(digits.generate(), split)
-        with open(paths["instances"]) as f:
-            content = json.load(f)
-        content["images"] = content["images"][:count]
-        kept = {image["id"] for image in content["images"]}
-        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
-        (folder / f"{split}.json").write_text(json.dumps(content))
-        entries.append([f"tiny_{split}", str(folder / f"{split}.json"), os.path.abspath(paths["images"])])
+    made = few_digits(tmp_path_factory.mktemp("tiny"), {"train": 12, "val": 6})
+    entries = [[f"tiny_{split}", *paths] for split, paths in made.items()]
     data = ["DATASETS.REGISTER", entries, "DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)"]
     speed = ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 4, "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", 96]
     return ["MODEL.DEVICE", "cpu", *data, *speed]

@@ -23,7 +23,7 @@ from torch import nn
 
 from ..detectors import LastStageROIHeads
 from ..errors import UserError
-from ..files import write_whole
+from ..files import replacing, write_whole
 from ..layers import without_wrappers
 from .reading import read_checkpoint
 
@@ -113,14 +113,9 @@ class GatedCheckpointer(DetectionCheckpointer):
         data = {"model": self.model.state_dict(), **{key: each.state_dict() for key, each in self.checkpointables.items()}, **kwargs}
         logging.getLogger(__name__).info(f"Saving checkpoint to {path}")
         try:
-            with open(path + ".partial", "wb") as f:
+            with replacing(path) as partial, open(partial, "wb") as f:
                 torch.save(data, f)
-                f.flush()
-                os.fsync(f.fileno())
-            os.replace(path + ".partial", path)
         except (OSError, RuntimeError) as error:  # torch's writer has its own words for a full disk
-            with contextlib.suppress(OSError):
-                os.remove(path + ".partial")
             raise UserError(
                 f"checkpoint {path!r} cannot be written: {' '.join(str(error).split())[:200]}. The earlier ones are whole"
             ) from error

@@ -1,6 +1,5 @@
 """What happens around training: evaluations, the best checkpoint, an average of the weights, losses and pictures of the test data, a progress bar."""
 
-import copy
 import logging
 import math
 import os
@@ -10,7 +9,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
@@ -74,9 +73,7 @@ class Evaluate(HookBase):
             results = self.evaluate()
         self.pending, self.done = False, min(self.trainer.iter, self.trainer.max_iter - 1)
         if results:
-            numbers = {}
-            for name, value in flatten_results_dict(results).items():
-                numbers[name] = float(value)
+            numbers = {name: float(value) for name, value in flatten_results_dict(results).items()}
             self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
         comm.synchronize()
 
@@ -228,7 +225,8 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
     world = comm.get_world_size()
     # as many in each process, which wait for each other in some losses: what is there twice does not count
     mine = range(comm.get_rank(), -(-len(records) // world) * world, world)
-    loader = DataLoader(_Mapped(records, mapper, [i % len(records) for i in mine]), batch_size=1, num_workers=workers, collate_fn=list)
+    mapped = MapDataset(DatasetFromList([records[i % len(records)] for i in mine], serialize=False), mapper)
+    loader = DataLoader(mapped, batch_size=1, num_workers=workers, collate_fn=list)
     try:
         with torch.no_grad(), EventStorage():
             for number, batch in zip(mine, loader):
@@ -249,17 +247,6 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
     names = sorted({name for each, _ in gathered for name in each})
     result = {name: sum(each.get(name, 0.0) for each, _ in gathered) / max(total, 1) for name in names}
     return {"total_loss": sum(result.values()), **result}
-
-
-class _Mapped(torch.utils.data.Dataset):
-    def __init__(self, records: Any, mapper: Callable, chosen: List[int]):
-        self.records, self.mapper, self.chosen = records, mapper, chosen
-
-    def __len__(self) -> int:
-        return len(self.chosen)
-
-    def __getitem__(self, i: int) -> Dict[str, Any]:
-        return self.mapper(copy.deepcopy(self.records[self.chosen[i]]))
 
 
 def draw_predictions(cfg: CfgNode, model: nn.Module, loader: Iterable, dataset: str, count: int) -> List[np.ndarray]:

@@ -119,8 +119,8 @@ def lock(folder: str) -> Iterator[None]:
     os.makedirs(folder, exist_ok=True)
     path = os.path.join(folder, ".lock")
     try:
-        # the workers of a run that was killed hold it for some seconds more
-        held = portalocker.Lock(path, mode="a", timeout=8, flags=portalocker.LOCK_EX | portalocker.LOCK_NB)
+        # the workers of a run that was killed hold it until they notice, which after SIGTERM is 10 seconds
+        held = portalocker.Lock(path, mode="a", timeout=20, flags=portalocker.LOCK_EX | portalocker.LOCK_NB)
         held.acquire()
     except portalocker.LockException as error:
         raise UserError(f"another run is training in OUTPUT_DIR {folder!r}: take another one, or end it first") from error

@@ -235,13 +235,10 @@ class Trainer(DefaultTrainer):
     def _draw(self, model: nn.Module) -> None:
         folder = os.path.join(self.cfg.OUTPUT_DIR, "pictures", f"{min(self.iter + 1, self.max_iter):07d}")
         model.eval()
-        alone = self.cfg.clone()
-        alone.defrost()
-        alone.DATALOADER.NUM_WORKERS = 0
         name = self.cfg.DATASETS.TEST[0]
         records = get_detection_dataset_dicts([name], filter_empty=False)[: self.cfg.TEST.PICTURES]
-        mapper = self.build_mapper(alone, is_train=False)
-        pictures = draw_predictions(alone, model, ([mapper(record)] for record in records), name, self.cfg.TEST.PICTURES)
+        mapper = self.build_mapper(self.cfg, is_train=False)
+        pictures = draw_predictions(self.cfg, model, ([mapper(record)] for record in records), name, self.cfg.TEST.PICTURES)
         model.train()
         for i, (record, picture) in enumerate(zip(records, pictures)):
             os.makedirs(folder, exist_ok=True)

@@ -48,7 +48,7 @@ from ..engine.launch import launch
 from ..engine.supernet import random_path, supernets
 from ..errors import UserError, unknown
 from ..evaluation.build import coco_evaluator
-from ..files import sha256, write_whole
+from ..files import replacing, sha256, write_whole
 from ..layers import COMMON_NORMS
 from ..shufflenetv2 import CHOICES, FAMILY, SPECS, STAGES, ShuffleNetV2
 from ..tools import run
@@ -501,8 +501,8 @@ def write_weights(evaluate: "PathEvaluator", best: Evaluated, path: str) -> None
     model = evaluate.extract(best.path)
     evaluate.recalibrate(model)
     data = {"model": {key: value.cpu() for key, value in model.state_dict().items()}, "conventions": dict(evaluate.supernet.conventions)}
-    torch.save(data, f"{path}.partial")
-    os.replace(f"{path}.partial", path)
+    with replacing(path) as partial:
+        torch.save(data, partial)
 
 
 def pareto(archive: Iterable[Evaluated]) -> List[Evaluated]:

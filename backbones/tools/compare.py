@@ -22,7 +22,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..errors import UserError, unknown
-from ..files import write_whole
+from ..files import replacing, write_whole
 from . import picture, run
 
 TASKS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # task -> the field that results need
@@ -453,8 +453,8 @@ def plot(result: Dict[str, Any], output: str) -> None:
     figure.suptitle(f"A: {names[0]}\nB: {names[1]}".replace("$", r"\$"), fontsize=8)
     kind = os.path.splitext(output)[1][1:].lower()
     try:
-        figure.savefig(output + ".partial", dpi=110, format=kind)
-        os.replace(output + ".partial", output)
+        with replacing(output) as partial:
+            figure.savefig(partial, dpi=110, format=kind)
     except OSError as error:
         raise UserError(f"{output!r} cannot be written: {error.strerror}") from error
     finally:
