@@ -36,7 +36,6 @@ setup(
         "fvcore",
         "iopath",
         "matplotlib",
-        "portalocker",
         "pycocotools",
         "pyyaml",
         "safetensors",

@@ -11,6 +11,7 @@ import detectron2.engine
 import torch
 import torch.distributed as dist
 from detectron2.utils import comm
+from torch.distributed.rendezvous import rendezvous
 
 from ..errors import UserError
 from .signals import exit_code
@@ -39,7 +40,10 @@ def launch(main: Callable, args, device: str) -> None:
         _check_gpus(local_size if cuda else 0)
         if cuda:
             torch.cuda.set_device(local_rank)
-        dist.init_process_group("nccl" if cuda else "gloo")
+        store, rank, size = next(rendezvous("env://"))
+        # a store outlives restarts: the addresses in it of processes that have ended are not to be taken for those of this start
+        store = dist.PrefixStore(f"start_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
+        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
         comm.create_local_process_group(local_size)
         try:
             main(args)

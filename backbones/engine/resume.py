@@ -1,11 +1,11 @@
 """What a run has to know of itself to be continued as if it had not ended, and to be alone in its folder."""
 
 import contextlib
+import fcntl
 import logging
 import os
 from typing import Any, Dict, Iterator, List, Optional
 
-import portalocker
 import yaml
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -116,17 +116,17 @@ def lock(folder: str) -> Iterator[None]:
     if not comm.is_main_process() or "://" in folder:
         yield
         return
-    os.makedirs(folder, exist_ok=True)
-    path = os.path.join(folder, ".lock")
     try:
-        # the workers of a run that was killed hold it until they notice, which after SIGTERM is 10 seconds
-        held = portalocker.Lock(path, mode="a", timeout=20, flags=portalocker.LOCK_EX | portalocker.LOCK_NB)
-        held.acquire()
-    except portalocker.LockException as error:
-        raise UserError(f"another run is training in OUTPUT_DIR {folder!r}: take another one, or end it first") from error
+        os.makedirs(folder, exist_ok=True)
+        file = open(os.path.join(folder, ".lock"), "a")
     except OSError as error:
         raise UserError(f"OUTPUT_DIR {folder!r} cannot be written: {error.strerror}") from error
-    try:
+    with file:
+        try:
+            # not flock, which the loader's workers would hold on to after a kill, until they notice
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            raise UserError(f"another run is training in OUTPUT_DIR {folder!r}: take another one, or end it first") from error
+        except OSError as error:  # a file system without locks
+            logging.getLogger(__name__).warning(f"OUTPUT_DIR {folder!r} cannot be kept from other runs: {error.strerror}")
         yield
-    finally:
-        held.release()
