@@ -2,12 +2,13 @@
 
 python killed.py FOLDER KILLS SEED [KEY VALUE ...]
 
-Prints a line of JSON: {"kills": {kind: number}}. Kinds are of what is under way: "training" (a random moment), "write" (of a checkpoint), "evaluation",
-"end" (the last evaluation), and "SIGTERM", which lets the process end by itself.
+Prints a line of JSON: {"kills": {kind: number}}. Kinds are of what is under way: "training" (a random moment of the first iterations after the start),
+"write" (of a checkpoint), "evaluation", "SIGTERM" (as "training", but the process ends by itself), and last of all "end" (the last evaluation).
 """
 
 import collections
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -19,14 +20,24 @@ import detectron2.engine  # noqa: E402, F401
 
 import train_net  # noqa: E402
 from backbones.engine import Trainer  # noqa: E402, F401
+from backbones.engine.step import Steps  # noqa: E402
 
-KINDS = ("training", "write", "evaluation", "SIGTERM", "end")
+KINDS = ("training", "write", "evaluation", "SIGTERM")
+steps = multiprocessing.Value("i", 0)  # that the process has begun
+run_step = Steps.run_step
+
+
+def step(self) -> None:
+    steps.value += 1
+    run_step(self)
 
 
 def start(arguments) -> int:
+    steps.value = 0
     pid = os.fork()
     if pid:
         return pid
+    Steps.run_step = step
     log = os.open(os.path.join(os.path.dirname(arguments[-1]), "killed.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
@@ -57,21 +68,24 @@ def main() -> None:
     output, kills, rng, options = sys.argv[1], int(sys.argv[2]), random.Random(int(sys.argv[3])), sys.argv[4:]
     done = collections.Counter()
     while True:
-        kind = KINDS[sum(done.values()) % 5] if sum(done.values()) < kills else ""
-        before, begun, moment = evaluations(output), time.monotonic(), rng.uniform(1.5, 6.0)
+        killed = sum(done.values())
+        kind = "" if killed == kills else "end" if killed >= kills - kills // 5 else KINDS[killed % 4]
+        before, moment = evaluations(output), rng.uniform(0, 2)
         pid = start(["--resume", *options, "OUTPUT_DIR", output])
         while True:
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
                 break
             ready = {
-                "training": time.monotonic() - begun > moment,
-                "SIGTERM": time.monotonic() - begun > moment,
+                "training": steps.value > moment,
+                "SIGTERM": steps.value > moment,
                 "write": writing(output),
                 "evaluation": evaluations(output) > before,
                 "end": evaluations(output) > before and os.path.exists(os.path.join(output, "model_final.pth")),
             }
             if kind and ready[kind]:
+                if kind in ("training", "SIGTERM"):
+                    time.sleep(moment % 1 / 5)  # a step is some 0.2 s
                 os.kill(pid, signal.SIGTERM if kind == "SIGTERM" else signal.SIGKILL)
                 _, status = os.waitpid(pid, 0)
                 break

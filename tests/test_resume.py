@@ -61,9 +61,9 @@ CONFIGS = {
 
 @pytest.mark.parametrize("config", CONFIGS)
 def test_killed_again_and_again(config, data, tmp_path):
-    """KILLS times (default 5): at a random moment, in the middle of a checkpoint's file, in evaluations, and by SIGTERM."""
+    """KILLS times (default 5): at random moments, in the middle of a checkpoint's file, in evaluations, and by SIGTERM."""
     kills = int(os.environ.get("KILLS", 5))
-    options = ["--config-file", config, *data, *OVERRIDES, "SEED", 5]
+    options = ["--config-file", config, *data, *OVERRIDES, "SEED", 5, "SOLVER.MAX_ITER", max(10, 2 * kills)]
     # that the number of workers and the losses of the test data are another is not to matter
     run("train_net.py", *options, *CONFIGS[config], "DATALOADER.NUM_WORKERS", 0, "TEST.LOSS", False, "OUTPUT_DIR", tmp_path / "whole")
     printed = run("tests/killed.py", tmp_path / "run", kills, 0, *options, *CONFIGS[config])
