@@ -7,6 +7,7 @@ test_fuzz.py; configs in test_configs.py.
 import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import resource
 import signal
@@ -446,8 +447,22 @@ def test_signals(number, code, during, run, data, tmp_path, monkeypatch):
 def test_another_run_in_the_folder(run, data, tmp_path):
     from backbones.engine.resume import lock
 
-    with lock(str(tmp_path / "run")):
+    context = multiprocessing.get_context("fork")
+    held, end = context.Event(), context.Event()
+
+    def other():
+        with lock(str(tmp_path / "run")):
+            held.set()
+            end.wait()
+
+    process = context.Process(target=other)
+    process.start()
+    try:
+        assert held.wait(60)
         refused(run(data), "another run is training in OUTPUT_DIR")
+    finally:
+        end.set()
+        process.join()
     trained(run(data), tmp_path)
 
 
