@@ -12,6 +12,7 @@ import torch
 from conftest import ROOT  # noqa: F401  for the data's place
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSampler
+from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -148,20 +149,26 @@ class Finds(nn.Module):
     """A detector that finds one box in every image."""
 
     def forward(self, batch):
-        instances = Instances((60, 80))
-        instances.pred_boxes = Boxes(torch.tensor([[8.0, 6.0, 40.0, 30.0], [0.0, 0.0, 80.0, 60.0]]))
-        instances.scores, instances.pred_classes = torch.tensor([0.9, 0.1]), torch.tensor([1, 0])
-        return [{"instances": instances} for _ in batch]
+        results = []
+        for example in batch:
+            height, width = example["image"].shape[1:]
+            instances = Instances((height, width))
+            instances.pred_boxes = Boxes(torch.tensor([[16.0, 12.0, 80.0, 60.0], [0.0, 0.0, 160.0, 120.0]]))
+            instances.scores, instances.pred_classes = torch.tensor([0.9, 0.1]), torch.tensor([1, 0])
+            instances.pred_masks = torch.ones(2, 1, 28, 28)
+            results.append({"instances": detector_postprocess(instances, example.get("height", height), example.get("width", width))})
+        return results
 
 
 def test_pictures():
-    """The box that is sure enough is drawn where it is in the network's image."""
+    """The box that is sure enough, and its mask, are drawn where they are in the network's image."""
     MetadataCatalog.get("drawn").set(thing_classes=["a", "b"])
-    example = {"image": torch.zeros(3, 120, 160, dtype=torch.uint8)}
+    example = {"image": torch.zeros(3, 120, 160, dtype=torch.uint8), "height": 60, "width": 80}
     pictures = hooks.draw_predictions(config(), Finds(), [[example], [example], [example]], "drawn", 2)
     MetadataCatalog.remove("drawn")
     assert len(pictures) == 2 and pictures[0].shape == (120, 160, 3)
     rows, columns = np.nonzero(pictures[0].sum(axis=2))
+    assert len(rows) > 0.9 * 64 * 48
     assert abs(columns.min() - 16) <= 3 and abs(columns.max() - 80) <= 3 and rows.max() <= 63
     assert hooks.draw_predictions(config(), lambda batch: [{"sem_seg": 0}], [[example]], "drawn", 2) == []
 

@@ -13,7 +13,6 @@ from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
 from detectron2.utils.visualizer import Visualizer
@@ -40,6 +39,7 @@ class Evaluate(HookBase):
         self.period, self.evaluate, self.waiting = period, evaluate, waiting
         self.pending = False
         self.done: Optional[int] = None
+        self.figures: Dict[str, float] = {}  # of the last one, in the first process
 
     def state_dict(self) -> Dict[str, Any]:
         iteration = self.trainer.iter
@@ -72,9 +72,8 @@ class Evaluate(HookBase):
         with self.waiting():
             results = self.evaluate()
         self.pending, self.done = False, min(self.trainer.iter, self.trainer.max_iter - 1)
-        if results:
-            numbers = {name: float(value) for name, value in flatten_results_dict(results).items()}
-            self.trainer.storage.put_scalars(**numbers, smoothing_hint=False)
+        self.figures = {name: float(value) for name, value in flatten_results_dict(results or {}).items()}
+        self.trainer.storage.put_scalars(**self.figures, smoothing_hint=False)
         comm.synchronize()
 
 
@@ -157,14 +156,13 @@ class KeepBest(HookBase):
         iteration, self.trainer.iter = self.trainer.iter, self.looked  # what is saved here is of that one
         finish = False
         if comm.is_main_process():
-            latest = self.trainer.storage.latest()
-            name = headline(latest, self.metric)
-            if name is not None and latest[name][1] >= self.looked:
-                finish = self._compare(name, latest[name][0])
-            elif name is None:
-                logging.getLogger(__name__).warning(
-                    f"TEST.BEST_METRIC {self.metric!r} is not among the evaluation's figures: {', '.join(latest)}"
-                )
+            figures = self.trainer.evaluation.figures
+            name = headline(figures, self.metric)
+            if name is not None:
+                finish = self._compare(name, figures[name])
+            else:
+                there = ", ".join(figures) or "none"
+                logging.getLogger(__name__).warning(f"TEST.BEST_METRIC {self.metric!r} is not among the evaluation's figures: {there}")
         if self.patience and comm.get_world_size() > 1:
             finish = comm.all_gather(finish)[0]
         if finish and self.looked + 1 < self.trainer.max_iter:
@@ -257,29 +255,16 @@ def draw_predictions(cfg: CfgNode, model: nn.Module, loader: Iterable, dataset: 
         for example in batch:
             if len(pictures) >= count:
                 return pictures
-            with torch.no_grad():
-                output = model([example])[0]
+            with torch.no_grad():  # without the original's size, what is found is in pixels of the network's image
+                output = model([{key: value for key, value in example.items() if key not in ("height", "width")}])[0]
             if not isinstance(output, dict) or "instances" not in output:
                 return []
-            pixels = example["image"].permute(1, 2, 0).cpu().numpy()
-            pixels = convert_image_to_rgb(pixels, cfg.INPUT.FORMAT)
-            scale = pixels.shape[0] / output["instances"].image_size[0]
-            drawn = Visualizer(pixels, metadata)
-            drawn = drawn.draw_instance_predictions(_resized(output["instances"].to("cpu"), pixels.shape[:2], scale))
+            found = output["instances"].to("cpu")
+            best = float(found.scores.max()) if len(found) else 0.0
+            pixels = convert_image_to_rgb(example["image"].permute(1, 2, 0).cpu().numpy(), cfg.INPUT.FORMAT)
+            drawn = Visualizer(pixels, metadata).draw_instance_predictions(found[found.scores >= min(0.5, best * 0.999)])
             pictures.append(drawn.get_image())
     return pictures
-
-
-def _resized(instances: Instances, size, scale: float) -> Instances:
-    """The ones worth drawing, in pixels of the network's image; masks, which are of the original's, are left out."""
-    chosen = instances[instances.scores >= min(0.5, float(instances.scores.max()) * 0.999 if len(instances) else 0.5)]
-    result = Instances(tuple(size), scores=chosen.scores, pred_classes=chosen.pred_classes)
-    boxes = chosen.pred_boxes.clone()
-    boxes.scale(size[1] / instances.image_size[1], scale)
-    result.pred_boxes = boxes
-    if chosen.has("pred_keypoints"):
-        result.pred_keypoints = chosen.pred_keypoints * torch.tensor([size[1] / instances.image_size[1], scale, 1.0])
-    return result
 
 
 class Progress(HookBase):
