@@ -1,7 +1,9 @@
 """The doctor: each kind of problem is found by its name, sound data give none, and nothing is left behind."""
 
+import base64
 import copy
 import html
+import io
 import json
 import os
 import random
@@ -14,13 +16,19 @@ import pytest
 import torch
 from conftest import ROOT
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, pairwise_iou
+from detectron2.utils.events import EventStorage
 from PIL import Image
 
 from backbones import zoo
+from backbones.benchmark.training import kept_bytes
 from backbones.config import merge_overrides
 from backbones.data.inspection import KINDS, SEVERITIES, Source, Use, inspect, sources, summarize
+from backbones.doctor.examination import Examination, quiet, size_in_words, unmatched
+from backbones.doctor.report import printable
+from backbones.engine import Trainer
 from backbones.tools import doctor, run
 
 WIDTH, HEIGHT = 100, 80
@@ -328,7 +336,7 @@ def test_whatever_stands_in_a_file_is_listed(data):
         with open(data.path("train.json"), "w") as f:
             json.dump(content, f)
         for finding in summarize(inspect(data.sources(), use, images=1)):
-            assert doctor._printable(finding.message).isprintable()
+            assert printable(finding.message).isprintable()
 
 
 def test_data_that_are_both(data):
@@ -361,15 +369,15 @@ def test_unmatched_agrees_with_detectron2():
     generator = DefaultAnchorGenerator(sizes=[[24], [48]], aspect_ratios=[[0.5, 1.0, 2.0]], strides=[8, 16], offset=0.0)
     anchors = generator([torch.zeros(1, 1, 320 // s, 320 // s) for s in (8, 16)])
     expected = pairwise_iou(Boxes(torch.tensor(boxes, dtype=torch.float32)), Boxes.cat(anchors)).max(1).values < 0.5
-    found = doctor.unmatched(boxes, [c.numpy() for c in generator.cell_anchors], generator.strides, generator.offset)
+    found = unmatched(boxes, [c.numpy() for c in generator.cell_anchors], generator.strides, generator.offset)
     assert 20 < expected.sum() < 180 and (found == expected.numpy()).all()
 
 
 def findings(*overrides, config="quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml", processes=1):
     cfg = zoo.get_config(config)
     merge_overrides(cfg, [str(item) for item in overrides])
-    examination = doctor.Examination(cfg, zoo.get_config_file(config), processes, processes)
-    with doctor.quiet():
+    examination = Examination(cfg, zoo.get_config_file(config), processes, processes)
+    with quiet():
         return list(examination.config())
 
 
@@ -489,21 +497,21 @@ def test_memory_estimate(data):
     """Two small sizes say what a third one keeps, within a tenth; parameters are counted exactly."""
     cfg = zoo.get_config("quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml")
     merge_overrides(cfg, data.overrides())
-    examination = doctor.Examination(cfg)
-    with doctor.quiet():
+    examination = Examination(cfg)
+    with quiet():
         list(examination.config())
         list(examination.data())
         fixed, slope = examination.activations()
-        model = doctor.build_model(cfg)
+        model = build_model(cfg)
         cfg.INPUT.MIN_SIZE_TRAIN = (512,)
-        example = doctor.Trainer.build_mapper(cfg, is_train=True)(examination.some_records(1)[0])
-        with doctor.EventStorage():
-            real = doctor.kept_bytes(model, [example])
+        example = Trainer.build_mapper(cfg, is_train=True)(examination.some_records(1)[0])
+        with EventStorage():
+            real = kept_bytes(model, [example])
         lines = [f.message for f in examination.memory()]
     assert example["image"].shape[1:] == (512, 640)
     assert fixed + slope * 512 * 640 == pytest.approx(real, rel=0.1)
     trained = 4 * sum(p.numel() for p in model.parameters())
-    assert f"gradients {doctor.size_in_words(trained)}" in lines[0]
+    assert f"gradients {size_in_words(trained)}" in lines[0]
 
 
 @pytest.mark.slow
@@ -529,7 +537,7 @@ def test_report(data, capsys, tmp_path):
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', written)
     assert code == 0 and len(pictures) == 2 + 8  # charts and samples
     for encoded in pictures:
-        image = np.asarray(Image.open(doctor.io.BytesIO(doctor.base64.b64decode(encoded))).convert("L"))
+        image = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded))).convert("L"))
         assert min(image.shape) >= 250 and image.std() > 10  # something is drawn
     assert "160x128, of 100x80, 2 objects" in written  # as the mapper resized them
 

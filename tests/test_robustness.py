@@ -335,6 +335,16 @@ def test_sizes_of_images(size, run, data, tmp_path):
     trained(run(data, "INPUT.MAX_SIZE_TRAIN", 512), tmp_path)
 
 
+def test_a_very_large_image(run, data, tmp_path):
+    """8000 x 8000, in a batch with a small one: memory is for its pixels, not for a network on them."""
+    image = data.content["images"][0]
+    image.update(width=8000, height=8000)
+    Image.new("L", (8000, 8000)).save(data.path(image["id"]))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    trained(run(data), tmp_path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
+
+
 # losses
 
 
@@ -545,6 +555,21 @@ def test_a_worker_that_fails(run, data, monkeypatch):
     monkeypatch.setattr("detectron2.data.dataset_mapper.DatasetMapper.__call__", broken)
     with pytest.raises(RuntimeError, match="a fault in the mapper"):
         run(data, "DATALOADER.NUM_WORKERS", 2)
+
+
+def test_a_worker_that_is_killed(run, data, monkeypatch):
+    monkeypatch.setattr("detectron2.data.dataset_mapper.DatasetMapper.__call__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    refused(run(data, "DATALOADER.NUM_WORKERS", 2), "a process that reads images was killed")
+
+
+def test_too_little_shared_memory(run, data, monkeypatch):
+    """torch alone prints a traceback, loses the batch and waits for it."""
+
+    def full(self):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    refused(run(data, "DATALOADER.NUM_WORKERS", 2), "shared memory, /dev/shm, is too small")
 
 
 def test_imports_without_what_is_optional():

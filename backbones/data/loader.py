@@ -16,6 +16,7 @@ from detectron2.data import DatasetFromList
 from detectron2.data.build import _train_loader_from_config
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import RandomSubsetTrainingSampler
+from detectron2.structures import Instances
 from detectron2.utils import comm
 from PIL import Image
 from torch.utils import data as torchdata
@@ -138,19 +139,51 @@ class TrainLoader:
 
     def __iter__(self) -> Iterator[List[Dict[str, Any]]]:
         loader = torchdata.DataLoader(
-            self.examples, batch_sampler=self.batches, num_workers=self.workers, collate_fn=_as_it_is, worker_init_fn=_settle
+            self.examples, batch_sampler=self.batches, num_workers=self.workers, collate_fn=share, worker_init_fn=_settle
         )
         iterator = iter(loader)
         try:
             while True:
                 yield next(iterator)
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker (pid"):
+                raise
+            raise UserError(f"a process that reads images was killed, as where memory or {_MORE_SHARED_MEMORY} ({error})") from error
         finally:  # at once, not when a process ends, which would wait for its workers
             if self.workers:
                 iterator._shutdown_workers()
 
 
-def _as_it_is(batch: List[Any]) -> List[Any]:
+_MORE_SHARED_MEMORY = (
+    "shared memory, /dev/shm, is too small for what DATALOADER.NUM_WORKERS processes hold ready: give it more "
+    "(docker run --shm-size 8g, or --ipc host), or set DATALOADER.NUM_WORKERS to less; with 0 none is needed"
+)
+
+
+def share(batch: List[Any]) -> List[Any]:
+    """Puts the batch of a worker into shared memory. Raises UserError where that is too small, of which torch would lose the batch and wait."""
+    if torchdata.get_worker_info() is not None:
+        try:
+            _share(batch)
+        except RuntimeError as error:
+            if "shared memory" not in str(error) and "No space left" not in str(error):
+                raise
+            raise UserError(_MORE_SHARED_MEMORY) from error
     return batch
+
+
+def _share(value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        value.share_memory_()
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _share(item)
+    elif isinstance(value, dict):
+        _share(list(value.values()))
+    elif isinstance(value, Instances):
+        _share(value.get_fields())
+    else:  # of Boxes, BitMasks, Keypoints
+        _share(getattr(value, "tensor", ()))
 
 
 def _settle(worker: int) -> None:

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from ..checkpoint import GatedCheckpointer
-from ..data.loader import TrainLoader, seed_random_numbers
+from ..data.loader import TrainLoader, seed_random_numbers, share
 from .step import moving_values, set_moving_values
 
 
@@ -224,7 +224,7 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
     # as many in each process, which wait for each other in some losses: what is there twice does not count
     mine = range(comm.get_rank(), -(-len(records) // world) * world, world)
     mapped = MapDataset(DatasetFromList([records[i % len(records)] for i in mine], serialize=False), mapper)
-    loader = DataLoader(mapped, batch_size=1, num_workers=workers, collate_fn=list)
+    loader = DataLoader(mapped, batch_size=1, num_workers=workers, collate_fn=share)
     try:
         with torch.no_grad(), EventStorage():
             for number, batch in zip(mine, loader):

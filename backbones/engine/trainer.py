@@ -24,7 +24,7 @@ from torch import nn
 
 from ..checkpoint import GatedCheckpointer
 from ..data.classification import ClassificationMapper
-from ..data.loader import NamesFiles, build_train_loader
+from ..data.loader import NamesFiles, build_train_loader, share
 from ..data.mapper import FasterMapper
 from ..errors import UserError
 from ..evaluation import build_evaluator
@@ -273,7 +273,8 @@ class Trainer(DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        return build_detection_test_loader(cfg, dataset_name, mapper=NamesFiles(cls.build_mapper(cfg, is_train=False)))
+        mapper = NamesFiles(cls.build_mapper(cfg, is_train=False))
+        return build_detection_test_loader(cfg, dataset_name, mapper=mapper, collate_fn=share)
 
     @staticmethod
     def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Dict[str, Any]], Dict[str, Any]]:

@@ -42,6 +42,7 @@ from ..checkpoint import GatedCheckpointer
 from ..config import add_backbones_config, all_keys, check_config, check_output_dir, get, merge_file, merge_overrides
 from ..data import check_datasets, check_paths, register_from_config, register_held_out
 from ..data.holdout import HELD_OUT, KEPT
+from ..data.loader import share
 from ..deploy import optimize
 from ..documents import read_json
 from ..engine.launch import launch
@@ -189,7 +190,7 @@ class PathEvaluator:
         # its own sampler gives each process a part; here each process sees all
         sampler = torch.utils.data.SequentialSampler(records)
         return build_detection_test_loader(
-            records, mapper=mapper, sampler=sampler, batch_size=batch, num_workers=self.cfg.DATALOADER.NUM_WORKERS
+            records, mapper=mapper, sampler=sampler, batch_size=batch, num_workers=self.cfg.DATALOADER.NUM_WORKERS, collate_fn=share
         )
 
     def extract(self, path: Path) -> nn.Module:
