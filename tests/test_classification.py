@@ -2,13 +2,11 @@
 
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import warm
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
@@ -195,13 +193,13 @@ def test_every_backbone_classifies():
 @pytest.mark.slow
 def test_from_the_command_line(folder, tmp_path):
     data = ["DATASETS.IMAGE_FOLDERS", f"[['own', '{folder}']]", "DATASETS.TRAIN", "('own',)", "DATASETS.TEST", "('own',)"]
-    command = [sys.executable, "train_net.py", "--config-file", "digits/classification_digits.yaml", "MODEL.DEVICE", "cpu", *data]
+    command = ["train_net.py", "--config-file", "digits/classification_digits.yaml", "MODEL.DEVICE", "cpu", *data]
     command += ["MODEL.CLASSIFIER.NUM_CLASSES", "2", "SOLVER.MAX_ITER", "60", "SOLVER.IMS_PER_BATCH", "8", "SOLVER.WARMUP_ITERS", "0"]
     command += ["INPUT.CLASSIFICATION.SIZE", "32", "INPUT.CLASSIFICATION.RESIZE", "32", "INPUT.CLASSIFICATION.COLOR_JITTER", "0.0"]
     command += ["SOLVER.BASE_LR", "0.05", "OUTPUT_DIR", str(tmp_path / "out")]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    result = warm(*command)
     assert result.returncode == 0, result.stderr[-2000:]
     top1 = float(result.stdout.rpartition("copypaste: ")[2].split(",")[0])
     assert top1 == 100.0
-    wrong = subprocess.run([*command, "MODEL.CLASSIFIER.NUM_CLASSES", "3"], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    wrong = warm(*command, "MODEL.CLASSIFIER.NUM_CLASSES", "3")
     assert wrong.returncode == 2 and "has 2: set MODEL.CLASSIFIER.NUM_CLASSES 2" in wrong.stderr.splitlines()[-1]

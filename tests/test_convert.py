@@ -3,13 +3,12 @@
 import json
 import os
 import pickle
-import subprocess
 import sys
 
 import pytest
 import torch
 import torchvision
-from conftest import ROOT, fill, load_record
+from conftest import fill, load_record, warm
 from detectron2.modeling import build_model
 
 import backbones
@@ -512,7 +511,7 @@ def test_mistakes(tmp_path, monkeypatch):
 
 
 def command(*args):
-    return subprocess.run([sys.executable, "-m", "convert", *map(str, args)], capture_output=True, text=True, cwd=ROOT, timeout=300)
+    return warm("-m", "convert", *args)
 
 
 @pytest.mark.slow

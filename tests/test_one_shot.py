@@ -10,7 +10,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, load_record
+from conftest import ROOT, load_record, warm
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from hypothesis import given
@@ -219,7 +219,7 @@ def command(tiny, output, *flags, **options):
 
 def finished(tiny, output, *flags, **options):
     arguments, options = command(tiny, output, *flags, **options)
-    return subprocess.run(arguments, capture_output=True, text=True, timeout=400, **options)
+    return warm(*arguments[1:], **options)
 
 
 def archive(output):

@@ -13,7 +13,7 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import ROOT, load_record
+from conftest import ROOT, load_record, warm
 from detectron2.modeling import build_backbone
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,8 +33,7 @@ R50 = "search/maedet_r50_budget.yaml"
 
 
 def tool(*args, **kwargs):
-    command = [sys.executable, "-m", "backbones.search.zero_shot", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300, **kwargs)
+    return warm("-m", "backbones.search.zero_shot", *args, **kwargs)
 
 
 @pytest.mark.parametrize("name", [*NAMES.values(), "search_init"])

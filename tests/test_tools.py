@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, load_record
+from conftest import ROOT, load_record, warm
 from detectron2.data import DatasetCatalog
 from PIL import Image
 
@@ -40,9 +40,7 @@ TOOLS = [
 
 
 def tool(name, *args, code=0):
-    result = subprocess.run(
-        [sys.executable, "-m", f"backbones.tools.{name}", *map(str, args)], capture_output=True, text=True, cwd=ROOT, timeout=300
-    )
+    result = warm("-m", f"backbones.tools.{name}", *args)
     assert result.returncode == code, result.stdout + result.stderr
     return result.stdout if code == 0 else result.stderr
 

@@ -4,13 +4,11 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
 
 import pytest
 import torch
 import zoo_data
-from conftest import ROOT, few_digits, fill, load_record
+from conftest import ROOT, few_digits, fill, load_record, warm
 
 from backbones.engine.supernet import draw_path
 
@@ -20,12 +18,8 @@ QUICKSTART = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
 
 
 def command(*args, torchrun=0, script="train_net.py", cwd=ROOT):
-    start = [sys.executable]
-    if torchrun:
-        start += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    script = os.path.join(ROOT, script)
-    return subprocess.run([*start, script, *map(str, args)], capture_output=True, text=True, cwd=cwd, env=env, timeout=500)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"] if torchrun else []
+    return warm(*launcher, os.path.join(ROOT, script), *args, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def succeed(*args, **kwargs) -> str:

@@ -1,0 +1,61 @@
+"""Runs commands of this Python in processes that begin with the imports done; see `conftest.Warm`.
+
+Reads a line of JSON {"argv", "cwd", "env", "out", "err", "timeout"} for each, and answers with its exit code.
+"""
+
+import json
+import os
+import runpy
+import signal
+import sys
+import time
+
+import detectron2.engine  # noqa: F401
+
+import backbones.engine  # noqa: F401
+
+
+def wait(pid: int, seconds: float) -> int:
+    """The exit code of a process; those that take too long are killed, with all that they started."""
+    until = time.monotonic() + seconds
+    while True:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() > until:
+            os.killpg(pid, signal.SIGKILL)
+        time.sleep(0.005)
+
+
+def begin(request: dict) -> None:
+    """Makes this process the one that was asked for, up to its first line."""
+    os.setsid()
+    for number, path in enumerate((os.devnull, request["out"], request["err"])):
+        os.dup2(os.open(path, os.O_RDWR), number)
+    os.chdir(request["cwd"])
+    os.environ.clear()
+    os.environ.update(request["env"])
+
+
+def main() -> None:
+    for line in sys.stdin:
+        request = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            break
+        print(wait(pid, request["timeout"]), flush=True)
+    else:
+        return
+    begin(request)
+    if request["argv"][0] == "-m":
+        sys.argv = request["argv"][1:]
+        sys.path[0] = request["cwd"]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = request["argv"]
+        sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
+if __name__ == "__main__":
+    main()
