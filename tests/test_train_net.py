@@ -292,6 +292,37 @@ def test_python_configs(tmp_path):
         assert result.returncode == 2 and "Traceback" not in result.stderr and words in result.stderr
 
 
+def test_python_configs_go_on(tmp_path):
+    """From the checkpoint of a run that was lost: the same weights, average and best value; with another number of workers."""
+    zoo_data.make(os.environ["DETECTRON2_DATASETS"])
+    opts = ["--config-file", "COCO-Detection/retinanet_R_50_FPN_1x.py", "--backbone", "RegNetX-200MF", "--resume"]
+    opts += ["train.device=cpu", "train.seed=3", "model.backbone.bottom_up.norm=BN", "model.backbone.bottom_up.freeze_at=0"]
+    opts += [
+        "train.init_checkpoint=''",
+        "train.max_iter=5",
+        "train.eval_period=2",
+        "train.checkpointer.period=2",
+        "train.model_ema.enabled=True",
+    ]
+    opts += [
+        f"dataloader.{key}" for key in ("train.total_batch_size=2", "test.num_workers=0", "test.mapper.augmentations.0.short_edge_length=64")
+    ]
+    opts += ["dataloader.train.mapper.augmentations.0.short_edge_length=[64,80,96]", "dataloader.train.mapper.augmentations.0.max_size=200"]
+    succeed(*opts, "dataloader.train.num_workers=2", f"train.output_dir={tmp_path}/whole")
+    (tmp_path / "lost").mkdir()
+    (tmp_path / "lost" / "last_checkpoint").write_text("model_0000001.pth")
+    shutil.copy(tmp_path / "whole" / "model_0000001.pth", tmp_path / "lost")
+    output = succeed(*opts, "dataloader.train.num_workers=0", f"train.output_dir={tmp_path}/lost", "optimizer.weight_decay=0.01")
+    assert "Starting training from iteration 2" in output and "optimizer.weight_decay 0.0001 -> 0.01" in output
+    states = [torch.load(tmp_path / folder / "model_final.pth", weights_only=True) for folder in ("whole", "lost")]
+    for part in ("model", "ema"):
+        assert all(torch.equal(value, states[1][part][key]) for key, value in states[0][part].items())
+    assert any(not torch.equal(value, states[0]["ema"][f"module.{key}"]) for key, value in states[0]["model"].items())
+    assert states[0]["trainer"]["hooks"]["Evaluate"] == states[1]["trainer"]["hooks"]["Evaluate"] == {"pending": False}
+    assert states[0]["trainer"]["moving_values"] == states[1]["trainer"]["moving_values"] != {}
+    assert states[0]["trainer"]["hooks"]["KeepBest"] == states[1]["trainer"]["hooks"]["KeepBest"]
+
+
 def test_augmentation(tmp_path, tiny):
     """--eval-only with TEST.AUG evaluates without, then with."""
     run = ["--config-file", QUICKSTART, *tiny, "OUTPUT_DIR", tmp_path]

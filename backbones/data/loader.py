@@ -15,7 +15,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
 from detectron2.data.build import _train_loader_from_config
 from detectron2.data.detection_utils import SizeMismatchError
-from detectron2.data.samplers import RandomSubsetTrainingSampler
+from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSampler
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from PIL import Image
@@ -59,10 +59,10 @@ class Examples(torchdata.Dataset):
 
     Args:
         skip: whether another record takes the place of one whose image cannot be read; its example then lists them under "unreadable".
-            Otherwise they raise UserError.
+            Otherwise they raise UserError, which with False says what to set.
     """
 
-    def __init__(self, records: Sequence[Dict[str, Any]], mapper: Callable, skip: bool = False):
+    def __init__(self, records: Sequence[Dict[str, Any]], mapper: Callable, skip: Optional[bool] = False):
         self.records, self.mapper, self.skip = records, mapper, skip
         self.seed, self.rank = 0, comm.get_rank()
 
@@ -82,7 +82,7 @@ class Examples(torchdata.Dataset):
             except UNREADABLE as error:
                 problem = unreadable(record, error)
                 if not self.skip:
-                    raise UserError(f"{problem}. To leave out such images: INPUT.UNREADABLE skip") from error
+                    raise UserError(problem + ". To leave out such images: INPUT.UNREADABLE skip" * (self.skip is False)) from error
                 skipped.append(problem)
                 continue
             if example is not None:
@@ -206,15 +206,34 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) -> Train
         if not str(error).startswith("No valid data"):
             raise
         raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}") from error
-    records = parts["dataset"]
-    if not records:
+    if not parts["dataset"]:
         raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}")
+    return train_loader(
+        parts["dataset"],
+        parts["mapper"],
+        parts["sampler"],
+        total_batch_size=cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE,
+        aspect_ratio_grouping=parts["aspect_ratio_grouping"],
+        num_workers=parts["num_workers"],
+        skip=cfg.INPUT.UNREADABLE == "skip",
+    )
+
+
+def train_loader(
+    dataset: List[Dict[str, Any]],
+    mapper: Callable,
+    sampler: Optional[torchdata.Sampler] = None,
+    total_batch_size: int = 16,
+    aspect_ratio_grouping: bool = True,
+    num_workers: int = 0,
+    skip: Optional[bool] = None,
+) -> TrainLoader:
+    """As detectron2's ``build_detection_train_loader``, of the same arguments; ``skip`` is of `Examples`."""
     wide = None
-    if parts["aspect_ratio_grouping"] and all("width" in r and "height" in r for r in records):
-        wide = np.array([r["width"] > r["height"] for r in records])
-    size = cfg.SOLVER.IMS_PER_BATCH // (comm.get_world_size() * cfg.SOLVER.ACCUMULATE)
-    examples = Examples(DatasetFromList(records, copy=False), parts["mapper"], skip=cfg.INPUT.UNREADABLE == "skip")
-    return TrainLoader(examples, parts["sampler"], size, wide, parts["num_workers"])
+    if aspect_ratio_grouping and all("width" in r and "height" in r for r in dataset):
+        wide = np.array([r["width"] > r["height"] for r in dataset])
+    examples = Examples(DatasetFromList(dataset, copy=False), mapper, skip)
+    return TrainLoader(examples, sampler or TrainingSampler(len(dataset)), total_batch_size // comm.get_world_size(), wide, num_workers)
 
 
 _WITHOUT = ": images without annotations are left out, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"

@@ -61,7 +61,7 @@ class Evaluate(HookBase):
             self.trainer.storage.iter = self.trainer.iter
 
     def after_step(self) -> None:
-        if self._is_due(self.trainer.iter) and not self.trainer._trainer.stop:
+        if self._is_due(self.trainer.iter) and not self.trainer.stop:
             self._run()
 
     def after_train(self) -> None:
@@ -120,14 +120,15 @@ class KeepBest(HookBase):
     """Saves model_best.pth whenever a figure is better than in all evaluations before; its value outlives a resume.
 
     Args:
+        evaluation: whose figures are looked at.
         metric: a figure of evaluations such as "bbox/AP", of which more is better; see `headline`.
         patience: evaluations without a better one after which ``trainer.finish()`` is called; 0: never.
 
     To stand after `Evaluate` among the hooks, in every process.
     """
 
-    def __init__(self, checkpointer: GatedCheckpointer, metric: str = "auto", patience: int = 0):
-        self.checkpointer, self.metric, self.patience = checkpointer, metric, patience
+    def __init__(self, checkpointer: GatedCheckpointer, evaluation: Evaluate, metric: str = "auto", patience: int = 0):
+        self.checkpointer, self.evaluation, self.metric, self.patience = checkpointer, evaluation, metric, patience
         self.best, self.best_iteration, self.without = -math.inf, -1, 0
         self.looked: Optional[int] = None
 
@@ -150,13 +151,13 @@ class KeepBest(HookBase):
             logging.getLogger(__name__).info(f"best: {self.best:.4f} after {self.best_iteration + 1} iterations, in model_best.pth")
 
     def _look(self) -> None:
-        if self.trainer.evaluation.done in (None, self.looked):
+        if self.evaluation.done in (None, self.looked):
             return
-        self.looked = self.trainer.evaluation.done
+        self.looked = self.evaluation.done
         iteration, self.trainer.iter = self.trainer.iter, self.looked  # what is saved here is of that one
         finish = False
         if comm.is_main_process():
-            figures = self.trainer.evaluation.figures
+            figures = self.evaluation.figures
             name = headline(figures, self.metric)
             if name is not None:
                 finish = self._compare(name, figures[name])
@@ -203,6 +204,11 @@ class EMA(HookBase):
     def _mix(self, averaged: List[torch.Tensor], current: List[torch.Tensor], count: Any) -> None:
         count = int(count)
         get_ema_multi_avg_fn(min(self.decay, (1 + count) / (10 + count)))(averaged, current, count)
+
+    def begin(self) -> None:
+        """To be called when the weights are loaded: before its first iteration the average is the weights themselves."""
+        if not int(self.average.n_averaged):
+            self.average.module.load_state_dict(self.model.state_dict())
 
     def after_step(self) -> None:
         self.average.update_parameters(self.model)

@@ -7,7 +7,7 @@ from typing import Any, Dict, List
 
 import torch
 from detectron2.config import LazyConfig, get_cfg, instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.engine import HookBase, create_ddp_model, hooks
 from detectron2.engine.defaults import default_writers
 from detectron2.evaluation import inference_on_dataset, print_csv_format
@@ -21,9 +21,12 @@ from .. import config
 from ..checkpoint import GatedCheckpointer
 from ..config import add_backbones_config, check_device, check_output_dir, from_libraries
 from ..data import check_packages, check_paths, register_from_config
+from ..data.loader import train_loader
 from ..errors import UserError, unknown
 from ..swap import use_backbone
-from .signals import Signals
+from .hooks import EMA, Evaluate, KeepBest
+from .resume import Run
+from .signals import Interrupted, Signals
 from .step import Steps
 from .trainer import broadcast_buffers, check_not_done, fill, leave, warn_of_frozen_norms, warn_of_resuming
 
@@ -45,6 +48,9 @@ def load_config(path: str, opts: List[str], backbone: str = "") -> DictConfig:
             raise UserError(f"config file {path!r} has no {key!r}, which Python configs are to have")
     if backbone:
         use_backbone(cfg, backbone)
+    for key, value in _TRAIN.items():
+        if isinstance(cfg.train, DictConfig) and OmegaConf.select(cfg, key) is None:
+            OmegaConf.update(cfg, key, value, force_add=True)
     for item in opts:
         if "=" not in item:
             raise UserError(f"{path!r} is a Python config, whose overrides are key.key=value, such as train.device=cpu, not {item!r}")
@@ -61,9 +67,19 @@ def load_config(path: str, opts: List[str], backbone: str = "") -> DictConfig:
             raise UserError(
                 f"train.{key} is {value!r}: it must be {'a whole number' if kind is int else 'text'}{', 1 or more' * (key == 'max_iter')}"
             )
+    decay = train.model_ema.decay
+    if not isinstance(decay, (int, float)) or not 0 < decay < 1:
+        raise UserError(f"train.model_ema.decay is {decay!r}: it must be between 0 and 1")
     check_device(train.device, key="train.device", form="{}={}")
     check_output_dir(train.output_dir, key="train.output_dir")
     return cfg
+
+
+# what detectron2's own Python configs may lack
+_TRAIN = {"train.seed": -1, "train.model_ema.enabled": False, "train.model_ema.decay": 0.9998}
+# what a resume looks at, whether it is as it was
+_COMPARED = ("train.seed", "train.amp.enabled", "train.model_ema.enabled", "train.model_ema.decay", "dataloader.train.total_batch_size")
+_COMPARED += ("optimizer.lr", "optimizer.weight_decay", "optimizer.momentum")
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
@@ -141,12 +157,20 @@ def load_for_evaluation(cfg: DictConfig, model: nn.Module, resume: bool = False,
 
 
 def train(cfg: DictConfig, resume: bool = False, allow_partial_weights: bool = False) -> None:
-    """Trains what the config says, evaluates every ``train.eval_period`` iterations and at the end."""
+    """Trains what the config says, evaluates every ``train.eval_period`` iterations and at the end, and keeps the best checkpoint.
+
+    A run that is continued has the losses and weights that it would have had, where the config's loader is detectron2's.
+    """
     model = build_model(cfg)
     logging.getLogger(__name__).info(f"Model:\n{model}")
     cfg.optimizer.params.model = model
     optimizer = _instantiate(cfg, "optimizer")
-    loader = _instantiate(cfg, "dataloader.train")
+    loader = _train_loader(cfg)
+    batch = OmegaConf.select(cfg, "dataloader.train.total_batch_size") or 0
+    name = OmegaConf.select(cfg, "dataloader.train.dataset.names")
+    name = name if isinstance(name, str) else next(iter(name or ()), None)
+    run = Run(loader, cfg.train.seed, batch, 1, name, cfg.train.output_dir, {key: OmegaConf.select(cfg, key) for key in _COMPARED})
+    ema = EMA(model, cfg.train.model_ema.decay) if cfg.train.model_ema.enabled else None
     placed = {} if str(cfg.train.device).startswith("cuda") else {"device_ids": None}
     model = create_ddp_model(model, **{**cfg.train.get("ddp", {}), **placed})
     amp = cfg.train.amp.enabled
@@ -154,15 +178,24 @@ def train(cfg: DictConfig, resume: bool = False, allow_partial_weights: bool = F
         raise UserError(f"train.amp needs a GPU, but train.device is {cfg.train.device!r}: set train.amp.enabled=False")
     trainer = Steps(model, loader, optimizer, precision=torch.float16 if amp else None)
     checkpointer = GatedCheckpointer(
-        model, cfg.train.output_dir, require="nothing" if allow_partial_weights else "backbone", trainer=weakref.proxy(trainer)
+        model,
+        cfg.train.output_dir,
+        require="nothing" if allow_partial_weights else "backbone",
+        trainer=weakref.proxy(trainer),
+        run=run,
+        **({"ema": ema.average} if ema else {}),
     )
     main = comm.is_main_process()
+    signals = Signals(trainer.note)
+    evaluation = Evaluate(cfg.train.eval_period, lambda: evaluate(cfg, ema.average.module if ema else model), signals.waiting)
     trainer.register_hooks(
         [
             hooks.IterationTimer(),
             hooks.LRScheduler(scheduler=_instantiate(cfg, "lr_multiplier")),
+            ema,
             hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
-            hooks.EvalHook(cfg.train.eval_period, lambda: evaluate(cfg, model)),
+            evaluation,
+            KeepBest(checkpointer, evaluation) if "evaluator" in cfg.dataloader else None,
             hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period) if main else None,
         ]
     )
@@ -170,10 +203,41 @@ def train(cfg: DictConfig, resume: bool = False, allow_partial_weights: bool = F
     checkpointer.resume_or_load(cfg.train.init_checkpoint or "", resume=resume)
     warn_of_frozen_norms(cfg.train.init_checkpoint, model)
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    check_not_done(start, cfg.train.max_iter, checkpointer, "train.max_iter", "train.init_checkpoint=")
+    if not (start == cfg.train.max_iter and evaluation.pending):
+        check_not_done(start, cfg.train.max_iter, checkpointer, "train.max_iter", "train.init_checkpoint=")
+    if ema:
+        ema.begin()
+    trainer.seed = run.go_on(start)
+    if main and not start:
+        checkpointer.forget_last_checkpoint()
     trainer.register_hooks([_LeaveAfterSignals(checkpointer)])
-    with Signals(trainer.note):
-        trainer.train(start, cfg.train.max_iter)
+    try:
+        with signals:
+            trainer.train(start, cfg.train.max_iter)
+        if main:  # a last time, which knows of the last evaluation
+            trainer.iter = cfg.train.max_iter - 1
+            checkpointer.save("model_final", iteration=trainer.iter)
+    except Interrupted as asked:  # in an evaluation
+        leave(checkpointer, min(trainer.iter, cfg.train.max_iter - 1), asked.number)
+    finally:
+        trainer.close()
+
+
+def _train_loader(cfg: DictConfig) -> Any:
+    """The config's own; where that is detectron2's, one of the same parts that a run can go on with."""
+    node = cfg.dataloader.train
+    target = locate(node._target_) if isinstance(node.get("_target_"), str) else node.get("_target_")
+    known = inspect.signature(train_loader).parameters.keys() - {"skip"}
+    parts = set(node) - {"_target_"}
+    if target is not build_detection_train_loader or not {"dataset", "mapper", "total_batch_size"} <= parts <= known:
+        return _instantiate(cfg, "dataloader.train")
+    if cfg.dataloader.train.total_batch_size % comm.get_world_size():
+        raise UserError(
+            f"dataloader.train.total_batch_size {cfg.dataloader.train.total_batch_size} cannot be shared evenly among "
+            f"{comm.get_world_size()} processes"
+        )
+    built = {key: _instantiate(cfg, f"dataloader.train.{key}") for key in parts}
+    return train_loader(**built) if isinstance(built["dataset"], list) else _instantiate(cfg, "dataloader.train")
 
 
 class _LeaveAfterSignals(HookBase):

@@ -4,14 +4,12 @@ import contextlib
 import fcntl
 import logging
 import os
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import yaml
-from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
-from ..config import all_keys, get
 from ..data.loader import TrainLoader
 from ..errors import UserError
 
@@ -24,13 +22,17 @@ class Run:
     """The seed of a run and its place in the data; every checkpoint holds them, beside the config and the names of classes.
 
     Args:
-        cfg: of this run.
         loader: of its training data.
+        seed: below 0: a random one, the same in all processes.
+        batch: images an iteration, in all processes, taken in ``accumulate`` parts.
+        dataset: the name of a training set, whose classes the model learns; None where it has none.
+        folder: of its checkpoints.
+        config: keys and values, nested dicts; what has changed in it is said at a resume.
     """
 
-    def __init__(self, cfg: CfgNode, loader: Any):
-        self.cfg, self.loader = cfg, loader
-        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+    def __init__(self, loader: Any, seed: int, batch: int, accumulate: int, dataset: Optional[str], folder: str, config: Dict[str, Any]):
+        self.loader, self.batch, self.accumulate, self.dataset, self.folder, self.config = loader, batch, accumulate, dataset, folder, config
+        self.seed = seed if seed >= 0 else comm.shared_random_seed()
         self.loaded: Optional[Dict[str, Any]] = None
         self.start = (0, 0)  # an iteration, and how many batches had been taken before it
 
@@ -38,33 +40,33 @@ class Run:
         return {
             "seed": int(self.seed),
             "processes": comm.get_world_size(),
-            "batch": self.cfg.SOLVER.IMS_PER_BATCH,
-            "accumulate": self.cfg.SOLVER.ACCUMULATE,
+            "batch": self.batch,
+            "accumulate": self.accumulate,
             "start": list(self.start),
             "classes": self._classes(),
-            "config": self.cfg.dump(),
+            "config": yaml.safe_dump(self.config),
         }
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self.loaded = state_dict
 
     def _classes(self) -> List[str]:
-        for name in self.cfg.DATASETS.TRAIN:
-            metadata = MetadataCatalog.get(name)
-            return list(map(str, metadata.get("thing_classes") or metadata.get("classes") or metadata.get("stuff_classes") or []))
-        return []
+        if self.dataset is None:
+            return []
+        metadata = MetadataCatalog.get(self.dataset)
+        return list(map(str, metadata.get("thing_classes") or metadata.get("classes") or metadata.get("stuff_classes") or []))
 
     def go_on(self, iteration: int) -> int:
         """Puts the loader to where training goes on, says what is not as it was, and returns the seed.
 
         Raises UserError where the classes are others.
         """
-        batch = iteration * self.cfg.SOLVER.ACCUMULATE
+        batch = iteration * self.accumulate
         if self.loaded is not None:
             self.seed = self.loaded["seed"]
             self._compare()
             was = self.loaded["processes"], self.loaded["batch"], self.loaded["accumulate"]
-            now = comm.get_world_size(), self.cfg.SOLVER.IMS_PER_BATCH, self.cfg.SOLVER.ACCUMULATE
+            now = comm.get_world_size(), self.batch, self.accumulate
             self.start = tuple(self.loaded["start"])
             batch = self.start[1] + (iteration - self.start[0]) * was[2]
             if was != now:
@@ -83,31 +85,28 @@ class Run:
         if before != now:
             first = next((a, b) for a, b in zip([*before, None], [*now, None]) if a != b)
             raise UserError(
-                f"--resume: the run in {self.cfg.OUTPUT_DIR!r} has {len(before)} classes, DATASETS.TRAIN now {len(now)}: {first[0]!r} of the one "
-                f"stands where the other has {first[1]!r}. For a new run take another OUTPUT_DIR, and MODEL.WEIGHTS for the weights"
+                f"--resume: the run in {self.folder!r} has {len(before)} classes, the training data now {len(now)}: {first[0]!r} of the one stands "
+                f"where the other has {first[1]!r}. For a new run take another folder, and this one's weights to begin with"
             )
-        old = CfgNode(yaml.safe_load(self.loaded["config"]))
-        changed = []
-        for key in all_keys(self.cfg):
-            if key in _FREE or key.startswith(_FREE_GROUPS):
-                continue
-            try:
-                value = get(old, key)
-            except (KeyError, TypeError):  # a key that is new
-                continue
-            mine = get(self.cfg, key)
-            if _lists(value) != _lists(mine):
-                changed.append(f"{key} {value} -> {mine}")
+        old, new = (dict(_flat(config)) for config in (yaml.safe_load(self.loaded["config"]), self.config))
+        changed = [
+            f"{key} {old[key]} -> {value}"
+            for key, value in new.items()
+            if key in old and old[key] != value and key not in _FREE and not key.startswith(_FREE_GROUPS)
+        ]
         if changed:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-            rates = any(change.startswith("SOLVER.") for change in changed)
+            rates = any(change.startswith(("SOLVER.", "optimizer.", "lr_multiplier.")) for change in changed)
             stay = ". Learning rate, weight decay and momentum are in the checkpoint, and stay as they were" if rates else ""
             logging.getLogger(__name__).warning(f"--resume: the config is not as it was: {'; '.join(changed[:5])}{more}{stay}")
 
 
-def _lists(value: Any) -> Any:
-    """Tuples as lists, which YAML makes of them."""
-    return [_lists(item) for item in value] if isinstance(value, (list, tuple)) else value
+def _flat(config: Dict[str, Any], before: str = "") -> Iterator[Tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 @contextlib.contextmanager

@@ -111,8 +111,8 @@ class Steps(SimpleTrainer):
         if count:
             names = ", ".join(f"{name} is {losses[name].item()}" for name in bad) or "a loss of another process is no number"
             raise Diverged(
-                f"training diverged {where}: {names}. Its weights are those of the last checkpoint. Lower SOLVER.BASE_LR, lengthen "
-                "SOLVER.WARMUP_ITERS, or clip with SOLVER.CLIP_GRADIENTS.ENABLED True"
+                f"training diverged {where}: {names}. Its weights are those of the last checkpoint. Lower the learning rate (SOLVER.BASE_LR), "
+                "lengthen its warm-up (SOLVER.WARMUP_ITERS), or clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True)"
             )
         if self.grad_scaler is not None and self.grad_scaler.get_scale() < _LEAST_SCALE:
             raise Diverged(f"gradients overflow float16 {where}, however small they are scaled: use SOLVER.AMP.PRECISION bfloat16")

@@ -9,6 +9,7 @@ from typing import Any, Callable, Dict, List, Optional
 
 import torch
 import torch.distributed as dist
+import yaml
 from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.detection_utils import build_augmentation
@@ -108,7 +109,15 @@ class Trainer(DefaultTrainer):
         model = self.build_model(cfg)
         optimizer = self.build_optimizer(cfg, model)
         data_loader = self.build_train_loader(cfg)
-        self.run = Run(cfg, data_loader)
+        self.run = Run(
+            data_loader,
+            cfg.SEED,
+            cfg.SOLVER.IMS_PER_BATCH,
+            cfg.SOLVER.ACCUMULATE,
+            next(iter(cfg.DATASETS.TRAIN), None),
+            cfg.OUTPUT_DIR,
+            config=yaml.safe_load(cfg.dump()),
+        )
         self.ema = EMA(model, cfg.MODEL_EMA.DECAY) if cfg.MODEL_EMA.ENABLED else None
         placed = {} if cfg.MODEL.DEVICE.startswith("cuda") else {"device_ids": None}
         sampled = supernets(model)
@@ -158,7 +167,11 @@ class Trainer(DefaultTrainer):
             self.ema,
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
             self.evaluation,
-            KeepBest(self.checkpointer, cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE) if cfg.DATASETS.TEST and cfg.TEST.BEST_METRIC else None,
+            (
+                KeepBest(self.checkpointer, self.evaluation, cfg.TEST.BEST_METRIC, cfg.TEST.PATIENCE)
+                if cfg.DATASETS.TEST and cfg.TEST.BEST_METRIC
+                else None
+            ),
             (
                 EvaluateAtTheEnd(0, lambda: self.test_with_TTA(cfg, self._evaluated_model()), self.signals.waiting)
                 if cfg.TEST.AUG.ENABLED
@@ -174,8 +187,8 @@ class Trainer(DefaultTrainer):
         warn_of_frozen_norms(self.cfg.MODEL.WEIGHTS, self.checkpointer.model)
         if not (self.start_iter == self.max_iter and self.evaluation.pending):
             check_not_done(self.start_iter, self.max_iter, self.checkpointer, "SOLVER.MAX_ITER", "MODEL.WEIGHTS ")
-        if self.ema and not int(self.ema.average.n_averaged):  # before its first iteration it is the weights themselves
-            self.ema.average.module.load_state_dict(self.checkpointer.model.state_dict())
+        if self.ema:
+            self.ema.begin()
         self._trainer.seed = self.run.go_on(self.start_iter)
 
     def train(self):
@@ -203,6 +216,11 @@ class Trainer(DefaultTrainer):
             self.iter = self.max_iter - 1
             self.checkpointer.save("model_final", iteration=self.iter)
 
+    @property
+    def stop(self) -> int:
+        """The number of a signal by which the run ends after this iteration, or 0."""
+        return self._trainer.stop
+
     def finish(self) -> None:
         """Makes this iteration the last one. For hooks, after its evaluation."""
         self.max_iter = self.iter + 1
@@ -211,8 +229,8 @@ class Trainer(DefaultTrainer):
 
     def after_step(self) -> None:
         super().after_step()
-        if self._trainer.stop:
-            leave(self.checkpointer, self.iter, self._trainer.stop)
+        if self.stop:
+            leave(self.checkpointer, self.iter, self.stop)
 
     def _evaluated_model(self) -> nn.Module:
         return self.ema.average.module if self.ema else self.model
