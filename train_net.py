@@ -134,7 +134,6 @@ def fail(error: UserError) -> None:
 
 def command_line(arguments=None) -> None:
     args = argument_parser().parse_args(arguments)
-    args.resume |= int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0  # torchrun has started all processes anew after one was lost
     try:
         # in the first process already, so that a mistake is reported once and before any other starts
         cfg = setup(args)

@@ -332,6 +332,8 @@ def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> No
         raise UserError(f"ONE_SHOT.COST_SIZE is {list(size)}: it must be a height and a width in pixels")
     if cfg.MODEL.SHUFFLENETV2.SUPERNET and (cfg.MODEL.COMPILE or cfg.SOLVER.DDP.STATIC_GRAPH):
         raise UserError("MODEL.COMPILE and SOLVER.DDP.STATIC_GRAPH are for networks that stay the same, not for MODEL.SHUFFLENETV2.SUPERNET")
+    if cfg.SOLVER.DDP.STATIC_GRAPH and cfg.SOLVER.ACCUMULATE > 1:
+        raise UserError(f"SOLVER.DDP.STATIC_GRAPH is for steps that are all alike, not for SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}")
     if cfg.MODEL.SHUFFLENETV2.SUPERNET and cfg.TEST.PRECISE_BN.ENABLED:
         raise UserError("TEST.PRECISE_BN would set the norms of all choices that do not run to zero: it is not for MODEL.SHUFFLENETV2.SUPERNET")
     images = cfg.INPUT.CLASSIFICATION

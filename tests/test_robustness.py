@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -27,6 +28,7 @@ import train_net
 from backbones import zoo
 from backbones.engine import Trainer, step
 from backbones.engine import hooks as our_hooks
+from backbones.engine.launch import _meet
 
 pytestmark = pytest.mark.slow  # each row is quick, but there are many
 
@@ -141,6 +143,7 @@ def trained(result, tmp_path, output="run"):
         (["MODEL.RPN.IN_FEATURES", "['p2','p9']"], "p9"),
         (["INPUT.UNREADABLE", "skp"], "Did you mean 'skip'?"),
         (["MODEL_EMA.DECAY", "1.0"], "MODEL_EMA.DECAY is 1.0"),
+        (["SOLVER.DDP.STATIC_GRAPH", "True", "SOLVER.ACCUMULATE", "2"], "not for SOLVER.ACCUMULATE 2"),
         (["SOLVER.ACCUMULATE", "3"], "SOLVER.ACCUMULATE 3"),
         (["TRACKING.WANDB", "project"], "pip install wandb"),
         (["TRACKING.MLFLOW", "experiment"], "pip install mlflow"),
@@ -393,29 +396,71 @@ def test_gradients_that_no_scale_saves():
         steps._agree({"loss": torch.tensor(1.0)})
 
 
-def test_all_processes_stop(data, tmp_path):
-    """One of two processes has a loss that is no number: both end, within a minute, and it is said once."""
-    script = tmp_path / "nan.py"
-    script.write_text(
-        "import os, sys\n"
-        f"sys.path.insert(0, {ROOT!r})\n"
-        "import train_net\n"
-        "from detectron2.modeling import GeneralizedRCNN\n"
-        "inner = GeneralizedRCNN.forward\n"
-        "def forward(self, inputs):\n"
-        "    found = inner(self, inputs)\n"
-        "    if os.environ['RANK'] == '1':\n"
-        "        found['loss_cls'] = found['loss_cls'] * float('nan')\n"
-        "    return found\n"
-        "GeneralizedRCNN.forward = forward\n"
-        "train_net.command_line()\n"
-    )
+_OTHER = {  # what is another in the second of two processes, and the words by which both end
+    "loss": ("if second: found['loss_cls'] = found['loss_cls'] * float('nan')", "", "diverged at iteration 0"),
+    "data": ("", "raise UserError('no such image')", "no such image"),
+    "weights": ("", "", "process 1 has other weights"),
+    "checkpoint": ("", "", "process 1 begins at iteration 1"),
+}
+
+
+@pytest.mark.parametrize("what", _OTHER)
+def test_all_processes_stop(what, data, tmp_path):
+    """Both end within a minute, also where the model itself exchanges something, and it is said once."""
+    loss, example, words = _OTHER[what]
+    script = tmp_path / "other.py"
+    script.write_text(f"""
+import os, sys
+sys.path.insert(0, {ROOT!r})
+import torch, train_net
+from backbones.data.loader import Examples
+from backbones.errors import UserError
+from detectron2.engine import DefaultTrainer
+from detectron2.modeling import GeneralizedRCNN
+
+second, what = os.environ["RANK"] == "1", {what!r}
+inner, get, load = GeneralizedRCNN.forward, Examples.__getitem__, DefaultTrainer.resume_or_load
+
+def forward(self, inputs):
+    torch.distributed.all_reduce(torch.ones(()))
+    found = inner(self, inputs)
+    {loss or "pass"}
+    return found
+
+def getitem(self, code):
+    if second:
+        {example or "pass"}
+    return get(self, code)
+
+def resume_or_load(self, resume):
+    load(self, resume)
+    if second and what == "checkpoint":
+        self.start_iter = 1
+    if second and what == "weights":
+        next(self.model.parameters()).data[0] += 1e-4
+
+GeneralizedRCNN.forward, Examples.__getitem__, DefaultTrainer.resume_or_load = forward, getitem, resume_or_load
+train_net.command_line()
+""")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), "--config-file", CONFIG]
     command += [*data.flags(), *SMALL, "SOLVER.MAX_ITER", "50", "OUTPUT_DIR", str(tmp_path / "run")]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
     assert result.returncode != 0
     said = [line for line in result.stderr.splitlines() if "train_net.py: error:" in line]
-    assert len(said) == 1 and "diverged at iteration 0" in said[0], result.stderr[-3000:]
+    assert len(said) == 1 and words in said[0], result.stderr[-3000:]
+
+
+def test_processes_meet():
+    """Under one name, whatever a start before has left in the store; a second start is known as one."""
+    store, names = torch.distributed.HashStore(), []
+    store.set("ask/1", "gone")
+    store.set("ask/2", "gone")
+    for start in range(2):
+        with ThreadPoolExecutor(3) as pool:
+            met = [each.result(60) for each in [pool.submit(_meet, store, rank, 3) for rank in (2, 0, 1)]]
+        assert len({name for name, _ in met}) == 1 and max(number for _, number in met) == start
+        names.append(met[0][0])
+    assert names[0] != names[1]
 
 
 # signals, in the middle of an iteration and of an evaluation
@@ -531,6 +576,13 @@ def test_going_on_with_other_things(run, data, tmp_path):
     assert "the config is not as it was" in log and "SOLVER.BASE_LR" in log
 
 
+def test_going_on_from_weights_alone(run, data, tmp_path):
+    trained(run(data), tmp_path)
+    final = tmp_path / "run" / "model_final.pth"
+    torch.save({"model": torch.load(final, weights_only=True)["model"]}, final)
+    refused(run(data, "SOLVER.MAX_ITER", 4, flags=["--resume"]), "holds weights but not how far training had come")
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "ema"])
 def test_prefixes(prefix, run, data, tmp_path):
     """Of DDP, torch.compile and an average's file, in an evaluation that asks for every weight."""
@@ -562,14 +614,21 @@ def test_a_worker_that_is_killed(run, data, monkeypatch):
     refused(run(data, "DATALOADER.NUM_WORKERS", 2), "a process that reads images was killed")
 
 
-def test_too_little_shared_memory(run, data, monkeypatch):
+@pytest.mark.parametrize(
+    "problem, words",
+    [
+        ("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)", "shared memory, /dev/shm, is too small"),
+        ("unable to open shared memory object </torch_1> in read-write mode: Too many open files (24)", "too many files open"),
+    ],
+)
+def test_too_little_shared_memory(problem, words, run, data, monkeypatch):
     """torch alone prints a traceback, loses the batch and waits for it."""
 
     def full(self):
-        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1_2_3>: No space left on device (28)")
+        raise RuntimeError(problem)
 
     monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    refused(run(data, "DATALOADER.NUM_WORKERS", 2), "shared memory, /dev/shm, is too small")
+    refused(run(data, "DATALOADER.NUM_WORKERS", 2), words)
 
 
 def test_imports_without_what_is_optional():

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT  # noqa: F401  for the data's place
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSampler
+from detectron2.engine import HookBase
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
@@ -171,6 +173,46 @@ def test_pictures():
     assert len(rows) > 0.9 * 64 * 48
     assert abs(columns.min() - 16) <= 3 and abs(columns.max() - 80) <= 3 and rows.max() <= 63
     assert hooks.draw_predictions(config(), lambda batch: [{"sem_seg": 0}], [[example]], "drawn", 2) == []
+
+
+def test_a_trainer_of_ones_own(tmp_path, monkeypatch):
+    """With detectron2's loader, a hook before the writer whose state holds numpy's numbers, and norms estimated anew of what is evaluated."""
+
+    class Own(Trainer):
+        @classmethod
+        def build_train_loader(cls, cfg):
+            return build_detection_train_loader(cfg)
+
+        @classmethod
+        def test(cls, cfg, model, evaluators=None):
+            return {"bbox": {"AP": 1.0}}
+
+        def build_hooks(self):
+            built = super().build_hooks()
+            built.insert(-1, Counts())
+            return built
+
+    class Counts(HookBase):
+        def state_dict(self):
+            return {"best": np.float64(0.5), "seen": [np.int64(3)]}
+
+        def after_step(self):
+            self.trainer.storage.put_scalar("counted", 1.0)
+
+    register_digits()
+    overrides = (
+        "TEST.PRECISE_BN.ENABLED True TEST.PRECISE_BN.NUM_ITER 1 TEST.EVAL_PERIOD 1 MODEL_EMA.ENABLED True DATALOADER.NUM_WORKERS 0".split()
+    )
+    trainer = Own(config(*overrides, "SOLVER.MAX_ITER", 2, "TEST.PICTURES", 0, "OUTPUT_DIR", tmp_path))
+    assert isinstance(trainer._hooks[-1], PeriodicWriter) and isinstance(trainer._hooks[-2], Counts)
+    precise = next(hook for hook in trainer._hooks if isinstance(hook, hooks.PreciseBN))
+    assert precise._model is trainer.ema.average.module
+    assert trainer._hooks.index(precise) > trainer._hooks.index(trainer.ema)
+    trainer.resume_or_load(resume=False)
+    trainer.train()
+    assert '"counted": 1.0' in (tmp_path / "metrics.json").read_text()
+    state = torch.load(tmp_path / "model_final.pth", weights_only=True)["trainer"]["hooks"]
+    assert next(value for key, value in state.items() if key.endswith("Counts")) == {"best": 0.5, "seen": [3]}
 
 
 def test_progress(monkeypatch):

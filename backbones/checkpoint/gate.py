@@ -110,7 +110,8 @@ class GatedCheckpointer(DetectionCheckpointer):
             super().save(name, **kwargs)
             return
         path = os.path.join(self.save_dir, f"{name}.pth")
-        data = {"model": self.model.state_dict(), **{key: each.state_dict() for key, each in self.checkpointables.items()}, **kwargs}
+        rest = {**{key: each.state_dict() for key, each in self.checkpointables.items()}, **kwargs}
+        data = {"model": self.model.state_dict(), **_without_scalars(rest)}
         logging.getLogger(__name__).info(f"Saving checkpoint to {path}")
         try:
             with replacing(path) as partial, open(partial, "wb") as f:
@@ -164,7 +165,13 @@ class GatedCheckpointer(DetectionCheckpointer):
             path = self.get_checkpoint_file()
             if self.require != "nothing":
                 self.require = "all"
-            return self.load(path)
+            rest = self.load(path)
+            if "trainer" in self.checkpointables and "trainer" not in self._found:
+                raise UserError(
+                    f"--resume: {path!r}, the last checkpoint of {self.save_dir!r}, holds weights but not how far training had come: "
+                    "begin with it by MODEL.WEIGHTS, without --resume"
+                )
+            return rest
         return self.load(path, checkpointables=[])
 
     def _load_file(self, filename: str) -> Dict[str, Any]:
@@ -176,6 +183,7 @@ class GatedCheckpointer(DetectionCheckpointer):
             if os.path.abspath(filename).startswith(os.path.abspath(get_cache_dir())) and os.path.isfile(filename):
                 os.remove(filename)  # so that the next run downloads it again
             raise UserError(f"{error} (downloaded from {self._loading})") from error
+        self._found = set(data)
         average = data.pop("ema", None) if self._averaged else None
         if isinstance(average, dict):
             logging.getLogger(__name__).info(f"{filename} holds an average of the weights (MODEL_EMA), which is taken")
@@ -277,6 +285,15 @@ class GatedCheckpointer(DetectionCheckpointer):
             f"checkpoint {report.path!r} does not fit: {len(keys)} of {len(total)} weights of {what} would keep their initial values, "
             f"the first is {first}. {self._hint}To load what fits all the same: --allow-partial-weights"
         )
+
+
+def _without_scalars(value: Any) -> Any:
+    """With numpy's numbers as Python's: a file with such objects is one that no `torch.load` of weights alone reads."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, dict):
+        return {key: _without_scalars(item) for key, item in value.items()}
+    return type(value)(map(_without_scalars, value)) if type(value) in (list, tuple) else value
 
 
 def _is_whole(path: str) -> bool:

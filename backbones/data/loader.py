@@ -166,6 +166,8 @@ def share(batch: List[Any]) -> List[Any]:
         try:
             _share(batch)
         except RuntimeError as error:
+            if "Too many open files" in str(error):
+                raise UserError("the loader's processes have too many files open: raise the limit (ulimit -n 65536)") from error
             if "shared memory" not in str(error) and "No space left" not in str(error):
                 raise
             raise UserError(_MORE_SHARED_MEMORY) from error
@@ -190,9 +192,9 @@ def _settle(worker: int) -> None:
     import cv2
 
     cv2.setNumThreads(0)  # of OpenCV's own; torch sees to its
-    # signals to all processes of a run end it after its iteration, for which it needs its workers for some seconds more
+    # signals to all processes of a run end it after its iteration, for which it needs its workers; they end with it
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(10))
+    signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
 def build_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) -> TrainLoader:

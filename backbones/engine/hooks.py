@@ -102,7 +102,7 @@ class PreciseBN(hooks.PreciseBN):
     """As detectron2's, on images that follow from ``seed()`` and the iteration alone.
 
     Args:
-        loader: its own one, of `data.loader`.
+        loader: its own one; that its images follow holds of those of `data.loader`.
         others: those of detectron2's.
     """
 
@@ -111,7 +111,8 @@ class PreciseBN(hooks.PreciseBN):
         self.seed, self.loader = seed, loader
 
     def update_stats(self) -> None:
-        self.loader.go_to(self.seed() + 1 + self.trainer.iter, 0)
+        if isinstance(self.loader, TrainLoader):
+            self.loader.go_to(self.seed() + 1 + self.trainer.iter, 0)
         self._data_iter = None
         super().update_stats()
 

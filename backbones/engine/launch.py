@@ -5,11 +5,14 @@ import multiprocessing
 import os
 import signal
 import sys
-from typing import Callable, Iterator
+import time
+import uuid
+from typing import Callable, Iterator, Tuple
 
 import detectron2.engine
 import torch
 import torch.distributed as dist
+from detectron2.engine.launch import DEFAULT_TIMEOUT
 from detectron2.utils import comm
 from torch.distributed.rendezvous import rendezvous
 
@@ -33,6 +36,7 @@ def launch(main: Callable, args, device: str) -> None:
 
     Under ``torchrun`` this process is one of them already, and the counts in ``args`` are not looked at. Otherwise ``args.num_gpus`` processes
     are started on each of ``args.num_machines`` machines: one a GPU, or where ``device`` is "cpu", talking by gloo, as many as asked for.
+    ``args.resume`` is set where ``torchrun`` has started a training anew.
     """
     cuda = torch.device(device).type == "cuda"
     if _torchrun():
@@ -41,11 +45,14 @@ def launch(main: Callable, args, device: str) -> None:
         if cuda:
             torch.cuda.set_device(local_rank)
         store, rank, size = next(rendezvous("env://"))
-        # a store outlives restarts: the addresses in it of processes that have ended are not to be taken for those of this start
-        store = dist.PrefixStore(f"start_{os.environ['TORCHELASTIC_RESTART_COUNT']}", store)
-        dist.init_process_group("nccl" if cuda else "gloo", store=store, rank=rank, world_size=size)
+        name, number = _meet(store, rank, size)
+        backend = "nccl" if cuda else "gloo"
+        dist.init_process_group(backend, store=dist.PrefixStore(name, store), rank=rank, world_size=size, timeout=DEFAULT_TIMEOUT)
         comm.create_local_process_group(local_size)
         try:
+            # after a loss all processes are started anew, those of a node that is new itself for the first time
+            if max(comm.all_gather(number)) > 0 and not getattr(args, "eval_only", False):
+                args.resume = True
             main(args)
         finally:
             dist.destroy_process_group()
@@ -67,6 +74,34 @@ def launch(main: Callable, args, device: str) -> None:
         if error.signal_name:  # the system ended it, for want of memory most often; any other has said why itself
             raise UserError(f"process {error.error_index} of the run was killed by {error.signal_name}") from error
         sys.exit(error.exit_code)
+
+
+def _meet(store: dist.Store, rank: int, size: int) -> Tuple[str, int]:
+    """A name of this start of all processes that no other start has, and whether it is a restart: a number above 0, in some process at least.
+
+    The store outlives restarts, and the addresses in it of processes that have ended are not to be taken for those of this start. How often
+    each node's agent has restarted its own processes is not the same on all nodes. So the first process gives the name to whoever asks
+    under a word of its own, until all have it.
+    """
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    own = uuid.uuid4().hex
+    if rank:
+        store.set(f"ask/{rank}", own)
+        name = store.get(f"answer/{own}").decode()
+        store.set(f"has/{name}/{rank}", "")
+        return name, restarts
+    started = store.add("starts", 1) - 1
+    waiting, until = set(range(1, size)), time.monotonic() + DEFAULT_TIMEOUT.total_seconds()
+    while waiting:
+        if time.monotonic() > until:
+            raise UserError(f"{len(waiting)} of {size} processes did not start, such as number {min(waiting)}")
+        for other in sorted(waiting):
+            if store.check([f"has/{own}/{other}"]):
+                waiting.remove(other)
+            elif store.check([f"ask/{other}"]):  # perhaps one's that has ended, whose answer nobody reads
+                store.set(f"answer/{store.get(f'ask/{other}').decode()}", own)
+        time.sleep(0.01)
+    return own, max(restarts, started)
 
 
 @contextlib.contextmanager

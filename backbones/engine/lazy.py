@@ -28,7 +28,7 @@ from .hooks import EMA, Evaluate, KeepBest
 from .resume import Run
 from .signals import Interrupted, Signals
 from .step import Steps
-from .trainer import broadcast_buffers, check_not_done, fill, leave, warn_of_frozen_norms, warn_of_resuming
+from .trainer import broadcast_buffers, check_not_done, check_processes_agree, fill, leave, warn_of_frozen_norms, warn_of_resuming
 
 
 def is_lazy(path: str) -> bool:
@@ -205,6 +205,7 @@ def train(cfg: DictConfig, resume: bool = False, allow_partial_weights: bool = F
     start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
     if not (start == cfg.train.max_iter and evaluation.pending):
         check_not_done(start, cfg.train.max_iter, checkpointer, "train.max_iter", "train.init_checkpoint=")
+    check_processes_agree(checkpointer.model, start)
     if ema:
         ema.begin()
     trainer.seed = run.go_on(start)
@@ -213,12 +214,14 @@ def train(cfg: DictConfig, resume: bool = False, allow_partial_weights: bool = F
     trainer.register_hooks([_LeaveAfterSignals(checkpointer)])
     try:
         with signals:
-            trainer.train(start, cfg.train.max_iter)
+            try:
+                trainer.train(start, cfg.train.max_iter)
+            except Interrupted as asked:  # in an evaluation
+                trainer.iter = min(trainer.iter, cfg.train.max_iter - 1)
+                leave(trainer, checkpointer, trainer.iter, asked.number)
         if main:  # a last time, which knows of the last evaluation
             trainer.iter = cfg.train.max_iter - 1
             checkpointer.save("model_final", iteration=trainer.iter)
-    except Interrupted as asked:  # in an evaluation
-        leave(checkpointer, min(trainer.iter, cfg.train.max_iter - 1), asked.number)
     finally:
         trainer.close()
 
@@ -246,7 +249,7 @@ class _LeaveAfterSignals(HookBase):
 
     def after_step(self) -> None:
         if self.trainer.stop:
-            leave(self.checkpointer, self.trainer.iter, self.trainer.stop)
+            leave(self.trainer, self.checkpointer, self.trainer.iter, self.trainer.stop)
 
 
 def _instantiate(cfg: DictConfig, key: str) -> Any:

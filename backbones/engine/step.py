@@ -1,6 +1,7 @@
 """One iteration of training: accumulated gradients, mixed precision, and losses that are not numbers stop every process."""
 
 import contextlib
+import datetime
 import logging
 import time
 from typing import Any, Dict, List, Optional
@@ -51,6 +52,8 @@ class Steps(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if precision == torch.float16 else None
         self.asked, self.stop = 0, 0
         self.skipped = 0
+        # what is said here does not wait for a GPU, nor meets what the model exchanges
+        self.group = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
 
     def run_step(self) -> None:
         assert self.model.training, "the model was left in evaluation mode"
@@ -59,10 +62,7 @@ class Steps(SimpleTrainer):
         data_time = 0.0
         for part in range(self.accumulate):
             begun = time.perf_counter()
-            try:
-                batch = next(self._data_loader_iter)
-            except UserError as error:
-                self._agree({}, error)
+            batch = self._next_batch()
             data_time += time.perf_counter() - begun
             self._count_skipped(batch)
             if self.seed is not None:  # after the batch, which may have been made in this process
@@ -83,6 +83,23 @@ class Steps(SimpleTrainer):
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
 
+    def _next_batch(self) -> List[Dict[str, Any]]:
+        """Raises the same UserError in all processes where one has no data: the others would wait for it, in the model perhaps."""
+        failed, batch = "", []
+        try:
+            batch = next(self._data_loader_iter)
+        except UserError as error:
+            failed = str(error)
+            if self.group is None:
+                raise
+        if self.group is not None:
+            without = torch.tensor(int(bool(failed)))
+            dist.all_reduce(without, dist.ReduceOp.MAX, self.group)
+            if without:
+                said = comm.all_gather(failed)
+                raise UserError(failed or next(filter(None, said)))
+        return batch
+
     def _forward(self, batch: List[Dict[str, Any]]) -> Dict[str, torch.Tensor]:
         cast = contextlib.nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
         try:
@@ -97,17 +114,20 @@ class Steps(SimpleTrainer):
         """That this process got a signal."""
         self.asked = number
 
-    def _agree(self, losses: Dict[str, torch.Tensor], failed: Optional[UserError] = None) -> None:
-        """All processes learn whether one has no data, a loss that is no number, or was asked to end."""
+    def wait_for_first(self) -> None:
+        """Returns when the first process has ended: until then it may be writing a checkpoint, in which the end of another would end it too."""
+        if self.group is not None and not comm.is_main_process():
+            with contextlib.suppress(RuntimeError):  # a lost connection, or two minutes have passed
+                dist.irecv(torch.zeros(1), 0, self.group).wait(datetime.timedelta(minutes=2))
+
+    def _agree(self, losses: Dict[str, torch.Tensor]) -> None:
+        """All processes learn whether one has a loss that is no number, or was asked to end."""
         bad = [name for name, value in losses.items() if not torch.isfinite(value).all()]
-        flags = torch.tensor([len(bad), self.asked, int(failed is not None)], device=self.device)
+        flags = torch.tensor([len(bad), self.asked], device=self.device)
         if comm.get_world_size() > 1:
             dist.all_reduce(flags, dist.ReduceOp.MAX)
-        count, self.stop, without = flags.tolist()
+        count, self.stop = flags.tolist()
         where = f"at iteration {self.iter}"
-        if without:
-            said = comm.all_gather(str(failed or ""))
-            raise failed or UserError(next(filter(None, said)))
         if count:
             names = ", ".join(f"{name} is {losses[name].item()}" for name in bad) or "a loss of another process is no number"
             raise Diverged(

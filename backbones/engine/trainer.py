@@ -69,15 +69,34 @@ def warn_of_frozen_norms(weights: str, model: nn.Module) -> None:
         )
 
 
-def leave(checkpointer: GatedCheckpointer, iteration: int, number: int) -> None:
-    """Ends this process after signal ``number``, with a checkpoint of what follows ``iteration``."""
+def leave(steps: Steps, checkpointer: GatedCheckpointer, iteration: int, number: int) -> None:
+    """Ends this process after signal ``number``, with a checkpoint of what follows ``iteration``; others than the first wait for that."""
+    steps.close()  # workers that end by themselves would be said in the middle of the checkpoint
     if comm.is_main_process():
         name = f"model_{iteration:07d}"
         checkpointer.save(name, iteration=iteration)
         logging.getLogger(__name__).warning(
             f"ended by {signal.Signals(number).name} after {iteration + 1} iterations: {name}.pth is saved, --resume goes on from it"
         )
+    steps.wait_for_first()
     sys.exit(exit_code(number))
+
+
+def check_processes_agree(model: nn.Module, start: int) -> None:
+    """Raises UserError, in all processes, where they have not loaded the same weights or do not begin at the same iteration."""
+    if comm.get_world_size() == 1:
+        return
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    # sums of bit patterns, which have no order
+    bits = sum(int(p.detach().view(kinds[p.element_size()]).sum(dtype=torch.int64)) for p in model.parameters() if p.numel())
+    all_have = comm.all_gather((start, bits))
+    other = next((rank for rank, has in enumerate(all_have) if has != all_have[0]), None)
+    if other is not None:
+        what = f"begins at iteration {all_have[other][0]}" if all_have[other][0] != all_have[0][0] else "has other weights"
+        raise UserError(
+            f"process {other} {what}, process 0 begins at {all_have[0][0]}: all machines must see the same checkpoints and weights, "
+            "in a folder that they share"
+        )
 
 
 def _no_mistakes(record: logging.LogRecord) -> bool:
@@ -159,12 +178,12 @@ class Trainer(DefaultTrainer):
             alone.defrost()
             alone.DATALOADER.NUM_WORKERS = 0
             loader = self.build_train_loader(alone)
-            precise = PreciseBN(lambda: self.run.seed, cfg.TEST.EVAL_PERIOD, model, loader, cfg.TEST.PRECISE_BN.NUM_ITER)
-        return [
+            precise = PreciseBN(lambda: self.run.seed, cfg.TEST.EVAL_PERIOD, self._evaluated_model(), loader, cfg.TEST.PRECISE_BN.NUM_ITER)
+        built = [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
-            precise,
             self.ema,
+            precise,
             hooks.PeriodicCheckpointer(self.checkpointer, cfg.SOLVER.CHECKPOINT_PERIOD) if main else None,
             self.evaluation,
             (
@@ -177,9 +196,10 @@ class Trainer(DefaultTrainer):
                 if cfg.TEST.AUG.ENABLED
                 else None
             ),
-            hooks.PeriodicWriter([*self.build_writers(), *trackers(cfg)], period=20) if main else None,
             Progress() if Progress.is_wanted() else None,
+            hooks.PeriodicWriter([*self.build_writers(), *trackers(cfg)], period=20) if main else None,
         ]
+        return [hook for hook in built if hook is not None]
 
     def resume_or_load(self, resume: bool = True) -> None:
         warn_of_resuming(resume, self.checkpointer, self.cfg.OUTPUT_DIR)
@@ -187,6 +207,7 @@ class Trainer(DefaultTrainer):
         warn_of_frozen_norms(self.cfg.MODEL.WEIGHTS, self.checkpointer.model)
         if not (self.start_iter == self.max_iter and self.evaluation.pending):
             check_not_done(self.start_iter, self.max_iter, self.checkpointer, "SOLVER.MAX_ITER", "MODEL.WEIGHTS ")
+        check_processes_agree(self.checkpointer.model, self.start_iter)
         if self.ema:
             self.ema.begin()
         self._trainer.seed = self.run.go_on(self.start_iter)
@@ -199,12 +220,13 @@ class Trainer(DefaultTrainer):
         log.addFilter(_no_mistakes)
         try:
             with self.signals:
-                return super().train()
-        except _Finish:
-            return None
-        except Interrupted as asked:  # in an evaluation
-            self.iter = min(self.iter, self.max_iter - 1)
-            leave(self.checkpointer, self.iter, asked.number)
+                try:
+                    return super().train()
+                except _Finish:
+                    return None
+                except Interrupted as asked:  # in an evaluation
+                    self.iter = min(self.iter, self.max_iter - 1)
+                    leave(self._trainer, self.checkpointer, self.iter, asked.number)
         finally:
             log.removeFilter(_no_mistakes)
             self._trainer.close()
@@ -230,7 +252,7 @@ class Trainer(DefaultTrainer):
     def after_step(self) -> None:
         super().after_step()
         if self.stop:
-            leave(self.checkpointer, self.iter, self.stop)
+            leave(self._trainer, self.checkpointer, self.iter, self.stop)
 
     def _evaluated_model(self) -> nn.Module:
         return self.ema.average.module if self.ema else self.model
