@@ -80,8 +80,10 @@ def test_killed_again_and_again(config, data, tmp_path):
 def test_a_lost_process(data, tmp_path):
     """One of two is killed; torchrun starts both anew, and they go on by themselves."""
     options = ["--config-file", CONFIG, *data, *OVERRIDES, "SEED", 5, "MODEL.VOVNET.NORM", "FrozenBN"]
+    # the other rendezvous of torch 2.3 does not survive a restart, whatever it is that runs
+    nodes = ["--nnodes=1", "--master-port=29655"] if torch.__version__.startswith("2.3.") else ["--standalone"]
     for name in ("whole", "lost"):
-        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=2", "tests/lost.py", name]
+        command = ["-m", "torch.distributed.run", *nodes, "--nproc-per-node=2", "--max-restarts=2", "tests/lost.py", name]
         run(*command, *options, "OUTPUT_DIR", tmp_path / name)
     assert (tmp_path / "lost" / "was_lost").is_file() and not (tmp_path / "whole" / "was_lost").exists()
     assert_equal(state(tmp_path / "lost"), state(tmp_path / "whole"))
