@@ -31,7 +31,7 @@ class _Tracker(EventWriter):
 
 
 class WandbWriter(_Tracker):
-    """A run in a project; its config is the run's own. Goes on with the same run when training is resumed."""
+    """A run in a project; its config is the run's own. With WANDB_RUN_ID in the environment, a resumed training goes on in the same run."""
 
     def __init__(self, cfg: CfgNode):
         super().__init__()

@@ -324,8 +324,8 @@ class Trainer(DefaultTrainer):
         return (DatasetMapper if cfg.INPUT.MAPPER == "detectron2" else FasterMapper)(cfg, is_train)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
-        return build_evaluator(cfg, dataset_name)
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None) -> DatasetEvaluator:
+        return build_evaluator(cfg, dataset_name, output_folder)
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None):
@@ -337,7 +337,7 @@ class Trainer(DefaultTrainer):
         """The results of `test` with test-time augmentation as ``cfg.TEST.AUG`` says; their names end in ``_TTA``."""
         logging.getLogger(__name__).info("Evaluating with test-time augmentation ...")
         folder = os.path.join(cfg.OUTPUT_DIR, "inference_TTA")
-        evaluators = [build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
+        evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
         results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
         return {f"{name}_TTA": value for name, value in results.items()}
 
