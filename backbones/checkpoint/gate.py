@@ -129,6 +129,16 @@ class GatedCheckpointer(DetectionCheckpointer):
             with contextlib.suppress(FileNotFoundError):
                 os.remove(os.path.join(self.save_dir, "last_checkpoint"))
 
+    def is_writing(self, name: str) -> bool:
+        """Whether some process is writing ``name``.pth."""
+        return os.path.exists(os.path.join(self.save_dir, f"{name}.pth.partial"))
+
+    def is_last(self, name: str) -> bool:
+        """Whether ``name``.pth is written, by whichever process, and is the last checkpoint of the folder."""
+        with contextlib.suppress(OSError), open(os.path.join(self.save_dir, "last_checkpoint")) as f:
+            return f.read() == f"{name}.pth"
+        return False
+
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         if "://" in self.save_dir:
             super().tag_last_checkpoint(last_filename_basename)

@@ -1,7 +1,6 @@
 """One iteration of training: accumulated gradients, mixed precision, and losses that are not numbers stop every process."""
 
 import contextlib
-import datetime
 import logging
 import time
 from typing import Any, Dict, List, Optional
@@ -52,8 +51,8 @@ class Steps(SimpleTrainer):
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if precision == torch.float16 else None
         self.asked, self.stop = 0, 0
         self.skipped = 0
-        # what is said here does not wait for a GPU, nor meets what the model exchanges
-        self.group = dist.new_group(backend="gloo") if comm.get_world_size() > 1 else None
+        # what processes say of their data is not to wait for GPUs
+        self.group = dist.new_group(backend="gloo") if comm.get_world_size() > 1 and dist.get_backend() != "gloo" else None
 
     def run_step(self) -> None:
         assert self.model.training, "the model was left in evaluation mode"
@@ -90,9 +89,9 @@ class Steps(SimpleTrainer):
             batch = next(self._data_loader_iter)
         except UserError as error:
             failed = str(error)
-            if self.group is None:
+            if comm.get_world_size() == 1:
                 raise
-        if self.group is not None:
+        if comm.get_world_size() > 1:
             without = torch.tensor(int(bool(failed)))
             dist.all_reduce(without, dist.ReduceOp.MAX, self.group)
             if without:
@@ -113,12 +112,6 @@ class Steps(SimpleTrainer):
     def note(self, number: int) -> None:
         """That this process got a signal."""
         self.asked = number
-
-    def wait_for_first(self) -> None:
-        """Returns when the first process has ended: until then it may be writing a checkpoint, in which the end of another would end it too."""
-        if self.group is not None and not comm.is_main_process():
-            with contextlib.suppress(RuntimeError):  # a lost connection, or two minutes have passed
-                dist.irecv(torch.zeros(1), 0, self.group).wait(datetime.timedelta(minutes=2))
 
     def _agree(self, losses: Dict[str, torch.Tensor]) -> None:
         """All processes learn whether one has a loss that is no number, or was asked to end."""

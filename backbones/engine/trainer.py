@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import weakref
 from typing import Any, Callable, Dict, List, Optional
 
@@ -72,13 +73,17 @@ def warn_of_frozen_norms(weights: str, model: nn.Module) -> None:
 def leave(steps: Steps, checkpointer: GatedCheckpointer, iteration: int, number: int) -> None:
     """Ends this process after signal ``number``, with a checkpoint of what follows ``iteration``; others than the first wait for that."""
     steps.close()  # workers that end by themselves would be said in the middle of the checkpoint
+    name = f"model_{iteration:07d}"
     if comm.is_main_process():
-        name = f"model_{iteration:07d}"
         checkpointer.save(name, iteration=iteration)
         logging.getLogger(__name__).warning(
             f"ended by {signal.Signals(number).name} after {iteration + 1} iterations: {name}.pth is saved, --resume goes on from it"
         )
-    steps.wait_for_first()
+    else:
+        # the end of this process may be the end of the first in the middle of its checkpoint; but one that does not begin may wait for this one
+        begun = time.monotonic()
+        while not checkpointer.is_last(name) and time.monotonic() < begun + (120 if checkpointer.is_writing(name) else 5):
+            time.sleep(0.05)
     sys.exit(exit_code(number))
 
 
