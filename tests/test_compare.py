@@ -217,6 +217,7 @@ def test_the_command(files, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "again.json").read_text()) == result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", compare.TASKS)
 def test_digits_and_run_folders(task, tmp_path, monkeypatch, capsys):
     """The truth itself as A, and shifted by two pixels as B, which is worse in every sample."""

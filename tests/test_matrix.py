@@ -47,6 +47,7 @@ def pairs():
             yield pytest.param(kind, name, marks=[] if (kind, name) in DAILY else pytest.mark.slow)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, name", pairs())
 def test_every_weight_is_trained(kind, name):
     cfg = zoo.get_config(KINDS[kind])

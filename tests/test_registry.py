@@ -230,6 +230,7 @@ def test_torchscript(name, tmp_path):
             close(scripted(x), net(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_tracing(name):
     net = backbones.create(name).eval()
@@ -241,6 +242,7 @@ def test_tracing(name):
         close(traced(other), net(other))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_torch_export(name):
     net = backbones.create(name).eval()
@@ -250,6 +252,7 @@ def test_torch_export(name):
         close(exported.module()(x), net(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOME)
 def test_torch_export_of_any_size(name):
     net = backbones.create(name).eval()
