@@ -4,7 +4,7 @@ import os
 import re
 import sysconfig
 import traceback
-from typing import Iterable, List, Optional
+from typing import Any, Dict, Iterable, List, Optional
 
 import detectron2
 import torch
@@ -195,12 +195,17 @@ def _stage_options(node: CfgNode) -> None:
     _default(node, "RES5_DILATION", 1)  # 2: the last stage at stride 16, its convolutions dilated (DC5)
 
 
-def all_keys(cfg: CfgNode, prefix: str = "") -> List[str]:
+def flat(node: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
+    """Nested dicts, a config's too, as one of dotted keys."""
+    result = {}
+    for key, value in node.items():
+        result.update(flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
+    return result
+
+
+def all_keys(cfg: CfgNode) -> List[str]:
     """Every key of a config, in the dotted form of the command line."""
-    keys: List[str] = []
-    for key, value in cfg.items():
-        keys += all_keys(value, f"{prefix}{key}.") if isinstance(value, CfgNode) else [prefix + key]
-    return keys
+    return list(flat(cfg))
 
 
 def merge_file(cfg: CfgNode, path: str) -> None:

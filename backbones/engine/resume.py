@@ -4,12 +4,13 @@ import contextlib
 import fcntl
 import logging
 import os
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional
 
 import yaml
 from detectron2.data import MetadataCatalog
 from detectron2.utils import comm
 
+from ..config import flat
 from ..data.loader import TrainLoader
 from ..errors import UserError
 
@@ -88,7 +89,7 @@ class Run:
                 f"--resume: the run in {self.folder!r} has {len(before)} classes, the training data now {len(now)}: {first[0]!r} of the one stands "
                 f"where the other has {first[1]!r}. For a new run take another folder, and this one's weights to begin with"
             )
-        old, new = (dict(_flat(config)) for config in (yaml.safe_load(self.loaded["config"]), self.config))
+        old, new = flat(yaml.safe_load(self.loaded["config"])), flat(self.config)
         changed = [
             f"{key} {old[key]} -> {value}"
             for key, value in new.items()
@@ -96,17 +97,9 @@ class Run:
         ]
         if changed:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-            rates = any(change.startswith(("SOLVER.", "optimizer.", "lr_multiplier.")) for change in changed)
+            rates = any(change.startswith(("SOLVER.", "optimizer.")) for change in changed)
             stay = ". Learning rate, weight decay and momentum are in the checkpoint, and stay as they were" if rates else ""
             logging.getLogger(__name__).warning(f"--resume: the config is not as it was: {'; '.join(changed[:5])}{more}{stay}")
-
-
-def _flat(config: Dict[str, Any], before: str = "") -> Iterator[Tuple[str, Any]]:
-    for key, value in config.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from typing import Any, Dict, List
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
 
+from ..config import flat
 from ..errors import UserError
 
 
@@ -53,7 +54,7 @@ class MLflowWriter(_Tracker):
         self.mlflow = _module("mlflow", "TRACKING.MLFLOW")
         self.mlflow.set_experiment(cfg.TRACKING.MLFLOW)
         self.mlflow.start_run()
-        parameters = {key: str(value)[:500] for key, value in _flat(_plain(cfg)).items()}
+        parameters = {key: str(value)[:500] for key, value in flat(cfg).items()}
         keys = sorted(parameters)
         for i in range(0, len(keys), 100):  # so many at once, as its server takes them
             self.mlflow.log_params({key: parameters[key] for key in keys[i : i + 100]})
@@ -86,10 +87,3 @@ def _module(name: str, key: str) -> Any:
 
 def _plain(node: Any) -> Any:
     return {key: _plain(value) for key, value in node.items()} if isinstance(node, dict) else node
-
-
-def _flat(node: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
-    result = {}
-    for key, value in node.items():
-        result.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value})
-    return result
