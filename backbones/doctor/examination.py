@@ -50,7 +50,7 @@ from ..config import (
 )
 from ..data import check_datasets, register_from_config, register_held_out, register_image_folders
 from ..data.inspection import Finding, Source, Use, inspect, sources, summarize
-from ..engine import Trainer, load_for_evaluation
+from ..engine import Trainer, YamlFront
 from ..engine.tracking import check_trackers
 from ..errors import UserError
 from ..files import write_whole
@@ -666,7 +666,7 @@ class Examination:
         cfg.MODEL.WEIGHTS, cfg.DATASETS.TEST = final, ("doctor:test",)
         cfg.DATASETS.PROPOSAL_FILES_TEST = tuple(self.cfg.DATASETS.PROPOSAL_FILES_TEST[:1])
         model = Trainer.build_model(cfg)
-        load_for_evaluation(cfg, model)
+        YamlFront(cfg).load_for_evaluation(model)
         begun = time.perf_counter()
         if MetadataCatalog.get(name).get("evaluator_type") in _WITH_PARTS:
             results = Trainer.test(cfg, model)
