@@ -18,12 +18,11 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image, UnidentifiedImageError
 
-from ..errors import UserError
+from ..errors import SEVERITIES, Finding, UserError
 from ..files import sha256
 from .holdout import HELD_OUT, KEPT
 from .mapper import run_lengths
 
-SEVERITIES = ("error", "warning", "note")
 # kind -> (severity, what is wrong, what to do)
 KINDS = {
     "missing file": ("error", "the annotation file or the image folder is not there", "put it there, or correct the path"),
@@ -119,15 +118,6 @@ class Problem:
     @property
     def severity(self) -> str:
         return KINDS[self.kind][0]
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of a report; ``severity`` is one of `SEVERITIES`."""
-
-    severity: str
-    message: str
-    advice: str = ""
 
 
 def summarize(problems: Iterable[Problem], shown: int = 5) -> List[Finding]:
