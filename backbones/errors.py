@@ -2,7 +2,7 @@
 
 import difflib
 from dataclasses import dataclass, field
-from typing import Any, Iterable
+from typing import Any, Callable, Iterable, List
 
 # code -> what it says
 CODES = {
@@ -65,6 +65,15 @@ def unknown(what: str, value: Any, allowed: Iterable[Any], key: str = "", code: 
     shown = ", ".join(repr(name) for name in names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
     suggestion = allowed[names.index(close[0])] if close else None
     return UserError(f"unknown {what}: {value!r}.{hint} Allowed: {shown or 'none'}.", code, key, suggestion)
+
+
+def raised(check: Callable[..., Any], *arguments: Any) -> List[UserError]:
+    """The UserError that a call raises, if it does."""
+    try:
+        check(*arguments)
+    except UserError as error:
+        return [error]
+    return []
 
 
 @dataclass(frozen=True)

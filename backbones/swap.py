@@ -11,7 +11,7 @@ from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from omegaconf import DictConfig, OmegaConf
 
-from .config import FEATURE_KEYS, add_backbones_config, get, merge_overrides
+from .config import ARCHITECTURES, add_backbones_config, architecture, get, merge_overrides, put
 from .detectors import LastStageROIHeads, last_stage
 from .errors import UserError
 from .registry import BUILDERS, Family, create, family_of
@@ -20,7 +20,7 @@ from .zoo import weights
 # options that a family's own node has under the same names as RESNETS
 _KEPT = ("NORM", "DEFORM_ON_PER_STAGE", "DEFORM_MODULATED", "DEFORM_NUM_GROUPS", "RES5_DILATION")
 # keys that may name features of the backbone itself
-_FEATURE_KEYS = tuple(f"MODEL.{group}.IN_FEATURES" for group in ("FPN", "RPN", "ROI_HEADS", "RETINANET", "GFL", "SEM_SEG_HEAD"))
+_FEATURE_KEYS = dict.fromkeys(("MODEL.FPN.IN_FEATURES", *(key for row in ARCHITECTURES.values() for key in row.features or ())))
 
 
 def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
@@ -38,7 +38,7 @@ def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
     if isinstance(cfg, DictConfig):
         return _use_in_lazy(cfg, name, family)
     if cfg.is_frozen():
-        raise UserError("the config is frozen: call cfg.defrost() before use_backbone")
+        raise UserError("the config is frozen: call cfg.defrost() before use_backbone", "unsupported")
     add_backbones_config(cfg)
     before = cfg.MODEL.BACKBONE.NAME
     old = BUILDERS.get(before)
@@ -50,28 +50,27 @@ def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
     node = cfg.MODEL[family.name.upper()] = defaults.MODEL[family.name.upper()]
     node.update(kept)
     if family.variant_key:
-        _set(cfg, family.variant_key, name)
+        put(cfg, family.variant_key, name)
     # a builder of the user's own may be named as it likes
-    keys = FEATURE_KEYS.get(cfg.MODEL.META_ARCHITECTURE, _FEATURE_KEYS)
+    row = architecture(cfg)
+    keys = _FEATURE_KEYS if row.features is None else row.features
     pyramid = "fpn" in before or any(re.fullmatch(r"p\d", feature) for key in keys for feature in get(cfg, key))
-    dense = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE or cfg.MODEL.META_ARCHITECTURE == "GFL"
-    retinanet = pyramid and ("retinanet" in before or dense)
+    retinanet = pyramid and ("retinanet" in before or row.dense)
     cfg.MODEL.BACKBONE.NAME = f"build_{'retinanet_' * retinanet}{family.name}{'_fpn' * pyramid}_backbone"
     if pyramid and not cfg.MODEL.FPN.IN_FEATURES:
         cfg.MODEL.FPN.IN_FEATURES = list(family.stages[2 if retinanet else 1 :])
     _set_last_stage_heads(cfg)
     used = set()
     for key in _FEATURE_KEYS:
-        _, group, leaf = key.split(".")
-        features = [_feature(feature, family) for feature in cfg.MODEL[group][leaf]]
-        cfg.MODEL[group][leaf] = features
-        used.update(feature for feature in features if feature in family.stages and (not pyramid or group == "FPN"))
+        features = [_feature(feature, family) for feature in get(cfg, key)]
+        put(cfg, key, features)
+        used.update(feature for feature in features if feature in family.stages and (not pyramid or key == "MODEL.FPN.IN_FEATURES"))
     node.OUT_FEATURES = [stage for stage in family.stages if stage in used] or list(family.stages[1:])
     about = weights.about(name)
     overrides = [str(item) for item in about.get("overrides", [])]
     for key in overrides[::2]:
         if not key.startswith(f"MODEL.{family.name.upper()}."):
-            raise UserError(f"the weights {weights.local(name)!r} ask for {key}, which is no option of {name}")
+            raise UserError(f"the weights {weights.local(name)!r} ask for {key}, which is no option of {name}", "unknown-key", key)
     merge_overrides(cfg, overrides)
     images = about.get("preprocessing")
     if images:
@@ -90,7 +89,8 @@ def _set_last_stage_heads(cfg: CfgNode) -> None:
     if name == "Res5ROIHeads":
         cfg.MODEL.ROI_HEADS.NAME = "LastStageROIHeads"
     elif isinstance(heads, type) and issubclass(heads, Res5ROIHeads) and not issubclass(heads, LastStageROIHeads):
-        raise UserError(f"MODEL.ROI_HEADS.NAME {name!r} runs ResNet's last stage: derive it from backbones.detectors.LastStageROIHeads")
+        said = f"MODEL.ROI_HEADS.NAME {name!r} runs ResNet's last stage: derive it from backbones.detectors.LastStageROIHeads"
+        raise UserError(said, "unsupported", "MODEL.ROI_HEADS.NAME")
 
 
 def _feature(feature: str, family: Family) -> str:
@@ -106,7 +106,8 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
     if old is None or ("out_features" not in old and "in_features" not in outer):
         raise UserError(
             "the model of this Python config has neither an FPN over a bottom_up nor a bare backbone with out_features, "
-            "so there is no place for another network"
+            "so there is no place for another network",
+            "unsupported",
         )
     before = outer.in_features if old is not outer else old.out_features
     features = [_feature(feature, family) for feature in before]
@@ -171,10 +172,3 @@ def _warn_of_scratch(name: str, norm: str, so: str) -> None:
     if norm not in ("GN", "LN"):
         reason = f"to begin with, neither released nor in {weights.folder()!r}"
     logging.getLogger(__name__).warning(f"{name} is trained from scratch ({so}, norm {norm}): there are no weights of it {reason}")
-
-
-def _set(cfg: CfgNode, key: str, value) -> None:
-    *path, leaf = key.split(".")
-    for part in path:
-        cfg = cfg[part]
-    cfg[leaf] = value

@@ -25,10 +25,15 @@ from PIL import Image
 from backbones import zoo
 from backbones.benchmark.training import kept_bytes
 from backbones.config import merge_overrides
-from backbones.data.inspection import KINDS, SEVERITIES, Source, Use, inspect, sources, summarize
-from backbones.doctor.examination import Examination, quiet, size_in_words, unmatched
+from backbones.data.inspection import KINDS, Source, Use, inspect, sources, summarize
+from backbones.doctor.config import config as look_at_config
+from backbones.doctor.data import data as look_at_data
+from backbones.doctor.data import unmatched
+from backbones.doctor.examination import Examination, quiet, size_in_words
+from backbones.doctor.memory import activations, memory
 from backbones.doctor.report import printable
 from backbones.engine import Trainer
+from backbones.errors import SEVERITIES
 from backbones.tools import doctor, run
 
 WIDTH, HEIGHT = 100, 80
@@ -378,7 +383,7 @@ def findings(*overrides, config="quickstart/faster_rcnn_V_19_slim_dw_FPNLite_dig
     merge_overrides(cfg, [str(item) for item in overrides])
     examination = Examination(cfg, zoo.get_config_file(config), processes, processes)
     with quiet():
-        return list(examination.config())
+        return list(look_at_config(examination))
 
 
 @pytest.mark.parametrize(
@@ -499,15 +504,15 @@ def test_memory_estimate(data):
     merge_overrides(cfg, data.overrides())
     examination = Examination(cfg)
     with quiet():
-        list(examination.config())
-        list(examination.data())
-        fixed, slope = examination.activations()
+        list(look_at_config(examination))
+        list(look_at_data(examination))
+        fixed, slope = activations(examination)
         model = build_model(cfg)
         cfg.INPUT.MIN_SIZE_TRAIN = (512,)
         example = Trainer.build_mapper(cfg, is_train=True)(examination.some_records(1)[0])
         with EventStorage():
             real = kept_bytes(model, [example])
-        lines = [f.message for f in examination.memory()]
+        lines = [f.message for f in memory(examination)]
     assert example["image"].shape[1:] == (512, 640)
     assert fixed + slope * 512 * 640 == pytest.approx(real, rel=0.1)
     trained = 4 * sum(p.numel() for p in model.parameters())

@@ -1,6 +1,6 @@
 """Data sets: digits (real images, no download), COCO-format data from the command line, and checks before training."""
 
-from .checks import check_datasets, check_packages, check_paths
+from .checks import check_datasets, check_packages, check_paths, dataset_findings
 from .classification import register_image_folders
 from .coco import register_from_config
 from .digits import register_digits
@@ -10,6 +10,7 @@ __all__ = [
     "check_datasets",
     "check_packages",
     "check_paths",
+    "dataset_findings",
     "register_digits",
     "register_from_config",
     "register_held_out",

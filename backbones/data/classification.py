@@ -20,7 +20,7 @@ def register_image_folders(cfg: CfgNode) -> None:
     """
     for entry in cfg.DATASETS.get("IMAGE_FOLDERS", []):
         if not (isinstance(entry, (list, tuple)) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
-            raise UserError(f"DATASETS.IMAGE_FOLDERS: {entry!r} is not of the form ['name', 'folder']")
+            raise UserError(f"DATASETS.IMAGE_FOLDERS: {entry!r} is not of the form ['name', 'folder']", "syntax", "DATASETS.IMAGE_FOLDERS")
         register_image_folder(*entry)
 
 
@@ -29,7 +29,7 @@ def register_image_folder(name: str, folder: str) -> None:
     if name in DatasetCatalog:
         if MetadataCatalog.get(name).get("dirname") == folder:
             return
-        raise UserError(f"DATASETS.IMAGE_FOLDERS: the name {name!r} is taken by another data set")
+        raise UserError(f"DATASETS.IMAGE_FOLDERS: the name {name!r} is taken by another data set", "conflict", "DATASETS.IMAGE_FOLDERS")
     classes, records = _read(name, folder)
     DatasetCatalog.register(name, lambda: [dict(record) for record in records])
     MetadataCatalog.get(name).set(evaluator_type="classification", dirname=folder, classes=classes)
@@ -40,11 +40,12 @@ def _read(name: str, folder: str) -> Tuple[Tuple[str, ...], Tuple[Dict[str, Any]
     from torchvision.datasets import ImageFolder
 
     if not os.path.isdir(folder):
-        raise UserError(f"DATASETS.IMAGE_FOLDERS: folder {folder!r} of {name!r} is not there")
+        raise UserError(f"DATASETS.IMAGE_FOLDERS: folder {folder!r} of {name!r} is not there", "missing-file", "DATASETS.IMAGE_FOLDERS")
     try:
         found = ImageFolder(folder)
     except FileNotFoundError as error:  # no classes, or one without images
-        raise UserError(f"DATASETS.IMAGE_FOLDERS: {folder!r} of {name!r}: {' '.join(str(error).split())[:200]}") from error
+        said = f"DATASETS.IMAGE_FOLDERS: {folder!r} of {name!r}: {' '.join(str(error).split())[:200]}"
+        raise UserError(said, "data", "DATASETS.IMAGE_FOLDERS") from error
     records = tuple({"file_name": path, "image_id": path, "label": label} for path, label in found.samples)
     return tuple(found.classes), records
 
@@ -80,7 +81,7 @@ class ClassificationMapper:
                 image = image.convert("RGB")
                 pixels = np.array(self.transform(image.crop(record["crop"]) if "crop" in record else image))
         except (OSError, UnidentifiedImageError, SyntaxError) as error:
-            raise UserError(f"image {record['file_name']!r} cannot be read: {' '.join(str(error).split())}") from error
+            raise UserError(f"image {record['file_name']!r} cannot be read: {' '.join(str(error).split())}", "bad-file") from error
         if self.image_format == "BGR":
             pixels = pixels[:, :, ::-1]
         image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))

@@ -20,16 +20,19 @@ def register_held_out(cfg: CfgNode, training: bool = True) -> None:
     seen: Dict[str, int] = {}
     for entry in cfg.DATASETS.get("HOLD_OUT", []):
         if not (isinstance(entry, (list, tuple)) and len(entry) == 2 and isinstance(entry[0], str) and type(entry[1]) is int):
-            raise UserError(f"DATASETS.HOLD_OUT: {entry!r} is not of the form ['name', number of images]")
+            raise UserError(f"DATASETS.HOLD_OUT: {entry!r} is not of the form ['name', number of images]", "syntax", "DATASETS.HOLD_OUT")
         name, count = entry
         if name not in DatasetCatalog:
-            raise unknown("data set in DATASETS.HOLD_OUT", name, sorted(DatasetCatalog.keys()))
+            raise unknown("data set in DATASETS.HOLD_OUT", name, sorted(DatasetCatalog.keys()), "DATASETS.HOLD_OUT")
         if seen.setdefault(name, count) != count:
-            raise UserError(f"DATASETS.HOLD_OUT: {name!r} stands there with {seen[name]} and with {count} images")
+            raise UserError(
+                f"DATASETS.HOLD_OUT: {name!r} stands there with {seen[name]} and with {count} images", "conflict", "DATASETS.HOLD_OUT"
+            )
         if training and (name in cfg.DATASETS.TRAIN or name + HELD_OUT in cfg.DATASETS.TRAIN):
-            raise UserError(f"DATASETS.HOLD_OUT: what is held out of {name!r} would be trained on: set DATASETS.TRAIN to {name + KEPT!r}")
+            said = f"DATASETS.HOLD_OUT: what is held out of {name!r} would be trained on: set DATASETS.TRAIN to {name + KEPT!r}"
+            raise UserError(said, "conflict", "DATASETS.TRAIN", (name + KEPT,))
         if count < 1:
-            raise UserError(f"DATASETS.HOLD_OUT: {count} images of {name!r}: it must be 1 or more")
+            raise UserError(f"DATASETS.HOLD_OUT: {count} images of {name!r}: it must be 1 or more", "value", "DATASETS.HOLD_OUT")
         if name + HELD_OUT in DatasetCatalog:
             if MetadataCatalog.get(name + HELD_OUT).get("held_out") == count:
                 continue
@@ -47,6 +50,10 @@ def register_held_out(cfg: CfgNode, training: bool = True) -> None:
 def _part(name: str, count: int, inside: bool) -> List[dict]:
     records = DatasetCatalog.get(name)
     if count >= len(records):
-        raise UserError(f"DATASETS.HOLD_OUT: {count} images of {name!r}, which has {len(records)}: none would be left to train on")
+        raise UserError(
+            f"DATASETS.HOLD_OUT: {count} images of {name!r}, which has {len(records)}: none would be left to train on",
+            "data",
+            "DATASETS.HOLD_OUT",
+        )
     chosen = set(random.Random(f"{name}/{count}").sample(range(len(records)), count))
     return [record for i, record in enumerate(records) if (i in chosen) == inside]

@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 from PIL import Image, UnidentifiedImageError
 
+from ..config import learns
 from ..errors import SEVERITIES, Finding, UserError
 from ..files import sha256
 from .holdout import HELD_OUT, KEPT
@@ -150,12 +151,11 @@ class Use:
 
     @classmethod
     def of(cls, cfg: CfgNode) -> "Use":
-        instances = cfg.MODEL.META_ARCHITECTURE in ("GeneralizedRCNN", "PanopticFPN")
         sizes = cfg.INPUT.MIN_SIZE_TRAIN
         return cls(
-            masks=instances and cfg.MODEL.MASK_ON,
+            masks=learns(cfg, "masks"),
             polygons=cfg.INPUT.MASK_FORMAT == "polygon",
-            keypoints=instances and cfg.MODEL.KEYPOINT_ON,
+            keypoints=learns(cfg, "keypoints"),
             shortest=float(np.median(sizes if isinstance(sizes, (list, tuple)) else [sizes])),
             longest=float(cfg.INPUT.MAX_SIZE_TRAIN),
             format=cfg.INPUT.FORMAT,

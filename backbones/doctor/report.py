@@ -11,8 +11,10 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 
-from ..data.inspection import SEVERITIES, Finding
+from ..config import architecture
 from ..engine import Trainer
+from ..errors import SEVERITIES, Finding
+from .data import training_boxes
 from .examination import Examination, words
 
 
@@ -56,7 +58,7 @@ def charts(examination: Examination) -> Iterator[Tuple[str, str]]:
         figure.legend(loc="outside upper right", ncols=len(read))
         rest = f" (the {len(shown)} largest of {len(names)})" if len(names) > len(shown) else ""
         yield f"Objects of each class{rest}; crowds are not counted", _png(figure)
-    boxes = examination.training_boxes()
+    boxes = training_boxes(examination)
     if len(boxes):
         sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
         figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
@@ -68,7 +70,7 @@ def charts(examination: Examination) -> Iterator[Tuple[str, str]]:
                 for v in (level if isinstance(level, (list, tuple)) else [level])
             }
         )
-        if examination.cfg.MODEL.META_ARCHITECTURE not in ("GFL", "ImageClassifier", "SemanticSegmentor"):
+        if architecture(examination.cfg).anchors:
             for i, size in enumerate(sizes):
                 axes.axvline(size, color="tab:red", linewidth=1, label=None if i else "anchor sizes")
             axes.legend()

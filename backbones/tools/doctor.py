@@ -25,11 +25,16 @@ from ..config import (
     merge_file,
     merge_overrides,
 )
-from ..data.inspection import SEVERITIES, Finding
+from ..doctor.config import config
+from ..doctor.data import data
+from ..doctor.dry_run import dry_run
+from ..doctor.environment import environment
 from ..doctor.examination import Examination, error, quiet, words
+from ..doctor.memory import memory
 from ..doctor.report import charts, page, printable, samples, totals
+from ..doctor.weights import weights
 from ..engine import count_processes, lazy
-from ..errors import UserError
+from ..errors import SEVERITIES, Finding, UserError, raised
 from ..files import write_whole
 from ..swap import use_backbone
 from . import run
@@ -39,7 +44,7 @@ def read_config(args: argparse.Namespace) -> Tuple[CfgNode, List[Finding]]:
     """The config of the command line, and what is wrong with its overrides and flags of data. Raises UserError where there is none at all."""
     if len(args.opts) % 2:
         raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(args.opts)}")
-    cfg, found = get_cfg(), []
+    cfg = get_cfg()
     add_backbones_config(cfg)
     if args.config_file:
         args.config_file = zoo.get_config_file(args.config_file)
@@ -48,16 +53,10 @@ def read_config(args: argparse.Namespace) -> Tuple[CfgNode, List[Finding]]:
         merge_file(cfg, args.config_file)
     if args.backbone:
         use_backbone(cfg, args.backbone)
-    try:
-        apply_data_arguments(cfg, args)
-    except UserError as problem:
-        found.append(error(words(problem)))
+    errors = raised(apply_data_arguments, cfg, args)
     for pair in zip(args.opts[::2], args.opts[1::2]):
-        try:
-            merge_overrides(cfg, list(pair))
-        except UserError as problem:
-            found.append(error(words(problem)))
-    return cfg, found
+        errors += raised(merge_overrides, cfg, list(pair))
+    return cfg, [Finding.of(problem) for problem in errors]
 
 
 def examine(args: argparse.Namespace, say: Callable[[str], None] = print) -> Tuple[Examination, Dict[str, List[Finding]]]:
@@ -74,20 +73,15 @@ def examine(args: argparse.Namespace, say: Callable[[str], None] = print) -> Tup
         partial=args.allow_partial_weights,
         progress=lambda items, **about: tqdm(items, leave=False, disable=None, **about),
     )
-    steps = {
-        "environment": examination.environment,
-        "config": examination.config,
-        "weights": examination.pretrained,
-        "data": examination.data,
-        "memory": examination.memory,
-        **({} if args.no_run else {"dry run": examination.dry_run}),
-    }
+    steps = {"environment": environment, "config": config, "weights": weights, "data": data, "memory": memory, "dry run": dry_run}
+    if args.no_run:
+        del steps["dry run"]
     sections: Dict[str, List[Finding]] = {}
     for name, step in steps.items():
         findings = sections[name] = found if name == "config" else []
         with quiet():
             try:
-                for finding in step():
+                for finding in step(examination):
                     findings.append(finding)
             except Exception as problem:  # what goes wrong in one section does not hide the others
                 findings.append(error(f"this section could not be finished: {words(problem)}"))

@@ -1,0 +1,177 @@
+"""What is wrong with a config as a whole, known before anything heavy starts."""
+
+import os
+import sysconfig
+import traceback
+from typing import Iterable, Iterator
+
+import detectron2
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_backbone, build_model
+from torch import nn
+
+from ..errors import UserError, raised, unknown
+from ..layers import COMMON_NORMS, NORMS
+from ..registry import FAMILIES
+from ..solver import build_lr_scheduler, build_optimizer
+from .architectures import architecture
+from .keys import KEYS, all_keys, get, put
+from .merging import one_line
+
+
+def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> None:
+    """Raises the first of `config_findings`."""
+    for error in config_findings(cfg, training, processes):
+        raise error
+
+
+def config_findings(cfg: CfgNode, training: bool = False, processes: int = 1) -> Iterator[UserError]:
+    """All reasons why a config's model, or in ``training`` its solver, cannot be built, or its output folder cannot be written.
+
+    Args:
+        cfg: a config with this project's keys; it stays as it is.
+        training: whether it is to be trained with.
+        processes: how many will train.
+    """
+    yield from raised(check_device, cfg.MODEL.DEVICE)
+    yield from raised(check_output_dir, cfg.OUTPUT_DIR)
+    device, buildable = cfg.MODEL.DEVICE, True
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.MODEL.DEVICE = "meta"  # costs no memory
+    for find in (_values, _combinations):
+        for error in find(cfg):
+            yield error
+            if error.suggestion is None:
+                buildable = False
+            else:  # each mistake is said once, and hides no other
+                put(cfg, error.key, error.suggestion)
+    if training:
+        yield from _training(cfg, processes, device)
+    if buildable:
+        yield from _building(cfg, training, processes > 1 and not device.startswith("cuda"))
+
+
+def _values(cfg: CfgNode) -> Iterator[UserError]:
+    """Keys that do not take their value, each by itself."""
+    own = [family.upper() for family in FAMILIES]
+    for name in all_keys(cfg):
+        if name.endswith(".NORM"):
+            allowed = NORMS if name.split(".")[1] in own else COMMON_NORMS
+            if isinstance(get(cfg, name), str) and get(cfg, name) not in allowed:
+                yield unknown(name, get(cfg, name), allowed, name)
+    for key in KEYS:
+        error = key.error(get(cfg, key.name))
+        if error:
+            yield error
+
+
+def _combinations(cfg: CfgNode) -> Iterator[UserError]:
+    """Keys whose values do not go together."""
+    supernet = cfg.MODEL.SHUFFLENETV2.SUPERNET
+    for key in ("MODEL.COMPILE", "SOLVER.DDP.STATIC_GRAPH"):
+        if supernet and get(cfg, key):
+            yield UserError(f"{key} is for networks that stay the same, not for MODEL.SHUFFLENETV2.SUPERNET", "conflict", key, False)
+    if cfg.SOLVER.DDP.STATIC_GRAPH and cfg.SOLVER.ACCUMULATE > 1:
+        said = f"SOLVER.DDP.STATIC_GRAPH is for steps that are all alike, not for SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}"
+        yield UserError(said, "conflict", "SOLVER.DDP.STATIC_GRAPH", False)
+    if supernet and cfg.TEST.PRECISE_BN.ENABLED:
+        said = "TEST.PRECISE_BN would set the norms of all choices that do not run to zero: it is not for MODEL.SHUFFLENETV2.SUPERNET"
+        yield UserError(said, "conflict", "TEST.PRECISE_BN.ENABLED", False)
+    images = cfg.INPUT.CLASSIFICATION
+    if images.RESIZE < images.SIZE:
+        said = f"INPUT.CLASSIFICATION.RESIZE {images.RESIZE} must be at least SIZE {images.SIZE}, the middle that is taken of it"
+        yield UserError(said, "conflict", "INPUT.CLASSIFICATION.RESIZE", images.SIZE)
+    channels = 1 if cfg.INPUT.FORMAT == "L" else 3
+    for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
+        if len(get(cfg, key)) != channels:
+            said = f"{key} has {len(get(cfg, key))} values, but images in INPUT.FORMAT {cfg.INPUT.FORMAT!r} have {channels} channels"
+            yield UserError(said, "conflict", key)
+    if cfg.TEST.AUG.ENABLED:
+        unfit = not architecture(cfg).augmented and f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}"
+        unfit = unfit or next((f"MODEL.{key}" for key in ("KEYPOINT_ON", "LOAD_PROPOSALS") if cfg.MODEL[key]), None)
+        if unfit:
+            said = f"TEST.AUG is for boxes and masks of R-CNNs, not with {unfit}: set TEST.AUG.ENABLED False"
+            yield UserError(said, "conflict", "TEST.AUG.ENABLED", False)
+
+
+def _training(cfg: CfgNode, processes: int, device: str) -> Iterator[UserError]:
+    batch, reference, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.ACCUMULATE
+    unit = (reference or processes) * parts
+    if batch % unit:
+        among = f"SOLVER.REFERENCE_WORLD_SIZE {reference}" if reference else f"{processes} processes"
+        among += f" times SOLVER.ACCUMULATE {parts}" if parts > 1 else ""
+        said = f"SOLVER.IMS_PER_BATCH {batch} cannot be shared evenly among {among}"
+        yield UserError(said, "batch", "SOLVER.IMS_PER_BATCH", max(batch // unit, 1) * unit)
+    if cfg.TEST.PATIENCE and not (cfg.TEST.EVAL_PERIOD and cfg.TEST.BEST_METRIC and cfg.DATASETS.TEST):
+        said = f"TEST.PATIENCE {cfg.TEST.PATIENCE} needs evaluations in training: TEST.EVAL_PERIOD, BEST_METRIC and DATASETS.TEST"
+        yield UserError(said, "conflict", "TEST.PATIENCE", 0)
+    if cfg.SOLVER.AMP.ENABLED and not device.startswith("cuda") and cfg.SOLVER.AMP.PRECISION != "bfloat16":
+        said = f"SOLVER.AMP.ENABLED needs a GPU, but MODEL.DEVICE is {device!r}: set SOLVER.AMP.ENABLED False or AMP.PRECISION bfloat16"
+        yield UserError(said, "conflict", "SOLVER.AMP.ENABLED", False)
+
+
+def _building(cfg: CfgNode, training: bool, on_cpus: bool) -> Iterator[UserError]:
+    """Builds the model, so that the builders' own checks speak; what is wrong here hides the rest."""
+    try:
+        with torch.device("meta"):
+            wrong = list(_features(cfg, build_backbone(cfg).output_shape()))  # first, as it says it best
+            if wrong:
+                yield from wrong
+                return
+            model = build_model(cfg)
+            if training:
+                build_lr_scheduler(cfg, build_optimizer(cfg, model))
+    except UserError as error:
+        yield error
+        return
+    except Exception as error:
+        if "meta" in str(error) or not from_libraries(error):
+            return  # code of the user's own that cannot be tried without memory, or that is to speak with a traceback
+        reason = one_line(error) or traceback.extract_tb(error.__traceback__)[-1].line  # an assertion without words
+        found = UserError(f"the config cannot be built: {type(error).__name__}: {reason}", "build")
+        found.__cause__ = error
+        yield found
+        return
+    if training and on_cpus and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
+        yield UserError("torch's SyncBN synchronizes GPUs only: on CPU processes use BN or naiveSyncBN", "conflict")
+
+
+def _features(cfg: CfgNode, features: Iterable[str]) -> Iterator[UserError]:
+    for key in architecture(cfg).features or ():
+        if not get(cfg, key):
+            yield UserError(f"{key} is empty. Allowed: {', '.join(features)}.", "missing-argument", key)
+        for name in get(cfg, key):
+            if name not in features:
+                yield unknown(f"feature in {key}", name, features, key)
+
+
+def from_libraries(error: Exception) -> bool:
+    """Whether the error came of installed packages, detectron2 and this project alone, not of code that a user is writing."""
+    paths = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
+    paths += [os.path.dirname(os.path.abspath(path)) for path in (detectron2.__file__, os.path.dirname(__file__))]
+    return all(frame.filename.startswith((*paths, "<")) for frame in traceback.extract_tb(error.__traceback__))
+
+
+def check_output_dir(path: str, key: str = "OUTPUT_DIR") -> None:
+    """Raises UserError where the folder ``path``, the value of ``key``, neither is there to be written into nor can be made."""
+    existing = os.path.abspath(path)
+    while not os.path.lexists(existing):
+        existing = os.path.dirname(existing)
+    if not os.path.isdir(existing):
+        raise UserError(f"{key} {path!r} cannot be made: {existing!r} is a file", "cannot-write", key)
+    if not os.access(existing, os.W_OK):
+        raise UserError(f"{key} {path!r} cannot be written: no permission for {existing!r}", "cannot-write", key)
+
+
+def check_device(device: str, key: str = "MODEL.DEVICE", form: str = "{} {}") -> None:
+    """Raises UserError where torch cannot use ``device``, the value of ``key``; ``form`` is how an override is written."""
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise unknown(key, device, ("cuda", "cpu", "mps"), key) from None
+    there = {"cuda": ("GPU", torch.cuda.is_available), "mps": ("Apple GPU", torch.backends.mps.is_available)}
+    if kind in there and not there[kind][1]():
+        said = f"{key} is {device!r}, but torch sees no {there[kind][0]} here. To run on the CPU, add: {form.format(key, 'cpu')}"
+        raise UserError(said, "device", key, "cpu")

@@ -1,0 +1,181 @@
+"""Putting files, overrides and flags into a config; what is wrong in them is said in one line."""
+
+import difflib
+import os
+import re
+from typing import Any, Collection, List, Optional, Tuple
+
+import yaml
+from detectron2.config import CfgNode
+from detectron2.config.compat import guess_version
+
+from ..errors import UserError
+from .architectures import ARCHITECTURES
+from .keys import all_keys, get, put
+
+# keys that name a file, which lies beside the config or where the run starts
+_FILES = ("MODEL.MAEDET.STRUCTURE", "MODEL.SHUFFLENETV2.SUBNET")
+
+
+def merge_file(cfg: CfgNode, path: str) -> None:
+    """``cfg.merge_from_file``. Raises UserError for a file that is not there or that is wrong.
+
+    As in detectron2, a config may hold Python expressions (its RetinaNet's does): read configs of strangers before you use them.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"config file {path!r} is not there", "missing-file", "--config-file")
+    try:
+        with open(path) as f:
+            if not isinstance(yaml.compose(f), yaml.MappingNode):
+                raise UserError(f"config file {path!r} holds no KEY: VALUE pairs", "syntax", "--config-file")
+        content = CfgNode(cfg.load_yaml_with_base(path, allow_unsafe=True))
+        if (content.get("VERSION", None) or guess_version(content, path)) == cfg.VERSION:  # detectron2 upgrades older ones
+            known = set(all_keys(cfg))
+            for key in all_keys(content):
+                _check_key(cfg, key, known, path)
+        cfg.merge_from_file(path, allow_unsafe=True)
+        for key in _FILES:
+            _find_beside(cfg, path, key)
+    except UserError:
+        raise
+    except RecursionError:
+        raise UserError(f"config file {path!r}: its _BASE_ leads back to itself", "syntax", "--config-file") from None
+    except Exception as error:  # a Python expression in it may raise anything
+        raise UserError(f"config file {path!r}: {one_line(error)}", "syntax", "--config-file") from error
+
+
+def _find_beside(cfg: CfgNode, path: str, key: str) -> None:
+    """A file that a config names relatively lies beside the config that names it, wherever that is used from."""
+    name = get(cfg, key) if key.split(".")[1] in cfg.MODEL else ""
+    folder = _folder_of(path, key) if isinstance(name, str) and name and not os.path.isabs(name) else None
+    if folder and os.path.isfile(os.path.join(folder, name)):
+        put(cfg, key, os.path.join(folder, name))
+
+
+def _folder_of(path: str, key: str) -> Optional[str]:
+    """The folder of the config, ``path`` or the nearest it is based on, that sets a key."""
+    node: Any = _content(path)
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    if node:
+        return os.path.dirname(os.path.abspath(path))
+    return next(filter(None, (_folder_of(base, key) for base in bases(path) if os.path.isfile(base))), None)
+
+
+def bases(path: str) -> List[str]:
+    """The paths of the configs that a config names as its ``_BASE_``, the one that prevails first."""
+    names = _content(path).get("_BASE_") or []
+    return [os.path.join(os.path.dirname(path), os.path.expanduser(name)) for name in reversed([names] if isinstance(names, str) else names)]
+
+
+def _content(path: str) -> dict:
+    with open(path) as f:
+        return yaml.unsafe_load(f) or {}  # as when it is merged
+
+
+def merge_overrides(cfg: CfgNode, opts: List[str]) -> None:
+    """``cfg.merge_from_list`` of command-line overrides. Raises UserError for what is wrong in them."""
+    flag = next((item for item in opts[::2] if item.startswith("--")), None)
+    if flag:
+        raise UserError(f"{flag} stands behind an override: flags come before all KEY VALUE pairs", "syntax", flag)
+    if len(opts) % 2:
+        raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(opts)}", "syntax", opts[-1])
+    known = set(all_keys(cfg))
+    for key, value in zip(opts[::2], opts[1::2]):
+        _check_key(cfg, key, known, "the command line")
+        if key in known and isinstance(get(cfg, key), float) and re.fullmatch(r"[-+]?\d+", value):
+            value += ".0"  # 1 is a number where 0.02 is one, which detectron2 denies
+        try:
+            cfg.merge_from_list([key, value])
+        except (
+            KeyError,
+            ValueError,
+            AssertionError,
+            AttributeError,
+            TypeError,
+            SyntaxError,
+            RecursionError,
+            MemoryError,
+            OverflowError,
+        ) as error:
+            raise UserError(f"{key} {value}: {one_line(error)}", "syntax", key) from error
+
+
+def _check_key(cfg: CfgNode, key: str, known: Collection[str], where: str) -> None:
+    # keys that detectron2 renamed or removed are its own to deal with
+    if key in known or cfg.key_is_renamed(key) or cfg.key_is_deprecated(key):
+        return
+    close = next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.4)), None)
+    siblings = [k for k in known if k.rpartition(".")[0] == (close or key).rpartition(".")[0]]
+    hint = f" Did you mean {close!r}?" if close else ""
+    allowed = ", ".join(sorted(siblings))
+    raise UserError(f"unknown config key: {key!r} in {where}.{hint} Allowed beside it: {allowed}.", "unknown-key", key, close)
+
+
+def one_line(error: BaseException) -> str:
+    """What a library's exception says."""
+    return " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+
+
+def make_files_absolute(cfg: CfgNode) -> None:
+    """Structure and subnet files that are found from here are to be found from anywhere by the config.yaml that a run leaves."""
+    for key in _FILES:
+        if os.path.isfile(get(cfg, key)):
+            put(cfg, key, os.path.abspath(get(cfg, key)))
+
+
+def add_data_arguments(parser) -> None:
+    """The flags ``--train-json``, ``--train-images``, ``--val-json`` and ``--val-images`` of an argparse parser."""
+    group = parser.add_argument_group("own data, in COCO's format, in the place of the config's; the number of classes and their names follow")
+    for split, what in (("train", "to train on"), ("val", "to evaluate on")):
+        group.add_argument(f"--{split}-json", default="", metavar="FILE", help=f"annotations {what}")
+        group.add_argument(f"--{split}-images", default="", metavar="DIR", help="the folder of their images")
+
+
+def apply_data_arguments(cfg: CfgNode, args, training: bool = True) -> None:
+    """Puts the data of `add_data_arguments` into ``cfg``, and their classes; to be called before overrides, which then prevail.
+
+    Raises UserError for a flag without its fellow, for files that are none of COCO's, and for two sets with other classes.
+    """
+    from ..data.coco import read_categories
+
+    entries: List[List[str]] = []
+    classes = {}
+    for split in ("train", "val"):
+        file, folder = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
+        if bool(file) != bool(folder):
+            missing = f"--{split}-{'images' if file else 'json'}"
+            raise UserError(f"--{split}-json and --{split}-images go together: {missing} is missing", "missing-argument", missing)
+        if file:
+            entries.append([f"own_{split}", os.path.abspath(file), os.path.abspath(folder)])
+            classes[split] = read_categories(f"own_{split}", file)
+    if not entries:
+        return
+    if training and "train" not in classes:
+        raise UserError(
+            "--val-json is there without --train-json: to evaluate alone, add --eval-only; to train, name what to train on",
+            "missing-argument",
+            "--train-json",
+        )
+    if not training and "val" not in classes:
+        raise UserError("--train-json is there without --val-json, which --eval-only needs", "missing-argument", "--val-json")
+    if len(classes) == 2 and classes["train"] != classes["val"]:
+        odd = first_difference(classes["train"], classes["val"])
+        raise UserError(
+            f"--train-json and --val-json have other categories (id, name): {odd[0]} in the one stands where the other has {odd[1]}",
+            "classes",
+            "--val-json",
+        )
+    cfg.DATASETS.REGISTER = [*cfg.DATASETS.REGISTER, *entries]
+    cfg.DATASETS.TRAIN = ("own_train",) if "train" in classes else ()
+    cfg.DATASETS.TEST = ("own_val",) if "val" in classes else ()
+    cfg.DATASETS.PROPOSAL_FILES_TRAIN, cfg.DATASETS.PROPOSAL_FILES_TEST = (), ()
+    for row in ARCHITECTURES.values():
+        for key, field in row.classes.items():
+            if field == "thing_classes":
+                put(cfg, key, len(next(iter(classes.values()))))
+
+
+def first_difference(one: Collection[Any], other: Collection[Any]) -> Tuple[Any, Any]:
+    """The first two entries at one place that differ; None stands for the end of the shorter list."""
+    return next((a, b) for a, b in zip([*one, None], [*other, None]) if a != b)

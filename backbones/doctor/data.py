@@ -1,0 +1,87 @@
+"""The data: every annotation, a sample of the images, and whether anchors meet the boxes."""
+
+import collections
+from typing import Iterator, Sequence
+
+import numpy as np
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, build_anchor_generator
+
+from ..config import architecture, get
+from ..data.inspection import inspect, sources, summarize
+from ..errors import Finding
+from .examination import Examination, evenly, note, warning
+
+
+def data(examination: Examination) -> Iterator[Finding]:
+    examination.sources, others = sources(examination.cfg)
+    own = {entry[0] for entry in examination.cfg.DATASETS.REGISTER if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str)}
+    examination.sources = [
+        source for source in examination.sources if source.name in own or source.name not in examination.refused
+    ]  # of others all is said
+    yield from summarize(inspect(examination.sources, examination.use, examination.images, examination.progress))
+    for name in others:
+        yield note(f"{name}: not in COCO's format, its files were not looked into")
+    for source in examination.sources:
+        content = source.content
+        counts = source.classes()
+        if not counts:
+            continue
+        objects = sum(counts.values())
+        ordered = sorted(counts, key=lambda name: counts[name])
+        yield note(
+            f"{source.name}: {len(content['images'])} images, {objects} objects of {len(counts)} classes, least {ordered[0]!r} "
+            f"({counts[ordered[0]]}), most {ordered[-1]!r} ({counts[ordered[-1]]})"
+        )
+        if examination.images is not None and len(content["images"]) > examination.images:
+            yield note(f"{source.name}: {examination.images} of {len(content['images'])} images were read", "--images all reads all")
+        most = max(collections.Counter(a["image_id"] for a in content["annotations"]).values(), default=0)
+        if source.testing and most > examination.cfg.TEST.DETECTIONS_PER_IMAGE:
+            yield warning(
+                f"{source.name}: an image has {most} objects, TEST.DETECTIONS_PER_IMAGE is {examination.cfg.TEST.DETECTIONS_PER_IMAGE}",
+                f"set it to {most}, which COCO's AP at 100 detections does not reward",
+            )
+    yield from _anchors(examination)
+
+
+def training_boxes(examination: Examination, most: int = 20000) -> np.ndarray:
+    boxes = [source.boxes(examination.use) for source in examination.sources if source.training and source.content.get("images")]
+    boxes = np.concatenate(boxes) if boxes else np.zeros((0, 4))
+    return evenly(boxes, most)
+
+
+def _anchors(examination: Examination) -> Iterator[Finding]:
+    cfg, model, boxes = examination.cfg, examination.model, training_boxes(examination)
+    row = architecture(cfg)
+    proposes = hasattr(getattr(model, "proposal_generator", None), "anchor_generator")
+    if model is None or not len(boxes) or not row.anchors or not (row.dense or proposes):
+        return
+    shapes = model.backbone.output_shape()
+    generator = build_anchor_generator(cfg, [shapes[name] for name in get(cfg, row.anchors)])
+    if not isinstance(generator, DefaultAnchorGenerator):
+        return
+    missed = unmatched(boxes, [cell.numpy() for cell in generator.cell_anchors], generator.strides, generator.offset)
+    sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
+    low, middle, high = np.quantile(sides, (0.05, 0.5, 0.95))
+    said = f"{missed.mean():.1%} of the training boxes meet no anchor with IoU 0.5"
+    spread = f"boxes are {low:.0f} to {high:.0f} pixels (the middle nine tenths, median {middle:.0f}) as the network sees them"
+    if missed.mean() > 0.05:
+        make = warning if missed.mean() > 0.2 else note
+        yield make(f"{said}: {spread}", "set MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS after them, or resize otherwise")
+    else:
+        yield note(f"{said}; {spread}")
+
+
+def unmatched(boxes: np.ndarray, anchors: Sequence[np.ndarray], strides: Sequence[int], offset: float, threshold: float = 0.5) -> np.ndarray:
+    """Which boxes (N, 4) x0, y0, x1, y1 no anchor meets with at least that IoU, (N,) bool; ``anchors`` (A, 4) of each level lie around 0, 0."""
+    best = np.zeros(len(boxes))
+    centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    for cell, stride in zip(anchors, strides):
+        # of the anchors of one form, the one whose centre is nearest overlaps most
+        place = centers / stride - offset
+        distance = np.abs(place - np.maximum(np.round(place), 0)) * stride
+        for x0, y0, x1, y1 in np.asarray(cell, float):
+            own = np.array([x1 - x0, y1 - y0])
+            overlap = np.minimum(sides / 2, distance + own / 2) - np.maximum(-sides / 2, distance - own / 2)
+            inter = overlap.clip(min=0).prod(1)
+            best = np.maximum(best, inter / (sides.prod(1) + own.prod() - inter))
+    return best < threshold

@@ -1,0 +1,158 @@
+"""A run in small: a few steps, an evaluation, a resumed step, in a temporary folder."""
+
+import contextlib
+import gc
+import json
+import math
+import os
+import tempfile
+import time
+from typing import Iterator, List, Tuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.engine import HookBase
+from detectron2.utils.env import seed_all_rng
+
+from ..engine import Trainer, load_for_evaluation
+from ..errors import Finding
+from ..files import write_whole
+from .examination import Examination, error, evenly, note, size_in_words, words
+
+_WITH_PARTS = ("coco", "coco_panoptic_seg", "sem_seg", "classification")  # evaluator types that take a part of the data
+
+
+def dry_run(examination: Examination) -> Iterator[Finding]:
+    if not examination.sound or not set(examination.cfg.DATASETS.TRAIN) - examination.refused:
+        yield note(f"{'the data cannot be read' if examination.sound else 'the config cannot be built'}: no dry run")
+        return
+    if not examination.usable:
+        yield note(f"MODEL.DEVICE {examination.cfg.MODEL.DEVICE!r} is not here: no dry run", "add MODEL.DEVICE cpu to try the rest")
+        return
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="doctor-"))
+        stack.callback(gc.collect)  # before the folder goes: loaders' workers and open files
+        stage = "reading the data"
+        try:
+            cfg = _small_run(examination, folder, stack)
+            stage = "training"
+            times, losses = _train(cfg, resume=False)
+            if torch.device(cfg.MODEL.DEVICE).type == "cuda":
+                yield note(f"the peak of memory on the GPU was {size_in_words(torch.cuda.max_memory_allocated())}")
+            yield note(f"2 steps of {cfg.SOLVER.IMS_PER_BATCH} images: losses {', '.join(f'{v:.3g}' for v in losses)}")
+            final = os.path.join(folder, "model_final.pth")
+            if len(examination.cfg.DATASETS.TEST):
+                stage = "evaluating"
+                yield _evaluate(examination, cfg, folder, final, stack)
+            stage = "resuming"
+            cfg.SOLVER.MAX_ITER = 3
+            more, losses = _train(cfg, resume=True)
+            yield note(f"saved {size_in_words(os.path.getsize(final))}, resumed and trained one step more: loss {losses[-1]:.3g}")
+            yield _hours(examination, cfg, min(times + more))
+        except torch.cuda.OutOfMemoryError:
+            yield error(
+                f"while {stage}: the GPU's memory is not enough for {cfg.SOLVER.IMS_PER_BATCH} images",
+                "lower SOLVER.IMS_PER_BATCH with BASE_LR, or set SOLVER.AMP.ENABLED True or MODEL.ACTIVATIONS lean",
+            )
+        except Exception as problem:  # anything may come of a user's data and code
+            yield error(f"while {stage}: {words(problem)}")
+
+
+def _small_run(examination: Examination, folder: str, stack: contextlib.ExitStack) -> CfgNode:
+    on_gpu = torch.device(examination.cfg.MODEL.DEVICE).type == "cuda"
+    # a GPU is to show that it has room for all, a CPU's time is in proportion
+    batch = examination.per_process() if on_gpu else max(min(examination.per_process(), 1_500_000 // math.prod(examination.largest())), 1)
+    parts = examination.cfg.SOLVER.get("ACCUMULATE", 1)
+    register_part("doctor:train", examination.cfg.DATASETS.TRAIN[0], examination.some_records(4 * batch), folder, stack)
+    cfg = examination.clone(
+        *("OUTPUT_DIR", folder, "MODEL.WEIGHTS", examination.weights, "DATASETS.TRAIN", ("doctor:train",), "DATASETS.TEST", ()),
+        *("DATASETS.PROPOSAL_FILES_TRAIN", tuple(examination.cfg.DATASETS.PROPOSAL_FILES_TRAIN[:1]), "DATASETS.PROPOSAL_FILES_TEST", ()),
+        *("SOLVER.IMS_PER_BATCH", batch, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "SOLVER.REFERENCE_WORLD_SIZE", 0),
+        *("SOLVER.ACCUMULATE", parts if batch % parts == 0 else 1, "SOLVER.CHECKPOINT_PERIOD", 1000, "SOLVER.REFERENCE_BATCH", 0),
+        *("TEST.EVAL_PERIOD", 0, "TEST.EXPECTED_RESULTS", [], "TEST.AUG.ENABLED", False, "TEST.PRECISE_BN.ENABLED", False),
+        *("TEST.BEST_METRIC", "", "TEST.PATIENCE", 0, "TEST.LOSS", False, "TEST.PICTURES", 0, "TRACKING.WANDB", "", "TRACKING.MLFLOW", ""),
+        *("DATALOADER.NUM_WORKERS", min(examination.cfg.DATALOADER.NUM_WORKERS, 2), "VIS_PERIOD", 0),
+    )
+    if examination.cfg.SOLVER.BASE_LR:  # in proportion, as two steps at another batch would
+        cfg.SOLVER.BASE_LR = examination.cfg.SOLVER.BASE_LR * batch / examination.per_process()
+    return cfg
+
+
+def _train(cfg: CfgNode, resume: bool) -> Tuple[List[float], List[float]]:
+    """(seconds, total loss) of each step. Raises FloatingPointError where a loss is not finite."""
+    seed_all_rng(max(cfg.SEED, 0))
+    watch = _Watch()
+    trainer = Trainer(cfg, allow_partial_weights=True)
+    trainer.register_hooks([watch])
+    trainer.resume_or_load(resume=resume)
+    trainer.train()
+    if not all(map(math.isfinite, watch.losses)):
+        raise FloatingPointError(f"losses are not finite: {watch.losses}")
+    return watch.times, watch.losses
+
+
+def _evaluate(examination: Examination, cfg: CfgNode, folder: str, final: str, stack: contextlib.ExitStack) -> Finding:
+    name = examination.cfg.DATASETS.TEST[0]
+    if name in examination.refused:
+        return note(f"{name} cannot be read: no evaluation was tried")
+    chosen = evenly(DatasetCatalog.get(name), 4)
+    register_part("doctor:test", name, chosen, folder, stack)
+    cfg = cfg.clone()
+    cfg.MODEL.WEIGHTS, cfg.DATASETS.TEST = final, ("doctor:test",)
+    cfg.DATASETS.PROPOSAL_FILES_TEST = tuple(examination.cfg.DATASETS.PROPOSAL_FILES_TEST[:1])
+    model = Trainer.build_model(cfg)
+    load_for_evaluation(cfg, model)
+    begun = time.perf_counter()
+    if MetadataCatalog.get(name).get("evaluator_type") in _WITH_PARTS:
+        results = Trainer.test(cfg, model)
+        done = f"evaluated {', '.join(results) or 'nothing'} on"
+    else:  # its evaluator reads the whole data set from files
+        with torch.no_grad():
+            for batch in Trainer.build_test_loader(cfg, "doctor:test"):
+                model.eval()(batch)
+        done = "found objects in"
+    return note(f"{done} {len(chosen)} images of {name} with the weights that were saved: {time.perf_counter() - begun:.1f} s")
+
+
+def _hours(examination: Examination, cfg: CfgNode, seconds: float) -> Finding:
+    solver = examination.cfg.SOLVER
+    steps = solver.MAX_ITER * (solver.REFERENCE_WORLD_SIZE or examination.processes) / examination.processes
+    whole = seconds * examination.per_process() / cfg.SOLVER.IMS_PER_BATCH
+    alone = f" on each of {examination.processes} processes, were they as fast as this one" if examination.processes > 1 else ""
+    return note(
+        f"an estimate: {seconds:.2f} s a step of {cfg.SOLVER.IMS_PER_BATCH} images, {whole:.2f} s one of {examination.per_process()}{alone}; "
+        f"{steps:.0f} steps take some {whole * steps / 3600:.1f} hours, evaluations apart"
+    )
+
+
+class _Watch(HookBase):
+    def __init__(self):
+        self.times: List[float] = []
+        self.losses: List[float] = []
+
+    def before_step(self):
+        self.begun = time.perf_counter()
+
+    def after_step(self):
+        self.losses.append(self.trainer.storage.history("total_loss").latest())
+        if torch.cuda.is_initialized():
+            torch.cuda.synchronize()
+        self.times.append(time.perf_counter() - self.begun)
+
+
+def register_part(name: str, whole: str, records: List[dict], folder: str, stack: contextlib.ExitStack) -> None:
+    """Registers ``records`` of the data set ``whole`` as ``name``, until ``stack`` ends."""
+    about = {key: value for key, value in MetadataCatalog.get(whole).as_dict().items() if key not in ("name", "json_file")}
+    if about.get("panoptic_json"):
+        with open(about["panoptic_json"]) as f:
+            content = json.load(f)
+        ids = {record["image_id"] for record in records}
+        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+        content["images"] = [image for image in content["images"] if image["id"] in ids]
+        about["panoptic_json"] = os.path.join(folder, f"panoptic_{len(os.listdir(folder))}.json")
+        write_whole(about["panoptic_json"], json.dumps(content))
+    DatasetCatalog.register(name, lambda: records)
+    MetadataCatalog.get(name).set(**about)
+    stack.callback(MetadataCatalog.remove, name)
+    stack.callback(DatasetCatalog.remove, name)

@@ -1,0 +1,107 @@
+"""The machine: versions, memory, GPUs, shared memory for workers, room for checkpoints."""
+
+import contextlib
+import importlib.util
+import os
+import platform
+import re
+import shutil
+from typing import Iterator, Tuple
+
+import detectron2
+import torch
+import torchvision
+
+from ..errors import Finding
+from .examination import Examination, error, note, size_in_words, warning
+
+# modules that are not needed: what each gives
+_OPTIONAL = {
+    "faster_coco_eval": ("faster-coco-eval", "COCO's evaluation several times as fast"),
+    "simplejpeg": ("simplejpeg", "faster decoding with INPUT.MAPPER fast"),
+    "onnx": ("onnx", "export to ONNX"),
+    "onnxruntime": ("onnxruntime", "running exported ONNX files"),
+    "openvino": ("openvino", "export to OpenVINO and running it"),
+    "panopticapi": ("panopticapi-lite", "panoptic evaluation"),
+    "tensorboard": ("tensorboard", "training curves in TensorBoard"),
+}
+
+
+def environment(examination: Examination) -> Iterator[Finding]:
+    cfg = examination.cfg
+    compiled = importlib.util.find_spec("detectron2._C") is not None
+    yield note(
+        f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, detectron2 "
+        f"{detectron2.__version__} {'with' if compiled else 'without'} its compiled _C (not needed), {platform.system()} {platform.machine()}"
+    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    total, free = memory_of_machine()
+    yield note(f"{cores} cores, {size_in_words(total)} of memory, {size_in_words(free)} free")
+    yield from _gpus(examination)
+    if os.path.isdir("/dev/shm"):
+        shared = shutil.disk_usage("/dev/shm")
+        short, long = examination.largest()
+        planes = 3 + (10 if examination.use.masks and not examination.use.polygons else 0)  # bytes a pixel: the image, and some masks
+        wanted = 2 * cfg.DATALOADER.NUM_WORKERS * max(examination.gpus, 1) * short * long * planes  # each worker is two images ahead
+        yield note(f"shared memory: {size_in_words(shared.free)} free, workers need some {size_in_words(wanted)}")
+        if wanted > shared.free / 2:
+            yield warning(
+                f"/dev/shm has {size_in_words(shared.free)} free, DATALOADER.NUM_WORKERS {cfg.DATALOADER.NUM_WORKERS} may need "
+                f"{size_in_words(wanted)}: workers die of a bus error",
+                "start the container with a larger --shm-size, or lower NUM_WORKERS",
+            )
+    workers = cfg.DATALOADER.NUM_WORKERS * max(examination.gpus, 1)
+    if workers > cores:
+        yield warning(
+            f"DATALOADER.NUM_WORKERS gives {workers} worker processes on {cores} cores",
+            f"set it to {max(cores // max(examination.gpus, 1), 1)}",
+        )
+    there = [name for module, (name, _) in _OPTIONAL.items() if importlib.util.find_spec(module)]
+    yield note(f"optional packages that are here: {', '.join(there) or 'none'}")
+    for module, (name, use) in _OPTIONAL.items():
+        if name not in there:
+            yield note(f"{name} is not installed: {use}", f"pip install {name}")
+    yield from _disk(examination)
+
+
+def _gpus(examination: Examination) -> Iterator[Finding]:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    for i in range(count):
+        free, total = torch.cuda.mem_get_info(i)
+        yield note(f"GPU {i}: {torch.cuda.get_device_name(i)}, {size_in_words(total)}, {size_in_words(free)} free (CUDA {torch.version.cuda})")
+        if free < total / 2:
+            yield warning(f"GPU {i} is more than half in use by others", "look with nvidia-smi")
+    if not count:
+        yield note("no GPU that torch sees")
+    on_gpu = examination.cfg.MODEL.DEVICE.startswith("cuda")
+    if count and examination.cfg.MODEL.DEVICE == "cpu":
+        yield warning("MODEL.DEVICE is 'cpu', though there is a GPU", "set MODEL.DEVICE cuda")
+    if on_gpu and examination.gpus > count:
+        yield error(f"--num-gpus {examination.gpus}, but torch sees {count} here", "lower it, or train elsewhere")
+
+
+def _disk(examination: Examination) -> Iterator[Finding]:
+    cfg, folder = examination.cfg, os.path.abspath(examination.cfg.OUTPUT_DIR)
+    while not os.path.isdir(folder) and folder != os.path.dirname(folder):
+        folder = os.path.dirname(folder)
+    free = shutil.disk_usage(folder).free
+    model = examination.model
+    if model is not None:
+        size = 4 * (sum(t.numel() for t in model.state_dict().values()) + sum(p.numel() for p in model.parameters() if p.requires_grad))
+        count = -(-cfg.SOLVER.MAX_ITER // max(cfg.SOLVER.CHECKPOINT_PERIOD, 1)) + 1
+        about = f"{count} checkpoints of {size_in_words(size)}, with the optimizer's state, are {size_in_words(count * size)}"
+        yield note(f"OUTPUT_DIR: {about}; {size_in_words(free)} free")
+        if count * size > free:
+            yield error(f"{about}, but {folder!r} has {size_in_words(free)} free", "raise SOLVER.CHECKPOINT_PERIOD, or name another OUTPUT_DIR")
+    if not examination.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
+        yield warning(
+            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} holds an earlier run", "go on with --resume, or name another: its files would be overwritten"
+        )
+
+
+def memory_of_machine() -> Tuple[int, int]:
+    """(all, free) bytes."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    with contextlib.suppress(OSError, AttributeError), open("/proc/meminfo") as f:
+        return total, 1024 * int(re.search(r"MemAvailable:\s+(\d+)", f.read()).group(1))
+    return total, total

@@ -1,0 +1,57 @@
+"""The weights that training would begin with."""
+
+import os
+from typing import Iterator
+from urllib.parse import urlparse
+
+from detectron2.modeling import build_model
+from iopath.common.file_io import get_cache_dir
+from torch import nn
+
+from ..checkpoint import GatedCheckpointer
+from ..errors import Finding, UserError
+from ..zoo import weights as named_weights
+from .examination import Examination, note, warning
+
+
+def weights(examination: Examination) -> Iterator[Finding]:
+    cfg = examination.clone("MODEL.DEVICE", "cpu")
+    checkpointer = GatedCheckpointer(nn.Identity(), cfg.OUTPUT_DIR)
+    begun = examination.resume and checkpointer.has_checkpoint()
+    path = checkpointer.get_checkpoint_file() if begun else cfg.MODEL.WEIGHTS
+    if examination.resume and not begun:
+        yield warning(f"--resume: no checkpoint in {cfg.OUTPUT_DIR!r}, training starts anew")
+    if not path:
+        yield note("MODEL.WEIGHTS is empty: training from scratch")
+        return
+    if not examination.sound:
+        yield note("the config cannot be built: whether weights fit was not looked at")
+        return
+    if not examination.download and not is_here(path):
+        yield note(f"{path!r} is not on this machine: it will be downloaded when training starts", "add --download to try it now")
+        return
+    checkpointer = GatedCheckpointer(build_model(cfg), require="nothing" if examination.partial else "all" if begun else "backbone")
+    try:
+        checkpointer.load(path, checkpointables=[])
+        examination.weights = path
+    except UserError as problem:
+        yield Finding.of(problem)
+    report = checkpointer.report
+    if report:
+        examination.text["weights"] = report.table()
+        count = len(report.total) - len(report.unfilled())
+        yield note(f"{count} of {len(report.total)} tensors {'are' if examination.weights else 'would be'} filled from {path!r}")
+
+
+def is_here(path: str) -> bool:
+    """Whether weights need no download."""
+    if "://" not in path:
+        return True
+    if path.startswith(named_weights.PREFIX):
+        name = path[len(named_weights.PREFIX) :]
+        released = named_weights.released(name)
+        return bool(named_weights.local(name)) or released is None or is_here(released["url"])
+    if path.startswith("detectron2://"):
+        path = "https://dl.fbaipublicfiles.com/detectron2/" + path[len("detectron2://") :]
+    parsed = urlparse(path)
+    return os.path.isfile(os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/")))
