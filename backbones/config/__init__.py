@@ -1,7 +1,7 @@
 """Every config key this project adds, reading configs, and the check of a whole config before anything heavy starts."""
 
 from .architectures import ARCHITECTURES, architecture, learns
-from .checks import check_config, check_device, check_output_dir, config_findings, from_libraries
+from .checks import check_config, check_device, check_output_dir, config_findings, from_libraries, training_findings
 from .keys import KEYS, add_backbones_config, add_vovnet_config, all_keys, flat, get, put
 from .merging import (
     add_data_arguments,
@@ -36,4 +36,5 @@ __all__ = [
     "merge_file",
     "merge_overrides",
     "put",
+    "training_findings",
 ]

@@ -10,7 +10,7 @@ from detectron2.layers import FrozenBatchNorm2d
 
 from ..config import add_backbones_config, bases, config_findings, learns, merge_file
 from ..data import check_paths, dataset_findings, register_from_config, register_held_out, register_image_folders
-from ..engine.tracking import check_trackers
+from ..engine.tracking import tracker_findings
 from ..errors import Finding, raised
 from .examination import Examination, listed, note, sizes_of, warning
 
@@ -26,8 +26,7 @@ def config(examination: Examination) -> Iterator[Finding]:
     of_config = list(listed(config_findings(cfg, training=True, processes=examination.processes)))
     examination.usable = all(finding.code != "device" for finding in of_config)
     examination.sound = all(finding.code == "device" for finding in of_config)
-    for other in ("TRACKING.MLFLOW", "TRACKING.WANDB"):
-        found += listed(raised(check_trackers, examination.clone(other, "")))
+    found += listed(tracker_findings(cfg))
     found += of_config
     found += listed(dataset_findings(cfg, training=True, skip=examination.refused))
     if not cfg.DATASETS.TEST:

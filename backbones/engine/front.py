@@ -13,6 +13,7 @@ from torch import nn
 from ..checkpoint import GatedCheckpointer
 from ..data import register_from_config, register_held_out, register_image_folders
 from ..errors import UserError
+from .fit import Fit
 from .hooks import draw_predictions, validation_losses
 from .job import Job
 
@@ -44,6 +45,10 @@ class Front(ABC):
     @abstractmethod
     def set(self, key: str, value: Any) -> None:
         """Sets a key of YAML configs, or its counterpart."""
+
+    @abstractmethod
+    def clone(self, *pairs: Any) -> "Front":
+        """A copy with keys set: ``clone("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", 2)``."""
 
     @abstractmethod
     def apply_data_arguments(self, args: Any, training: bool) -> None:
@@ -89,6 +94,10 @@ class Front(ABC):
 
     def verify(self, results: Dict[str, Any]) -> None:
         """Compares results with those that the config expects."""
+
+    def fit(self, allow_partial_weights: bool = False) -> Fit:
+        """What trains the config's run in this process."""
+        return Fit(self.job(), allow_partial_weights)
 
     def job(self) -> Job:
         s, model = self.settings, self.build_model()

@@ -1,5 +1,6 @@
 """The Python front end: detectron2's LazyConfig, with all that YAML configs can do in training."""
 
+import copy
 import dataclasses
 import inspect
 import re
@@ -9,7 +10,7 @@ import detectron2.data.transforms as T
 import torch
 import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
+from detectron2.data import build_detection_train_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.solver import LRMultiplier
@@ -19,10 +20,11 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
-from ..config import add_backbones_config, apply_data_arguments, check_device, check_output_dir, from_libraries, get
-from ..data import check_packages, check_paths
+from .. import config
+from ..config import add_backbones_config, apply_data_arguments, check_device, check_output_dir, from_libraries, get, put, training_findings
+from ..data import dataset_findings
 from ..data.loader import NamesFiles, train_loader
-from ..errors import UserError, unknown
+from ..errors import UserError, raised, unknown
 from ..evaluation.build import coco_evaluator
 from ..swap import use_backbone
 from .fit import broadcast_buffers
@@ -197,35 +199,26 @@ class PythonFront(Front):
         self._read_settings()
 
     def findings(self, training: bool, processes: int) -> Iterator[UserError]:
-        s = self.settings
-        for check in (
-            lambda: check_device(s.MODEL.DEVICE, self.name("MODEL.DEVICE"), "{}={}"),
-            lambda: check_output_dir(s.OUTPUT_DIR, self.name("OUTPUT_DIR")),
-        ):
-            try:
-                check()
-            except UserError as problem:
+        s, device = self.settings, self.settings.MODEL.DEVICE
+        yield from raised(check_device, device, self.name("MODEL.DEVICE"), "{}={}")
+        yield from raised(check_output_dir, s.OUTPUT_DIR, self.name("OUTPUT_DIR"))
+        for row in config.KEYS:
+            problem = row._replace(name=self.name(row.name)).error(get(s, row.name)) if row.name in KEYS else None
+            if problem:
                 yield problem
+        if training:
+            yield from training_findings(s, processes, device, self.name)
         yield from tracker_findings(s, self.name)
-        for split in ("train", "test") if training else ("test",):
-            for name in s.DATASETS[split.upper()]:
-                yield from self._data_findings(f"dataloader.{split}.dataset.names", name, split == "test")
-
-    def _data_findings(self, place: str, name: str, evaluating: bool) -> Iterator[UserError]:
-        if name not in DatasetCatalog:
-            yield unknown(f"data set in {place}", name, sorted(DatasetCatalog.keys()), key=place)
-            return
-        for check in (lambda: check_paths(name), lambda: check_packages(name, evaluating=evaluating)):
-            try:
-                check()
-            except UserError as problem:
+        for problem in dataset_findings(s, training, called=self.name):
+            # data need not come of detectron2's catalogue, nor heads have a number of classes
+            if problem.code != "missing-argument" and (problem.code != "classes" or _select(self.cfg, problem.key) is not None):
                 yield problem
-        things = MetadataCatalog.get(name).get("thing_classes")
-        for place in ("model.roi_heads.num_classes", "model.num_classes"):
-            classes = OmegaConf.select(self.cfg, place)
-            if things and classes is not None and classes != len(things):
-                message = f"{place} is {classes}, but data set {name!r} has {len(things)}: set {place}={len(things)}"
-                yield UserError(message, code="classes", key=place, suggestion=len(things))
+
+    def clone(self, *pairs: Any) -> "PythonFront":
+        front = PythonFront(copy.deepcopy(self.cfg), self.path)
+        for key, value in zip(pairs[::2], pairs[1::2]):
+            front.set(key, value)
+        return front
 
     def build_model(self) -> nn.Module:
         model = self._instantiate("model").to(self.settings.MODEL.DEVICE)
@@ -356,15 +349,13 @@ def _target(node: DictConfig) -> Any:
 
 def _assign(settings: CfgNode, key: str, value: Any, place: str) -> None:
     """Sets a key of YAML configs; ``place`` is the user's name for it. Raises UserError for a value of another kind."""
-    node, _, leaf = key.rpartition(".")
-    node = get(settings, node) if node else settings
-    old = node[leaf]
+    old = get(settings, key)
     if isinstance(old, float) and type(value) is int or isinstance(old, tuple) and isinstance(value, list):
         value = type(old)(value)
     kinds = {str: "text", int: "a whole number", float: "a number", bool: "True or False", tuple: "a list", list: "a list"}
     if type(value) is not type(old) and not (isinstance(old, (tuple, list)) and isinstance(value, (tuple, list))):
         raise UserError(f"{place} is {value!r}: it must be {kinds.get(type(old), type(old).__name__)}", key=place)
-    node[leaf] = value
+    put(settings, key, value)
 
 
 def _plain(value: Any) -> Any:

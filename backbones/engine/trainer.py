@@ -19,13 +19,13 @@ from torch import nn
 from ..config import (
     add_backbones_config,
     apply_data_arguments,
-    check_config,
-    get,
+    config_findings,
     make_files_absolute,
     merge_file,
     merge_overrides,
+    put,
 )
-from ..data import check_datasets
+from ..data import dataset_findings
 from ..data.classification import ClassificationMapper
 from ..data.loader import NamesFiles, build_train_loader, share
 from ..data.mapper import FasterMapper
@@ -131,18 +131,26 @@ class YamlFront(Front):
         return f"{key} {value}"
 
     def set(self, key: str, value: Any) -> None:
-        node, _, leaf = key.rpartition(".")
         self.cfg.defrost()
-        (get(self.cfg, node) if node else self.cfg)[leaf] = value
+        put(self.cfg, key, value)
 
     def apply_data_arguments(self, args: Any, training: bool) -> None:
         apply_data_arguments(self.cfg, args, training)
         merge_overrides(self.cfg, self.opts)
 
     def findings(self, training: bool, processes: int) -> Iterator[UserError]:
-        yield from _raised(lambda: check_config(self.cfg, training, processes))
-        yield from _raised(lambda: check_datasets(self.cfg, training))
+        yield from config_findings(self.cfg, training, processes)
+        yield from dataset_findings(self.cfg, training)
         yield from tracker_findings(self.cfg)
+
+    def clone(self, *pairs: Any) -> "YamlFront":
+        front = YamlFront(self.cfg.clone(), self.path, self.opts, self.trainer)
+        for key, value in zip(pairs[::2], pairs[1::2]):
+            front.set(key, value)
+        return front
+
+    def fit(self, allow_partial_weights: bool = False) -> Trainer:
+        return self.trainer(self.cfg, allow_partial_weights)
 
     def build_model(self) -> nn.Module:
         return self.trainer.build_model(self.cfg)
@@ -183,9 +191,3 @@ class YamlFront(Front):
     def plain(self) -> Dict[str, Any]:
         return yaml.safe_load(self.cfg.dump())
 
-
-def _raised(check: Callable[[], None]) -> Iterator[UserError]:
-    try:
-        check()
-    except UserError as problem:
-        yield problem

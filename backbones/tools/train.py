@@ -20,7 +20,7 @@ from detectron2.utils.logger import setup_logger
 from ..config import add_data_arguments
 from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
-from ..engine import Fit, Front, Trainer, YamlFront, clear, count_processes, launch, lock, open_config, stay_in_moved_folder
+from ..engine import Front, clear, count_processes, launch, lock, open_config, stay_in_moved_folder
 from ..errors import UserError
 
 
@@ -99,10 +99,7 @@ def run(args: argparse.Namespace, front: Front) -> None:
         if comm.is_main_process():
             front.verify(results)
         return
-    if isinstance(front, YamlFront):
-        fit: Fit = Trainer(front.cfg, allow_partial_weights=args.allow_partial_weights)
-    else:
-        fit = Fit(front.job(), allow_partial_weights=args.allow_partial_weights)
+    fit = front.fit(allow_partial_weights=args.allow_partial_weights)
     fit.resume_or_load(resume=args.resume, new_schedule=args.new_schedule)
     fit.train()
 
