@@ -82,21 +82,22 @@ def _learning_rate(examination: Examination) -> Iterator[Finding]:
     if not examination.config_file or solver.REFERENCE_WORLD_SIZE or solver.get("REFERENCE_BATCH", 0):
         return
     own = (solver.IMS_PER_BATCH, solver.BASE_LR)
-    path: Optional[str] = examination.config_file
-    while path:
+    paths = [examination.config_file]
+    while paths:
         other = get_cfg()
         add_backbones_config(other)
-        merge_file(other, path)
+        for path in reversed(paths):
+            merge_file(other, path)
         base = (other.SOLVER.IMS_PER_BATCH, other.SOLVER.BASE_LR)
         if base != own:
             expected = base[1] * own[0] / base[0]
-            said = f"SOLVER.IMS_PER_BATCH {own[0]} with BASE_LR {own[1]:g}, where {os.path.basename(path)!r} has {base[0]} with {base[1]:g}"
+            said = f"SOLVER.IMS_PER_BATCH {own[0]} with BASE_LR {own[1]:g}, where {' and '.join(map(os.path.basename, paths))!r} has {base[0]} with {base[1]:g}"
             if own[1] == base[1]:
                 yield warning(f"{said}: the rate was not scaled along", f"set SOLVER.BASE_LR {expected:.4g}, or SOLVER.IMS_PER_BATCH {base[0]}")
             elif expected and not 0.25 <= own[1] / expected <= 4:
                 yield note(f"{said}: in proportion it would be {expected:.4g}", "nothing, if it was meant")
             return
-        path = next(iter(bases(path)), None)
+        paths = [base for path in paths for base in bases(path)]
 
 
 def _image_sizes(examination: Examination) -> Iterator[Finding]:

@@ -59,6 +59,13 @@ class Front(ABC):
         """What is wrong with the config and its data, as far as it can be known before anything is built."""
 
     @abstractmethod
+    def model_findings(self) -> Iterator[UserError]:
+        """What is wrong with the model and where it is to be."""
+
+    def check_resize(self) -> None:
+        """Raises UserError where evaluation does something else to images than resizing them by their shorter side."""
+
+    @abstractmethod
     def build_model(self) -> nn.Module: ...
 
     @abstractmethod
@@ -157,6 +164,12 @@ class Front(ABC):
             raise problem
         self.settings.freeze()
         return self
+
+    def check_model(self) -> None:
+        """Registers the config's data sets. Raises UserError where its model cannot be built here; data need not be there."""
+        self.register()
+        for problem in self.model_findings():
+            raise problem
 
     def register(self, training: bool = False) -> None:
         """Makes the data sets known that the config brings along. Raises UserError."""

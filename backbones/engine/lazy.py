@@ -198,9 +198,18 @@ class PythonFront(Front):
         self._override()
         self._read_settings()
 
+    def model_findings(self) -> Iterator[UserError]:
+        yield from raised(check_device, self.settings.MODEL.DEVICE, self.name("MODEL.DEVICE"), "{}={}")
+
+    def check_resize(self) -> None:
+        steps = OmegaConf.select(self.cfg, "dataloader.test.mapper.augmentations") or ()
+        if len(steps) != 1 or _target(steps[0]) is not T.ResizeShortestEdge:
+            place = "dataloader.test.mapper.augmentations"
+            raise UserError(f"{place} must be one ResizeShortestEdge, which an exported file can repeat", code="unsupported", key=place)
+
     def findings(self, training: bool, processes: int) -> Iterator[UserError]:
         s, device = self.settings, self.settings.MODEL.DEVICE
-        yield from raised(check_device, device, self.name("MODEL.DEVICE"), "{}={}")
+        yield from self.model_findings()
         yield from raised(check_output_dir, s.OUTPUT_DIR, self.name("OUTPUT_DIR"))
         for row in config.KEYS:
             problem = row._replace(name=self.name(row.name)).error(get(s, row.name)) if row.name in KEYS else None

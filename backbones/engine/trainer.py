@@ -143,6 +143,9 @@ class YamlFront(Front):
         yield from dataset_findings(self.cfg, training)
         yield from tracker_findings(self.cfg)
 
+    def model_findings(self) -> Iterator[UserError]:
+        return config_findings(self.cfg)
+
     def clone(self, *pairs: Any) -> "YamlFront":
         front = YamlFront(self.cfg.clone(), self.path, self.opts, self.trainer)
         for key, value in zip(pairs[::2], pairs[1::2]):
