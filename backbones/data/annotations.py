@@ -82,17 +82,17 @@ def read(path: str, what: str = "annotation file") -> Dict[str, List[Any]]:
     return content
 
 
-def faults(key: str, i: int, entry: Any, fields: Fields, required: Sequence[str]) -> Iterator[str]:
-    """What is wrong with entry ``i`` of list ``key``: fields that it lacks, or that have another value than they must."""
+def faults(entry: Any, fields: Fields, required: Sequence[str]) -> Iterator[str]:
+    """What is wrong with an entry, in words that follow its name: fields that it lacks, or that have another value than they must."""
     if not isinstance(entry, dict):
-        yield f"entry {i} of {key!r} is {reprlib.repr(entry)}, not an object"
+        yield f"is {reprlib.repr(entry)}, not an object"
         return
     for name, (kind, fits) in fields.items():
         if name not in entry:
             if name in required:
-                yield f"entry {i} of {key!r} has no {name}: it must be {kind}"
+                yield f"has no {name}: it must be {kind}"
         elif not fits(entry[name]) and (entry[name] is not None or name in required):
-            yield f"entry {i} of {key!r} has {name} {reprlib.repr(entry[name])}: it must be {kind}"
+            yield f"has {name} {reprlib.repr(entry[name])}: it must be {kind}"
 
 
 def problems(
@@ -102,7 +102,8 @@ def problems(
     for key in fields:
         seen = set()
         for i, entry in enumerate(content[key]):
-            yield from faults(key, i, entry, fields[key], required[key])
+            for fault in faults(entry, fields[key], required[key]):
+                yield f"entry {i} of {key!r} {fault}"
             if entry["id"] in seen:
                 yield f"the id {entry['id']} stands twice in {key!r}"
             seen.add(entry["id"])

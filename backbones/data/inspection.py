@@ -71,9 +71,9 @@ def _structure(source: Source, content: Dict[str, List[Any]]) -> Iterator[Flaw]:
     for key, of_image in (("images", "id"), ("categories", ""), ("annotations", "image_id")):
         sound, seen = [], set()
         for i, entry in enumerate(content[key]):
-            wrong = next(coco.faults(key, i, entry, _FIELDS[key], coco.REQUIRED[key]), None)
+            wrong = next(coco.faults(entry, _FIELDS[key], coco.REQUIRED[key]), None)
             if wrong:
-                yield Flaw("malformed", source.name, wrong)
+                yield Flaw("malformed", source.name, f"entry {i} of {key!r} {wrong}")
                 continue
             if of_image and source.image_ids is not None and entry[of_image] not in source.image_ids:
                 continue
