@@ -22,8 +22,7 @@ from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
 from backbones import registry
-from backbones.checkpoint import read_checkpoint
-from backbones.checkpoint.gate import fetch
+from backbones.checkpoint import fetch, read_checkpoint
 from backbones.errors import UserError, unknown
 from backbones.files import sha256
 from backbones.tools import run

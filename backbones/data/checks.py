@@ -8,8 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..checkpoint.gate import fetch
-from ..checkpoint.reading import read_checkpoint
+from ..checkpoint import fetch, read_checkpoint
 from ..config import architecture, first_difference, get, learns
 from ..errors import UserError, raised, unknown
 
