@@ -16,7 +16,8 @@ from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
 from .errors import UserError, unknown
-from .layers import ACTIVATIONS, COMMON_NORMS, NORMS
+from .layers import COMMON_NORMS, NORMS
+from .lean import ACTIVATIONS
 from .registry import FAMILIES
 from .solver import CLIP_TYPES, LR_SCHEDULERS, build_lr_scheduler, build_optimizer
 

@@ -113,6 +113,7 @@ class RegNet(StagedBackbone):
         res5_dilation: 2 for res5 at stride 16, with dilated convolutions.
     """
 
+    stages = STAGES
     layouts = ("pycls", "mmdet", "torchvision", "timm")
     native_layouts = ("pycls", "mmdet")
     classifier = re.compile(r"(head\.)?fc\.\w+$")
@@ -293,5 +294,5 @@ def build(cfg, input_shape: ShapeSpec) -> RegNet:
     return RegNet(**numbers, **common_options(cfg, node, input_shape), out_features=node.OUT_FEATURES, rounding=node.ROUNDING)
 
 
-FAMILY = register(Family("regnet", RegNet, SPECS, STAGES, build, variant_key="MODEL.REGNET.NAME"))
+FAMILY = register(Family("regnet", RegNet, SPECS, build, variant_key="MODEL.REGNET.NAME"))
 register_builders(FAMILY)

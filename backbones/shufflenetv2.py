@@ -115,6 +115,7 @@ class ShuffleNetV2(StagedBackbone):
         res5_dilation: 2 for res5 at stride 16, with dilated layers.
     """
 
+    stages = STAGES
     layouts = ("mmrazor", "authors")
     native_layouts = ("mmrazor", "authors")
     classifier = re.compile(r"(layers\.4\.|last_conv\.|fc\.|head\.).*$")
@@ -170,7 +171,7 @@ class ShuffleNetV2(StagedBackbone):
         initialize_convs(self, lambda w: nn.init.normal_(w, std=1.0 / w.shape[1]))
         nn.init.normal_(self.stem.conv.weight, std=0.01)
         for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
                 nn.init.constant_(module.bias, 1e-4)
         # convolutions of stride 2 round odd sizes up, as detectron2 expects: any size works
         self.finish(out_features, freeze_at, divisible=False)
@@ -401,5 +402,5 @@ def build(cfg, input_shape: ShapeSpec) -> ShuffleNetV2:
     return network(**spec, **common_options(cfg, node, input_shape), width=node.WIDTH, out_features=node.OUT_FEATURES)
 
 
-FAMILY = register(Family("shufflenetv2", ShuffleNetV2, SPECS, STAGES, build, variant_key="MODEL.SHUFFLENETV2.NAME"))
+FAMILY = register(Family("shufflenetv2", ShuffleNetV2, SPECS, build, variant_key="MODEL.SHUFFLENETV2.NAME"))
 register_builders(FAMILY)

@@ -24,7 +24,7 @@ from torch import nn
 from ..detectors import LastStageROIHeads
 from ..errors import UserError
 from ..files import replacing, write_whole
-from ..layers import without_wrappers
+from ..layouts import without_wrappers
 from .reading import read_checkpoint
 
 # rows of the table: the first pattern that a key matches names its part

@@ -54,7 +54,7 @@ from ..engine import Trainer, load_for_evaluation
 from ..engine.tracking import check_trackers
 from ..errors import UserError
 from ..files import write_whole
-from ..layers import keep_activations
+from ..lean import keep_activations
 from ..zoo import weights as named_weights
 
 # modules that are not needed: what each gives

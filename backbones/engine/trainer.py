@@ -30,7 +30,7 @@ from ..data.loader import NamesFiles, build_train_loader, share
 from ..data.mapper import FasterMapper
 from ..errors import UserError
 from ..evaluation import build_evaluator
-from ..layers import keep_activations
+from ..lean import keep_activations
 from ..solver import build_lr_scheduler, build_optimizer, scale_learning_rate
 from .hooks import EMA, Evaluate, EvaluateAtTheEnd, KeepBest, PreciseBN, Progress, draw_predictions, validation_losses
 from .resume import Run
