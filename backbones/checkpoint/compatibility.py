@@ -8,7 +8,7 @@ from torch import nn
 
 from ..detectors import LastStageROIHeads
 from ..errors import UserError
-from ..layers import without_wrappers
+from ..layouts import without_wrappers
 from .report import PARTIAL
 
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from ..checkpoint import GatedCheckpointer
 from ..errors import UserError
-from ..layers import keep_activations
+from ..lean import keep_activations
 from .hooks import EMA, Evaluate, EvaluateAtTheEnd, KeepBest, PreciseBN, Progress
 from .job import Job
 from .resume import Run, keep_schedule
