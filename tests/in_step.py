@@ -15,7 +15,7 @@ from backbones.tools.train import argument_parser, read_config  # noqa: E402
 
 def main(args, front):
     trainer = front.fit()
-    trainer.resume_or_load(resume=args.resume)
+    trainer.resume_or_load(args.resume, args.new_schedule)
     paths = []
     trainer.register_hooks([hooks.CallbackHook(after_step=lambda t: paths.append([net.choices for net in supernets(t.model)]))])
     trainer.train()

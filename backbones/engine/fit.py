@@ -127,7 +127,7 @@ class Fit(TrainerBase):
         if self.start_iter > self.max_iter or self.start_iter == self.max_iter and not self.evaluation.pending:
             key = job.name("SOLVER.MAX_ITER")
             raise UserError(
-                f"--resume: the run in {job.output_dir!r} has done {self.start_iter} iterations of {key} {self.max_iter}: raise {key}, or "
+                f"--resume: the run in {job.output_dir!r} has done {self.start_iter} iterations of {key} {self.max_iter}: raise {key} (the rate follows it: --new-schedule), or "
                 f"evaluate {self.checkpointer.get_checkpoint_file()!r} with --eval-only and {job.name('MODEL.WEIGHTS')}",
                 code="resume",
                 key=key,

@@ -93,7 +93,9 @@ class Run:
         ]
         if changed:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-            logging.getLogger(__name__).warning(f"--resume: the config is not as it was: {'; '.join(changed[:5])}{more}")
+            kept = any(change.startswith(("SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.MOMENTUM", "optimizer.")) for change in changed)
+            stay = ". Learning rate, weight decay and momentum are the checkpoint's: they stay as they were, but with --new-schedule"
+            logging.getLogger(__name__).warning(f"--resume: the config is not as it was: {'; '.join(changed[:5])}{more}{stay if kept else ''}")
 
 
 def keep_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, iteration: int, fresh: Optional[List[Dict[str, Any]]]) -> None:
