@@ -15,6 +15,8 @@ from .keys import all_keys, get, put
 
 # keys that name a file, which lies beside the config or where the run starts
 _FILES = ("MODEL.MAEDET.STRUCTURE", "MODEL.SHUFFLENETV2.SUBNET")
+# what detectron2, yacs and Python raise for values that cannot be merged
+_OF_MERGING = (KeyError, ValueError, AssertionError, AttributeError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError)
 
 
 def merge_file(cfg: CfgNode, path: str) -> None:
@@ -87,17 +89,7 @@ def merge_overrides(cfg: CfgNode, opts: List[str]) -> None:
             value += ".0"  # 1 is a number where 0.02 is one, which detectron2 denies
         try:
             cfg.merge_from_list([key, value])
-        except (
-            KeyError,
-            ValueError,
-            AssertionError,
-            AttributeError,
-            TypeError,
-            SyntaxError,
-            RecursionError,
-            MemoryError,
-            OverflowError,
-        ) as error:
+        except _OF_MERGING as error:
             raise UserError(f"{key} {value}: {one_line(error)}", "syntax", key) from error
 
 
