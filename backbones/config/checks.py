@@ -172,7 +172,8 @@ def check_device(device: str, key: str = "MODEL.DEVICE", form: str = "{} {}") ->
         kind = torch.device(device).type
     except RuntimeError:
         raise unknown(key, device, ("cuda", "cpu", "mps"), key) from None
-    there = {"cuda": ("GPU", torch.cuda.is_available), "mps": ("Apple GPU", torch.backends.mps.is_available)}
-    if kind in there and not there[kind][1]():
-        said = f"{key} is {device!r}, but torch sees no {there[kind][0]} here. To run on the CPU, add: {form.format(key, 'cpu')}"
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(kind, True):
+        name = "GPU" if kind == "cuda" else "Apple GPU"
+        said = f"{key} is {device!r}, but torch sees no {name} here. To run on the CPU, add: {form.format(key, 'cpu')}"
         raise UserError(said, "device", key, "cpu")
