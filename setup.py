@@ -11,9 +11,6 @@ with open(os.path.join(here, "backbones", "__init__.py")) as f:
 with open(os.path.join(here, "README.md")) as f:
     readme = f.read()
 
-# the configs stand at the top level, for people; installed, they go inside the package
-config_folders = [os.path.relpath(folder, os.path.join(here, "configs")) for folder, _, _ in os.walk(os.path.join(here, "configs"))]
-
 setup(
     name="backbones",
     version=version,
@@ -22,12 +19,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
+    # configs and converters stand at the top level, for people; installed, they go inside the package
     packages=find_packages(include=["backbones", "backbones.*"]) + ["backbones.configs"],
-    package_dir={"backbones.configs": "configs"},
-    package_data={
-        "backbones.zoo": ["*.json"],
-        "backbones.configs": [os.path.normpath(os.path.join(folder, kind)) for folder in config_folders for kind in ("*.yaml", "*.py", "*.txt")],
-    },
+    package_dir={"backbones.configs": "configs", "backbones.convert": "convert"},
+    package_data={"backbones": ["py.typed"], "backbones.zoo": ["*.json"], "backbones.configs": ["**/*.yaml", "**/*.py", "**/*.txt"]},
+    entry_points={"console_scripts": ["backbones = backbones.cli:main"]},
     # detectron2 is needed too, but is not on PyPI under its name: importing the package says how to get it
     install_requires=[
         "torch>=2.3",
@@ -36,6 +32,9 @@ setup(
         "fvcore",
         "iopath",
         "matplotlib",
+        "omegaconf",
+        "opencv-python",
+        "pillow",
         "pycocotools",
         "pyyaml",
         "safetensors",
@@ -43,10 +42,8 @@ setup(
         "tqdm",
     ],
     extras_require={
-        # whoever has opencv-python need not install the headless build over it
-        "digits": ["scikit-learn", "opencv-python-headless"],
+        "digits": ["scikit-learn"],
         "panoptic": ["panopticapi-lite"],
-        # LVIS's package is better installed with --no-deps, as it would put opencv-python over a headless build
         "cityscapes": ["cityscapesScripts", "shapely"],
         "export": ["onnx", "onnxruntime"],
         "openvino": ["onnx", "onnxruntime", "openvino"],
@@ -54,21 +51,26 @@ setup(
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
         "test": [
+            "black",
             "faster-coco-eval",
             "hypothesis",
+            "mypy",
             "onnx",
             "onnxruntime",
             "openvino",
             "pytest",
             "pytest-timeout",
             "pytest-xdist",
+            "ruff",
             "scikit-learn",
-            "opencv-python-headless",
             "panopticapi-lite",
             "cityscapesScripts",
             "shapely",
             "simplejpeg",
             "timm",
+            "types-PyYAML",
+            "types-tabulate",
+            "types-tqdm",
         ],
     },
 )

@@ -7,9 +7,15 @@ try:
     import detectron2  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        "backbones extends detectron2, which this Python does not have (%s). In a checkout of this project `make quickstart` sets "
-        "everything up; detectron2 is not on PyPI under its own name: its INSTALL.md says how to build it, and requirements/detectron2.txt "
-        "names a build of it that pip can fetch." % error
+        f"backbones extends detectron2, which this Python does not have ({error}). It is not on PyPI under its own name. Build it with "
+        "`pip install --no-build-isolation git+https://github.com/facebookresearch/detectron2`; on Linux with CPython 3.10 "
+        "`pip install sal-detectron2` has it built. In a checkout of this project `make setup` does all of this."
+    ) from None
+try:
+    import cv2  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"backbones needs OpenCV, which cannot be imported ({error}): `pip install opencv-python`, or opencv-python-headless where there is no libGL"
     ) from None
 
 from . import detectors, maedet, mobilenetv2, regnet, resnet, shufflenetv2, vovnet, zoo  # noqa: F401  for registration

@@ -93,6 +93,9 @@ def register_builders(family: Family, bare_alias: Optional[str] = None) -> None:
     def bare(cfg, input_shape: ShapeSpec):
         return family.build(cfg, input_shape)
 
+    def alias(cfg, input_shape: ShapeSpec):
+        return family.build(cfg, input_shape)
+
     def fpn(cfg, input_shape: ShapeSpec):
         bottom_up = family.build(cfg, input_shape)
         pool = LastLevelMaxPool()
@@ -102,16 +105,16 @@ def register_builders(family: Family, bare_alias: Optional[str] = None) -> None:
     def retinanet_fpn(cfg, input_shape: ShapeSpec):
         return build_retinanet_fpn(cfg, family.build(cfg, input_shape))
 
+    network = family.network.__name__
     builders = {
-        f"build_{family.name}_backbone": (bare, f"bare {family.network.__name__}: {', '.join(family.stages)}"),
-        f"build_{family.name}_fpn_backbone": (fpn, f"{family.network.__name__} with FPN: p2 to p6"),
-        f"build_retinanet_{family.name}_fpn_backbone": (retinanet_fpn, f"{family.network.__name__} with RetinaNet's FPN: p3 to p7"),
+        f"build_{family.name}_backbone": (bare, f"bare {network}: {', '.join(family.stages)}"),
+        f"build_{family.name}_fpn_backbone": (fpn, f"{network} with FPN: p2 to p6"),
+        f"build_retinanet_{family.name}_fpn_backbone": (retinanet_fpn, f"{network} with RetinaNet's FPN: p3 to p7"),
     }
+    if bare_alias:
+        builders[bare_alias] = (alias, f"bare {network}")
     for name, (function, doc) in builders.items():
         function.__name__ = function.__qualname__ = name
         function.__doc__ = f"Builds the {doc}, as ``cfg`` says."
         BACKBONE_REGISTRY.register(function)
         BUILDERS[name] = family
-    if bare_alias:
-        BACKBONE_REGISTRY._do_register(bare_alias, bare)
-        BUILDERS[bare_alias] = family

@@ -2,36 +2,21 @@
 
 import functools
 import math
-import re
-from typing import Callable, Dict, Iterable, List, Mapping, NamedTuple, Sequence
+from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
-from detectron2.layers import FrozenBatchNorm2d, get_norm
+from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
 from detectron2.modeling import Backbone
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
+from torchvision import ops
 
 from . import lean
 from .errors import UserError, unknown
+from .layouts import ReleasedWeights
 
 # detectron2's, usable in every key of a config that ends in NORM
 COMMON_NORMS = ("", "FrozenBN", "BN", "SyncBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 NORMS = (*COMMON_NORMS, "EvalBN")
-
-# what data-parallel training, torch.compile and MMRazor put in front of a model's keys, and what a detector puts in front of its backbone's
-WRAPPERS = re.compile(r"^((module|_orig_mod|architecture(\.model)?)\.)+")
-OUTER = re.compile(r"^((module|_orig_mod|architecture|model|backbone|bottom_up|body)\.)+")
-
-
-def without_wrappers(state_dict: Mapping[str, Tensor]) -> Dict[str, Tensor]:
-    """A state dict without those prefixes. Raises UserError where two entries become one."""
-    result: Dict[str, Tensor] = {}
-    for key, value in state_dict.items():
-        new = WRAPPERS.sub("", key)
-        if new in result:
-            raise UserError(f"checkpoint holds {new!r} twice, under two names; the second is {key!r}")
-        result[new] = value
-    return result
 
 
 def build_norm(norm: str, channels: int) -> nn.Module:
@@ -62,8 +47,8 @@ class EvalBatchNorm2d(nn.BatchNorm2d):
         return super().train(False)
 
 
-class DeformConv2d(nn.Module):
-    """Deformable convolution, v1 or (``modulated``) v2, by torchvision's operator, so that it runs on CPU and without detectron2's ``_C``.
+class DeformConv2d(ops.DeformConv2d):
+    """Deformable convolution, v1 or (``modulated``) v2, that predicts its own offsets, by torchvision's operator, which every device has.
 
     The sampling offsets start at zero, where v1 equals the plain convolution of the same ``weight``: pretrained dense weights load into it.
     Input (N, C, H, W), output (N, C_out, H', W'), as ``nn.Conv2d``.
@@ -82,17 +67,19 @@ class DeformConv2d(nn.Module):
         modulated: bool = False,
         deform_groups: int = 1,
     ):
-        super().__init__()
         if in_channels % deform_groups:
             raise UserError(f"deformable groups must divide the channels: {deform_groups} does not divide {in_channels}")
-        self.stride, self.padding, self.dilation, self.modulated = stride, padding, dilation, modulated
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, dilation, groups, bias)
+        self.modulated = modulated
         self.offset_channels = 2 * deform_groups * kernel_size**2
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
         predicted = self.offset_channels * 3 // 2 if modulated else self.offset_channels
         self.offset = nn.Conv2d(in_channels, predicted, kernel_size, stride, padding, dilation)
-        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
         self.reset_offset()
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_normal_(self.weight, nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def reset_offset(self) -> None:
         nn.init.zeros_(self.offset.weight)
@@ -100,11 +87,11 @@ class DeformConv2d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         offset = self.offset(x)
-        stride, padding, dilation = (self.stride, self.stride), (self.padding, self.padding), (self.dilation, self.dilation)
+        mask: Optional[Tensor] = None
         if self.modulated:
             mask = offset[:, self.offset_channels :].sigmoid()
-            return deform_conv2d(x, offset[:, : self.offset_channels], self.weight, self.bias, stride, padding, dilation, mask=mask)
-        return deform_conv2d(x, offset, self.weight, self.bias, stride, padding, dilation)
+            offset = offset[:, : self.offset_channels]
+        return ops.deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
 
 
 class StagePlan(NamedTuple):
@@ -143,13 +130,8 @@ def dilated(conv: Callable[..., nn.Module], dilation: int) -> Callable[..., nn.M
     return make
 
 
-class ConvNormAct(nn.Module):
-    """Convolution (padded to keep the size at stride 1), norm, activation. The convolution has a bias only where there is no norm.
-
-    ``lean``, which `keep_activations` sets: whether training keeps less, see `lean`.
-    """
-
-    lean: bool = False
+class ConvNormAct(lean.KeepsActivations):
+    """Convolution (padded to keep the size at stride 1), norm, activation. The convolution has a bias only where there is no norm."""
 
     def __init__(
         self,
@@ -176,9 +158,9 @@ class ConvNormAct(nn.Module):
     @torch.jit.unused
     def keeps_less(self) -> bool:
         """Whether a backward pass is to come that `lean` has an operation for."""
-        return (
-            self.lean and torch.is_grad_enabled() and not torch.jit.is_tracing() and not torch.compiler.is_compiling() and lean.fits(self.conv)
-        )
+        if self.activations != "lean" or not torch.is_grad_enabled():
+            return False
+        return not torch.jit.is_tracing() and not torch.compiler.is_compiling() and lean.fits(self.conv)
 
     @torch.jit.unused
     def of_pieces(self, pieces: List[Tensor]) -> Tensor:
@@ -188,146 +170,77 @@ class ConvNormAct(nn.Module):
         return self(torch.cat(pieces, dim=1))
 
 
-class StagedBackbone(Backbone):
-    """A network whose children are its stages, in order: each maps (N, C, H, W) to the next feature.
+class StagedBackbone(ReleasedWeights, lean.KeepsActivations, Backbone):
+    """A chain of stages, each of which maps (N, C, H, W) to the next feature.
 
-    A family's constructor adds its stages with `add_stage` and closes with `finish`. The key names of its released checkpoints are
-    understood wherever a state dict is loaded: directly, inside a detector, by detectron2's own checkpointer.
+    A family's class names its ``stages``, in order. Its constructor adds each with `add_stage` and closes with `finish`.
     """
 
-    # the projects whose key names `translate_key` knows, and those of them whose weights take the images that this project's configs give:
-    # theirs alone are understood wherever a state dict is loaded, the others are converted first
-    layouts: Sequence[str] = ("released",)
-    native_layouts: Sequence[str] = ("released",)
-    # keys of a released layout whose weights expect images in another order than this project's other configs give: (keys, order)
-    released_images = (re.compile(r"(?!)"), "")
-    # how the weights are used, where their shapes do not say it: saved beside them, and compared when they are loaded
-    conventions: Dict[str, str] = {}
-    checkpointing: bool = False  # whether the backward pass computes each block again; `keep_activations` sets it
-    classifier = re.compile(r"(?!)")  # keys behind the last feature, which detection has no use for
+    stages: Tuple[str, ...] = ()
+    __constants__ = ["stages"]  # torch.jit.script reads it
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
-        self._out_feature_channels: Dict[str, int] = {}
-        self._out_feature_strides: Dict[str, int] = {}
-        self._out_features: Sequence[str] = []
-        self._size_divisibility = 0
+        self.shapes: Dict[str, ShapeSpec] = {}
+        self.out_features: List[str] = []
+        self.divisibility = 0
 
     def add_stage(self, name: str, stage: nn.Module, channels: int, stride: int) -> None:
-        """Appends ``stage``; ``stride`` counts from the image."""
+        """Appends the next of the ``stages``; ``stride`` counts from the image."""
+        assert name == self.stages[len(self.shapes)], f"{name} is not stage {len(self.shapes)} of {self.stages}"
         self.add_module(name, stage)
-        self._out_feature_channels[name] = channels
-        self._out_feature_strides[name] = stride
+        self.shapes[name] = ShapeSpec(channels=channels, stride=stride)
 
     def finish(self, out_features: Iterable[str], freeze_at: int, divisible: bool) -> None:
         """Checks and sets the features to emit, drops the stages behind the last of them, freezes.
 
         ``divisible``: whether feature sizes agree with their strides only for images whose sides the deepest stride divides.
         """
-        stages = list(self._out_feature_channels)
-        out_features = list(out_features)
-        for name in out_features:
-            if name not in stages:
-                raise unknown("feature", name, stages)
-        if not out_features:
-            raise UserError(f"no feature to emit: OUT_FEATURES is empty. Allowed: {', '.join(stages)}.")
-        self._out_features = [name for name in stages if name in out_features]
-        for name in stages[stages.index(self._out_features[-1]) + 1 :]:
+        wanted = list(out_features)
+        for name in wanted:
+            if name not in self.stages:
+                raise unknown("feature", name, self.stages)
+        if not wanted:
+            raise UserError(f"no feature to emit: OUT_FEATURES is empty. Allowed: {', '.join(self.stages)}.")
+        self.out_features = [name for name in self.stages if name in wanted]
+        for name in self.stages[self.stages.index(self.out_features[-1]) + 1 :]:
             delattr(self, name)
-        self._size_divisibility = self._out_feature_strides[self._out_features[-1]] if divisible else 0
-        self.freeze(freeze_at, stages)
+        self.divisibility = self.shapes[self.out_features[-1]].stride if divisible else 0
+        self.freeze(freeze_at)
+
+    def output_shape(self) -> Dict[str, ShapeSpec]:
+        """Channels and stride of each feature that it emits."""
+        return {name: self.shapes[name] for name in self.out_features}
 
     @property
     def size_divisibility(self) -> int:
-        return self._size_divisibility
+        return self.divisibility
 
-    def freeze(self, freeze_at: int, stages: Sequence[str] = ()) -> None:
+    def freeze(self, freeze_at: int) -> None:
         """Freezes the first ``freeze_at`` stages, the stem being the first, and no others; 0 or less freezes nothing.
 
         Their parameters stop requiring gradients and their batch norms become ``FrozenBatchNorm2d``.
         """
-        count = len(stages or self._out_feature_channels)
+        count = len(self.stages)
         if freeze_at > count:
             raise UserError(f"FREEZE_AT {freeze_at} is more than the {count} stages there are: 0 freezes none, 1 the stem, {count} all")
-        for name, stage in list(self.named_children())[: max(freeze_at, 0)]:
-            for parameter in stage.parameters():
-                parameter.requires_grad_(False)
-            setattr(self, name, FrozenBatchNorm2d.convert_frozen_batchnorm(stage))
+        for name in self.stages[: max(freeze_at, 0)]:
+            if hasattr(self, name):
+                stage = getattr(self, name).requires_grad_(False)
+                setattr(self, name, FrozenBatchNorm2d.convert_frozen_batchnorm(stage))
 
     def forward(self, x: Tensor) -> Dict[str, Tensor]:
         """Maps images (N, C, H, W) to the features asked for, by name, in order of depth."""
         outputs: Dict[str, Tensor] = {}
         for name, stage in self.named_children():
-            if torch.jit.is_scripting():
-                x = stage(x)
-            else:
-                x = self._through(stage, x)
-            if name in self._out_features:
-                outputs[name] = x
+            if name in self.stages:
+                if torch.jit.is_scripting():
+                    x = stage(x)
+                else:
+                    x = lean.checkpointed(stage, x) if self.computes_again() else stage(x)
+                if name in self.out_features:
+                    outputs[name] = x
         return outputs
-
-    @torch.jit.unused
-    def _through(self, stage: nn.Module, x: Tensor) -> Tensor:
-        if not (self.checkpointing and self.training and torch.is_grad_enabled()):
-            return stage(x)
-        for block in stage if isinstance(stage, nn.Sequential) else (stage,):
-            x = lean.checkpointed(block, x) if any(p.requires_grad for p in block.parameters()) else block(x)
-        return x
-
-    def translate_key(self, key: str, layout: str) -> str:
-        """A key of a checkpoint in one of the `layouts` as ours; keys that are not of that layout come back as they are."""
-        return key
-
-    def complete(self, state_dict: Dict[str, Tensor], layout: str) -> Dict[str, Tensor]:
-        """A translated state dict with what that layout's network does not have filled in, so that ours computes the same."""
-        return state_dict
-
-    def translate_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str = "", layouts: Sequence[str] = ()) -> Dict[str, Tensor]:
-        """The entries under ``prefix`` with this network's key names, the others as they are; from the native ``layouts`` unless named.
-
-        Drops batch counters where this network's norms keep none. Raises UserError where two entries become one.
-        """
-        own = set(self.state_dict())
-        result: Dict[str, Tensor] = {}
-        for key, value in state_dict.items():
-            new = key
-            if key.startswith(prefix):
-                relative = key[len(prefix) :]
-                if relative not in own:
-                    relative = OUTER.sub("", relative)
-                    for layout in layouts or self.native_layouts:
-                        relative = self.translate_key(relative, layout)
-                if relative.endswith("num_batches_tracked") and relative not in own:
-                    continue
-                new = prefix + relative
-            if new in result:
-                raise UserError(f"checkpoint holds {new!r} twice, under two names; the second is {key!r}")
-            result[new] = value
-        return result
-
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        translated = self.translate_state_dict(state_dict, prefix)
-        state_dict.clear()
-        state_dict.update(translated)
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
-
-
-ACTIVATIONS = ("all", "lean", "inputs")  # what training keeps of each block, see `keep_activations`
-
-
-def keep_activations(model: nn.Module, kept: str) -> None:
-    """What training keeps for the backward pass of this project's networks in ``model``, which computes the same in any case.
-
-    "all": what torch keeps. "lean": no concatenation, and no frozen norm's input. "inputs": of each block its input alone, from which it is
-    computed again (activation checkpointing): less memory, a third more time.
-    """
-    if kept not in ACTIVATIONS:
-        raise unknown("what training keeps", kept, ACTIVATIONS)
-    for module in model.modules():
-        if isinstance(module, ConvNormAct):
-            module.lean = kept == "lean"
-        elif isinstance(module, StagedBackbone):
-            module.checkpointing = kept == "inputs"
 
 
 def initialize_convs(module: nn.Module, init: Callable[[Tensor], None]) -> None:

@@ -14,6 +14,10 @@ from detectron2.layers import FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from .errors import unknown
+
+ACTIVATIONS = ("all", "lean", "inputs")  # what training keeps of each block, see `keep_activations`
+
 
 class _Conv(torch.autograd.Function):
     """conv2d of the joined ``pieces`` by ``weight * scale``, plus ``shift``; scale and shift are constants, or None."""
@@ -73,14 +77,19 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, pieces: Sequence[Tensor]) -> Ten
     return norm(_Conv.apply(conv.weight, None, None, *options, *pieces))
 
 
-def checkpointed(block: nn.Module, x: Tensor) -> Tensor:
-    """``block(x)``, of which the backward pass computes all but ``x`` again; batch norms count the batch once."""
-    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _counted_already(block)))
+def checkpointed(stage: nn.Module, x: Tensor) -> Tensor:
+    """``stage(x)``, of which the backward pass computes each block again from its input; batch norms count the batch once."""
+    for block in stage if isinstance(stage, nn.Sequential) else (stage,):
+        if any(p.requires_grad for p in block.parameters()):
+            x = checkpoint(block, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _counted_already(block)))
+        else:
+            x = block(x)
+    return x
 
 
 @contextlib.contextmanager
 def _counted_already(block: nn.Module) -> Iterator[None]:
-    norms = [m for m in block.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training and m.track_running_stats]
+    norms = [m for m in block.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm)) and m.training and m.track_running_stats]
     before = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
     for m in norms:
         m.momentum = 0.0
@@ -90,3 +99,27 @@ def _counted_already(block: nn.Module) -> Iterator[None]:
         for m, (momentum, count) in zip(norms, before):
             m.momentum = momentum
             m.num_batches_tracked.copy_(count)
+
+
+class KeepsActivations(nn.Module):
+    """A module that acts on what `keep_activations` asks for."""
+
+    activations: str = "all"
+
+    @torch.jit.unused
+    def computes_again(self) -> bool:
+        """Whether a backward pass is to come that computes its blocks again."""
+        return self.activations == "inputs" and self.training and torch.is_grad_enabled()
+
+
+def keep_activations(model: nn.Module, kept: str) -> None:
+    """What training keeps for the backward pass of this project's networks in ``model``, which computes the same in any case.
+
+    "all": what torch keeps. "lean": no concatenation, and no frozen norm's input. "inputs": of each block its input alone, from which it is
+    computed again (activation checkpointing): less memory, a third more time.
+    """
+    if kept not in ACTIVATIONS:
+        raise unknown("what training keeps", kept, ACTIVATIONS)
+    for module in model.modules():
+        if isinstance(module, KeepsActivations):
+            module.activations = kept

@@ -237,6 +237,7 @@ class MAEDET(StagedBackbone):
         res5_dilation: 2 for res5 at stride 16, with dilated convolutions.
     """
 
+    stages = STAGES
     layouts = ("released",)
     released_images = (re.compile(r"(^|\.)block_list\.\d"), "RGB")
 
@@ -329,5 +330,5 @@ def build(cfg, input_shape: ShapeSpec) -> MAEDET:
     return MAEDET(structure, **common_options(cfg, node, input_shape), width=node.WIDTH, out_features=node.OUT_FEATURES)
 
 
-FAMILY = register(Family("maedet", MAEDET, SPECS, STAGES, build, variant_key="MODEL.MAEDET.NAME"))
+FAMILY = register(Family("maedet", MAEDET, SPECS, build, variant_key="MODEL.MAEDET.NAME"))
 register_builders(FAMILY)

@@ -51,6 +51,7 @@ class MobileNetV2(StagedBackbone):
         res5_dilation: 2 for res5 at stride 16, with dilated layers.
     """
 
+    stages = STAGES
     layouts = ("released", "torchvision")
     classifier = re.compile(r"(classifier(\.\d)?|features\.18\.\d)\.\w+$")
 
@@ -146,5 +147,5 @@ def build(cfg, input_shape: ShapeSpec) -> MobileNetV2:
     )
 
 
-FAMILY = register(Family("mobilenetv2", MobileNetV2, SPECS, STAGES, build))
+FAMILY = register(Family("mobilenetv2", MobileNetV2, SPECS, build))
 register_builders(FAMILY, bare_alias="build_mnv2_backbone")

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from .errors import UserError, unknown
-from .layers import StagedBackbone, without_wrappers
+from .layers import StagedBackbone
+from .layouts import without_wrappers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,9 +21,12 @@ class Family:
     name: str  # as in its builders' names: build_<name>_backbone
     network: Type[StagedBackbone]
     specs: Mapping[str, Any]  # spec name -> frozen dataclass of the network's structural arguments
-    stages: Tuple[str, ...]
     build: Callable
     variant_key: str = ""  # the config key that names the spec, where there is more than one
+
+    @property
+    def stages(self) -> Tuple[str, ...]:
+        return self.network.stages
 
 
 FAMILIES: Dict[str, Family] = {}

@@ -84,8 +84,8 @@ class SqueezeExcite(nn.Module):
         return x * self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1)))).sigmoid()
 
 
-class Bottleneck(nn.Module):
-    """1x1, grouped 3x3 with the stride, gate, 1x1, each with a norm; adds its input, projected where the shapes differ."""
+class XBlock(nn.Module):
+    """The paper's X block, with a gate its Y block: 1x1, grouped 3x3 with the stride, gate, 1x1; adds its input, projected where shapes differ."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, groups: int, se_width: int, norm: str, conv=nn.Conv2d):
         super().__init__()
@@ -113,6 +113,7 @@ class RegNet(StagedBackbone):
         res5_dilation: 2 for res5 at stride 16, with dilated convolutions.
     """
 
+    stages = STAGES
     layouts = ("pycls", "mmdet", "torchvision", "timm")
     native_layouts = ("pycls", "mmdet")
     classifier = re.compile(r"(head\.)?fc\.\w+$")
@@ -153,7 +154,7 @@ class RegNet(StagedBackbone):
             for b in range(blocks):
                 se_width = round(se_ratio * width)
                 block_stride, conv = (1, plan.conv) if b else (plan.stride, plan.reducing)
-                stage.add_module(f"block{b + 1}", Bottleneck(width, channels, block_stride, channels // group, se_width, norm, conv))
+                stage.add_module(f"block{b + 1}", XBlock(width, channels, block_stride, channels // group, se_width, norm, conv))
                 width = channels
             stride *= plan.stride
             self.add_stage(name, stage, channels, stride)
@@ -293,5 +294,5 @@ def build(cfg, input_shape: ShapeSpec) -> RegNet:
     return RegNet(**numbers, **common_options(cfg, node, input_shape), out_features=node.OUT_FEATURES, rounding=node.ROUNDING)
 
 
-FAMILY = register(Family("regnet", RegNet, SPECS, STAGES, build, variant_key="MODEL.REGNET.NAME"))
+FAMILY = register(Family("regnet", RegNet, SPECS, build, variant_key="MODEL.REGNET.NAME"))
 register_builders(FAMILY)

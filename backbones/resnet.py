@@ -2,43 +2,29 @@
 
 from typing import Optional
 
-import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, build_resnet_backbone
 from detectron2.modeling.backbone import resnet
 from torch import Tensor, nn
-from torchvision.ops import deform_conv2d
+from torchvision import ops
 
 from .fpn import build_retinanet_fpn
 
 
-class TorchvisionDeformConv(nn.Module):
+class TorchvisionDeformConv(ops.DeformConv2d):
     """detectron2's ``DeformConv`` and ``ModulatedDeformConv`` (which is given a ``mask``), with the same weights, by torchvision's operator."""
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        kernel_size: int,
-        stride: int = 1,
-        padding: int = 0,
-        dilation: int = 1,
-        groups: int = 1,
-        deformable_groups: int = 1,
-        bias: bool = False,
-        norm=None,
-        activation=None,
-    ):
-        super().__init__()
-        self.stride, self.padding, self.dilation = stride, padding, dilation
-        self.weight = nn.Parameter(torch.empty(out_channels, in_channels // groups, kernel_size, kernel_size))
-        self.bias = nn.Parameter(torch.zeros(out_channels)) if bias else None
+    def __init__(self, *args, deformable_groups: int = 1, bias: bool = False, norm=None, activation=None, **kwargs):
+        super().__init__(*args, bias=bias, **kwargs)  # the operator takes the number of deformable groups from the offsets
         self.norm, self.activation = norm, activation
+
+    def reset_parameters(self) -> None:
         nn.init.kaiming_uniform_(self.weight, nonlinearity="relu")
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
 
     def forward(self, x: Tensor, offset: Tensor, mask: Optional[Tensor] = None) -> Tensor:
-        # groups and deformable groups follow from the shapes
-        x = deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+        x = ops.deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
         if self.norm is not None:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)

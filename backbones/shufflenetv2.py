@@ -38,7 +38,7 @@ def interleave(x: Tensor) -> Tensor:
     return x.reshape(n, 2, c // 2, h, w).transpose(1, 2).reshape(n, c, h, w)
 
 
-def _main(in_channels: int, width: int, out_channels: int, choice: int, norm: str, plan: StagePlan, reduces: bool) -> nn.Sequential:
+def _main_branch(in_channels: int, width: int, out_channels: int, choice: int, norm: str, plan: StagePlan, reduces: bool) -> nn.Sequential:
     """The branch that is chosen: each depthwise convolution without, each 1x1 with an activation."""
     stride, first = (plan.stride, plan.reducing) if reduces else (1, plan.conv)
 
@@ -76,7 +76,7 @@ class ShuffleBlock(nn.Module):
         self.proj = None  # where the block keeps the size
         width = out_channels // 2
         if not reduces:
-            self.main = _main(width, width, width, choice, norm, plan, reduces)
+            self.main = _main_branch(width, width, width, choice, norm, plan, reduces)
             return
         passed = in_channels if split == "input" else width
         kernel = 3 if choice == 3 else 3 + 2 * choice
@@ -84,7 +84,7 @@ class ShuffleBlock(nn.Module):
             ConvNormAct(in_channels, in_channels, kernel, plan.stride, groups=in_channels, norm=norm, act=nn.Identity, conv=plan.reducing),
             ConvNormAct(in_channels, passed, norm=norm),
         )
-        self.main = _main(in_channels, width, out_channels - passed, choice, norm, plan, reduces)
+        self.main = _main_branch(in_channels, width, out_channels - passed, choice, norm, plan, reduces)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.proj is not None:
@@ -98,6 +98,17 @@ class ShuffleBlock(nn.Module):
                 kept, x = x.chunk(2, dim=1)
             x = torch.cat((kept, self.main(x)), dim=1)
         return interleave(x) if self.shuffle == "after" else x
+
+
+def check_choices(choices: Any, blocks: Sequence[int], what: str = "the path") -> Tuple[int, ...]:
+    """``choices`` where there is one for each block, of stages of so many ``blocks``. Raises UserError that names the block otherwise."""
+    if not isinstance(choices, (list, tuple)) or len(choices) != sum(blocks):
+        given = f"{len(choices)} choices" if isinstance(choices, (list, tuple)) else f"a {type(choices).__name__}"
+        raise UserError(f"{what} holds {given}, but the network has {sum(blocks)} blocks ({', '.join(map(str, blocks))})")
+    for i, choice in enumerate(choices):
+        if isinstance(choice, bool) or choice not in range(len(CHOICES)):
+            raise unknown(f"choice of block {i} in {what}", choice, range(len(CHOICES)))
+    return tuple(int(choice) for choice in choices)
 
 
 class ShuffleNetV2(StagedBackbone):
@@ -115,6 +126,7 @@ class ShuffleNetV2(StagedBackbone):
         res5_dilation: 2 for res5 at stride 16, with dilated layers.
     """
 
+    stages = STAGES
     layouts = ("mmrazor", "authors")
     native_layouts = ("mmrazor", "authors")
     classifier = re.compile(r"(layers\.4\.|last_conv\.|fc\.|head\.).*$")
@@ -140,14 +152,13 @@ class ShuffleNetV2(StagedBackbone):
         freeze_at: int = 0,
     ):
         super().__init__()
-        if split not in SPLITS:
-            raise unknown("split of ShuffleNetV2's blocks", split, SPLITS)
-        if shuffle not in SHUFFLES:
-            raise unknown("shuffle of ShuffleNetV2's channels", shuffle, SHUFFLES)
+        for key, value, allowed in (("SPLIT", split, SPLITS), ("SHUFFLE", shuffle, SHUFFLES)):
+            if value not in allowed:
+                raise unknown(f"MODEL.SHUFFLENETV2.{key}", value, allowed)
         if not 0 < width <= 16:
             raise UserError(f"ShuffleNetV2's width is {width}: it must be above 0, and at most 16")
         self.blocks, self.split, self.shuffle = tuple(blocks), split, shuffle
-        self.choices = self._check_choices(choices)
+        self.choices = check_choices(choices, blocks)
         self.conventions = {"MODEL.SHUFFLENETV2.SHUFFLE": shuffle}
         stem_channels, *channels = (c if width == 1 else max(4, int(c * width / 4 + 0.5) * 4) for c in (stem_channels, *channels))
         stem = ConvNormAct(in_channels, stem_channels, 3, stride=2, norm=norm)
@@ -170,20 +181,10 @@ class ShuffleNetV2(StagedBackbone):
         initialize_convs(self, lambda w: nn.init.normal_(w, std=1.0 / w.shape[1]))
         nn.init.normal_(self.stem.conv.weight, std=0.01)
         for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
                 nn.init.constant_(module.bias, 1e-4)
         # convolutions of stride 2 round odd sizes up, as detectron2 expects: any size works
         self.finish(out_features, freeze_at, divisible=False)
-
-    def _check_choices(self, choices: Sequence[int]) -> Tuple[int, ...]:
-        if len(choices) != sum(self.blocks):
-            raise UserError(
-                f"{len(choices)} choices were given, but the network has {sum(self.blocks)} blocks ({', '.join(map(str, self.blocks))})"
-            )
-        for i, choice in enumerate(choices):
-            if isinstance(choice, bool) or choice not in range(len(CHOICES)):
-                raise unknown(f"choice of block {i}", choice, range(len(CHOICES)))
-        return tuple(int(choice) for choice in choices)
 
     def _block(self, index: int, in_channels: int, out_channels: int, reduces: bool, norm: str, plan: StagePlan) -> nn.Module:
         return ShuffleBlock(in_channels, out_channels, self.choices[index], reduces, self.split, self.shuffle, norm, plan)
@@ -274,13 +275,13 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
 
     def set_path(self, path: Sequence[int]) -> None:
         """The choice of every block, in order, that runs from now on."""
-        self.choices = self._check_choices(path)
+        self.choices = check_choices(path, self.blocks)
         for block, choice in zip(self.choice_blocks(), self.choices):
             block.active = choice
 
     def subnet_state_dict(self, path: Sequence[int]) -> Dict[str, Tensor]:
         """The weights of a path, with the names that a `ShuffleNetV2` of those choices has."""
-        path = self._check_choices(path)
+        path = check_choices(path, self.blocks)
         result = {}
         for key, value in self.state_dict().items():
             match = re.match(r"(res\d\.block\d+)\.(\d)\.(.+)$", key)
@@ -349,13 +350,7 @@ def read_choices(path: str, blocks: Sequence[int], stated: Optional[Dict[str, An
         content = content["choices"]
     if isinstance(content, dict):
         content = _from_mapping(content, blocks, what)
-    if not isinstance(content, (list, tuple)) or len(content) != sum(blocks):
-        size = f"{len(content)} choices" if isinstance(content, (list, tuple)) else f"a {type(content).__name__}"
-        raise UserError(f"{what} holds {size}, but the network has {sum(blocks)} blocks ({', '.join(map(str, blocks))})")
-    for i, choice in enumerate(content):
-        if isinstance(choice, bool) or choice not in range(len(CHOICES)):
-            raise unknown(f"choice of block {i} in {what}", choice, range(len(CHOICES)))
-    return tuple(content)
+    return check_choices(content, blocks, what)
 
 
 def _from_mapping(content: Dict[Any, Any], blocks: Sequence[int], what: str) -> List[int]:
@@ -389,11 +384,7 @@ def build(cfg, input_shape: ShapeSpec) -> ShuffleNetV2:
         raise UserError("MODEL.SHUFFLENETV2.CHOICES and SUBNET exclude each other: both say what the blocks are")
     if node.CHOICES:
         spec["choices"] = node.CHOICES
-    for key, allowed in (("SPLIT", SPLITS), ("SHUFFLE", SHUFFLES)):
-        if node[key]:
-            if node[key] not in allowed:
-                raise unknown(f"MODEL.SHUFFLENETV2.{key}", node[key], allowed)
-            spec[key.lower()] = node[key]
+    spec.update({key.lower(): node[key] for key in ("SPLIT", "SHUFFLE") if node[key]})
     if node.SUBNET:
         stated = {"network": node.NAME, "split": spec["split"], "shuffle": spec["shuffle"], "width": node.WIDTH}
         spec["choices"] = read_choices(node.SUBNET, spec["blocks"], stated)
@@ -401,5 +392,5 @@ def build(cfg, input_shape: ShapeSpec) -> ShuffleNetV2:
     return network(**spec, **common_options(cfg, node, input_shape), width=node.WIDTH, out_features=node.OUT_FEATURES)
 
 
-FAMILY = register(Family("shufflenetv2", ShuffleNetV2, SPECS, STAGES, build, variant_key="MODEL.SHUFFLENETV2.NAME"))
+FAMILY = register(Family("shufflenetv2", ShuffleNetV2, SPECS, build, variant_key="MODEL.SHUFFLENETV2.NAME"))
 register_builders(FAMILY)

@@ -114,6 +114,7 @@ class VoVNet(StagedBackbone):
         freeze_at: how many stages to freeze, the stem being the first.
     """
 
+    stages = STAGES
     layouts = ("released", "timm")
     classifier = re.compile(r"head\.fc\.\w+$")
 
@@ -261,5 +262,5 @@ def build(cfg, input_shape: ShapeSpec) -> VoVNet:
     )
 
 
-FAMILY = register(Family("vovnet", VoVNet, SPECS, STAGES, build, variant_key="MODEL.VOVNET.CONV_BODY"))
+FAMILY = register(Family("vovnet", VoVNet, SPECS, build, variant_key="MODEL.VOVNET.CONV_BODY"))
 register_builders(FAMILY)

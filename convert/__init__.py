@@ -1,1 +1,1 @@
-"""Checkpoints of other projects as ours, with a proof: ``python -m convert <source> SRC DST``, see ``python -m convert --help``."""
+"""Checkpoints of other projects as ours, with a proof: ``backbones convert SOURCE SRC DST``, see ``backbones convert --help``."""

@@ -1,10 +1,10 @@
 """Turns a checkpoint of another project into one of ours, and proves that it gives the same numbers.
 
-python -m convert pycls RegNetX-3.2GF_dds_8gpu.pyth weights/RegNetX-3.2GF.pth
-python -m convert timm ese_vovnet39b.safetensors weights/V-39-eSE.safetensors
-python -m convert mmdet mask_rcnn_regnetx-3.2GF_fpn_1x_coco.pth weights/mask_rcnn_RegNetX_3.2GF_FPN_1x.pth
-python -m convert lightnas latest.pth weights/gfl_MAE_DET_S_FPN_73e.pth
-python -m convert detectron2 model_final_b275ba.pkl weights/faster_rcnn_R_50_FPN_1x.pth --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
+backbones convert pycls RegNetX-3.2GF_dds_8gpu.pyth weights/RegNetX-3.2GF.pth
+backbones convert timm ese_vovnet39b.safetensors weights/V-39-eSE.safetensors
+backbones convert mmdet mask_rcnn_regnetx-3.2GF_fpn_1x_coco.pth weights/mask_rcnn_RegNetX_3.2GF_FPN_1x.pth
+backbones convert lightnas latest.pth weights/gfl_MAE_DET_S_FPN_73e.pth
+backbones convert detectron2 model_final_b275ba.pkl weights/faster_rcnn_R_50_FPN_1x.pth --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
 
 Every tensor must find its place, and every weight of the network be filled, or nothing is written. Weights that expect RGB get their first
 convolution turned, so that converted files take BGR images (lightnas's detectors keep RGB), with the mean and deviation that stand in it. Where
@@ -22,8 +22,7 @@ from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
 from backbones import registry
-from backbones.checkpoint import read_checkpoint
-from backbones.checkpoint.gate import fetch
+from backbones.checkpoint import fetch, read_checkpoint
 from backbones.errors import UserError, unknown
 from backbones.files import sha256
 from backbones.tools import run
@@ -47,7 +46,7 @@ _INERT = {"mmdet": ("mmengine", "mmcv", "mmdet", "numpy"), "lightnas": ("mmcv", 
 def argument_parser() -> argparse.ArgumentParser:
     summary, _, details = __doc__.partition("\n")
     parser = argparse.ArgumentParser(
-        prog="python -m convert", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="backbones convert", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("source", metavar="SOURCE", help=f"the project that the file is of: {', '.join(SOURCES)}")
     parser.add_argument("src", metavar="SRC", help="the file, or its address")
@@ -119,6 +118,8 @@ def _refuse_unused(args, kind: str, **options) -> None:
 
 
 def main() -> None:
+    logging.basicConfig(level=logging.ERROR)
+    logging.getLogger("iopath").setLevel(logging.CRITICAL)  # what it reports is said here in one line
     args = argument_parser().parse_intermixed_args()
     result = convert(args)
     write(result, args.dst)
@@ -139,7 +140,7 @@ def main() -> None:
             "evaluate it:\n  "
             + " ".join(
                 [
-                    "python train_net.py --config-file",
+                    "backbones train --config-file",
                     about["config"],
                     "--eval-only MODEL.WEIGHTS",
                     args.dst,
@@ -163,6 +164,4 @@ def _quoted(items) -> list:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.ERROR)
-    logging.getLogger("iopath").setLevel(logging.CRITICAL)  # what it reports is said here in one line
     run(main, "convert: ")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import backbones
 from backbones import registry
 from backbones.errors import UserError
-from backbones.layers import without_wrappers
+from backbones.layouts import without_wrappers
 
 # the same features in double precision: what differs then differs in structure, not in the order of sums
 TOLERANCE = 1e-5

@@ -7,8 +7,7 @@ from detectron2.modeling import build_model
 from torch import Tensor
 
 from backbones import zoo
-from backbones.checkpoint import GatedCheckpointer
-from backbones.checkpoint.gate import part_of
+from backbones.checkpoint import GatedCheckpointer, part_of
 from backbones.config import check_config, merge_overrides
 from backbones.errors import UserError
 

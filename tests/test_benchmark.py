@@ -9,7 +9,7 @@ import torch
 from backbones import UserError, create
 from backbones.benchmark import evaluation, gpu, pairs, speed, training
 from backbones.evaluation import coco
-from backbones.layers import keep_activations
+from backbones.lean import keep_activations
 from backbones.tools import benchmark
 
 ABOUT = {"machine": "m", "threads": 2, "precision": "float32", "versions": {"python": "3", "torch": "2", "torchvision": "0", "detectron2": "0"}}

@@ -16,6 +16,8 @@ from PIL import Image
 from backbones import UserError
 from backbones.benchmark.evaluation import made_up, official
 from backbones.data import digits
+from backbones.evaluation import comparison
+from backbones.evaluation.results import TASKS, check_annotations, check_keypoints, check_results
 from backbones.tools import compare
 
 SIZES = {"bbox": 4, "segm": 4, "keypoints": 3}  # ranges of areas
@@ -36,8 +38,8 @@ def few_classes(images, detections, task, classes=6, seed=0):
 
 def classes_of(dataset, results, task, weights):
     """(A, K, T, S) from the tool's parts."""
-    compare.check_annotations(dataset, task, "truth.json")
-    results = compare.check_results(results, dataset, task, "results.json")
+    check_annotations(dataset, task, "truth.json")
+    results = check_results(results, dataset, task, "results.json")
     images = {image["id"]: image for image in dataset["images"]}
     places = {image: place for place, image in enumerate(sorted(images))}
     found = []
@@ -46,7 +48,7 @@ def classes_of(dataset, results, task, weights):
         if not own[0]:
             found.append(np.full((SIZES[task], 10, weights.shape[1]), np.nan))
             continue
-        found.append([compare.average_precision(m, weights) for m in compare.match(images, places, category, *own, task)])
+        found.append([comparison.average_precision(m, weights) for m in comparison.match(images, places, category, *own, task)])
     return np.array(found).swapaxes(0, 1)
 
 
@@ -67,7 +69,7 @@ def repeated(dataset, results, weights):
     return {**dataset, "images": images, "annotations": annotations}, found
 
 
-@pytest.mark.parametrize("task", compare.TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_weights_of_one_give_pycocotools_numbers(task):
     """Every area, class and IoU threshold to 1e-12; scores with many ties too."""
     dataset, a, _ = few_classes(40, 30, task)
@@ -80,11 +82,11 @@ def test_weights_of_one_give_pycocotools_numbers(task):
         np.testing.assert_allclose(found[..., sample], expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("task", compare.TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_weights_are_copies_of_images(task):
     """Every area, class and IoU threshold to 1e-12, also where a sample lacks a class."""
     dataset, a, _ = few_classes(30, 20, task)
-    weights = compare.draw(30, 3, seed=5)
+    weights = comparison.draw(30, 3, seed=5)
     kept = sorted({e["image_id"] for e in dataset["annotations"] if e["category_id"] == 2})
     weights[np.array(kept) - 1, 2] = 0
     found = classes_of(dataset, a, task, weights)
@@ -94,14 +96,14 @@ def test_weights_are_copies_of_images(task):
     assert np.isnan(found[0, 1, :, 2]).all() and not np.isnan(found[0, 1, :, :2]).any()
 
 
-@pytest.mark.parametrize("task", compare.TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_rows_are_pycocotools_summary(task, monkeypatch):
     """A, B and their difference on the data, and on samples, which here are all the same one, so that the interval is a point."""
     dataset, a, b = few_classes(30, 20, task)
-    weights = compare.draw(30, 1, seed=1)
-    monkeypatch.setattr(compare, "draw", lambda images, samples, seed: np.repeat(weights, samples, axis=1))
-    results = [compare.check_results(r, dataset, task, "results.json") for r in (a, b)]
-    result = compare.compare(copy.deepcopy(dataset), results, task, samples=100)
+    weights = comparison.draw(30, 1, seed=1)
+    monkeypatch.setattr(comparison, "draw", lambda images, samples, seed: np.repeat(weights, samples, axis=1))
+    results = [check_results(r, dataset, task, "results.json") for r in (a, b)]
+    result = comparison.compare(copy.deepcopy(dataset), results, task, samples=100)
     count = SIZES[task] + 2
     on_data, on_sample = (
         [100 * official(*repeated(dataset, results, w), task).stats[:count] for results in (a, b)] for w in (np.ones(30, int), weights[:, 0])
@@ -115,25 +117,25 @@ def test_rows_are_pycocotools_summary(task, monkeypatch):
 
 
 def test_the_draws():
-    weights = compare.draw(50, 400, seed=0)
+    weights = comparison.draw(50, 400, seed=0)
     assert weights.shape == (50, 400) and (weights.sum(0) == 50).all()
     assert weights.var() == pytest.approx(1 - 1 / 50, abs=0.05)  # of a multinomial
-    assert (compare.draw(50, 400, seed=0) == weights).all() and (compare.draw(50, 400, seed=1) != weights).any()
-    assert (compare.draw(50, 100, seed=0) == weights[:, :100]).all()
+    assert (comparison.draw(50, 400, seed=0) == weights).all() and (comparison.draw(50, 400, seed=1) != weights).any()
+    assert (comparison.draw(50, 100, seed=0) == weights[:, :100]).all()
 
 
 def test_pairs():
     """The same results differ by exactly 0; exchanged, A and B give the negative; the seed and the confidence do what they say."""
     dataset, a, b = few_classes(20, 20, "bbox")
     forth, back, wide, other = (
-        compare.compare(dataset, results, samples=100, **options)["metrics"]
+        comparison.compare(dataset, results, samples=100, **options)["metrics"]
         for results, options in (([a, b], {}), ([b, a], {}), ([a, b], {"confidence": 99}), ([a, b], {"seed": 1}))
     )
     for f, r, w in zip(forth, back, wide):
         assert [f["difference"], f["low"], f["high"]] == pytest.approx([-r["difference"], -r["high"], -r["low"]], abs=1e-10)
         assert f["b_better"] + r["b_better"] <= 1 and w["low"] < f["low"] < f["high"] < w["high"]
     assert forth != other and [row["difference"] for row in forth] == [row["difference"] for row in other]
-    same = compare.compare(dataset, [a, list(a)], samples=100)
+    same = comparison.compare(dataset, [a, list(a)], samples=100)
     for row in same["metrics"] + same["classes"][:-1]:
         assert row["difference"] == row["low"] == row["high"] == row["b_better"] == 0
     assert "there is no difference" in compare.verdict(same["metrics"][0], 95)
@@ -166,8 +168,8 @@ def share_that_holds_zero(noise_a, noise_b, repetitions, confidence):
         rng = np.random.default_rng(repetition)
         dataset = world(rng)
         results = [detector(rng, dataset["annotations"], noise) for noise in (noise_a, noise_b)]
-        row = compare.compare(dataset, results, samples=200, seed=repetition, confidence=confidence)["metrics"][0]
-        held += not compare.beyond_chance(row)
+        row = comparison.compare(dataset, results, samples=200, seed=repetition, confidence=confidence)["metrics"][0]
+        held += not comparison.beyond_chance(row)
     return held / repetitions
 
 
@@ -218,7 +220,7 @@ def test_the_command(files, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", compare.TASKS)
+@pytest.mark.parametrize("task", TASKS)
 def test_digits_and_run_folders(task, tmp_path, monkeypatch, capsys):
     """The truth itself as A, and shifted by two pixels as B, which is worse in every sample."""
     from pycocotools import mask as mask_util
@@ -266,7 +268,7 @@ def test_words():
     assert compare.verdict(row("AP", -1.5, -0.5), 90).startswith("B is worse than A by 1.00 AP, beyond chance: the 90% interval")
     assert "cannot be told" in compare.verdict(row("AP", -0.5, 1.5), 95) and "may be chance" in compare.verdict(row("AP", 0, 1.5), 95)
     nothing = {**row("AP", 0, 0, samples=0), **dict.fromkeys(("a", "b", "difference", "low", "high", "b_better"))}
-    assert "no objects" in compare.verdict(nothing, 95) and not compare.beyond_chance(nothing)
+    assert "no objects" in compare.verdict(nothing, 95) and not comparison.beyond_chance(nothing)
     assert compare.table([nothing], 95).splitlines()[-1].count(" - ") == 5
     classes = [row(f"kind {i}", i - 29.5, i - 28.5) for i in range(60)]
     text = compare.report({"confidence": 95.0, "samples": 100, "images": 5, "metrics": [row("AP", 0.5, 1.5)], "classes": classes})
@@ -298,7 +300,7 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1.0, 1.0, 5.0, 5.0], "score": 
         (["{a}", "{b}", "--dataset", "digits_val_panoptic_stuffonly"], "has no annotations in COCO's format"),
         (["{a}", "{b}", "--dataset", "coco_2014_val"], "json_file .* is not there"),
         (["{a}", "{b}", "--annotations", "{truth}", "--task", "box"], "unknown --task: 'box'. Did you mean 'bbox'"),
-        (["{a}", "{b}", "--annotations", "{truth}", "--task", "segm"], "not of task 'segm': a detection has no segmentation; of bbox they are"),
+        (["{a}", "{b}", "--annotations", "{truth}", "--task", "segm"], "not of task 'segm': a detection has no segmentation; of bbox it is"),
         (["{a}", "{b}", "--annotations", "{truth}", "--samples", "99"], "--samples 99: an interval needs at least 100"),
         (["{a}", "{b}", "--annotations", "{truth}", "--confidence", "100"], "--confidence 100: it must be a percentage"),
         (["{a}", "{b}", "--annotations", "{truth}", "--confidence", "nan"], "--confidence nan"),
@@ -308,7 +310,7 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1.0, 1.0, 5.0, 5.0], "score": 
         (["{a}", "{b}", "--annotations", "{truth}", "--json", "{folder}"], "is a folder"),
         (["{folder}", "{b}", "--annotations", "{truth}"], "coco_instances_results.json' is not there"),
         (["{truth}", "{b}", "--annotations", "{truth}"], "there is no list of detections"),
-        (["{a}", "{b}", "--annotations", "{a}"], "there is no list 'images' with entries"),
+        (["{a}", "{b}", "--annotations", "{a}"], "is not in COCO's format: it has no annotations, categories, images"),
     ],
 )
 def test_mistakes(args, words, files, tmp_path, monkeypatch):
@@ -323,7 +325,7 @@ def test_mistakes(args, words, files, tmp_path, monkeypatch):
     [
         ("", "is not JSON"),
         ("[" * 100000, "is not JSON"),
-        ([], "hold no detections"),
+        ([], "holds no detections"),
         ({}, "there is no list of detections"),
         ([3], "entry 0 is 3, not an object"),
         ([{**GOOD, "image_id": 999}], "entry 0 has image_id 999, which is not among the 'images'"),
@@ -331,8 +333,8 @@ def test_mistakes(args, words, files, tmp_path, monkeypatch):
         ([GOOD, {**GOOD, "image_id": "1"}], "entry 1 has image_id '1': it must be an integer"),
         ([{**GOOD, "image_id": True}], "image_id True"),
         ([{**GOOD, "score": float("nan")}], "score nan: it must be a number"),
-        ([{**GOOD, "score": 10**400}], "score 1000.*: it must be a number"),
-        ([{**GOOD, "bbox": [1, 2, 3]}], r"bbox \[1, 2, 3\]: it must be \[x, y, width, height\]"),
+        ([{**GOOD, "score": 10**400}], "is not JSON: the number 1000.* of 401 digits is too large"),
+        ([{**GOOD, "bbox": [1, 2, 3]}], r"bbox \[1, 2, 3\]: it must be \[x, y, width, height\] in numbers"),
         ([{**GOOD, "bbox": [1, 2, 3, None]}], "it must be"),
         ([{**GOOD, "bbox": "wide"}], "bbox 'wide'"),
         ([GOOD, {key: value for key, value in GOOD.items() if key != "score"}], "entry 1 has no score"),
@@ -358,27 +360,27 @@ def test_run_lengths_that_do_not_fit(counts):
     dataset, results = made_up(2, 3, "segm")
     for fine in (good, blank):
         results[1]["segmentation"] = {**RUNS, "counts": fine}
-        compare.check_results(results, dataset, "segm", "x.json")
+        check_results(results, dataset, "segm", "x.json")
     if counts == "PPYo9":
         counts = blank
         results[1]["segmentation"] = {"size": [640, 480], "counts": counts}
     else:
         results[1]["segmentation"] = {**RUNS, "counts": counts}
     with pytest.raises(UserError, match="entry 1 has a segmentation that is not of compressed run lengths"):
-        compare.check_results(results, dataset, "segm", "x.json")
+        check_results(results, dataset, "segm", "x.json")
 
 
 @pytest.mark.parametrize(
     "key, change, words",
     [
-        ("annotations", {"id": 2}, "an id stands twice in 'annotations'"),
+        ("annotations", {"id": 2}, "the id 2 stands twice in 'annotations'"),
         ("annotations", {"image_id": 99}, "image_id 99, which is not among the 'images'"),
         ("annotations", {"category_id": 99}, "category_id 99"),
-        ("annotations", {"area": None}, "area None: it must be a number"),
+        ("annotations", {"area": None}, "area None: it must be a number of pixels"),
         ("annotations", {"bbox": [1]}, "bbox"),
         ("annotations", {"iscrowd": "no"}, "iscrowd 'no'"),
-        ("images", {"id": None}, "'images': entry 0 has id None"),
-        ("categories", {"name": 5}, "name 5: it must be a name"),
+        ("images", {"id": None}, "entry 0 of 'images' has id None"),
+        ("categories", {"name": 5}, "entry 0 of 'categories' has name 5: it must be a text"),
     ],
 )
 def test_mistakes_in_annotations(key, change, words, files, tmp_path, monkeypatch):
@@ -412,10 +414,10 @@ def test_masks_of_annotations(mask):
         dataset["annotations"][0]["segmentation"],
     ):
         dataset["annotations"][0]["segmentation"] = fine
-        compare.check_annotations(dataset, "segm", "x.json")
+        check_annotations(dataset, "segm", "x.json")
     dataset["annotations"][0]["segmentation"] = mask
-    with pytest.raises(UserError, match="entry 0 has no segmentation by polygons or by run lengths that fit its image"):
-        compare.check_annotations(dataset, "segm", "x.json")
+    with pytest.raises(UserError, match="entry 0 of .annotations. has no segmentation by polygons or by run lengths that fit its image"):
+        check_annotations(dataset, "segm", "x.json")
 
 
 JSON = st.recursive(
@@ -429,7 +431,7 @@ JSON = st.recursive(
 @given(st.data())
 def test_anything_in_the_place_of_a_field(data):
     """It is refused in one line, or evaluated."""
-    task = data.draw(st.sampled_from(sorted(compare.TASKS)))
+    task = data.draw(st.sampled_from(sorted(TASKS)))
     dataset, results = made_up(2, 4, task)
     dataset, results = copy.deepcopy((dataset, results))
     place = data.draw(st.sampled_from(["images", "annotations", "categories", "results"]))
@@ -441,14 +443,14 @@ def test_anything_in_the_place_of_a_field(data):
         entry = entry["segmentation"]
     entry[key] = data.draw(JSON)
     try:
-        compare.check_annotations(dataset, task, "truth.json")
-        kept = [compare.check_results(copy.deepcopy(results), dataset, task, "x.json") for _ in range(2)]
+        check_annotations(dataset, task, "truth.json")
+        kept = [check_results(copy.deepcopy(results), dataset, task, "x.json") for _ in range(2)]
         if task == "keypoints":
-            compare.check_keypoints(dataset, kept, ())
+            check_keypoints(dataset, kept, ())
     except UserError as error:
         assert "\n" not in str(error) and len(str(error)) < 500
     else:
-        found = compare.compare(dataset, kept, task, samples=100)
+        found = comparison.compare(dataset, kept, task, samples=100)
         json.dumps(found, allow_nan=False)
         assert all(not row["samples"] or row["difference"] == 0 for row in found["metrics"])
 

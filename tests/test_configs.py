@@ -1,5 +1,8 @@
 """Every YAML of ours merges, is valid and builds; names resolve; what is wrong with a config is said in one line."""
 
+import functools
+import glob
+import itertools
 import os
 import re
 
@@ -7,22 +10,38 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT, load_record
-from detectron2.config import get_cfg
+from detectron2.config import CfgNode, get_cfg
 from detectron2.modeling import BACKBONE_REGISTRY, build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 import backbones
 from backbones import zoo
-from backbones.config import KEYS, add_backbones_config, all_keys, check_config, merge_file, merge_overrides
+from backbones.config import KEYS, add_backbones_config, all_keys, check_config, flat, merge_file, merge_overrides
 from backbones.registry import FAMILIES
 
 CONFIGS = zoo.list_configs()
 _REFERENCE = load_record("vovnet_configs.json")["configs"]
 RELEASED = [name for name in CONFIGS if os.path.basename(name) in _REFERENCE and name.startswith("COCO-")]
 REGNET = [name for name in CONFIGS if "RegNet" in name and name.startswith("COCO-")]
-# every tenth each day, all of them in the whole suite
-SOME_DAILY = [pytest.param(name, marks=[] if i % 10 == 0 else pytest.mark.slow) for i, name in enumerate(CONFIGS)]
+
+
+def own(name):
+    """(content, bases) of a config's own file."""
+    with open(zoo.get_config_file(name)) as f:
+        content = yaml.safe_load(f)
+    bases = content.pop("_BASE_", [])
+    return content, [bases] if isinstance(bases, str) else bases
+
+
+def _detector(name):
+    """What the configs of one detector and family have in common: their bases without the schedule."""
+    return name.split("/")[0] == "reproduce" or tuple(base for base in own(name)[1] if "/3x" not in base) or name
+
+
+# `make check` builds one for each detector and family, the whole suite all
+_DAILY = {_detector(name): name for name in CONFIGS}.values()
+SOME_DAILY = [pytest.param(name, marks=[] if name in _DAILY else pytest.mark.slow) for name in CONFIGS]
 PARAMETERS = load_record("complexity.json")["parameters"]
 
 
@@ -77,9 +96,9 @@ def test_values_of_the_reference(name):
     body = cfg.MODEL.VOVNET.CONV_BODY if "vovnet" in cfg.MODEL.BACKBONE.NAME else "MobileNetV2"
     actual = {"conv_body": body, "fpn_channels": cfg.MODEL.FPN.OUT_CHANNELS, "mask": cfg.MODEL.MASK_ON}
     actual.update(weights=cfg.MODEL.WEIGHTS, output_dir=cfg.OUTPUT_DIR)
-    with open(zoo.get_config_file(name)) as f:
-        actual["base"] = os.path.basename(yaml.safe_load(f)["_BASE_"])
+    actual["base"] = os.path.basename(own(name)[1][0])
     assert actual == expected
+    assert cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == ((210000, 250000), 270000)
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
     assert cfg.INPUT.MIN_SIZE_TRAIN == (640, 672, 704, 736, 768, 800)
@@ -87,27 +106,28 @@ def test_values_of_the_reference(name):
     assert zoo.get_checkpoint_url(name).startswith("https://")
 
 
-@pytest.mark.parametrize("name", SOME_DAILY)
-def test_leaves_say_only_what_differs(name):
-    path = zoo.get_config_file(name)
-    with open(path) as f:
-        own = yaml.safe_load(f)
-    base = get_cfg()
-    add_backbones_config(base)
-    base.merge_from_file(os.path.join(os.path.dirname(path), own.pop("_BASE_")))
-    leaf = zoo.get_config(name)
-
-    def walk(node, base, leaf, prefix=""):
-        for key, value in node.items():
-            if isinstance(value, dict):
-                walk(value, base[key], leaf[key], f"{prefix}{key}.")
-            elif base[key] == leaf[key]:
-                repeated.append(prefix + key)
-
-    repeated = []
-    walk(own, base, leaf)
-    # but each says which network it is
-    assert not set(repeated) - {"MODEL.VOVNET.CONV_BODY", "MODEL.REGNET.NAME", "MODEL.MAEDET.NAME", "MODEL.SHUFFLENETV2.NAME", "MODEL.WEIGHTS"}
+def test_configs_say_only_what_differs():
+    """From their bases and from all defaults."""
+    defaults = get_cfg()
+    add_backbones_config(defaults)
+    load = functools.lru_cache(maxsize=None)(CfgNode.load_yaml_with_base)
+    repeated = {}
+    for path in glob.glob(os.path.join(zoo.config_root(), "**", "*.yaml"), recursive=True):
+        content, bases = own(path)
+        bases = [CfgNode(load(os.path.normpath(os.path.join(os.path.dirname(path), base)))) for base in bases]
+        if not any("META_ARCHITECTURE" in base.get("MODEL", {}) for base in bases):
+            continue  # not a detector by itself: bases like these go over one
+        base = defaults.clone()
+        for other in bases:
+            base.merge_from_other_cfg(other)
+        leaf = base.clone()
+        leaf.merge_from_other_cfg(CfgNode(content))
+        before, after = flat(base), flat(leaf)
+        repeated[path] = {key for key in flat(content) if before[key] == after[key]}
+    assert len(repeated) > 230
+    # but each may say which network it is
+    named = {"MODEL.VOVNET.CONV_BODY", "MODEL.REGNET.NAME", "MODEL.MAEDET.NAME", "MODEL.SHUFFLENETV2.NAME", "MODEL.WEIGHTS"}
+    assert not {path: keys - named for path, keys in repeated.items() if keys - named}
 
 
 # MMDetection's table: network -> schedules, of each kind of detector
@@ -346,6 +366,33 @@ def test_broken_files(text, words, tmp_path):
     with pytest.raises(backbones.UserError) as error:
         merge_file(cfg, str(path))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+HEADS = ["Cascade", "Keypoint", "Panoptic", "Cityscapes", "LVIS", "PascalVOC"]
+FAMILY_BASES = ["Base-RCNN-MobileNet-FPN", "Base-RCNN-RegNet-FPN", "Base-RCNN-VoVNet-FPN"]
+
+
+@pytest.mark.parametrize("head, family", zip(HEADS, itertools.cycle(FAMILY_BASES)))
+def test_heads_go_over_every_family(head, family, tmp_path):
+    """Of a list of bases, each relative to its own file, the later wins; the config itself comes last."""
+    (tmp_path / "configs").symlink_to(zoo.config_root())
+    bases = [f"configs/{family}.yaml", f"configs/bases/{head}.yaml", "configs/bases/3x.yaml"]
+    (tmp_path / "own.yaml").write_text(f"_BASE_: {bases}\nOUTPUT_DIR: {tmp_path}/own\nMODEL: {{DEVICE: cpu}}\n")
+    cfg, alone = on_cpu(str(tmp_path / "own.yaml")), zoo.get_config(f"bases/{head}.yaml")
+    check_config(cfg)
+    assert cfg.SOLVER.STEPS == (210000, 250000) and cfg.MODEL.FPN.IN_FEATURES == zoo.get_config(f"{family}.yaml").MODEL.FPN.IN_FEATURES
+    assert alone.DATASETS.TRAIN in ((), cfg.DATASETS.TRAIN)
+    assert type(on_meta(cfg)).__name__ == ("PanopticFPN" if head == "Panoptic" else "GeneralizedRCNN")
+
+
+@pytest.mark.parametrize("order", ["ab", "ba"])
+def test_files_beside_the_later_base(order, tmp_path):
+    for folder in order:
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "structure.txt").write_text("")
+        (tmp_path / folder / "base.yaml").write_text("MODEL: {MAEDET: {STRUCTURE: structure.txt}}\nVERSION: 2\n")
+    (tmp_path / "own.yaml").write_text(f"_BASE_: {[f'{folder}/base.yaml' for folder in order]}\n")
+    assert zoo.get_config(str(tmp_path / "own.yaml")).MODEL.MAEDET.STRUCTURE == str(tmp_path / order[-1] / "structure.txt")
 
 
 def test_configs_of_version_1_are_upgraded(tmp_path):

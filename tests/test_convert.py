@@ -516,7 +516,7 @@ def command(*args):
 
 @pytest.mark.slow
 def test_command_line(tmp_path):
-    assert "python -m convert pycls" in command("--help").stdout
+    assert "backbones convert pycls" in command("--help").stdout
     torch.save(randomize(torchvision.models.regnet_y_800mf()), tmp_path / "theirs.pth")
     result = command("torchvision", tmp_path / "theirs.pth", tmp_path / "ours.pth")
     assert result.returncode == 0, result.stderr

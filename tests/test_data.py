@@ -95,19 +95,20 @@ def changed(own, change):
 BROKEN = {
     "'images' is not a list": lambda c: c.update(images=None),
     "'annotations' is not a list": lambda c: c.update(annotations={}),
-    "'categories' is not a list": lambda c: c.update(categories=["cup"]),
+    "'categories' is not a list": lambda c: c.update(categories={"cup": 7}),
+    "entry 0 of 'categories' is 'cup', not an object": lambda c: c.update(categories=["cup"]),
     "'images' is empty": lambda c: c["images"].clear(),
     "entry 0 of 'images' has no height": lambda c: c["images"][0].pop("height"),
     "entry 0 of 'images' has width '10'": lambda c: c["images"][0].update(width="10"),
     "entry 0 of 'annotations' has no bbox": lambda c: c["annotations"][0].pop("bbox"),
-    "entry 0 of 'annotations' has bbox .*must have a bbox": lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
+    "entry 0 of 'annotations' has bbox .*must be .x, y, width, height.": lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
     "bbox .*nan": lambda c: c["annotations"][0].update(bbox=[1, 2, 3, float("nan")]),
     "the id 1 stands twice in 'annotations'": lambda c: c["annotations"].append(c["annotations"][0]),
     "the id 7 stands twice in 'categories'": lambda c: c["categories"].append({"id": 7, "name": "pot"}),
     "category_id 9, which is not among the 'categories'": lambda c: c["annotations"][0].update(category_id=9),
     "image_id 2, which is not among the 'images'": lambda c: c["annotations"][0].update(image_id=2),
     "image 'b.jpg' is not in": lambda c: c["images"][0].update(file_name="b.jpg"),
-    "image 'a.jpg' is 10x8 .*not 8x10": lambda c: c["images"][0].update(width=8, height=10),
+    "image 'a.jpg' is 10x8, not 8x10": lambda c: c["images"][0].update(width=8, height=10),
 }
 
 

@@ -10,7 +10,7 @@ from torch import nn
 from backbones import UserError, create, zoo
 from backbones.benchmark import training
 from backbones.engine import Trainer
-from backbones.layers import ACTIVATIONS, keep_activations
+from backbones.lean import ACTIVATIONS, keep_activations
 
 
 def trained(net: nn.Module, images: torch.Tensor):

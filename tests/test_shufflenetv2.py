@@ -194,8 +194,8 @@ def test_broken_subnet_files(text, words, tmp_path):
 @pytest.mark.parametrize(
     "changes, words",
     [
-        ({"choices": [0] * 19}, "19 choices were given, but the network has 20 blocks"),
-        ({"choices": [0] * 19 + [7]}, "choice of block 19: 7"),
+        ({"choices": [0] * 19}, "the path holds 19 choices, but the network has 20 blocks"),
+        ({"choices": [0] * 19 + [7]}, "choice of block 19 in the path: 7"),
         ({"split": "half"}, "Did you mean 'halves'"),
         ({"shuffle": "befor"}, "Did you mean 'before'"),
         ({"width": 0}, "width is 0"),

@@ -19,11 +19,11 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
 
-from backbones import UserError, zoo
+from backbones import zoo
 from backbones.config import merge_overrides
 from backbones.data import register_digits
 from backbones.data.loader import Batches, Examples, TrainLoader, build_train_loader, seed_random_numbers
-from backbones.engine import Trainer, hooks, tracking
+from backbones.engine import Trainer, YamlFront, hooks, tracking
 from backbones.engine.step import Steps
 
 CONFIG = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
@@ -137,7 +137,7 @@ def test_losses_of_the_test_data():
     records = DatasetCatalog.get("digits_val")[:3]
     before = {key: value.clone() for key, value in model.state_dict().items()}
     model.backbone.bottom_up.eval()
-    mapper = Trainer._loss_mapper(cfg)
+    mapper = YamlFront(cfg).mapper(False, annotated=True)
     losses = [hooks.validation_losses(model, records, mapper, workers) for workers in (0, 2)]
     assert losses[0] == losses[1]
     assert losses[0]["total_loss"] == pytest.approx(sum(v for k, v in losses[0].items() if k != "total_loss"))
@@ -164,15 +164,21 @@ class Finds(nn.Module):
 
 def test_pictures():
     """The box that is sure enough, and its mask, are drawn where they are in the network's image."""
-    MetadataCatalog.get("drawn").set(thing_classes=["a", "b"])
+    metadata = MetadataCatalog.get("drawn").set(thing_classes=["a", "b"])
     example = {"image": torch.zeros(3, 120, 160, dtype=torch.uint8), "height": 60, "width": 80}
-    pictures = hooks.draw_predictions(config(), Finds(), [[example], [example], [example]], "drawn", 2)
+    records = [{"file_name": "a/1.jpg"}, {"file_name": "b/1.jpg"}]
+    pictures = hooks.draw_predictions(Finds(), records, lambda record: example, metadata, "BGR")
     MetadataCatalog.remove("drawn")
-    assert len(pictures) == 2 and pictures[0].shape == (120, 160, 3)
-    rows, columns = np.nonzero(pictures[0].sum(axis=2))
+    assert list(pictures) == ["0_1", "1_1"] and pictures["0_1"].shape == (120, 160, 3)
+    rows, columns = np.nonzero(pictures["0_1"].sum(axis=2))
     assert len(rows) > 0.9 * 64 * 48
     assert abs(columns.min() - 16) <= 3 and abs(columns.max() - 80) <= 3 and rows.max() <= 63
-    assert hooks.draw_predictions(config(), lambda batch: [{"sem_seg": 0}], [[example]], "drawn", 2) == []
+
+    class Segments(Finds):
+        def forward(self, batch):
+            return [{"sem_seg": 0}]
+
+    assert hooks.draw_predictions(Segments(), records, lambda record: example, metadata, "BGR") == {}
 
 
 def test_a_trainer_of_ones_own(tmp_path, monkeypatch):
@@ -256,8 +262,9 @@ def test_trackers(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     monkeypatch.setitem(sys.modules, "mlflow", mlflow)
     cfg = config("TRACKING.WANDB", "cups", "TRACKING.MLFLOW", "plates", "OUTPUT_DIR", tmp_path)
-    tracking.check_trackers(cfg)
-    writers = tracking.trackers(cfg)
+    assert not list(tracking.tracker_findings(cfg))
+    job = types.SimpleNamespace(wandb="cups", mlflow="plates", output_dir=str(tmp_path), config=YamlFront(cfg).plain(), name=str)
+    writers = tracking.trackers(job)
     assert (seen["project"], seen["experiment"]) == ("cups", "plates")
     assert seen["config"]["SOLVER"]["IMS_PER_BATCH"] == 4 and seen["parameters"]["SOLVER.IMS_PER_BATCH"] == "4"
     with EventStorage(0) as storage:
@@ -274,8 +281,8 @@ def test_trackers(monkeypatch, tmp_path):
     assert seen["wandb"] == [(0, {"total_loss": 2.0}), (1, {"bbox/AP": 30.0, "box_proposals/AR@100": 40.0}), "end"]
     assert seen["mlflow"][1] == (1, {"bbox/AP": 30.0, "box_proposals/AR_at_100": 40.0})
     monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match="pip install wandb"):
-        tracking.check_trackers(cfg)
+    (problem,) = tracking.tracker_findings(cfg, {"TRACKING.WANDB": "train.tracking.wandb"}.get)
+    assert (problem.code, problem.key, problem.suggestion) == ("missing-package", "train.tracking.wandb", "wandb")
 
 
 # steps

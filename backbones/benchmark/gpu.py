@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..deploy import optimize
 from ..errors import UserError
-from ..layers import keep_activations
+from ..lean import keep_activations
 from . import detectors, pairs
 
 NAMES = ("R-50", "V-39-eSE")

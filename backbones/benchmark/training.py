@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from .. import registry
-from ..layers import keep_activations
+from ..lean import keep_activations
 from . import pairs
 
 NAMES = ("V-39-eSE", "V-19-slim-dw-eSE", "RegNetX-3.2GF")

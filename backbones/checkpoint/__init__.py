@@ -1,6 +1,7 @@
 """Reading checkpoint files safely, and refusing weights that do not fit."""
 
-from .gate import GatedCheckpointer, LoadReport
-from .reading import read_checkpoint
+from .gate import GatedCheckpointer
+from .reading import fetch, read_checkpoint
+from .report import LoadReport, part_of
 
-__all__ = ["GatedCheckpointer", "LoadReport", "read_checkpoint"]
+__all__ = ["GatedCheckpointer", "LoadReport", "fetch", "part_of", "read_checkpoint"]

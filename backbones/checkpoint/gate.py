@@ -8,75 +8,21 @@ import logging
 import os
 import re
 import zipfile
-from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Tuple
-from urllib.parse import urlparse
+from typing import Any, Dict, List, Optional
 
 import numpy as np
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
-from iopath.common.download import download
-from iopath.common.file_io import file_lock, get_cache_dir
-from tabulate import tabulate
+from fvcore.common.checkpoint import Checkpointer
+from iopath.common.file_io import get_cache_dir
 from torch import nn
 
-from ..detectors import LastStageROIHeads
 from ..errors import UserError
 from ..files import replacing, write_whole
-from ..layers import without_wrappers
-from .reading import read_checkpoint
-
-# rows of the table: the first pattern that a key matches names its part
-_PARTS = (
-    ("FPN", r"backbone\.(fpn_|top_block\.)"),
-    ("backbone", r"backbone\.|roi_heads\.res5\."),  # detectors without FPN run its last stage in their heads
-    ("RPN", r"proposal_generator\."),
-    ("box head", r"roi_heads\.box_"),
-    ("mask head", r"roi_heads\.mask_"),
-    ("keypoint head", r"roi_heads\.keypoint_"),
-    ("semantic head", r"sem_seg_head\."),
-    ("head", r"head\."),
-)
-
-
-# what a backbone's file need not have for training: sampling offsets, which start at zero
-_LEARNED = re.compile(r".*\.(offset|conv2_offset)\.\w+$")
-
-
-def part_of(key: str) -> str:
-    return next((name for name, pattern in _PARTS if re.match(pattern, key)), "other")
-
-
-@dataclass
-class LoadReport:
-    """What one checkpoint did to one model; every list holds state-dict keys of the model, ``unused`` of the file."""
-
-    path: str
-    total: List[str]
-    new: List[str]
-    mismatched: List[Tuple[str, Tuple[int, ...], Tuple[int, ...]]]  # key, shape in the file, shape in the model
-    unused: List[str]
-
-    def unfilled(self, *parts: str) -> List[str]:
-        """The keys that kept their initial values, of the named parts or of all."""
-        keys = self.new + [key for key, _, _ in self.mismatched]
-        return [key for key in keys if not parts or part_of(key) in parts]
-
-    def table(self) -> str:
-        rows = []
-        names = dict.fromkeys([name for name, _ in _PARTS] + ["other"])
-        wrong = [key for key, _, _ in self.mismatched]
-        for name in sorted(names, key=lambda name: (name != "backbone", list(names).index(name))):
-            count = [sum(part_of(key) == name for key in keys) for keys in (self.total, self.new, wrong, self.unused)]
-            if any(count):
-                rows.append((name, f"{count[0] - count[1] - count[2]}/{count[0]}", *count[1:]))
-        lines = [tabulate(rows, headers=("part", "loaded", "new", "wrong shape", "unused in file"), tablefmt="pipe")]
-        lines += [f"  wrong shape: {key}: file {file}, model {model}" for key, file, model in self.mismatched[:5]]
-        for what, keys in (("new", self.new), ("unused", self.unused)):
-            if keys:
-                lines.append(f"  {what}: {', '.join(keys[:5])}" + (f" and {len(keys) - 5} more" if len(keys) > 5 else ""))
-        return f"Weights loaded from {self.path}:\n" + "\n".join(lines)
+from .compatibility import check_meant_for, conventions_of, overrides_of, with_our_names
+from .reading import HEURISTICS, fetch, read_checkpoint
+from .report import LoadReport
 
 
 class GatedCheckpointer(DetectionCheckpointer):
@@ -94,7 +40,6 @@ class GatedCheckpointer(DetectionCheckpointer):
         assert require in ("all", "backbone", "nothing"), require
         self.require = require
         self.report: Optional[LoadReport] = None
-        self._hint = ""
 
     def save(self, name: str, tag: bool = True, **kwargs: Any) -> None:
         """Writes ``name``.pth whole or not at all, and then, with ``tag``, that it is the last one.
@@ -103,7 +48,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        conventions = _conventions(self.model)
+        conventions = conventions_of(self.model)
         if conventions:
             kwargs["conventions"] = conventions
         if "://" in self.save_dir:  # as far as its handler does
@@ -157,18 +102,15 @@ class GatedCheckpointer(DetectionCheckpointer):
                 return other
         return path
 
-    def load(self, path: str, checkpointables=None) -> Dict[str, Any]:
+    def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
+        """As detectron2's. Raises UserError where there is no file, or none of a checkpoint, or where it does not fit."""
         self._loading = path
         # training goes on with the weights themselves; all else is to have their average, where a run has kept one
         self._averaged = checkpointables is not None or "trainer" not in self.checkpointables
-        if "://" in path:
-            path = fetch(path, self.path_manager)
-        elif path and not self.path_manager.isfile(path.partition("?")[0]):
+        local = fetch(path, self.path_manager) if "://" in path else path.partition("?")[0]
+        if path and not self.path_manager.isfile(local):
             raise UserError(f"checkpoint {path!r} is not there")
-        try:
-            return super().load(path) if checkpointables is None else super().load(path, checkpointables)
-        finally:
-            self._parsed_url_during_load = None  # detectron2 leaves it set when a load fails
+        return Checkpointer.load(self, local, checkpointables)  # detectron2's own would read the query, and not load again after a failure
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
         if resume and self.has_checkpoint():
@@ -222,23 +164,19 @@ class GatedCheckpointer(DetectionCheckpointer):
             return {"model": data["model_state"], "__author__": "pycls", "matching_heuristics": True}
         alone = next((key for key in ("ema", "model_ema") if "model" not in data and isinstance(data.get(key), dict)), None)
         data = dict(data) if "model" in data else {"model": data[alone] if alone else data}
-        query = self._parsed_url_during_load.query
-        if query not in ("", "matching_heuristics=True"):
-            raise UserError(f"checkpoint {self._loading!r}: unknown query {query!r}. Allowed: 'matching_heuristics=True'")
-        if query:
+        query = self._loading.partition("?")[2]
+        if query == HEURISTICS:
             data["matching_heuristics"] = True
+        elif query and not self._loading.startswith(("http://", "https://")):  # a server's own query is the server's
+            raise UserError(f"checkpoint {self._loading!r}: unknown query {query!r}. Allowed: {HEURISTICS!r}")
         return data
 
-    def _load_model(self, checkpoint: Dict[str, Any]):
-        model = self.model.module if hasattr(self.model, "module") else self.model
-        self._convert_ndarray_to_tensor(checkpoint["model"])
-        if "preprocessing" in checkpoint and self.require != "nothing":
-            _check_preprocessing(model, checkpoint["preprocessing"], self._loading)
+    def _load_model(self, checkpoint: Dict[str, Any]) -> Any:
+        model, given = self.model, {key: torch.as_tensor(value) for key, value in checkpoint["model"].items()}
         if self.require != "nothing":
-            _check_conventions(model, checkpoint.get("conventions"), self._loading)
-            _check_released_images(model, checkpoint["model"], self._loading)
+            check_meant_for(model, checkpoint, self._loading)
         own = model.state_dict()
-        weights = _with_our_names(model, checkpoint["model"])
+        weights = with_our_names(model, given)
         from_caffe2 = checkpoint.get("__author__") == "Caffe2"
         if checkpoint.pop("matching_heuristics", False):
             weights = align_and_update_state_dicts(own, weights, c2_conversion=from_caffe2)
@@ -260,41 +198,12 @@ class GatedCheckpointer(DetectionCheckpointer):
             unused=[key for key in incompatible.unexpected_keys if not ignored.match(key)],
         )
         self.report = report
-        self._hint = _overrides_of(checkpoint)
         logging.getLogger(__name__).info(report.table())
-        self._refuse(report)
+        report.refuse(self.require, overrides_of(checkpoint))
         return incompatible
 
-    def _log_incompatible_keys(self, incompatible) -> None:
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
         """The report has said it."""
-
-    def _refuse(self, report: LoadReport) -> None:
-        if self.require == "backbone":
-            own = set(report.total)
-            strange = [key for key in report.unused if part_of(key) in ("FPN", "backbone") and key.endswith(("running_mean", "running_var"))]
-            strange = [key for key in strange if f"{key.rpartition('.')[0]}.weight" in own]
-            if strange:
-                raise UserError(
-                    f"checkpoint {report.path!r} is of a network with batch norms, whose statistics ({strange[0]}, ...) have no place in "
-                    "this one's norms: set the backbone's NORM to FrozenBN, BN or SyncBN, or MODEL.WEIGHTS ''. "
-                    "To load what fits all the same: --allow-partial-weights"
-                )
-        if self.require == "all":
-            keys, total, what = report.unfilled(), report.total, "the model"
-        elif self.require == "backbone":
-            keys = report.unfilled("backbone")
-            keys = [] if all(_LEARNED.match(key) for key in keys) else keys
-            total, what = [key for key in report.total if part_of(key) == "backbone"], "the backbone"
-        else:
-            return
-        if not keys:
-            return
-        shapes = {key: (file, own) for key, file, own in report.mismatched}
-        first = f"{keys[0]} (file {shapes[keys[0]][0]}, model {shapes[keys[0]][1]})" if keys[0] in shapes else keys[0]
-        raise UserError(
-            f"checkpoint {report.path!r} does not fit: {len(keys)} of {len(total)} weights of {what} would keep their initial values, "
-            f"the first is {first}. {self._hint}To load what fits all the same: --allow-partial-weights"
-        )
 
 
 def _without_scalars(value: Any) -> Any:
@@ -314,109 +223,3 @@ def _is_whole(path: str) -> bool:
     except OSError:
         return False
     return zipfile.is_zipfile(path) if start == b"PK" else start[:1] == b"\x80"
-
-
-def fetch(url: str, path_manager) -> str:
-    """Downloads into detectron2's cache, once; keeps a server's own query (``?dl=1``), which detectron2 takes for its own and drops."""
-    bare, _, query = url.partition("?")
-    ours = query == "matching_heuristics=True"
-    try:
-        if url.startswith(("http://", "https://")):
-            parsed = urlparse(url)
-            folder, filename = os.path.split(os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/")))
-            path = os.path.join(folder, filename)
-            os.makedirs(folder, exist_ok=True)
-            with file_lock(path):  # one process downloads, the others wait and find it
-                if not os.path.isfile(path):
-                    download(bare if ours else url, folder, filename=filename)
-        else:
-            path = path_manager.get_local_path(bare)
-            if not os.path.isfile(path):
-                raise FileNotFoundError("no such file, or no such kind of address")
-    except UserError:
-        raise
-    except Exception as error:  # each of iopath's handlers has its own
-        raise UserError(f"checkpoint {url!r} cannot be downloaded: {' '.join(str(error).split())[:300]}") from error
-    return f"{path}?{query}" if ours else path
-
-
-def _overrides_of(checkpoint: Dict[str, Any]) -> str:
-    """What a converted file says that its config needs, as a sentence."""
-    provenance = checkpoint.get("provenance")
-    overrides = provenance.get("overrides") if isinstance(provenance, dict) else None
-    if not overrides or not isinstance(overrides, list) or not all(isinstance(item, (str, int, float)) for item in overrides[:20]):
-        return ""
-    return f"The file says that its config needs {' '.join(map(str, overrides[:20]))[:300]}. "
-
-
-def _check_preprocessing(model: nn.Module, stated: Any, path: str) -> None:
-    """Refuses weights that expect other images than ``model`` gives them: nothing else would tell, but for the AP."""
-    if not hasattr(model, "pixel_mean") or not isinstance(stated, dict):
-        return
-    mine = {
-        "INPUT.FORMAT": getattr(model, "input_format", stated.get("format")),
-        "MODEL.PIXEL_MEAN": model.pixel_mean.flatten().tolist(),
-        "MODEL.PIXEL_STD": model.pixel_std.flatten().tolist(),
-    }
-    theirs = {"INPUT.FORMAT": stated.get("format"), "MODEL.PIXEL_MEAN": stated.get("pixel_mean"), "MODEL.PIXEL_STD": stated.get("pixel_std")}
-    differ = [key for key, value in theirs.items() if not _same(value, mine[key])]
-    if differ:
-        wanted = " ".join(f'{key} "{theirs[key]}"' for key in differ)
-        raise UserError(
-            f"checkpoint {path!r} expects other images than the config gives it: set {wanted}. To load it all the same: --allow-partial-weights"
-        )
-
-
-def _conventions(model: nn.Module) -> Dict[str, str]:
-    return {key: value for module in model.modules() for key, value in getattr(module, "conventions", {}).items()}
-
-
-def _check_conventions(model: nn.Module, stated: Any, path: str) -> None:
-    """Refuses weights that another network of the same shapes was trained with."""
-    for key, value in _conventions(model).items():
-        theirs = stated.get(key, value) if isinstance(stated, dict) else value
-        if theirs != value:
-            raise UserError(
-                f"checkpoint {path!r} was trained with {key} {theirs!r}, but the config has {value!r}: set {key} {theirs}. "
-                "To load it all the same: --allow-partial-weights"
-            )
-
-
-def _check_released_images(model: nn.Module, weights: Dict[str, Any], path: str) -> None:
-    """Refuses released files, which say nothing of their images, in a config that gives them images in another order of channels."""
-    for backbone in model.modules():
-        keys, order = getattr(backbone, "released_images", (None, ""))
-        if order and getattr(model, "input_format", order) != order and any(keys.search(key) for key in weights):
-            raise UserError(
-                f"checkpoint {path!r} holds weights as released, for {order} images, but INPUT.FORMAT is {model.input_format!r}: set it and the "
-                "means in that order, or turn the weights by `python -m convert`. To load it all the same: --allow-partial-weights"
-            )
-
-
-def _same(a: Any, b: Any) -> bool:
-    try:
-        return a == b or (len(a) == len(b) and bool(np.allclose(np.asarray(a, float), b, rtol=1e-4)))
-    except (TypeError, ValueError):
-        return False
-
-
-def _with_our_names(model: nn.Module, state_dict: Dict[str, Any]) -> Dict[str, Any]:
-    """Wrappers' prefixes removed, backbone files without a prefix given one, released key names turned into ours."""
-    state_dict = without_wrappers(state_dict)
-    for prefix, backbone in model.named_modules():
-        if not hasattr(backbone, "translate_state_dict"):
-            continue
-        prefix += "." if prefix else ""
-        own = {key.rpartition(".")[0] for key in backbone.state_dict()}  # its layers: a weight too many in one is the backbone's all the same
-        if prefix and not any(key.startswith(prefix) for key in state_dict):
-            # a file of the bare network, or of a model that has it right under "backbone."
-            outer = "backbone." if any(key.startswith("backbone.") for key in state_dict) else ""
-            bare = backbone.translate_state_dict({key[len(outer) :]: value for key, value in state_dict.items() if key.startswith(outer)})
-            bare = {prefix + key if key.rpartition(".")[0] in own else outer + key: value for key, value in bare.items()}
-            state_dict = {**{key: value for key, value in state_dict.items() if not key.startswith(outer)}, **bare}
-        state_dict = backbone.translate_state_dict(state_dict, prefix)
-    for prefix, heads in model.named_modules():
-        if isinstance(heads, LastStageROIHeads):
-            moved = re.compile(rf"^(backbone\.(bottom_up\.)?)?{heads.stage}\.")
-            state_dict = {moved.sub(f"{prefix}.res5.", key): value for key, value in state_dict.items()}
-    return state_dict

@@ -1,4 +1,4 @@
-"""Reading checkpoint files without running what is in them."""
+"""Downloading checkpoint files, and reading them without running what is in them."""
 
 import json
 import os
@@ -7,12 +7,16 @@ import re
 import types
 from collections import OrderedDict
 from typing import Any, Dict, Sequence
+from urllib.parse import urlparse
 
 import numpy as np
 import torch
+from iopath.common.download import download
+from iopath.common.file_io import file_lock, get_cache_dir
 
 from ..errors import UserError
 
+HEURISTICS = "matching_heuristics=True"  # what detectron2 takes behind the ? of a checkpoint's address
 _NUMERIC = re.compile(r"[biufc]\d{1,2}")
 
 
@@ -188,3 +192,29 @@ def _read_safetensors(path: str) -> Dict[str, Any]:
         model = {key: file.get_tensor(key) for key in file.keys()}
         about = (file.metadata() or {}).get("backbones")
     return {"model": model, **(json.loads(about) if about else {})}
+
+
+def fetch(url: str, path_manager: Any) -> str:
+    """The local path of a file that is downloaded once, into detectron2's cache. Raises UserError where it cannot be.
+
+    A server's own query (``?dl=1``) is asked with; detectron2 takes it for its own and drops it.
+    """
+    bare, _, query = url.partition("?")
+    try:
+        if not url.startswith(("http://", "https://")):
+            path = path_manager.get_local_path(bare)
+            if not os.path.isfile(path):
+                raise FileNotFoundError("no such file, or no such kind of address")
+            return path
+        parsed = urlparse(url)
+        folder, filename = os.path.split(os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/")))
+        path = os.path.join(folder, filename)
+        os.makedirs(folder, exist_ok=True)
+        with file_lock(path):  # one process downloads, the others wait and find it
+            if not os.path.isfile(path):
+                download(bare if query == HEURISTICS else url, folder, filename=filename)
+        return path
+    except UserError:
+        raise
+    except Exception as error:  # each of iopath's handlers has its own
+        raise UserError(f"checkpoint {url!r} cannot be downloaded: {' '.join(str(error).split())[:300]}") from error

@@ -3,7 +3,7 @@
 import os
 import sysconfig
 import traceback
-from typing import Any, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 import detectron2
 import torch
@@ -48,7 +48,7 @@ def config_findings(cfg: CfgNode, training: bool = False, processes: int = 1) ->
             else:  # each mistake is said once, and hides no other
                 put(cfg, error.key, error.suggestion)
     if training:
-        yield from _training(cfg, processes, device)
+        yield from training_findings(cfg, processes, device)
     if buildable:
         yield from _building(cfg, training, processes > 1 and not device.startswith("cuda"))
 
@@ -97,20 +97,22 @@ def _combinations(cfg: CfgNode) -> Iterator[UserError]:
         yield UserError(said, "conflict", "TEST.AUG.ENABLED", False)
 
 
-def _training(cfg: CfgNode, processes: int, device: str) -> Iterator[UserError]:
+def training_findings(cfg: CfgNode, processes: int, device: str, name: Callable[[str], str] = str) -> Iterator[UserError]:
+    """Settings of training that do not go together; ``name`` is what the user calls a key."""
     batch, reference, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.ACCUMULATE
     unit = (reference or processes) * parts
     if batch % unit:
+        key = name("SOLVER.IMS_PER_BATCH")
         among = f"SOLVER.REFERENCE_WORLD_SIZE {reference}" if reference else f"{processes} processes"
-        said = f"SOLVER.IMS_PER_BATCH {batch} cannot be shared evenly among {among}"
-        said += f" times SOLVER.ACCUMULATE {parts}" if parts > 1 else ""
-        yield UserError(said, "batch", "SOLVER.IMS_PER_BATCH", max(batch // unit, 1) * unit)
+        among += f" times {name('SOLVER.ACCUMULATE')} {parts}" if parts > 1 else ""
+        yield UserError(f"{key} {batch} cannot be shared evenly among {among}", "batch", key, max(batch // unit, 1) * unit)
     if cfg.TEST.PATIENCE and not (cfg.TEST.EVAL_PERIOD and cfg.TEST.BEST_METRIC and cfg.DATASETS.TEST):
-        said = f"{cfg.TEST.PATIENCE} needs evaluations in training: TEST.EVAL_PERIOD, BEST_METRIC and DATASETS.TEST"
-        yield _conflict("TEST.PATIENCE", 0, said)
+        key, *needed = map(name, ("TEST.PATIENCE", "TEST.EVAL_PERIOD", "TEST.BEST_METRIC", "DATASETS.TEST"))
+        yield _conflict(key, 0, f"{cfg.TEST.PATIENCE} needs evaluations in training: set {', '.join(needed)}")
     if cfg.SOLVER.AMP.ENABLED and not device.startswith("cuda") and cfg.SOLVER.AMP.PRECISION != "bfloat16":
-        said = f"needs a GPU, but MODEL.DEVICE is {device!r}: set SOLVER.AMP.ENABLED False or AMP.PRECISION bfloat16"
-        yield _conflict("SOLVER.AMP.ENABLED", False, said)
+        key, precision, place = map(name, ("SOLVER.AMP.ENABLED", "SOLVER.AMP.PRECISION", "MODEL.DEVICE"))
+        said = f"needs a GPU, but {place} is {device!r}: set it to False, or {precision} to bfloat16"
+        yield _conflict(key, False, said)
 
 
 def _building(cfg: CfgNode, training: bool, on_cpus: bool) -> Iterator[UserError]:

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from fvcore.common.registry import Registry
 
 from ..errors import UserError, unknown
-from ..layers import ACTIVATIONS
+from ..lean import ACTIVATIONS
 from ..solver import CLIP_TYPES, LR_SCHEDULERS
 
 THEIRS = object()  # in place of a default: the key is detectron2's, with a default of its own

@@ -2,14 +2,13 @@
 
 import importlib.util
 import os
-from typing import Collection, Iterator, Sequence, Tuple
+from typing import Callable, Collection, Iterator, Sequence, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
-from ..checkpoint.gate import fetch
-from ..checkpoint.reading import read_checkpoint
+from ..checkpoint import fetch, read_checkpoint
 from ..config import architecture, first_difference, get, learns
 from ..errors import UserError, raised, unknown
 
@@ -22,19 +21,21 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
         raise error
 
 
-def dataset_findings(cfg: CfgNode, training: bool, skip: Collection[str] = ()) -> Iterator[UserError]:
+def dataset_findings(cfg: CfgNode, training: bool, skip: Collection[str] = (), called: Callable[[str], str] = str) -> Iterator[UserError]:
     """All that is known to be wrong with the data sets of ``cfg.DATASETS.TEST``, and in ``training`` with those of ``TRAIN`` too.
 
     Such as one that is not registered, whose files are not there, or whose classes are not the model's. Those of the names in ``skip`` are
-    not looked at.
+    not looked at. ``called`` is what the user calls a key.
     """
     need = "TRAIN" if training else "TEST"
     if not cfg.DATASETS[need]:
         what = "train" if training else "evaluate"
-        yield UserError(f"DATASETS.{need} is empty: name at least one data set to {what} on", "missing-argument", f"DATASETS.{need}")
+        yield UserError(
+            f"{called(f'DATASETS.{need}')} is empty: name at least one data set to {what} on", "missing-argument", f"DATASETS.{need}"
+        )
     usable = []
     for split in ("TRAIN", "TEST") if training else ("TEST",):
-        key, names = f"DATASETS.{split}", cfg.DATASETS[split]
+        key, names = called(f"DATASETS.{split}"), cfg.DATASETS[split]
         files = cfg.DATASETS[f"PROPOSAL_FILES_{split}"] if cfg.MODEL.LOAD_PROPOSALS else None
         if files is not None and len(files) != len(names):
             said = f"MODEL.LOAD_PROPOSALS needs a file for each data set: DATASETS.PROPOSAL_FILES_{split} has {len(files)}, {key} {len(names)}"
@@ -50,7 +51,7 @@ def dataset_findings(cfg: CfgNode, training: bool, skip: Collection[str] = ()) -
             for error in (*raised(check_paths, name, key), *raised(check_packages, name, split == "TEST", key)):
                 yield error
                 files = None  # which are of images that may not be read
-            yield from _classes(cfg, name)
+            yield from _classes(cfg, name, called)
             yield from _annotations(cfg, name, split == "TRAIN", key)
             if files is not None:
                 yield from raised(_check_proposals, name, files[i], f"DATASETS.PROPOSAL_FILES_{split}")
@@ -119,12 +120,13 @@ def _check_proposals(name: str, path: str, key: str) -> None:
         raise UserError(said, "data", key)
 
 
-def _classes(cfg: CfgNode, name: str) -> Iterator[UserError]:
+def _classes(cfg: CfgNode, name: str, called: Callable[[str], str]) -> Iterator[UserError]:
     for key, field in architecture(cfg).classes.items():
         expected = len(MetadataCatalog.get(name).get(field) or ())
         if expected and get(cfg, key) != expected and (field != "keypoint_names" or cfg.MODEL.KEYPOINT_ON):
-            said = f"{key} is {get(cfg, key)}, but data set {name!r} has {expected}: set {key} {expected}"
-            yield UserError(said, "classes", key, expected)
+            its = called(key)
+            said = f"{its} is {get(cfg, key)}, but data set {name!r} has {expected}: set {its}{' ' if called is str else '='}{expected}"
+            yield UserError(said, "classes", its, expected)
 
 
 def _annotations(cfg: CfgNode, name: str, training: bool, key: str) -> Iterator[UserError]:

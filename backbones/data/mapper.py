@@ -23,6 +23,8 @@ from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTrans
 from PIL import Image
 from torch import Tensor
 
+from .annotations import run_lengths
+
 MAPPERS = ("detectron2", "exact", "fast")  # values of INPUT.MAPPER
 # augmentations that follow from an image's size; they make resizings, flips and crops
 _BLIND = (T.ResizeShortestEdge, T.Resize, T.RandomFlip, T.RandomCrop)
@@ -292,20 +294,6 @@ def _columns(runs: Dict[str, Any]) -> Tuple[np.ndarray, int]:
     else:
         counts = np.append(counts, right * height - before[-1])
     return np.repeat((np.arange(len(counts)) % 2).astype(np.uint8), counts).reshape(-1, height), left
-
-
-def run_lengths(counts: bytes) -> np.ndarray:
-    """The numbers of zeros, ones, zeros, ... in COCO's compressed form: groups of five bits, from the third on as differences to the last but one."""
-    units = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
-    last = np.flatnonzero(units & 0x20 == 0)  # of each number
-    first = np.concatenate(([0], last[:-1] + 1))
-    place = np.arange(len(units)) - np.repeat(first, last - first + 1)
-    values = np.add.reduceat((units & 0x1F) << (5 * place), first)
-    values -= np.where(units[last] & 0x10, 1 << (5 * (last - first + 1)), 0)  # negative ones
-    result = values.copy()
-    result[1::2] = np.cumsum(values[1::2])
-    result[2::2] = np.cumsum(values[2::2])  # the first stands for itself alone
-    return result
 
 
 def _by_rows(columns: np.ndarray) -> np.ndarray:

@@ -1,18 +1,17 @@
 """A config's detector, called like detectron2's ``DefaultPredictor``: with the load gate, optimized if asked."""
 
 import logging
-from typing import Any, Callable, Dict, Tuple
+from typing import Any, Callable, Dict, Tuple, Union
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.modeling import build_model
 from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
-from ..engine import load_for_evaluation
+from ..engine import Front, YamlFront
 from .optimize import optimize
 
 
@@ -43,29 +42,31 @@ def evaluate_optimized(
 
 
 class Predictor:
-    """The detector of ``cfg`` with its MODEL.WEIGHTS.
+    """The detector of a config with its weights.
 
     Args:
-        cfg: a full config.
+        config: a full config, or an opened one of either kind.
         precision: "float32" or "bfloat16" for an optimized model, see `optimize`; "" for the model as it is.
 
     Raises UserError where the weights do not fill the model.
     """
 
-    def __init__(self, cfg: CfgNode, precision: str = ""):
-        self.model: nn.Module = build_model(cfg).eval()
-        load_for_evaluation(cfg, self.model)
+    def __init__(self, config: Union[CfgNode, Front], precision: str = ""):
+        front = YamlFront(config) if isinstance(config, CfgNode) else config
+        self.model: nn.Module = front.build_model().eval()
+        front.load_for_evaluation(self.model)
         if precision:
-            self.model = optimize(self.model, precision=precision, size=size_in_mind(cfg))
-        self.resize = T.ResizeShortestEdge(cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST)
-        self.format = cfg.INPUT.FORMAT
+            self.model = optimize(self.model, precision=precision, size=size_in_mind(front.settings))
+        self.resize, self.format = front.resize(), front.settings.INPUT.FORMAT
 
     def __call__(self, image: np.ndarray) -> Dict[str, Any]:
         """Predictions for an image (H, W, 3) BGR uint8, of its size."""
         height, width = image.shape[:2]
         if self.format == "RGB":
             image = image[:, :, ::-1]
-        image = self.resize.get_transform(image).apply_image(image)
+        sized = T.AugInput(image)
+        self.resize(sized)
+        image = sized.image
         x = torch.as_tensor(np.ascontiguousarray(image.astype("float32").transpose(2, 0, 1)))
         with torch.no_grad():
             return self.model([{"image": x, "height": height, "width": width}])[0]

@@ -14,16 +14,16 @@ import math
 from typing import Dict, List, Sequence, Tuple
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec, batched_nms, get_norm
 from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
 from detectron2.structures import Boxes, ImageList, Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
+from fvcore.nn.distributed import differentiable_all_reduce
 from torch import Tensor, nn
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
@@ -279,7 +279,7 @@ class GFL(DenseDetector):
         }
 
     def forward_training(self, images, features, predictions, gt_instances) -> Dict[str, Tensor]:
-        scores, distributions = self._transpose_dense_predictions(predictions, [self.num_classes, 4 * self.head.bins])
+        scores, distributions = self._by_place(predictions)
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         anchors = self.anchor_generator(features)
         labels, boxes = self.label_anchors(anchors, sizes, images.image_sizes, gt_instances)
@@ -344,7 +344,8 @@ class GFL(DenseDetector):
             loss_dfl = distribution_focal_loss(distribution.flatten(0, 1), sides.flatten()).reshape(-1, 4).mean(dim=1)
             loss_dfl = (loss_dfl * weight).sum()
 
-            total, weights = _mean_over_processes(torch.stack((counts.clamp(min=1).sum().float(), weight.sum())))
+            sums = torch.stack((counts.clamp(min=1).sum().float(), weight.sum()))
+            total, weights = differentiable_all_reduce(sums) / comm.get_world_size()
             weights = torch.where(weights > 0, weights, torch.ones_like(weights))  # a floor would change the beginning of training
             return {
                 "loss_cls": loss_cls / total.clamp(min=1) * self.loss_weights[0],
@@ -352,27 +353,27 @@ class GFL(DenseDetector):
                 "loss_dfl": loss_dfl / weights * self.loss_weights[2],
             }
 
+    def _by_place(self, predictions: List[List[Tensor]]) -> List[List[Tensor]]:
+        """The (N, R, classes) scores and (N, R, 4 * bins) distributions of each level, from the head's maps."""
+        return [[permute_to_N_HWA_K(x, k) for x in maps] for maps, k in zip(predictions, (self.num_classes, 4 * self.head.bins))]
+
     def forward_inference(self, images: ImageList, features: List[Tensor], predictions: List[List[Tensor]]) -> List[Instances]:
-        scores, distributions = self._transpose_dense_predictions(predictions, [self.num_classes, 4 * self.head.bins])
+        scores, distributions = self._by_place(predictions)
         anchors = self.anchor_generator(features)
-        results: List[Instances] = []
-        for i, image_size in enumerate(images.image_sizes):
-            results.append(self.inference_single_image(anchors, [x[i] for x in scores], [x[i] for x in distributions], image_size))
-        return results
+        return [
+            self.inference_single_image(anchors, [x[i] for x in scores], [x[i] for x in distributions], image_size)
+            for i, image_size in enumerate(images.image_sizes)
+        ]
 
     def inference_single_image(
         self, anchors: List[Boxes], scores: List[Tensor], distributions: List[Tensor], image_size: Tuple[int, int]
     ) -> Instances:
         """One image's detections from the (R, classes) and (R, 4 * bins) of each level."""
-        boxes: List[Tensor] = []
-        kept_scores: List[Tensor] = []
-        classes: List[Tensor] = []
-        for level, stride in enumerate(self.strides):
-            box, score, label = self.decode(anchors[level].tensor, scores[level], distributions[level], float(stride), image_size)
-            boxes.append(box)
-            kept_scores.append(score)
-            classes.append(label)
-        found = Instances(image_size, pred_boxes=Boxes(torch.cat(boxes)), scores=torch.cat(kept_scores), pred_classes=torch.cat(classes))
+        levels = [
+            self.decode(a.tensor, s, d, float(stride), image_size) for a, s, d, stride in zip(anchors, scores, distributions, self.strides)
+        ]
+        boxes, found_scores, classes = (torch.cat(parts) for parts in zip(*levels))
+        found = Instances(image_size, pred_boxes=Boxes(boxes), scores=found_scores, pred_classes=classes)
         keep = batched_nms(found.pred_boxes.tensor, found.scores, found.pred_classes, self.test_nms_thresh)
         return found[keep[: self.max_detections_per_image]]
 
@@ -393,11 +394,3 @@ class GFL(DenseDetector):
         boxes.clip(image_size)
         place, label = torch.nonzero(scores > self.test_score_thresh).unbind(dim=1)
         return boxes.tensor[place], scores[place, label], label
-
-
-def _mean_over_processes(values: Tensor) -> Tensor:
-    if comm.get_world_size() == 1:
-        return values
-    values = values.clone()
-    dist.all_reduce(values)
-    return values / comm.get_world_size()

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 
-def best(scores: Tensor, most: int) -> Tuple[Tensor, Tensor]:
+def highest(scores: Tensor, most: int) -> Tuple[Tensor, Tensor]:
     """The ``most`` largest of (N,) scores, in order, and where they stood."""
     ranked, order = scores.sort(descending=True)
     return ranked[:most], order[:most]

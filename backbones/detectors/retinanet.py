@@ -1,12 +1,14 @@
 """RetinaNet as MMDetection computes it, for its trained detectors."""
 
+from typing import Tuple
+
 import torch
 from detectron2.modeling import META_ARCH_REGISTRY
 from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from .ranking import batched_nms, best
+from .ranking import batched_nms, highest
 
 
 @META_ARCH_REGISTRY.register()
@@ -17,19 +19,21 @@ class MMDetRetinaNet(RetinaNet):
     """
 
     def inference_single_image(self, anchors, box_cls, box_delta, image_size) -> Instances:
-        found = self._decode_multi_level_predictions(anchors, box_cls, box_delta, self.test_score_thresh, self.test_topk_candidates, image_size)
+        levels = [self._of_level(*level) for level in zip(anchors, box_cls, box_delta)]
+        boxes, scores, classes = (torch.cat(parts) for parts in zip(*levels))
+        found = Instances(image_size, pred_boxes=Boxes(boxes), scores=scores, pred_classes=classes)
         found.pred_boxes.clip(image_size)
-        kept = batched_nms(found.pred_boxes.tensor, found.scores, found.pred_classes, self.test_nms_thresh)
+        kept = batched_nms(found.pred_boxes.tensor, scores, classes, self.test_nms_thresh)
         return found[kept[: self.max_detections_per_image]]
 
-    def _decode_per_level_predictions(self, anchors, pred_scores, pred_deltas, score_thresh, topk_candidates, image_size) -> Instances:
-        order = self._by_ratio(pred_scores.shape[0], pred_scores.device)  # not len: a trace is to follow it
-        pred_scores, pred_deltas, boxes = pred_scores[order], pred_deltas[order], anchors.tensor[order]
-        passed = pred_scores > score_thresh
-        scores, ranked = best(pred_scores[passed], topk_candidates)
+    def _of_level(self, anchors: Boxes, scores: Tensor, deltas: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """(boxes, scores, classes) of a level's best from (R, classes) and (R, 4)."""
+        order = self._by_ratio(scores.shape[0], scores.device)  # not len: a trace is to follow it
+        scores, deltas, boxes = scores[order], deltas[order], anchors.tensor[order]
+        passed = scores > self.test_score_thresh
+        found, ranked = highest(scores[passed], self.test_topk_candidates)
         place, classes = torch.nonzero(passed)[ranked].unbind(dim=1)
-        decoded = self.box2box_transform.apply_deltas(pred_deltas[place], boxes[place])
-        return Instances(image_size, pred_boxes=Boxes(decoded), scores=scores, pred_classes=classes)
+        return self.box2box_transform.apply_deltas(deltas[place], boxes[place]), found, classes
 
     def _by_ratio(self, count: int, device: torch.device) -> Tensor:
         """Indices of one level's anchors, those of a place by ratio, then size, where detectron2 has them by size, then ratio."""

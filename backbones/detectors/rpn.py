@@ -8,7 +8,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from .ranking import batched_nms, best
+from .ranking import batched_nms, highest
 
 
 @PROPOSAL_GENERATOR_REGISTRY.register()
@@ -21,18 +21,18 @@ class MMDetRPN(RPN):
         if self.training:
             return super().predict_proposals(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
         with torch.no_grad():
-            decoded = self._decode_proposals(anchors, pred_anchor_deltas)
-            return [
-                self._of_image([boxes[i] for boxes in decoded], [logits[i].sigmoid() for logits in pred_objectness_logits], size)
-                for i, size in enumerate(image_sizes)
-            ]
+            images = []
+            for i, size in enumerate(image_sizes):
+                boxes = [self.box2box_transform.apply_deltas(deltas[i], level.tensor) for deltas, level in zip(pred_anchor_deltas, anchors)]
+                images.append(self._of_image(boxes, [logits[i].sigmoid() for logits in pred_objectness_logits], size))
+            return images
 
     def _of_image(self, boxes: List[Tensor], scores: List[Tensor], image_size: Tuple[int, int]) -> Instances:
         """One image's proposals from the (boxes, 4) and (boxes,) of all levels."""
         most = self.pre_nms_topk[False]
         for i, score in enumerate(scores):
             if torch.jit.is_tracing() or len(score) > most:  # a trace serves images of other sizes
-                scores[i], order = best(score, most)
+                scores[i], order = highest(score, most)
                 boxes[i] = boxes[i][order]
         level = torch.cat([torch.full_like(score, i) for i, score in enumerate(scores)])
         found, score = Boxes(torch.cat(boxes)), torch.cat(scores)

@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Iterator, List, Optional
+from typing import Iterator, List
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -10,7 +10,7 @@ from detectron2.layers import FrozenBatchNorm2d
 
 from ..config import add_backbones_config, bases, config_findings, learns, merge_file
 from ..data import check_paths, dataset_findings, register_from_config, register_held_out, register_image_folders
-from ..engine.tracking import check_trackers
+from ..engine.tracking import tracker_findings
 from ..errors import Finding, raised
 from .examination import Examination, listed, note, sizes_of, warning
 
@@ -27,8 +27,7 @@ def config(examination: Examination) -> Iterator[Finding]:
     of_config = list(listed(config_findings(cfg, training=True, processes=examination.processes)))
     examination.usable = all(finding.code != "device" for finding in of_config)
     examination.sound = all(finding.code == "device" for finding in of_config)
-    for other in ("TRACKING.MLFLOW", "TRACKING.WANDB"):
-        found += listed(raised(check_trackers, examination.clone(other, "")))
+    found += listed(tracker_findings(cfg))
     found += of_config
     found += listed(dataset_findings(cfg, training=True, skip=examination.refused))
     if not cfg.DATASETS.TEST:
@@ -84,21 +83,22 @@ def _learning_rate(examination: Examination) -> Iterator[Finding]:
     if not examination.config_file or solver.REFERENCE_WORLD_SIZE or solver.get("REFERENCE_BATCH", 0):
         return
     own = (solver.IMS_PER_BATCH, solver.BASE_LR)
-    path: Optional[str] = examination.config_file
-    while path:
+    paths = [examination.config_file]
+    while paths:
         other = get_cfg()
         add_backbones_config(other)
-        merge_file(other, path)
+        for path in reversed(paths):
+            merge_file(other, path)
         base = (other.SOLVER.IMS_PER_BATCH, other.SOLVER.BASE_LR)
         if base != own:
             expected = base[1] * own[0] / base[0]
-            said = f"SOLVER.IMS_PER_BATCH {own[0]} with BASE_LR {own[1]:g}, where {os.path.basename(path)!r} has {base[0]} with {base[1]:g}"
+            said = f"SOLVER.IMS_PER_BATCH {own[0]} with BASE_LR {own[1]:g}, where {' and '.join(map(os.path.basename, paths))!r} has {base[0]} with {base[1]:g}"
             if own[1] == base[1]:
                 yield warning(f"{said}: the rate was not scaled along", f"set SOLVER.BASE_LR {expected:.4g}, or SOLVER.IMS_PER_BATCH {base[0]}")
             elif expected and not 0.25 <= own[1] / expected <= 4:
                 yield note(f"{said}: in proportion it would be {expected:.4g}", "nothing, if it was meant")
             return
-        path = next(iter(bases(path)), None)
+        paths = [base for path in paths for base in bases(path)]
 
 
 def _image_sizes(examination: Examination) -> Iterator[Finding]:

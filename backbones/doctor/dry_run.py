@@ -15,7 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 
-from ..engine import Trainer, load_for_evaluation
+from ..engine import Trainer, YamlFront
 from ..errors import Finding
 from ..files import write_whole
 from .examination import Examination, error, evenly, note, size_in_words, words
@@ -102,7 +102,7 @@ def _evaluate(examination: Examination, cfg: CfgNode, folder: str, final: str, s
     cfg.MODEL.WEIGHTS, cfg.DATASETS.TEST = final, ("doctor:test",)
     cfg.DATASETS.PROPOSAL_FILES_TEST = tuple(examination.cfg.DATASETS.PROPOSAL_FILES_TEST[:1])
     model = Trainer.build_model(cfg)
-    load_for_evaluation(cfg, model)
+    YamlFront(cfg).load_for_evaluation(model)
     begun = time.perf_counter()
     if MetadataCatalog.get(name).get("evaluator_type") in _WITH_PARTS:
         results = Trainer.test(cfg, model)

@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from ..benchmark.training import kept_bytes
 from ..engine import Trainer
 from ..errors import Finding
-from ..layers import keep_activations
+from ..lean import keep_activations
 from .environment import memory_of_machine
 from .examination import Examination, note, size_in_words, warning, words
 

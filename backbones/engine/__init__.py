@@ -1,8 +1,26 @@
-"""Training and launching."""
+"""Training: a config is opened as a `Front`, which builds a `Job`, which `Fit` trains."""
 
+from .fit import Fit
+from .front import Front
+from .job import Job
 from .launch import count_processes, launch
-from .resume import lock
-from .tracking import check_trackers
-from .trainer import Trainer, load_for_evaluation
+from .lazy import PythonFront
+from .opening import add_config_arguments, open_config, stay_in_moved_folder
+from .resume import clear, lock
+from .trainer import Trainer, YamlFront
 
-__all__ = ["Trainer", "check_trackers", "count_processes", "launch", "load_for_evaluation", "lock"]
+__all__ = [
+    "Fit",
+    "Front",
+    "Job",
+    "PythonFront",
+    "Trainer",
+    "YamlFront",
+    "add_config_arguments",
+    "clear",
+    "count_processes",
+    "launch",
+    "lock",
+    "open_config",
+    "stay_in_moved_folder",
+]

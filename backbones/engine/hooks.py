@@ -1,5 +1,6 @@
 """What happens around training: evaluations, the best checkpoint, an average of the weights, losses and pictures of the test data, a progress bar."""
 
+import dataclasses
 import logging
 import math
 import os
@@ -8,8 +9,7 @@ from typing import Any, Callable, Dict, Iterable, List, Optional
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MapDataset, MetadataCatalog
+from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
@@ -26,6 +26,14 @@ from ..data.loader import TrainLoader, seed_random_numbers, share
 from .step import moving_values, set_moving_values
 
 
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """The figures of one evaluation, by name such as "bbox/AP", in the first process; others have none."""
+
+    iteration: int  # the last one that the weights have seen
+    figures: Dict[str, float]
+
+
 class Evaluate(HookBase):
     """As detectron2's ``EvalHook``; an evaluation that a run did not come to the end of is done when it is resumed.
 
@@ -33,47 +41,45 @@ class Evaluate(HookBase):
         period: iterations between evaluations; 0: only at the end.
         evaluate: gives the results, nested dicts of numbers, in the first process.
         waiting: a context in which a signal does not wait.
+
+    ``last`` is the last `Evaluation`.
     """
 
     def __init__(self, period: int, evaluate: Callable[[], Dict[str, Any]], waiting: Callable):
         self.period, self.evaluate, self.waiting = period, evaluate, waiting
         self.pending = False
-        self.done: Optional[int] = None
-        self.figures: Dict[str, float] = {}  # of the last one, in the first process
+        self.last: Optional[Evaluation] = None
 
     def state_dict(self) -> Dict[str, Any]:
-        iteration = self.trainer.iter
-        due = self.period > 0 and (iteration + 1) % self.period == 0 or iteration + 1 == self.trainer.max_iter
-        return {"pending": self.pending or (due and self.done != iteration)}
+        done = self.trainer.done
+        due = self.period > 0 and done % self.period == 0 or done == self.trainer.max_iter
+        return {"pending": self.pending or (due and not self._is_done())}
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self.pending = bool(state_dict["pending"])
 
-    def _is_due(self, iteration: int) -> bool:
-        return self.period > 0 and (iteration + 1) % self.period == 0 and iteration + 1 != self.trainer.max_iter
+    def _is_done(self) -> bool:
+        return self.last is not None and self.last.iteration == self.trainer.done - 1
 
     def before_train(self) -> None:
         if self.pending:
-            self.trainer.iter -= 1  # of which iteration it is
-            self.trainer.storage.iter = self.trainer.iter
-            self._run()
-            self.trainer.iter += 1
-            self.trainer.storage.iter = self.trainer.iter
+            self._run(self.trainer.done - 1)
 
     def after_step(self) -> None:
-        if self._is_due(self.trainer.iter) and not self.trainer.stop:
-            self._run()
+        done = self.trainer.done
+        if self.period > 0 and done % self.period == 0 and done != self.trainer.max_iter and not self.trainer.stop:
+            self._run(self.trainer.iter)
 
     def after_train(self) -> None:
-        if self.trainer.iter >= self.trainer.max_iter and self.done != self.trainer.max_iter - 1:  # as `train` leaves it at its end alone
-            self._run()
+        if self.trainer.iter >= self.trainer.max_iter and not self._is_done():  # as training leaves it at its end alone
+            self._run(self.trainer.iter)
 
-    def _run(self) -> None:
+    def _run(self, written_at: int) -> None:
         with self.waiting():
             results = self.evaluate()
-        self.pending, self.done = False, min(self.trainer.iter, self.trainer.max_iter - 1)
-        self.figures = {name: float(value) for name, value in flatten_results_dict(results or {}).items()}
-        self.trainer.storage.put_scalars(**self.figures, smoothing_hint=False)
+        self.pending = False
+        self.last = Evaluation(self.trainer.done - 1, {name: float(value) for name, value in flatten_results_dict(results or {}).items()})
+        self.trainer.storage.put_scalars(smoothing_hint=False, cur_iter=written_at, **self.last.figures)
         comm.synchronize()
 
 
@@ -131,7 +137,7 @@ class KeepBest(HookBase):
     def __init__(self, checkpointer: GatedCheckpointer, evaluation: Evaluate, metric: str = "auto", patience: int = 0):
         self.checkpointer, self.evaluation, self.metric, self.patience = checkpointer, evaluation, metric, patience
         self.best, self.best_iteration, self.without = -math.inf, -1, 0
-        self.looked: Optional[int] = None
+        self.looked: Optional[Evaluation] = None
 
     def state_dict(self) -> Dict[str, Any]:
         return {"best": self.best, "best_iteration": self.best_iteration, "without": self.without}
@@ -152,38 +158,37 @@ class KeepBest(HookBase):
             logging.getLogger(__name__).info(f"best: {self.best:.4f} after {self.best_iteration + 1} iterations, in model_best.pth")
 
     def _look(self) -> None:
-        if self.evaluation.done in (None, self.looked):
+        evaluation = self.evaluation.last
+        if evaluation is None or evaluation is self.looked:
             return
-        self.looked = self.evaluation.done
-        iteration, self.trainer.iter = self.trainer.iter, self.looked  # what is saved here is of that one
+        self.looked = evaluation
         finish = False
         if comm.is_main_process():
-            figures = self.evaluation.figures
-            name = headline(figures, self.metric)
+            name = headline(evaluation.figures, self.metric)
             if name is not None:
-                finish = self._compare(name, figures[name])
+                finish = self._compare(name, evaluation.figures[name], evaluation.iteration)
             else:
-                there = ", ".join(figures) or "none"
-                logging.getLogger(__name__).warning(f"TEST.BEST_METRIC {self.metric!r} is not among the evaluation's figures: {there}")
+                there = ", ".join(evaluation.figures) or "none"
+                key = self.trainer.job.name("TEST.BEST_METRIC")
+                logging.getLogger(__name__).warning(f"{key} {self.metric!r} is not among the evaluation's figures: {there}")
         if self.patience and comm.get_world_size() > 1:
             finish = comm.all_gather(finish)[0]
-        if finish and self.looked + 1 < self.trainer.max_iter:
+        if finish and self.trainer.done < self.trainer.max_iter:
             self.trainer.finish()
-        self.trainer.iter = iteration
 
-    def _compare(self, name: str, value: float) -> bool:
+    def _compare(self, name: str, value: float, iteration: int) -> bool:
         logger = logging.getLogger(__name__)
         if value > self.best:  # never so of NaN
-            self.best, self.best_iteration, self.without = value, self.looked, 0
+            self.best, self.best_iteration, self.without = value, iteration, 0
             # a run goes on from its last checkpoint, not its best
-            self.checkpointer.save("model_best", tag=False, iteration=self.looked, best={name: value})
+            self.checkpointer.save("model_best", tag=False, iteration=iteration, best={name: value})
             logger.info(f"{name} {value:.4f} is the best so far: model_best.pth")
             return False
         self.without += 1
         than = f"{self.best:.4f} after {self.best_iteration + 1} iterations" if self.best_iteration >= 0 else "nothing"
         logger.info(f"{name} {value:.4f} is not better than {than}: model_best.pth stays as it is")
         if self.patience and self.without >= self.patience:
-            logger.info(f"no better one in as many evaluations as TEST.PATIENCE allows, {self.without}: training ends here")
+            logger.info(f"no better one in as many evaluations as {self.trainer.job.name('TEST.PATIENCE')} allows, {self.without}: training ends here")
             return True
         return False
 
@@ -254,23 +259,24 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
     return {"total_loss": sum(result.values()), **result}
 
 
-def draw_predictions(cfg: CfgNode, model: nn.Module, loader: Iterable, dataset: str, count: int) -> List[np.ndarray]:
-    """The first ``count`` images of a test loader with what ``model`` finds in them: (H, W, 3) RGB arrays; of other models than detectors none."""
-    metadata = MetadataCatalog.get(dataset)
-    pictures = []
-    for batch in loader:
-        for example in batch:
-            if len(pictures) >= count:
-                return pictures
-            with torch.no_grad():  # without the original's size, what is found is in pixels of the network's image
-                output = model([{key: value for key, value in example.items() if key not in ("height", "width")}])[0]
-            if not isinstance(output, dict) or "instances" not in output:
-                return []
-            found = output["instances"].to("cpu")
-            best = float(found.scores.max()) if len(found) else 0.0
-            pixels = convert_image_to_rgb(example["image"].permute(1, 2, 0).cpu().numpy(), cfg.INPUT.FORMAT)
-            drawn = Visualizer(pixels, metadata).draw_instance_predictions(found[found.scores >= min(0.5, best * 0.999)])
-            pictures.append(drawn.get_image())
+def draw_predictions(
+    model: nn.Module, records: Iterable[Dict[str, Any]], mapper: Callable, metadata: Any, image_format: str
+) -> Dict[str, np.ndarray]:
+    """What ``model`` finds in the images of ``records``, as a picture (H, W, 3) RGB by number and name; of other models than detectors none."""
+    training, pictures = model.training, {}
+    model.eval()
+    for i, record in enumerate(records):
+        example = mapper(record)
+        with torch.no_grad():  # without the original's size, what is found is in pixels of the network's image
+            output = model([{key: value for key, value in example.items() if key not in ("height", "width")}])[0]
+        if not isinstance(output, dict) or "instances" not in output:
+            break
+        found = output["instances"].to("cpu")
+        best = float(found.scores.max()) if len(found) else 0.0
+        pixels = convert_image_to_rgb(example["image"].permute(1, 2, 0).cpu().numpy(), image_format)
+        drawn = Visualizer(pixels, metadata).draw_instance_predictions(found[found.scores >= min(0.5, best * 0.999)])
+        pictures[f"{i}_{os.path.splitext(os.path.basename(record['file_name']))[0]}"] = drawn.get_image()
+    model.train(training)
     return pictures
 
 

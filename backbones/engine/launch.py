@@ -1,14 +1,18 @@
 """Starting the processes of a run: detectron2's way (``--num-gpus``), or by ``torchrun``."""
 
+import argparse
 import contextlib
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
+import tempfile
 import time
 import uuid
-from typing import Callable, Iterator, Tuple
+from typing import Any, Callable, Iterator, Tuple, TypeVar
 
+import cloudpickle
 import detectron2.engine
 import torch
 import torch.distributed as dist
@@ -18,6 +22,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from ..errors import UserError
 from .signals import exit_code
+
+T = TypeVar("T")
 
 
 def count_processes(args) -> int:
@@ -31,8 +37,8 @@ def _torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
-def launch(main: Callable, args, device: str) -> None:
-    """Runs ``main(args)`` in every process of the run.
+def launch(main: Callable, args: argparse.Namespace, device: str, prepare: Callable[[], Any]) -> None:
+    """Runs ``main(args, prepare())`` in every process of the run; ``prepare`` is called once on each machine.
 
     Under ``torchrun`` this process is one of them already, and the counts in ``args`` are not looked at. Otherwise ``args.num_gpus`` processes
     are started on each of ``args.num_machines`` machines: one a GPU, or where ``device`` is "cpu", talking by gloo, as many as asked for.
@@ -53,27 +59,66 @@ def launch(main: Callable, args, device: str) -> None:
             # after a loss all processes are started anew, those of a node that is new itself for the first time
             if max(comm.all_gather(number)) > 0 and not getattr(args, "eval_only", False):
                 args.resume = True
-            main(args)
+            main(args, once_a_machine(prepare))
         finally:
             dist.destroy_process_group()
         return
     _check_gpus(args.num_gpus if cuda else 0)
     if args.num_machines > 1 and args.dist_url == "auto":
-        raise UserError("--dist-url auto is for one machine: with --num-machines, name the first machine, such as tcp://10.0.0.1:29500")
+        message = "--dist-url auto is for one machine: with --num-machines, name the first machine, such as tcp://10.0.0.1:29500"
+        raise UserError(message, code="missing-argument", key="--dist-url")
     if not 0 <= args.machine_rank < args.num_machines:
-        raise UserError(f"--machine-rank {args.machine_rank} is not from 0 to --num-machines {args.num_machines} - 1")
+        message = f"--machine-rank {args.machine_rank} is not from 0 to --num-machines {args.num_machines} - 1"
+        raise UserError(message, key="--machine-rank")
+    processes, prepared = max(args.num_gpus, 1), prepare()
+    if processes * args.num_machines == 1:
+        main(args, prepared)
+        return
     if not cuda:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # detectron2 takes NCCL wherever it sees a GPU
-    processes = max(args.num_gpus, 1)
     try:
-        with _pass_on_signals() if processes > 1 else contextlib.nullcontext():
+        with _pass_on_signals():
             detectron2.engine.launch(
-                main, processes, num_machines=args.num_machines, machine_rank=args.machine_rank, dist_url=args.dist_url, args=(args,)
+                _begin,
+                processes,
+                num_machines=args.num_machines,
+                machine_rank=args.machine_rank,
+                dist_url=args.dist_url,
+                args=(main, args, cloudpickle.dumps(prepared)),
             )
     except torch.multiprocessing.ProcessExitedException as error:
         if error.signal_name:  # the system ended it, for want of memory most often; any other has said why itself
-            raise UserError(f"process {error.error_index} of the run was killed by {error.signal_name}") from error
+            raise UserError(f"process {error.error_index} of the run was killed by {error.signal_name}", code="resources") from error
         sys.exit(error.exit_code)
+
+
+def _begin(main: Callable, args: argparse.Namespace, packed: bytes) -> None:
+    main(args, cloudpickle.loads(packed))
+
+
+def once_a_machine(read: Callable[[], T]) -> T:
+    """What ``read()`` gives, or the UserError that it raises: the first process of each machine calls it, the others get what comes of it."""
+    if comm.get_local_size() == 1:
+        return read()
+    first, path, value, problem = comm.get_local_rank() == 0, "", None, None
+    if first:
+        try:
+            value = read()
+        except UserError as error:
+            problem = error
+        with tempfile.NamedTemporaryFile(prefix="backbones-", delete=False) as f:
+            cloudpickle.dump((value, problem), f)
+        path = f.name
+    paths = comm.all_gather(path)
+    if not first:
+        with open(paths[comm.get_rank() - comm.get_local_rank()], "rb") as f:
+            value, problem = pickle.load(f)
+    comm.synchronize()
+    if first:
+        os.remove(path)
+    if problem:
+        raise problem
+    return value
 
 
 def _meet(store: dist.Store, rank: int, size: int) -> Tuple[str, int]:

@@ -1,16 +1,19 @@
-"""Training and evaluation from Python configs (detectron2's LazyConfig), with the same load gate as from YAML."""
+"""The Python front end: detectron2's LazyConfig, with all that YAML configs can do in training."""
 
+import copy
+import dataclasses
 import inspect
-import logging
-import weakref
-from typing import Any, Dict, List
+import re
+from typing import Any, Callable, Dict, Iterator, List, Optional
 
+import detectron2.data.transforms as T
 import torch
-from detectron2.config import LazyConfig, get_cfg, instantiate
-from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
-from detectron2.engine import HookBase, create_ddp_model, hooks
-from detectron2.engine.defaults import default_writers
-from detectron2.evaluation import inference_on_dataset, print_csv_format
+import yaml
+from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.data import build_detection_train_loader
+from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -18,68 +21,359 @@ from omegaconf.errors import OmegaConfBaseException
 from torch import nn
 
 from .. import config
-from ..checkpoint import GatedCheckpointer
-from ..config import add_backbones_config, check_device, check_output_dir, from_libraries
-from ..data import check_packages, check_paths, register_from_config
-from ..data.loader import train_loader
-from ..errors import UserError, unknown
+from ..config import add_backbones_config, apply_data_arguments, check_device, check_output_dir, from_libraries, get, put, training_findings
+from ..data import dataset_findings
+from ..data.loader import NamesFiles, train_loader
+from ..errors import UserError, raised, unknown
+from ..evaluation.build import coco_evaluator
 from ..swap import use_backbone
-from .hooks import EMA, Evaluate, KeepBest
-from .resume import Run
-from .signals import Interrupted, Signals
-from .step import Steps
-from .trainer import broadcast_buffers, check_not_done, check_processes_agree, fill, leave, warn_of_frozen_norms, warn_of_resuming
+from .fit import broadcast_buffers
+from .front import Front
+from .job import Job
+from .tracking import tracker_findings
+
+# what Python configs call the keys of YAML configs; those under "train." may be missing in a config, which then has the default of the YAML key
+KEYS = {
+    "OUTPUT_DIR": "train.output_dir",
+    "SEED": "train.seed",
+    "MODEL.DEVICE": "train.device",
+    "MODEL.WEIGHTS": "train.init_checkpoint",
+    "MODEL.ACTIVATIONS": "train.activations",
+    "MODEL.COMPILE": "train.compile",
+    "MODEL.MEMORY_FORMAT": "train.memory_format",
+    "MODEL_EMA.ENABLED": "train.model_ema.enabled",
+    "MODEL_EMA.DECAY": "train.model_ema.decay",
+    "SOLVER.MAX_ITER": "train.max_iter",
+    "SOLVER.ACCUMULATE": "train.accumulate",
+    "SOLVER.AMP.ENABLED": "train.amp.enabled",
+    "SOLVER.AMP.PRECISION": "train.amp.precision",
+    "SOLVER.CHECKPOINT_PERIOD": "train.checkpointer.period",
+    "TEST.EVAL_PERIOD": "train.eval_period",
+    "TEST.BEST_METRIC": "train.best_metric",
+    "TEST.PATIENCE": "train.patience",
+    "TEST.LOSS": "train.validation_loss",
+    "TEST.PICTURES": "train.pictures",
+    "TEST.COCO_EVALUATOR": "train.coco_evaluator",
+    "TEST.PRECISE_BN.ENABLED": "train.precise_bn.enabled",
+    "TEST.PRECISE_BN.NUM_ITER": "train.precise_bn.num_iter",
+    "TEST.AUG.ENABLED": "train.augmented_test.enabled",
+    "TEST.AUG.MIN_SIZES": "train.augmented_test.min_sizes",
+    "TEST.AUG.MAX_SIZE": "train.augmented_test.max_size",
+    "TEST.AUG.FLIP": "train.augmented_test.flip",
+    "TRACKING.WANDB": "train.tracking.wandb",
+    "TRACKING.MLFLOW": "train.tracking.mlflow",
+    "INPUT.UNREADABLE": "train.unreadable",
+    "DATASETS.REGISTER": "train.register",
+    "DATASETS.TRAIN": "dataloader.train.dataset.names",
+    "DATASETS.TEST": "dataloader.test.dataset.names",
+    "DATALOADER.NUM_WORKERS": "dataloader.train.num_workers",
+    "SOLVER.IMS_PER_BATCH": "dataloader.train.total_batch_size",
+    "SOLVER.BASE_LR": "optimizer.lr",
+    "SOLVER.MOMENTUM": "optimizer.momentum",
+    "SOLVER.WEIGHT_DECAY": "optimizer.weight_decay",
+    "SOLVER.WARMUP_ITERS": "lr_multiplier.warmup_length",
+    "TEST.KEYPOINT_OKS_SIGMAS": "dataloader.evaluator.kpt_oks_sigmas",
+    "INPUT.FORMAT": "model.input_format",
+    "MODEL.PIXEL_MEAN": "model.pixel_mean",
+    "MODEL.PIXEL_STD": "model.pixel_std",
+    "MODEL.ROI_HEADS.NUM_CLASSES": "model.roi_heads.num_classes",
+    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "model.roi_heads.box_predictor.test_score_thresh",
+    "MODEL.ROI_HEADS.NMS_THRESH_TEST": "model.roi_heads.box_predictor.test_nms_thresh",
+    "TEST.DETECTIONS_PER_IMAGE": "model.roi_heads.box_predictor.test_topk_per_image",
+    "MODEL.RETINANET.NUM_CLASSES": "model.num_classes",
+    "MODEL.GFL.NUM_CLASSES": "model.num_classes",
+    "MODEL.RETINANET.SCORE_THRESH_TEST": "model.test_score_thresh",
+    "MODEL.GFL.SCORE_THRESH_TEST": "model.test_score_thresh",
+    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "model.sem_seg_head.num_classes",
+    "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": "model.combine_instances_score_thresh",
+}
+# whose values are not of the YAML key's kind
+_FRACTION, _NAMES = ("SOLVER.WARMUP_ITERS",), ("DATASETS.TRAIN", "DATASETS.TEST")
 
 
-def is_lazy(path: str) -> bool:
-    return path.endswith(".py")
+def is_python(path: str) -> bool:
+    """Whether a config file is Python's, or the config.yaml that a run of such a config leaves."""
+    if path.endswith(".py") or not path.endswith((".yaml", ".yml")):
+        return path.endswith(".py")
+    with open(path, errors="replace") as f:
+        return re.search(r"^(?:dataloader|lr_multiplier):", f.read(1 << 20), re.M) is not None
 
 
-def load_config(path: str, opts: List[str], backbone: str = "") -> DictConfig:
-    """The config of a file with the command line's ``key.key=value`` overrides; raises UserError for what cannot be."""
-    try:
-        cfg = LazyConfig.load(path)
-    except ModuleNotFoundError as error:
-        raise _missing(error, path) from error
-    except (SyntaxError, AssertionError, ImportError, OmegaConfBaseException) as error:
-        raise UserError(f"config file {path!r}: {' '.join(str(error).split())}") from error
-    for key in ("model", "train", "optimizer", "lr_multiplier", "dataloader"):
-        if key not in cfg:
-            raise UserError(f"config file {path!r} has no {key!r}, which Python configs are to have")
-    if backbone:
-        use_backbone(cfg, backbone)
-    for key, value in _TRAIN.items():
-        if isinstance(cfg.train, DictConfig) and OmegaConf.select(cfg, key) is None:
-            OmegaConf.update(cfg, key, value, force_add=True)
-    for item in opts:
-        if "=" not in item:
-            raise UserError(f"{path!r} is a Python config, whose overrides are key.key=value, such as train.device=cpu, not {item!r}")
-        _check_key(cfg, item.partition("=")[0].lstrip("+~"))
-    try:
-        cfg = LazyConfig.apply_overrides(cfg, list(opts))
-    except Exception as error:  # hydra's grammar and omegaconf have many of their own
-        raise UserError(f"{' '.join(opts)}: {' '.join(str(error).split())}") from error
-    train = cfg.train
-    wanted = {"device": str, "output_dir": str, "max_iter": int, "eval_period": int, "log_period": int}
-    for key, kind in wanted.items():
-        value = train.get(key) if isinstance(train, DictConfig) else None
-        if not isinstance(value, kind) or (kind is int and value < (key == "max_iter")):
-            raise UserError(
-                f"train.{key} is {value!r}: it must be {'a whole number' if kind is int else 'text'}{', 1 or more' * (key == 'max_iter')}"
-            )
-    decay = train.model_ema.decay
-    if not isinstance(decay, (int, float)) or not 0 < decay < 1:
-        raise UserError(f"train.model_ema.decay is {decay!r}: it must be between 0 and 1")
-    check_device(train.device, key="train.device", form="{}={}")
-    check_output_dir(train.output_dir, key="train.output_dir")
+class PythonFront(Front):
+    """A Python config. ``settings`` follow from it; `KEYS` says how."""
+
+    def __init__(self, cfg: DictConfig, path: str = "", opts: Optional[List[str]] = None):
+        super().__init__(path)
+        self.cfg, self.opts = cfg, opts or []
+        defaults = _defaults()
+        for key, place in KEYS.items():
+            if place.startswith("train.") and _select(cfg, place) is None:
+                value = get(defaults, key)
+                OmegaConf.update(cfg, place, list(value) if isinstance(value, tuple) else value, force_add=True)
+        self._override()
+        self._read_settings()
+
+    @classmethod
+    def read(cls, path: str, opts: List[str], backbone: str = "") -> "PythonFront":
+        """The config of a file with overrides key.key=value and another backbone. Raises UserError for what cannot be."""
+        try:
+            cfg = LazyConfig.load(path)
+        except ModuleNotFoundError as error:
+            raise _missing(error, path) from error
+        except (SyntaxError, AssertionError, ImportError, OmegaConfBaseException, yaml.YAMLError) as error:
+            raise UserError(f"config file {path!r}: {' '.join(str(error).split())}", code="syntax") from error
+        for key in ("model", "train", "optimizer", "lr_multiplier", "dataloader"):
+            if not isinstance(cfg, DictConfig) or not isinstance(cfg.get(key), DictConfig):
+                raise UserError(f"config file {path!r} has no {key!r}, which Python configs need", code="bad-file")
+        if backbone:
+            use_backbone(cfg, backbone)
+        return cls(cfg, path, opts)
+
+    def _override(self) -> None:
+        for item in self.opts:
+            if "=" not in item:
+                raise UserError(
+                    f"{self.path!r} is a Python config, whose overrides are key.key=value, such as train.device=cpu, not {item!r}", code="syntax"
+                )
+            _check_key(self.cfg, item.partition("=")[0].lstrip("+~"))
+        try:
+            self.cfg = LazyConfig.apply_overrides(self.cfg, list(self.opts))
+        except Exception as error:  # hydra's grammar and omegaconf have many of their own
+            raise UserError(f"{' '.join(self.opts)}: {' '.join(str(error).split())}", code="syntax") from error
+
+    def _read_settings(self) -> None:
+        """Raises UserError for a value of another kind than the YAML key's."""
+        cfg, settings = self.cfg, _defaults()
+        for key, place in KEYS.items():
+            value = _select(cfg, place)
+            if value is None or key in _FRACTION:
+                continue
+            value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
+            if key in _NAMES:
+                value = [value] if isinstance(value, str) else value
+            _assign(settings, key, value, place)
+        model = cfg.model
+        settings.MODEL.META_ARCHITECTURE = getattr(_target(model), "__name__", "")
+        heads = model.get("roi_heads") or {}
+        settings.MODEL.MASK_ON = heads.get("mask_head") is not None
+        settings.MODEL.KEYPOINT_ON = heads.get("keypoint_head") is not None
+        for split, suffix in (("train", "TRAIN"), ("test", "TEST")):
+            for node in OmegaConf.select(cfg, f"dataloader.{split}.mapper.augmentations") or ():
+                if isinstance(node, DictConfig) and "short_edge_length" in node:
+                    sides = node.short_edge_length
+                    sides = list(sides) if isinstance(sides, ListConfig) else [sides]
+                    settings.INPUT[f"MIN_SIZE_{suffix}"] = tuple(sides) if suffix == "TRAIN" else sides[0]
+                    settings.INPUT[f"MAX_SIZE_{suffix}"] = node.get("max_size", 1333)
+        self.settings = settings
+
+    def name(self, key: str) -> str:
+        return KEYS.get(key, key)
+
+    def override(self, key: str, value: Any) -> str:
+        return f"{self.name(key)}={value}"
+
+    def set(self, key: str, value: Any) -> None:
+        """Of a key without a counterpart in this config nothing changes but the settings."""
+        place = KEYS.get(key, "")
+        if place.startswith("train.") or place and OmegaConf.select(self.cfg, place) is not None:
+            OmegaConf.update(self.cfg, place, list(value) if isinstance(value, tuple) else value, force_add=True)
+        self.settings.defrost()
+        _assign(self.settings, key, value, place or key)
+
+    def apply_data_arguments(self, args: Any, training: bool) -> None:
+        own = _defaults()
+        apply_data_arguments(own, args, training)
+        if not own.DATASETS.REGISTER:
+            return
+        self.set("DATASETS.REGISTER", [*self.settings.DATASETS.REGISTER, *own.DATASETS.REGISTER])
+        for key in _NAMES:
+            names = get(own, key)
+            if names and OmegaConf.select(self.cfg, KEYS[key]) is None:
+                raise UserError(f"--train-json and --val-json set {KEYS[key]}, which this Python config has not", code="unsupported")
+            if names:
+                OmegaConf.update(self.cfg, KEYS[key], names[0])
+        for place in ("model.roi_heads.num_classes", "model.num_classes"):
+            if OmegaConf.select(self.cfg, place) is not None:
+                OmegaConf.update(self.cfg, place, own.MODEL.ROI_HEADS.NUM_CLASSES)
+        self._override()
+        self._read_settings()
+
+    def model_findings(self) -> Iterator[UserError]:
+        yield from raised(check_device, self.settings.MODEL.DEVICE, self.name("MODEL.DEVICE"), "{}={}")
+
+    def check_resize(self) -> None:
+        steps = OmegaConf.select(self.cfg, "dataloader.test.mapper.augmentations") or ()
+        if len(steps) != 1 or _target(steps[0]) is not T.ResizeShortestEdge:
+            place = "dataloader.test.mapper.augmentations"
+            raise UserError(f"{place} must be one ResizeShortestEdge, which an exported file can repeat", code="unsupported", key=place)
+
+    def findings(self, training: bool, processes: int) -> Iterator[UserError]:
+        s, device = self.settings, self.settings.MODEL.DEVICE
+        yield from self.model_findings()
+        yield from raised(check_output_dir, s.OUTPUT_DIR, self.name("OUTPUT_DIR"))
+        for row in config.KEYS:
+            problem = row._replace(name=self.name(row.name)).error(get(s, row.name)) if row.name in KEYS else None
+            if problem:
+                yield problem
+        if training:
+            yield from training_findings(s, processes, device, self.name)
+        yield from tracker_findings(s, self.name)
+        for problem in dataset_findings(s, training, called=self.name):
+            # data need not come of detectron2's catalogue, nor heads have a number of classes
+            if problem.code != "missing-argument" and (problem.code != "classes" or _select(self.cfg, problem.key) is not None):
+                yield problem
+
+    def clone(self, *pairs: Any) -> "PythonFront":
+        front = PythonFront(copy.deepcopy(self.cfg), self.path)
+        for key, value in zip(pairs[::2], pairs[1::2]):
+            front.set(key, value)
+        return front
+
+    def build_model(self) -> nn.Module:
+        model = self._instantiate("model").to(self.settings.MODEL.DEVICE)
+        return model.to(memory_format=torch.channels_last) if self.settings.MODEL.MEMORY_FORMAT == "channels_last" else model
+
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
+        self.cfg.optimizer.params.model = model
+        try:
+            return self._instantiate("optimizer")
+        finally:
+            del self.cfg.optimizer.params["model"]
+
+    def build_scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        return LRMultiplier(optimizer, self._instantiate("lr_multiplier"), self.settings.SOLVER.MAX_ITER)
+
+    def build_train_loader(self, workers: Optional[int] = None) -> Any:
+        """The config's own; where that is detectron2's, one of the same parts that a run can go on with."""
+        node, s, place = self.cfg.dataloader.train, self.settings, self.name("SOLVER.IMS_PER_BATCH")
+        parts = set(node) - {"_target_"}
+        known = inspect.signature(train_loader).parameters.keys() - {"skip"}
+        if _target(node) is not build_detection_train_loader or not {"dataset", "mapper", "total_batch_size"} <= parts <= known:
+            return self._instantiate("dataloader.train")
+        if s.SOLVER.IMS_PER_BATCH % (comm.get_world_size() * s.SOLVER.ACCUMULATE):
+            among = f"{comm.get_world_size()} processes" + f" times train.accumulate {s.SOLVER.ACCUMULATE}" * (s.SOLVER.ACCUMULATE > 1)
+            raise UserError(f"{place} {s.SOLVER.IMS_PER_BATCH} cannot be shared evenly among {among}", code="batch", key=place)
+        built = {key: self._instantiate(f"dataloader.train.{key}", node[key]) for key in parts}
+        built["total_batch_size"] //= s.SOLVER.ACCUMULATE
+        if workers is not None:
+            built["num_workers"] = workers
+        if not isinstance(built["dataset"], list):
+            return build_detection_train_loader(**built)
+        return train_loader(**built, skip=s.INPUT.UNREADABLE == "skip" or None)
+
+    def mapper(self, training: bool, annotated: bool = False) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
+        loaders = self.cfg.dataloader
+        if not annotated:
+            return self._instantiate(f"dataloader.{'train' if training else 'test'}.mapper")
+        train, test = loaders.train.mapper, loaders.test.mapper
+        if not (isinstance(train, DictConfig) and isinstance(test, DictConfig) and "augmentations" in train and "augmentations" in test):
+            raise UserError("train.validation_loss needs mappers with augmentations in dataloader.train and test", code="unsupported")
+        parts = {key: self._instantiate(f"dataloader.train.mapper.{key}", train[key]) for key in train if key not in ("_target_", "augmentations")}
+        return _target(train)(**parts, augmentations=self._instantiate("dataloader.test.mapper.augmentations"))
+
+    def resize(self) -> T.Augmentation:
+        augmentations = OmegaConf.select(self.cfg, "dataloader.test.mapper.augmentations")
+        if augmentations is None:
+            return T.ResizeShortestEdge(self.settings.INPUT.MIN_SIZE_TEST, self.settings.INPUT.MAX_SIZE_TEST)
+        return T.AugmentationList(instantiate(augmentations))
+
+    @property
+    def evaluates(self) -> bool:
+        return "evaluator" in self.cfg.dataloader
+
+    def evaluate(self, model: nn.Module) -> Dict[str, Any]:
+        """The results of the config's own evaluator on its test data; empty where it has none."""
+        if not self.evaluates:
+            return {}
+        broadcast_buffers(model)
+        results = inference_on_dataset(model, self._test_loader(), self._evaluator("inference"))
+        if comm.is_main_process():
+            print_csv_format(results)
+        return results
+
+    def evaluate_augmented(self, model: nn.Module) -> Dict[str, Any]:
+        broadcast_buffers(model)
+        augmented = GeneralizedRCNNWithTTA(self.settings, model)
+        results = inference_on_dataset(augmented, self._test_loader(), self._evaluator("inference_TTA"))
+        return {f"{name}_TTA": value for name, value in results.items()}
+
+    def _test_loader(self) -> Any:
+        node = self.cfg.dataloader.test
+        if not isinstance(node, DictConfig) or not {"mapper", "_target_"} <= set(node):
+            return self._instantiate("dataloader.test")
+        parts = {key: self._instantiate(f"dataloader.test.{key}", node[key]) for key in node if key != "_target_"}
+        return _target(node)(**{**parts, "mapper": NamesFiles(parts["mapper"])})
+
+    def _evaluator(self, folder: str) -> Any:
+        """The config's own; COCO's leaves its results in the run's folder, and is the one that train.coco_evaluator says."""
+        node = self.cfg.dataloader.evaluator
+        if not isinstance(node, DictConfig) or _target(node) is not COCOEvaluator or not isinstance(node.get("dataset_name"), str):
+            return self._instantiate("dataloader.evaluator")
+        options = {key: node[key] for key in node if key not in ("_target_", "dataset_name", "output_dir", "kpt_oks_sigmas")}
+        options = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in options.items()}
+        return coco_evaluator(self.settings, node.dataset_name, node.get("output_dir") or f"{self.settings.OUTPUT_DIR}/{folder}", **options)
+
+    def job(self) -> Job:
+        train = self.cfg.train
+        return dataclasses.replace(super().job(), log_period=train.log_period, checkpoints_kept=train.checkpointer.get("max_to_keep"))
+
+    def ddp(self) -> Dict[str, Any]:
+        return OmegaConf.to_container(self.cfg.train.ddp) if "ddp" in self.cfg.train else {}
+
+    def plain(self) -> Dict[str, Any]:
+        return {key: _plain(OmegaConf.to_container(self.cfg[key], resolve=False)) for key in ("train", "optimizer", "lr_multiplier", "dataloader")}
+
+    def _instantiate(self, key: str, node: Any = None) -> Any:
+        try:
+            return instantiate(OmegaConf.select(self.cfg, key) if node is None else node)
+        except UserError:
+            raise
+        except ModuleNotFoundError as error:
+            raise _missing(error, key) from error
+        except Exception as error:
+            if not from_libraries(error):  # code of the user's own, which is to speak with a traceback
+                raise
+            message = f"{key} of the config cannot be built: {type(error).__name__}: {' '.join(str(error).split())}"
+            raise UserError(message, code="build", key=key) from error
+
+
+def _defaults() -> CfgNode:
+    cfg = get_cfg()
+    add_backbones_config(cfg)
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()
     return cfg
 
 
-# what detectron2's own Python configs may lack
-_TRAIN = {"train.seed": -1, "train.model_ema.enabled": False, "train.model_ema.decay": 0.9998}
-# what a resume looks at, whether it is as it was
-_COMPARED = ("train.seed", "train.amp.enabled", "train.model_ema.enabled", "train.model_ema.decay", "dataloader.train.total_batch_size")
-_COMPARED += ("optimizer.lr", "optimizer.weight_decay", "optimizer.momentum")
+def _select(cfg: DictConfig, place: str) -> Any:
+    try:
+        return OmegaConf.select(cfg, place)
+    except OmegaConfBaseException as error:  # an interpolation that leads nowhere
+        raise UserError(f"{place} of the config: {' '.join(str(error).split())}", code="syntax", key=place) from error
+
+
+def _target(node: DictConfig) -> Any:
+    target = node.get("_target_")
+    return locate(target) if isinstance(target, str) else target
+
+
+def _assign(settings: CfgNode, key: str, value: Any, place: str) -> None:
+    """Sets a key of YAML configs; ``place`` is the user's name for it. Raises UserError for a value of another kind."""
+    old = get(settings, key)
+    if isinstance(old, float) and type(value) is int or isinstance(old, tuple) and isinstance(value, list):
+        value = type(old)(value)
+    kinds = {str: "text", int: "a whole number", float: "a number", bool: "True or False", tuple: "a list", list: "a list"}
+    if type(value) is not type(old) and not (isinstance(old, (tuple, list)) and isinstance(value, (tuple, list))):
+        raise UserError(f"{place} is {value!r}: it must be {kinds.get(type(old), type(old).__name__)}", key=place)
+    put(settings, key, value)
+
+
+def _plain(value: Any) -> Any:
+    """Without objects, which stand by their names."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if value is None or isinstance(value, (bool, int, float, str)) else getattr(value, "__qualname__", str(value))
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
@@ -93,179 +387,15 @@ def _check_key(cfg: DictConfig, key: str) -> None:
         else:
             allowed = list(node) if isinstance(node, DictConfig) else []
             if "_target_" in allowed:
-                target = node._target_
-                parameters = inspect.signature(locate(target) if isinstance(target, str) else target).parameters
+                parameters = inspect.signature(_target(node)).parameters
                 if part in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
                     return
                 allowed = [*allowed, *parameters]
-            raise unknown(f"config key {key!r}, of whose parts", part, sorted(set(map(str, allowed)) - {"_target_", "self"}))
-
-
-def apply_data_arguments(cfg: DictConfig, args, training: bool) -> None:
-    """As `config.apply_data_arguments`, for data sets of which the config names one each."""
-    own = get_cfg()
-    add_backbones_config(own)
-    config.apply_data_arguments(own, args, training)
-    if not own.DATASETS.REGISTER:
-        return
-    register_from_config(own)
-    for key, names in (("train", own.DATASETS.TRAIN), ("test", own.DATASETS.TEST)):
-        place = f"dataloader.{key}.dataset.names"
-        if names and OmegaConf.select(cfg, place) is None:
-            raise UserError(f"--train-json and --val-json set {place}, which this Python config has not")
-        if names:
-            OmegaConf.update(cfg, place, names[0])
-    for place in ("model.roi_heads.num_classes", "model.num_classes"):
-        if OmegaConf.select(cfg, place) is not None:
-            OmegaConf.update(cfg, place, own.MODEL.ROI_HEADS.NUM_CLASSES)
-
-
-def check_data(cfg: DictConfig, training: bool) -> None:
-    """Raises UserError where a data set of detectron2's catalogue that the config names is not there."""
-    for key in ("train", "test") if training else ("test",):
-        names = OmegaConf.select(cfg, f"dataloader.{key}.dataset.names")
-        for name in [names] if isinstance(names, str) else names or ():
-            if name not in DatasetCatalog:
-                raise unknown(f"data set in dataloader.{key}.dataset.names", name, sorted(DatasetCatalog.keys()))
-            check_paths(name)
-            check_packages(name, evaluating=key == "test")
-            things = MetadataCatalog.get(name).get("thing_classes")
-            for place in ("model.roi_heads.num_classes", "model.num_classes"):
-                classes = OmegaConf.select(cfg, place)
-                if things and classes is not None and classes != len(things):
-                    raise UserError(f"{place} is {classes}, but data set {name!r} has {len(things)}: set {place}={len(things)}")
-
-
-def build_model(cfg: DictConfig) -> nn.Module:
-    return _instantiate(cfg, "model").to(cfg.train.device)
-
-
-def evaluate(cfg: DictConfig, model: nn.Module) -> Dict[str, Any]:
-    """The results of the config's own evaluator on its test data; empty where it has none."""
-    if "evaluator" not in cfg.dataloader:
-        return {}
-    broadcast_buffers(model)
-    results = inference_on_dataset(model, _instantiate(cfg, "dataloader.test"), _instantiate(cfg, "dataloader.evaluator"))
-    if comm.is_main_process():
-        print_csv_format(results)
-    return results
-
-
-def load_for_evaluation(cfg: DictConfig, model: nn.Module, resume: bool = False, allow_partial_weights: bool = False) -> None:
-    """As the YAML configs': fills ``model`` from train.init_checkpoint, or with ``resume`` from the last checkpoint."""
-    fill(model, cfg.train.init_checkpoint, cfg.train.output_dir, "train.init_checkpoint=", resume, allow_partial_weights)
-
-
-def train(cfg: DictConfig, resume: bool = False, allow_partial_weights: bool = False) -> None:
-    """Trains what the config says, evaluates every ``train.eval_period`` iterations and at the end, and keeps the best checkpoint.
-
-    A run that is continued has the losses and weights that it would have had, where the config's loader is detectron2's.
-    """
-    model = build_model(cfg)
-    logging.getLogger(__name__).info(f"Model:\n{model}")
-    cfg.optimizer.params.model = model
-    optimizer = _instantiate(cfg, "optimizer")
-    loader = _train_loader(cfg)
-    batch = OmegaConf.select(cfg, "dataloader.train.total_batch_size") or 0
-    name = OmegaConf.select(cfg, "dataloader.train.dataset.names")
-    name = name if isinstance(name, str) else next(iter(name or ()), None)
-    run = Run(loader, cfg.train.seed, batch, 1, name, cfg.train.output_dir, {key: OmegaConf.select(cfg, key) for key in _COMPARED})
-    ema = EMA(model, cfg.train.model_ema.decay) if cfg.train.model_ema.enabled else None
-    placed = {} if str(cfg.train.device).startswith("cuda") else {"device_ids": None}
-    model = create_ddp_model(model, **{**cfg.train.get("ddp", {}), **placed})
-    amp = cfg.train.amp.enabled
-    if amp and not str(cfg.train.device).startswith("cuda"):
-        raise UserError(f"train.amp needs a GPU, but train.device is {cfg.train.device!r}: set train.amp.enabled=False")
-    trainer = Steps(model, loader, optimizer, precision=torch.float16 if amp else None)
-    checkpointer = GatedCheckpointer(
-        model,
-        cfg.train.output_dir,
-        require="nothing" if allow_partial_weights else "backbone",
-        trainer=weakref.proxy(trainer),
-        run=run,
-        **({"ema": ema.average} if ema else {}),
-    )
-    main = comm.is_main_process()
-    signals = Signals(trainer.note)
-    evaluation = Evaluate(cfg.train.eval_period, lambda: evaluate(cfg, ema.average.module if ema else model), signals.waiting)
-    trainer.register_hooks(
-        [
-            hooks.IterationTimer(),
-            hooks.LRScheduler(scheduler=_instantiate(cfg, "lr_multiplier")),
-            ema,
-            hooks.PeriodicCheckpointer(checkpointer, **cfg.train.checkpointer) if main else None,
-            evaluation,
-            KeepBest(checkpointer, evaluation) if "evaluator" in cfg.dataloader else None,
-            hooks.PeriodicWriter(default_writers(cfg.train.output_dir, cfg.train.max_iter), period=cfg.train.log_period) if main else None,
-        ]
-    )
-    warn_of_resuming(resume, checkpointer, cfg.train.output_dir)
-    checkpointer.resume_or_load(cfg.train.init_checkpoint or "", resume=resume)
-    warn_of_frozen_norms(cfg.train.init_checkpoint, model)
-    start = trainer.iter + 1 if resume and checkpointer.has_checkpoint() else 0
-    if not (start == cfg.train.max_iter and evaluation.pending):
-        check_not_done(start, cfg.train.max_iter, checkpointer, "train.max_iter", "train.init_checkpoint=")
-    check_processes_agree(checkpointer.model, start)
-    if ema:
-        ema.begin()
-    trainer.seed = run.go_on(start)
-    if main and not start:
-        checkpointer.forget_last_checkpoint()
-    trainer.register_hooks([_LeaveAfterSignals(checkpointer)])
-    try:
-        with signals:
-            try:
-                trainer.train(start, cfg.train.max_iter)
-            except Interrupted as asked:  # in an evaluation
-                trainer.iter = min(trainer.iter, cfg.train.max_iter - 1)
-                leave(trainer, checkpointer, trainer.iter, asked.number)
-        if main:  # a last time, which knows of the last evaluation
-            trainer.iter = cfg.train.max_iter - 1
-            checkpointer.save("model_final", iteration=trainer.iter)
-    finally:
-        trainer.close()
-
-
-def _train_loader(cfg: DictConfig) -> Any:
-    """The config's own; where that is detectron2's, one of the same parts that a run can go on with."""
-    node = cfg.dataloader.train
-    target = locate(node._target_) if isinstance(node.get("_target_"), str) else node.get("_target_")
-    known = inspect.signature(train_loader).parameters.keys() - {"skip"}
-    parts = set(node) - {"_target_"}
-    if target is not build_detection_train_loader or not {"dataset", "mapper", "total_batch_size"} <= parts <= known:
-        return _instantiate(cfg, "dataloader.train")
-    if cfg.dataloader.train.total_batch_size % comm.get_world_size():
-        raise UserError(
-            f"dataloader.train.total_batch_size {cfg.dataloader.train.total_batch_size} cannot be shared evenly among "
-            f"{comm.get_world_size()} processes"
-        )
-    built = {key: _instantiate(cfg, f"dataloader.train.{key}") for key in parts}
-    return train_loader(**built) if isinstance(built["dataset"], list) else _instantiate(cfg, "dataloader.train")
-
-
-class _LeaveAfterSignals(HookBase):
-    def __init__(self, checkpointer: GatedCheckpointer):
-        self.checkpointer = checkpointer
-
-    def after_step(self) -> None:
-        if self.trainer.stop:
-            leave(self.trainer, self.checkpointer, self.trainer.iter, self.trainer.stop)
-
-
-def _instantiate(cfg: DictConfig, key: str) -> Any:
-    node = OmegaConf.select(cfg, key)
-    try:
-        return instantiate(node)
-    except UserError:
-        raise
-    except ModuleNotFoundError as error:
-        raise _missing(error, key) from error
-    except Exception as error:
-        if not from_libraries(error):  # code of the user's own, which is to speak with a traceback
-            raise
-        raise UserError(f"{key} of the config cannot be built: {type(error).__name__}: {' '.join(str(error).split())}") from error
+            allowed = sorted(set(map(str, allowed)) - {"_target_", "self"})
+            raise unknown(f"config key {key!r}, of whose parts", part, allowed, key=key, code="unknown-key")
 
 
 def _missing(error: ModuleNotFoundError, what: str) -> UserError:
     package = {"pkg_resources": "'setuptools<82'", "lvis": "--no-deps lvis", "panopticapi": "panopticapi-lite"}.get(error.name, error.name)
-    return UserError(f"{what!r} needs a package that is not installed: pip install {package}")
+    message = f"{what!r} needs a package that is not installed: pip install {package}"
+    return UserError(message, code="missing-package", suggestion=package)

@@ -2,17 +2,22 @@
 
 import contextlib
 import fcntl
+import glob
 import logging
 import os
+import shutil
 from typing import Any, Dict, Iterator, List, Optional
 
+import torch
 import yaml
 from detectron2.data import MetadataCatalog
+from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 
 from ..config import flat
 from ..data.loader import TrainLoader
 from ..errors import UserError
+from .job import Job
 
 # keys that change neither what is learned nor from what
 _FREE = ("OUTPUT_DIR", "VIS_PERIOD", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.MAX_ITER", "MODEL.WEIGHTS", "MODEL.DEVICE")
@@ -20,20 +25,11 @@ _FREE_GROUPS = ("TEST.", "TRACKING.", "DATASETS.TEST", "DATASETS.PROPOSAL_FILES_
 
 
 class Run:
-    """The seed of a run and its place in the data; every checkpoint holds them, beside the config and the names of classes.
+    """The seed of a run and its place in the data; every checkpoint holds them, beside the config and the names of classes."""
 
-    Args:
-        loader: of its training data.
-        seed: below 0: a random one, the same in all processes.
-        batch: images an iteration, in all processes, taken in ``accumulate`` parts.
-        dataset: the name of a training set, whose classes the model learns; None where it has none.
-        folder: of its checkpoints.
-        config: keys and values, nested dicts; what has changed in it is said at a resume.
-    """
-
-    def __init__(self, loader: Any, seed: int, batch: int, accumulate: int, dataset: Optional[str], folder: str, config: Dict[str, Any]):
-        self.loader, self.batch, self.accumulate, self.dataset, self.folder, self.config = loader, batch, accumulate, dataset, folder, config
-        self.seed = seed if seed >= 0 else comm.shared_random_seed()
+    def __init__(self, job: Job):
+        self.job = job
+        self.seed = job.seed if job.seed >= 0 else comm.shared_random_seed()
         self.loaded: Optional[Dict[str, Any]] = None
         self.start = (0, 0)  # an iteration, and how many batches had been taken before it
 
@@ -41,20 +37,20 @@ class Run:
         return {
             "seed": int(self.seed),
             "processes": comm.get_world_size(),
-            "batch": self.batch,
-            "accumulate": self.accumulate,
+            "batch": self.job.batch,
+            "accumulate": self.job.accumulate,
             "start": list(self.start),
             "classes": self._classes(),
-            "config": yaml.safe_dump(self.config),
+            "config": yaml.safe_dump(self.job.config),
         }
 
     def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
         self.loaded = state_dict
 
     def _classes(self) -> List[str]:
-        if self.dataset is None:
+        if self.job.dataset is None:
             return []
-        metadata = MetadataCatalog.get(self.dataset)
+        metadata = MetadataCatalog.get(self.job.dataset)
         return list(map(str, metadata.get("thing_classes") or metadata.get("classes") or metadata.get("stuff_classes") or []))
 
     def go_on(self, iteration: int) -> int:
@@ -62,12 +58,12 @@ class Run:
 
         Raises UserError where the classes are others.
         """
-        batch = iteration * self.accumulate
+        batch = iteration * self.job.accumulate
         if self.loaded is not None:
             self.seed = self.loaded["seed"]
             self._compare()
             was = self.loaded["processes"], self.loaded["batch"], self.loaded["accumulate"]
-            now = comm.get_world_size(), self.batch, self.accumulate
+            now = comm.get_world_size(), self.job.batch, self.job.accumulate
             self.start = tuple(self.loaded["start"])
             batch = self.start[1] + (iteration - self.start[0]) * was[2]
             if was != now:
@@ -77,8 +73,8 @@ class Run:
                 )
                 batch = batch * was[1] * now[2] // (was[2] * now[1])
                 self.start = (iteration, batch)
-        if isinstance(self.loader, TrainLoader):
-            self.loader.go_to(self.seed, batch)
+        if isinstance(self.job.loader, TrainLoader):
+            self.job.loader.go_to(self.seed, batch)
         return self.seed
 
     def _compare(self) -> None:
@@ -86,10 +82,10 @@ class Run:
         if before != now:
             first = next((a, b) for a, b in zip([*before, None], [*now, None]) if a != b)
             raise UserError(
-                f"--resume: the run in {self.folder!r} has {len(before)} classes, the training data now {len(now)}: {first[0]!r} of the one stands "
+                f"--resume: the run in {self.job.output_dir!r} has {len(before)} classes, the training data now {len(now)}: {first[0]!r} of the one stands "
                 f"where the other has {first[1]!r}. For a new run take another folder, and this one's weights to begin with"
             )
-        old, new = flat(yaml.safe_load(self.loaded["config"])), flat(self.config)
+        old, new = flat(yaml.safe_load(self.loaded["config"])), flat(self.job.config)
         changed = [
             f"{key} {old[key]} -> {value}"
             for key, value in new.items()
@@ -97,9 +93,65 @@ class Run:
         ]
         if changed:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-            rates = any(change.startswith(("SOLVER.", "optimizer.")) for change in changed)
-            stay = ". Learning rate, weight decay and momentum are in the checkpoint, and stay as they were" if rates else ""
-            logging.getLogger(__name__).warning(f"--resume: the config is not as it was: {'; '.join(changed[:5])}{more}{stay}")
+            logging.getLogger(__name__).warning(f"--resume: the config is not as it was: {'; '.join(changed[:5])}{more}")
+
+
+def keep_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, iteration: int, fresh: Optional[List[Dict[str, Any]]]) -> None:
+    """Makes a loaded optimizer and scheduler go on at ``iteration``: with the ``fresh`` options of its groups, or with None as they were.
+
+    Raises UserError where the schedule is another than the checkpoint's, so that the learning rate would jump, and ``fresh`` is None.
+    """
+    if not isinstance(scheduler, LRMultiplier):  # of the user's own: it goes on as its state says
+        if fresh is not None:
+            raise UserError("--new-schedule is for schedulers of detectron2's LRMultiplier", code="unsupported", key="--new-schedule")
+        return
+    was = [group["lr"] for group in optimizer.param_groups]
+    if fresh is not None:
+        for group, new in zip(optimizer.param_groups, fresh):
+            group.update({key: value for key, value in new.items() if key != "params"})
+        scheduler.base_lrs = [group["initial_lr"] for group in fresh]
+    scheduler.last_epoch = iteration
+    now = scheduler.get_lr()
+    for group, rate in zip(optimizer.param_groups, now):
+        group["lr"] = rate
+    differ = [(a, b) for a, b in zip(was, now) if abs(a - b) > 1e-6 * max(abs(a), abs(b))]
+    if differ and fresh is not None:
+        logging.getLogger(__name__).warning(f"--new-schedule: the learning rate goes from {differ[0][0]:g} to {differ[0][1]:g}")
+    elif differ:
+        raise UserError(
+            f"--resume: the learning rate would jump from {differ[0][0]:g} to {differ[0][1]:g}, as the schedule is not the one of the checkpoint: "
+            "set it back, or add --new-schedule to go on with the new one",
+            code="resume",
+            key="--new-schedule",
+        )
+
+
+# what a run leaves in its folder
+_LEFT = ("model_*.pth", "last_checkpoint", "metrics.json", "events.out.tfevents*", "log.txt*", "inference", "inference_TTA", "pictures")
+
+
+def clear(folder: str, overwrite: bool, weights: str) -> None:
+    """Refuses a folder that holds another run's checkpoints, or with ``overwrite`` removes what that run left there, and says so.
+
+    Raises UserError; so too where the ``weights`` to begin with are among what would be removed.
+    """
+    if "://" in folder or not comm.is_main_process():
+        return
+    there = sorted(path for pattern in _LEFT for path in glob.glob(os.path.join(glob.escape(folder), pattern)))
+    checkpoints = [path for path in there if path.endswith(".pth")]
+    if checkpoints and not overwrite:
+        raise UserError(
+            f"{folder!r} holds another run ({os.path.basename(checkpoints[-1])}): go on with it by --resume, name another folder, "
+            "or remove it by --overwrite",
+            code="folder-in-use",
+            key="--overwrite",
+        )
+    if overwrite and os.path.abspath(weights) in map(os.path.abspath, there):
+        raise UserError(f"--overwrite would remove {weights!r}, with which the run is to begin: copy it elsewhere", code="folder-in-use")
+    if overwrite and there:
+        for path in there:
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+        logging.getLogger(__name__).warning(f"--overwrite: the earlier run in {folder!r} is removed, {len(checkpoints)} checkpoints among it")
 
 
 @contextlib.contextmanager

@@ -1,9 +1,12 @@
-"""One iteration of training: accumulated gradients, mixed precision, and losses that are not numbers stop every process."""
+"""One iteration of training: accumulated gradients, mixed precision, and losses that are not numbers stop every process.
+
+A GPU is asked for its results once an iteration, after the backward pass, where detectron2 reads the losses too.
+"""
 
 import contextlib
 import logging
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any, Callable, Dict, Iterable, List, Optional
 
 import torch
 import torch.distributed as dist
@@ -40,18 +43,28 @@ class Steps(SimpleTrainer):
         accumulate: batches whose mean gradient an iteration takes.
         precision: data type of autocast; None: all in the weights' own.
         seed: of the random numbers that the model draws, which follow from it, the iteration and the process; None leaves them as they are.
+        name: what the user's config calls a key of YAML configs.
 
     ``stop`` is a signal's number where a process was asked to end (see `signals.Signals`): the same in all of them after each iteration.
     """
 
-    def __init__(self, model: nn.Module, data_loader, optimizer, accumulate: int = 1, precision: Optional[torch.dtype] = None, seed=None):
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable,
+        optimizer: torch.optim.Optimizer,
+        accumulate: int = 1,
+        precision: Optional[torch.dtype] = None,
+        seed: Optional[int] = None,
+        name: Callable[[str], str] = str,
+    ):
         super().__init__(model, data_loader, optimizer)
-        self.accumulate, self.precision, self.seed = accumulate, precision, seed
+        self.accumulate, self.precision, self.seed, self.name = accumulate, precision, seed, name
         self.device = next(model.parameters()).device
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if precision == torch.float16 else None
         self.asked, self.stop = 0, 0
         self.skipped = 0
-        # what processes say of their data is not to wait for GPUs
+        # what processes say of their data and signals does not wait for GPUs
         self.group = dist.new_group(backend="gloo") if comm.get_world_size() > 1 and dist.get_backend() != "gloo" else None
 
     def run_step(self) -> None:
@@ -69,13 +82,12 @@ class Steps(SimpleTrainer):
             last = part == self.accumulate - 1
             with contextlib.nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():
                 found = self._forward(batch)
-                self._agree(found)  # before gradients are exchanged, for which processes wait for each other
                 total = sum(found.values()) / self.accumulate
                 (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach() / self.accumulate
         self.after_backward()
-        self._write_metrics(losses, data_time)
+        self._write_metrics(self._read(losses), data_time)
         if self.grad_scaler is None:
             self.optimizer.step()
         else:
@@ -83,52 +95,75 @@ class Steps(SimpleTrainer):
             self.grad_scaler.update()
 
     def _next_batch(self) -> List[Dict[str, Any]]:
-        """Raises the same UserError in all processes where one has no data: the others would wait for it, in the model perhaps."""
-        failed, batch = "", []
+        """Raises UserError in all processes where one has no data: the others would wait for it, in the model perhaps."""
+        error: Optional[UserError] = None
+        batch: List[Dict[str, Any]] = []
         try:
             batch = next(self._data_loader_iter)
-        except UserError as error:
-            failed = str(error)
-            if comm.get_world_size() == 1:
-                raise
-        if comm.get_world_size() > 1:
-            without = torch.tensor(int(bool(failed)))
-            dist.all_reduce(without, dist.ReduceOp.MAX, self.group)
-            if without:
-                said = comm.all_gather(failed)
-                raise UserError(failed or next(filter(None, said)))
+        except UserError as problem:
+            error = problem
+        failed = self._agree(str(error or ""))
+        if failed:
+            raise error or UserError(failed)
         return batch
 
     def _forward(self, batch: List[Dict[str, Any]]) -> Dict[str, torch.Tensor]:
+        """The losses. Raises Diverged in all processes, before gradients are exchanged, where the model of one cannot give any."""
         cast = contextlib.nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
+        failed, found = "", {}
         try:
             # scripted losses are compiled anew after their first calls, which rounds otherwise: a run that goes on would not be the same
             with cast, torch.jit.optimized_execution(False):
                 found = self.model(batch)
         except FloatingPointError as error:  # detectron2's own check of proposals
-            return {str(error): torch.tensor(float("nan"), device=self.device)}
+            failed = str(error)
+        failed = self._agree(failed)
+        if failed:
+            raise self._diverged(failed)
         return {"total_loss": found} if isinstance(found, torch.Tensor) else found
+
+    def _agree(self, failed: str) -> str:
+        """What failed in this process, or else in another, or ""; all learn by it whether one was asked to end."""
+        self.stop = self.asked
+        if comm.get_world_size() > 1:
+            flags = torch.tensor([int(bool(failed)), self.asked])
+            dist.all_reduce(flags, dist.ReduceOp.MAX, self.group)
+            any_failed, self.stop = flags.tolist()
+            if any_failed:
+                said = comm.all_gather(failed)
+                failed = failed or next(filter(None, said))
+        return failed
 
     def note(self, number: int) -> None:
         """That this process got a signal."""
         self.asked = number
 
-    def _agree(self, losses: Dict[str, torch.Tensor]) -> None:
-        """All processes learn whether one has a loss that is no number, or was asked to end."""
-        bad = [name for name, value in losses.items() if not torch.isfinite(value).all()]
-        flags = torch.tensor([len(bad), self.asked], device=self.device)
-        if comm.get_world_size() > 1:
-            dist.all_reduce(flags, dist.ReduceOp.MAX)
-        count, self.stop = flags.tolist()
-        where = f"at iteration {self.iter}"
-        if count:
-            names = ", ".join(f"{name} is {losses[name].item()}" for name in bad) or "a loss of another process is no number"
+    def _read(self, losses: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+        """The losses on the CPU. Raises Diverged in all processes where one has a loss that is no number; no weights have moved by then."""
+        values = torch.stack([value.float().reshape(()) for value in losses.values()])
+        bad = (~values.isfinite()).any().float()
+        if comm.get_world_size() > 1:  # on the device, without waiting for it
+            dist.all_reduce(bad, dist.ReduceOp.MAX)
+        *read, bad = torch.cat((values, bad[None])).cpu().unbind()
+        result = dict(zip(losses, read))
+        if bad:
+            names = ", ".join(f"{name} is {value.item()}" for name, value in result.items() if not value.isfinite())
+            raise self._diverged(names or "a loss of another process is no number")
+        if self.grad_scaler is not None and self.iter % 20 == 0 and self.grad_scaler.get_scale() < _LEAST_SCALE:
             raise Diverged(
-                f"training diverged {where}: {names}. Its weights are those of the last checkpoint. Lower the learning rate (SOLVER.BASE_LR), "
-                "lengthen its warm-up (SOLVER.WARMUP_ITERS), or clip gradients (SOLVER.CLIP_GRADIENTS.ENABLED True)"
+                f"gradients overflow float16 at iteration {self.iter}, however small they are scaled: use "
+                f"{self.name('SOLVER.AMP.PRECISION')} bfloat16",
+                code="diverged",
             )
-        if self.grad_scaler is not None and self.grad_scaler.get_scale() < _LEAST_SCALE:
-            raise Diverged(f"gradients overflow float16 {where}, however small they are scaled: use SOLVER.AMP.PRECISION bfloat16")
+        return result
+
+    def _diverged(self, names: str) -> "Diverged":
+        rate, warmup, clip = map(self.name, ("SOLVER.BASE_LR", "SOLVER.WARMUP_ITERS", "SOLVER.CLIP_GRADIENTS.ENABLED"))
+        return Diverged(
+            f"training diverged at iteration {self.iter}: {names}. Its weights are those of the last checkpoint. Lower the learning rate ({rate}), "
+            f"lengthen its warm-up ({warmup}), or clip gradients ({clip})",
+            code="diverged",
+        )
 
     def _count_skipped(self, batch: List[Dict[str, Any]]) -> None:
         problems = [problem for example in batch if isinstance(example, dict) for problem in example.pop("unreadable", ())]

@@ -2,13 +2,14 @@
 
 import importlib
 import math
-from typing import Any, Dict, List
+from typing import Any, Callable, Dict, Iterator, List
 
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
 
-from ..config import flat
+from ..config import flat, get
 from ..errors import UserError
+from .job import Job
 
 
 class _Tracker(EventWriter):
@@ -34,10 +35,10 @@ class _Tracker(EventWriter):
 class WandbWriter(_Tracker):
     """A run in a project; its config is the run's own. With WANDB_RUN_ID in the environment, a resumed training goes on in the same run."""
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, job: Job):
         super().__init__()
-        wandb = _module("wandb", "TRACKING.WANDB")
-        self.run = wandb.init(project=cfg.TRACKING.WANDB, dir=cfg.OUTPUT_DIR, config=_plain(cfg), resume="allow")
+        wandb = _module("wandb", job.name("TRACKING.WANDB"))
+        self.run = wandb.init(project=job.wandb, dir=job.output_dir, config=job.config, resume="allow")
 
     def log(self, figures: Dict[str, float], iteration: int) -> None:
         self.run.log(figures, step=iteration)
@@ -49,12 +50,12 @@ class WandbWriter(_Tracker):
 class MLflowWriter(_Tracker):
     """A run in an experiment; its parameters are the config's keys."""
 
-    def __init__(self, cfg: CfgNode):
+    def __init__(self, job: Job):
         super().__init__()
-        self.mlflow = _module("mlflow", "TRACKING.MLFLOW")
-        self.mlflow.set_experiment(cfg.TRACKING.MLFLOW)
+        self.mlflow = _module("mlflow", job.name("TRACKING.MLFLOW"))
+        self.mlflow.set_experiment(job.mlflow)
         self.mlflow.start_run()
-        parameters = {key: str(value)[:500] for key, value in flat(cfg).items()}
+        parameters = {key: str(value)[:500] for key, value in flat(job.config).items()}
         keys = sorted(parameters)
         for i in range(0, len(keys), 100):  # so many at once, as its server takes them
             self.mlflow.log_params({key: parameters[key] for key in keys[i : i + 100]})
@@ -66,24 +67,24 @@ class MLflowWriter(_Tracker):
         self.mlflow.end_run()
 
 
-def trackers(cfg: CfgNode) -> List[EventWriter]:
-    """The writers that a config asks for."""
-    return [writer(cfg) for writer, key in ((WandbWriter, "WANDB"), (MLflowWriter, "MLFLOW")) if cfg.TRACKING[key]]
+def trackers(job: Job) -> List[EventWriter]:
+    """The writers that a run asks for."""
+    return [writer(job) for writer, wanted in ((WandbWriter, job.wandb), (MLflowWriter, job.mlflow)) if wanted]
 
 
-def check_trackers(cfg: CfgNode) -> None:
-    """Raises UserError where one that a config asks for is not installed."""
-    for key, name in (("WANDB", "wandb"), ("MLFLOW", "mlflow")):
-        if cfg.TRACKING[key]:
-            _module(name, f"TRACKING.{key}")
+def tracker_findings(cfg: CfgNode, name: Callable[[str], str] = str) -> Iterator[UserError]:
+    """What is not installed of what a config asks for; ``name`` is what the user calls a key."""
+    for key, package in (("TRACKING.WANDB", "wandb"), ("TRACKING.MLFLOW", "mlflow")):
+        try:
+            if get(cfg, key):
+                _module(package, name(key))
+        except UserError as problem:
+            yield problem
 
 
-def _module(name: str, key: str) -> Any:
+def _module(package: str, key: str) -> Any:
     try:
-        return importlib.import_module(name)
+        return importlib.import_module(package)
     except ImportError as error:
-        raise UserError(f"{key} needs a package that is not installed: pip install {name}") from error
-
-
-def _plain(node: Any) -> Any:
-    return {key: _plain(value) for key, value in node.items()} if isinstance(node, dict) else node
+        message = f"{key} needs a package that is not installed: pip install {package}"
+        raise UserError(message, code="missing-package", key=key, suggestion=package) from error

@@ -1,7 +1,9 @@
 """Which of detectron2's evaluators a data set calls for."""
 
+import importlib
 import os
-from typing import Optional
+from types import ModuleType
+from typing import Any, Optional
 
 import numpy as np
 from detectron2 import evaluation
@@ -31,11 +33,11 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: Optional[str] =
             evaluation.COCOPanopticEvaluator(dataset_name, output_dir),
         ],
         "sem_seg": lambda: [_sem_seg(dataset_name, output_dir)],
-        "cityscapes_instance": lambda: [evaluation.CityscapesInstanceEvaluator(dataset_name)],
-        "cityscapes_sem_seg": lambda: [evaluation.CityscapesSemSegEvaluator(dataset_name)],
+        "cityscapes_instance": lambda: [_cityscapes_instances(dataset_name)],
+        "cityscapes_sem_seg": lambda: [_cityscapes_sem_seg(dataset_name)],
         "cityscapes_panoptic_seg": lambda: [
-            evaluation.CityscapesSemSegEvaluator(dataset_name),
-            evaluation.CityscapesInstanceEvaluator(dataset_name),
+            _cityscapes_sem_seg(dataset_name),
+            _cityscapes_instances(dataset_name),
             evaluation.COCOPanopticEvaluator(dataset_name, output_dir),
         ],
         "pascal_voc": lambda: [evaluation.PascalVOCDetectionEvaluator(dataset_name)],
@@ -58,18 +60,38 @@ def coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str, **options) 
     return kind(dataset_name, output_dir=output_dir, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS, **options)
 
 
-def _lvis(dataset_name: str, output_dir: str) -> evaluation.LVISEvaluator:
-    import lvis.eval
+def _cityscapes_instances(dataset_name: str) -> evaluation.CityscapesInstanceEvaluator:
+    theirs: Any = _with_old_numpy("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
+    # it writes what nobody reads, matches.json into the folder one stands in, and cannot write numpy 2's numbers
+    theirs.writeDict2JSON = lambda contents, path: None
+    return evaluation.CityscapesInstanceEvaluator(dataset_name)
 
-    lvis.eval.np = _OldNumpy()
+
+def _cityscapes_sem_seg(dataset_name: str) -> evaluation.CityscapesSemSegEvaluator:
+    _with_old_numpy("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    return evaluation.CityscapesSemSegEvaluator(dataset_name)
+
+
+def _lvis(dataset_name: str, output_dir: str) -> evaluation.LVISEvaluator:
+    _with_old_numpy("lvis.eval")
     return evaluation.LVISEvaluator(dataset_name, output_dir=output_dir)
 
 
-class _OldNumpy:
-    """numpy with the name ``float``, which it dropped in 1.24 and the lvis package asks it for."""
+def _with_old_numpy(name: str) -> ModuleType:
+    """The module of that name, with a numpy that has the names which the module asks for."""
+    module: Any = importlib.import_module(name)
+    module.np = _OldNumpy()
+    return module
 
-    def __getattr__(self, name: str):
-        return float if name == "float" else getattr(np, name)
+
+class _OldNumpy:
+    """numpy with two names that it has dropped: ``float`` in 1.24, which lvis uses, and ``in1d`` in 2.4, which cityscapesScripts uses."""
+
+    float = float
+    in1d = staticmethod(np.isin)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(np, name)
 
 
 def _sem_seg(dataset_name: str, output_dir: str) -> evaluation.SemSegEvaluator:

@@ -1,4 +1,4 @@
-"""Thin command lines over the package: ``python -m backbones.tools.<verb> --help``."""
+"""Thin command lines over the package: ``backbones VERB --help``, also ``python -m backbones.tools.VERB --help``."""
 
 import os
 import sys
@@ -16,6 +16,11 @@ def run(main: Callable[[], None], prefix: str = "") -> None:
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def program(verb: str) -> str:
+    """What the user typed to start a tool, for its help."""
+    return f"backbones {verb}" if sys.argv[0].startswith("backbones ") else f"python -m backbones.tools.{verb}"
 
 
 def picture(path: str, kinds=(".png", ".jpg", ".jpeg")) -> str:

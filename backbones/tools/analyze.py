@@ -15,14 +15,13 @@ from typing import Dict, Tuple
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import build_model
 from fvcore.nn import ActivationCountAnalysis, FlopCountAnalysis
 from fvcore.nn.jit_handles import get_shape
 from tabulate import tabulate
 from torch import nn
 
-from .. import registry, zoo
-from ..config import check_config, merge_overrides
+from .. import registry
+from ..engine import open_config
 from ..errors import UserError
 from . import run
 
@@ -62,10 +61,10 @@ def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts=()) -> Dic
         parts = {name: registry.create(name)}
         networks = {name}
     else:
-        cfg = zoo.get_config(name)
-        merge_overrides(cfg, ["MODEL.DEVICE", "cpu", *opts])
-        check_config(cfg)
-        model = build_model(cfg)
+        front = open_config(name, opts)
+        front.set("MODEL.DEVICE", "cpu")
+        front.check_model()
+        model = front.build_model()
         networks = {"backbone", "backbone and FPN"} if hasattr(model.backbone, "bottom_up") else {"backbone"}
         parts = {"backbone": getattr(model.backbone, "bottom_up", model.backbone), "backbone and FPN": model.backbone}
         for name, child in model.named_children():

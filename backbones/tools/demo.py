@@ -1,8 +1,8 @@
 """Finds objects in images, folders, a video or a webcam, and draws them.
 
-python -m backbones.tools.demo --config-file mask_rcnn_V_39_FPN_3x.yaml --input street.jpg photos/ --output found MODEL.WEIGHTS model_final.pth
-python -m backbones.tools.demo --config-file ... --video-input traffic.mp4 --output traffic_found.mp4 --optimize MODEL.WEIGHTS model_final.pth
-python -m backbones.tools.demo --exported detector.onnx --webcam
+backbones demo --config-file mask_rcnn_V_39_FPN_3x.yaml --input street.jpg photos/ --output found MODEL.WEIGHTS model_final.pth
+backbones demo --config-file ... --video-input traffic.mp4 --output traffic_found.mp4 --optimize MODEL.WEIGHTS model_final.pth
+backbones demo --exported detector.onnx --webcam
 
 The config may be any of this project or of detectron2's zoo. Without --output, pictures are shown in a window.
 """
@@ -16,12 +16,10 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import numpy as np
 from tqdm import tqdm
 
-from .. import zoo
-from ..config import check_config, merge_overrides
-from ..data import register_from_config
 from ..deploy.optimize import PRECISIONS
+from ..engine import open_config
 from ..errors import UserError
-from . import run
+from . import program, run
 from .export import read_image
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -152,26 +150,23 @@ def load(args: argparse.Namespace) -> Tuple[Callable[[np.ndarray], Dict[str, Any
             metadata.set(thing_classes=runner.about["classes"] or None, stuff_classes=runner.about["stuff"] or None)
         return runner, metadata
     if not args.config_file:
-        raise UserError("name what is to predict: --config-file, with MODEL.WEIGHTS, or --exported")
+        raise UserError("name what is to predict: --config-file, with MODEL.WEIGHTS, or --exported", code="missing-argument", key="--config-file")
     from ..deploy.predictor import Predictor
 
-    cfg = zoo.get_config(args.config_file)
-    merge_overrides(cfg, args.opts)
-    for node in ("ROI_HEADS", "RETINANET", "GFL"):
-        key = "SCORE_THRESH_TEST"
-        cfg.MODEL[node][key] = min(args.confidence_threshold, 0.05) if args.confidence_threshold else cfg.MODEL[node][key]
-    cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = args.confidence_threshold
-    register_from_config(cfg)
-    check_config(cfg)
-    metadata = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if len(cfg.DATASETS.TEST) else MetadataCatalog.get("__unused")
-    return Predictor(cfg, args.precision if args.optimize else ""), metadata
+    front = open_config(args.config_file, args.opts, args.backbone)
+    for node in ("ROI_HEADS", "RETINANET", "GFL") if args.confidence_threshold else ():
+        front.set(f"MODEL.{node}.SCORE_THRESH_TEST", min(args.confidence_threshold, 0.05))
+    front.set("MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", args.confidence_threshold)
+    front.check_model()
+    return Predictor(front, args.precision if args.optimize else ""), front.metadata()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m backbones.tools.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("demo"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", default="", metavar="FILE", help="a config's path or name")
+    parser.add_argument("--config-file", default="", metavar="FILE", help="a config's path or name, YAML or Python")
+    parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
     parser.add_argument("--exported", default="", metavar="FILE", help="a detector that backbones.tools.export wrote, in a config's place")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--input", nargs="+", metavar="PATH", help="images, or folders of images")
@@ -181,7 +176,7 @@ def main() -> None:
     parser.add_argument("--confidence-threshold", type=float, default=0.5, help="smallest score to draw (default: %(default)s)")
     parser.add_argument("--optimize", action="store_true", help="predict faster, and the same")
     parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of --optimize; bfloat16 changes results a little")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, KEY VALUE each, such as MODEL.WEIGHTS FILE")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, such as MODEL.WEIGHTS FILE")
     args, rest = parser.parse_known_args()
     if any(item.startswith("-") for item in rest[:1]):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -33,7 +33,8 @@ from ..doctor.examination import Examination, error, quiet, words
 from ..doctor.memory import memory
 from ..doctor.report import charts, page, printable, samples, totals
 from ..doctor.weights import weights
-from ..engine import count_processes, lazy
+from ..engine import count_processes
+from ..engine.lazy import is_python
 from ..errors import SEVERITIES, Finding, UserError, raised
 from ..files import write_whole
 from ..swap import use_backbone
@@ -48,7 +49,7 @@ def read_config(args: argparse.Namespace) -> Tuple[CfgNode, List[Finding]]:
     add_backbones_config(cfg)
     if args.config_file:
         args.config_file = zoo.get_config_file(args.config_file)
-        if lazy.is_lazy(args.config_file):
+        if is_python(args.config_file):
             raise UserError(f"{args.config_file!r} is a Python config: the doctor reads YAML ones", "unsupported", "--config-file")
         merge_file(cfg, args.config_file)
     if args.backbone:

@@ -1,7 +1,7 @@
 """Exports a trained detector, or its backbone and FPN, to TorchScript, ONNX or OpenVINO, and checks that the file computes the same.
 
-python -m backbones.tools.export --config-file faster_rcnn_V_39_FPN_3x.yaml --format onnx --output detector.onnx MODEL.WEIGHTS model_final.pth
-python -m backbones.tools.demo --exported detector.onnx --input street.jpg --output found
+backbones export --config-file faster_rcnn_V_39_FPN_3x.yaml --format onnx --output detector.onnx MODEL.WEIGHTS model_final.pth
+backbones demo --exported detector.onnx --input street.jpg --output found
 
 The file is traced and checked on --image, at two sizes; where it differs by more than rounding it is not written.
 """
@@ -12,11 +12,11 @@ from typing import Optional
 
 import numpy as np
 
-from .. import zoo
-from ..config import check_config, check_output_dir, merge_overrides
-from ..data import check_paths, register_from_config
+from ..config import check_output_dir
+from ..data import check_paths
+from ..engine import Front, add_config_arguments, open_config
 from ..errors import UserError
-from . import run
+from . import program, run
 
 
 def read_image(path: str) -> np.ndarray:
@@ -29,13 +29,13 @@ def read_image(path: str) -> np.ndarray:
         raise UserError(f"image {path!r} cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
-def sample(cfg, path: Optional[str]) -> np.ndarray:
+def sample(front: Front, path: Optional[str]) -> np.ndarray:
     """The image at ``path``, or else the first of the config's test data that has an object."""
     from detectron2.data import DatasetCatalog
 
     if path:
         return read_image(path)
-    name = cfg.DATASETS.TEST[0] if len(cfg.DATASETS.TEST) else ""
+    name = next(iter(front.settings.DATASETS.TEST), "")
     try:
         if name not in DatasetCatalog:
             raise UserError(f"data set {name!r} is not known")
@@ -51,30 +51,28 @@ def main() -> None:
     from ..deploy.predictor import Predictor
 
     parser = argparse.ArgumentParser(
-        prog="python -m backbones.tools.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--config-file", required=True, metavar="FILE", help="a config's path or name")
     parser.add_argument("--format", required=True, choices=FORMATS, help="onnx and openvino need those packages: pip install -e '.[openvino]'")
     parser.add_argument(
         "--part", default="detector", choices=PARTS, help="backbone: with its FPN, whose features the file gives (default: detector)"
     )
     parser.add_argument("--image", metavar="FILE", help="what the export is traced and checked on (default: an image of DATASETS.TEST)")
     parser.add_argument("--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS.values())}, after the format")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE each: MODEL.WEIGHTS model_final.pth")
+    add_config_arguments(parser, required=True)
     args = parser.parse_args()
     check_packages(args.format)
     if not args.output.endswith(FORMATS[args.format]):
         raise UserError(f"--output {args.output!r}: a file of format {args.format} ends in {FORMATS[args.format]}")
     folder = os.path.dirname(os.path.abspath(args.output))
     check_output_dir(folder, key="the folder of --output")
-    cfg = zoo.get_config(args.config_file)
-    merge_overrides(cfg, ["MODEL.DEVICE", "cpu", *args.opts])
-    cfg.MODEL.DEVICE = "cpu"
-    register_from_config(cfg)
-    check_config(cfg)
-    image = sample(cfg, args.image)
+    front = open_config(args.config_file, args.opts, args.backbone)
+    front.set("MODEL.DEVICE", "cpu")
+    front.check_model()
+    front.check_resize()
+    image = sample(front, args.image)
     os.makedirs(folder, exist_ok=True)
-    differences = export(cfg, Predictor(cfg).model, args.output, args.format, image, args.part)
+    differences = export(front.settings, Predictor(front).model, args.output, args.format, image, args.part)
     print(f"{args.output}: {os.path.getsize(args.output) / 1e6:.1f} MB. It differs from the model by at most:")
     for name, value in differences.items():
         unit = {"boxes": " pixels", "scores": ""}.get(name, " of the largest value")

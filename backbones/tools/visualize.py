@@ -7,11 +7,11 @@ from typing import Any, Dict, List
 
 import numpy as np
 
-from ..config import add_backbones_config, merge_file
-from ..data import check_paths, register_from_config
+from ..data import check_paths
 from ..documents import read_json
+from ..engine import open_config
 from ..errors import UserError, unknown
-from . import picture, run
+from . import picture, program, run
 
 
 def read_results(path: str) -> Dict[Any, List[dict]]:
@@ -132,12 +132,12 @@ def _write_grid(tiles: List[np.ndarray], output: str, columns: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m backbones.tools.visualize", description=__doc__)
+    parser = argparse.ArgumentParser(prog=program("visualize"), description=__doc__)
     parser.add_argument("--input", required=True, metavar="JSON", help="OUTPUT_DIR/inference/coco_instances_results.json of a run")
     parser.add_argument("--dataset", required=True, help="name of the data set that was evaluated")
     parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write, .png or .jpg")
     parser.add_argument(
-        "--config-file", metavar="FILE", help="a config whose DATASETS.REGISTER names your own data, such as OUTPUT_DIR/config.yaml"
+        "--config-file", metavar="FILE", help="a config that names your own data, such as OUTPUT_DIR/config.yaml"
     )
     parser.add_argument("--num", type=int, default=12, help="how many images to draw (default: %(default)s)")
     parser.add_argument("--conf-threshold", type=float, default=0.5, help="smallest score to draw (default: %(default)s)")
@@ -146,12 +146,7 @@ def main() -> None:
     if args.num < 1:
         raise UserError(f"--num {args.num}: draw at least one image")
     if args.config_file:
-        from detectron2.config import get_cfg
-
-        cfg = get_cfg()
-        add_backbones_config(cfg)
-        merge_file(cfg, args.config_file)
-        register_from_config(cfg)
+        open_config(args.config_file).register()
     draw(args.input, args.dataset, args.output, args.num, args.conf_threshold, args.worst)
     print(args.output)
 

@@ -13,7 +13,7 @@ from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
 from .. import registry, zoo
-from ..checkpoint.gate import fetch
+from ..checkpoint import fetch
 from ..errors import UserError
 from ..zoo import weights
 from . import run

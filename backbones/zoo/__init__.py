@@ -50,7 +50,7 @@ def _names(root: Optional[str]) -> List[str]:
 def list_configs(python: bool = False) -> List[str]:
     """The names of our configs, such as ``COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml``, ``python`` ones too; bases and searches' are left out."""
     endings = _ENDINGS if python else ".yaml"
-    names = [name for name in _names(config_root()) if name.endswith(endings) and not name.startswith("search" + os.sep)]
+    names = [name for name in _names(config_root()) if name.endswith(endings) and not name.startswith(("bases" + os.sep, "search" + os.sep))]
     return [name for name in names if not os.path.basename(name).startswith("Base-")]
 
 

@@ -8,8 +8,7 @@ from typing import Any, Dict, Optional
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
-from ..checkpoint.gate import fetch
-from ..checkpoint.reading import read_checkpoint
+from ..checkpoint import fetch, read_checkpoint
 from ..errors import UserError, unknown
 
 PREFIX = "backbones://"

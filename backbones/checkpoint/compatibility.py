@@ -1,0 +1,96 @@
+"""Whether the weights of a file are meant for a model: the images and conventions that it was trained with, and its keys in our names."""
+
+import re
+from typing import Any, Dict, Iterator
+
+import numpy as np
+from torch import nn
+
+from ..detectors import LastStageROIHeads
+from ..errors import UserError
+from ..layouts import without_wrappers
+from .report import PARTIAL
+
+
+def check_meant_for(model: nn.Module, checkpoint: Dict[str, Any], path: str) -> None:
+    """Raises UserError for weights that were trained with other images, or in another network of the same shapes: only the AP would tell."""
+    for reason in (*_of_images(model, checkpoint.get("preprocessing")), *_of_conventions(model, checkpoint), *_of_released(model, checkpoint)):
+        raise UserError(f"checkpoint {path!r} {reason}. {PARTIAL}")
+
+
+def _of_images(model: nn.Module, stated: Any) -> Iterator[str]:
+    if not hasattr(model, "pixel_mean") or not isinstance(stated, dict):
+        return
+    form, mean, std = (stated.get(key) for key in ("format", "pixel_mean", "pixel_std"))
+    ours: Any = model
+    pairs = {
+        "INPUT.FORMAT": (form, getattr(model, "input_format", form)),
+        "MODEL.PIXEL_MEAN": (mean, ours.pixel_mean.flatten().tolist()),
+        "MODEL.PIXEL_STD": (std, ours.pixel_std.flatten().tolist()),
+    }
+    wanted = [f'{key} "{theirs}"' for key, (theirs, mine) in pairs.items() if not _same(theirs, mine)]
+    if wanted:
+        yield f"expects other images than the config gives it: set {' '.join(wanted)}"
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return a == b or (len(a) == len(b) and bool(np.allclose(np.asarray(a, float), b, rtol=1e-4)))
+    except (TypeError, ValueError):
+        return False
+
+
+def conventions_of(model: nn.Module) -> Dict[str, str]:
+    """How a model's weights are used where their shapes do not say it, as its networks state it: config key -> value."""
+    return {key: value for module in model.modules() for key, value in getattr(module, "conventions", {}).items()}
+
+
+def _of_conventions(model: nn.Module, checkpoint: Dict[str, Any]) -> Iterator[str]:
+    stated = checkpoint.get("conventions")
+    for key, value in conventions_of(model).items():
+        theirs = stated.get(key, value) if isinstance(stated, dict) else value
+        if theirs != value:
+            yield f"was trained with {key} {theirs!r}, but the config has {value!r}: set {key} {theirs}"
+
+
+def _of_released(model: nn.Module, checkpoint: Dict[str, Any]) -> Iterator[str]:
+    """Released files say nothing of their images."""
+    form = getattr(model, "input_format", None)
+    for backbone in model.modules():
+        keys, order = getattr(backbone, "released_images", (re.compile(""), form))
+        if form and order and order != form and any(keys.search(key) for key in checkpoint["model"]):
+            yield (
+                f"holds weights as released, for {order} images, but INPUT.FORMAT is {form!r}: set it and the means in that order, "
+                "or turn the weights by `python -m convert`"
+            )
+
+
+def overrides_of(checkpoint: Dict[str, Any]) -> str:
+    """What a converted file says that its config needs, as a sentence."""
+    provenance = checkpoint.get("provenance")
+    overrides = provenance.get("overrides") if isinstance(provenance, dict) else None
+    if not overrides or not isinstance(overrides, list) or not all(isinstance(item, (str, int, float)) for item in overrides[:20]):
+        return ""
+    return f"The file says that its config needs {' '.join(map(str, overrides[:20]))[:300]}. "
+
+
+def with_our_names(model: nn.Module, state_dict: Dict[str, Any]) -> Dict[str, Any]:
+    """Wrappers' prefixes removed, backbone files without a prefix given one, released key names turned into ours."""
+    state_dict = without_wrappers(state_dict)
+    for prefix, backbone in model.named_modules():
+        if not hasattr(backbone, "translate_state_dict"):
+            continue
+        prefix += "." if prefix else ""
+        own = {key.rpartition(".")[0] for key in backbone.state_dict()}  # its layers: a weight too many in one is the backbone's all the same
+        if prefix and not any(key.startswith(prefix) for key in state_dict):
+            # a file of the bare network, or of a model that has it right under "backbone."
+            outer = "backbone." if any(key.startswith("backbone.") for key in state_dict) else ""
+            bare = backbone.translate_state_dict({key[len(outer) :]: value for key, value in state_dict.items() if key.startswith(outer)})
+            bare = {prefix + key if key.rpartition(".")[0] in own else outer + key: value for key, value in bare.items()}
+            state_dict = {**{key: value for key, value in state_dict.items() if not key.startswith(outer)}, **bare}
+        state_dict = backbone.translate_state_dict(state_dict, prefix)
+    for prefix, heads in model.named_modules():
+        if isinstance(heads, LastStageROIHeads):
+            moved = re.compile(rf"^(backbone\.(bottom_up\.)?)?{heads.stage}\.")
+            state_dict = {moved.sub(f"{prefix}.res5.", key): value for key, value in state_dict.items()}
+    return state_dict

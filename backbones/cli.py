@@ -1,0 +1,42 @@
+"""The console command: ``backbones VERB ...``, also as ``python -m backbones VERB ...``; ``backbones VERB --help`` says what each takes."""
+
+import importlib
+import sys
+from typing import List, Optional
+
+from .errors import unknown
+
+# verb -> (module with a function of the last name, what it does)
+VERBS = {
+    "train": ("backbones.tools.train:command_line", "train or evaluate a detector, as train_net.py does"),
+    "doctor": ("backbones.tools.doctor:main", "look for everything that would spoil a training"),
+    "demo": ("backbones.tools.demo:main", "find objects in images, a video or a camera, and draw them"),
+    "export": ("backbones.tools.export:main", "export a detector to ONNX, OpenVINO or TorchScript"),
+    "convert": ("backbones.convert.__main__:main", "convert checkpoints of other projects"),
+    "visualize": ("backbones.tools.visualize:main", "draw detections beside the truth"),
+    "compare": ("backbones.tools.compare:main", "compare two evaluations: is one better beyond chance?"),
+    "plot": ("backbones.tools.plot:main", "plot the curves of trainings"),
+    "analyze": ("backbones.tools.analyze:main", "count parameters and operations"),
+    "benchmark": ("backbones.tools.benchmark:main", "measure speed and memory"),
+    "zoo": ("backbones.tools.zoo:main", "list, show and download configs and weights"),
+    "search": ("backbones.search.zero_shot:main", "search a network for a budget, without training any"),
+    "search-paths": ("backbones.search.one_shot:main", "search the paths of a trained supernet"),
+}
+
+
+def main(arguments: Optional[List[str]] = None) -> None:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    verb = arguments[0] if arguments else "--help"
+    if verb in ("-h", "--help"):
+        print(f"{__doc__}\n\nverbs:")
+        for name, (_, what) in VERBS.items():
+            print(f"  {name:<14}{what}")
+        return
+    from .tools import run  # not before --help has answered
+
+    if verb not in VERBS:
+        print(f"backbones: error: {unknown('verb', verb, VERBS)}", file=sys.stderr)
+        sys.exit(2)
+    module, _, function = VERBS[verb][0].partition(":")
+    sys.argv = [f"backbones {verb}", *arguments[1:]]
+    run(getattr(importlib.import_module(module), function))

@@ -1,0 +1,157 @@
+"""Annotation files in COCO's format: reading one, and what its entries must hold. Nothing in a file is trusted."""
+
+import math
+import os
+import re
+import reprlib
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+
+import numpy as np
+
+from ..documents import read_json
+from ..errors import UserError
+
+_RUNS = re.compile("([P-o]{0,6}[0-O])+")  # compressed run lengths: numbers of up to seven characters, all but their last from P on
+Fields = Mapping[str, Tuple[str, Callable[[Any], bool]]]  # name -> (what its value must be, in words; a test of that)
+
+
+def integer(value: Any) -> bool:
+    """Whether it is a whole number that fits 64 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
+
+
+def numbers(value: Any, count: Optional[int] = None) -> bool:
+    """Whether it is a list of (``count``) numbers within a million of 0."""
+    if not isinstance(value, list) or not set(map(type, value)) <= {int, float} or len(value) != (len(value) if count is None else count):
+        return False
+    return not value or (min(value) >= -1e6 and max(value) <= 1e6 and not math.isnan(sum(value)))
+
+
+_ID = ("an integer", integer)
+_SIDE = ("a number of pixels", lambda value: integer(value) and 0 < value < 10**6)
+_NAME = ("a text", lambda value: isinstance(value, str))
+FIELDS: Dict[str, Fields] = {
+    "images": {"id": _ID, "file_name": ("the name of a file", lambda v: isinstance(v, str) and v != ""), "width": _SIDE, "height": _SIDE},
+    "categories": {
+        "id": _ID,
+        "name": _NAME,
+        "keypoints": ("a list of names", lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value)),
+    },
+    "annotations": {
+        "id": _ID,
+        "image_id": _ID,
+        "category_id": _ID,
+        "bbox": ("[x, y, width, height] in numbers", lambda value: numbers(value, 4)),
+        "keypoints": ("x, y and visibility of each, in numbers", lambda value: numbers(value) and len(value) % 3 == 0),
+        "num_keypoints": _ID,
+        "iscrowd": ("0 or 1", lambda value: value in (0, 1)),
+        "area": ("a number of pixels", lambda value: type(value) in (int, float) and 0 <= value <= 1e12),
+    },
+}
+REQUIRED = {
+    "images": ("id", "file_name", "width", "height"),
+    "categories": ("id", "name"),
+    "annotations": ("id", "image_id", "category_id", "bbox"),
+}
+
+
+def parse(path: str, what: str) -> Any:
+    """The content of a JSON file. Raises UserError, which calls it ``what``."""
+    if not os.path.isfile(path):
+        raise UserError(f"{what} {path!r} is not there")
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise UserError(f"{what} {path!r} is not JSON: {error}") from error
+
+
+def read(path: str, what: str = "annotation file") -> Dict[str, List[Any]]:
+    """The content of an annotation file: lists of images, annotations and categories, whose entries may be anything.
+
+    Raises UserError, which calls the file ``what``, where it is not there, is not JSON, or has no such lists, or no images or categories.
+    """
+    content = parse(path, what)
+    missing = [key for key in FIELDS if not isinstance(content, dict) or key not in content]
+    if missing:
+        raise UserError(f"{what} {path!r} is not in COCO's format: it has no {', '.join(sorted(missing))}")
+    for key in FIELDS:
+        if not isinstance(content[key], list):
+            raise UserError(f"{what} {path!r}: {key!r} is not a list of objects")
+        if not content[key] and key != "annotations":
+            raise UserError(f"{what} {path!r}: {key!r} is empty")
+    return content
+
+
+def faults(entry: Any, fields: Fields, required: Sequence[str]) -> Iterator[str]:
+    """What is wrong with an entry, in words that follow its name: fields that it lacks, or that have another value than they must."""
+    if not isinstance(entry, dict):
+        yield f"is {reprlib.repr(entry)}, not an object"
+        return
+    for name, (kind, fits) in fields.items():
+        if name not in entry:
+            if name in required:
+                yield f"has no {name}: it must be {kind}"
+        elif not fits(entry[name]) and (entry[name] is not None or name in required):
+            yield f"has {name} {reprlib.repr(entry[name])}: it must be {kind}"
+
+
+def problems(
+    content: Dict[str, List[Any]], fields: Mapping[str, Fields] = FIELDS, required: Mapping[str, Sequence[str]] = REQUIRED
+) -> Iterator[str]:
+    """What is wrong with entries, ids, and what refers to them; not with masks. To be left at the first: the next ones rely on what is right."""
+    for key in fields:
+        seen = set()
+        for i, entry in enumerate(content[key]):
+            for fault in faults(entry, fields[key], required[key]):
+                yield f"entry {i} of {key!r} {fault}"
+            if entry["id"] in seen:
+                yield f"the id {entry['id']} stands twice in {key!r}"
+            seen.add(entry["id"])
+    for name, key in (("image_id", "images"), ("category_id", "categories")):
+        known = {entry["id"] for entry in content[key]}
+        for i, entry in enumerate(content["annotations"]):
+            if entry[name] not in known:
+                yield f"entry {i} of 'annotations' has {name} {entry[name]}, which is not among the {key!r}"
+
+
+def mask_fault(mask: Any, height: int, width: int) -> str:
+    """What is wrong with the mask of an object in an image of this size, as a kind of `findings.KINDS`; "" where nothing is.
+
+    pycocotools looks at nothing: what does not fit makes it read and write outside its memory, or never end.
+    """
+    if mask is None or mask == [] or mask == {}:
+        return "no mask"
+    pixels = height * width
+    if pixels >= 1 << 32:  # which it counts in 32 bits
+        return "bad mask"
+    if isinstance(mask, dict):
+        counts, size = mask.get("counts"), mask.get("size")
+        if isinstance(counts, str) and _RUNS.fullmatch(counts):
+            lengths = run_lengths(counts.encode())
+        elif isinstance(counts, list) and counts and all(map(integer, counts)):
+            lengths = np.array(counts)
+        else:
+            return "bad mask"
+        if lengths.min() < 0 or not isinstance(size, list) or len(size) != 2:
+            return "bad mask"
+        return "" if size == [height, width] and lengths.max() <= pixels and lengths.sum() == pixels else "mask of other size"
+    side = max(height, width)
+    if not isinstance(mask, list) or not all(
+        numbers(polygon) and -side <= min(polygon, default=0) <= max(polygon, default=0) <= 2 * side for polygon in mask
+    ):
+        return "bad mask"
+    return "short polygon" if any(len(polygon) < 6 or len(polygon) % 2 for polygon in mask) else ""
+
+
+def run_lengths(counts: bytes) -> np.ndarray:
+    """The numbers of zeros, ones, zeros, ... in COCO's compressed form: groups of five bits; from the fourth on, differences to the last but one."""
+    units = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
+    last = np.flatnonzero(units & 0x20 == 0)  # of each number
+    first = np.concatenate(([0], last[:-1] + 1))
+    place = np.arange(len(units)) - np.repeat(first, last - first + 1)
+    values = np.add.reduceat((units & 0x1F) << (5 * place), first)
+    values -= np.where(units[last] & 0x10, 1 << (5 * (last - first + 1)), 0)  # negative ones
+    result = values.copy()
+    result[1::2] = np.cumsum(values[1::2])
+    result[2::2] = np.cumsum(values[2::2])  # the first stands for itself alone
+    return result

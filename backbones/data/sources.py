@@ -1,0 +1,108 @@
+"""The data sets of a config: where their files are, what they hold, and what the config does with them."""
+
+import os
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Dict, List, Optional, Tuple
+
+import numpy as np
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from ..config import learns
+from .holdout import HELD_OUT, KEPT
+
+
+@dataclass(frozen=True)
+class Use:
+    """What a config does with its data. Sides are those that images are resized to, in pixels; 0: they stay as they are."""
+
+    masks: bool = False
+    polygons: bool = True
+    keypoints: bool = False
+    shortest: float = 800.0
+    longest: float = 1333.0
+    format: str = "BGR"
+
+    @classmethod
+    def of(cls, cfg: CfgNode) -> "Use":
+        sizes = cfg.INPUT.MIN_SIZE_TRAIN
+        return cls(
+            masks=learns(cfg, "masks"),
+            polygons=cfg.INPUT.MASK_FORMAT == "polygon",
+            keypoints=learns(cfg, "keypoints"),
+            shortest=float(np.median(sizes if isinstance(sizes, (list, tuple)) else [sizes])),
+            longest=float(cfg.INPUT.MAX_SIZE_TRAIN),
+            format=cfg.INPUT.FORMAT,
+        )
+
+    def scale(self, width: int, height: int) -> float:
+        """How much larger the network sees an image, with the middle one of the sizes that it is resized to."""
+        return min(self.shortest / min(width, height), self.longest / max(width, height)) if self.shortest else 1.0
+
+
+@dataclass
+class Source:
+    """A data set's annotation file and image folder, what it is for, and, of a part of the file, which ``image_ids`` it has."""
+
+    name: str
+    json_file: str
+    image_root: str
+    training: bool = True
+    testing: bool = False
+    image_ids: Optional[frozenset] = None
+    content: Dict[str, List[dict]] = field(default_factory=dict)  # what is sound of it, once `inspect` read it
+
+    def path(self, image: dict) -> str:
+        return os.path.join(self.image_root, image["file_name"])
+
+    def classes(self) -> Dict[str, int]:
+        """The number of objects of each category, in the order of the classes; crowds are not counted."""
+        names = {c["id"]: c["name"] for c in sorted(self.content["categories"], key=lambda c: c["id"])}
+        counts = Counter(a["category_id"] for a in self.content["annotations"] if not a.get("iscrowd"))
+        result: Dict[str, int] = {}
+        for key, name in names.items():
+            result[name] = result.get(name, 0) + counts[key]
+        return result
+
+    def boxes(self, use: Use) -> np.ndarray:
+        """The boxes (N, 4) x0, y0, x1, y1 of all objects with an area, as the network sees them."""
+        images = {image["id"]: use.scale(image["width"], image["height"]) for image in self.content["images"]}
+        rows = [
+            [v * images[a["image_id"]] for v in a["bbox"]]
+            for a in self.content["annotations"]
+            if not a.get("iscrowd") and a["image_id"] in images and min(a["bbox"][2:]) > 0
+        ]
+        boxes = np.array(rows, float).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes
+
+
+def sources(cfg: CfgNode) -> Tuple[List[Source], List[str]]:
+    """The COCO-format data sets of DATASETS.TRAIN and TEST, whether their registration was refused or not, and the names of all others."""
+    entries = {e[0]: e for e in cfg.DATASETS.REGISTER if isinstance(e, (list, tuple)) and len(e) == 3 and all(isinstance(p, str) for p in e)}
+    found, others = [], []
+    for key in ("TRAIN", "TEST"):
+        for name in cfg.DATASETS[key]:
+            same = next((source for source in found if source.name == name), None)
+            if same:
+                same.testing |= key == "TEST"
+                continue
+            base, ids = name, None
+            part = next((suffix for suffix in (KEPT, HELD_OUT) if name.endswith(suffix)), None)
+            if name in entries:
+                paths = entries[name][1:]
+            elif name in DatasetCatalog:
+                if part and MetadataCatalog.get(name).get("held_out"):
+                    base = name[: -len(part)]
+                    ids = frozenset(record["image_id"] for record in DatasetCatalog.get(name))
+                elif MetadataCatalog.get(name).get("generated") and MetadataCatalog.get(name).get("json_file"):
+                    DatasetCatalog.get(name)  # made when first read
+                paths = MetadataCatalog.get(base).get("json_file"), MetadataCatalog.get(base).get("image_root")
+            else:
+                continue  # which another check says
+            if all(paths):
+                found.append(Source(name, *paths, key == "TRAIN", key == "TEST", ids))
+            else:
+                others.append(name)
+    return found, list(dict.fromkeys(others))

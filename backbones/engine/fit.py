@@ -1,0 +1,267 @@
+"""The one loop that trains every run, whatever config it is from: detectron2's ``TrainerBase``, with the hooks that a `Job` asks for."""
+
+import logging
+import os
+import signal
+import sys
+import time
+import weakref
+from typing import Any, Dict, List, Optional
+
+import torch
+import torch.distributed as dist
+from detectron2.engine import HookBase, TrainerBase, create_ddp_model, hooks
+from detectron2.engine.defaults import default_writers
+from detectron2.layers import FrozenBatchNorm2d
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage, EventWriter
+from fvcore.nn.precise_bn import get_bn_modules
+from PIL import Image
+from torch import nn
+
+from ..checkpoint import GatedCheckpointer
+from ..errors import UserError
+from ..lean import keep_activations
+from .hooks import EMA, Evaluate, EvaluateAtTheEnd, KeepBest, PreciseBN, Progress
+from .job import Job
+from .resume import Run, keep_schedule
+from .signals import Interrupted, Signals, exit_code
+from .step import Steps
+from .supernet import SamplePath, supernets
+from .tracking import trackers
+
+logger = logging.getLogger(__name__)
+
+
+class Fit(TrainerBase):
+    """Trains ``job`` in this process, one of a run's: ``fit = Fit(job); fit.resume_or_load(resume); fit.train()``.
+
+    A run that is continued, after whatever ended it, has the losses and weights that it would have had (see `data.loader`).
+
+    Args:
+        allow_partial_weights: train from a file that fills only part of the backbone.
+    """
+
+    def __init__(self, job: Job, allow_partial_weights: bool = False):
+        TrainerBase.__init__(self)  # not super(): DefaultTrainer's constructor builds all of it from a YAML config
+        self.job = job
+        self.run = Run(job)
+        model = job.model
+        self.ema = EMA(model, job.ema_decay) if job.ema_decay is not None else None
+        sampled = supernets(model)
+        keep_activations(model, job.activations)
+        if job.compile:
+            getattr(model.backbone, "bottom_up", model.backbone).compile()
+        placed = {} if next(model.parameters()).is_cuda else {"device_ids": None}
+        unused = {"find_unused_parameters": True} if sampled else {}
+        model = create_ddp_model(model, **{"broadcast_buffers": False, **job.ddp, **unused, **placed})
+        self._trainer = Steps(model, job.loader, job.optimizer, job.accumulate, job.precision, self.run.seed, job.name)
+        self.scheduler = job.scheduler
+        self.signals = Signals(self._trainer.note)
+        self.checkpointer = GatedCheckpointer(
+            model,
+            job.output_dir,
+            require="nothing" if allow_partial_weights else "backbone",
+            trainer=weakref.proxy(self),
+            run=self.run,
+            **({"ema": self.ema.average} if self.ema else {}),
+        )
+        self.start_iter, self.max_iter = 0, job.max_iter
+        self.done = 0  # iterations
+        self.evaluation = Evaluate(job.eval_period, self._evaluate, self.signals.waiting)
+        self.register_hooks([*self.build_hooks(), *job.hooks])
+        if sampled:
+            averaged = supernets(self.ema.average) if self.ema else []
+            self.register_hooks([SamplePath([*sampled, *averaged], job.seed)])
+            logger.info("a supernet: what evaluations during its training show is its last path's, with norms that all paths have moved")
+
+    model = property(lambda self: self._trainer.model)
+    optimizer = property(lambda self: self._trainer.optimizer)
+    data_loader = property(lambda self: self._trainer.data_loader)
+    stop = property(lambda self: self._trainer.stop, doc="The number of a signal by which the run ends after this iteration, or 0.")
+
+    def build_hooks(self) -> List[Optional[HookBase]]:
+        """detectron2's, in its order: what changes the model, the checkpoint, the evaluation, and last the writers."""
+        job, main = self.job, comm.is_main_process()
+        precise = job.precise_bn is not None and get_bn_modules(self.model)
+        built = [
+            hooks.IterationTimer(),
+            hooks.LRScheduler(),
+            self.ema,
+            (
+                PreciseBN(lambda: self.run.seed, job.eval_period, self.evaluated_model, job.precise_bn(), job.precise_bn_batches)
+                if precise
+                else None
+            ),
+            hooks.PeriodicCheckpointer(self.checkpointer, job.checkpoint_period, max_to_keep=job.checkpoints_kept) if main else None,
+            self.evaluation,
+            KeepBest(self.checkpointer, self.evaluation, job.best_metric, job.patience) if job.best_metric and job.evaluate else None,
+            (
+                EvaluateAtTheEnd(0, lambda: job.evaluate_augmented(self.evaluated_model), self.signals.waiting)
+                if job.evaluate_augmented
+                else None
+            ),
+            Progress() if Progress.is_wanted() else None,
+            hooks.PeriodicWriter([*self.build_writers(), *trackers(job)], period=job.log_period) if main else None,
+        ]
+        return [hook for hook in built if hook is not None]
+
+    def build_writers(self) -> List[EventWriter]:
+        return default_writers(self.job.output_dir, self.max_iter)
+
+    def resume_or_load(self, resume: bool = True, new_schedule: bool = False) -> None:
+        """Goes on from the last checkpoint in the run's folder, or begins with its ``init_checkpoint``.
+
+        ``new_schedule``: learning rate, weight decay, momentum and schedule become the config's; otherwise they stay the checkpoint's.
+        Raises UserError where nothing is left to do, or the rate would jump.
+        """
+        job, fresh = self.job, [dict(group) for group in self.optimizer.param_groups]
+        resume = resume and self.checkpointer.has_checkpoint() or _warn_of_no_checkpoint(resume, job.output_dir)
+        self.checkpointer.resume_or_load(job.init_checkpoint, resume=resume)
+        self.start_iter = self.iter + 1 if resume else 0  # a checkpoint holds the last iteration that was done
+        if not job.init_checkpoint and any(isinstance(m, FrozenBatchNorm2d) for m in self.model.modules()):
+            logger.warning(
+                "training from scratch with frozen batch norms, whose statistics are of no data: it will most likely diverge or learn nothing. "
+                "Set the backbone's norm to BN and its FREEZE_AT to 0, or name weights"
+            )
+        if self.start_iter > self.max_iter or self.start_iter == self.max_iter and not self.evaluation.pending:
+            key = job.name("SOLVER.MAX_ITER")
+            raise UserError(
+                f"--resume: the run in {job.output_dir!r} has done {self.start_iter} iterations of {key} {self.max_iter}: raise {key}, or "
+                f"evaluate {self.checkpointer.get_checkpoint_file()!r} with --eval-only and {job.name('MODEL.WEIGHTS')}",
+                code="resume",
+                key=key,
+            )
+        if resume:
+            keep_schedule(self.optimizer, self.scheduler, self.start_iter, fresh if new_schedule else None)
+        check_processes_agree(self.model, self.start_iter)
+        if self.ema:
+            self.ema.begin()
+        self._trainer.seed = self.run.go_on(self.start_iter)
+
+    def train(self) -> Any:
+        """Trains from ``start_iter`` to ``max_iter``, which `finish` may lower, and gives the results of the last evaluation.
+
+        SIGTERM and SIGINT end it after the iteration, with a checkpoint and exit code 143 or 130.
+        """
+        if comm.is_main_process() and not self.start_iter:
+            self.checkpointer.forget_last_checkpoint()
+        logger.info(f"Starting training from iteration {self.start_iter}")
+        self._last_eval_results: Dict[str, Any] = {}
+        self.iter = self.done = self.start_iter
+        try:
+            with self.signals, EventStorage(self.start_iter) as self.storage:
+                try:
+                    self._iterate()
+                except Interrupted as asked:  # in an evaluation
+                    self._leave(asked.number)
+        finally:
+            self._trainer.close()
+        if comm.is_main_process():
+            self.job.check(self._last_eval_results)
+        return self._last_eval_results
+
+    def _iterate(self) -> None:
+        try:
+            self.before_train()
+            while self.iter < self.max_iter and not self.stop:
+                self.before_step()
+                self.run_step()
+                self.done += 1
+                self.after_step()
+                self.iter += 1
+            if self.stop:
+                self._leave(self.stop)
+        except UserError:
+            raise
+        except Exception:
+            logger.exception("Exception during training:")
+            raise
+        finally:
+            self.after_train()
+
+    def finish(self) -> None:
+        """Makes this iteration the last one. For hooks, after its evaluation."""
+        self.max_iter = self.done
+
+    def run_step(self) -> None:
+        self._trainer.iter = self.iter
+        self._trainer.run_step()
+
+    def after_train(self) -> None:
+        super().after_train()
+        last = self.evaluation.last
+        if last and last.iteration == self.max_iter - 1 and self.job.evaluate and comm.is_main_process():  # again, as it is to know of that
+            self.checkpointer.save("model_final", iteration=self.done - 1)
+
+    def state_dict(self) -> Dict[str, Any]:
+        return {**TrainerBase.state_dict(self), "iteration": self.done - 1, "_trainer": self._trainer.state_dict()}
+
+    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+        TrainerBase.load_state_dict(self, state_dict)
+        self._trainer.load_state_dict(state_dict.get("_trainer", state_dict))  # of a Python config's run it once was all there was
+
+    @property
+    def evaluated_model(self) -> nn.Module:
+        return self.ema.average.module if self.ema else self.model
+
+    def _evaluate(self) -> Dict[str, Any]:
+        """An evaluation during training or at its end, and what goes with it."""
+        job, model = self.job, self.evaluated_model
+        self._last_eval_results = job.evaluate(model) if job.evaluate else {}
+        results = dict(self._last_eval_results or {})
+        if job.validate:
+            broadcast_buffers(self.model)
+            results.update(job.validate(self.model))
+        if job.draw and comm.is_main_process():
+            folder = os.path.join(job.output_dir, "pictures", f"{self.done:07d}")
+            for i, (name, picture) in enumerate(job.draw(model).items()):
+                os.makedirs(folder, exist_ok=True)
+                Image.fromarray(picture).save(os.path.join(folder, f"{name}.jpg"))
+                self.storage.put_image(f"predictions/{i}", picture.transpose(2, 0, 1))
+        return results
+
+    def _leave(self, number: int) -> None:
+        """Ends this process after signal ``number``, with a checkpoint of what is done; others than the first wait for that."""
+        self._trainer.close()  # workers that end by themselves would be said in the middle of the checkpoint
+        name = f"model_{self.done - 1:07d}"
+        if comm.is_main_process():
+            self.checkpointer.save(name, iteration=self.done - 1)
+            logger.warning(f"ended by {signal.Signals(number).name} after {self.done} iterations: {name}.pth is saved, --resume goes on from it")
+        else:
+            # the end of this process may be the end of the first in the middle of its checkpoint; but one that does not begin may wait for this one
+            begun = time.monotonic()
+            while not self.checkpointer.is_last(name) and time.monotonic() < begun + (120 if self.checkpointer.is_writing(name) else 5):
+                time.sleep(0.05)
+        sys.exit(exit_code(number))
+
+
+def _warn_of_no_checkpoint(resume: bool, folder: str) -> bool:
+    if resume:
+        logger.warning(f"--resume: no checkpoint in {folder!r}, training starts anew")
+    return False
+
+
+def broadcast_buffers(model: nn.Module) -> None:
+    """Each process has its own batch norm statistics; those of the first are saved, so those are evaluated."""
+    if comm.get_world_size() > 1:
+        with torch.no_grad():
+            for buffer in model.buffers():
+                dist.broadcast(buffer, 0)
+
+
+def check_processes_agree(model: nn.Module, start: int) -> None:
+    """Raises UserError, in all processes, where they have not loaded the same weights or do not begin at the same iteration."""
+    if comm.get_world_size() == 1:
+        return
+    kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    # sums of bit patterns, which have no order
+    bits = sum(int(p.detach().view(kinds[p.element_size()]).sum(dtype=torch.int64)) for p in model.parameters() if p.numel())
+    all_have = comm.all_gather((start, bits))
+    other = next((rank for rank, has in enumerate(all_have) if has != all_have[0]), None)
+    if other is not None:
+        what = f"begins at iteration {all_have[other][0]}" if all_have[other][0] != all_have[0][0] else "has other weights"
+        raise UserError(
+            f"process {other} {what}, process 0 begins at {all_have[0][0]}: all machines must see the same checkpoints and weights, "
+            "in a folder that they share"
+        )

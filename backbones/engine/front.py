@@ -1,0 +1,225 @@
+"""What a config says of a run, whichever kind it is. All that takes a config takes it as a `Front`: training, evaluation and every tool."""
+
+import os
+from abc import ABC, abstractmethod
+from typing import Any, Callable, Dict, Iterator, List, Optional
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data import transforms as T
+from torch import nn
+
+from ..checkpoint import GatedCheckpointer
+from ..data import register_from_config, register_held_out, register_image_folders
+from ..errors import UserError
+from .fit import Fit
+from .hooks import draw_predictions, validation_losses
+from .job import Job
+
+
+class Front(ABC):
+    """A config, opened; see `opening.open_config`.
+
+    Attributes:
+        cfg: the config itself, a CfgNode or a DictConfig.
+        path: of its file, or "".
+        settings: what it says as a YAML config has it: of YAML configs ``cfg`` itself, of Python configs the keys that have a counterpart.
+    """
+
+    cfg: Any
+    settings: CfgNode
+
+    def __init__(self, path: str = ""):
+        self.path = path
+        self.names: List[str] = []  # of data sets that the config registers
+
+    @abstractmethod
+    def name(self, key: str) -> str:
+        """What the user's config calls a key of YAML configs."""
+
+    @abstractmethod
+    def override(self, key: str, value: Any) -> str:
+        """How the command line sets a key of YAML configs."""
+
+    @abstractmethod
+    def set(self, key: str, value: Any) -> None:
+        """Sets a key of YAML configs, or its counterpart."""
+
+    @abstractmethod
+    def clone(self, *pairs: Any) -> "Front":
+        """A copy with keys set: ``clone("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", 2)``."""
+
+    @abstractmethod
+    def apply_data_arguments(self, args: Any, training: bool) -> None:
+        """Puts the data of ``--train-json`` and its fellows into the config; overrides prevail."""
+
+    @abstractmethod
+    def findings(self, training: bool, processes: int) -> Iterator[UserError]:
+        """What is wrong with the config and its data, as far as it can be known before anything is built."""
+
+    @abstractmethod
+    def model_findings(self) -> Iterator[UserError]:
+        """What is wrong with the model and where it is to be."""
+
+    def check_resize(self) -> None:
+        """Raises UserError where evaluation does something else to images than resizing them by their shorter side."""
+
+    @abstractmethod
+    def build_model(self) -> nn.Module: ...
+
+    @abstractmethod
+    def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer: ...
+
+    @abstractmethod
+    def build_scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler: ...
+
+    @abstractmethod
+    def build_train_loader(self, workers: Optional[int] = None) -> Any:
+        """Batches without end; ``workers`` in the place of the config's number of processes that read them."""
+
+    @abstractmethod
+    def mapper(self, training: bool, annotated: bool = False) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
+        """What makes an example of a record; with ``annotated`` its objects are in it as in training, its image as in evaluation."""
+
+    @abstractmethod
+    def resize(self) -> T.Augmentation:
+        """What evaluation does to an image."""
+
+    @property
+    def evaluates(self) -> bool:
+        """Whether the config names data to evaluate on."""
+        return bool(self.settings.DATASETS.TEST)
+
+    @abstractmethod
+    def evaluate(self, model: nn.Module) -> Dict[str, Any]:
+        """The results on the test data, nested dicts of numbers, in the first process."""
+
+    @abstractmethod
+    def evaluate_augmented(self, model: nn.Module) -> Dict[str, Any]:
+        """`evaluate` with test-time augmentation; names end in ``_TTA``."""
+
+    def verify(self, results: Dict[str, Any]) -> None:
+        """Compares results with those that the config expects."""
+
+    def fit(self, allow_partial_weights: bool = False) -> Fit:
+        """What trains the config's run in this process."""
+        return Fit(self.job(), allow_partial_weights)
+
+    def job(self) -> Job:
+        s, model = self.settings, self.build_model()
+        optimizer = self.build_optimizer(model)
+        tests = bool(s.DATASETS.TEST)
+        return Job(
+            model=model,
+            optimizer=optimizer,
+            loader=self.build_train_loader(),
+            scheduler=self.build_scheduler(optimizer),
+            output_dir=s.OUTPUT_DIR,
+            max_iter=s.SOLVER.MAX_ITER,
+            name=self.name,
+            init_checkpoint=s.MODEL.WEIGHTS,
+            seed=s.SEED,
+            batch=s.SOLVER.IMS_PER_BATCH,
+            accumulate=s.SOLVER.ACCUMULATE,
+            dataset=next(iter(s.DATASETS.TRAIN), None),
+            config=self.plain(),
+            precision=getattr(torch, s.SOLVER.AMP.PRECISION) if s.SOLVER.AMP.ENABLED else None,
+            activations=s.MODEL.ACTIVATIONS,
+            compile=s.MODEL.COMPILE,
+            ddp=self.ddp(),
+            ema_decay=s.MODEL_EMA.DECAY if s.MODEL_EMA.ENABLED else None,
+            precise_bn=(lambda: self.build_train_loader(workers=0)) if s.TEST.PRECISE_BN.ENABLED else None,
+            precise_bn_batches=s.TEST.PRECISE_BN.NUM_ITER,
+            checkpoint_period=s.SOLVER.CHECKPOINT_PERIOD,
+            eval_period=s.TEST.EVAL_PERIOD,
+            evaluate=self.evaluate if self.evaluates else None,
+            evaluate_augmented=self.evaluate_augmented if tests and s.TEST.AUG.ENABLED else None,
+            validate=self.validate if tests and s.TEST.LOSS else None,
+            draw=self.draw if tests and s.TEST.PICTURES else None,
+            best_metric=s.TEST.BEST_METRIC,
+            patience=s.TEST.PATIENCE,
+            wandb=s.TRACKING.WANDB,
+            mlflow=s.TRACKING.MLFLOW,
+            check=self.verify,
+        )
+
+    @abstractmethod
+    def plain(self) -> Dict[str, Any]:
+        """All keys and values, nested dicts, as trackers and a resume are to see them."""
+
+    def ddp(self) -> Dict[str, Any]:
+        """Arguments of torch's DistributedDataParallel."""
+        return {name.lower(): True for name, on in self.settings.SOLVER.DDP.items() if on}
+
+    def prepare(self, args: Any, processes: int) -> "Front":
+        """Reads and checks all that can be before a process of the run starts. Raises UserError.
+
+        What comes of it goes with the front, by pickle, to processes that have not read the data themselves.
+        """
+        training = not args.eval_only
+        self.apply_data_arguments(args, training)
+        self.register(training)
+        for problem in self.findings(training, processes):
+            raise problem
+        self.settings.freeze()
+        return self
+
+    def check_model(self) -> None:
+        """Registers the config's data sets. Raises UserError where its model cannot be built here; data need not be there."""
+        self.register()
+        for problem in self.model_findings():
+            raise problem
+
+    def register(self, training: bool = False) -> None:
+        """Makes the data sets known that the config brings along. Raises UserError."""
+        before = set(DatasetCatalog)
+        for register in (register_from_config, register_image_folders):
+            register(self.settings)
+        register_held_out(self.settings, training=training)
+        self.names += sorted(set(DatasetCatalog) - before)
+
+    def __getstate__(self) -> Dict[str, Any]:
+        catalogue = {name: (DatasetCatalog[name], MetadataCatalog.get(name).as_dict()) for name in self.names}
+        return {**self.__dict__, "catalogue": catalogue}
+
+    def __setstate__(self, state: Dict[str, Any]) -> None:
+        for name, (read, about) in state.pop("catalogue").items():
+            if name not in DatasetCatalog:
+                DatasetCatalog.register(name, read)
+                MetadataCatalog.get(name).set(**{key: value for key, value in about.items() if key != "name"})
+        self.__dict__.update(state)
+
+    def metadata(self) -> Any:
+        """Of the first data set for evaluation: its classes' names."""
+        names = self.settings.DATASETS.TEST or self.settings.DATASETS.TRAIN
+        return MetadataCatalog.get(names[0] if names else "__unused")
+
+    def load_for_evaluation(self, model: nn.Module, resume: bool = False, allow_partial_weights: bool = False) -> None:
+        """Fills ``model`` from the weights that the config names, or with ``resume`` from the last checkpoint of its run.
+
+        Raises UserError where there is nothing to load, or where any weight would keep its initial value.
+        """
+        folder, weights = self.settings.OUTPUT_DIR, self.settings.MODEL.WEIGHTS
+        checkpointer = GatedCheckpointer(model, folder, require="nothing" if allow_partial_weights else "all")
+        if not weights and not (resume and checkpointer.has_checkpoint()):
+            final = os.path.join(folder, "model_final.pth")
+            hint = f", such as {final}" if os.path.isfile(final) else ""
+            message = f"weights are needed: add {self.override('MODEL.WEIGHTS', '/path/to/model_final.pth')}{hint}"
+            raise UserError(message, code="missing-weights", key=self.name("MODEL.WEIGHTS"), suggestion=final if hint else None)
+        checkpointer.resume_or_load(weights, resume=resume)
+
+    def validate(self, model: nn.Module) -> Dict[str, Any]:
+        """The losses on each data set for evaluation."""
+        names, mapper = list(self.settings.DATASETS.TEST), self.mapper(False, annotated=True)
+        return {
+            f"validation/{name}" if len(names) > 1 else "validation": validation_losses(
+                model, get_detection_dataset_dicts([name], filter_empty=False), mapper, self.settings.DATALOADER.NUM_WORKERS
+            )
+            for name in names
+        }
+
+    def draw(self, model: nn.Module) -> Dict[str, Any]:
+        """Pictures of what is found in the first images for evaluation."""
+        records = get_detection_dataset_dicts([self.settings.DATASETS.TEST[0]], filter_empty=False)[: self.settings.TEST.PICTURES]
+        return draw_predictions(model, records, self.mapper(False), self.metadata(), self.settings.INPUT.FORMAT)

@@ -1,0 +1,46 @@
+"""Opens a config by its path or name, whichever kind it is, and the command-line flags that say which."""
+
+import argparse
+import logging
+import os
+from typing import List, Sequence
+
+from .. import zoo
+from ..errors import UserError
+from .front import Front
+from .lazy import PythonFront, is_python
+from .trainer import YamlFront
+
+
+def open_config(name: str, opts: Sequence[str] = (), backbone: str = "") -> Front:
+    """The config at a path, or of that name in a zoo, with the overrides of a command line, and another ``backbone`` in it.
+
+    Raises UserError for what cannot be read.
+    """
+    path = zoo.get_config_file(name) if name else ""
+    kind = PythonFront if is_python(path) else YamlFront
+    return kind.read(path, _overrides(opts), backbone)
+
+
+def _overrides(opts: Sequence[str]) -> List[str]:
+    """argparse leaves a "--" in what it has not looked at."""
+    return [item for item in opts if item != "--"]
+
+
+def stay_in_moved_folder(front: Front, opts: Sequence[str]) -> None:
+    """A run whose folder was moved goes on where its config.yaml lies, unless the command line names a folder."""
+    folder, key = os.path.dirname(front.path), front.name("OUTPUT_DIR")
+    named = any(item.partition("=")[0] == key for item in opts)
+    left = os.path.basename(front.path) == "config.yaml" and os.path.isfile(os.path.join(folder, "last_checkpoint"))
+    if left and not named and os.path.realpath(front.settings.OUTPUT_DIR) != os.path.realpath(folder):
+        logging.getLogger(__name__).warning(f"{key} {front.settings.OUTPUT_DIR!r} of {front.path!r} was moved: the run goes on in {folder!r}")
+        front.set("OUTPUT_DIR", folder)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, required: bool = False) -> None:
+    """``--config-file``, ``--backbone`` and the overrides behind all flags."""
+    parser.add_argument("--config-file", default="", required=required, metavar="FILE", help="a config's path or name, YAML or Python")
+    parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE each, or key=value of a Python config")
+
+

@@ -1,0 +1,100 @@
+"""Detections in COCO's result format, and the annotations that they are of: read from files that nobody vouches for."""
+
+import os
+from typing import Any, Dict, List, Sequence
+
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils.file_io import PathManager
+
+from ..data import annotations, check_paths
+from ..errors import UserError, unknown
+
+TASKS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # task -> the field that results need
+
+
+def check_annotations(content: Dict[str, Any], task: str, path: str) -> None:
+    """Raises UserError where ``content``, of the file ``path``, lacks what an evaluation of ``task`` reads."""
+    what = f"annotation file {path!r}"
+    if not content["annotations"]:
+        raise UserError(f"{what}: 'annotations' is empty: there is nothing to compare by")
+    own = {"bbox": ("bbox",), "segm": (), "keypoints": ("bbox", "keypoints", "num_keypoints")}[task]
+    required = {
+        "images": ("id", "width", "height") if task == "segm" else ("id",),
+        "categories": ("id", "name"),
+        "annotations": ("id", "image_id", "category_id", "area", *own),
+    }
+    used = {**required, "annotations": (*required["annotations"], "iscrowd")}
+    fields = {key: {name: annotations.FIELDS[key][name] for name in names} for key, names in used.items()}
+    for problem in annotations.problems(content, fields, required):
+        raise UserError(f"{what}: {problem}")
+    if task == "segm":
+        images = {image["id"]: image for image in content["images"]}
+        for i, annotation in enumerate(content["annotations"]):
+            image = images[annotation["image_id"]]
+            if annotations.mask_fault(annotation.get("segmentation"), image["height"], image["width"]):
+                raise UserError(f"{what}: entry {i} of 'annotations' has no segmentation by polygons or by run lengths that fit its image")
+
+
+def check_results(content: Any, dataset: Dict[str, Any], task: str, path: str) -> List[dict]:
+    """The fields of the detections that ``task`` needs; raises UserError where ``content``, of the file ``path``, is no result list of it."""
+    what = f"result file {path!r}"
+    if not isinstance(content, list):
+        raise UserError(f"{what} is not in COCO's format: there is no list of detections")
+    if not content:
+        raise UserError(f"{what} holds no detections: there is nothing to compare")
+    field = TASKS[task]
+    if isinstance(content[0], dict) and field not in content[0]:
+        has = [name for name, key in TASKS.items() if key in content[0]]
+        raise UserError(f"{what} is not of task {task!r}: a detection has no {field}; of {', '.join(has) or 'none of the tasks'} it is")
+    keys = ["image_id", "category_id", "score", field]
+    # the size of a detection with keypoints is its box's where it has one, of one with a mask always the mask's
+    if task == "keypoints" and all(isinstance(result, dict) and "bbox" in result for result in content):
+        keys.append("bbox")
+    kinds = {
+        **annotations.FIELDS["annotations"],
+        "score": ("a number", lambda value: annotations.numbers([value])),
+        "segmentation": ("run lengths", lambda value: isinstance(value, dict)),
+    }
+    fields = {key: kinds[key] for key in keys}
+    images, classes = ({entry["id"]: entry for entry in dataset[key]} for key in ("images", "categories"))
+    for i, result in enumerate(content):
+        for fault in annotations.faults(result, fields, keys):
+            raise UserError(f"{what}: entry {i} {fault}")
+        for key, known, owner in (("image_id", images, "images"), ("category_id", classes, "categories")):
+            if result[key] not in known:
+                raise UserError(
+                    f"{what}: entry {i} has {key} {result[key]}, which is not among the {owner!r} of the annotations: is it of another data set?"
+                )
+        if task == "segm":
+            image, mask = images[result["image_id"]], result[field]
+            if not isinstance(mask.get("counts"), str) or annotations.mask_fault(mask, image["height"], image["width"]):
+                raise UserError(f"{what}: entry {i} has a segmentation that is not of compressed run lengths that fit its image")
+    return [{key: result[key] for key in keys} for result in content]
+
+
+def check_keypoints(dataset: Dict[str, Any], results: Sequence[List[dict]], sigmas: Sequence[float]) -> None:
+    """Raises UserError where the numbers of keypoints do not agree."""
+    wanted = len(sigmas) or 17
+    for who, entries in (("objects", dataset["annotations"]), ("detections of A", results[0]), ("detections of B", results[1])):
+        other = next((len(e["keypoints"]) / 3 for e in entries if len(e["keypoints"]) != 3 * wanted), None)
+        if other is not None:
+            hint = "" if sigmas else " Name your own by --oks-sigmas (TEST.KEYPOINT_OKS_SIGMAS of the config)."
+            raise UserError(f"{who} have {other:g} keypoints, and there are {wanted} OKS sigmas.{hint}")
+
+
+def annotation_file(name: str) -> str:
+    """The path of the annotations of a data set in detectron2's catalogue; raises UserError where it has none in COCO's format."""
+    if name not in DatasetCatalog:
+        raise unknown("data set", name, sorted(DatasetCatalog.keys()))
+    check_paths(name)
+    metadata = MetadataCatalog.get(name)
+    if not metadata.get("json_file") or metadata.get("evaluator_type") not in ("coco", "coco_panoptic_seg"):
+        raise UserError(f"data set {name!r} has no annotations in COCO's format: name a file by --annotations")
+    if metadata.get("generated"):  # which its first use does
+        DatasetCatalog.get(name)
+    return PathManager.get_local_path(metadata.json_file)
+
+
+def results_file(path: str) -> str:
+    """``path`` itself, or the results inside where it is the folder of a run."""
+    return os.path.join(path, "inference", "coco_instances_results.json") if os.path.isdir(path) else path

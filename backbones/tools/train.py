@@ -1,0 +1,127 @@
+"""Trains or evaluates a detector, as detectron2's tools/train_net.py does, with any config of this project or of detectron2's zoo.
+
+backbones train --config-file faster_rcnn_V_39_FPN_3x.yaml --num-gpus 8
+backbones train --config-file faster_rcnn_V_39_FPN_3x.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
+torchrun --nproc-per-node 8 train_net.py --config-file faster_rcnn_V_39_FPN_3x.yaml
+"""
+
+import argparse
+import contextlib
+import errno
+import logging
+import os
+import sys
+from typing import NoReturn, Optional, Sequence
+
+from detectron2.engine import default_argument_parser, default_setup
+from detectron2.utils import comm
+from detectron2.utils.logger import setup_logger
+
+from ..config import add_data_arguments
+from ..deploy.optimize import PRECISIONS
+from ..deploy.predictor import evaluate_optimized, size_in_mind
+from ..engine import Front, clear, count_processes, launch, lock, open_config, stay_in_moved_folder
+from ..errors import UserError
+
+
+def argument_parser() -> argparse.ArgumentParser:
+    parser = default_argument_parser(epilog=f"Examples:\n{__doc__.partition(chr(10))[2]}")
+    parser.description = __doc__.partition("\n")[0]
+    helps = {
+        "config_file": "a config's path, or its name among this project's or detectron2's zoo configs",
+        "resume": "go on from the last checkpoint in the output folder",
+        "num_gpus": "number of GPUs per machine; with MODEL.DEVICE cpu, number of processes",
+        "dist_url": "where the processes meet; auto, the default, is a free port of this machine",
+    }
+    for action in parser._actions:
+        action.help = helps.get(action.dest, action.help)
+    parser.set_defaults(dist_url="auto")
+    parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
+    parser.add_argument("--overwrite", action="store_true", help="remove the run that is in the output folder, and begin anew")
+    parser.add_argument("--new-schedule", action="store_true", help="with --resume: the learning rate and schedule of the config, not the run's")
+    add_data_arguments(parser)
+    parser.add_argument("--optimize", action="store_true", help="with --eval-only: a faster model that gives the same results")
+    parser.add_argument(
+        "--precision", default="float32", choices=PRECISIONS, help="of --optimize; bfloat16 changes results, and by how much is printed"
+    )
+    parser.add_argument(
+        "--allow-partial-weights", action="store_true", help="go on where weights fill less than all of what they should (see the table)"
+    )
+    return parser
+
+
+def read_config(args: argparse.Namespace) -> Front:
+    """The config of the command line. Raises UserError for what cannot be."""
+    for flag, value, other, needed in (
+        ("--optimize", args.optimize, "--eval-only", args.eval_only),
+        ("--new-schedule", args.new_schedule, "--resume", args.resume),
+    ):
+        if value and not needed:
+            raise UserError(f"{flag} goes with {other}", code="missing-argument", key=flag)
+    if args.overwrite and (args.resume or args.eval_only):
+        raise UserError("--overwrite is for a new run: it does not go with --resume or --eval-only", code="conflict", key="--overwrite")
+    if not args.config_file and not args.opts:
+        message = "--config-file is missing: a config's path, or one of the names that `backbones zoo list` gives"
+        raise UserError(message, code="missing-argument", key="--config-file")
+    front = open_config(args.config_file, args.opts, args.backbone)
+    args.config_file = front.path
+    if args.resume:
+        stay_in_moved_folder(front, args.opts)
+    return front
+
+
+def main(args: argparse.Namespace, front: Front) -> None:
+    """One process of the run."""
+    try:
+        with contextlib.nullcontext() if args.eval_only else lock(front.settings.OUTPUT_DIR):
+            run(args, front)
+    except UserError as error:
+        fail(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        message = f"{error.filename or 'a file'!r} cannot be written: {error.strerror}. Checkpoints that were written are whole"
+        fail(UserError(message, code="cannot-write"))
+
+
+def run(args: argparse.Namespace, front: Front) -> None:
+    output = front.settings.OUTPUT_DIR
+    if not (args.eval_only or args.resume):
+        clear(output, args.overwrite, front.settings.MODEL.WEIGHTS)
+    default_setup(front.cfg, args)
+    setup_logger(output, distributed_rank=comm.get_rank(), name="backbones")
+    if args.eval_only:
+        model = front.build_model()
+        front.load_for_evaluation(model, resume=args.resume, allow_partial_weights=args.allow_partial_weights)
+        results = evaluate_optimized(model, args.optimize and args.precision, front.evaluate, size_in_mind(front.settings))
+        if front.settings.TEST.AUG.ENABLED:
+            results = {**(results or {}), **front.evaluate_augmented(model)}
+        if comm.is_main_process():
+            front.verify(results)
+        return
+    fit = front.fit(allow_partial_weights=args.allow_partial_weights)
+    fit.resume_or_load(resume=args.resume, new_schedule=args.new_schedule)
+    fit.train()
+
+
+def fail(error: UserError) -> NoReturn:
+    if comm.is_main_process() and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr, flush=True)
+    else:  # said once on the terminal; what only one of the others finds stands in its log
+        logging.getLogger("backbones").error(error)
+    sys.exit(2)
+
+
+def command_line(arguments: Optional[Sequence[str]] = None) -> None:
+    args = argument_parser().parse_args(arguments)
+    try:
+        front = read_config(args)
+        launch(main, args, front.settings.MODEL.DEVICE, lambda: front.prepare(args, count_processes(args)))
+    except UserError as error:
+        fail(error)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    command_line()
