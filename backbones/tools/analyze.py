@@ -23,7 +23,7 @@ from torch import nn
 from .. import registry
 from ..engine import open_config
 from ..errors import UserError
-from . import run
+from . import program, run
 
 
 def parameters(module: nn.Module) -> Tuple[int, int]:
@@ -85,7 +85,7 @@ def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts=()) -> Dic
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m backbones.tools.analyze", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("analyze"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--backbone", metavar="NAME", help="of backbones.list_backbones()")

@@ -1,7 +1,7 @@
 """Measures speed in pairs, or what detectors reach on digits: the figures of model_zoo.md.
 
-python -m backbones.tools.benchmark --suite inference training data evaluation --json speed.json --plot latency.png
-python -m backbones.tools.benchmark quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml
+backbones benchmark --suite inference training data evaluation --json speed.json --plot latency.png
+backbones benchmark quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml
 
 With --suite, what is compared runs in turn, and each row is the median, lowest and highest ratio of the rounds, with the machine, its threads and
 the versions; rows of the same machine and threads are replaced. Run nothing beside it.
@@ -25,11 +25,12 @@ import torch
 from .. import zoo
 from ..benchmark import speed
 from ..benchmark.pairs import processor
-from ..config import check_device, check_output_dir, merge_overrides
+from ..config import check_device, check_output_dir
+from ..engine import open_config
 from ..errors import UserError
 from ..files import write_whole
 from ..registry import family_of
-from . import picture, plot, run
+from . import picture, plot, program, run
 from .zoo_table import backbone_gmacs
 
 SUITES = ("inference", "training", "data", "evaluation", "gpu")
@@ -57,17 +58,14 @@ _FIGURES = {
 
 def train(config: str, output: str, opts: List[str], backbone: str = "") -> Dict[str, object]:
     """Trains one config with the command that a user would give, and returns its row."""
-    train_net = os.path.join(os.path.dirname(zoo.config_root()), "train_net.py")
+    front = open_config(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    overrides = ["MODEL.DEVICE", device, "OUTPUT_DIR", output, *opts]
-    cfg = zoo.get_config(config)
-    merge_overrides(cfg, overrides)
-    metrics = os.path.join(output, "metrics.json")
-    if os.path.isfile(metrics):
-        os.remove(metrics)  # training appends, and these figures are to be of this run
+    own = " ".join(front.override(key, value) for key, value in (("MODEL.DEVICE", device), ("OUTPUT_DIR", output))).split(" ")
+    overrides = [*own, *opts]
+    settings = open_config(config, overrides).settings
     start = time.monotonic()
     other = ["--backbone", backbone] if backbone else []
-    code = subprocess.call([sys.executable, train_net, "--config-file", zoo.get_config_file(config), *other, *overrides])
+    code = subprocess.call([sys.executable, "-m", "backbones", "train", "--overwrite", "--config-file", front.path, *other, *overrides])
     if code:
         raise UserError(f"training {config} ended with exit code {code}: see {os.path.join(output, 'log.txt')}")
     minutes = (time.monotonic() - start) / 60
@@ -76,15 +74,15 @@ def train(config: str, output: str, opts: List[str], backbone: str = "") -> Dict
     figures = {name: round(final[metric], 4) for name, metric in _FIGURES.items() if metric in final}
     asked = "".join(f" {item}" for item in (*(("--backbone", backbone) if backbone else ()), *(("--opts", *opts) if opts else ())))
     return {
-        "config": os.path.relpath(zoo.get_config_file(config), zoo.config_root()),
+        "config": os.path.relpath(front.path, zoo.config_root()),
         **({"backbone": backbone} if backbone else {}),
-        "data": cfg.DATASETS.TEST[0],
+        "data": settings.DATASETS.TEST[0],
         **figures,
-        "iterations": cfg.SOLVER.MAX_ITER,
+        "iterations": settings.SOLVER.MAX_ITER,
         "minutes": round(minutes, 1),
         "machine": machine(),
-        "seed": cfg.SEED,
-        "command": f"python -m backbones.tools.benchmark {config}{asked}",
+        "seed": settings.SEED,
+        "command": f"backbones benchmark {config}{asked}",
     }
 
 
@@ -125,7 +123,7 @@ def measure(args: argparse.Namespace) -> None:
 def main() -> None:
     default = sorted(name for name in zoo.list_configs() if name.startswith("quickstart/"))
     parser = argparse.ArgumentParser(
-        prog="python -m backbones.tools.benchmark", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("benchmark"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("configs", nargs="*", default=default, metavar="CONFIG", help=f"(default: {', '.join(default)})")
     parser.add_argument("--backbone", nargs="+", default=[""], metavar="NAME", help="train each config with each of these networks in it")

@@ -9,17 +9,18 @@ import json
 import math
 import os
 import sys
-from typing import Any, Dict, List
+from typing import Any, Dict, List, Optional
 
 from tabulate import tabulate
 from tqdm import tqdm
 
 from ..data.annotations import parse, read
+from ..engine import open_config
 from ..errors import UserError, unknown
 from ..evaluation.comparison import beyond_chance, compare
 from ..evaluation.results import TASKS, annotation_file, check_annotations, check_keypoints, check_results, results_file
 from ..files import replacing, write_whole
-from . import picture, run
+from . import picture, program, run
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 SHOWN = 20  # classes in the printed table
@@ -107,15 +108,28 @@ def plot(result: Dict[str, Any], output: str) -> None:
         raise UserError(f"{output!r} cannot be written: {error.strerror}") from error
 
 
+def dataset_of(config: str, run: str, name: Optional[str]) -> str:
+    """The name of the data to compare on, made known where a config, or the one that a run left, brings them along."""
+    left = os.path.join(run, "config.yaml")
+    if config or os.path.isfile(left):
+        front = open_config(config or left)
+        front.register()
+        name = name or next(iter(front.settings.DATASETS.TEST), None)
+    if not name:
+        raise UserError("on what data were they evaluated? Name it by --dataset or --annotations", code="missing-argument", key="--dataset")
+    return name
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m backbones.tools.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("compare"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("a", metavar="A", help="coco_instances_results.json of a detector, or the OUTPUT_DIR of its run")
     parser.add_argument("b", metavar="B", help="that of the other; differences are B minus A")
-    data = parser.add_mutually_exclusive_group(required=True)
+    data = parser.add_mutually_exclusive_group()
     data.add_argument("--annotations", metavar="JSON", help="of the images that were evaluated, in COCO's format")
-    data.add_argument("--dataset", metavar="NAME", help="a data set of detectron2's catalogue, such as coco_2017_val or digits_val")
+    data.add_argument("--dataset", metavar="NAME", help="a data set of detectron2's catalogue, or of the config; default: what A was evaluated on")
+    parser.add_argument("--config-file", default="", metavar="FILE", help="a config that names your own data (default: config.yaml of A's run)")
     parser.add_argument("--task", default="bbox", help=f"one of {', '.join(TASKS)} (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap, at least 100 (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
@@ -139,7 +153,7 @@ def main() -> None:
     if args.json and os.path.isdir(args.json):
         raise UserError(f"--json {args.json!r} is a folder")
 
-    path = args.annotations or annotation_file(args.dataset)
+    path = args.annotations or annotation_file(dataset_of(args.config_file, args.a, args.dataset))
     dataset = read(path)
     check_annotations(dataset, args.task, path)
     files = [results_file(args.a), results_file(args.b)]

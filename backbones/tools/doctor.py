@@ -1,7 +1,7 @@
 """Looks for everything that would spoil a training before it starts, and lists all of it: environment, config, weights, data, memory, a dry run.
 
-python -m backbones.tools.doctor --config-file faster_rcnn_V_39_FPN_3x.yaml
-python -m backbones.tools.doctor --config-file cups.yaml --num-gpus 8 --images all --report doctor.html SOLVER.IMS_PER_BATCH 32
+backbones doctor --config-file faster_rcnn_V_39_FPN_3x.yaml
+backbones doctor --config-file cups.yaml --num-gpus 8 --images all --report doctor.html SOLVER.IMS_PER_BATCH 32
 
 Each line is an error (training would stop, or its figures mean nothing), a warning (it would most likely be worse than it could), or a note.
 Ends with 0 where there is no error, with 1 where there is one, and with 2 where the command line cannot be understood. Nothing is written
@@ -38,7 +38,7 @@ from ..engine.lazy import is_python
 from ..errors import SEVERITIES, Finding, UserError, raised
 from ..files import write_whole
 from ..swap import use_backbone
-from . import run
+from . import program, run
 
 
 def read_config(args: argparse.Namespace) -> Tuple[CfgNode, List[Finding]]:
@@ -105,7 +105,7 @@ def _images(value: str) -> Optional[int]:
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m backbones.tools.doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("doctor"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--config-file", default="", metavar="FILE", help="a config's path or name")
     parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")

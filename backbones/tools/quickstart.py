@@ -9,7 +9,7 @@ import time
 import torch
 from tqdm import tqdm
 
-from .. import zoo
+
 from ..data import digits
 from ..errors import UserError
 from . import plot, run, visualize
@@ -24,21 +24,14 @@ def main() -> None:
     args = parser.parse_args()
     for key, instead in (
         ("OUTPUT_DIR", "give --output"),
-        ("DATASETS.TEST", "its figures are those of digits_val; for other data, train_net.py"),
+        ("DATASETS.TEST", "its figures are those of digits_val; for other data, backbones train"),
     ):
         if key in args.opts[::2]:
             raise UserError(f"the quickstart sets {key} itself: {instead}")
-    train_net = os.path.join(os.path.dirname(zoo.config_root()), "train_net.py")
-    if not os.path.isfile(train_net):
-        raise UserError(f"train_net.py is not at {train_net!r}: the quickstart runs from a checkout of the project")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    config = os.path.relpath(zoo.get_config_file(CONFIG))
     print(f"1/3 real handwriting, no download: {digits.generate('', lambda s: tqdm(s, desc='digits', unit='scene'))}", flush=True)
 
-    metrics = os.path.join(args.output, "metrics.json")
-    if os.path.isfile(metrics):
-        os.replace(metrics, os.path.join(args.output, "metrics_before.json"))  # training appends, and the table below is to be of this run
-    command = [os.path.relpath(train_net), "--config-file", config, "MODEL.DEVICE", device, "OUTPUT_DIR", args.output, *args.opts]
+    command = ["-m", "backbones", "train", "--overwrite", "--config-file", CONFIG, "MODEL.DEVICE", device, "OUTPUT_DIR", args.output, *args.opts]
     print(f"2/3 training from scratch on {device}: {os.path.basename(sys.executable)} {' '.join(command)}", flush=True)
     start = time.monotonic()
     code = subprocess.call([sys.executable, *command])
@@ -68,11 +61,11 @@ Trained and evaluated in {minutes:.1f} minutes. On digits_val, whose handwriting
 
 Next:
   evaluate again, to the same figures
-    {here} train_net.py --config-file {config} --eval-only MODEL.WEIGHTS {weights} MODEL.DEVICE {device}
+    {here} -m backbones train --config-file {CONFIG} --eval-only MODEL.WEIGHTS {weights} MODEL.DEVICE {device}
   the same with masks
-    {here} train_net.py --config-file {config} MODEL.DEVICE {device} MODEL.MASK_ON True OUTPUT_DIR output/masks
+    {here} -m backbones train --config-file {CONFIG} MODEL.DEVICE {device} MODEL.MASK_ON True OUTPUT_DIR output/masks
   COCO on 8 GPUs, once the data is under datasets/coco
-    {here} train_net.py --config-file faster_rcnn_V_39_FPN_3x.yaml --num-gpus 8
+    {here} -m backbones train --config-file faster_rcnn_V_39_FPN_3x.yaml --num-gpus 8
   your own data in COCO's format, all networks, all else
     README.md""")
 

@@ -10,7 +10,6 @@ from typing import List
 import torch
 from tqdm import tqdm
 
-from .. import zoo
 from ..config import check_output_dir
 from ..data import digits
 from ..errors import UserError
@@ -20,7 +19,6 @@ from . import plot, run
 def steps(output: str, device: str, opts: List[str]) -> List[tuple]:
     """(what, command, folder) of each step."""
     folders = {name: os.path.join(output, name) for name in ("supernet_classes", "supernet", "search", "subnet_classes", "subnet")}
-    train_net = os.path.relpath(os.path.join(os.path.dirname(zoo.config_root()), "train_net.py"))
     final = {name: os.path.join(folder, "model_final.pth") for name, folder in folders.items()}
     subnet = ["MODEL.SHUFFLENETV2.SUBNET", os.path.join(folders["search"], "best_subnet.yaml")]
 
@@ -37,7 +35,7 @@ def steps(output: str, device: str, opts: List[str]) -> List[tuple]:
             *opts,
         ]
 
-    train, search = [train_net], ["-m", "backbones.search.one_shot"]
+    train, search = ["-m", "backbones", "train", "--overwrite"], ["-m", "backbones", "search-paths"]
     return [
         ("the supernet as a classifier", command(train, "supernet_classes", "supernet_classes"), folders["supernet_classes"]),
         ("the supernet as a detector", command(train, "supernet", "supernet", "MODEL.WEIGHTS", final["supernet_classes"]), folders["supernet"]),

@@ -1,6 +1,6 @@
 """Looks into the model zoo: what configs there are, what is known of one, and its released weights.
 
-python -m backbones.tools.zoo list "*mask*V_39*"
+backbones zoo list "*mask*V_39*"
 python -m backbones.tools.zoo show faster_rcnn_V_39_FPN_3x.yaml
 python -m backbones.tools.zoo download RegNetX-3.2GF
 """
@@ -14,9 +14,10 @@ from tabulate import tabulate
 
 from .. import registry, zoo
 from ..checkpoint import fetch
+from ..engine import open_config
 from ..errors import UserError
 from ..zoo import weights
-from . import run
+from . import program, run
 
 # what evaluators call the figures
 _METRICS = {
@@ -45,7 +46,7 @@ def list_entries(pattern: str) -> str:
         figures = ", ".join(f"{kind} {value}" for kind, value in known.get("published_ap", {}).items())
         rows.append((name, "network" if network else "ours" if ours else "detectron2's", figures, "yes" if released else ""))
     if not rows:
-        raise UserError(f"nothing in the zoo matches {pattern!r}. Everything: python -m backbones.tools.zoo list")
+        raise UserError(f"nothing in the zoo matches {pattern!r}. Everything: backbones zoo list")
     return tabulate(rows, ("name", "what", "published AP", "weights"), "pipe", disable_numparse=True)
 
 
@@ -54,10 +55,10 @@ def show(name: str) -> str:
     if name in registry.list_backbones():
         return _show_network(name)
     path, known = zoo.get_config_file(name), zoo.published(name)
-    if not path.endswith(".py"):
-        expected = zoo.get_config(name).TEST.EXPECTED_RESULTS
-        if expected and not known:
-            return f"{path}\nexpects: {expected}\nverify:\n  python train_net.py --config-file {name} --eval-only --num-gpus 8"
+    settings = open_config(name).settings
+    expected = settings.TEST.EXPECTED_RESULTS
+    if expected and not known:
+        return f"{path}\nexpects: {expected}\nverify:\n  backbones train --config-file {name} --eval-only --num-gpus 8"
     lines = [path]
     if known:
         about = known["about"]
@@ -67,10 +68,9 @@ def show(name: str) -> str:
         lines += [f"remark: {known['note']}"] if "note" in known else []
     if "checkpoint" in known:
         lines += [f"weights: {known['checkpoint']}", "verify the row:", f"  {verification(name)}"]
-    elif not path.endswith(".py"):
-        cfg = zoo.get_config(name)
-        lines += [f"backbone's weights: {cfg.MODEL.WEIGHTS or 'none, trained from scratch'}"]
-    lines += ["train:", f"  python train_net.py --config-file {name} --num-gpus 8"]
+    else:
+        lines += [f"backbone's weights: {settings.MODEL.WEIGHTS or 'none, trained from scratch'}"]
+    lines += ["train:", f"  backbones train --config-file {name} --num-gpus 8"]
     return "\n".join(lines)
 
 
@@ -78,7 +78,7 @@ def verification(name: str) -> str:
     """The command that evaluates the released weights of a config and compares the figures with the published ones."""
     known = zoo.published(name)
     expected = [[*_METRICS[kind], value, 0.1] for kind, value in known["published_ap"].items()]
-    return f"python train_net.py --config-file {name} --num-gpus 8 --eval-only MODEL.WEIGHTS {known['checkpoint']} TEST.EXPECTED_RESULTS \"{expected}\""
+    return f"backbones train --config-file {name} --num-gpus 8 --eval-only MODEL.WEIGHTS {known['checkpoint']} TEST.EXPECTED_RESULTS \"{expected}\""
 
 
 def _show_network(name: str) -> str:
@@ -92,7 +92,7 @@ def _show_network(name: str) -> str:
         lines += [f"  expects {images['format']} images, mean {images['pixel_mean']}, deviation {images['pixel_std']}"]
     lines += [
         "in any config:",
-        f"  python train_net.py --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --backbone {name} --num-gpus 8",
+        f"  backbones train --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --backbone {name} --num-gpus 8",
     ]
     return "\n".join(lines)
 
@@ -107,7 +107,7 @@ def download(name: str) -> str:
 def main() -> None:
     summary, _, details = __doc__.partition("\n")
     parser = argparse.ArgumentParser(
-        prog="python -m backbones.tools.zoo", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=program("zoo"), description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     listing = commands.add_parser("list", help="configs and networks, with published figures")

@@ -1,0 +1,266 @@
+"""YAML and Python configs take one road: the same run has the same weights, and everything that takes a config takes both, and what a run leaves."""
+
+import json
+import os
+import re
+import shutil
+
+import pytest
+import torch
+from conftest import ROOT, few_digits, warm
+
+pytestmark = pytest.mark.slow
+
+NAME = "COCO-Detection/faster_rcnn_R_50_FPN_1x"
+PYTHON = """train.device=cpu train.seed=3 train.max_iter=6 train.eval_period=2 train.checkpointer.period=2 train.log_period=1 train.pictures=1
+train.model_ema.enabled=True train.accumulate=2 train.validation_loss=True train.init_checkpoint='' model.backbone.bottom_up.norm=BN
+model.backbone.bottom_up.freeze_at=0 optimizer.lr=0.01 lr_multiplier.scheduler.milestones=[4,6] lr_multiplier.scheduler.values=[1.0,0.1]
+lr_multiplier.warmup_length=${divide:2,6} lr_multiplier.warmup_factor=0.001 dataloader.train.total_batch_size=4 dataloader.train.num_workers=0
+dataloader.test.num_workers=0 dataloader.test.mapper.augmentations.0.short_edge_length=64 dataloader.train.mapper.use_instance_mask=False
+dataloader.train.mapper.augmentations.0.short_edge_length=[64,80] dataloader.train.mapper.augmentations.0.max_size=200""".replace(
+    "${divide:2,6}", repr(2 / 6)
+).split()
+YAML = """MODEL.DEVICE cpu SEED 3 SOLVER.MAX_ITER 6 TEST.EVAL_PERIOD 2 SOLVER.CHECKPOINT_PERIOD 2 TEST.PICTURES 1
+MODEL_EMA.ENABLED True SOLVER.ACCUMULATE 2 TEST.LOSS True MODEL.WEIGHTS  MODEL.REGNET.NORM BN
+MODEL.BACKBONE.FREEZE_AT 0 SOLVER.BASE_LR 0.01 SOLVER.STEPS (4,)
+SOLVER.WARMUP_ITERS 2 SOLVER.WARMUP_FACTOR 0.001 SOLVER.IMS_PER_BATCH 4 DATALOADER.NUM_WORKERS 0
+INPUT.MIN_SIZE_TEST 64 INPUT.MIN_SIZE_TRAIN (64,80) INPUT.MAX_SIZE_TRAIN 200""".replace("\n", " ").split(" ")
+KINDS = {"yaml": (".yaml", YAML, "OUTPUT_DIR {}"), "python": (".py", PYTHON, "train.output_dir={}")}
+
+
+def backbones(verb, *args, cwd=ROOT):
+    return warm("-m", "backbones", verb, *args, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT})
+
+
+def succeed(verb, *args, cwd=ROOT, code=0):
+    result = backbones(verb, *args, cwd=cwd)
+    assert result.returncode == code, result.stdout[-3000:] + result.stderr[-3000:]
+    assert "Traceback" not in result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+def refused(verb, *args):
+    """The one line of the error."""
+    result = backbones(verb, *args)
+    said = [line for line in result.stderr.splitlines() if "error: " in line]
+    assert result.returncode == 2 and len(said) == 1 and "Traceback" not in result.stderr, result.stdout[-2000:] + result.stderr[-2000:]
+    return said[0]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """The flags of a few digits to train and evaluate on."""
+    made = few_digits(tmp_path_factory.mktemp("data"), {"train": 12, "val": 4})
+    return [item for split, (file, images) in made.items() for item in (f"--{split}-json", file, f"--{split}-images", images)]
+
+
+@pytest.fixture(scope="module")
+def runs(data, tmp_path_factory):
+    """kind -> the folder of the same run by both kinds of config, and its command without the folder."""
+    made = {}
+    for kind, (ending, options, output) in KINDS.items():
+        folder = str(tmp_path_factory.mktemp(kind))
+        command = ["--config-file", NAME + ending, "--backbone", "RegNetX-200MF", *data]
+        log = succeed("train", *command, *options, *output.format(folder).split())
+        made[kind] = folder, command, log
+    return made
+
+
+def state(folder, name="model_final.pth"):
+    return torch.load(os.path.join(folder, name), weights_only=True)
+
+
+def metrics(folder, *names):
+    with open(os.path.join(folder, "metrics.json")) as f:
+        return [[line[name] for name in names] for line in map(json.loads, f) if names[0] in line]
+
+
+def assert_same(first, second):
+    """Weights, average, momentum and what the hooks hold: bit by bit."""
+    for part in ("model", "ema"):
+        assert first[part].keys() == second[part].keys()
+        assert all(torch.equal(value, second[part][key]) for key, value in first[part].items()), part
+    momentum = [[s["momentum_buffer"] for s in each["trainer"]["_trainer"]["optimizer"]["state"].values()] for each in (first, second)]
+    assert len(momentum[0]) == len(momentum[1]) > 50 and all(map(torch.equal, *momentum))
+    assert first["trainer"]["hooks"] == second["trainer"]["hooks"] and first["iteration"] == second["iteration"] == 5
+
+
+def test_the_same_run(runs):
+    """From a YAML and from a Python config: the same losses, weights, figures and files."""
+    yaml, python = runs["yaml"][0], runs["python"][0]
+    assert_same(state(yaml), state(python))
+    for names in (["validation/total_loss", "validation/loss_rpn_cls"], ["bbox/AP", "bbox/AP50"]):
+        figures = metrics(yaml, *names)
+        assert figures == metrics(python, *names) and len(figures) == 3
+    (last,) = metrics(yaml, "total_loss", "lr")  # YAML's are written every twenty iterations and at the end, of the median
+    losses = metrics(python, "total_loss", "lr")
+    assert len(losses) == 6 and losses[-1][1] == last[1] == pytest.approx(0.001)
+    left = [set(os.listdir(folder)) - {name for name in os.listdir(folder) if name.startswith("events")} for folder in (yaml, python)]
+    assert left[0] == left[1] >= {"model_best.pth", "model_final.pth", "pictures", "inference", "config.yaml", "metrics.json"}
+    assert sorted(os.listdir(f"{yaml}/pictures")) == sorted(os.listdir(f"{python}/pictures")) == ["0000002", "0000004", "0000006"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_lost_run_goes_on(kind, runs, tmp_path):
+    """From the config.yaml that it left, in a folder that was moved: the same weights, average and best value."""
+    whole, moved = runs[kind][0], tmp_path / "moved"
+    moved.mkdir()
+    for name in ("model_0000001.pth", "config.yaml"):
+        shutil.copy(os.path.join(whole, name), moved)
+    (moved / "last_checkpoint").write_text("model_0000001.pth")
+    log = succeed("train", "--config-file", moved / "config.yaml", "--resume")
+    assert f"was moved: the run goes on in '{moved}'" in log and "Starting training from iteration 2" in log
+    assert_same(state(whole), state(moved))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folder_holds_one_run(kind, runs, tmp_path):
+    folder = shutil.copytree(runs[kind][0], tmp_path / "run")
+    _, command, _ = runs[kind]
+    output = KINDS[kind][2].format(folder).split()
+    small = [*KINDS[kind][1], *output, *("SOLVER.MAX_ITER 2" if kind == "yaml" else "train.max_iter=2").split()]
+    said = refused("train", *command, *small)
+    assert "holds another run" in said and all(way in said for way in ("--resume", "another folder", "--overwrite"))
+    assert state(folder)["iteration"] == 5
+    inside = ["MODEL.WEIGHTS", f"{folder}/model_final.pth"] if kind == "yaml" else [f"train.init_checkpoint={folder}/model_final.pth"]
+    assert "model_final.pth" in refused("train", "--overwrite", *command, *small, *inside)
+    (folder / "notes.txt").write_text("mine")
+    log = succeed("train", "--overwrite", *command, *small)
+    assert "the earlier run" in log and "5 checkpoints" in log
+    assert state(folder)["iteration"] == 1 and (folder / "notes.txt").is_file()
+    assert len(metrics(folder, "bbox/AP")) == 1 and not (folder / "model_0000003.pth").exists()
+
+
+def test_a_new_schedule(runs, tmp_path):
+    """The rate does not jump unless that is asked for; then rate, decay and schedule are the new ones."""
+    for kind, more in {
+        "yaml": ["SOLVER.MAX_ITER", "8", "SOLVER.STEPS", "(7,)", "SOLVER.BASE_LR", "0.02"],
+        "python": ["train.max_iter=8", "lr_multiplier.scheduler.milestones=[7,8]", "optimizer.lr=0.02"],
+    }.items():
+        folder = str(shutil.copytree(runs[kind][0], tmp_path / kind))
+        arguments = ["--resume", *runs[kind][1], *KINDS[kind][1], *KINDS[kind][2].format(folder).split(), *more]
+        said = refused("train", *arguments)
+        assert "would jump from 0.001 to 0.01" in said and "--new-schedule" in said
+        assert "goes with --resume" in refused("train", "--new-schedule", *arguments[1:])
+        log = succeed("train", "--new-schedule", *arguments)
+        assert "the learning rate goes from 0.001 to 0.02" in log
+        assert state(folder)["trainer"]["_trainer"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.002)
+    assert_rates = [rate for _, rate in metrics(str(tmp_path / "python"), "total_loss", "lr")]
+    assert assert_rates[6:] == pytest.approx([0.02, 0.002])
+
+
+def test_only_so_many_iterations_more(runs, tmp_path):
+    """A constant rate goes on as it was, with more iterations too."""
+    folder = str(shutil.copytree(runs["yaml"][0], tmp_path / "run"))
+    arguments = ["--resume", *runs["yaml"][1], *YAML, "OUTPUT_DIR", folder, "SOLVER.MAX_ITER", "7"]
+    assert "raise SOLVER.MAX_ITER" in refused("train", *arguments[:-1], "6")
+    succeed("train", *arguments)
+    assert state(folder)["iteration"] == 6
+
+
+@pytest.fixture(params=["python", "left by yaml", "left by python"])
+def config(request, runs):
+    """The arguments of a Python config, and of what runs leave behind, with trained weights."""
+    kind = request.param.split()[-1]
+    folder, command, _ = runs[kind]
+    weights = f"MODEL.WEIGHTS {folder}/model_final.pth" if kind == "yaml" else f"train.init_checkpoint={folder}/model_final.pth"
+    if request.param.startswith("left"):
+        return folder, ["--config-file", f"{folder}/config.yaml"], weights.split()
+    return folder, command, [*PYTHON, *weights.split()]
+
+
+def test_demo_and_export(config, data, tmp_path):
+    _, command, options = config
+    image = sorted(os.listdir(data[data.index("--val-images") + 1]))[0]
+    image = os.path.join(data[data.index("--val-images") + 1], image)
+    own = command[: command.index("--train-json")] if "--train-json" in command else command
+    if "python" not in command[1]:  # a Python config by itself knows nothing of the digits' ten classes
+        options = [*options, "model.roi_heads.num_classes=10"] if command[1].endswith(".py") else options
+    said = succeed("demo", *own, "--input", image, "--output", tmp_path / "found", "--confidence-threshold", "0.01", "--opts", *options)
+    assert re.search(r"\d+ objects", said) and os.listdir(tmp_path / "found") == [os.path.basename(image)]
+    said = succeed("export", *own, "--format", "torchscript", "--image", image, "--output", tmp_path / "detector.ts", *options)
+    assert "It differs from the model by at most" in said
+    found = succeed("demo", "--exported", tmp_path / "detector.ts", "--input", image, "--output", tmp_path / "exported", "--confidence-threshold", "0.01")
+    assert re.search(r"\d+ objects", found)
+
+
+def test_counting(config, runs):
+    _, command, options = config
+    own = command[: command.index("--train-json")] if "--train-json" in command else command
+    if "--backbone" in own:  # which analyze takes in a config's place
+        own = own[: own.index("--backbone")]
+        options = [item for item in options if not item.startswith(("train.init_checkpoint=/", "model.backbone"))]
+    parts = json.loads(succeed("analyze", *own, "--size", "64", "64", "--json", *options))["parts"]
+    assert parts["detector"]["parameters"] > parts["backbone"]["parameters"] > 1e6
+
+
+def test_evaluating_and_drawing(config, data, tmp_path):
+    folder, command, options = config
+    output = ["train.output_dir={}", "OUTPUT_DIR {}"]["yaml" in str(options) or "MODEL.WEIGHTS" in options].format(tmp_path / "out").split()
+    log = succeed("train", "--eval-only", *command, *options, *output)
+    evaluated = re.findall(r"copypaste: (\d.*)", log)[-1]
+    assert evaluated == re.findall(r"copypaste: (\d.*)", "".join(succeed("train", "--eval-only", *command, *options, *output)))[-1]
+    results = tmp_path / "out" / "inference" / "coco_instances_results.json"
+    left = f"{folder}/config.yaml"
+    succeed("visualize", "--input", results, "--dataset", "own_val", "--config-file", left, "--output", tmp_path / "seen.png", "--num", "2")
+    from PIL import Image
+
+    assert min(Image.open(tmp_path / "seen.png").size) > 200
+
+
+def test_the_doctor(config, tmp_path):
+    _, command, options = config
+    result = backbones("doctor", *command, *options)
+    assert result.returncode == 0 and "Traceback" not in result.stdout + result.stderr, result.stdout[-3000:] + result.stderr[-2000:]
+    assert "2 steps of" in result.stdout and "resumed and trained one step more" in result.stdout
+
+
+def test_the_benchmark(runs, tmp_path):
+    """Trains a Python config and writes down what it reached."""
+    folder, command, _ = runs["python"]
+    options = [option for option in PYTHON if not option.startswith("train.max_iter")]
+    succeed("benchmark", "--config", f"{folder}/config.yaml", "--json", tmp_path / "m.json", "--output", tmp_path / "out", "train.max_iter=1")
+    (row,) = json.loads((tmp_path / "m.json").read_text())["runs"]
+    assert row["iterations"] == 1 and row["seed"] == 3 and options
+
+
+def test_comparing(runs):
+    said = succeed("compare", runs["yaml"][0], runs["python"][0])
+    assert "own_val" in said or "AP" in said
+
+
+def test_the_zoo_shows_python_configs():
+    said = succeed("zoo", "show", NAME + ".py")
+    assert NAME + ".py" in said
+
+
+def test_data_are_read_once(data, tmp_path, runs):
+    """By the process that starts the others, not by each: an annotation file that is gone by then is not missed before training reads it."""
+    code = f"""
+import sys
+from backbones.data import coco
+from backbones.tools import train
+reads = []
+import builtins
+opened = builtins.open
+builtins.open = lambda path, *rest, **options: (reads.append(1) if str(path).endswith("train.json") else None, opened(path, *rest, **options))[1]
+args = train.argument_parser().parse_args(sys.argv[1:])
+front = train.read_config(args)
+front.prepare(args, 1)
+print("read", len(reads))
+import cloudpickle
+from detectron2.data import DatasetCatalog, MetadataCatalog
+packed = cloudpickle.dumps(front)
+for name in front.names:
+    DatasetCatalog.remove(name)
+    MetadataCatalog.remove(name)
+reads.clear()
+front = cloudpickle.loads(packed)
+assert MetadataCatalog.get("own_train").thing_classes == [str(i) for i in range(10)]
+print("again", len(reads), len(DatasetCatalog.get("own_train")))
+"""
+    (tmp_path / "counting.py").write_text(code)
+    result = warm(tmp_path / "counting.py", *runs["yaml"][1], *YAML, "OUTPUT_DIR", tmp_path / "out", env={**os.environ, "PYTHONPATH": ROOT})
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "again 0 12" in result.stdout
+    assert int(re.search(r"read (\d+)", result.stdout)[1]) <= 2
