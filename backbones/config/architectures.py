@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """One meta-architecture, a value of MODEL.META_ARCHITECTURE. The defaults are those of a class of the user's own, of which nothing is known."""
+    """One value of MODEL.META_ARCHITECTURE. The defaults are for a class of the user's own, of which nothing is known."""
 
     tasks: Tuple[
         str, ...

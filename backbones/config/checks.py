@@ -3,7 +3,7 @@
 import os
 import sysconfig
 import traceback
-from typing import Callable, Iterable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 import detectron2
 import torch
@@ -67,33 +67,34 @@ def _values(cfg: CfgNode) -> Iterator[UserError]:
             yield error
 
 
+def _conflict(key: str, suggestion: Any, said: str) -> UserError:
+    return UserError(f"{key} {said}", "conflict", key, suggestion)
+
+
 def _combinations(cfg: CfgNode) -> Iterator[UserError]:
     """Keys whose values do not go together."""
-    supernet = cfg.MODEL.SHUFFLENETV2.SUPERNET
+    supernet, parts, images = cfg.MODEL.SHUFFLENETV2.SUPERNET, cfg.SOLVER.ACCUMULATE, cfg.INPUT.CLASSIFICATION
     for key in ("MODEL.COMPILE", "SOLVER.DDP.STATIC_GRAPH"):
         if supernet and get(cfg, key):
-            yield UserError(f"{key} is for networks that stay the same, not for MODEL.SHUFFLENETV2.SUPERNET", "conflict", key, False)
-    if cfg.SOLVER.DDP.STATIC_GRAPH and cfg.SOLVER.ACCUMULATE > 1:
-        said = f"SOLVER.DDP.STATIC_GRAPH is for steps that are all alike, not for SOLVER.ACCUMULATE {cfg.SOLVER.ACCUMULATE}"
-        yield UserError(said, "conflict", "SOLVER.DDP.STATIC_GRAPH", False)
+            yield _conflict(key, False, "is for networks that stay the same, not for MODEL.SHUFFLENETV2.SUPERNET")
+    if cfg.SOLVER.DDP.STATIC_GRAPH and parts > 1:
+        yield _conflict("SOLVER.DDP.STATIC_GRAPH", False, f"is for steps that are all alike, not for SOLVER.ACCUMULATE {parts}")
     if supernet and cfg.TEST.PRECISE_BN.ENABLED:
-        said = "TEST.PRECISE_BN would set the norms of all choices that do not run to zero: it is not for MODEL.SHUFFLENETV2.SUPERNET"
-        yield UserError(said, "conflict", "TEST.PRECISE_BN.ENABLED", False)
-    images = cfg.INPUT.CLASSIFICATION
+        said = "would set the norms of all choices that do not run to zero: it is not for MODEL.SHUFFLENETV2.SUPERNET"
+        yield _conflict("TEST.PRECISE_BN.ENABLED", False, said)
     if images.RESIZE < images.SIZE:
-        said = f"INPUT.CLASSIFICATION.RESIZE {images.RESIZE} must be at least SIZE {images.SIZE}, the middle that is taken of it"
-        yield UserError(said, "conflict", "INPUT.CLASSIFICATION.RESIZE", images.SIZE)
+        said = f"{images.RESIZE} must be at least SIZE {images.SIZE}, the middle that is taken of it"
+        yield _conflict("INPUT.CLASSIFICATION.RESIZE", images.SIZE, said)
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         if len(get(cfg, key)) != channels:
-            said = f"{key} has {len(get(cfg, key))} values, but images in INPUT.FORMAT {cfg.INPUT.FORMAT!r} have {channels} channels"
-            yield UserError(said, "conflict", key)
-    if cfg.TEST.AUG.ENABLED:
-        unfit = not architecture(cfg).augmented and f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}"
-        unfit = unfit or next((f"MODEL.{key}" for key in ("KEYPOINT_ON", "LOAD_PROPOSALS") if cfg.MODEL[key]), None)
-        if unfit:
-            said = f"TEST.AUG is for boxes and masks of R-CNNs, not with {unfit}: set TEST.AUG.ENABLED False"
-            yield UserError(said, "conflict", "TEST.AUG.ENABLED", False)
+            said = f"has {len(get(cfg, key))} values, but images in INPUT.FORMAT {cfg.INPUT.FORMAT!r} have {channels} channels"
+            yield _conflict(key, None, said)
+    unfit = [] if architecture(cfg).augmented else [f"META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}"]
+    unfit += [key for key in ("KEYPOINT_ON", "LOAD_PROPOSALS") if cfg.MODEL[key]]
+    if cfg.TEST.AUG.ENABLED and unfit:
+        said = f"TEST.AUG is for boxes and masks of R-CNNs, not with MODEL.{unfit[0]}: set TEST.AUG.ENABLED False"
+        yield UserError(said, "conflict", "TEST.AUG.ENABLED", False)
 
 
 def training_findings(cfg: CfgNode, processes: int, device: str, name: Callable[[str], str] = str) -> Iterator[UserError]:
@@ -107,11 +108,11 @@ def training_findings(cfg: CfgNode, processes: int, device: str, name: Callable[
         yield UserError(f"{key} {batch} cannot be shared evenly among {among}", "batch", key, max(batch // unit, 1) * unit)
     if cfg.TEST.PATIENCE and not (cfg.TEST.EVAL_PERIOD and cfg.TEST.BEST_METRIC and cfg.DATASETS.TEST):
         key, *needed = map(name, ("TEST.PATIENCE", "TEST.EVAL_PERIOD", "TEST.BEST_METRIC", "DATASETS.TEST"))
-        yield UserError(f"{key} {cfg.TEST.PATIENCE} needs evaluations in training: set {', '.join(needed)}", "conflict", key, 0)
+        yield _conflict(key, 0, f"{cfg.TEST.PATIENCE} needs evaluations in training: set {', '.join(needed)}")
     if cfg.SOLVER.AMP.ENABLED and not device.startswith("cuda") and cfg.SOLVER.AMP.PRECISION != "bfloat16":
         key, precision, place = map(name, ("SOLVER.AMP.ENABLED", "SOLVER.AMP.PRECISION", "MODEL.DEVICE"))
-        said = f"{key} needs a GPU, but {place} is {device!r}: set it to False, or {precision} to bfloat16"
-        yield UserError(said, "conflict", key, False)
+        said = f"needs a GPU, but {place} is {device!r}: set it to False, or {precision} to bfloat16"
+        yield _conflict(key, False, said)
 
 
 def _building(cfg: CfgNode, training: bool, on_cpus: bool) -> Iterator[UserError]:
@@ -173,7 +174,8 @@ def check_device(device: str, key: str = "MODEL.DEVICE", form: str = "{} {}") ->
         kind = torch.device(device).type
     except RuntimeError:
         raise unknown(key, device, ("cuda", "cpu", "mps"), key) from None
-    there = {"cuda": ("GPU", torch.cuda.is_available), "mps": ("Apple GPU", torch.backends.mps.is_available)}
-    if kind in there and not there[kind][1]():
-        said = f"{key} is {device!r}, but torch sees no {there[kind][0]} here. To run on the CPU, add: {form.format(key, 'cpu')}"
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(kind, True):
+        name = "GPU" if kind == "cuda" else "Apple GPU"
+        said = f"{key} is {device!r}, but torch sees no {name} here. To run on the CPU, add: {form.format(key, 'cpu')}"
         raise UserError(said, "device", key, "cpu")

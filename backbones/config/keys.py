@@ -36,10 +36,9 @@ class Key(NamedTuple):
         return None
 
 
-def _family(node: str, stages: str, features: List[str], *rows: Key) -> Iterator[Key]:
-    """The rows of one family of backbones, with the options that all families have; named as detectron2 names them for ResNet."""
-    yield from rows
-    yield Key(f"{node}.OUT_FEATURES", features, f"stages that give features, among {stages}")
+def _shared(node: str, features: List[str]) -> Iterator[Key]:
+    """The options that all families of backbones have; named as detectron2 names them for ResNet."""
+    yield Key(f"{node}.OUT_FEATURES", features, "stages that give features; stem can too")
     yield Key(f"{node}.NORM", "FrozenBN", 'any of layers.NORMS; "" is none; "EvalBN" fixes the statistics and trains the rest')
     yield Key(f"{node}.DEFORM_ON_PER_STAGE", [False] * 4, "deformable convolutions in the stages at strides 4, 8, 16, 32")
     yield Key(f"{node}.DEFORM_MODULATED", False, "version 2 of them: a learned weight for each sampling point")
@@ -51,63 +50,46 @@ def _registered(registry: Registry, *others: str) -> Callable[[], List[str]]:
     return lambda: [*sorted(name for name, _ in registry), *others]
 
 
-def _is_size(value: Any) -> bool:
-    return len(value) == 2 and all(type(side) is int and side >= 1 for side in value)
-
-
-def _is_range(value: Any) -> bool:
+def _is_part(value: Any) -> bool:
     return len(value) == 2 and all(isinstance(part, (int, float)) for part in value) and 0 < value[0] <= value[1] <= 1
 
 
+_SIZE = (lambda v: len(v) == 2 and all(type(side) is int and side >= 1 for side in v), "a height and a width in pixels")
+_PART = (_is_part, "the least and the most part of an image, from 0 to 1")
+_MAPPERS = ("detectron2", "exact", "fast")
 _RES = ["res2", "res3", "res4", "res5"]
 _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 _POOLERS = ("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated")
 _SAMPLERS = ("", "RepeatFactor", "RandomSubset", "Weighted", "WeightedCategory")
 
 KEYS: Tuple[Key, ...] = (
-    *_family(
-        "MODEL.VOVNET",
-        "stem, stage2 to stage5",
-        ["stage2", "stage3", "stage4", "stage5"],
-        Key("MODEL.VOVNET.CONV_BODY", "V-39-eSE", 'any of list_backbones("V-*")'),
-        Key("MODEL.VOVNET.ESE", "all", 'blocks with an eSE gate: "all" (the released weights) or the "last" of each stage (timm)'),
-        Key("MODEL.VOVNET.OUT_CHANNELS", 256, "of vovnet-detectron2, without effect there and here: MODEL.FPN.OUT_CHANNELS sets the width"),
-        Key("MODEL.VOVNET.BACKBONE_OUT_CHANNELS", 256, "likewise"),
-    ),
-    *_family("MODEL.MOBILENETV2", "stem, res2 to res5; empty: as MODEL.RESNETS.OUT_FEATURES says", []),
-    *_family(
-        "MODEL.REGNET",
-        "stem, res2 to res5",
-        _RES,
-        Key("MODEL.REGNET.NAME", "RegNetX-3.2GF", 'any of list_backbones("RegNet*"), or "" for the network of the numbers below'),
-        Key("MODEL.REGNET.DEPTH", 0, "number of blocks"),
-        Key("MODEL.REGNET.W0", 0, "width of the first block"),
-        Key("MODEL.REGNET.WA", 0.0, "growth of the width from block to block"),
-        Key("MODEL.REGNET.WM", 0.0, "ratio of the widths of neighbouring stages"),
-        Key("MODEL.REGNET.GROUP_WIDTH", 0, "channels of a group"),
-        Key("MODEL.REGNET.SE_RATIO", 0.0, "width of squeeze-excitation, as a part of the block's input width; 0: none"),
-        Key("MODEL.REGNET.ROUNDING", "pycls", 'of widths to whole groups; "torchvision" for its X-400MF, Y-800MF and Y-8.0GF'),
-    ),
-    *_family(
-        "MODEL.MAEDET",
-        "stem, res2 to res5",
-        _RES,
-        Key("MODEL.MAEDET.NAME", "MAE-DET-M", 'any of list_backbones("MAE-DET-*")'),
-        Key("MODEL.MAEDET.STRUCTURE", "", "a structure file, used instead of NAME; a relative path in a config starts at the config or here"),
-        Key("MODEL.MAEDET.WIDTH", 1.0, "factor of all widths, which are rounded to multiples of 8"),
-    ),
-    *_family(
-        "MODEL.SHUFFLENETV2",
-        "stem, res2 to res5",
-        _RES,
-        Key("MODEL.SHUFFLENETV2.NAME", "DetNAS-300M", 'any of list_backbones("DetNAS-*")'),
-        Key("MODEL.SHUFFLENETV2.CHOICES", [], "0 to 3 for every block (shufflenetv2.CHOICES), used instead of those of NAME"),
-        Key("MODEL.SHUFFLENETV2.SUBNET", "", "a file of choices: ours, MMRazor's or a list; relative paths as for MAEDET.STRUCTURE"),
-        Key("MODEL.SHUFFLENETV2.SUPERNET", False, "all choices at once, to be trained for a search"),
-        Key("MODEL.SHUFFLENETV2.SPLIT", "", 'how blocks split channels, one of shufflenetv2.SPLITS; "": as the released network of NAME'),
-        Key("MODEL.SHUFFLENETV2.SHUFFLE", "", 'how blocks shuffle channels, one of shufflenetv2.SHUFFLES; "": as the network of NAME'),
-        Key("MODEL.SHUFFLENETV2.WIDTH", 1.0, "factor of all widths, which are rounded to multiples of 4"),
-    ),
+    Key("MODEL.VOVNET.CONV_BODY", "V-39-eSE", 'any of list_backbones("V-*")'),
+    Key("MODEL.VOVNET.ESE", "all", 'blocks with an eSE gate: "all" (the released weights) or the "last" of each stage (timm)'),
+    Key("MODEL.VOVNET.OUT_CHANNELS", 256, "of vovnet-detectron2, without effect there and here: MODEL.FPN.OUT_CHANNELS sets the width"),
+    Key("MODEL.VOVNET.BACKBONE_OUT_CHANNELS", 256, "likewise"),
+    *_shared("MODEL.VOVNET", ["stage2", "stage3", "stage4", "stage5"]),
+    *_shared("MODEL.MOBILENETV2", []),  # none: as MODEL.RESNETS.OUT_FEATURES says
+    Key("MODEL.REGNET.NAME", "RegNetX-3.2GF", 'any of list_backbones("RegNet*"), or "" for the network of the numbers below'),
+    Key("MODEL.REGNET.DEPTH", 0, "number of blocks"),
+    Key("MODEL.REGNET.W0", 0, "width of the first block"),
+    Key("MODEL.REGNET.WA", 0.0, "growth of the width from block to block"),
+    Key("MODEL.REGNET.WM", 0.0, "ratio of the widths of neighbouring stages"),
+    Key("MODEL.REGNET.GROUP_WIDTH", 0, "channels of a group"),
+    Key("MODEL.REGNET.SE_RATIO", 0.0, "width of squeeze-excitation, as a part of the block's input width; 0: none"),
+    Key("MODEL.REGNET.ROUNDING", "pycls", 'of widths to whole groups; "torchvision" for its X-400MF, Y-800MF and Y-8.0GF'),
+    *_shared("MODEL.REGNET", _RES),
+    Key("MODEL.MAEDET.NAME", "MAE-DET-M", 'any of list_backbones("MAE-DET-*")'),
+    Key("MODEL.MAEDET.STRUCTURE", "", "a structure file, used instead of NAME; a relative path in a config starts at the config or here"),
+    Key("MODEL.MAEDET.WIDTH", 1.0, "factor of all widths, which are rounded to multiples of 8"),
+    *_shared("MODEL.MAEDET", _RES),
+    Key("MODEL.SHUFFLENETV2.NAME", "DetNAS-300M", 'any of list_backbones("DetNAS-*")'),
+    Key("MODEL.SHUFFLENETV2.CHOICES", [], "0 to 3 for every block (shufflenetv2.CHOICES), used instead of those of NAME"),
+    Key("MODEL.SHUFFLENETV2.SUBNET", "", "a file of choices: ours, MMRazor's or a list; relative paths as for MAEDET.STRUCTURE"),
+    Key("MODEL.SHUFFLENETV2.SUPERNET", False, "all choices at once, to be trained for a search"),
+    Key("MODEL.SHUFFLENETV2.SPLIT", "", 'how blocks split channels, one of shufflenetv2.SPLITS; "": as the released network of NAME'),
+    Key("MODEL.SHUFFLENETV2.SHUFFLE", "", 'how blocks shuffle channels, one of shufflenetv2.SHUFFLES; "": as the network of NAME'),
+    Key("MODEL.SHUFFLENETV2.WIDTH", 1.0, "factor of all widths, which are rounded to multiples of 4"),
+    *_shared("MODEL.SHUFFLENETV2", _RES),
     # the meta-architecture GFL; keys that RetinaNet has too are named as detectron2 names RetinaNet's
     Key("MODEL.GFL.NUM_CLASSES", 80, "number of classes", least=1),
     Key("MODEL.GFL.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"], "features that the head looks at"),
@@ -134,7 +116,7 @@ KEYS: Tuple[Key, ...] = (
     Key("ONE_SHOT.CROSSOVERS", 20, "paths of a round that are made by crossover", least=0),
     Key("ONE_SHOT.MUTATION_PROB", 0.1, "probability that a block is mutated", (), 0, (lambda v: v <= 1, "at most 1")),
     Key("ONE_SHOT.COST", "macs", "of the backbone, what is limited; latency in seconds on MODEL.DEVICE", ("macs", "parameters", "latency")),
-    Key("ONE_SHOT.COST_SIZE", [224, 224], "image for macs and latency", test=(_is_size, "a height and a width in pixels")),
+    Key("ONE_SHOT.COST_SIZE", [224, 224], "image for macs and latency", test=_SIZE),
     Key("ONE_SHOT.MIN_COST", 0.0, "least cost of a path"),
     Key("ONE_SHOT.MAX_COST", 3.0e8, "highest cost of a path"),
     Key("ONE_SHOT.DATASET", "", "data set that paths are evaluated on, such as NAME_held_out"),
@@ -149,23 +131,13 @@ KEYS: Tuple[Key, ...] = (
     Key("MODEL.CLASSIFIER.LABEL_SMOOTHING", 0.0, "part of each label that is spread over all classes"),
     Key("INPUT.CLASSIFICATION.SIZE", 224, "sides of its images in pixels", least=1),
     Key("INPUT.CLASSIFICATION.RESIZE", 256, "shorter side in evaluation, before the middle is taken"),
-    Key(
-        "INPUT.CLASSIFICATION.SCALE",
-        [0.08, 1.0],
-        "part of an image's area that is taken in training",
-        test=(_is_range, "the least and the most part of an image, from 0 to 1"),
-    ),
+    Key("INPUT.CLASSIFICATION.SCALE", [0.08, 1.0], "part of an image's area that is taken in training", test=_PART),
     Key("INPUT.CLASSIFICATION.COLOR_JITTER", 0.4, "how far colours change in training", least=0),
     # features and memory
     Key("MODEL.FPN.P6_INPUT", "c5", 'what P6 is made of: "c5", the backbone\'s last feature, or "p5", the FPN\'s output', ("c5", "p5")),
     Key("MODEL.FPN.P6_RELU", True, "a ReLU between P6 and P7, which detectron2's RetinaNet has and MMDetection's has not"),
-    Key(
-        "MODEL.ACTIVATIONS",
-        "all",
-        'what training keeps for the backward pass: "all"; "lean": no concatenations nor inputs of frozen norms, the same gradients in less '
-        'memory; "inputs": those of blocks, which are computed again: less memory still, more time',
-        ACTIVATIONS,
-    ),
+    # "lean" keeps no concatenations nor inputs of frozen norms: the same gradients; "inputs" keeps those of blocks, which are computed again
+    Key("MODEL.ACTIVATIONS", "all", 'kept for the backward pass; "lean" takes less memory; "inputs" still less, and more time', ACTIVATIONS),
     Key("MODEL.MEMORY_FORMAT", "contiguous", "channels_last is faster on most CPUs, and on GPUs with AMP", ("contiguous", "channels_last")),
     Key("MODEL.COMPILE", False, "the backbone is compiled in training, by torch.compile"),
     # training
@@ -193,12 +165,7 @@ KEYS: Tuple[Key, ...] = (
     Key("TRACKING.MLFLOW", "", "experiment of MLflow that figures go to"),
     # data
     Key("INPUT.UNREADABLE", "stop", 'images that cannot be read in training: "stop" at the first, or "skip" and count them', ("stop", "skip")),
-    Key(
-        "INPUT.MAPPER",
-        "detectron2",
-        'what makes examples of images: detectron2\'s, the same in less time ("exact"), or with pixels that differ by one level ("fast")',
-        ("detectron2", "exact", "fast"),
-    ),
+    Key("INPUT.MAPPER", "detectron2", 'maker of examples; "exact": the same faster; "fast": pixels differ by one level', _MAPPERS),
     Key("DATASETS.REGISTER", [], "COCO-format data, [name, annotation file, image folder] each; DATASETS.TRAIN and TEST then name them"),
     Key("DATASETS.HOLD_OUT", [], "[name, number of images] each: gives NAME_held_out, so many of them, and NAME_kept, the others"),
     Key("DATASETS.IMAGE_FOLDERS", [], "for classification, [name, folder] each; the folder's own folders are the classes"),

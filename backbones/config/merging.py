@@ -1,9 +1,10 @@
 """Putting files, overrides and flags into a config; what is wrong in them is said in one line."""
 
+import argparse
 import difflib
 import os
 import re
-from typing import Any, Collection, List, Optional, Tuple
+from typing import Any, Collection, Dict, List, Optional, Tuple
 
 import yaml
 from detectron2.config import CfgNode
@@ -15,6 +16,8 @@ from .keys import all_keys, get, put
 
 # keys that name a file, which lies beside the config or where the run starts
 _FILES = ("MODEL.MAEDET.STRUCTURE", "MODEL.SHUFFLENETV2.SUBNET")
+# what detectron2, yacs and Python raise for values that cannot be merged
+_OF_MERGING = (KeyError, ValueError, AssertionError, AttributeError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError)
 
 
 def merge_file(cfg: CfgNode, path: str) -> None:
@@ -68,7 +71,7 @@ def bases(path: str) -> List[str]:
     return [os.path.join(os.path.dirname(path), os.path.expanduser(name)) for name in reversed([names] if isinstance(names, str) else names)]
 
 
-def _content(path: str) -> dict:
+def _content(path: str) -> Dict[str, Any]:
     with open(path) as f:
         return yaml.unsafe_load(f) or {}  # as when it is merged
 
@@ -87,17 +90,7 @@ def merge_overrides(cfg: CfgNode, opts: List[str]) -> None:
             value += ".0"  # 1 is a number where 0.02 is one, which detectron2 denies
         try:
             cfg.merge_from_list([key, value])
-        except (
-            KeyError,
-            ValueError,
-            AssertionError,
-            AttributeError,
-            TypeError,
-            SyntaxError,
-            RecursionError,
-            MemoryError,
-            OverflowError,
-        ) as error:
+        except _OF_MERGING as error:
             raise UserError(f"{key} {value}: {one_line(error)}", "syntax", key) from error
 
 
@@ -124,7 +117,7 @@ def make_files_absolute(cfg: CfgNode) -> None:
             put(cfg, key, os.path.abspath(get(cfg, key)))
 
 
-def add_data_arguments(parser) -> None:
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags ``--train-json``, ``--train-images``, ``--val-json`` and ``--val-images`` of an argparse parser."""
     group = parser.add_argument_group("own data, in COCO's format, in the place of the config's; the number of classes and their names follow")
     for split, what in (("train", "to train on"), ("val", "to evaluate on")):
@@ -132,7 +125,7 @@ def add_data_arguments(parser) -> None:
         group.add_argument(f"--{split}-images", default="", metavar="DIR", help="the folder of their images")
 
 
-def apply_data_arguments(cfg: CfgNode, args, training: bool = True) -> None:
+def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool = True) -> None:
     """Puts the data of `add_data_arguments` into ``cfg``, and their classes; to be called before overrides, which then prevail.
 
     Raises UserError for a flag without its fellow, for files that are none of COCO's, and for two sets with other classes.

@@ -21,9 +21,7 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
         raise error
 
 
-def dataset_findings(
-    cfg: CfgNode, training: bool, skip: Collection[str] = (), called: Callable[[str], str] = str
-) -> Iterator[UserError]:
+def dataset_findings(cfg: CfgNode, training: bool, skip: Collection[str] = (), called: Callable[[str], str] = str) -> Iterator[UserError]:
     """All that is known to be wrong with the data sets of ``cfg.DATASETS.TEST``, and in ``training`` with those of ``TRAIN`` too.
 
     Such as one that is not registered, whose files are not there, or whose classes are not the model's. Those of the names in ``skip`` are
@@ -32,7 +30,9 @@ def dataset_findings(
     need = "TRAIN" if training else "TEST"
     if not cfg.DATASETS[need]:
         what = "train" if training else "evaluate"
-        yield UserError(f"{called(f'DATASETS.{need}')} is empty: name at least one data set to {what} on", "missing-argument", f"DATASETS.{need}")
+        yield UserError(
+            f"{called(f'DATASETS.{need}')} is empty: name at least one data set to {what} on", "missing-argument", f"DATASETS.{need}"
+        )
     usable = []
     for split in ("TRAIN", "TEST") if training else ("TEST",):
         key, names = called(f"DATASETS.{split}"), cfg.DATASETS[split]
@@ -124,8 +124,9 @@ def _classes(cfg: CfgNode, name: str, called: Callable[[str], str]) -> Iterator[
     for key, field in architecture(cfg).classes.items():
         expected = len(MetadataCatalog.get(name).get(field) or ())
         if expected and get(cfg, key) != expected and (field != "keypoint_names" or cfg.MODEL.KEYPOINT_ON):
-            said = f"{called(key)} is {get(cfg, key)}, but data set {name!r} has {expected}: set it to {expected}"
-            yield UserError(said, "classes", called(key), expected)
+            its = called(key)
+            said = f"{its} is {get(cfg, key)}, but data set {name!r} has {expected}: set {its}{' ' if called is str else '='}{expected}"
+            yield UserError(said, "classes", its, expected)
 
 
 def _annotations(cfg: CfgNode, name: str, training: bool, key: str) -> Iterator[UserError]:

@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Iterator, Optional
+from typing import Iterator, List
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -16,7 +16,8 @@ from .examination import Examination, listed, note, sizes_of, warning
 
 
 def config(examination: Examination) -> Iterator[Finding]:
-    cfg, found = examination.cfg, []
+    cfg = examination.cfg
+    found: List[Finding] = []
     for key, register in (("REGISTER", register_from_config), ("IMAGE_FOLDERS", register_image_folders), ("HOLD_OUT", register_held_out)):
         for entry in cfg.DATASETS[key]:
             errors = raised(register, examination.clone(f"DATASETS.{key}", [entry]))

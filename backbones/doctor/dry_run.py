@@ -85,7 +85,7 @@ def _train(cfg: CfgNode, resume: bool) -> Tuple[List[float], List[float]]:
     watch = _Watch()
     trainer = Trainer(cfg, allow_partial_weights=True)
     trainer.register_hooks([watch])
-    trainer.resume_or_load(resume=resume)
+    trainer.resume_or_load(resume=resume, new_schedule=resume)  # of one step more
     trainer.train()
     if not all(map(math.isfinite, watch.losses)):
         raise FloatingPointError(f"losses are not finite: {watch.losses}")

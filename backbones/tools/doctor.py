@@ -44,13 +44,13 @@ from . import program, run
 def read_config(args: argparse.Namespace) -> Tuple[CfgNode, List[Finding]]:
     """The config of the command line, and what is wrong with its overrides and flags of data. Raises UserError where there is none at all."""
     if len(args.opts) % 2:
-        raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(args.opts)}")
+        raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(args.opts)}", "syntax")
     cfg = get_cfg()
     add_backbones_config(cfg)
     if args.config_file:
         args.config_file = zoo.get_config_file(args.config_file)
         if is_python(args.config_file):
-            raise UserError(f"{args.config_file!r} is a Python config: the doctor reads YAML ones")
+            raise UserError(f"{args.config_file!r} is a Python config: the doctor reads YAML ones", "unsupported", "--config-file")
         merge_file(cfg, args.config_file)
     if args.backbone:
         use_backbone(cfg, args.backbone)
@@ -104,9 +104,7 @@ def _images(value: str) -> Optional[int]:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog=program("doctor"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(prog=program("doctor"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config-file", default="", metavar="FILE", help="a config's path or name")
     parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
     parser.add_argument(
@@ -132,12 +130,12 @@ def main() -> None:
     args = argument_parser().parse_args()
     if args.report:
         if not args.report.lower().endswith((".html", ".htm")):
-            raise UserError(f"--report {args.report!r} must end in .html")
+            raise UserError(f"--report {args.report!r} must end in .html", "value", "--report")
         if os.path.isdir(args.report):
-            raise UserError(f"--report {args.report!r} is a folder")
+            raise UserError(f"--report {args.report!r} is a folder", "cannot-write", "--report")
         check_output_dir(os.path.dirname(os.path.abspath(args.report)), "the folder of --report")
     if min(args.num_gpus, args.num_machines) < 1:
-        raise UserError("--num-gpus and --num-machines must be at least 1")
+        raise UserError("--num-gpus and --num-machines must be at least 1", "value", "--num-gpus")
     examination, sections = examine(args)
     if args.report:
         pictures: Dict[str, List[Tuple[str, str]]] = {"data": []}

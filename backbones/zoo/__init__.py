@@ -25,7 +25,7 @@ def config_root() -> str:
     for root in (os.path.join(os.path.dirname(package), "configs"), os.path.join(package, "configs")):
         if os.path.isfile(os.path.join(root, "Base-RCNN-VoVNet-FPN.yaml")):
             return root
-    raise UserError(f"the project's configs are neither in {package!r} nor beside it: install it again")
+    raise UserError(f"the project's configs are neither in {package!r} nor beside it: install it again", "missing-file")
 
 
 def _detectron2_root() -> Optional[str]:
@@ -83,15 +83,17 @@ def get_config_file(name: str) -> str:
         if len(flat) > 1 and len(coco) == 1 and os.sep not in wanted:  # one name for several data sets means COCO's
             return os.path.join(root, coco[0])
         if len(flat) > 1 and os.sep not in wanted:
-            raise UserError(f"config {name!r} is not one but several: {', '.join(flat)}")
+            raise UserError(f"config {name!r} is not one but several: {', '.join(flat)}", "unknown-name", "--config-file", flat[0])
     ours, theirs = (_names(root) for root in roots)
-    raise unknown("config (neither a file nor a name in the zoos)", name, [*ours, *theirs] + sorted({os.path.basename(n) for n in ours}))
+    raise unknown(
+        "config (neither a file nor a name in the zoos)", name, [*ours, *theirs] + sorted({os.path.basename(n) for n in ours}), "--config-file"
+    )
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
     """The config of that name over all defaults; ``trained`` puts the released detector into ``MODEL.WEIGHTS``."""
     if get_config_file(name).endswith(".py"):
-        raise UserError(f"{name!r} is a Python config: take get_lazy_config")
+        raise UserError(f"{name!r} is a Python config: take get_lazy_config", "unsupported")
     cfg = get_cfg()
     add_backbones_config(cfg)
     merge_file(cfg, get_config_file(name))
@@ -104,7 +106,7 @@ def get_lazy_config(name: str) -> DictConfig:
     """The Python config of that name, of ours or detectron2's: ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, ``train``."""
     path = get_config_file(name)
     if not path.endswith(".py"):
-        raise UserError(f"{name!r} is no Python config: take get_config")
+        raise UserError(f"{name!r} is no Python config: take get_config", "unsupported")
     return LazyConfig.load(path)
 
 
@@ -129,7 +131,7 @@ def get_checkpoint_url(name: str) -> str:
     """Where the detector trained with that config was released. Raises UserError for one without a release."""
     url = published(name).get("checkpoint")
     if not url:
-        raise unknown("released model", name, [config for config, row in _models().items() if row.get("checkpoint")])
+        raise unknown("released model", name, [config for config, row in _models().items() if row.get("checkpoint")], code="missing-weights")
     return url
 
 

@@ -36,7 +36,7 @@ def local(name: str) -> str:
     """The path of those weights in `folder`, or "". Raises UserError where there are two."""
     there = [path for ending in _ENDINGS for path in [os.path.join(folder(), name + ending)] if os.path.isfile(path)]
     if len(there) > 1:
-        raise UserError(f"{PREFIX}{name} could be any of {', '.join(there)}: remove or rename all but one")
+        raise UserError(f"{PREFIX}{name} could be any of {', '.join(there)}: remove or rename all but one", "conflict")
     return there[0] if there else ""
 
 
@@ -68,12 +68,13 @@ def find(name: str) -> str:
     row = released(name)
     if row is None:
         there = [os.path.splitext(file)[0] for file in (sorted(os.listdir(folder())) if os.path.isdir(folder()) else [])]
-        raise unknown(f"weights, neither released nor in {folder()!r}", name, [*there, *_data()["weights"]])
+        raise unknown(f"weights, neither released nor in {folder()!r}", name, [*there, *_data()["weights"]], "MODEL.WEIGHTS", "missing-weights")
     try:
         return fetch(row["url"], PathManager)
     except UserError as error:
         where = os.path.join(folder(), name + ".pth")
-        raise UserError(f"{error}. A file of yours, as it is or converted by `python -m convert`, is found as {where!r}") from error
+        said = f"{error}. A file of yours, as it is or converted by `python -m convert`, is found as {where!r}"
+        raise UserError(said, error.code, "MODEL.WEIGHTS") from error
 
 
 class Handler(PathHandler):
