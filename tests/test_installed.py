@@ -1,4 +1,4 @@
-"""The wheel alone, in an environment of its own, outside any checkout: the console command trains, evaluates, converts, searches and exports."""
+"""The wheel alone, in an environment of its own, outside any checkout: the command trains, evaluates, converts, searches and exports."""
 
 import json
 import os
