@@ -1,5 +1,6 @@
 # make quickstart   train and evaluate a detector on real images (about 6 minutes on 2 cores)
 # make test         all tests
+# make lint         ruff, black and mypy
 # make check        the tests that developers run daily, under 2 minutes
 # make resume-proof a run killed at 20 random moments, beside one that was not (some 4 minutes)
 # make fuzz         tens of thousands of damaged files for every reader (half an hour)
@@ -23,7 +24,7 @@ ifneq ($(filter-out auto $(built),$(STACK)),)
 endif
 endif
 
-.PHONY: help setup quickstart test check resume-proof fuzz benchmark search-demo search-proof lock clean
+.PHONY: help setup quickstart test lint check resume-proof fuzz benchmark search-demo search-proof lock clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -37,6 +38,11 @@ quickstart: $(ready)
 
 test: $(ready)
 	$(PYTHON) -m pytest -n 2
+
+lint: $(ready)
+	$(PYTHON) -m ruff check --quiet .
+	$(PYTHON) -m black --check --quiet .
+	$(PYTHON) -m mypy
 
 check: $(ready)
 	$(PYTHON) -m pytest -n 2 -m "not slow"

@@ -15,7 +15,8 @@ try:
     import cv2  # noqa: F401
 except ImportError as error:
     raise ImportError(
-        f"backbones needs OpenCV, which cannot be imported ({error}): `pip install opencv-python`, or opencv-python-headless where there is no libGL"
+        f"backbones needs OpenCV, which cannot be imported ({error}): `pip install opencv-python`, or `pip install opencv-python-headless` "
+        "where there is no libGL"
     ) from None
 
 from . import detectors, maedet, mobilenetv2, regnet, resnet, shufflenetv2, vovnet, zoo  # noqa: F401  for registration

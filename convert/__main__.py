@@ -4,12 +4,12 @@ backbones convert pycls RegNetX-3.2GF_dds_8gpu.pyth weights/RegNetX-3.2GF.pth
 backbones convert timm ese_vovnet39b.safetensors weights/V-39-eSE.safetensors
 backbones convert mmdet mask_rcnn_regnetx-3.2GF_fpn_1x_coco.pth weights/mask_rcnn_RegNetX_3.2GF_FPN_1x.pth
 backbones convert lightnas latest.pth weights/gfl_MAE_DET_S_FPN_73e.pth
-backbones convert detectron2 model_final_b275ba.pkl weights/faster_rcnn_R_50_FPN_1x.pth --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
+backbones convert detectron2 model_final.pkl weights/faster_rcnn_R_50_FPN_1x.pth --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
 
 Every tensor must find its place, and every weight of the network be filled, or nothing is written. Weights that expect RGB get their first
 convolution turned, so that converted files take BGR images (lightnas's detectors keep RGB), with the mean and deviation that stand in it. Where
-the source's own library is installed, its network and ours run on the same input, and the largest difference of each feature is shown and stored; one above 1e-5 of the
-feature's largest value is an error. Nothing in a file is executed.
+the source's own library is installed, its network and ours run on the same input. The largest difference of each feature is shown and stored;
+one above 1e-5 of the feature's largest value is an error. Nothing in a file is executed.
 
 A file at weights/NAME.pth or .safetensors is found by MODEL.WEIGHTS backbones://NAME (the variable BACKBONES_WEIGHTS names another folder).
 """
@@ -125,7 +125,8 @@ def main() -> None:
     write(result, args.dst)
     about, proof, expects = result.provenance, result.provenance["proof"], result.preprocessing
     print(
-        f"{args.dst}: {about.get('detector', 'backbone')} {about['network']}, {len(result.model)} tensors, from {about['source']}, licence: {about['licence']}"
+        f"{args.dst}: {about.get('detector', 'backbone')} {about['network']}, {len(result.model)} tensors, "
+        f"from {about['source']}, licence: {about['licence']}"
     )
     print(f"channels: {about['channel_order']}; expects {expects.format}, mean {list(expects.pixel_mean)}, deviation {list(expects.pixel_std)}")
     if proof["run"]:

@@ -6,7 +6,7 @@ import math
 import os
 import re
 import tempfile
-from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -31,8 +31,8 @@ class Preprocessing:
     """What images the weights expect: order of the channels, and their mean and standard deviation in that order, of 0 to 255."""
 
     format: str
-    pixel_mean: Tuple[float, ...]
-    pixel_std: Tuple[float, ...]
+    pixel_mean: tuple[float, ...]
+    pixel_std: tuple[float, ...]
 
     def __post_init__(self):
         for which, values in (("mean", self.pixel_mean), ("deviation", self.pixel_std)):
@@ -67,8 +67,8 @@ class Source:
     licence: str
     layouts: Mapping[str, str]
     preprocessing: Callable[[str], Preprocessing]
-    weights: Callable[[Dict[str, Any]], Mapping[str, Tensor]]
-    network: Callable[[str, Dict[str, Any]], Optional[Tuple["Network", str]]]
+    weights: Callable[[dict[str, Any]], Mapping[str, Tensor]]
+    network: Callable[[str, dict[str, Any]], tuple["Network", str] | None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +83,12 @@ class Network:
 class Converted:
     """A checkpoint of ours, before it is written."""
 
-    model: Dict[str, Tensor]
+    model: dict[str, Tensor]
     preprocessing: Preprocessing
-    provenance: Dict[str, Any]
+    provenance: dict[str, Any]
 
 
-def tensors(state_dict: Any, what: str) -> Dict[str, Tensor]:
+def tensors(state_dict: Any, what: str) -> dict[str, Tensor]:
     """``state_dict``, where it is one of tensors; raises UserError where it is not."""
     if not isinstance(state_dict, Mapping) or not state_dict:
         raise UserError(f"{what} is not a state dict")
@@ -115,19 +115,19 @@ def _check_numbers(key: str, value: Tensor, what: str) -> None:
         raise UserError(f"{what}: {key!r} holds negative variances")
 
 
-def under(data: Dict[str, Any], *keys: str) -> Mapping[str, Tensor]:
+def under(data: dict[str, Any], *keys: str) -> Mapping[str, Tensor]:
     """The state dict under the first of ``keys`` that is there, or the file itself."""
     return tensors(next((data[key] for key in keys if key in data), data), "the file")
 
 
 def identify(
-    source: Source, weights: Mapping[str, Tensor], candidates: Sequence[str] = (), options: Sequence[Dict[str, Any]] = ({},)
-) -> Tuple[str, Dict[str, Any], Dict[str, Tensor]]:
+    source: Source, weights: Mapping[str, Tensor], candidates: Sequence[str] = (), options: Sequence[dict[str, Any]] = ({},)
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     """(name, keyword arguments of `create`, state dict) of the network of ours that the weights fill exactly.
 
     Raises UserError where there is none, with what differs from the nearest.
     """
-    nearest: Optional[Tuple[int, str, List[str]]] = None
+    nearest: tuple[int, str, list[str]] | None = None
     for option in options:
         for name in candidates or [n for n in registry.list_backbones() if registry.family_of(n).name in source.layouts]:
             family = registry.family_of(name)
@@ -147,14 +147,14 @@ def identify(
     )
 
 
-def first_convolution(name: str, options: Dict[str, Any]) -> str:
+def first_convolution(name: str, options: dict[str, Any]) -> str:
     """The key of the weight that meets the image."""
     with torch.device("meta"):
         net = registry.create(name, **options)
     return next(f"{key}.weight" for key, module in net.named_modules() if isinstance(module, nn.Conv2d))
 
 
-def convert_backbone(source: Source, contents: Dict[str, Any], preprocessing: Optional[Preprocessing] = None, name: str = "") -> Converted:
+def convert_backbone(source: Source, contents: dict[str, Any], preprocessing: Preprocessing | None = None, name: str = "") -> Converted:
     """A bare network's file as ours, in BGR, proved where the source's library is installed.
 
     ``preprocessing``: where it is not the source's usual one. Raises UserError for a file of another network, or where the proof fails.
@@ -168,7 +168,7 @@ def convert_backbone(source: Source, contents: Dict[str, Any], preprocessing: Op
         key = first_convolution(name, option)
         ours[key] = ours[key].flip(1)
     proof = prove(source, name, option, weights, ours, flipped=expects.format == "RGB")
-    provenance = {
+    provenance: dict[str, Any] = {
         "source": source.title,
         "network": name,
         "licence": source.licence,
@@ -181,7 +181,7 @@ def convert_backbone(source: Source, contents: Dict[str, Any], preprocessing: Op
     return Converted(model, expects.in_bgr(), provenance)
 
 
-def prove(source: Source, name: str, options: Dict[str, Any], weights, ours: Dict[str, Tensor], flipped: bool) -> Dict[str, Any]:
+def prove(source: Source, name: str, options: dict[str, Any], weights, ours: dict[str, Tensor], flipped: bool) -> dict[str, Any]:
     """`compare` of the source's own network and ours; says so where the source's library is not installed."""
     found = source.network(name, options)
     if found is None:
@@ -191,7 +191,7 @@ def prove(source: Source, name: str, options: Dict[str, Any], weights, ours: Dic
     return compare(*found, weights, net, flipped)
 
 
-def compare(reference: Network, library: str, weights: Mapping[str, Tensor], ours: Backbone, flipped: bool) -> Dict[str, Any]:
+def compare(reference: Network, library: str, weights: Mapping[str, Tensor], ours: Backbone, flipped: bool) -> dict[str, Any]:
     """The largest difference of every feature between a source's network and ours, relative to the feature's largest value.
 
     ``weights`` are the source's; ``ours`` is filled already, and takes the channels reversed where ``flipped``. Raises UserError above

@@ -1,7 +1,7 @@
-"""detectron2's own files: its zoo's, pickled or not, and its RegNets' (``s1`` to ``s4``), as tensors alone under the names of a config's model."""
+"""detectron2's own files, its zoo's, pickled or not, and its RegNets' (``s1`` to ``s4``): tensors alone, under names of a config's model."""
 
 import re
-from typing import Any, Dict, List
+from typing import Any
 
 from detectron2.modeling import build_model
 from torch import Tensor
@@ -15,7 +15,7 @@ from . import pycls
 from .core import Converted, Preprocessing, Source, tensors, under
 
 
-def _bare(data: Dict[str, Any]) -> Dict[str, Tensor]:
+def _bare(data: dict[str, Any]) -> dict[str, Tensor]:
     weights = under(data, "model")
     prefix = next((p for p in ("backbone.bottom_up.", "backbone.") if any(key.startswith(p) for key in weights)), "")
     return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
@@ -24,13 +24,13 @@ def _bare(data: Dict[str, Any]) -> Dict[str, Tensor]:
 REGNET = Source("detectron2's RegNet", "as the file's", {"regnet": "pycls"}, pycls.SOURCE.preprocessing, _bare, pycls.network)
 
 
-def check_bare(contents: Dict[str, Any]) -> None:
+def check_bare(contents: dict[str, Any]) -> None:
     """Raises UserError for a file that is read by its config."""
     if not any(key.startswith("s1.b1.") for key in _bare(contents)):
         raise UserError("files of detectron2 are read by their config: add --config-file, such as COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
 
 
-def convert(path: str, contents: Dict[str, Any], config: str, opts: List[str]) -> Converted:
+def convert(path: str, contents: dict[str, Any], config: str, opts: list[str]) -> Converted:
     """A file of detectron2's that fills the model of ``config``, or its backbone.
 
     It is matched as detectron2 matches its zoo's files, and every tensor of it must find its place.
@@ -43,6 +43,7 @@ def convert(path: str, contents: Dict[str, Any], config: str, opts: List[str]) -
     checkpointer = GatedCheckpointer(model, require="nothing")
     checkpointer.load(path)
     report = checkpointer.report
+    assert report is not None  # it has loaded
     filled = set(report.total) - set(report.unfilled())
     whole = "backbone" if not any(part_of(key) != "backbone" for key in filled) else "all"
     missing = report.unfilled("backbone") if whole == "backbone" else report.unfilled()

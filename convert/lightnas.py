@@ -1,7 +1,7 @@
 """MAE-DET's project (https://github.com/alibaba/lightweight-neural-architecture-search): its backbones, and its GFLV2 detectors whole."""
 
 import re
-from typing import Any, Dict, Mapping, Optional
+from typing import Any, Mapping
 
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -13,7 +13,7 @@ from backbones.errors import UserError
 from .core import IMAGENET_RGB, Converted, Preprocessing, Source, identify, under
 
 
-def _weights(contents: Dict[str, Any]) -> Mapping[str, Tensor]:
+def _weights(contents: dict[str, Any]) -> Mapping[str, Tensor]:
     return under(contents, "state_dict", "model")
 
 
@@ -43,11 +43,11 @@ def head_key(key: str) -> str:
     return key
 
 
-def is_detector(contents: Dict[str, Any]) -> bool:
+def is_detector(contents: dict[str, Any]) -> bool:
     return any(key.startswith(("neck.", "bbox_head.")) for key in _weights(contents))
 
 
-def convert_detector(contents: Dict[str, Any], preprocessing: Optional[Preprocessing] = None, config: str = "") -> Converted:
+def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | None = None, config: str = "") -> Converted:
     """A whole GFLV2 detector's file as ours: every tensor used, every weight of the model filled. It keeps taking RGB, as its config does.
 
     ``config``: the config whose model it is to fit; by default follows from the MAE-DET it holds. Raises UserError for a

@@ -5,9 +5,9 @@ What differs there from detectron2, and what becomes of it:
 - RetinaNet has no ReLU between P6 and P7, and clips boxes before overlapping ones are removed: `MMDetRetinaNet`.
 - Cascade R-CNN averages the logits of its three stages, where detectron2 averages probabilities, and has a mask head in each: they become
   `MMDetCascadeROIHeads`. Its boxes' deviations of 0.033 and 0.067 are not quite detectron2's 1/30 and 1/15: folded into the weights.
-- Classes run from 0 with the background last, in both; boxes are encoded alike. Versions before 2.0 did both otherwise, and are refused.
+- Classes run from 0, the background last, in both; boxes are encoded alike. Versions before 2.0 did both otherwise, and are refused.
 - Normalisation stands in MMDetection's config: RegNets there take BGR images, ResNets RGB; some RegNets RGB too. What the file says counts
-  (``--channels`` must agree), then ``--channels``, then this rule. First convolutions of RGB are turned, so that every converted file takes BGR.
+  (``--channels`` must agree), then ``--channels``, then this rule. First convolutions of RGB are turned, and every converted file takes BGR.
 """
 
 import importlib
@@ -15,7 +15,7 @@ import importlib.util
 import math
 import re
 from types import ModuleType
-from typing import Any, Dict, List, Mapping, Optional, Tuple
+from typing import Any, Mapping
 
 import torch
 from detectron2.config import CfgNode
@@ -28,9 +28,9 @@ from backbones.errors import UserError
 
 from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Network, Preprocessing, Source, compare, identify, under
 
-_BLOCKS_OF_DEPTH = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152, (2, 2, 2, 2): 18}
+_BLOCKS_OF_DEPTH: dict[tuple[int, ...], int] = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152, (2, 2, 2, 2): 18}
 # ours <- theirs, of layers that are the same
-_HEADS = [
+_HEADS: list[tuple[str, Any]] = [
     (r"rpn_head\.rpn_conv\.", "proposal_generator.rpn_head.conv."),
     (r"rpn_head\.rpn_cls\.", "proposal_generator.rpn_head.objectness_logits."),
     (r"rpn_head\.rpn_reg\.", "proposal_generator.rpn_head.anchor_deltas."),
@@ -45,7 +45,7 @@ _HEADS = [
     (r"bbox_head\.retina_cls\.", "head.cls_score."),
     (r"bbox_head\.retina_reg\.", "head.bbox_pred."),
 ]
-_RESNET = [
+_RESNET: list[tuple[str, Any]] = [
     (r"^conv1\.", "stem.conv1."),
     (r"^bn1\.", "stem.conv1.norm."),
     (r"^layer(\d)\.", lambda m: f"res{int(m[1]) + 1}."),
@@ -56,12 +56,12 @@ _RESNET = [
 ]
 
 
-def _weights(data: Dict[str, Any]) -> Mapping[str, Tensor]:
+def _weights(data: dict[str, Any]) -> Mapping[str, Tensor]:
     weights = under(data, "state_dict")
     return {key[len("backbone.") :] if key.startswith("backbone.") else key: value for key, value in weights.items()}
 
 
-def _library() -> Optional[ModuleType]:
+def _library() -> ModuleType | None:
     """mmdet, where it is installed with its operators."""
     if any(importlib.util.find_spec(module) is None for module in ("mmdet", "mmcv", "mmengine")):
         return None
@@ -71,7 +71,7 @@ def _library() -> Optional[ModuleType]:
         return None
 
 
-def network(name: str, options: Dict[str, Any]) -> Optional[Tuple[Network, str]]:
+def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
     """MMDetection's own RegNet, where it is installed."""
     mmdet = _library()
     if mmdet is None or options:
@@ -87,16 +87,16 @@ def network(name: str, options: Dict[str, Any]) -> Optional[Tuple[Network, str]]
 SOURCE = Source("MMDetection", "Apache-2.0", {"regnet": "mmdet"}, lambda name: IMAGENET_BGR, _weights, network)
 
 
-def is_detector(contents: Dict[str, Any]) -> bool:
+def is_detector(contents: dict[str, Any]) -> bool:
     return any(key.startswith(("neck.", "rpn_head.", "roi_head.", "bbox_head.")) for key in under(contents, "state_dict"))
 
 
-def _config_text(contents: Dict[str, Any]) -> str:
+def _config_text(contents: dict[str, Any]) -> str:
     meta = contents.get("meta")
     return next((meta[key] for key in ("cfg", "config") if isinstance(meta.get(key), str)), "") if isinstance(meta, dict) else ""
 
 
-def stated_preprocessing(contents: Dict[str, Any]) -> Optional[Preprocessing]:
+def stated_preprocessing(contents: dict[str, Any]) -> Preprocessing | None:
     """What the file itself says of its images: in buffers of its own, or in the config that MMDetection saves as text. It is not run."""
     weights, text = under(contents, "state_dict"), _config_text(contents)
     number = r"[\[(]\s*(\d+\.?\d*),\s*(\d+\.?\d*),\s*(\d+\.?\d*),?\s*[\])]"
@@ -113,14 +113,14 @@ def stated_preprocessing(contents: Dict[str, Any]) -> Optional[Preprocessing]:
     return Preprocessing("RGB" if rgb else "BGR", *values)
 
 
-def convert_detector(contents: Dict[str, Any], preprocessing: Optional[Preprocessing] = None, config: str = "") -> Converted:
+def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | None = None, config: str = "") -> Converted:
     """A whole detector's file as ours: every tensor used, every weight of the model filled.
 
     ``config``: the name or path of the config whose model it is to fit; by default it follows from the file. Raises UserError for a
     detector that is not supported, or where anything is unmatched, missing or of another shape.
     """
     meta = contents.get("meta")
-    version = re.match(r"[\w.+-]*", str(meta.get("mmdet_version", "")))[0] if isinstance(meta, dict) else ""
+    version = re.split(r"[^\w.+-]", str(meta.get("mmdet_version", "")))[0] if isinstance(meta, dict) else ""
     if version.startswith(("0.", "1.")):
         raise UserError(
             f"the file is of MMDetection {version}, whose classes and boxes are encoded otherwise: upgrade it there to 2.0 or later first"
@@ -189,7 +189,7 @@ def _words(p: Preprocessing) -> str:
     return f"{p.format} images of mean {list(p.pixel_mean)} and deviation {list(p.pixel_std)}"
 
 
-def _check_same(cfg: CfgNode, needed: CfgNode, keys: List[str], config: str) -> None:
+def _check_same(cfg: CfgNode, needed: CfgNode, keys: list[str], config: str) -> None:
     """Raises UserError where a config computes something else than the file's detector."""
     for key in keys:
         given, wanted = cfg, needed
@@ -199,7 +199,7 @@ def _check_same(cfg: CfgNode, needed: CfgNode, keys: List[str], config: str) -> 
             raise UserError(f"{config} has {key} {given}, where the file's detector needs {wanted}")
 
 
-def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: Dict[str, Tensor], flipped: bool) -> Dict[str, Any]:
+def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: dict[str, Tensor], flipped: bool) -> dict[str, Any]:
     """Backbone and FPN against MMDetection's own, where it is installed; heads are held to their places and shapes."""
     mmdet = _library()
     deformable = any("conv_offset" in key for key in weights)
@@ -214,7 +214,10 @@ def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: Dict[s
         else:
             backbone = mmdet.models.backbones.ResNet(**shared)
     else:
-        backbone = network(name, {})[0].module
+        own_network = network(name, {})
+        if own_network is None:
+            return {"run": False, "why": f"MMDetection has no {name}"}
+        backbone = own_network[0].module
     channels = [value.shape[1] for key, value in weights.items() if re.match(r"neck\.lateral_convs\.\d\.conv\.weight", key)]
     extra = {"start_level": 1, "add_extra_convs": "on_input"} if retinanet else {}
     neck = mmdet.models.necks.FPN(in_channels=([0] if retinanet else []) + channels, out_channels=256, num_outs=5, **extra)
@@ -225,7 +228,7 @@ def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: Dict[s
     return compare(Network(module, lambda image: neck(backbone(image))), f"mmdet {mmdet.__version__}", own, ours, flipped)
 
 
-def _base(weights: Mapping[str, Tensor]) -> Tuple[str, List[str]]:
+def _base(weights: Mapping[str, Tensor]) -> tuple[str, list[str]]:
     """(config, overrides) of the heads: kind of detector and number of classes."""
     regnet = weights.get("backbone.conv1.weight", torch.empty(0)).shape[-1:] == (3,)
     family = "RegNet" if regnet else "ResNet"
@@ -252,10 +255,10 @@ def _base(weights: Mapping[str, Tensor]) -> Tuple[str, List[str]]:
     return ("Base-RCNN-RegNet-FPN.yaml" if regnet else "Base-RCNN-FPN.yaml"), overrides
 
 
-def _regnet(backbone: Dict[str, Tensor]) -> Tuple[str, List[str], Dict[str, Tensor]]:
+def _regnet(backbone: dict[str, Tensor]) -> tuple[str, list[str], dict[str, Tensor]]:
     """(name, overrides, state dict)"""
     deformable = [f"layer{i}.0.conv2.conv_offset.weight" in backbone for i in (1, 2, 3, 4)]
-    options: Dict[str, Any] = {}
+    options: dict[str, Any] = {}
     overrides = []
     if any(deformable):
         offsets = backbone[f"layer{deformable.index(True) + 1}.0.conv2.conv_offset.weight"].shape[0]
@@ -268,7 +271,7 @@ def _regnet(backbone: Dict[str, Tensor]) -> Tuple[str, List[str], Dict[str, Tens
     return name, ["MODEL.REGNET.NAME", name, *overrides], ours
 
 
-def _resnet(backbone: Dict[str, Tensor], caffe: bool) -> Tuple[str, List[str], Dict[str, Tensor]]:
+def _resnet(backbone: dict[str, Tensor], caffe: bool) -> tuple[str, list[str], dict[str, Tensor]]:
     counts = tuple(len({key.split(".")[1] for key in backbone if key.startswith(f"layer{i}.")}) for i in (1, 2, 3, 4))
     depth = _BLOCKS_OF_DEPTH.get(counts)
     conv2 = backbone.get("layer1.0.conv2.weight")
@@ -303,7 +306,7 @@ def _head_key(key: str, cfg: CfgNode) -> str:
     return key
 
 
-def _reorder(model: Dict[str, Tensor], cfg: CfgNode, weights: Mapping[str, Tensor]) -> None:
+def _reorder(model: dict[str, Tensor], cfg: CfgNode, weights: Mapping[str, Tensor]) -> None:
     if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
         for layer in ("cls_score", "bbox_pred"):
             for leaf in ("weight", "bias"):
@@ -329,7 +332,7 @@ def _set_preprocessing(cfg: CfgNode, preprocessing: Preprocessing) -> None:
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = list(preprocessing.pixel_mean), list(preprocessing.pixel_std)
 
 
-def _check(model: Dict[str, Tensor], cfg: CfgNode) -> None:
+def _check(model: dict[str, Tensor], cfg: CfgNode) -> None:
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):

@@ -1,6 +1,6 @@
 """pycls (https://github.com/facebookresearch/pycls): RegNetX and RegNetY, the files of its MODEL_ZOO.md."""
 
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Mapping
 
 import detectron2
 from detectron2.modeling.backbone import regnet
@@ -11,15 +11,16 @@ from backbones import registry
 from .core import IMAGENET_BGR, Network, Source, under
 
 
-def _weights(data: Dict[str, Any]) -> Mapping[str, Tensor]:
+def _weights(data: dict[str, Any]) -> Mapping[str, Tensor]:
     # newer versions save the moving average beside the model, with the error of each
-    average, plain = (data.get(key) if isinstance(data.get(key), (int, float)) else 100.0 for key in ("ema_err", "test_err"))
+    errors = [data.get(key) for key in ("ema_err", "test_err")]
+    average, plain = (error if isinstance(error, (int, float)) else 100.0 for error in errors)
     if "ema_state" in data and average < plain:
         return under(data, "ema_state")
     return under(data, "model_state")
 
 
-def network(name: str, options: Dict[str, Any]) -> Optional[Tuple[Network, str]]:
+def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
     """detectron2's RegNet, which is pycls's under the same key names, with the classifier that the files have."""
     if options:
         return None

@@ -2,7 +2,7 @@
 
 import importlib.util
 import re
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 from .core import IMAGENET_RGB, Network, Preprocessing, Source, under
 
@@ -16,7 +16,7 @@ _VOVNETS = {
 }
 
 
-def own_name(name: str, options: Dict[str, Any]) -> Optional[str]:
+def own_name(name: str, options: dict[str, Any]) -> str | None:
     """timm's name of a network of ours: regnetx_032, regnety_008_tv, ese_vovnet39b; None where it has none."""
     match = re.fullmatch(r"RegNet([XY])-([\d.]+)([MG])F", name)
     if not match:
@@ -25,7 +25,7 @@ def own_name(name: str, options: Dict[str, Any]) -> Optional[str]:
     return f"regnet{match[1].lower()}_{hundreds:03d}" + ("_tv" if options.get("rounding") == "torchvision" else "")
 
 
-def network(name: str, options: Dict[str, Any]) -> Optional[Tuple[Network, str]]:
+def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
     """timm's own, with its classifier, where timm is installed and has it."""
     own = own_name(name, options)
     if importlib.util.find_spec("timm") is None or own is None:
@@ -34,7 +34,7 @@ def network(name: str, options: Dict[str, Any]) -> Optional[Tuple[Network, str]]
 
     if not timm.is_model(own):
         return None
-    module = timm.create_model(own)
+    module: Any = timm.create_model(own)
     return Network(module, lambda image: module.forward_intermediates(image, intermediates_only=True)[-4:]), f"timm {timm.__version__}"
 
 
@@ -45,9 +45,9 @@ def preprocessing(name: str) -> Preprocessing:
         return IMAGENET_RGB
     import timm
 
-    if not timm.is_model(own):
+    config = timm.get_pretrained_cfg(own) if timm.is_model(own) else None
+    if config is None:
         return IMAGENET_RGB
-    config = timm.get_pretrained_cfg(own)
     mean, std = (tuple(round(255 * value, 4) for value in values) for values in (config.mean, config.std))
     return Preprocessing("RGB", mean, std)
 

@@ -1,7 +1,7 @@
 """torchvision: RegNetX and RegNetY (three of them of other widths, see `backbones.regnet`) and MobileNetV2."""
 
 import re
-from typing import Any, Dict, Optional, Tuple
+from typing import Any
 
 import torchvision
 from torchvision.models.feature_extraction import create_feature_extractor
@@ -14,7 +14,7 @@ _NODES = {
 }
 
 
-def network(name: str, options: Dict[str, Any]) -> Optional[Tuple[Network, str]]:
+def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
     """torchvision's own, with its classifier."""
     own = "mobilenet_v2" if name == "MobileNetV2" else re.sub("[-.]", "_", name.lower().replace(".0gf", "gf"))
     own = own.replace("regnetx", "regnet_x").replace("regnety", "regnet_y")

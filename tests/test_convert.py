@@ -1,4 +1,4 @@
-"""Other projects' files: every network that an installed library shares with us converts and gives the same features; what cannot be is refused."""
+"""Other projects' files: each network that an installed library shares with us converts to the same features; what cannot be is refused."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The wheel alone, in an environment of its own, outside any checkout: the console command trains, evaluates, converts, searches and exports."""
+"""The wheel alone, in an environment of its own, outside any checkout: the command trains, evaluates, converts, searches and exports."""
 
 import json
 import os
@@ -104,3 +104,10 @@ def test_console_command(installed, tmp_path):
     assert "error: unknown config" in wrong.stderr.splitlines()[-1]
     wrong = backbones("convertt", code=2)
     assert "'convert'" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_import_explains_a_missing_opencv():
+    result = run(sys.executable, "-c", "import sys; sys.modules['cv2'] = None; import backbones", folder=ROOT)
+    last = result.stderr.splitlines()[-1]
+    assert result.returncode == 1 and "`pip install opencv-python`" in last and "opencv-python-headless" in last

@@ -3,7 +3,7 @@
 import importlib
 import os
 from types import ModuleType
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 from detectron2 import evaluation
@@ -18,7 +18,7 @@ from .classification import ClassificationEvaluator
 from .coco import EVALUATORS, FastCOCOEvaluator, is_installed
 
 
-def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: Optional[str] = None) -> evaluation.DatasetEvaluator:
+def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> evaluation.DatasetEvaluator:
     """The evaluator for a data set, after its metadata's ``evaluator_type``; results go to ``output_dir``, by default OUTPUT_DIR/inference.
 
     Raises UserError for an unknown type, or where its package is not installed.

@@ -1,7 +1,6 @@
 """Top-1 and top-5 of an image classifier."""
 
 from collections import OrderedDict
-from typing import Dict, List
 
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -11,7 +10,7 @@ class ClassificationEvaluator(DatasetEvaluator):
     """How often the class is the one of highest score, or among the five of highest, in percent; equal in any number of processes."""
 
     def reset(self) -> None:
-        self._correct: Dict[str, List[int]] = {}  # by image, so that one that two processes saw counts once
+        self._correct: dict[str, list[int]] = {}  # by image, so that one that two processes saw counts once
 
     def process(self, inputs, outputs) -> None:
         for given, found in zip(inputs, outputs):

@@ -1,4 +1,4 @@
-"""COCO's evaluation by faster-coco-eval, which gives pycocotools' numbers several times as fast, and by detectron2's where it is not installed."""
+"""COCO's evaluation by faster-coco-eval: pycocotools' numbers, several times as fast. Where it is not installed, detectron2's serves."""
 
 import contextlib
 import importlib.util
@@ -6,7 +6,7 @@ import io
 import itertools
 import json
 import os
-from typing import Any, Dict, List, Optional, Sequence
+from typing import Any, Sequence
 
 from detectron2.evaluation import COCOEvaluator
 
@@ -21,7 +21,7 @@ def is_installed() -> bool:
 
 
 def evaluate(
-    dataset: Dict[str, Any], results: List[Dict[str, Any]], task: str, sigmas: Sequence[float] = (), image_ids: Optional[Sequence] = None
+    dataset: dict[str, Any], results: list[dict[str, Any]], task: str, sigmas: Sequence[float] = (), image_ids: Sequence | None = None
 ) -> Any:
     """The summarized ``COCOeval`` of results in COCO's format: ``stats``, and ``eval["precision"]``.
 
@@ -77,7 +77,7 @@ class FastCOCOEvaluator(COCOEvaluator):
             self._results[task] = self._derive_coco_results(evaluation, task, class_names=self._metadata.get("thing_classes"))
 
 
-def _check_keypoints(dataset: Dict[str, Any], results: List[Dict[str, Any]], sigmas: Sequence[float]) -> None:
+def _check_keypoints(dataset: dict[str, Any], results: list[dict[str, Any]], sigmas: Sequence[float]) -> None:
     truth = next((len(a["keypoints"]) // 3 for a in dataset["annotations"] if "keypoints" in a), 0)
     found, wanted = len(results[0]["keypoints"]) // 3, len(sigmas) or 17
     if not truth == found == wanted:
