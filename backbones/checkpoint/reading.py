@@ -15,6 +15,7 @@ from iopath.common.download import download
 from iopath.common.file_io import file_lock, get_cache_dir
 
 from ..errors import UserError
+from ..upstream import REBUILD
 
 HEURISTICS = "matching_heuristics=True"  # what detectron2 takes behind the ? of a checkpoint's address
 _NUMERIC = re.compile(r"[biufc]\d{1,2}")
@@ -123,9 +124,7 @@ class _Inert:
 # what torch's own files are made of
 _TORCH_GLOBALS = {
     "collections.OrderedDict": OrderedDict,
-    "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
-    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
-    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+    **REBUILD,
     "torch.Size": torch.Size,
     "torch.device": torch.device,
 }

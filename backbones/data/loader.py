@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
-from detectron2.data.build import _train_loader_from_config
 from detectron2.data.detection_utils import SizeMismatchError
-from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSampler
+from detectron2.data.samplers import TrainingSampler
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from PIL import Image
 from torch.utils import data as torchdata
 
+from .. import upstream
 from ..errors import UserError
 
 # what Pillow and detectron2 raise of files that are missing, damaged, of another kind or of another size than stated
@@ -129,12 +129,7 @@ class TrainLoader:
     def go_to(self, seed: int, batch: int) -> None:
         """Of the run with this ``seed`` the batches from number ``batch`` on."""
         self.examples.seed = seed
-        sampler = self.batches.sampler
-        if isinstance(sampler, RandomSubsetTrainingSampler):
-            ratio = (len(sampler._indexes_subset) + 0.5) / sampler._size  # which is cut to a whole number of images
-            self.batches.sampler = RandomSubsetTrainingSampler(sampler._size, min(ratio, 1.0), seed_shuffle=seed, seed_subset=seed)
-        else:
-            sampler._seed = seed
+        self.batches.sampler = upstream.seeded(self.batches.sampler, seed)
         self.batches.start = batch
 
     def __iter__(self) -> Iterator[List[Dict[str, Any]]]:
@@ -151,7 +146,7 @@ class TrainLoader:
             raise UserError(f"a process that reads images was killed, as where memory or {_MORE_SHARED_MEMORY} ({error})") from error
         finally:  # at once, not when a process ends, which would wait for its workers
             if self.workers:
-                iterator._shutdown_workers()
+                upstream.stop_workers(iterator)
 
 
 _MORE_SHARED_MEMORY = (
@@ -203,7 +198,7 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) -> Train
     Raises UserError where no image is left to train on.
     """
     try:
-        parts = _train_loader_from_config(cfg, mapper)
+        parts = upstream.train_loader_parts(cfg, mapper)
     except AssertionError as error:
         if not str(error).startswith("No valid data"):
             raise

@@ -23,6 +23,7 @@ from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTrans
 from PIL import Image
 from torch import Tensor
 
+from ..upstream import turned
 from .annotations import run_lengths
 
 MAPPERS = ("detectron2", "exact", "fast")  # values of INPUT.MAPPER
@@ -161,7 +162,7 @@ def _read(path: str, fast: bool):
                 except ValueError:  # a damaged file: Pillow says how
                     f.seek(0)
                     image = Image.open(f)
-        image = utils._apply_exif_orientation(image)
+        image = turned(image)
         image.load()  # before the file is closed
         if image.mode != "RGB":
             image = image.convert("RGB")
