@@ -67,11 +67,11 @@ def plot(path: str, output: str, gmacs: Callable[[str], float]) -> None:
             left.scatter([v[0] for v in values if v[1]], [v[1] for v in values if v[1]], marker=marker, color=colour, label=f"{label}, {size}")
             right.scatter([v[2] for v in values], [v[0] for v in values], marker=marker, color=colour, label=f"{label}, {size}")
             if index == 0 and size == largest:
-                for latency, ap, gmacs, name in values:
+                for latency, ap, operations, name in values:
                     above = any(ap and other[1] and 0 < other[1] - ap < 0.5 for other in values)
                     if ap:
                         left.annotate(name, (latency, ap), fontsize=7, xytext=(6, -8 if above else 4), textcoords="offset points")
-                    right.annotate(name, (gmacs, latency), fontsize=7, xytext=(-6, 3), ha="right", textcoords="offset points")
+                    right.annotate(name, (operations, latency), fontsize=7, xytext=(-6, 3), ha="right", textcoords="offset points")
     left.set_xlabel("milliseconds an image")
     left.set_ylabel("published box AP")
     right.set_xlabel("multiply-adds / 1e9 of the bare backbone at 800x1344")

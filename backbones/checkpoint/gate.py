@@ -92,10 +92,10 @@ class GatedCheckpointer(DetectionCheckpointer):
 
     def get_checkpoint_file(self) -> str:
         """The last checkpoint, or where that was not written to its end, the last one that was."""
-        path = super().get_checkpoint_file()
+        path: str = super().get_checkpoint_file()
         if not path or "://" in path or _is_whole(path):
             return path
-        numbered = [p for p in self.get_all_checkpoint_files() if re.fullmatch(r"model_\d+\.pth", os.path.basename(p))]
+        numbered: List[str] = [p for p in self.get_all_checkpoint_files() if re.fullmatch(r"model_\d+\.pth", os.path.basename(p))]
         for other in sorted(numbered, reverse=True):
             if _is_whole(other):
                 logging.getLogger(__name__).warning(f"checkpoint {path!r} was not written to its end: going on from {other!r}")
@@ -110,7 +110,9 @@ class GatedCheckpointer(DetectionCheckpointer):
         local = fetch(path, self.path_manager) if "://" in path else path.partition("?")[0]
         if path and not self.path_manager.isfile(local):
             raise UserError(f"checkpoint {path!r} is not there")
-        return Checkpointer.load(self, local, checkpointables)  # detectron2's own would read the query, and not load again after a failure
+        # detectron2's own would read the query, and not load again after a failure
+        rest: Dict[str, Any] = Checkpointer.load(self, local, checkpointables)
+        return rest
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
         if resume and self.has_checkpoint():

@@ -57,9 +57,9 @@ TOLERANCES = {
 class Heatmaps(nn.Module):
     """A keypoint head that leaves its maps to `Runner`: the search for their peaks, one region after another, is for no other runtime."""
 
-    def __init__(self, head: nn.Module):
+    def __init__(self, head: BaseKeypointRCNNHead):
         super().__init__()
-        self.head = head
+        self.head: Any = head
 
     def forward(self, x: Tensor, instances: List[Instances]) -> List[Instances]:
         maps = self.head.layers(x)
@@ -70,7 +70,7 @@ class Heatmaps(nn.Module):
 class Traceable(nn.Module):
     """A detector as a function from an image (3, H, W) to the tensors that ``fields`` name, or from images (N, 3, H, W) to a backbone's features."""
 
-    def __init__(self, model: nn.Module, part: str):
+    def __init__(self, model: Any, part: str):
         super().__init__()
         self.model, self.part = model, part
         head = getattr(getattr(model, "roi_heads", None), "keypoint_head", None)
@@ -117,7 +117,7 @@ def _found(model: nn.Module, image: Tensor) -> Dict[str, Tensor]:
     return {**result, **extra}
 
 
-def describe(cfg: CfgNode, model: nn.Module, part: str) -> Dict[str, Any]:
+def describe(cfg: CfgNode, model: Any, part: str) -> Dict[str, Any]:
     """What whoever runs the file needs to know, beside the tensors' names."""
     from .. import __version__
 
@@ -235,9 +235,9 @@ def _write_onnx(traceable: Traceable, sample: Tensor, path: str, about: Dict[str
 
     axes = {0: "images", 2: "height", 3: "width"} if about["part"] == "backbone" else {1: "height", 2: "width"}
     # the exporter by trace, which takes whole detectors; since torch 2.9 it is not the default
-    options = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
-    names = {"input_names": ["image"], "output_names": list(traceable.fields), "dynamic_axes": {"image": axes}}
-    torch.onnx.export(traceable, (sample,), path, opset_version=OPSET, **names, **options)
+    options: Dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    options.update(input_names=["image"], output_names=list(traceable.fields), dynamic_axes={"image": axes})
+    torch.onnx.export(traceable, (sample,), path, opset_version=OPSET, **options)
     model = onnx.load(path)
     onnx.helper.set_model_props(model, {"backbones": json.dumps(about)})
     onnx.save(model, path)
