@@ -20,10 +20,7 @@ ELSEWHERE = {
     ("backbones/engine/hooks.py", "_NormBase"),
     ("backbones/engine/hooks.py", "_DropoutNd"),
     ("backbones/engine/lazy.py", "_get_node"),
-    ("backbones/fpn.py", "_do_register"),
-    ("backbones/lean.py", "_BatchNorm"),
-    ("backbones/shufflenetv2.py", "_BatchNorm"),
-    ("train_net.py", "_actions"),
+    ("backbones/tools/train.py", "_actions"),
 }
 
 

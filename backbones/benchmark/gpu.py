@@ -39,7 +39,7 @@ _PEAKS = {"H100 PCIe": (51, 756), "H100": (67, 989), "H200": (67, 989), "A100": 
 def suite(count: int, device: str = "cuda") -> Iterator[Dict[str, Any]]:
     """Every row, as it is measured: inference of one image of 800x1088, training with 4 of them."""
     if not device.startswith("cuda"):
-        raise UserError(f"--suite gpu on --device {device}: it needs a GPU, such as --device cuda")
+        raise UserError(f"--suite gpu on --device {device}: it needs a GPU, such as --device cuda", "device", "--device", "cuda")
     yield from rows(count, device, (800, 1088), images=4)
 
 

@@ -148,11 +148,11 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
     is refused. Raises UserError for a file that is missing, damaged, no checkpoint, or holds anything else; ``kind`` is what it calls it.
     """
     if not os.path.isfile(path):
-        raise UserError(f"{kind} {path!r} is not there")
+        raise UserError(f"{kind} {path!r} is not there", "missing-file")
     try:
         with open(path, "rb") as f:
             if f.read(512).lstrip()[:1] == b"<":
-                raise UserError(f"{kind} {path!r} is a web page, not a {kind}: the download went wrong")
+                raise UserError(f"{kind} {path!r} is a web page, not a {kind}: the download went wrong", "download")
         if path.endswith(".pkl"):
             with open(path, "rb") as f:
                 data = _arrays(_NumpyUnpickler(f, encoding="latin1").load(), {})
@@ -171,9 +171,9 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
         reason = " ".join(str(error).split())
         if "weights_only" in reason or "Unsupported" in reason:  # torch answers so to anything that is no file of tensors
             reason = "it is damaged, of another format, or holds Python objects, which are not loaded, as that can run any code: " + reason
-        raise UserError(f"{kind} {path!r} cannot be read ({os.path.getsize(path)} bytes): {reason[:300]}") from error
+        raise UserError(f"{kind} {path!r} cannot be read ({os.path.getsize(path)} bytes): {reason[:300]}", "bad-file") from error
     if not isinstance(data, dict):
-        raise UserError(f"{kind} {path!r} holds a {type(data).__name__}, not a dict")
+        raise UserError(f"{kind} {path!r} holds a {type(data).__name__}, not a dict", "bad-file")
     return data
 
 
@@ -209,4 +209,4 @@ def fetch(url: str, path_manager: Any) -> str:
     except UserError:
         raise
     except Exception as error:  # each of iopath's handlers has its own
-        raise UserError(f"checkpoint {url!r} cannot be downloaded: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"checkpoint {url!r} cannot be downloaded: {' '.join(str(error).split())[:300]}", "download") from error

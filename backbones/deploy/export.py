@@ -107,7 +107,9 @@ def _found(model: nn.Module, image: Tensor) -> Dict[str, Tensor]:
         images = ImageList.from_tensors([(image - model.pixel_mean) / model.pixel_std], model.backbone.size_divisibility)
         instances = model.proposal_generator(images, model.backbone(images.tensor), None)[0][0]
     else:
-        raise UserError(f"{type(model).__name__} cannot be exported as a whole: take its backbone, --part backbone")
+        raise UserError(
+            f"{type(model).__name__} cannot be exported as a whole: take its backbone, --part backbone", "unsupported", "--part", "backbone"
+        )
     fields = instances.get_fields()
     result = {}
     for name, field in FIELDS.items():
@@ -186,7 +188,8 @@ def export(
             if part == "detector" and "boxes" in traceable.fields and not len(found[0]):
                 raise UserError(
                     f"the detector finds nothing in the image at {x.shape[-2]}x{x.shape[-1]}: an export is traced and checked on an image in which "
-                    "it does, give another, or weights"
+                    "it does, give another, or weights",
+                    "data",
                 )
         about["fields"] = list(traceable.fields)
         with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(path))) as folder:
@@ -194,7 +197,9 @@ def export(
             try:
                 _WRITERS[kind](traceable, sample, temporary, about)
             except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-                raise UserError(f"{type(model).__name__} cannot be exported to {kind}: {' '.join(str(error).split())[-300:]}") from error
+                raise UserError(
+                    f"{type(model).__name__} cannot be exported to {kind}: {' '.join(str(error).split())[-300:]}", "unsupported"
+                ) from error
             runner = Runner(temporary)
             differences: Dict[str, float] = {}
             for x, expected in zip((sample, other), before):
@@ -222,7 +227,11 @@ def check_packages(kind: str) -> None:
     needed = {"torchscript": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "onnxruntime", "openvino")}[kind]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"format {kind} needs a package that is not installed: pip install {' '.join(missing)}")
+        raise UserError(
+            f"format {kind} needs a package that is not installed: pip install {' '.join(missing)}",
+            "missing-package",
+            suggestion=" ".join(missing),
+        )
 
 
 def _write_torchscript(traceable: Traceable, sample: Tensor, path: str, about: Dict[str, Any]) -> None:
@@ -264,7 +273,8 @@ def _compare(expected: Dict[str, Tensor], found: Dict[str, Tensor], part: str, t
         for name, value in expected.items():
             if value.shape != found[name].shape:
                 raise UserError(
-                    f"the exported {name} is {tuple(found[name].shape)}, where the model's is {tuple(value.shape)}: it is not written"
+                    f"the exported {name} is {tuple(found[name].shape)}, where the model's is {tuple(value.shape)}: it is not written",
+                    "mismatch",
                 )
             differences[name] = ((value - found[name]).abs().max() / value.abs().max().clamp(min=1e-12)).item()
         _refuse({name: value for name, value in differences.items() if not value <= tolerance.features})
@@ -272,7 +282,8 @@ def _compare(expected: Dict[str, Tensor], found: Dict[str, Tensor], part: str, t
     pairs = match(expected, found, tolerance)
     if len(pairs) < tolerance.agreeing * max(len(expected["boxes"]), len(found["boxes"])):
         raise UserError(
-            f"of {len(expected['boxes'])} detections and the exported file's {len(found['boxes'])} only {len(pairs)} agree: it is not written"
+            f"of {len(expected['boxes'])} detections and the exported file's {len(found['boxes'])} only {len(pairs)} agree: it is not written",
+            "mismatch",
         )
     ours, theirs = pairs.unbind(dim=1)
     differences = {name: (expected[name][ours] - found[name][theirs]).abs().max().item() for name in ("boxes", "scores") if name in expected}
@@ -308,4 +319,4 @@ def match(expected: Dict[str, Tensor], found: Dict[str, Tensor], tolerance: Tole
 def _refuse(differences: Dict[str, float]) -> None:
     if differences:
         name, value = max(differences.items(), key=lambda item: item[1])
-        raise UserError(f"the exported {name} differs from the model's by {value:.3g}, more than is allowed: it is not written")
+        raise UserError(f"the exported {name} differs from the model's by {value:.3g}, more than is allowed: it is not written", "mismatch")

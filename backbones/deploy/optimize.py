@@ -179,7 +179,7 @@ def _to_float32(value):
 
 def _to_bfloat16(model: nn.Module) -> None:
     if not hasattr(model, "backbone"):
-        raise UserError("bfloat16 is for whole detectors: this model has no backbone")
+        raise UserError("bfloat16 is for whole detectors: this model has no backbone", "unsupported")
     for name in _HEAVY:
         outer, _, leaf = name.rpartition(".")
         try:

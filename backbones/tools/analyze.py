@@ -58,7 +58,7 @@ def _deform_conv(inputs, outputs) -> Counter:
 def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts: Sequence[str] = ()) -> Dict[str, Dict[str, Any]]:
     """For each part: its ``parameters``, ``with_affine``, and for networks ``size`` (height, width counted), ``gmacs_conv``, ``gmacs_all`` and ``activations``."""
     if is_backbone:
-        parts = {name: registry.create(name)}
+        parts: Dict[str, Any] = {name: registry.create(name)}
         networks = {name}
     else:
         front = open_config(name, opts)
