@@ -30,7 +30,7 @@ def write_whole(path: str, text: str) -> None:
         with replacing(path) as partial, open(partial, "w") as f:
             f.write(text)
     except OSError as error:
-        raise UserError(f"{path!r} cannot be written: {error.strerror}") from error
+        raise UserError(f"{path!r} cannot be written: {error.strerror}", "cannot-write") from error
 
 
 def sha256(path: str) -> str:

@@ -1,7 +1,7 @@
 """The time of functions that run in turn."""
 
 import time
-from typing import Callable, Dict, List
+from typing import Callable, Dict, List, Mapping
 
 import torch
 
@@ -16,7 +16,7 @@ def seconds(function: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def interleaved(functions: Dict[str, Callable[[], object]], pairs: int, warmup: int = 1) -> Dict[str, List[float]]:
+def interleaved(functions: Mapping[str, Callable[[], object]], pairs: int, warmup: int = 1) -> Dict[str, List[float]]:
     """The seconds of each function in so many rounds, in each of which all run, forth in one and back in the next."""
     names = list(functions)
     for _ in range(warmup):

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from functools import partial
 from typing import Any, Dict, Iterator
 
 import numpy as np
@@ -64,5 +65,5 @@ def _rows(count: int) -> Iterator[Dict[str, Any]]:
             for kind in ("exact", "fast"):
                 cfg.INPUT.MAPPER = kind
                 mappers[kind] = FasterMapper(cfg, is_train=True)
-            times = pairs.interleaved({kind: (lambda m=mapper: m(record)) for kind, mapper in mappers.items()}, 4 * count)
+            times = pairs.interleaved({kind: partial(mapper, record) for kind, mapper in mappers.items()}, 4 * count)
             yield from pairs.rows_of(f"data/{task}/800x1067", times, "detectron2", **about)

@@ -36,14 +36,14 @@ def config(name: str, norm: str = "BN", device: str = "cpu") -> CfgNode:
     return cfg
 
 
-def detector(name: str, device: str = "cpu", norm: str = "BN") -> nn.Module:
+def detector(name: str, device: str = "cpu", norm: str = "BN") -> Any:
     """The model of a config, in evaluation mode."""
     torch.manual_seed(0)
     model = build_model(config(name, norm, device))
     return _ready(model, device)
 
 
-def _ready(model: nn.Module, device: str) -> nn.Module:
+def _ready(model: Any, device: str) -> Any:
     _settle(model.backbone, device)
     model.eval()
     _spread(model, lambda: model(image_for((320, 320), device)))
@@ -59,7 +59,7 @@ def _settle(network: nn.Module, device: str) -> None:
     network.eval()
 
 
-def _spread(model: nn.Module, run: Callable[[], object]) -> None:
+def _spread(model: Any, run: Callable[[], object]) -> None:
     """Scores as far apart as a trained detector's, so that there is something to suppress and to draw, and as much of it in all detectors."""
     for name, module in model.named_modules():
         if not name.endswith(("box_predictor.cls_score", "classification_head.cls_logits", "head.cls_score")):
@@ -84,8 +84,9 @@ class TimmBackbone(Backbone):
         super().__init__()
         import timm
 
-        self.network = timm.create_model(name, features_only=True, out_indices=None)
-        info = [(f["num_chs"], f["reduction"]) for f in self.network.feature_info.get_dicts()]
+        network: Any = timm.create_model(name, features_only=True, out_indices=None)
+        self.network = network
+        info = [(f["num_chs"], f["reduction"]) for f in network.feature_info.get_dicts()]
         self._shapes = {f"res{i}": info[[r for _, r in info].index(2**i)] for i in (2, 3, 4, 5)}
         self._index = {name: [r for _, r in info].index(stride) for name, (_, stride) in self._shapes.items()}
 
@@ -97,7 +98,7 @@ class TimmBackbone(Backbone):
         return {name: ShapeSpec(channels=c, stride=s) for name, (c, s) in self._shapes.items()}
 
 
-def with_timm(config_name: str, timm_name: str, device: str = "cpu") -> nn.Module:
+def with_timm(config_name: str, timm_name: str, device: str = "cpu") -> Any:
     """A config's detector whose backbone is timm's."""
     torch.manual_seed(0)
     cfg = config(config_name, device=device)

@@ -25,7 +25,7 @@ def made_up(images: int, detections: int, task: str, seed: int = 0) -> Tuple[Dic
         return {"size": runs["size"], "counts": runs["counts"].decode()}
 
     for image in range(1, images + 1):
-        own = []
+        own: List[Dict[str, Any]] = []
         for _ in range(rng.integers(0, 12)):
             w, h = np.exp(rng.normal(4, 1, 2)).clip(4, 400)
             x, y = rng.uniform(0, 640 - w), rng.uniform(0, 480 - h)

@@ -39,14 +39,16 @@ _PEAKS = {"H100 PCIe": (51, 756), "H100": (67, 989), "H200": (67, 989), "A100": 
 def suite(count: int, device: str = "cuda") -> Iterator[Dict[str, Any]]:
     """Every row, as it is measured: inference of one image of 800x1088, training with 4 of them."""
     if not device.startswith("cuda"):
-        raise UserError(f"--suite gpu on --device {device}: it needs a GPU, such as --device cuda")
+        raise UserError(f"--suite gpu on --device {device}: it needs a GPU, such as --device cuda", "device", "--device", "cuda")
     yield from rows(count, device, (800, 1088), images=4)
 
 
 def rows(count: int, device: str, size: Tuple[int, int], images: int, ways=tuple(WAYS)) -> Iterator[Dict[str, Any]]:
     about = {key: value for key, value in pairs.about(device).items() if key != "precision"}
     for training in (False, True):
-        functions, operations, peaks = {}, {}, {}
+        functions: Dict[str, Callable[[], object]] = {}
+        operations: Dict[str, float] = {}
+        peaks: Dict[str, int] = {}
         inputs = batch(size, device, images, training)
         for name in (REFERENCE, *(f"{name}/{way}" for name in NAMES for way in ways)):
             network, _, way = name.partition("/") if name != REFERENCE else ("R-50", "", "plain")
@@ -90,7 +92,7 @@ def batch(size: Tuple[int, int], device: str, images: int, training: bool):
     return records
 
 
-def as_asked(network: str, way: str, device: str, training: bool, size: Tuple[int, int]) -> nn.Module:
+def as_asked(network: str, way: str, device: str, training: bool, size: Tuple[int, int]) -> Any:
     dtype, memory_format, kept, compiled = WAYS[way]
     model = detectors.detector(detectors.FASTER[network], device, norm="FrozenBN" if training else "BN")
     if training:

@@ -3,7 +3,8 @@
 import os
 import statistics
 import tempfile
-from typing import Any, Dict, Iterator, List, Tuple
+from functools import partial
+from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
 import torch
@@ -28,12 +29,8 @@ PEERS = (
 CONFIGS = {**detectors.FASTER, "mask_R-50": detectors.MASK, "retinanet_R-50": detectors.RETINANET}
 
 
-def _call(model, inputs):
-    def run():
-        with torch.inference_mode():
-            model(inputs)
-
-    return run
+def _call(model: Callable[[Any], object], inputs: Any) -> Callable[[], object]:
+    return torch.inference_mode()(partial(model, inputs))
 
 
 def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
@@ -60,7 +57,7 @@ def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
         yield from _peers(count, size, device, about)
 
 
-def parts(model: nn.Module, inputs: List[Dict[str, Any]], rounds: int = 7) -> Dict[str, float]:
+def parts(model: Any, inputs: List[Dict[str, Any]], rounds: int = 7) -> Dict[str, float]:
     """The share of each part of a Faster R-CNN in its time: medians over so many rounds."""
     marked = {
         "backbone": model.backbone.bottom_up,
@@ -117,14 +114,14 @@ def _exports(count: int, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
             for size in SIZES:
                 x = detectors.image_for(size)[0]["image"][None]
                 optimized = optimize(model, size=size)
-                functions = {kind: (lambda r=runner: r.run(x)) for kind, runner in runners.items()}
+                functions: Dict[str, Any] = {kind: partial(runner.run, x) for kind, runner in runners.items()}
                 functions["optimized"] = _features(optimized, x)
                 functions["eager"] = _features(model, x)
                 times = pairs.interleaved(functions, count)
                 yield from pairs.rows_of(f"export/{name}/{size[0]}x{size[1]}", times, "eager", **about)
 
 
-def _features(model: nn.Module, x: torch.Tensor):
+def _features(model: Any, x: torch.Tensor):
     def run():
         with torch.inference_mode():
             model.backbone((x - model.pixel_mean) / model.pixel_std)

@@ -18,7 +18,7 @@ def read(path: str) -> List[Dict[str, Any]]:
             raise ValueError("its runs are no rows")
         return rows
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path!r} is no file of the benchmark: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path!r} is no file of the benchmark: {' '.join(str(error).split())[:200]}", "bad-file") from error
 
 
 def by_place(rows: List[Dict[str, Any]]) -> Dict[Tuple, List[Dict[str, Any]]]:
@@ -39,7 +39,7 @@ def _check(row: Dict[str, Any]) -> None:
     ]
     times = isinstance(seconds, list) and all(type(s) in (int, float) and 0 < s < math.inf for s in seconds)
     if not all(isinstance(word, str) for word in words) or type(row.get("threads")) is not int or not times:
-        raise UserError(f"a row is not as the benchmark writes it: {str(row)[:200]!r}")
+        raise UserError(f"a row is not as the benchmark writes it: {str(row)[:200]!r}", "bad-file")
 
 
 def plot(path: str, output: str, gmacs: Callable[[str], float]) -> None:
@@ -55,7 +55,7 @@ def plot(path: str, output: str, gmacs: Callable[[str], float]) -> None:
             ap = zoo.published(FASTER[match[1]]).get("published_ap", {}).get("box")
             points.append((match[1], match[2], row["seconds"], ap))
     if not points:
-        raise UserError(f"{path!r} has no rows of --suite inference")
+        raise UserError(f"{path!r} has no rows of --suite inference", "data")
     work = {name: gmacs(FASTER[name]) for name in {p[0] for p in points}}
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -67,11 +67,11 @@ def plot(path: str, output: str, gmacs: Callable[[str], float]) -> None:
             left.scatter([v[0] for v in values if v[1]], [v[1] for v in values if v[1]], marker=marker, color=colour, label=f"{label}, {size}")
             right.scatter([v[2] for v in values], [v[0] for v in values], marker=marker, color=colour, label=f"{label}, {size}")
             if index == 0 and size == largest:
-                for latency, ap, gmacs, name in values:
+                for latency, ap, operations, name in values:
                     above = any(ap and other[1] and 0 < other[1] - ap < 0.5 for other in values)
                     if ap:
                         left.annotate(name, (latency, ap), fontsize=7, xytext=(6, -8 if above else 4), textcoords="offset points")
-                    right.annotate(name, (gmacs, latency), fontsize=7, xytext=(-6, 3), ha="right", textcoords="offset points")
+                    right.annotate(name, (operations, latency), fontsize=7, xytext=(-6, 3), ha="right", textcoords="offset points")
     left.set_xlabel("milliseconds an image")
     left.set_ylabel("published box AP")
     right.set_xlabel("multiply-adds / 1e9 of the bare backbone at 800x1344")

@@ -15,7 +15,7 @@ from .report import PARTIAL
 def check_meant_for(model: nn.Module, checkpoint: Dict[str, Any], path: str) -> None:
     """Raises UserError for weights that were trained with other images, or in another network of the same shapes: only the AP would tell."""
     for reason in (*_of_images(model, checkpoint.get("preprocessing")), *_of_conventions(model, checkpoint), *_of_released(model, checkpoint)):
-        raise UserError(f"checkpoint {path!r} {reason}. {PARTIAL}")
+        raise UserError(f"checkpoint {path!r} {reason}. {PARTIAL}", "misfit-weights")
 
 
 def _of_images(model: nn.Module, stated: Any) -> Iterator[str]:

@@ -63,7 +63,7 @@ class GatedCheckpointer(DetectionCheckpointer):
                 torch.save(data, f)
         except (OSError, RuntimeError) as error:  # torch's writer has its own words for a full disk
             raise UserError(
-                f"checkpoint {path!r} cannot be written: {' '.join(str(error).split())[:200]}. The earlier ones are whole"
+                f"checkpoint {path!r} cannot be written: {' '.join(str(error).split())[:200]}. The earlier ones are whole", "cannot-write"
             ) from error
         if tag:
             self.tag_last_checkpoint(f"{name}.pth")
@@ -92,10 +92,10 @@ class GatedCheckpointer(DetectionCheckpointer):
 
     def get_checkpoint_file(self) -> str:
         """The last checkpoint, or where that was not written to its end, the last one that was."""
-        path = super().get_checkpoint_file()
+        path: str = super().get_checkpoint_file()
         if not path or "://" in path or _is_whole(path):
             return path
-        numbered = [p for p in self.get_all_checkpoint_files() if re.fullmatch(r"model_\d+\.pth", os.path.basename(p))]
+        numbered: List[str] = [p for p in self.get_all_checkpoint_files() if re.fullmatch(r"model_\d+\.pth", os.path.basename(p))]
         for other in sorted(numbered, reverse=True):
             if _is_whole(other):
                 logging.getLogger(__name__).warning(f"checkpoint {path!r} was not written to its end: going on from {other!r}")
@@ -109,8 +109,10 @@ class GatedCheckpointer(DetectionCheckpointer):
         self._averaged = checkpointables is not None or "trainer" not in self.checkpointables
         local = fetch(path, self.path_manager) if "://" in path else path.partition("?")[0]
         if path and not self.path_manager.isfile(local):
-            raise UserError(f"checkpoint {path!r} is not there")
-        return Checkpointer.load(self, local, checkpointables)  # detectron2's own would read the query, and not load again after a failure
+            raise UserError(f"checkpoint {path!r} is not there", "missing-file", "MODEL.WEIGHTS")
+        # detectron2's own would read the query, and not load again after a failure
+        rest: Dict[str, Any] = Checkpointer.load(self, local, checkpointables)
+        return rest
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
         if resume and self.has_checkpoint():
@@ -121,7 +123,9 @@ class GatedCheckpointer(DetectionCheckpointer):
             if "trainer" in self.checkpointables and "trainer" not in self._found:
                 raise UserError(
                     f"--resume: {path!r}, the last checkpoint of {self.save_dir!r}, holds weights but not how far training had come: "
-                    "begin with it by MODEL.WEIGHTS, without --resume"
+                    "begin with it by MODEL.WEIGHTS, without --resume",
+                    "resume",
+                    "--resume",
                 )
             return rest
         return self.load(path, checkpointables=[])
@@ -134,7 +138,7 @@ class GatedCheckpointer(DetectionCheckpointer):
                 raise
             if os.path.abspath(filename).startswith(os.path.abspath(get_cache_dir())) and os.path.isfile(filename):
                 os.remove(filename)  # so that the next run downloads it again
-            raise UserError(f"{error} (downloaded from {self._loading})") from error
+            raise UserError(f"{error} (downloaded from {self._loading})", error.code) from error
         self._found = set(data)
         average = data.pop("ema", None) if self._averaged else None
         if isinstance(average, dict):
@@ -142,12 +146,14 @@ class GatedCheckpointer(DetectionCheckpointer):
             data["model"] = {key[len("module.") :]: value for key, value in average.items() if key.startswith("module.")}
         weights = data["model"]
         if not isinstance(weights, dict):
-            raise UserError(f"checkpoint {filename!r}: 'model' is a {type(weights).__name__}, not a state dict")
+            raise UserError(f"checkpoint {filename!r}: 'model' is a {type(weights).__name__}, not a state dict", "bad-file")
         for key, value in weights.items():
             if not isinstance(key, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
                 known = next((name for name in ("state_dict", "model_state", "model_state_dict") if name in weights), None)
                 hint = f": its weights stand under {known!r}, which is another project's layout" if known else ""
-                raise UserError(f"checkpoint {filename!r} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor{hint}")
+                raise UserError(
+                    f"checkpoint {filename!r} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor{hint}", "bad-file"
+                )
         return data
 
     def _interpret(self, filename: str, data: Dict[str, Any]) -> Dict[str, Any]:
@@ -160,7 +166,7 @@ class GatedCheckpointer(DetectionCheckpointer):
             return {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
         if filename.endswith(".pyth"):  # pycls
             if "model_state" not in data:
-                raise UserError(f"checkpoint {filename!r} has no 'model_state', which files of pycls have")
+                raise UserError(f"checkpoint {filename!r} has no 'model_state', which files of pycls have", "bad-file")
             return {"model": data["model_state"], "__author__": "pycls", "matching_heuristics": True}
         alone = next((key for key in ("ema", "model_ema") if "model" not in data and isinstance(data.get(key), dict)), None)
         data = dict(data) if "model" in data else {"model": data[alone] if alone else data}
@@ -168,7 +174,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         if query == HEURISTICS:
             data["matching_heuristics"] = True
         elif query and not self._loading.startswith(("http://", "https://")):  # a server's own query is the server's
-            raise UserError(f"checkpoint {self._loading!r}: unknown query {query!r}. Allowed: {HEURISTICS!r}")
+            raise UserError(f"checkpoint {self._loading!r}: unknown query {query!r}. Allowed: {HEURISTICS!r}", "value", "MODEL.WEIGHTS")
         return data
 
     def _load_model(self, checkpoint: Dict[str, Any]) -> Any:
@@ -184,7 +190,9 @@ class GatedCheckpointer(DetectionCheckpointer):
         try:
             incompatible = super()._load_model(checkpoint)
         except RuntimeError as error:  # torch refuses what only it can compare
-            raise UserError(f"checkpoint {self._loading!r} does not fit the model: {' '.join(str(error).split())[:300]}") from error
+            raise UserError(
+                f"checkpoint {self._loading!r} does not fit the model: {' '.join(str(error).split())[:300]}", "misfit-weights"
+            ) from error
         # counters of batches are no weights, preprocessing is the config's, and Detectron folded its statistics into the affine weights
         ignored = re.compile(
             r"(.*\.num_batches_tracked|pixel_mean|pixel_std|.*anchor_generator\..*" + (r"|.*\.running_(mean|var)" if from_caffe2 else "") + ")$"

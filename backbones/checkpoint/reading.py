@@ -6,7 +6,7 @@ import pickle
 import re
 import types
 from collections import OrderedDict
-from typing import Any, Dict, Sequence
+from typing import Any, Dict, Sequence, Union
 from urllib.parse import urlparse
 
 import numpy as np
@@ -15,6 +15,7 @@ from iopath.common.download import download
 from iopath.common.file_io import file_lock, get_cache_dir
 
 from ..errors import UserError
+from ..upstream import REBUILD
 
 HEURISTICS = "matching_heuristics=True"  # what detectron2 takes behind the ? of a checkpoint's address
 _NUMERIC = re.compile(r"[biufc]\d{1,2}")
@@ -23,42 +24,42 @@ _NUMERIC = re.compile(r"[biufc]\d{1,2}")
 class _DType:
     """What stands for ``numpy.dtype`` in a pickle: numbers alone, as numpy's own takes any state that a file gives it, and may crash."""
 
-    def __init__(self, name: str, *_):
+    def __init__(self, name: Any, *_: Any):
         name = name.decode("latin1") if isinstance(name, bytes) else name
         if not (isinstance(name, str) and _NUMERIC.fullmatch(name)):
             raise pickle.UnpicklingError(f"it holds an array of {name!r}, not of numbers")
         self.name, self.order = name, "="
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         if state[1] not in ("<", ">", "=", "|"):
             raise pickle.UnpicklingError(f"unknown byte order {state[1]!r}")
         self.order = state[1]
 
-    def numpy(self) -> np.dtype:
+    def numpy(self) -> "np.dtype[Any]":
         return np.dtype(self.order + self.name)
 
 
 class _Array:
     """What stands for an array until its bytes are read: numpy's ``_reconstruct``, and the state that follows it."""
 
-    def __init__(self, *_):
-        self.value = None
+    def __init__(self, *_: Any):
+        self.value: Any = None
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: Any) -> None:
         _, shape, dtype, fortran, data = state
         self.value = _read_array(_bytes(data), dtype, shape, "F" if fortran else "C")
 
 
-def _read_array(data: bytes, dtype: _DType, shape, order: str) -> np.ndarray:
+def _read_array(data: bytes, dtype: _DType, shape: Any, order: Any) -> Any:
     array = np.frombuffer(data, dtype.numpy()).reshape(shape, order=order)
     return np.array(array, dtype=array.dtype.newbyteorder("="), order=order)  # the file's is read-only, and torch knows one byte order
 
 
-def _bytes(data) -> bytes:
+def _bytes(data: Union[str, bytes]) -> bytes:
     return data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as strings
 
 
-def _scalar(dtype: _DType, data) -> np.generic:
+def _scalar(dtype: _DType, data: Union[str, bytes]) -> Any:
     return np.frombuffer(_bytes(data), dtype.numpy())[0]
 
 
@@ -67,7 +68,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
 
 
 # all that files of detectron2's and Detectron's zoos are made of, beside the builtin containers
-_STAND_INS = {
+_STAND_INS: Dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "numpy.ndarray": _Array,
     "numpy.dtype": _DType,
@@ -80,7 +81,7 @@ _STAND_INS = {
 
 
 class _NumpyUnpickler(pickle._Unpickler):  # the one in Python: the other makes room for as many objects as a file says that it has
-    def find_class(self, module, name):
+    def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # numpy 2's name for the same
         if full not in _STAND_INS:
             raise pickle.UnpicklingError(f"it holds code: {module}.{name}")
@@ -104,28 +105,19 @@ def _arrays(data: Any, known: Dict[int, Any]) -> Any:
 class _Inert:
     """What stands for an object of a package whose files are read for their tensors alone: it takes everything and does nothing."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args: Any, **kwargs: Any):
         pass
 
-    def __setstate__(self, state):
+    def _take(self, *args: Any) -> None:
         pass
 
-    def __setitem__(self, key, value):
-        pass
-
-    def append(self, value):
-        pass
-
-    def extend(self, values):
-        pass
+    __setstate__ = __setitem__ = append = extend = _take
 
 
 # what torch's own files are made of
-_TORCH_GLOBALS = {
+_TORCH_GLOBALS: Dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
-    "torch._utils._rebuild_tensor": torch._utils._rebuild_tensor,
-    "torch._utils._rebuild_tensor_v2": torch._utils._rebuild_tensor_v2,
-    "torch._utils._rebuild_parameter": torch._utils._rebuild_parameter,
+    **REBUILD,
     "torch.Size": torch.Size,
     "torch.device": torch.device,
 }
@@ -136,7 +128,7 @@ def _pickle_module(inert: Sequence[str]) -> types.SimpleNamespace:
     """A ``pickle`` for `torch.load` that knows tensors, and takes objects of the ``inert`` packages for `_Inert` ones."""
 
     class Unpickler(pickle._Unpickler):
-        def find_class(self, module, name):
+        def find_class(self, module: str, name: str) -> Any:
             full = f"{module}.{name}"
             if full in _TORCH_GLOBALS:
                 return _TORCH_GLOBALS[full]
@@ -156,11 +148,11 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
     is refused. Raises UserError for a file that is missing, damaged, no checkpoint, or holds anything else; ``kind`` is what it calls it.
     """
     if not os.path.isfile(path):
-        raise UserError(f"{kind} {path!r} is not there")
+        raise UserError(f"{kind} {path!r} is not there", "missing-file")
     try:
         with open(path, "rb") as f:
             if f.read(512).lstrip()[:1] == b"<":
-                raise UserError(f"{kind} {path!r} is a web page, not a {kind}: the download went wrong")
+                raise UserError(f"{kind} {path!r} is a web page, not a {kind}: the download went wrong", "download")
         if path.endswith(".pkl"):
             with open(path, "rb") as f:
                 data = _arrays(_NumpyUnpickler(f, encoding="latin1").load(), {})
@@ -179,9 +171,9 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
         reason = " ".join(str(error).split())
         if "weights_only" in reason or "Unsupported" in reason:  # torch answers so to anything that is no file of tensors
             reason = "it is damaged, of another format, or holds Python objects, which are not loaded, as that can run any code: " + reason
-        raise UserError(f"{kind} {path!r} cannot be read ({os.path.getsize(path)} bytes): {reason[:300]}") from error
+        raise UserError(f"{kind} {path!r} cannot be read ({os.path.getsize(path)} bytes): {reason[:300]}", "bad-file") from error
     if not isinstance(data, dict):
-        raise UserError(f"{kind} {path!r} holds a {type(data).__name__}, not a dict")
+        raise UserError(f"{kind} {path!r} holds a {type(data).__name__}, not a dict", "bad-file")
     return data
 
 
@@ -202,7 +194,7 @@ def fetch(url: str, path_manager: Any) -> str:
     bare, _, query = url.partition("?")
     try:
         if not url.startswith(("http://", "https://")):
-            path = path_manager.get_local_path(bare)
+            path: str = path_manager.get_local_path(bare)
             if not os.path.isfile(path):
                 raise FileNotFoundError("no such file, or no such kind of address")
             return path
@@ -217,4 +209,4 @@ def fetch(url: str, path_manager: Any) -> str:
     except UserError:
         raise
     except Exception as error:  # each of iopath's handlers has its own
-        raise UserError(f"checkpoint {url!r} cannot be downloaded: {' '.join(str(error).split())[:300]}") from error
+        raise UserError(f"checkpoint {url!r} cannot be downloaded: {' '.join(str(error).split())[:300]}", "download") from error

@@ -68,7 +68,8 @@ class LoadReport:
             if strange:
                 raise UserError(
                     f"checkpoint {self.path!r} is of a network with batch norms, whose statistics ({strange[0]}, ...) have no place in "
-                    f"this one's norms: set the backbone's NORM to FrozenBN, BN or SyncBN, or MODEL.WEIGHTS ''. {PARTIAL}"
+                    f"this one's norms: set the backbone's NORM to FrozenBN, BN or SyncBN, or MODEL.WEIGHTS ''. {PARTIAL}",
+                    "misfit-weights",
                 )
         parts = [require] if require == "backbone" else []
         keys = self.unfilled(*parts)
@@ -78,5 +79,6 @@ class LoadReport:
         shapes = {key: f" (file {file}, model {own})" for key, file, own in self.mismatched}
         raise UserError(
             f"checkpoint {self.path!r} does not fit: {len(keys)} of {len(total)} weights of the {'backbone' if parts else 'model'} would keep "
-            f"their initial values, the first is {keys[0]}{shapes.get(keys[0], '')}. {hint}{PARTIAL}"
+            f"their initial values, the first is {keys[0]}{shapes.get(keys[0], '')}. {hint}{PARTIAL}",
+            "misfit-weights",
         )

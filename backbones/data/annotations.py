@@ -58,11 +58,11 @@ REQUIRED = {
 def parse(path: str, what: str) -> Any:
     """The content of a JSON file. Raises UserError, which calls it ``what``."""
     if not os.path.isfile(path):
-        raise UserError(f"{what} {path!r} is not there")
+        raise UserError(f"{what} {path!r} is not there", "missing-file")
     try:
         return read_json(path)
     except ValueError as error:
-        raise UserError(f"{what} {path!r} is not JSON: {error}") from error
+        raise UserError(f"{what} {path!r} is not JSON: {error}", "bad-file") from error
 
 
 def read(path: str, what: str = "annotation file") -> Dict[str, List[Any]]:
@@ -73,12 +73,12 @@ def read(path: str, what: str = "annotation file") -> Dict[str, List[Any]]:
     content = parse(path, what)
     missing = [key for key in FIELDS if not isinstance(content, dict) or key not in content]
     if missing:
-        raise UserError(f"{what} {path!r} is not in COCO's format: it has no {', '.join(sorted(missing))}")
+        raise UserError(f"{what} {path!r} is not in COCO's format: it has no {', '.join(sorted(missing))}", "bad-file")
     for key in FIELDS:
         if not isinstance(content[key], list):
-            raise UserError(f"{what} {path!r}: {key!r} is not a list of objects")
+            raise UserError(f"{what} {path!r}: {key!r} is not a list of objects", "bad-file")
         if not content[key] and key != "annotations":
-            raise UserError(f"{what} {path!r}: {key!r} is empty")
+            raise UserError(f"{what} {path!r}: {key!r} is empty", "data")
     return content
 
 

@@ -24,17 +24,19 @@ def register_from_config(cfg: CfgNode) -> None:
     """
     for entry in cfg.DATASETS.get("REGISTER", []):
         if not (isinstance(entry, (list, tuple)) and len(entry) == 3 and all(isinstance(part, str) for part in entry)):
-            raise UserError(f"DATASETS.REGISTER: {entry!r} is not of the form ['name', 'annotations.json', 'image_folder']")
+            raise UserError(
+                f"DATASETS.REGISTER: {entry!r} is not of the form ['name', 'annotations.json', 'image_folder']", "value", "DATASETS.REGISTER"
+            )
         name, json_file, image_root = entry
         if not os.path.isdir(image_root):
-            raise UserError(f"DATASETS.REGISTER: image folder {image_root!r} of {name!r} is not there")
+            raise UserError(f"DATASETS.REGISTER: image folder {image_root!r} of {name!r} is not there", "missing-file", "DATASETS.REGISTER")
         if name in DatasetCatalog:
             if MetadataCatalog.get(name).get("json_file") == json_file:
                 continue
-            raise UserError(f"DATASETS.REGISTER: the name {name!r} is taken by another data set")
+            raise UserError(f"DATASETS.REGISTER: the name {name!r} is taken by another data set", "conflict", "DATASETS.REGISTER")
         content = annotations.read(json_file, _FILE)
         for problem in _problems(content, image_root):
-            raise UserError(f"{_FILE} {json_file!r}: {problem}")
+            raise UserError(f"{_FILE} {json_file!r}: {problem}", "data", "DATASETS.REGISTER")
         if any(a["id"] == 0 for a in content["annotations"]):
             logging.getLogger(__name__).warning(
                 f"{json_file}: an annotation has the id 0, whose detection pycocotools always counts as wrong: number from 1"
@@ -81,5 +83,5 @@ def read_categories(name: str, json_file: str) -> List[Tuple[int, str]]:
     """(id, name) of every category of an annotation file, in the order of their classes; raises UserError as `register_from_config` does."""
     content = annotations.read(json_file, _FILE)
     for problem in annotations.problems({"categories": content["categories"], "images": [], "annotations": []}):
-        raise UserError(f"{_FILE} {json_file!r}: {problem}")
+        raise UserError(f"{_FILE} {json_file!r}: {problem}", "data", "DATASETS.REGISTER")
     return sorted((category["id"], category["name"]) for category in content["categories"])

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList
-from detectron2.data.build import _train_loader_from_config
 from detectron2.data.detection_utils import SizeMismatchError
-from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSampler
+from detectron2.data.samplers import TrainingSampler
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from PIL import Image
 from torch.utils import data as torchdata
 
+from .. import upstream
 from ..errors import UserError
 
 # what Pillow and detectron2 raise of files that are missing, damaged, of another kind or of another size than stated
@@ -51,7 +51,7 @@ class NamesFiles:
         try:
             return self.mapper(record)
         except UNREADABLE as error:
-            raise UserError(unreadable(record, error)) from error
+            raise UserError(unreadable(record, error), "bad-file") from error
 
 
 class Examples(torchdata.Dataset):
@@ -59,7 +59,7 @@ class Examples(torchdata.Dataset):
 
     Args:
         skip: whether another record takes the place of one whose image cannot be read; its example then lists them under "unreadable".
-            Otherwise they raise UserError, which with False says what to set.
+            Otherwise UserError names it; with False, it says what to set too.
     """
 
     def __init__(self, records: Sequence[Dict[str, Any]], mapper: Callable, skip: Optional[bool] = False):
@@ -82,12 +82,16 @@ class Examples(torchdata.Dataset):
             except UNREADABLE as error:
                 problem = unreadable(record, error)
                 if not self.skip:
-                    raise UserError(problem + ". To leave out such images: INPUT.UNREADABLE skip" * (self.skip is False)) from error
+                    if self.skip is None:
+                        raise UserError(problem, "bad-file") from error
+                    raise UserError(
+                        f"{problem}. To leave out such images: INPUT.UNREADABLE skip", "bad-file", "INPUT.UNREADABLE", "skip"
+                    ) from error
                 skipped.append(problem)
                 continue
             if example is not None:
                 return {**example, "unreadable": skipped} if skipped else example
-        raise UserError(f"{_TRIES} images in a row cannot be used, such as: {skipped[-1] if skipped else 'the mapper returns None'}")
+        raise UserError(f"{_TRIES} images in a row cannot be used, such as: {skipped[-1] if skipped else 'the mapper returns None'}", "data")
 
 
 class Batches(torchdata.Sampler):
@@ -129,12 +133,7 @@ class TrainLoader:
     def go_to(self, seed: int, batch: int) -> None:
         """Of the run with this ``seed`` the batches from number ``batch`` on."""
         self.examples.seed = seed
-        sampler = self.batches.sampler
-        if isinstance(sampler, RandomSubsetTrainingSampler):
-            ratio = (len(sampler._indexes_subset) + 0.5) / sampler._size  # which is cut to a whole number of images
-            self.batches.sampler = RandomSubsetTrainingSampler(sampler._size, min(ratio, 1.0), seed_shuffle=seed, seed_subset=seed)
-        else:
-            sampler._seed = seed
+        self.batches.sampler = upstream.seeded(self.batches.sampler, seed)
         self.batches.start = batch
 
     def __iter__(self) -> Iterator[List[Dict[str, Any]]]:
@@ -148,10 +147,12 @@ class TrainLoader:
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker (pid"):
                 raise
-            raise UserError(f"a process that reads images was killed, as where memory or {_MORE_SHARED_MEMORY} ({error})") from error
+            raise UserError(
+                f"a process that reads images was killed, as where memory or {_MORE_SHARED_MEMORY} ({error})", "resources"
+            ) from error
         finally:  # at once, not when a process ends, which would wait for its workers
             if self.workers:
-                iterator._shutdown_workers()
+                upstream.stop_workers(iterator)
 
 
 _MORE_SHARED_MEMORY = (
@@ -167,10 +168,10 @@ def share(batch: List[Any]) -> List[Any]:
             _share(batch)
         except RuntimeError as error:
             if "Too many open files" in str(error):
-                raise UserError("the loader's processes have too many files open: raise the limit (ulimit -n 65536)") from error
+                raise UserError("the loader's processes have too many files open: raise the limit (ulimit -n 65536)", "resources") from error
             if "shared memory" not in str(error) and "No space left" not in str(error):
                 raise
-            raise UserError(_MORE_SHARED_MEMORY) from error
+            raise UserError(_MORE_SHARED_MEMORY, "resources", "DATALOADER.NUM_WORKERS", 0) from error
     return batch
 
 
@@ -203,13 +204,13 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) -> Train
     Raises UserError where no image is left to train on.
     """
     try:
-        parts = _train_loader_from_config(cfg, mapper)
+        parts = upstream.train_loader_parts(cfg, mapper)
     except AssertionError as error:
         if not str(error).startswith("No valid data"):
             raise
-        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}") from error
+        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}", "data", "DATASETS.TRAIN") from error
     if not parts["dataset"]:
-        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}")
+        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}", "data", "DATASETS.TRAIN")
     return train_loader(
         parts["dataset"],
         parts["mapper"],

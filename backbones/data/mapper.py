@@ -23,29 +23,30 @@ from fvcore.transforms.transform import CropTransform, HFlipTransform, NoOpTrans
 from PIL import Image
 from torch import Tensor
 
+from ..upstream import turned
 from .annotations import run_lengths
 
 MAPPERS = ("detectron2", "exact", "fast")  # values of INPUT.MAPPER
 # augmentations that follow from an image's size; they make resizings, flips and crops
 _BLIND = (T.ResizeShortestEdge, T.Resize, T.RandomFlip, T.RandomCrop)
-
-
 _FLIPS = (HFlipTransform, VFlipTransform)
+
+
+def _blank(height: int, width: int) -> np.ndarray:
+    return np.broadcast_to(np.uint8(0), (height, width, 3))
 
 
 class _Size(T.AugInput):
     """Stands for an image whose transforms are drawn, but not done."""
 
     def __init__(self, height: int, width: int):
-        super().__init__(np.broadcast_to(np.uint8(0), (height, width, 3)))
+        super().__init__(_blank(height, width))
 
     def transform(self, tfm: Transform) -> None:
-        height, width = self.image.shape[:2]
         if isinstance(tfm, T.ResizeTransform):
-            height, width = tfm.new_h, tfm.new_w
+            self.image = _blank(tfm.new_h, tfm.new_w)
         elif isinstance(tfm, CropTransform):
-            height, width = tfm.h, tfm.w
-        self.image = np.broadcast_to(np.uint8(0), (height, width, 3))
+            self.image = _blank(tfm.h, tfm.w)
 
 
 class FasterMapper(DatasetMapper):
@@ -61,7 +62,7 @@ class FasterMapper(DatasetMapper):
         super().__init__(is_train, **others)
         self.fast = fast
         self.blind = self.image_format in ("BGR", "RGB") and all(
-            type(augmentation) in _BLIND and getattr(augmentation, "interp", Image.BILINEAR) == Image.BILINEAR
+            type(augmentation) in _BLIND and getattr(augmentation, "interp", Image.Resampling.BILINEAR) == Image.Resampling.BILINEAR
             for augmentation in self.augmentations.augs
         )
 
@@ -75,7 +76,7 @@ class FasterMapper(DatasetMapper):
         record = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         source = _read(record["file_name"], self.fast)
         size = _size_of(source)
-        utils.check_image_size(record, np.broadcast_to(np.uint8(0), (*size, 3)))
+        utils.check_image_size(record, _blank(*size))
         drawn = _Size(*size)
         transforms = self.augmentations(drawn)
         image_shape = drawn.image.shape[:2]
@@ -161,7 +162,7 @@ def _read(path: str, fast: bool):
                 except ValueError:  # a damaged file: Pillow says how
                     f.seek(0)
                     image = Image.open(f)
-        image = utils._apply_exif_orientation(image)
+        image = turned(image)
         image.load()  # before the file is closed
         if image.mode != "RGB":
             image = image.convert("RGB")
@@ -177,7 +178,7 @@ def _jpeg_decoder():
 
 
 def _size_of(source) -> Tuple[int, int]:
-    return source.shape[:2] if isinstance(source, np.ndarray) else (source.height, source.width)
+    return (source.shape[0], source.shape[1]) if isinstance(source, np.ndarray) else (source.height, source.width)
 
 
 def _transform(source, transforms: List[Transform], image_format: str, fast: bool) -> Tensor:
@@ -200,7 +201,7 @@ def _transform(source, transforms: List[Transform], image_format: str, fast: boo
 
 def _resize(source, height: int, width: int) -> Image.Image:
     image = Image.fromarray(source) if isinstance(source, np.ndarray) else source
-    return image.resize((width, height), Image.BILINEAR)
+    return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
 def _resize_fast(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -271,7 +272,7 @@ def _pick(runs: Dict[str, Any], transforms: T.TransformList, row: np.ndarray) ->
 
 def _nearest(places: np.ndarray, length: int) -> np.ndarray:
     """What Pillow takes each of so many pixels from, of a row of ``places``."""
-    return np.asarray(Image.fromarray(places[None]).resize((length, 1), Image.NEAREST))[0]
+    return np.asarray(Image.fromarray(places[None]).resize((length, 1), Image.Resampling.NEAREST))[0]
 
 
 def _columns(runs: Dict[str, Any]) -> Tuple[np.ndarray, int]:

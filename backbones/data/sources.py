@@ -81,7 +81,8 @@ class Source:
 def sources(cfg: CfgNode) -> Tuple[List[Source], List[str]]:
     """The COCO-format data sets of DATASETS.TRAIN and TEST, whether their registration was refused or not, and the names of all others."""
     entries = {e[0]: e for e in cfg.DATASETS.REGISTER if isinstance(e, (list, tuple)) and len(e) == 3 and all(isinstance(p, str) for p in e)}
-    found, others = [], []
+    found: List[Source] = []
+    others: List[str] = []
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
             same = next((source for source in found if source.name == name), None)
@@ -102,7 +103,7 @@ def sources(cfg: CfgNode) -> Tuple[List[Source], List[str]]:
             else:
                 continue  # which another check says
             if all(paths):
-                found.append(Source(name, *paths, key == "TRAIN", key == "TEST", ids))
+                found.append(Source(name, paths[0], paths[1], key == "TRAIN", key == "TEST", ids))
             else:
                 others.append(name)
     return found, list(dict.fromkeys(others))

@@ -57,9 +57,9 @@ TOLERANCES = {
 class Heatmaps(nn.Module):
     """A keypoint head that leaves its maps to `Runner`: the search for their peaks, one region after another, is for no other runtime."""
 
-    def __init__(self, head: nn.Module):
+    def __init__(self, head: BaseKeypointRCNNHead):
         super().__init__()
-        self.head = head
+        self.head: Any = head
 
     def forward(self, x: Tensor, instances: List[Instances]) -> List[Instances]:
         maps = self.head.layers(x)
@@ -70,7 +70,7 @@ class Heatmaps(nn.Module):
 class Traceable(nn.Module):
     """A detector as a function from an image (3, H, W) to the tensors that ``fields`` name, or from images (N, 3, H, W) to a backbone's features."""
 
-    def __init__(self, model: nn.Module, part: str):
+    def __init__(self, model: Any, part: str):
         super().__init__()
         self.model, self.part = model, part
         head = getattr(getattr(model, "roi_heads", None), "keypoint_head", None)
@@ -107,7 +107,9 @@ def _found(model: nn.Module, image: Tensor) -> Dict[str, Tensor]:
         images = ImageList.from_tensors([(image - model.pixel_mean) / model.pixel_std], model.backbone.size_divisibility)
         instances = model.proposal_generator(images, model.backbone(images.tensor), None)[0][0]
     else:
-        raise UserError(f"{type(model).__name__} cannot be exported as a whole: take its backbone, --part backbone")
+        raise UserError(
+            f"{type(model).__name__} cannot be exported as a whole: take its backbone, --part backbone", "unsupported", "--part", "backbone"
+        )
     fields = instances.get_fields()
     result = {}
     for name, field in FIELDS.items():
@@ -117,7 +119,7 @@ def _found(model: nn.Module, image: Tensor) -> Dict[str, Tensor]:
     return {**result, **extra}
 
 
-def describe(cfg: CfgNode, model: nn.Module, part: str) -> Dict[str, Any]:
+def describe(cfg: CfgNode, model: Any, part: str) -> Dict[str, Any]:
     """What whoever runs the file needs to know, beside the tensors' names."""
     from .. import __version__
 
@@ -186,7 +188,8 @@ def export(
             if part == "detector" and "boxes" in traceable.fields and not len(found[0]):
                 raise UserError(
                     f"the detector finds nothing in the image at {x.shape[-2]}x{x.shape[-1]}: an export is traced and checked on an image in which "
-                    "it does, give another, or weights"
+                    "it does, give another, or weights",
+                    "data",
                 )
         about["fields"] = list(traceable.fields)
         with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(path))) as folder:
@@ -194,7 +197,9 @@ def export(
             try:
                 _WRITERS[kind](traceable, sample, temporary, about)
             except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-                raise UserError(f"{type(model).__name__} cannot be exported to {kind}: {' '.join(str(error).split())[-300:]}") from error
+                raise UserError(
+                    f"{type(model).__name__} cannot be exported to {kind}: {' '.join(str(error).split())[-300:]}", "unsupported"
+                ) from error
             runner = Runner(temporary)
             differences: Dict[str, float] = {}
             for x, expected in zip((sample, other), before):
@@ -222,7 +227,11 @@ def check_packages(kind: str) -> None:
     needed = {"torchscript": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "onnxruntime", "openvino")}[kind]
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise UserError(f"format {kind} needs a package that is not installed: pip install {' '.join(missing)}")
+        raise UserError(
+            f"format {kind} needs a package that is not installed: pip install {' '.join(missing)}",
+            "missing-package",
+            suggestion=" ".join(missing),
+        )
 
 
 def _write_torchscript(traceable: Traceable, sample: Tensor, path: str, about: Dict[str, Any]) -> None:
@@ -235,9 +244,9 @@ def _write_onnx(traceable: Traceable, sample: Tensor, path: str, about: Dict[str
 
     axes = {0: "images", 2: "height", 3: "width"} if about["part"] == "backbone" else {1: "height", 2: "width"}
     # the exporter by trace, which takes whole detectors; since torch 2.9 it is not the default
-    options = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
-    names = {"input_names": ["image"], "output_names": list(traceable.fields), "dynamic_axes": {"image": axes}}
-    torch.onnx.export(traceable, (sample,), path, opset_version=OPSET, **names, **options)
+    options: Dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    options.update(input_names=["image"], output_names=list(traceable.fields), dynamic_axes={"image": axes})
+    torch.onnx.export(traceable, (sample,), path, opset_version=OPSET, **options)
     model = onnx.load(path)
     onnx.helper.set_model_props(model, {"backbones": json.dumps(about)})
     onnx.save(model, path)
@@ -264,7 +273,8 @@ def _compare(expected: Dict[str, Tensor], found: Dict[str, Tensor], part: str, t
         for name, value in expected.items():
             if value.shape != found[name].shape:
                 raise UserError(
-                    f"the exported {name} is {tuple(found[name].shape)}, where the model's is {tuple(value.shape)}: it is not written"
+                    f"the exported {name} is {tuple(found[name].shape)}, where the model's is {tuple(value.shape)}: it is not written",
+                    "mismatch",
                 )
             differences[name] = ((value - found[name]).abs().max() / value.abs().max().clamp(min=1e-12)).item()
         _refuse({name: value for name, value in differences.items() if not value <= tolerance.features})
@@ -272,7 +282,8 @@ def _compare(expected: Dict[str, Tensor], found: Dict[str, Tensor], part: str, t
     pairs = match(expected, found, tolerance)
     if len(pairs) < tolerance.agreeing * max(len(expected["boxes"]), len(found["boxes"])):
         raise UserError(
-            f"of {len(expected['boxes'])} detections and the exported file's {len(found['boxes'])} only {len(pairs)} agree: it is not written"
+            f"of {len(expected['boxes'])} detections and the exported file's {len(found['boxes'])} only {len(pairs)} agree: it is not written",
+            "mismatch",
         )
     ours, theirs = pairs.unbind(dim=1)
     differences = {name: (expected[name][ours] - found[name][theirs]).abs().max().item() for name in ("boxes", "scores") if name in expected}
@@ -308,4 +319,4 @@ def match(expected: Dict[str, Tensor], found: Dict[str, Tensor], tolerance: Tole
 def _refuse(differences: Dict[str, float]) -> None:
     if differences:
         name, value = max(differences.items(), key=lambda item: item[1])
-        raise UserError(f"the exported {name} differs from the model's by {value:.3g}, more than is allowed: it is not written")
+        raise UserError(f"the exported {name} differs from the model's by {value:.3g}, more than is allowed: it is not written", "mismatch")

@@ -6,7 +6,8 @@ What it computes is what it computed, to rounding; `bfloat16` is the exception, 
 import copy
 import logging
 import statistics
-from typing import Sequence, Tuple
+from functools import partial
+from typing import Any, Iterator, Sequence, Tuple
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
@@ -75,24 +76,25 @@ def fold_norms(module: nn.Module) -> int:
     What is in training mode stays as it is.
     """
     count = 0
-    for unit in module.modules():
+    units: Iterator[Any] = module.modules()
+    for unit in units:
         if isinstance(unit, ConvNormAct) and isinstance(unit.norm, _NORMS) and isinstance(unit.conv, _CONVS) and not _trains(unit.norm):
             _fold(unit.conv, unit.norm)
             unit.norm = nn.Identity()
         elif isinstance(unit, _CONVS) and isinstance(getattr(unit, "norm", None), _NORMS) and not _trains(unit.norm):  # detectron2's Conv2d
             _fold(unit, unit.norm)
-            unit.norm = None
+            unit.register_module("norm", None)
         else:
             continue
         count += 1
     return count
 
 
-def _trains(norm: nn.Module) -> bool:
+def _trains(norm: Any) -> bool:
     return norm.training and not isinstance(norm, FrozenBatchNorm2d)
 
 
-def _fold(conv: nn.Module, norm: nn.Module) -> None:
+def _fold(conv: Any, norm: Any) -> None:
     with torch.no_grad():
         # in double precision, so that only the result is rounded
         scale = (norm.running_var.double() + norm.eps).rsqrt()
@@ -177,7 +179,7 @@ def _to_float32(value):
 
 def _to_bfloat16(model: nn.Module) -> None:
     if not hasattr(model, "backbone"):
-        raise UserError("bfloat16 is for whole detectors: this model has no backbone")
+        raise UserError("bfloat16 is for whole detectors: this model has no backbone", "unsupported")
     for name in _HEAVY:
         outer, _, leaf = name.rpartition(".")
         try:
@@ -197,6 +199,6 @@ def _faster_format(network: nn.Module, size: Sequence[int], device: torch.device
     image = torch.rand(1, 3, *(-(-side // divisor) * divisor for side in size), device=device)
     candidates = {"contiguous": copy.deepcopy(network), "channels_last": copy.deepcopy(network).to(memory_format=torch.channels_last)}
     with torch.no_grad():
-        times = interleaved({name: (lambda m=module: m(image)) for name, module in candidates.items()}, pairs=5)
+        times = interleaved({name: partial(module, image) for name, module in candidates.items()}, pairs=5)
     ratios = [last / first for last, first in zip(times["channels_last"], times["contiguous"])]
     return "channels_last" if statistics.median(ratios) < 1 else "contiguous"

@@ -5,7 +5,7 @@ which torch has a vectorized kernel; torchvision's reads one channel of one cell
 two sides, so that cells which several samples share are read once.
 """
 
-from typing import List, Tuple
+from typing import Any, List, Tuple
 
 import torch
 import torch.nn.functional as F
@@ -104,13 +104,13 @@ class CPUPooler(nn.Module):
         self.output_size = pooler.output_size
 
     @staticmethod
-    def fits(pooler: nn.Module) -> bool:
+    def fits(pooler: Any) -> bool:
         return type(pooler) is ROIPooler and all(isinstance(level, ROIAlign) for level in pooler.level_poolers)
 
     def forward(self, x: List[Tensor], box_lists: list) -> Tensor:
         if torch.jit.is_tracing() or torch.is_grad_enabled() or any(f.device.type != "cpu" or f.dtype != torch.float32 for f in x):
             return self.pooler(x, box_lists)
-        p = self.pooler
+        p: Any = self.pooler
         rois = convert_boxes_to_pooler_format(box_lists)
         if not (rois.abs() < _FAR).all():  # NaN too
             return p(x, box_lists)

@@ -53,7 +53,7 @@ class Runner:
 
     def __init__(self, path: str, threads: int = 0):
         if not os.path.isfile(path):
-            raise UserError(f"exported file {path!r} is not there")
+            raise UserError(f"exported file {path!r} is not there", "missing-file")
         kind = os.path.splitext(path)[1]
         if kind not in _LOADERS:
             raise unknown(f"kind of exported file, of {path!r}", kind, _LOADERS)
@@ -62,9 +62,11 @@ class Runner:
             self.about: Dict[str, Any] = json.loads(about)
             self.fields: List[str] = self.about["fields"]
         except ImportError as error:
-            raise UserError(f"{path!r} needs a package that is not installed: pip install {error.name}") from error
+            raise UserError(
+                f"{path!r} needs a package that is not installed: pip install {error.name}", "missing-package", suggestion=error.name
+            ) from error
         except Exception as error:  # each runtime has its own kinds
-            raise UserError(f"{path!r} is no file that backbones exported: {' '.join(str(error).split())[:200]}") from error
+            raise UserError(f"{path!r} is no file that backbones exported: {' '.join(str(error).split())[:200]}", "bad-file") from error
 
     def run(self, image: Tensor) -> Dict[str, Tensor]:
         """What the file gives for its own kind of input, float32 (3, H, W), or of a backbone (N, 3, H, W)."""
@@ -80,7 +82,7 @@ class Runner:
         """Predictions for an image (H, W, 3) BGR uint8, as ``DefaultPredictor`` gives them: "instances", and of what has them "sem_seg" and
         "panoptic_seg"; of a classifier "scores"."""
         if self.about["part"] != "detector":
-            raise UserError("this file is of a backbone: call features(image)")
+            raise UserError("this file is of a backbone: call features(image)", "unsupported")
         height, width = image.shape[:2]
         x = resized(image, self.about)
         found = self.run(x)

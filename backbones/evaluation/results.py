@@ -16,7 +16,7 @@ def check_annotations(content: Dict[str, Any], task: str, path: str) -> None:
     """Raises UserError where ``content``, of the file ``path``, lacks what an evaluation of ``task`` reads."""
     what = f"annotation file {path!r}"
     if not content["annotations"]:
-        raise UserError(f"{what}: 'annotations' is empty: there is nothing to compare by")
+        raise UserError(f"{what}: 'annotations' is empty: there is nothing to compare by", "data")
     own = {"bbox": ("bbox",), "segm": (), "keypoints": ("bbox", "keypoints", "num_keypoints")}[task]
     required = {
         "images": ("id", "width", "height") if task == "segm" else ("id",),
@@ -26,26 +26,33 @@ def check_annotations(content: Dict[str, Any], task: str, path: str) -> None:
     used = {**required, "annotations": (*required["annotations"], "iscrowd")}
     fields = {key: {name: annotations.FIELDS[key][name] for name in names} for key, names in used.items()}
     for problem in annotations.problems(content, fields, required):
-        raise UserError(f"{what}: {problem}")
+        raise UserError(f"{what}: {problem}", "data")
     if task == "segm":
         images = {image["id"]: image for image in content["images"]}
         for i, annotation in enumerate(content["annotations"]):
             image = images[annotation["image_id"]]
             if annotations.mask_fault(annotation.get("segmentation"), image["height"], image["width"]):
-                raise UserError(f"{what}: entry {i} of 'annotations' has no segmentation by polygons or by run lengths that fit its image")
+                raise UserError(
+                    f"{what}: entry {i} of 'annotations' has no segmentation by polygons or by run lengths that fit its image", "data"
+                )
 
 
 def check_results(content: Any, dataset: Dict[str, Any], task: str, path: str) -> List[dict]:
     """The fields of the detections that ``task`` needs; raises UserError where ``content``, of the file ``path``, is no result list of it."""
     what = f"result file {path!r}"
     if not isinstance(content, list):
-        raise UserError(f"{what} is not in COCO's format: there is no list of detections")
+        raise UserError(f"{what} is not in COCO's format: there is no list of detections", "bad-file")
     if not content:
-        raise UserError(f"{what} holds no detections: there is nothing to compare")
+        raise UserError(f"{what} holds no detections: there is nothing to compare", "data")
     field = TASKS[task]
     if isinstance(content[0], dict) and field not in content[0]:
         has = [name for name, key in TASKS.items() if key in content[0]]
-        raise UserError(f"{what} is not of task {task!r}: a detection has no {field}; of {', '.join(has) or 'none of the tasks'} it is")
+        raise UserError(
+            f"{what} is not of task {task!r}: a detection has no {field}; of {', '.join(has) or 'none of the tasks'} it is",
+            "value",
+            "--task",
+            has[0] if has else None,
+        )
     keys = ["image_id", "category_id", "score", field]
     # the size of a detection with keypoints is its box's where it has one, of one with a mask always the mask's
     if task == "keypoints" and all(isinstance(result, dict) and "bbox" in result for result in content):
@@ -59,16 +66,17 @@ def check_results(content: Any, dataset: Dict[str, Any], task: str, path: str) -
     images, classes = ({entry["id"]: entry for entry in dataset[key]} for key in ("images", "categories"))
     for i, result in enumerate(content):
         for fault in annotations.faults(result, fields, keys):
-            raise UserError(f"{what}: entry {i} {fault}")
+            raise UserError(f"{what}: entry {i} {fault}", "bad-file")
         for key, known, owner in (("image_id", images, "images"), ("category_id", classes, "categories")):
             if result[key] not in known:
                 raise UserError(
-                    f"{what}: entry {i} has {key} {result[key]}, which is not among the {owner!r} of the annotations: is it of another data set?"
+                    f"{what}: entry {i} has {key} {result[key]}, which is not among the {owner!r} of the annotations: is it of another data set?",
+                    "data",
                 )
         if task == "segm":
             image, mask = images[result["image_id"]], result[field]
             if not isinstance(mask.get("counts"), str) or annotations.mask_fault(mask, image["height"], image["width"]):
-                raise UserError(f"{what}: entry {i} has a segmentation that is not of compressed run lengths that fit its image")
+                raise UserError(f"{what}: entry {i} has a segmentation that is not of compressed run lengths that fit its image", "data")
     return [{key: result[key] for key in keys} for result in content]
 
 
@@ -79,17 +87,17 @@ def check_keypoints(dataset: Dict[str, Any], results: Sequence[List[dict]], sigm
         other = next((len(e["keypoints"]) / 3 for e in entries if len(e["keypoints"]) != 3 * wanted), None)
         if other is not None:
             hint = "" if sigmas else " Name your own by --oks-sigmas (TEST.KEYPOINT_OKS_SIGMAS of the config)."
-            raise UserError(f"{who} have {other:g} keypoints, and there are {wanted} OKS sigmas.{hint}")
+            raise UserError(f"{who} have {other:g} keypoints, and there are {wanted} OKS sigmas.{hint}", "value", "--oks-sigmas")
 
 
 def annotation_file(name: str) -> str:
     """The path of the annotations of a data set in detectron2's catalogue; raises UserError where it has none in COCO's format."""
     if name not in DatasetCatalog:
-        raise unknown("data set", name, sorted(DatasetCatalog.keys()))
+        raise unknown("data set", name, sorted(DatasetCatalog.keys()), "--dataset")
     check_paths(name)
     metadata = MetadataCatalog.get(name)
     if not metadata.get("json_file") or metadata.get("evaluator_type") not in ("coco", "coco_panoptic_seg"):
-        raise UserError(f"data set {name!r} has no annotations in COCO's format: name a file by --annotations")
+        raise UserError(f"data set {name!r} has no annotations in COCO's format: name a file by --annotations", "unsupported", "--dataset")
     if metadata.get("generated"):  # which its first use does
         DatasetCatalog.get(name)
     return PathManager.get_local_path(metadata.json_file)

@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 from collections import Counter
-from typing import Dict, Tuple
+from typing import Any, Dict, Sequence, Tuple
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
@@ -55,10 +55,10 @@ def _deform_conv(inputs, outputs) -> Counter:
     return Counter({"deform_conv": math.prod(out) * math.prod(weight[1:])})
 
 
-def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts=()) -> Dict[str, dict]:
+def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts: Sequence[str] = ()) -> Dict[str, Dict[str, Any]]:
     """For each part: its ``parameters``, ``with_affine``, and for networks ``size`` (height, width counted), ``gmacs_conv``, ``gmacs_all`` and ``activations``."""
     if is_backbone:
-        parts = {name: registry.create(name)}
+        parts: Dict[str, Any] = {name: registry.create(name)}
         networks = {name}
     else:
         front = open_config(name, opts)
@@ -71,15 +71,16 @@ def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts=()) -> Dic
             children = child.named_children() if name == "roi_heads" else [("", child)]
             parts.update({f"{name}.{inner}".strip("."): m for inner, m in children if name != "backbone" and any(True for _ in m.parameters())})
         parts["detector"] = model
-    result = {}
+    result: Dict[str, Dict[str, Any]] = {}
     for part, module in parts.items():
         count, with_affine = parameters(module)
         result[part] = {"parameters": count, "with_affine": with_affine}
         if part in networks:
-            step = module.size_divisibility if part == "backbone and FPN" else 0
-            padded = [-(-side // step) * step if step else side for side in size]
-            conv, everything = multiply_adds(module, padded)
-            result[part].update(size=padded, gmacs_conv=conv / 1e9, gmacs_all=everything / 1e9, activations=activations(module, padded))
+            step = part == "backbone and FPN" and module.size_divisibility or 1
+            height, width = (-(-side // step) * step for side in size)
+            conv, everything = multiply_adds(module, (height, width))
+            result[part].update(size=[height, width], gmacs_conv=conv / 1e9, gmacs_all=everything / 1e9)
+            result[part]["activations"] = activations(module, (height, width))
     return result
 
 

@@ -5,7 +5,7 @@ import json
 import math
 import os
 import statistics
-from typing import Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -26,7 +26,7 @@ def _data(name: str) -> dict:
         return json.load(f)
 
 
-def _on_meta(cfg: CfgNode) -> torch.nn.Module:
+def _on_meta(cfg: CfgNode) -> Any:
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
         return build_model(cfg)

@@ -4,7 +4,7 @@ import functools
 import importlib.util
 import json
 import os
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg
@@ -117,7 +117,7 @@ def _models() -> Dict[str, dict]:
     return {row["config"]: {**row, "about": data["sources"][row["source"]]} for row in data["models"] if "config" in row}
 
 
-def published(name: str) -> Dict[str, object]:
+def published(name: str) -> Dict[str, Any]:
     """What is published of a config, ours or detectron2's; empty where nothing is.
 
     ``published_ap`` by kind, ``source`` and what is known ``about`` it, and where there is one the ``checkpoint``'s address.

@@ -1,0 +1,69 @@
+"""Private names of torch and detectron2: they stand in backbones/upstream.py alone, and the installed versions have them."""
+
+import ast
+import glob
+import importlib
+import inspect
+import os
+import re
+
+import pytest
+from conftest import ROOT
+
+from backbones import upstream
+
+# documented, for all that they begin with an underscore: of named tuples, of os, of detectron2's Python configs; and Python's unpickler in Python
+PUBLIC = {"_replace", "_exit", "_target_", "_Unpickler"}
+# what stands where it is used, still
+ELSEWHERE = {
+    ("backbones/doctor/examination.py", "_clear_cache"),
+    ("backbones/engine/hooks.py", "_NormBase"),
+    ("backbones/engine/hooks.py", "_DropoutNd"),
+    ("backbones/engine/lazy.py", "_get_node"),
+    ("backbones/tools/train.py", "_actions"),
+}
+
+
+def files():
+    for path in [*glob.glob(os.path.join(ROOT, "backbones", "**", "*.py"), recursive=True), os.path.join(ROOT, "train_net.py")]:
+        if path != upstream.__file__:
+            with open(path, encoding="utf-8") as f:
+                yield os.path.relpath(path, ROOT), list(ast.walk(ast.parse(f.read())))
+
+
+def is_private(name):
+    return name.startswith("_") and not name.startswith("__")
+
+
+def test_no_other_file_touches_them():
+    nodes = dict(files())
+    own = PUBLIC | {name for names in upstream.INHERITED.values() for name in names}
+    for node in (node for each in nodes.values() for node in each):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            own.add(node.name)
+        if isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Store):
+            own.add(node.attr if isinstance(node, ast.Attribute) else node.id)
+    found = []
+    for path, each in nodes.items():
+        for node in each:
+            names = []
+            if isinstance(node, ast.Attribute) and node.attr not in own:
+                names = [node.attr]
+            if isinstance(node, ast.ImportFrom) and not node.level:
+                names = [*node.module.split("."), *(alias.name for alias in node.names)]
+            if isinstance(node, ast.Import):
+                names = [part for alias in node.names for part in alias.name.split(".")]
+            found += [f"{path}:{node.lineno} {name}" for name in names if is_private(name) and (path, name) not in ELSEWHERE]
+    assert not found
+
+
+@pytest.mark.parametrize("owner", upstream.INHERITED)
+def test_what_is_overridden_is_there(owner):
+    """Methods, and fields that the class sets: an override of a name that is gone would never be called."""
+    module, _, name = owner.rpartition(".")
+    bases = [base for base in getattr(importlib.import_module(module), name).__mro__ if base is not object]
+    source = "".join(
+        inspect.getsource(base) for base in bases if base.__module__.partition(".")[0] in ("torch", "detectron2", "fvcore", "iopath")
+    )
+    for name in upstream.INHERITED[owner]:
+        assert re.search(rf"def {name}\(|self\.{name}\b[^(]*=", source), name
