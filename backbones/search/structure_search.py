@@ -2,24 +2,16 @@
 
 import json
 import os
-import sys
 import time
 from typing import Any, Dict, List, Tuple
-
-from tqdm import tqdm
 
 from ..documents import read_json
 from ..errors import UserError
 from ..files import write_whole
-from . import exact
+from . import exact, progress
 from .evolution import Candidate, Evolution, SearchProblem, State
 from .structure_config import problem_of
 from .structure_result import plot_search, write_result
-
-
-def progress(**kwargs) -> tqdm:
-    """A progress bar on a terminal, a line now and then in a log."""
-    return tqdm(mininterval=0.1 if sys.stderr.isatty() else 15, **kwargs)
 
 
 def search_structures(config: Dict[str, Any], seed: int, output: str, workers: int, resume: bool) -> Candidate:

@@ -21,12 +21,13 @@ from ..errors import UserError, unknown
 from ..files import write_whole
 from ..maedet import Block, format_structure, read_structure
 from ..tools import run
+from . import progress
 from .entropy import STRUCTURES, Costs, Meter, monte_carlo, plain
 from .evolution import Evolution, State
 from .latency import build_table, load_table, measured
 from .structure_config import load_structure_config, problem_of
 from .structure_result import describe, described, write_result
-from .structure_search import find_exact, progress, rounds_of, search_structures
+from .structure_search import find_exact, rounds_of, search_structures
 
 # milliseconds a candidate of the original's own loop on one core, single process, without building the networks that it builds besides
 REFERENCE_MS = 11.5
