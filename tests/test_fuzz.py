@@ -34,8 +34,11 @@ from backbones.config import add_backbones_config, all_keys, check_config, merge
 from backbones.data import register_from_config
 from backbones.errors import UserError
 from backbones.maedet import MAEDET, SPECS, format_structure, read_structure
-from backbones.search import one_shot, rank_correlation, zero_shot
+from backbones.search import rank_correlation
 from backbones.search.latency import load_table
+from backbones.search.path_search import load_archive, load_costs
+from backbones.search.structure_config import load_structure_config, problem_of
+from backbones.search.structure_search import identity_of, load_state
 from backbones.shufflenetv2 import SPECS as SHUFFLENETS
 from backbones.shufflenetv2 import read_choices
 from backbones.tools import plot, visualize
@@ -326,13 +329,13 @@ def read_subnet(path, _):
 
 
 def read_search(path, _):
-    zero_shot.problem_of(zero_shot.load_config(path))
+    problem_of(load_structure_config(path))
 
 
 def read_search_state(path, folder):
-    config = zero_shot.load_config("search/maedet_r50_budget.yaml")
-    problem, _ = zero_shot.problem_of(config)
-    zero_shot._load_state(path, zero_shot._identity(config, 0), problem)
+    config = load_structure_config("search/maedet_r50_budget.yaml")
+    problem, _ = problem_of(config)
+    load_state(path, identity_of(config, 0), problem)
 
 
 def read_latency(path, _):
@@ -366,12 +369,12 @@ def read_speed(path, _):
 
 
 def read_one_shot(path, _):
-    one_shot._saved_table(path).range()
-    one_shot._load(path, json.loads(json.dumps(ONE_SHOT["search"])), resume=True)
+    load_costs(path).range()
+    load_archive(path, json.loads(json.dumps(ONE_SHOT["search"])))
 
 
 def read_rank(path, _):
-    rows = rank_correlation._read(path, {"config": "a.yaml", "seed": 1})
+    rows = rank_correlation.load_rows(path, {"config": "a.yaml", "seed": 1})
     if len(rows) > 2:
         rank_correlation.summary(rows)
 
@@ -592,9 +595,9 @@ RESULTS = [{"image_id": i, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 4.0], "scor
 
 
 def search_state():
-    config = zero_shot.load_config("search/maedet_r50_budget.yaml")
-    problem, start = zero_shot.problem_of(config)
-    return json.loads(json.dumps({"search": zero_shot._identity(config, 0), "rounds": 3, "history": [[1, 2.0]], "population": [start]}))
+    config = load_structure_config("search/maedet_r50_budget.yaml")
+    problem, start = problem_of(config)
+    return json.loads(json.dumps({"search": identity_of(config, 0), "rounds": 3, "history": [[1, 2.0]], "population": [start]}))
 
 
 def image_files():
@@ -692,7 +695,7 @@ def test_what_is_no_file(name, path, folder, tmp_path):
         os.chmod(path, 0)
     if READERS[name].read is read_one_shot:
         with pytest.raises(UserError), limited():
-            one_shot._saved_table(path)
+            load_costs(path)
     else:
         assert not check(READERS[name].read, path, folder)
 

@@ -23,7 +23,9 @@ from backbones.checkpoint import GatedCheckpointer
 from backbones.config import check_config, merge_overrides
 from backbones.data import digits, register_from_config, register_held_out
 from backbones.search import one_shot
-from backbones.search.one_shot import CostTable, Evaluated, Evolution, PathEvaluator, cost_table
+from backbones.search.path_evaluator import PathEvaluator
+from backbones.search.path_search import identity_of, load_archive
+from backbones.search.paths import METHODS, CostTable, Evaluated, PathSampler, cost_table, pareto
 from backbones.shufflenetv2 import SPECS, ShuffleNetV2, read_choices
 
 pytestmark = pytest.mark.slow
@@ -67,10 +69,10 @@ def settings(**changes):
 TABLE = CostTable("macs", 2.0, tuple((1.0, 2.0, 3.0, 1.5) for _ in range(20)))
 
 
-def run(evolution, generations=3):
+def run(sampler, generations=3):
     archive = []
     for generation in range(generations):
-        for path in evolution.propose(generation, archive):
+        for path in sampler.propose(generation, archive):
             archive.append(Evaluated(path, TABLE.cost(path), -abs(TABLE.cost(path) - 28.0), generation, {}))
     return archive
 
@@ -79,18 +81,18 @@ def run(evolution, generations=3):
 @given(seed=st.integers(0, 1000), high=st.floats(23.0, 60.0), low=st.floats(0.0, 22.5))
 def test_proposals(seed, high, low):
     """Within the limits, however tight; none twice; the same from the same seed."""
-    evolution = Evolution(settings(MAX_COST=high, MIN_COST=low), TABLE, "evolution", seed)
-    archive = run(evolution)
+    sampler = PathSampler(settings(MAX_COST=high, MIN_COST=low), TABLE, "evolution", seed)
+    archive = run(sampler)
     paths = [e.path for e in archive]
     assert len(set(paths)) == len(paths) and all(low <= e.cost <= high for e in archive)
-    assert paths == [e.path for e in run(evolution)]
+    assert paths == [e.path for e in run(sampler)]
     assert len(paths) == 36 or high < 25  # where few paths are, there may be fewer
 
 
 def test_evolution_learns_and_random_does_not():
     best = {}
-    for method in one_shot.METHODS:
-        runs = [run(Evolution(settings(MAX_COST=60.0, POPULATION=20, MUTATIONS=8, CROSSOVERS=8), TABLE, method, s), 8) for s in range(5)]
+    for method in METHODS:
+        runs = [run(PathSampler(settings(MAX_COST=60.0, POPULATION=20, MUTATIONS=8, CROSSOVERS=8), TABLE, method, s), 8) for s in range(5)]
         best[method] = sum(sum(e.score for e in archive[-20:]) / 20 for archive in runs) / 5
     assert best["evolution"] > best["random"] + 1
 
@@ -103,12 +105,12 @@ def test_impossible_limits():
         ({"MIN_COST": 22.6, "MAX_COST": 22.9}, "no path was found between"),
     ):
         with pytest.raises(UserError, match=words):
-            Evolution(settings(**changes), TABLE, "evolution", 0).check()
+            PathSampler(settings(**changes), TABLE, "evolution", 0).check()
 
 
 def test_pareto():
     archive = [Evaluated((i,), cost, score, 0, {}) for i, (cost, score) in enumerate([(3, 5), (1, 1), (2, 4), (2, 3), (4, 5), (5, 6)])]
-    assert [e.path[0] for e in one_shot.pareto(archive)] == [1, 2, 0, 5]
+    assert [e.path[0] for e in pareto(archive)] == [1, 2, 0, 5]
 
 
 def test_held_out_images_are_nobody_elses():
@@ -278,15 +280,15 @@ def test_killed_and_resumed(tiny, tmp_path):
 def test_damaged_states(tiny, tmp_path):
     """A state file that no search has written is refused in one line."""
     cfg = one_shot.setup(one_shot.argument_parser().parse_args(command(tiny, tmp_path)[0][3:]))
-    evolution = Evolution(cfg.ONE_SHOT, TABLE, "evolution", 0)
-    identity = one_shot._identity(cfg, evolution)
+    sampler = PathSampler(cfg.ONE_SHOT, TABLE, "evolution", 0)
+    identity = identity_of(cfg, sampler)
     good = {"path": [0] * 20, "cost": 1.0, "score": 2.0, "generation": 0, "seconds": {"inference": 1.0}}
     path = str(tmp_path / "search.json")
 
     def load(entry):
         with open(path, "w") as f:
             json.dump({"search": identity, "archive": [entry]}, f)
-        return one_shot._load(path, identity, resume=True)
+        return load_archive(path, identity)
 
     assert load(good) == [Evaluated((0,) * 20, 1.0, 2.0, 0, {"inference": 1.0})]
     changes = [("score", None), ("score", "x"), ("score", float("nan")), ("generation", "a"), ("path", [0, 1]), ("path", [9] * 20), ("path", 3)]
@@ -298,17 +300,17 @@ def test_damaged_states(tiny, tmp_path):
         with open(path, "w") as f:
             f.write(content)
         with pytest.raises(UserError, match="is no state of a search"):
-            one_shot._load(path, identity, resume=True)
+            load_archive(path, identity)
 
 
 def test_children_of_parents():
     """A crossover has of each parent about half, a mutation differs from its parent in about 0.075 of the blocks."""
     first, second = Evaluated((0,) * 20, 22.0, 2.0, 0, {}), Evaluated((2,) * 20, 62.0, 1.0, 0, {})
     node = settings(MAX_COST=62.0, MUTATIONS=0, CROSSOVERS=200, POPULATION=200, PARENTS=2)
-    crossed = [p for p in Evolution(node, TABLE, "evolution", 0).propose(1, [first, second]) if set(p) <= {0, 2}]
+    crossed = [p for p in PathSampler(node, TABLE, "evolution", 0).propose(1, [first, second]) if set(p) <= {0, 2}]
     assert len(crossed) > 80 and abs(sum(c == 2 for p in crossed for c in p) / (20 * len(crossed)) - 0.5) < 0.08
     node = settings(MAX_COST=62.0, MUTATIONS=200, CROSSOVERS=0, POPULATION=200, PARENTS=1)
-    mutated = Evolution(node, TABLE, "evolution", 0).propose(1, [first])[:150]
+    mutated = PathSampler(node, TABLE, "evolution", 0).propose(1, [first])[:150]
     changed = [sum(c != 0 for c in p) for p in mutated]
     assert min(changed) >= 1 and 1.3 < sum(changed) / len(changed) < 2.6  # 1.5 without the unchanged, which were there before
 
@@ -376,7 +378,7 @@ def test_supernets_and_precise_norms_exclude_each_other():
 def test_mistakes(tiny, tmp_path, overrides, words):
     arguments, _ = command(tiny, tmp_path / "s")
     with pytest.raises(UserError, match=words) as error:
-        one_shot._main(one_shot.argument_parser().parse_args([*arguments[3:], *overrides]))
+        one_shot.search(one_shot.argument_parser().parse_args([*arguments[3:], *overrides]))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "s" / "search.json").exists()
 

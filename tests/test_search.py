@@ -23,8 +23,10 @@ from backbones import UserError, zoo
 from backbones.maedet import Block, parse_structure, read_structure
 from backbones.search import exact, zero_shot
 from backbones.search.entropy import STRUCTURES, Meter, monte_carlo, plain
-from backbones.search.evolution import Evolution, Problem, Space, State, round8
+from backbones.search.evolution import Evolution, SearchProblem, Space, State, round8
 from backbones.search.latency import LatencyTable, build_table, load_table, measured
+from backbones.search.structure_config import load_structure_config, problem_of
+from backbones.search.structure_search import find_exact
 from backbones.tools import analyze
 
 RECORD = load_record("maedet", "scores_analytic.json")
@@ -81,7 +83,7 @@ def test_the_definition_agrees_with_the_closed_form():
 
 
 def r50_problem():
-    return zero_shot.problem_of(zero_shot.load_config(R50))
+    return problem_of(load_structure_config(R50))
 
 
 def evolve(problem, start, rounds, seed=0, workers=1, **options):
@@ -118,7 +120,7 @@ def _entry(block, before):
 def test_kernels_fit_small_images():
     """Of 64 pixels, the last stage has 2: no kernel is larger than two thirds of its features."""
     problem, start = r50_problem()
-    problem = Problem(Meter(64), problem.space, {"layers": 91})
+    problem = SearchProblem(Meter(64), problem.space, {"layers": 91})
     rng, child, kernels = random.Random(0), start, set()
     for _ in range(500):
         child = problem.mutate(child, rng)
@@ -254,8 +256,8 @@ def test_the_best_there_is(budget):
     """Against all structures of a small space, one by one."""
     space = Space(max_stem=8, max_channels=24, kernels=(3,), max_layers=2)
     start = ((8, 3, 2, 0, 0), *((8, 3, 2, 1, 8) for _ in range(4)))
-    problem = Problem(Meter(160), space, budget)
-    proof, found = zero_shot.find_exact(problem, start)
+    problem = SearchProblem(Meter(160), space, budget)
+    proof, found = find_exact(problem, start)
     highest = -1.0
     for stem, outs in every_structure(start, space):
         options = [[(out, 3, 2, n, w) for n in (1, 2) for w in range(round8(out / 10), out + 1, 8)] for out in outs]
@@ -279,15 +281,15 @@ def test_a_bound_is_of_the_space_alone(tmp_path):
         ({"max_layers": 0}, "or max_layers of the space"),
     ):
         with pytest.raises(UserError, match=words):
-            exact.bound(Problem(Meter(256), dataclasses.replace(SMALL, **changes), {"flops": 1e7}), SMALL_START)
+            exact.bound(SearchProblem(Meter(256), dataclasses.replace(SMALL, **changes), {"flops": 1e7}), SMALL_START)
     start = ((16, 3, 2, 0, 0), *((16, 3, 2, 2, 8) for _ in range(4)))
     with pytest.raises(UserError, match="block 1 has 2 bottlenecks, more than 1"):
-        exact.bound(Problem(Meter(256), dataclasses.replace(SMALL, max_layers=1), {"flops": 1e9}), start)
+        exact.bound(SearchProblem(Meter(256), dataclasses.replace(SMALL, max_layers=1), {"flops": 1e9}), start)
 
 
 def test_scale_of_the_weights_is_nothing():
     found = [
-        zero_shot.find_exact(Problem(Meter(256, tuple(scale * w for w in (0, 0, 1, 1, 6))), SMALL, {"flops": 2e7}), SMALL_START)[1]
+        find_exact(SearchProblem(Meter(256, tuple(scale * w for w in (0, 0, 1, 1, 6))), SMALL, {"flops": 2e7}), SMALL_START)[1]
         for scale in (1.0, 10.0, 0.01)
     ]
     assert found[0] == found[1] == found[2]
@@ -296,7 +298,7 @@ def test_scale_of_the_weights_is_nothing():
 @pytest.mark.slow
 @given(flops=st.floats(1.5e7, 1.5e8), seed=st.integers(0, 5))
 def test_nothing_is_above_the_bound(flops, seed):
-    problem = Problem(Meter(256), SMALL, {"flops": flops, "layers": 22})
+    problem = SearchProblem(Meter(256), SMALL, {"flops": flops, "layers": 22})
     if not problem.fits(problem.meter.measure(SMALL_START)):
         return
     proof = exact.bound(problem, SMALL_START, 25)
@@ -335,8 +337,7 @@ def test_latency(tmp_path):
         by_hand += table.conv(8, 8, 3, 2, side) + table.conv(8, 16, 1, 1, side // 2)
         channels, side = 16, side // 2
     assert costs.latency == pytest.approx(by_hand)
-    predicted, taken = measured(structure, table, "cpu", 1e-3)
-    assert predicted == costs.latency > 0 and taken > 0
+    assert measured(structure, table, "cpu", 1e-3) > 0
     config = small_config(
         tmp_path / "c.yaml",
         image_size=64,
@@ -370,18 +371,18 @@ def test_latency(tmp_path):
         ({"budget": {"flops": 1e9}}, "budget flops 1 G is impossible: the start has 7.745 G already"),
         ({"budget": {"layers": 12}}, "budget layers 12 is impossible: the start has 16"),
         ({"budget": {"latency": 0.1}}, "a budget of latency and a latency_table need each other"),
-        ({"budget": [3]}, "budget is .3., not KEY: VALUE"),
+        ({"budget": [3]}, "budget is .3.: it must be KEY: VALUE pairs"),
         ({"space": {"kernels": [4]}}, "space kernels is"),
         ({"space": {"max_stem": 30}}, "max_stem is 30: it must be a multiple of 8"),
         ({"space": {"stem": 30}}, "space in .*'stem'"),
-        ({"stage_weights": [1, 2]}, "must be five numbers"),
+        ({"stage_weights": [1, 2]}, "stage_weights is .*: it must be five numbers"),
         ({"population": 0}, "population is 0"),
-        ({"start": None}, "has no start"),
+        ({"start": None}, "start is None: it must be a list of blocks, or a structure file"),
         ({"start": "nowhere.txt"}, "'nowhere.txt' is not there"),
         ({"start": [{"class": "Conv"}]}, "class in .*block 0: 'Conv'"),
         ({"detector": "gfl_MAE_DET_X"}, "gfl_MAE_DET_X"),
         ({"detector": "faster_rcnn_R_50_FPN_3x.yaml"}, "'build_resnet_fpn_backbone', where the network found is to stand"),
-        ({"detector": 5}, "detector is 5, not a file's name"),
+        ({"detector": 5}, "detector is 5: it must be a file's name"),
         ({"latency_table": 5, "budget": {"latency": 1.0}}, "latency_table is 5"),
         ({"space": {"kernels": [3.0, 5.0]}}, "space kernels is"),
         (
@@ -396,7 +397,7 @@ def test_latency(tmp_path):
 )
 def test_mistakes_in_a_config(change, words, tmp_path):
     with pytest.raises(UserError, match=words) as error:
-        zero_shot.problem_of(zero_shot.load_config(str(small_config(tmp_path / "c.yaml", **change))))
+        problem_of(load_structure_config(str(small_config(tmp_path / "c.yaml", **change))))
     assert "\n" not in str(error.value)
 
 
@@ -451,5 +452,5 @@ def test_the_structure_in_the_configs_is_what_the_search_finds(tmp_path):
     with open(os.path.join(zoo.config_root(), "digits", "found_structure.txt")) as f:
         assert (tmp_path / "s" / "best_structure.txt").read_text() == f.read()
     theirs = backbones.create("V-19-slim-dw-eSE", norm="BN")
-    budget = zero_shot.load_config("search/digits_budget.yaml")["budget"]
+    budget = load_structure_config("search/digits_budget.yaml")["budget"]
     assert budget["parameters"] == analyze.parameters(theirs)[0]

@@ -8,13 +8,14 @@ higher than that of MAE-DET-M, which detects better.
 
 import dataclasses
 import math
-from typing import TYPE_CHECKING, Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+
+import torch
+import torch.nn.functional as F
 
 from ..errors import UserError
 from ..maedet import SPECS, Block, Structure, check_structure, stage_of
-
-if TYPE_CHECKING:
-    from .latency import LatencyTable
+from .latency import LatencyTable
 
 STAGE_WEIGHTS = (0.0, 0.0, 1.0, 1.0, 6.0)  # of the features at strides 2 to 32
 
@@ -42,7 +43,7 @@ class BlockCosts(NamedTuple):
     latency: float
 
 
-def block_costs(channels: int, block: Plain, side: int, table: Optional["LatencyTable"] = None) -> BlockCosts:
+def block_costs(channels: int, block: Plain, side: int, table: Optional[LatencyTable] = None) -> BlockCosts:
     """What a block costs that gets ``channels`` of ``side`` x ``side`` pixels.
 
     Operations are counted as MAE-DET's search counts them: one for a multiplication and addition, two for each value that a batch norm gives,
@@ -88,7 +89,7 @@ class Meter:
 
     image_size: int = 480
     stage_weights: Sequence[float] = STAGE_WEIGHTS
-    table: Optional["LatencyTable"] = None
+    table: Optional[LatencyTable] = None
     _known: Dict[tuple, BlockCosts] = dataclasses.field(default_factory=dict, repr=False)
 
     def measure(self, structure: Sequence[Plain]) -> Costs:
@@ -160,9 +161,6 @@ def monte_carlo(
 
     Returns its ``mean`` and ``std`` over the repeats. It comes near `Meter`'s from below as images grow, as their borders are padded with zeros.
     """
-    import torch
-    import torch.nn.functional as F
-
     generator = torch.Generator().manual_seed(seed)
     numbers = stage_of([Block(*b) for b in structure])
     scores = []

@@ -59,7 +59,7 @@ def round8(x: float) -> int:
 
 
 @dataclasses.dataclass
-class Problem:
+class SearchProblem:
     """A space, a measure and a budget: the largest value of each of `BUDGETS` that is limited."""
 
     meter: Meter
@@ -183,7 +183,9 @@ class Evolution:
         islands, round_size: how many populations evolve apart, and how many candidates each makes in a round.
     """
 
-    def __init__(self, problem: Problem, state: State, seed: int, size: int = 256, islands: int = 4, round_size: int = 256, workers: int = 1):
+    def __init__(
+        self, problem: SearchProblem, state: State, seed: int, size: int = 256, islands: int = 4, round_size: int = 256, workers: int = 1
+    ):
         self.problem, self.state, self.seed = problem, state, seed
         self.size, self.islands, self.round_size = size, islands, round_size
         self.workers = min(workers, islands)
@@ -228,11 +230,11 @@ class Evolution:
         self.state = State(state.rounds + 1, merged[-self.size :])
 
 
-def _explore(problem: Problem, population: List[Scored], size: int, count: int, seed: str) -> List[Scored]:
+def _explore(problem: SearchProblem, population: List[Scored], size: int, count: int, seed: str) -> List[Scored]:
     return problem.explore(population, size, count, random.Random(seed))
 
 
-def _work(connection, problem: Problem, parent: int) -> None:
+def _work(connection, problem: SearchProblem, parent: int) -> None:
     """A process of its own: explores what it is sent until nobody sends, or the search itself is gone."""
     try:
         while True:

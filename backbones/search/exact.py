@@ -16,7 +16,7 @@ import numpy as np
 
 from ..errors import UserError
 from .entropy import block_costs
-from .evolution import Candidate, Problem, round8
+from .evolution import Candidate, SearchProblem, round8
 
 _PRICED = ("flops", "parameters", "layers")
 _MOST_PATHS = 5_000_000
@@ -108,7 +108,7 @@ class _Values:
 class _Program:
     """The dynamic program of a problem: structures like ``start``, from their stem on."""
 
-    def __init__(self, problem: Problem, start: Candidate):
+    def __init__(self, problem: SearchProblem, start: Candidate):
         if "latency" in problem.budget:
             raise UserError("no bound is known for a budget of latency: leave latency out of the budget")
         for i, block in enumerate(start):
@@ -172,7 +172,7 @@ class _Program:
         return (((int(self.grid[at]), *self.start[0][1:])), *reversed(blocks))
 
 
-def bound(problem: Problem, start: Candidate, steps: int = 80, report: Callable[[int, float], None] = lambda *_: None) -> Bound:
+def bound(problem: SearchProblem, start: Candidate, steps: int = 80, report: Callable[[int, float], None] = lambda *_: None) -> Bound:
     """The lowest bound found in so many ``steps``, of which ``report`` is told (step, bound so far).
 
     Raises UserError for a budget of latency, which is no sum of integers, for none at all, and for a start of other blocks or widths.
@@ -219,7 +219,7 @@ class _Paths:
         return _Paths(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
 
-def best(problem: Problem, start: Candidate, proof: Bound, incumbent: float) -> Optional[Candidate]:
+def best(problem: SearchProblem, start: Candidate, proof: Bound, incumbent: float) -> Optional[Candidate]:
     """The best structure of all, where it scores more than ``incumbent``; None where none does.
 
     Raises UserError where too many structures lie between ``incumbent`` and the bound of the ``proof`` to go through.

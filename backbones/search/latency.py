@@ -6,10 +6,13 @@ import math
 import platform
 from typing import Any, Callable, Dict, List, Sequence, Tuple
 
+import torch
+from torch.utils.benchmark import Timer
+
 from ..documents import read_json
 from ..errors import UserError
 from ..files import write_whole
-from .entropy import Meter, Plain
+from ..maedet import MAEDET, Block
 
 _CHANNELS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _MOST_MACS = 8e9  # of one image: larger convolutions are reckoned from smaller ones
@@ -82,8 +85,6 @@ def build_table(
     image_size: int, device: str, kernels: Sequence[int], max_channels: int, batch: int, seconds: float, progress: Callable[[List], Any]
 ) -> LatencyTable:
     """Measures on ``device``, each convolution for about so many ``seconds``; times are of one image of a ``batch``."""
-    import torch
-
     jobs = []
     widths = [c for c in _CHANNELS if c <= max_channels]
     stem = [c for c in widths if c <= 128]
@@ -97,7 +98,9 @@ def build_table(
     with torch.no_grad():
         for i, o, k, stride, side in progress([job for job in jobs if job[0] * job[1] * job[2] ** 2 * (job[4] / job[3]) ** 2 <= _MOST_MACS]):
             module = torch.nn.Sequential(torch.nn.Conv2d(i, o, k, stride, k // 2), torch.nn.ReLU(inplace=True)).to(device).eval()
-            entries.setdefault(f"{k}/{stride}/{side}", {})[i, o] = _seconds(module, torch.rand(batch, i, side, side, device=device), seconds)
+            entries.setdefault(f"{k}/{stride}/{side}", {})[i, o] = median_seconds(
+                module, torch.rand(batch, i, side, side, device=device), seconds
+            )
     cuda = torch.device(device).type == "cuda"
     about = {
         "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
@@ -109,29 +112,15 @@ def build_table(
     return LatencyTable(image_size, entries, about)
 
 
-def _seconds(module, x, enough: float) -> float:
-    """Median time of one image."""
-    from torch.utils.benchmark import Timer
-
+def median_seconds(module: torch.nn.Module, x: torch.Tensor, enough: float) -> float:
+    """Median time of one image of the batch ``x``, of about ``enough`` seconds of runs."""
     module(x)
-    timer = Timer("module(x)", globals={"module": module, "x": x}, num_threads=_threads())
+    timer = Timer("module(x)", globals={"module": module, "x": x}, num_threads=torch.get_num_threads())
     return timer.blocked_autorange(min_run_time=enough).median / len(x)
 
 
-def _threads() -> int:
-    import torch
-
-    return torch.get_num_threads()
-
-
-def measured(structure: Sequence[Plain], table: LatencyTable, device: str, seconds: float = 0.5) -> Tuple[float, float]:
-    """What the table says of a whole structure, and what it takes: its network with batch norms folded into its convolutions."""
-    import torch
-
-    from ..maedet import MAEDET, Block
-
+def measured(structure: Sequence[Sequence[int]], table: LatencyTable, device: str, seconds: float = 0.5) -> float:
+    """Seconds of a whole structure as the ``table`` was measured: its network, with batch norms folded into its convolutions."""
     net = MAEDET([Block(*block) for block in structure], norm="").to(device).eval()
-    batch = table.about.get("batch", 1)
     with torch.no_grad():
-        taken = _seconds(net, torch.rand(batch, 3, table.image_size, table.image_size, device=device), seconds)
-    return Meter(table.image_size, table=table).measure(structure).latency, taken
+        return median_seconds(net, torch.rand(table.about.get("batch", 1), 3, table.image_size, table.image_size, device=device), seconds)

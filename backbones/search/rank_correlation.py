@@ -10,6 +10,7 @@ same configs. What is in the JSON file already is not done again, so that a run 
 
 import argparse
 import hashlib
+import importlib.util
 import json
 import os
 import random
@@ -29,29 +30,10 @@ from ..files import sha256, write_whole
 from ..shufflenetv2 import SPECS, read_choices
 from ..tools import plot, run
 from ..tools.benchmark import machine
-from .one_shot import CostTable, PathEvaluator, config_values, cost_table, quiet, setup
-
-
-def ranks(values: Sequence[float]) -> np.ndarray:
-    """1 for the smallest; equal ones share the mean of theirs."""
-    values = np.asarray(values, dtype=float)
-    return np.array([(values < v).sum() + ((values == v).sum() + 1) / 2 for v in values])
-
-
-def spearman(a: Sequence[float], b: Sequence[float]) -> float:
-    """The correlation of the ranks, from -1 to 1; NaN where either is all equal."""
-    a, b = ranks(a), ranks(b)
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return float("nan")
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def kendall(a: Sequence[float], b: Sequence[float]) -> float:
-    """Pairs in the same order less those in the other, of all that differ in both (tau-b); NaN where there is none."""
-    i, j = np.triu_indices(len(a), 1)
-    x, y = np.sign(np.subtract.outer(a, a))[i, j], np.sign(np.subtract.outer(b, b))[i, j]
-    norm = np.sqrt((x != 0).sum() * (y != 0).sum())
-    return float((x * y).sum() / norm) if norm else float("nan")
+from .one_shot import quiet, setup
+from .path_evaluator import PathEvaluator
+from .path_search import config_values
+from .paths import CostTable, cost_table
 
 
 def paths_of_one_cost(table: CostTable, found: Sequence[int], count: int, window: float, seed: int) -> List[tuple]:
@@ -67,7 +49,7 @@ def paths_of_one_cost(table: CostTable, found: Sequence[int], count: int, window
     raise UserError(f"only {len(result)} random paths cost from {1 - window:g} to 1 of {highest:.4g}: give a larger --window")
 
 
-def train(path: Sequence[int], pretrain: str, config: str, metric: str, cfg: CfgNode, folder: str, seed: int) -> float:
+def train_path(path: Sequence[int], pretrain: str, config: str, metric: str, cfg: CfgNode, folder: str, seed: int) -> float:
     """What a path of ``cfg``'s supernet reaches by itself: pre-trained by one config, trained by another."""
     train_net = os.path.join(os.path.dirname(zoo.config_root()), "train_net.py")
     common = ["MODEL.DEVICE", cfg.MODEL.DEVICE, "SEED", str(seed), "MODEL.SHUFFLENETV2.CHOICES", str(list(path))]
@@ -93,7 +75,7 @@ def train(path: Sequence[int], pretrain: str, config: str, metric: str, cfg: Cfg
     return final[metric]
 
 
-def _read(path: str, about: Dict[str, Any]) -> List[Dict[str, Any]]:
+def load_rows(path: str, about: Dict[str, Any]) -> List[Dict[str, Any]]:
     if not os.path.isfile(path):
         return []
     try:
@@ -113,8 +95,15 @@ def _read(path: str, about: Dict[str, Any]) -> List[Dict[str, Any]]:
         raise UserError(f"--json {path!r} is no comparison: {' '.join(str(error).split())[:200]}") from error
 
 
+def check_scipy() -> None:
+    if importlib.util.find_spec("scipy") is None:
+        raise UserError("rank correlations need a package that is not installed: pip install scipy")
+
+
 def summary(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
     """The found path against the others, how far the supernet's order is that of training, and the median seconds of an evaluation."""
+    from scipy.stats import kendalltau, spearmanr
+
     scores, reached = [r["supernet"] for r in rows], [r["trained"] for r in rows]
     others = reached[1:]
     timed = [r["seconds"] for r in rows if "seconds" in r]
@@ -123,8 +112,8 @@ def summary(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
         "found": reached[0],
         "others_mean": float(np.mean(others)),
         "others_best": max(others),
-        "spearman": spearman(scores, reached),
-        "kendall": kendall(scores, reached),
+        "spearman": float(spearmanr(scores, reached).statistic),
+        "kendall": float(kendalltau(scores, reached).statistic),  # tau-b
     }
 
 
@@ -146,6 +135,7 @@ def main() -> None:
     parser.add_argument("--json", required=True, metavar="FILE", help="where the figures go")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides of the supernet's config, KEY VALUE each")
     args = parser.parse_args()
+    check_scipy()
     if args.paths < 2 or not 0 < args.window < 1:
         raise UserError(f"--paths {args.paths} and --window {args.window} must be at least 2, and from 0 to 1")
     check_output_dir(os.path.dirname(os.path.abspath(args.json)), key="the folder of --json")
@@ -162,15 +152,15 @@ def main() -> None:
     about.update(dataset=cfg.ONE_SHOT.DATASET, window=args.window, supernet=sha256(cfg.MODEL.WEIGHTS))
     values = json.dumps(config_values(cfg), sort_keys=True)
     about["supernet_config"] = hashlib.sha256(values.encode()).hexdigest()
-    rows = _read(args.json, about)
+    rows = load_rows(args.json, about)
     if [tuple(r["path"]) for r in rows] != paths[: len(rows)]:
         raise UserError(f"--json {args.json!r} holds other paths: take another file")
     with quiet():
-        evaluate = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, "inference"))
+        evaluator = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, "inference"))
     for i, path in enumerate(paths[len(rows) :], len(rows)):
         with quiet():
-            score, seconds = evaluate(path)
-        reached = train(path, args.pretrain, args.train, about["metric"], cfg, os.path.join(cfg.OUTPUT_DIR, f"path{i}"), args.seed)
+            score, seconds = evaluator(path)
+        reached = train_path(path, args.pretrain, args.train, about["metric"], cfg, os.path.join(cfg.OUTPUT_DIR, f"path{i}"), args.seed)
         rows.append({"path": list(path), "cost": table.cost(path), "supernet": score, "trained": reached, "seconds": seconds})
         result = {**about, "machine": machine(), "paths": rows, **(summary(rows) if len(rows) > 2 else {})}
         write_whole(args.json, json.dumps(result, indent=1) + "\n")

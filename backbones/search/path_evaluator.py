@@ -1,0 +1,152 @@
+"""How well a path of a trained supernet detects: its weights are taken out, its norms recalibrated, and it runs on held-out images."""
+
+import contextlib
+import copy
+import io
+import math
+import random
+import re
+import time
+from typing import Callable, Dict, List, Optional, Tuple
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
+from detectron2.evaluation import inference_on_dataset
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import update_bn_stats
+from torch import nn
+
+from ..checkpoint import GatedCheckpointer
+from ..config import all_keys, get, merge_overrides
+from ..data.loader import share
+from ..deploy import optimize
+from ..engine.supernet import supernets
+from ..errors import UserError
+from ..evaluation.build import coco_evaluator
+from ..layers import COMMON_NORMS
+from .paths import Path, subnet_of
+
+
+class PathEvaluator:
+    """Scores paths of a trained supernet; the same path gets the same score, whatever was evaluated before.
+
+    Args:
+        cfg: the supernet's config.
+        output: where the evaluator's files go.
+    """
+
+    def __init__(self, cfg: CfgNode, output: str):
+        self.cfg = _with_plain_norms(cfg)
+        model = build_model(self.cfg).eval()
+        try:
+            GatedCheckpointer(model, require="all").load(self.cfg.MODEL.WEIGHTS)
+        except UserError as error:  # a search does without that flag
+            raise UserError(re.sub(r" *To load [\w ]+: --allow-partial-weights$", "", str(error))) from error
+        self.supernet = supernets(model)[0]
+        self.place = "backbone.bottom_up" if hasattr(model.backbone, "bottom_up") else "backbone"
+        self._put(model, nn.Identity())  # paths are put here
+        self.template = model
+        one_shot = self.cfg.ONE_SHOT
+        # everything is calibrated by whole training steps only where norms beyond the backbone ask for it
+        self.whole = any(isinstance(m, nn.BatchNorm2d) for key, m in model.named_modules() if not key.startswith("backbone."))
+        records = [record for name in self.cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+        chosen = random.Random("calibration").sample(range(len(records)), min(one_shot.CALIBRATION_IMAGES, len(records)))
+        plain = DatasetMapper(self.cfg, is_train=False)
+        mapper = DatasetMapper(self.cfg, is_train=True, augmentations=plain.augmentations.augs) if self.whole else plain
+        self.calibration = _Cached(self._loader([records[i] for i in chosen], mapper, one_shot.CALIBRATION_BATCH))
+        self.images = _Cached(self._loader(DatasetCatalog.get(one_shot.DATASET), plain, 1))
+        self.evaluator = coco_evaluator(self.cfg, one_shot.DATASET, output, distributed=False, allow_cached_coco=False)
+
+    def _loader(self, records: List[dict], mapper: Callable, batch: int):
+        # its own sampler gives each process a part; here each process sees all
+        sampler = torch.utils.data.SequentialSampler(records)
+        return build_detection_test_loader(
+            records, mapper=mapper, sampler=sampler, batch_size=batch, num_workers=self.cfg.DATALOADER.NUM_WORKERS, collate_fn=share
+        )
+
+    def _put(self, model: nn.Module, net: nn.Module) -> None:
+        outer, _, name = self.place.rpartition(".")
+        setattr(model.get_submodule(outer), name, net)
+
+    def extract(self, path: Path) -> nn.Module:
+        """The detector of a path, with weights and statistics of its own."""
+        model = copy.deepcopy(self.template)
+        with torch.device("meta"):
+            net = subnet_of(self.cfg, path)
+        net.load_state_dict({key: value.clone() for key, value in self.supernet.subnet_state_dict(path).items()}, strict=True, assign=True)
+        net.to(self.cfg.MODEL.DEVICE)
+        self._put(model, net)
+        return model.eval()
+
+    def recalibrate(self, model: nn.Module) -> None:
+        """Gives every batch norm the statistics of the calibration images."""
+        module, batches = model, iter(self.calibration)
+        if not self.whole:
+            module, batches = model.backbone, (model.preprocess_image(batch).tensor for batch in self.calibration)
+        module.train()
+        # whole training steps draw anchors and proposals: the same ones for every path, in every process
+        with torch.no_grad(), EventStorage(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            try:
+                update_bn_stats(module, batches, len(self.calibration))
+            except AssertionError as error:  # fvcore's: norms that several levels share have no statistics of their own
+                raise UserError(f"the paths' norms cannot be recalibrated: {' '.join(str(error).split())}") from error
+        model.eval()
+
+    def faster(self, model: nn.Module) -> nn.Module:
+        """The same detector for inference: in a format that is not measured, as equal scores are to be equal in all processes."""
+        return optimize(model, memory_format="channels_last" if self.cfg.MODEL.DEVICE == "cpu" else "contiguous")
+
+    def __call__(self, path: Path) -> Tuple[float, Dict[str, float]]:
+        """(score, seconds of each part)."""
+        times = [time.perf_counter()]
+        model = self.extract(path)
+        times.append(time.perf_counter())
+        self.recalibrate(model)
+        times.append(time.perf_counter())
+        with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its table
+            results = inference_on_dataset(self.faster(model), self.images, self.evaluator)
+        times.append(time.perf_counter())
+        kind, _, name = self.cfg.ONE_SHOT.METRIC.partition("/")
+        score = float(results[kind][name])
+        parts = dict(zip(("extraction", "recalibration", "inference"), (b - a for a, b in zip(times, times[1:]))))
+        return (score if math.isfinite(score) else 0.0), parts
+
+
+class _Cached:
+    """A loader whose batches are kept after the first pass, as long as they are no more than ``most`` bytes."""
+
+    def __init__(self, loader, most: int = 1 << 30):
+        self.loader, self.most = loader, most
+        self.batches: Optional[List] = None
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self):
+        if self.batches is not None:
+            yield from self.batches
+            return
+        batches, size = [], 0
+        for batch in self.loader:
+            size += sum(x["image"].nbytes for x in batch)
+            if size <= self.most:
+                batches.append(batch)
+            else:
+                self.most, batches = 0, []  # not kept, in later passes neither
+            yield batch
+        if size <= self.most:
+            self.batches = batches
+
+
+def _with_plain_norms(cfg: CfgNode) -> CfgNode:
+    """Norms that wait for other processes become BN, whose weights are the same: processes evaluate paths of their own."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key in all_keys(cfg):
+        if key.endswith(".NORM") and isinstance(get(cfg, key), str) and "SyncBN" in get(cfg, key) and get(cfg, key) in COMMON_NORMS:
+            merge_overrides(cfg, [key, "BN"])
+    cfg.freeze()
+    return cfg
