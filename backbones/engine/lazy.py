@@ -122,9 +122,7 @@ class PythonFront(Front):
             raise _missing(error, path) from error
         except (SyntaxError, AssertionError, ImportError, OmegaConfBaseException, yaml.YAMLError) as error:
             raise UserError(f"config file {path!r}: {' '.join(str(error).split())}", code="syntax") from error
-        for key in ("model", "train", "optimizer", "lr_multiplier", "dataloader"):
-            if not isinstance(cfg, DictConfig) or not isinstance(cfg.get(key), DictConfig):
-                raise UserError(f"config file {path!r} has no {key!r}, which Python configs need", code="bad-file")
+        _check_sections(cfg, f"config file {path!r}")
         if backbone:
             use_backbone(cfg, backbone)
         return cls(cfg, path, opts)
@@ -140,13 +138,14 @@ class PythonFront(Front):
             self.cfg = LazyConfig.apply_overrides(self.cfg, list(self.opts))
         except Exception as error:  # hydra's grammar and omegaconf have many of their own
             raise UserError(f"{' '.join(self.opts)}: {' '.join(str(error).split())}", code="syntax") from error
+        _check_sections(self.cfg, " ".join(self.opts))
 
     def _read_settings(self) -> None:
         """Raises UserError for a value of another kind than the YAML key's."""
         cfg, settings = self.cfg, _defaults()
         for key, place in KEYS.items():
             value = _select(cfg, place)
-            if value is None or key in _FRACTION:
+            if value is None and not place.startswith("train.") or key in _FRACTION:
                 continue
             value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
             if key in _NAMES:
@@ -342,6 +341,12 @@ def _defaults() -> CfgNode:
     add_backbones_config(cfg)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()
     return cfg
+
+
+def _check_sections(cfg: Any, where: str) -> None:
+    for key in ("model", "train", "optimizer", "lr_multiplier", "dataloader"):
+        if not isinstance(cfg, DictConfig) or not isinstance(cfg.get(key), DictConfig):
+            raise UserError(f"{where}: {key!r} must be a section, as Python configs have it", code="bad-file", key=key)
 
 
 def _select(cfg: DictConfig, place: str) -> Any:

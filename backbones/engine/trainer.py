@@ -20,6 +20,7 @@ from ..config import (
     add_backbones_config,
     apply_data_arguments,
     config_findings,
+    learns,
     make_files_absolute,
     merge_file,
     merge_overrides,
@@ -80,7 +81,7 @@ class Trainer(Fit, DefaultTrainer):
     @staticmethod
     def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
         """What makes an example of a record of a data set."""
-        if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+        if learns(cfg, "class"):
             return ClassificationMapper.from_cfg(cfg, is_train)
         return (DatasetMapper if cfg.INPUT.MAPPER == "detectron2" else FasterMapper)(cfg, is_train)
 
@@ -173,7 +174,7 @@ class YamlFront(Front):
         return self.trainer.build_train_loader(cfg)
 
     def mapper(self, training: bool, annotated: bool = False) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
-        if not annotated or self.cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+        if not annotated or learns(self.cfg, "class"):
             return self.trainer.build_mapper(self.cfg, is_train=training)
         options = DatasetMapper.from_config(self.cfg, True)
         return DatasetMapper(**{**options, "augmentations": build_augmentation(self.cfg, False), "recompute_boxes": False})
