@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import TrainingSampler
 from detectron2.structures import Instances
@@ -198,19 +198,36 @@ def _settle(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def build_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) -> TrainLoader:
-    """The loader of ``cfg.DATASETS.TRAIN``, sampler and grouping as detectron2's loader has them; without ``mapper``, detectron2's own.
+def train_records(cfg: CfgNode, names: Sequence[str] = ()) -> List[Dict[str, Any]]:
+    """What detectron2 knows of the images of ``cfg.DATASETS.TRAIN``, or of those ``names`` among it, without those that training leaves out.
 
-    Raises UserError where no image is left to train on.
+    Raises UserError where none is left.
     """
+    train, proposals = tuple(cfg.DATASETS.TRAIN), None
+    names = tuple(names) or train
+    if cfg.MODEL.LOAD_PROPOSALS:
+        proposals = [file for name, file in zip(train, cfg.DATASETS.PROPOSAL_FILES_TRAIN) if name in names]
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    records: List[Dict[str, Any]] = []
     try:
-        parts = upstream.train_loader_parts(cfg, mapper)
+        records = get_detection_dataset_dicts(names, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, keypoints, proposals)
     except AssertionError as error:
         if not str(error).startswith("No valid data"):
             raise
-        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}", "data", "DATASETS.TRAIN") from error
-    if not parts["dataset"]:
-        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}", "data", "DATASETS.TRAIN")
+    if not records:
+        without = ": images without annotations are left out, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"
+        raise UserError(f"DATASETS.TRAIN {names} has no image to train on{without}", "data", "DATASETS.TRAIN")
+    return records
+
+
+def build_train_loader(
+    cfg: CfgNode, mapper: Optional[Callable] = None, share_records: Callable[[Callable[[], List]], List] = lambda read: read()
+) -> TrainLoader:
+    """The loader of ``cfg.DATASETS.TRAIN``, sampler and grouping as detectron2's loader has them; without ``mapper``, detectron2's own.
+
+    ``share_records(read)`` gives what ``read()`` gives, for processes that read together. Raises UserError where no image is left to train on.
+    """
+    parts = upstream.train_loader_parts(cfg, mapper, dataset=share_records(lambda: train_records(cfg)))
     return train_loader(
         parts["dataset"],
         parts["mapper"],
@@ -237,6 +254,3 @@ def train_loader(
         wide = np.array([r["width"] > r["height"] for r in dataset])
     examples = Examples(DatasetFromList(dataset, copy=False), mapper, skip)
     return TrainLoader(examples, sampler or TrainingSampler(len(dataset)), total_batch_size // comm.get_world_size(), wide, num_workers)
-
-
-_WITHOUT = ": images without annotations are left out, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"

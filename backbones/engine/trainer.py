@@ -36,6 +36,7 @@ from ..solver import build_lr_scheduler, build_optimizer, scale_learning_rate
 from ..swap import use_backbone
 from .fit import Fit, broadcast_buffers
 from .front import Front
+from .launch import once_a_machine
 from .tracking import tracker_findings
 
 
@@ -71,7 +72,7 @@ class Trainer(Fit, DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        return build_train_loader(cfg, cls.build_mapper(cfg, is_train=True))
+        return build_train_loader(cfg, cls.build_mapper(cfg, is_train=True), once_a_machine)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
