@@ -5,7 +5,6 @@ import copy
 import io
 import math
 import random
-import re
 import time
 from typing import Callable, Dict, List, Optional, Tuple
 
@@ -19,6 +18,7 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer
+from ..checkpoint.report import PARTIAL
 from ..config import all_keys, get, merge_overrides
 from ..data.loader import share
 from ..deploy import optimize
@@ -43,7 +43,7 @@ class PathEvaluator:
         try:
             GatedCheckpointer(model, require="all").load(self.cfg.MODEL.WEIGHTS)
         except UserError as error:  # a search does without that flag
-            raise UserError(re.sub(r" *To load [\w ]+: --allow-partial-weights$", "", str(error))) from error
+            raise UserError(str(error).removesuffix(PARTIAL), error.code, error.key, error.suggestion) from error
         self.supernet = supernets(model)[0]
         self.place = "backbone.bottom_up" if hasattr(model.backbone, "bottom_up") else "backbone"
         self._put(model, nn.Identity())  # paths are put here

@@ -30,7 +30,7 @@ from ..files import sha256, write_whole
 from ..shufflenetv2 import SPECS, read_choices
 from ..tools import plot, run
 from ..tools.benchmark import machine
-from .one_shot import quiet, setup
+from .one_shot import open_supernet, prepare, quiet
 from .path_evaluator import PathEvaluator
 from .path_search import config_values
 from .paths import CostTable, cost_table
@@ -51,7 +51,6 @@ def paths_of_one_cost(table: CostTable, found: Sequence[int], count: int, window
 
 def train_path(path: Sequence[int], pretrain: str, config: str, metric: str, cfg: CfgNode, folder: str, seed: int) -> float:
     """What a path of ``cfg``'s supernet reaches by itself: pre-trained by one config, trained by another."""
-    train_net = os.path.join(os.path.dirname(zoo.config_root()), "train_net.py")
     common = ["MODEL.DEVICE", cfg.MODEL.DEVICE, "SEED", str(seed), "MODEL.SHUFFLENETV2.CHOICES", str(list(path))]
     for key in ("NAME", "SPLIT", "SHUFFLE", "WIDTH"):  # the same network, whatever those configs have
         common += [f"MODEL.SHUFFLENETV2.{key}", str(cfg.MODEL.SHUFFLENETV2[key])]
@@ -60,10 +59,8 @@ def train_path(path: Sequence[int], pretrain: str, config: str, metric: str, cfg
         if not step:
             continue
         output = os.path.join(folder, name)
-        metrics = os.path.join(output, "metrics.json")
-        if os.path.isfile(metrics):
-            os.remove(metrics)
-        command = [sys.executable, train_net, "--config-file", zoo.get_config_file(step), *common, *weights, "OUTPUT_DIR", output]
+        command = [sys.executable, "-m", "backbones", "train", "--overwrite", "--config-file", zoo.get_config_file(step)]
+        command += [*common, *weights, "OUTPUT_DIR", output]
         os.makedirs(output, exist_ok=True)
         with open(os.path.join(output, "output.txt"), "w") as log:
             if subprocess.call(command, stdout=log, stderr=subprocess.STDOUT):
@@ -142,7 +139,7 @@ def main() -> None:
     if os.path.isdir(args.json):
         raise UserError(f"--json {args.json!r} is a folder")
     args.resume = True
-    cfg = setup(args)
+    cfg = prepare(open_supernet(args), args).cfg
     for config in filter(None, (args.train, args.pretrain)):
         zoo.get_config_file(config)
     table = cost_table(cfg, cfg.ONE_SHOT.COST, cfg.ONE_SHOT.COST_SIZE)

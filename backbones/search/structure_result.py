@@ -47,7 +47,7 @@ OUTPUT_DIR: {json.dumps(os.path.join(output, "training"))}
     ):
         write_whole(os.path.join(output, name), content)
     print(f"{os.path.join(output, 'best_structure.txt')}: {described(costs, problem.budget)}")
-    print(f"train it: python train_net.py --config-file {os.path.join(output, 'detector.yaml')} --num-gpus 8")
+    print(f"train it: backbones train --config-file {os.path.join(output, 'detector.yaml')} --num-gpus 8")
 
 
 def describe(structure: Sequence[Plain], meter: Meter) -> Dict[str, Any]:

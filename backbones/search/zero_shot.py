@@ -7,12 +7,13 @@ python -m backbones.search.zero_shot latency --device cpu --output latency.json
 python -m backbones.search.zero_shot benchmark --config configs/search/maedet_r50_budget.yaml --seeds 0 1 2
 
 `search` is the paper's evolution, `exact` goes through the whole space instead, and proves that nothing in it scores more. Both write
-best_structure.txt, which MODEL.MAEDET.STRUCTURE takes, and detector.yaml, which train_net.py trains.
+best_structure.txt, which MODEL.MAEDET.STRUCTURE takes, and detector.yaml, which `backbones train` trains.
 """
 
 import argparse
 import json
 import os
+import sys
 import time
 from typing import Dict, List, Optional
 
@@ -176,7 +177,10 @@ def _exact(args) -> None:
 def argument_parser() -> argparse.ArgumentParser:
     summary, _, details = __doc__.partition("\n")
     parser = argparse.ArgumentParser(
-        prog="python -m backbones.search.zero_shot", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=sys.argv[0] if sys.argv[0].startswith("backbones ") else "python -m backbones.search.zero_shot",
+        description=summary,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     config = {"required": True, "metavar": "FILE", "help": "a search's config, such as configs/search/maedet_r50_budget.yaml"}
