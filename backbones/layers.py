@@ -33,6 +33,11 @@ def build_norm(norm: str, channels: int) -> nn.Module:
     return get_norm(norm, channels) or nn.Identity()
 
 
+def rounded(width: float, multiple: int = 8) -> int:
+    """The multiple nearest to a width, of two equally near ones the larger, at least one."""
+    return max(multiple, int(width / multiple + 0.5) * multiple)
+
+
 class EvalBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that never leaves evaluation mode: its statistics are those loaded, its weight and bias are trained.
 

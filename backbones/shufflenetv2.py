@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from .documents import read_yaml
 from .errors import UserError, unknown
 from .fpn import common_options, register_builders
-from .layers import ConvNormAct, StagedBackbone, StagePlan, initialize_convs, stage_plans
+from .layers import ConvNormAct, StagedBackbone, StagePlan, initialize_convs, rounded, stage_plans
 from .registry import Family, register
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
@@ -160,7 +160,7 @@ class ShuffleNetV2(StagedBackbone):
         self.blocks, self.split, self.shuffle = tuple(blocks), split, shuffle
         self.choices = check_choices(choices, blocks)
         self.conventions = {"MODEL.SHUFFLENETV2.SHUFFLE": shuffle}
-        stem_channels, *channels = (c if width == 1 else max(4, int(c * width / 4 + 0.5) * 4) for c in (stem_channels, *channels))
+        stem_channels, *channels = (c if width == 1 else rounded(c * width, 4) for c in (stem_channels, *channels))
         stem = ConvNormAct(in_channels, stem_channels, 3, stride=2, norm=norm)
         if stem_bias and norm:
             stem.conv.bias = nn.Parameter(torch.zeros(stem_channels))
@@ -194,13 +194,13 @@ class ShuffleNetV2(StagedBackbone):
         return f"{self._released[index]}." if index < len(self._released) and self.choices[index] == choice else None
 
     def translate_key(self, key: str, layout: str) -> str:
+        stem = re.match(r"(?:conv1|first_conv)\.(conv|bn)\.(\w+)$", key)
+        if stem:
+            return f"stem.{'conv' if stem[1] == 'conv' else 'norm'}.{stem[2]}"
         return (_of_mmrazor if layout == "mmrazor" else _of_authors)(self, key)
 
 
 def _of_mmrazor(net: ShuffleNetV2, key: str) -> str:
-    match = re.match(r"conv1\.(conv|bn)\.(\w+)$", key)
-    if match:
-        return f"stem.{'conv' if match[1] == 'conv' else 'norm'}.{match[2]}"
     unit = r"(conv|bn)\.(\w+)$"
     match = re.match(
         r"layers\.(\d)\.(\d+)\.(?:_candidates|_candidate_ops|choices)\.(\w+)\.branch([12])\.(\d)\.(?:(depthwise_conv|pointwise_conv)\.)?"
@@ -221,9 +221,6 @@ _OPERATIONS = ("shufflenet_3x3", "shufflenet_5x5", "shufflenet_7x7", "xception_3
 
 
 def _of_authors(net: ShuffleNetV2, key: str) -> str:
-    match = re.match(r"first_conv\.(conv|bn)\.(\w+)$", key)
-    if match:
-        return f"stem.{'conv' if match[1] == 'conv' else 'norm'}.{match[2]}"
     match = re.match(
         r"features\.(\d+)\.(?:(\d)\.)?(?:conv\.(\d)|proj_conv)\.(interstellar|bn)\d[a-z]_(?:(\w+?_\dx\d)_branch2([abc])|proj)(_s)?(_bn)?\.(\w+)$",
         key,
@@ -338,7 +335,7 @@ def read_choices(path: str, blocks: Sequence[int], stated: Optional[Dict[str, An
         if isinstance(content, str):  # a tuple, as Python writes it
             content = ast.literal_eval(content.strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise UserError(f"{what} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{what} cannot be read: {error}") from error
     if isinstance(content, dict) and "choices" in content:
         for key, value in (stated or {}).items():
             if key in content and content[key] != value:

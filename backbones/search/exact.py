@@ -15,8 +15,9 @@ from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 import numpy as np
 
 from ..errors import UserError
+from ..layers import rounded
 from .entropy import block_costs
-from .evolution import Candidate, SearchProblem, round8
+from .evolution import Candidate, SearchProblem
 
 _PRICED = ("flops", "parameters", "layers")
 _MOST_PATHS = 5_000_000
@@ -53,12 +54,12 @@ class _Values:
     def inputs(self, o: int) -> slice:
         """The widths before it that its own allows."""
         most = min(o + 1, self.space.max_stem // 8) if self.stage.first else o + 1
-        lowest = 0 if self.stage.first else max(0, round8(self.grid[o] / self.space.max_expansion) // 8 - 1)
+        lowest = 0 if self.stage.first else max(0, rounded(self.grid[o] / self.space.max_expansion) // 8 - 1)
         return slice(min(lowest, most), most)
 
     def widths(self, o: int) -> np.ndarray:
         """Those of the bottlenecks."""
-        return self.grid[round8(self.grid[o] * self.space.min_bottleneck) // 8 - 1 : o + 1].astype(float)
+        return self.grid[rounded(self.grid[o] * self.space.min_bottleneck) // 8 - 1 : o + 1].astype(float)
 
     def parts(self, o: int, kernel: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
         """By the bottlenecks' width: the first bottleneck's worth but for its input's, each more's, and that of a channel more of input."""

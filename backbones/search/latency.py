@@ -65,7 +65,7 @@ def load_table(path: str) -> LatencyTable:
             raise ValueError(f"its image_size is {data['image_size']!r}")
         return LatencyTable(data["image_size"], entries, dict(data["about"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path!r} is no latency table: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path!r} is no latency table: {error}") from error
 
 
 def _around(value: int, known: Sequence[int]) -> Tuple[int, int]:

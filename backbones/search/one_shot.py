@@ -10,11 +10,10 @@ would have given.
 """
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
-from typing import Iterator, List, Optional
+from typing import List, Optional
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -33,17 +32,6 @@ from .path_evaluator import PathEvaluator
 from .path_result import write_result, write_weights
 from .path_search import load_costs, search_paths, state_file
 from .paths import METHODS, PathSampler, cost_table
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Without what detectron2 tells of every evaluation."""
-    before = logging.root.manager.disable
-    logging.disable(logging.INFO)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def open_supernet(args: argparse.Namespace) -> Front:
@@ -115,14 +103,12 @@ def search(args: argparse.Namespace, front: Front) -> None:
     table = comm.all_gather(table)[0]
     sampler = PathSampler(settings, table, args.method, args.seed)
     sampler.check()
-    with quiet():
-        evaluator = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, f"inference_{comm.get_rank()}"))
-        archive = search_paths(cfg, sampler, evaluator)
+    evaluator = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, f"inference_{comm.get_rank()}"))
+    archive = search_paths(cfg, sampler, evaluator)
     if not comm.is_main_process():
         return
     best = write_result(cfg, args.config_file, table, archive)
-    with quiet():
-        write_weights(evaluator, best, os.path.join(cfg.OUTPUT_DIR, "best_subnet.pth"))
+    write_weights(evaluator, best, os.path.join(cfg.OUTPUT_DIR, "best_subnet.pth"))
     parts = {name: sorted(e.seconds[name] for e in archive)[len(archive) // 2] for name in best.seconds}
     print(
         f"{len(archive)} paths; the best: {settings.METRIC} {best.score:.2f} on {settings.DATASET}, {table.kind} {best.cost:.4g}, {list(best.path)}"
@@ -134,6 +120,7 @@ def search(args: argparse.Namespace, front: Front) -> None:
 
 
 def _process(args: argparse.Namespace, front: Front) -> None:
+    logging.disable(logging.INFO)  # what detectron2 tells of every evaluation
     try:
         search(args, front)
     except KeyboardInterrupt:

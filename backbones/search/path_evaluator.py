@@ -92,7 +92,7 @@ class PathEvaluator:
             try:
                 update_bn_stats(module, batches, len(self.calibration))
             except AssertionError as error:  # fvcore's: norms that several levels share have no statistics of their own
-                raise UserError(f"the paths' norms cannot be recalibrated: {' '.join(str(error).split())}") from error
+                raise UserError(f"the paths' norms cannot be recalibrated: {error}") from error
         model.eval()
 
     def faster(self, model: nn.Module) -> nn.Module:

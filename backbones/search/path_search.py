@@ -71,7 +71,7 @@ def _reading(path: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path!r} is no state of a search: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path!r} is no state of a search: {error}") from error
 
 
 def load_archive(path: str, identity: Dict[str, Any]) -> List[Evaluated]:

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import random
 import subprocess
@@ -30,7 +31,7 @@ from ..files import sha256, write_whole
 from ..shufflenetv2 import SPECS, read_choices
 from ..tools import plot, run
 from ..tools.benchmark import machine
-from .one_shot import open_supernet, prepare, quiet
+from .one_shot import open_supernet, prepare
 from .path_evaluator import PathEvaluator
 from .path_search import config_values
 from .paths import CostTable, cost_table
@@ -89,7 +90,7 @@ def load_rows(path: str, about: Dict[str, Any]) -> List[Dict[str, Any]]:
             tuple(row["path"])
         return list(data["paths"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--json {path!r} is no comparison: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"--json {path!r} is no comparison: {error}") from error
 
 
 def check_scipy() -> None:
@@ -152,11 +153,10 @@ def main() -> None:
     rows = load_rows(args.json, about)
     if [tuple(r["path"]) for r in rows] != paths[: len(rows)]:
         raise UserError(f"--json {args.json!r} holds other paths: take another file")
-    with quiet():
-        evaluator = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, "inference"))
+    logging.disable(logging.INFO)  # what detectron2 tells of every evaluation
+    evaluator = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, "inference"))
     for i, path in enumerate(paths[len(rows) :], len(rows)):
-        with quiet():
-            score, seconds = evaluator(path)
+        score, seconds = evaluator(path)
         reached = train_path(path, args.pretrain, args.train, about["metric"], cfg, os.path.join(cfg.OUTPUT_DIR, f"path{i}"), args.seed)
         rows.append({"path": list(path), "cost": table.cost(path), "supernet": score, "trained": reached, "seconds": seconds})
         result = {**about, "machine": machine(), "paths": rows, **(summary(rows) if len(rows) > 2 else {})}

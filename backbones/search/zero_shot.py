@@ -27,8 +27,7 @@ from .entropy import STRUCTURES, Costs, Meter, monte_carlo, plain
 from .evolution import Evolution, State
 from .latency import build_table, load_table, measured
 from .structure_config import load_structure_config, problem_of
-from .structure_result import describe, described, write_result
-from .structure_search import find_exact, rounds_of, search_structures
+from .structure_search import describe, described, find_exact, rounds_of, search_structures, write_result
 
 # milliseconds a candidate of the original's own loop on one core, single process, without building the networks that it builds besides
 REFERENCE_MS = 11.5
@@ -106,12 +105,8 @@ def _check_file(path: str, key: str) -> None:
 
 def _check_folder(path: str) -> None:
     if not path:
-        raise UserError("--output is empty: name a folder")
+        raise UserError("--output is empty: name a folder", "missing-argument", "--output")
     check_output_dir(path, "--output")
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {path!r} cannot be made: {error.strerror}") from error
 
 
 def _benchmark(args) -> None:
