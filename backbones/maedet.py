@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
@@ -62,9 +63,7 @@ def check_structure(structure: Sequence[Block], what: str = "the structure") -> 
         raise UserError(f"{what} must begin with a convolution of stride 2")
     count = stage_of(structure)[-1] + 1
     if count != len(STAGES):
-        raise UserError(
-            f"{what} has {count} stages, strides {', '.join(str(2 ** (i + 1)) for i in range(count))}: detectors need {len(STAGES)}, to stride 32"
-        )
+        raise UserError(f"{what} has {count} stages, to stride {2**count}: detectors need {len(STAGES)}, to stride 32")
     return tuple(structure)
 
 
@@ -313,7 +312,7 @@ SPECS = {
 }
 
 
-def build(cfg, input_shape: ShapeSpec) -> MAEDET:
+def build(cfg: CfgNode, input_shape: ShapeSpec) -> MAEDET:
     """The MAE-DET that ``cfg.MODEL.MAEDET`` asks for: of its STRUCTURE file, or where there is none by its NAME."""
     node = cfg.MODEL.MAEDET
     if node.STRUCTURE:

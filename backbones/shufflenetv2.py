@@ -4,8 +4,8 @@ Every block is one of four choices: a depthwise kernel of 3, 5 or 7, or an Xcept
 that of MMRazor, any other list of choices, and the supernet that holds all choices at once.
 
 Worth knowing:
-- The authors' networks and MMRazor's are not the same: the blocks of stride 2 split their width otherwise (``split``), and channels are shuffled
-  elsewhere (``shuffle``). The authors' code itself has two ways: supernets take "before", the networks it released "alternate".
+- The authors' networks and MMRazor's are not the same: the blocks of stride 2 split their width otherwise (``split``), and the channels are
+  shuffled elsewhere (``shuffle``). The authors' code itself has two ways: supernets take "before", the networks it released "alternate".
 - The stem and, of the authors', its bias stand before a batch norm; there is no pooling. The last 1x1 convolution is the classifier's alone.
 - Published "300M" counts the convolutions of the body at 224x224; MMRazor's "0.34G" its whole classifier.
 """
@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from .documents import read_yaml
 from .errors import UserError, unknown
 from .fpn import common_options, register_builders
-from .layers import ConvNormAct, StagedBackbone, StagePlan, initialize_convs, rounded, stage_plans
+from .layers import Conv, ConvNormAct, StagedBackbone, StagePlan, initialize_convs, rounded, stage_plans
 from .registry import Family, register
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
@@ -42,7 +43,7 @@ def _main_branch(in_channels: int, width: int, out_channels: int, choice: int, n
     """The branch that is chosen: each depthwise convolution without, each 1x1 with an activation."""
     stride, first = (plan.stride, plan.reducing) if reduces else (1, plan.conv)
 
-    def depthwise(channels: int, kernel: int, stride: int = 1, conv=plan.conv) -> nn.Module:
+    def depthwise(channels: int, kernel: int, stride: int = 1, conv: Conv = plan.conv) -> nn.Module:
         return ConvNormAct(channels, channels, kernel, stride, groups=channels, norm=norm, act=nn.Identity, conv=conv)
 
     def pointwise(i: int, o: int) -> nn.Module:
@@ -179,7 +180,7 @@ class ShuffleNetV2(StagedBackbone):
             stride *= plan.stride
             self.add_stage(name, stage, out, stride)
         initialize_convs(self, lambda w: nn.init.normal_(w, std=1.0 / w.shape[1]))
-        nn.init.normal_(self.stem.conv.weight, std=0.01)
+        nn.init.normal_(next(stem.parameters()), std=0.01)
         for module in self.modules():
             if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
                 nn.init.constant_(module.bias, 1e-4)
@@ -251,7 +252,8 @@ class Choices(nn.ModuleList):
     active = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self[self.active](x)
+        y: Tensor = self[self.active](x)
+        return y
 
 
 class ShuffleNetV2Supernet(ShuffleNetV2):
@@ -302,8 +304,8 @@ class ShuffleNetV2Spec:
     stem_bias: bool = True
 
 
-_SMALL = dict(stem_channels=16, channels=(64, 160, 320, 640), blocks=(4, 4, 8, 4))
-_LARGE = dict(blocks=(8, 8, 16, 8))
+_SMALL: Dict[str, Any] = dict(stem_channels=16, channels=(64, 160, 320, 640), blocks=(4, 4, 8, 4))
+_LARGE: Dict[str, Any] = dict(blocks=(8, 8, 16, 8))
 _LARGE_CHOICES = (
     *(0, 0, 3, 1, 2, 1, 0, 2),
     *(0, 3, 1, 2, 3, 3, 2, 0),
@@ -371,7 +373,7 @@ def _from_mapping(content: Dict[Any, Any], blocks: Sequence[int], what: str) -> 
     return [found[i] for i in range(sum(blocks))]
 
 
-def build(cfg, input_shape: ShapeSpec) -> ShuffleNetV2:
+def build(cfg: CfgNode, input_shape: ShapeSpec) -> ShuffleNetV2:
     """The ShuffleNetV2 that ``cfg.MODEL.SHUFFLENETV2`` asks for: NAME, with the choices of CHOICES or the SUBNET file where there are any."""
     node = cfg.MODEL.SHUFFLENETV2
     if node.NAME not in SPECS:

@@ -181,7 +181,7 @@ def test_killed_and_resumed(tmp_path):
     config = small_config(tmp_path / "c.yaml", candidates=250000)
     assert tool("search", "--config", config, "--output", tmp_path / "whole", "--workers", 1).returncode == 0
     rng, kills = random.Random(5), 0
-    for attempt in range(30):
+    for _ in range(30):
         command = [sys.executable, "-m", "backbones.search.zero_shot", "search", "--config", str(config), "--output", str(tmp_path / "killed")]
         process = subprocess.Popen([*command, "--workers", "2", "--resume"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if kills < 3:

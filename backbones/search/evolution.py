@@ -1,9 +1,9 @@
 """MAE-DET's search space and its evolution, over plain tuples of integers.
 
-Against the original: the last block is mutated like any other, where its random index left it out; every choice comes from one seed; and the
-stem is never wider than the block behind it. Candidates are counted in rounds: in each, every island goes on by itself from the population that
-all share, and at its end their best are merged. What a round does follows from (seed, round, island) and the population alone, so a search gives
-the same result in any number of processes, and one that was killed goes on as if it had not been.
+Different from the original: the last block is mutated like any other, every choice comes from one seed, and the stem is never wider than the
+block behind it. A search goes in rounds. In each, every island evolves by itself from the population that all share; at its end their best
+are merged. What a round does follows from (seed, round, island) and the population alone. So a search gives the same result in any number of
+processes, and one that was killed goes on as if it had not been.
 """
 
 import bisect
@@ -11,7 +11,7 @@ import dataclasses
 import multiprocessing
 import os
 import random
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from ..errors import UserError
 from ..layers import rounded
@@ -207,7 +207,7 @@ class Evolution:
         """One round of all islands."""
         state = self.state
         tasks = [(state.population, self.size, self.round_size, f"{self.seed}/{state.rounds}/{island}") for island in range(self.islands)]
-        results: List[Optional[List[Scored]]] = [None] * len(tasks)
+        results: List[Any] = [None] * len(tasks)
         if not self._processes:
             results = [_explore(self.problem, *task) for task in tasks]
         else:

@@ -10,7 +10,7 @@ The space is a little larger than what mutations reach: all widths that are mult
 
 import dataclasses
 import math
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
@@ -262,13 +262,14 @@ def best(problem: SearchProblem, start: Candidate, proof: Bound, incumbent: floa
         joined = _Paths(*(np.concatenate([getattr(f, field.name) for f in found]) for field in dataclasses.fields(_Paths)))
         history.append(joined.take(_undominated(joined, price, budget)))
     paths = history[-1]
-    at, blocks = int((paths.slack + paths.spent @ price).argmax()), []
+    blocks: List[Any] = []
+    at = int((paths.slack + paths.spent @ price).argmax())
     for paths, block in zip(reversed(history), reversed(start)):
         blocks.append((int(program.grid[paths.width[at]]), int(paths.choice[at, 0]), block[2], *map(int, paths.choice[at, 1:])))
         at = int(paths.parent[at])
-    found = tuple(reversed(blocks))
+    structure: Candidate = tuple(reversed(blocks))
     # what leaves much of the budget comes this far, as if that were worth its price
-    return found if problem.meter.measure(found).score > incumbent else None
+    return structure if problem.meter.measure(structure).score > incumbent else None
 
 
 def _choices(values: _Values, c: int, o: int, reach: float, most: float):
@@ -288,7 +289,7 @@ def _choices(values: _Values, c: int, o: int, reach: float, most: float):
 
 
 def _undominated(paths: _Paths, price: np.ndarray, budget: np.ndarray) -> np.ndarray:
-    """The rows of those paths that no other to the same width scores as much as, at the first limited cost no higher and the others the same."""
+    """The rows of those paths that no other to the same width beats: as good a score, no higher a first limited cost, the same other costs."""
     limited = np.flatnonzero(np.isfinite(budget))
     score = paths.slack + paths.spent @ price  # but for what all paths to a width share
     others = [paths.spent[:, i] for i in limited[1:]]

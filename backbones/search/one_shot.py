@@ -110,9 +110,8 @@ def search(args: argparse.Namespace, front: Front) -> None:
     best = write_result(cfg, args.config_file, table, archive)
     write_weights(evaluator, best, os.path.join(cfg.OUTPUT_DIR, "best_subnet.pth"))
     parts = {name: sorted(e.seconds[name] for e in archive)[len(archive) // 2] for name in best.seconds}
-    print(
-        f"{len(archive)} paths; the best: {settings.METRIC} {best.score:.2f} on {settings.DATASET}, {table.kind} {best.cost:.4g}, {list(best.path)}"
-    )
+    print(f"{len(archive)} paths; the best: {list(best.path)}, {table.kind} {best.cost:.4g}")
+    print(f"{settings.METRIC} of the best on {settings.DATASET}: {best.score:.2f}")
     print("a path takes " + ", ".join(f"{seconds:.2f} s {name}" for name, seconds in parts.items()) + " (medians)")
     detector, weights = (os.path.join(cfg.OUTPUT_DIR, name) for name in ("detector.yaml", "best_subnet.pth"))
     print(f"evaluate it with the supernet's weights: backbones train --config-file {detector} --eval-only MODEL.WEIGHTS {weights}")

@@ -6,7 +6,7 @@ import io
 import math
 import random
 import time
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -80,7 +80,7 @@ class PathEvaluator:
         self._put(model, net)
         return model.eval()
 
-    def recalibrate(self, model: nn.Module) -> None:
+    def recalibrate(self, model: Any) -> None:
         """Gives every batch norm the statistics of the calibration images."""
         module, batches = model, iter(self.calibration)
         if not self.whole:

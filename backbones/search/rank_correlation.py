@@ -164,10 +164,9 @@ def main() -> None:
         kind = "found" if i == 0 else "random"
         print(f"{i + 1}/{len(paths)} {kind}: supernet {score:.2f}, trained {reached:.2f}, {table.kind} {table.cost(path):.4g}", flush=True)
     about = summary(rows)
-    print(
-        f"found: {about['found']:.2f}; {len(rows) - 1} random paths of its cost: mean {about['others_mean']:.2f}, best {about['others_best']:.2f}; "
-        f"rank correlation of the supernet's scores: Spearman {about['spearman']:.2f}, Kendall {about['kendall']:.2f}"
-    )
+    others = f"mean {about['others_mean']:.2f}, best {about['others_best']:.2f}"
+    print(f"found: {about['found']:.2f}; {len(rows) - 1} random paths of its cost: {others}")
+    print(f"rank correlation of the supernet's scores: Spearman {about['spearman']:.2f}, Kendall {about['kendall']:.2f}")
 
 
 if __name__ == "__main__":

@@ -121,7 +121,8 @@ def _near(path: str, folder: str) -> str:
 
 def problem_of(config: Dict[str, Any]) -> Tuple[SearchProblem, Candidate]:
     """What a config asks for: the problem and its start. Raises UserError for a budget that the start itself is beyond."""
-    space = Space(**{key: tuple(value) if isinstance(value, list) else value for key, value in config["space"].items()})
+    limits: Dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config["space"].items()}
+    space = Space(**limits)
     meter = Meter(config["image_size"], tuple(float(w) for w in config["stage_weights"]), config["table"])
     problem, start = SearchProblem(meter, space, dict(config["budget"])), plain(config["start"], "the start")
     for i, block in enumerate(start[1:], 1):

@@ -33,7 +33,8 @@ def search_structures(config: Dict[str, Any], seed: int, output: str, workers: i
     outside = problem.outside(start)
     if outside:
         print(f"note: the start is not of the space, and keeps what is not until it changes: its {outside}", flush=True)
-    state, history = State(0, [(problem.meter.measure(start).score, start)]), []
+    state = State(0, [(problem.meter.measure(start).score, start)])
+    history: List[List[float]] = []
     if resume and os.path.isfile(path):
         state, history = load_state(path, identity, problem)
     elif resume:
@@ -94,7 +95,7 @@ def load_state(path: str, identity: Dict[str, Any], problem: SearchProblem) -> T
     try:
         data = read_json(path)
         differ = [key for key in identity if data["search"].get(key) != identity[key]]
-        structures = [tuple(tuple(int(n) for n in block) for block in structure) for structure in data["population"]]
+        structures: Any = [tuple(tuple(int(n) for n in block) for block in structure) for structure in data["population"]]
         strides = [block[2] for block in identity["start"]]
         for structure in structures:
             if [block[2] for block in structure if len(block) == 5 and min(block[:2]) > 0] != strides:

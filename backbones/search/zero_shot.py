@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 from ..config import check_device, check_output_dir
 from ..errors import UserError, unknown
@@ -117,7 +117,7 @@ def _benchmark(args) -> None:
         _check_file(args.json, "--json")
     config = load_structure_config(args.config)
     problem, start = problem_of(config)
-    proof, optimum = find_exact(problem, start) if "latency" not in problem.budget else (None, None)
+    exact = find_exact(problem, start) if "latency" not in problem.budget else None
     rows = []
     for seed in args.seeds:
         problem, _ = problem_of(config)
@@ -142,7 +142,8 @@ def _benchmark(args) -> None:
         "command": f"python -m backbones.search.zero_shot benchmark --config {args.config} --seeds {' '.join(map(str, args.seeds))}",
         "runs": rows,
     }
-    if optimum:
+    if exact:
+        proof, optimum = exact
         costs = problem.meter.measure(optimum)
         result["exact"] = {"score": costs.score, "bound": proof.score, **_integers(costs)}
         print(f"the best there is: {result['exact']['score']:.3f}; proved without going through it: no more than {proof.score:.3f}")
@@ -178,7 +179,7 @@ def argument_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    config = {"required": True, "metavar": "FILE", "help": "a search's config, such as configs/search/maedet_r50_budget.yaml"}
+    config: Dict[str, Any] = {"required": True, "metavar": "FILE", "help": "a search's config, such as configs/search/maedet_r50_budget.yaml"}
 
     verb = verbs.add_parser("search", help="evolve structures within a budget")
     verb.add_argument("--config", **config)
