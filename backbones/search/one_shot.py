@@ -20,7 +20,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
 from .. import zoo
-from ..config import add_backbones_config, check_config, check_output_dir, merge_file, merge_overrides
+from ..config import add_backbones_config, architecture, check_config, check_output_dir, learns, merge_file, merge_overrides
 from ..data import check_datasets, check_paths, register_from_config, register_held_out
 from ..data.holdout import HELD_OUT
 from ..engine.launch import launch
@@ -60,7 +60,7 @@ def setup(args) -> CfgNode:
         raise UserError(
             f"{args.config_file!r} is of no supernet: MODEL.BACKBONE.NAME {cfg.MODEL.BACKBONE.NAME!r}, MODEL.SHUFFLENETV2.SUPERNET {node.SUPERNET}"
         )
-    if cfg.MODEL.ROI_HEADS.NAME == "LastStageROIHeads" and cfg.MODEL.META_ARCHITECTURE == "GeneralizedRCNN":
+    if cfg.MODEL.ROI_HEADS.NAME == "LastStageROIHeads" and "MODEL.ROI_HEADS.IN_FEATURES" in (architecture(cfg).features or ()):
         raise UserError("detectors that run the last stage in their heads (C4) cannot be searched: take one with FPN")
     if not cfg.MODEL.WEIGHTS:
         raise UserError("the search needs a trained supernet: add MODEL.WEIGHTS /path/to/model_final.pth")
@@ -70,7 +70,7 @@ def setup(args) -> CfgNode:
                 "ONE_SHOT.DATASET is empty: name what paths are evaluated on, such as NAME_held_out of DATASETS.HOLD_OUT [['NAME', 5000]]"
             )
         cfg.ONE_SHOT.DATASET = cfg.DATASETS.HOLD_OUT[0][0] + HELD_OUT
-    if cfg.MODEL.META_ARCHITECTURE == "ImageClassifier":
+    if learns(cfg, "class"):
         raise UserError(f"{args.config_file!r} is of a classifier: paths are searched as detectors, by the config of step 2")
     if cfg.ONE_SHOT.DATASET not in DatasetCatalog:
         raise unknown("ONE_SHOT.DATASET", cfg.ONE_SHOT.DATASET, sorted(DatasetCatalog.keys()))
@@ -107,7 +107,7 @@ def _is_there(name: str) -> bool:
 def check_metric(cfg: CfgNode) -> None:
     """Raises UserError where ONE_SHOT.METRIC is nothing that the detector is evaluated by."""
     figures = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-    tasks = ["bbox", *(["segm"] if cfg.MODEL.MASK_ON else []), *(["keypoints"] if cfg.MODEL.KEYPOINT_ON else [])]
+    tasks = ["bbox", *(["segm"] if learns(cfg, "masks") else []), *(["keypoints"] if learns(cfg, "keypoints") else [])]
     every = [f"{task}/{figure}" for task in tasks for figure in figures if (task, figure) != ("keypoints", "APs")]
     if cfg.ONE_SHOT.METRIC not in every:
         raise unknown("ONE_SHOT.METRIC", cfg.ONE_SHOT.METRIC, every)

@@ -5,7 +5,6 @@ import copy
 import io
 import math
 import random
-import re
 import time
 from typing import Callable, Dict, List, Optional, Tuple
 
@@ -40,10 +39,7 @@ class PathEvaluator:
     def __init__(self, cfg: CfgNode, output: str):
         self.cfg = _with_plain_norms(cfg)
         model = build_model(self.cfg).eval()
-        try:
-            GatedCheckpointer(model, require="all").load(self.cfg.MODEL.WEIGHTS)
-        except UserError as error:  # a search does without that flag
-            raise UserError(re.sub(r" *To load [\w ]+: --allow-partial-weights$", "", str(error))) from error
+        GatedCheckpointer(model, require="all", hint="").load(self.cfg.MODEL.WEIGHTS)
         self.supernet = supernets(model)[0]
         self.place = "backbone.bottom_up" if hasattr(model.backbone, "bottom_up") else "backbone"
         self._put(model, nn.Identity())  # paths are put here
