@@ -20,8 +20,7 @@ from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 
-from ..config import check_config, check_output_dir
-from ..config.architectures import learns
+from ..config import architecture, check_config, check_output_dir, learns
 from ..data import check_datasets, check_paths
 from ..data.holdout import HELD_OUT
 from ..engine import Front, launch, open_config
@@ -52,7 +51,7 @@ def prepare(front: Front, args: argparse.Namespace) -> Front:
     check_config(cfg)
     of_supernet = "shufflenetv2" in model.BACKBONE.NAME and model.SHUFFLENETV2.SUPERNET
     names = f"MODEL.BACKBONE.NAME {model.BACKBONE.NAME!r}, MODEL.SHUFFLENETV2.SUPERNET {model.SHUFFLENETV2.SUPERNET}"
-    in_heads = model.META_ARCHITECTURE == "GeneralizedRCNN" and model.ROI_HEADS.NAME == "LastStageROIHeads"
+    in_heads = model.ROI_HEADS.NAME == "LastStageROIHeads" and "MODEL.ROI_HEADS.IN_FEATURES" in (architecture(cfg).features or ())
     nameless = not cfg.ONE_SHOT.DATASET and not cfg.DATASETS.HOLD_OUT
     for wrong, key, code, message in (
         (not of_supernet, "MODEL.SHUFFLENETV2.SUPERNET", "unsupported", f"{front.path!r} is of no supernet: {names}"),

@@ -18,7 +18,6 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer
-from ..checkpoint.report import PARTIAL
 from ..config import all_keys, get, merge_overrides
 from ..data.loader import share
 from ..deploy import optimize
@@ -40,10 +39,7 @@ class PathEvaluator:
     def __init__(self, cfg: CfgNode, output: str):
         self.cfg = _with_plain_norms(cfg)
         model = build_model(self.cfg).eval()
-        try:
-            GatedCheckpointer(model, require="all").load(self.cfg.MODEL.WEIGHTS)
-        except UserError as error:  # a search does without that flag
-            raise UserError(str(error).removesuffix(PARTIAL), error.code, error.key, error.suggestion) from error
+        GatedCheckpointer(model, require="all", hint="").load(self.cfg.MODEL.WEIGHTS)
         self.supernet = supernets(model)[0]
         self.place = "backbone.bottom_up" if hasattr(model.backbone, "bottom_up") else "backbone"
         self._put(model, nn.Identity())  # paths are put here
