@@ -7,17 +7,18 @@ import math
 from typing import Any, Dict, List, Optional
 
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY, FPN, Backbone
 from detectron2.modeling.backbone.fpn import LastLevelMaxPool, LastLevelP6P7
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import UserError, unknown
 from .layers import COMMON_NORMS
 from .registry import BUILDERS, Family
 
 
-def common_options(cfg, node, input_shape: ShapeSpec) -> Dict[str, Any]:
+def common_options(cfg: CfgNode, node: CfgNode, input_shape: ShapeSpec) -> Dict[str, Any]:
     """The keyword arguments that every family's network takes, as ``cfg`` and the family's own ``node`` of it say."""
     return {
         "in_channels": input_shape.channels,
@@ -30,7 +31,7 @@ def common_options(cfg, node, input_shape: ShapeSpec) -> Dict[str, Any]:
     }
 
 
-def _in_shapes(cfg, bottom_up: Backbone) -> List[ShapeSpec]:
+def _in_shapes(cfg: CfgNode, bottom_up: Backbone) -> List[ShapeSpec]:
     shapes = bottom_up.output_shape()
     names = list(cfg.MODEL.FPN.IN_FEATURES)
     if not names:
@@ -41,7 +42,7 @@ def _in_shapes(cfg, bottom_up: Backbone) -> List[ShapeSpec]:
     return [shapes[name] for name in names]
 
 
-def build_fpn(cfg, bottom_up: Backbone, top_block) -> FPN:
+def build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
     """detectron2's FPN over ``bottom_up`` as ``cfg.MODEL.FPN`` says; raises UserError for features it cannot take."""
     names = list(cfg.MODEL.FPN.IN_FEATURES)
     strides = [shape.stride for shape in _in_shapes(cfg, bottom_up)]
@@ -73,7 +74,7 @@ class P6P7(LastLevelP6P7):
         return [p6, self.p7(F.relu(p6) if self.relu else p6)]
 
 
-def build_retinanet_fpn(cfg, bottom_up: Backbone) -> FPN:
+def build_retinanet_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
     """RetinaNet's FPN: P3 to P5 as ``cfg.MODEL.FPN`` says, P6 from C5, the deepest feature (or from P5), and P7."""
     name, deepest = list(bottom_up.output_shape().items())[-1]
     width, relu = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.P6_RELU
@@ -82,7 +83,7 @@ def build_retinanet_fpn(cfg, bottom_up: Backbone) -> FPN:
     return build_fpn(cfg, bottom_up, P6P7(deepest.channels, width, name, relu))
 
 
-def _deepest_level(cfg, bottom_up: Backbone) -> str:
+def _deepest_level(cfg: CfgNode, bottom_up: Backbone) -> str:
     """The FPN's last level, which is p5 unless the config leaves the last stage out."""
     return f"p{max(int(math.log2(shape.stride)) for shape in _in_shapes(cfg, bottom_up))}"
 
@@ -90,19 +91,19 @@ def _deepest_level(cfg, bottom_up: Backbone) -> str:
 def register_builders(family: Family, bare_alias: Optional[str] = None) -> None:
     """Registers a family's builders in detectron2's ``BACKBONE_REGISTRY``; ``bare_alias`` is a second name for the bare one."""
 
-    def bare(cfg, input_shape: ShapeSpec):
+    def bare(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         return family.build(cfg, input_shape)
 
-    def alias(cfg, input_shape: ShapeSpec):
+    def alias(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         return family.build(cfg, input_shape)
 
-    def fpn(cfg, input_shape: ShapeSpec):
+    def fpn(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         bottom_up = family.build(cfg, input_shape)
         pool = LastLevelMaxPool()
         pool.in_feature = _deepest_level(cfg, bottom_up)
         return build_fpn(cfg, bottom_up, pool)
 
-    def retinanet_fpn(cfg, input_shape: ShapeSpec):
+    def retinanet_fpn(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         return build_retinanet_fpn(cfg, family.build(cfg, input_shape))
 
     network = family.network.__name__

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
@@ -17,6 +17,8 @@ from .layouts import ReleasedWeights
 # detectron2's, usable in every key of a config that ends in NORM
 COMMON_NORMS = ("", "FrozenBN", "BN", "SyncBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 NORMS = (*COMMON_NORMS, "EvalBN")
+
+Conv = Callable[..., nn.Module]  # what makes a convolution, with the arguments of ``nn.Conv2d``
 
 
 def build_norm(norm: str, channels: int) -> nn.Module:
@@ -33,6 +35,11 @@ def build_norm(norm: str, channels: int) -> nn.Module:
     return get_norm(norm, channels) or nn.Identity()
 
 
+def rounded(width: float, multiple: int = 8) -> int:
+    """The multiple nearest to a width, of two equally near ones the larger, at least one."""
+    return max(multiple, int(width / multiple + 0.5) * multiple)
+
+
 class EvalBatchNorm2d(nn.BatchNorm2d):
     """Batch norm that never leaves evaluation mode: its statistics are those loaded, its weight and bias are trained.
 
@@ -43,7 +50,7 @@ class EvalBatchNorm2d(nn.BatchNorm2d):
         super().__init__(channels)
         self.train(False)
 
-    def train(self, mode: bool = True):
+    def train(self, mode: bool = True) -> "EvalBatchNorm2d":
         return super().train(False)
 
 
@@ -82,24 +89,25 @@ class DeformConv2d(ops.DeformConv2d):
             nn.init.zeros_(self.bias)
 
     def reset_offset(self) -> None:
-        nn.init.zeros_(self.offset.weight)
-        nn.init.zeros_(self.offset.bias)
+        for parameter in self.offset.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
-        offset = self.offset(x)
+        offset: Tensor = self.offset(x)
         mask: Optional[Tensor] = None
         if self.modulated:
             mask = offset[:, self.offset_channels :].sigmoid()
             offset = offset[:, : self.offset_channels]
-        return ops.deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+        y: Tensor = ops.deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
+        return y
 
 
 class StagePlan(NamedTuple):
     """How one stage behind the stem reduces its input, and what makes its 3x3 convolutions: the one that reduces, and all others."""
 
     stride: int
-    reducing: Callable[..., nn.Module]
-    conv: Callable[..., nn.Module]
+    reducing: Conv
+    conv: Conv
 
 
 def stage_plans(deform: Sequence[bool], modulated: bool, num_groups: int, res5_dilation: int) -> List[StagePlan]:
@@ -121,10 +129,10 @@ def stage_plans(deform: Sequence[bool], modulated: bool, num_groups: int, res5_d
     return plans
 
 
-def dilated(conv: Callable[..., nn.Module], dilation: int) -> Callable[..., nn.Module]:
+def dilated(conv: Conv, dilation: int) -> Conv:
     """What makes the convolutions of ``conv`` with their taps ``dilation`` pixels apart, padded to keep the size."""
 
-    def make(*args, padding: int, **kwargs) -> nn.Module:
+    def make(*args: Any, padding: int, **kwargs: Any) -> nn.Module:
         return conv(*args, padding=padding * dilation, dilation=dilation, **kwargs)
 
     return make
@@ -142,7 +150,7 @@ class ConvNormAct(lean.KeepsActivations):
         groups: int = 1,
         norm: str = "FrozenBN",
         act: Callable[[], nn.Module] = lambda: nn.ReLU(inplace=True),
-        conv: Callable[..., nn.Module] = nn.Conv2d,
+        conv: Conv = nn.Conv2d,
     ):
         super().__init__()
         self.conv = conv(in_channels, out_channels, kernel_size, stride=stride, padding=kernel_size // 2, groups=groups, bias=norm == "")
@@ -152,22 +160,27 @@ class ConvNormAct(lean.KeepsActivations):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_scripting():
             if self.keeps_less() and isinstance(self.norm, FrozenBatchNorm2d):
-                return self.act(lean.conv_norm(self.conv, self.norm, (x,)))
-        return self.act(self.norm(self.conv(x)))
+                return self._joined([x])
+        y: Tensor = self.act(self.norm(self.conv(x)))
+        return y
 
     @torch.jit.unused
     def keeps_less(self) -> bool:
         """Whether a backward pass is to come that `lean` has an operation for."""
         if self.activations != "lean" or not torch.is_grad_enabled():
             return False
-        return not torch.jit.is_tracing() and not torch.compiler.is_compiling() and lean.fits(self.conv)
+        traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[no-untyped-call]
+        return not traced and lean.fits(self.conv)
 
     @torch.jit.unused
     def of_pieces(self, pieces: List[Tensor]) -> Tensor:
         """The unit's output for the concatenation of ``pieces``, which it need not keep."""
-        if self.keeps_less():
-            return self.act(lean.conv_norm(self.conv, self.norm, pieces))
-        return self(torch.cat(pieces, dim=1))
+        y: Tensor = self._joined(pieces) if self.keeps_less() else self(torch.cat(pieces, dim=1))
+        return y
+
+    def _joined(self, pieces: List[Tensor]) -> Tensor:
+        y: Tensor = self.act(lean.conv_norm(self.conv, self.norm, pieces))
+        return y
 
 
 class StagedBackbone(ReleasedWeights, lean.KeepsActivations, Backbone):
@@ -243,7 +256,7 @@ class StagedBackbone(ReleasedWeights, lean.KeepsActivations, Backbone):
         return outputs
 
 
-def initialize_convs(module: nn.Module, init: Callable[[Tensor], None]) -> None:
+def initialize_convs(module: nn.Module, init: Callable[[Tensor], object]) -> None:
     """Applies ``init`` to the weight of every convolution but those that predict sampling offsets, which start at zero."""
     for m in module.modules():
         if isinstance(m, (nn.Conv2d, DeformConv2d)):

@@ -1,4 +1,4 @@
-"""Training that keeps less for the backward pass: a convolution with its frozen norm in one operation, over pieces that are joined for it alone.
+"""Training that keeps less for the backward pass: a convolution and its frozen norm as one operation, over pieces joined for it alone.
 
 Torch keeps what a convolution was given until its gradient is computed. Where that is a concatenation, every piece is kept twice, as the
 layers that made the pieces keep them too: here the pieces alone are, and joined anew in the backward pass. A frozen norm's scale goes into the
@@ -65,7 +65,7 @@ def fits(conv: nn.Module) -> bool:
     return type(conv) is nn.Conv2d and conv.padding_mode == "zeros" and not isinstance(conv.padding, str)
 
 
-def conv_norm(conv: nn.Conv2d, norm: nn.Module, pieces: Sequence[Tensor]) -> Tensor:
+def conv_norm(conv: nn.Module, norm: nn.Module, pieces: Sequence[Tensor]) -> Tensor:
     """``norm(conv(torch.cat(pieces, 1)))``; the concatenation is not kept, and a frozen norm is part of the convolution."""
     options: Tuple = (conv.stride, conv.padding, conv.dilation, conv.groups)
     if isinstance(norm, FrozenBatchNorm2d) and conv.bias is None:
@@ -80,25 +80,26 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, pieces: Sequence[Tensor]) -> Ten
 def checkpointed(stage: nn.Module, x: Tensor) -> Tensor:
     """``stage(x)``, of which the backward pass computes each block again from its input; batch norms count the batch once."""
     for block in stage if isinstance(stage, nn.Sequential) else (stage,):
-        if any(p.requires_grad for p in block.parameters()):
-            x = checkpoint(block, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _counted_already(block)))
-        else:
-            x = block(x)
+        x = _checkpointed(block, x) if any(p.requires_grad for p in block.parameters()) else block(x)
     return x
+
+
+def _checkpointed(block: nn.Module, x: Tensor) -> Tensor:
+    return checkpoint(block, x, use_reentrant=False, context_fn=lambda: (contextlib.nullcontext(), _counted_already(block)))
 
 
 @contextlib.contextmanager
 def _counted_already(block: nn.Module) -> Iterator[None]:
-    norms = [m for m in block.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm)) and m.training and m.track_running_stats]
-    before = [(m.momentum, m.num_batches_tracked.clone()) for m in norms]
-    for m in norms:
+    norms = [m for m in block.modules() if isinstance(m, (nn.BatchNorm2d, nn.SyncBatchNorm)) and m.training]
+    before = [(m, m.momentum, m.num_batches_tracked, m.num_batches_tracked.clone()) for m in norms if m.num_batches_tracked is not None]
+    for m, *_ in before:
         m.momentum = 0.0
     try:
         yield
     finally:
-        for m, (momentum, count) in zip(norms, before):
+        for m, momentum, counter, count in before:
             m.momentum = momentum
-            m.num_batches_tracked.copy_(count)
+            counter.copy_(count)
 
 
 class KeepsActivations(nn.Module):

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
 
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from .errors import UserError, unknown
 from .fpn import common_options, register_builders
-from .layers import ConvNormAct, StagedBackbone, StagePlan, initialize_convs, stage_plans
+from .layers import ConvNormAct, StagedBackbone, StagePlan, initialize_convs, rounded, stage_plans
 from .registry import Family, register
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
@@ -62,9 +63,7 @@ def check_structure(structure: Sequence[Block], what: str = "the structure") -> 
         raise UserError(f"{what} must begin with a convolution of stride 2")
     count = stage_of(structure)[-1] + 1
     if count != len(STAGES):
-        raise UserError(
-            f"{what} has {count} stages, strides {', '.join(str(2 ** (i + 1)) for i in range(count))}: detectors need {len(STAGES)}, to stride 32"
-        )
+        raise UserError(f"{what} has {count} stages, to stride {2**count}: detectors need {len(STAGES)}, to stride 32")
     return tuple(structure)
 
 
@@ -175,15 +174,12 @@ def format_structure(structure: Structure, in_channels: int = 3) -> str:
     """``structure`` as the text of a file, in the dialect with ``best_structures``."""
     lines = []
     for block in structure:
+        name = ("SuperResK1KXK1" if block.forced else "ResK1KXK1") if block.layers else ("ConvKXBNRELU" if block.relu else "ConvKXBN")
+        entry = {"class": name, "in": in_channels, "out": block.channels, "s": block.stride, "k": block.kernel_size}
         if block.layers and block.forced:
-            entry: Dict[str, Any] = {"class": "SuperResK1KXK1"}
-        else:
-            entry = {"class": "ResK1KXK1" if block.layers else "ConvKXBNRELU" if block.relu else "ConvKXBN"}
-        entry.update({"in": in_channels, "out": block.channels, "s": block.stride, "k": block.kernel_size})
-        if block.layers:
-            entry.update(
-                {"L": block.layers, "btn": block.bottleneck, "inner_class": "ResK1KXK1"} if block.forced else {"btn": block.bottleneck}
-            )
+            entry.update(L=block.layers, btn=block.bottleneck, inner_class="ResK1KXK1")
+        elif block.layers:
+            entry["btn"] = block.bottleneck
         lines.append(f"    {entry!r},")
         in_channels = block.channels
     return "\n".join(["{'space_arch': 'CnnNet', 'best_structures': [[", *lines, "]]}", ""])
@@ -194,13 +190,11 @@ def scaled(structure: Structure, width: float) -> Structure:
     if not 0 < width <= 16:
         raise UserError(f"MAE-DET's width is {width}: it must be above 0, and at most 16")
 
-    def scale(channels: int) -> int:
-        return max(8, int(channels * width / 8 + 0.5) * 8)
-
     if width == 1:
         return structure
     return tuple(
-        block._replace(channels=scale(block.channels), bottleneck=scale(block.bottleneck) if block.layers else 0) for block in structure
+        block._replace(channels=rounded(block.channels * width), bottleneck=rounded(block.bottleneck * width) if block.layers else 0)
+        for block in structure
     )
 
 
@@ -318,7 +312,7 @@ SPECS = {
 }
 
 
-def build(cfg, input_shape: ShapeSpec) -> MAEDET:
+def build(cfg: CfgNode, input_shape: ShapeSpec) -> MAEDET:
     """The MAE-DET that ``cfg.MODEL.MAEDET`` asks for: of its STRUCTURE file, or where there is none by its NAME."""
     node = cfg.MODEL.MAEDET
     if node.STRUCTURE:

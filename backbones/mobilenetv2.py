@@ -10,11 +10,12 @@ import re
 from dataclasses import dataclass
 from typing import Dict, Sequence, Tuple
 
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from .fpn import common_options, register_builders
-from .layers import ConvNormAct, StagedBackbone, StagePlan, initialize_convs, stage_plans
+from .layers import Conv, ConvNormAct, StagedBackbone, StagePlan, initialize_convs, stage_plans
 from .registry import Family, register
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
@@ -27,7 +28,7 @@ def _relu6() -> nn.Module:
 class InvertedResidual(nn.Module):
     """Widens by ``expansion``, filters each channel, projects back without an activation; adds its input where the shapes agree."""
 
-    def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int, norm: str, conv=nn.Conv2d):
+    def __init__(self, in_channels: int, out_channels: int, expansion: int, stride: int, norm: str, conv: Conv = nn.Conv2d):
         super().__init__()
         width = in_channels * expansion
         self.expand = ConvNormAct(in_channels, width, norm=norm, act=_relu6) if expansion > 1 else nn.Identity()
@@ -36,7 +37,7 @@ class InvertedResidual(nn.Module):
         self.identity = stride == 1 and in_channels == out_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.project(self.depthwise(self.expand(x)))
+        y: Tensor = self.project(self.depthwise(self.expand(x)))
         return x + y if self.identity else y
 
 
@@ -136,7 +137,7 @@ SPECS = {
 }
 
 
-def build(cfg, input_shape: ShapeSpec) -> MobileNetV2:
+def build(cfg: CfgNode, input_shape: ShapeSpec) -> MobileNetV2:
     """The MobileNetV2 that ``cfg.MODEL.MOBILENETV2`` asks for."""
     node = cfg.MODEL.MOBILENETV2
     return MobileNetV2(

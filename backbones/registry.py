@@ -21,7 +21,7 @@ class Family:
     name: str  # as in its builders' names: build_<name>_backbone
     network: Type[StagedBackbone]
     specs: Mapping[str, Any]  # spec name -> frozen dataclass of the network's structural arguments
-    build: Callable
+    build: Callable[..., StagedBackbone]
     variant_key: str = ""  # the config key that names the spec, where there is more than one
 
     @property
@@ -100,7 +100,8 @@ def _on_meta(name: str, **overrides: Any) -> StagedBackbone:
 
 def attempt(name: str, state_dict: Mapping[str, Tensor], layout: str, overrides: Mapping[str, Any]) -> Tuple[Dict[str, Tensor], List[str]]:
     """`translate` of one layout: (the state dict as it comes out, what is wrong with it, a line an entry)."""
-    state_dict = without_wrappers(state_dict.get("model", state_dict))
+    whole = state_dict.get("model", state_dict)
+    state_dict = without_wrappers(whole if isinstance(whole, Mapping) else state_dict)
     prefix = next((p for p in ("backbone.bottom_up.", "backbone.") if any(key.startswith(p) for key in state_dict)), "")
     # a batch norm takes whatever counters the file has; the state dict fits the other norms all the same
     norm = "BN" if any(key.endswith("num_batches_tracked") for key in state_dict) else "FrozenBN"

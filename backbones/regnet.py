@@ -18,12 +18,13 @@ from itertools import groupby
 from typing import List, Mapping, Sequence, Tuple
 
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from .errors import UserError, unknown
 from .fpn import common_options, register_builders
-from .layers import ConvNormAct, StagedBackbone, initialize_convs, stage_plans
+from .layers import Conv, ConvNormAct, StagedBackbone, initialize_convs, stage_plans
 from .registry import Family, register
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
@@ -81,13 +82,14 @@ class SqueezeExcite(nn.Module):
         self.fc2 = nn.Conv2d(width, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1)))).sigmoid()
+        gate: Tensor = self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1))))
+        return x * gate.sigmoid()
 
 
 class XBlock(nn.Module):
-    """The paper's X block, with a gate its Y block: 1x1, grouped 3x3 with the stride, gate, 1x1; adds its input, projected where shapes differ."""
+    """The paper's X block, or with a gate its Y block: 1x1, grouped 3x3 with the stride, gate, 1x1; adds its input, projected if need be."""
 
-    def __init__(self, in_channels: int, channels: int, stride: int, groups: int, se_width: int, norm: str, conv=nn.Conv2d):
+    def __init__(self, in_channels: int, channels: int, stride: int, groups: int, se_width: int, norm: str, conv: Conv = nn.Conv2d):
         super().__init__()
         self.conv1 = ConvNormAct(in_channels, channels, norm=norm)
         self.conv2 = ConvNormAct(channels, channels, 3, stride, groups=groups, norm=norm, conv=conv)
@@ -278,7 +280,7 @@ SPECS = {
 }
 
 
-def build(cfg, input_shape: ShapeSpec) -> RegNet:
+def build(cfg: CfgNode, input_shape: ShapeSpec) -> RegNet:
     """The RegNet that ``cfg.MODEL.REGNET`` asks for: by its NAME, or where that is empty by its numbers."""
     node = cfg.MODEL.REGNET
     numbers = {key: node[key.upper()] for key in ("depth", "w0", "wa", "wm", "group_width", "se_ratio")}

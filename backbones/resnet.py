@@ -1,9 +1,10 @@
 """What detectron2's own ResNet lacks: deformable stages without the compiled ``_C`` or on a CPU, and RetinaNet's levels without a ReLU."""
 
-from typing import Optional
+from typing import Any, Optional
 
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from detectron2.modeling import BACKBONE_REGISTRY, build_resnet_backbone
+from detectron2.modeling import BACKBONE_REGISTRY, FPN, build_resnet_backbone
 from detectron2.modeling.backbone import resnet
 from torch import Tensor, nn
 from torchvision import ops
@@ -14,7 +15,7 @@ from .fpn import build_retinanet_fpn
 class TorchvisionDeformConv(ops.DeformConv2d):
     """detectron2's ``DeformConv`` and ``ModulatedDeformConv`` (which is given a ``mask``), with the same weights, by torchvision's operator."""
 
-    def __init__(self, *args, deformable_groups: int = 1, bias: bool = False, norm=None, activation=None, **kwargs):
+    def __init__(self, *args: Any, deformable_groups: int = 1, bias: bool = False, norm: Any = None, activation: Any = None, **kwargs: Any):
         super().__init__(*args, bias=bias, **kwargs)  # the operator takes the number of deformable groups from the offsets
         self.norm, self.activation = norm, activation
 
@@ -48,6 +49,6 @@ resnet.DeformConv, resnet.ModulatedDeformConv = _anywhere(resnet.DeformConv), _a
 
 
 @BACKBONE_REGISTRY.register()
-def build_retinanet_resnet_p6p7_backbone(cfg, input_shape: ShapeSpec):
+def build_retinanet_resnet_p6p7_backbone(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
     """detectron2's ResNet under RetinaNet's FPN, with the choice of ``MODEL.FPN.P6_RELU`` that its own builder lacks."""
     return build_retinanet_fpn(cfg, build_resnet_backbone(cfg, input_shape))

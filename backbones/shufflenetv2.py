@@ -4,8 +4,8 @@ Every block is one of four choices: a depthwise kernel of 3, 5 or 7, or an Xcept
 that of MMRazor, any other list of choices, and the supernet that holds all choices at once.
 
 Worth knowing:
-- The authors' networks and MMRazor's are not the same: the blocks of stride 2 split their width otherwise (``split``), and channels are shuffled
-  elsewhere (``shuffle``). The authors' code itself has two ways: supernets take "before", the networks it released "alternate".
+- The authors' networks and MMRazor's are not the same: the blocks of stride 2 split their width otherwise (``split``), and the channels are
+  shuffled elsewhere (``shuffle``). The authors' code itself has two ways: supernets take "before", the networks it released "alternate".
 - The stem and, of the authors', its bias stand before a batch norm; there is no pooling. The last 1x1 convolution is the classifier's alone.
 - Published "300M" counts the convolutions of the body at 224x224; MMRazor's "0.34G" its whole classifier.
 """
@@ -17,13 +17,14 @@ from dataclasses import dataclass
 from typing import Any, Dict, List, Optional, Sequence, Tuple
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from .documents import read_yaml
 from .errors import UserError, unknown
 from .fpn import common_options, register_builders
-from .layers import ConvNormAct, StagedBackbone, StagePlan, initialize_convs, stage_plans
+from .layers import Conv, ConvNormAct, StagedBackbone, StagePlan, initialize_convs, rounded, stage_plans
 from .registry import Family, register
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
@@ -42,7 +43,7 @@ def _main_branch(in_channels: int, width: int, out_channels: int, choice: int, n
     """The branch that is chosen: each depthwise convolution without, each 1x1 with an activation."""
     stride, first = (plan.stride, plan.reducing) if reduces else (1, plan.conv)
 
-    def depthwise(channels: int, kernel: int, stride: int = 1, conv=plan.conv) -> nn.Module:
+    def depthwise(channels: int, kernel: int, stride: int = 1, conv: Conv = plan.conv) -> nn.Module:
         return ConvNormAct(channels, channels, kernel, stride, groups=channels, norm=norm, act=nn.Identity, conv=conv)
 
     def pointwise(i: int, o: int) -> nn.Module:
@@ -160,7 +161,7 @@ class ShuffleNetV2(StagedBackbone):
         self.blocks, self.split, self.shuffle = tuple(blocks), split, shuffle
         self.choices = check_choices(choices, blocks)
         self.conventions = {"MODEL.SHUFFLENETV2.SHUFFLE": shuffle}
-        stem_channels, *channels = (c if width == 1 else max(4, int(c * width / 4 + 0.5) * 4) for c in (stem_channels, *channels))
+        stem_channels, *channels = (c if width == 1 else rounded(c * width, 4) for c in (stem_channels, *channels))
         stem = ConvNormAct(in_channels, stem_channels, 3, stride=2, norm=norm)
         if stem_bias and norm:
             stem.conv.bias = nn.Parameter(torch.zeros(stem_channels))
@@ -179,7 +180,7 @@ class ShuffleNetV2(StagedBackbone):
             stride *= plan.stride
             self.add_stage(name, stage, out, stride)
         initialize_convs(self, lambda w: nn.init.normal_(w, std=1.0 / w.shape[1]))
-        nn.init.normal_(self.stem.conv.weight, std=0.01)
+        nn.init.normal_(next(stem.parameters()), std=0.01)
         for module in self.modules():
             if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
                 nn.init.constant_(module.bias, 1e-4)
@@ -194,13 +195,13 @@ class ShuffleNetV2(StagedBackbone):
         return f"{self._released[index]}." if index < len(self._released) and self.choices[index] == choice else None
 
     def translate_key(self, key: str, layout: str) -> str:
+        stem = re.match(r"(?:conv1|first_conv)\.(conv|bn)\.(\w+)$", key)
+        if stem:
+            return f"stem.{'conv' if stem[1] == 'conv' else 'norm'}.{stem[2]}"
         return (_of_mmrazor if layout == "mmrazor" else _of_authors)(self, key)
 
 
 def _of_mmrazor(net: ShuffleNetV2, key: str) -> str:
-    match = re.match(r"conv1\.(conv|bn)\.(\w+)$", key)
-    if match:
-        return f"stem.{'conv' if match[1] == 'conv' else 'norm'}.{match[2]}"
     unit = r"(conv|bn)\.(\w+)$"
     match = re.match(
         r"layers\.(\d)\.(\d+)\.(?:_candidates|_candidate_ops|choices)\.(\w+)\.branch([12])\.(\d)\.(?:(depthwise_conv|pointwise_conv)\.)?"
@@ -221,9 +222,6 @@ _OPERATIONS = ("shufflenet_3x3", "shufflenet_5x5", "shufflenet_7x7", "xception_3
 
 
 def _of_authors(net: ShuffleNetV2, key: str) -> str:
-    match = re.match(r"first_conv\.(conv|bn)\.(\w+)$", key)
-    if match:
-        return f"stem.{'conv' if match[1] == 'conv' else 'norm'}.{match[2]}"
     match = re.match(
         r"features\.(\d+)\.(?:(\d)\.)?(?:conv\.(\d)|proj_conv)\.(interstellar|bn)\d[a-z]_(?:(\w+?_\dx\d)_branch2([abc])|proj)(_s)?(_bn)?\.(\w+)$",
         key,
@@ -254,7 +252,8 @@ class Choices(nn.ModuleList):
     active = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        return self[self.active](x)
+        y: Tensor = self[self.active](x)
+        return y
 
 
 class ShuffleNetV2Supernet(ShuffleNetV2):
@@ -305,8 +304,8 @@ class ShuffleNetV2Spec:
     stem_bias: bool = True
 
 
-_SMALL = dict(stem_channels=16, channels=(64, 160, 320, 640), blocks=(4, 4, 8, 4))
-_LARGE = dict(blocks=(8, 8, 16, 8))
+_SMALL: Dict[str, Any] = dict(stem_channels=16, channels=(64, 160, 320, 640), blocks=(4, 4, 8, 4))
+_LARGE: Dict[str, Any] = dict(blocks=(8, 8, 16, 8))
 _LARGE_CHOICES = (
     *(0, 0, 3, 1, 2, 1, 0, 2),
     *(0, 3, 1, 2, 3, 3, 2, 0),
@@ -338,7 +337,7 @@ def read_choices(path: str, blocks: Sequence[int], stated: Optional[Dict[str, An
         if isinstance(content, str):  # a tuple, as Python writes it
             content = ast.literal_eval(content.strip())
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise UserError(f"{what} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{what} cannot be read: {error}") from error
     if isinstance(content, dict) and "choices" in content:
         for key, value in (stated or {}).items():
             if key in content and content[key] != value:
@@ -374,7 +373,7 @@ def _from_mapping(content: Dict[Any, Any], blocks: Sequence[int], what: str) -> 
     return [found[i] for i in range(sum(blocks))]
 
 
-def build(cfg, input_shape: ShapeSpec) -> ShuffleNetV2:
+def build(cfg: CfgNode, input_shape: ShapeSpec) -> ShuffleNetV2:
     """The ShuffleNetV2 that ``cfg.MODEL.SHUFFLENETV2`` asks for: NAME, with the choices of CHOICES or the SUBNET file where there are any."""
     node = cfg.MODEL.SHUFFLENETV2
     if node.NAME not in SPECS:

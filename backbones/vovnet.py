@@ -18,12 +18,13 @@ from typing import Dict, Sequence, Tuple
 
 import torch
 import torch.nn.functional as F
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from .errors import unknown
 from .fpn import common_options, register_builders
-from .layers import ConvNormAct, StagedBackbone, initialize_convs, stage_plans
+from .layers import Conv, ConvNormAct, StagedBackbone, initialize_convs, stage_plans
 from .registry import Family, register
 
 STAGES = ("stem", "stage2", "stage3", "stage4", "stage5")
@@ -32,13 +33,14 @@ STAGES = ("stem", "stage2", "stage3", "stage4", "stage5")
 class DepthwiseSeparable(nn.Module):
     """3x3 depthwise convolution, then a 1x1 unit: one norm and one activation, after the second."""
 
-    def __init__(self, channels: int, out_channels: int, stride: int = 1, norm: str = "FrozenBN", conv=nn.Conv2d):
+    def __init__(self, channels: int, out_channels: int, stride: int = 1, norm: str = "FrozenBN", conv: Conv = nn.Conv2d):
         super().__init__()
         self.depthwise = conv(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False)
         self.pointwise = ConvNormAct(channels, out_channels, norm=norm)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.pointwise(self.depthwise(x))
+        y: Tensor = self.pointwise(self.depthwise(x))
+        return y
 
 
 class EffectiveSqueezeExcite(nn.Module):
@@ -55,16 +57,25 @@ class EffectiveSqueezeExcite(nn.Module):
 class OSABlock(nn.Module):
     """One-shot aggregation: (N, in_channels, H, W) -> (N, out_channels, H, W)."""
 
-    def __init__(self, in_channels, channels, out_channels, num_layers, depthwise, norm, gated, identity, conv):
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        out_channels: int,
+        layers: int,
+        depthwise: bool,
+        norm: str,
+        gated: bool,
+        identity: bool,
+        conv: Conv,
+    ):
         super().__init__()
         # depthwise layers cannot change the width, so a unit before them does
         self.reduction = ConvNormAct(in_channels, channels, norm=norm) if depthwise and in_channels != channels else nn.Identity()
-        if depthwise:
-            layers = [DepthwiseSeparable(channels, channels, norm=norm, conv=conv) for _ in range(num_layers)]
-        else:
-            layers = [ConvNormAct(channels if i else in_channels, channels, 3, norm=norm, conv=conv) for i in range(num_layers)]
-        self.layers = nn.ModuleList(layers)
-        self.concat = ConvNormAct(in_channels + num_layers * channels, out_channels, norm=norm)
+        unit = DepthwiseSeparable if depthwise else functools.partial(ConvNormAct, kernel_size=3)
+        before = [channels if i or depthwise else in_channels for i in range(layers)]
+        self.layers = nn.ModuleList([unit(width, channels, norm=norm, conv=conv) for width in before])
+        self.concat = ConvNormAct(in_channels + layers * channels, out_channels, norm=norm)
         self.ese = EffectiveSqueezeExcite(out_channels) if gated else nn.Identity()
         self.identity = identity
 
@@ -79,7 +90,8 @@ class OSABlock(nn.Module):
         else:
             y = self.concat.of_pieces(features)
         y = self.ese(y)
-        return y + x if self.identity else y
+        out: Tensor = y + x if self.identity else y
+        return out
 
 
 class Pool(nn.Module):
@@ -92,7 +104,7 @@ class Pool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == 1:  # the same windows, one at each pixel
             return F.max_pool2d(F.pad(x, [0, 2, 0, 2], value=float("-inf")), kernel_size=3, stride=1)
-        if not torch.jit.is_tracing():
+        if not torch.jit.is_tracing():  # type: ignore[no-untyped-call]
             if x.shape[2] < 2 or x.shape[3] < 2:
                 x = F.pad(x, [0, int(x.shape[3] < 2), 0, int(x.shape[2] < 2)], value=float("-inf"))
         return F.max_pool2d(x, kernel_size=3, stride=2, ceil_mode=True)
@@ -159,7 +171,7 @@ class VoVNet(StagedBackbone):
                     in_channels=out_channels if b else width,
                     channels=channels,
                     out_channels=out_channels,
-                    num_layers=layers_per_block,
+                    layers=layers_per_block,
                     depthwise=depthwise,
                     norm=norm,
                     gated=ese == "all" or b == num_blocks - 1,
@@ -191,7 +203,7 @@ class VoVNet(StagedBackbone):
             for name, module in self.named_modules():
                 if isinstance(module, EffectiveSqueezeExcite) and f"{name}.fc.weight" not in state_dict:
                     state_dict[f"{name}.fc.weight"] = torch.zeros_like(module.fc.weight, device="cpu")
-                    state_dict[f"{name}.fc.bias"] = torch.full_like(module.fc.bias, 3.0, device="cpu")
+                    state_dict[f"{name}.fc.bias"] = torch.full(module.fc.weight.shape[:1], 3.0, dtype=module.fc.weight.dtype)
         return state_dict
 
 
@@ -249,7 +261,7 @@ SPECS = {
 }
 
 
-def build(cfg, input_shape: ShapeSpec) -> VoVNet:
+def build(cfg: CfgNode, input_shape: ShapeSpec) -> VoVNet:
     """The VoVNet that ``cfg.MODEL.VOVNET`` asks for."""
     node = cfg.MODEL.VOVNET
     if node.CONV_BODY not in SPECS:

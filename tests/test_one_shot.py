@@ -279,7 +279,8 @@ def test_killed_and_resumed(tiny, tmp_path):
 
 def test_damaged_states(tiny, tmp_path):
     """A state file that no search has written is refused in one line."""
-    cfg = one_shot.setup(one_shot.argument_parser().parse_args(command(tiny, tmp_path)[0][3:]))
+    args = one_shot.argument_parser().parse_args(command(tiny, tmp_path)[0][3:])
+    cfg = one_shot.prepare(one_shot.open_supernet(args), args).cfg
     sampler = PathSampler(cfg.ONE_SHOT, TABLE, "evolution", 0)
     identity = identity_of(cfg, sampler)
     good = {"path": [0] * 20, "cost": 1.0, "score": 2.0, "generation": 0, "seconds": {"inference": 1.0}}
@@ -370,15 +371,16 @@ def test_supernets_and_precise_norms_exclude_each_other():
         (["ONE_SHOT.COST", "parameters"], "exclude nothing"),
         (["MODEL.META_ARCHITECTURE", "ImageClassifier"], "is of a classifier"),
         (["MODEL.SHUFFLENETV2.SHUFFLE", "alternate"], "was trained with MODEL.SHUFFLENETV2.SHUFFLE 'before'"),
-        (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "set MODEL.ROI_HEADS.NUM_CLASSES 10"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "MODEL.ROI_HEADS.NUM_CLASSES is 3, but .*: set it to 10"),
         (["ONE_SHOT.METRIC", "bbox/AP5"], "'bbox/AP5'. Did you mean 'bbox/AP"),
         (["ONE_SHOT.METRIC", "segm/AP"], "ONE_SHOT.METRIC: 'segm/AP'"),
     ],
 )
 def test_mistakes(tiny, tmp_path, overrides, words):
     arguments, _ = command(tiny, tmp_path / "s")
+    args = one_shot.argument_parser().parse_args([*arguments[3:], *overrides])
     with pytest.raises(UserError, match=words) as error:
-        one_shot.search(one_shot.argument_parser().parse_args([*arguments[3:], *overrides]))
+        one_shot.search(args, one_shot.prepare(one_shot.open_supernet(args), args))
     assert "\n" not in str(error.value)
     assert not (tmp_path / "s" / "search.json").exists()
 

@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 
 import backbones
 from backbones import UserError, zoo
+from backbones.layers import rounded
 from backbones.maedet import Block, parse_structure, read_structure
 from backbones.search import exact, zero_shot
 from backbones.search.entropy import STRUCTURES, Meter, monte_carlo, plain
-from backbones.search.evolution import Evolution, SearchProblem, Space, State, round8
+from backbones.search.evolution import Evolution, SearchProblem, Space, State
 from backbones.search.latency import LatencyTable, build_table, load_table, measured
 from backbones.search.structure_config import load_structure_config, problem_of
 from backbones.search.structure_search import find_exact
@@ -106,8 +107,8 @@ def test_mutations_stay_in_the_space():
             if i:
                 out, kernel, _, layers, width = block
                 assert kernel in (3, 5) and 1 <= layers <= (3 if i == 1 else 7)
-                assert round8(out / 10) <= width <= out and child[i - 1][0] <= out
-                assert i == 1 or round8(out / 4) <= child[i - 1][0]
+                assert rounded(out / 10) <= width <= out and child[i - 1][0] <= out
+                assert i == 1 or rounded(out / 4) <= child[i - 1][0]
     assert all(len(new) > 1 for new in seen)  # the last block too, which the original never changes
 
 
@@ -180,7 +181,7 @@ def test_killed_and_resumed(tmp_path):
     config = small_config(tmp_path / "c.yaml", candidates=250000)
     assert tool("search", "--config", config, "--output", tmp_path / "whole", "--workers", 1).returncode == 0
     rng, kills = random.Random(5), 0
-    for attempt in range(30):
+    for _ in range(30):
         command = [sys.executable, "-m", "backbones.search.zero_shot", "search", "--config", str(config), "--output", str(tmp_path / "killed")]
         process = subprocess.Popen([*command, "--workers", "2", "--resume"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         if kills < 3:
@@ -246,7 +247,7 @@ def every_structure(start, space):
     widths = range(8, space.max_channels + 1, 8)
     for stem in range(8, space.max_stem + 1, 8):
         for outs in itertools.product(widths, repeat=4):
-            if stem > outs[0] or any(a > b or round8(b / 4) > a for a, b in zip(outs, outs[1:])):
+            if stem > outs[0] or any(a > b or rounded(b / 4) > a for a, b in zip(outs, outs[1:])):
                 continue
             yield stem, outs
 
@@ -260,7 +261,7 @@ def test_the_best_there_is(budget):
     proof, found = find_exact(problem, start)
     highest = -1.0
     for stem, outs in every_structure(start, space):
-        options = [[(out, 3, 2, n, w) for n in (1, 2) for w in range(round8(out / 10), out + 1, 8)] for out in outs]
+        options = [[(out, 3, 2, n, w) for n in (1, 2) for w in range(rounded(out / 10), out + 1, 8)] for out in outs]
         for blocks in itertools.product(*options):
             costs = problem.meter.measure(((stem, 3, 2, 0, 0), *blocks))
             if problem.fits(costs):

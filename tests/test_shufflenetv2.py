@@ -222,4 +222,4 @@ def test_config():
         node.SUBNET = "x.yaml"
         with pytest.raises(UserError, match="CHOICES and SUBNET exclude each other"):
             build_backbone(cfg)
-    assert shufflenetv2.STAGES == tuple(["stem", *net.output_shape()])
+    assert shufflenetv2.STAGES == ("stem", *net.output_shape())

@@ -215,8 +215,8 @@ def test_our_python_configs_load():
         (["nosuch.key=3"], "unknown config key 'nosuch.key'"),
         (["model.num_classesx=3"], "Did you mean 'num_classes'"),
         (["dataloader.train.mapper.augmentations.7.x=3"], "unknown config key"),
-        (["train=3"], "train.device is None: it must be text"),
-        (["train.device=null"], "train.device is None"),
+        (["train=3"], "'train' must be a section"),
+        (["train.device=null"], "train.device is None: it must be text"),
         (["train.device=cpu", "train.max_iter=abc"], "train.max_iter is 'abc': it must be a whole number"),
         (["train.device=cpu", "train.max_iter=0"], "train.max_iter is 0: it must be at least 1"),
         (["train.device=cpu", "train.output_dir=/etc/passwd/x"], "train.output_dir '/etc/passwd/x' cannot be made"),
@@ -285,7 +285,7 @@ def test_python_configs_that_are_none(tmp_path):
     for text, words in (
         ("x = (", "config file"),
         ("import nowhere_at_all", "pip install nowhere_at_all"),
-        ("train = dict()", "has no 'model'"),
+        ("train = dict()", "'model' must be a section"),
     ):
         (tmp_path / "x.py").write_text(text)
         with pytest.raises(backbones.UserError, match=words):

@@ -9,13 +9,15 @@ from torch import nn
 from ..detectors import LastStageROIHeads
 from ..errors import UserError
 from ..layouts import without_wrappers
-from .report import PARTIAL
 
 
-def check_meant_for(model: nn.Module, checkpoint: Dict[str, Any], path: str) -> None:
-    """Raises UserError for weights that were trained with other images, or in another network of the same shapes: only the AP would tell."""
+def check_meant_for(model: nn.Module, checkpoint: Dict[str, Any], path: str, hint: str) -> None:
+    """Raises UserError for weights that were trained with other images, or in another network of the same shapes: only the AP would tell.
+
+    ``hint`` says how to load them all the same.
+    """
     for reason in (*_of_images(model, checkpoint.get("preprocessing")), *_of_conventions(model, checkpoint), *_of_released(model, checkpoint)):
-        raise UserError(f"checkpoint {path!r} {reason}. {PARTIAL}", "misfit-weights")
+        raise UserError(f"checkpoint {path!r} {reason}. {hint}", "misfit-weights")
 
 
 def _of_images(model: nn.Module, stated: Any) -> Iterator[str]:

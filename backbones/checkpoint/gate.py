@@ -22,7 +22,7 @@ from ..errors import UserError
 from ..files import replacing, write_whole
 from .compatibility import check_meant_for, conventions_of, overrides_of, with_our_names
 from .reading import HEURISTICS, fetch, read_checkpoint
-from .report import LoadReport
+from .report import PARTIAL, LoadReport
 
 
 class GatedCheckpointer(DetectionCheckpointer):
@@ -31,14 +31,15 @@ class GatedCheckpointer(DetectionCheckpointer):
     Args:
         require: what a loaded file must fill completely: "all" of the model (evaluation, resuming), its "backbone" (training), or
             "nothing". Anything less raises UserError.
+        hint: how a user loads what fits all the same, where there is a way.
 
     After a load, ``report`` is its `LoadReport`.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", *, require: str = "backbone", **kwargs: Any):
+    def __init__(self, model: nn.Module, save_dir: str = "", *, require: str = "backbone", hint: str = PARTIAL, **kwargs: Any):
         super().__init__(model, save_dir, **kwargs)
         assert require in ("all", "backbone", "nothing"), require
-        self.require = require
+        self.require, self.hint = require, hint
         self.report: Optional[LoadReport] = None
 
     def save(self, name: str, tag: bool = True, **kwargs: Any) -> None:
@@ -180,7 +181,7 @@ class GatedCheckpointer(DetectionCheckpointer):
     def _load_model(self, checkpoint: Dict[str, Any]) -> Any:
         model, given = self.model, {key: torch.as_tensor(value) for key, value in checkpoint["model"].items()}
         if self.require != "nothing":
-            check_meant_for(model, checkpoint, self._loading)
+            check_meant_for(model, checkpoint, self._loading, self.hint)
         own = model.state_dict()
         weights = with_our_names(model, given)
         from_caffe2 = checkpoint.get("__author__") == "Caffe2"
@@ -207,7 +208,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         )
         self.report = report
         logging.getLogger(__name__).info(report.table())
-        report.refuse(self.require, overrides_of(checkpoint))
+        report.refuse(self.require, overrides_of(checkpoint) + self.hint)
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:

@@ -58,8 +58,8 @@ class LoadReport:
                 lines.append(f"  {what}: {', '.join(keys[:5])}" + (f" and {len(keys) - 5} more" if len(keys) > 5 else ""))
         return f"Weights loaded from {self.path}:\n" + "\n".join(lines)
 
-    def refuse(self, require: str, hint: str = "") -> None:
-        """Raises UserError where the file filled less than ``require``, see `GatedCheckpointer`; ``hint`` says what may be wrong."""
+    def refuse(self, require: str, hint: str = PARTIAL) -> None:
+        """Raises UserError where the file filled less than ``require``, see `GatedCheckpointer`; ``hint`` says what to do."""
         if require == "nothing":
             return
         if require == "backbone":
@@ -68,7 +68,7 @@ class LoadReport:
             if strange:
                 raise UserError(
                     f"checkpoint {self.path!r} is of a network with batch norms, whose statistics ({strange[0]}, ...) have no place in "
-                    f"this one's norms: set the backbone's NORM to FrozenBN, BN or SyncBN, or MODEL.WEIGHTS ''. {PARTIAL}",
+                    f"this one's norms: set the backbone's NORM to FrozenBN, BN or SyncBN, or MODEL.WEIGHTS ''. {hint}",
                     "misfit-weights",
                 )
         parts = [require] if require == "backbone" else []
@@ -79,6 +79,6 @@ class LoadReport:
         shapes = {key: f" (file {file}, model {own})" for key, file, own in self.mismatched}
         raise UserError(
             f"checkpoint {self.path!r} does not fit: {len(keys)} of {len(total)} weights of the {'backbone' if parts else 'model'} would keep "
-            f"their initial values, the first is {keys[0]}{shapes.get(keys[0], '')}. {hint}{PARTIAL}",
+            f"their initial values, the first is {keys[0]}{shapes.get(keys[0], '')}. {hint}",
             "misfit-weights",
         )

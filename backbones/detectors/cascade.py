@@ -1,6 +1,6 @@
 """Cascade R-CNN as MMDetection computes it (Cai and Vasconcelos, "Cascade R-CNN", CVPR 2018), for its trained detectors."""
 
-from typing import Dict, List
+from typing import Any, Dict, List
 
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_mask_head
@@ -52,7 +52,8 @@ class MMDetCascadeROIHeads(CascadeROIHeads):
             return super()._forward_box(features, proposals, targets)
         features = [features[name] for name in self.box_in_features]
         image_sizes = [p.image_size for p in proposals]
-        logits, boxes = 0.0, []
+        logits: Any = 0.0
+        boxes: List[Tensor] = []
         for stage in range(self.num_cascade_stages):
             if stage > 0:
                 proposals = self._create_proposals_from_boxes(boxes, image_sizes)

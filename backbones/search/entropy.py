@@ -1,9 +1,9 @@
 """MAE-DET's score of a structure, and what the structure costs: integers and logarithms alone, no network is built.
 
-The score is the entropy of the features of a network of random weights, in closed form: a convolution of n inputs to each output, without norms,
-activations and shortcuts, adds (ln n) / 2, and a feature of C channels ln C. Those of the stages are weighted and summed. (In the paper they
-are products of variances; their logarithms are the sums here.) Scores compare structures of one budget, and nothing else: ResNet-101's is
-higher than that of MAE-DET-M, which detects better.
+The score is the entropy of the features of a network of random weights, in closed form. Without norms, activations and shortcuts, a
+convolution of n inputs to each output adds (ln n) / 2, and a feature of C channels ln C. Those of the stages are weighted and summed. (The
+paper multiplies variances; the sums here are of their logarithms.) Scores compare structures of one budget, and nothing else: ResNet-101's
+is higher than that of MAE-DET-M, which detects better.
 """
 
 import dataclasses
@@ -138,7 +138,7 @@ def plain(structure: Structure, what: str = "the structure") -> Tuple[Plain, ...
             raise UserError(f"{what}: block {i} is a single ResK1KXK1, which the search does not know: write it as a SuperResK1KXK1 of L 1")
         if not block.relu:
             raise UserError(f"{what}: block {i} is a ConvKXBN, without an activation, which the search does not know")
-    return tuple(tuple(block[:5]) for block in structure)
+    return tuple((b.channels, b.kernel_size, b.stride, b.layers, b.bottleneck) for b in structure)
 
 
 def _resnet(*layers: int) -> Structure:
@@ -159,7 +159,7 @@ def monte_carlo(
 ) -> Dict[str, Any]:
     """The score as the entropy is defined: measured on random images through convolutions of random weights, on the CPU.
 
-    Returns its ``mean`` and ``std`` over the repeats. It comes near `Meter`'s from below as images grow, as their borders are padded with zeros.
+    Returns its ``mean`` and ``std`` over the repeats. As images grow it nears `Meter`'s from below: their borders are padded with zeros.
     """
     generator = torch.Generator().manual_seed(seed)
     numbers = stage_of([Block(*b) for b in structure])

@@ -1,9 +1,9 @@
 """MAE-DET's search space and its evolution, over plain tuples of integers.
 
-Against the original: the last block is mutated like any other, where its random index left it out; every choice comes from one seed; and the
-stem is never wider than the block behind it. Candidates are counted in rounds: in each, every island goes on by itself from the population that
-all share, and at its end their best are merged. What a round does follows from (seed, round, island) and the population alone, so a search gives
-the same result in any number of processes, and one that was killed goes on as if it had not been.
+Different from the original: the last block is mutated like any other, every choice comes from one seed, and the stem is never wider than the
+block behind it. A search goes in rounds. In each, every island evolves by itself from the population that all share; at its end their best
+are merged. What a round does follows from (seed, round, island) and the population alone. So a search gives the same result in any number of
+processes, and one that was killed goes on as if it had not been.
 """
 
 import bisect
@@ -11,9 +11,10 @@ import dataclasses
 import multiprocessing
 import os
 import random
-from typing import Dict, List, Optional, Sequence, Tuple
+from typing import Any, Dict, List, Sequence, Tuple
 
 from ..errors import UserError
+from ..layers import rounded
 from .entropy import Costs, Meter, Plain
 
 Candidate = Tuple[Plain, ...]
@@ -53,11 +54,6 @@ class Space:
         return max(1, int(budget // 3 // (count - 2))) if budget < float("inf") else 1 << 30
 
 
-def round8(x: float) -> int:
-    """The nearest multiple of 8, at least 8."""
-    return max(8, int(x / 8 + 0.5) * 8)
-
-
 @dataclasses.dataclass
 class SearchProblem:
     """A space, a measure and a budget: the largest value of each of `BUDGETS` that is limited."""
@@ -77,10 +73,10 @@ class SearchProblem:
             before, most = (blocks[i - 1][0], space.max_channels) if i else (8, space.max_stem)
             kernels = sorted({structure[i][1] for structure in fitting})
             deepest = space.most_layers(i, len(blocks), self.budget.get("layers", float("inf")))
-            narrowest = round8(out * space.min_bottleneck)
+            narrowest = rounded(out * space.min_bottleneck)
             if out % 8 or not before <= out <= most:
                 return f"block {i} has {out} channels, not a multiple of 8 from {before} to {most}"
-            if i > 1 and round8(out / space.max_expansion) > before:
+            if i > 1 and rounded(out / space.max_expansion) > before:
                 return f"block {i} has {out} channels, more than {space.max_expansion} times the {before} before it"
             if layers and (width % 8 or not narrowest <= width <= out):
                 return f"block {i} has bottlenecks of {width} channels, not a multiple of 8 from {narrowest} to {out}"
@@ -108,14 +104,14 @@ class SearchProblem:
         out, kernel, stride, layers, width = blocks[i]
         following = blocks[i + 1][0] if i + 1 < len(blocks) else space.max_channels
         if not layers:
-            out = min(round8(out * _FACTORS[int(random_() * 5)]), space.max_stem, following)
+            out = min(rounded(out * _FACTORS[int(random_() * 5)]), space.max_stem, following)
         else:
             field = int(random_() * 4)
             if field == 0:
                 before = blocks[i - 1][0]
-                out = round8(out * _FACTORS[int(random_() * 5)])
+                out = rounded(out * _FACTORS[int(random_() * 5)])
                 out = min(out, space.max_channels, space.max_expansion * before)
-                out = max(min(max(out, before), following), round8(following / space.max_expansion) if i + 1 < len(blocks) else 8)
+                out = max(min(max(out, before), following), rounded(following / space.max_expansion) if i + 1 < len(blocks) else 8)
             elif field == 1:
                 for _ in range(3):
                     new = space.kernels[int(random_() * len(space.kernels))]
@@ -123,7 +119,7 @@ class SearchProblem:
                         break
                 kernel = new
             elif field == 2:
-                width = round8(width * _FACTORS[int(random_() * 5)])
+                width = rounded(width * _FACTORS[int(random_() * 5)])
             else:
                 most = space.most_layers(i, len(blocks), budget_layers)
                 for _ in range(5):
@@ -131,7 +127,7 @@ class SearchProblem:
                     if new != layers:
                         break
                 layers = new
-            width = min(max(width, round8(out * space.min_bottleneck)), out)
+            width = min(max(width, rounded(out * space.min_bottleneck)), out)
         changed = blocks[:i] + ((out, kernel, stride, layers, width),) + blocks[i + 1 :]
         return self.fit_kernels(changed) if self.meter.image_size < 32 * 1.5 * max(space.kernels) else changed
 
@@ -211,7 +207,7 @@ class Evolution:
         """One round of all islands."""
         state = self.state
         tasks = [(state.population, self.size, self.round_size, f"{self.seed}/{state.rounds}/{island}") for island in range(self.islands)]
-        results: List[Optional[List[Scored]]] = [None] * len(tasks)
+        results: List[Any] = [None] * len(tasks)
         if not self._processes:
             results = [_explore(self.problem, *task) for task in tasks]
         else:

@@ -10,13 +10,14 @@ The space is a little larger than what mutations reach: all widths that are mult
 
 import dataclasses
 import math
-from typing import Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
 
 import numpy as np
 
 from ..errors import UserError
+from ..layers import rounded
 from .entropy import block_costs
-from .evolution import Candidate, SearchProblem, round8
+from .evolution import Candidate, SearchProblem
 
 _PRICED = ("flops", "parameters", "layers")
 _MOST_PATHS = 5_000_000
@@ -53,12 +54,12 @@ class _Values:
     def inputs(self, o: int) -> slice:
         """The widths before it that its own allows."""
         most = min(o + 1, self.space.max_stem // 8) if self.stage.first else o + 1
-        lowest = 0 if self.stage.first else max(0, round8(self.grid[o] / self.space.max_expansion) // 8 - 1)
+        lowest = 0 if self.stage.first else max(0, rounded(self.grid[o] / self.space.max_expansion) // 8 - 1)
         return slice(min(lowest, most), most)
 
     def widths(self, o: int) -> np.ndarray:
         """Those of the bottlenecks."""
-        return self.grid[round8(self.grid[o] * self.space.min_bottleneck) // 8 - 1 : o + 1].astype(float)
+        return self.grid[rounded(self.grid[o] * self.space.min_bottleneck) // 8 - 1 : o + 1].astype(float)
 
     def parts(self, o: int, kernel: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
         """By the bottlenecks' width: the first bottleneck's worth but for its input's, each more's, and that of a channel more of input."""
@@ -261,13 +262,14 @@ def best(problem: SearchProblem, start: Candidate, proof: Bound, incumbent: floa
         joined = _Paths(*(np.concatenate([getattr(f, field.name) for f in found]) for field in dataclasses.fields(_Paths)))
         history.append(joined.take(_undominated(joined, price, budget)))
     paths = history[-1]
-    at, blocks = int((paths.slack + paths.spent @ price).argmax()), []
+    blocks: List[Any] = []
+    at = int((paths.slack + paths.spent @ price).argmax())
     for paths, block in zip(reversed(history), reversed(start)):
         blocks.append((int(program.grid[paths.width[at]]), int(paths.choice[at, 0]), block[2], *map(int, paths.choice[at, 1:])))
         at = int(paths.parent[at])
-    found = tuple(reversed(blocks))
+    structure: Candidate = tuple(reversed(blocks))
     # what leaves much of the budget comes this far, as if that were worth its price
-    return found if problem.meter.measure(found).score > incumbent else None
+    return structure if problem.meter.measure(structure).score > incumbent else None
 
 
 def _choices(values: _Values, c: int, o: int, reach: float, most: float):
@@ -287,7 +289,7 @@ def _choices(values: _Values, c: int, o: int, reach: float, most: float):
 
 
 def _undominated(paths: _Paths, price: np.ndarray, budget: np.ndarray) -> np.ndarray:
-    """The rows of those paths that no other to the same width scores as much as, at the first limited cost no higher and the others the same."""
+    """The rows of those paths that no other to the same width beats: as good a score, no higher a first limited cost, the same other costs."""
     limited = np.flatnonzero(np.isfinite(budget))
     score = paths.slack + paths.spent @ price  # but for what all paths to a width share
     others = [paths.spent[:, i] for i in limited[1:]]

@@ -65,7 +65,7 @@ def load_table(path: str) -> LatencyTable:
             raise ValueError(f"its image_size is {data['image_size']!r}")
         return LatencyTable(data["image_size"], entries, dict(data["about"]))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path!r} is no latency table: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path!r} is no latency table: {error}") from error
 
 
 def _around(value: int, known: Sequence[int]) -> Tuple[int, int]:
@@ -119,7 +119,7 @@ def median_seconds(module: torch.nn.Module, x: torch.Tensor, enough: float) -> f
     return timer.blocked_autorange(min_run_time=enough).median / len(x)
 
 
-def measured(structure: Sequence[Sequence[int]], table: LatencyTable, device: str, seconds: float = 0.5) -> float:
+def measured(structure: Sequence[Tuple[int, int, int, int, int]], table: LatencyTable, device: str, seconds: float = 0.5) -> float:
     """Seconds of a whole structure as the ``table`` was measured: its network, with batch norms folded into its convolutions."""
     net = MAEDET([Block(*block) for block in structure], norm="").to(device).eval()
     with torch.no_grad():

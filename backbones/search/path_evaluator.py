@@ -5,9 +5,8 @@ import copy
 import io
 import math
 import random
-import re
 import time
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Optional, Tuple
 
 import torch
 from detectron2.config import CfgNode
@@ -40,10 +39,7 @@ class PathEvaluator:
     def __init__(self, cfg: CfgNode, output: str):
         self.cfg = _with_plain_norms(cfg)
         model = build_model(self.cfg).eval()
-        try:
-            GatedCheckpointer(model, require="all").load(self.cfg.MODEL.WEIGHTS)
-        except UserError as error:  # a search does without that flag
-            raise UserError(re.sub(r" *To load [\w ]+: --allow-partial-weights$", "", str(error))) from error
+        GatedCheckpointer(model, require="all", hint="").load(self.cfg.MODEL.WEIGHTS)
         self.supernet = supernets(model)[0]
         self.place = "backbone.bottom_up" if hasattr(model.backbone, "bottom_up") else "backbone"
         self._put(model, nn.Identity())  # paths are put here
@@ -80,7 +76,7 @@ class PathEvaluator:
         self._put(model, net)
         return model.eval()
 
-    def recalibrate(self, model: nn.Module) -> None:
+    def recalibrate(self, model: Any) -> None:
         """Gives every batch norm the statistics of the calibration images."""
         module, batches = model, iter(self.calibration)
         if not self.whole:
@@ -92,7 +88,7 @@ class PathEvaluator:
             try:
                 update_bn_stats(module, batches, len(self.calibration))
             except AssertionError as error:  # fvcore's: norms that several levels share have no statistics of their own
-                raise UserError(f"the paths' norms cannot be recalibrated: {' '.join(str(error).split())}") from error
+                raise UserError(f"the paths' norms cannot be recalibrated: {error}") from error
         model.eval()
 
     def faster(self, model: nn.Module) -> nn.Module:

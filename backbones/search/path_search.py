@@ -55,9 +55,8 @@ def search_paths(cfg: CfgNode, sampler: PathSampler, evaluate: Callable[[Path], 
 
 def identity_of(cfg: CfgNode, sampler: PathSampler) -> Dict[str, Any]:
     """All that the result follows from, but for how many generations there are to be."""
-    about = {"weights": sha256(cfg.MODEL.WEIGHTS), "table": dataclasses.asdict(sampler.table)}
-    about.update(method=sampler.method, seed=sampler.seed, config=config_values(cfg))
-    return json.loads(json.dumps(about))
+    about = {"weights": sha256(cfg.MODEL.WEIGHTS), "table": dataclasses.asdict(sampler.table), "method": sampler.method, "seed": sampler.seed}
+    return json.loads(json.dumps({**about, "config": config_values(cfg)}))
 
 
 def config_values(cfg: CfgNode) -> Dict[str, Any]:
@@ -71,7 +70,7 @@ def _reading(path: str) -> Iterator[None]:
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path!r} is no state of a search: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"{path!r} is no state of a search: {error}") from error
 
 
 def load_archive(path: str, identity: Dict[str, Any]) -> List[Evaluated]:

@@ -35,7 +35,7 @@ class CostTable:
 
 
 def cost_table(cfg: CfgNode, kind: str, size: Sequence[int]) -> CostTable:
-    """The costs of all choices of ``cfg``'s backbone: "macs" of its convolutions or seconds ("latency") on one image of ``size``, or "parameters"."""
+    """The costs of all choices of ``cfg``'s backbone: "parameters", or on one image of ``size`` its "macs" or "latency" in seconds."""
     measure = {
         "macs": _macs,
         "parameters": lambda unit, x: sum(p.numel() for p in unit.parameters()),

@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import importlib.util
 import json
+import logging
 import os
 import random
 import subprocess
@@ -30,7 +31,7 @@ from ..files import sha256, write_whole
 from ..shufflenetv2 import SPECS, read_choices
 from ..tools import plot, run
 from ..tools.benchmark import machine
-from .one_shot import quiet, setup
+from .one_shot import open_supernet, prepare
 from .path_evaluator import PathEvaluator
 from .path_search import config_values
 from .paths import CostTable, cost_table
@@ -51,7 +52,6 @@ def paths_of_one_cost(table: CostTable, found: Sequence[int], count: int, window
 
 def train_path(path: Sequence[int], pretrain: str, config: str, metric: str, cfg: CfgNode, folder: str, seed: int) -> float:
     """What a path of ``cfg``'s supernet reaches by itself: pre-trained by one config, trained by another."""
-    train_net = os.path.join(os.path.dirname(zoo.config_root()), "train_net.py")
     common = ["MODEL.DEVICE", cfg.MODEL.DEVICE, "SEED", str(seed), "MODEL.SHUFFLENETV2.CHOICES", str(list(path))]
     for key in ("NAME", "SPLIT", "SHUFFLE", "WIDTH"):  # the same network, whatever those configs have
         common += [f"MODEL.SHUFFLENETV2.{key}", str(cfg.MODEL.SHUFFLENETV2[key])]
@@ -60,10 +60,8 @@ def train_path(path: Sequence[int], pretrain: str, config: str, metric: str, cfg
         if not step:
             continue
         output = os.path.join(folder, name)
-        metrics = os.path.join(output, "metrics.json")
-        if os.path.isfile(metrics):
-            os.remove(metrics)
-        command = [sys.executable, train_net, "--config-file", zoo.get_config_file(step), *common, *weights, "OUTPUT_DIR", output]
+        command = [sys.executable, "-m", "backbones", "train", "--overwrite", "--config-file", zoo.get_config_file(step)]
+        command += [*common, *weights, "OUTPUT_DIR", output]
         os.makedirs(output, exist_ok=True)
         with open(os.path.join(output, "output.txt"), "w") as log:
             if subprocess.call(command, stdout=log, stderr=subprocess.STDOUT):
@@ -92,7 +90,7 @@ def load_rows(path: str, about: Dict[str, Any]) -> List[Dict[str, Any]]:
             tuple(row["path"])
         return list(data["paths"])
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--json {path!r} is no comparison: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"--json {path!r} is no comparison: {error}") from error
 
 
 def check_scipy() -> None:
@@ -142,7 +140,7 @@ def main() -> None:
     if os.path.isdir(args.json):
         raise UserError(f"--json {args.json!r} is a folder")
     args.resume = True
-    cfg = setup(args)
+    cfg = prepare(open_supernet(args), args).cfg
     for config in filter(None, (args.train, args.pretrain)):
         zoo.get_config_file(config)
     table = cost_table(cfg, cfg.ONE_SHOT.COST, cfg.ONE_SHOT.COST_SIZE)
@@ -155,11 +153,10 @@ def main() -> None:
     rows = load_rows(args.json, about)
     if [tuple(r["path"]) for r in rows] != paths[: len(rows)]:
         raise UserError(f"--json {args.json!r} holds other paths: take another file")
-    with quiet():
-        evaluator = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, "inference"))
+    logging.disable(logging.INFO)  # what detectron2 tells of every evaluation
+    evaluator = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, "inference"))
     for i, path in enumerate(paths[len(rows) :], len(rows)):
-        with quiet():
-            score, seconds = evaluator(path)
+        score, seconds = evaluator(path)
         reached = train_path(path, args.pretrain, args.train, about["metric"], cfg, os.path.join(cfg.OUTPUT_DIR, f"path{i}"), args.seed)
         rows.append({"path": list(path), "cost": table.cost(path), "supernet": score, "trained": reached, "seconds": seconds})
         result = {**about, "machine": machine(), "paths": rows, **(summary(rows) if len(rows) > 2 else {})}
@@ -167,10 +164,9 @@ def main() -> None:
         kind = "found" if i == 0 else "random"
         print(f"{i + 1}/{len(paths)} {kind}: supernet {score:.2f}, trained {reached:.2f}, {table.kind} {table.cost(path):.4g}", flush=True)
     about = summary(rows)
-    print(
-        f"found: {about['found']:.2f}; {len(rows) - 1} random paths of its cost: mean {about['others_mean']:.2f}, best {about['others_best']:.2f}; "
-        f"rank correlation of the supernet's scores: Spearman {about['spearman']:.2f}, Kendall {about['kendall']:.2f}"
-    )
+    others = f"mean {about['others_mean']:.2f}, best {about['others_best']:.2f}"
+    print(f"found: {about['found']:.2f}; {len(rows) - 1} random paths of its cost: {others}")
+    print(f"rank correlation of the supernet's scores: Spearman {about['spearman']:.2f}, Kendall {about['kendall']:.2f}")
 
 
 if __name__ == "__main__":

@@ -30,12 +30,8 @@ def _count(default: Any, least: int) -> _Key:
     return _Key(default, f"a whole number, {least} or more", lambda v: type(v) is int and v >= least)
 
 
-def _width() -> _Key:
-    return _Key(None, "a multiple of 8", lambda v: type(v) is int and v > 0 and v % 8 == 0)
-
-
-def _pairs() -> _Key:
-    return _Key({}, "KEY: VALUE pairs", lambda v: isinstance(v, dict))
+_WIDTH = _Key(None, "a multiple of 8", lambda v: type(v) is int and v > 0 and v % 8 == 0)
+_PAIRS = _Key({}, "KEY: VALUE pairs", lambda v: isinstance(v, dict))
 
 
 def _file(default: str) -> _Key:
@@ -49,10 +45,10 @@ _KEYS = {
         "five numbers, 0 or more and not all 0",
         lambda v: isinstance(v, list) and len(v) == 5 and all(_number(w) and w >= 0 for w in v) and any(v),
     ),
-    "budget": _pairs(),  # the most of flops, parameters, layers, latency (seconds)
+    "budget": _PAIRS,  # the most of flops, parameters, layers, latency (seconds)
     "latency_table": _file(""),  # of the verb `latency`, for a budget of latency; relative to the config or to where one is
     "start": _Key(None, "a list of blocks, or a structure file", lambda v: v is not None),
-    "space": _pairs(),  # of evolution.Space
+    "space": _PAIRS,  # of evolution.Space
     "population": _count(256, 1),
     "candidates": _count(100000, 1),
     "islands": _count(4, 1),  # populations that evolve apart for a round
@@ -60,12 +56,12 @@ _KEYS = {
     "detector": _file("COCO-Detection/gfl_MAE_DET_S_FPN_73e.yaml"),  # the config that the result is put into
 }
 _SPACE = {
-    "max_stem": _width(),
-    "max_channels": _width(),
+    "max_stem": _WIDTH,
+    "max_channels": _WIDTH,
     "kernels": _Key(
         None,
         "a list of 1, 3, 5, 7, 9 or 11",
-        lambda v: isinstance(v, list) and v and all(type(k) is int and k in (1, 3, 5, 7, 9, 11) for k in v),
+        lambda v: isinstance(v, list) and bool(v) and all(type(k) is int and k in (1, 3, 5, 7, 9, 11) for k in v),
     ),
     "max_expansion": _count(None, 1),
     "min_bottleneck": _Key(None, "a number above 0, at most 1", lambda v: _number(v) and 0 < v <= 1),
@@ -91,7 +87,7 @@ def load_structure_config(path: str) -> Dict[str, Any]:
     try:
         own = read_yaml(path)
     except ValueError as error:
-        raise UserError(f"config {path!r}: {' '.join(str(error).split())[:200]}") from error
+        raise UserError(f"config {path!r}: {error}") from error
     if not isinstance(own, dict):
         raise UserError(f"config {path!r} holds no KEY: VALUE pairs")
     config = {**{name: key.default for name, key in _KEYS.items()}, **own}
@@ -125,7 +121,8 @@ def _near(path: str, folder: str) -> str:
 
 def problem_of(config: Dict[str, Any]) -> Tuple[SearchProblem, Candidate]:
     """What a config asks for: the problem and its start. Raises UserError for a budget that the start itself is beyond."""
-    space = Space(**{key: tuple(value) if isinstance(value, list) else value for key, value in config["space"].items()})
+    limits: Dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config["space"].items()}
+    space = Space(**limits)
     meter = Meter(config["image_size"], tuple(float(w) for w in config["stage_weights"]), config["table"])
     problem, start = SearchProblem(meter, space, dict(config["budget"])), plain(config["start"], "the start")
     for i, block in enumerate(start[1:], 1):

@@ -7,14 +7,15 @@ python -m backbones.search.zero_shot latency --device cpu --output latency.json
 python -m backbones.search.zero_shot benchmark --config configs/search/maedet_r50_budget.yaml --seeds 0 1 2
 
 `search` is the paper's evolution, `exact` goes through the whole space instead, and proves that nothing in it scores more. Both write
-best_structure.txt, which MODEL.MAEDET.STRUCTURE takes, and detector.yaml, which train_net.py trains.
+best_structure.txt, which MODEL.MAEDET.STRUCTURE takes, and detector.yaml, which `backbones train` trains.
 """
 
 import argparse
 import json
 import os
+import sys
 import time
-from typing import Dict, List, Optional
+from typing import Any, Dict, List, Optional
 
 from ..config import check_device, check_output_dir
 from ..errors import UserError, unknown
@@ -26,8 +27,7 @@ from .entropy import STRUCTURES, Costs, Meter, monte_carlo, plain
 from .evolution import Evolution, State
 from .latency import build_table, load_table, measured
 from .structure_config import load_structure_config, problem_of
-from .structure_result import describe, described, write_result
-from .structure_search import find_exact, rounds_of, search_structures
+from .structure_search import describe, described, find_exact, rounds_of, search_structures, write_result
 
 # milliseconds a candidate of the original's own loop on one core, single process, without building the networks that it builds besides
 REFERENCE_MS = 11.5
@@ -105,12 +105,8 @@ def _check_file(path: str, key: str) -> None:
 
 def _check_folder(path: str) -> None:
     if not path:
-        raise UserError("--output is empty: name a folder")
+        raise UserError("--output is empty: name a folder", "missing-argument", "--output")
     check_output_dir(path, "--output")
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {path!r} cannot be made: {error.strerror}") from error
 
 
 def _benchmark(args) -> None:
@@ -121,7 +117,7 @@ def _benchmark(args) -> None:
         _check_file(args.json, "--json")
     config = load_structure_config(args.config)
     problem, start = problem_of(config)
-    proof, optimum = find_exact(problem, start) if "latency" not in problem.budget else (None, None)
+    exact = find_exact(problem, start) if "latency" not in problem.budget else None
     rows = []
     for seed in args.seeds:
         problem, _ = problem_of(config)
@@ -146,7 +142,8 @@ def _benchmark(args) -> None:
         "command": f"python -m backbones.search.zero_shot benchmark --config {args.config} --seeds {' '.join(map(str, args.seeds))}",
         "runs": rows,
     }
-    if optimum:
+    if exact:
+        proof, optimum = exact
         costs = problem.meter.measure(optimum)
         result["exact"] = {"score": costs.score, "bound": proof.score, **_integers(costs)}
         print(f"the best there is: {result['exact']['score']:.3f}; proved without going through it: no more than {proof.score:.3f}")
@@ -176,10 +173,13 @@ def _exact(args) -> None:
 def argument_parser() -> argparse.ArgumentParser:
     summary, _, details = __doc__.partition("\n")
     parser = argparse.ArgumentParser(
-        prog="python -m backbones.search.zero_shot", description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=sys.argv[0] if sys.argv[0].startswith("backbones ") else "python -m backbones.search.zero_shot",
+        description=summary,
+        epilog=details,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    config = {"required": True, "metavar": "FILE", "help": "a search's config, such as configs/search/maedet_r50_budget.yaml"}
+    config: Dict[str, Any] = {"required": True, "metavar": "FILE", "help": "a search's config, such as configs/search/maedet_r50_budget.yaml"}
 
     verb = verbs.add_parser("search", help="evolve structures within a budget")
     verb.add_argument("--config", **config)
