@@ -48,11 +48,7 @@ FIELDS: Dict[str, Fields] = {
         "area": ("a number of pixels", lambda value: type(value) in (int, float) and 0 <= value <= 1e12),
     },
 }
-REQUIRED = {
-    "images": ("id", "file_name", "width", "height"),
-    "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-}
+OPTIONAL = ("keypoints", "num_keypoints", "iscrowd", "area")  # missing, or null
 
 
 def parse(path: str, what: str) -> Any:
@@ -82,27 +78,25 @@ def read(path: str, what: str = "annotation file") -> Dict[str, List[Any]]:
     return content
 
 
-def faults(entry: Any, fields: Fields, required: Sequence[str]) -> Iterator[str]:
+def faults(entry: Any, fields: Fields, optional: Sequence[str] = OPTIONAL) -> Iterator[str]:
     """What is wrong with an entry, in words that follow its name: fields that it lacks, or that have another value than they must."""
     if not isinstance(entry, dict):
         yield f"is {reprlib.repr(entry)}, not an object"
         return
     for name, (kind, fits) in fields.items():
         if name not in entry:
-            if name in required:
+            if name not in optional:
                 yield f"has no {name}: it must be {kind}"
-        elif not fits(entry[name]) and (entry[name] is not None or name in required):
+        elif not fits(entry[name]) and (entry[name] is not None or name not in optional):
             yield f"has {name} {reprlib.repr(entry[name])}: it must be {kind}"
 
 
-def problems(
-    content: Dict[str, List[Any]], fields: Mapping[str, Fields] = FIELDS, required: Mapping[str, Sequence[str]] = REQUIRED
-) -> Iterator[str]:
+def problems(content: Dict[str, List[Any]], fields: Mapping[str, Fields] = FIELDS, optional: Sequence[str] = OPTIONAL) -> Iterator[str]:
     """What is wrong with entries, ids, and what refers to them; not with masks. To be left at the first: the next ones rely on what is right."""
     for key in fields:
         seen = set()
         for i, entry in enumerate(content[key]):
-            for fault in faults(entry, fields[key], required[key]):
+            for fault in faults(entry, fields[key], optional):
                 yield f"entry {i} of {key!r} {fault}"
             if entry["id"] in seen:
                 yield f"the id {entry['id']} stands twice in {key!r}"

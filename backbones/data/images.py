@@ -48,12 +48,9 @@ def look(path: str, stated: Dict[str, Any], format: str = "BGR", pixels: bool = 
                     picture.load()
                     if mode not in ("RGB", "L"):
                         convert_PIL_to_numpy(picture, format)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, MemoryError) as error:
-            reason = " ".join(str(error).split())[:120]
-            yield ("truncated image", "") if pixels and "truncated" in reason else ("unreadable image", f" ({reason})")
-            return
         except Exception as error:  # of a damaged file, Pillow's decoders raise what they come upon
-            yield "unreadable image", f" ({type(error).__name__})"
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            yield ("truncated image", "") if pixels and "truncated" in reason else ("unreadable image", f" ({reason})")
             return
     if size != (stated["width"], stated["height"]):
         yield "image of other size", f" ({size[0]}x{size[1]}, not {stated['width']}x{stated['height']})"

@@ -71,7 +71,7 @@ def _structure(source: Source, content: Dict[str, List[Any]]) -> Iterator[Flaw]:
     for key, of_image in (("images", "id"), ("categories", ""), ("annotations", "image_id")):
         sound, seen = [], set()
         for i, entry in enumerate(content[key]):
-            wrong = next(coco.faults(entry, _FIELDS[key], coco.REQUIRED[key]), None)
+            wrong = next(coco.faults(entry, _FIELDS[key]), None)
             if wrong:
                 yield Flaw("malformed", source.name, f"entry {i} of {key!r} {wrong}")
                 continue

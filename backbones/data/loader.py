@@ -208,7 +208,7 @@ def build_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) -> Train
     except AssertionError as error:
         if not str(error).startswith("No valid data"):
             raise
-        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}", "data", "DATASETS.TRAIN") from error
+        parts = {"dataset": []}
     if not parts["dataset"]:
         raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}", "data", "DATASETS.TRAIN")
     return train_loader(

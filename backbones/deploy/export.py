@@ -141,19 +141,12 @@ def describe(cfg: CfgNode, model: Any, part: str) -> Dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what tracing warns of: branches on types and on lengths, which parity is checked for."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextlib.contextmanager
-def _traced_lengths() -> Iterator[None]:
-    """``len`` of a traced tensor is traced too, in detectron2's modules."""
+def _tracing() -> Iterator[None]:
+    """``len`` of a traced tensor is traced too, in detectron2's modules; what tracing warns of, branches on types and lengths, parity is checked for."""
     from detectron2.export.torchscript_patch import patch_builtin_len
 
-    with patch_builtin_len():
+    with patch_builtin_len(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
         yield
 
 
@@ -182,7 +175,7 @@ def export(
     traceable = Traceable(model, part)
     about = describe(cfg, model, part)
     sample, other = (_input(image, about, scale) for scale in (1.0, 0.7))
-    with torch.no_grad(), _traced_lengths(), _quiet():
+    with torch.no_grad(), _tracing():
         before = [traceable(x) for x in (sample, other)]
         for x, found in zip((sample, other), before):
             if part == "detector" and "boxes" in traceable.fields and not len(found[0]):
@@ -268,34 +261,39 @@ _WRITERS = {"torchscript": _write_torchscript, "onnx": _write_onnx, "openvino": 
 
 def _compare(expected: Dict[str, Tensor], found: Dict[str, Tensor], part: str, tolerance: Tolerance) -> Dict[str, float]:
     """The largest differences, by name. Raises UserError where one is beyond the tolerance."""
+    differences: Dict[str, float] = {}
     if part == "backbone" or "boxes" not in expected:
-        differences = {}
+        limits = dict.fromkeys(expected, tolerance.features)
         for name, value in expected.items():
             if value.shape != found[name].shape:
-                raise UserError(
-                    f"the exported {name} is {tuple(found[name].shape)}, where the model's is {tuple(value.shape)}: it is not written",
-                    "mismatch",
-                )
-            differences[name] = ((value - found[name]).abs().max() / value.abs().max().clamp(min=1e-12)).item()
-        _refuse({name: value for name, value in differences.items() if not value <= tolerance.features})
-        return differences
-    pairs = match(expected, found, tolerance)
-    if len(pairs) < tolerance.agreeing * max(len(expected["boxes"]), len(found["boxes"])):
-        raise UserError(
-            f"of {len(expected['boxes'])} detections and the exported file's {len(found['boxes'])} only {len(pairs)} agree: it is not written",
-            "mismatch",
-        )
-    ours, theirs = pairs.unbind(dim=1)
-    differences = {name: (expected[name][ours] - found[name][theirs]).abs().max().item() for name in ("boxes", "scores") if name in expected}
-    for name, most in (("masks", 0.02), ("heatmaps", 0.02)):
-        if name in expected:
+                shapes = f"{tuple(found[name].shape)}, where the model's is {tuple(value.shape)}"
+                raise UserError(f"the exported {name} is {shapes}: it is not written", "mismatch")
+            differences[name] = _largest(value, found[name])
+    else:
+        pairs = match(expected, found, tolerance)
+        counts = len(expected["boxes"]), len(found["boxes"])
+        if len(pairs) < tolerance.agreeing * max(counts):
+            found_in = f"of {counts[0]} detections and the exported file's {counts[1]}"
+            raise UserError(f"{found_in} only {len(pairs)} agree: it is not written", "mismatch")
+        ours, theirs = pairs.unbind(dim=1)
+        limits = {"masks": 0.02, "heatmaps": 0.02, "sem_seg": 10 * tolerance.features}
+        for name in filter(expected.__contains__, ("boxes", "scores")):  # which agree
+            differences[name] = (expected[name][ours] - found[name][theirs]).abs().max().item()
+        for name in filter(expected.__contains__, ("masks", "heatmaps")):
             off = (expected[name][ours] - found[name][theirs]).abs().flatten(1).mean(dim=1) / expected[name].abs().max()
             differences[name] = off.quantile(tolerance.agreeing).item()
-            _refuse({name: differences[name]} if not differences[name] <= most else {})
-    if "sem_seg" in expected:
-        differences["sem_seg"] = ((expected["sem_seg"] - found["sem_seg"]).abs().max() / expected["sem_seg"].abs().max()).item()
-        _refuse({"sem_seg": differences["sem_seg"]} if not differences["sem_seg"] <= 10 * tolerance.features else {})
+        if "sem_seg" in expected:
+            differences["sem_seg"] = _largest(expected["sem_seg"], found["sem_seg"])
+    for name, most in limits.items():
+        if name in differences and not differences[name] <= most:
+            off_by = f"differs from the model's by {differences[name]:.3g}, more than is allowed, {most:g}"
+            raise UserError(f"the exported {name} {off_by}: it is not written", "mismatch")
     return differences
+
+
+def _largest(expected: Tensor, found: Tensor) -> float:
+    """The largest difference, as a part of the largest value."""
+    return ((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
 
 
 def match(expected: Dict[str, Tensor], found: Dict[str, Tensor], tolerance: Tolerance) -> Tensor:
@@ -314,9 +312,3 @@ def match(expected: Dict[str, Tensor], found: Dict[str, Tensor], tolerance: Tole
                 pairs.append((i, j))
                 break
     return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
-
-
-def _refuse(differences: Dict[str, float]) -> None:
-    if differences:
-        name, value = max(differences.items(), key=lambda item: item[1])
-        raise UserError(f"the exported {name} differs from the model's by {value:.3g}, more than is allowed: it is not written", "mismatch")

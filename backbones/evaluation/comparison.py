@@ -19,6 +19,18 @@ class Matches:
     truth: np.ndarray  # (G,) places of the objects' images
 
 
+def pycocotools_evaluation(dataset: Dict[str, Any], results: List[dict], task: str) -> Any:
+    """The ``COCOeval`` of results in COCO's format, before anything is evaluated."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = dataset
+        truth.createIndex()
+        return COCOeval(truth, truth.loadRes([dict(r) for r in results]) if results else COCO(), task)
+
+
 def match(
     images: Dict[int, dict], places: Dict[int, int], category: dict, annotations: List[dict], results: List[dict], task: str, sigmas=()
 ) -> List[Matches]:
@@ -30,18 +42,12 @@ def match(
         annotations, results: those of the class; pycocotools adds fields to the annotations.
         sigmas: of the keypoints; COCO's own without.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     used = sorted({entry["image_id"] for entry in [*annotations, *results]})
+    dataset = {"images": [images[i] for i in used], "annotations": annotations, "categories": [category]}
+    evaluation = pycocotools_evaluation(dataset, results, task)
+    if len(sigmas):
+        evaluation.params.kpt_oks_sigmas = np.array(sigmas)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = {"images": [images[i] for i in used], "annotations": annotations, "categories": [category]}
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes([dict(r) for r in results]) if results else COCO(), task)
-        if len(sigmas):
-            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
-        evaluation.params.catIds, evaluation.params.imgIds = [category["id"]], used
         evaluation.evaluate()
     thresholds, found = len(evaluation.params.iouThrs), evaluation.evalImgs
     matches = []

@@ -18,14 +18,13 @@ def check_annotations(content: Dict[str, Any], task: str, path: str) -> None:
     if not content["annotations"]:
         raise UserError(f"{what}: 'annotations' is empty: there is nothing to compare by", "data")
     own = {"bbox": ("bbox",), "segm": (), "keypoints": ("bbox", "keypoints", "num_keypoints")}[task]
-    required = {
+    used = {
         "images": ("id", "width", "height") if task == "segm" else ("id",),
         "categories": ("id", "name"),
-        "annotations": ("id", "image_id", "category_id", "area", *own),
+        "annotations": ("id", "image_id", "category_id", "area", *own, "iscrowd"),
     }
-    used = {**required, "annotations": (*required["annotations"], "iscrowd")}
     fields = {key: {name: annotations.FIELDS[key][name] for name in names} for key, names in used.items()}
-    for problem in annotations.problems(content, fields, required):
+    for problem in annotations.problems(content, fields, optional=("iscrowd",)):
         raise UserError(f"{what}: {problem}", "data")
     if task == "segm":
         images = {image["id"]: image for image in content["images"]}
@@ -65,7 +64,7 @@ def check_results(content: Any, dataset: Dict[str, Any], task: str, path: str) -
     fields = {key: kinds[key] for key in keys}
     images, classes = ({entry["id"]: entry for entry in dataset[key]} for key in ("images", "categories"))
     for i, result in enumerate(content):
-        for fault in annotations.faults(result, fields, keys):
+        for fault in annotations.faults(result, fields, optional=()):
             raise UserError(f"{what}: entry {i} {fault}", "bad-file")
         for key, known, owner in (("image_id", images, "images"), ("category_id", classes, "categories")):
             if result[key] not in known:
