@@ -1,4 +1,4 @@
-"""Detectors, or their backbone and FPN, as files for other runtimes: TorchScript, ONNX, OpenVINO. No file is written that computes otherwise.
+"""Exports detectors, or backbone and FPN, to TorchScript, ONNX and OpenVINO. A file that computes something else is not written.
 
 A detector's file takes one image of any size, resized and in the channel order that the file's description names, and gives what the detector
 finds before it is brought to the original image's size; `Runner` does the rest. A backbone's file takes a batch whose sides the description's
@@ -55,7 +55,7 @@ TOLERANCES = {
 
 
 class Heatmaps(nn.Module):
-    """A keypoint head that leaves its maps to `Runner`: the search for their peaks, one region after another, is for no other runtime."""
+    """A keypoint head that leaves its maps to `Runner`: other runtimes cannot search for peaks region by region."""
 
     def __init__(self, head: BaseKeypointRCNNHead):
         super().__init__()
@@ -68,7 +68,7 @@ class Heatmaps(nn.Module):
 
 
 class Traceable(nn.Module):
-    """A detector as a function from an image (3, H, W) to the tensors that ``fields`` name, or from images (N, 3, H, W) to a backbone's features."""
+    """Maps an image (3, H, W) to a detector's results, or images (N, 3, H, W) to its backbone's features; ``fields`` names them."""
 
     def __init__(self, model: Any, part: str):
         super().__init__()
@@ -88,7 +88,7 @@ class Traceable(nn.Module):
 
 
 def _found(model: nn.Module, image: Tensor) -> Dict[str, Tensor]:
-    """What a detector finds in an image, before it is brought to another size."""
+    """What a detector finds in an image, before it is scaled to the original size."""
     inputs = [{"image": image}]
     extra: Dict[str, Tensor] = {}
     if isinstance(model, ImageClassifier):
@@ -120,7 +120,7 @@ def _found(model: nn.Module, image: Tensor) -> Dict[str, Tensor]:
 
 
 def describe(cfg: CfgNode, model: Any, part: str) -> Dict[str, Any]:
-    """What whoever runs the file needs to know, beside the tensors' names."""
+    """What a user of the file needs to know, besides the names of tensors."""
     from .. import __version__
 
     data = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if len(cfg.DATASETS.TEST) else None
@@ -142,7 +142,7 @@ def describe(cfg: CfgNode, model: Any, part: str) -> Dict[str, Any]:
 
 @contextlib.contextmanager
 def _tracing() -> Iterator[None]:
-    """``len`` of a traced tensor is traced too, in detectron2's modules; what tracing warns of, branches on types and lengths, parity is checked for."""
+    """Traces ``len`` of tensors in detectron2's modules too. Hides warnings about branches on types and lengths: parity is checked."""
     from detectron2.export.torchscript_patch import patch_builtin_len
 
     with patch_builtin_len(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -180,8 +180,8 @@ def export(
         for x, found in zip((sample, other), before):
             if part == "detector" and "boxes" in traceable.fields and not len(found[0]):
                 raise UserError(
-                    f"the detector finds nothing in the image at {x.shape[-2]}x{x.shape[-1]}: an export is traced and checked on an image in which "
-                    "it does, give another, or weights",
+                    f"the detector finds nothing in the image at {x.shape[-2]}x{x.shape[-1]}: tracing and checking need an image in which it does. "
+                    "Give another, or weights",
                     "data",
                 )
         about["fields"] = list(traceable.fields)
@@ -292,7 +292,7 @@ def _compare(expected: Dict[str, Tensor], found: Dict[str, Tensor], part: str, t
 
 
 def _largest(expected: Tensor, found: Tensor) -> float:
-    """The largest difference, as a part of the largest value."""
+    """The largest difference, relative to the largest value."""
     return ((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
 
 

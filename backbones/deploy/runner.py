@@ -30,7 +30,7 @@ FIELDS = {
 
 
 def resized(image: np.ndarray, about: Dict[str, Any]) -> Tensor:
-    """An image (H, W, 3) BGR as a file takes it: resized, (3, H', W') float32."""
+    """Resizes an image (H, W, 3) BGR to what a file expects, (3, H', W') float32."""
     if about["crop"]:  # of a classifier, as its data loader has it
         steps = transforms.Compose([transforms.Resize(about["resize"]), transforms.CenterCrop(about["crop"])])
         image = np.asarray(steps(Image.fromarray(image)))
@@ -65,7 +65,7 @@ class Runner:
             raise UserError(
                 f"{path!r} needs a package that is not installed: pip install {error.name}", "missing-package", suggestion=error.name
             ) from error
-        except Exception as error:  # each runtime has its own kinds
+        except Exception as error:  # each runtime raises its own
             raise UserError(f"{path!r} is no file that backbones exported: {' '.join(str(error).split())[:200]}", "bad-file") from error
 
     def run(self, image: Tensor) -> Dict[str, Tensor]:

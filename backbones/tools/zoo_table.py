@@ -223,11 +223,9 @@ rounds' ratios, and the lowest and highest. Run it on your machine: the ratios a
                 _, what, where, ways = (*row["name"].split("/", 3), "", "")[:4]
                 first, _, second = ways.partition("_vs_")
                 remark = f"{row['largest_difference']:.1g}" if "largest_difference" in row else ""
-                if row.get("share_of_peak") is not None:
-                    remark = f"{100 * row['share_of_peak']:.0f}%"
                 taken = " / ".join(f"{1e3 * s:.1f}" for s in row.get("seconds", ()))
                 lines.append((what, where, first, second, f"{row['median']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}", taken, remark))
-            headers = ("", "size", "", "beside", "median", "range", "milliseconds", "of peak" if suite == "gpu" else "difference")
+            headers = ("", "size", "", "beside", "median", "range", "milliseconds", "difference")
             columns = [i for i in range(len(headers)) if any(line[i] for line in lines)]
             text += f"\n{about}\n\n{_table([tuple(line[i] for i in columns) for line in lines], tuple(headers[i] for i in columns))}\n"
         for suite, words in (("inference", "an inference"), ("training", "a training step")):
