@@ -8,7 +8,6 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..deploy import Runner, optimize
 from ..deploy.export import check_packages, export

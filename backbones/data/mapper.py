@@ -230,10 +230,8 @@ def _masks(segments: List[Any], transforms: T.TransformList, size: Tuple[int, in
         if isinstance(segment, list):
             polygons = transforms.apply_polygons([np.asarray(p).reshape(-1, 2) for p in segment])
             filled[i] = _fill(polygons, row)
-        elif isinstance(segment, dict):
-            filled[i] = _pick(segment, transforms, row)
         else:
-            raise ValueError(f"Cannot transform segmentation of type '{type(segment)}'! Supported types are: polygons as lists, RLE as a dict.")
+            filled[i] = _pick(segment, transforms, row)
     return result, filled
 
 

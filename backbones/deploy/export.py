@@ -174,25 +174,22 @@ def export(
     model = optimize(model.cpu(), memory_format="contiguous", roi_align=False)
     traceable = Traceable(model, part)
     about = describe(cfg, model, part)
-    sample, other = (_input(image, about, scale) for scale in (1.0, 0.7))
+    sides = {key: about[key] for key in ("min_size", "max_size")}
+    sample, other = (resized(image, {**about, **{key: int(side * scale) for key, side in sides.items()}}) for scale in (1.0, 0.7))
     with torch.no_grad(), _tracing():
         before = [traceable(x) for x in (sample, other)]
         for x, found in zip((sample, other), before):
             if part == "detector" and "boxes" in traceable.fields and not len(found[0]):
-                raise UserError(
-                    f"the detector finds nothing in the image at {x.shape[-2]}x{x.shape[-1]}: tracing and checking need an image in which it does. "
-                    "Give another, or weights",
-                    "data",
-                )
+                where = f"the image at {x.shape[-2]}x{x.shape[-1]}"
+                raise UserError(f"the detector finds nothing in {where} that an export could be checked on: give another, or weights", "data")
         about["fields"] = list(traceable.fields)
         with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(path))) as folder:
             temporary = os.path.join(folder, os.path.basename(path))
             try:
                 _WRITERS[kind](traceable, sample, temporary, about)
             except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-                raise UserError(
-                    f"{type(model).__name__} cannot be exported to {kind}: {' '.join(str(error).split())[-300:]}", "unsupported"
-                ) from error
+                reason = " ".join(str(error).split())[-300:]
+                raise UserError(f"{type(model).__name__} cannot be exported to {kind}: {reason}", "unsupported") from error
             runner = Runner(temporary)
             differences: Dict[str, float] = {}
             for x, expected in zip((sample, other), before):
@@ -205,26 +202,14 @@ def export(
     return differences
 
 
-def _input(image: np.ndarray, about: Dict[str, Any], scale: float) -> Tensor:
-    x = resized(image, {**about, "min_size": int(about["min_size"] * scale), "max_size": int(about["max_size"] * scale)})
-    if about["part"] == "detector":
-        return x
-    step = max(about["size_divisibility"], 1)
-    return nn.functional.pad(x, [0, -x.shape[2] % step, 0, -x.shape[1] % step])[None]
-
-
 def check_packages(kind: str) -> None:
     """Raises UserError where a format's packages are not installed."""
     import importlib.util
 
     needed = {"torchscript": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "onnxruntime", "openvino")}[kind]
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    missing = " ".join(name for name in needed if importlib.util.find_spec(name) is None)
     if missing:
-        raise UserError(
-            f"format {kind} needs a package that is not installed: pip install {' '.join(missing)}",
-            "missing-package",
-            suggestion=" ".join(missing),
-        )
+        raise UserError(f"format {kind} needs a package that is not installed: pip install {missing}", "missing-package", "", missing)
 
 
 def _write_torchscript(traceable: Traceable, sample: Tensor, path: str, about: Dict[str, Any]) -> None:
@@ -266,15 +251,14 @@ def _compare(expected: Dict[str, Tensor], found: Dict[str, Tensor], part: str, t
         limits = dict.fromkeys(expected, tolerance.features)
         for name, value in expected.items():
             if value.shape != found[name].shape:
-                shapes = f"{tuple(found[name].shape)}, where the model's is {tuple(value.shape)}"
-                raise UserError(f"the exported {name} is {shapes}: it is not written", "mismatch")
+                shapes = tuple(found[name].shape), tuple(value.shape)
+                raise UserError(f"the exported {name} is {shapes[0]}, and the model's {shapes[1]}: it is not written", "mismatch")
             differences[name] = _largest(value, found[name])
     else:
         pairs = match(expected, found, tolerance)
-        counts = len(expected["boxes"]), len(found["boxes"])
-        if len(pairs) < tolerance.agreeing * max(counts):
-            found_in = f"of {counts[0]} detections and the exported file's {counts[1]}"
-            raise UserError(f"{found_in} only {len(pairs)} agree: it is not written", "mismatch")
+        own, others = len(expected["boxes"]), len(found["boxes"])
+        if len(pairs) < tolerance.agreeing * max(own, others):
+            raise UserError(f"of {own} detections and the file's {others} only {len(pairs)} agree: it is not written", "mismatch")
         ours, theirs = pairs.unbind(dim=1)
         limits = {"masks": 0.02, "heatmaps": 0.02, "sem_seg": 10 * tolerance.features}
         for name in filter(expected.__contains__, ("boxes", "scores")):  # which agree
