@@ -24,17 +24,17 @@ _MODES = {
 
 
 def evenly(items: List[Any], count: Optional[int]) -> List[Any]:
-    """``count`` of the items, spread evenly over them; all where there are no more, or for None."""
+    """``count`` items, spread evenly over all; None, or fewer items than that: all of them."""
     if count is None or len(items) <= count:
         return items
     return [items[i] for i in np.linspace(0, len(items) - 1, count).astype(int)]
 
 
 def look(path: str, stated: Dict[str, Any], format: str = "BGR", pixels: bool = True) -> Iterator[Tuple[str, str]]:
-    """What an image's head, and unless told otherwise its pixels, say: (kind, a word on it).
+    """What is wrong with an image, from its header and, if ``pixels``, its pixels: (kind, details).
 
     Args:
-        stated: its "width" and "height" after the turn that its EXIF tag asks for, which detectron2 makes.
+        stated: its "width" and "height", after the turn that its EXIF tag asks for, as detectron2 does it.
         format: INPUT.FORMAT, to which pixels are converted.
     """
     with warnings.catch_warnings():
@@ -48,12 +48,9 @@ def look(path: str, stated: Dict[str, Any], format: str = "BGR", pixels: bool = 
                     picture.load()
                     if mode not in ("RGB", "L"):
                         convert_PIL_to_numpy(picture, format)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError, MemoryError) as error:
-            reason = " ".join(str(error).split())[:120]
+        except Exception as error:  # Pillow's decoders raise anything for a damaged file
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
             yield ("truncated image", "") if pixels and "truncated" in reason else ("unreadable image", f" ({reason})")
-            return
-        except Exception as error:  # of a damaged file, Pillow's decoders raise what they come upon
-            yield "unreadable image", f" ({type(error).__name__})"
             return
     if size != (stated["width"], stated["height"]):
         yield "image of other size", f" ({size[0]}x{size[1]}, not {stated['width']}x{stated['height']})"
@@ -65,7 +62,7 @@ def look(path: str, stated: Dict[str, Any], format: str = "BGR", pixels: bool = 
 
 
 def images_of(source: Source, use: Use, count: Optional[int], progress: Callable) -> Iterator[Flaw]:
-    """Of one data set: whether each file is there, and what `look` sees in ``count`` of them."""
+    """The flaws of one data set's images: files that are missing or empty, and what `look` finds in ``count`` of them."""
     entries = source.content["images"]
     there = []
     for image in progress(entries, desc=f"{source.name}: files", unit="file"):
@@ -84,9 +81,9 @@ def images_of(source: Source, use: Use, count: Optional[int], progress: Callable
 
 
 def copies(datasets: Sequence[Source], count: Optional[int], progress: Callable) -> Iterator[Flaw]:
-    """Files of one content, within a data set and between those trained on and others.
+    """Files with the same content, within a data set, and between data to train and to test on.
 
-    Where a file can be compared with all others in little time, it is; of larger data the sample alone.
+    Compares all files of a small data set, and a sample of a large one.
     """
     most = None if count is None else 20 * count
     by_size: Dict[int, List[Tuple[Source, str]]] = defaultdict(list)
@@ -103,9 +100,9 @@ def copies(datasets: Sequence[Source], count: Optional[int], progress: Callable)
         try:
             contents[sha256(path)].append((source, path))
         except OSError:
-            continue  # said already
+            continue  # reported already
     for group in contents.values():
-        first: Dict[str, str] = {}  # of each data set
+        first: Dict[str, str] = {}  # data set -> its first file of this content
         trained = next(((s, p) for s, p in group if s.training), None)
         for source, path in group:
             name = repr(os.path.relpath(path, os.path.realpath(source.image_root)))

@@ -1,6 +1,6 @@
-"""Everything that is wrong, or odd, in COCO-format data: every annotation, and a sample or all of the images, read as training reads them.
+"""Finds everything that is wrong, or odd, in COCO-format data. Checks every annotation, and a sample of the images or all.
 
-`register_from_config` stops at the first mistake, so that training does; here all of them are listed.
+`register_from_config` stops at the first mistake, and so does training; this lists all.
 """
 
 import math
@@ -21,13 +21,13 @@ __all__ = ["KINDS", "SEVERITIES", "Finding", "Flaw", "Source", "Use", "inspect",
 def inspect(
     datasets: Sequence[Source], use: Use = Use(), images: Optional[int] = 500, progress: Callable[..., Iterable] = lambda items, **_: items
 ) -> Iterator[Flaw]:
-    """Every problem of the data sets, as it is found; afterwards their ``content`` holds what is sound.
+    """Yields every flaw of the data sets as it is found. Afterwards their ``content`` holds the sound entries.
 
     Args:
-        datasets: those to look at; the first one's categories are those that all must have.
-        use: what the data are for.
-        images: how many of each data set's images are read, evenly chosen; None: all. That they are there is checked of all.
-        progress: wraps what is gone through, called like ``tqdm``.
+        datasets: all must have the categories of the first.
+        use: what the config does with the data.
+        images: how many images of each data set are read; None: all. Whether the files exist is always checked for all.
+        progress: wraps each loop, called like ``tqdm``.
     """
     for source in datasets:
         source.content = {key: [] for key in coco.FIELDS}
@@ -53,7 +53,7 @@ def inspect(
     yield from copies(datasets, images, progress)
 
 
-# what the entries that the rest is checked of must hold; boxes, masks and keypoints have flaws of their own
+# what makes an entry malformed; values of boxes, and keypoints, have flaws of their own
 _FIELDS = {
     **coco.FIELDS,
     "annotations": {
@@ -67,11 +67,11 @@ _FIELDS = {
 
 
 def _structure(source: Source, content: Dict[str, List[Any]]) -> Iterator[Flaw]:
-    """Keeps the entries that the rest can be checked of; of a part of a file, those of its images."""
+    """Keeps the entries that are sound enough for the other checks, and belong to the data set's images."""
     for key, of_image in (("images", "id"), ("categories", ""), ("annotations", "image_id")):
         sound, seen = [], set()
         for i, entry in enumerate(content[key]):
-            wrong = next(coco.faults(entry, _FIELDS[key], coco.REQUIRED[key]), None)
+            wrong = next(coco.faults(entry, _FIELDS[key]), None)
             if wrong:
                 yield Flaw("malformed", source.name, f"entry {i} of {key!r} {wrong}")
                 continue
@@ -105,7 +105,7 @@ def _annotations(source: Source, use: Use, progress: Callable) -> Iterator[Flaw]
     images = {image["id"]: image for image in source.content["images"]}
     categories = {category["id"]: category for category in source.content["categories"]}
     sound, seen = [], set()
-    objects: Set[int] = set()  # images with some
+    objects: Set[int] = set()  # ids of the images that have some
     crowds: Set[int] = set()
     for a in progress(source.content["annotations"], desc=f"{source.name}: annotations", unit="annotation"):
         kinds = []
