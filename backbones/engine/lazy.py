@@ -383,21 +383,23 @@ def _plain(value: Any) -> Any:
 
 def _check_key(cfg: DictConfig, key: str) -> None:
     """Raises UserError for an override of what is neither there nor an argument of what is to be called there."""
-    node: Any = cfg
+    node: Any = OmegaConf.to_container(cfg, resolve=False)
     for part in key.split("."):
-        if isinstance(node, DictConfig) and part in node:
-            node = node._get_node(part)
-        elif isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
-            node = node._get_node(int(part))
-        else:
-            allowed = list(node) if isinstance(node, DictConfig) else []
-            if "_target_" in allowed:
-                parameters = inspect.signature(_target(node)).parameters
-                if part in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-                    return
-                allowed = [*allowed, *parameters]
-            allowed = sorted(set(map(str, allowed)) - {"_target_", "self"})
-            raise unknown(f"config key {key!r}, of whose parts", part, allowed, key=key, code="unknown-key")
+        if isinstance(node, list):
+            node = dict(enumerate(node))
+            part = int(part) if part.isdigit() else part
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+            continue
+        allowed = list(node) if isinstance(node, dict) else []
+        if "_target_" in allowed:
+            target = node["_target_"]
+            parameters = inspect.signature(locate(target) if isinstance(target, str) else target).parameters
+            if part in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                return
+            allowed = [*allowed, *parameters]
+        allowed = sorted(set(map(str, allowed)) - {"_target_", "self"})
+        raise unknown(f"config key {key!r}, of whose parts", part, allowed, key=key, code="unknown-key")
 
 
 def _missing(error: ModuleNotFoundError, what: str) -> UserError:

@@ -19,12 +19,7 @@ def open_config(name: str, opts: Sequence[str] = (), backbone: str = "") -> Fron
     """
     path = zoo.get_config_file(name) if name else ""
     kind = PythonFront if is_python(path) else YamlFront
-    return kind.read(path, _overrides(opts), backbone)
-
-
-def _overrides(opts: Sequence[str]) -> List[str]:
-    """argparse leaves a "--" in what it has not looked at."""
-    return [item for item in opts if item != "--"]
+    return kind.read(path, list(opts), backbone)
 
 
 def stay_in_moved_folder(front: Front, opts: Sequence[str]) -> None:
