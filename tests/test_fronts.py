@@ -177,11 +177,11 @@ def test_demo_and_export(config, data, tmp_path):
     own = command[: command.index("--train-json")] if "--train-json" in command else command
     if "python" not in command[1]:  # a Python config by itself knows nothing of the digits' ten classes
         options = [*options, "model.roi_heads.num_classes=10"] if command[1].endswith(".py") else options
-    said = succeed("demo", *own, "--input", image, "--output", tmp_path / "found", "--confidence-threshold", "0.01", "--opts", *options)
+    said = succeed("demo", *own, "--input", image, "--output", tmp_path / "found", "--confidence-threshold", "0.001", "--opts", *options)
     assert re.search(r"\d+ objects", said) and os.listdir(tmp_path / "found") == [os.path.basename(image)]
     said = succeed("export", *own, "--format", "torchscript", "--image", image, "--output", tmp_path / "detector.ts", *options)
     assert "It differs from the model by at most" in said
-    found = succeed("demo", "--exported", tmp_path / "detector.ts", "--input", image, "--output", tmp_path / "exported", "--confidence-threshold", "0.01")
+    found = succeed("demo", "--exported", tmp_path / "detector.ts", "--input", image, "--output", tmp_path / "exported", "--confidence-threshold", "0.001")
     assert re.search(r"\d+ objects", found)
 
 

@@ -17,7 +17,7 @@ from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..config import add_data_arguments
+from ..config import add_data_arguments, check_device
 from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
 from ..engine import Front, add_config_arguments, clear, count_processes, launch, lock, open_config, stay_in_moved_folder
@@ -68,6 +68,7 @@ def read_config(args: argparse.Namespace) -> Front:
         raise UserError(message, code="missing-argument", key="--config-file")
     front = open_config(args.config_file, args.opts, args.backbone)
     args.config_file = front.path
+    check_device(front.settings.MODEL.DEVICE, front.name("MODEL.DEVICE"), front.override("{}", "{}"))
     if args.resume:
         stay_in_moved_folder(front, args.opts)
     return front
