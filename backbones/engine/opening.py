@@ -37,5 +37,3 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = False
     parser.add_argument("--config-file", default="", required=required, metavar="FILE", help="a config's path or name, YAML or Python")
     parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE each, or key=value of a Python config")
-
-

@@ -26,7 +26,6 @@ from ..config import (
     merge_overrides,
     put,
 )
-from ..data import dataset_findings
 from ..data.classification import ClassificationMapper
 from ..data.loader import NamesFiles, build_train_loader, share
 from ..data.mapper import FasterMapper
@@ -37,7 +36,6 @@ from ..swap import use_backbone
 from .fit import Fit, broadcast_buffers
 from .front import Front
 from .launch import once_a_machine
-from .tracking import tracker_findings
 
 
 class Trainer(Fit, DefaultTrainer):
@@ -138,15 +136,13 @@ class YamlFront(Front):
 
     def apply_data_arguments(self, args: Any, training: bool) -> None:
         apply_data_arguments(self.cfg, args, training)
-        merge_overrides(self.cfg, self.opts)
+        self.merge(self.opts)
 
-    def findings(self, training: bool, processes: int) -> Iterator[UserError]:
-        yield from config_findings(self.cfg, training, processes)
-        yield from dataset_findings(self.cfg, training)
-        yield from tracker_findings(self.cfg)
+    def merge(self, opts: List[str]) -> None:
+        merge_overrides(self.cfg, opts)
 
-    def model_findings(self) -> Iterator[UserError]:
-        return config_findings(self.cfg)
+    def config_findings(self, training: bool = False, processes: int = 1) -> Iterator[UserError]:
+        return config_findings(self.cfg, training, processes)
 
     def clone(self, *pairs: Any) -> "YamlFront":
         front = YamlFront(self.cfg.clone(), self.path, self.opts, self.trainer)
@@ -195,4 +191,3 @@ class YamlFront(Front):
 
     def plain(self) -> Dict[str, Any]:
         return yaml.safe_load(self.cfg.dump())
-
