@@ -26,6 +26,7 @@ from ..data import dataset_findings
 from ..data.loader import NamesFiles, train_loader
 from ..errors import UserError, raised, unknown
 from ..evaluation.build import coco_evaluator
+from ..solver import scale_learning_rate
 from ..swap import use_backbone
 from .fit import broadcast_buffers
 from .front import Front
@@ -44,6 +45,7 @@ KEYS = {
     "MODEL_EMA.DECAY": "train.model_ema.decay",
     "SOLVER.MAX_ITER": "train.max_iter",
     "SOLVER.ACCUMULATE": "train.accumulate",
+    "SOLVER.REFERENCE_BATCH": "train.reference_batch",
     "SOLVER.AMP.ENABLED": "train.amp.enabled",
     "SOLVER.AMP.PRECISION": "train.amp.precision",
     "SOLVER.CHECKPOINT_PERIOD": "train.checkpointer.period",
@@ -318,7 +320,10 @@ class PythonFront(Front):
         return coco_evaluator(self.settings, node.dataset_name, node.get("output_dir") or f"{self.settings.OUTPUT_DIR}/{folder}", **options)
 
     def job(self) -> Job:
-        train = self.cfg.train
+        train, scaled = self.cfg.train, scale_learning_rate(self.settings, self.name)
+        if scaled is not self.settings:
+            self.set("SOLVER.REFERENCE_BATCH", 0)
+            self.set("SOLVER.BASE_LR", scaled.SOLVER.BASE_LR)
         return dataclasses.replace(super().job(), log_period=train.log_period, checkpoints_kept=train.checkpointer.get("max_to_keep"))
 
     def ddp(self) -> Dict[str, Any]:
