@@ -11,6 +11,7 @@ from typing import Iterator, List, Tuple
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 
@@ -95,20 +96,25 @@ def _evaluate(examination: Examination, front: Front, final: str, stack: context
     name = examination.cfg.DATASETS.TEST[0]
     if name in examination.refused:
         return note(f"{name} cannot be read: no evaluation was tried")
-    chosen = evenly(DatasetCatalog.get(name), 4)
-    register_part("doctor:test", name, chosen, os.path.dirname(final), stack)
+    chosen, kind, folder = evenly(DatasetCatalog.get(name), 4), MetadataCatalog.get(name).get("evaluator_type"), os.path.dirname(final)
+    register_part("doctor:test", name, chosen, folder, stack)
+    if kind in ("coco", "coco_panoptic_seg"):
+        MetadataCatalog.get("doctor:test").json_file = os.path.join(folder, "test.json")
+        convert_to_coco_json("doctor:test", os.path.join(folder, "test.json"), allow_cached=False)
     proposals = tuple(examination.cfg.DATASETS.PROPOSAL_FILES_TEST[:1])
     front = front.clone("MODEL.WEIGHTS", final, "DATASETS.TEST", ("doctor:test",), "DATASETS.PROPOSAL_FILES_TEST", proposals)
     model = front.build_model()
     front.load_for_evaluation(model)
     begun = time.perf_counter()
-    if MetadataCatalog.get(name).get("evaluator_type") in _WITH_PARTS:
+    if kind in _WITH_PARTS:
         results = front.evaluate(model)
         done = f"evaluated {', '.join(results) or 'nothing'} on"
     else:  # its evaluator reads the whole data set from files
         mapper = front.mapper(training=False)
         with torch.no_grad():
-            for record in get_detection_dataset_dicts(["doctor:test"], filter_empty=False, proposal_files=proposals or None):
+            for record in get_detection_dataset_dicts(
+                ["doctor:test"], filter_empty=False, proposal_files=proposals if front.settings.MODEL.LOAD_PROPOSALS else None
+            ):
                 model.eval()([mapper(record)])
         done = "found objects in"
     return note(f"{done} {len(chosen)} images of {name} with the weights that were saved: {time.perf_counter() - begun:.1f} s")

@@ -37,13 +37,10 @@ def read_config(args: argparse.Namespace) -> Tuple[Front, List[Finding]]:
     front, opts = open_config(args.config_file, backbone=args.backbone), args.opts
     if len(opts) % front.words:
         raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(opts)}", "syntax")
-    errors = []
-    for change in (
-        lambda changed: changed.apply_data_arguments(args, training=True),
-        *(lambda changed, i=i: changed.merge(opts[i : i + front.words]) for i in range(0, len(opts), front.words)),
-    ):
+    errors = raised(front.apply_data_arguments, args, True)
+    for i in range(0, len(opts), front.words):
         changed = front.clone()
-        wrong = raised(change, changed)
+        wrong = raised(changed.merge, opts[i : i + front.words])
         errors += wrong
         front = front if wrong else changed
     if args.resume:
