@@ -17,7 +17,7 @@ from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigTypeError, OmegaConfBaseException
 from torch import nn
 
 from .. import config
@@ -352,6 +352,8 @@ def _check_sections(cfg: Any, where: str) -> None:
 def _select(cfg: DictConfig, place: str) -> Any:
     try:
         return OmegaConf.select(cfg, place)
+    except ConfigTypeError:  # of a list, such as several evaluators, which has no such keys
+        return None
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise UserError(f"{place} of the config: {' '.join(str(error).split())}", code="syntax", key=place) from error
 
