@@ -15,7 +15,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from backbones import UserError, use_backbone, zoo
 from backbones.config import check_config, merge_overrides
 from backbones.data import check_datasets, check_packages
-from backbones.engine import Trainer, lazy
+from backbones.engine import PythonFront, Trainer
 from backbones.evaluation import build_evaluator
 from backbones.registry import BUILDERS
 from backbones.zoo import weights
@@ -237,14 +237,13 @@ def test_every_config_builds(name):
         cfg.MODEL.DEVICE = "cpu"
         check_config(cfg, training=True)
         return
-    cfg = lazy.load_config(zoo.get_config_file(name), ["train.device=cpu"])
+    front = PythonFront.read(zoo.get_config_file(name), ["train.device=meta"])
     if "mmdet" in name:
         with pytest.raises(UserError, match="needs a package that is not installed: pip install mm"):
-            lazy.build_model(cfg)
+            front.build_model()
         return
-    cfg.train.device = "meta"
     with torch.device("meta"):
-        assert isinstance(lazy.build_model(cfg), torch.nn.Module)
+        assert isinstance(front.build_model(), torch.nn.Module)
 
 
 @pytest.mark.parametrize(
