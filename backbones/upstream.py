@@ -55,10 +55,6 @@ INHERITED = {
         *("_eval_predictions", "_derive_coco_results", "_tasks_from_predictions", "_tasks", "_coco_api", "_metadata", "_results"),
         *("_output_dir", "_do_evaluation", "_max_dets_per_image", "_kpt_oks_sigmas", "_logger"),
     ),
-    "detectron2.modeling.meta_arch.dense_detector.DenseDetector": (
-        *("_decode_multi_level_predictions", "_decode_per_level_predictions", "_transpose_dense_predictions"),
-    ),
-    "detectron2.modeling.proposal_generator.RPN": ("_decode_proposals",),
     "detectron2.modeling.roi_heads.CascadeROIHeads": ("_init_mask_head", "_forward_box", "_create_proposals_from_boxes", "_run_stage"),
     "detectron2.modeling.roi_heads.Res5ROIHeads": ("_build_res5_block",),
 }
