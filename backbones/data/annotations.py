@@ -110,7 +110,7 @@ def problems(content: Dict[str, List[Any]], fields: Mapping[str, Fields] = FIELD
 
 
 def mask_fault(mask: Any, height: int, width: int) -> str:
-    """What is wrong with an object's mask in an image of this size: a key of `findings.KINDS`, or "" if nothing is.
+    """What is wrong with an object's mask in an image of this size: a key of `inspection.KINDS`, or "" if nothing is.
 
     pycocotools checks nothing: a mask that does not fit makes it access memory outside its own, or never end.
     """

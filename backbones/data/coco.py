@@ -10,8 +10,7 @@ from detectron2.data.datasets import register_coco_instances
 
 from ..errors import UserError
 from . import annotations
-from .findings import KINDS
-from .images import evenly, look
+from .inspection import KINDS, evenly, look
 
 _SAMPLED = 500  # images whose sizes are compared with those stated: enough for a systematic mistake, and takes seconds on a slow disk
 
