@@ -27,12 +27,9 @@ def dataset_findings(cfg: CfgNode, training: bool, skip: Collection[str] = (), c
     Such as one that is not registered, whose files are not there, or whose classes are not the model's. Those of the names in ``skip`` are
     not looked at. ``called`` is what the user calls a key.
     """
-    need = "TRAIN" if training else "TEST"
-    if not cfg.DATASETS[need]:
-        what = "train" if training else "evaluate"
-        yield UserError(
-            f"{called(f'DATASETS.{need}')} is empty: name at least one data set to {what} on", "missing-argument", f"DATASETS.{need}"
-        )
+    need, what = ("DATASETS.TRAIN", "train") if training else ("DATASETS.TEST", "evaluate")
+    if not get(cfg, need):
+        yield UserError(f"{called(need)} is empty: name at least one data set to {what} on", "missing-argument", need)
     usable = []
     for split in ("TRAIN", "TEST") if training else ("TEST",):
         key, names = called(f"DATASETS.{split}"), cfg.DATASETS[split]

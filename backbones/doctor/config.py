@@ -86,9 +86,8 @@ def _nonsense(examination: Examination) -> Iterator[Finding]:
     model, weights = examination.model, name("MODEL.WEIGHTS")
     if model is not None and not cfg.MODEL.WEIGHTS:
         if any(isinstance(m, FrozenBatchNorm2d) for m in model.modules()):
-            yield warning(
-                f"frozen batch norms without {weights}: their statistics are of no data", "set the backbone's norm to BN, or name weights"
-            )
+            said = f"frozen batch norms without {weights}: their statistics are of no data"
+            yield warning(said, "set the backbone's norm to BN, or name weights")
         if not all(p.requires_grad for p in model.parameters()):
             yield warning(f"frozen layers without {weights}: random layers stay random", "set the backbone's FREEZE_AT to 0")
     if not learns(cfg, "class"):

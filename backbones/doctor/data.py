@@ -18,9 +18,7 @@ def data(examination: Examination) -> Iterator[Finding]:
     if not cfg.DATASETS.TRAIN:
         yield note("the training data are not of detectron2's catalogue: they were not looked into")
     own = {entry[0] for entry in cfg.DATASETS.REGISTER if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str)}
-    examination.sources = [
-        source for source in examination.sources if source.name in own or source.name not in examination.refused
-    ]  # of others all is said
+    examination.sources = [s for s in examination.sources if s.name in own or s.name not in examination.refused]  # of others all is said
     yield from summarize(inspect(examination.sources, examination.use, examination.images, examination.progress))
     for name in others:
         yield note(f"{name}: not in COCO's format, its files were not looked into")
@@ -66,11 +64,8 @@ def _anchors(examination: Examination) -> Iterator[Finding]:
     low, middle, high = np.quantile(sides, (0.05, 0.5, 0.95))
     said = f"{missed.mean():.1%} of the training boxes meet no anchor with IoU 0.5"
     spread = f"boxes are {low:.0f} to {high:.0f} pixels (the middle nine tenths, median {middle:.0f}) as the network sees them"
-    if missed.mean() > 0.05:
-        make = warning if missed.mean() > 0.2 else note
-        yield make(f"{said}: {spread}", "set the anchors' sizes and aspect ratios after them, or resize otherwise")
-    else:
-        yield note(f"{said}; {spread}")
+    advice = "set the anchors' sizes and aspect ratios after them, or resize otherwise" if missed.mean() > 0.05 else ""
+    yield (warning if missed.mean() > 0.2 else note)(f"{said}; {spread}", advice)
 
 
 def unmatched(boxes: np.ndarray, anchors: Sequence[np.ndarray], strides: Sequence[int], offset: float, threshold: float = 0.5) -> np.ndarray:

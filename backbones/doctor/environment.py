@@ -28,7 +28,8 @@ _OPTIONAL = {
 
 
 def environment(examination: Examination) -> Iterator[Finding]:
-    cfg, name = examination.cfg, examination.front.name
+    workers = examination.cfg.DATALOADER.NUM_WORKERS * examination.gpus
+    its = f"{examination.front.name('DATALOADER.NUM_WORKERS')} gives {workers} worker processes"
     compiled = importlib.util.find_spec("detectron2._C") is not None
     yield note(
         f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, detectron2 "
@@ -42,25 +43,19 @@ def environment(examination: Examination) -> Iterator[Finding]:
         shared = shutil.disk_usage("/dev/shm")
         short, long = examination.largest()
         planes = 3 + (10 if examination.use.masks and not examination.use.polygons else 0)  # bytes a pixel: the image, and some masks
-        wanted = 2 * cfg.DATALOADER.NUM_WORKERS * max(examination.gpus, 1) * short * long * planes  # each worker is two images ahead
-        yield note(f"shared memory: {size_in_words(shared.free)} free, workers need some {size_in_words(wanted)}")
+        wanted = 2 * workers * short * long * planes  # each worker is two images ahead
+        said = f"{its}, which need some {size_in_words(wanted)} of shared memory; {size_in_words(shared.free)} are free"
         if wanted > shared.free / 2:
-            yield warning(
-                f"/dev/shm has {size_in_words(shared.free)} free, {name('DATALOADER.NUM_WORKERS')} {cfg.DATALOADER.NUM_WORKERS} may need "
-                f"{size_in_words(wanted)}: workers die of a bus error",
-                "start the container with a larger --shm-size, or lower it",
-            )
-    workers = cfg.DATALOADER.NUM_WORKERS * max(examination.gpus, 1)
+            yield warning(f"{said}: they may die of a bus error", "start the container with a larger --shm-size, or lower it")
+        else:
+            yield note(said)
     if workers > cores:
-        yield warning(
-            f"{name('DATALOADER.NUM_WORKERS')} gives {workers} worker processes on {cores} cores",
-            f"set it to {max(cores // max(examination.gpus, 1), 1)}",
-        )
-    there = [name for module, (name, _) in _OPTIONAL.items() if importlib.util.find_spec(module)]
+        yield warning(f"{its} on {cores} cores", f"set it to {max(cores // examination.gpus, 1)}")
+    there = [package for module, (package, _) in _OPTIONAL.items() if importlib.util.find_spec(module)]
     yield note(f"optional packages that are here: {', '.join(there) or 'none'}")
-    for module, (name, use) in _OPTIONAL.items():
-        if name not in there:
-            yield note(f"{name} is not installed: {use}", f"pip install {name}")
+    for package, use in _OPTIONAL.values():
+        if package not in there:
+            yield note(f"{package} is not installed: {use}", f"pip install {package}")
     yield from _disk(examination)
 
 
@@ -90,10 +85,11 @@ def _disk(examination: Examination) -> Iterator[Finding]:
         size = 4 * (sum(t.numel() for t in model.state_dict().values()) + sum(p.numel() for p in model.parameters() if p.requires_grad))
         count = -(-cfg.SOLVER.MAX_ITER // max(cfg.SOLVER.CHECKPOINT_PERIOD, 1)) + 1
         about = f"{count} checkpoints of {size_in_words(size)}, with the optimizer's state, are {size_in_words(count * size)}"
-        yield note(f"{name('OUTPUT_DIR')}: {about}; {size_in_words(free)} free")
-        if count * size > free:
-            advice = f"raise {name('SOLVER.CHECKPOINT_PERIOD')}, or name another {name('OUTPUT_DIR')}"
-            yield error(f"{about}, but {folder!r} has {size_in_words(free)} free", advice)
+        said, advice = (
+            f"{about}; {folder!r} has {size_in_words(free)} free",
+            f"raise {name('SOLVER.CHECKPOINT_PERIOD')}, or name another folder",
+        )
+        yield error(said, advice) if count * size > free else note(said)
     if not examination.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
         said = f"{name('OUTPUT_DIR')} {cfg.OUTPUT_DIR!r} holds an earlier run: training would be refused"
         yield warning(said, "go on with --resume, name another folder, or remove that run with --overwrite")

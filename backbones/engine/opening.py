@@ -3,10 +3,9 @@
 import argparse
 import logging
 import os
-from typing import List, Sequence
+from typing import Sequence
 
 from .. import zoo
-from ..errors import UserError
 from .front import Front
 from .lazy import PythonFront, is_python
 from .trainer import YamlFront
