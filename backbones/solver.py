@@ -1,6 +1,7 @@
 """detectron2's optimizer and schedules, with clipping by the norm of all gradients together, and a linear schedule."""
 
 import logging
+from typing import Callable
 
 import detectron2.solver
 import torch
@@ -39,8 +40,11 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
-def scale_learning_rate(cfg: CfgNode) -> CfgNode:
-    """A config whose BASE_LR is in proportion to its batch, where ``SOLVER.REFERENCE_BATCH`` says what batch it is for; a line says so."""
+def scale_learning_rate(cfg: CfgNode, name: Callable[[str], str] = str) -> CfgNode:
+    """A config whose BASE_LR is in proportion to its batch, where ``SOLVER.REFERENCE_BATCH`` says what batch it is for; a line says so.
+
+    ``name`` is what the user calls a key.
+    """
     solver = cfg.SOLVER
     if solver.REFERENCE_BATCH in (0, solver.IMS_PER_BATCH):
         return cfg
@@ -49,7 +53,7 @@ def scale_learning_rate(cfg: CfgNode) -> CfgNode:
     scaled.SOLVER.BASE_LR = solver.BASE_LR * solver.IMS_PER_BATCH / solver.REFERENCE_BATCH
     scaled.SOLVER.REFERENCE_BATCH = 0
     logging.getLogger(__name__).info(
-        f"SOLVER.BASE_LR {solver.BASE_LR:g} is for {solver.REFERENCE_BATCH} images an iteration: "
+        f"{name('SOLVER.BASE_LR')} {solver.BASE_LR:g} is for {solver.REFERENCE_BATCH} images an iteration: "
         f"with {solver.IMS_PER_BATCH}, {scaled.SOLVER.BASE_LR:g} is used"
     )
     if cfg.is_frozen():

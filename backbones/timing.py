@@ -6,14 +6,18 @@ from typing import Callable, Dict, List, Mapping
 import torch
 
 
+def now() -> float:
+    """The time in seconds, when a GPU has done all that it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
 def seconds(function: Callable[[], object]) -> float:
     """The time of one call, to its end on a GPU too."""
-    synchronize = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
-    synchronize()
-    begun = time.perf_counter()
+    begun = now()
     function()
-    synchronize()
-    return time.perf_counter() - begun
+    return now() - begun
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], pairs: int, warmup: int = 1) -> Dict[str, List[float]]:

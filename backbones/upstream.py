@@ -1,6 +1,6 @@
-"""The private names of torch and detectron2 that this package cannot do without; nothing else in it touches any.
+"""The private names of torch and detectron2 that this package needs. No other file of it uses one.
 
-They were seen in torch 2.3.1 and 2.14.1, and in detectron2 0.6 and a59f0563, with fvcore 0.1.5.
+Seen in torch 2.3.1 and 2.14.1, detectron2 0.6 (commit a59f0563) and fvcore 0.1.5.
 """
 
 from typing import Any, Callable, Dict
@@ -10,25 +10,24 @@ from detectron2.data import build, detection_utils, samplers
 from torch import nn
 from torch.utils.data import Sampler
 
-# What checkpoints in torch's older pickles call to make tensors. `torch.load(weights_only=True)` knows them, but takes no list of packages
-# whose objects are to be passed over.
+# What pickles of torch call to build tensors. `torch.load(weights_only=True)` calls them too, but cannot ignore the objects of a package.
 REBUILD: Dict[str, Callable[..., Any]] = {
     f"torch._utils.{name}": getattr(torch._utils, name) for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
 }
 
-# What has running statistics, and what drops out: the bases of all of torch's. It has public names for each of them alone, and adds some.
+# The base classes of all norms with running statistics, and of all dropouts. Public names exist for each subclass alone, and new ones appear.
 RunningNorm = nn.modules.batchnorm._NormBase
 Dropout = nn.modules.dropout._DropoutNd
 
-# The data set, sampler and mapper that a config asks for, as a dict. `build_detection_train_loader` gives them inside of a loader alone.
+# The data set, sampler and mapper that a config asks for, as a dict. `build_detection_train_loader` only returns a loader of them.
 train_loader_parts = build._train_loader_from_config
 
-# An image of Pillow's turned as its EXIF tag says. `read_image` does so after it has read the file by itself, and not from an open one.
+# Turns a Pillow image as its EXIF tag says. The public `read_image` does so only with a file that it opens, and converts to numpy.
 turned = detection_utils._apply_exif_orientation
 
 
 def seeded(sampler: Any, seed: int) -> Sampler:
-    """The sampler of a loader in training, with another seed. They take one when they are made, by detectron2 and at random."""
+    """A training sampler with another seed. detectron2 sets a random one when it makes the sampler, and offers no way to change it."""
     if isinstance(sampler, samplers.RandomSubsetTrainingSampler):
         ratio = (len(sampler._indexes_subset) + 0.5) / sampler._size  # which is cut to a whole number of images
         return samplers.RandomSubsetTrainingSampler(sampler._size, min(ratio, 1.0), seed_shuffle=seed, seed_subset=seed)
@@ -37,12 +36,12 @@ def seeded(sampler: Any, seed: int) -> Sampler:
 
 
 def stop_workers(iterator: Any) -> None:
-    """Ends the processes of a ``DataLoader``'s iterator at once. It does so by itself when it is collected, which an error whose traceback holds it delays."""
+    """Ends the processes of a ``DataLoader``'s iterator now. By itself it ends them when it is collected, which a traceback can delay."""
     iterator._shutdown_workers()
 
 
-# Methods and fields that subclasses here override or read, by the class that has them. They are how these classes are extended, in their own
-# code too, but none of them is documented.
+# Methods and fields that subclasses in this package override or read, by the class that has them. These classes are meant to be extended
+# so, and do it themselves, but do not document it.
 INHERITED = {
     "torch.nn.Module": ("_load_from_state_dict",),
     "iopath.common.file_io.PathHandler": ("_get_supported_prefixes", "_get_local_path", "_open", "_isfile", "_exists"),

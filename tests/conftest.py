@@ -83,7 +83,11 @@ class Warm:
         if self._process is None:
             command = [sys.executable, os.path.join(HERE, "warm.py")]
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
             )
             atexit.register(self._process.communicate)
         with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
@@ -103,16 +107,19 @@ def seeded():
 
 def few_digits(folder, counts):
     """The first so many images of each split of digits, as annotation files in ``folder``: split -> (annotations, images), paths."""
+    from detectron2.data import MetadataCatalog
+
     from backbones.data import digits
 
+    digits.generate()
     made = {}
     for split, count in counts.items():
-        paths = digits._paths(digits.generate(), split)
-        with open(paths["instances"]) as f:
+        metadata = MetadataCatalog.get(f"digits_{split}")
+        with open(metadata.json_file) as f:
             content = json.load(f)
         content["images"] = content["images"][:count]
         kept = {image["id"] for image in content["images"]}
         content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
         (folder / f"{split}.json").write_text(json.dumps(content))
-        made[split] = (str(folder / f"{split}.json"), os.path.abspath(paths["images"]))
+        made[split] = (str(folder / f"{split}.json"), os.path.abspath(metadata.image_root))
     return made

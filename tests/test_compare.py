@@ -300,7 +300,10 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1.0, 1.0, 5.0, 5.0], "score": 
         (["{a}", "{b}", "--dataset", "digits_val_panoptic_stuffonly"], "has no annotations in COCO's format"),
         (["{a}", "{b}", "--dataset", "coco_2014_val"], "json_file .* is not there"),
         (["{a}", "{b}", "--annotations", "{truth}", "--task", "box"], "unknown --task: 'box'. Did you mean 'bbox'"),
-        (["{a}", "{b}", "--annotations", "{truth}", "--task", "segm"], "not of task 'segm': a detection has no segmentation; of bbox it is"),
+        (
+            ["{a}", "{b}", "--annotations", "{truth}", "--task", "segm"],
+            "not of task 'segm': a detection has no segmentation; the file is of bbox",
+        ),
         (["{a}", "{b}", "--annotations", "{truth}", "--samples", "99"], "--samples 99: an interval needs at least 100"),
         (["{a}", "{b}", "--annotations", "{truth}", "--confidence", "100"], "--confidence 100: it must be a percentage"),
         (["{a}", "{b}", "--annotations", "{truth}", "--confidence", "nan"], "--confidence nan"),
@@ -338,7 +341,7 @@ def test_mistakes(args, words, files, tmp_path, monkeypatch):
         ([{**GOOD, "bbox": [1, 2, 3, None]}], "it must be"),
         ([{**GOOD, "bbox": "wide"}], "bbox 'wide'"),
         ([GOOD, {key: value for key, value in GOOD.items() if key != "score"}], "entry 1 has no score"),
-        ([{"caption": "a cup"}], "of none of the tasks"),
+        ([{"caption": "a cup"}], "the file is of none of the tasks"),
     ],
 )
 def test_mistakes_in_results(content, words, files, tmp_path, monkeypatch):

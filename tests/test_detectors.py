@@ -4,11 +4,13 @@ vovnet-detectron2's by its YAML's name, its checkpoint keys, detectron2's own ch
 """
 
 import glob
+import itertools
 import os
 
 import numpy as np
 import pytest
 import torch
+from choices import cases, turns
 from conftest import HERE, fill, load_record
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
@@ -22,6 +24,7 @@ from convert import __main__ as cli
 ALL = sorted(os.path.basename(path) for path in glob.glob(os.path.join(HERE, "data", "detectors", "*.json")))
 RECORDS = [name for name in ALL if load_record("detectors", name).get("source", "").startswith("vovnet")]
 MMDET = [name for name in ALL if load_record("detectors", name).get("source", "").startswith("mmdet")]
+IMAGES = ("china.jpg", "flower.jpg")
 # those that this project has a config for
 CONFIGS = {
     "faster-rcnn_regnetx-3.2GF_fpn_1x.json": "faster_rcnn_RegNetX_3.2GF_FPN_1x.yaml",
@@ -68,7 +71,7 @@ def matches(instances, expected, pixels=0.05, score=1e-4) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("image", ["china.jpg", "flower.jpg"])
+@pytest.mark.parametrize("image", IMAGES)
 def test_same_detections(detector, image):
     record, _, model = detector
     assert model.input_format == "BGR"
@@ -101,8 +104,8 @@ def test_nothing_is_left_over(detector):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("filename", MMDET)
-def test_detectors_of_mmdetection(filename, tmp_path):
+@pytest.mark.parametrize("filename, image", cases(itertools.product(MMDET, IMAGES), tried=turns(MMDET, IMAGES)))
+def test_detectors_of_mmdetection(filename, image, tmp_path):
     """Converted by the command, loaded by both checkpointers: boxes, scores, labels and mask areas."""
     record = load_record("detectors", filename)
     torch.save({"meta": {"mmdet_version": "3.3.0"}, "state_dict": released_checkpoint(record)}, tmp_path / "theirs.pth")
@@ -129,18 +132,19 @@ def test_detectors_of_mmdetection(filename, tmp_path):
     GatedCheckpointer(model, require="all").load(arguments.dst)
     DetectionCheckpointer(other).load(arguments.dst)
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
-    for name, expected in record["images"].items():
-        pixels = np.ascontiguousarray(sample_image(name)[:, :, ::-1].transpose(2, 0, 1))  # BGR, whatever the source takes
-        with torch.no_grad():
-            instances = model([{"image": torch.as_tensor(pixels), "height": pixels.shape[1], "width": pixels.shape[2]}])[0]["instances"]
-        assert len(instances) == expected["n"]
-        assert matches(instances, expected) >= 0.97 * expected["n"], name
-        if "mask_areas" in expected:
-            off = (instances.pred_boxes.tensor[None] - torch.tensor(expected["boxes"])[:, None]).abs().amax(-1)
-            areas = instances.pred_masks.sum((1, 2))[off.argmin(1)]
-            near = (areas - torch.tensor(expected["mask_areas"])).abs() <= torch.tensor(expected["mask_areas"]) * 0.01 + 2
-            assert near.float().mean() >= 0.97, name
+    expected = record["images"][image]
+    pixels = np.ascontiguousarray(sample_image(image)[:, :, ::-1].transpose(2, 0, 1))  # BGR, whatever the source takes
+    with torch.no_grad():
+        instances = model([{"image": torch.as_tensor(pixels), "height": pixels.shape[1], "width": pixels.shape[2]}])[0]["instances"]
+    assert len(instances) == expected["n"]
+    assert matches(instances, expected) >= 0.97 * expected["n"]
+    if "mask_areas" in expected:
+        off = (instances.pred_boxes.tensor[None] - torch.tensor(expected["boxes"])[:, None]).abs().amax(-1)
+        areas = instances.pred_masks.sum((1, 2))[off.argmin(1)]
+        near = (areas - torch.tensor(expected["mask_areas"])).abs() <= torch.tensor(expected["mask_areas"]) * 0.01 + 2
+        assert near.float().mean() >= 0.97
 
 
 def test_detectors_of_both_projects_are_recorded():
+    assert all(set(load_record("detectors", name)["images"]) == set(IMAGES) for name in (*RECORDS, *MMDET))
     assert len(RECORDS) == 2 and len(MMDET) >= 8 and set(CONFIGS) <= set(MMDET)

@@ -10,6 +10,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_datas
 from PIL import Image
 from pycocotools import mask as mask_util
 from pycocotools.coco import COCO
+from sklearn import datasets
 
 import backbones
 from backbones.data import digits
@@ -67,14 +68,18 @@ def test_same_scenes_every_time(tmp_path, monkeypatch, folder):
 
 def test_handwriting_is_disjoint(monkeypatch, tmp_path):
     """No digit is drawn into scenes of both splits: neither by place in the collection, nor by its pixels."""
-    few(monkeypatch)
-    given = {}
-    monkeypatch.setattr(digits, "_write_split", lambda paths, images, labels, count, seed, progress: given.update({seed: (images, labels)}))
-    digits.generate(str(tmp_path / "digits"))
-    (train, train_labels), (val, val_labels) = given[0], given[1]
-    assert (len(train), len(val)) == (1347, 450)
+    collection = datasets.load_digits()
+    split = len(collection.images) - 450
+    train, val = collection.images[:split], collection.images[split:]
     assert not {d.tobytes() for d in train} & {d.tobytes() for d in val}
-    assert set(train_labels) == set(val_labels) == set(range(10))
+    assert set(collection.target[:split]) == set(collection.target[split:]) == set(range(10))
+    few(monkeypatch)
+    collection.target = np.where(np.arange(len(collection.images)) < split, 0, 9)  # which shows in the scenes where a digit stood
+    monkeypatch.setattr(datasets, "load_digits", lambda: collection)
+    folder = digits.generate(str(tmp_path / "digits"))
+    for name, category in (("train", 1), ("val", 10)):
+        with open(os.path.join(folder, "annotations", f"instances_{name}.json")) as f:
+            assert {a["category_id"] for a in json.load(f)["annotations"]} == {category}
 
 
 def test_every_class_is_there(val):
@@ -146,8 +151,9 @@ def test_a_failure_leaves_nothing(tmp_path, monkeypatch):
 def test_does_nothing_the_second_time(tmp_path, monkeypatch):
     few(monkeypatch)
     folder = digits.generate(str(tmp_path / "digits"))
-    monkeypatch.setattr(digits, "_write_split", lambda *args: pytest.fail("made anew"))
-    assert digits.generate(str(tmp_path / "digits")) == folder
+    before = os.stat(folder).st_ino, os.stat(folder).st_mtime_ns
+    assert digits.generate(str(tmp_path / "digits"), lambda scenes: pytest.fail("made anew")) == folder
+    assert (os.stat(folder).st_ino, os.stat(folder).st_mtime_ns) == before
 
 
 def test_an_older_version_is_replaced(tmp_path, monkeypatch):

@@ -145,24 +145,22 @@ if __name__ == "__main__":
 @pytest.fixture
 def checkout(tmp_path):
     """A folder that looks like a checkout, with a few digits in datasets/."""
+    from conftest import few_digits
+
     from backbones.data import digits
 
     for name in ("backbones", "convert", "configs", "train_net.py"):
         os.symlink(os.path.join(ROOT, name), tmp_path / name)
     whole, few = digits.generate(), tmp_path / "datasets" / "digits"
-    (few / "annotations").mkdir(parents=True)
+    few.mkdir(parents=True)
     shutil.copy(os.path.join(whole, "version.json"), few)
-    for split, count in SCENES.items():
-        paths = digits._paths(whole, split)
-        with open(paths["instances"]) as f:
-            content = json.load(f)
-        content["images"] = content["images"][:count]
-        kept = {image["id"] for image in content["images"]}
-        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in kept]
-        (few / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    (few / "annotations").mkdir()
+    for split, (_, images) in few_digits(few / "annotations", SCENES).items():
+        path = few / "annotations" / f"instances_{split}.json"
+        os.rename(few / "annotations" / f"{split}.json", path)
         (few / split).mkdir()
-        for image in content["images"]:
-            shutil.copy(os.path.join(paths["images"], image["file_name"]), few / split)
+        for image in json.loads(path.read_text())["images"]:
+            shutil.copy(os.path.join(images, image["file_name"]), few / split)
     return tmp_path
 
 

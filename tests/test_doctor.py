@@ -16,7 +16,6 @@ import pytest
 import torch
 from conftest import ROOT
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from detectron2.modeling import build_model
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.structures import Boxes, pairwise_iou
 from detectron2.utils.events import EventStorage
@@ -32,7 +31,7 @@ from backbones.doctor.data import unmatched
 from backbones.doctor.examination import Examination, quiet, size_in_words
 from backbones.doctor.memory import activations, memory
 from backbones.doctor.report import printable
-from backbones.engine import Trainer
+from backbones.engine.opening import open_config
 from backbones.errors import SEVERITIES
 from backbones.tools import doctor, run
 
@@ -379,9 +378,7 @@ def test_unmatched_agrees_with_detectron2():
 
 
 def findings(*overrides, config="quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml", processes=1):
-    cfg = zoo.get_config(config)
-    merge_overrides(cfg, [str(item) for item in overrides])
-    examination = Examination(cfg, zoo.get_config_file(config), processes, processes)
+    examination = Examination(open_config(config, [str(item) for item in overrides]), processes, processes)
     with quiet():
         return list(look_at_config(examination))
 
@@ -500,16 +497,14 @@ def test_losses_that_are_not_finite(data, capsys):
 @pytest.mark.slow
 def test_memory_estimate(data):
     """Two small sizes say what a third one keeps, within a tenth; parameters are counted exactly."""
-    cfg = zoo.get_config("quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml")
-    merge_overrides(cfg, data.overrides())
-    examination = Examination(cfg)
+    front = open_config("quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml", data.overrides())
+    examination = Examination(front)
     with quiet():
         list(look_at_config(examination))
         list(look_at_data(examination))
         fixed, slope = activations(examination)
-        model = build_model(cfg)
-        cfg.INPUT.MIN_SIZE_TRAIN = (512,)
-        example = Trainer.build_mapper(cfg, is_train=True)(examination.some_records(1)[0])
+        model = front.build_model()
+        example = front.clone("INPUT.MIN_SIZE_TRAIN", (512,)).mapper(training=True)(examination.some_records(1)[0])
         with EventStorage():
             real = kept_bytes(model, [example])
         lines = [f.message for f in memory(examination)]
@@ -555,13 +550,17 @@ def test_mistakes(data, capsys, tmp_path):
         (["--report", os.path.join(data.path("train0.png"), "page.html")], "is a file"),
         (["SOLVER.MAX_ITER"], "their number is odd"),
         (["--config-file", "mask_rcnn_V_99.yaml"], "Did you mean"),
-        (["--config-file", os.path.join(ROOT, "configs", "lazy", "retinanet_V_39_FPN_1x.py")], "Python config"),
         (["--backbone", "V-38-eSE"], "Did you mean 'V-39-eSE'"),
     ):
         code, out = examine(capsys, *arguments)
         assert code == 2 and words in out and "Traceback" not in out, (arguments, out)
     code, out = examine(capsys, "--no-run", "--images", "1", "SOLVER.MAX_ITR", "3", "SOLVER.STEPS", "x=", *data.overrides())
     assert code == 1 and "Did you mean 'SOLVER.MAX_ITER'" in out and "SOLVER.STEPS x=" in out
+    wrong = ["train.max_itr=3", "train.seed=abc", "SEED", "train.device=cpu", "train.eval_period=-1", f"train.output_dir={data.path('output')}"]
+    code, out = examine(capsys, "--config-file", os.path.join(ROOT, "configs", "lazy", "retinanet_V_39_FPN_1x.py"), "--no-run", *wrong)
+    assert code == 1 and "Traceback" not in out
+    for words in ("Did you mean 'max_iter'", "train.seed is 'abc': it must be a whole number", "not 'SEED'", "train.eval_period is -1"):
+        assert words in out, (words, out)
 
 
 @pytest.mark.slow

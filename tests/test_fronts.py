@@ -11,19 +11,20 @@ from conftest import ROOT, few_digits, warm
 
 pytestmark = pytest.mark.slow
 
-NAME = "COCO-Detection/faster_rcnn_R_50_FPN_1x"
-PYTHON = """train.device=cpu train.seed=3 train.max_iter=6 train.eval_period=2 train.checkpointer.period=2 train.log_period=1 train.pictures=1
+NAME = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x"
+PYTHON = """train.device=cpu train.seed=3 train.max_iter=4 train.eval_period=2 train.checkpointer.period=2 train.log_period=1 train.pictures=1
 train.model_ema.enabled=True train.accumulate=2 train.validation_loss=True train.init_checkpoint='' model.backbone.bottom_up.norm=BN
-model.backbone.bottom_up.freeze_at=0 optimizer.lr=0.01 lr_multiplier.scheduler.milestones=[4,6] lr_multiplier.scheduler.values=[1.0,0.1]
-lr_multiplier.warmup_length=${divide:2,6} lr_multiplier.warmup_factor=0.001 dataloader.train.total_batch_size=4 dataloader.train.num_workers=0
-dataloader.test.num_workers=0 dataloader.test.mapper.augmentations.0.short_edge_length=64 dataloader.train.mapper.use_instance_mask=False
+model.backbone.bottom_up.freeze_at=0 optimizer.lr=0.01 lr_multiplier.scheduler.milestones=[3,4] lr_multiplier.scheduler.values=[1.0,0.1]
+lr_multiplier.warmup_length=${divide:2,4} lr_multiplier.warmup_factor=0.001 dataloader.train.total_batch_size=4 dataloader.train.num_workers=0
+dataloader.test.num_workers=0 model.proposal_generator.post_nms_topk=[50,50] model.roi_heads.batch_size_per_image=16
+model.roi_heads.box_predictor.test_score_thresh=0.001 dataloader.test.mapper.augmentations.0.short_edge_length=64
 dataloader.train.mapper.augmentations.0.short_edge_length=[64,80] dataloader.train.mapper.augmentations.0.max_size=200""".replace(
-    "${divide:2,6}", repr(2 / 6)
+    "${divide:2,4}", repr(2 / 4)
 ).split()
-YAML = """MODEL.DEVICE cpu SEED 3 SOLVER.MAX_ITER 6 TEST.EVAL_PERIOD 2 SOLVER.CHECKPOINT_PERIOD 2 TEST.PICTURES 1
+YAML = """MODEL.DEVICE cpu SEED 3 SOLVER.MAX_ITER 4 TEST.EVAL_PERIOD 2 SOLVER.CHECKPOINT_PERIOD 2 TEST.PICTURES 1
 MODEL_EMA.ENABLED True SOLVER.ACCUMULATE 2 TEST.LOSS True MODEL.WEIGHTS  MODEL.REGNET.NORM BN
-MODEL.BACKBONE.FREEZE_AT 0 SOLVER.BASE_LR 0.01 SOLVER.STEPS (4,)
-SOLVER.WARMUP_ITERS 2 SOLVER.WARMUP_FACTOR 0.001 SOLVER.IMS_PER_BATCH 4 DATALOADER.NUM_WORKERS 0
+MODEL.BACKBONE.FREEZE_AT 0 SOLVER.BASE_LR 0.01 SOLVER.STEPS (3,)
+MODEL.RPN.POST_NMS_TOPK_TRAIN 50 MODEL.RPN.POST_NMS_TOPK_TEST 50 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16 MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.001 SOLVER.WARMUP_ITERS 2 SOLVER.WARMUP_FACTOR 0.001 SOLVER.IMS_PER_BATCH 4 DATALOADER.NUM_WORKERS 0
 INPUT.MIN_SIZE_TEST 64 INPUT.MIN_SIZE_TRAIN (64,80) INPUT.MAX_SIZE_TRAIN 200""".replace("\n", " ").split(" ")
 KINDS = {"yaml": (".yaml", YAML, "OUTPUT_DIR {}"), "python": (".py", PYTHON, "train.output_dir={}")}
 
@@ -50,7 +51,7 @@ def refused(verb, *args):
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
     """The flags of a few digits to train and evaluate on."""
-    made = few_digits(tmp_path_factory.mktemp("data"), {"train": 12, "val": 4})
+    made = few_digits(tmp_path_factory.mktemp("data"), {"train": 12, "val": 2})
     return [item for split, (file, images) in made.items() for item in (f"--{split}-json", file, f"--{split}-images", images)]
 
 
@@ -82,7 +83,7 @@ def assert_same(first, second):
         assert all(torch.equal(value, second[part][key]) for key, value in first[part].items()), part
     momentum = [[s["momentum_buffer"] for s in each["trainer"]["_trainer"]["optimizer"]["state"].values()] for each in (first, second)]
     assert len(momentum[0]) == len(momentum[1]) > 50 and all(map(torch.equal, *momentum))
-    assert first["trainer"]["hooks"] == second["trainer"]["hooks"] and first["iteration"] == second["iteration"] == 5
+    assert first["trainer"]["hooks"] == second["trainer"]["hooks"] and first["iteration"] == second["iteration"] == 3
 
 
 def test_the_same_run(runs):
@@ -90,14 +91,14 @@ def test_the_same_run(runs):
     yaml, python = runs["yaml"][0], runs["python"][0]
     assert_same(state(yaml), state(python))
     for names in (["validation/total_loss", "validation/loss_rpn_cls"], ["bbox/AP", "bbox/AP50"]):
-        figures = metrics(yaml, *names)
-        assert figures == metrics(python, *names) and len(figures) == 3
+        figures = metrics(yaml, *names)  # one of its own: a line is written every twenty iterations and at the end
+        assert figures == metrics(python, *names)[-len(figures) :] and len(figures) == 2
     (last,) = metrics(yaml, "total_loss", "lr")  # YAML's are written every twenty iterations and at the end, of the median
     losses = metrics(python, "total_loss", "lr")
-    assert len(losses) == 6 and losses[-1][1] == last[1] == pytest.approx(0.001)
+    assert len(losses) == 4 and losses[-1][1] == last[1] == pytest.approx(0.001)
     left = [set(os.listdir(folder)) - {name for name in os.listdir(folder) if name.startswith("events")} for folder in (yaml, python)]
     assert left[0] == left[1] >= {"model_best.pth", "model_final.pth", "pictures", "inference", "config.yaml", "metrics.json"}
-    assert sorted(os.listdir(f"{yaml}/pictures")) == sorted(os.listdir(f"{python}/pictures")) == ["0000002", "0000004", "0000006"]
+    assert sorted(os.listdir(f"{yaml}/pictures")) == sorted(os.listdir(f"{python}/pictures")) == ["0000002", "0000004"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -121,12 +122,12 @@ def test_a_folder_holds_one_run(kind, runs, tmp_path):
     small = [*KINDS[kind][1], *output, *("SOLVER.MAX_ITER 2" if kind == "yaml" else "train.max_iter=2").split()]
     said = refused("train", *command, *small)
     assert "holds another run" in said and all(way in said for way in ("--resume", "another folder", "--overwrite"))
-    assert state(folder)["iteration"] == 5
+    assert state(folder)["iteration"] == 3
     inside = ["MODEL.WEIGHTS", f"{folder}/model_final.pth"] if kind == "yaml" else [f"train.init_checkpoint={folder}/model_final.pth"]
     assert "model_final.pth" in refused("train", "--overwrite", *command, *small, *inside)
     (folder / "notes.txt").write_text("mine")
     log = succeed("train", "--overwrite", *command, *small)
-    assert "the earlier run" in log and "5 checkpoints" in log
+    assert "the earlier run" in log and "4 checkpoints" in log
     assert state(folder)["iteration"] == 1 and (folder / "notes.txt").is_file()
     assert len(metrics(folder, "bbox/AP")) == 1 and not (folder / "model_0000003.pth").exists()
 
@@ -134,8 +135,8 @@ def test_a_folder_holds_one_run(kind, runs, tmp_path):
 def test_a_new_schedule(runs, tmp_path):
     """The rate does not jump unless that is asked for; then rate, decay and schedule are the new ones."""
     for kind, more in {
-        "yaml": ["SOLVER.MAX_ITER", "8", "SOLVER.STEPS", "(7,)", "SOLVER.BASE_LR", "0.02"],
-        "python": ["train.max_iter=8", "lr_multiplier.scheduler.milestones=[7,8]", "optimizer.lr=0.02"],
+        "yaml": ["SOLVER.MAX_ITER", "6", "SOLVER.STEPS", "(5,)", "SOLVER.BASE_LR", "0.02"],
+        "python": ["train.max_iter=6", "lr_multiplier.scheduler.milestones=[5,6]", "optimizer.lr=0.02"],
     }.items():
         folder = str(shutil.copytree(runs[kind][0], tmp_path / kind))
         arguments = ["--resume", *runs[kind][1], *KINDS[kind][1], *KINDS[kind][2].format(folder).split(), *more]
@@ -145,17 +146,17 @@ def test_a_new_schedule(runs, tmp_path):
         log = succeed("train", "--new-schedule", *arguments)
         assert "the learning rate goes from 0.001 to 0.02" in log
         assert state(folder)["trainer"]["_trainer"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.002)
-    assert_rates = [rate for _, rate in metrics(str(tmp_path / "python"), "total_loss", "lr")]
-    assert assert_rates[6:] == pytest.approx([0.02, 0.002])
+    rates = [rate for _, rate in metrics(str(tmp_path / "python"), "total_loss", "lr")]
+    assert rates[4:] == pytest.approx([0.02, 0.002])
 
 
 def test_only_so_many_iterations_more(runs, tmp_path):
     """A constant rate goes on as it was, with more iterations too."""
     folder = str(shutil.copytree(runs["yaml"][0], tmp_path / "run"))
-    arguments = ["--resume", *runs["yaml"][1], *YAML, "OUTPUT_DIR", folder, "SOLVER.MAX_ITER", "7"]
-    assert "raise SOLVER.MAX_ITER" in refused("train", *arguments[:-1], "6")
+    arguments = ["--resume", *runs["yaml"][1], *YAML, "OUTPUT_DIR", folder, "SOLVER.MAX_ITER", "5"]
+    assert "raise SOLVER.MAX_ITER" in refused("train", *arguments[:-1], "4")
     succeed("train", *arguments)
-    assert state(folder)["iteration"] == 6
+    assert state(folder)["iteration"] == 4
 
 
 @pytest.fixture(params=["python", "left by yaml", "left by python"])
@@ -176,11 +177,11 @@ def test_demo_and_export(config, data, tmp_path):
     own = command[: command.index("--train-json")] if "--train-json" in command else command
     if "python" not in command[1]:  # a Python config by itself knows nothing of the digits' ten classes
         options = [*options, "model.roi_heads.num_classes=10"] if command[1].endswith(".py") else options
-    said = succeed("demo", *own, "--input", image, "--output", tmp_path / "found", "--confidence-threshold", "0.01", "--opts", *options)
+    said = succeed("demo", *own, "--input", image, "--output", tmp_path / "found", "--confidence-threshold", "0.001", "--opts", *options)
     assert re.search(r"\d+ objects", said) and os.listdir(tmp_path / "found") == [os.path.basename(image)]
     said = succeed("export", *own, "--format", "torchscript", "--image", image, "--output", tmp_path / "detector.ts", *options)
     assert "It differs from the model by at most" in said
-    found = succeed("demo", "--exported", tmp_path / "detector.ts", "--input", image, "--output", tmp_path / "exported", "--confidence-threshold", "0.01")
+    found = succeed("demo", "--exported", tmp_path / "detector.ts", "--input", image, "--output", tmp_path / "exported", "--confidence-threshold", "0.001")
     assert re.search(r"\d+ objects", found)
 
 
@@ -217,16 +218,17 @@ def test_the_doctor(config, tmp_path):
 
 def test_the_benchmark(runs, tmp_path):
     """Trains a Python config and writes down what it reached."""
-    folder, command, _ = runs["python"]
-    options = [option for option in PYTHON if not option.startswith("train.max_iter")]
-    succeed("benchmark", "--config", f"{folder}/config.yaml", "--json", tmp_path / "m.json", "--output", tmp_path / "out", "train.max_iter=1")
+    left = os.path.join(runs["python"][0], "config.yaml")
+    rate = ["lr_multiplier.scheduler.milestones=[1]", "lr_multiplier.scheduler.values=[1.0]"]
+    succeed("benchmark", left, "--json", tmp_path / "m.json", "--output", tmp_path / "out", "--opts", "train.max_iter=1", *rate)
     (row,) = json.loads((tmp_path / "m.json").read_text())["runs"]
-    assert row["iterations"] == 1 and row["seed"] == 3 and options
+    assert (row["iterations"], row["seed"], row["data"]) == (1, 3, "own_val") and 0 <= row["ap"] < 50
 
 
 def test_comparing(runs):
-    said = succeed("compare", runs["yaml"][0], runs["python"][0])
-    assert "own_val" in said or "AP" in said
+    """Of the two runs, on the data that their config.yaml names: they found the same."""
+    said = succeed("compare", runs["yaml"][0], runs["python"][0], "--samples", "100")
+    assert re.search(r"\| AP +\| .* \| *0\.00", said), said
 
 
 def test_the_zoo_shows_python_configs():

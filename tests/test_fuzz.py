@@ -669,7 +669,7 @@ def test_valid_files_are_taken(name, folder):
 
 
 # so many files of each reader: of those that take longer fewer
-DAILY = {"search config": 40, "train config": 40, "subnet": 100, "structure": 100}
+DAILY = {"search config": 40, "search state": 60, "train config": 40, "subnet": 100, "structure": 100}
 
 
 @pytest.mark.parametrize("name", READERS)

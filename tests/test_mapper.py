@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import sys
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -179,7 +180,7 @@ def test_what_looks_at_pixels_is_left_to_detectron2(tmp_path):
 
 
 def test_without_the_jpeg_decoder(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "_jpeg_decoder", lambda: None)
+    monkeypatch.setitem(sys.modules, "simplejpeg", None)
     compare(config(mapper="fast"), record(tmp_path), levels=1)
 
 

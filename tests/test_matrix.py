@@ -1,7 +1,10 @@
 """Every family in every kind of detector: builds, trains every weight, and takes images of odd sizes."""
 
+import itertools
+
 import pytest
 import torch
+from choices import SMALLEST, cases, turns
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Boxes, Instances, Keypoints
 from detectron2.utils.events import EventStorage
@@ -20,8 +23,8 @@ KINDS = {
     "C4": "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml",
     "DC5": "COCO-InstanceSegmentation/mask_rcnn_R_50_DC5_1x.yaml",
 }
-SMALLEST = [list(family.specs)[0] for family in FAMILIES.values()]
-DAILY = {("RetinaNet", SMALLEST[0]), ("C4", SMALLEST[-1])}
+# each kind with a network, each network with a kind or two, and all of them where the network's last stage is the detector's head
+TRIED = {*turns(list(KINDS), SMALLEST), *itertools.product(["C4"], SMALLEST)}
 
 
 def image(height: int, width: int, **targets) -> dict:
@@ -41,14 +44,8 @@ def with_truth(height: int, width: int, boxes) -> dict:
     return image(height, width, instances=instances, sem_seg=torch.randint(0, 54, (height, width)))
 
 
-def pairs():
-    for kind in KINDS:
-        for name in SMALLEST:
-            yield pytest.param(kind, name, marks=[] if (kind, name) in DAILY else pytest.mark.slow)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("kind, name", pairs())
+@pytest.mark.parametrize("kind, name", cases(itertools.product(KINDS, SMALLEST), TRIED))
 def test_every_weight_is_trained(kind, name):
     cfg = zoo.get_config(KINDS[kind])
     use_backbone(cfg, name)

@@ -1,10 +1,12 @@
 """RegNet against recorded outputs of pycls's networks, its published sizes, and the rule that makes its widths."""
 
 import glob
+import itertools
 import os
 
 import pytest
 import torch
+from choices import cases, turns
 from conftest import HERE, fill, filled_input, load_record
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_backbone
@@ -20,6 +22,7 @@ from backbones.layers import EvalBatchNorm2d
 from backbones.regnet import SqueezeExcite, round_to_groups, stage_widths
 
 RECORDS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(HERE, "data", "regnet", "*.json")))
+PREFIXES = ("", "backbone.bottom_up.", "module.backbone.")
 MODELS = load_record("regnet_complexity.json")["models"]
 
 
@@ -37,8 +40,7 @@ def assert_recorded(outputs, record):
         assert value.mean().item() == pytest.approx(expected["mean"], abs=tolerance)
 
 
-@pytest.mark.parametrize("filename", RECORDS)
-@pytest.mark.parametrize("prefix", ["", "backbone.bottom_up.", "module.backbone."])
+@pytest.mark.parametrize("filename, prefix", cases(itertools.product(RECORDS, PREFIXES), tried=turns(RECORDS, PREFIXES)))
 def test_released_weights_give_the_recorded_features(filename, prefix):
     record = load_record("regnet", filename)
     net = backbones.create(record["variant"], out_features=("stem", "res2", "res3", "res4", "res5")).eval()

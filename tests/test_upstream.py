@@ -1,4 +1,4 @@
-"""Private names of torch and detectron2: they stand in backbones/upstream.py alone, and the installed versions have them."""
+"""Private names of torch and detectron2: only backbones/upstream.py uses them, and the installed versions have them."""
 
 import ast
 import glob
@@ -12,9 +12,9 @@ from conftest import ROOT
 
 from backbones import upstream
 
-# documented, for all that they begin with an underscore: of named tuples, of os, of detectron2's Python configs; and Python's unpickler in Python
+# documented, though they begin with an underscore: of named tuples, os and detectron2's Python configs; and Python's unpickler in Python
 PUBLIC = {"_replace", "_exit", "_target_", "_Unpickler"}
-# what stands where it is used, still
+# not moved yet
 ELSEWHERE = {
     ("backbones/doctor/examination.py", "_clear_cache"),
     ("backbones/engine/hooks.py", "_NormBase"),
@@ -59,7 +59,7 @@ def test_no_other_file_touches_them():
 
 @pytest.mark.parametrize("owner", upstream.INHERITED)
 def test_what_is_overridden_is_there(owner):
-    """Methods, and fields that the class sets: an override of a name that is gone would never be called."""
+    """Nobody would call an override of a method that is gone."""
     module, _, name = owner.rpartition(".")
     bases = [base for base in getattr(importlib.import_module(module), name).__mro__ if base is not object]
     source = "".join(

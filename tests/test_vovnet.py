@@ -1,10 +1,12 @@
 """VoVNetV2 and MobileNetV2 against recorded outputs of the original networks, and against its known faults."""
 
 import glob
+import itertools
 import os
 
 import pytest
 import torch
+from choices import cases, turns
 from conftest import HERE, assert_features, fill, filled_input, load_record
 from detectron2.layers import FrozenBatchNorm2d
 from fvcore.nn import FlopCountAnalysis
@@ -15,6 +17,7 @@ import backbones
 from backbones.vovnet import EffectiveSqueezeExcite
 
 RECORDS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(HERE, "data", "vovnet", "*.json")))
+PREFIXES = ("", "backbone.bottom_up.", "module.backbone.")
 COMPLEXITY = load_record("complexity.json")
 # entries of the state dict of each network with frozen norms
 ENTRIES = {
@@ -42,8 +45,7 @@ def with_stem(name: str, **kwargs):
     return backbones.create(name, out_features=features, **kwargs)
 
 
-@pytest.mark.parametrize("filename", RECORDS)
-@pytest.mark.parametrize("prefix", ["", "backbone.bottom_up.", "module.backbone."])
+@pytest.mark.parametrize("filename, prefix", cases(itertools.product(RECORDS, PREFIXES), tried=turns(RECORDS, PREFIXES)))
 def test_released_weights_give_the_recorded_features(filename, prefix):
     record = load_record("vovnet", filename)
     net = with_stem(spec_name(record["variant"])).eval()

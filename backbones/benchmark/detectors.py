@@ -122,8 +122,8 @@ def of_torchvision(kind: str, size: Tuple[int, int], device: str = "cpu") -> Cal
         layers, channels = {"1": "0", "2": "1", "3": "2", "4": "3"}, [96, 192, 432, 1008]
         model = detection.FasterRCNN(BackboneWithFPN(trunk, layers, channels, 256, LastLevelMaxPool()), 81, **options)
     else:
-        classes = {"num_classes": 81} if "rcnn" in kind else {"num_classes": 80}
-        model = getattr(detection, kind)(weights=None, weights_backbone=None, **classes, **options)
+        classes = 81 if "rcnn" in kind else 80
+        model = getattr(detection, kind)(weights=None, weights_backbone=None, num_classes=classes, **options)
     model = model.to(device)
     _settle(model.backbone, device)
     model.eval()

@@ -7,6 +7,7 @@ from typing import Any, Dict, Iterator, List, Tuple
 import numpy as np
 
 from ..evaluation import coco
+from ..evaluation.comparison import pycocotools_evaluation
 from . import pairs
 
 CLASSES = 80
@@ -64,18 +65,12 @@ def made_up(images: int, detections: int, task: str, seed: int = 0) -> Tuple[Dic
     return {"info": {}, "images": pictures, "annotations": annotations, "categories": categories}, results
 
 
-def official(dataset: Dict[str, Any], results: List[Dict[str, Any]], task: str):
+def official(dataset: Dict[str, Any], results: List[Dict[str, Any]], task: str) -> Any:
     """pycocotools' evaluation, as detectron2 runs it."""
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     if task == "segm":
         results = [{key: value for key, value in r.items() if key != "bbox"} for r in results]
+    evaluation = pycocotools_evaluation(dataset, results, task)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = dataset
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes([dict(r) for r in results]), task)
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()

@@ -8,11 +8,11 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 
 import numpy as np
 import torch
-from torch import nn
 
 from ..deploy import Runner, optimize
 from ..deploy.export import check_packages, export
 from ..errors import UserError
+from ..timing import now
 from . import detectors, pairs
 
 SIZES = ((480, 640), (800, 1088))
@@ -71,8 +71,8 @@ def parts(model: Any, inputs: List[Dict[str, Any]], rounds: int = 7) -> Dict[str
     begun: Dict[str, float] = {}
     hooks = []
     for name, module in marked.items():
-        hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: begun.__setitem__(name, _now())))
-        hooks.append(module.register_forward_hook(lambda m, args, output, name=name: times[name].append(_now() - begun[name])))
+        hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: begun.__setitem__(name, now())))
+        hooks.append(module.register_forward_hook(lambda m, args, output, name=name: times[name].append(now() - begun[name])))
     for _ in range(rounds + 1):
         _call(model, inputs)()
     for hook in hooks:
@@ -87,14 +87,6 @@ def parts(model: Any, inputs: List[Dict[str, Any]], rounds: int = 7) -> Dict[str
         "rest": taken["all"] - taken["backbone and FPN"] - taken["RPN"] - taken["RoI heads"],
     }
     return {name: round(value / taken["all"], 4) for name, value in split.items()}
-
-
-def _now() -> float:
-    import time
-
-    if torch.cuda.is_initialized():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def _exports(count: int, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
@@ -121,12 +113,8 @@ def _exports(count: int, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
                 yield from pairs.rows_of(f"export/{name}/{size[0]}x{size[1]}", times, "eager", **about)
 
 
-def _features(model: Any, x: torch.Tensor):
-    def run():
-        with torch.inference_mode():
-            model.backbone((x - model.pixel_mean) / model.pixel_std)
-
-    return run
+def _features(model: Any, x: torch.Tensor) -> Callable[[], object]:
+    return _call(lambda image: model.backbone((image - model.pixel_mean) / model.pixel_std), x)
 
 
 def _peers(count: int, size: Tuple[int, int], device: str, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:

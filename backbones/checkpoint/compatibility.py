@@ -1,4 +1,4 @@
-"""Whether the weights of a file are meant for a model: the images and conventions that it was trained with, and its keys in our names."""
+"""Whether a file's weights are meant for a model: trained with the same images and conventions. And its keys, in this project's names."""
 
 import re
 from typing import Any, Dict, Iterator
@@ -43,7 +43,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def conventions_of(model: nn.Module) -> Dict[str, str]:
-    """How a model's weights are used where their shapes do not say it, as its networks state it: config key -> value."""
+    """What the shapes of a model's weights do not say about their use: config key -> value."""
     return {key: value for module in model.modules() for key, value in getattr(module, "conventions", {}).items()}
 
 
@@ -56,7 +56,7 @@ def _of_conventions(model: nn.Module, checkpoint: Dict[str, Any]) -> Iterator[st
 
 
 def _of_released(model: nn.Module, checkpoint: Dict[str, Any]) -> Iterator[str]:
-    """Released files say nothing of their images."""
+    """Released files do not say which images they were trained with; their keys say whose they are."""
     form = getattr(model, "input_format", None)
     for backbone in model.modules():
         keys, order = getattr(backbone, "released_images", (re.compile(""), form))
@@ -68,7 +68,7 @@ def _of_released(model: nn.Module, checkpoint: Dict[str, Any]) -> Iterator[str]:
 
 
 def overrides_of(checkpoint: Dict[str, Any]) -> str:
-    """What a converted file says that its config needs, as a sentence."""
+    """A sentence on the config that a converted file asks for; empty if it asks for none."""
     provenance = checkpoint.get("provenance")
     overrides = provenance.get("overrides") if isinstance(provenance, dict) else None
     if not overrides or not isinstance(overrides, list) or not all(isinstance(item, (str, int, float)) for item in overrides[:20]):
@@ -77,15 +77,15 @@ def overrides_of(checkpoint: Dict[str, Any]) -> str:
 
 
 def with_our_names(model: nn.Module, state_dict: Dict[str, Any]) -> Dict[str, Any]:
-    """Wrappers' prefixes removed, backbone files without a prefix given one, released key names turned into ours."""
+    """Removes the prefixes of wrappers, adds the backbone's where it is missing, and translates released key names."""
     state_dict = without_wrappers(state_dict)
     for prefix, backbone in model.named_modules():
         if not hasattr(backbone, "translate_state_dict"):
             continue
         prefix += "." if prefix else ""
-        own = {key.rpartition(".")[0] for key in backbone.state_dict()}  # its layers: a weight too many in one is the backbone's all the same
+        own = {key.rpartition(".")[0] for key in backbone.state_dict()}  # its layers: a weight that one of them lacks is the backbone's too
         if prefix and not any(key.startswith(prefix) for key in state_dict):
-            # a file of the bare network, or of a model that has it right under "backbone."
+            # the file is of the bare network, or of a model with the network right under "backbone."
             outer = "backbone." if any(key.startswith("backbone.") for key in state_dict) else ""
             bare = backbone.translate_state_dict({key[len(outer) :]: value for key, value in state_dict.items() if key.startswith(outer)})
             bare = {prefix + key if key.rpartition(".")[0] in own else outer + key: value for key, value in bare.items()}

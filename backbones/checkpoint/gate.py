@@ -1,6 +1,6 @@
-"""The load gate: a table of what a checkpoint filled, and refusal of weights that do not fit.
+"""The load gate: it reports what a checkpoint filled, and refuses weights that do not fit.
 
-detectron2 loads whatever matches and logs the rest; a file of another network then trains or evaluates from random weights in silence.
+detectron2 loads whatever matches and logs the rest. With a file of another network, it silently trains or evaluates random weights.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ from .report import PARTIAL, LoadReport
 
 
 class GatedCheckpointer(DetectionCheckpointer):
-    """detectron2's checkpointer that reads files safely, logs a `LoadReport`, and refuses weights that do not fit.
+    """detectron2's checkpointer, which also reads files safely, logs a `LoadReport`, and refuses weights that do not fit.
 
     Args:
         require: what a loaded file must fill completely: "all" of the model (evaluation, resuming), its "backbone" (training), or
@@ -43,16 +43,13 @@ class GatedCheckpointer(DetectionCheckpointer):
         self.report: Optional[LoadReport] = None
 
     def save(self, name: str, tag: bool = True, **kwargs: Any) -> None:
-        """Writes ``name``.pth whole or not at all, and then, with ``tag``, that it is the last one.
-
-        Raises UserError where it cannot be written.
-        """
+        """Writes ``name``.pth, whole or not at all, and with ``tag`` records it as the last one. Raises UserError if it cannot."""
         if not self.save_dir or not self.save_to_disk:
             return
         conventions = conventions_of(self.model)
         if conventions:
             kwargs["conventions"] = conventions
-        if "://" in self.save_dir:  # as far as its handler does
+        if "://" in self.save_dir:  # remote: its handler decides how safely
             super().save(name, **kwargs)
             return
         path = os.path.join(self.save_dir, f"{name}.pth")
@@ -70,7 +67,7 @@ class GatedCheckpointer(DetectionCheckpointer):
             self.tag_last_checkpoint(f"{name}.pth")
 
     def forget_last_checkpoint(self) -> None:
-        """What another run has left in the folder is not gone on from."""
+        """Makes sure that nobody resumes from what another run left in the folder."""
         if self.save_dir and "://" not in self.save_dir:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(os.path.join(self.save_dir, "last_checkpoint"))
@@ -80,7 +77,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         return os.path.exists(os.path.join(self.save_dir, f"{name}.pth.partial"))
 
     def is_last(self, name: str) -> bool:
-        """Whether ``name``.pth is written, by whichever process, and is the last checkpoint of the folder."""
+        """Whether some process has written ``name``.pth as the last checkpoint of the folder."""
         with contextlib.suppress(OSError), open(os.path.join(self.save_dir, "last_checkpoint")) as f:
             return f.read() == f"{name}.pth"
         return False
@@ -92,7 +89,7 @@ class GatedCheckpointer(DetectionCheckpointer):
             write_whole(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def get_checkpoint_file(self) -> str:
-        """The last checkpoint, or where that was not written to its end, the last one that was."""
+        """The last checkpoint that was written to its end."""
         path: str = super().get_checkpoint_file()
         if not path or "://" in path or _is_whole(path):
             return path
@@ -104,14 +101,14 @@ class GatedCheckpointer(DetectionCheckpointer):
         return path
 
     def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
-        """As detectron2's. Raises UserError where there is no file, or none of a checkpoint, or where it does not fit."""
+        """As detectron2's. Raises UserError for a file that is missing, is no checkpoint, or does not fit."""
         self._loading = path
-        # training goes on with the weights themselves; all else is to have their average, where a run has kept one
+        # a resumed training needs the weights themselves; everything else takes their average if there is one
         self._averaged = checkpointables is not None or "trainer" not in self.checkpointables
         local = fetch(path, self.path_manager) if "://" in path else path.partition("?")[0]
         if path and not self.path_manager.isfile(local):
             raise UserError(f"checkpoint {path!r} is not there", "missing-file", "MODEL.WEIGHTS")
-        # detectron2's own would read the query, and not load again after a failure
+        # not detectron2's, which parses the query too, and cannot load again after a failure
         rest: Dict[str, Any] = Checkpointer.load(self, local, checkpointables)
         return rest
 
@@ -158,7 +155,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         return data
 
     def _interpret(self, filename: str, data: Dict[str, Any]) -> Dict[str, Any]:
-        """A file's contents in detectron2's form: the weights under "model", beside what says how to match them."""
+        """A file's content in detectron2's form: weights under "model", and how to match them."""
         if filename.endswith(".pkl"):
             if "model" in data and "__author__" in data:  # detectron2's zoo
                 return data
@@ -190,18 +187,18 @@ class GatedCheckpointer(DetectionCheckpointer):
         checkpoint["model"] = dict(weights)
         try:
             incompatible = super()._load_model(checkpoint)
-        except RuntimeError as error:  # torch refuses what only it can compare
+        except RuntimeError as error:  # something that only torch compares
             raise UserError(
                 f"checkpoint {self._loading!r} does not fit the model: {' '.join(str(error).split())[:300]}", "misfit-weights"
             ) from error
-        # counters of batches are no weights, preprocessing is the config's, and Detectron folded its statistics into the affine weights
+        # counters of batches are no weights, the config sets preprocessing, and Detectron folded statistics into affine weights
         ignored = re.compile(
             r"(.*\.num_batches_tracked|pixel_mean|pixel_std|.*anchor_generator\..*" + (r"|.*\.running_(mean|var)" if from_caffe2 else "") + ")$"
         )
         report = LoadReport(
             path=self._loading,
             total=[key for key in own if not ignored.match(key)],
-            # torch's own list is not enough: frozen norms fill in statistics that a file lacks
+            # not torch's own list: frozen norms fill in statistics that a file lacks
             new=[key for key in own if key not in weights and not ignored.match(key)],
             mismatched=[(key, tuple(file), tuple(shape)) for key, file, shape in incompatible.incorrect_shapes],
             unused=[key for key in incompatible.unexpected_keys if not ignored.match(key)],
@@ -212,11 +209,11 @@ class GatedCheckpointer(DetectionCheckpointer):
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
-        """The report has said it."""
+        """Does nothing: the report lists them."""
 
 
 def _without_scalars(value: Any) -> Any:
-    """With numpy's numbers as Python's: a file with such objects is one that no `torch.load` of weights alone reads."""
+    """Replaces numpy's numbers by Python's, because `torch.load(weights_only=True)` refuses a file with the former."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
@@ -225,7 +222,7 @@ def _without_scalars(value: Any) -> Any:
 
 
 def _is_whole(path: str) -> bool:
-    """Whether a file of torch's has its end; of its older format, which does not tell, whether it has a beginning."""
+    """Whether a file of torch has its end. torch's older format does not tell; then, whether it has a beginning."""
     try:
         with open(path, "rb") as f:
             start = f.read(2)

@@ -22,7 +22,7 @@ _NUMERIC = re.compile(r"[biufc]\d{1,2}")
 
 
 class _DType:
-    """What stands for ``numpy.dtype`` in a pickle: numbers alone, as numpy's own takes any state that a file gives it, and may crash."""
+    """Replaces ``numpy.dtype`` in a pickle, for numbers alone. numpy's own accepts any state from a file, and may crash."""
 
     def __init__(self, name: Any, *_: Any):
         name = name.decode("latin1") if isinstance(name, bytes) else name
@@ -40,7 +40,7 @@ class _DType:
 
 
 class _Array:
-    """What stands for an array until its bytes are read: numpy's ``_reconstruct``, and the state that follows it."""
+    """Replaces numpy's ``_reconstruct``, and holds the array once its state has been read."""
 
     def __init__(self, *_: Any):
         self.value: Any = None
@@ -52,7 +52,7 @@ class _Array:
 
 def _read_array(data: bytes, dtype: _DType, shape: Any, order: Any) -> Any:
     array = np.frombuffer(data, dtype.numpy()).reshape(shape, order=order)
-    return np.array(array, dtype=array.dtype.newbyteorder("="), order=order)  # the file's is read-only, and torch knows one byte order
+    return np.array(array, dtype=array.dtype.newbyteorder("="), order=order)  # a copy: the original is read-only, and torch has one byte order
 
 
 def _bytes(data: Union[str, bytes]) -> bytes:
@@ -67,7 +67,7 @@ def _encode(text: str, encoding: str = "latin1") -> bytes:
     return text.encode("latin1")  # how Python 3 writes bytes in older protocols
 
 
-# all that files of detectron2's and Detectron's zoos are made of, beside the builtin containers
+# all that the files of detectron2's and Detectron's zoos hold, apart from builtin containers
 _STAND_INS: Dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "numpy.ndarray": _Array,
@@ -80,7 +80,7 @@ _STAND_INS: Dict[str, Any] = {
 }
 
 
-class _NumpyUnpickler(pickle._Unpickler):  # the one in Python: the other makes room for as many objects as a file says that it has
+class _NumpyUnpickler(pickle._Unpickler):  # in Python: the one in C allocates as many objects as a file claims
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # numpy 2's name for the same
         if full not in _STAND_INS:
@@ -89,7 +89,7 @@ class _NumpyUnpickler(pickle._Unpickler):  # the one in Python: the other makes 
 
 
 def _arrays(data: Any, known: Dict[int, Any]) -> Any:
-    """The same containers with the arrays themselves in place of what stands for them; ``known`` are those that stand in several places."""
+    """The same containers, with arrays in place of each `_Array`. ``known`` keeps containers that occur several times the same object."""
     if isinstance(data, _Array):
         return data.value
     if id(data) not in known:
@@ -103,7 +103,7 @@ def _arrays(data: Any, known: Dict[int, Any]) -> Any:
 
 
 class _Inert:
-    """What stands for an object of a package whose files are read for their tensors alone: it takes everything and does nothing."""
+    """Replaces the objects of a package whose files are read for their tensors alone. It accepts everything and does nothing."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -125,7 +125,7 @@ _TORCH_GLOBALS.update({f"torch.{name}": getattr(torch, name) for name in dir(tor
 
 
 def _pickle_module(inert: Sequence[str]) -> types.SimpleNamespace:
-    """A ``pickle`` for `torch.load` that knows tensors, and takes objects of the ``inert`` packages for `_Inert` ones."""
+    """A ``pickle`` module for `torch.load` that knows tensors, and turns objects of the ``inert`` packages into `_Inert`."""
 
     class Unpickler(pickle._Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -144,8 +144,8 @@ def _pickle_module(inert: Sequence[str]) -> types.SimpleNamespace:
 def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoint") -> Dict[str, Any]:
     """The contents of a local ``.pth``, ``.pyth``, ``.pkl`` or ``.safetensors`` file, on the CPU.
 
-    Tensors, arrays and plain containers only: nothing in the file is executed. Objects of the packages ``inert`` are passed over, any other
-    is refused. Raises UserError for a file that is missing, damaged, no checkpoint, or holds anything else; ``kind`` is what it calls it.
+    It may hold tensors, arrays and plain containers; nothing in it is executed. Objects of the ``inert`` packages are ignored. Raises
+    UserError, which calls the file a ``kind``, if it is missing, damaged, no checkpoint, or holds any other object.
     """
     if not os.path.isfile(path):
         raise UserError(f"{kind} {path!r} is not there", "missing-file")
@@ -169,7 +169,7 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
         raise
     except Exception as error:  # torch and pickle answer damaged files with errors of every kind
         reason = " ".join(str(error).split())
-        if "weights_only" in reason or "Unsupported" in reason:  # torch answers so to anything that is no file of tensors
+        if "weights_only" in reason or "Unsupported" in reason:  # torch says so of anything that is no file of tensors
             reason = "it is damaged, of another format, or holds Python objects, which are not loaded, as that can run any code: " + reason
         raise UserError(f"{kind} {path!r} cannot be read ({os.path.getsize(path)} bytes): {reason[:300]}", "bad-file") from error
     if not isinstance(data, dict):
@@ -187,9 +187,9 @@ def _read_safetensors(path: str) -> Dict[str, Any]:
 
 
 def fetch(url: str, path_manager: Any) -> str:
-    """The local path of a file that is downloaded once, into detectron2's cache. Raises UserError where it cannot be.
+    """Downloads a file into detectron2's cache, once, and returns its path. Raises UserError if it cannot.
 
-    A server's own query (``?dl=1``) is asked with; detectron2 takes it for its own and drops it.
+    A server gets its own query (``?dl=1``), which detectron2 would drop.
     """
     bare, _, query = url.partition("?")
     try:

@@ -1,4 +1,4 @@
-"""What one checkpoint did to one model, as a table; and whether that is enough."""
+"""Reports what a checkpoint filled in a model, and says whether that is enough."""
 
 import re
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from tabulate import tabulate
 from ..errors import UserError
 
 PARTIAL = "To load what fits all the same: --allow-partial-weights"
-# what a backbone's file need not have for training: sampling offsets, which start at zero
+# training may start without these in a backbone's file: sampling offsets begin at zero
 _LEARNED = re.compile(r".*\.(offset|conv2_offset)\.\w+$")
 # rows of the table: the first pattern that a key matches names its part
 _PARTS = (
@@ -25,13 +25,13 @@ _PARTS = (
 
 
 def part_of(key: str) -> str:
-    """The part of a detector that a key of its state dict belongs to, as a row of the table is called."""
+    """The part of a detector that a key of its state dict belongs to, by the names of the table's rows."""
     return next((name for name, pattern in _PARTS if re.match(pattern, key)), "other")
 
 
 @dataclass
 class LoadReport:
-    """What one checkpoint did to one model; every list holds state-dict keys of the model, ``unused`` of the file."""
+    """What one checkpoint did to one model. The lists hold keys of the model's state dict, and ``unused`` keys of the file."""
 
     path: str
     total: List[str]
@@ -40,7 +40,7 @@ class LoadReport:
     unused: List[str]
 
     def unfilled(self, *parts: str) -> List[str]:
-        """The keys that kept their initial values, of the named parts or of all."""
+        """The keys that kept their initial values, in the named parts or in all."""
         keys = self.new + [key for key, _, _ in self.mismatched]
         return [key for key in keys if not parts or part_of(key) in parts]
 

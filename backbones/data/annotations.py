@@ -1,4 +1,4 @@
-"""Annotation files in COCO's format: reading one, and what its entries must hold. Nothing in a file is trusted."""
+"""Reads annotation files in COCO's format, and checks their entries. Nothing in a file is trusted."""
 
 import math
 import os
@@ -16,12 +16,12 @@ Fields = Mapping[str, Tuple[str, Callable[[Any], bool]]]  # name -> (what its va
 
 
 def integer(value: Any) -> bool:
-    """Whether it is a whole number that fits 64 bits."""
+    """Whether a value is a whole number that fits 64 bits."""
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
 
 
 def numbers(value: Any, count: Optional[int] = None) -> bool:
-    """Whether it is a list of (``count``) numbers within a million of 0."""
+    """Whether a value is a list of (``count``) numbers between minus a million and a million."""
     if not isinstance(value, list) or not set(map(type, value)) <= {int, float} or len(value) != (len(value) if count is None else count):
         return False
     return not value or (min(value) >= -1e6 and max(value) <= 1e6 and not math.isnan(sum(value)))
@@ -48,15 +48,11 @@ FIELDS: Dict[str, Fields] = {
         "area": ("a number of pixels", lambda value: type(value) in (int, float) and 0 <= value <= 1e12),
     },
 }
-REQUIRED = {
-    "images": ("id", "file_name", "width", "height"),
-    "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "bbox"),
-}
+OPTIONAL = ("keypoints", "num_keypoints", "iscrowd", "area")  # missing, or null
 
 
 def parse(path: str, what: str) -> Any:
-    """The content of a JSON file. Raises UserError, which calls it ``what``."""
+    """The content of a JSON file. Raises UserError, which calls the file ``what``, if it cannot be read."""
     if not os.path.isfile(path):
         raise UserError(f"{what} {path!r} is not there", "missing-file")
     try:
@@ -68,7 +64,8 @@ def parse(path: str, what: str) -> Any:
 def read(path: str, what: str = "annotation file") -> Dict[str, List[Any]]:
     """The content of an annotation file: lists of images, annotations and categories, whose entries may be anything.
 
-    Raises UserError, which calls the file ``what``, where it is not there, is not JSON, or has no such lists, or no images or categories.
+    Raises UserError, which calls the file ``what``, if it is missing, is not JSON, lacks one of the
+    lists, or has no images or categories.
     """
     content = parse(path, what)
     missing = [key for key in FIELDS if not isinstance(content, dict) or key not in content]
@@ -82,27 +79,25 @@ def read(path: str, what: str = "annotation file") -> Dict[str, List[Any]]:
     return content
 
 
-def faults(entry: Any, fields: Fields, required: Sequence[str]) -> Iterator[str]:
-    """What is wrong with an entry, in words that follow its name: fields that it lacks, or that have another value than they must."""
+def faults(entry: Any, fields: Fields, optional: Sequence[str] = OPTIONAL) -> Iterator[str]:
+    """What is wrong with an entry, as the rest of a sentence that begins with its name: missing fields, and wrong values."""
     if not isinstance(entry, dict):
         yield f"is {reprlib.repr(entry)}, not an object"
         return
     for name, (kind, fits) in fields.items():
         if name not in entry:
-            if name in required:
+            if name not in optional:
                 yield f"has no {name}: it must be {kind}"
-        elif not fits(entry[name]) and (entry[name] is not None or name in required):
+        elif not fits(entry[name]) and (entry[name] is not None or name not in optional):
             yield f"has {name} {reprlib.repr(entry[name])}: it must be {kind}"
 
 
-def problems(
-    content: Dict[str, List[Any]], fields: Mapping[str, Fields] = FIELDS, required: Mapping[str, Sequence[str]] = REQUIRED
-) -> Iterator[str]:
-    """What is wrong with entries, ids, and what refers to them; not with masks. To be left at the first: the next ones rely on what is right."""
+def problems(content: Dict[str, List[Any]], fields: Mapping[str, Fields] = FIELDS, optional: Sequence[str] = OPTIONAL) -> Iterator[str]:
+    """What is wrong with entries, ids and references, masks apart. Stop at the first: later checks rely on earlier ones."""
     for key in fields:
         seen = set()
         for i, entry in enumerate(content[key]):
-            for fault in faults(entry, fields[key], required[key]):
+            for fault in faults(entry, fields[key], optional):
                 yield f"entry {i} of {key!r} {fault}"
             if entry["id"] in seen:
                 yield f"the id {entry['id']} stands twice in {key!r}"
@@ -115,14 +110,14 @@ def problems(
 
 
 def mask_fault(mask: Any, height: int, width: int) -> str:
-    """What is wrong with the mask of an object in an image of this size, as a kind of `findings.KINDS`; "" where nothing is.
+    """What is wrong with an object's mask in an image of this size: a key of `inspection.KINDS`, or "" if nothing is.
 
-    pycocotools looks at nothing: what does not fit makes it read and write outside its memory, or never end.
+    pycocotools checks nothing: a mask that does not fit makes it access memory outside its own, or never end.
     """
     if mask is None or mask == [] or mask == {}:
         return "no mask"
     pixels = height * width
-    if pixels >= 1 << 32:  # which it counts in 32 bits
+    if pixels >= 1 << 32:  # pycocotools counts them in 32 bits
         return "bad mask"
     if isinstance(mask, dict):
         counts, size = mask.get("counts"), mask.get("size")
@@ -144,7 +139,10 @@ def mask_fault(mask: Any, height: int, width: int) -> str:
 
 
 def run_lengths(counts: bytes) -> np.ndarray:
-    """The numbers of zeros, ones, zeros, ... in COCO's compressed form: groups of five bits; from the fourth on, differences to the last but one."""
+    """Decodes COCO's compressed run lengths, of zeros, ones, zeros, ...
+
+    Each is a few groups of five bits. From the fourth on, they are differences to the last but one.
+    """
     units = np.frombuffer(counts, np.uint8).astype(np.int64) - 48
     last = np.flatnonzero(units & 0x20 == 0)  # of each number
     first = np.concatenate(([0], last[:-1] + 1))

@@ -1,4 +1,4 @@
-"""COCO-format data registered from a config: no code needed, and what is wrong with the files said before anything starts."""
+"""Registers COCO-format data from a config, without code, and says what is wrong with the files before anything starts."""
 
 import logging
 import os
@@ -10,17 +10,16 @@ from detectron2.data.datasets import register_coco_instances
 
 from ..errors import UserError
 from . import annotations
-from .findings import KINDS
-from .images import evenly, look
+from .inspection import KINDS, evenly, look
 
-_SAMPLED = 500  # images whose sizes are compared with those stated: enough for a systematic mistake, seconds on a slow disk
+_SAMPLED = 500  # images whose sizes are compared with those stated: enough for a systematic mistake, and takes seconds on a slow disk
 
 
 def register_from_config(cfg: CfgNode) -> None:
     """Registers the data sets of ``cfg.DATASETS.REGISTER``: [name, annotation file, image folder] each.
 
-    Class names come from the file. Raises UserError for an entry of another form, a path that is not there, or a file that is not COCO's:
-    every annotation is looked at, every image must be there, and up to 500 images must have the size that the file states.
+    Class names come from the file. Every annotation is checked, every image must exist, and up to 500 images must have the size that the file
+    states. Raises UserError for anything wrong, and for an entry of another form.
     """
     for entry in cfg.DATASETS.get("REGISTER", []):
         if not (isinstance(entry, (list, tuple)) and len(entry) == 3 and all(isinstance(part, str) for part in entry)):
@@ -57,7 +56,7 @@ _FILE = "DATASETS.REGISTER: annotation file"
 
 
 def _problems(content: Dict[str, List[Any]], image_root: str) -> Iterator[str]:
-    """What detectron2 or pycocotools would stumble over later, worst first."""
+    """What detectron2 or pycocotools would fail on later, worst first."""
     yield from annotations.problems(content)
     images = {image["id"]: image for image in content["images"]}
     for a in content["annotations"]:

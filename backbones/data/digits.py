@@ -8,6 +8,7 @@ show handwriting that no training scene shows: the last 450 digits of the collec
 Masks are outlines: the holes of 0, 6, 8 and 9 belong to the digit, as COCO's polygons have no holes.
 """
 
+import functools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import shutil
 import tempfile
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
+import cv2
 import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json, load_sem_seg
@@ -46,40 +48,28 @@ def register_digits() -> None:
         "keypoint_names": KEYPOINTS,
         "keypoint_flip_map": [("left", "right")],
         "thing_dataset_id_to_contiguous_id": {i + 1: i for i in range(len(CLASSES))},
-        "generated": True,
     }
     # detectron2's "separated" format: class 0 of the semantic map stands for all things
     stuff = {
         "stuff_classes": ["things", *STUFF],
         "stuff_dataset_id_to_contiguous_id": {0: 0, **{_STUFF_ID + i: i + 1 for i in range(len(STUFF))}},
+        "ignore_label": 255,
     }
     for split in SPLITS:
         name, paths = f"digits_{split}", _paths(root(), split)
         if name in DatasetCatalog:
             continue
-        panoptic, semantic = f"{name}_panoptic_separated", f"{name}_panoptic_stuffonly"
-        DatasetCatalog.register(name, lambda name=name, split=split: _load_instances(name, split))
-        DatasetCatalog.register(
-            panoptic, lambda name=panoptic, split=split: merge_to_panoptic(_load_instances(name, split), _load_semantic(split))
-        )
-        DatasetCatalog.register(semantic, lambda split=split: _load_semantic(split))
         instances = {"json_file": paths["instances"], "image_root": paths["images"], **things}
-        MetadataCatalog.get(name).set(evaluator_type="coco", **instances)
-        MetadataCatalog.get(panoptic).set(
-            evaluator_type="coco_panoptic_seg",
-            ignore_label=255,
-            panoptic_root=paths["panoptic"],
-            panoptic_json=paths["panoptic"] + ".json",
-            sem_seg_root=paths["stuff"],
-            **instances,
-            **stuff,
-        )
-        single = f"digits_classes_{split}"
-        DatasetCatalog.register(single, lambda split=split: _load_classes(split))
-        MetadataCatalog.get(single).set(evaluator_type="classification", classes=CLASSES, generated=True)
-        MetadataCatalog.get(semantic).set(
-            evaluator_type="sem_seg", ignore_label=255, image_root=paths["images"], sem_seg_root=paths["stuff"], generated=True, **stuff
-        )
+        semantic = {"image_root": paths["images"], "sem_seg_root": paths["stuff"], **stuff}
+        panoptic = {"panoptic_root": paths["panoptic"], "panoptic_json": paths["panoptic"] + ".json", **instances, **semantic}
+        for full, load, evaluator, metadata in (
+            (name, _load_instances, "coco", instances),
+            (f"{name}_panoptic_separated", _load_panoptic, "coco_panoptic_seg", panoptic),
+            (f"{name}_panoptic_stuffonly", _load_semantic, "sem_seg", semantic),
+            (f"digits_classes_{split}", _load_classes, "classification", {"classes": CLASSES}),
+        ):
+            DatasetCatalog.register(full, functools.partial(load, full, split))
+            MetadataCatalog.get(full).set(evaluator_type=evaluator, generated=True, **metadata)
 
 
 def _paths(folder: str, split: str) -> Dict[str, str]:
@@ -96,12 +86,16 @@ def _load_instances(name: str, split: str) -> List[dict]:
     return load_coco_json(paths["instances"], paths["images"], name)
 
 
-def _load_semantic(split: str) -> List[dict]:
+def _load_semantic(name: str, split: str) -> List[dict]:
     paths = _paths(generate(), split)
     return load_sem_seg(paths["stuff"], paths["images"])
 
 
-def _load_classes(split: str) -> List[dict]:
+def _load_panoptic(name: str, split: str) -> List[dict]:
+    return merge_to_panoptic(_load_instances(name, split), _load_semantic(name, split))
+
+
+def _load_classes(name: str, split: str) -> List[dict]:
     """The digits of the scenes one by one, with a margin, as records of `classification`; as large as they are in the scenes."""
     paths = _paths(generate(), split)
     with open(paths["instances"]) as f:
@@ -111,8 +105,7 @@ def _load_classes(split: str) -> List[dict]:
     for annotation in content["annotations"]:
         x, y, w, h = annotation["bbox"]
         half = 0.65 * max(w, h)
-        center_x, center_y = x + w / 2, y + h / 2
-        box = [center_x - half, center_y - half, center_x + half, center_y + half]
+        box = [x + w / 2 - half, y + h / 2 - half, x + w / 2 + half, y + h / 2 + half]
         crop = [int(min(max(side, 0), IMAGE_SIZE)) for side in box]
         records.append(
             {"file_name": names[annotation["image_id"]], "crop": crop, "image_id": annotation["id"], "label": annotation["category_id"] - 1}
@@ -129,16 +122,11 @@ def generate(folder: str = "", progress: Callable[[Iterator], Iterator] = lambda
     folder = folder or root()
     stamp = os.path.join(folder, "version.json")
     wanted = {"version": VERSION, "scenes": SPLITS, "image_size": IMAGE_SIZE}
-    if os.path.exists(folder):
-        try:
-            with open(stamp) as f:
-                found = json.load(f)
-            if not isinstance(found, dict) or found.keys() != wanted.keys():  # somebody else's version.json
-                raise ValueError(stamp)
-        except (OSError, ValueError):
-            raise UserError(f"{folder!r} is there, but was not made by this project: move it away, or set DETECTRON2_DATASETS") from None
-        if found == wanted:
-            return folder
+    found = _stamped(stamp)
+    if found == wanted:
+        return folder
+    if os.path.exists(folder) and (not isinstance(found, dict) or found.keys() != wanted.keys()):  # somebody else's, as its version.json says
+        raise UserError(f"{folder!r} is there, but was not made by this project: move it away, or set DETECTRON2_DATASETS")
     parent = os.path.dirname(os.path.abspath(folder))
     try:
         os.makedirs(parent, exist_ok=True)
@@ -153,24 +141,24 @@ def generate(folder: str = "", progress: Callable[[Iterator], Iterator] = lambda
         with open(os.path.join(partial, "version.json"), "w") as f:
             json.dump(wanted, f)
         os.chmod(partial, 0o755)
-        if os.path.exists(folder) and not _is_current(stamp, wanted):  # of an older version
+        if os.path.exists(folder) and _stamped(stamp) != wanted:  # of an older version
             shutil.rmtree(folder)
         try:
             os.rename(partial, folder)
         except OSError:
-            if not _is_current(stamp, wanted):  # else another process was faster, with the same scenes
+            if _stamped(stamp) != wanted:  # else another process was faster, with the same scenes
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def _is_current(stamp: str, wanted: dict) -> bool:
+def _stamped(stamp: str) -> Any:
     try:
         with open(stamp) as f:
-            return json.load(f) == wanted
+            return json.load(f)
     except (OSError, ValueError):
-        return False
+        return None
 
 
 def _handwriting() -> Tuple[np.ndarray, np.ndarray]:
@@ -184,8 +172,6 @@ def _handwriting() -> Tuple[np.ndarray, np.ndarray]:
 
 
 def _write_split(paths: Dict[str, str], digits: np.ndarray, labels: np.ndarray, count: int, seed: int, progress) -> None:
-    import cv2
-
     for kind in ("images", "panoptic", "stuff"):
         os.makedirs(paths[kind])
     os.makedirs(os.path.dirname(paths["instances"]), exist_ok=True)
@@ -194,16 +180,14 @@ def _write_split(paths: Dict[str, str], digits: np.ndarray, labels: np.ndarray, 
         # a generator of its own: a scene does not depend on how many came before
         scene = _Scene(np.random.default_rng((VERSION, seed, image_id)), digits, labels)
         stem = f"{image_id:06d}"
-        image = {"id": image_id, "file_name": stem + ".jpg", "height": IMAGE_SIZE, "width": IMAGE_SIZE}
-        segments = scene.segments
         cv2.imwrite(os.path.join(paths["images"], stem + ".jpg"), scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
         cv2.imwrite(os.path.join(paths["stuff"], stem + ".png"), scene.stuff)
         ids = scene.segment_ids
         cv2.imwrite(os.path.join(paths["panoptic"], stem + ".png"), np.stack([ids // 65536, ids // 256 % 256, ids % 256], -1).astype(np.uint8))
-        images.append(image)
+        images.append({"id": image_id, "file_name": stem + ".jpg", "height": IMAGE_SIZE, "width": IMAGE_SIZE})
         for annotation in scene.annotations:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0, **annotation})
-        panoptic.append({"image_id": image_id, "file_name": stem + ".png", "segments_info": segments})
+        panoptic.append({"image_id": image_id, "file_name": stem + ".png", "segments_info": scene.segments})
     things = [
         {"id": i + 1, "name": name, "supercategory": "digit", "keypoints": KEYPOINTS, "skeleton": [[1, 2], [3, 4]]}
         for i, name in enumerate(CLASSES)
@@ -221,18 +205,15 @@ class _Scene:
     """One scene: ``image`` (BGR), ``stuff`` (0 for things, else the texture's place in STUFF plus 1), ``segment_ids`` and annotations."""
 
     def __init__(self, rng: np.random.Generator, digits: np.ndarray, labels: np.ndarray):
-        size = IMAGE_SIZE
-        self.image, self.stuff = _background(rng, size)
+        self.image, self.stuff = _background(rng, IMAGE_SIZE)
         self.annotations: List[Dict[str, Any]] = []
-        self._taken = np.zeros((size, size), bool)
-        self._instances = np.zeros((size, size), np.int32)
+        self._taken = np.zeros(self.stuff.shape, bool)
+        self._instances = np.zeros(self.stuff.shape, np.int32)
         for _ in range(rng.integers(2, 7)):
             index = rng.integers(len(digits))
             self._place(rng, digits[index], int(labels[index]))
 
     def _place(self, rng: np.random.Generator, digit: np.ndarray, label: int) -> None:
-        import cv2
-
         size = int(rng.integers(36, 85))
         ink = cv2.resize(np.pad(digit, 1), (size, size), interpolation=cv2.INTER_CUBIC)
         turn = cv2.getRotationMatrix2D((size / 2 - 0.5, size / 2 - 0.5), rng.uniform(-15, 15), 1.0)
@@ -261,11 +242,11 @@ class _Scene:
         self.stuff[window][silhouette] = 0
         rows, columns = np.nonzero(silhouette)
         extremes = [rows.argmin(), rows.argmax(), columns.argmin(), columns.argmax()]
-        left, top = x + int(columns.min()), y + int(rows.min())
+        left, top, width, height = _bounds(rows, columns)
         self.annotations.append(
             {
                 "category_id": label + 1,
-                "bbox": [left, top, int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1],
+                "bbox": [x + left, y + top, width, height],
                 "area": int(silhouette.sum()),
                 "segmentation": [(polygon + (x, y)).ravel().tolist() for polygon in _polygons(silhouette)],
                 "keypoints": [int(v) for i in extremes for v in (x + columns[i], y + rows[i], 2)],
@@ -285,15 +266,16 @@ class _Scene:
             rows, columns = np.nonzero(ids == segment)
             thing = segment <= len(self.annotations)
             category = self.annotations[segment - 1]["category_id"] if thing else _STUFF_ID + int(segment) - len(self.annotations) - 1
-            bbox = [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
-            result.append({"id": int(segment), "category_id": category, "area": len(rows), "bbox": bbox, "iscrowd": 0})
+            result.append({"id": int(segment), "category_id": category, "area": len(rows), "bbox": _bounds(rows, columns), "iscrowd": 0})
         return result
+
+
+def _bounds(rows: np.ndarray, columns: np.ndarray) -> List[int]:
+    return [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
 
 
 def _polygons(mask: np.ndarray) -> List[np.ndarray]:
     """The outlines of a mask as (N, 2) x, y, an eighth of a pixel inside its edge; OpenCV's own run through the outer pixels' centres."""
-    import cv2
-
     fine = np.kron(mask.astype(np.uint8), np.ones((4, 4), np.uint8))
     return [(contour[:, 0] + 0.5) / 4 for contour in cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]]
 
@@ -309,38 +291,21 @@ def _background(rng: np.random.Generator, size: int) -> Tuple[np.ndarray, np.nda
     for i, kind in enumerate(kinds):
         a, b = rng.uniform(40, 215, (2, 3))
         b = a + (b - a) * 0.35  # textures stay quiet beside the ink
-        pattern = _TEXTURES[STUFF[kind]](rng, x, y)[..., None]
+        pattern = _texture(STUFF[kind], rng, x, y)[..., None]
         region = nearest == i
         image[region] = (a * (1 - pattern) + b * pattern)[region]
         stuff[region] = kind + 1
     return np.clip(image + rng.normal(0, 5, image.shape), 0, 255).astype(np.uint8), stuff
 
 
-def _rotated(rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+def _texture(kind: str, rng: np.random.Generator, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """How much of its second colour each pixel has, from 0 to 1, (H, W)."""
+    if kind == "clouds":
+        return np.clip(cv2.resize(rng.uniform(0, 1, (8, 8)).astype(np.float32), x.shape[::-1], interpolation=cv2.INTER_CUBIC), 0, 1)
     angle, period = rng.uniform(0, np.pi), rng.uniform(7, 14)
     cos, sin = math.cos(angle), math.sin(angle)
-    return (x * cos + y * sin) / period, (y * cos - x * sin) / period
-
-
-def _stripes(rng, x, y):
-    return (_rotated(rng, x, y)[0] % 1 < 0.5).astype(np.float32)
-
-
-def _checks(rng, x, y):
-    u, v = _rotated(rng, x, y)
-    return ((np.floor(u) + np.floor(v)) % 2).astype(np.float32)
-
-
-def _dots(rng, x, y):
-    u, v = _rotated(rng, x, y)
-    return (((u % 1) - 0.5) ** 2 + ((v % 1) - 0.5) ** 2 < 0.09).astype(np.float32)
-
-
-def _clouds(rng, x, y):
-    import cv2
-
-    coarse = rng.uniform(0, 1, (8, 8)).astype(np.float32)
-    return np.clip(cv2.resize(coarse, x.shape[::-1], interpolation=cv2.INTER_CUBIC), 0, 1)
-
-
-_TEXTURES = {"stripes": _stripes, "checks": _checks, "dots": _dots, "clouds": _clouds}
+    u, v = (x * cos + y * sin) / period, (y * cos - x * sin) / period
+    if kind == "checks":
+        return (np.floor(u) + np.floor(v)) % 2
+    inside = u % 1 < 0.5 if kind == "stripes" else ((u % 1) - 0.5) ** 2 + ((v % 1) - 0.5) ** 2 < 0.09
+    return inside.astype(np.float32)

@@ -1,33 +1,118 @@
-"""Everything that is wrong, or odd, in COCO-format data: every annotation, and a sample or all of the images, read as training reads them.
+"""Finds everything that is wrong, or odd, in COCO-format data. Checks every annotation, and a sample of the images or all.
 
-`register_from_config` stops at the first mistake, so that training does; here all of them are listed.
+`register_from_config` stops at the first mistake, and so does training; this lists all.
 """
 
 import math
 import os
 import reprlib
-from collections import Counter
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set
+import warnings
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
 
-from ..errors import UserError
+import numpy as np
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from PIL import Image
+
+from ..errors import SEVERITIES, Finding, UserError
+from ..files import sha256
 from . import annotations as coco
-from .findings import KINDS, SEVERITIES, Finding, Flaw, summarize
-from .images import copies, images_of
 from .sources import Source, Use, sources
 
-__all__ = ["KINDS", "SEVERITIES", "Finding", "Flaw", "Source", "Use", "inspect", "sources", "summarize"]
+__all__ = ["KINDS", "Flaw", "Source", "Use", "inspect", "sources", "summarize"]
+
+# kind -> (severity, what is wrong, what to do)
+KINDS = {
+    "missing file": ("error", "the annotation file or the image folder is not there", "put it there, or correct the path"),
+    "unreadable file": ("error", "the annotation file cannot be used", "write it again in COCO's format"),
+    "malformed": ("error", "entries lack what COCO's format asks for", "complete or remove them"),
+    "duplicate image id": ("error", "images share an id", "number images from 1, each once"),
+    "duplicate annotation id": ("error", "annotations share an id", "number annotations from 1, each once"),
+    "duplicate category id": ("error", "categories share an id", "give each its own"),
+    "duplicate category name": ("warning", "categories share a name", "join them, or rename one"),
+    "annotation id 0": ("warning", "has the id 0, whose detection pycocotools always counts as wrong", "number annotations from 1"),
+    "orphan annotation": ("error", "annotations are of images that the file does not list", "remove them, or list the images"),
+    "unknown category": ("error", "annotations are of categories that the file does not list", "remove them, or list the categories"),
+    "category gaps": ("note", "category ids have gaps: classes are numbered in their order", "nothing, if no other tool takes the ids for classes"),
+    "unused category": ("warning", "categories have no object, so nothing is learnt or measured of them", "remove them, or annotate some"),
+    "imbalance": ("warning", "classes have less than a hundredth of the objects of the largest", "try RepeatFactorTrainingSampler"),
+    "other categories": ("error", "categories are not those of the first data set", "give all data sets the same categories, with the same ids"),
+    "box not finite": ("error", "boxes hold NaN, infinity or numbers beyond any image", "remove or redraw them"),
+    "empty box": ("warning", "boxes have no area, or a negative side: training drops them", "redraw them: COCO's boxes are x, y, width, height"),
+    "box outside": ("error", "boxes lie wholly outside their image", "check which corner and which image they are measured from"),
+    "box beyond edge": ("warning", "boxes reach over the edge of their image by more than a pixel, and are cut there", "check that boxes are x, y, width, height"),
+    "tiny box": ("note", "boxes are under 8 pixels (the root of their area) as the network sees them: they are hardly learnt", "let training enlarge the images"),
+    "duplicate annotation": ("warning", "annotations repeat another's box and category", "remove them"),
+    "ignored annotation": ("error", "annotations have a non-zero 'ignore', which detectron2 refuses", "remove them, or set iscrowd 1"),
+    "short polygon": ("warning", "polygons have fewer than 3 points or an odd number of values: detectron2 drops them", "redraw them"),
+    "bad mask": ("error", "masks are neither polygons in their image nor run lengths", "write polygons [[x, y, ...]] or {size, counts}"),
+    "mask of other size": ("error", "run lengths are of another size than their image", "make them anew from masks of the image's height and width"),
+    "mask as run lengths": ("error", "masks are run lengths, which polygons cannot be made of", "set INPUT.MASK_FORMAT or instance_mask_format to bitmask"),
+    "no mask": ("error", "objects have no mask, but the model learns masks", "annotate them, or train without masks"),
+    "no keypoints": ("error", "objects have no keypoints, but the model learns keypoints", "annotate them (zeros where unknown)"),
+    "number of keypoints": ("error", "keypoints are not x, y, visibility of each that their category names", "complete them with zeros"),
+    "keypoint visibility": ("warning", "keypoints have a visibility other than 0, 1 and 2", "0: unknown, 1: hidden, 2: seen"),
+    "count of keypoints": ("warning", "num_keypoints is not the number of labelled keypoints, and evaluation goes by it", "count them anew"),
+    "image without objects": ("note", "images have no annotations", "nothing: training leaves them out, unless FILTER_EMPTY_ANNOTATIONS or filter_empty is False"),
+    "crowds only": ("note", "images have crowds alone, of which nothing is learnt", "nothing: training leaves them out"),
+    "repeated file": ("warning", "image files are listed under several ids", "list each once, with all its annotations"),
+    "missing image": ("error", "image files are not there", "put them there, or remove their entries"),
+    "empty image": ("error", "image files are of zero bytes", "copy them again"),
+    "unreadable image": ("error", "image files cannot be read", "copy or convert them again"),
+    "truncated image": ("error", "image files end too early", "copy them again"),
+    "image of other size": ("error", "images have another size than the annotations say", "annotate these images, or correct width and height"),
+    "EXIF orientation": ("note", "images are turned as their EXIF tag says", "check that the annotations are of the turned images"),
+    "grey image": ("note", "images are grey: detectron2 gives them three equal channels", "nothing"),
+    "alpha image": ("warning", "images are transparent: detectron2 drops alpha, so that hidden colours show", "save them over a background"),
+    "CMYK image": ("warning", "images are CMYK: detectron2 converts them without their profile, colours change", "save them as RGB"),
+    "deep image": ("error", "images have 16 or more bits: detectron2 cuts values at 255, most pixels become white", "scale them to 8 bits"),
+    "palette image": ("note", "images are of palettes or another colour space: detectron2 converts them to RGB", "nothing"),
+    "duplicate image": ("warning", "image files have the same content as another of the data set", "keep one of each"),
+    "train and test": ("error", "image files of the test data are trained on", "remove them from one of the two: figures would be too good"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Flaw:
+    """One thing that is wrong: of ``kind``, a key of `KINDS`, in the data set ``dataset``; ``name`` says which file or id."""
+
+    kind: str
+    dataset: str
+    name: str
+
+    @property
+    def severity(self) -> str:
+        return KINDS[self.kind][0]
+
+
+def summarize(problems: Iterable[Flaw], shown: int = 5) -> List[Finding]:
+    """A line for each kind of problem in each data set, errors first: their number, and the first ``shown`` by name."""
+    names: Dict[Tuple[str, str], List[str]] = defaultdict(list)
+    counts: Counter = Counter()
+    for problem in problems:
+        key = (problem.kind, problem.dataset)
+        counts[key] += 1
+        if counts[key] <= shown:
+            names[key].append(problem.name)
+    findings = []
+    for (kind, dataset), count in counts.items():
+        severity, message, advice = KINDS[kind]
+        more = f" and {count - shown} more" if count > shown else ""
+        findings.append(Finding(severity, f"{dataset}: {kind} ({count}): {message}: {', '.join(names[kind, dataset])}{more}", advice))
+    return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))
 
 
 def inspect(
     datasets: Sequence[Source], use: Use = Use(), images: Optional[int] = 500, progress: Callable[..., Iterable] = lambda items, **_: items
 ) -> Iterator[Flaw]:
-    """Every problem of the data sets, as it is found; afterwards their ``content`` holds what is sound.
+    """Yields every flaw of the data sets as it is found. Afterwards their ``content`` holds the sound entries.
 
     Args:
-        datasets: those to look at; the first one's categories are those that all must have.
-        use: what the data are for.
-        images: how many of each data set's images are read, evenly chosen; None: all. That they are there is checked of all.
-        progress: wraps what is gone through, called like ``tqdm``.
+        datasets: all must have the categories of the first.
+        use: what the config does with the data.
+        images: how many images of each data set are read; None: all. Whether the files exist is always checked for all.
+        progress: wraps each loop, called like ``tqdm``.
     """
     for source in datasets:
         source.content = {key: [] for key in coco.FIELDS}
@@ -53,7 +138,7 @@ def inspect(
     yield from copies(datasets, images, progress)
 
 
-# what the entries that the rest is checked of must hold; boxes, masks and keypoints have flaws of their own
+# what makes an entry malformed; values of boxes, and keypoints, have flaws of their own
 _FIELDS = {
     **coco.FIELDS,
     "annotations": {
@@ -67,11 +152,11 @@ _FIELDS = {
 
 
 def _structure(source: Source, content: Dict[str, List[Any]]) -> Iterator[Flaw]:
-    """Keeps the entries that the rest can be checked of; of a part of a file, those of its images."""
+    """Keeps the entries that are sound enough for the other checks, and belong to the data set's images."""
     for key, of_image in (("images", "id"), ("categories", ""), ("annotations", "image_id")):
         sound, seen = [], set()
         for i, entry in enumerate(content[key]):
-            wrong = next(coco.faults(entry, _FIELDS[key], coco.REQUIRED[key]), None)
+            wrong = next(coco.faults(entry, _FIELDS[key]), None)
             if wrong:
                 yield Flaw("malformed", source.name, f"entry {i} of {key!r} {wrong}")
                 continue
@@ -105,7 +190,7 @@ def _annotations(source: Source, use: Use, progress: Callable) -> Iterator[Flaw]
     images = {image["id"]: image for image in source.content["images"]}
     categories = {category["id"]: category for category in source.content["categories"]}
     sound, seen = [], set()
-    objects: Set[int] = set()  # images with some
+    objects: Set[int] = set()  # ids of the images that have some
     crowds: Set[int] = set()
     for a in progress(source.content["annotations"], desc=f"{source.name}: annotations", unit="annotation"):
         kinds = []
@@ -176,3 +261,103 @@ def _keypoint_kinds(a: dict, category: dict, use: Use, crowd: bool) -> List[str]
     if "num_keypoints" in a and a["num_keypoints"] != sum(v > 0 for v in flags):
         kinds.append("count of keypoints")
     return kinds
+
+
+# Pillow's modes -> kind
+_MODES = {
+    **dict.fromkeys(("1", "L"), "grey image"),
+    **dict.fromkeys(("LA", "La", "PA", "RGBA", "RGBa"), "alpha image"),
+    **dict.fromkeys(("I", "F", "I;16", "I;16B", "I;16L", "I;16N"), "deep image"),
+    "CMYK": "CMYK image",
+    **dict.fromkeys(("P", "YCbCr", "LAB", "HSV", "RGBX"), "palette image"),
+}
+
+
+def evenly(items: List[Any], count: Optional[int]) -> List[Any]:
+    """``count`` items, spread evenly over all; None, or fewer items than that: all of them."""
+    if count is None or len(items) <= count:
+        return items
+    return [items[i] for i in np.linspace(0, len(items) - 1, count).astype(int)]
+
+
+def look(path: str, stated: Dict[str, Any], format: str = "BGR", pixels: bool = True) -> Iterator[Tuple[str, str]]:
+    """What is wrong with an image, from its header and, if ``pixels``, its pixels: (kind, details).
+
+    Args:
+        stated: its "width" and "height", after the turn that its EXIF tag asks for, as detectron2 does it.
+        format: INPUT.FORMAT, to which pixels are converted.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of large pictures and odd tags
+        try:
+            with Image.open(path) as picture:
+                mode, turn = picture.mode, picture.getexif().get(274, 1)
+                size = picture.size[::-1] if turn in (5, 6, 7, 8) else picture.size
+                transparent = "transparency" in picture.info
+                if pixels:
+                    picture.load()
+                    if mode not in ("RGB", "L"):
+                        convert_PIL_to_numpy(picture, format)
+        except Exception as error:  # Pillow's decoders raise anything for a damaged file
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            yield ("truncated image", "") if pixels and "truncated" in reason else ("unreadable image", f" ({reason})")
+            return
+    if size != (stated["width"], stated["height"]):
+        yield "image of other size", f" ({size[0]}x{size[1]}, not {stated['width']}x{stated['height']})"
+    if turn in range(2, 9):
+        yield "EXIF orientation", f" ({turn})"
+    kind = "alpha image" if transparent and mode in ("P", "RGB", "L") else _MODES.get(mode)
+    if kind and not (kind == "grey image" and format == "L"):
+        yield kind, f" ({mode})"
+
+
+def images_of(source: Source, use: Use, count: Optional[int], progress: Callable) -> Iterator[Flaw]:
+    """The flaws of one data set's images: files that are missing or empty, and what `look` finds in ``count`` of them."""
+    entries = source.content["images"]
+    there = []
+    for image in progress(entries, desc=f"{source.name}: files", unit="file"):
+        path = source.path(image)
+        size = os.path.getsize(path) if os.path.isfile(path) else None
+        if size:
+            there.append(image)
+        else:
+            yield Flaw("missing image" if size is None else "empty image", source.name, repr(image["file_name"]))
+    for name, times in Counter(image["file_name"] for image in entries).items():
+        if times > 1:
+            yield Flaw("repeated file", source.name, f"{name!r} ({times} times)")
+    for image in progress(evenly(there, count), desc=f"{source.name}: images", unit="image"):
+        for kind, about in look(source.path(image), image, use.format):
+            yield Flaw(kind, source.name, repr(image["file_name"]) + about)
+
+
+def copies(datasets: Sequence[Source], count: Optional[int], progress: Callable) -> Iterator[Flaw]:
+    """Files with the same content, within a data set, and between data to train and to test on.
+
+    Compares all files of a small data set, and a sample of a large one.
+    """
+    most = None if count is None else 20 * count
+    by_size: Dict[int, List[Tuple[Source, str]]] = defaultdict(list)
+    for source in datasets:
+        if source.training and source.testing:
+            yield Flaw("train and test", source.name, "all of them")
+        paths = [path for path in map(source.path, source.content["images"]) if os.path.isfile(path)]
+        there = sorted({os.path.realpath(path) for path in paths if os.path.getsize(path)})
+        for path in there if most is None or len(there) <= most else evenly(there, count):
+            by_size[os.path.getsize(path)].append((source, path))
+    candidates = [item for group in by_size.values() if len(group) > 1 for item in group]
+    contents = defaultdict(list)
+    for source, path in progress(candidates, desc="files of one size", unit="file"):
+        try:
+            contents[sha256(path)].append((source, path))
+        except OSError:
+            continue  # reported already
+    for group in contents.values():
+        first: Dict[str, str] = {}  # data set -> its first file of this content
+        trained = next(((s, p) for s, p in group if s.training), None)
+        for source, path in group:
+            name = repr(os.path.relpath(path, os.path.realpath(source.image_root)))
+            if source.name in first and first[source.name] != path:
+                yield Flaw("duplicate image", source.name, f"{name} is {os.path.basename(first[source.name])!r}")
+            first.setdefault(source.name, path)
+            if trained and source.testing and not source.training:
+                yield Flaw("train and test", source.name, f"{name} is {os.path.basename(trained[1])!r} of {trained[0].name}")

@@ -1,8 +1,8 @@
-"""Training examples whose every pixel follows from a seed and a position: a run that is continued sees what it would have seen.
+"""Training examples that depend on a seed and a position alone: a resumed run sees what it would have seen without the stop.
 
-detectron2 restarts the order of images, and the random numbers of augmentations, at each resume. Here batches are put together from indices alone,
-before anything is read, so that going on at any iteration costs nothing; and each example seeds its own random numbers, so that the
-number of workers changes nothing either.
+detectron2 restarts the order of images, and the random numbers of augmentations, at each resume. Here batches are formed from indices, before
+anything is read, so a run can start at any iteration at no cost. Each example seeds its own random numbers, so the number of workers
+does not matter either.
 """
 
 import random
@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList
+from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import TrainingSampler
 from detectron2.structures import Instances
@@ -23,9 +23,9 @@ from torch.utils import data as torchdata
 from .. import upstream
 from ..errors import UserError
 
-# what Pillow and detectron2 raise of files that are missing, damaged, of another kind or of another size than stated
+# what Pillow and detectron2 raise for a file that is missing, damaged, no image, or of another size than stated
 UNREADABLE = (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError)
-_TRIES = 20  # images in the place of one that is skipped
+_TRIES = 20  # images that are tried in place of one that is skipped
 
 
 def seed_random_numbers(*numbers: int) -> None:
@@ -37,12 +37,12 @@ def seed_random_numbers(*numbers: int) -> None:
 
 
 def unreadable(record: Dict[str, Any], error: BaseException) -> str:
-    """Which image cannot be read, and why, in a line."""
+    """One line that says which image cannot be read, and why."""
     return f"image {record.get('file_name')!r} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 class NamesFiles:
-    """A mapper whose images that cannot be read are named in a UserError."""
+    """A mapper that raises UserError, with the image's name, for an image that cannot be read."""
 
     def __init__(self, mapper: Callable):
         self.mapper = mapper
@@ -58,8 +58,8 @@ class Examples(torchdata.Dataset):
     """What ``mapper`` makes of ``records``; ``self[position * len(self) + index]`` is record ``index`` with the random numbers of ``position``.
 
     Args:
-        skip: whether another record takes the place of one whose image cannot be read; its example then lists them under "unreadable".
-            Otherwise UserError names it; with False, it says what to set too.
+        skip: if an image cannot be read, another record takes its place, and the example lists the image under "unreadable".
+            Otherwise that is a UserError, which with False advises the setting that skips.
     """
 
     def __init__(self, records: Sequence[Dict[str, Any]], mapper: Callable, skip: Optional[bool] = False):
@@ -95,14 +95,14 @@ class Examples(torchdata.Dataset):
 
 
 class Batches(torchdata.Sampler):
-    """Lists of ``size`` codes for `Examples`, without end.
+    """Endless lists of ``size`` codes for `Examples`.
 
     Args:
         sampler: an infinite one of indices.
         size: images a batch.
-        wide: of each record, whether its image is wider than high: a batch has images of one kind. None: they are mixed.
+        wide: for each record, whether its image is wider than high; each batch holds one kind. None: kinds are mixed.
 
-    ``start`` is the first batch; those before it are passed over.
+    ``start`` is the number of the first batch; earlier ones are skipped.
     """
 
     def __init__(self, sampler: torchdata.Sampler, size: int, length: int, wide: Optional[np.ndarray] = None):
@@ -123,7 +123,7 @@ class Batches(torchdata.Sampler):
 
 
 class TrainLoader:
-    """Iterates over lists of examples, without end; `go_to` says from where, before the first."""
+    """An endless iterator over lists of examples. Call `go_to` before the first, to start elsewhere."""
 
     def __init__(self, examples: Examples, sampler: torchdata.Sampler, size: int, wide: Optional[np.ndarray], workers: int):
         self.examples, self.workers = examples, workers
@@ -131,7 +131,7 @@ class TrainLoader:
         self.dataset = examples
 
     def go_to(self, seed: int, batch: int) -> None:
-        """Of the run with this ``seed`` the batches from number ``batch`` on."""
+        """Starts at batch number ``batch`` of the run with this ``seed``."""
         self.examples.seed = seed
         self.batches.sampler = upstream.seeded(self.batches.sampler, seed)
         self.batches.start = batch
@@ -150,7 +150,7 @@ class TrainLoader:
             raise UserError(
                 f"a process that reads images was killed, as where memory or {_MORE_SHARED_MEMORY} ({error})", "resources"
             ) from error
-        finally:  # at once, not when a process ends, which would wait for its workers
+        finally:  # now, and not at the end of the process, which would wait for its workers
             if self.workers:
                 upstream.stop_workers(iterator)
 
@@ -162,7 +162,7 @@ _MORE_SHARED_MEMORY = (
 
 
 def share(batch: List[Any]) -> List[Any]:
-    """Puts the batch of a worker into shared memory. Raises UserError where that is too small, of which torch would lose the batch and wait."""
+    """Puts a worker's batch into shared memory. Raises UserError if it is too small: torch would lose the batch and wait forever."""
     if torchdata.get_worker_info() is not None:
         try:
             _share(batch)
@@ -192,25 +192,42 @@ def _share(value: Any) -> None:
 def _settle(worker: int) -> None:
     import cv2
 
-    cv2.setNumThreads(0)  # of OpenCV's own; torch sees to its
-    # signals to all processes of a run end it after its iteration, for which it needs its workers; they end with it
+    cv2.setNumThreads(0)  # torch limits its own
+    # a signal that goes to all processes of a run stops it after its iteration, which needs the workers; they end with the run
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def build_train_loader(cfg: CfgNode, mapper: Optional[Callable] = None) -> TrainLoader:
-    """The loader of ``cfg.DATASETS.TRAIN``, sampler and grouping as detectron2's loader has them; without ``mapper``, detectron2's own.
+def train_records(cfg: CfgNode, names: Sequence[str] = ()) -> List[Dict[str, Any]]:
+    """What detectron2 knows of the images of ``cfg.DATASETS.TRAIN``, or of those ``names`` among it, without those that training leaves out.
 
-    Raises UserError where no image is left to train on.
+    Raises UserError where none is left.
     """
+    train, proposals = tuple(cfg.DATASETS.TRAIN), None
+    names = tuple(names) or train
+    if cfg.MODEL.LOAD_PROPOSALS:
+        proposals = [file for name, file in zip(train, cfg.DATASETS.PROPOSAL_FILES_TRAIN) if name in names]
+    keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
+    records: List[Dict[str, Any]] = []
     try:
-        parts = upstream.train_loader_parts(cfg, mapper)
+        records = get_detection_dataset_dicts(names, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, keypoints, proposals)
     except AssertionError as error:
         if not str(error).startswith("No valid data"):
             raise
-        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}", "data", "DATASETS.TRAIN") from error
-    if not parts["dataset"]:
-        raise UserError(f"DATASETS.TRAIN {tuple(cfg.DATASETS.TRAIN)} has no image to train on{_WITHOUT}", "data", "DATASETS.TRAIN")
+    if not records:
+        without = ": images without annotations are left out, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"
+        raise UserError(f"DATASETS.TRAIN {names} has no image to train on{without}", "data", "DATASETS.TRAIN")
+    return records
+
+
+def build_train_loader(
+    cfg: CfgNode, mapper: Optional[Callable] = None, share_records: Callable[[Callable[[], List]], List] = lambda read: read()
+) -> TrainLoader:
+    """The loader of ``cfg.DATASETS.TRAIN``, sampler and grouping as detectron2's loader has them; without ``mapper``, detectron2's own.
+
+    ``share_records(read)`` gives what ``read()`` gives, for processes that read together. Raises UserError where no image is left to train on.
+    """
+    parts = upstream.train_loader_parts(cfg, mapper, dataset=share_records(lambda: train_records(cfg)))
     return train_loader(
         parts["dataset"],
         parts["mapper"],
@@ -231,12 +248,9 @@ def train_loader(
     num_workers: int = 0,
     skip: Optional[bool] = None,
 ) -> TrainLoader:
-    """As detectron2's ``build_detection_train_loader``, of the same arguments; ``skip`` is of `Examples`."""
+    """As detectron2's ``build_detection_train_loader``, with the same arguments; ``skip`` goes to `Examples`."""
     wide = None
     if aspect_ratio_grouping and all("width" in r and "height" in r for r in dataset):
         wide = np.array([r["width"] > r["height"] for r in dataset])
     examples = Examples(DatasetFromList(dataset, copy=False), mapper, skip)
     return TrainLoader(examples, sampler or TrainingSampler(len(dataset)), total_batch_size // comm.get_world_size(), wide, num_workers)
-
-
-_WITHOUT = ": images without annotations are left out, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"

@@ -1,9 +1,9 @@
 """detectron2's dataset mapper in less time: the same tensors bit by bit ("exact"), or pixels that differ by one level at most ("fast").
 
-detectron2 turns an image from Pillow to numpy and back around each transform, and masks from columns to rows one value at a time. Here transforms
-are drawn first, from the image's size alone and in the same order, and done then on what Pillow decoded; masks are turned by OpenCV.
-"fast" reads JPEG files by simplejpeg where it is installed, and resizes by OpenCV, or where an image shrinks by torch's antialiased kernel. Where a config has an
-augmentation that looks at pixels, or data are of another kind, detectron2's own way is gone.
+detectron2 converts an image between Pillow and numpy around each transform, and transposes masks one value at a time. This mapper first draws
+all transforms, from the image's size alone and in the same order, and then applies them to what Pillow decoded; OpenCV transposes the masks.
+"fast" reads JPEG files with simplejpeg where it is installed. It enlarges with OpenCV, and shrinks with torch's antialiased kernel. For a
+config with an augmentation that looks at pixels, and for other kinds of data, the mapper does what detectron2's does.
 """
 
 import copy
@@ -37,7 +37,7 @@ def _blank(height: int, width: int) -> np.ndarray:
 
 
 class _Size(T.AugInput):
-    """Stands for an image whose transforms are drawn, but not done."""
+    """Stands for an image while transforms are drawn; it has a size, and no pixels of its own."""
 
     def __init__(self, height: int, width: int):
         super().__init__(_blank(height, width))
@@ -50,11 +50,11 @@ class _Size(T.AugInput):
 
 
 class FasterMapper(DatasetMapper):
-    """``DatasetMapper``, called and configured as that is.
+    """A ``DatasetMapper``, with the same calls and config.
 
     Args:
         fast: whether pixels may differ by one level.
-        others: those of ``DatasetMapper``.
+        others: the arguments of ``DatasetMapper``.
     """
 
     @configurable
@@ -90,7 +90,7 @@ class FasterMapper(DatasetMapper):
             record.update({key: copy.deepcopy(record[key]) for key in ("proposal_boxes", "proposal_objectness_logits") if key in record})
             utils.transform_proposals(record, image_shape, transforms, proposal_topk=self.proposal_topk)
         if self.is_train and "annotations" in dataset_dict:
-            # only their own entries are replaced, so that a copy of each is enough
+            # a shallow copy of each is enough: only its own entries are replaced
             record["annotations"] = [dict(annotation) for annotation in dataset_dict["annotations"]]
             self._transform_annotations(record, transforms, image_shape)
         return record
@@ -118,7 +118,7 @@ class FasterMapper(DatasetMapper):
             instances.gt_masks = BitMasks(masks)
         if self.recompute_boxes:
             instances.gt_boxes = instances.gt_masks.get_bounding_boxes()
-        # as ``filter_empty_instances``, which looks at every pixel for it
+        # as ``filter_empty_instances`` does, which looks at every pixel
         kept = instances.gt_boxes.nonempty(threshold=1e-5)
         if segments:
             kept = kept & (filled if bitmask else instances.gt_masks.nonempty())
@@ -126,14 +126,14 @@ class FasterMapper(DatasetMapper):
 
 
 def _transform_boxes(annotations: List[Dict[str, Any]], transforms: T.TransformList, size: Tuple[int, int], keypoint_hflip_indices) -> None:
-    """``transform_instance_annotations`` of all at once, whose numbers have to be of one kind for that, in place."""
+    """Does ``transform_instance_annotations`` for all boxes at once, in place, if all are lists of floats in one mode."""
     if len({a["bbox_mode"] for a in annotations}) > 1 or not all(
         type(a["bbox"]) is list and set(map(type, a["bbox"])) == {float} for a in annotations
     ):
         for annotation in annotations:
             utils.transform_instance_annotations(annotation, transforms, size, keypoint_hflip_indices=keypoint_hflip_indices)
         return
-    # rounded to single precision and back, as each box is there
+    # rounded to single precision and back, as detectron2 does with each box
     boxes = BoxMode.convert(torch.tensor([a["bbox"] for a in annotations]), annotations[0]["bbox_mode"], BoxMode.XYXY_ABS)
     boxes = transforms.apply_box(boxes.double().numpy()).clip(min=0)
     for annotation, box in zip(annotations, np.minimum(boxes, list(size + size)[::-1])):
@@ -150,7 +150,7 @@ def _flatten(transforms: T.TransformList) -> List[Transform]:
 
 
 def _read(path: str, fast: bool):
-    """A decoded Pillow image in RGB, turned as its EXIF tag says; or, ``fast``, of a JPEG file that need not be turned, an RGB array."""
+    """The image in RGB, turned as its EXIF tag says: a Pillow image, or with ``fast`` an array, of a JPEG file that needs no turning."""
     with utils.PathManager.open(path, "rb") as f:
         image = Image.open(f)
         if fast and image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1:
@@ -182,7 +182,7 @@ def _size_of(source) -> Tuple[int, int]:
 
 
 def _transform(source, transforms: List[Transform], image_format: str, fast: bool) -> Tensor:
-    """What detectron2's transforms, one after the other, make of an RGB image, Pillow's or an array: (3, H, W) uint8."""
+    """Applies detectron2's transforms to an RGB image, Pillow's or an array. Returns (3, H, W) uint8."""
     import cv2
 
     flips = len(list(itertools.takewhile(lambda t: isinstance(t, _FLIPS), transforms[::-1])))
@@ -205,7 +205,7 @@ def _resize(source, height: int, width: int) -> Image.Image:
 
 
 def _resize_fast(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    if height >= pixels.shape[0] and width >= pixels.shape[1]:  # all kernels are then the plain one, and OpenCV's is the fastest
+    if height >= pixels.shape[0] and width >= pixels.shape[1]:  # without shrinking, all kernels are the same one, and OpenCV's is the fastest
         import cv2
 
         return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
@@ -214,7 +214,7 @@ def _resize_fast(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _planes(pixels: np.ndarray, image_format: str) -> Tensor:
-    """(H, W, 3) RGB as (3, H, W) in that order of channels."""
+    """(H, W, 3) RGB -> (3, H, W) in the channel order of ``image_format``."""
     import cv2
 
     result = np.empty((3, *pixels.shape[:2]), np.uint8)
@@ -223,22 +223,20 @@ def _planes(pixels: np.ndarray, image_format: str) -> Tensor:
 
 
 def _masks(segments: List[Any], transforms: T.TransformList, size: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
-    """The masks (N, H, W) of polygons, run lengths or arrays, as detectron2 makes them, and which of them hold a pixel, (N,)."""
+    """The masks (N, H, W) that detectron2 makes of polygons or run lengths; and whether each has any pixel, (N,)."""
     result = torch.zeros(len(segments), *size, dtype=torch.bool)
     filled = torch.zeros(len(segments), dtype=torch.bool)
     for i, (row, segment) in enumerate(zip(result.numpy().view(np.uint8), segments)):
         if isinstance(segment, list):
             polygons = transforms.apply_polygons([np.asarray(p).reshape(-1, 2) for p in segment])
             filled[i] = _fill(polygons, row)
-        elif isinstance(segment, dict):
-            filled[i] = _pick(segment, transforms, row)
         else:
-            raise ValueError(f"Cannot transform segmentation of type '{type(segment)}'! Supported types are: polygons as lists, RLE as a dict.")
+            filled[i] = _pick(segment, transforms, row)
     return result, filled
 
 
 def _fill(polygons: List[np.ndarray], row: np.ndarray) -> bool:
-    """Draws polygons into an empty mask (H, W) by COCO's rules, and whether they have a pixel. Only the columns that they are in are touched."""
+    """Draws polygons into an empty mask (H, W) by COCO's rules. Returns whether they have any pixel. Touches only their own columns."""
     if not polygons:
         return False
     columns, left = _columns(mask_util.merge(mask_util.frPyObjects([p.reshape(-1) for p in polygons], *row.shape)))
@@ -248,7 +246,7 @@ def _fill(polygons: List[np.ndarray], row: np.ndarray) -> bool:
 
 
 def _pick(runs: Dict[str, Any], transforms: T.TransformList, row: np.ndarray) -> bool:
-    """As `_fill` of run lengths: each pixel of the result is one of theirs, and which one follows from its row and its column alone."""
+    """As `_fill`, for run lengths. Each pixel of the result copies one of theirs; its row and its column alone say which."""
     ys, xs = (np.arange(length, dtype=np.int32) for length in runs["size"])
     for t in _flatten(transforms):
         if isinstance(t, T.ResizeTransform):
@@ -262,7 +260,7 @@ def _pick(runs: Dict[str, Any], transforms: T.TransformList, row: np.ndarray) ->
     if (len(ys), len(xs)) != row.shape:
         raise ValueError(f"a mask of {(len(ys), len(xs))} belongs to an image of {row.shape}")
     columns, left = _columns(runs)
-    inside = np.flatnonzero((xs >= left) & (xs < left + len(columns)))  # all beside each other: neither turns nor cuts tear columns apart
+    inside = np.flatnonzero((xs >= left) & (xs < left + len(columns)))  # contiguous: flips, crops and resizings keep columns in order
     if not len(inside):
         return False
     picked = row[:, inside[0] : inside[-1] + 1]
@@ -271,12 +269,12 @@ def _pick(runs: Dict[str, Any], transforms: T.TransformList, row: np.ndarray) ->
 
 
 def _nearest(places: np.ndarray, length: int) -> np.ndarray:
-    """What Pillow takes each of so many pixels from, of a row of ``places``."""
+    """The entries of ``places`` that Pillow picks when it resizes them to ``length``."""
     return np.asarray(Image.fromarray(places[None]).resize((length, 1), Image.Resampling.NEAREST))[0]
 
 
 def _columns(runs: Dict[str, Any]) -> Tuple[np.ndarray, int]:
-    """A compressed mask's columns, (number, H), from the first to the last that hold a pixel, and which the first one is."""
+    """A compressed mask's columns (number, H), from the first that has a pixel to the last, and the index of the first."""
     height = runs["size"][0]
     counts = runs["counts"]
     counts = run_lengths(counts.encode() if isinstance(counts, str) else counts)  # down the columns: of zeros, of ones, ...
@@ -298,7 +296,7 @@ def _columns(runs: Dict[str, Any]) -> Tuple[np.ndarray, int]:
 
 
 def _by_rows(columns: np.ndarray) -> np.ndarray:
-    """An array whose columns lie in one piece as one whose rows do."""
+    """The same array, with rows contiguous in memory in place of columns."""
     import cv2
 
     return cv2.transpose(columns.T)

@@ -15,7 +15,7 @@ from .holdout import HELD_OUT, KEPT
 
 @dataclass(frozen=True)
 class Use:
-    """What a config does with its data. Sides are those that images are resized to, in pixels; 0: they stay as they are."""
+    """What a config does with its data. ``shortest`` and ``longest`` are the sides in pixels that images are resized to; 0: not at all."""
 
     masks: bool = False
     polygons: bool = True
@@ -37,13 +37,13 @@ class Use:
         )
 
     def scale(self, width: int, height: int) -> float:
-        """How much larger the network sees an image, with the middle one of the sizes that it is resized to."""
+        """The factor by which an image is resized for the network, at the median of the training sizes."""
         return min(self.shortest / min(width, height), self.longest / max(width, height)) if self.shortest else 1.0
 
 
 @dataclass
 class Source:
-    """A data set's annotation file and image folder, what it is for, and, of a part of the file, which ``image_ids`` it has."""
+    """A data set: its annotation file and image folder, what it is for, and its ``image_ids`` if it is a part of the file."""
 
     name: str
     json_file: str
@@ -51,7 +51,7 @@ class Source:
     training: bool = True
     testing: bool = False
     image_ids: Optional[frozenset] = None
-    content: Dict[str, List[dict]] = field(default_factory=dict)  # what is sound of it, once `inspect` read it
+    content: Dict[str, List[dict]] = field(default_factory=dict)  # its sound entries, after `inspect`
 
     def path(self, image: dict) -> str:
         return os.path.join(self.image_root, image["file_name"])
@@ -79,7 +79,7 @@ class Source:
 
 
 def sources(cfg: CfgNode) -> Tuple[List[Source], List[str]]:
-    """The COCO-format data sets of DATASETS.TRAIN and TEST, whether their registration was refused or not, and the names of all others."""
+    """The COCO-format data sets of DATASETS.TRAIN and TEST, even if their registration was refused; and the names of all others."""
     entries = {e[0]: e for e in cfg.DATASETS.REGISTER if isinstance(e, (list, tuple)) and len(e) == 3 and all(isinstance(p, str) for p in e)}
     found: List[Source] = []
     others: List[str] = []
@@ -98,10 +98,10 @@ def sources(cfg: CfgNode) -> Tuple[List[Source], List[str]]:
                     base = name[: -len(part)]
                     ids = frozenset(record["image_id"] for record in DatasetCatalog.get(name))
                 elif MetadataCatalog.get(name).get("generated") and MetadataCatalog.get(name).get("json_file"):
-                    DatasetCatalog.get(name)  # made when first read
+                    DatasetCatalog.get(name)  # the first use makes the files
                 paths = MetadataCatalog.get(base).get("json_file"), MetadataCatalog.get(base).get("image_root")
             else:
-                continue  # which another check says
+                continue  # another check reports it
             if all(paths):
                 found.append(Source(name, paths[0], paths[1], key == "TRAIN", key == "TEST", ids))
             else:

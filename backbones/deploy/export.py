@@ -1,4 +1,4 @@
-"""Detectors, or their backbone and FPN, as files for other runtimes: TorchScript, ONNX, OpenVINO. No file is written that computes otherwise.
+"""Exports detectors, or backbone and FPN, to TorchScript, ONNX and OpenVINO. A file that computes something else is not written.
 
 A detector's file takes one image of any size, resized and in the channel order that the file's description names, and gives what the detector
 finds before it is brought to the original image's size; `Runner` does the rest. A backbone's file takes a batch whose sides the description's
@@ -55,7 +55,7 @@ TOLERANCES = {
 
 
 class Heatmaps(nn.Module):
-    """A keypoint head that leaves its maps to `Runner`: the search for their peaks, one region after another, is for no other runtime."""
+    """A keypoint head that leaves its maps to `Runner`: other runtimes cannot search for peaks region by region."""
 
     def __init__(self, head: BaseKeypointRCNNHead):
         super().__init__()
@@ -68,7 +68,7 @@ class Heatmaps(nn.Module):
 
 
 class Traceable(nn.Module):
-    """A detector as a function from an image (3, H, W) to the tensors that ``fields`` name, or from images (N, 3, H, W) to a backbone's features."""
+    """Maps an image (3, H, W) to a detector's results, or images (N, 3, H, W) to its backbone's features; ``fields`` names them."""
 
     def __init__(self, model: Any, part: str):
         super().__init__()
@@ -88,7 +88,7 @@ class Traceable(nn.Module):
 
 
 def _found(model: nn.Module, image: Tensor) -> Dict[str, Tensor]:
-    """What a detector finds in an image, before it is brought to another size."""
+    """What a detector finds in an image, before it is scaled to the original size."""
     inputs = [{"image": image}]
     extra: Dict[str, Tensor] = {}
     if isinstance(model, ImageClassifier):
@@ -120,7 +120,7 @@ def _found(model: nn.Module, image: Tensor) -> Dict[str, Tensor]:
 
 
 def describe(cfg: CfgNode, model: Any, part: str) -> Dict[str, Any]:
-    """What whoever runs the file needs to know, beside the tensors' names."""
+    """What a user of the file needs to know, besides the names of tensors."""
     from .. import __version__
 
     data = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if len(cfg.DATASETS.TEST) else None
@@ -141,19 +141,12 @@ def describe(cfg: CfgNode, model: Any, part: str) -> Dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what tracing warns of: branches on types and on lengths, which parity is checked for."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
-
-
-@contextlib.contextmanager
-def _traced_lengths() -> Iterator[None]:
-    """``len`` of a traced tensor is traced too, in detectron2's modules."""
+def _tracing() -> Iterator[None]:
+    """Traces ``len`` of tensors in detectron2's modules too. Hides warnings about branches on types and lengths: parity is checked."""
     from detectron2.export.torchscript_patch import patch_builtin_len
 
-    with patch_builtin_len():
+    with patch_builtin_len(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
         yield
 
 
@@ -181,25 +174,22 @@ def export(
     model = optimize(model.cpu(), memory_format="contiguous", roi_align=False)
     traceable = Traceable(model, part)
     about = describe(cfg, model, part)
-    sample, other = (_input(image, about, scale) for scale in (1.0, 0.7))
-    with torch.no_grad(), _traced_lengths(), _quiet():
+    sides = {key: about[key] for key in ("min_size", "max_size")}
+    sample, other = (resized(image, {**about, **{key: int(side * scale) for key, side in sides.items()}}) for scale in (1.0, 0.7))
+    with torch.no_grad(), _tracing():
         before = [traceable(x) for x in (sample, other)]
         for x, found in zip((sample, other), before):
             if part == "detector" and "boxes" in traceable.fields and not len(found[0]):
-                raise UserError(
-                    f"the detector finds nothing in the image at {x.shape[-2]}x{x.shape[-1]}: an export is traced and checked on an image in which "
-                    "it does, give another, or weights",
-                    "data",
-                )
+                where = f"the image at {x.shape[-2]}x{x.shape[-1]}"
+                raise UserError(f"the detector finds nothing in {where} that an export could be checked on: give another, or weights", "data")
         about["fields"] = list(traceable.fields)
         with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(path))) as folder:
             temporary = os.path.join(folder, os.path.basename(path))
             try:
                 _WRITERS[kind](traceable, sample, temporary, about)
             except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-                raise UserError(
-                    f"{type(model).__name__} cannot be exported to {kind}: {' '.join(str(error).split())[-300:]}", "unsupported"
-                ) from error
+                reason = " ".join(str(error).split())[-300:]
+                raise UserError(f"{type(model).__name__} cannot be exported to {kind}: {reason}", "unsupported") from error
             runner = Runner(temporary)
             differences: Dict[str, float] = {}
             for x, expected in zip((sample, other), before):
@@ -212,26 +202,14 @@ def export(
     return differences
 
 
-def _input(image: np.ndarray, about: Dict[str, Any], scale: float) -> Tensor:
-    x = resized(image, {**about, "min_size": int(about["min_size"] * scale), "max_size": int(about["max_size"] * scale)})
-    if about["part"] == "detector":
-        return x
-    step = max(about["size_divisibility"], 1)
-    return nn.functional.pad(x, [0, -x.shape[2] % step, 0, -x.shape[1] % step])[None]
-
-
 def check_packages(kind: str) -> None:
     """Raises UserError where a format's packages are not installed."""
     import importlib.util
 
     needed = {"torchscript": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "onnxruntime", "openvino")}[kind]
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
+    missing = " ".join(name for name in needed if importlib.util.find_spec(name) is None)
     if missing:
-        raise UserError(
-            f"format {kind} needs a package that is not installed: pip install {' '.join(missing)}",
-            "missing-package",
-            suggestion=" ".join(missing),
-        )
+        raise UserError(f"format {kind} needs a package that is not installed: pip install {missing}", "missing-package", "", missing)
 
 
 def _write_torchscript(traceable: Traceable, sample: Tensor, path: str, about: Dict[str, Any]) -> None:
@@ -268,34 +246,38 @@ _WRITERS = {"torchscript": _write_torchscript, "onnx": _write_onnx, "openvino": 
 
 def _compare(expected: Dict[str, Tensor], found: Dict[str, Tensor], part: str, tolerance: Tolerance) -> Dict[str, float]:
     """The largest differences, by name. Raises UserError where one is beyond the tolerance."""
+    differences: Dict[str, float] = {}
     if part == "backbone" or "boxes" not in expected:
-        differences = {}
+        limits = dict.fromkeys(expected, tolerance.features)
         for name, value in expected.items():
             if value.shape != found[name].shape:
-                raise UserError(
-                    f"the exported {name} is {tuple(found[name].shape)}, where the model's is {tuple(value.shape)}: it is not written",
-                    "mismatch",
-                )
-            differences[name] = ((value - found[name]).abs().max() / value.abs().max().clamp(min=1e-12)).item()
-        _refuse({name: value for name, value in differences.items() if not value <= tolerance.features})
-        return differences
-    pairs = match(expected, found, tolerance)
-    if len(pairs) < tolerance.agreeing * max(len(expected["boxes"]), len(found["boxes"])):
-        raise UserError(
-            f"of {len(expected['boxes'])} detections and the exported file's {len(found['boxes'])} only {len(pairs)} agree: it is not written",
-            "mismatch",
-        )
-    ours, theirs = pairs.unbind(dim=1)
-    differences = {name: (expected[name][ours] - found[name][theirs]).abs().max().item() for name in ("boxes", "scores") if name in expected}
-    for name, most in (("masks", 0.02), ("heatmaps", 0.02)):
-        if name in expected:
+                shapes = tuple(found[name].shape), tuple(value.shape)
+                raise UserError(f"the exported {name} is {shapes[0]}, and the model's {shapes[1]}: it is not written", "mismatch")
+            differences[name] = _largest(value, found[name])
+    else:
+        pairs = match(expected, found, tolerance)
+        own, others = len(expected["boxes"]), len(found["boxes"])
+        if len(pairs) < tolerance.agreeing * max(own, others):
+            raise UserError(f"of {own} detections and the file's {others} only {len(pairs)} agree: it is not written", "mismatch")
+        ours, theirs = pairs.unbind(dim=1)
+        limits = {"masks": 0.02, "heatmaps": 0.02, "sem_seg": 10 * tolerance.features}
+        for name in filter(expected.__contains__, ("boxes", "scores")):  # which agree
+            differences[name] = (expected[name][ours] - found[name][theirs]).abs().max().item()
+        for name in filter(expected.__contains__, ("masks", "heatmaps")):
             off = (expected[name][ours] - found[name][theirs]).abs().flatten(1).mean(dim=1) / expected[name].abs().max()
             differences[name] = off.quantile(tolerance.agreeing).item()
-            _refuse({name: differences[name]} if not differences[name] <= most else {})
-    if "sem_seg" in expected:
-        differences["sem_seg"] = ((expected["sem_seg"] - found["sem_seg"]).abs().max() / expected["sem_seg"].abs().max()).item()
-        _refuse({"sem_seg": differences["sem_seg"]} if not differences["sem_seg"] <= 10 * tolerance.features else {})
+        if "sem_seg" in expected:
+            differences["sem_seg"] = _largest(expected["sem_seg"], found["sem_seg"])
+    for name, most in limits.items():
+        if name in differences and not differences[name] <= most:
+            off_by = f"differs from the model's by {differences[name]:.3g}, more than is allowed, {most:g}"
+            raise UserError(f"the exported {name} {off_by}: it is not written", "mismatch")
     return differences
+
+
+def _largest(expected: Tensor, found: Tensor) -> float:
+    """The largest difference, relative to the largest value."""
+    return ((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
 
 
 def match(expected: Dict[str, Tensor], found: Dict[str, Tensor], tolerance: Tolerance) -> Tensor:
@@ -314,9 +296,3 @@ def match(expected: Dict[str, Tensor], found: Dict[str, Tensor], tolerance: Tole
                 pairs.append((i, j))
                 break
     return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)
-
-
-def _refuse(differences: Dict[str, float]) -> None:
-    if differences:
-        name, value = max(differences.items(), key=lambda item: item[1])
-        raise UserError(f"the exported {name} differs from the model's by {value:.3g}, more than is allowed: it is not written", "mismatch")

@@ -1,6 +1,6 @@
-"""The same detector, faster: norms folded into convolutions, the memory format that is faster here, a RoIAlign made for CPUs, bfloat16 if asked.
+"""Makes a detector faster: folds norms into convolutions, takes the faster memory format, and on CPUs a faster RoIAlign.
 
-What it computes is what it computed, to rounding; `bfloat16` is the exception, and has to be asked for.
+Results stay the same up to rounding. Only bfloat16, which must be asked for, changes them.
 """
 
 import copy
@@ -36,14 +36,14 @@ def optimize(
     fold: bool = True,
     roi_align: bool = True,
 ) -> nn.Module:
-    """A copy of a detector or backbone, for inference alone, that gives the same results in less time.
+    """A copy of a detector or backbone, for inference only, that gives the same results in less time.
 
     Args:
         model: any detectron2 model, on the device where it is to run.
-        memory_format: of the convolutions: "channels_last", "contiguous" (channels first), or "auto", what is faster here on an image
-            of ``size``, as found by running both in turn.
-        precision: "bfloat16" runs backbone and heads in it, which changes results: evaluate before use.
-        size: height and width of the images in mind.
+        memory_format: of the convolutions: "channels_last", "contiguous" (channels first), or "auto": whichever is faster here
+            on an image of ``size``; both are run in turn.
+        precision: "bfloat16" runs backbone and heads in it. That changes results: evaluate before use.
+        size: the usual height and width of images.
         fold: whether batch norms become part of the convolutions before them.
         roi_align: whether poolers on a CPU use `CPUPooler`.
     """

@@ -30,7 +30,7 @@ FIELDS = {
 
 
 def resized(image: np.ndarray, about: Dict[str, Any]) -> Tensor:
-    """An image (H, W, 3) BGR as a file takes it: resized, (3, H', W') float32."""
+    """Makes of an image (H, W, 3) BGR what a file expects: resized, (3, H', W') float32; for a backbone padded, (1, 3, H', W')."""
     if about["crop"]:  # of a classifier, as its data loader has it
         steps = transforms.Compose([transforms.Resize(about["resize"]), transforms.CenterCrop(about["crop"])])
         image = np.asarray(steps(Image.fromarray(image)))
@@ -38,7 +38,11 @@ def resized(image: np.ndarray, about: Dict[str, Any]) -> Tensor:
         image = T.ResizeShortestEdge(about["min_size"], about["max_size"]).get_transform(image).apply_image(image)
     if about["input_format"] == "RGB":
         image = image[:, :, ::-1]
-    return torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
+    x = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
+    if about["part"] == "detector":
+        return x
+    step = max(about["size_divisibility"], 1)
+    return torch.nn.functional.pad(x, [0, -x.shape[2] % step, 0, -x.shape[1] % step])[None]
 
 
 class Runner:
@@ -65,7 +69,7 @@ class Runner:
             raise UserError(
                 f"{path!r} needs a package that is not installed: pip install {error.name}", "missing-package", suggestion=error.name
             ) from error
-        except Exception as error:  # each runtime has its own kinds
+        except Exception as error:  # each runtime raises its own
             raise UserError(f"{path!r} is no file that backbones exported: {' '.join(str(error).split())[:200]}", "bad-file") from error
 
     def run(self, image: Tensor) -> Dict[str, Tensor]:
@@ -74,9 +78,7 @@ class Runner:
 
     def features(self, image: np.ndarray) -> Dict[str, Tensor]:
         """The features of an image (H, W, 3) BGR uint8, padded to the sizes that the backbone takes."""
-        x = resized(image, self.about)
-        step = max(self.about["size_divisibility"], 1)
-        return self.run(torch.nn.functional.pad(x, [0, -x.shape[2] % step, 0, -x.shape[1] % step])[None])
+        return self.run(resized(image, self.about))
 
     def __call__(self, image: np.ndarray) -> Dict[str, Any]:
         """Predictions for an image (H, W, 3) BGR uint8, as ``DefaultPredictor`` gives them: "instances", and of what has them "sem_seg" and

@@ -1,20 +1,23 @@
 """The data: every annotation, a sample of the images, and whether anchors meet the boxes."""
 
 import collections
-from typing import Iterator, Sequence
+from typing import Iterator, Optional, Sequence
 
 import numpy as np
-from detectron2.modeling.anchor_generator import DefaultAnchorGenerator, build_anchor_generator
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
-from ..config import architecture, get
+from ..config import architecture
 from ..data.inspection import inspect, sources, summarize
 from ..errors import Finding
 from .examination import Examination, evenly, note, warning
 
 
 def data(examination: Examination) -> Iterator[Finding]:
-    examination.sources, others = sources(examination.cfg)
-    own = {entry[0] for entry in examination.cfg.DATASETS.REGISTER if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str)}
+    cfg, front = examination.cfg, examination.front
+    examination.sources, others = sources(cfg)
+    if not cfg.DATASETS.TRAIN:
+        yield note("the training data are not of detectron2's catalogue: they were not looked into")
+    own = {entry[0] for entry in cfg.DATASETS.REGISTER if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str)}
     examination.sources = [
         source for source in examination.sources if source.name in own or source.name not in examination.refused
     ]  # of others all is said
@@ -35,12 +38,17 @@ def data(examination: Examination) -> Iterator[Finding]:
         if examination.images is not None and len(content["images"]) > examination.images:
             yield note(f"{source.name}: {examination.images} of {len(content['images'])} images were read", "--images all reads all")
         most = max(collections.Counter(a["image_id"] for a in content["annotations"]).values(), default=0)
-        if source.testing and most > examination.cfg.TEST.DETECTIONS_PER_IMAGE:
-            yield warning(
-                f"{source.name}: an image has {most} objects, TEST.DETECTIONS_PER_IMAGE is {examination.cfg.TEST.DETECTIONS_PER_IMAGE}",
-                f"set it to {most}, which COCO's AP at 100 detections does not reward",
-            )
+        key, limit = "TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE
+        if source.testing and front.knows(key) and most > limit:
+            said = f"{source.name}: an image has {most} objects, {front.name(key)} is {limit}"
+            yield warning(said, f"set it to {most}, which COCO's AP at 100 detections does not reward")
     yield from _anchors(examination)
+
+
+def anchor_generator(examination: Examination) -> Optional[DefaultAnchorGenerator]:
+    """That of a model whose anchors are to meet the objects as they are."""
+    modules = examination.model.modules() if examination.model is not None and architecture(examination.cfg).anchors else ()
+    return next((m for m in modules if isinstance(m, DefaultAnchorGenerator)), None)
 
 
 def training_boxes(examination: Examination, most: int = 20000) -> np.ndarray:
@@ -50,14 +58,8 @@ def training_boxes(examination: Examination, most: int = 20000) -> np.ndarray:
 
 
 def _anchors(examination: Examination) -> Iterator[Finding]:
-    cfg, model, boxes = examination.cfg, examination.model, training_boxes(examination)
-    row = architecture(cfg)
-    proposes = hasattr(getattr(model, "proposal_generator", None), "anchor_generator")
-    if model is None or not len(boxes) or not row.anchors or not (row.dense or proposes):
-        return
-    shapes = model.backbone.output_shape()
-    generator = build_anchor_generator(cfg, [shapes[name] for name in get(cfg, row.anchors)])
-    if not isinstance(generator, DefaultAnchorGenerator):
+    generator, boxes = anchor_generator(examination), training_boxes(examination)
+    if generator is None or not len(boxes):
         return
     missed = unmatched(boxes, [cell.numpy() for cell in generator.cell_anchors], generator.strides, generator.offset)
     sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
@@ -66,7 +68,7 @@ def _anchors(examination: Examination) -> Iterator[Finding]:
     spread = f"boxes are {low:.0f} to {high:.0f} pixels (the middle nine tenths, median {middle:.0f}) as the network sees them"
     if missed.mean() > 0.05:
         make = warning if missed.mean() > 0.2 else note
-        yield make(f"{said}: {spread}", "set MODEL.ANCHOR_GENERATOR.SIZES and ASPECT_RATIOS after them, or resize otherwise")
+        yield make(f"{said}: {spread}", "set the anchors' sizes and aspect ratios after them, or resize otherwise")
     else:
         yield note(f"{said}; {spread}")
 

@@ -10,12 +10,12 @@ import time
 from typing import Iterator, List, Tuple
 
 import torch
-from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
+from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 
-from ..engine import Trainer, YamlFront
+from ..engine.front import Front
 from ..errors import Finding
 from ..files import write_whole
 from .examination import Examination, error, evenly, note, size_in_words, words
@@ -28,100 +28,105 @@ def dry_run(examination: Examination) -> Iterator[Finding]:
         yield note(f"{'the data cannot be read' if examination.sound else 'the config cannot be built'}: no dry run")
         return
     if not examination.usable:
-        yield note(f"MODEL.DEVICE {examination.cfg.MODEL.DEVICE!r} is not here: no dry run", "add MODEL.DEVICE cpu to try the rest")
+        key, front = "MODEL.DEVICE", examination.front
+        yield note(
+            f"{front.name(key)} {front.settings.MODEL.DEVICE!r} is not here: no dry run", f"add {front.override(key, 'cpu')} to try the rest"
+        )
         return
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="doctor-"))
         stack.callback(gc.collect)  # before the folder goes: loaders' workers and open files
         stage = "reading the data"
         try:
-            cfg = _small_run(examination, folder, stack)
+            front = _small_run(examination, folder, stack)
+            batch = front.settings.SOLVER.IMS_PER_BATCH
             stage = "training"
-            times, losses = _train(cfg, resume=False)
-            if torch.device(cfg.MODEL.DEVICE).type == "cuda":
+            times, losses = _train(front, resume=False)
+            if torch.device(front.settings.MODEL.DEVICE).type == "cuda":
                 yield note(f"the peak of memory on the GPU was {size_in_words(torch.cuda.max_memory_allocated())}")
-            yield note(f"2 steps of {cfg.SOLVER.IMS_PER_BATCH} images: losses {', '.join(f'{v:.3g}' for v in losses)}")
+            yield note(f"2 steps of {batch} images: losses {', '.join(f'{v:.3g}' for v in losses)}")
             final = os.path.join(folder, "model_final.pth")
-            if len(examination.cfg.DATASETS.TEST):
+            if examination.front.evaluates and examination.cfg.DATASETS.TEST:
                 stage = "evaluating"
-                yield _evaluate(examination, cfg, folder, final, stack)
+                yield _evaluate(examination, front, final, stack)
             stage = "resuming"
-            cfg.SOLVER.MAX_ITER = 3
-            more, losses = _train(cfg, resume=True)
+            front.set("SOLVER.MAX_ITER", 3)
+            more, losses = _train(front, resume=True)
             yield note(f"saved {size_in_words(os.path.getsize(final))}, resumed and trained one step more: loss {losses[-1]:.3g}")
-            yield _hours(examination, cfg, min(times + more))
+            yield _hours(examination, batch, min(times + more))
         except torch.cuda.OutOfMemoryError:
-            yield error(
-                f"while {stage}: the GPU's memory is not enough for {cfg.SOLVER.IMS_PER_BATCH} images",
-                "lower SOLVER.IMS_PER_BATCH with BASE_LR, or set SOLVER.AMP.ENABLED True or MODEL.ACTIVATIONS lean",
-            )
+            yield error(f"while {stage}: the GPU's memory is not enough for {batch} images", examination.lower_memory())
         except Exception as problem:  # anything may come of a user's data and code
             yield error(f"while {stage}: {words(problem)}")
 
 
-def _small_run(examination: Examination, folder: str, stack: contextlib.ExitStack) -> CfgNode:
-    on_gpu = torch.device(examination.cfg.MODEL.DEVICE).type == "cuda"
+def _small_run(examination: Examination, folder: str, stack: contextlib.ExitStack) -> Front:
+    whole = examination.cfg
+    on_gpu = torch.device(whole.MODEL.DEVICE).type == "cuda"
     # a GPU is to show that it has room for all, a CPU's time is in proportion
     batch = examination.per_process() if on_gpu else max(min(examination.per_process(), 1_500_000 // math.prod(examination.largest())), 1)
-    parts = examination.cfg.SOLVER.get("ACCUMULATE", 1)
-    register_part("doctor:train", examination.cfg.DATASETS.TRAIN[0], examination.some_records(4 * batch), folder, stack)
-    cfg = examination.clone(
+    parts = whole.SOLVER.ACCUMULATE
+    register_part("doctor:train", whole.DATASETS.TRAIN[0], examination.some_records(4 * batch), folder, stack)
+    return examination.front.clone(
         *("OUTPUT_DIR", folder, "MODEL.WEIGHTS", examination.weights, "DATASETS.TRAIN", ("doctor:train",), "DATASETS.TEST", ()),
-        *("DATASETS.PROPOSAL_FILES_TRAIN", tuple(examination.cfg.DATASETS.PROPOSAL_FILES_TRAIN[:1]), "DATASETS.PROPOSAL_FILES_TEST", ()),
+        *("DATASETS.PROPOSAL_FILES_TRAIN", tuple(whole.DATASETS.PROPOSAL_FILES_TRAIN[:1]), "DATASETS.PROPOSAL_FILES_TEST", ()),
         *("SOLVER.IMS_PER_BATCH", batch, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "SOLVER.REFERENCE_WORLD_SIZE", 0),
         *("SOLVER.ACCUMULATE", parts if batch % parts == 0 else 1, "SOLVER.CHECKPOINT_PERIOD", 1000, "SOLVER.REFERENCE_BATCH", 0),
         *("TEST.EVAL_PERIOD", 0, "TEST.EXPECTED_RESULTS", [], "TEST.AUG.ENABLED", False, "TEST.PRECISE_BN.ENABLED", False),
         *("TEST.BEST_METRIC", "", "TEST.PATIENCE", 0, "TEST.LOSS", False, "TEST.PICTURES", 0, "TRACKING.WANDB", "", "TRACKING.MLFLOW", ""),
-        *("DATALOADER.NUM_WORKERS", min(examination.cfg.DATALOADER.NUM_WORKERS, 2), "VIS_PERIOD", 0),
+        *("DATALOADER.NUM_WORKERS", min(whole.DATALOADER.NUM_WORKERS, 2), "VIS_PERIOD", 0),
+        *("SOLVER.BASE_LR", whole.SOLVER.BASE_LR * batch / examination.per_process()),  # as two steps at another batch would have it
     )
-    if examination.cfg.SOLVER.BASE_LR:  # in proportion, as two steps at another batch would
-        cfg.SOLVER.BASE_LR = examination.cfg.SOLVER.BASE_LR * batch / examination.per_process()
-    return cfg
 
 
-def _train(cfg: CfgNode, resume: bool) -> Tuple[List[float], List[float]]:
+def _train(front: Front, resume: bool) -> Tuple[List[float], List[float]]:
     """(seconds, total loss) of each step. Raises FloatingPointError where a loss is not finite."""
-    seed_all_rng(max(cfg.SEED, 0))
+    seed_all_rng(max(front.settings.SEED, 0))
     watch = _Watch()
-    trainer = Trainer(cfg, allow_partial_weights=True)
-    trainer.register_hooks([watch])
-    trainer.resume_or_load(resume=resume, new_schedule=resume)  # of one step more
-    trainer.train()
+    fit = front.fit(allow_partial_weights=True)
+    fit.register_hooks([watch])
+    fit.resume_or_load(resume=resume, new_schedule=resume)  # of one step more
+    fit.train()
     if not all(map(math.isfinite, watch.losses)):
         raise FloatingPointError(f"losses are not finite: {watch.losses}")
     return watch.times, watch.losses
 
 
-def _evaluate(examination: Examination, cfg: CfgNode, folder: str, final: str, stack: contextlib.ExitStack) -> Finding:
+def _evaluate(examination: Examination, front: Front, final: str, stack: contextlib.ExitStack) -> Finding:
     name = examination.cfg.DATASETS.TEST[0]
     if name in examination.refused:
         return note(f"{name} cannot be read: no evaluation was tried")
-    chosen = evenly(DatasetCatalog.get(name), 4)
+    chosen, kind, folder = evenly(DatasetCatalog.get(name), 4), MetadataCatalog.get(name).get("evaluator_type"), os.path.dirname(final)
     register_part("doctor:test", name, chosen, folder, stack)
-    cfg = cfg.clone()
-    cfg.MODEL.WEIGHTS, cfg.DATASETS.TEST = final, ("doctor:test",)
-    cfg.DATASETS.PROPOSAL_FILES_TEST = tuple(examination.cfg.DATASETS.PROPOSAL_FILES_TEST[:1])
-    model = Trainer.build_model(cfg)
-    YamlFront(cfg).load_for_evaluation(model)
+    if kind in ("coco", "coco_panoptic_seg"):
+        MetadataCatalog.get("doctor:test").json_file = os.path.join(folder, "test.json")
+        convert_to_coco_json("doctor:test", os.path.join(folder, "test.json"), allow_cached=False)
+    proposals = tuple(examination.cfg.DATASETS.PROPOSAL_FILES_TEST[:1])
+    front = front.clone("MODEL.WEIGHTS", final, "DATASETS.TEST", ("doctor:test",), "DATASETS.PROPOSAL_FILES_TEST", proposals)
+    model = front.build_model()
+    front.load_for_evaluation(model)
     begun = time.perf_counter()
-    if MetadataCatalog.get(name).get("evaluator_type") in _WITH_PARTS:
-        results = Trainer.test(cfg, model)
+    if kind in _WITH_PARTS:
+        results = front.evaluate(model)
         done = f"evaluated {', '.join(results) or 'nothing'} on"
     else:  # its evaluator reads the whole data set from files
+        mapper = front.mapper(training=False)
         with torch.no_grad():
-            for batch in Trainer.build_test_loader(cfg, "doctor:test"):
-                model.eval()(batch)
+            for record in get_detection_dataset_dicts(
+                ["doctor:test"], filter_empty=False, proposal_files=proposals if front.settings.MODEL.LOAD_PROPOSALS else None
+            ):
+                model.eval()([mapper(record)])
         done = "found objects in"
     return note(f"{done} {len(chosen)} images of {name} with the weights that were saved: {time.perf_counter() - begun:.1f} s")
 
 
-def _hours(examination: Examination, cfg: CfgNode, seconds: float) -> Finding:
+def _hours(examination: Examination, batch: int, seconds: float) -> Finding:
     solver = examination.cfg.SOLVER
     steps = solver.MAX_ITER * (solver.REFERENCE_WORLD_SIZE or examination.processes) / examination.processes
-    whole = seconds * examination.per_process() / cfg.SOLVER.IMS_PER_BATCH
+    whole = seconds * examination.per_process() / batch
     alone = f" on each of {examination.processes} processes, were they as fast as this one" if examination.processes > 1 else ""
     return note(
-        f"an estimate: {seconds:.2f} s a step of {cfg.SOLVER.IMS_PER_BATCH} images, {whole:.2f} s one of {examination.per_process()}{alone}; "
+        f"an estimate: {seconds:.2f} s a step of {batch} images, {whole:.2f} s one of {examination.per_process()}{alone}; "
         f"{steps:.0f} steps take some {whole * steps / 3600:.1f} hours, evaluations apart"
     )
 

@@ -28,7 +28,7 @@ _OPTIONAL = {
 
 
 def environment(examination: Examination) -> Iterator[Finding]:
-    cfg = examination.cfg
+    cfg, name = examination.cfg, examination.front.name
     compiled = importlib.util.find_spec("detectron2._C") is not None
     yield note(
         f"Python {platform.python_version()}, torch {torch.__version__}, torchvision {torchvision.__version__}, detectron2 "
@@ -46,14 +46,14 @@ def environment(examination: Examination) -> Iterator[Finding]:
         yield note(f"shared memory: {size_in_words(shared.free)} free, workers need some {size_in_words(wanted)}")
         if wanted > shared.free / 2:
             yield warning(
-                f"/dev/shm has {size_in_words(shared.free)} free, DATALOADER.NUM_WORKERS {cfg.DATALOADER.NUM_WORKERS} may need "
+                f"/dev/shm has {size_in_words(shared.free)} free, {name('DATALOADER.NUM_WORKERS')} {cfg.DATALOADER.NUM_WORKERS} may need "
                 f"{size_in_words(wanted)}: workers die of a bus error",
-                "start the container with a larger --shm-size, or lower NUM_WORKERS",
+                "start the container with a larger --shm-size, or lower it",
             )
     workers = cfg.DATALOADER.NUM_WORKERS * max(examination.gpus, 1)
     if workers > cores:
         yield warning(
-            f"DATALOADER.NUM_WORKERS gives {workers} worker processes on {cores} cores",
+            f"{name('DATALOADER.NUM_WORKERS')} gives {workers} worker processes on {cores} cores",
             f"set it to {max(cores // max(examination.gpus, 1), 1)}",
         )
     there = [name for module, (name, _) in _OPTIONAL.items() if importlib.util.find_spec(module)]
@@ -73,15 +73,15 @@ def _gpus(examination: Examination) -> Iterator[Finding]:
             yield warning(f"GPU {i} is more than half in use by others", "look with nvidia-smi")
     if not count:
         yield note("no GPU that torch sees")
-    on_gpu = examination.cfg.MODEL.DEVICE.startswith("cuda")
-    if count and examination.cfg.MODEL.DEVICE == "cpu":
-        yield warning("MODEL.DEVICE is 'cpu', though there is a GPU", "set MODEL.DEVICE cuda")
-    if on_gpu and examination.gpus > count:
+    device, front = examination.cfg.MODEL.DEVICE, examination.front
+    if count and device == "cpu":
+        yield warning(f"{front.name('MODEL.DEVICE')} is 'cpu', though there is a GPU", f"set {front.override('MODEL.DEVICE', 'cuda')}")
+    if device.startswith("cuda") and examination.gpus > count:
         yield error(f"--num-gpus {examination.gpus}, but torch sees {count} here", "lower it, or train elsewhere")
 
 
 def _disk(examination: Examination) -> Iterator[Finding]:
-    cfg, folder = examination.cfg, os.path.abspath(examination.cfg.OUTPUT_DIR)
+    cfg, name, folder = examination.cfg, examination.front.name, os.path.abspath(examination.cfg.OUTPUT_DIR)
     while not os.path.isdir(folder) and folder != os.path.dirname(folder):
         folder = os.path.dirname(folder)
     free = shutil.disk_usage(folder).free
@@ -90,13 +90,13 @@ def _disk(examination: Examination) -> Iterator[Finding]:
         size = 4 * (sum(t.numel() for t in model.state_dict().values()) + sum(p.numel() for p in model.parameters() if p.requires_grad))
         count = -(-cfg.SOLVER.MAX_ITER // max(cfg.SOLVER.CHECKPOINT_PERIOD, 1)) + 1
         about = f"{count} checkpoints of {size_in_words(size)}, with the optimizer's state, are {size_in_words(count * size)}"
-        yield note(f"OUTPUT_DIR: {about}; {size_in_words(free)} free")
+        yield note(f"{name('OUTPUT_DIR')}: {about}; {size_in_words(free)} free")
         if count * size > free:
-            yield error(f"{about}, but {folder!r} has {size_in_words(free)} free", "raise SOLVER.CHECKPOINT_PERIOD, or name another OUTPUT_DIR")
+            advice = f"raise {name('SOLVER.CHECKPOINT_PERIOD')}, or name another {name('OUTPUT_DIR')}"
+            yield error(f"{about}, but {folder!r} has {size_in_words(free)} free", advice)
     if not examination.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
-        yield warning(
-            f"OUTPUT_DIR {cfg.OUTPUT_DIR!r} holds an earlier run", "go on with --resume, or name another: its files would be overwritten"
-        )
+        said = f"{name('OUTPUT_DIR')} {cfg.OUTPUT_DIR!r} holds an earlier run: training would be refused"
+        yield warning(said, "go on with --resume, name another folder, or remove that run with --overwrite")
 
 
 def memory_of_machine() -> Tuple[int, int]:

@@ -1,4 +1,4 @@
-"""What the sections of an examination share: the config, the model without memory, the records, and how findings are made."""
+"""What the sections of an examination share: the config, its model, the records, and how findings are made."""
 
 import contextlib
 import dataclasses
@@ -12,14 +12,13 @@ import warnings
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
-from detectron2.modeling import build_model
 from torch import nn
 
-from ..config import all_keys, learns, put
+from ..config import learns
 from ..data.inspection import Source, Use
+from ..engine.front import Front
 from ..errors import SEVERITIES, Finding, UserError
 
 _GIB = 2**30
@@ -55,8 +54,7 @@ class Examination:
     """One config, and what the sections that look at it have found out for later ones.
 
     Args:
-        cfg: the config, changed where data sets are made known to it.
-        config_file: where it is from, or "".
+        front: the config; it stays as it is.
         processes: how many will train.
         gpus: how many of them on this machine.
         images: as `inspect` takes it.
@@ -66,8 +64,7 @@ class Examination:
         progress: as `inspect` takes it.
     """
 
-    cfg: CfgNode
-    config_file: str = ""
+    front: Front
     processes: int = 1
     gpus: int = 1
     images: Optional[int] = 500
@@ -77,6 +74,7 @@ class Examination:
     progress: Callable = lambda items, **_: items
 
     def __post_init__(self):
+        self.cfg: CfgNode = self.front.settings
         self.use = Use.of(self.cfg)
         self.sources: List[Source] = []
         self.refused: set = set()  # data sets that cannot be read through detectron2
@@ -87,20 +85,13 @@ class Examination:
 
     @functools.cached_property
     def model(self) -> Optional[nn.Module]:
-        """The model without memory, or None where it cannot be built so."""
-        with contextlib.suppress(Exception), torch.device("meta"):
-            return build_model(self.clone("MODEL.DEVICE", "meta"))
+        """The model on the CPU, or None where it cannot be built."""
+        with contextlib.suppress(Exception):
+            return self.build()
         return None
 
-    def clone(self, *pairs: Any) -> CfgNode:
-        """The config with values set where it has such keys."""
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        known = set(all_keys(cfg))
-        for key, value in zip(pairs[::2], pairs[1::2]):
-            if key in known:
-                put(cfg, key, value)
-        return cfg
+    def build(self) -> nn.Module:
+        return self.front.clone("MODEL.DEVICE", "cpu").build_model()
 
     @functools.cached_property
     def records(self) -> List[dict]:
@@ -108,7 +99,8 @@ class Examination:
         cfg = self.cfg
         names = [name for name in cfg.DATASETS.TRAIN if name not in self.refused]
         if not names:
-            raise UserError("none of the data sets in DATASETS.TRAIN can be read", "data", "DATASETS.TRAIN")
+            key = self.front.name("DATASETS.TRAIN")
+            raise UserError(f"none of the data sets in {key} can be read", "data", key)
         keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
         files = [f for n, f in zip(cfg.DATASETS.TRAIN, cfg.DATASETS.PROPOSAL_FILES_TRAIN) if n in names] if cfg.MODEL.LOAD_PROPOSALS else None
         return get_detection_dataset_dicts(names, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, keypoints, files)
@@ -135,6 +127,12 @@ class Examination:
             sides = (short or 800, most)
         step = self.divisibility()
         return tuple(math.ceil(round(side) / step) * step for side in sorted(sides))
+
+    def lower_memory(self) -> str:
+        """Advice."""
+        name, override = self.front.name, self.front.override
+        fewer = f"lower {name('SOLVER.IMS_PER_BATCH')} with {name('SOLVER.BASE_LR')}"
+        return f"{fewer}, set {override('SOLVER.AMP.ENABLED', True)} or {override('MODEL.ACTIVATIONS', 'lean')}"
 
     def divisibility(self) -> int:
         return max(getattr(getattr(self.model, "backbone", None), "size_divisibility", 0) or 1, 1)

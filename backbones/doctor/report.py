@@ -11,10 +11,8 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 
-from ..config import architecture
-from ..engine import Trainer
 from ..errors import SEVERITIES, Finding
-from .data import training_boxes
+from .data import anchor_generator, training_boxes
 from .examination import Examination, words
 
 
@@ -63,15 +61,10 @@ def charts(examination: Examination) -> Iterator[Tuple[str, str]]:
         sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
         figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
         axes.hist(sides, bins=np.geomspace(max(sides.min(), 0.5) * 0.99, max(sides.max(), 1) * 1.01, 41), color="tab:blue")
-        sizes = sorted(
-            {
-                float(v)
-                for level in examination.cfg.MODEL.ANCHOR_GENERATOR.SIZES
-                for v in (level if isinstance(level, (list, tuple)) else [level])
-            }
-        )
-        if architecture(examination.cfg).anchors:
-            for i, size in enumerate(sizes):
+        generator = anchor_generator(examination)
+        if generator is not None:
+            sizes = {round(float((cell[2:] - cell[:2]).prod().sqrt()), 1) for level in generator.cell_anchors for cell in level}
+            for i, size in enumerate(sorted(sizes)):
                 axes.axvline(size, color="tab:red", linewidth=1, label=None if i else "anchor sizes")
             axes.legend()
         axes.set(xscale="log", xlabel="root of the box's area, pixels after resizing", ylabel="boxes of the training data")
@@ -91,7 +84,7 @@ def samples(examination: Examination, count: int = 8) -> Iterator[Tuple[str, str
 
     cfg = examination.cfg
     seed_all_rng(max(cfg.SEED, 0))
-    mapper = Trainer.build_mapper(cfg, is_train=True)
+    mapper = examination.front.mapper(training=True)
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     about = {key: metadata.get(key) for key in ("stuff_classes", "stuff_colors", "ignore_label") if metadata.get(key) is not None}
     classes = [_plain(name) for name in metadata.get("thing_classes") or metadata.get("classes") or ()]

@@ -4,7 +4,6 @@ import os
 from typing import Iterator
 from urllib.parse import urlparse
 
-from detectron2.modeling import build_model
 from iopath.common.file_io import get_cache_dir
 from torch import nn
 
@@ -15,14 +14,14 @@ from .examination import Examination, note, warning
 
 
 def weights(examination: Examination) -> Iterator[Finding]:
-    cfg = examination.clone("MODEL.DEVICE", "cpu")
+    cfg = examination.cfg
     checkpointer = GatedCheckpointer(nn.Identity(), cfg.OUTPUT_DIR)
     begun = examination.resume and checkpointer.has_checkpoint()
     path = checkpointer.get_checkpoint_file() if begun else cfg.MODEL.WEIGHTS
     if examination.resume and not begun:
         yield warning(f"--resume: no checkpoint in {cfg.OUTPUT_DIR!r}, training starts anew")
     if not path:
-        yield note("MODEL.WEIGHTS is empty: training from scratch")
+        yield note(f"{examination.front.name('MODEL.WEIGHTS')} is empty: training from scratch")
         return
     if not examination.sound:
         yield note("the config cannot be built: whether weights fit was not looked at")
@@ -30,7 +29,7 @@ def weights(examination: Examination) -> Iterator[Finding]:
     if not examination.download and not is_here(path):
         yield note(f"{path!r} is not on this machine: it will be downloaded when training starts", "add --download to try it now")
         return
-    checkpointer = GatedCheckpointer(build_model(cfg), require="nothing" if examination.partial else "all" if begun else "backbone")
+    checkpointer = GatedCheckpointer(examination.build(), require="nothing" if examination.partial else "all" if begun else "backbone")
     try:
         checkpointer.load(path, checkpointables=[])
         examination.weights = path

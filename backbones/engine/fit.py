@@ -132,12 +132,12 @@ class Fit(TrainerBase):
                 code="resume",
                 key=key,
             )
+        self._trainer.seed = self.run.go_on(self.start_iter)
         if resume:
             keep_schedule(self.optimizer, self.scheduler, self.start_iter, fresh if new_schedule else None)
         check_processes_agree(self.model, self.start_iter)
         if self.ema:
             self.ema.begin()
-        self._trainer.seed = self.run.go_on(self.start_iter)
 
     def train(self) -> Any:
         """Trains from ``start_iter`` to ``max_iter``, which `finish` may lower, and gives the results of the last evaluation.

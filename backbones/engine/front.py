@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Collection, Dict, Iterator, List, Optional
 
 import torch
 from detectron2.config import CfgNode
@@ -11,11 +11,12 @@ from detectron2.data import transforms as T
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer
-from ..data import register_from_config, register_held_out, register_image_folders
+from ..data import dataset_findings, register_from_config, register_held_out, register_image_folders
 from ..errors import UserError
 from .fit import Fit
 from .hooks import draw_predictions, validation_losses
 from .job import Job
+from .tracking import tracker_findings
 
 
 class Front(ABC):
@@ -25,10 +26,12 @@ class Front(ABC):
         cfg: the config itself, a CfgNode or a DictConfig.
         path: of its file, or "".
         settings: what it says as a YAML config has it: of YAML configs ``cfg`` itself, of Python configs the keys that have a counterpart.
+        words: of one override on the command line.
     """
 
     cfg: Any
     settings: CfgNode
+    words = 2
 
     def __init__(self, path: str = ""):
         self.path = path
@@ -38,9 +41,17 @@ class Front(ABC):
     def name(self, key: str) -> str:
         """What the user's config calls a key of YAML configs."""
 
+    def knows(self, key: str) -> bool:
+        """Whether ``settings`` have a key's value from the config. Other values are detectron2's defaults, which say nothing of this run."""
+        return True
+
     @abstractmethod
     def override(self, key: str, value: Any) -> str:
         """How the command line sets a key of YAML configs."""
+
+    @abstractmethod
+    def merge(self, opts: List[str]) -> None:
+        """Puts overrides of the command line into the config. Raises UserError; the config is then no longer of use."""
 
     @abstractmethod
     def set(self, key: str, value: Any) -> None:
@@ -55,12 +66,18 @@ class Front(ABC):
         """Puts the data of ``--train-json`` and its fellows into the config; overrides prevail."""
 
     @abstractmethod
-    def findings(self, training: bool, processes: int) -> Iterator[UserError]:
-        """What is wrong with the config and its data, as far as it can be known before anything is built."""
+    def config_findings(self, training: bool = False, processes: int = 1) -> Iterator[UserError]:
+        """What is wrong with the config, as far as it can be known before anything is built: `config.config_findings`."""
 
-    @abstractmethod
-    def model_findings(self) -> Iterator[UserError]:
-        """What is wrong with the model and where it is to be."""
+    def data_findings(self, training: bool, skip: Collection[str] = ()) -> Iterator[UserError]:
+        """What is wrong with its data: `data.dataset_findings`."""
+        return dataset_findings(self.settings, training, skip)
+
+    def findings(self, training: bool, processes: int) -> Iterator[UserError]:
+        """All that is wrong."""
+        yield from self.config_findings(training, processes)
+        yield from self.data_findings(training)
+        yield from tracker_findings(self.settings, self.name)
 
     def check_resize(self) -> None:
         """Raises UserError where evaluation does something else to images than resizing them by their shorter side."""
@@ -168,7 +185,7 @@ class Front(ABC):
     def check_model(self) -> None:
         """Registers the config's data sets. Raises UserError where its model cannot be built here; data need not be there."""
         self.register()
-        for problem in self.model_findings():
+        for problem in self.config_findings():
             raise problem
 
     def register(self, training: bool = False) -> None:

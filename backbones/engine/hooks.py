@@ -21,6 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from .. import upstream
 from ..checkpoint import GatedCheckpointer
 from ..data.loader import TrainLoader, seed_random_numbers, share
 from .step import moving_values, set_moving_values
@@ -228,7 +229,7 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
     modes, values = [(module, module.training) for module in model.modules()], moving_values(model)
     model.train()
     for module in model.modules():
-        if isinstance(module, (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)):
+        if isinstance(module, (upstream.RunningNorm, upstream.Dropout)):
             module.eval()
     sums: Dict[str, float] = {}
     count = 0

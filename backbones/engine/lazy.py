@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import inspect
 import re
-from typing import Any, Callable, Dict, Iterator, List, Optional
+from typing import Any, Callable, Collection, Dict, Iterator, List, Optional
 
 import detectron2.data.transforms as T
 import torch
@@ -17,7 +17,7 @@ from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigTypeError, OmegaConfBaseException
 from torch import nn
 
 from .. import config
@@ -26,69 +26,12 @@ from ..data import dataset_findings
 from ..data.loader import NamesFiles, train_loader
 from ..errors import UserError, raised, unknown
 from ..evaluation.build import coco_evaluator
+from ..solver import scale_learning_rate
 from ..swap import use_backbone
 from .fit import broadcast_buffers
 from .front import Front
 from .job import Job
-from .tracking import tracker_findings
-
-# what Python configs call the keys of YAML configs; those under "train." may be missing in a config, which then has the default of the YAML key
-KEYS = {
-    "OUTPUT_DIR": "train.output_dir",
-    "SEED": "train.seed",
-    "MODEL.DEVICE": "train.device",
-    "MODEL.WEIGHTS": "train.init_checkpoint",
-    "MODEL.ACTIVATIONS": "train.activations",
-    "MODEL.COMPILE": "train.compile",
-    "MODEL.MEMORY_FORMAT": "train.memory_format",
-    "MODEL_EMA.ENABLED": "train.model_ema.enabled",
-    "MODEL_EMA.DECAY": "train.model_ema.decay",
-    "SOLVER.MAX_ITER": "train.max_iter",
-    "SOLVER.ACCUMULATE": "train.accumulate",
-    "SOLVER.AMP.ENABLED": "train.amp.enabled",
-    "SOLVER.AMP.PRECISION": "train.amp.precision",
-    "SOLVER.CHECKPOINT_PERIOD": "train.checkpointer.period",
-    "TEST.EVAL_PERIOD": "train.eval_period",
-    "TEST.BEST_METRIC": "train.best_metric",
-    "TEST.PATIENCE": "train.patience",
-    "TEST.LOSS": "train.validation_loss",
-    "TEST.PICTURES": "train.pictures",
-    "TEST.COCO_EVALUATOR": "train.coco_evaluator",
-    "TEST.PRECISE_BN.ENABLED": "train.precise_bn.enabled",
-    "TEST.PRECISE_BN.NUM_ITER": "train.precise_bn.num_iter",
-    "TEST.AUG.ENABLED": "train.augmented_test.enabled",
-    "TEST.AUG.MIN_SIZES": "train.augmented_test.min_sizes",
-    "TEST.AUG.MAX_SIZE": "train.augmented_test.max_size",
-    "TEST.AUG.FLIP": "train.augmented_test.flip",
-    "TRACKING.WANDB": "train.tracking.wandb",
-    "TRACKING.MLFLOW": "train.tracking.mlflow",
-    "INPUT.UNREADABLE": "train.unreadable",
-    "DATASETS.REGISTER": "train.register",
-    "DATASETS.TRAIN": "dataloader.train.dataset.names",
-    "DATASETS.TEST": "dataloader.test.dataset.names",
-    "DATALOADER.NUM_WORKERS": "dataloader.train.num_workers",
-    "SOLVER.IMS_PER_BATCH": "dataloader.train.total_batch_size",
-    "SOLVER.BASE_LR": "optimizer.lr",
-    "SOLVER.MOMENTUM": "optimizer.momentum",
-    "SOLVER.WEIGHT_DECAY": "optimizer.weight_decay",
-    "SOLVER.WARMUP_ITERS": "lr_multiplier.warmup_length",
-    "TEST.KEYPOINT_OKS_SIGMAS": "dataloader.evaluator.kpt_oks_sigmas",
-    "INPUT.FORMAT": "model.input_format",
-    "MODEL.PIXEL_MEAN": "model.pixel_mean",
-    "MODEL.PIXEL_STD": "model.pixel_std",
-    "MODEL.ROI_HEADS.NUM_CLASSES": "model.roi_heads.num_classes",
-    "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "model.roi_heads.box_predictor.test_score_thresh",
-    "MODEL.ROI_HEADS.NMS_THRESH_TEST": "model.roi_heads.box_predictor.test_nms_thresh",
-    "TEST.DETECTIONS_PER_IMAGE": "model.roi_heads.box_predictor.test_topk_per_image",
-    "MODEL.RETINANET.NUM_CLASSES": "model.num_classes",
-    "MODEL.GFL.NUM_CLASSES": "model.num_classes",
-    "MODEL.RETINANET.SCORE_THRESH_TEST": "model.test_score_thresh",
-    "MODEL.GFL.SCORE_THRESH_TEST": "model.test_score_thresh",
-    "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "model.sem_seg_head.num_classes",
-    "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": "model.combine_instances_score_thresh",
-}
-# whose values are not of the YAML key's kind
-_FRACTION, _NAMES = ("SOLVER.WARMUP_ITERS",), ("DATASETS.TRAIN", "DATASETS.TEST")
+from .lazy_keys import FRACTIONS, KEYS, LISTS, NAMES, resizing
 
 
 def is_python(path: str) -> bool:
@@ -100,7 +43,9 @@ def is_python(path: str) -> bool:
 
 
 class PythonFront(Front):
-    """A Python config. ``settings`` follow from it; `KEYS` says how."""
+    """A Python config. ``settings`` follow from it; `KEYS` says how. ``places`` are the rows of it that this config has."""
+
+    words = 1
 
     def __init__(self, cfg: DictConfig, path: str = "", opts: Optional[List[str]] = None):
         super().__init__(path)
@@ -110,8 +55,7 @@ class PythonFront(Front):
             if place.startswith("train.") and _select(cfg, place) is None:
                 value = get(defaults, key)
                 OmegaConf.update(cfg, place, list(value) if isinstance(value, tuple) else value, force_add=True)
-        self._override()
-        self._read_settings()
+        self.merge(self.opts)
 
     @classmethod
     def read(cls, path: str, opts: List[str], backbone: str = "") -> "PythonFront":
@@ -127,57 +71,58 @@ class PythonFront(Front):
             use_backbone(cfg, backbone)
         return cls(cfg, path, opts)
 
-    def _override(self) -> None:
-        for item in self.opts:
+    def merge(self, opts: List[str]) -> None:
+        for item in opts:
             if "=" not in item:
                 raise UserError(
-                    f"{self.path!r} is a Python config, whose overrides are key.key=value, such as train.device=cpu, not {item!r}", code="syntax"
+                    f"{self.path!r} is a Python config, whose overrides are key.key=value, such as train.device=cpu, not {item!r}",
+                    code="syntax",
                 )
             _check_key(self.cfg, item.partition("=")[0].lstrip("+~"))
         try:
-            self.cfg = LazyConfig.apply_overrides(self.cfg, list(self.opts))
+            self.cfg = LazyConfig.apply_overrides(self.cfg, list(opts))
         except Exception as error:  # hydra's grammar and omegaconf have many of their own
-            raise UserError(f"{' '.join(self.opts)}: {' '.join(str(error).split())}", code="syntax") from error
-        _check_sections(self.cfg, " ".join(self.opts))
+            raise UserError(f"{' '.join(opts)}: {' '.join(str(error).split())}", code="syntax") from error
+        _check_sections(self.cfg, " ".join(opts))
+        self._read_settings()
 
     def _read_settings(self) -> None:
         """Raises UserError for a value of another kind than the YAML key's."""
-        cfg, settings = self.cfg, _defaults()
-        for key, place in KEYS.items():
+        cfg, settings, self.places = self.cfg, _defaults(), {}
+        for key, place in {**KEYS, **resizing(cfg)}.items():
             value = _select(cfg, place)
-            if value is None and not place.startswith("train.") or key in _FRACTION:
+            if value is None and not place.startswith("train.") or key in FRACTIONS:
                 continue
             value = OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
-            if key in _NAMES:
-                value = [value] if isinstance(value, str) else value
+            if key in LISTS and not isinstance(value, list):
+                value = [value]
+            elif key == "INPUT.MIN_SIZE_TEST" and isinstance(value, list):
+                value = value[0]
             _assign(settings, key, value, place)
+            self.places[key] = place
         model = cfg.model
         settings.MODEL.META_ARCHITECTURE = getattr(_target(model), "__name__", "")
         heads = model.get("roi_heads") or {}
         settings.MODEL.MASK_ON = heads.get("mask_head") is not None
         settings.MODEL.KEYPOINT_ON = heads.get("keypoint_head") is not None
-        for split, suffix in (("train", "TRAIN"), ("test", "TEST")):
-            for node in OmegaConf.select(cfg, f"dataloader.{split}.mapper.augmentations") or ():
-                if isinstance(node, DictConfig) and "short_edge_length" in node:
-                    sides = node.short_edge_length
-                    sides = list(sides) if isinstance(sides, ListConfig) else [sides]
-                    settings.INPUT[f"MIN_SIZE_{suffix}"] = tuple(sides) if suffix == "TRAIN" else sides[0]
-                    settings.INPUT[f"MAX_SIZE_{suffix}"] = node.get("max_size", 1333)
         self.settings = settings
 
     def name(self, key: str) -> str:
-        return KEYS.get(key, key)
+        return self.places.get(key, KEYS.get(key, key))
+
+    def knows(self, key: str) -> bool:
+        return key in self.places
 
     def override(self, key: str, value: Any) -> str:
         return f"{self.name(key)}={value}"
 
     def set(self, key: str, value: Any) -> None:
         """Of a key without a counterpart in this config nothing changes but the settings."""
-        place = KEYS.get(key, "")
-        if place.startswith("train.") or place and OmegaConf.select(self.cfg, place) is not None:
-            OmegaConf.update(self.cfg, place, list(value) if isinstance(value, tuple) else value, force_add=True)
+        if key in self.places:  # evaluators take the one name of their data from there
+            given = value[0] if key in NAMES and len(value) == 1 else list(value) if isinstance(value, tuple) else value
+            OmegaConf.update(self.cfg, self.places[key], given, force_add=True)
         self.settings.defrost()
-        _assign(self.settings, key, value, place or key)
+        _assign(self.settings, key, value, self.name(key))
 
     def apply_data_arguments(self, args: Any, training: bool) -> None:
         own = _defaults()
@@ -185,20 +130,15 @@ class PythonFront(Front):
         if not own.DATASETS.REGISTER:
             return
         self.set("DATASETS.REGISTER", [*self.settings.DATASETS.REGISTER, *own.DATASETS.REGISTER])
-        for key in _NAMES:
+        for key in NAMES:
             names = get(own, key)
-            if names and OmegaConf.select(self.cfg, KEYS[key]) is None:
+            if names and key not in self.places:
                 raise UserError(f"--train-json and --val-json set {KEYS[key]}, which this Python config has not", code="unsupported")
             if names:
-                OmegaConf.update(self.cfg, KEYS[key], names[0])
-        for place in ("model.roi_heads.num_classes", "model.num_classes"):
-            if OmegaConf.select(self.cfg, place) is not None:
-                OmegaConf.update(self.cfg, place, own.MODEL.ROI_HEADS.NUM_CLASSES)
-        self._override()
-        self._read_settings()
-
-    def model_findings(self) -> Iterator[UserError]:
-        yield from raised(check_device, self.settings.MODEL.DEVICE, self.name("MODEL.DEVICE"), "{}={}")
+                self.set(key, names)
+        for key in ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"):
+            self.set(key, own.MODEL.ROI_HEADS.NUM_CLASSES)
+        self.merge(self.opts)
 
     def check_resize(self) -> None:
         steps = OmegaConf.select(self.cfg, "dataloader.test.mapper.augmentations") or ()
@@ -206,18 +146,19 @@ class PythonFront(Front):
             place = "dataloader.test.mapper.augmentations"
             raise UserError(f"{place} must be one ResizeShortestEdge, which an exported file can repeat", code="unsupported", key=place)
 
-    def findings(self, training: bool, processes: int) -> Iterator[UserError]:
-        s, device = self.settings, self.settings.MODEL.DEVICE
-        yield from self.model_findings()
+    def config_findings(self, training: bool = False, processes: int = 1) -> Iterator[UserError]:
+        s = self.settings
+        yield from raised(check_device, s.MODEL.DEVICE, self.name("MODEL.DEVICE"), "{}={}")
         yield from raised(check_output_dir, s.OUTPUT_DIR, self.name("OUTPUT_DIR"))
         for row in config.KEYS:
-            problem = row._replace(name=self.name(row.name)).error(get(s, row.name)) if row.name in KEYS else None
+            problem = row._replace(name=self.name(row.name)).error(get(s, row.name)) if row.name in self.places else None
             if problem:
                 yield problem
         if training:
-            yield from training_findings(s, processes, device, self.name)
-        yield from tracker_findings(s, self.name)
-        for problem in dataset_findings(s, training, called=self.name):
+            yield from training_findings(s, processes, s.MODEL.DEVICE, self.name)
+
+    def data_findings(self, training: bool, skip: Collection[str] = ()) -> Iterator[UserError]:
+        for problem in dataset_findings(self.settings, training, skip, self.name):
             # data need not come of detectron2's catalogue, nor heads have a number of classes
             if problem.code != "missing-argument" and (problem.code != "classes" or _select(self.cfg, problem.key) is not None):
                 yield problem
@@ -267,7 +208,9 @@ class PythonFront(Front):
         train, test = loaders.train.mapper, loaders.test.mapper
         if not (isinstance(train, DictConfig) and isinstance(test, DictConfig) and "augmentations" in train and "augmentations" in test):
             raise UserError("train.validation_loss needs mappers with augmentations in dataloader.train and test", code="unsupported")
-        parts = {key: self._instantiate(f"dataloader.train.mapper.{key}", train[key]) for key in train if key not in ("_target_", "augmentations")}
+        parts = {
+            key: self._instantiate(f"dataloader.train.mapper.{key}", train[key]) for key in train if key not in ("_target_", "augmentations")
+        }
         return _target(train)(**parts, augmentations=self._instantiate("dataloader.test.mapper.augmentations"))
 
     def resize(self) -> T.Augmentation:
@@ -278,7 +221,8 @@ class PythonFront(Front):
 
     @property
     def evaluates(self) -> bool:
-        return "evaluator" in self.cfg.dataloader
+        names = OmegaConf.select(self.cfg, KEYS["DATASETS.TEST"])  # None of other data than the catalogue's
+        return "evaluator" in self.cfg.dataloader and (names is None or len(names) > 0)
 
     def evaluate(self, model: nn.Module) -> Dict[str, Any]:
         """The results of the config's own evaluator on its test data; empty where it has none."""
@@ -313,14 +257,19 @@ class PythonFront(Front):
         return coco_evaluator(self.settings, node.dataset_name, node.get("output_dir") or f"{self.settings.OUTPUT_DIR}/{folder}", **options)
 
     def job(self) -> Job:
-        train = self.cfg.train
+        train, scaled = self.cfg.train, scale_learning_rate(self.settings, self.name)
+        if scaled is not self.settings:
+            self.set("SOLVER.REFERENCE_BATCH", 0)
+            self.set("SOLVER.BASE_LR", scaled.SOLVER.BASE_LR)
         return dataclasses.replace(super().job(), log_period=train.log_period, checkpoints_kept=train.checkpointer.get("max_to_keep"))
 
     def ddp(self) -> Dict[str, Any]:
         return OmegaConf.to_container(self.cfg.train.ddp) if "ddp" in self.cfg.train else {}
 
     def plain(self) -> Dict[str, Any]:
-        return {key: _plain(OmegaConf.to_container(self.cfg[key], resolve=False)) for key in ("train", "optimizer", "lr_multiplier", "dataloader")}
+        return {
+            key: _plain(OmegaConf.to_container(self.cfg[key], resolve=False)) for key in ("train", "optimizer", "lr_multiplier", "dataloader")
+        }
 
     def _instantiate(self, key: str, node: Any = None) -> Any:
         try:
@@ -352,6 +301,8 @@ def _check_sections(cfg: Any, where: str) -> None:
 def _select(cfg: DictConfig, place: str) -> Any:
     try:
         return OmegaConf.select(cfg, place)
+    except ConfigTypeError:  # a list is there, as of several evaluators, which has no such key
+        return None
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise UserError(f"{place} of the config: {' '.join(str(error).split())}", code="syntax", key=place) from error
 
@@ -383,21 +334,23 @@ def _plain(value: Any) -> Any:
 
 def _check_key(cfg: DictConfig, key: str) -> None:
     """Raises UserError for an override of what is neither there nor an argument of what is to be called there."""
-    node: Any = cfg
+    node: Any = OmegaConf.to_container(cfg, resolve=False)
     for part in key.split("."):
-        if isinstance(node, DictConfig) and part in node:
-            node = node._get_node(part)
-        elif isinstance(node, ListConfig) and part.isdigit() and int(part) < len(node):
-            node = node._get_node(int(part))
-        else:
-            allowed = list(node) if isinstance(node, DictConfig) else []
-            if "_target_" in allowed:
-                parameters = inspect.signature(_target(node)).parameters
-                if part in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-                    return
-                allowed = [*allowed, *parameters]
-            allowed = sorted(set(map(str, allowed)) - {"_target_", "self"})
-            raise unknown(f"config key {key!r}, of whose parts", part, allowed, key=key, code="unknown-key")
+        if isinstance(node, list):
+            node = dict(enumerate(node))
+            part = int(part) if part.isdigit() else part
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+            continue
+        allowed = list(node) if isinstance(node, dict) else []
+        if "_target_" in allowed:
+            target = node["_target_"]
+            parameters = inspect.signature(locate(target) if isinstance(target, str) else target).parameters
+            if part in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+                return
+            allowed = [*allowed, *parameters]
+        allowed = sorted(set(map(str, allowed)) - {"_target_", "self"})
+        raise unknown(f"config key {key!r}, of whose parts", part, allowed, key=key, code="unknown-key")
 
 
 def _missing(error: ModuleNotFoundError, what: str) -> UserError:

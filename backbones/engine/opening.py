@@ -19,12 +19,7 @@ def open_config(name: str, opts: Sequence[str] = (), backbone: str = "") -> Fron
     """
     path = zoo.get_config_file(name) if name else ""
     kind = PythonFront if is_python(path) else YamlFront
-    return kind.read(path, _overrides(opts), backbone)
-
-
-def _overrides(opts: Sequence[str]) -> List[str]:
-    """argparse leaves a "--" in what it has not looked at."""
-    return [item for item in opts if item != "--"]
+    return kind.read(path, list(opts), backbone)
 
 
 def stay_in_moved_folder(front: Front, opts: Sequence[str]) -> None:
@@ -42,5 +37,3 @@ def add_config_arguments(parser: argparse.ArgumentParser, required: bool = False
     parser.add_argument("--config-file", default="", required=required, metavar="FILE", help="a config's path or name, YAML or Python")
     parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE each, or key=value of a Python config")
-
-

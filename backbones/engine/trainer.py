@@ -26,7 +26,6 @@ from ..config import (
     merge_overrides,
     put,
 )
-from ..data import dataset_findings
 from ..data.classification import ClassificationMapper
 from ..data.loader import NamesFiles, build_train_loader, share
 from ..data.mapper import FasterMapper
@@ -36,7 +35,7 @@ from ..solver import build_lr_scheduler, build_optimizer, scale_learning_rate
 from ..swap import use_backbone
 from .fit import Fit, broadcast_buffers
 from .front import Front
-from .tracking import tracker_findings
+from .launch import once_a_machine
 
 
 class Trainer(Fit, DefaultTrainer):
@@ -71,7 +70,7 @@ class Trainer(Fit, DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        return build_train_loader(cfg, cls.build_mapper(cfg, is_train=True))
+        return build_train_loader(cfg, cls.build_mapper(cfg, is_train=True), once_a_machine)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
@@ -137,15 +136,13 @@ class YamlFront(Front):
 
     def apply_data_arguments(self, args: Any, training: bool) -> None:
         apply_data_arguments(self.cfg, args, training)
-        merge_overrides(self.cfg, self.opts)
+        self.merge(self.opts)
 
-    def findings(self, training: bool, processes: int) -> Iterator[UserError]:
-        yield from config_findings(self.cfg, training, processes)
-        yield from dataset_findings(self.cfg, training)
-        yield from tracker_findings(self.cfg)
+    def merge(self, opts: List[str]) -> None:
+        merge_overrides(self.cfg, opts)
 
-    def model_findings(self) -> Iterator[UserError]:
-        return config_findings(self.cfg)
+    def config_findings(self, training: bool = False, processes: int = 1) -> Iterator[UserError]:
+        return config_findings(self.cfg, training, processes)
 
     def clone(self, *pairs: Any) -> "YamlFront":
         front = YamlFront(self.cfg.clone(), self.path, self.opts, self.trainer)
@@ -194,4 +191,3 @@ class YamlFront(Front):
 
     def plain(self) -> Dict[str, Any]:
         return yaml.safe_load(self.cfg.dump())
-

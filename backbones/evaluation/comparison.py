@@ -1,4 +1,4 @@
-"""How far two detectors' AP differ on the same images, and how far that moves with the images: a paired bootstrap."""
+"""The difference between two detectors' AP on the same images, and how it varies with the images: a paired bootstrap."""
 
 import contextlib
 import io
@@ -19,6 +19,18 @@ class Matches:
     truth: np.ndarray  # (G,) places of the objects' images
 
 
+def pycocotools_evaluation(dataset: Dict[str, Any], results: List[dict], task: str) -> Any:
+    """pycocotools' ``COCOeval`` of results in COCO's format, ready to evaluate."""
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth = COCO()
+        truth.dataset = dataset
+        truth.createIndex()
+        return COCOeval(truth, truth.loadRes([dict(r) for r in results]) if results else COCO(), task)
+
+
 def match(
     images: Dict[int, dict], places: Dict[int, int], category: dict, annotations: List[dict], results: List[dict], task: str, sigmas=()
 ) -> List[Matches]:
@@ -27,21 +39,15 @@ def match(
     Args:
         images: by id, of COCO's format.
         places: id -> row of the weights that `average_precision` takes.
-        annotations, results: those of the class; pycocotools adds fields to the annotations.
-        sigmas: of the keypoints; COCO's own without.
+        annotations, results: of this class. pycocotools adds fields to the annotations.
+        sigmas: OKS sigmas of the keypoints; default: COCO's.
     """
-    from pycocotools.coco import COCO
-    from pycocotools.cocoeval import COCOeval
-
     used = sorted({entry["image_id"] for entry in [*annotations, *results]})
+    dataset = {"images": [images[i] for i in used], "annotations": annotations, "categories": [category]}
+    evaluation = pycocotools_evaluation(dataset, results, task)
+    if len(sigmas):
+        evaluation.params.kpt_oks_sigmas = np.array(sigmas)
     with contextlib.redirect_stdout(io.StringIO()):
-        truth = COCO()
-        truth.dataset = {"images": [images[i] for i in used], "annotations": annotations, "categories": [category]}
-        truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes([dict(r) for r in results]) if results else COCO(), task)
-        if len(sigmas):
-            evaluation.params.kpt_oks_sigmas = np.array(sigmas)
-        evaluation.params.catIds, evaluation.params.imgIds = [category["id"]], used
         evaluation.evaluate()
     thresholds, found = len(evaluation.params.iouThrs), evaluation.evalImgs
     matches = []
@@ -60,10 +66,10 @@ def match(
 def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
     """(T, S) COCO's AP at each IoU threshold in each of S samples; NaN where a sample has no objects.
 
-    ``weights`` (I, S), integers, says how often each of the I images is in each sample. As pycocotools gives for copies of the images, but
-    that equal scores in one image are not interleaved with those of its copies.
+    ``weights`` (I, S), integers, says how often each of the I images is in each sample. pycocotools gives the same for that many
+    copies of the images, except that it interleaves equal scores of an image and its copies.
     """
-    recalls = np.linspace(0.0, 1.0, 101)  # pycocotools' recThrs, to the bit
+    recalls = np.linspace(0.0, 1.0, 101)  # exactly pycocotools' recThrs
     objects = weights[matches.truth].sum(0, dtype=np.int32)
     result = np.zeros((len(matches.true), weights.shape[1]))
     # Only at true detections does recall grow, and precision is looked up nowhere else. How many detections count before them comes from one
@@ -110,12 +116,12 @@ def compare(
     """The differences in AP, B minus A, with percentile intervals of a paired bootstrap over images.
 
     Args:
-        dataset: annotations, and
-        results: A's and B's detections, in COCO's format, as `results.check_annotations` and `results.check_results` let pass.
+        dataset: annotations in COCO's format that passed `results.check_annotations`.
+        results: A's and B's detections that passed `results.check_results`.
         task: "bbox", "segm" or "keypoints".
-        samples: of the bootstrap; both detectors are evaluated on each.
+        samples: of the bootstrap. Both detectors are evaluated on each.
         confidence: of the intervals, in percent.
-        sigmas: of the keypoints; COCO's own without.
+        sigmas: OKS sigmas of the keypoints; default: COCO's.
         progress: wraps the iteration over classes, for a bar.
 
     Returns:
@@ -166,7 +172,7 @@ def _by_class(entries: Iterable[dict]) -> Dict[int, List[dict]]:
 
 
 def _row(name: str, a: np.ndarray, b: np.ndarray, confidence: float) -> Dict[str, Any]:
-    """Of the values on the data set itself, which stand first, and on the samples."""
+    """One row of `compare`. The first value of ``a`` and ``b`` is of the data set itself, the others of the samples."""
     difference = b - a
     drawn = difference[1:][~np.isnan(difference[1:])]
     if np.isnan(difference[0]) or not len(drawn):
@@ -177,5 +183,5 @@ def _row(name: str, a: np.ndarray, b: np.ndarray, confidence: float) -> Dict[str
 
 
 def beyond_chance(row: Dict[str, Any]) -> bool:
-    """Whether the interval leaves out 0."""
+    """Whether the interval excludes 0."""
     return row["samples"] > 0 and (row["low"] > 0 or row["high"] < 0)

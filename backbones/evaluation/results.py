@@ -1,4 +1,4 @@
-"""Detections in COCO's result format, and the annotations that they are of: read from files that nobody vouches for."""
+"""Checks files before a comparison: detections in COCO's result format, and the annotations of their images."""
 
 import os
 from typing import Any, Dict, List, Sequence
@@ -13,19 +13,18 @@ TASKS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # ta
 
 
 def check_annotations(content: Dict[str, Any], task: str, path: str) -> None:
-    """Raises UserError where ``content``, of the file ``path``, lacks what an evaluation of ``task`` reads."""
+    """Raises UserError if ``content``, of the file ``path``, lacks what an evaluation of ``task`` reads."""
     what = f"annotation file {path!r}"
     if not content["annotations"]:
         raise UserError(f"{what}: 'annotations' is empty: there is nothing to compare by", "data")
     own = {"bbox": ("bbox",), "segm": (), "keypoints": ("bbox", "keypoints", "num_keypoints")}[task]
-    required = {
+    used = {
         "images": ("id", "width", "height") if task == "segm" else ("id",),
         "categories": ("id", "name"),
-        "annotations": ("id", "image_id", "category_id", "area", *own),
+        "annotations": ("id", "image_id", "category_id", "area", *own, "iscrowd"),
     }
-    used = {**required, "annotations": (*required["annotations"], "iscrowd")}
     fields = {key: {name: annotations.FIELDS[key][name] for name in names} for key, names in used.items()}
-    for problem in annotations.problems(content, fields, required):
+    for problem in annotations.problems(content, fields, optional=("iscrowd",)):
         raise UserError(f"{what}: {problem}", "data")
     if task == "segm":
         images = {image["id"]: image for image in content["images"]}
@@ -38,7 +37,7 @@ def check_annotations(content: Dict[str, Any], task: str, path: str) -> None:
 
 
 def check_results(content: Any, dataset: Dict[str, Any], task: str, path: str) -> List[dict]:
-    """The fields of the detections that ``task`` needs; raises UserError where ``content``, of the file ``path``, is no result list of it."""
+    """The fields of the detections that ``task`` needs; raises UserError if ``content``, of the file ``path``, is no list of such."""
     what = f"result file {path!r}"
     if not isinstance(content, list):
         raise UserError(f"{what} is not in COCO's format: there is no list of detections", "bad-file")
@@ -48,7 +47,7 @@ def check_results(content: Any, dataset: Dict[str, Any], task: str, path: str) -
     if isinstance(content[0], dict) and field not in content[0]:
         has = [name for name, key in TASKS.items() if key in content[0]]
         raise UserError(
-            f"{what} is not of task {task!r}: a detection has no {field}; of {', '.join(has) or 'none of the tasks'} it is",
+            f"{what} is not of task {task!r}: a detection has no {field}; the file is of {', '.join(has) or 'none of the tasks'}",
             "value",
             "--task",
             has[0] if has else None,
@@ -65,12 +64,12 @@ def check_results(content: Any, dataset: Dict[str, Any], task: str, path: str) -
     fields = {key: kinds[key] for key in keys}
     images, classes = ({entry["id"]: entry for entry in dataset[key]} for key in ("images", "categories"))
     for i, result in enumerate(content):
-        for fault in annotations.faults(result, fields, keys):
+        for fault in annotations.faults(result, fields, optional=()):
             raise UserError(f"{what}: entry {i} {fault}", "bad-file")
         for key, known, owner in (("image_id", images, "images"), ("category_id", classes, "categories")):
             if result[key] not in known:
                 raise UserError(
-                    f"{what}: entry {i} has {key} {result[key]}, which is not among the {owner!r} of the annotations: is it of another data set?",
+                    f"{what}: entry {i} has {key} {result[key]}, which is not among the {owner!r} of the annotations: another data set?",
                     "data",
                 )
         if task == "segm":
@@ -81,7 +80,7 @@ def check_results(content: Any, dataset: Dict[str, Any], task: str, path: str) -
 
 
 def check_keypoints(dataset: Dict[str, Any], results: Sequence[List[dict]], sigmas: Sequence[float]) -> None:
-    """Raises UserError where the numbers of keypoints do not agree."""
+    """Raises UserError if the numbers of keypoints do not agree."""
     wanted = len(sigmas) or 17
     for who, entries in (("objects", dataset["annotations"]), ("detections of A", results[0]), ("detections of B", results[1])):
         other = next((len(e["keypoints"]) / 3 for e in entries if len(e["keypoints"]) != 3 * wanted), None)
@@ -91,7 +90,7 @@ def check_keypoints(dataset: Dict[str, Any], results: Sequence[List[dict]], sigm
 
 
 def annotation_file(name: str) -> str:
-    """The path of the annotations of a data set in detectron2's catalogue; raises UserError where it has none in COCO's format."""
+    """The path of the annotations of a data set in detectron2's catalogue; raises UserError if it has none in COCO's format."""
     if name not in DatasetCatalog:
         raise unknown("data set", name, sorted(DatasetCatalog.keys()), "--dataset")
     check_paths(name)
@@ -104,5 +103,5 @@ def annotation_file(name: str) -> str:
 
 
 def results_file(path: str) -> str:
-    """``path`` itself, or the results inside where it is the folder of a run."""
+    """The results inside, if ``path`` is the folder of a run; else ``path``."""
     return os.path.join(path, "inference", "coco_instances_results.json") if os.path.isdir(path) else path

@@ -13,18 +13,9 @@ import os
 import sys
 from typing import Callable, Dict, List, Optional, Tuple
 
-from detectron2.config import CfgNode, get_cfg
 from tqdm import tqdm
 
-from .. import zoo
-from ..config import (
-    add_backbones_config,
-    add_data_arguments,
-    apply_data_arguments,
-    check_output_dir,
-    merge_file,
-    merge_overrides,
-)
+from ..config import add_data_arguments, check_output_dir
 from ..doctor.config import config
 from ..doctor.data import data
 from ..doctor.dry_run import dry_run
@@ -34,38 +25,34 @@ from ..doctor.memory import memory
 from ..doctor.report import charts, page, printable, samples, totals
 from ..doctor.weights import weights
 from ..engine import count_processes
-from ..engine.lazy import is_python
+from ..engine.front import Front
+from ..engine.opening import add_config_arguments, open_config, stay_in_moved_folder
 from ..errors import SEVERITIES, Finding, UserError, raised
 from ..files import write_whole
-from ..swap import use_backbone
 from . import program, run
 
 
-def read_config(args: argparse.Namespace) -> Tuple[CfgNode, List[Finding]]:
+def read_config(args: argparse.Namespace) -> Tuple[Front, List[Finding]]:
     """The config of the command line, and what is wrong with its overrides and flags of data. Raises UserError where there is none at all."""
-    if len(args.opts) % 2:
-        raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(args.opts)}", "syntax")
-    cfg = get_cfg()
-    add_backbones_config(cfg)
-    if args.config_file:
-        args.config_file = zoo.get_config_file(args.config_file)
-        if is_python(args.config_file):
-            raise UserError(f"{args.config_file!r} is a Python config: the doctor reads YAML ones", "unsupported", "--config-file")
-        merge_file(cfg, args.config_file)
-    if args.backbone:
-        use_backbone(cfg, args.backbone)
-    errors = raised(apply_data_arguments, cfg, args)
-    for pair in zip(args.opts[::2], args.opts[1::2]):
-        errors += raised(merge_overrides, cfg, list(pair))
-    return cfg, [Finding.of(problem) for problem in errors]
+    front, opts = open_config(args.config_file, backbone=args.backbone), args.opts
+    if len(opts) % front.words:
+        raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(opts)}", "syntax")
+    errors = raised(front.apply_data_arguments, args, True)
+    for i in range(0, len(opts), front.words):
+        changed = front.clone()
+        wrong = raised(changed.merge, opts[i : i + front.words])
+        errors += wrong
+        front = front if wrong else changed
+    if args.resume:
+        stay_in_moved_folder(front, opts)
+    return front, [Finding.of(problem) for problem in errors]
 
 
 def examine(args: argparse.Namespace, say: Callable[[str], None] = print) -> Tuple[Examination, Dict[str, List[Finding]]]:
     """Every section's findings, each said as soon as it is known."""
-    cfg, found = read_config(args)
+    front, found = read_config(args)
     examination = Examination(
-        cfg,
-        args.config_file,
+        front,
         processes=count_processes(args),
         gpus=args.num_gpus,
         images=args.images,
@@ -105,8 +92,6 @@ def _images(value: str) -> Optional[int]:
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program("doctor"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="a config's path or name")
-    parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
     parser.add_argument(
         "--num-gpus", type=int, default=1, metavar="N", help="as training will have it: GPUs, or on a CPU processes, per machine"
     )
@@ -122,7 +107,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--download", action="store_true", help="download weights that are not on this machine, as training does")
     parser.add_argument("--report", default="", metavar="FILE", help="write all of it, with charts and training samples, into this .html")
     add_data_arguments(parser)
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE each")
+    add_config_arguments(parser)
     return parser
 
 

@@ -2,7 +2,7 @@
 
 backbones train --config-file faster_rcnn_V_39_FPN_3x.yaml --num-gpus 8
 backbones train --config-file faster_rcnn_V_39_FPN_3x.yaml --eval-only MODEL.WEIGHTS output/model_final.pth
-torchrun --nproc-per-node 8 train_net.py --config-file faster_rcnn_V_39_FPN_3x.yaml
+torchrun --nproc-per-node 8 -m backbones train --config-file faster_rcnn_V_39_FPN_3x.yaml
 """
 
 import argparse
@@ -13,32 +13,35 @@ import os
 import sys
 from typing import NoReturn, Optional, Sequence
 
-from detectron2.engine import default_argument_parser, default_setup
+from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..config import add_data_arguments
+from ..config import add_data_arguments, check_device
 from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
-from ..engine import Front, clear, count_processes, launch, lock, open_config, stay_in_moved_folder
+from ..engine import Front, add_config_arguments, clear, count_processes, launch, lock, open_config, stay_in_moved_folder
 from ..errors import UserError
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = default_argument_parser(epilog=f"Examples:\n{__doc__.partition(chr(10))[2]}")
-    parser.description = __doc__.partition("\n")[0]
-    helps = {
-        "config_file": "a config's path, or its name among this project's or detectron2's zoo configs",
-        "resume": "go on from the last checkpoint in the output folder",
-        "num_gpus": "number of GPUs per machine; with MODEL.DEVICE cpu, number of processes",
-        "dist_url": "where the processes meet; auto, the default, is a free port of this machine",
-    }
-    for action in parser._actions:
-        action.help = helps.get(action.dest, action.help)
-    parser.set_defaults(dist_url="auto")
-    parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
+    """The flags of detectron2's own train_net.py, and more."""
+    description, _, examples = __doc__.partition("\n")
+    epilog, form = f"Examples:\n{examples}", argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=form)
+    add_config_arguments(parser)
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
     parser.add_argument("--overwrite", action="store_true", help="remove the run that is in the output folder, and begin anew")
     parser.add_argument("--new-schedule", action="store_true", help="with --resume: the learning rate and schedule of the config, not the run's")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate, train nothing")
+    gpus = "number of GPUs per machine; with MODEL.DEVICE cpu, number of processes"
+    for flag, value, text in (
+        ("--num-gpus", 1, gpus),
+        ("--num-machines", 1, "number of machines"),
+        ("--machine-rank", 0, "number of this machine, from 0"),
+    ):
+        parser.add_argument(flag, type=int, default=value, metavar="N", help=f"{text} (default: %(default)s)")
+    parser.add_argument("--dist-url", default="auto", metavar="URL", help="where the processes meet (default: a free port of this machine)")
     add_data_arguments(parser)
     parser.add_argument("--optimize", action="store_true", help="with --eval-only: a faster model that gives the same results")
     parser.add_argument(
@@ -65,6 +68,7 @@ def read_config(args: argparse.Namespace) -> Front:
         raise UserError(message, code="missing-argument", key="--config-file")
     front = open_config(args.config_file, args.opts, args.backbone)
     args.config_file = front.path
+    check_device(front.settings.MODEL.DEVICE, front.name("MODEL.DEVICE"), front.override("{}", "{}"))
     if args.resume:
         stay_in_moved_folder(front, args.opts)
     return front

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import registry, zoo
 from ..benchmark.speed import by_place
+from ..files import write_whole
 from . import run
 from .analyze import parameters
 
@@ -55,8 +56,8 @@ def _deform_flops(x, weight, *args, out_shape=None, **kwargs) -> int:
 def render() -> str:
     counted: Dict[str, float] = {}
     sections = [_section(key, source, counted) for key, source in _data("models.json")["sources"].items()]
-    searches = [section for section in (_search(), _one_shot(), _speed()) if section]
-    return "\n".join([_HEAD, _backbones(), "## Detectors on COCO\n", *sections, _configs_without_figures(counted), *searches, _measured()])
+    rest = (_configs_without_figures(counted), _search(), _one_shot(), _speed(), _measured())
+    return "\n".join([_HEAD, _backbones(), "## Detectors on COCO\n", *sections, *rest])
 
 
 _HEAD = """# Model zoo
@@ -168,19 +169,11 @@ besides, one thread; a figure of another machine). *Computed*: the scores. No st
 
 
 def _one_shot() -> str:
-    if not os.path.isfile(os.path.join(os.path.dirname(zoo.__file__), "one_shot.json")):
-        return ""
     data = _data("one_shot.json")
-    rows = [
-        (
-            "found" if i == 0 else "random",
-            f"{row['cost'] / 1e6:.1f}",
-            f"{row['supernet']:.2f}",
-            f"{row['trained']:.2f}",
-            " ".join(map(str, row["path"])),
-        )
-        for i, row in enumerate(data["paths"])
-    ]
+    rows = []
+    for i, row in enumerate(data["paths"]):
+        figures = (f"{row['cost'] / 1e6:.1f}", f"{row['supernet']:.2f}", f"{row['trained']:.2f}")
+        rows.append(("random" if i else "found", *figures, " ".join(map(str, row["path"]))))
     again = data.get("again")
     again = f" The found network trained once more ({again['how']}) reached {again['trained']:.2f}: so much is chance." if again else ""
     plain = f" (without, inference takes {data['plain_inference']:.2f} s)" if "plain_inference" in data else ""
@@ -212,8 +205,6 @@ _SUITES = {
 
 
 def _speed() -> str:
-    if not os.path.isfile(os.path.join(os.path.dirname(zoo.__file__), "speed.json")):
-        return ""
     text = """## Speed
 
 *Measured here*, `python -m backbones.tools.benchmark --suite inference training data evaluation`. Each row compares two ways that ran in turn: the median of the
@@ -232,11 +223,9 @@ rounds' ratios, and the lowest and highest. Run it on your machine: the ratios a
                 _, what, where, ways = (*row["name"].split("/", 3), "", "")[:4]
                 first, _, second = ways.partition("_vs_")
                 remark = f"{row['largest_difference']:.1g}" if "largest_difference" in row else ""
-                if row.get("share_of_peak") is not None:
-                    remark = f"{100 * row['share_of_peak']:.0f}%"
                 taken = " / ".join(f"{1e3 * s:.1f}" for s in row.get("seconds", ()))
                 lines.append((what, where, first, second, f"{row['median']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}", taken, remark))
-            headers = ("", "size", "", "beside", "median", "range", "milliseconds", "of peak" if suite == "gpu" else "difference")
+            headers = ("", "size", "", "beside", "median", "range", "milliseconds", "difference")
             columns = [i for i in range(len(headers)) if any(line[i] for line in lines)]
             text += f"\n{about}\n\n{_table([tuple(line[i] for i in columns) for line in lines], tuple(headers[i] for i in columns))}\n"
         for suite, words in (("inference", "an inference"), ("training", "a training step")):
@@ -316,9 +305,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m backbones.tools.zoo_table", description=__doc__)
     parser.add_argument("--output", default="model_zoo.md", metavar="FILE", help="(default: %(default)s)")
     args = parser.parse_args()
-    text = render()
-    with open(args.output, "w") as f:
-        f.write(text)
+    write_whole(args.output, render())
     print(args.output)
 
 
