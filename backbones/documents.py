@@ -1,23 +1,35 @@
 """JSON and YAML of anybody: read without running out of time or memory, whatever is in it."""
 
+import contextlib
 import json
 import os
-from typing import Any, Callable, TextIO
+from typing import Any, Callable, Iterator, TextIO
 
 import yaml
+
+from .errors import UserError
 
 
 def read_json(path: str) -> Any:
     """A JSON file's content. Raises ValueError for anything else, and for whole numbers beyond 64 bits, which are no float either."""
-    return _read(path, lambda f: json.load(f, parse_int=_whole))
+    return _parsed(path, lambda f: json.load(f, parse_int=_whole))
 
 
 def read_yaml(path: str, most: int = 1 << 18) -> Any:
-    """A YAML file's content. Raises ValueError for anything else, for Python objects, more than 100,000 values, and more than ``most`` bytes."""
-    return _read(path, lambda f: yaml.load(f, _Plain), most)
+    """A YAML file's content. Raises ValueError for anything else, Python objects, more than 100,000 values, and more than ``most`` bytes."""
+    return _parsed(path, lambda f: yaml.load(f, _Plain), most)
 
 
-def _read(path: str, parse: Callable[[TextIO], Any], most: float = float("inf")) -> Any:
+@contextlib.contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Content of another form than the reader expects is a UserError, "``what``: ..."."""
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
+        raise UserError(f"{what}: {error}", "bad-file") from error
+
+
+def _parsed(path: str, parse: Callable[[TextIO], Any], most: float = float("inf")) -> Any:
     if not os.path.isfile(path):  # a device gives no end of it, and a pipe may never begin
         raise ValueError("it is no file")
     try:

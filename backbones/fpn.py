@@ -94,9 +94,6 @@ def register_builders(family: Family, bare_alias: Optional[str] = None) -> None:
     def bare(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         return family.build(cfg, input_shape)
 
-    def alias(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
-        return family.build(cfg, input_shape)
-
     def fpn(cfg: CfgNode, input_shape: ShapeSpec) -> FPN:
         bottom_up = family.build(cfg, input_shape)
         pool = LastLevelMaxPool()
@@ -113,7 +110,7 @@ def register_builders(family: Family, bare_alias: Optional[str] = None) -> None:
         f"build_retinanet_{family.name}_fpn_backbone": (retinanet_fpn, f"{network} with RetinaNet's FPN: p3 to p7"),
     }
     if bare_alias:
-        builders[bare_alias] = (alias, f"bare {network}")
+        builders[bare_alias] = (lambda cfg, input_shape: bare(cfg, input_shape), f"bare {network}")
     for name, (function, doc) in builders.items():
         function.__name__ = function.__qualname__ = name
         function.__doc__ = f"Builds the {doc}, as ``cfg`` says."

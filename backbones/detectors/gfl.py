@@ -233,13 +233,10 @@ class GFL(DenseDetector):
         self.anchor_generator = DefaultAnchorGenerator(
             sizes=[[anchor_size * stride] for stride in self.strides], aspect_ratios=[1.0], strides=self.strides, offset=0.0
         )
-        self.num_classes = num_classes
-        self.atss_topk = atss_topk
-        self.loss_weights = list(loss_weights)
+        self.num_classes, self.atss_topk, self.loss_weights = num_classes, atss_topk, list(loss_weights)
         self.test_score_thresh = test_score_thresh
         self.test_topk_candidates = test_topk_candidates
-        self.test_nms_thresh = test_nms_thresh
-        self.max_detections_per_image = max_detections_per_image
+        self.test_nms_thresh, self.max_detections_per_image = test_nms_thresh, max_detections_per_image
         self.input_format = input_format
 
     @classmethod
@@ -354,27 +351,32 @@ class GFL(DenseDetector):
                 "loss_dfl": loss_dfl / weights * self.loss_weights[2],
             }
 
-    def _by_place(self, predictions: List[List[Tensor]]) -> List[List[Tensor]]:
+    def _by_place(self, predictions: List[List[Tensor]]) -> Tuple[List[Tensor], List[Tensor]]:
         """The (N, R, classes) scores and (N, R, 4 * bins) distributions of each level, from the head's maps."""
-        return [[permute_to_N_HWA_K(x, k) for x in maps] for maps, k in zip(predictions, (self.num_classes, 4 * self.head.bins))]
+        scores = [permute_to_N_HWA_K(x, self.num_classes) for x in predictions[0]]
+        return scores, [permute_to_N_HWA_K(x, 4 * self.head.bins) for x in predictions[1]]
 
     def forward_inference(self, images: ImageList, features: List[Tensor], predictions: List[List[Tensor]]) -> List[Instances]:
         scores, distributions = self._by_place(predictions)
         anchors = self.anchor_generator(features)
-        return [
-            self.inference_single_image(anchors, [x[i] for x in scores], [x[i] for x in distributions], image_size)
-            for i, image_size in enumerate(images.image_sizes)
-        ]
+        results: List[Instances] = []
+        for i, image_size in enumerate(images.image_sizes):
+            results.append(self.inference_single_image(anchors, [x[i] for x in scores], [x[i] for x in distributions], image_size))
+        return results
 
     def inference_single_image(
         self, anchors: List[Boxes], scores: List[Tensor], distributions: List[Tensor], image_size: Tuple[int, int]
     ) -> Instances:
         """One image's detections from the (R, classes) and (R, 4 * bins) of each level."""
-        levels = [
-            self.decode(a.tensor, s, d, float(stride), image_size) for a, s, d, stride in zip(anchors, scores, distributions, self.strides)
-        ]
-        boxes, found_scores, classes = (torch.cat(parts) for parts in zip(*levels))
-        found = Instances(image_size, pred_boxes=Boxes(boxes), scores=found_scores, pred_classes=classes)
+        boxes: List[Tensor] = []
+        kept_scores: List[Tensor] = []
+        classes: List[Tensor] = []
+        for level, stride in enumerate(self.strides):
+            box, score, label = self.decode(anchors[level].tensor, scores[level], distributions[level], float(stride), image_size)
+            boxes.append(box)
+            kept_scores.append(score)
+            classes.append(label)
+        found = Instances(image_size, pred_boxes=Boxes(torch.cat(boxes)), scores=torch.cat(kept_scores), pred_classes=torch.cat(classes))
         keep = batched_nms(found.pred_boxes.tensor, found.scores, found.pred_classes, self.test_nms_thresh)
         return found[keep[: self.max_detections_per_image]]
 

@@ -141,9 +141,9 @@ class SearchProblem:
             result.append((out, kernel, stride, layers, width))
         return tuple(result)
 
-    def explore(self, population: Sequence[Scored], size: int, count: int, rng: random.Random) -> List[Scored]:
+    def explore(self, population: Sequence[Scored], size: int, count: int, seed: str) -> List[Scored]:
         """The best ``size`` after ``count`` candidates more, from the worst to the best."""
-        population = list(population)
+        population, rng = list(population), random.Random(seed)
         known = {structure for _, structure in population}
         measure, mutate, fits = self.meter.measure, self.mutate, self.fits
         for _ in range(count):
@@ -209,7 +209,7 @@ class Evolution:
         tasks = [(state.population, self.size, self.round_size, f"{self.seed}/{state.rounds}/{island}") for island in range(self.islands)]
         results: List[Any] = [None] * len(tasks)
         if not self._processes:
-            results = [_explore(self.problem, *task) for task in tasks]
+            results = [self.problem.explore(*task) for task in tasks]
         else:
             try:
                 for first in range(0, len(tasks), self.workers):
@@ -226,10 +226,6 @@ class Evolution:
         self.state = State(state.rounds + 1, merged[-self.size :])
 
 
-def _explore(problem: SearchProblem, population: List[Scored], size: int, count: int, seed: str) -> List[Scored]:
-    return problem.explore(population, size, count, random.Random(seed))
-
-
 def _work(connection, problem: SearchProblem, parent: int) -> None:
     """A process of its own: explores what it is sent until nobody sends, or the search itself is gone."""
     try:
@@ -239,7 +235,7 @@ def _work(connection, problem: SearchProblem, parent: int) -> None:
                     return
             task = connection.recv()
             try:
-                connection.send(_explore(problem, *task))
+                connection.send(problem.explore(*task))
             except UserError as error:
                 connection.send(error)
     except (EOFError, OSError, KeyboardInterrupt):

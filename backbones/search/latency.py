@@ -9,7 +9,7 @@ from typing import Any, Callable, Dict, List, Sequence, Tuple
 import torch
 from torch.utils.benchmark import Timer
 
-from ..documents import read_json
+from ..documents import read_json, reading
 from ..errors import UserError
 from ..files import write_whole
 from ..maedet import MAEDET, Block
@@ -54,7 +54,7 @@ class LatencyTable:
 
 def load_table(path: str) -> LatencyTable:
     """The table in a file. Raises UserError for anything else."""
-    try:
+    with reading(f"{path!r} is no latency table"):
         data = read_json(path)
         entries = {}
         for key, rows in data["entries"].items():
@@ -64,8 +64,6 @@ def load_table(path: str) -> LatencyTable:
         if type(data["image_size"]) is not int:
             raise ValueError(f"its image_size is {data['image_size']!r}")
         return LatencyTable(data["image_size"], entries, dict(data["about"]))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path!r} is no latency table: {error}") from error
 
 
 def _around(value: int, known: Sequence[int]) -> Tuple[int, int]:

@@ -1,17 +1,16 @@
 """The search over a supernet's paths, in one process or several; its state is saved after every path, so that it can be killed and go on."""
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Tuple
+from typing import Any, Callable, Dict, Iterable, List, Tuple
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
 
 from ..config import all_keys, get
-from ..documents import read_json
+from ..documents import read_json, reading
 from ..errors import UserError
 from ..files import sha256, write_whole
 from ..shufflenetv2 import CHOICES
@@ -64,20 +63,11 @@ def config_values(cfg: CfgNode) -> Dict[str, Any]:
     return {key: get(cfg, key) for key in all_keys(cfg) if not key.startswith(_NO_MATTER)}
 
 
-@contextlib.contextmanager
-def _reading(path: str) -> Iterator[None]:
-    """Anything that no search writes is a UserError."""
-    try:
-        yield
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path!r} is no state of a search: {error}") from error
-
-
 def load_archive(path: str, identity: Dict[str, Any]) -> List[Evaluated]:
     """What the search of that ``identity`` has evaluated so far: nothing where no state is there. Raises UserError for any other's state."""
     if not os.path.isfile(path):
         return []
-    with _reading(path):
+    with reading(f"{path!r} is no state of a search"):
         data = read_json(path)
         differ = [key for key in identity if key != "config" and data["search"].get(key) != identity[key]]
         before = data["search"]["config"]
@@ -105,7 +95,7 @@ def _finite(values: Iterable[Any]) -> bool:
 
 def load_costs(path: str) -> CostTable:
     """The costs that a state file's search has gone by. Raises UserError for what is no state."""
-    with _reading(path):
+    with reading(f"{path!r} is no state of a search"):
         saved = read_json(path)["search"]["table"]
         table = CostTable(str(saved["kind"]), saved["base"], tuple(tuple(row) for row in saved["blocks"]))
         if not _finite([table.base, *(cost for row in table.blocks for cost in row)]) or not all(table.blocks):

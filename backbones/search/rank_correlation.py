@@ -24,7 +24,7 @@ from detectron2.config import CfgNode
 
 from .. import zoo
 from ..config import check_output_dir
-from ..documents import read_json
+from ..documents import read_json, reading
 from ..engine.supernet import random_path
 from ..errors import UserError
 from ..files import sha256, write_whole
@@ -62,10 +62,10 @@ def train_path(path: Sequence[int], pretrain: str, config: str, metric: str, cfg
         output = os.path.join(folder, name)
         command = [sys.executable, "-m", "backbones", "train", "--overwrite", "--config-file", zoo.get_config_file(step)]
         command += [*common, *weights, "OUTPUT_DIR", output]
-        os.makedirs(output, exist_ok=True)
-        with open(os.path.join(output, "output.txt"), "w") as log:
+        os.makedirs(folder, exist_ok=True)
+        with open(f"{output}.txt", "w") as log:
             if subprocess.call(command, stdout=log, stderr=subprocess.STDOUT):
-                raise UserError(f"training a path failed: see {os.path.join(output, 'output.txt')}")
+                raise UserError(f"training a path failed: see {output}.txt")
         weights = ["MODEL.WEIGHTS", os.path.join(output, "model_final.pth")]
     final = plot.read_metrics(output)[-1]
     if metric not in final:
@@ -74,28 +74,28 @@ def train_path(path: Sequence[int], pretrain: str, config: str, metric: str, cfg
 
 
 def load_rows(path: str, about: Dict[str, Any]) -> List[Dict[str, Any]]:
+    """What a comparison has found so far: nothing where there is no file. Raises UserError for any other comparison's file."""
     if not os.path.isfile(path):
         return []
-    try:
+    with reading(f"--json {path!r} is no comparison"):
         data = read_json(path)
         differ = [key for key, value in json.loads(json.dumps(about)).items() if data[key] != value]
-        if differ:
-            raise UserError(f"--json {path!r} is of another comparison, with another {', '.join(differ)}: take another file")
-        for row in data["paths"]:
+        rows = list(data["paths"])
+        for row in rows:
             times = row.get("seconds", {})
             if any(type(value) not in (int, float) for value in (row["cost"], row["supernet"], row["trained"], *times.values())):
                 raise ValueError("an entry has values that are no numbers")
-            if times.keys() != data["paths"][0].get("seconds", {}).keys():
+            if times.keys() != rows[0].get("seconds", {}).keys():
                 raise ValueError("its entries have the seconds of other parts")
             tuple(row["path"])
-        return list(data["paths"])
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"--json {path!r} is no comparison: {error}") from error
+    if differ:
+        raise UserError(f"--json {path!r} is of another comparison, with another {', '.join(differ)}: take another file", "conflict", "--json")
+    return rows
 
 
 def check_scipy() -> None:
     if importlib.util.find_spec("scipy") is None:
-        raise UserError("rank correlations need a package that is not installed: pip install scipy")
+        raise UserError("rank correlations need a package that is not installed: pip install scipy", "missing-package", suggestion="scipy")
 
 
 def summary(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:

@@ -5,7 +5,7 @@ import os
 from typing import Any, Callable, Dict, NamedTuple, Tuple
 
 from .. import zoo
-from ..documents import read_yaml
+from ..documents import read_yaml, reading
 from ..errors import UserError, unknown
 from ..maedet import parse_structure, read_structure
 from ..registry import BUILDERS
@@ -84,10 +84,8 @@ def load_structure_config(path: str) -> Dict[str, Any]:
     path = path if os.path.isfile(path) or not os.path.isfile(_in_zoo(path)) else _in_zoo(path)
     if not os.path.isfile(path):
         raise UserError(f"config {path!r} is not there")
-    try:
+    with reading(f"config {path!r}"):
         own = read_yaml(path)
-    except ValueError as error:
-        raise UserError(f"config {path!r}: {error}") from error
     if not isinstance(own, dict):
         raise UserError(f"config {path!r} holds no KEY: VALUE pairs")
     config = {**{name: key.default for name, key in _KEYS.items()}, **own}

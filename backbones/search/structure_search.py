@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import zoo
-from ..documents import read_json
+from ..documents import read_json, reading
 from ..errors import UserError
 from ..files import write_whole
 from ..maedet import MAEDET, Block, format_structure
@@ -92,7 +92,8 @@ def save_state(path: str, identity: Dict[str, Any], state: State, history: List)
 
 
 def load_state(path: str, identity: Dict[str, Any], problem: SearchProblem) -> Tuple[State, List]:
-    try:
+    """State and history of the search of that ``identity``. Raises UserError for any other's state."""
+    with reading(f"{path!r} is no state of a search"):
         data = read_json(path)
         differ = [key for key in identity if data["search"].get(key) != identity[key]]
         structures: Any = [tuple(tuple(int(n) for n in block) for block in structure) for structure in data["population"]]
@@ -105,8 +106,6 @@ def load_state(path: str, identity: Dict[str, Any], problem: SearchProblem) -> T
         population = sorted((problem.meter.measure(structure).score, structure) for structure in structures)
         history = [[int(done), float(score)] for done, score in data["history"]]
         state = State(int(data["rounds"]), population)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        raise UserError(f"{path!r} is no state of a search: {error}") from error
     if differ:
         raise UserError(f"--resume: the search in {os.path.dirname(path)!r} has another {', '.join(differ)}: take another --output")
     return state, history
