@@ -48,6 +48,7 @@ setup(
         "export": ["onnx", "onnxruntime"],
         "openvino": ["onnx", "onnxruntime", "openvino"],
         "fast": ["faster-coco-eval", "simplejpeg"],
+        "search": ["scipy"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
         "test": [
