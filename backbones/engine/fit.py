@@ -46,7 +46,7 @@ class Fit(TrainerBase):
         TrainerBase.__init__(self)  # not super(): DefaultTrainer's constructor builds all of it from a YAML config
         self.job = job
         self.run = Run(job)
-        model = job.model
+        model: Any = job.model
         self.ema = EMA(model, job.ema_decay) if job.ema_decay is not None else None
         sampled = supernets(model)
         keep_activations(model, job.activations)
@@ -58,13 +58,12 @@ class Fit(TrainerBase):
         self._trainer = Steps(model, job.loader, job.optimizer, job.accumulate, job.precision, self.run.seed, job.name)
         self.scheduler = job.scheduler
         self.signals = Signals(self._trainer.note)
+        state: Dict[str, Any] = {"trainer": weakref.proxy(self), "run": self.run, **({"ema": self.ema.average} if self.ema else {})}
         self.checkpointer = GatedCheckpointer(
             model,
             job.output_dir,
             require="nothing" if allow_partial_weights else "backbone",
-            trainer=weakref.proxy(self),
-            run=self.run,
-            **({"ema": self.ema.average} if self.ema else {}),
+            **state,
         )
         self.start_iter, self.max_iter = 0, job.max_iter
         self.done = 0  # iterations
@@ -83,24 +82,21 @@ class Fit(TrainerBase):
     def build_hooks(self) -> List[Optional[HookBase]]:
         """detectron2's, in its order: what changes the model, the checkpoint, the evaluation, and last the writers."""
         job, main = self.job, comm.is_main_process()
-        precise = job.precise_bn is not None and get_bn_modules(self.model)
+        precise = augmented = None
+        if job.precise_bn and get_bn_modules(self.model):
+            precise = PreciseBN(lambda: self.run.seed, job.eval_period, self.evaluated_model, job.precise_bn(), job.precise_bn_batches)
+        evaluate_augmented = job.evaluate_augmented
+        if evaluate_augmented:
+            augmented = EvaluateAtTheEnd(0, lambda: evaluate_augmented(self.evaluated_model), self.signals.waiting)
         built = [
             hooks.IterationTimer(),
             hooks.LRScheduler(),
             self.ema,
-            (
-                PreciseBN(lambda: self.run.seed, job.eval_period, self.evaluated_model, job.precise_bn(), job.precise_bn_batches)
-                if precise
-                else None
-            ),
+            precise,
             hooks.PeriodicCheckpointer(self.checkpointer, job.checkpoint_period, max_to_keep=job.checkpoints_kept) if main else None,
             self.evaluation,
             KeepBest(self.checkpointer, self.evaluation, job.best_metric, job.patience) if job.best_metric and job.evaluate else None,
-            (
-                EvaluateAtTheEnd(0, lambda: job.evaluate_augmented(self.evaluated_model), self.signals.waiting)
-                if job.evaluate_augmented
-                else None
-            ),
+            augmented,
             Progress() if Progress.is_wanted() else None,
             hooks.PeriodicWriter([*self.build_writers(), *trackers(job)], period=job.log_period) if main else None,
         ]

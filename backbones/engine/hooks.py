@@ -113,7 +113,7 @@ class PreciseBN(hooks.PreciseBN):
         others: those of detectron2's.
     """
 
-    def __init__(self, seed: Callable[[], int], period: int, model: nn.Module, loader: TrainLoader, count: int):
+    def __init__(self, seed: Callable[[], int], period: int, model: nn.Module, loader: Any, count: int):
         super().__init__(period, model, loader, count)
         self.seed, self.loader = seed, loader
 
@@ -208,7 +208,7 @@ class EMA(HookBase):
         for parameter in self.average.parameters():
             parameter.requires_grad_(False)
 
-    def _mix(self, averaged: List[torch.Tensor], current: List[torch.Tensor], count: Any) -> None:
+    def _mix(self, averaged: Any, current: Any, count: Any) -> None:
         count = int(count)
         get_ema_multi_avg_fn(min(self.decay, (1 + count) / (10 + count)))(averaged, current, count)
 
@@ -285,7 +285,8 @@ class Progress(HookBase):
     """A bar on the terminal, in the place of the lines of figures, which go on in log.txt."""
 
     def __init__(self) -> None:
-        self.bar, self._quiet = None, []
+        self.bar: Any = None
+        self._quiet: List[logging.Handler] = []
 
     def before_train(self) -> None:
         self.bar = tqdm(total=self.trainer.max_iter, initial=self.trainer.start_iter, unit="it", dynamic_ncols=True, smoothing=0.05)

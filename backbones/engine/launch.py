@@ -100,25 +100,26 @@ def once_a_machine(read: Callable[[], T]) -> T:
     """What ``read()`` gives, or the UserError that it raises: the first process of each machine calls it, the others get what comes of it."""
     if comm.get_local_size() == 1:
         return read()
-    first, path, value, problem = comm.get_local_rank() == 0, "", None, None
-    if first:
+    handed: Any = None
+    path = ""
+    if comm.get_local_rank() == 0:
         try:
-            value = read()
+            handed = read()
         except UserError as error:
-            problem = error
-        with tempfile.NamedTemporaryFile(prefix="backbones-", delete=False) as f:
-            cloudpickle.dump((value, problem), f)
-        path = f.name
+            handed = error
+        with tempfile.NamedTemporaryFile(prefix="backbones-", delete=False) as written:
+            cloudpickle.dump(handed, written)
+        path = written.name
     paths = comm.all_gather(path)
-    if not first:
+    if not path:
         with open(paths[comm.get_rank() - comm.get_local_rank()], "rb") as f:
-            value, problem = pickle.load(f)
+            handed = pickle.load(f)
     comm.synchronize()
-    if first:
+    if path:
         os.remove(path)
-    if problem:
-        raise problem
-    return value
+    if isinstance(handed, UserError):
+        raise handed
+    return handed
 
 
 def _meet(store: dist.Store, rank: int, size: int) -> Tuple[str, int]:

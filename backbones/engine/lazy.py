@@ -141,7 +141,7 @@ class PythonFront(Front):
         self.merge(self.opts)
 
     def check_resize(self) -> None:
-        steps = OmegaConf.select(self.cfg, "dataloader.test.mapper.augmentations") or ()
+        steps: Any = OmegaConf.select(self.cfg, "dataloader.test.mapper.augmentations") or ()
         if len(steps) != 1 or _target(steps[0]) is not T.ResizeShortestEdge:
             place = "dataloader.test.mapper.augmentations"
             raise UserError(f"{place} must be one ResizeShortestEdge, which an exported file can repeat", code="unsupported", key=place)
@@ -208,9 +208,7 @@ class PythonFront(Front):
         train, test = loaders.train.mapper, loaders.test.mapper
         if not (isinstance(train, DictConfig) and isinstance(test, DictConfig) and "augmentations" in train and "augmentations" in test):
             raise UserError("train.validation_loss needs mappers with augmentations in dataloader.train and test", code="unsupported")
-        parts = {
-            key: self._instantiate(f"dataloader.train.mapper.{key}", train[key]) for key in train if key not in ("_target_", "augmentations")
-        }
+        parts = self._parts("dataloader.train.mapper", "augmentations")
         return _target(train)(**parts, augmentations=self._instantiate("dataloader.test.mapper.augmentations"))
 
     def resize(self) -> T.Augmentation:
@@ -244,7 +242,7 @@ class PythonFront(Front):
         node = self.cfg.dataloader.test
         if not isinstance(node, DictConfig) or not {"mapper", "_target_"} <= set(node):
             return self._instantiate("dataloader.test")
-        parts = {key: self._instantiate(f"dataloader.test.{key}", node[key]) for key in node if key != "_target_"}
+        parts = self._parts("dataloader.test")
         return _target(node)(**{**parts, "mapper": NamesFiles(parts["mapper"])})
 
     def _evaluator(self, folder: str) -> Any:
@@ -252,8 +250,7 @@ class PythonFront(Front):
         node = self.cfg.dataloader.evaluator
         if not isinstance(node, DictConfig) or _target(node) is not COCOEvaluator or not isinstance(node.get("dataset_name"), str):
             return self._instantiate("dataloader.evaluator")
-        options = {key: node[key] for key in node if key not in ("_target_", "dataset_name", "output_dir", "kpt_oks_sigmas")}
-        options = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in options.items()}
+        options = self._parts("dataloader.evaluator", "dataset_name", "output_dir", "kpt_oks_sigmas")
         return coco_evaluator(self.settings, node.dataset_name, node.get("output_dir") or f"{self.settings.OUTPUT_DIR}/{folder}", **options)
 
     def job(self) -> Job:
@@ -264,12 +261,17 @@ class PythonFront(Front):
         return dataclasses.replace(super().job(), log_period=train.log_period, checkpoints_kept=train.checkpointer.get("max_to_keep"))
 
     def ddp(self) -> Dict[str, Any]:
-        return OmegaConf.to_container(self.cfg.train.ddp) if "ddp" in self.cfg.train else {}
+        return dict(self.cfg.train.get("ddp", {}))
 
     def plain(self) -> Dict[str, Any]:
         return {
             key: _plain(OmegaConf.to_container(self.cfg[key], resolve=False)) for key in ("train", "optimizer", "lr_multiplier", "dataloader")
         }
+
+    def _parts(self, key: str, *without: str) -> Dict[str, Any]:
+        """The arguments of what is called there, instantiated."""
+        node = OmegaConf.select(self.cfg, key)
+        return {str(part): self._instantiate(f"{key}.{part}", node[part]) for part in node if part not in ("_target_", *without)}
 
     def _instantiate(self, key: str, node: Any = None) -> Any:
         try:
@@ -314,9 +316,11 @@ def _target(node: DictConfig) -> Any:
 
 def _assign(settings: CfgNode, key: str, value: Any, place: str) -> None:
     """Sets a key of YAML configs; ``place`` is the user's name for it. Raises UserError for a value of another kind."""
-    old = get(settings, key)
-    if isinstance(old, float) and type(value) is int or isinstance(old, tuple) and isinstance(value, list):
-        value = type(old)(value)
+    old: Any = get(settings, key)
+    if isinstance(old, float) and type(value) is int:
+        value = float(value)
+    elif isinstance(old, tuple) and isinstance(value, list):
+        value = tuple(value)
     kinds = {str: "text", int: "a whole number", float: "a number", bool: "True or False", tuple: "a list", list: "a list"}
     if type(value) is not type(old) and not (isinstance(old, (tuple, list)) and isinstance(value, (tuple, list))):
         raise UserError(f"{place} is {value!r}: it must be {kinds.get(type(old), type(old).__name__)}", key=place)
@@ -337,8 +341,7 @@ def _check_key(cfg: DictConfig, key: str) -> None:
     node: Any = OmegaConf.to_container(cfg, resolve=False)
     for part in key.split("."):
         if isinstance(node, list):
-            node = dict(enumerate(node))
-            part = int(part) if part.isdigit() else part
+            node = {str(i): item for i, item in enumerate(node)}
         if isinstance(node, dict) and part in node:
             node = node[part]
             continue
@@ -354,6 +357,6 @@ def _check_key(cfg: DictConfig, key: str) -> None:
 
 
 def _missing(error: ModuleNotFoundError, what: str) -> UserError:
-    package = {"pkg_resources": "'setuptools<82'", "lvis": "--no-deps lvis", "panopticapi": "panopticapi-lite"}.get(error.name, error.name)
+    package = {"pkg_resources": "'setuptools<82'", "lvis": "--no-deps lvis", "panopticapi": "panopticapi-lite"}.get(str(error.name), error.name)
     message = f"{what!r} needs a package that is not installed: pip install {package}"
     return UserError(message, code="missing-package", suggestion=package)

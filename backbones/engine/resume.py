@@ -61,7 +61,7 @@ class Run:
         batch = iteration * self.job.accumulate
         if self.loaded is not None:
             self.seed = self.loaded["seed"]
-            self._compare()
+            self._compare(self.loaded)
             was = self.loaded["processes"], self.loaded["batch"], self.loaded["accumulate"]
             now = comm.get_world_size(), self.job.batch, self.job.accumulate
             self.start = tuple(self.loaded["start"])
@@ -77,15 +77,15 @@ class Run:
             self.job.loader.go_to(self.seed, batch)
         return self.seed
 
-    def _compare(self) -> None:
-        before, now = self.loaded["classes"], self._classes()
+    def _compare(self, loaded: Dict[str, Any]) -> None:
+        before, now = loaded["classes"], self._classes()
         if before != now:
             first = next((a, b) for a, b in zip([*before, None], [*now, None]) if a != b)
             raise UserError(
                 f"--resume: the run in {self.job.output_dir!r} has {len(before)} classes, the training data now {len(now)}: {first[0]!r} of the one stands "
                 f"where the other has {first[1]!r}. For a new run take another folder, and this one's weights to begin with"
             )
-        old, new = flat(yaml.safe_load(self.loaded["config"])), flat(self.job.config)
+        old, new = flat(yaml.safe_load(loaded["config"])), flat(self.job.config)
         changed = [
             f"{key} {old[key]} -> {value}"
             for key, value in new.items()

@@ -65,7 +65,7 @@ class Steps(SimpleTrainer):
         self.asked, self.stop = 0, 0
         self.skipped = 0
         # what processes say of their data and signals does not wait for GPUs
-        self.group = dist.new_group(backend="gloo") if comm.get_world_size() > 1 and dist.get_backend() != "gloo" else None
+        self.group: Any = dist.new_group(backend="gloo") if comm.get_world_size() > 1 and dist.get_backend() != "gloo" else None
 
     def run_step(self) -> None:
         assert self.model.training, "the model was left in evaluation mode"
@@ -82,7 +82,7 @@ class Steps(SimpleTrainer):
             last = part == self.accumulate - 1
             with contextlib.nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():
                 found = self._forward(batch)
-                total = sum(found.values()) / self.accumulate
+                total: Any = sum(found.values()) / self.accumulate
                 (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach() / self.accumulate
@@ -175,7 +175,7 @@ class Steps(SimpleTrainer):
 
     def close(self) -> None:
         """Ends the workers of the loader."""
-        close = getattr(self._data_loader_iter_obj, "close", None)
+        close = getattr(vars(self).get("_data_loader_iter_obj"), "close", None)
         if close is not None:
             close()
             self._data_loader_iter_obj = None
