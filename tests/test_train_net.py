@@ -4,6 +4,8 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -160,6 +162,18 @@ def test_two_processes_report_a_mistake_once(tiny, tmp_path):
         result = command("--config-file", QUICKSTART, *processes, *tiny, "SOLVER.IMS_PER_BATCH", 3, torchrun=torchrun)
         assert result.returncode != 0 and "Traceback" not in result.stdout.replace("Traceback (most recent call last)", "", torchrun // 2)
         assert result.stderr.count("train_net.py: error: SOLVER.IMS_PER_BATCH 3 cannot be shared evenly among 2 processes") == 1
+
+
+@pytest.mark.whole
+def test_two_runs_at_once(tiny, tmp_path):
+    """Of two processes each, on one machine: they meet at ports of their own."""
+    command = [sys.executable, os.path.join(ROOT, "train_net.py"), "--config-file", QUICKSTART, "--num-gpus", "2", *map(str, tiny)]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    outputs = [["SOLVER.MAX_ITER", "1", "OUTPUT_DIR", str(tmp_path / name)] for name in "ab"]
+    runs = [subprocess.Popen([*command, *output], cwd=ROOT, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for output in outputs]
+    for run in runs:
+        assert run.wait(400) == 0, run.stderr.read()[-2000:]
+    assert all((tmp_path / name / "model_final.pth").is_file() for name in "ab")
 
 
 def test_machines_are_named(tiny):
