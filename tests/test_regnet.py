@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from choices import cases, turns
+from choices import cases, share, turns
 from conftest import HERE, fill, filled_input, load_record
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_backbone
@@ -23,6 +23,7 @@ from backbones.regnet import SqueezeExcite, round_to_groups, stage_widths
 
 RECORDS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(HERE, "data", "regnet", "*.json")))
 PREFIXES = ("", "backbone.bottom_up.", "module.backbone.")
+TRIED, DAILY = turns(RECORDS, PREFIXES), ("RegNetX-400MF.json", "RegNetY-800MF.json")
 MODELS = load_record("regnet_complexity.json")["models"]
 
 
@@ -40,7 +41,9 @@ def assert_recorded(outputs, record):
         assert value.mean().item() == pytest.approx(expected["mean"], abs=tolerance)
 
 
-@pytest.mark.parametrize("filename, prefix", cases(itertools.product(RECORDS, PREFIXES), tried=turns(RECORDS, PREFIXES)))
+@pytest.mark.parametrize(
+    "filename, prefix", cases(itertools.product(RECORDS, PREFIXES), tried=TRIED, daily=[case for case in TRIED if case[0] in DAILY])
+)
 def test_released_weights_give_the_recorded_features(filename, prefix):
     record = load_record("regnet", filename)
     net = backbones.create(record["variant"], out_features=("stem", "res2", "res3", "res4", "res5")).eval()
@@ -49,7 +52,7 @@ def test_released_weights_give_the_recorded_features(filename, prefix):
         assert_recorded(net(filled_input((1, 3, 128, 160))), record)
 
 
-@pytest.mark.parametrize("filename", RECORDS)
+@pytest.mark.parametrize("filename", cases(RECORDS, tried=RECORDS, daily=DAILY))
 def test_translate(filename):
     """The whole file, its classifier left out."""
     record = load_record("regnet", filename)
@@ -64,7 +67,7 @@ def test_every_model_is_there():
     assert set(backbones.list_backbones("RegNet*")) == set(MODELS) and len(MODELS) == 24
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", cases(MODELS, tried=MODELS, daily=share(MODELS, 0, of=6)))
 def test_sizes(name):
     """Widths, depths, groups, parameters and multiply-adds: pycls's own figures, exactly."""
     expected = MODELS[name]
@@ -111,7 +114,7 @@ def test_rounding_of_any_width(width, group):
     assert round_to_groups(width, group, "torchvision") == (up + group if up < 0.9 * width else up)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     depth=st.integers(4, 30),
     w0=st.integers(1, 30).map(lambda n: 8 * n),
