@@ -25,27 +25,30 @@ def own_name(name: str, options: dict[str, Any]) -> str | None:
     return f"regnet{match[1].lower()}_{hundreds:03d}" + ("_tv" if options.get("rounding") == "torchvision" else "")
 
 
-def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
-    """timm's own, with its classifier, where timm is installed and has it."""
+def _found(name: str, options: dict[str, Any]) -> tuple[Any, str] | None:
+    """timm and its name of a network of ours, where it is installed and has it."""
     own = own_name(name, options)
     if importlib.util.find_spec("timm") is None or own is None:
         return None
     import timm
 
-    if not timm.is_model(own):
+    return (timm, own) if timm.is_model(own) else None
+
+
+def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
+    """timm's own, with its classifier."""
+    found = _found(name, options)
+    if found is None:
         return None
-    module: Any = timm.create_model(own)
+    timm, own = found
+    module = timm.create_model(own)
     return Network(module, lambda image: module.forward_intermediates(image, intermediates_only=True)[-4:]), f"timm {timm.__version__}"
 
 
 def preprocessing(name: str) -> Preprocessing:
     """As timm itself says, where it is installed, of its default weights; else ImageNet's in RGB."""
-    own = own_name(name, {})
-    if importlib.util.find_spec("timm") is None or own is None:
-        return IMAGENET_RGB
-    import timm
-
-    config = timm.get_pretrained_cfg(own) if timm.is_model(own) else None
+    found = _found(name, {})
+    config = found and found[0].get_pretrained_cfg(found[1])
     if config is None:
         return IMAGENET_RGB
     mean, std = (tuple(round(255 * value, 4) for value in values) for values in (config.mean, config.std))

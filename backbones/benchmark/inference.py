@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from ..deploy import Runner, optimize
-from ..deploy.export import check_packages, export
-from ..errors import UserError
+from ..deploy.export import check_target, export
+from ..errors import raised
 from ..timing import now
 from . import detectors, pairs
 
@@ -44,11 +44,8 @@ def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
             faster = optimize(eager, size=size)
             run = {"optimized": _call(faster, inputs), "eager": _call(eager, inputs), "detectron2_R-50": _call(reference, inputs)}
             times = pairs.interleaved(run, count)
-            rows = pairs.rows_of(f"inference/{name}/{where}", {k: times[k] for k in ("optimized", "eager")}, "eager", **about)
-            yield from rows
-            yield from pairs.rows_of(
-                f"inference/{name}/{where}", {k: times[k] for k in ("optimized", "detectron2_R-50")}, "detectron2_R-50", **about
-            )
+            for other in ("eager", "detectron2_R-50"):
+                yield from pairs.rows_of(f"inference/{name}/{where}", {k: times[k] for k in ("optimized", other)}, other, **about)
             if name in ("V-19-slim-dw-eSE", "V-39-eSE", "R-50"):
                 for kind, model in (("eager", eager), ("optimized", faster)):
                     yield {"name": f"inference/{name}/{where}/parts_{kind}", "parts": parts(model, inputs), **about}
@@ -96,19 +93,15 @@ def _exports(count: int, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
         runners = {}
         with tempfile.TemporaryDirectory() as folder:
             for kind, suffix in (("onnx", ".onnx"), ("openvino", ".xml")):
-                try:
-                    check_packages(kind)
-                except UserError:
-                    continue
                 path = os.path.join(folder, f"backbone{suffix}")
+                if raised(check_target, kind, path):  # its packages are not here
+                    continue
                 export(cfg, model, path, kind, np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8), part="backbone")
                 runners[kind] = Runner(path)
             for size in SIZES:
                 x = detectors.image_for(size)[0]["image"][None]
-                optimized = optimize(model, size=size)
                 functions: Dict[str, Any] = {kind: partial(runner.run, x) for kind, runner in runners.items()}
-                functions["optimized"] = _features(optimized, x)
-                functions["eager"] = _features(model, x)
+                functions.update(optimized=_features(optimize(model, size=size), x), eager=_features(model, x))
                 times = pairs.interleaved(functions, count)
                 yield from pairs.rows_of(f"export/{name}/{size[0]}x{size[1]}", times, "eager", **about)
 

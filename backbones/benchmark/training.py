@@ -40,8 +40,7 @@ def kept_bytes(network: nn.Module, images: torch.Tensor) -> int:
 
 def _step(network: nn.Module, images: torch.Tensor) -> Callable[[], None]:
     def run() -> None:
-        for parameter in network.parameters():
-            parameter.grad = None
+        network.zero_grad()
         sum(feature.square().mean() for feature in network(images).values()).backward()
 
     return run

@@ -14,6 +14,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import UserError, unknown
 from ..layers import ConvNormAct, DeformConv2d
@@ -78,36 +79,20 @@ def fold_norms(module: nn.Module) -> int:
     count = 0
     units: Iterator[Any] = module.modules()
     for unit in units:
-        if isinstance(unit, ConvNormAct) and isinstance(unit.norm, _NORMS) and isinstance(unit.conv, _CONVS) and not _trains(unit.norm):
-            _fold(unit.conv, unit.norm)
-            unit.norm = nn.Identity()
-        elif isinstance(unit, _CONVS) and isinstance(getattr(unit, "norm", None), _NORMS) and not _trains(unit.norm):  # detectron2's Conv2d
-            _fold(unit, unit.norm)
-            unit.register_module("norm", None)
-        else:
-            continue
-        count += 1
+        conv, norm = unit.conv if isinstance(unit, ConvNormAct) else unit, getattr(unit, "norm", None)  # detectron2's Conv2d holds its norm
+        if isinstance(conv, _CONVS) and isinstance(norm, _NORMS) and (not norm.training or isinstance(norm, FrozenBatchNorm2d)):
+            _fold(conv, norm)
+            unit.norm = None if unit is conv else nn.Identity()
+            count += 1
     return count
 
 
-def _trains(norm: Any) -> bool:
-    return norm.training and not isinstance(norm, FrozenBatchNorm2d)
-
-
 def _fold(conv: Any, norm: Any) -> None:
-    with torch.no_grad():
-        # in double precision, so that only the result is rounded
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = scale * norm.weight.double()
-        shift = -norm.running_mean.double() * scale
-        if norm.bias is not None:
-            shift = shift + norm.bias.double()
-        if conv.bias is not None:
-            shift = shift + conv.bias.double() * scale
-        weight = conv.weight
-        conv.weight = nn.Parameter((weight.double() * scale.reshape(-1, 1, 1, 1)).to(weight.dtype), requires_grad=False)
-        conv.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
+    # in double precision, so that only the result is rounded
+    tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    weight, bias, mean, variance, scale, shift = (None if t is None else t.detach().double() for t in tensors)
+    fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
+    conv.weight, conv.bias = (nn.Parameter(p.to(conv.weight.dtype), requires_grad=False) for p in fused)
 
 
 class _FlattenLast(nn.Module):

@@ -4,7 +4,6 @@ Which images a data set happens to hold moves an AP. The bootstrap draws as many
 detectors on each draw, and so shows how far their difference moves with the images. How far it moves with another training run, it cannot show.
 """
 
-import argparse
 import json
 import math
 import os
@@ -20,7 +19,7 @@ from ..errors import UserError, unknown
 from ..evaluation.comparison import beyond_chance, compare
 from ..evaluation.results import TASKS, annotation_file, check_annotations, check_keypoints, check_results, results_file
 from ..files import replacing, write_whole
-from . import picture, program, run
+from . import parser_of, picture, program, run
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 SHOWN = 20  # classes in the printed table
@@ -121,14 +120,14 @@ def dataset_of(config: str, run: str, name: Optional[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog=program("compare"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(program("compare"), __doc__)
     parser.add_argument("a", metavar="A", help="coco_instances_results.json of a detector, or the OUTPUT_DIR of its run")
     parser.add_argument("b", metavar="B", help="that of the other; differences are B minus A")
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--annotations", metavar="JSON", help="of the images that were evaluated, in COCO's format")
-    data.add_argument("--dataset", metavar="NAME", help="a data set of detectron2's catalogue, or of the config; default: what A was evaluated on")
+    data.add_argument(
+        "--dataset", metavar="NAME", help="a data set of detectron2's catalogue, or of the config; default: what A was evaluated on"
+    )
     parser.add_argument("--config-file", default="", metavar="FILE", help="a config that names your own data (default: config.yaml of A's run)")
     parser.add_argument("--task", default="bbox", help=f"one of {', '.join(TASKS)} (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap, at least 100 (default: %(default)s)")
@@ -170,9 +169,8 @@ def main() -> None:
         args.oks_sigmas,
         lambda categories: tqdm(categories, desc="classes", unit="class", mininterval=0.1 if sys.stderr.isatty() else 15),
     )
-    about = {"a": files[0], "b": files[1], "annotations": path, "task": args.task, "images": len(dataset["images"])}
-    about.update(samples=args.samples, seed=args.seed, confidence=args.confidence, interval="percentile")
-    result = {**about, **rows}
+    result = {"a": files[0], "b": files[1], "annotations": path, "task": args.task, "images": len(dataset["images"]), **rows}
+    result.update(samples=args.samples, seed=args.seed, confidence=args.confidence, interval="percentile")
     print(f"A: {files[0]}\nB: {files[1]}\n\n{report(result)}")
     for name, found in zip("AB", results):
         images = len({entry["image_id"] for entry in found})

@@ -1,12 +1,11 @@
 """Draws the training curve of a run, its losses, learning rate and AP, or those of several runs, from the metrics.json that training writes."""
 
-import argparse
 import json
 import os
 from typing import Dict, List, Sequence, Tuple
 
 from ..errors import UserError
-from . import picture, program, run
+from . import parser_of, picture, program, run
 
 
 def read_metrics(folder: str) -> List[Dict[str, float]]:
@@ -106,7 +105,7 @@ def _figure(output: str, title: str):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=program("plot"), description=__doc__)
+    parser = parser_of(program("plot"), __doc__)
     parser.add_argument("folders", nargs="+", metavar="OUTPUT_DIR", help="of a run of train_net.py; of several, they are compared")
     parser.add_argument(
         "--output", metavar="FILE", help="the picture to write, .png, .jpg, .pdf or .svg (default: training.png in the first OUTPUT_DIR)"
