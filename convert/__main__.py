@@ -27,15 +27,22 @@ from backbones.errors import UserError, unknown
 from backbones.files import sha256
 from backbones.tools import parser_of, run
 
-from . import detectron2, lightnas, mmdet, pycls, timm, torchvision, vovnet_detectron2
-from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, convert_backbone, write
+from . import detectron2, lightnas, mmdet, pycls, timm, torchvision
+from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, Source, convert_backbone, under, write
 
 SOURCES = {
     "pycls": pycls.SOURCE,
     "torchvision": torchvision.SOURCE,
     "timm": timm.SOURCE,
     "mmdet": mmdet.SOURCE,
-    "vovnet-detectron2": vovnet_detectron2.SOURCE,
+    # https://github.com/youngwanLEE/vovnet-detectron2 cannot be installed: outputs recorded from its networks are part of this project's tests
+    "vovnet-detectron2": Source(
+        "vovnet-detectron2",
+        "CC BY-NC 4.0, not for commercial use",
+        {"vovnet": "released", "mobilenetv2": "released"},
+        lambda name: Preprocessing("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0)),
+        lambda data: under(data, "model", "state_dict"),
+    ),
     "detectron2": detectron2.REGNET,
     "lightnas": lightnas.SOURCE,
 }

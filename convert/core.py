@@ -73,7 +73,7 @@ class Source:
     layouts: Mapping[str, str]
     preprocessing: Callable[[str], Preprocessing]
     weights: Callable[[dict[str, Any]], Mapping[str, Tensor]]
-    network: Callable[[str, dict[str, Any]], tuple["Network", str] | None]
+    network: Callable[[str, dict[str, Any]], tuple["Network", str] | None] = lambda name, options: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +132,7 @@ def identify(
 
     Raises UserError where there is none, with what differs from the nearest.
     """
-    nearest: tuple[int, str, list[str]] | None = None
+    tried: list[tuple[str, list[str]]] = []
     for option in options:
         for name in candidates or [n for n in registry.list_backbones() if registry.family_of(n).name in source.layouts]:
             family = registry.family_of(name)
@@ -141,22 +141,16 @@ def identify(
             result, wrong = registry.attempt(name, weights, source.layouts[family.name], option)
             if not wrong:
                 return name, option, result
-            if nearest is None or len(wrong) < nearest[0]:
-                nearest = (len(wrong), name, wrong)
-    if nearest is None:
+            tried.append((name, wrong))
+    if not tried:
         raise UserError(f"{source.title} has no {', '.join(candidates)}")
-    count, name, wrong = nearest
-    shown = "; ".join(wrong[:8]) + ("; ..." if count > 8 else "")
-    raise UserError(
-        f"this is none of the networks that {source.title} and this project share; from {name}, the nearest, {count} entries differ: {shown}"
-    )
+    name, wrong = min(tried, key=lambda attempt: len(attempt[1]))
+    differ = f"from {name}, the nearest, {listed(wrong, 8)}"
+    raise UserError(f"this is none of the networks that {source.title} and this project share; {differ}")
 
 
-def first_convolution(name: str, options: dict[str, Any]) -> str:
-    """The key of the weight that meets the image."""
-    with torch.device("meta"):
-        net = registry.create(name, **options)
-    return next(f"{key}.weight" for key, module in net.named_modules() if isinstance(module, nn.Conv2d))
+def listed(wrong: Sequence[str], most: int) -> str:
+    return f"{len(wrong)} entries differ: {'; '.join(wrong[:most])}{'; ...' if len(wrong) > most else ''}"
 
 
 def convert_backbone(source: Source, contents: dict[str, Any], preprocessing: Preprocessing | None = None, name: str = "") -> Converted:
@@ -170,7 +164,9 @@ def convert_backbone(source: Source, contents: dict[str, Any], preprocessing: Pr
     name, option, ours = identify(source, weights, [name] if name else (), options)
     expects = preprocessing or source.preprocessing(name)
     if expects.format == "RGB":
-        key = first_convolution(name, option)
+        with torch.device("meta"):
+            net = registry.create(name, **option)
+        key = next(f"{key}.weight" for key, module in net.named_modules() if isinstance(module, nn.Conv2d))  # it meets the image
         ours[key] = ours[key].flip(1)
     found = source.network(name, option)
     proof: dict[str, Any] = {"run": False, "why": f"the network of {source.title} is not installed here"}
@@ -210,8 +206,7 @@ def check_fit(model: Mapping[str, Tensor], cfg: CfgNode, what: str) -> None:
     wrong += [f"missing {key}" for key in expected if key not in model and not ignored.match(key)]
     wrong += [f"{k} is {tuple(model[k].shape)}, not {shape}" for k, shape in expected.items() if k in model and tuple(model[k].shape) != shape]
     if wrong:
-        shown = "; ".join(wrong[:12]) + ("; ..." if len(wrong) > 12 else "")
-        raise UserError(f"the file does not fit {what}, {len(wrong)} entries differ: {shown}")
+        raise UserError(f"the file does not fit {what}, {listed(wrong, 12)}")
 
 
 def compare(reference: Network, library: str, weights: Mapping[str, Tensor], ours: Backbone, flipped: bool) -> dict[str, Any]:
@@ -225,10 +220,8 @@ def compare(reference: Network, library: str, weights: Mapping[str, Tensor], our
     classifier = getattr(ours, "classifier", re.compile("(?!)"))
     unexpected = [key for key in unexpected if not classifier.match(key)]
     if missing or unexpected:
-        raise UserError(
-            f"{library} itself does not take this file: {len(missing)} entries missing, {len(unexpected)} unexpected: "
-            f"{', '.join([*missing, *unexpected][:5])}"
-        )
+        counts = f"{len(missing)} entries missing, {len(unexpected)} unexpected"
+        raise UserError(f"{library} itself does not take this file: {counts}: {', '.join([*missing, *unexpected][:5])}")
     image = torch.randn(PROOF_SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         reference.module.double().eval()
@@ -244,9 +237,8 @@ def compare(reference: Network, library: str, weights: Mapping[str, Tensor], our
     wrong = {feature: value for feature, value in differences.items() if not value <= TOLERANCE}  # so that NaN is wrong too
     if wrong:
         shown = ", ".join(f"{feature} by {value:.2g}" for feature, value in wrong.items())
-        raise UserError(
-            f"the proof failed: features differ from those of {library}, {shown} of the largest value, where {TOLERANCE:g} is allowed"
-        )
+        differ = f"features differ from those of {library}, {shown} of the largest value"
+        raise UserError(f"the proof failed: {differ}, where {TOLERANCE:g} is allowed")
     return {"run": True, "library": library, "largest_relative_difference": differences, "tolerance": TOLERANCE, "input": list(PROOF_SIZE)}
 
 

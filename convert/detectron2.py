@@ -49,10 +49,9 @@ def convert(path: str, contents: dict[str, Any], config: str, opts: list[str]) -
     # a classifier is no part of a detector
     unused = [key for key in report.unused if not re.match(r"(stem\.)?(fc|linear|pred|head)[\d.]*", key)]
     if missing or unused:
-        raise UserError(
-            f"the file does not fit {config}: {len(missing)} weights missing or of another shape, {len(unused)} unmatched: "
-            + "; ".join([f"missing {key}" for key in missing[:6]] + [f"unmatched {key}" for key in unused[:6]])
-        )
+        counts = f"{len(missing)} weights missing or of another shape, {len(unused)} unmatched"
+        shown = "; ".join([f"missing {key}" for key in missing[:6]] + [f"unmatched {key}" for key in unused[:6]])
+        raise UserError(f"the file does not fit {config}: {counts}: {shown}")
     provenance = {
         "source": "detectron2",
         "network": cfg.MODEL.BACKBONE.NAME,

@@ -1,21 +1,15 @@
 """MAE-DET's project (https://github.com/alibaba/lightweight-neural-architecture-search): its backbones, and its GFLV2 detectors whole."""
 
-from typing import Any, Mapping
+from typing import Any
 
-from torch import Tensor
 
 from backbones import registry, zoo
 from backbones.errors import UserError
 
 from .core import IMAGENET_RGB, Converted, Preprocessing, Source, check_fit, identify, renamed, under, under_bottom_up
 
-
-def _weights(contents: dict[str, Any]) -> Mapping[str, Tensor]:
-    return under(contents, "state_dict", "model")
-
-
 # its networks cannot be installed: outputs recorded from them are part of this project's tests
-SOURCE = Source("LightNAS", "Apache-2.0", {"maedet": "released"}, lambda name: IMAGENET_RGB, _weights, lambda name, options: None)
+SOURCE = Source("LightNAS", "Apache-2.0", {"maedet": "released"}, lambda name: IMAGENET_RGB, lambda data: under(data, "state_dict", "model"))
 
 # what stands for what outside the backbone
 _PLACES = (
@@ -40,7 +34,7 @@ def head_key(key: str) -> str:
 
 
 def is_detector(contents: dict[str, Any]) -> bool:
-    return any(key.startswith(("neck.", "bbox_head.")) for key in _weights(contents))
+    return any(key.startswith(("neck.", "bbox_head.")) for key in SOURCE.weights(contents))
 
 
 def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | None = None, config: str = "") -> Converted:
@@ -49,8 +43,8 @@ def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | No
     ``config``: the config whose model it is to fit; by default follows from the MAE-DET it holds. Raises UserError for a
     detector of another network, or where anything is unmatched, missing or of another shape.
     """
-    weights = _weights(contents)
-    weights = {key: value for key, value in weights.items() if key != "bbox_head.integral.project"}  # the numbers 0 to 16
+    # the numbers 0 to 16 are no weights
+    weights = {key: value for key, value in SOURCE.weights(contents).items() if key != "bbox_head.integral.project"}
     backbone = {key: value for key, value in weights.items() if key.startswith("backbone.")}
     name, _, ours = identify(SOURCE, backbone)
     config = config or f"COCO-Detection/gfl_{name.replace('-', '_')}_FPN_73e.yaml"

@@ -11,7 +11,6 @@ What differs there from detectron2, and what becomes of it:
 """
 
 import importlib
-import importlib.util
 import re
 from types import ModuleType
 from typing import Any, Mapping
@@ -76,11 +75,9 @@ def _weights(data: dict[str, Any]) -> Mapping[str, Tensor]:
 
 def _library() -> ModuleType | None:
     """mmdet, where it is installed with its operators."""
-    if any(importlib.util.find_spec(module) is None for module in ("mmdet", "mmcv", "mmengine")):
-        return None
     try:
         return importlib.import_module("mmdet.models") and importlib.import_module("mmdet")
-    except ImportError:  # mmcv without its operators, or of a version that mmdet does not take
+    except ImportError:  # not here, or mmcv without its operators, or of a version that mmdet does not take
         return None
 
 
@@ -136,7 +133,7 @@ def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | No
     version = re.split(r"[^\w.+-]", str(meta.get("mmdet_version", "")))[0] if isinstance(meta, dict) else ""
     if version.startswith(("0.", "1.")):
         raise UserError(
-            f"the file is of MMDetection {version}, whose classes and boxes are encoded otherwise: upgrade it there to 2.0 or later first"
+            f"the file is of MMDetection {version}, which encodes classes and boxes otherwise: upgrade it there to 2.0 or later first"
         )
     weights = under(contents, "state_dict")
     weights = {k: v for k, v in weights.items() if not k.startswith("data_preprocessor.") and not k.endswith("num_batches_tracked")}
@@ -165,8 +162,8 @@ def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | No
             raise UserError(f"{config} has {key} {get(given, key)}, where the file's detector needs {get(cfg, key)}")
     cfg.MODEL.DEVICE, cfg.INPUT.FORMAT = "cpu", "BGR"
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = list(expects.in_bgr().pixel_mean), list(expects.in_bgr().pixel_std)
-    first = "stem.conv.weight" if regnet else "stem.conv1.weight"
     if expects.format == "RGB":
+        first = "stem.conv.weight" if regnet else "stem.conv1.weight"
         ours[first] = ours[first].flip(1)
     model = {**under_bottom_up(ours), **{_head_key(key, cfg): value for key, value in weights.items() if not key.startswith("backbone.")}}
     _reorder(model, cfg)
@@ -204,11 +201,9 @@ def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: dict[s
     retinanet = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
     if name.startswith("R-"):
         resnets = cfg.MODEL.RESNETS
-        shared = {"depth": resnets.DEPTH, "style": "caffe" if resnets.STRIDE_IN_1X1 else "pytorch"}
-        if resnets.NUM_GROUPS > 1:
-            backbone = mmdet.models.backbones.ResNeXt(groups=resnets.NUM_GROUPS, base_width=resnets.WIDTH_PER_GROUP, **shared)
-        else:
-            backbone = mmdet.models.backbones.ResNet(**shared)
+        groups = {"groups": resnets.NUM_GROUPS, "base_width": resnets.WIDTH_PER_GROUP} if resnets.NUM_GROUPS > 1 else {}
+        kind = mmdet.models.backbones.ResNeXt if groups else mmdet.models.backbones.ResNet
+        backbone = kind(depth=resnets.DEPTH, style="caffe" if resnets.STRIDE_IN_1X1 else "pytorch", **groups)
     else:
         own_network = network(name, {})
         if own_network is None:

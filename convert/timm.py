@@ -6,21 +6,15 @@ from typing import Any
 
 from .core import IMAGENET_RGB, Network, Preprocessing, Source, under
 
-_VOVNETS = {
-    "V-19-slim-dw-eSE": "ese_vovnet19b_slim_dw",
-    "V-19-dw-eSE": "ese_vovnet19b_dw",
-    "V-19-slim-eSE": "ese_vovnet19b_slim",
-    "V-39-eSE": "ese_vovnet39b",
-    "V-57-eSE": "ese_vovnet57b",
-    "V-99-eSE": "ese_vovnet99b",
-}
-
 
 def own_name(name: str, options: dict[str, Any]) -> str | None:
     """timm's name of a network of ours: regnetx_032, regnety_008_tv, ese_vovnet39b; None where it has none."""
     match = re.fullmatch(r"RegNet([XY])-([\d.]+)([MG])F", name)
+    vovnet = re.fullmatch(r"V-(19|39|57|99)(-slim)?(-dw)?-eSE", name)
+    if vovnet and name != "V-19-eSE" and not options:
+        return f"ese_vovnet{vovnet[1]}b{vovnet[2] or ''}{vovnet[3] or ''}".replace("-", "_")
     if not match:
-        return None if options else _VOVNETS.get(name)
+        return None
     hundreds = round(float(match[2]) * (10 if match[3] == "G" else 0.01))  # of megaflops
     return f"regnet{match[1].lower()}_{hundreds:03d}" + ("_tv" if options.get("rounding") == "torchvision" else "")
 

@@ -1,8 +1,10 @@
 """Whole detectors on one image: optimized beside eager, and beside what people would run instead; exported backbones; where the time goes."""
 
+import importlib.util
 import os
 import statistics
 import tempfile
+from collections import defaultdict
 from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
@@ -16,15 +18,15 @@ from ..timing import now
 from . import detectors, pairs
 
 SIZES = ((480, 640), (800, 1088))
-# of equal work: (ours, the other's name, what makes it)
+# of equal work: (ours, the other's library and its name there)
 PEERS = (
-    ("R-50", "torchvision_fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn"),
-    ("RegNetX-3.2GF", "torchvision_fasterrcnn_regnet_x_3_2gf_fpn", "fasterrcnn_regnet_x_3_2gf_fpn"),
-    ("mask_R-50", "torchvision_maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn"),
-    ("retinanet_R-50", "torchvision_retinanet_resnet50_fpn", "retinanet_resnet50_fpn"),
-    ("V-39-eSE", "timm_ese_vovnet39b", "timm:ese_vovnet39b"),
-    ("RegNetX-3.2GF", "timm_regnetx_032", "timm:regnetx_032"),
-    ("MobileNetV2", "timm_mobilenetv2_100", "timm:mobilenetv2_100"),
+    ("R-50", "torchvision_fasterrcnn_resnet50_fpn"),
+    ("RegNetX-3.2GF", "torchvision_fasterrcnn_regnet_x_3_2gf_fpn"),
+    ("mask_R-50", "torchvision_maskrcnn_resnet50_fpn"),
+    ("retinanet_R-50", "torchvision_retinanet_resnet50_fpn"),
+    ("V-39-eSE", "timm_ese_vovnet39b"),
+    ("RegNetX-3.2GF", "timm_regnetx_032"),
+    ("MobileNetV2", "timm_mobilenetv2_100"),
 )
 CONFIGS = {**detectors.FASTER, "mask_R-50": detectors.MASK, "retinanet_R-50": detectors.RETINANET}
 
@@ -64,11 +66,9 @@ def parts(model: Any, inputs: List[Dict[str, Any]], rounds: int = 7) -> Dict[str
         "RoI heads": model.roi_heads,
         "all": model,
     }
-    times: Dict[str, List[float]] = {name: [] for name in marked}
-    begun: Dict[str, float] = {}
-    hooks = []
+    times, begun, hooks = defaultdict(list), {}, []
     for name, module in marked.items():
-        hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: begun.__setitem__(name, now())))
+        hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: begun.update({name: now()})))
         hooks.append(module.register_forward_hook(lambda m, args, output, name=name: times[name].append(now() - begun[name])))
     for _ in range(rounds + 1):
         _call(model, inputs)()
@@ -112,14 +112,11 @@ def _features(model: Any, x: torch.Tensor) -> Callable[[], object]:
 
 def _peers(count: int, size: Tuple[int, int], device: str, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
     where, inputs = f"{size[0]}x{size[1]}", detectors.image_for(size, device)
-    for name, other, kind in PEERS:
-        if kind.startswith("timm:"):
-            try:
-                peer = detectors.with_timm(CONFIGS[name], kind[5:], device)
-            except ImportError:
-                continue
-        else:
-            peer = detectors.of_torchvision(kind, size, device)
+    for name, other in PEERS:
+        library, _, kind = other.partition("_")
+        if importlib.util.find_spec(library) is None:
+            continue
+        peer = detectors.with_timm(CONFIGS[name], kind, device) if library == "timm" else detectors.of_torchvision(kind, size, device)
         ours = optimize(detectors.detector(CONFIGS[name], device), size=size)
         times = pairs.interleaved({"optimized": _call(ours, inputs), other: _call(peer, inputs)}, count)
         yield from pairs.rows_of(f"inference/{name}/{where}", times, other, **about)

@@ -24,13 +24,9 @@ def about(device: str = "cpu", precision: str = "float32") -> Dict[str, Any]:
     import torchvision
 
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
-    return {
-        "machine": where,
-        "threads": torch.get_num_threads(),
-        "precision": precision,
-        "versions": {**versions, "detectron2": detectron2.__version__},
-    }
+    versions = {module.__name__: module.__version__ for module in (torch, torchvision, detectron2)}
+    versions = {"python": platform.python_version(), **versions}
+    return {"machine": where, "threads": torch.get_num_threads(), "precision": precision, "versions": versions}
 
 
 def rows_of(prefix: str, times: Dict[str, List[float]], against: str, **more: Any) -> List[Dict[str, Any]]:

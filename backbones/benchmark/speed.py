@@ -59,8 +59,9 @@ def plot(path: str, output: str, gmacs: Callable[[str], float]) -> None:
         chosen = [p for p in points if p[1] == size]
         for index, (label, colour) in enumerate((("optimized", "tab:blue"), ("eager", "tab:gray"))):
             values = [(p[2][index] * 1e3, p[3], work[p[0]], p[0]) for p in chosen]
-            left.scatter([v[0] for v in values if v[1]], [v[1] for v in values if v[1]], marker=marker, color=colour, label=f"{label}, {size}")
-            right.scatter([v[2] for v in values], [v[0] for v in values], marker=marker, color=colour, label=f"{label}, {size}")
+            for axis, x, y in ((left, 0, 1), (right, 2, 0)):
+                shown = [v for v in values if v[y]]
+                axis.scatter([v[x] for v in shown], [v[y] for v in shown], marker=marker, color=colour, label=f"{label}, {size}")
             if index == 0 and size == largest:
                 for latency, ap, operations, name in values:
                     above = any(ap and other[1] and 0 < other[1] - ap < 0.5 for other in values)

@@ -117,19 +117,20 @@ def describe(cfg: CfgNode, model: Any, part: str) -> Dict[str, Any]:
     """What a user of the file needs to know, besides the names of tensors."""
     from .. import __version__
 
-    data = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if len(cfg.DATASETS.TEST) else None
+    data = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if len(cfg.DATASETS.TEST) else {}
     panoptic = isinstance(model, PanopticFPN) and part == "detector"
+    images = cfg.INPUT.CLASSIFICATION if isinstance(model, ImageClassifier) else {}
     return {
         "backbones": __version__,
         "part": part,
         "input_format": cfg.INPUT.FORMAT,
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
-        "resize": cfg.INPUT.CLASSIFICATION.RESIZE if isinstance(model, ImageClassifier) else 0,
-        "crop": cfg.INPUT.CLASSIFICATION.SIZE if isinstance(model, ImageClassifier) else 0,
+        "resize": images.get("RESIZE", 0),
+        "crop": images.get("SIZE", 0),
         "size_divisibility": model.backbone.size_divisibility,
-        "classes": list(data.get("thing_classes", ())) if data else [],
-        "stuff": list(data.get("stuff_classes", ())) if data else [],
+        "classes": list(data.get("thing_classes", ())),
+        "stuff": list(data.get("stuff_classes", ())),
         "panoptic": ([model.combine_overlap_thresh, model.combine_stuff_area_thresh, model.combine_instances_score_thresh] if panoptic else []),
     }
 
@@ -251,15 +252,16 @@ def _compare(expected: Dict[str, Tensor], found: Dict[str, Tensor], part: str, t
             raise UserError(f"of {own} detections and the file's {others} only {len(pairs)} agree: it is not written", "mismatch")
         ours, theirs = pairs.unbind(dim=1)
         limits = {"masks": 0.02, "heatmaps": 0.02, "sem_seg": 10 * tolerance.features}
-        for name in filter(expected.__contains__, ("boxes", "scores")):  # which agree
-            differences[name] = (expected[name][ours] - found[name][theirs]).abs().max().item()
-        for name in filter(expected.__contains__, ("masks", "heatmaps")):
-            off = (expected[name][ours] - found[name][theirs]).abs().flatten(1).mean(dim=1) / expected[name].abs().max()
-            differences[name] = off.quantile(tolerance.agreeing).item()
-        if "sem_seg" in expected:
-            differences["sem_seg"] = _largest(expected["sem_seg"], found["sem_seg"])
+        for name, value in expected.items():
+            if name in ("boxes", "scores"):  # which agree
+                differences[name] = (value[ours] - found[name][theirs]).abs().max().item()
+            elif name in ("masks", "heatmaps"):
+                off = (value[ours] - found[name][theirs]).abs().flatten(1).mean(dim=1) / value.abs().max()
+                differences[name] = off.quantile(tolerance.agreeing).item()
+            elif name == "sem_seg":
+                differences[name] = _largest(value, found[name])
     for name, most in limits.items():
-        if name in differences and not differences[name] <= most:
+        if not differences.get(name, 0.0) <= most:
             off_by = f"differs from the model's by {differences[name]:.3g}, more than is allowed, {most:g}"
             raise UserError(f"the exported {name} {off_by}: it is not written", "mismatch")
     return differences
@@ -277,12 +279,9 @@ def match(expected: Dict[str, Tensor], found: Dict[str, Tensor], tolerance: Tole
         close &= (expected["scores"][:, None] - found["scores"][None]).abs() <= tolerance.score
     if "classes" in expected:
         close &= expected["classes"][:, None] == found["classes"][None]
-    taken: set = set()
     pairs: List[Tuple[int, int]] = []
     for i, row in enumerate(close):
-        for j in row.nonzero()[:, 0].tolist():
-            if j not in taken:
-                taken.add(j)
-                pairs.append((i, j))
-                break
+        if row.any():
+            pairs.append((i, int(row.int().argmax())))
+            close[:, pairs[-1][1]] = False
     return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)

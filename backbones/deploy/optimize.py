@@ -7,7 +7,7 @@ import copy
 import logging
 import statistics
 from functools import partial
-from typing import Any, Iterator, Sequence, Tuple
+from typing import Any, Sequence, Tuple
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
@@ -77,8 +77,8 @@ def fold_norms(module: nn.Module) -> int:
     What is in training mode stays as it is.
     """
     count = 0
-    units: Iterator[Any] = module.modules()
-    for unit in units:
+    unit: Any
+    for unit in module.modules():
         conv, norm = unit.conv if isinstance(unit, ConvNormAct) else unit, getattr(unit, "norm", None)  # detectron2's Conv2d holds its norm
         if isinstance(conv, _CONVS) and isinstance(norm, _NORMS) and (not norm.training or isinstance(norm, FrozenBatchNorm2d)):
             _fold(conv, norm)
@@ -102,8 +102,8 @@ class _FlattenLast(nn.Module):
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
-def replace_poolers(model: nn.Module) -> int:
-    """Gives a detector `CPUPooler`s in the place of its ROIPoolers, in place; returns how many there were.
+def replace_poolers(model: nn.Module) -> None:
+    """Gives a detector `CPUPooler`s in the place of its ROIPoolers, in place.
 
     Box heads that begin with a fully connected layer get its columns in the order in which their channels now come.
     """
@@ -112,22 +112,12 @@ def replace_poolers(model: nn.Module) -> int:
     for name in names:
         outer, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(outer), leaf, CPUPooler(model.get_submodule(name)))
-    if any("box_pooler" in name for name in names):
-        for head in model.modules():
-            if type(head) is FastRCNNConvFCHead and isinstance(getattr(head, "flatten", None), nn.Flatten):
-                _reorder_columns(head, model)
-    return len(names)
-
-
-def _reorder_columns(head: FastRCNNConvFCHead, model: nn.Module) -> None:
-    pool = next(module for module in model.modules() if isinstance(module, CPUPooler))
-    height, width = pool.output_size
-    first = head.fc1
-    if first.in_features % (height * width):
-        return
-    weight = first.weight.detach().unflatten(1, (-1, height, width)).permute(0, 2, 3, 1).flatten(1).contiguous()
-    first.weight = nn.Parameter(weight, requires_grad=False)
-    head.flatten = _FlattenLast()
+    box_pooler: Any = next((model.get_submodule(name) for name in names if "box_pooler" in name), None)
+    for head in model.modules() if box_pooler else ():
+        if type(head) is FastRCNNConvFCHead and isinstance(getattr(head, "flatten", None), nn.Flatten):
+            weight = head.fc1.weight.detach().unflatten(1, (-1, *box_pooler.output_size)).permute(0, 2, 3, 1).flatten(1)
+            head.fc1.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+            head.flatten = _FlattenLast()
 
 
 class Bfloat16(nn.Module):

@@ -89,10 +89,9 @@ def main() -> None:
     if args.json:
         print(json.dumps({"size": list(args.size), "parts": result}, indent=1))
         return
-    sizes = {part: v["size"] for part, v in result.items() if v.get("size", list(args.size)) != list(args.size)}
     rows = [
         (
-            f"{part} at {sizes[part][0]}x{sizes[part][1]}" if part in sizes else part,
+            part if v.get("size", list(args.size)) == list(args.size) else f"{part} at {v['size'][0]}x{v['size'][1]}",
             f"{v['parameters']:,}",
             f"{v['with_affine']:,}",
             *(f"{v[k]:.2f}" if k in v else "" for k in ("gmacs_conv", "gmacs_all")),

@@ -120,13 +120,13 @@ def main() -> None:
     if args.suite:
         measure(args)
         return
-    for config in args.configs:
-        zoo.get_config_file(config)  # mistakes before the first run, not after
-    for name in filter(None, args.backbone):
-        family_of(name)
-    for config in args.configs:
+    # mistakes before the first run, not after
+    names = {config: os.path.splitext(os.path.basename(zoo.get_config_file(config)))[0] for config in args.configs}
+    for backbone in filter(None, args.backbone):
+        family_of(backbone)
+    for config, name in names.items():
         for backbone in args.backbone:
-            folder = os.path.splitext(os.path.basename(zoo.get_config_file(config)))[0] + (f"_{backbone}" if backbone else "")
+            folder = f"{name}_{backbone}" if backbone else name
             row = train(config, os.path.join(args.output, folder), args.opts, backbone)
             record(row, args.json)
             print(json.dumps(row), flush=True)

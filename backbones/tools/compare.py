@@ -8,6 +8,7 @@ import json
 import math
 import os
 import sys
+from functools import partial
 from typing import Any, Dict, List, Optional
 
 from tabulate import tabulate
@@ -99,10 +100,9 @@ def plot(result: Dict[str, Any], output: str) -> None:
     axes[1].set_xlabel("difference in AP, points\nblue: B is better beyond chance; red: worse; gray: the interval holds 0", fontsize=9)
     names = [result[who] if len(result[who]) < 90 else "..." + result[who][-87:] for who in "ab"]
     figure.suptitle(f"A: {names[0]}\nB: {names[1]}".replace("$", r"\$"), fontsize=8)
-    kind = os.path.splitext(output)[1][1:].lower()
     try:
         with replacing(output) as partial:
-            figure.savefig(partial, dpi=110, format=kind)
+            figure.savefig(partial, dpi=110, format=os.path.splitext(output)[1][1:].lower())
     except OSError as error:
         raise UserError(f"{output!r} cannot be written: {error.strerror}") from error
 
@@ -125,9 +125,8 @@ def main() -> None:
     parser.add_argument("b", metavar="B", help="that of the other; differences are B minus A")
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--annotations", metavar="JSON", help="of the images that were evaluated, in COCO's format")
-    data.add_argument(
-        "--dataset", metavar="NAME", help="a data set of detectron2's catalogue, or of the config; default: what A was evaluated on"
-    )
+    text = "a data set of detectron2's catalogue, or of the config; default: what A was evaluated on"
+    data.add_argument("--dataset", metavar="NAME", help=text)
     parser.add_argument("--config-file", default="", metavar="FILE", help="a config that names your own data (default: config.yaml of A's run)")
     parser.add_argument("--task", default="bbox", help=f"one of {', '.join(TASKS)} (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap, at least 100 (default: %(default)s)")
@@ -159,16 +158,8 @@ def main() -> None:
     results = [check_results(parse(file, "result file"), dataset, args.task, file) for file in files]
     if args.task == "keypoints":
         check_keypoints(dataset, results, args.oks_sigmas)
-    rows = compare(
-        dataset,
-        results,
-        args.task,
-        args.samples,
-        args.seed,
-        args.confidence,
-        args.oks_sigmas,
-        lambda categories: tqdm(categories, desc="classes", unit="class", mininterval=0.1 if sys.stderr.isatty() else 15),
-    )
+    progress = partial(tqdm, desc="classes", unit="class", mininterval=0.1 if sys.stderr.isatty() else 15)
+    rows = compare(dataset, results, args.task, args.samples, args.seed, args.confidence, args.oks_sigmas, progress)
     result = {"a": files[0], "b": files[1], "annotations": path, "task": args.task, "images": len(dataset["images"]), **rows}
     result.update(samples=args.samples, seed=args.seed, confidence=args.confidence, interval="percentile")
     print(f"A: {files[0]}\nB: {files[1]}\n\n{report(result)}")

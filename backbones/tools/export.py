@@ -51,9 +51,7 @@ def main() -> None:
 
     parser = parser_of(program("export"), __doc__)
     parser.add_argument("--format", required=True, choices=FORMATS, help="onnx and openvino need those packages: pip install -e '.[openvino]'")
-    parser.add_argument(
-        "--part", default="detector", choices=PARTS, help="backbone: with its FPN, whose features the file gives (default: detector)"
-    )
+    parser.add_argument("--part", default="detector", choices=PARTS, help="backbone: with its FPN, the file gives features (default: detector)")
     parser.add_argument("--image", metavar="FILE", help="what the export is traced and checked on (default: an image of DATASETS.TEST)")
     parser.add_argument("--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS.values())}, after the format")
     add_config_arguments(parser, required=True)

@@ -137,10 +137,8 @@ def _cost(config: str, counted: Dict[str, float]) -> tuple:
 
 def _configs_without_figures(counted: Dict[str, float]) -> str:
     named = {row.get("config") for row in _data("models.json")["models"]}
-    table = []
-    for config in zoo.list_configs():
-        if config not in named and not config.startswith(("quickstart/", "digits/", "reproduce/", "DetNAS/")):
-            table.append((_link(config), *_cost(config, counted)))
+    others = ("quickstart/", "digits/", "reproduce/", "DetNAS/")
+    table = [(_link(c), *_cost(c, counted)) for c in zoo.list_configs() if c not in named and not c.startswith(others)]
     return f"""### Configs nobody has published figures of
 
 By the same recipes, ours or detectron2's of the same name; costs *computed* as above.
@@ -169,10 +167,10 @@ besides, one thread; a figure of another machine). *Computed*: the scores. No st
 
 def _one_shot() -> str:
     data = _data("one_shot.json")
-    rows = []
-    for i, row in enumerate(data["paths"]):
-        figures = (f"{row['cost'] / 1e6:.1f}", f"{row['supernet']:.2f}", f"{row['trained']:.2f}")
-        rows.append(("random" if i else "found", *figures, " ".join(map(str, row["path"]))))
+    rows = [
+        ("random" if i else "found", f"{r['cost'] / 1e6:.1f}", f"{r['supernet']:.2f}", f"{r['trained']:.2f}", " ".join(map(str, r["path"])))
+        for i, r in enumerate(data["paths"])
+    ]
     again = data.get("again")
     again = f" The found network trained once more ({again['how']}) reached {again['trained']:.2f}: so much is chance." if again else ""
     plain = f" (without, inference takes {data['plain_inference']:.2f} s)" if "plain_inference" in data else ""
