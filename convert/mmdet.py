@@ -168,6 +168,8 @@ def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | No
     model = {**under_bottom_up(ours), **{_head_key(key, cfg): value for key, value in weights.items() if not key.startswith("backbone.")}}
     _reorder(model, cfg)
     check_fit(model, cfg, "the detector")
+    kind = "RetinaNet" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"
+    cascade = "Cascade" in cfg.MODEL.ROI_HEADS.NAME and kind != "RetinaNet"
     provenance = {
         "source": "MMDetection" + (f" {version}" if version else ""),
         "network": name,
@@ -175,7 +177,7 @@ def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | No
         "channel_order": expects.order_in_bgr(),
         "config": config or base,
         "overrides": [] if config else overrides,
-        "detector": _describe(cfg),
+        "detector": f"Cascade {kind}" if cascade else kind,
         "proof": _prove(cfg, name, weights, model, flipped=expects.format == "RGB"),
     }
     return Converted(model, expects.in_bgr(), provenance)
@@ -308,8 +310,3 @@ def _reorder(model: dict[str, Tensor], cfg: CfgNode) -> None:
 
 
 _CASCADE_DEVIATIONS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
-
-
-def _describe(cfg: CfgNode) -> str:
-    kind = "RetinaNet" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"
-    return f"Cascade {kind}" if "Cascade" in cfg.MODEL.ROI_HEADS.NAME and kind != "RetinaNet" else kind

@@ -10,9 +10,9 @@ from .core import IMAGENET_RGB, Network, Preprocessing, Source, under
 def own_name(name: str, options: dict[str, Any]) -> str | None:
     """timm's name of a network of ours: regnetx_032, regnety_008_tv, ese_vovnet39b; None where it has none."""
     match = re.fullmatch(r"RegNet([XY])-([\d.]+)([MG])F", name)
-    vovnet = re.fullmatch(r"V-(19|39|57|99)(-slim)?(-dw)?-eSE", name)
-    if vovnet and name != "V-19-eSE" and not options:
-        return f"ese_vovnet{vovnet[1]}b{vovnet[2] or ''}{vovnet[3] or ''}".replace("-", "_")
+    vovnet = re.fullmatch(r"V-(\d+)((-slim)?(-dw)?)-eSE", name)
+    if vovnet and not options:
+        return f"ese_vovnet{vovnet[1]}b{vovnet[2]}".replace("-", "_")
     if not match:
         return None
     hundreds = round(float(match[2]) * (10 if match[3] == "G" else 0.01))  # of megaflops

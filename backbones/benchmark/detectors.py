@@ -31,9 +31,8 @@ def config(name: str, norm: str = "BN", device: str = "cpu") -> CfgNode:
     cfg = zoo.get_config(name)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT = device, "", 0
     cfg.MODEL.RPN.NMS_THRESH = 1.0  # nothing is suppressed: all have 1000 proposals
-    cfg.MODEL.RESNETS.NORM = norm
-    for family in FAMILIES:
-        cfg.MODEL[family.upper()].NORM = norm
+    for node in ("RESNETS", *map(str.upper, FAMILIES)):
+        cfg.MODEL[node].NORM = norm
     return cfg
 
 

@@ -4,7 +4,6 @@ import importlib.util
 import os
 import statistics
 import tempfile
-from collections import defaultdict
 from functools import partial
 from typing import Any, Callable, Dict, Iterator, List, Tuple
 
@@ -58,32 +57,27 @@ def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
 
 def parts(model: Any, inputs: List[Dict[str, Any]], rounds: int = 7) -> Dict[str, float]:
     """The share of each part of a Faster R-CNN in its time: medians over so many rounds."""
-    marked = {
-        "backbone": model.backbone.bottom_up,
-        "backbone and FPN": model.backbone,
-        "RPN": model.proposal_generator,
-        "RoIAlign": model.roi_heads.box_pooler,
-        "RoI heads": model.roi_heads,
-        "all": model,
-    }
-    times, begun, hooks = defaultdict(list), {}, []
-    for name, module in marked.items():
-        hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: begun.update({name: now()})))
-        hooks.append(module.register_forward_hook(lambda m, args, output, name=name: times[name].append(now() - begun[name])))
+    marked = (model.backbone.bottom_up, model.backbone, model.proposal_generator, model.roi_heads.box_pooler, model.roi_heads, model)
+    times: Dict[Any, List[float]] = {module: [] for module in marked}
+    begun: Dict[Any, float] = {}
+    hooks = []
+    for module in marked:
+        hooks.append(module.register_forward_pre_hook(lambda m, args: begun.update({m: now()})))
+        hooks.append(module.register_forward_hook(lambda m, args, output: times[m].append(now() - begun[m])))
     for _ in range(rounds + 1):
         _call(model, inputs)()
     for hook in hooks:
         hook.remove()
-    taken = {name: statistics.median(values[1:]) for name, values in times.items()}
+    body, with_fpn, rpn, align, heads, whole = (statistics.median(times[module][1:]) for module in marked)
     split = {
-        "backbone": taken["backbone"],
-        "FPN": taken["backbone and FPN"] - taken["backbone"],
-        "RPN": taken["RPN"],
-        "RoIAlign": taken["RoIAlign"],
-        "heads": taken["RoI heads"] - taken["RoIAlign"],
-        "rest": taken["all"] - taken["backbone and FPN"] - taken["RPN"] - taken["RoI heads"],
+        "backbone": body,
+        "FPN": with_fpn - body,
+        "RPN": rpn,
+        "RoIAlign": align,
+        "heads": heads - align,
+        "rest": whole - with_fpn - rpn - heads,
     }
-    return {name: round(value / taken["all"], 4) for name, value in split.items()}
+    return {name: round(value / whole, 4) for name, value in split.items()}
 
 
 def _exports(count: int, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:

@@ -181,10 +181,8 @@ def export(
                 reason = " ".join(str(error).split())[-300:]
                 raise UserError(f"{type(model).__name__} cannot be exported to {kind}: {reason}", "unsupported") from error
             runner = Runner(temporary)
-            differences: Dict[str, float] = {}
-            for x, found in zip(images, before):
-                for name, value in _compare(dict(zip(traceable.fields, found)), runner.run(x), part, tolerance).items():
-                    differences[name] = max(differences.get(name, 0.0), value)
+            compared = [_compare(dict(zip(traceable.fields, found)), runner.run(x), part, tolerance) for x, found in zip(images, before)]
+            differences = {name: max(sizes[name] for sizes in compared) for name in compared[0]}
             for name in os.listdir(folder):  # of OpenVINO two files
                 os.replace(os.path.join(folder, name), os.path.join(os.path.dirname(os.path.abspath(path)), name))
     logging.getLogger(__name__).info(f"{path}: differs from the model by at most {differences}")

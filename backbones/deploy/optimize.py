@@ -155,17 +155,11 @@ def _to_float32(value):
 def _to_bfloat16(model: nn.Module) -> None:
     if not hasattr(model, "backbone"):
         raise UserError("bfloat16 is for whole detectors: this model has no backbone", "unsupported")
+    modules = dict(model.named_modules())
     for name in _HEAVY:
-        outer, _, leaf = name.rpartition(".")
-        try:
-            parent = model.get_submodule(outer)
-        except AttributeError:
-            continue
-        part = getattr(parent, leaf, None)
-        if isinstance(part, nn.ModuleList):  # of a cascade
-            setattr(parent, leaf, nn.ModuleList(Bfloat16(head) for head in part))
-        elif part is not None:
-            setattr(parent, leaf, Bfloat16(part))
+        part, (outer, _, leaf) = modules.get(name), name.rpartition(".")
+        if part is not None:  # of a cascade several
+            setattr(modules[outer], leaf, nn.ModuleList(map(Bfloat16, part)) if isinstance(part, nn.ModuleList) else Bfloat16(part))
 
 
 def _faster_format(network: nn.Module, size: Sequence[int], device: torch.device) -> str:

@@ -37,10 +37,8 @@ def mistakes(
 ) -> int:
     """Objects that no detection of their class meets with that IoU, and detections without an object; crowds count as neither.
 
-    Args:
-        record: an image of a detectron2 data set.
-        found: its detections in COCO's format, of which those with a score of ``threshold`` or more count.
-        to_class: the data set's numbers of categories -> classes.
+    ``record`` is an image of a detectron2 data set; of its detections ``found``, in COCO's format, those with a score of ``threshold`` or more
+    count; ``to_class`` has the classes of the data set's numbers of categories.
     """
     from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
