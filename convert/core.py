@@ -10,7 +10,8 @@ from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
 import torch
-from detectron2.modeling import Backbone
+from detectron2.config import CfgNode
+from detectron2.modeling import Backbone, build_model
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -44,6 +45,10 @@ class Preprocessing:
             return self
         return Preprocessing("BGR", self.pixel_mean[::-1], self.pixel_std[::-1])
 
+    def order_in_bgr(self) -> str:
+        """What became of the channels' order in a file that takes BGR."""
+        return "the first convolution turned from RGB to BGR" if self.format == "RGB" else "BGR, as in the source"
+
 
 IMAGENET_RGB = Preprocessing("RGB", (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 IMAGENET_BGR = IMAGENET_RGB.in_bgr()
@@ -68,7 +73,7 @@ class Source:
     layouts: Mapping[str, str]
     preprocessing: Callable[[str], Preprocessing]
     weights: Callable[[dict[str, Any]], Mapping[str, Tensor]]
-    network: Callable[[str, dict[str, Any]], tuple["Network", str] | None]
+    network: Callable[[str, dict[str, Any]], tuple["Network", str] | None] = lambda name, options: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,22 +102,22 @@ def tensors(state_dict: Any, what: str) -> dict[str, Tensor]:
             raise UserError(f"{what} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor")
     result = {key: torch.as_tensor(value) for key, value in without_wrappers(state_dict).items()}
     for key, value in result.items():
-        _check_numbers(key, value, what)
+        fault = _fault(key, value)
+        if fault:
+            raise UserError(f"{what}: {key!r} {fault}")
     return result
 
 
-def _check_numbers(key: str, value: Tensor, what: str) -> None:
+def _fault(key: str, value: Tensor) -> str:
     if value.layout != torch.strided or value.is_quantized or value.is_meta:
-        kind = "quantized" if value.is_quantized else "without values" if value.is_meta else "sparse"
-        raise UserError(f"{what}: {key!r} is {kind}, not a plain tensor")
+        return f"is {'quantized' if value.is_quantized else 'without values' if value.is_meta else 'sparse'}, not a plain tensor"
     if key.endswith("num_batches_tracked"):
-        return
+        return ""
     if value.dtype not in _FLOATS:
-        raise UserError(f"{what}: {key!r} is of type {value.dtype}, not floating point")
+        return f"is of type {value.dtype}, not floating point"
     if not value.isfinite().all():
-        raise UserError(f"{what}: {key!r} holds infinite numbers or NaN")
-    if key.endswith("running_var") and (value < 0).any():
-        raise UserError(f"{what}: {key!r} holds negative variances")
+        return "holds infinite numbers or NaN"
+    return "holds negative variances" if key.endswith("running_var") and (value < 0).any() else ""
 
 
 def under(data: dict[str, Any], *keys: str) -> Mapping[str, Tensor]:
@@ -127,7 +132,7 @@ def identify(
 
     Raises UserError where there is none, with what differs from the nearest.
     """
-    nearest: tuple[int, str, list[str]] | None = None
+    tried: list[tuple[str, list[str]]] = []
     for option in options:
         for name in candidates or [n for n in registry.list_backbones() if registry.family_of(n).name in source.layouts]:
             family = registry.family_of(name)
@@ -136,22 +141,16 @@ def identify(
             result, wrong = registry.attempt(name, weights, source.layouts[family.name], option)
             if not wrong:
                 return name, option, result
-            if nearest is None or len(wrong) < nearest[0]:
-                nearest = (len(wrong), name, wrong)
-    if nearest is None:
+            tried.append((name, wrong))
+    if not tried:
         raise UserError(f"{source.title} has no {', '.join(candidates)}")
-    count, name, wrong = nearest
-    shown = "; ".join(wrong[:8]) + ("; ..." if count > 8 else "")
-    raise UserError(
-        f"this is none of the networks that {source.title} and this project share; from {name}, the nearest, {count} entries differ: {shown}"
-    )
+    name, wrong = min(tried, key=lambda attempt: len(attempt[1]))
+    differ = f"from {name}, the nearest, {listed(wrong, 8)}"
+    raise UserError(f"this is none of the networks that {source.title} and this project share; {differ}")
 
 
-def first_convolution(name: str, options: dict[str, Any]) -> str:
-    """The key of the weight that meets the image."""
-    with torch.device("meta"):
-        net = registry.create(name, **options)
-    return next(f"{key}.weight" for key, module in net.named_modules() if isinstance(module, nn.Conv2d))
+def listed(wrong: Sequence[str], most: int) -> str:
+    return f"{len(wrong)} entries differ: {'; '.join(wrong[:most])}{'; ...' if len(wrong) > most else ''}"
 
 
 def convert_backbone(source: Source, contents: dict[str, Any], preprocessing: Preprocessing | None = None, name: str = "") -> Converted:
@@ -165,30 +164,49 @@ def convert_backbone(source: Source, contents: dict[str, Any], preprocessing: Pr
     name, option, ours = identify(source, weights, [name] if name else (), options)
     expects = preprocessing or source.preprocessing(name)
     if expects.format == "RGB":
-        key = first_convolution(name, option)
+        with torch.device("meta"):
+            net = registry.create(name, **option)
+        key = next(f"{key}.weight" for key, module in net.named_modules() if isinstance(module, nn.Conv2d))  # it meets the image
         ours[key] = ours[key].flip(1)
-    proof = prove(source, name, option, weights, ours, flipped=expects.format == "RGB")
-    provenance: dict[str, Any] = {
-        "source": source.title,
-        "network": name,
-        "licence": source.licence,
-        "channel_order": "the first convolution turned from RGB to BGR" if expects.format == "RGB" else "BGR, as in the source",
-        "proof": proof,
-    }
+    found = source.network(name, option)
+    proof: dict[str, Any] = {"run": False, "why": f"the network of {source.title} is not installed here"}
+    if found is not None:
+        net = registry.create(name, **option)
+        net.load_state_dict(ours, strict=False)
+        proof = compare(*found, weights, net, flipped=expects.format == "RGB")
+    provenance: dict[str, Any] = {"source": source.title, "network": name, "licence": source.licence, "proof": proof}
+    provenance["channel_order"] = expects.order_in_bgr()
     if option:
         provenance["overrides"] = ["MODEL.REGNET.ROUNDING", option["rounding"]]
-    model = {f"backbone.bottom_up.{key}": value.contiguous().clone() for key, value in ours.items() if not key.endswith("num_batches_tracked")}
-    return Converted(model, expects.in_bgr(), provenance)
+    return Converted(under_bottom_up(ours), expects.in_bgr(), provenance)
 
 
-def prove(source: Source, name: str, options: dict[str, Any], weights, ours: dict[str, Tensor], flipped: bool) -> dict[str, Any]:
-    """`compare` of the source's own network and ours; says so where the source's library is not installed."""
-    found = source.network(name, options)
-    if found is None:
-        return {"run": False, "why": f"the network of {source.title} is not installed here"}
-    net = registry.create(name, **options)
-    net.load_state_dict(ours, strict=False)
-    return compare(*found, weights, net, flipped)
+def under_bottom_up(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A network's weights under the names that a detector has for them, without the counters of batch norms."""
+    return {f"backbone.bottom_up.{key}": value for key, value in state_dict.items() if not key.endswith("num_batches_tracked")}
+
+
+def renamed(key: str, places: Sequence[tuple[str, Any]]) -> str:
+    """``key``, where the first of the patterns that its beginning matches puts it."""
+    for pattern, place in places:
+        new, count = re.subn("^" + pattern, place, key)
+        if count:
+            return new
+    return key
+
+
+def check_fit(model: Mapping[str, Tensor], cfg: CfgNode, what: str) -> None:
+    """Raises UserError where ``model`` does not fill the detector of ``cfg`` exactly."""
+    cfg = cfg.clone()
+    cfg.MODEL.DEVICE = "meta"
+    with torch.device("meta"):
+        expected = {key: tuple(value.shape) for key, value in build_model(cfg).state_dict().items()}
+    ignored = re.compile(r"pixel_(mean|std)$|.*anchor_generator\.|.*num_batches_tracked$")
+    wrong = [f"unmatched {key}" for key in model if key not in expected]
+    wrong += [f"missing {key}" for key in expected if key not in model and not ignored.match(key)]
+    wrong += [f"{k} is {tuple(model[k].shape)}, not {shape}" for k, shape in expected.items() if k in model and tuple(model[k].shape) != shape]
+    if wrong:
+        raise UserError(f"the file does not fit {what}, {listed(wrong, 12)}")
 
 
 def compare(reference: Network, library: str, weights: Mapping[str, Tensor], ours: Backbone, flipped: bool) -> dict[str, Any]:
@@ -202,10 +220,8 @@ def compare(reference: Network, library: str, weights: Mapping[str, Tensor], our
     classifier = getattr(ours, "classifier", re.compile("(?!)"))
     unexpected = [key for key in unexpected if not classifier.match(key)]
     if missing or unexpected:
-        raise UserError(
-            f"{library} itself does not take this file: {len(missing)} entries missing, {len(unexpected)} unexpected: "
-            f"{', '.join([*missing, *unexpected][:5])}"
-        )
+        counts = f"{len(missing)} entries missing, {len(unexpected)} unexpected"
+        raise UserError(f"{library} itself does not take this file: {counts}: {', '.join([*missing, *unexpected][:5])}")
     image = torch.randn(PROOF_SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         reference.module.double().eval()
@@ -221,20 +237,15 @@ def compare(reference: Network, library: str, weights: Mapping[str, Tensor], our
     wrong = {feature: value for feature, value in differences.items() if not value <= TOLERANCE}  # so that NaN is wrong too
     if wrong:
         shown = ", ".join(f"{feature} by {value:.2g}" for feature, value in wrong.items())
-        raise UserError(
-            f"the proof failed: features differ from those of {library}, {shown} of the largest value, where {TOLERANCE:g} is allowed"
-        )
+        differ = f"features differ from those of {library}, {shown} of the largest value"
+        raise UserError(f"the proof failed: {differ}, where {TOLERANCE:g} is allowed")
     return {"run": True, "library": library, "largest_relative_difference": differences, "tolerance": TOLERANCE, "input": list(PROOF_SIZE)}
 
 
 def write(converted: Converted, path: str) -> None:
     """Writes ``.pth`` or ``.safetensors``, whole or not at all: tensors, and beside them what they are, as text and numbers."""
     about = {
-        "preprocessing": {
-            "format": converted.preprocessing.format,
-            "pixel_mean": list(converted.preprocessing.pixel_mean),
-            "pixel_std": list(converted.preprocessing.pixel_std),
-        },
+        "preprocessing": {key: list(value) if isinstance(value, tuple) else value for key, value in vars(converted.preprocessing).items()},
         "provenance": {**converted.provenance, "converted_by": f"backbones {backbones.__version__}"},
     }
     folder = os.path.dirname(os.path.abspath(path))
@@ -242,10 +253,11 @@ def write(converted: Converted, path: str) -> None:
         os.makedirs(folder, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="convert-") as partial_folder:
             partial = os.path.join(partial_folder, os.path.basename(path))  # torch writes the file's name into it
+            model = {key: value.contiguous().clone() for key, value in converted.model.items()}  # tensors that share memory are not written
             if path.endswith(".safetensors"):
-                save_file(converted.model, partial, metadata={"format": "pt", "backbones": json.dumps(about)})
+                save_file(model, partial, metadata={"format": "pt", "backbones": json.dumps(about)})
             else:
-                torch.save({"model": converted.model, **about}, partial)
+                torch.save({"model": model, **about}, partial)
             os.replace(partial, path)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]

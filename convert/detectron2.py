@@ -45,16 +45,13 @@ def convert(path: str, contents: dict[str, Any], config: str, opts: list[str]) -
     report = checkpointer.report
     assert report is not None  # it has loaded
     filled = set(report.total) - set(report.unfilled())
-    whole = "backbone" if not any(part_of(key) != "backbone" for key in filled) else "all"
-    missing = report.unfilled("backbone") if whole == "backbone" else report.unfilled()
-    unused = [
-        key for key in report.unused if not re.match(r"(stem\.)?(fc|linear|pred|head)[\d.]*", key)
-    ]  # a classifier is no part of a detector
+    missing = report.unfilled("backbone") if all(part_of(key) == "backbone" for key in filled) else report.unfilled()
+    # a classifier is no part of a detector
+    unused = [key for key in report.unused if not re.match(r"(stem\.)?(fc|linear|pred|head)[\d.]*", key)]
     if missing or unused:
-        raise UserError(
-            f"the file does not fit {config}: {len(missing)} weights missing or of another shape, {len(unused)} unmatched: "
-            + "; ".join([f"missing {key}" for key in missing[:6]] + [f"unmatched {key}" for key in unused[:6]])
-        )
+        counts = f"{len(missing)} weights missing or of another shape, {len(unused)} unmatched"
+        shown = "; ".join([f"missing {key}" for key in missing[:6]] + [f"unmatched {key}" for key in unused[:6]])
+        raise UserError(f"the file does not fit {config}: {counts}: {shown}")
     provenance = {
         "source": "detectron2",
         "network": cfg.MODEL.BACKBONE.NAME,
@@ -65,4 +62,4 @@ def convert(path: str, contents: dict[str, Any], config: str, opts: list[str]) -
         "proof": {"run": False, "why": "the network is detectron2's own"},
     }
     expects = Preprocessing(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
-    return Converted({key: value.clone() for key, value in model.state_dict().items() if key in filled}, expects, provenance)
+    return Converted({key: value for key, value in model.state_dict().items() if key in filled}, expects, provenance)

@@ -1,50 +1,40 @@
 """MAE-DET's project (https://github.com/alibaba/lightweight-neural-architecture-search): its backbones, and its GFLV2 detectors whole."""
 
-import re
-from typing import Any, Mapping
+from typing import Any
 
-from detectron2.config import CfgNode
-from detectron2.modeling import build_model
-from torch import Tensor
 
 from backbones import registry, zoo
 from backbones.errors import UserError
 
-from .core import IMAGENET_RGB, Converted, Preprocessing, Source, identify, under
-
-
-def _weights(contents: dict[str, Any]) -> Mapping[str, Tensor]:
-    return under(contents, "state_dict", "model")
-
+from .core import IMAGENET_RGB, Converted, Preprocessing, Source, check_fit, identify, renamed, under, under_bottom_up
 
 # its networks cannot be installed: outputs recorded from them are part of this project's tests
-SOURCE = Source("LightNAS", "Apache-2.0", {"maedet": "released"}, lambda name: IMAGENET_RGB, _weights, lambda name, options: None)
+SOURCE = Source("LightNAS", "Apache-2.0", {"maedet": "released"}, lambda name: IMAGENET_RGB, lambda data: under(data, "state_dict", "model"))
 
 # what stands for what outside the backbone
 _PLACES = (
-    (r"^neck\.lateral_convs\.(\d)\.conv\.", lambda m: f"backbone.fpn_lateral{int(m[1]) + 3}."),
-    (r"^neck\.fpn_convs\.([012])\.conv\.", lambda m: f"backbone.fpn_output{int(m[1]) + 3}."),
-    (r"^neck\.fpn_convs\.([34])\.conv\.", lambda m: f"backbone.top_block.p{int(m[1]) + 3}."),
+    (r"neck\.lateral_convs\.(\d)\.conv\.", lambda m: f"backbone.fpn_lateral{int(m[1]) + 3}."),
+    (r"neck\.fpn_convs\.([012])\.conv\.", lambda m: f"backbone.fpn_output{int(m[1]) + 3}."),
+    (r"neck\.fpn_convs\.([34])\.conv\.", lambda m: f"backbone.top_block.p{int(m[1]) + 3}."),
     # in a tower a convolution, its norm and an activation in turn
-    (r"^bbox_head\.cls_convs\.(\d)\.(conv|gn)\.", lambda m: f"head.cls_subnet.{3 * int(m[1]) + (m[2] == 'gn')}."),
-    (r"^bbox_head\.reg_convs\.(\d)\.(conv|gn)\.", lambda m: f"head.bbox_subnet.{3 * int(m[1]) + (m[2] == 'gn')}."),
-    (r"^bbox_head\.gfl_cls\.", lambda m: "head.cls_score."),
-    (r"^bbox_head\.gfl_reg\.", lambda m: "head.bbox_pred."),
-    (r"^bbox_head\.reg_conf\.", lambda m: "head.quality."),
-    (r"^bbox_head\.scales\.", lambda m: "head.scales."),
+    (
+        r"bbox_head\.(cls|reg)_convs\.(\d)\.(conv|gn)\.",
+        lambda m: f"head.{'cls' if m[1] == 'cls' else 'bbox'}_subnet.{3 * int(m[2]) + (m[3] == 'gn')}.",
+    ),
+    (r"bbox_head\.gfl_cls\.", "head.cls_score."),
+    (r"bbox_head\.gfl_reg\.", "head.bbox_pred."),
+    (r"bbox_head\.reg_conf\.", "head.quality."),
+    (r"bbox_head\.scales\.", "head.scales."),
 )
 
 
 def head_key(key: str) -> str:
     """The name here of a key outside the backbone; one that is not known comes back as it is."""
-    for pattern, place in _PLACES:
-        if re.match(pattern, key):
-            return re.sub(pattern, place, key)
-    return key
+    return renamed(key, _PLACES)
 
 
 def is_detector(contents: dict[str, Any]) -> bool:
-    return any(key.startswith(("neck.", "bbox_head.")) for key in _weights(contents))
+    return any(key.startswith(("neck.", "bbox_head.")) for key in SOURCE.weights(contents))
 
 
 def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | None = None, config: str = "") -> Converted:
@@ -53,31 +43,23 @@ def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | No
     ``config``: the config whose model it is to fit; by default follows from the MAE-DET it holds. Raises UserError for a
     detector of another network, or where anything is unmatched, missing or of another shape.
     """
-    weights = _weights(contents)
-    weights = {key: value for key, value in weights.items() if key != "bbox_head.integral.project"}  # the numbers 0 to 16
+    # the numbers 0 to 16 are no weights
+    weights = {key: value for key, value in SOURCE.weights(contents).items() if key != "bbox_head.integral.project"}
     backbone = {key: value for key, value in weights.items() if key.startswith("backbone.")}
     name, _, ours = identify(SOURCE, backbone)
     config = config or f"COCO-Detection/gfl_{name.replace('-', '_')}_FPN_73e.yaml"
     cfg = zoo.get_config(config)
-    _check_config(cfg, name, config)
+    if cfg.MODEL.META_ARCHITECTURE != "GFL" or registry.BUILDERS.get(cfg.MODEL.BACKBONE.NAME) is not registry.family_of(name):
+        raise UserError(f"{config} is no GFL detector with {name}, which the file holds")
     expects = preprocessing or IMAGENET_RGB
     classes = weights.get("bbox_head.gfl_cls.bias")
     overrides = []
     if classes is not None and classes.dim() == 1 and len(classes) != cfg.MODEL.GFL.NUM_CLASSES:
         overrides = ["MODEL.GFL.NUM_CLASSES", str(len(classes))]
         cfg.MODEL.GFL.NUM_CLASSES = len(classes)
-    cfg.MODEL.DEVICE, cfg.MODEL.MAEDET.NORM = "cpu", "FrozenBN"
-    model = {f"backbone.bottom_up.{key}": value for key, value in ours.items() if not key.endswith("num_batches_tracked")}
-    for key, value in weights.items():
-        if not key.startswith("backbone."):
-            model[head_key(key)] = value
-    own = {key: tuple(value.shape) for key, value in build_model(cfg).state_dict().items()}
-    wrong = [f"unmatched {key}" for key in model if key not in own] + [f"missing {key}" for key in own if key not in model]
-    wrong += [f"{key} is {tuple(model[key].shape)}, not {own[key]}" for key in own if key in model and tuple(model[key].shape) != own[key]]
-    if wrong:
-        raise UserError(
-            f"the file does not fit {config}, {len(wrong)} entries differ: {'; '.join(wrong[:8])}{'; ...' if len(wrong) > 8 else ''}"
-        )
+    cfg.MODEL.MAEDET.NORM = "FrozenBN"
+    model = {**under_bottom_up(ours), **{head_key(key): value for key, value in weights.items() if not key.startswith("backbone.")}}
+    check_fit(model, cfg, config)
     provenance = {
         "source": SOURCE.title,
         "network": name,
@@ -88,9 +70,4 @@ def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | No
         "detector": "GFLV2",
         "proof": {"run": False, "why": "its networks cannot be installed; this project's tests hold ours to outputs recorded from them"},
     }
-    return Converted({key: value.contiguous().clone() for key, value in model.items()}, expects, provenance)
-
-
-def _check_config(cfg: CfgNode, name: str, config: str) -> None:
-    if cfg.MODEL.META_ARCHITECTURE != "GFL" or registry.BUILDERS.get(cfg.MODEL.BACKBONE.NAME) is not registry.family_of(name):
-        raise UserError(f"{config} is no GFL detector with {name}, which the file holds")
+    return Converted(model, expects, provenance)

@@ -11,22 +11,34 @@ What differs there from detectron2, and what becomes of it:
 """
 
 import importlib
-import importlib.util
-import math
 import re
 from types import ModuleType
 from typing import Any, Mapping
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from backbones import registry, zoo
-from backbones.config import merge_overrides
+from backbones.config import get, merge_overrides
 from backbones.errors import UserError
 
-from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Network, Preprocessing, Source, compare, identify, under
+from .core import (
+    IMAGENET_BGR,
+    IMAGENET_RGB,
+    Converted,
+    Network,
+    Preprocessing,
+    Source,
+    check_fit,
+    compare,
+    identify,
+    renamed,
+    under,
+    under_bottom_up,
+)
 
 _BLOCKS_OF_DEPTH: dict[tuple[int, ...], int] = {(3, 4, 6, 3): 50, (3, 4, 23, 3): 101, (3, 8, 36, 3): 152, (2, 2, 2, 2): 18}
 # ours <- theirs, of layers that are the same
@@ -35,11 +47,11 @@ _HEADS: list[tuple[str, Any]] = [
     (r"rpn_head\.rpn_cls\.", "proposal_generator.rpn_head.objectness_logits."),
     (r"rpn_head\.rpn_reg\.", "proposal_generator.rpn_head.anchor_deltas."),
     (r"roi_head\.bbox_head\.(\d\.)?shared_fcs\.(\d)\.", lambda m: f"roi_heads.box_head.{m[1] or ''}fc{int(m[2]) + 1}."),
-    (r"roi_head\.bbox_head\.(\d\.)?fc_cls\.", lambda m: f"roi_heads.box_predictor.{m[1] or ''}cls_score."),
-    (r"roi_head\.bbox_head\.(\d\.)?fc_reg\.", lambda m: f"roi_heads.box_predictor.{m[1] or ''}bbox_pred."),
+    (r"roi_head\.bbox_head\.(\d\.)?fc_cls\.", r"roi_heads.box_predictor.\1cls_score."),
+    (r"roi_head\.bbox_head\.(\d\.)?fc_reg\.", r"roi_heads.box_predictor.\1bbox_pred."),
     (r"roi_head\.mask_head\.(\d\.)?convs\.(\d)\.conv\.", lambda m: f"roi_heads.mask_head.{m[1] or ''}mask_fcn{int(m[2]) + 1}."),
-    (r"roi_head\.mask_head\.(\d\.)?upsample\.", lambda m: f"roi_heads.mask_head.{m[1] or ''}deconv."),
-    (r"roi_head\.mask_head\.(\d\.)?conv_logits\.", lambda m: f"roi_heads.mask_head.{m[1] or ''}predictor."),
+    (r"roi_head\.mask_head\.(\d\.)?upsample\.", r"roi_heads.mask_head.\1deconv."),
+    (r"roi_head\.mask_head\.(\d\.)?conv_logits\.", r"roi_heads.mask_head.\1predictor."),
     (r"bbox_head\.cls_convs\.(\d)\.conv\.", lambda m: f"head.cls_subnet.{2 * int(m[1])}."),
     (r"bbox_head\.reg_convs\.(\d)\.conv\.", lambda m: f"head.bbox_subnet.{2 * int(m[1])}."),
     (r"bbox_head\.retina_cls\.", "head.cls_score."),
@@ -63,11 +75,9 @@ def _weights(data: dict[str, Any]) -> Mapping[str, Tensor]:
 
 def _library() -> ModuleType | None:
     """mmdet, where it is installed with its operators."""
-    if any(importlib.util.find_spec(module) is None for module in ("mmdet", "mmcv", "mmengine")):
-        return None
     try:
         return importlib.import_module("mmdet.models") and importlib.import_module("mmdet")
-    except ImportError:  # mmcv without its operators, or of a version that mmdet does not take
+    except ImportError:  # not here, or mmcv without its operators, or of a version that mmdet does not take
         return None
 
 
@@ -76,9 +86,9 @@ def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
     mmdet = _library()
     if mmdet is None or options:
         return None
-    if registry.family_of(name).name != "regnet" or registry.get_spec(name).se_ratio:
-        return None  # it has no Y
     spec = registry.get_spec(name)
+    if registry.family_of(name).name != "regnet" or spec.se_ratio:  # it has no Y
+        return None
     arch = {"w0": spec.w0, "wa": spec.wa, "wm": spec.wm, "group_w": spec.group_width, "depth": spec.depth, "bot_mul": 1.0}
     module = mmdet.models.backbones.RegNet(arch=arch)
     return Network(module, lambda image: module(image)), f"mmdet {mmdet.__version__}"
@@ -123,7 +133,7 @@ def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | No
     version = re.split(r"[^\w.+-]", str(meta.get("mmdet_version", "")))[0] if isinstance(meta, dict) else ""
     if version.startswith(("0.", "1.")):
         raise UserError(
-            f"the file is of MMDetection {version}, whose classes and boxes are encoded otherwise: upgrade it there to 2.0 or later first"
+            f"the file is of MMDetection {version}, which encodes classes and boxes otherwise: upgrade it there to 2.0 or later first"
         )
     weights = under(contents, "state_dict")
     weights = {k: v for k, v in weights.items() if not k.startswith("data_preprocessor.") and not k.endswith("num_batches_tracked")}
@@ -133,44 +143,44 @@ def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | No
     backbone = {key[len("backbone.") :]: value for key, value in weights.items() if key.startswith("backbone.")}
     regnet = "layer1.0.conv1.weight" in backbone and backbone.get("conv1.weight", torch.empty(0)).shape[-1:] == (3,)
     stated = stated_preprocessing(contents)
-    if stated and preprocessing and not _agree(stated, preprocessing):
-        raise UserError(f"the file says that it takes {_words(stated)}, --channels {_words(preprocessing)}: leave the option out")
+    if stated and preprocessing:
+        values = ((*p.pixel_mean, *p.pixel_std) for p in (stated, preprocessing))
+        if stated.format != preprocessing.format or not np.allclose(*values, rtol=1e-3, atol=0):
+            raise UserError(f"the file says that it takes {_words(stated)}, --channels {_words(preprocessing)}: leave the option out")
     expects = stated or preprocessing or (IMAGENET_BGR if regnet else IMAGENET_RGB)
     # Caffe's ResNets have the stride in the 1x1 convolution; MMDetection's of that style leave images undivided
     style = re.search(r"\bstyle\s*=\s*['\"](caffe|pytorch)['\"]", _config_text(contents))
     caffe = style[1] == "caffe" if style else set(expects.pixel_std) == {1.0}
-    base, overrides = _base(weights)
+    base, overrides = _base(weights, regnet)
     name, more, ours = _regnet(backbone) if regnet else _resnet(backbone, caffe)
     overrides += more
-    cfg = zoo.get_config(config or base)
-    needed = cfg.clone()
-    merge_overrides(needed, overrides)
-    if config:
-        _check_same(cfg, needed, overrides[::2], config)
-    cfg = needed
-    cfg.MODEL.DEVICE = "cpu"
-    _set_preprocessing(cfg, expects.in_bgr())
-    first = "stem.conv.weight" if regnet else "stem.conv1.weight"
+    given = zoo.get_config(config or base)
+    cfg = given.clone()
+    merge_overrides(cfg, overrides)
+    for key in overrides[::2] if config else ():
+        if get(given, key) != get(cfg, key):
+            raise UserError(f"{config} has {key} {get(given, key)}, where the file's detector needs {get(cfg, key)}")
+    cfg.MODEL.DEVICE, cfg.INPUT.FORMAT = "cpu", "BGR"
+    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = list(expects.in_bgr().pixel_mean), list(expects.in_bgr().pixel_std)
     if expects.format == "RGB":
+        first = "stem.conv.weight" if regnet else "stem.conv1.weight"
         ours[first] = ours[first].flip(1)
-    model = {f"backbone.bottom_up.{key}": value for key, value in ours.items()}
-    for key, value in weights.items():
-        if not key.startswith("backbone."):
-            model[_head_key(key, cfg)] = value
-    _reorder(model, cfg, weights)
-    _check(model, cfg)
-    described = _describe(cfg)
+    model = {**under_bottom_up(ours), **{_head_key(key, cfg): value for key, value in weights.items() if not key.startswith("backbone.")}}
+    _reorder(model, cfg)
+    check_fit(model, cfg, "the detector")
+    kind = "RetinaNet" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"
+    cascade = "Cascade" in cfg.MODEL.ROI_HEADS.NAME and kind != "RetinaNet"
     provenance = {
         "source": "MMDetection" + (f" {version}" if version else ""),
         "network": name,
         "licence": "Apache-2.0",
-        "channel_order": "the first convolution turned from RGB to BGR" if expects.format == "RGB" else "BGR, as in the source",
+        "channel_order": expects.order_in_bgr(),
         "config": config or base,
         "overrides": [] if config else overrides,
-        "detector": described,
+        "detector": f"Cascade {kind}" if cascade else kind,
         "proof": _prove(cfg, name, weights, model, flipped=expects.format == "RGB"),
     }
-    return Converted({key: value.contiguous().clone() for key, value in model.items()}, expects.in_bgr(), provenance)
+    return Converted(model, expects.in_bgr(), provenance)
 
 
 def _dims(key: str) -> int:
@@ -180,23 +190,8 @@ def _dims(key: str) -> int:
     return 2 if re.search(r"\.(fc_cls|fc_reg|shared_fcs\.\d)\.", key) else 4
 
 
-def _agree(a: Preprocessing, b: Preprocessing) -> bool:
-    values = zip((*a.pixel_mean, *a.pixel_std), (*b.pixel_mean, *b.pixel_std))
-    return a.format == b.format and all(math.isclose(x, y, rel_tol=1e-3) for x, y in values)
-
-
 def _words(p: Preprocessing) -> str:
     return f"{p.format} images of mean {list(p.pixel_mean)} and deviation {list(p.pixel_std)}"
-
-
-def _check_same(cfg: CfgNode, needed: CfgNode, keys: list[str], config: str) -> None:
-    """Raises UserError where a config computes something else than the file's detector."""
-    for key in keys:
-        given, wanted = cfg, needed
-        for part in key.split("."):
-            given, wanted = given[part], wanted[part]
-        if given != wanted:
-            raise UserError(f"{config} has {key} {given}, where the file's detector needs {wanted}")
 
 
 def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: dict[str, Tensor], flipped: bool) -> dict[str, Any]:
@@ -208,11 +203,9 @@ def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: dict[s
     retinanet = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
     if name.startswith("R-"):
         resnets = cfg.MODEL.RESNETS
-        shared = {"depth": resnets.DEPTH, "style": "caffe" if resnets.STRIDE_IN_1X1 else "pytorch"}
-        if resnets.NUM_GROUPS > 1:
-            backbone = mmdet.models.backbones.ResNeXt(groups=resnets.NUM_GROUPS, base_width=resnets.WIDTH_PER_GROUP, **shared)
-        else:
-            backbone = mmdet.models.backbones.ResNet(**shared)
+        groups = {"groups": resnets.NUM_GROUPS, "base_width": resnets.WIDTH_PER_GROUP} if resnets.NUM_GROUPS > 1 else {}
+        kind = mmdet.models.backbones.ResNeXt if groups else mmdet.models.backbones.ResNet
+        backbone = kind(depth=resnets.DEPTH, style="caffe" if resnets.STRIDE_IN_1X1 else "pytorch", **groups)
     else:
         own_network = network(name, {})
         if own_network is None:
@@ -228,16 +221,14 @@ def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: dict[s
     return compare(Network(module, lambda image: neck(backbone(image))), f"mmdet {mmdet.__version__}", own, ours, flipped)
 
 
-def _base(weights: Mapping[str, Tensor]) -> tuple[str, list[str]]:
+def _base(weights: Mapping[str, Tensor], regnet: bool) -> tuple[str, list[str]]:
     """(config, overrides) of the heads: kind of detector and number of classes."""
-    regnet = weights.get("backbone.conv1.weight", torch.empty(0)).shape[-1:] == (3,)
-    family = "RegNet" if regnet else "ResNet"
     if "bbox_head.retina_cls.weight" in weights:
         classes = weights["bbox_head.retina_cls.weight"].shape[0] // 9
         overrides = ["MODEL.RETINANET.NUM_CLASSES", str(classes), "MODEL.META_ARCHITECTURE", "MMDetRetinaNet", "MODEL.FPN.P6_RELU", "False"]
         if not regnet:
             overrides += ["MODEL.BACKBONE.NAME", "build_retinanet_resnet_p6p7_backbone"]
-        return f"Base-RetinaNet-{family}-FPN.yaml" if regnet else "Base-RetinaNet.yaml", overrides
+        return "Base-RetinaNet-RegNet-FPN.yaml" if regnet else "Base-RetinaNet.yaml", overrides
     heads = sorted({key.split(".")[2] for key in weights if key.startswith("roi_head.bbox_head.")})
     if "rpn_head.rpn_conv.weight" not in weights or not heads:
         kinds = sorted({".".join(key.split(".")[:2]) for key in weights if not key.startswith(("backbone.", "neck."))})
@@ -299,21 +290,15 @@ def _head_key(key: str, cfg: CfgNode) -> str:
         if level > 5:
             return f"backbone.top_block.p{level}.{neck[3]}"
         return f"backbone.fpn_{'lateral' if neck[1] == 'lateral' else 'output'}{level}.{neck[3]}"
-    for pattern, replacement in _HEADS:
-        new, count = re.subn("^" + pattern, replacement, key)
-        if count:
-            return new
-    return key
+    return renamed(key, _HEADS)
 
 
-def _reorder(model: dict[str, Tensor], cfg: CfgNode, weights: Mapping[str, Tensor]) -> None:
+def _reorder(model: dict[str, Tensor], cfg: CfgNode) -> None:
     if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
-        for layer in ("cls_score", "bbox_pred"):
-            for leaf in ("weight", "bias"):
-                value = model.get(f"head.{layer}.{leaf}")
-                if value is not None and value.shape[0] % 9 == 0:
-                    # ratio, size, channels of one anchor -> size, ratio, ...
-                    model[f"head.{layer}.{leaf}"] = value.reshape(3, 3, -1, *value.shape[1:]).transpose(0, 1).reshape(value.shape)
+        for key, value in model.items():
+            if key.startswith(("head.cls_score.", "head.bbox_pred.")) and value.shape[0] % 9 == 0:
+                # ratio, size, channels of one anchor -> size, ratio, ...
+                model[key] = value.reshape(3, 3, -1, *value.shape[1:]).transpose(0, 1).reshape(value.shape)
     if cfg.MODEL.ROI_HEADS.NAME == "MMDetCascadeROIHeads":
         # deltas are multiplied by these deviations there, and divided by detectron2's weights here
         for stage, (deviations, coders) in enumerate(zip(_CASCADE_DEVIATIONS, cfg.MODEL.ROI_BOX_CASCADE_HEAD.BBOX_REG_WEIGHTS)):
@@ -325,28 +310,3 @@ def _reorder(model: dict[str, Tensor], cfg: CfgNode, weights: Mapping[str, Tenso
 
 
 _CASCADE_DEVIATIONS = ((0.1, 0.1, 0.2, 0.2), (0.05, 0.05, 0.1, 0.1), (0.033, 0.033, 0.067, 0.067))
-
-
-def _set_preprocessing(cfg: CfgNode, preprocessing: Preprocessing) -> None:
-    cfg.INPUT.FORMAT = preprocessing.format
-    cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = list(preprocessing.pixel_mean), list(preprocessing.pixel_std)
-
-
-def _check(model: dict[str, Tensor], cfg: CfgNode) -> None:
-    cfg = cfg.clone()
-    cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"):
-        expected = {key: tuple(value.shape) for key, value in build_model(cfg).state_dict().items()}
-    ignored = re.compile(r"pixel_(mean|std)$|.*anchor_generator\.|.*num_batches_tracked$")
-    wrong = [f"missing {key}" for key in expected if key not in model and not ignored.match(key)]
-    wrong += [f"unmatched {key}" for key in model if key not in expected]
-    wrong += [f"{k} is {tuple(model[k].shape)}, not {shape}" for k, shape in expected.items() if k in model and tuple(model[k].shape) != shape]
-    if wrong:
-        raise UserError(
-            f"the file does not fit the detector, {len(wrong)} entries differ: {'; '.join(wrong[:12])}{'; ...' if len(wrong) > 12 else ''}"
-        )
-
-
-def _describe(cfg: CfgNode) -> str:
-    kind = "RetinaNet" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"
-    return f"Cascade {kind}" if "Cascade" in cfg.MODEL.ROI_HEADS.NAME and kind != "RetinaNet" else kind

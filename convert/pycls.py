@@ -25,19 +25,9 @@ def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
     if options:
         return None
     spec = registry.get_spec(name)
-    module = regnet.RegNet(
-        stem_class=regnet.SimpleStem,
-        stem_width=32,
-        block_class=regnet.ResBottleneckBlock,
-        depth=spec.depth,
-        w_a=spec.wa,
-        w_0=spec.w0,
-        w_m=spec.wm,
-        group_width=spec.group_width,
-        se_ratio=spec.se_ratio,
-        norm="BN",
-        out_features=["s1", "s2", "s3", "s4"],
-    )
+    kinds = {"stem_class": regnet.SimpleStem, "stem_width": 32, "block_class": regnet.ResBottleneckBlock, "norm": "BN"}
+    widths = {"depth": spec.depth, "w_a": spec.wa, "w_0": spec.w0, "w_m": spec.wm, "group_width": spec.group_width, "se_ratio": spec.se_ratio}
+    module = regnet.RegNet(**kinds, **widths, out_features=["s1", "s2", "s3", "s4"])
     return Network(module, lambda image: list(module(image).values())), f"detectron2 {detectron2.__version__}, its RegNet"
 
 

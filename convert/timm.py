@@ -6,46 +6,43 @@ from typing import Any
 
 from .core import IMAGENET_RGB, Network, Preprocessing, Source, under
 
-_VOVNETS = {
-    "V-19-slim-dw-eSE": "ese_vovnet19b_slim_dw",
-    "V-19-dw-eSE": "ese_vovnet19b_dw",
-    "V-19-slim-eSE": "ese_vovnet19b_slim",
-    "V-39-eSE": "ese_vovnet39b",
-    "V-57-eSE": "ese_vovnet57b",
-    "V-99-eSE": "ese_vovnet99b",
-}
-
 
 def own_name(name: str, options: dict[str, Any]) -> str | None:
     """timm's name of a network of ours: regnetx_032, regnety_008_tv, ese_vovnet39b; None where it has none."""
     match = re.fullmatch(r"RegNet([XY])-([\d.]+)([MG])F", name)
+    vovnet = re.fullmatch(r"V-(\d+)((-slim)?(-dw)?)-eSE", name)
+    if vovnet and not options:
+        return f"ese_vovnet{vovnet[1]}b{vovnet[2]}".replace("-", "_")
     if not match:
-        return None if options else _VOVNETS.get(name)
+        return None
     hundreds = round(float(match[2]) * (10 if match[3] == "G" else 0.01))  # of megaflops
     return f"regnet{match[1].lower()}_{hundreds:03d}" + ("_tv" if options.get("rounding") == "torchvision" else "")
 
 
-def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
-    """timm's own, with its classifier, where timm is installed and has it."""
+def _found(name: str, options: dict[str, Any]) -> tuple[Any, str] | None:
+    """timm and its name of a network of ours, where it is installed and has it."""
     own = own_name(name, options)
     if importlib.util.find_spec("timm") is None or own is None:
         return None
     import timm
 
-    if not timm.is_model(own):
+    return (timm, own) if timm.is_model(own) else None
+
+
+def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
+    """timm's own, with its classifier."""
+    found = _found(name, options)
+    if found is None:
         return None
-    module: Any = timm.create_model(own)
+    timm, own = found
+    module = timm.create_model(own)
     return Network(module, lambda image: module.forward_intermediates(image, intermediates_only=True)[-4:]), f"timm {timm.__version__}"
 
 
 def preprocessing(name: str) -> Preprocessing:
     """As timm itself says, where it is installed, of its default weights; else ImageNet's in RGB."""
-    own = own_name(name, {})
-    if importlib.util.find_spec("timm") is None or own is None:
-        return IMAGENET_RGB
-    import timm
-
-    config = timm.get_pretrained_cfg(own) if timm.is_model(own) else None
+    found = _found(name, {})
+    config = found and found[0].get_pretrained_cfg(found[1])
     if config is None:
         return IMAGENET_RGB
     mean, std = (tuple(round(255 * value, 4) for value in values) for values in (config.mean, config.std))

@@ -1,5 +1,6 @@
 """The mappers, on one photo of 640x480 that becomes 800x1067, with seven objects."""
 
+import contextlib
 import os
 import tempfile
 from functools import partial
@@ -41,17 +42,10 @@ def _record(folder: str, rle: bool) -> Dict[str, Any]:
 
 def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
     """Every row, as it is measured, of one worker: torch gives each one thread."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield from _rows(count)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _rows(count: int) -> Iterator[Dict[str, Any]]:
-    about = pairs.about()
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        stack.callback(torch.set_num_threads, torch.get_num_threads())
+        torch.set_num_threads(1)
+        about, folder = pairs.about(), stack.enter_context(tempfile.TemporaryDirectory())
         for task, masks, form, rle in (
             ("boxes", False, "polygon", False),
             ("polygons", True, "polygon", False),

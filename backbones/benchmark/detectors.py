@@ -23,6 +23,7 @@ FASTER = {
     "R-101": "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml",
 }
 RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
+LEVELS = ["res2", "res3", "res4", "res5"]
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 
 
@@ -30,9 +31,8 @@ def config(name: str, norm: str = "BN", device: str = "cpu") -> CfgNode:
     cfg = zoo.get_config(name)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT = device, "", 0
     cfg.MODEL.RPN.NMS_THRESH = 1.0  # nothing is suppressed: all have 1000 proposals
-    cfg.MODEL.RESNETS.NORM = norm
-    for family in FAMILIES:
-        cfg.MODEL[family.upper()].NORM = norm
+    for node in ("RESNETS", *map(str.upper, FAMILIES)):
+        cfg.MODEL[node].NORM = norm
     return cfg
 
 
@@ -40,36 +40,28 @@ def detector(name: str, device: str = "cpu", norm: str = "BN") -> Any:
     """The model of a config, in evaluation mode."""
     torch.manual_seed(0)
     model = build_model(config(name, norm, device))
-    return _ready(model, device)
+    return _ready(model, model, device)
 
 
-def _ready(model: Any, device: str) -> Any:
-    _settle(model.backbone, device)
-    model.eval()
-    _spread(model, lambda: model(image_for((320, 320), device)))
-    return model
-
-
-def _settle(network: nn.Module, device: str) -> None:
-    """Gives every batch norm the statistics of noise, so that features neither vanish nor grow."""
-    network.train()
+def _ready(model: Any, call: Callable[[List[Dict[str, Any]]], object], device: str) -> Any:
+    """In evaluation mode. ``call`` runs the model on images as detectron2 has them."""
+    # every batch norm gets the statistics of noise, so that features neither vanish nor grow
+    model.backbone.train()
     with torch.no_grad():
-        if any(isinstance(m, nn.BatchNorm2d) for m in network.modules()):
-            update_bn_stats(network, [torch.randn(2, 3, 256, 320, device=device) * 60 for _ in range(2)], 2)
-    network.eval()
-
-
-def _spread(model: Any, run: Callable[[], object]) -> None:
-    """Scores as far apart as a trained detector's, so that there is something to suppress and to draw, and as much of it in all detectors."""
+        if any(isinstance(m, nn.BatchNorm2d) for m in model.backbone.modules()):
+            update_bn_stats(model.backbone, [torch.randn(2, 3, 256, 320, device=device) * 60 for _ in range(2)], 2)
+    model.eval()
+    # scores as far apart as a trained detector's, so that there is something to suppress and to draw, and as much of it in all detectors
     for name, module in model.named_modules():
         if not name.endswith(("box_predictor.cls_score", "classification_head.cls_logits", "head.cls_score")):
             continue
         seen: List[Tensor] = []
         hook = module.register_forward_hook(lambda m, args, output: seen.append(output.flatten()))
         with torch.no_grad():
-            run()
+            call(image_for((320, 320), device))
             hook.remove()
             module.weight.mul_(3.0 / torch.cat(seen).std().clamp(min=1e-6))
+    return model
 
 
 def image_for(size: Tuple[int, int], device: str = "cpu") -> List[Dict[str, Any]]:
@@ -84,18 +76,14 @@ class TimmBackbone(Backbone):
         super().__init__()
         import timm
 
-        network: Any = timm.create_model(name, features_only=True, out_indices=None)
-        self.network = network
-        info = [(f["num_chs"], f["reduction"]) for f in network.feature_info.get_dicts()]
-        self._shapes = {f"res{i}": info[[r for _, r in info].index(2**i)] for i in (2, 3, 4, 5)}
-        self._index = {name: [r for _, r in info].index(stride) for name, (_, stride) in self._shapes.items()}
+        self.network: Any = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4))
 
     def forward(self, x: Tensor) -> Dict[str, Tensor]:
-        features = self.network(x)
-        return {name: features[i] for name, i in self._index.items()}
+        return dict(zip(LEVELS, self.network(x)))
 
     def output_shape(self) -> Dict[str, ShapeSpec]:
-        return {name: ShapeSpec(channels=c, stride=s) for name, (c, s) in self._shapes.items()}
+        info = self.network.feature_info
+        return {name: ShapeSpec(channels=c, stride=s) for name, c, s in zip(LEVELS, info.channels(), info.reduction())}
 
 
 def with_timm(config_name: str, timm_name: str, device: str = "cpu") -> Any:
@@ -103,9 +91,9 @@ def with_timm(config_name: str, timm_name: str, device: str = "cpu") -> Any:
     torch.manual_seed(0)
     cfg = config(config_name, device=device)
     model = build_model(cfg)
-    backbone = FPN(TimmBackbone(timm_name), ["res2", "res3", "res4", "res5"], cfg.MODEL.FPN.OUT_CHANNELS, top_block=model.backbone.top_block)
+    backbone = FPN(TimmBackbone(timm_name), LEVELS, cfg.MODEL.FPN.OUT_CHANNELS, top_block=model.backbone.top_block)
     model.backbone = backbone.to(device)
-    return _ready(model, device)
+    return _ready(model, model, device)
 
 
 def of_torchvision(kind: str, size: Tuple[int, int], device: str = "cpu") -> Callable[[List[Dict[str, Any]]], object]:
@@ -125,7 +113,9 @@ def of_torchvision(kind: str, size: Tuple[int, int], device: str = "cpu") -> Cal
         classes = 81 if "rcnn" in kind else 80
         model = getattr(detection, kind)(weights=None, weights_backbone=None, num_classes=classes, **options)
     model = model.to(device)
-    _settle(model.backbone, device)
-    model.eval()
-    _spread(model, lambda: model([x["image"] / 255 for x in image_for((320, 320), device)]))
-    return lambda inputs: model([x["image"] / 255 for x in inputs])
+
+    def call(inputs: List[Dict[str, Any]]) -> object:
+        return model([x["image"] / 255 for x in inputs])
+
+    _ready(model, call, device)
+    return call

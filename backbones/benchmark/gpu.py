@@ -134,7 +134,5 @@ def step(model: nn.Module, inputs, dtype: torch.dtype, training: bool) -> Callab
 
 def share_of_peak(operations: float, seconds: float, machine: str, dtype: torch.dtype) -> Optional[float]:
     """None of a card whose peak is not in the table."""
-    for name, (single, half) in _PEAKS.items():
-        if name in machine:
-            return round(operations / seconds / 1e12 / (single if dtype == torch.float32 else half), 4)
-    return None
+    peaks = next((both for name, both in _PEAKS.items() if name in machine), None)
+    return round(operations / seconds / 1e12 / peaks[dtype != torch.float32], 4) if peaks else None

@@ -1,5 +1,6 @@
 """Whole detectors on one image: optimized beside eager, and beside what people would run instead; exported backbones; where the time goes."""
 
+import importlib.util
 import os
 import statistics
 import tempfile
@@ -10,21 +11,21 @@ import numpy as np
 import torch
 
 from ..deploy import Runner, optimize
-from ..deploy.export import check_packages, export
-from ..errors import UserError
+from ..deploy.export import check_target, export
+from ..errors import raised
 from ..timing import now
 from . import detectors, pairs
 
 SIZES = ((480, 640), (800, 1088))
-# of equal work: (ours, the other's name, what makes it)
+# of equal work: (ours, the other's library and its name there)
 PEERS = (
-    ("R-50", "torchvision_fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn"),
-    ("RegNetX-3.2GF", "torchvision_fasterrcnn_regnet_x_3_2gf_fpn", "fasterrcnn_regnet_x_3_2gf_fpn"),
-    ("mask_R-50", "torchvision_maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn"),
-    ("retinanet_R-50", "torchvision_retinanet_resnet50_fpn", "retinanet_resnet50_fpn"),
-    ("V-39-eSE", "timm_ese_vovnet39b", "timm:ese_vovnet39b"),
-    ("RegNetX-3.2GF", "timm_regnetx_032", "timm:regnetx_032"),
-    ("MobileNetV2", "timm_mobilenetv2_100", "timm:mobilenetv2_100"),
+    ("R-50", "torchvision_fasterrcnn_resnet50_fpn"),
+    ("RegNetX-3.2GF", "torchvision_fasterrcnn_regnet_x_3_2gf_fpn"),
+    ("mask_R-50", "torchvision_maskrcnn_resnet50_fpn"),
+    ("retinanet_R-50", "torchvision_retinanet_resnet50_fpn"),
+    ("V-39-eSE", "timm_ese_vovnet39b"),
+    ("RegNetX-3.2GF", "timm_regnetx_032"),
+    ("MobileNetV2", "timm_mobilenetv2_100"),
 )
 CONFIGS = {**detectors.FASTER, "mask_R-50": detectors.MASK, "retinanet_R-50": detectors.RETINANET}
 
@@ -44,11 +45,8 @@ def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
             faster = optimize(eager, size=size)
             run = {"optimized": _call(faster, inputs), "eager": _call(eager, inputs), "detectron2_R-50": _call(reference, inputs)}
             times = pairs.interleaved(run, count)
-            rows = pairs.rows_of(f"inference/{name}/{where}", {k: times[k] for k in ("optimized", "eager")}, "eager", **about)
-            yield from rows
-            yield from pairs.rows_of(
-                f"inference/{name}/{where}", {k: times[k] for k in ("optimized", "detectron2_R-50")}, "detectron2_R-50", **about
-            )
+            for other in ("eager", "detectron2_R-50"):
+                yield from pairs.rows_of(f"inference/{name}/{where}", {k: times[k] for k in ("optimized", other)}, other, **about)
             if name in ("V-19-slim-dw-eSE", "V-39-eSE", "R-50"):
                 for kind, model in (("eager", eager), ("optimized", faster)):
                     yield {"name": f"inference/{name}/{where}/parts_{kind}", "parts": parts(model, inputs), **about}
@@ -59,34 +57,27 @@ def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
 
 def parts(model: Any, inputs: List[Dict[str, Any]], rounds: int = 7) -> Dict[str, float]:
     """The share of each part of a Faster R-CNN in its time: medians over so many rounds."""
-    marked = {
-        "backbone": model.backbone.bottom_up,
-        "backbone and FPN": model.backbone,
-        "RPN": model.proposal_generator,
-        "RoIAlign": model.roi_heads.box_pooler,
-        "RoI heads": model.roi_heads,
-        "all": model,
-    }
-    times: Dict[str, List[float]] = {name: [] for name in marked}
-    begun: Dict[str, float] = {}
+    marked = (model.backbone.bottom_up, model.backbone, model.proposal_generator, model.roi_heads.box_pooler, model.roi_heads, model)
+    times: Dict[Any, List[float]] = {module: [] for module in marked}
+    begun: Dict[Any, float] = {}
     hooks = []
-    for name, module in marked.items():
-        hooks.append(module.register_forward_pre_hook(lambda m, args, name=name: begun.__setitem__(name, now())))
-        hooks.append(module.register_forward_hook(lambda m, args, output, name=name: times[name].append(now() - begun[name])))
+    for module in marked:
+        hooks.append(module.register_forward_pre_hook(lambda m, args: begun.update({m: now()})))
+        hooks.append(module.register_forward_hook(lambda m, args, output: times[m].append(now() - begun[m])))
     for _ in range(rounds + 1):
         _call(model, inputs)()
     for hook in hooks:
         hook.remove()
-    taken = {name: statistics.median(values[1:]) for name, values in times.items()}
+    body, with_fpn, rpn, align, heads, whole = (statistics.median(times[module][1:]) for module in marked)
     split = {
-        "backbone": taken["backbone"],
-        "FPN": taken["backbone and FPN"] - taken["backbone"],
-        "RPN": taken["RPN"],
-        "RoIAlign": taken["RoIAlign"],
-        "heads": taken["RoI heads"] - taken["RoIAlign"],
-        "rest": taken["all"] - taken["backbone and FPN"] - taken["RPN"] - taken["RoI heads"],
+        "backbone": body,
+        "FPN": with_fpn - body,
+        "RPN": rpn,
+        "RoIAlign": align,
+        "heads": heads - align,
+        "rest": whole - with_fpn - rpn - heads,
     }
-    return {name: round(value / taken["all"], 4) for name, value in split.items()}
+    return {name: round(value / whole, 4) for name, value in split.items()}
 
 
 def _exports(count: int, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
@@ -96,19 +87,15 @@ def _exports(count: int, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
         runners = {}
         with tempfile.TemporaryDirectory() as folder:
             for kind, suffix in (("onnx", ".onnx"), ("openvino", ".xml")):
-                try:
-                    check_packages(kind)
-                except UserError:
-                    continue
                 path = os.path.join(folder, f"backbone{suffix}")
+                if raised(check_target, kind, path):  # its packages are not here
+                    continue
                 export(cfg, model, path, kind, np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8), part="backbone")
                 runners[kind] = Runner(path)
             for size in SIZES:
                 x = detectors.image_for(size)[0]["image"][None]
-                optimized = optimize(model, size=size)
                 functions: Dict[str, Any] = {kind: partial(runner.run, x) for kind, runner in runners.items()}
-                functions["optimized"] = _features(optimized, x)
-                functions["eager"] = _features(model, x)
+                functions.update(optimized=_features(optimize(model, size=size), x), eager=_features(model, x))
                 times = pairs.interleaved(functions, count)
                 yield from pairs.rows_of(f"export/{name}/{size[0]}x{size[1]}", times, "eager", **about)
 
@@ -119,14 +106,11 @@ def _features(model: Any, x: torch.Tensor) -> Callable[[], object]:
 
 def _peers(count: int, size: Tuple[int, int], device: str, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
     where, inputs = f"{size[0]}x{size[1]}", detectors.image_for(size, device)
-    for name, other, kind in PEERS:
-        if kind.startswith("timm:"):
-            try:
-                peer = detectors.with_timm(CONFIGS[name], kind[5:], device)
-            except ImportError:
-                continue
-        else:
-            peer = detectors.of_torchvision(kind, size, device)
+    for name, other in PEERS:
+        library, _, kind = other.partition("_")
+        if importlib.util.find_spec(library) is None:
+            continue
+        peer = detectors.with_timm(CONFIGS[name], kind, device) if library == "timm" else detectors.of_torchvision(kind, size, device)
         ours = optimize(detectors.detector(CONFIGS[name], device), size=size)
         times = pairs.interleaved({"optimized": _call(ours, inputs), other: _call(peer, inputs)}, count)
         yield from pairs.rows_of(f"inference/{name}/{where}", times, other, **about)

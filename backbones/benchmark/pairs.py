@@ -2,7 +2,7 @@
 
 import platform
 import statistics
-from typing import Any, Dict, List
+from typing import Any, Dict, Iterator, List
 
 import torch
 
@@ -24,38 +24,24 @@ def about(device: str = "cpu", precision: str = "float32") -> Dict[str, Any]:
     import torchvision
 
     where = torch.cuda.get_device_name(device) if device.startswith("cuda") else processor()
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
-    return {
-        "machine": where,
-        "threads": torch.get_num_threads(),
-        "precision": precision,
-        "versions": {**versions, "detectron2": detectron2.__version__},
-    }
+    versions = {module.__name__: module.__version__ for module in (torch, torchvision, detectron2)}
+    versions = {"python": platform.python_version(), **versions}
+    return {"machine": where, "threads": torch.get_num_threads(), "precision": precision, "versions": versions}
 
 
-def rows_of(prefix: str, times: Dict[str, List[float]], against: str, **more: Any) -> List[Dict[str, Any]]:
+def rows_of(prefix: str, times: Dict[str, List[float]], against: str, **more: Any) -> Iterator[Dict[str, Any]]:
     """A row for each but ``against``: how many times as fast as that it is, as the median, lowest and highest ratio of a round."""
-    rows = []
     for name, values in times.items():
         if name == against:
             continue
         ratios = [b / a for a, b in zip(values, times[against])]
-        rows.append(
-            {
-                "name": f"{prefix}/{name}_vs_{against}",
-                "median": round(statistics.median(ratios), 4),
-                "low": round(min(ratios), 4),
-                "high": round(max(ratios), 4),
-                "pairs": len(ratios),
-                "unit": "times as fast",
-                "seconds": [round(statistics.median(values), 6), round(statistics.median(times[against]), 6)],
-                **more,
-            }
-        )
-    return rows
-
-
-def share(name: str, value: float, of: float, unit: str, **more: Any) -> Dict[str, Any]:
-    """A row for a ratio that is the same in every round, such as of memory."""
-    ratio = round(value / of, 4)
-    return {"name": name, "median": ratio, "low": ratio, "high": ratio, "pairs": 1, "unit": unit, "values": [value, of], **more}
+        yield {
+            "name": f"{prefix}/{name}_vs_{against}",
+            "median": round(statistics.median(ratios), 4),
+            "low": round(min(ratios), 4),
+            "high": round(max(ratios), 4),
+            "pairs": len(ratios),
+            "unit": "times as fast",
+            "seconds": [round(statistics.median(values), 6), round(statistics.median(times[against]), 6)],
+            **more,
+        }

@@ -25,21 +25,16 @@ def by_place(rows: List[Dict[str, Any]]) -> Dict[Tuple, List[Dict[str, Any]]]:
     """The rows of each machine and number of threads. Raises UserError for what the benchmark does not write."""
     places: Dict[Tuple, List[Dict[str, Any]]] = {}
     for row in rows:
-        _check(row)
-        versions = row["versions"]
-        key = (row["machine"], row["threads"], versions["python"], versions["torch"], row["precision"])
-        places.setdefault(key, []).append(row)
+        versions, seconds, threads = row.get("versions"), row.get("seconds", []), row.get("threads")
+        machine, python, version, precision, name = words = [
+            part.get(key) if isinstance(part, dict) else None
+            for part, key in ((row, "machine"), (versions, "python"), (versions, "torch"), (row, "precision"), (row, "name"))
+        ]
+        times = isinstance(seconds, list) and all(type(s) in (int, float) and 0 < s < math.inf for s in seconds)
+        if not all(isinstance(word, str) for word in words) or type(threads) is not int or not times:
+            raise UserError(f"a row is not as the benchmark writes it: {str(row)[:200]!r}", "bad-file")
+        places.setdefault((machine, threads, python, version, precision), []).append(row)
     return places
-
-
-def _check(row: Dict[str, Any]) -> None:
-    versions, seconds = row.get("versions"), row.get("seconds", [])
-    words = [row.get(key) for key in ("name", "machine", "precision")] + [
-        versions.get(k) if isinstance(versions, dict) else 0 for k in ("python", "torch")
-    ]
-    times = isinstance(seconds, list) and all(type(s) in (int, float) and 0 < s < math.inf for s in seconds)
-    if not all(isinstance(word, str) for word in words) or type(row.get("threads")) is not int or not times:
-        raise UserError(f"a row is not as the benchmark writes it: {str(row)[:200]!r}", "bad-file")
 
 
 def plot(path: str, output: str, gmacs: Callable[[str], float]) -> None:
@@ -64,18 +59,17 @@ def plot(path: str, output: str, gmacs: Callable[[str], float]) -> None:
         chosen = [p for p in points if p[1] == size]
         for index, (label, colour) in enumerate((("optimized", "tab:blue"), ("eager", "tab:gray"))):
             values = [(p[2][index] * 1e3, p[3], work[p[0]], p[0]) for p in chosen]
-            left.scatter([v[0] for v in values if v[1]], [v[1] for v in values if v[1]], marker=marker, color=colour, label=f"{label}, {size}")
-            right.scatter([v[2] for v in values], [v[0] for v in values], marker=marker, color=colour, label=f"{label}, {size}")
+            for axis, x, y in ((left, 0, 1), (right, 2, 0)):
+                shown = [v for v in values if v[y]]
+                axis.scatter([v[x] for v in shown], [v[y] for v in shown], marker=marker, color=colour, label=f"{label}, {size}")
             if index == 0 and size == largest:
                 for latency, ap, operations, name in values:
                     above = any(ap and other[1] and 0 < other[1] - ap < 0.5 for other in values)
                     if ap:
                         left.annotate(name, (latency, ap), fontsize=7, xytext=(6, -8 if above else 4), textcoords="offset points")
                     right.annotate(name, (operations, latency), fontsize=7, xytext=(-6, 3), ha="right", textcoords="offset points")
-    left.set_xlabel("milliseconds an image")
-    left.set_ylabel("published box AP")
-    right.set_xlabel("multiply-adds / 1e9 of the bare backbone at 800x1344")
-    right.set_ylabel("milliseconds an image")
+    left.set(xlabel="milliseconds an image", ylabel="published box AP")
+    right.set(xlabel="multiply-adds / 1e9 of the bare backbone at 800x1344", ylabel="milliseconds an image")
     for axis, set_scale in ((left.xaxis, left.set_xscale), (right.yaxis, right.set_yscale)):
         set_scale("log")
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -6,6 +6,7 @@ finds before it is brought to the original image's size; `Runner` does the rest.
 """
 
 import contextlib
+import importlib.util
 import inspect
 import io
 import json
@@ -62,8 +63,7 @@ class Heatmaps(nn.Module):
         self.head: Any = head
 
     def forward(self, x: Tensor, instances: List[Instances]) -> List[Instances]:
-        maps = self.head.layers(x)
-        instances[0].pred_keypoint_heatmaps = maps  # of the one image
+        instances[0].pred_keypoint_heatmaps = self.head.layers(x)  # of the one image
         return instances
 
 
@@ -107,35 +107,30 @@ def _found(model: nn.Module, image: Tensor) -> Dict[str, Tensor]:
         images = ImageList.from_tensors([(image - model.pixel_mean) / model.pixel_std], model.backbone.size_divisibility)
         instances = model.proposal_generator(images, model.backbone(images.tensor), None)[0][0]
     else:
-        raise UserError(
-            f"{type(model).__name__} cannot be exported as a whole: take its backbone, --part backbone", "unsupported", "--part", "backbone"
-        )
-    fields = instances.get_fields()
-    result = {}
-    for name, field in FIELDS.items():
-        if field in fields:
-            value = fields[field]
-            result[name] = value if isinstance(value, Tensor) else value.tensor
-    return {**result, **extra}
+        message = f"{type(model).__name__} cannot be exported as a whole: take its backbone, --part backbone"
+        raise UserError(message, "unsupported", "--part", "backbone")
+    found = {name: instances.get(field) for name, field in FIELDS.items() if instances.has(field)}
+    return {**{name: value if isinstance(value, Tensor) else value.tensor for name, value in found.items()}, **extra}
 
 
 def describe(cfg: CfgNode, model: Any, part: str) -> Dict[str, Any]:
     """What a user of the file needs to know, besides the names of tensors."""
     from .. import __version__
 
-    data = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if len(cfg.DATASETS.TEST) else None
+    data = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if len(cfg.DATASETS.TEST) else {}
     panoptic = isinstance(model, PanopticFPN) and part == "detector"
+    images = cfg.INPUT.CLASSIFICATION if isinstance(model, ImageClassifier) else {}
     return {
         "backbones": __version__,
         "part": part,
         "input_format": cfg.INPUT.FORMAT,
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
-        "resize": cfg.INPUT.CLASSIFICATION.RESIZE if isinstance(model, ImageClassifier) else 0,
-        "crop": cfg.INPUT.CLASSIFICATION.SIZE if isinstance(model, ImageClassifier) else 0,
+        "resize": images.get("RESIZE", 0),
+        "crop": images.get("SIZE", 0),
         "size_divisibility": model.backbone.size_divisibility,
-        "classes": list(data.get("thing_classes", ())) if data else [],
-        "stuff": list(data.get("stuff_classes", ())) if data else [],
+        "classes": list(data.get("thing_classes", ())),
+        "stuff": list(data.get("stuff_classes", ())),
         "panoptic": ([model.combine_overlap_thresh, model.combine_stuff_area_thresh, model.combine_instances_score_thresh] if panoptic else []),
     }
 
@@ -163,22 +158,17 @@ def export(
 
     Raises UserError where the file would differ by more than the ``tolerance``, or the packages of the format are missing; then there is no file.
     """
-    if kind not in FORMATS:
-        raise unknown("format", kind, FORMATS)
+    check_target(kind, path)
     if part not in PARTS:
         raise unknown("part", part, PARTS)
-    if not path.endswith(FORMATS[kind]):
-        raise UserError(f"{path!r}: a file of format {kind} ends in {FORMATS[kind]}")
-    check_packages(kind)
     tolerance = tolerance or TOLERANCES[kind]
     model = optimize(model.cpu(), memory_format="contiguous", roi_align=False)
     traceable = Traceable(model, part)
     about = describe(cfg, model, part)
-    sides = {key: about[key] for key in ("min_size", "max_size")}
-    sample, other = (resized(image, {**about, **{key: int(side * scale) for key, side in sides.items()}}) for scale in (1.0, 0.7))
+    images = [resized(image, {**about, **{key: int(about[key] * scale) for key in ("min_size", "max_size")}}) for scale in (1.0, 0.7)]
     with torch.no_grad(), _tracing():
-        before = [traceable(x) for x in (sample, other)]
-        for x, found in zip((sample, other), before):
+        before = [traceable(x) for x in images]
+        for x, found in zip(images, before):
             if part == "detector" and "boxes" in traceable.fields and not len(found[0]):
                 where = f"the image at {x.shape[-2]}x{x.shape[-1]}"
                 raise UserError(f"the detector finds nothing in {where} that an export could be checked on: give another, or weights", "data")
@@ -186,26 +176,25 @@ def export(
         with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(path))) as folder:
             temporary = os.path.join(folder, os.path.basename(path))
             try:
-                _WRITERS[kind](traceable, sample, temporary, about)
+                _WRITERS[kind](traceable, images[0], temporary, about)
             except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
                 reason = " ".join(str(error).split())[-300:]
                 raise UserError(f"{type(model).__name__} cannot be exported to {kind}: {reason}", "unsupported") from error
             runner = Runner(temporary)
-            differences: Dict[str, float] = {}
-            for x, expected in zip((sample, other), before):
-                found = dict(zip(traceable.fields, expected))
-                for name, value in _compare(found, runner.run(x), part, tolerance).items():
-                    differences[name] = max(differences.get(name, 0.0), value)
+            compared = [_compare(dict(zip(traceable.fields, found)), runner.run(x), part, tolerance) for x, found in zip(images, before)]
+            differences = {name: max(sizes[name] for sizes in compared) for name in compared[0]}
             for name in os.listdir(folder):  # of OpenVINO two files
                 os.replace(os.path.join(folder, name), os.path.join(os.path.dirname(os.path.abspath(path)), name))
     logging.getLogger(__name__).info(f"{path}: differs from the model by at most {differences}")
     return differences
 
 
-def check_packages(kind: str) -> None:
-    """Raises UserError where a format's packages are not installed."""
-    import importlib.util
-
+def check_target(kind: str, path: str) -> None:
+    """Raises UserError where a file cannot be of a format, or the format's packages are not installed."""
+    if kind not in FORMATS:
+        raise unknown("format", kind, FORMATS)
+    if not path.endswith(FORMATS[kind]):
+        raise UserError(f"{path!r}: a file of format {kind} ends in {FORMATS[kind]}")
     needed = {"torchscript": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "onnxruntime", "openvino")}[kind]
     missing = " ".join(name for name in needed if importlib.util.find_spec(name) is None)
     if missing:
@@ -261,15 +250,16 @@ def _compare(expected: Dict[str, Tensor], found: Dict[str, Tensor], part: str, t
             raise UserError(f"of {own} detections and the file's {others} only {len(pairs)} agree: it is not written", "mismatch")
         ours, theirs = pairs.unbind(dim=1)
         limits = {"masks": 0.02, "heatmaps": 0.02, "sem_seg": 10 * tolerance.features}
-        for name in filter(expected.__contains__, ("boxes", "scores")):  # which agree
-            differences[name] = (expected[name][ours] - found[name][theirs]).abs().max().item()
-        for name in filter(expected.__contains__, ("masks", "heatmaps")):
-            off = (expected[name][ours] - found[name][theirs]).abs().flatten(1).mean(dim=1) / expected[name].abs().max()
-            differences[name] = off.quantile(tolerance.agreeing).item()
-        if "sem_seg" in expected:
-            differences["sem_seg"] = _largest(expected["sem_seg"], found["sem_seg"])
+        for name, value in expected.items():
+            if name in ("boxes", "scores"):  # which agree
+                differences[name] = (value[ours] - found[name][theirs]).abs().max().item()
+            elif name in ("masks", "heatmaps"):
+                off = (value[ours] - found[name][theirs]).abs().flatten(1).mean(dim=1) / value.abs().max()
+                differences[name] = off.quantile(tolerance.agreeing).item()
+            elif name == "sem_seg":
+                differences[name] = _largest(value, found[name])
     for name, most in limits.items():
-        if name in differences and not differences[name] <= most:
+        if not differences.get(name, 0.0) <= most:
             off_by = f"differs from the model's by {differences[name]:.3g}, more than is allowed, {most:g}"
             raise UserError(f"the exported {name} {off_by}: it is not written", "mismatch")
     return differences
@@ -287,12 +277,9 @@ def match(expected: Dict[str, Tensor], found: Dict[str, Tensor], tolerance: Tole
         close &= (expected["scores"][:, None] - found["scores"][None]).abs() <= tolerance.score
     if "classes" in expected:
         close &= expected["classes"][:, None] == found["classes"][None]
-    taken: set = set()
     pairs: List[Tuple[int, int]] = []
     for i, row in enumerate(close):
-        for j in row.nonzero()[:, 0].tolist():
-            if j not in taken:
-                taken.add(j)
-                pairs.append((i, j))
-                break
+        if row.any():
+            pairs.append((i, int(row.int().argmax())))
+            close[:, pairs[-1][1]] = False
     return torch.tensor(pairs, dtype=torch.long).reshape(-1, 2)

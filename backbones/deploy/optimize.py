@@ -7,13 +7,14 @@ import copy
 import logging
 import statistics
 from functools import partial
-from typing import Any, Iterator, Sequence, Tuple
+from typing import Any, Sequence, Tuple
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..errors import UserError, unknown
 from ..layers import ConvNormAct, DeformConv2d
@@ -76,38 +77,22 @@ def fold_norms(module: nn.Module) -> int:
     What is in training mode stays as it is.
     """
     count = 0
-    units: Iterator[Any] = module.modules()
-    for unit in units:
-        if isinstance(unit, ConvNormAct) and isinstance(unit.norm, _NORMS) and isinstance(unit.conv, _CONVS) and not _trains(unit.norm):
-            _fold(unit.conv, unit.norm)
-            unit.norm = nn.Identity()
-        elif isinstance(unit, _CONVS) and isinstance(getattr(unit, "norm", None), _NORMS) and not _trains(unit.norm):  # detectron2's Conv2d
-            _fold(unit, unit.norm)
-            unit.register_module("norm", None)
-        else:
-            continue
-        count += 1
+    unit: Any
+    for unit in module.modules():
+        conv, norm = unit.conv if isinstance(unit, ConvNormAct) else unit, getattr(unit, "norm", None)  # detectron2's Conv2d holds its norm
+        if isinstance(conv, _CONVS) and isinstance(norm, _NORMS) and (not norm.training or isinstance(norm, FrozenBatchNorm2d)):
+            _fold(conv, norm)
+            unit.norm = None if unit is conv else nn.Identity()
+            count += 1
     return count
 
 
-def _trains(norm: Any) -> bool:
-    return norm.training and not isinstance(norm, FrozenBatchNorm2d)
-
-
 def _fold(conv: Any, norm: Any) -> None:
-    with torch.no_grad():
-        # in double precision, so that only the result is rounded
-        scale = (norm.running_var.double() + norm.eps).rsqrt()
-        if norm.weight is not None:
-            scale = scale * norm.weight.double()
-        shift = -norm.running_mean.double() * scale
-        if norm.bias is not None:
-            shift = shift + norm.bias.double()
-        if conv.bias is not None:
-            shift = shift + conv.bias.double() * scale
-        weight = conv.weight
-        conv.weight = nn.Parameter((weight.double() * scale.reshape(-1, 1, 1, 1)).to(weight.dtype), requires_grad=False)
-        conv.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
+    # in double precision, so that only the result is rounded
+    tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    weight, bias, mean, variance, scale, shift = (None if t is None else t.detach().double() for t in tensors)
+    fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
+    conv.weight, conv.bias = (nn.Parameter(p.to(conv.weight.dtype), requires_grad=False) for p in fused)
 
 
 class _FlattenLast(nn.Module):
@@ -117,8 +102,8 @@ class _FlattenLast(nn.Module):
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
-def replace_poolers(model: nn.Module) -> int:
-    """Gives a detector `CPUPooler`s in the place of its ROIPoolers, in place; returns how many there were.
+def replace_poolers(model: nn.Module) -> None:
+    """Gives a detector `CPUPooler`s in the place of its ROIPoolers, in place.
 
     Box heads that begin with a fully connected layer get its columns in the order in which their channels now come.
     """
@@ -127,22 +112,12 @@ def replace_poolers(model: nn.Module) -> int:
     for name in names:
         outer, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(outer), leaf, CPUPooler(model.get_submodule(name)))
-    if any("box_pooler" in name for name in names):
-        for head in model.modules():
-            if type(head) is FastRCNNConvFCHead and isinstance(getattr(head, "flatten", None), nn.Flatten):
-                _reorder_columns(head, model)
-    return len(names)
-
-
-def _reorder_columns(head: FastRCNNConvFCHead, model: nn.Module) -> None:
-    pool = next(module for module in model.modules() if isinstance(module, CPUPooler))
-    height, width = pool.output_size
-    first = head.fc1
-    if first.in_features % (height * width):
-        return
-    weight = first.weight.detach().unflatten(1, (-1, height, width)).permute(0, 2, 3, 1).flatten(1).contiguous()
-    first.weight = nn.Parameter(weight, requires_grad=False)
-    head.flatten = _FlattenLast()
+    box_pooler: Any = next((model.get_submodule(name) for name in names if "box_pooler" in name), None)
+    for head in model.modules() if box_pooler else ():
+        if type(head) is FastRCNNConvFCHead and isinstance(getattr(head, "flatten", None), nn.Flatten):
+            weight = head.fc1.weight.detach().unflatten(1, (-1, *box_pooler.output_size)).permute(0, 2, 3, 1).flatten(1)
+            head.fc1.weight = nn.Parameter(weight.contiguous(), requires_grad=False)
+            head.flatten = _FlattenLast()
 
 
 class Bfloat16(nn.Module):
@@ -180,17 +155,11 @@ def _to_float32(value):
 def _to_bfloat16(model: nn.Module) -> None:
     if not hasattr(model, "backbone"):
         raise UserError("bfloat16 is for whole detectors: this model has no backbone", "unsupported")
+    modules = dict(model.named_modules())
     for name in _HEAVY:
-        outer, _, leaf = name.rpartition(".")
-        try:
-            parent = model.get_submodule(outer)
-        except AttributeError:
-            continue
-        part = getattr(parent, leaf, None)
-        if isinstance(part, nn.ModuleList):  # of a cascade
-            setattr(parent, leaf, nn.ModuleList(Bfloat16(head) for head in part))
-        elif part is not None:
-            setattr(parent, leaf, Bfloat16(part))
+        part, (outer, _, leaf) = modules.get(name), name.rpartition(".")
+        if part is not None:  # of a cascade several
+            setattr(modules[outer], leaf, nn.ModuleList(map(Bfloat16, part)) if isinstance(part, nn.ModuleList) else Bfloat16(part))
 
 
 def _faster_format(network: nn.Module, size: Sequence[int], device: torch.device) -> str:

@@ -20,18 +20,10 @@ _FAR = 1e5  # pixels: of boxes beyond, whose samples would fill the memory, torc
 def roi_align(
     x: Tensor, rois: Tensor, output_size: Tuple[int, int], spatial_scale: float, sampling_ratio: int = 0, aligned: bool = True
 ) -> Tensor:
-    """``torchvision.ops.roi_align`` of float32 tensors on a CPU, without gradients; the result's channels are side by side in memory.
+    """``torchvision.ops.roi_align``, with its arguments, of float32 tensors on a CPU, without gradients.
 
-    Args:
-        x: features (N, C, H, W), read fastest in channels_last.
-        rois: (R, 5): number of the image, and the box x1, y1, x2, y2 in the image's pixels.
-        output_size: height and width of the result.
-        spatial_scale: cells of the features a pixel.
-        sampling_ratio: samples of each side of a bin; 0: as many as the bin has cells.
-        aligned: whether boxes are shifted by half a cell.
-
-    Returns:
-        (R, C, *output_size)
+    ``x`` (N, C, H, W) is read fastest in channels_last; ``rois`` (R, 5) are the number of an image and x1, y1, x2, y2 in its pixels. The result
+    (R, C, *output_size) has the channels side by side in memory.
     """
     result = x.new_empty(len(rois), *output_size, x.shape[1])
     if not (rois.abs() < _FAR).all():

@@ -2,7 +2,8 @@
 
 import json
 import os
-from typing import Any, Dict, List, Sequence
+from functools import partial
+from typing import Any, Dict, List
 
 import numpy as np
 import torch
@@ -66,9 +67,8 @@ class Runner:
             self.about: Dict[str, Any] = json.loads(about)
             self.fields: List[str] = self.about["fields"]
         except ImportError as error:
-            raise UserError(
-                f"{path!r} needs a package that is not installed: pip install {error.name}", "missing-package", suggestion=error.name
-            ) from error
+            message = f"{path!r} needs a package that is not installed: pip install {error.name}"
+            raise UserError(message, "missing-package", suggestion=error.name) from error
         except Exception as error:  # each runtime raises its own
             raise UserError(f"{path!r} is no file that backbones exported: {' '.join(str(error).split())[:200]}", "bad-file") from error
 
@@ -111,12 +111,7 @@ def _torchscript(path: str, threads: int):
 
     files = {"backbones.json": ""}
     module = torch.jit.load(path, map_location="cpu", _extra_files=files)
-
-    def call(x: Tensor) -> Sequence[Tensor]:
-        with torch.no_grad():
-            return module(x)
-
-    return call, files["backbones.json"]
+    return torch.no_grad()(partial(module)), files["backbones.json"]
 
 
 def _onnx(path: str, threads: int):
@@ -127,11 +122,7 @@ def _onnx(path: str, threads: int):
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=onnxruntime.get_available_providers())
     about = session.get_modelmeta().custom_metadata_map["backbones"]
-
-    def call(x: Tensor) -> Sequence[Tensor]:
-        return [torch.from_numpy(value) for value in session.run(None, {"image": x.numpy()})]
-
-    return call, about
+    return lambda x: [torch.from_numpy(value) for value in session.run(None, {"image": x.numpy()})], about
 
 
 def _openvino(path: str, threads: int):
@@ -141,12 +132,8 @@ def _openvino(path: str, threads: int):
     model = core.read_model(path)
     about = model.get_rt_info("backbones").astype(str)
     compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"})
-
-    def call(x: Tensor) -> Sequence[Tensor]:
-        # its memory is used again by the next call
-        return [torch.from_numpy(np.array(value)) for value in compiled([x.numpy()]).values()]
-
-    return call, about
+    # its memory is used again by the next call
+    return lambda x: [torch.from_numpy(np.array(value)) for value in compiled([x.numpy()]).values()], about
 
 
 _LOADERS = {".ts": _torchscript, ".onnx": _onnx, ".xml": _openvino}

@@ -1,9 +1,11 @@
 """Thin command lines over the package: ``backbones VERB --help``, also ``python -m backbones.tools.VERB --help``."""
 
+import argparse
 import os
 import sys
 from typing import Callable
 
+from ..config import check_output_dir
 from ..errors import UserError, unknown
 
 
@@ -23,15 +25,18 @@ def program(verb: str) -> str:
     return f"backbones {verb}" if sys.argv[0].startswith("backbones ") else f"python -m backbones.tools.{verb}"
 
 
-def picture(path: str, kinds=(".png", ".jpg", ".jpeg")) -> str:
-    """``path``, where a picture of one of these ``kinds`` can be written, its folder made; raises UserError where none can."""
-    kind = os.path.splitext(path)[1].lower()
+def parser_of(prog: str, text: str) -> argparse.ArgumentParser:
+    """A tool's parser, whose help has the first line of ``text`` above the flags and the rest below."""
+    summary, _, details = text.partition("\n")
+    return argparse.ArgumentParser(prog=prog, description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def picture(path: str, kinds=(".png", ".jpg", ".jpeg")) -> None:
+    """Makes the folder of a picture. Raises UserError where no picture of one of these ``kinds`` can be written to ``path``."""
+    kind, folder = os.path.splitext(path)[1].lower(), os.path.dirname(os.path.abspath(path))
     if kind not in kinds:
         raise unknown(f"kind of picture, of {path!r}", kind, kinds)
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder of {path!r} cannot be made: {error}") from error
-    if os.path.isdir(path) or not os.access(os.path.dirname(os.path.abspath(path)), os.W_OK):
-        raise UserError(f"{path!r} cannot be written")
-    return path
+    check_output_dir(folder, key=f"the folder of {path!r},")
+    os.makedirs(folder, exist_ok=True)
+    if os.path.isdir(path):
+        raise UserError(f"{path!r} is a folder", "cannot-write")

@@ -23,7 +23,7 @@ from torch import nn
 from .. import registry
 from ..engine import open_config
 from ..errors import UserError
-from . import program, run
+from . import parser_of, program, run
 
 
 def parameters(module: nn.Module) -> Tuple[int, int]:
@@ -33,33 +33,24 @@ def parameters(module: nn.Module) -> Tuple[int, int]:
     return count, count + frozen
 
 
-def activations(network: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> int:
-    """Values in the outputs of all convolutions and matrix products for one image of height, width ``size``, as fvcore counts them."""
+def costs(network: nn.Module, size: Tuple[int, int]) -> Dict[str, float]:
+    """What fvcore counts in a forward pass of an image of height, width ``size``; activations are values that convolutions and matrix products give."""
     with torch.no_grad():
-        count = ActivationCountAnalysis(network.eval(), torch.rand(1, in_channels, *size)).unsupported_ops_warnings(False)
-        count.set_op_handle("torchvision::deform_conv2d", lambda inputs, outputs: Counter({"deform_conv": math.prod(get_shape(outputs[0]))}))
-        return int(count.total())
-
-
-def multiply_adds(network: nn.Module, size: Tuple[int, int], in_channels: int = 3) -> Tuple[int, int]:
-    """(of the convolutions, of all operators that fvcore counts) for one image of height, width ``size``; computes a forward pass."""
-    with torch.no_grad():
-        count = FlopCountAnalysis(network.eval(), torch.rand(1, in_channels, *size)).unsupported_ops_warnings(False)
-        count.set_op_handle("torchvision::deform_conv2d", _deform_conv)
-        operators = count.by_operator()
-        return int(operators["conv"] + operators["deform_conv"]), int(count.total())
-
-
-def _deform_conv(inputs, outputs) -> Counter:
-    weight, out = get_shape(inputs[1]), get_shape(outputs[0])
-    return Counter({"deform_conv": math.prod(out) * math.prod(weight[1:])})
+        image = torch.rand(1, 3, *size)
+        work, values = (count(network.eval(), image).unsupported_ops_warnings(False) for count in (FlopCountAnalysis, ActivationCountAnalysis))
+        work.set_op_handle(
+            "torchvision::deform_conv2d",
+            lambda inputs, outputs: Counter(deform_conv=math.prod(get_shape(outputs[0])) * math.prod(get_shape(inputs[1])[1:])),
+        )
+        values.set_op_handle("torchvision::deform_conv2d", lambda inputs, outputs: Counter(deform_conv=math.prod(get_shape(outputs[0]))))
+        convs = work.by_operator()["conv"] + work.by_operator()["deform_conv"]
+        return {"gmacs_conv": convs / 1e9, "gmacs_all": work.total() / 1e9, "activations": int(values.total())}
 
 
 def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts: Sequence[str] = ()) -> Dict[str, Dict[str, Any]]:
     """For each part: its ``parameters``, ``with_affine``, and for networks ``size`` (height, width counted), ``gmacs_conv``, ``gmacs_all`` and ``activations``."""
     if is_backbone:
-        parts: Dict[str, Any] = {name: registry.create(name)}
-        networks = {name}
+        parts, networks = {name: registry.create(name)}, {name}
     else:
         front = open_config(name, opts)
         front.set("MODEL.DEVICE", "cpu")
@@ -73,21 +64,16 @@ def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts: Sequence[
         parts["detector"] = model
     result: Dict[str, Dict[str, Any]] = {}
     for part, module in parts.items():
-        count, with_affine = parameters(module)
-        result[part] = {"parameters": count, "with_affine": with_affine}
+        result[part] = dict(zip(("parameters", "with_affine"), parameters(module)))
         if part in networks:
             step = part == "backbone and FPN" and module.size_divisibility or 1
             height, width = (-(-side // step) * step for side in size)
-            conv, everything = multiply_adds(module, (height, width))
-            result[part].update(size=[height, width], gmacs_conv=conv / 1e9, gmacs_all=everything / 1e9)
-            result[part]["activations"] = activations(module, (height, width))
+            result[part].update(size=[height, width], **costs(module, (height, width)))
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog=program("analyze"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(program("analyze"), __doc__)
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--backbone", metavar="NAME", help="of backbones.list_backbones()")
     what.add_argument("--config-file", metavar="FILE", help="a config's path or name")
@@ -103,10 +89,9 @@ def main() -> None:
     if args.json:
         print(json.dumps({"size": list(args.size), "parts": result}, indent=1))
         return
-    sizes = {part: v["size"] for part, v in result.items() if v.get("size", list(args.size)) != list(args.size)}
     rows = [
         (
-            f"{part} at {sizes[part][0]}x{sizes[part][1]}" if part in sizes else part,
+            part if v.get("size", list(args.size)) == list(args.size) else f"{part} at {v['size'][0]}x{v['size'][1]}",
             f"{v['parameters']:,}",
             f"{v['with_affine']:,}",
             *(f"{v[k]:.2f}" if k in v else "" for k in ("gmacs_conv", "gmacs_all")),
@@ -114,14 +99,8 @@ def main() -> None:
         )
         for part, v in result.items()
     ]
-    print(
-        tabulate(
-            rows,
-            ("", "Param.", "with affine", f"GFLOPs {args.size[0]}x{args.size[1]}, conv", "all", "activations / 1e6"),
-            "pipe",
-            disable_numparse=True,
-        )
-    )
+    headers = ("", "Param.", "with affine", f"GFLOPs {args.size[0]}x{args.size[1]}, conv", "all", "activations / 1e6")
+    print(tabulate(rows, headers, "pipe", disable_numparse=True))
 
 
 if __name__ == "__main__":

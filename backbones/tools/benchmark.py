@@ -30,8 +30,8 @@ from ..engine import open_config
 from ..errors import UserError
 from ..files import write_whole
 from ..registry import family_of
-from . import picture, plot, program, run
-from .zoo_table import backbone_gmacs
+from . import parser_of, picture, plot, program, run
+from .zoo_table import FIGURES, backbone_gmacs
 
 SUITES = ("inference", "training", "data", "evaluation", "gpu")
 
@@ -45,17 +45,6 @@ def machine() -> str:
     return f"{where}, Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}"
 
 
-# what the metrics of training call the figures of a row
-_FIGURES = {
-    "ap": "bbox/AP",
-    "ap50": "bbox/AP50",
-    "mask_ap": "segm/AP",
-    "keypoint_ap": "keypoints/AP",
-    "pq": "panoptic_seg/PQ",
-    "miou": "sem_seg/mIoU",
-}
-
-
 def train(config: str, output: str, opts: List[str], backbone: str = "") -> Dict[str, object]:
     """Trains one config with the command that a user would give, and returns its row."""
     front = open_config(config)
@@ -63,16 +52,15 @@ def train(config: str, output: str, opts: List[str], backbone: str = "") -> Dict
     own = " ".join(front.override(key, value) for key, value in (("MODEL.DEVICE", device), ("OUTPUT_DIR", output))).split(" ")
     overrides = [*own, *opts]
     settings = open_config(config, overrides).settings
-    start = time.monotonic()
     other = ["--backbone", backbone] if backbone else []
+    start = time.monotonic()
     code = subprocess.call([sys.executable, "-m", "backbones", "train", "--overwrite", "--config-file", front.path, *other, *overrides])
     if code:
         raise UserError(f"training {config} ended with exit code {code}: see {os.path.join(output, 'log.txt')}")
     minutes = (time.monotonic() - start) / 60
     final = plot.read_metrics(output)[-1]
     plot.plot(output, os.path.join(output, "training.png"))
-    figures = {name: round(final[metric], 4) for name, metric in _FIGURES.items() if metric in final}
-    asked = "".join(f" {item}" for item in (*(("--backbone", backbone) if backbone else ()), *(("--opts", *opts) if opts else ())))
+    figures = {name: round(final[metric], 4) for name, (_, metric) in FIGURES.items() if metric in final}
     return {
         "config": os.path.relpath(front.path, zoo.config_root()),
         **({"backbone": backbone} if backbone else {}),
@@ -82,20 +70,15 @@ def train(config: str, output: str, opts: List[str], backbone: str = "") -> Dict
         "minutes": round(minutes, 1),
         "machine": machine(),
         "seed": settings.SEED,
-        "command": f"backbones benchmark {config}{asked}",
+        "command": " ".join(["backbones benchmark", config, *other, *(("--opts", *opts) if opts else ())]),
     }
 
 
 def record(row: Dict[str, object], path: str, keys: Sequence[str] = ("config", "backbone", "machine", "seed")) -> None:
     """Puts the row into the file, in the place of one that is equal in all ``keys``."""
-    runs = []
-    if os.path.isfile(path):
-        runs = speed.read(path)
-    same = [i for i, old in enumerate(runs) if all(old.get(key) == row.get(key) for key in keys)]
-    if same:
-        runs[same[0]] = row
-    else:
-        runs.append(row)
+    runs = speed.read(path) if os.path.isfile(path) else []
+    place = next((i for i, old in enumerate(runs) if all(old.get(key) == row.get(key) for key in keys)), len(runs))
+    runs[place : place + 1] = [row]
     write_whole(path, json.dumps({"runs": runs}, indent=1) + "\n")
 
 
@@ -112,9 +95,8 @@ def measure(args: argparse.Namespace) -> None:
         for row in suite(args.pairs, device):
             record(row, args.json, ("name", "machine", "threads"))
             if "median" in row:
-                print(
-                    f"{row['name']}: {row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}] {row['unit']}, {row['pairs']} pairs", flush=True
-                )
+                ratio = f"{row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
+                print(f"{row['name']}: {ratio} {row['unit']}, {row['pairs']} pairs", flush=True)
     if args.plot:
         speed.plot(args.json, args.plot, backbone_gmacs)
         print(args.plot)
@@ -122,17 +104,11 @@ def measure(args: argparse.Namespace) -> None:
 
 def main() -> None:
     default = sorted(name for name in zoo.list_configs() if name.startswith("quickstart/"))
-    parser = argparse.ArgumentParser(
-        prog=program("benchmark"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(program("benchmark"), __doc__)
     parser.add_argument("configs", nargs="*", default=default, metavar="CONFIG", help=f"(default: {', '.join(default)})")
     parser.add_argument("--backbone", nargs="+", default=[""], metavar="NAME", help="train each config with each of these networks in it")
     parser.add_argument("--output", default="output/benchmark", metavar="DIR", help="where the runs go (default: %(default)s)")
-    parser.add_argument(
-        "--json",
-        metavar="FILE",
-        help="where the rows go (default: measured.json, with --suite speed.json, of backbones/zoo)",
-    )
+    parser.add_argument("--json", metavar="FILE", help="where the rows go (default: measured.json, with --suite speed.json, of backbones/zoo)")
     parser.add_argument("--suite", nargs="+", default=[], choices=SUITES, help="measure speed: no config is trained")
     parser.add_argument("--pairs", type=int, default=9, help="rounds of --suite (default: %(default)s)")
     parser.add_argument("--device", default="", help="of --suite (default: a GPU where there is one)")
@@ -144,13 +120,13 @@ def main() -> None:
     if args.suite:
         measure(args)
         return
-    for config in args.configs:
-        zoo.get_config_file(config)  # mistakes before the first run, not after
-    for name in filter(None, args.backbone):
-        family_of(name)
-    for config in args.configs:
+    # mistakes before the first run, not after
+    names = {config: os.path.splitext(os.path.basename(zoo.get_config_file(config)))[0] for config in args.configs}
+    for backbone in filter(None, args.backbone):
+        family_of(backbone)
+    for config, name in names.items():
         for backbone in args.backbone:
-            folder = os.path.splitext(os.path.basename(zoo.get_config_file(config)))[0] + (f"_{backbone}" if backbone else "")
+            folder = f"{name}_{backbone}" if backbone else name
             row = train(config, os.path.join(args.output, folder), args.opts, backbone)
             record(row, args.json)
             print(json.dumps(row), flush=True)

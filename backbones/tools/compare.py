@@ -4,11 +4,11 @@ Which images a data set happens to hold moves an AP. The bootstrap draws as many
 detectors on each draw, and so shows how far their difference moves with the images. How far it moves with another training run, it cannot show.
 """
 
-import argparse
 import json
 import math
 import os
 import sys
+from functools import partial
 from typing import Any, Dict, List, Optional
 
 from tabulate import tabulate
@@ -20,7 +20,7 @@ from ..errors import UserError, unknown
 from ..evaluation.comparison import beyond_chance, compare
 from ..evaluation.results import TASKS, annotation_file, check_annotations, check_keypoints, check_results, results_file
 from ..files import replacing, write_whole
-from . import picture, program, run
+from . import parser_of, picture, program, run
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 SHOWN = 20  # classes in the printed table
@@ -100,10 +100,9 @@ def plot(result: Dict[str, Any], output: str) -> None:
     axes[1].set_xlabel("difference in AP, points\nblue: B is better beyond chance; red: worse; gray: the interval holds 0", fontsize=9)
     names = [result[who] if len(result[who]) < 90 else "..." + result[who][-87:] for who in "ab"]
     figure.suptitle(f"A: {names[0]}\nB: {names[1]}".replace("$", r"\$"), fontsize=8)
-    kind = os.path.splitext(output)[1][1:].lower()
     try:
         with replacing(output) as partial:
-            figure.savefig(partial, dpi=110, format=kind)
+            figure.savefig(partial, dpi=110, format=os.path.splitext(output)[1][1:].lower())
     except OSError as error:
         raise UserError(f"{output!r} cannot be written: {error.strerror}") from error
 
@@ -121,14 +120,13 @@ def dataset_of(config: str, run: str, name: Optional[str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog=program("compare"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(program("compare"), __doc__)
     parser.add_argument("a", metavar="A", help="coco_instances_results.json of a detector, or the OUTPUT_DIR of its run")
     parser.add_argument("b", metavar="B", help="that of the other; differences are B minus A")
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--annotations", metavar="JSON", help="of the images that were evaluated, in COCO's format")
-    data.add_argument("--dataset", metavar="NAME", help="a data set of detectron2's catalogue, or of the config; default: what A was evaluated on")
+    text = "a data set of detectron2's catalogue, or of the config; default: what A was evaluated on"
+    data.add_argument("--dataset", metavar="NAME", help=text)
     parser.add_argument("--config-file", default="", metavar="FILE", help="a config that names your own data (default: config.yaml of A's run)")
     parser.add_argument("--task", default="bbox", help=f"one of {', '.join(TASKS)} (default: %(default)s)")
     parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap, at least 100 (default: %(default)s)")
@@ -160,19 +158,10 @@ def main() -> None:
     results = [check_results(parse(file, "result file"), dataset, args.task, file) for file in files]
     if args.task == "keypoints":
         check_keypoints(dataset, results, args.oks_sigmas)
-    rows = compare(
-        dataset,
-        results,
-        args.task,
-        args.samples,
-        args.seed,
-        args.confidence,
-        args.oks_sigmas,
-        lambda categories: tqdm(categories, desc="classes", unit="class", mininterval=0.1 if sys.stderr.isatty() else 15),
-    )
-    about = {"a": files[0], "b": files[1], "annotations": path, "task": args.task, "images": len(dataset["images"])}
-    about.update(samples=args.samples, seed=args.seed, confidence=args.confidence, interval="percentile")
-    result = {**about, **rows}
+    progress = partial(tqdm, desc="classes", unit="class", mininterval=0.1 if sys.stderr.isatty() else 15)
+    rows = compare(dataset, results, args.task, args.samples, args.seed, args.confidence, args.oks_sigmas, progress)
+    result = {"a": files[0], "b": files[1], "annotations": path, "task": args.task, "images": len(dataset["images"]), **rows}
+    result.update(samples=args.samples, seed=args.seed, confidence=args.confidence, interval="percentile")
     print(f"A: {files[0]}\nB: {files[1]}\n\n{report(result)}")
     for name, found in zip("AB", results):
         images = len({entry["image_id"] for entry in found})

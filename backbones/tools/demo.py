@@ -16,10 +16,11 @@ from typing import Any, Callable, Dict, Iterator, List, Tuple
 import numpy as np
 from tqdm import tqdm
 
+from ..config import check_output_dir
 from ..deploy.optimize import PRECISIONS
 from ..engine import open_config
 from ..errors import UserError
-from . import program, run
+from . import parser_of, program, run
 from .export import read_image
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
@@ -58,10 +59,9 @@ def targets_of(files: List[str], output: str) -> List[str]:
     for target, file in zip(targets, files):
         if os.path.abspath(target) == os.path.abspath(file):
             raise UserError(f"--output {output!r} would write over {file!r}")
-    try:
-        os.makedirs(os.path.dirname(os.path.abspath(targets[0])), exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output!r} cannot be made: {error}") from error
+    folder = os.path.dirname(os.path.abspath(targets[0]))
+    check_output_dir(folder, key="--output")
+    os.makedirs(folder, exist_ok=True)
     return targets
 
 
@@ -89,8 +89,7 @@ class Drawer:
         first = (rgb,) if self.video else ()
         if "panoptic_seg" in predictions:
             segments, about = predictions["panoptic_seg"]
-            draw = drawer.draw_panoptic_seg_predictions
-            drawn = draw(*first, segments.cpu(), about)
+            drawn = drawer.draw_panoptic_seg_predictions(*first, segments.cpu(), about)
         elif "instances" in predictions:
             found = predictions["instances"].to("cpu")
             drawn = drawer.draw_instance_predictions(*first, found[found.scores >= self.threshold])
@@ -112,12 +111,9 @@ def frames_of(source: Any) -> Tuple[Iterator[np.ndarray], int, float, Tuple[int,
         raise UserError(f"{'camera' if isinstance(source, int) else '--video-input'} {source!r} cannot be opened")
 
     def frames() -> Iterator[np.ndarray]:
-        while True:
-            there, frame = video.read()
-            if not there:
-                video.release()
-                return
+        while (frame := video.read()[1]) is not None:
             yield frame
+        video.release()
 
     count = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) if isinstance(source, str) else 0
     size = int(video.get(cv2.CAP_PROP_FRAME_WIDTH)), int(video.get(cv2.CAP_PROP_FRAME_HEIGHT))
@@ -150,7 +146,7 @@ def load(args: argparse.Namespace) -> Tuple[Callable[[np.ndarray], Dict[str, Any
             metadata.set(thing_classes=runner.about["classes"] or None, stuff_classes=runner.about["stuff"] or None)
         return runner, metadata
     if not args.config_file:
-        raise UserError("name what is to predict: --config-file, with MODEL.WEIGHTS, or --exported", code="missing-argument", key="--config-file")
+        raise UserError("name what is to predict: --config-file, with MODEL.WEIGHTS, or --exported", "missing-argument", "--config-file")
     from ..deploy.predictor import Predictor
 
     front = open_config(args.config_file, args.opts, args.backbone)
@@ -162,9 +158,7 @@ def load(args: argparse.Namespace) -> Tuple[Callable[[np.ndarray], Dict[str, Any
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog=program("demo"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(program("demo"), __doc__)
     parser.add_argument("--config-file", default="", metavar="FILE", help="a config's path or name, YAML or Python")
     parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
     parser.add_argument("--exported", default="", metavar="FILE", help="a detector that backbones.tools.export wrote, in a config's place")
@@ -202,11 +196,12 @@ def _images(files: List[str], targets: List[str], predict: Callable, drawer: Dra
         predictions = predict(image)
         seconds = time.perf_counter() - begun
         drawn = drawer(image, predictions)
-        count = int((predictions["instances"].scores >= drawer.threshold).sum()) if "instances" in predictions else ""
-        words = f"{count} objects, " if count != "" else ""
-        if count == 0 and len(predictions["instances"]):
-            best = float(predictions["instances"].scores.max())
-            words = f"no objects with a score of {drawer.threshold:g} (--confidence-threshold), the highest is {best:.2f}, "
+        words = ""
+        if "instances" in predictions:
+            scores = predictions["instances"].scores
+            words = f"{int((scores >= drawer.threshold).sum())} objects, "
+            if len(scores) and scores.max() < drawer.threshold:
+                words = f"no objects with a score of {drawer.threshold:g} (--confidence-threshold), the highest is {float(scores.max()):.2f}, "
         tqdm.write(f"{target or file}: {words}{seconds:.2f} s", file=sys.stdout)
         if not target:
             if not show(drawn, 0):

@@ -1,19 +1,21 @@
 """Makes the digits data sets (which the first use of digits_train or digits_val does as well)."""
 
-import argparse
-
 from tqdm import tqdm
 
 from ..data import digits
-from . import run
+from . import parser_of, program, run
+
+
+def make(folder: str = "") -> str:
+    """`digits.generate` with a bar of its progress."""
+    return digits.generate(folder, lambda scenes: tqdm(scenes, desc="digits", unit="scene"))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m backbones.tools.digits", description=__doc__)
+    parser = parser_of(program("digits"), __doc__)
     parser.add_argument("--output", default="", metavar="DIR", help=f"the folder to make (default: {digits.root()})")
     args = parser.parse_args()
-    folder = digits.generate(args.output, lambda scenes: tqdm(scenes, desc="digits", unit="scene"))
-    print(f"{folder}: {', '.join(f'digits_{split} {count} scenes' for split, count in digits.SPLITS.items())}")
+    print(f"{make(args.output)}: {', '.join(f'digits_{split} {count} scenes' for split, count in digits.SPLITS.items())}")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ backbones demo --exported detector.onnx --input street.jpg --output found
 The file is traced and checked on --image, at two sizes; where it differs by more than rounding it is not written.
 """
 
-import argparse
 import os
 from typing import Optional
 
@@ -16,7 +15,7 @@ from ..config import check_output_dir
 from ..data import check_paths
 from ..engine import Front, add_config_arguments, open_config
 from ..errors import UserError
-from . import program, run
+from . import parser_of, program, run
 
 
 def read_image(path: str) -> np.ndarray:
@@ -47,23 +46,17 @@ def sample(front: Front, path: Optional[str]) -> np.ndarray:
 
 
 def main() -> None:
-    from ..deploy.export import FORMATS, PARTS, check_packages, export
+    from ..deploy.export import FORMATS, PARTS, check_target, export
     from ..deploy.predictor import Predictor
 
-    parser = argparse.ArgumentParser(
-        prog=program("export"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(program("export"), __doc__)
     parser.add_argument("--format", required=True, choices=FORMATS, help="onnx and openvino need those packages: pip install -e '.[openvino]'")
-    parser.add_argument(
-        "--part", default="detector", choices=PARTS, help="backbone: with its FPN, whose features the file gives (default: detector)"
-    )
+    parser.add_argument("--part", default="detector", choices=PARTS, help="backbone: with its FPN, the file gives features (default: detector)")
     parser.add_argument("--image", metavar="FILE", help="what the export is traced and checked on (default: an image of DATASETS.TEST)")
     parser.add_argument("--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS.values())}, after the format")
     add_config_arguments(parser, required=True)
     args = parser.parse_args()
-    check_packages(args.format)
-    if not args.output.endswith(FORMATS[args.format]):
-        raise UserError(f"--output {args.output!r}: a file of format {args.format} ends in {FORMATS[args.format]}")
+    check_target(args.format, args.output)
     folder = os.path.dirname(os.path.abspath(args.output))
     check_output_dir(folder, key="the folder of --output")
     front = open_config(args.config_file, args.opts, args.backbone)

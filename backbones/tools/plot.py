@@ -1,12 +1,11 @@
 """Draws the training curve of a run, its losses, learning rate and AP, or those of several runs, from the metrics.json that training writes."""
 
-import argparse
 import json
 import os
 from typing import Dict, List, Sequence, Tuple
 
 from ..errors import UserError
-from . import picture, program, run
+from . import parser_of, picture, program, run
 
 
 def read_metrics(folder: str) -> List[Dict[str, float]]:
@@ -17,10 +16,8 @@ def read_metrics(folder: str) -> List[Dict[str, float]]:
     rows: Dict[int, Dict[str, float]] = {}
     try:
         with open(path, encoding="utf-8", errors="replace") as f:
-            for line in f:
-                row = _row(line)
-                if row:
-                    rows[row["iteration"]] = {**rows.get(row["iteration"], {}), **row}
+            for row in filter(None, map(_row, f)):
+                rows.setdefault(row["iteration"], {}).update(row)
     except OSError as error:
         raise UserError(f"{path!r} cannot be read: {error.strerror}") from error
     if not rows:
@@ -50,13 +47,10 @@ def plot(folder: str, output: str) -> None:
     """Writes the picture of one run; the upper half shows losses, the lower the learning rate, and AP where it was measured."""
     rows = read_metrics(folder)
     figure, losses, below = _figure(output, f"Training of {folder}")
-    names = sorted(
-        {key for row in rows for key in row if "loss" in key and not key.startswith("val")}, key=lambda key: (key != "total_loss", key)
-    )
-    for name in names:
-        losses.plot(
-            *series(rows, name), label=name, linewidth=2 if name == "total_loss" else 1, color="black" if name == "total_loss" else None
-        )
+    names = {key for row in rows for key in row if "loss" in key and not key.startswith("val")}
+    for name in sorted(names, key=lambda key: (key != "total_loss", key)):
+        style = {"linewidth": 2, "color": "black"} if name == "total_loss" else {"linewidth": 1}
+        losses.plot(*series(rows, name), label=name, **style)
     if series(rows, "validation/total_loss")[0]:
         losses.plot(*series(rows, "validation/total_loss"), "o--", label="total_loss of the test data", color="tab:red")
     losses.legend(loc="best", fontsize=8)
@@ -65,12 +59,10 @@ def plot(folder: str, output: str) -> None:
     measured = [key for key in _QUALITY if series(rows, key)[0]]
     if measured:
         quality = below.twinx()
-        ends = []
         for key in measured:
-            x, y = series(rows, key)
-            quality.plot(x, y, "o-", label=key)
-            ends.append((y[-1], x[-1]))
-        for i, (y, x) in enumerate(sorted(ends)):  # the lowest first, each a line above the one before
+            quality.plot(*series(rows, key), "o-", label=key)
+        ends = sorted(tuple(values[-1] for values in series(rows, key)[::-1]) for key in measured)
+        for i, (y, x) in enumerate(ends):  # the lowest first, each a line above the one before
             quality.annotate(f"{y:.1f}", (x, y), xytext=(-8, 12 * i - 12), textcoords="offset points", ha="right")
         quality.set(ylabel="AP, PQ", ylim=(0, 100))
         quality.legend(loc="lower left", fontsize=8)
@@ -106,10 +98,10 @@ def _figure(output: str, title: str):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=program("plot"), description=__doc__)
+    parser = parser_of(program("plot"), __doc__)
     parser.add_argument("folders", nargs="+", metavar="OUTPUT_DIR", help="of a run of train_net.py; of several, they are compared")
     parser.add_argument(
-        "--output", metavar="FILE", help="the picture to write, .png, .jpg, .pdf or .svg (default: training.png in the first OUTPUT_DIR)"
+        "--output", metavar="FILE", help="picture to write, .png, .jpg, .pdf or .svg (default: training.png in the first OUTPUT_DIR)"
     )
     args = parser.parse_args()
     output = args.output or os.path.join(args.folders[0], "training.png")

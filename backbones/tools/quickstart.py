@@ -7,18 +7,17 @@ import sys
 import time
 
 import torch
-from tqdm import tqdm
+from tabulate import tabulate
 
-
-from ..data import digits
 from ..errors import UserError
-from . import plot, run, visualize
+from . import parser_of, plot, program, run, visualize
+from .digits import make
 
 CONFIG = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m backbones.tools.quickstart", description=__doc__)
+    parser = parser_of(program("quickstart"), __doc__)
     parser.add_argument("--output", default="output/quickstart", metavar="DIR", help="where everything goes (default: %(default)s)")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE each")
     args = parser.parse_args()
@@ -29,9 +28,10 @@ def main() -> None:
         if key in args.opts[::2]:
             raise UserError(f"the quickstart sets {key} itself: {instead}")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"1/3 real handwriting, no download: {digits.generate('', lambda s: tqdm(s, desc='digits', unit='scene'))}", flush=True)
+    print(f"1/3 real handwriting, no download: {make()}", flush=True)
 
-    command = ["-m", "backbones", "train", "--overwrite", "--config-file", CONFIG, "MODEL.DEVICE", device, "OUTPUT_DIR", args.output, *args.opts]
+    flags = ["--config-file", CONFIG, "MODEL.DEVICE", device, "OUTPUT_DIR", args.output, *args.opts]
+    command = ["-m", "backbones", "train", "--overwrite", *flags]
     print(f"2/3 training from scratch on {device}: {os.path.basename(sys.executable)} {' '.join(command)}", flush=True)
     start = time.monotonic()
     code = subprocess.call([sys.executable, *command])
@@ -50,9 +50,7 @@ def main() -> None:
     print(f"""
 Trained and evaluated in {minutes:.1f} minutes. On digits_val, whose handwriting was never trained on:
 
-| {" | ".join(f"{name:>6}" for name in names)} |
-|{"|".join("-------:" for _ in names)}|
-| {" | ".join(f"{final[f'bbox/{name}']:6.2f}" for name in names)} |
+{tabulate([[final[f"bbox/{name}"] for name in names]], names, "pipe", floatfmt=".2f")}
 
   {detections}  the detections beside the ground truth
   {curve}    the training curve

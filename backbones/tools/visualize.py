@@ -1,6 +1,5 @@
 """Draws detections beside the ground truth, from the coco_instances_results.json that evaluation writes."""
 
-import argparse
 import os
 from collections import defaultdict
 from typing import Any, Dict, List
@@ -8,34 +7,29 @@ from typing import Any, Dict, List
 import numpy as np
 
 from ..data import check_paths
-from ..documents import read_json
+from ..data.annotations import faults, integer, numbers, parse
 from ..engine import open_config
 from ..errors import UserError, unknown
-from . import picture, program, run
+from . import parser_of, picture, program, run
+
+_FIELDS = {
+    "image_id": ("a number or a name", lambda value: isinstance(value, (int, str))),
+    "category_id": ("an integer", integer),
+    "bbox": ("4 numbers", lambda value: numbers(value, 4)),
+    "score": ("a number", lambda value: numbers([value])),
+}
 
 
 def read_results(path: str) -> Dict[Any, List[dict]]:
     """Detections in COCO's result format, by image id."""
     if not os.path.exists(path):
         raise UserError(f"results {path!r} are not there: evaluation writes them to OUTPUT_DIR/inference")
-    try:
-        results = read_json(path)
-        by_image = defaultdict(list)
-        for i, result in enumerate(results):
-            missing = [key for key in ("image_id", "category_id", "bbox", "score") if key not in result]
-            if missing:
-                raise UserError(f"results {path!r} are not in COCO's format: entry {i} has no {', '.join(missing)}")
-            numbers = [*result["bbox"], result["score"]] if isinstance(result["bbox"], list) else []
-            if len(numbers) != 5 or not all(isinstance(v, (int, float)) and abs(v) < 1e9 for v in numbers):
-                raise UserError(
-                    f"results {path!r} are not in COCO's format: entry {i} has bbox {result['bbox']!r} and score {result['score']!r}"
-                )
-            by_image[result["image_id"]].append(result)
-        return by_image
-    except UserError:
-        raise
-    except (ValueError, TypeError, OSError, RecursionError) as error:
-        raise UserError(f"results {path!r} are not in COCO's format: {error}") from error
+    content, by_image = parse(path, "results"), defaultdict(list)
+    for i, result in enumerate(content if isinstance(content, list) else [content]):
+        for fault in faults(result, _FIELDS, optional=()):
+            raise UserError(f"results {path!r} are not in COCO's format: entry {i} {fault}", "bad-file")
+        by_image[result["image_id"]].append(result)
+    return by_image
 
 
 def mistakes(
@@ -43,10 +37,8 @@ def mistakes(
 ) -> int:
     """Objects that no detection of their class meets with that IoU, and detections without an object; crowds count as neither.
 
-    Args:
-        record: an image of a detectron2 data set.
-        found: its detections in COCO's format, of which those with a score of ``threshold`` or more count.
-        to_class: the data set's numbers of categories -> classes.
+    ``record`` is an image of a detectron2 data set; of its detections ``found``, in COCO's format, those with a score of ``threshold`` or more
+    count; ``to_class`` has the classes of the data set's numbers of categories.
     """
     from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
@@ -91,13 +83,16 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
         chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(count, len(dicts))).astype(int)]
     # alone of detectron2's, the class list has no keypoint names here: they would cover the picture
     plain = MetadataCatalog.get(f"{dataset}:drawing").set(thing_classes=metadata.thing_classes)
+    shown = ("bbox", "bbox_mode", "category_id", "segmentation")
     height = max(240, *(min(d["height"], 480) for d in chosen))
     tiles = []
     for d in chosen:
         np.random.seed(0)  # detectron2 draws its colours from numpy's global generator: the same picture every time
         image = read_image(d["file_name"], "RGB")  # as training does, turned as its EXIF tag says
         scale = height / image.shape[0]
-        truth = Visualizer(image, plain, scale=scale).draw_dataset_dict({**d, "annotations": [_boxes(a) for a in d["annotations"]]})
+        truth = Visualizer(image, plain, scale=scale).draw_dataset_dict(
+            {**d, "annotations": [{key: a[key] for key in shown if key in a} for a in d["annotations"]]}
+        )
         kept = [r for r in by_image[d["image_id"]] if r["score"] >= threshold]
         instances = Instances(image.shape[:2])
         boxes = np.array([r["bbox"] for r in kept], float).reshape(-1, 4)
@@ -109,10 +104,6 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
         found = Visualizer(image, plain, scale=scale).draw_instance_predictions(instances)
         tiles.append(np.hstack([truth.get_image(), np.full((truth.get_image().shape[0], 4, 3), 255, np.uint8), found.get_image()]))
     _write_grid(tiles, output, columns=3 if len(tiles) >= 6 else 1)
-
-
-def _boxes(annotation: dict) -> dict:
-    return {key: value for key, value in annotation.items() if key in ("bbox", "bbox_mode", "category_id", "segmentation")}
 
 
 def _write_grid(tiles: List[np.ndarray], output: str, columns: int) -> None:
@@ -132,13 +123,11 @@ def _write_grid(tiles: List[np.ndarray], output: str, columns: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog=program("visualize"), description=__doc__)
+    parser = parser_of(program("visualize"), __doc__)
     parser.add_argument("--input", required=True, metavar="JSON", help="OUTPUT_DIR/inference/coco_instances_results.json of a run")
     parser.add_argument("--dataset", required=True, help="name of the data set that was evaluated")
     parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write, .png or .jpg")
-    parser.add_argument(
-        "--config-file", metavar="FILE", help="a config that names your own data, such as OUTPUT_DIR/config.yaml"
-    )
+    parser.add_argument("--config-file", metavar="FILE", help="a config that names your own data, such as OUTPUT_DIR/config.yaml")
     parser.add_argument("--num", type=int, default=12, help="how many images to draw (default: %(default)s)")
     parser.add_argument("--conf-threshold", type=float, default=0.5, help="smallest score to draw (default: %(default)s)")
     parser.add_argument("--worst", action="store_true", help="the images with the most mistakes, the worst first")

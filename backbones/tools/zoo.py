@@ -5,7 +5,6 @@ python -m backbones.tools.zoo show faster_rcnn_V_39_FPN_3x.yaml
 python -m backbones.tools.zoo download RegNetX-3.2GF
 """
 
-import argparse
 import fnmatch
 from typing import List
 
@@ -17,7 +16,7 @@ from ..checkpoint import fetch
 from ..engine import open_config
 from ..errors import UserError
 from ..zoo import weights
-from . import program, run
+from . import parser_of, program, run
 
 # what evaluators call the figures
 _METRICS = {
@@ -90,11 +89,8 @@ def _show_network(name: str) -> str:
         images = row["preprocessing"]
         lines += [f"released: {row['url']}", f"  {row['title']}; licence: {row['licence']}"]
         lines += [f"  expects {images['format']} images, mean {images['pixel_mean']}, deviation {images['pixel_std']}"]
-    lines += [
-        "in any config:",
-        f"  backbones train --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --backbone {name} --num-gpus 8",
-    ]
-    return "\n".join(lines)
+    command = f"backbones train --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --backbone {name} --num-gpus 8"
+    return "\n".join([*lines, "in any config:", f"  {command}"])
 
 
 def download(name: str) -> str:
@@ -105,20 +101,19 @@ def download(name: str) -> str:
 
 
 def main() -> None:
-    summary, _, details = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        prog=program("zoo"), description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = parser_of(program("zoo"), __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    listing = commands.add_parser("list", help="configs and networks, with published figures")
-    listing.add_argument("pattern", nargs="?", default="*", metavar="PATTERN", help="a part of the name, or a shell pattern")
-    for command, text in (("show", "what is known of a config or network"), ("download", "fetch released weights, print where they are")):
+    for command, action, text, about in (
+        ("list", list_entries, "configs and networks, with published figures", "a part of the name, or a shell pattern (default: all)"),
+        ("show", show, "what is known of a config or network", "a config or network that `list` lists"),
+        ("download", download, "fetch released weights, print where they are", "a config or network that `list` lists"),
+    ):
         one = commands.add_parser(command, help=text)
-        one.add_argument("name", metavar="NAME", help="a config or network that `list` lists")
+        optional = {"nargs": "?", "default": "*", "metavar": "PATTERN"} if command == "list" else {"metavar": "NAME"}
+        one.add_argument("name", help=about, **optional)
+        one.set_defaults(action=action)
     args = parser.parse_args()
-    print(
-        {"list": lambda: list_entries(args.pattern), "show": lambda: show(args.name), "download": lambda: download(args.name)}[args.command]()
-    )
+    print(args.action(args.name))
 
 
 if __name__ == "__main__":

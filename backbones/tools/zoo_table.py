@@ -1,11 +1,10 @@
 """Writes model_zoo.md from the data in backbones/zoo: published and measured figures as recorded, computed ones computed now."""
 
-import argparse
 import json
 import math
 import os
 import statistics
-from typing import Any, Callable, Dict, List, Optional
+from typing import Any, Callable, Dict, List, Optional, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -16,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .. import registry, zoo
 from ..benchmark.speed import by_place
 from ..files import write_whole
-from . import run
+from . import parser_of, program, run
 from .analyze import parameters
 
 SIZE = (800, 1344)
@@ -35,6 +34,12 @@ def _on_meta(cfg: CfgNode) -> Any:
 
 def _table(rows: List[tuple], headers: tuple) -> str:
     return tabulate(rows, headers, "pipe", disable_numparse=True)
+
+
+def _columns(columns: Dict[str, Sequence[Any]]) -> str:
+    """A table of those columns that have anything in them."""
+    kept = {heading: cells for heading, cells in columns.items() if any(cell != "" for cell in cells)}
+    return _table(list(zip(*kept.values())), tuple(kept))
 
 
 def conv_gmacs(network: torch.nn.Module, in_channels: int = 3) -> float:
@@ -88,23 +93,16 @@ any of them at any size. Error: top-1 on ImageNet, %, *published*: {about["title
 
 def _section(key: str, source: dict, counted: Dict[str, float]) -> str:
     rows = [row for row in _data("models.json")["models"] if row["source"] == key]
-    kinds = [kind for kind in _KINDS if any(kind in row["published_ap"] for row in rows)]
-    # columns that some row has something in
-    texts = {
-        "row there": lambda row: row.get("row", ""),
-        "files": lambda row: " \\| ".join(
-            f"[{name}]({row[key]})" for name, key in (("model", "checkpoint"), ("metrics", "metrics")) if key in row
-        ),
-        "remark": lambda row: row.get("note", ""),
-    }
-    texts = {name: text for name, text in texts.items() if any(text(row) for row in rows)}
     computed = any("config" in row for row in rows)
-    table = []
-    for row in rows:
-        figures = [row["published_ap"].get(kind, "") for kind in kinds]
-        name = _link(row["config"]) if "config" in row else row["network"]
-        table.append((name, *figures, *(_cost(row["config"], counted) if computed else ()), *(text(row) for text in texts.values())))
-    headers = ("config" if computed else "network", *(_KINDS[kind] for kind in kinds), *(("Param.", "GFLOPs") if computed else ()), *texts)
+    costs = [_cost(row["config"], counted) for row in rows] if computed else []
+    columns = {
+        "config" if computed else "network": [_link(row["config"]) if "config" in row else row["network"] for row in rows],
+        **{heading: [row["published_ap"].get(kind, "") for row in rows] for kind, heading in _KINDS.items()},
+        **dict(zip(("Param.", "GFLOPs"), zip(*costs))),
+        "row there": [row.get("row", "") for row in rows],
+        "files": [" \\| ".join(f"[{name}]({row[key]})" for name, key in _FILES.items() if key in row) for row in rows],
+        "remark": [row.get("note", "") for row in rows],
+    }
     cost = " Param. (of the whole detector, with affine) and GFLOPs (of backbone and FPN, as above): *computed* here." if computed else ""
     images, about = source.get("preprocessing"), ""
     if images:
@@ -118,10 +116,11 @@ AP, PQ and recall: *published*: {source["published_ap"]}.{cost}{" " + source["re
 
 Source: [{key}]({source["url"]}), {source["version"]}. Licence of the weights: {source["licence"]}.{about}
 
-{_table(table, headers)}
+{_columns(columns)}
 """
 
 
+_FILES = {"model": "checkpoint", "metrics": "metrics"}
 _KINDS = {"box": "box AP", "mask": "mask AP", "keypoint": "keypoint AP", "pq": "PQ", "recall": "recall"}
 
 
@@ -138,10 +137,8 @@ def _cost(config: str, counted: Dict[str, float]) -> tuple:
 
 def _configs_without_figures(counted: Dict[str, float]) -> str:
     named = {row.get("config") for row in _data("models.json")["models"]}
-    table = []
-    for config in zoo.list_configs():
-        if config not in named and not config.startswith(("quickstart/", "digits/", "reproduce/", "DetNAS/")):
-            table.append((_link(config), *_cost(config, counted)))
+    others = ("quickstart/", "digits/", "reproduce/", "DetNAS/")
+    table = [(_link(c), *_cost(c, counted)) for c in zoo.list_configs() if c not in named and not c.startswith(others)]
     return f"""### Configs nobody has published figures of
 
 By the same recipes, ours or detectron2's of the same name; costs *computed* as above.
@@ -170,10 +167,10 @@ besides, one thread; a figure of another machine). *Computed*: the scores. No st
 
 def _one_shot() -> str:
     data = _data("one_shot.json")
-    rows = []
-    for i, row in enumerate(data["paths"]):
-        figures = (f"{row['cost'] / 1e6:.1f}", f"{row['supernet']:.2f}", f"{row['trained']:.2f}")
-        rows.append(("random" if i else "found", *figures, " ".join(map(str, row["path"]))))
+    rows = [
+        ("random" if i else "found", f"{r['cost'] / 1e6:.1f}", f"{r['supernet']:.2f}", f"{r['trained']:.2f}", " ".join(map(str, r["path"])))
+        for i, r in enumerate(data["paths"])
+    ]
     again = data.get("again")
     again = f" The found network trained once more ({again['how']}) reached {again['trained']:.2f}: so much is chance." if again else ""
     plain = f" (without, inference takes {data['plain_inference']:.2f} s)" if "plain_inference" in data else ""
@@ -265,7 +262,15 @@ and likewise; another seed by `--opts SEED 2`.
 """
 
 
-_MEASURED = {"ap": "box AP", "ap50": "AP50", "mask_ap": "mask AP", "keypoint_ap": "keypoint AP", "pq": "PQ", "miou": "mIoU"}
+# figures of a run: (their heading, what the metrics of training call them)
+FIGURES = {
+    "ap": ("box AP", "bbox/AP"),
+    "ap50": ("AP50", "bbox/AP50"),
+    "mask_ap": ("mask AP", "segm/AP"),
+    "keypoint_ap": ("keypoint AP", "keypoints/AP"),
+    "pq": ("PQ", "panoptic_seg/PQ"),
+    "miou": ("mIoU", "sem_seg/mIoU"),
+}
 
 
 def _network(run: dict) -> str:
@@ -278,21 +283,15 @@ def _network(run: dict) -> str:
 
 def _runs(runs: List[dict], network: Optional[Callable[[dict], str]] = None) -> str:
     """A table; with ``network``, that in place of minutes and command."""
-    figures = [name for name in _MEASURED if any(name in r for r in runs)]
-    rows = [
-        (
-            _link(r["config"]),
-            *((network(r),) if network else ()),
-            *(f"{r[name]:.2f}" if name in r else "" for name in figures),
-            r["iterations"],
-            r["machine"],
-            r["seed"],
-            *(() if network else (f"{r['minutes']:.1f}", f"`{r['command']}`")),
-        )
-        for r in runs
-    ]
-    last = ("iterations", "machine", "seed", *(() if network else ("minutes", "command")))
-    return _table(rows, ("config", *(("backbone",) if network else ()), *(_MEASURED[name] for name in figures), *last))
+    return _columns(
+        {
+            "config": [_link(r["config"]) for r in runs],
+            **({"backbone": [network(r) for r in runs]} if network else {}),
+            **{heading: [f"{r[name]:.2f}" if name in r else "" for r in runs] for name, (heading, _) in FIGURES.items()},
+            **{key: [r[key] for r in runs] for key in ("iterations", "machine", "seed")},
+            **({} if network else {"minutes": [f"{r['minutes']:.1f}" for r in runs], "command": [f"`{r['command']}`" for r in runs]}),
+        }
+    )
 
 
 def _link(config: str) -> str:
@@ -302,7 +301,7 @@ def _link(config: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m backbones.tools.zoo_table", description=__doc__)
+    parser = parser_of(program("zoo_table"), __doc__)
     parser.add_argument("--output", default="model_zoo.md", metavar="FILE", help="(default: %(default)s)")
     args = parser.parse_args()
     write_whole(args.output, render())
