@@ -10,9 +10,8 @@ from detectron2.config import CfgNode
 class Architecture:
     """One value of MODEL.META_ARCHITECTURE. The defaults are for a class of the user's own, of which nothing is known."""
 
-    tasks: Tuple[
-        str, ...
-    ] = ()  # what it learns of images: "proposals", "boxes", "masks" and "keypoints" (each if its _ON is set), "semantic", "class"
+    # what it learns of images: "proposals", "boxes", "masks" and "keypoints" (each if its _ON is set), "semantic", "class"
+    tasks: Tuple[str, ...] = ()
     features: Optional[Tuple[str, ...]] = None  # keys that name features of the backbone; None: not known
     classes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key of a number -> list in the data's metadata that has as many
     dense: bool = False  # without proposals, on features from P3 on, as RetinaNet

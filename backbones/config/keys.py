@@ -150,14 +150,8 @@ KEYS: Tuple[Key, ...] = (
     Key("SOLVER.DDP.STATIC_GRAPH", False, "option of torch's DistributedDataParallel"),
     Key("SOLVER.DDP.GRADIENT_AS_BUCKET_VIEW", False, "option of torch's DistributedDataParallel"),
     Key("SOLVER.DDP.FP16_COMPRESSION", False, "option of torch's DistributedDataParallel"),
-    Key(
-        "TEST.COCO_EVALUATOR", "fastest", "faster-coco-eval where installed, with the same figures; or detectron2's", ("fastest", "detectron2")
-    ),
-    Key(
-        "TEST.BEST_METRIC",
-        "auto",
-        'figure, such as "bbox/AP", whose best checkpoint is kept; "auto": the first AP, PQ, mIoU or top-1; "": none',
-    ),
+    Key("TEST.COCO_EVALUATOR", "fastest", "faster-coco-eval where installed, or detectron2's: the same figures", ("fastest", "detectron2")),
+    Key("TEST.BEST_METRIC", "auto", 'figure, as "bbox/AP", whose best checkpoint is kept; "auto": the first AP, PQ, mIoU or top-1; "": none'),
     Key("TEST.PATIENCE", 0, "evaluations without a better figure after which training ends; 0: it does not", least=0),
     Key("TEST.LOSS", False, "each evaluation in training also gives the losses on the test data"),
     Key("TEST.PICTURES", 4, "test images with detections that each evaluation in training draws, in OUTPUT_DIR/pictures", least=0),

@@ -145,28 +145,20 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
     if not entries:
         return
     if training and "train" not in classes:
-        raise UserError(
-            "--val-json is there without --train-json: to evaluate alone, add --eval-only; to train, name what to train on",
-            "missing-argument",
-            "--train-json",
-        )
+        said = "--val-json is there without --train-json: to evaluate alone, add --eval-only; to train, name what to train on"
+        raise UserError(said, "missing-argument", "--train-json")
     if not training and "val" not in classes:
         raise UserError("--train-json is there without --val-json, which --eval-only needs", "missing-argument", "--val-json")
     if len(classes) == 2 and classes["train"] != classes["val"]:
-        odd = first_difference(classes["train"], classes["val"])
-        raise UserError(
-            f"--train-json and --val-json have other categories (id, name): {odd[0]} in the one stands where the other has {odd[1]}",
-            "classes",
-            "--val-json",
-        )
+        one, other = first_difference(classes["train"], classes["val"])
+        said = f"--train-json and --val-json have other categories (id, name): {one} in the one stands where the other has {other}"
+        raise UserError(said, "classes", "--val-json")
     cfg.DATASETS.REGISTER = [*cfg.DATASETS.REGISTER, *entries]
     cfg.DATASETS.TRAIN = ("own_train",) if "train" in classes else ()
     cfg.DATASETS.TEST = ("own_val",) if "val" in classes else ()
     cfg.DATASETS.PROPOSAL_FILES_TRAIN, cfg.DATASETS.PROPOSAL_FILES_TEST = (), ()
-    for row in ARCHITECTURES.values():
-        for key, field in row.classes.items():
-            if field == "thing_classes":
-                put(cfg, key, len(next(iter(classes.values()))))
+    for key in (key for row in ARCHITECTURES.values() for key, field in row.classes.items() if field == "thing_classes"):
+        put(cfg, key, len(next(iter(classes.values()))))
 
 
 def first_difference(one: Collection[Any], other: Collection[Any]) -> Tuple[Any, Any]:

@@ -97,19 +97,14 @@ def _load_panoptic(name: str, split: str) -> List[dict]:
 
 def _load_classes(name: str, split: str) -> List[dict]:
     """The digits of the scenes one by one, with a margin, as records of `classification`; as large as they are in the scenes."""
-    paths = _paths(generate(), split)
-    with open(paths["instances"]) as f:
-        content = json.load(f)
-    names = {image["id"]: os.path.join(paths["images"], image["file_name"]) for image in content["images"]}
-    records = []
-    for annotation in content["annotations"]:
-        x, y, w, h = annotation["bbox"]
-        half = 0.65 * max(w, h)
-        box = [x + w / 2 - half, y + h / 2 - half, x + w / 2 + half, y + h / 2 + half]
-        crop = [int(min(max(side, 0), IMAGE_SIZE)) for side in box]
-        records.append(
-            {"file_name": names[annotation["image_id"]], "crop": crop, "image_id": annotation["id"], "label": annotation["category_id"] - 1}
-        )
+    paths, records = _paths(generate(), split), []
+    for image in load_coco_json(paths["instances"], paths["images"], extra_annotation_keys=["id"]):
+        for a in image["annotations"]:
+            x, y, w, h = a["bbox"]
+            half = 0.65 * max(w, h)
+            box = [x + w / 2 - half, y + h / 2 - half, x + w / 2 + half, y + h / 2 + half]
+            crop = [int(min(max(side, 0), IMAGE_SIZE)) for side in box]
+            records.append({"file_name": image["file_name"], "crop": crop, "image_id": a["id"], "label": a["category_id"] - 1})
     return records
 
 

@@ -1,7 +1,6 @@
 """COCO's evaluation by faster-coco-eval: pycocotools' numbers, several times as fast. Where it is not installed, detectron2's serves."""
 
 import contextlib
-import importlib.util
 import io
 import itertools
 import json
@@ -12,12 +11,6 @@ from detectron2.evaluation import COCOEvaluator
 
 from ..errors import UserError
 from ..files import write_whole
-
-EVALUATORS = ("fastest", "detectron2")  # values of TEST.COCO_EVALUATOR
-
-
-def is_installed() -> bool:
-    return importlib.util.find_spec("faster_coco_eval") is not None
 
 
 def evaluate(
@@ -68,12 +61,10 @@ class FastCOCOEvaluator(COCOEvaluator):
             self._logger.info("Annotations are not available for evaluation.")
             return
         for task in sorted(self._tasks or self._tasks_from_predictions(results)):
-            evaluation = None
-            if results:
-                sigmas = self._kpt_oks_sigmas if task == "keypoints" else ()
-                if task == "keypoints":
-                    _check_keypoints(self._coco_api.dataset, results, sigmas)
-                evaluation = evaluate(self._coco_api.dataset, results, task, sigmas, img_ids)
+            sigmas = self._kpt_oks_sigmas if task == "keypoints" else ()
+            if task == "keypoints" and results:
+                _check_keypoints(self._coco_api.dataset, results, sigmas)
+            evaluation = evaluate(self._coco_api.dataset, results, task, sigmas, img_ids) if results else None
             self._results[task] = self._derive_coco_results(evaluation, task, class_names=self._metadata.get("thing_classes"))
 
 

@@ -97,10 +97,7 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
 def draw(images: int, samples: int, seed: int) -> np.ndarray:
     """(images, samples) int16: how often each image is in each sample of as many images, drawn with replacement."""
     rng = np.random.default_rng(seed)
-    weights = np.empty((images, samples), np.int16)
-    for sample in range(samples):
-        weights[:, sample] = np.bincount(rng.integers(0, images, images), minlength=images)
-    return weights
+    return np.stack([np.bincount(rng.integers(0, images, images), minlength=images).astype(np.int16) for _ in range(samples)], axis=1)
 
 
 def compare(
