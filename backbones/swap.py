@@ -2,7 +2,7 @@
 
 import logging
 import re
-from typing import Dict, Tuple, Union
+from typing import Tuple, Union
 
 import torch
 import yaml
@@ -146,10 +146,7 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
 
 
 def _weights(name: str, norm: str, scratch: str) -> Tuple[str, str]:
-    """The address of a network's weights, and ""; or "", and the norm to train it with, where there are none with ``norm``: a warning says so.
-
-    ``scratch`` is what the config then sets.
-    """
+    """The address of a network's weights, and ""; or "", and the norm to train without: a warning says so, and that ``scratch`` is then set."""
     if norm in ("GN", "LN"):
         reason = f"with {norm}, which this config's backbone has; for those that there are, set the norm to FrozenBN"
     elif weights.released(name) or weights.local(name):

@@ -13,13 +13,6 @@ def now() -> float:
     return time.perf_counter()
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """The time of one call, to its end on a GPU too."""
-    begun = now()
-    function()
-    return now() - begun
-
-
 def interleaved(functions: Mapping[str, Callable[[], object]], pairs: int, warmup: int = 1) -> Dict[str, List[float]]:
     """The seconds of each function in so many rounds, in each of which all run, forth in one and back in the next."""
     names = list(functions)
@@ -29,5 +22,7 @@ def interleaved(functions: Mapping[str, Callable[[], object]], pairs: int, warmu
     times: Dict[str, List[float]] = {name: [] for name in names}
     for i in range(pairs):
         for name in names if i % 2 else names[::-1]:
-            times[name].append(seconds(functions[name]))
+            begun = now()
+            functions[name]()
+            times[name].append(now() - begun)
     return times

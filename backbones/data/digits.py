@@ -22,6 +22,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json, load_sem_seg
 from detectron2.data.datasets.coco_panoptic import merge_to_panoptic
 
+from ..documents import read_json
 from ..errors import UserError
 
 VERSION = 1  # of the scenes: another one is made anew
@@ -125,17 +126,17 @@ def generate(folder: str = "", progress: Callable[[Iterator], Iterator] = lambda
     parent = os.path.dirname(os.path.abspath(folder))
     try:
         os.makedirs(parent, exist_ok=True)
-        partial = tempfile.mkdtemp(prefix=".digits-", dir=parent)
+        temporary = tempfile.TemporaryDirectory(prefix=".digits-", dir=parent)
     except OSError as error:
         raise UserError(f"the digits cannot be made in {parent!r}: {error.strerror}. DETECTRON2_DATASETS names another place") from error
-    try:
+    with temporary:
+        partial = os.path.join(temporary.name, "digits")
         digits, labels = _handwriting()
         for seed, (split, count) in enumerate(SPLITS.items()):
             held_out = slice(-_HELD_OUT, None) if split == "val" else slice(None, -_HELD_OUT)
             _write_split(_paths(partial, split), digits[held_out], labels[held_out], count, seed, progress)
         with open(os.path.join(partial, "version.json"), "w") as f:
             json.dump(wanted, f)
-        os.chmod(partial, 0o755)
         if os.path.exists(folder) and _stamped(stamp) != wanted:  # of an older version
             shutil.rmtree(folder)
         try:
@@ -143,16 +144,13 @@ def generate(folder: str = "", progress: Callable[[Iterator], Iterator] = lambda
         except OSError:
             if _stamped(stamp) != wanted:  # else another process was faster, with the same scenes
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 def _stamped(stamp: str) -> Any:
     try:
-        with open(stamp) as f:
-            return json.load(f)
-    except (OSError, ValueError):
+        return read_json(stamp)
+    except ValueError:
         return None
 
 

@@ -54,7 +54,7 @@ def register_held_out(cfg: CfgNode, training: bool = True) -> None:
         about = {key: value for key, value in MetadataCatalog.get(name).as_dict().items() if key not in ("name", "json_file")}
         for suffix, inside in ((HELD_OUT, True), (KEPT, False)):
             DatasetCatalog.register(name + suffix, lambda name=name, count=count, inside=inside: _part(name, count, inside))
-            MetadataCatalog.get(name + suffix).set(**about, held_out=count)
+            MetadataCatalog.get(name + suffix).set(**about, held_out=count, part_of=name)
 
 
 def _part(name: str, count: int, inside: bool) -> List[dict]:

@@ -81,10 +81,6 @@ class Flaw:
     dataset: str
     name: str
 
-    @property
-    def severity(self) -> str:
-        return KINDS[self.kind][0]
-
 
 def summarize(problems: Iterable[Flaw], shown: int = 5) -> List[Finding]:
     """A line for each kind of problem in each data set, errors first: their number, and the first ``shown`` by name."""
@@ -143,10 +139,7 @@ _FIELDS = {
     **coco.FIELDS,
     "annotations": {
         **{name: field for name, field in coco.FIELDS["annotations"].items() if name != "keypoints"},
-        "bbox": (
-            "[x, y, width, height] in numbers",
-            lambda value: isinstance(value, list) and [type(v) in (int, float) for v in value] == [True] * 4,
-        ),
+        "bbox": ("[x, y, width, height] in numbers", lambda v: isinstance(v, list) and len(v) == 4 and set(map(type, v)) <= {int, float}),
     },
 }
 
@@ -280,11 +273,9 @@ def evenly(items: List[Any], count: Optional[int]) -> List[Any]:
 
 
 def look(path: str, stated: Dict[str, Any], format: str = "BGR", pixels: bool = True) -> Iterator[Tuple[str, str]]:
-    """What is wrong with an image, from its header and, if ``pixels``, its pixels: (kind, details).
+    """What is wrong with an image, from its header and, if ``pixels``, its pixels in INPUT.FORMAT ``format``: (kind, details).
 
-    Args:
-        stated: its "width" and "height", after the turn that its EXIF tag asks for, as detectron2 does it.
-        format: INPUT.FORMAT, to which pixels are converted.
+    ``stated`` has its "width" and "height", after the turn that its EXIF tag asks for, as detectron2 does it.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures and odd tags

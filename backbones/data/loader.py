@@ -59,9 +59,8 @@ class NamesFiles:
 class Examples(torchdata.Dataset):
     """What ``mapper`` makes of ``records``; ``self[position * len(self) + index]`` is record ``index`` with the random numbers of ``position``.
 
-    Args:
-        skip: if an image cannot be read, another record takes its place, and the example lists the image under "unreadable".
-            Otherwise that is a UserError, which with False advises the setting that skips.
+    With ``skip`` another record takes the place of an image that cannot be read, and the example lists the image under "unreadable".
+    Otherwise that is a UserError, which with False advises the setting that skips.
     """
 
     def __init__(self, records: Sequence[Dict[str, Any]], mapper: Callable, skip: Optional[bool] = False):

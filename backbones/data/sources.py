@@ -1,7 +1,6 @@
 """The data sets of a config: where their files are, what they hold, and what the config does with them."""
 
 import os
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Dict, List, Optional, Tuple
@@ -11,7 +10,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import learns
-from .holdout import HELD_OUT, KEPT
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def sources(cfg: CfgNode) -> Tuple[List[Source], List[str]]:
             metadata = MetadataCatalog.get(name)
             if metadata.get("held_out"):
                 ids = frozenset(record["image_id"] for record in DatasetCatalog.get(name))
-                metadata = MetadataCatalog.get(re.sub(f"({KEPT}|{HELD_OUT})$", "", name))
+                metadata = MetadataCatalog.get(metadata.part_of)
             elif metadata.get("generated") and metadata.get("json_file"):
                 DatasetCatalog.get(name)  # the first use makes the files
             paths = metadata.get("json_file"), metadata.get("image_root")

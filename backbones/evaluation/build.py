@@ -89,7 +89,7 @@ def _panoptic(cfg: CfgNode, dataset_name: str, output_dir: str) -> evaluation.CO
     return evaluation.COCOPanopticEvaluator(dataset_name, output_dir)
 
 
-class ClassificationEvaluator(DatasetEvaluator):
+class ClassificationEvaluator(evaluation.DatasetEvaluator):
     """How often the class is the one of highest score, or among the five of highest, in percent; equal in any number of processes."""
 
     def reset(self) -> None:

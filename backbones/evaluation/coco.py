@@ -16,14 +16,9 @@ from ..files import write_whole
 def evaluate(
     dataset: dict[str, Any], results: list[dict[str, Any]], task: str, sigmas: Sequence[float] = (), image_ids: Sequence | None = None
 ) -> Any:
-    """The summarized ``COCOeval`` of results in COCO's format: ``stats``, and ``eval["precision"]``.
+    """The summarized ``COCOeval`` of one or more detections in COCO's format: ``stats``, and ``eval["precision"]``.
 
-    Args:
-        dataset: the annotations, as COCO's JSON.
-        results: at least one detection.
-        task: "bbox", "segm" or "keypoints".
-        sigmas: of the keypoints; COCO's own without.
-        image_ids: those to evaluate; all without.
+    ``task`` is "bbox", "segm" or "keypoints", ``sigmas`` those of the keypoints, by default COCO's. Without ``image_ids`` all images count.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 

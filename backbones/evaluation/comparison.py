@@ -36,11 +36,7 @@ def match(
 ) -> List[Matches]:
     """pycocotools' matches of one class, for each range of areas of the task: all, small, medium, large (keypoints: no small).
 
-    Args:
-        images: by id, of COCO's format.
-        places: id -> row of the weights that `average_precision` takes.
-        annotations, results: of this class. pycocotools adds fields to the annotations.
-        sigmas: OKS sigmas of the keypoints; default: COCO's.
+    ``images`` and ``places``, rows of the weights that `average_precision` takes, are by id. pycocotools adds fields to the ``annotations``.
     """
     used = sorted({entry["image_id"] for entry in [*annotations, *results]})
     dataset = {"images": [images[i] for i in used], "annotations": annotations, "categories": [category]}

@@ -1,7 +1,6 @@
 """Configs and released checkpoints by name, as ``detectron2.model_zoo`` gives them, for our configs and for detectron2's own."""
 
 import functools
-import json
 import os
 from typing import Any, Dict, List, Optional
 
@@ -12,6 +11,7 @@ from detectron2.modeling import build_model
 from omegaconf import DictConfig
 
 from ..config import add_backbones_config, merge_file
+from ..documents import read_json
 from ..errors import UserError, unknown
 from . import weights  # noqa: F401  for registration
 
@@ -47,8 +47,8 @@ def _names(root: Optional[str]) -> List[str]:
 def list_configs(python: bool = False) -> List[str]:
     """The names of our configs, such as ``COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml``, ``python`` ones too; bases and searches' are left out."""
     endings = _ENDINGS if python else ".yaml"
-    names = [name for name in _names(config_root()) if name.endswith(endings) and not name.startswith(("bases" + os.sep, "search" + os.sep))]
-    return [name for name in names if not os.path.basename(name).startswith("Base-")]
+    names = [name.split(os.sep) for name in _names(config_root()) if name.endswith(endings)]
+    return [os.sep.join(name) for name in names if name[0] not in ("bases", "search") and not name[-1].startswith("Base-")]
 
 
 def list_detectron2_configs() -> List[str]:
@@ -106,8 +106,7 @@ def get_lazy_config(name: str) -> DictConfig:
 
 @functools.lru_cache(maxsize=None)
 def _models() -> Dict[str, dict]:
-    with open(os.path.join(_HERE, "models.json")) as f:
-        data = json.load(f)
+    data = read_json(os.path.join(_HERE, "models.json"))
     return {row["config"]: {**row, "about": data["sources"][row["source"]]} for row in data["models"] if "config" in row}
 
 

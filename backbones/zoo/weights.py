@@ -1,7 +1,6 @@
 """``backbones://NAME`` in MODEL.WEIGHTS: a backbone's weights by its name, converted or as released."""
 
 import functools
-import json
 import os
 from typing import Any, Dict, Optional
 
@@ -9,6 +8,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
 from ..checkpoint import fetch, read_checkpoint
+from ..documents import read_json
 from ..errors import UserError, unknown
 
 PREFIX = "backbones://"
@@ -22,8 +22,7 @@ def folder() -> str:
 
 @functools.lru_cache(maxsize=None)
 def _data() -> Dict[str, Any]:
-    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights.json")) as f:
-        return json.load(f)
+    return read_json(os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights.json"))
 
 
 def released(name: str) -> Optional[Dict[str, Any]]:
