@@ -34,21 +34,10 @@ class _Conv(torch.autograd.Function):
         weight, scale, *pieces = ctx.saved_tensors
         stride, padding, dilation, groups = ctx.options
         wanted = [any(ctx.needs_input_grad[7:]), ctx.needs_input_grad[0], False]
-        scaled = weight if scale is None else weight * scale
         # under autocast the convolution was computed in the gradient's precision
-        of_input, of_weight, _ = torch.ops.aten.convolution_backward(
-            gradient,
-            _joined(pieces).to(gradient.dtype),
-            scaled.to(gradient.dtype),
-            None,
-            list(stride),
-            list(padding),
-            list(dilation),
-            False,
-            [0, 0],
-            groups,
-            wanted,
-        )
+        factors = [factor.to(gradient.dtype) for factor in (_joined(pieces), weight if scale is None else weight * scale)]
+        options = [None, *map(list, (stride, padding, dilation)), False, [0, 0], groups]
+        of_input, of_weight, _ = torch.ops.aten.convolution_backward(gradient, *factors, *options, wanted)
         if of_weight is not None and scale is not None:
             of_weight = of_weight.to(weight.dtype) * scale
         of_pieces: Sequence[Optional[Tensor]] = [None] * len(pieces)

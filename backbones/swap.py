@@ -2,7 +2,7 @@
 
 import logging
 import re
-from typing import Any, Dict, Sequence, Union
+from typing import Tuple, Union
 
 import torch
 import yaml
@@ -42,7 +42,7 @@ def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
     add_backbones_config(cfg)
     before = cfg.MODEL.BACKBONE.NAME
     old = BUILDERS.get(before)
-    source = cfg.MODEL[old.name.upper()] if old else cfg.MODEL.RESNETS
+    source = cfg.MODEL[old.name.upper() if old else "RESNETS"]
     kept = {key: source[key] for key in _KEPT}
     defaults = get_cfg()
     add_backbones_config(defaults)
@@ -75,12 +75,10 @@ def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
     images = about.get("preprocessing")
     if images:
         cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = images["format"], list(images["pixel_mean"]), list(images["pixel_std"])
-    norm = _norm_from_scratch(name, node.NORM)
-    if cfg.MODEL.WEIGHTS and norm:
-        cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT, node.NORM = "", 0, norm
-        _warn_of_scratch(name, norm, "MODEL.WEIGHTS '', MODEL.BACKBONE.FREEZE_AT 0")
     if cfg.MODEL.WEIGHTS:
-        cfg.MODEL.WEIGHTS = weights.PREFIX + name
+        cfg.MODEL.WEIGHTS, norm = _weights(name, node.NORM, "MODEL.WEIGHTS '', MODEL.BACKBONE.FREEZE_AT 0")
+        if norm:
+            cfg.MODEL.BACKBONE.FREEZE_AT, node.NORM = 0, norm
 
 
 def _set_last_stage_heads(cfg: CfgNode) -> None:
@@ -104,24 +102,20 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
     outer = model.get("backbone")
     old = outer if outer is None or "bottom_up" not in outer else outer.bottom_up
     if old is None or ("out_features" not in old and "in_features" not in outer):
-        raise UserError(
-            "the model of this Python config has neither an FPN over a bottom_up nor a bare backbone with out_features, "
-            "so there is no place for another network",
-            "unsupported",
-        )
-    before = outer.in_features if old is not outer else old.out_features
-    features = [_feature(feature, family) for feature in before]
-    options = {"norm": old.stages.get("norm", "FrozenBN") if "stages" in old else old.get("norm", "FrozenBN")}
+        said = "the model of this Python config has neither an FPN over a bottom_up nor a bare backbone with out_features"
+        raise UserError(f"{said}, so there is no place for another network", "unsupported")
+    features = [_feature(feature, family) for feature in (outer.in_features if old is not outer else old.out_features)]
+    options = {"norm": old.get("stages", old).get("norm", "FrozenBN")}
     options.update({key: old[key] for key in ("freeze_at", *(key.lower() for key in _KEPT[1:])) if key in old})
     with torch.device("meta"):
         shapes = create(name, out_features=family.stages).output_shape()
     about = weights.about(name)
-    options.update(_arguments(about.get("overrides", [])))
-    norm = _norm_from_scratch(name, options["norm"])
-    scratch = norm and cfg.get("train", {}).get("init_checkpoint")
-    if scratch:
-        options["freeze_at"], options["norm"] = 0, norm
-        _warn_of_scratch(name, norm, "train.init_checkpoint='', freeze_at 0")
+    overrides = about.get("overrides", [])  # keys whose last parts are the network's arguments
+    options.update({str(key).rpartition(".")[2].lower(): yaml.safe_load(str(value)) for key, value in zip(overrides[::2], overrides[1::2])})
+    if cfg.get("train", {}).get("init_checkpoint"):
+        cfg.train.init_checkpoint, norm = _weights(name, options["norm"], "train.init_checkpoint='', freeze_at 0")
+        if norm:
+            options["freeze_at"], options["norm"] = 0, norm
     network = LazyCall(create)(name=name, out_features=features, **options)
     if old is not outer:
         outer.bottom_up, outer.in_features = network, features
@@ -132,11 +126,11 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
                 top.in_channels = shapes[top.in_feature].channels
     else:
         model.backbone = network
-        for part in (model.get("proposal_generator"), model.get("roi_heads")):
-            if part is not None:
-                part.in_features = features
-        model.proposal_generator.head.in_channels = shapes[features[-1]].channels
         heads = model.get("roi_heads")
+        model.proposal_generator.in_features = features
+        model.proposal_generator.head.in_channels = shapes[features[-1]].channels
+        if heads is not None:
+            heads.in_features = features
         if heads is not None and "res5" in heads:
             heads._target_, heads.stage = LastStageROIHeads, family.stages[-1]
             heads.res5 = LazyCall(last_stage)(name=name, **{key: value for key, value in options.items() if key != "freeze_at"})
@@ -149,26 +143,16 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
         for key in ("model.input_format", "dataloader.train.mapper.image_format", "dataloader.test.mapper.image_format"):
             if OmegaConf.select(cfg, key) is not None:
                 OmegaConf.update(cfg, key, images["format"])
-    if cfg.get("train", {}).get("init_checkpoint"):
-        cfg.train.init_checkpoint = "" if scratch else weights.PREFIX + name
 
 
-def _arguments(overrides: Sequence) -> Dict[str, Any]:
-    """KEY VALUE pairs of a config as keyword arguments of the family's network, whose names are the same."""
-    return {str(key).rpartition(".")[2].lower(): yaml.safe_load(str(value)) for key, value in zip(overrides[::2], overrides[1::2])}
-
-
-def _norm_from_scratch(name: str, norm: str) -> str:
-    """The norm to train a network with of which no weights with ``norm`` are; "" where there are."""
+def _weights(name: str, norm: str, scratch: str) -> Tuple[str, str]:
+    """The address of a network's weights, and ""; or "", and the norm to train without: a warning says so, and that ``scratch`` is then set."""
     if norm in ("GN", "LN"):
-        return norm
-    if weights.released(name) or weights.local(name):
-        return ""
-    return "SyncBN" if norm in ("FrozenBN", "EvalBN") else norm  # frozen statistics would be of no data
-
-
-def _warn_of_scratch(name: str, norm: str, so: str) -> None:
-    reason = f"with {norm}, which this config's backbone has; for those that there are, set the norm to FrozenBN"
-    if norm not in ("GN", "LN"):
+        reason = f"with {norm}, which this config's backbone has; for those that there are, set the norm to FrozenBN"
+    elif weights.released(name) or weights.local(name):
+        return weights.PREFIX + name, ""
+    else:
+        norm = "SyncBN" if norm in ("FrozenBN", "EvalBN") else norm  # frozen statistics would be of no data
         reason = f"to begin with, neither released nor in {weights.folder()!r}"
-    logging.getLogger(__name__).warning(f"{name} is trained from scratch ({so}, norm {norm}): there are no weights of it {reason}")
+    logging.getLogger(__name__).warning(f"{name} is trained from scratch ({scratch}, norm {norm}): there are no weights of it {reason}")
+    return "", norm

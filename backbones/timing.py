@@ -13,21 +13,15 @@ def now() -> float:
     return time.perf_counter()
 
 
-def seconds(function: Callable[[], object]) -> float:
-    """The time of one call, to its end on a GPU too."""
-    begun = now()
-    function()
-    return now() - begun
-
-
-def interleaved(functions: Mapping[str, Callable[[], object]], pairs: int, warmup: int = 1) -> Dict[str, List[float]]:
+def interleaved(functions: Mapping[str, Callable[[], object]], pairs: int) -> Dict[str, List[float]]:
     """The seconds of each function in so many rounds, in each of which all run, forth in one and back in the next."""
     names = list(functions)
-    for _ in range(warmup):
-        for name in names:
-            functions[name]()
+    for name in names:  # to warm up
+        functions[name]()
     times: Dict[str, List[float]] = {name: [] for name in names}
     for i in range(pairs):
         for name in names if i % 2 else names[::-1]:
-            times[name].append(seconds(functions[name]))
+            begun = now()
+            functions[name]()
+            times[name].append(now() - begun)
     return times

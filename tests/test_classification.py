@@ -18,7 +18,7 @@ from backbones.config import check_config, merge_overrides
 from backbones.data import check_datasets
 from backbones.data.classification import ClassificationMapper, register_image_folders
 from backbones.engine import Trainer
-from backbones.evaluation.classification import ClassificationEvaluator
+from backbones.evaluation.build import ClassificationEvaluator
 from backbones.registry import family_of
 from backbones.solver import build_lr_scheduler
 

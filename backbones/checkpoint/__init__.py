@@ -1,7 +1,6 @@
 """Reading checkpoint files safely, and refusing weights that do not fit."""
 
-from .gate import GatedCheckpointer
+from .gate import GatedCheckpointer, LoadReport, part_of
 from .reading import fetch, read_checkpoint
-from .report import LoadReport, part_of
 
 __all__ = ["GatedCheckpointer", "LoadReport", "fetch", "part_of", "read_checkpoint"]

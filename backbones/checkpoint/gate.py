@@ -8,7 +8,8 @@ import logging
 import os
 import re
 import zipfile
-from typing import Any, Dict, List, Optional
+from dataclasses import dataclass
+from typing import Any, Dict, Iterator, List, Optional, Tuple
 
 import numpy as np
 import torch
@@ -16,13 +17,88 @@ from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from fvcore.common.checkpoint import Checkpointer
 from iopath.common.file_io import get_cache_dir
+from tabulate import tabulate
 from torch import nn
 
+from ..detectors import LastStageROIHeads
 from ..errors import UserError
 from ..files import replacing, write_whole
-from .compatibility import check_meant_for, conventions_of, overrides_of, with_our_names
+from ..layouts import without_wrappers
 from .reading import HEURISTICS, fetch, read_checkpoint
-from .report import PARTIAL, LoadReport
+
+PARTIAL = "To load what fits all the same: --allow-partial-weights"
+# training may start without these in a backbone's file: sampling offsets begin at zero
+_LEARNED = re.compile(r".*\.(offset|conv2_offset)\.\w+$")
+# rows of the table: the first pattern that a key matches names its part
+_PARTS = (
+    ("backbone", r"backbone\.(?!fpn_|top_block\.)|roi_heads\.res5\."),  # detectors without FPN run its last stage in their heads
+    ("FPN", r"backbone\."),
+    ("RPN", r"proposal_generator\."),
+    ("box head", r"roi_heads\.box_"),
+    ("mask head", r"roi_heads\.mask_"),
+    ("keypoint head", r"roi_heads\.keypoint_"),
+    ("semantic head", r"sem_seg_head\."),
+    ("head", r"head\."),
+)
+
+
+def part_of(key: str) -> str:
+    """The part of a detector that a key of its state dict belongs to, by the names of the table's rows."""
+    return next((name for name, pattern in _PARTS if re.match(pattern, key)), "other")
+
+
+@dataclass
+class LoadReport:
+    """What one checkpoint did to one model. The lists hold keys of the model's state dict, and ``unused`` keys of the file."""
+
+    path: str
+    total: List[str]
+    new: List[str]
+    mismatched: List[Tuple[str, Tuple[int, ...], Tuple[int, ...]]]  # key, shape in the file, shape in the model
+    unused: List[str]
+
+    def unfilled(self, *parts: str) -> List[str]:
+        """The keys that kept their initial values, in the named parts or in all."""
+        keys = self.new + [key for key, _, _ in self.mismatched]
+        return [key for key in keys if not parts or part_of(key) in parts]
+
+    def table(self) -> str:
+        rows = []
+        wrong = [key for key, _, _ in self.mismatched]
+        for name in (*(name for name, _ in _PARTS), "other"):
+            count = [sum(part_of(key) == name for key in keys) for keys in (self.total, self.new, wrong, self.unused)]
+            if any(count):
+                rows.append((name, f"{count[0] - count[1] - count[2]}/{count[0]}", *count[1:]))
+        lines = [tabulate(rows, headers=("part", "loaded", "new", "wrong shape", "unused in file"), tablefmt="pipe")]
+        lines += [f"  wrong shape: {key}: file {file}, model {model}" for key, file, model in self.mismatched[:5]]
+        for what, keys in (("new", self.new), ("unused", self.unused)):
+            if keys:
+                lines.append(f"  {what}: {', '.join(keys[:5])}" + (f" and {len(keys) - 5} more" if len(keys) > 5 else ""))
+        return f"Weights loaded from {self.path}:\n" + "\n".join(lines)
+
+    def refuse(self, require: str, hint: str = PARTIAL) -> None:
+        """Raises UserError where the file filled less than ``require``, see `GatedCheckpointer`; ``hint`` says what to do."""
+        if require == "nothing":
+            return
+        if require == "backbone":
+            of_norms = [key for key in self.unused if part_of(key) in ("FPN", "backbone") and key.endswith(("running_mean", "running_var"))]
+            for key in (key for key in of_norms if f"{key.rpartition('.')[0]}.weight" in self.total):
+                raise UserError(
+                    f"checkpoint {self.path!r} is of a network with batch norms, whose statistics ({key}, ...) have no place in "
+                    f"this one's norms: set the backbone's NORM to FrozenBN, BN or SyncBN, or MODEL.WEIGHTS ''. {hint}",
+                    "misfit-weights",
+                )
+        parts = [require] if require == "backbone" else []
+        keys = self.unfilled(*parts)
+        if not keys or parts and all(_LEARNED.match(key) for key in keys):
+            return
+        total = [key for key in self.total if not parts or part_of(key) in parts]
+        shapes = {key: f" (file {file}, model {own})" for key, file, own in self.mismatched}
+        raise UserError(
+            f"checkpoint {self.path!r} does not fit: {len(keys)} of {len(total)} weights of the {'backbone' if parts else 'model'} would keep "
+            f"their initial values, the first is {keys[0]}{shapes.get(keys[0], '')}. {hint}",
+            "misfit-weights",
+        )
 
 
 class GatedCheckpointer(DetectionCheckpointer):
@@ -60,9 +136,8 @@ class GatedCheckpointer(DetectionCheckpointer):
             with replacing(path) as partial, open(partial, "wb") as f:
                 torch.save(data, f)
         except (OSError, RuntimeError) as error:  # torch's writer has its own words for a full disk
-            raise UserError(
-                f"checkpoint {path!r} cannot be written: {' '.join(str(error).split())[:200]}. The earlier ones are whole", "cannot-write"
-            ) from error
+            said = f"checkpoint {path!r} cannot be written: {' '.join(str(error).split())[:200]}. The earlier ones are whole"
+            raise UserError(said, "cannot-write") from error
         if tag:
             self.tag_last_checkpoint(f"{name}.pth")
 
@@ -119,12 +194,8 @@ class GatedCheckpointer(DetectionCheckpointer):
                 self.require = "all"
             rest = self.load(path)
             if "trainer" in self.checkpointables and "trainer" not in self._found:
-                raise UserError(
-                    f"--resume: {path!r}, the last checkpoint of {self.save_dir!r}, holds weights but not how far training had come: "
-                    "begin with it by MODEL.WEIGHTS, without --resume",
-                    "resume",
-                    "--resume",
-                )
+                said = f"--resume: {path!r}, the last checkpoint of {self.save_dir!r}, holds weights but not how far training had come"
+                raise UserError(f"{said}: begin with it by MODEL.WEIGHTS, without --resume", "resume", "--resume")
             return rest
         return self.load(path, checkpointables=[])
 
@@ -149,9 +220,8 @@ class GatedCheckpointer(DetectionCheckpointer):
             if not isinstance(key, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
                 known = next((name for name in ("state_dict", "model_state", "model_state_dict") if name in weights), None)
                 hint = f": its weights stand under {known!r}, which is another project's layout" if known else ""
-                raise UserError(
-                    f"checkpoint {filename!r} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor{hint}", "bad-file"
-                )
+                said = f"{key!r} is a {type(value).__name__}, not a tensor{hint}"
+                raise UserError(f"checkpoint {filename!r} is not a state dict: {said}", "bad-file")
         return data
 
     def _interpret(self, filename: str, data: Dict[str, Any]) -> Dict[str, Any]:
@@ -188,14 +258,12 @@ class GatedCheckpointer(DetectionCheckpointer):
         try:
             incompatible = super()._load_model(checkpoint)
         except RuntimeError as error:  # something that only torch compares
-            raise UserError(
-                f"checkpoint {self._loading!r} does not fit the model: {' '.join(str(error).split())[:300]}", "misfit-weights"
-            ) from error
+            said = f"checkpoint {self._loading!r} does not fit the model: {' '.join(str(error).split())[:300]}"
+            raise UserError(said, "misfit-weights") from error
         # counters of batches are no weights, the config sets preprocessing, and Detectron folded statistics into affine weights
-        ignored = re.compile(
-            r"(.*\.num_batches_tracked|pixel_mean|pixel_std|.*anchor_generator\..*" + (r"|.*\.running_(mean|var)" if from_caffe2 else "") + ")$"
-        )
-        report = LoadReport(
+        folded = r"|.*\.running_(mean|var)" if from_caffe2 else ""
+        ignored = re.compile(rf"(.*\.num_batches_tracked|pixel_mean|pixel_std|.*anchor_generator\..*{folded})$")
+        self.report = LoadReport(
             path=self._loading,
             total=[key for key in own if not ignored.match(key)],
             # not torch's own list: frozen norms fill in statistics that a file lacks
@@ -203,9 +271,8 @@ class GatedCheckpointer(DetectionCheckpointer):
             mismatched=[(key, tuple(file), tuple(shape)) for key, file, shape in incompatible.incorrect_shapes],
             unused=[key for key in incompatible.unexpected_keys if not ignored.match(key)],
         )
-        self.report = report
-        logging.getLogger(__name__).info(report.table())
-        report.refuse(self.require, overrides_of(checkpoint) + self.hint)
+        logging.getLogger(__name__).info(self.report.table())
+        self.report.refuse(self.require, overrides_of(checkpoint) + self.hint)
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:
@@ -229,3 +296,86 @@ def _is_whole(path: str) -> bool:
     except OSError:
         return False
     return zipfile.is_zipfile(path) if start == b"PK" else start[:1] == b"\x80"
+
+
+def check_meant_for(model: nn.Module, checkpoint: Dict[str, Any], path: str, hint: str) -> None:
+    """Raises UserError for weights that were trained with other images, or in another network of the same shapes: only the AP would tell.
+
+    ``hint`` says how to load them all the same.
+    """
+    for reason in (*_of_images(model, checkpoint.get("preprocessing")), *_of_conventions(model, checkpoint), *_of_released(model, checkpoint)):
+        raise UserError(f"checkpoint {path!r} {reason}. {hint}", "misfit-weights")
+
+
+def _of_images(model: nn.Module, stated: Any) -> Iterator[str]:
+    if not hasattr(model, "pixel_mean") or not isinstance(stated, dict):
+        return
+    ours = {name: getattr(model, name).flatten().tolist() for name in ("pixel_mean", "pixel_std")}
+    ours["format"] = getattr(model, "input_format", stated.get("format"))
+    keys = {"format": "INPUT.FORMAT", "pixel_mean": "MODEL.PIXEL_MEAN", "pixel_std": "MODEL.PIXEL_STD"}
+    wanted = [f'{key} "{stated.get(name)}"' for name, key in keys.items() if not _same(stated.get(name), ours[name])]
+    if wanted:
+        yield f"expects other images than the config gives it: set {' '.join(wanted)}"
+
+
+def _same(a: Any, b: Any) -> bool:
+    try:
+        return a == b or (len(a) == len(b) and bool(np.allclose(np.asarray(a, float), b, rtol=1e-4)))
+    except (TypeError, ValueError):
+        return False
+
+
+def conventions_of(model: nn.Module) -> Dict[str, str]:
+    """What the shapes of a model's weights do not say about their use: config key -> value."""
+    return {key: value for module in model.modules() for key, value in getattr(module, "conventions", {}).items()}
+
+
+def _of_conventions(model: nn.Module, checkpoint: Dict[str, Any]) -> Iterator[str]:
+    stated = checkpoint.get("conventions")
+    for key, value in conventions_of(model).items():
+        theirs = stated.get(key, value) if isinstance(stated, dict) else value
+        if theirs != value:
+            yield f"was trained with {key} {theirs!r}, but the config has {value!r}: set {key} {theirs}"
+
+
+def _of_released(model: nn.Module, checkpoint: Dict[str, Any]) -> Iterator[str]:
+    """Released files do not say which images they were trained with; their keys say whose they are."""
+    form = getattr(model, "input_format", None)
+    for backbone in model.modules():
+        keys, order = getattr(backbone, "released_images", (re.compile(""), form))
+        if form and order and order != form and any(keys.search(key) for key in checkpoint["model"]):
+            yield (
+                f"holds weights as released, for {order} images, but INPUT.FORMAT is {form!r}: set it and the means in that order, "
+                "or turn the weights by `python -m convert`"
+            )
+
+
+def overrides_of(checkpoint: Dict[str, Any]) -> str:
+    """A sentence on the config that a converted file asks for; empty if it asks for none."""
+    provenance = checkpoint.get("provenance")
+    overrides = provenance.get("overrides") if isinstance(provenance, dict) else None
+    if not overrides or not isinstance(overrides, list) or not all(isinstance(item, (str, int, float)) for item in overrides[:20]):
+        return ""
+    return f"The file says that its config needs {' '.join(map(str, overrides[:20]))[:300]}. "
+
+
+def with_our_names(model: nn.Module, state_dict: Dict[str, Any]) -> Dict[str, Any]:
+    """Removes the prefixes of wrappers, adds the backbone's where it is missing, and translates released key names."""
+    state_dict = without_wrappers(state_dict)
+    for prefix, backbone in model.named_modules():
+        if not hasattr(backbone, "translate_state_dict"):
+            continue
+        prefix += "." if prefix else ""
+        own = {key.rpartition(".")[0] for key in backbone.state_dict()}  # its layers: a weight that one of them lacks is the backbone's too
+        if prefix and not any(key.startswith(prefix) for key in state_dict):
+            # the file is of the bare network, or of a model with the network right under "backbone."
+            outer = "backbone." if any(key.startswith("backbone.") for key in state_dict) else ""
+            bare = backbone.translate_state_dict({key[len(outer) :]: value for key, value in state_dict.items() if key.startswith(outer)})
+            bare = {prefix + key if key.rpartition(".")[0] in own else outer + key: value for key, value in bare.items()}
+            state_dict = {**{key: value for key, value in state_dict.items() if not key.startswith(outer)}, **bare}
+        state_dict = backbone.translate_state_dict(state_dict, prefix)
+    for prefix, heads in model.named_modules():
+        if isinstance(heads, LastStageROIHeads):
+            moved = re.compile(rf"^(backbone\.(bottom_up\.)?)?{heads.stage}\.")
+            state_dict = {moved.sub(f"{prefix}.res5.", key): value for key, value in state_dict.items()}
+    return state_dict

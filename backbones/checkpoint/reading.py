@@ -6,7 +6,7 @@ import pickle
 import re
 import types
 from collections import OrderedDict
-from typing import Any, Dict, Sequence, Union
+from typing import Any, Dict, Sequence, Type, Union
 from urllib.parse import urlparse
 
 import numpy as np
@@ -59,33 +59,31 @@ def _bytes(data: Union[str, bytes]) -> bytes:
     return data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as strings
 
 
-def _scalar(dtype: _DType, data: Union[str, bytes]) -> Any:
-    return np.frombuffer(_bytes(data), dtype.numpy())[0]
-
-
-def _encode(text: str, encoding: str = "latin1") -> bytes:
-    return text.encode("latin1")  # how Python 3 writes bytes in older protocols
-
-
 # all that the files of detectron2's and Detectron's zoos hold, apart from builtin containers
 _STAND_INS: Dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "numpy.ndarray": _Array,
     "numpy.dtype": _DType,
     "numpy.core.multiarray._reconstruct": _Array,
-    "numpy.core.multiarray.scalar": _scalar,
+    "numpy.core.multiarray.scalar": lambda dtype, data: np.frombuffer(_bytes(data), dtype.numpy())[0],
     "numpy.core.numeric._frombuffer": _read_array,
-    "_codecs.encode": _encode,
-    "__builtin__.bytes": lambda *_: b"",  # how Python 3 writes no bytes in older protocols
+    # how Python 3 writes bytes, and no bytes, in older protocols
+    "_codecs.encode": lambda text, encoding="latin1": text.encode("latin1"),
+    "__builtin__.bytes": lambda *_: b"",
 }
 
 
-class _NumpyUnpickler(pickle._Unpickler):  # in Python: the one in C allocates as many objects as a file claims
-    def find_class(self, module: str, name: str) -> Any:
-        full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # numpy 2's name for the same
-        if full not in _STAND_INS:
+def _unpickler(known: Dict[str, Any], inert: Sequence[str] = ()) -> Type[pickle._Unpickler]:
+    """An unpickler of what has a ``known`` name; objects of the ``inert`` packages it turns into `_Inert`."""
+
+    class Unpickler(pickle._Unpickler):  # in Python: the one in C allocates as many objects as a file claims
+        def find_class(self, module: str, name: str) -> Any:
+            full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # numpy 2's name for the same
+            if full in known or module.split(".")[0] in inert:
+                return known.get(full, _Inert)
             raise pickle.UnpicklingError(f"it holds code: {module}.{name}")
-        return _STAND_INS[full]
+
+    return Unpickler
 
 
 def _arrays(data: Any, known: Dict[int, Any]) -> Any:
@@ -105,13 +103,10 @@ def _arrays(data: Any, known: Dict[int, Any]) -> Any:
 class _Inert:
     """Replaces the objects of a package whose files are read for their tensors alone. It accepts everything and does nothing."""
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    def _take(self, *args: Any, **kwargs: Any) -> None:
         pass
 
-    def _take(self, *args: Any) -> None:
-        pass
-
-    __setstate__ = __setitem__ = append = extend = _take
+    __init__ = __setstate__ = __setitem__ = append = extend = _take
 
 
 # what torch's own files are made of
@@ -120,22 +115,13 @@ _TORCH_GLOBALS: Dict[str, Any] = {
     **REBUILD,
     "torch.Size": torch.Size,
     "torch.device": torch.device,
+    **{f"torch.{name}": getattr(torch, name) for name in dir(torch) if name.endswith("Storage")},
 }
-_TORCH_GLOBALS.update({f"torch.{name}": getattr(torch, name) for name in dir(torch) if name.endswith("Storage")})
 
 
 def _pickle_module(inert: Sequence[str]) -> types.SimpleNamespace:
-    """A ``pickle`` module for `torch.load` that knows tensors, and turns objects of the ``inert`` packages into `_Inert`."""
-
-    class Unpickler(pickle._Unpickler):
-        def find_class(self, module: str, name: str) -> Any:
-            full = f"{module}.{name}"
-            if full in _TORCH_GLOBALS:
-                return _TORCH_GLOBALS[full]
-            if module.split(".")[0] in inert:
-                return _Inert
-            raise pickle.UnpicklingError(f"it holds code: {full}")
-
+    """A ``pickle`` module for `torch.load` that knows tensors, and ignores objects of the ``inert`` packages."""
+    Unpickler = _unpickler(_TORCH_GLOBALS, inert)
     return types.SimpleNamespace(
         Unpickler=Unpickler, UnpicklingError=pickle.UnpicklingError, load=lambda f, **kwargs: Unpickler(f, **kwargs).load(), __name__="inert"
     )
@@ -155,7 +141,7 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
                 raise UserError(f"{kind} {path!r} is a web page, not a {kind}: the download went wrong", "download")
         if path.endswith(".pkl"):
             with open(path, "rb") as f:
-                data = _arrays(_NumpyUnpickler(f, encoding="latin1").load(), {})
+                data = _arrays(_unpickler(_STAND_INS)(f, encoding="latin1").load(), {})
         elif path.endswith(".safetensors"):
             data = _read_safetensors(path)
         else:
@@ -199,8 +185,8 @@ def fetch(url: str, path_manager: Any) -> str:
                 raise FileNotFoundError("no such file, or no such kind of address")
             return path
         parsed = urlparse(url)
-        folder, filename = os.path.split(os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/")))
-        path = os.path.join(folder, filename)
+        path = os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/"))
+        folder, filename = os.path.split(path)
         os.makedirs(folder, exist_ok=True)
         with file_lock(path):  # one process downloads, the others wait and find it
             if not os.path.isfile(path):

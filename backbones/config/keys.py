@@ -58,6 +58,7 @@ _SIZE = (lambda v: len(v) == 2 and all(type(side) is int and side >= 1 for side 
 _PART = (_is_part, "the least and the most part of an image, from 0 to 1")
 _MAPPERS = ("detectron2", "exact", "fast")
 _RES = ["res2", "res3", "res4", "res5"]
+_DDP = ("STATIC_GRAPH", "GRADIENT_AS_BUCKET_VIEW", "FP16_COMPRESSION")
 _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 _POOLERS = ("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated")
 _SAMPLERS = ("", "RepeatFactor", "RandomSubset", "Weighted", "WeightedCategory")
@@ -147,10 +148,8 @@ KEYS: Tuple[Key, ...] = (
     Key("SOLVER.REFERENCE_BATCH", 0, "IMS_PER_BATCH that BASE_LR is for: with another it is scaled in proportion; 0: never", least=0),
     Key("MODEL_EMA.ENABLED", False, "an average of the weights over training, which evaluations then use"),
     Key("MODEL_EMA.DECAY", 0.9998, "how much of it stays in a step", test=(lambda v: 0 <= v < 1, "at least 0 and below 1")),
-    Key("SOLVER.DDP.STATIC_GRAPH", False, "option of torch's DistributedDataParallel"),
-    Key("SOLVER.DDP.GRADIENT_AS_BUCKET_VIEW", False, "option of torch's DistributedDataParallel"),
-    Key("SOLVER.DDP.FP16_COMPRESSION", False, "option of torch's DistributedDataParallel"),
-    Key("TEST.COCO_EVALUATOR", "fastest", "faster-coco-eval where it is, with the same figures; or detectron2's", ("fastest", "detectron2")),
+    *(Key(f"SOLVER.DDP.{option}", False, "option of torch's DistributedDataParallel") for option in _DDP),
+    Key("TEST.COCO_EVALUATOR", "fastest", "faster-coco-eval where installed, or detectron2's: the same figures", ("fastest", "detectron2")),
     Key("TEST.BEST_METRIC", "auto", 'figure, as "bbox/AP", whose best checkpoint is kept; "auto": the first AP, PQ, mIoU or top-1; "": none'),
     Key("TEST.PATIENCE", 0, "evaluations without a better figure after which training ends; 0: it does not", least=0),
     Key("TEST.LOSS", False, "each evaluation in training also gives the losses on the test data"),
@@ -168,13 +167,9 @@ KEYS: Tuple[Key, ...] = (
     Key("INPUT.MASK_FORMAT", THEIRS, "what masks are kept as", ("polygon", "bitmask")),
     Key("SOLVER.LR_SCHEDULER_NAME", THEIRS, "schedule of the learning rate", LR_SCHEDULERS),
     Key("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", THEIRS, "what of gradients is clipped", CLIP_TYPES),
-    Key("MODEL.RPN.BBOX_REG_LOSS_TYPE", THEIRS, "loss of proposals", _BOX_LOSSES),
-    Key("MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", THEIRS, "loss of boxes", _BOX_LOSSES),
-    Key("MODEL.RETINANET.BBOX_REG_LOSS_TYPE", THEIRS, "loss of boxes", _BOX_LOSSES),
+    *(Key(f"MODEL.{node}.BBOX_REG_LOSS_TYPE", THEIRS, "loss of boxes", _BOX_LOSSES) for node in ("RPN", "ROI_BOX_HEAD", "RETINANET")),
     Key("DATALOADER.SAMPLER_TRAIN", THEIRS, "how training images are drawn", tuple(f"{name}TrainingSampler" for name in _SAMPLERS)),
-    Key("MODEL.ROI_BOX_HEAD.POOLER_TYPE", THEIRS, "pooling of boxes", _POOLERS),
-    Key("MODEL.ROI_MASK_HEAD.POOLER_TYPE", THEIRS, "pooling of masks", _POOLERS),
-    Key("MODEL.ROI_KEYPOINT_HEAD.POOLER_TYPE", THEIRS, "pooling of keypoints", _POOLERS),
+    *(Key(f"MODEL.ROI_{part}_HEAD.POOLER_TYPE", THEIRS, "pooling of features", _POOLERS) for part in ("BOX", "MASK", "KEYPOINT")),
     Key("MODEL.META_ARCHITECTURE", THEIRS, "the detector's class", _registered(modeling.META_ARCH_REGISTRY)),
     Key("MODEL.BACKBONE.NAME", THEIRS, "builder of the backbone", _registered(modeling.BACKBONE_REGISTRY)),
     Key("MODEL.ANCHOR_GENERATOR.NAME", THEIRS, "class", _registered(modeling.ANCHOR_GENERATOR_REGISTRY)),
@@ -191,9 +186,7 @@ KEYS: Tuple[Key, ...] = (
     Key("SOLVER.BASE_LR", THEIRS, "learning rate after warm-up", least=0),
     Key("SOLVER.WEIGHT_DECAY", THEIRS, "decay of weights", least=0),
     Key("MODEL.FPN.OUT_CHANNELS", THEIRS, "width of the FPN", least=1),
-    Key("MODEL.ROI_HEADS.NUM_CLASSES", THEIRS, "number of classes", least=1),
-    Key("MODEL.RETINANET.NUM_CLASSES", THEIRS, "number of classes", least=1),
-    Key("MODEL.SEM_SEG_HEAD.NUM_CLASSES", THEIRS, "number of classes", least=1),
+    *(Key(f"MODEL.{node}.NUM_CLASSES", THEIRS, "number of classes", least=1) for node in ("ROI_HEADS", "RETINANET", "SEM_SEG_HEAD")),
     Key("TEST.DETECTIONS_PER_IMAGE", THEIRS, "most detections of an image", least=1),
     Key("TEST.EVAL_PERIOD", THEIRS, "steps between evaluations; 0: at the end alone", least=0),
     Key("DATALOADER.NUM_WORKERS", THEIRS, "processes that read images, for each process of the run", least=0),

@@ -12,7 +12,7 @@ from detectron2.config.compat import guess_version
 
 from ..errors import UserError
 from .architectures import ARCHITECTURES
-from .keys import all_keys, get, put
+from .keys import all_keys, flat, get, put
 
 # keys that name a file, which lies beside the config or where the run starts
 _FILES = ("MODEL.MAEDET.STRUCTURE", "MODEL.SHUFFLENETV2.SUBNET")
@@ -57,10 +57,7 @@ def _find_beside(cfg: CfgNode, path: str, key: str) -> None:
 
 def _folder_of(path: str, key: str) -> Optional[str]:
     """The folder of the config, ``path`` or the nearest it is based on, that sets a key."""
-    node: Any = _content(path)
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, dict) else None
-    if node:
+    if flat(_content(path)).get(key):
         return os.path.dirname(os.path.abspath(path))
     return next(filter(None, (_folder_of(base, key) for base in bases(path) if os.path.isfile(base))), None)
 
@@ -157,10 +154,8 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
     cfg.DATASETS.TRAIN = ("own_train",) if "train" in classes else ()
     cfg.DATASETS.TEST = ("own_val",) if "val" in classes else ()
     cfg.DATASETS.PROPOSAL_FILES_TRAIN, cfg.DATASETS.PROPOSAL_FILES_TEST = (), ()
-    for row in ARCHITECTURES.values():
-        for key, field in row.classes.items():
-            if field == "thing_classes":
-                put(cfg, key, len(next(iter(classes.values()))))
+    for key in (key for row in ARCHITECTURES.values() for key, field in row.classes.items() if field == "thing_classes"):
+        put(cfg, key, len(next(iter(classes.values()))))
 
 
 def first_difference(one: Collection[Any], other: Collection[Any]) -> Tuple[Any, Any]:

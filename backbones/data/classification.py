@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
+from torchvision import transforms as T
+from torchvision.datasets import ImageFolder
 
 from ..errors import UserError
+from .holdout import entries, is_registered
 
 
 def register_image_folders(cfg: CfgNode) -> None:
@@ -18,27 +21,16 @@ def register_image_folders(cfg: CfgNode) -> None:
 
     Raises UserError for an entry of another form, or a folder that is not there or holds no images.
     """
-    for entry in cfg.DATASETS.get("IMAGE_FOLDERS", []):
-        if not (isinstance(entry, (list, tuple)) and len(entry) == 2 and all(isinstance(part, str) for part in entry)):
-            raise UserError(f"DATASETS.IMAGE_FOLDERS: {entry!r} is not of the form ['name', 'folder']", "syntax", "DATASETS.IMAGE_FOLDERS")
-        register_image_folder(*entry)
-
-
-def register_image_folder(name: str, folder: str) -> None:
-    """Puts one folder into the catalogues under ``name``. Raises UserError as `register_image_folders`."""
-    if name in DatasetCatalog:
-        if MetadataCatalog.get(name).get("dirname") == folder:
-            return
-        raise UserError(f"DATASETS.IMAGE_FOLDERS: the name {name!r} is taken by another data set", "conflict", "DATASETS.IMAGE_FOLDERS")
-    classes, records = _read(name, folder)
-    DatasetCatalog.register(name, lambda: [dict(record) for record in records])
-    MetadataCatalog.get(name).set(evaluator_type="classification", dirname=folder, classes=classes)
+    for name, folder in entries(cfg, "IMAGE_FOLDERS", {"'name'": str, "'folder'": str}):
+        if is_registered(name, "dirname", folder, "IMAGE_FOLDERS"):
+            continue
+        classes, records = _read(name, folder)
+        DatasetCatalog.register(name, lambda records=records: [dict(record) for record in records])
+        MetadataCatalog.get(name).set(evaluator_type="classification", dirname=folder, classes=classes)
 
 
 @functools.lru_cache(maxsize=8)
 def _read(name: str, folder: str) -> Tuple[Tuple[str, ...], Tuple[Dict[str, Any], ...]]:
-    from torchvision.datasets import ImageFolder
-
     if not os.path.isdir(folder):
         raise UserError(f"DATASETS.IMAGE_FOLDERS: folder {folder!r} of {name!r} is not there", "missing-file", "DATASETS.IMAGE_FOLDERS")
     try:
@@ -58,8 +50,6 @@ class ClassificationMapper:
     """
 
     def __init__(self, is_train: bool, size: int, resize: int, scale: Tuple[float, float], color_jitter: float, flip: bool, image_format: str):
-        from torchvision import transforms as T
-
         if is_train:
             steps: List[Any] = [T.RandomResizedCrop(size, scale=tuple(scale))]
             steps += [T.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []
@@ -72,15 +62,14 @@ class ClassificationMapper:
     @classmethod
     def from_cfg(cls, cfg: CfgNode, is_train: bool) -> "ClassificationMapper":
         node = cfg.INPUT.CLASSIFICATION
-        flip = cfg.INPUT.RANDOM_FLIP == "horizontal"
-        return cls(is_train, node.SIZE, node.RESIZE, node.SCALE, node.COLOR_JITTER, flip, cfg.INPUT.FORMAT)
+        return cls(is_train, node.SIZE, node.RESIZE, node.SCALE, node.COLOR_JITTER, cfg.INPUT.RANDOM_FLIP == "horizontal", cfg.INPUT.FORMAT)
 
     def __call__(self, record: Dict[str, Any]) -> Dict[str, Any]:
         try:
             with Image.open(record["file_name"]) as image:
                 image = image.convert("RGB")
                 pixels = np.array(self.transform(image.crop(record["crop"]) if "crop" in record else image))
-        except (OSError, UnidentifiedImageError, SyntaxError) as error:
+        except (OSError, SyntaxError) as error:
             raise UserError(f"image {record['file_name']!r} cannot be read: {' '.join(str(error).split())}", "bad-file") from error
         if self.image_format == "BGR":
             pixels = pixels[:, :, ::-1]

@@ -5,11 +5,11 @@ import os
 from typing import Any, Dict, Iterator, List, Tuple
 
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import register_coco_instances
 
 from ..errors import UserError
 from . import annotations
+from .holdout import entries, is_registered
 from .inspection import KINDS, evenly, look
 
 _SAMPLED = 500  # images whose sizes are compared with those stated: enough for a systematic mistake, and takes seconds on a slow disk
@@ -21,25 +21,17 @@ def register_from_config(cfg: CfgNode) -> None:
     Class names come from the file. Every annotation is checked, every image must exist, and up to 500 images must have the size that the file
     states. Raises UserError for anything wrong, and for an entry of another form.
     """
-    for entry in cfg.DATASETS.get("REGISTER", []):
-        if not (isinstance(entry, (list, tuple)) and len(entry) == 3 and all(isinstance(part, str) for part in entry)):
-            raise UserError(
-                f"DATASETS.REGISTER: {entry!r} is not of the form ['name', 'annotations.json', 'image_folder']", "value", "DATASETS.REGISTER"
-            )
-        name, json_file, image_root = entry
+    for name, json_file, image_root in entries(cfg, "REGISTER", {"'name'": str, "'annotations.json'": str, "'image_folder'": str}):
         if not os.path.isdir(image_root):
             raise UserError(f"DATASETS.REGISTER: image folder {image_root!r} of {name!r} is not there", "missing-file", "DATASETS.REGISTER")
-        if name in DatasetCatalog:
-            if MetadataCatalog.get(name).get("json_file") == json_file:
-                continue
-            raise UserError(f"DATASETS.REGISTER: the name {name!r} is taken by another data set", "conflict", "DATASETS.REGISTER")
+        if is_registered(name, "json_file", json_file, "REGISTER"):
+            continue
         content = annotations.read(json_file, _FILE)
         for problem in _problems(content, image_root):
             raise UserError(f"{_FILE} {json_file!r}: {problem}", "data", "DATASETS.REGISTER")
         if any(a["id"] == 0 for a in content["annotations"]):
-            logging.getLogger(__name__).warning(
-                f"{json_file}: an annotation has the id 0, whose detection pycocotools always counts as wrong: number from 1"
-            )
+            _, said, _ = KINDS["annotation id 0"]
+            logging.getLogger(__name__).warning(f"{json_file}: an annotation {said}: number from 1")
         # ids in increasing order become classes 0, 1, 2, ... as in detectron2's loader, but known before the images are read
         categories = sorted(content["categories"], key=lambda category: category["id"])
         metadata: Dict[str, Any] = {"thing_classes": [category["name"] for category in categories]}

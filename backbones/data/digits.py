@@ -22,6 +22,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.coco import load_coco_json, load_sem_seg
 from detectron2.data.datasets.coco_panoptic import merge_to_panoptic
 
+from ..documents import read_json
 from ..errors import UserError
 
 VERSION = 1  # of the scenes: another one is made anew
@@ -97,19 +98,14 @@ def _load_panoptic(name: str, split: str) -> List[dict]:
 
 def _load_classes(name: str, split: str) -> List[dict]:
     """The digits of the scenes one by one, with a margin, as records of `classification`; as large as they are in the scenes."""
-    paths = _paths(generate(), split)
-    with open(paths["instances"]) as f:
-        content = json.load(f)
-    names = {image["id"]: os.path.join(paths["images"], image["file_name"]) for image in content["images"]}
-    records = []
-    for annotation in content["annotations"]:
-        x, y, w, h = annotation["bbox"]
-        half = 0.65 * max(w, h)
-        box = [x + w / 2 - half, y + h / 2 - half, x + w / 2 + half, y + h / 2 + half]
-        crop = [int(min(max(side, 0), IMAGE_SIZE)) for side in box]
-        records.append(
-            {"file_name": names[annotation["image_id"]], "crop": crop, "image_id": annotation["id"], "label": annotation["category_id"] - 1}
-        )
+    paths, records = _paths(generate(), split), []
+    for image in load_coco_json(paths["instances"], paths["images"], extra_annotation_keys=["id"]):
+        for a in image["annotations"]:
+            x, y, w, h = a["bbox"]
+            half = 0.65 * max(w, h)
+            box = [x + w / 2 - half, y + h / 2 - half, x + w / 2 + half, y + h / 2 + half]
+            crop = [int(min(max(side, 0), IMAGE_SIZE)) for side in box]
+            records.append({"file_name": image["file_name"], "crop": crop, "image_id": a["id"], "label": a["category_id"] - 1})
     return records
 
 
@@ -130,17 +126,17 @@ def generate(folder: str = "", progress: Callable[[Iterator], Iterator] = lambda
     parent = os.path.dirname(os.path.abspath(folder))
     try:
         os.makedirs(parent, exist_ok=True)
-        partial = tempfile.mkdtemp(prefix=".digits-", dir=parent)
+        temporary = tempfile.TemporaryDirectory(prefix=".digits-", dir=parent)
     except OSError as error:
         raise UserError(f"the digits cannot be made in {parent!r}: {error.strerror}. DETECTRON2_DATASETS names another place") from error
-    try:
+    with temporary:
+        partial = os.path.join(temporary.name, "digits")
         digits, labels = _handwriting()
         for seed, (split, count) in enumerate(SPLITS.items()):
             held_out = slice(-_HELD_OUT, None) if split == "val" else slice(None, -_HELD_OUT)
             _write_split(_paths(partial, split), digits[held_out], labels[held_out], count, seed, progress)
         with open(os.path.join(partial, "version.json"), "w") as f:
             json.dump(wanted, f)
-        os.chmod(partial, 0o755)
         if os.path.exists(folder) and _stamped(stamp) != wanted:  # of an older version
             shutil.rmtree(folder)
         try:
@@ -148,16 +144,13 @@ def generate(folder: str = "", progress: Callable[[Iterator], Iterator] = lambda
         except OSError:
             if _stamped(stamp) != wanted:  # else another process was faster, with the same scenes
                 raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
 def _stamped(stamp: str) -> Any:
     try:
-        with open(stamp) as f:
-            return json.load(f)
-    except (OSError, ValueError):
+        return read_json(stamp)
+    except ValueError:
         return None
 
 

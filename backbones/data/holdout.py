@@ -1,7 +1,7 @@
 """Parts of a data set that are kept for training and held out of it: what a search looks at is neither trained on nor the test set."""
 
 import random
-from typing import Dict, List
+from typing import Dict, Iterator, List, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -11,6 +11,21 @@ from ..errors import UserError, unknown
 KEPT, HELD_OUT = "_kept", "_held_out"
 
 
+def entries(cfg: CfgNode, key: str, form: Dict[str, type]) -> Iterator[Sequence]:
+    """The entries of a list of ``cfg.DATASETS``. Raises UserError for one without the parts of ``form``, name -> type."""
+    for entry in cfg.DATASETS.get(key, []):
+        if not isinstance(entry, (list, tuple)) or [type(part) for part in entry] != list(form.values()):
+            raise UserError(f"DATASETS.{key}: {entry!r} is not of the form [{', '.join(form)}]", "syntax", f"DATASETS.{key}")
+        yield entry
+
+
+def is_registered(name: str, field: str, value: str, key: str) -> bool:
+    """Whether a data set is in the catalogue already; raises UserError where another one, by that field of its metadata, has its name."""
+    if name in DatasetCatalog and MetadataCatalog.get(name).get(field) != value:
+        raise UserError(f"DATASETS.{key}: the name {name!r} is taken by another data set", "conflict", f"DATASETS.{key}")
+    return name in DatasetCatalog
+
+
 def register_held_out(cfg: CfgNode, training: bool = True) -> None:
     """Registers NAME_held_out and NAME_kept for each [NAME, count] of ``cfg.DATASETS.HOLD_OUT``: so many images of NAME, and the others.
 
@@ -18,16 +33,12 @@ def register_held_out(cfg: CfgNode, training: bool = True) -> None:
     is not registered, or a name that stands there with two counts. That there are so many images is checked when they are read.
     """
     seen: Dict[str, int] = {}
-    for entry in cfg.DATASETS.get("HOLD_OUT", []):
-        if not (isinstance(entry, (list, tuple)) and len(entry) == 2 and isinstance(entry[0], str) and type(entry[1]) is int):
-            raise UserError(f"DATASETS.HOLD_OUT: {entry!r} is not of the form ['name', number of images]", "syntax", "DATASETS.HOLD_OUT")
-        name, count = entry
+    for name, count in entries(cfg, "HOLD_OUT", {"'name'": str, "number of images": int}):
         if name not in DatasetCatalog:
             raise unknown("data set in DATASETS.HOLD_OUT", name, sorted(DatasetCatalog.keys()), "DATASETS.HOLD_OUT")
         if seen.setdefault(name, count) != count:
-            raise UserError(
-                f"DATASETS.HOLD_OUT: {name!r} stands there with {seen[name]} and with {count} images", "conflict", "DATASETS.HOLD_OUT"
-            )
+            said = f"DATASETS.HOLD_OUT: {name!r} stands there with {seen[name]} and with {count} images"
+            raise UserError(said, "conflict", "DATASETS.HOLD_OUT")
         if training and (name in cfg.DATASETS.TRAIN or name + HELD_OUT in cfg.DATASETS.TRAIN):
             said = f"DATASETS.HOLD_OUT: what is held out of {name!r} would be trained on: set DATASETS.TRAIN to {name + KEPT!r}"
             raise UserError(said, "conflict", "DATASETS.TRAIN", (name + KEPT,))
@@ -36,24 +47,20 @@ def register_held_out(cfg: CfgNode, training: bool = True) -> None:
         if name + HELD_OUT in DatasetCatalog:
             if MetadataCatalog.get(name + HELD_OUT).get("held_out") == count:
                 continue
-            DatasetCatalog.remove(name + HELD_OUT)
-            DatasetCatalog.remove(name + KEPT)
-            MetadataCatalog.remove(name + HELD_OUT)
-            MetadataCatalog.remove(name + KEPT)
+            for catalogue in (DatasetCatalog, MetadataCatalog):
+                catalogue.remove(name + HELD_OUT)
+                catalogue.remove(name + KEPT)
         # what evaluators read from files, they are to make from the records
         about = {key: value for key, value in MetadataCatalog.get(name).as_dict().items() if key not in ("name", "json_file")}
         for suffix, inside in ((HELD_OUT, True), (KEPT, False)):
             DatasetCatalog.register(name + suffix, lambda name=name, count=count, inside=inside: _part(name, count, inside))
-            MetadataCatalog.get(name + suffix).set(**about, held_out=count)
+            MetadataCatalog.get(name + suffix).set(**about, held_out=count, part_of=name)
 
 
 def _part(name: str, count: int, inside: bool) -> List[dict]:
     records = DatasetCatalog.get(name)
     if count >= len(records):
-        raise UserError(
-            f"DATASETS.HOLD_OUT: {count} images of {name!r}, which has {len(records)}: none would be left to train on",
-            "data",
-            "DATASETS.HOLD_OUT",
-        )
+        said = f"DATASETS.HOLD_OUT: {count} images of {name!r}, which has {len(records)}: none would be left to train on"
+        raise UserError(said, "data", "DATASETS.HOLD_OUT")
     chosen = set(random.Random(f"{name}/{count}").sample(range(len(records)), count))
     return [record for i, record in enumerate(records) if (i in chosen) == inside]

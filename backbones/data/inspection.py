@@ -81,10 +81,6 @@ class Flaw:
     dataset: str
     name: str
 
-    @property
-    def severity(self) -> str:
-        return KINDS[self.kind][0]
-
 
 def summarize(problems: Iterable[Flaw], shown: int = 5) -> List[Finding]:
     """A line for each kind of problem in each data set, errors first: their number, and the first ``shown`` by name."""
@@ -93,7 +89,7 @@ def summarize(problems: Iterable[Flaw], shown: int = 5) -> List[Finding]:
     for problem in problems:
         key = (problem.kind, problem.dataset)
         counts[key] += 1
-        if counts[key] <= shown:
+        if counts[key] <= shown:  # there may be millions
             names[key].append(problem.name)
     findings = []
     for (kind, dataset), count in counts.items():
@@ -132,9 +128,9 @@ def inspect(
     whole = [source for source in datasets if source.content["categories"]]
     for source in whole[1:]:
         first, own = ({c["id"]: c["name"] for c in s.content["categories"]} for s in (whole[0], source))
-        differ = [repr(own.get(i, first.get(i))) for i in sorted(set(first) | set(own)) if first.get(i) != own.get(i)]
-        for name in differ:
-            yield Flaw("other categories", source.name, f"{name} (not as in {whole[0].name})")
+        for i in sorted(set(first) | set(own)):
+            if first.get(i) != own.get(i):
+                yield Flaw("other categories", source.name, f"{own.get(i, first.get(i))!r} (not as in {whole[0].name})")
     yield from copies(datasets, images, progress)
 
 
@@ -143,10 +139,7 @@ _FIELDS = {
     **coco.FIELDS,
     "annotations": {
         **{name: field for name, field in coco.FIELDS["annotations"].items() if name != "keypoints"},
-        "bbox": (
-            "[x, y, width, height] in numbers",
-            lambda value: isinstance(value, list) and [type(v) in (int, float) for v in value] == [True] * 4,
-        ),
+        "bbox": ("[x, y, width, height] in numbers", lambda v: isinstance(v, list) and len(v) == 4 and set(map(type, v)) <= {int, float}),
     },
 }
 
@@ -175,15 +168,18 @@ def _categories(source: Source) -> Iterator[Flaw]:
     ids = sorted(c["id"] for c in categories)
     if ids and ids != list(range(ids[0], ids[0] + len(ids))):
         yield Flaw("category gaps", source.name, f"{len(ids)} ids from {ids[0]} to {ids[-1]}")
-    for name, count in Counter(c["name"] for c in categories).items():
-        if count > 1:
-            yield Flaw("duplicate category name", source.name, reprlib.repr(name))
+    for name, _ in _repeated(c["name"] for c in categories):
+        yield Flaw("duplicate category name", source.name, reprlib.repr(name))
     counts = source.classes()
     for name, count in counts.items():
         if count == 0:
             yield Flaw("unused category", source.name, reprlib.repr(name))
         elif source.training and count * 100 < max(counts.values()):
             yield Flaw("imbalance", source.name, f"{reprlib.repr(name)} {count} (of at most {max(counts.values())})")
+
+
+def _repeated(names: Iterable[str]) -> List[Tuple[str, int]]:
+    return [(name, times) for name, times in Counter(names).items() if times > 1]
 
 
 def _annotations(source: Source, use: Use, progress: Callable) -> Iterator[Flaw]:
@@ -193,20 +189,16 @@ def _annotations(source: Source, use: Use, progress: Callable) -> Iterator[Flaw]
     objects: Set[int] = set()  # ids of the images that have some
     crowds: Set[int] = set()
     for a in progress(source.content["annotations"], desc=f"{source.name}: annotations", unit="annotation"):
-        kinds = []
-        if a["id"] == 0:
-            kinds.append("annotation id 0")
         image, category = images.get(a["image_id"]), categories.get(a["category_id"])
-        if image is None:
-            kinds.append("orphan annotation")
-        if category is None:
-            kinds.append("unknown category")
-        if a.get("ignore"):
-            kinds.append("ignored annotation")
-        finite = coco.numbers(a["bbox"])
-        if not finite:
-            kinds.append("box not finite")
-        crowd = bool(a.get("iscrowd"))
+        finite, crowd = coco.numbers(a["bbox"]), bool(a.get("iscrowd"))
+        found = {
+            "annotation id 0": a["id"] == 0,
+            "orphan annotation": image is None,
+            "unknown category": category is None,
+            "ignored annotation": a.get("ignore"),
+            "box not finite": not finite,
+        }
+        kinds = [kind for kind, present in found.items() if present]
         (crowds if crowd else objects).add(a["image_id"])
         if image is not None and finite:
             kinds += _box_kinds(a["bbox"], image, use)
@@ -281,11 +273,9 @@ def evenly(items: List[Any], count: Optional[int]) -> List[Any]:
 
 
 def look(path: str, stated: Dict[str, Any], format: str = "BGR", pixels: bool = True) -> Iterator[Tuple[str, str]]:
-    """What is wrong with an image, from its header and, if ``pixels``, its pixels: (kind, details).
+    """What is wrong with an image, from its header and, if ``pixels``, its pixels in INPUT.FORMAT ``format``: (kind, details).
 
-    Args:
-        stated: its "width" and "height", after the turn that its EXIF tag asks for, as detectron2 does it.
-        format: INPUT.FORMAT, to which pixels are converted.
+    ``stated`` has its "width" and "height", after the turn that its EXIF tag asks for, as detectron2 does it.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of large pictures and odd tags
@@ -322,9 +312,8 @@ def images_of(source: Source, use: Use, count: Optional[int], progress: Callable
             there.append(image)
         else:
             yield Flaw("missing image" if size is None else "empty image", source.name, repr(image["file_name"]))
-    for name, times in Counter(image["file_name"] for image in entries).items():
-        if times > 1:
-            yield Flaw("repeated file", source.name, f"{name!r} ({times} times)")
+    for name, times in _repeated(image["file_name"] for image in entries):
+        yield Flaw("repeated file", source.name, f"{name!r} ({times} times)")
     for image in progress(evenly(there, count), desc=f"{source.name}: images", unit="image"):
         for kind, about in look(source.path(image), image, use.format):
             yield Flaw(kind, source.name, repr(image["file_name"]) + about)

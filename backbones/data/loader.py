@@ -7,8 +7,10 @@ does not matter either.
 
 import random
 import signal
+from dataclasses import dataclass
 from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
 
+import cv2
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -41,11 +43,11 @@ def unreadable(record: Dict[str, Any], error: BaseException) -> str:
     return f"image {record.get('file_name')!r} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
+@dataclass
 class NamesFiles:
     """A mapper that raises UserError, with the image's name, for an image that cannot be read."""
 
-    def __init__(self, mapper: Callable):
-        self.mapper = mapper
+    mapper: Callable
 
     def __call__(self, record: Dict[str, Any]) -> Any:
         try:
@@ -57,9 +59,8 @@ class NamesFiles:
 class Examples(torchdata.Dataset):
     """What ``mapper`` makes of ``records``; ``self[position * len(self) + index]`` is record ``index`` with the random numbers of ``position``.
 
-    Args:
-        skip: if an image cannot be read, another record takes its place, and the example lists the image under "unreadable".
-            Otherwise that is a UserError, which with False advises the setting that skips.
+    With ``skip`` another record takes the place of an image that cannot be read, and the example lists the image under "unreadable".
+    Otherwise that is a UserError, which with False advises the setting that skips.
     """
 
     def __init__(self, records: Sequence[Dict[str, Any]], mapper: Callable, skip: Optional[bool] = False):
@@ -82,11 +83,9 @@ class Examples(torchdata.Dataset):
             except UNREADABLE as error:
                 problem = unreadable(record, error)
                 if not self.skip:
-                    if self.skip is None:
-                        raise UserError(problem, "bad-file") from error
-                    raise UserError(
-                        f"{problem}. To leave out such images: INPUT.UNREADABLE skip", "bad-file", "INPUT.UNREADABLE", "skip"
-                    ) from error
+                    advice = () if self.skip is None else ("INPUT.UNREADABLE", "skip")
+                    said = f"{problem}. To leave out such images: INPUT.UNREADABLE skip" if advice else problem
+                    raise UserError(said, "bad-file", *advice) from error
                 skipped.append(problem)
                 continue
             if example is not None:
@@ -95,14 +94,9 @@ class Examples(torchdata.Dataset):
 
 
 class Batches(torchdata.Sampler):
-    """Endless lists of ``size`` codes for `Examples`.
+    """Endless lists of ``size`` codes for `Examples`, of an infinite sampler's indices, from batch number ``start`` on.
 
-    Args:
-        sampler: an infinite one of indices.
-        size: images a batch.
-        wide: for each record, whether its image is wider than high; each batch holds one kind. None: kinds are mixed.
-
-    ``start`` is the number of the first batch; earlier ones are skipped.
+    ``wide`` says of each of ``length`` records whether its image is wider than high; each batch holds one kind. None: kinds are mixed.
     """
 
     def __init__(self, sampler: torchdata.Sampler, size: int, length: int, wide: Optional[np.ndarray] = None):
@@ -126,30 +120,26 @@ class TrainLoader:
     """An endless iterator over lists of examples. Call `go_to` before the first, to start elsewhere."""
 
     def __init__(self, examples: Examples, sampler: torchdata.Sampler, size: int, wide: Optional[np.ndarray], workers: int):
-        self.examples, self.workers = examples, workers
+        self.dataset, self.workers = examples, workers
         self.batches = Batches(sampler, size, len(examples), wide)
-        self.dataset = examples
 
     def go_to(self, seed: int, batch: int) -> None:
         """Starts at batch number ``batch`` of the run with this ``seed``."""
-        self.examples.seed = seed
+        self.dataset.seed = seed
         self.batches.sampler = upstream.seeded(self.batches.sampler, seed)
         self.batches.start = batch
 
     def __iter__(self) -> Iterator[List[Dict[str, Any]]]:
-        loader = torchdata.DataLoader(
-            self.examples, batch_sampler=self.batches, num_workers=self.workers, collate_fn=share, worker_init_fn=_settle
-        )
-        iterator = iter(loader)
+        options = {"collate_fn": share, "worker_init_fn": _settle}
+        iterator = iter(torchdata.DataLoader(self.dataset, batch_sampler=self.batches, num_workers=self.workers, **options))
         try:
             while True:
                 yield next(iterator)
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker (pid"):
                 raise
-            raise UserError(
-                f"a process that reads images was killed, as where memory or {_MORE_SHARED_MEMORY} ({error})", "resources"
-            ) from error
+            said = f"a process that reads images was killed, as where memory or {_MORE_SHARED_MEMORY} ({error})"
+            raise UserError(said, "resources") from error
         finally:  # now, and not at the end of the process, which would wait for its workers
             if self.workers:
                 upstream.stop_workers(iterator)
@@ -178,35 +168,23 @@ def share(batch: List[Any]) -> List[Any]:
 def _share(value: Any) -> None:
     if isinstance(value, torch.Tensor):
         value.share_memory_()
-    elif isinstance(value, (list, tuple)):
-        for item in value:
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
             _share(item)
-    elif isinstance(value, dict):
-        _share(list(value.values()))
-    elif isinstance(value, Instances):
-        _share(value.get_fields())
-    else:  # of Boxes, BitMasks, Keypoints
-        _share(getattr(value, "tensor", ()))
+    else:  # Instances, and Boxes, BitMasks, Keypoints among their fields
+        _share(value.get_fields() if isinstance(value, Instances) else getattr(value, "tensor", ()))
 
 
 def _settle(worker: int) -> None:
-    import cv2
-
     cv2.setNumThreads(0)  # torch limits its own
     # a signal that goes to all processes of a run stops it after its iteration, which needs the workers; they end with the run
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def train_records(cfg: CfgNode, names: Sequence[str] = ()) -> List[Dict[str, Any]]:
-    """What detectron2 knows of the images of ``cfg.DATASETS.TRAIN``, or of those ``names`` among it, without those that training leaves out.
-
-    Raises UserError where none is left.
-    """
-    train, proposals = tuple(cfg.DATASETS.TRAIN), None
-    names = tuple(names) or train
-    if cfg.MODEL.LOAD_PROPOSALS:
-        proposals = [file for name, file in zip(train, cfg.DATASETS.PROPOSAL_FILES_TRAIN) if name in names]
+def _train_records(cfg: CfgNode) -> List[Dict[str, Any]]:
+    names = tuple(cfg.DATASETS.TRAIN)
+    proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
     records: List[Dict[str, Any]] = []
     try:
@@ -227,16 +205,9 @@ def build_train_loader(
 
     ``share_records(read)`` gives what ``read()`` gives, for processes that read together. Raises UserError where no image is left to train on.
     """
-    parts = upstream.train_loader_parts(cfg, mapper, dataset=share_records(lambda: train_records(cfg)))
-    return train_loader(
-        parts["dataset"],
-        parts["mapper"],
-        parts["sampler"],
-        total_batch_size=cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE,
-        aspect_ratio_grouping=parts["aspect_ratio_grouping"],
-        num_workers=parts["num_workers"],
-        skip=cfg.INPUT.UNREADABLE == "skip",
-    )
+    parts = upstream.train_loader_parts(cfg, mapper, dataset=share_records(lambda: _train_records(cfg)))
+    parts["total_batch_size"] = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE
+    return train_loader(**parts, skip=cfg.INPUT.UNREADABLE == "skip")
 
 
 def train_loader(

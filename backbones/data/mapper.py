@@ -10,6 +10,7 @@ import copy
 import itertools
 from typing import Any, Dict, List, Tuple
 
+import cv2
 import numpy as np
 import pycocotools.mask as mask_util
 import torch
@@ -26,7 +27,6 @@ from torch import Tensor
 from ..upstream import turned
 from .annotations import run_lengths
 
-MAPPERS = ("detectron2", "exact", "fast")  # values of INPUT.MAPPER
 # augmentations that follow from an image's size; they make resizings, flips and crops
 _BLIND = (T.ResizeShortestEdge, T.Resize, T.RandomFlip, T.RandomCrop)
 _FLIPS = (HFlipTransform, VFlipTransform)
@@ -50,12 +50,7 @@ class _Size(T.AugInput):
 
 
 class FasterMapper(DatasetMapper):
-    """A ``DatasetMapper``, with the same calls and config.
-
-    Args:
-        fast: whether pixels may differ by one level.
-        others: the arguments of ``DatasetMapper``.
-    """
+    """A ``DatasetMapper``, with the same calls and config; ``fast``: pixels may differ by one level."""
 
     @configurable
     def __init__(self, is_train: bool, *, fast: bool = False, **others):
@@ -75,13 +70,11 @@ class FasterMapper(DatasetMapper):
             return super().__call__(dataset_dict)
         record = {key: value for key, value in dataset_dict.items() if key != "annotations"}
         source = _read(record["file_name"], self.fast)
-        size = _size_of(source)
-        utils.check_image_size(record, _blank(*size))
-        drawn = _Size(*size)
+        drawn = _Size(*(source.shape[:2] if isinstance(source, np.ndarray) else source.size[::-1]))
+        utils.check_image_size(record, drawn.image)
         transforms = self.augmentations(drawn)
         image_shape = drawn.image.shape[:2]
-        done = _flatten(transforms)
-        record["image"] = _transform(source, done, self.image_format, self.fast)
+        record["image"] = _transform(source, _flatten(transforms), self.image_format, self.fast)
         labels = record.pop("sem_seg_file_name", None)
         if labels is not None:
             sem_seg = transforms.apply_segmentation(utils.read_image(labels, "L").squeeze(2))
@@ -110,8 +103,7 @@ class FasterMapper(DatasetMapper):
         _transform_boxes(annotations, transforms, image_shape, self.keypoint_hflip_indices)
         if segments and not bitmask:
             for annotation, segment in zip(annotations, segments):
-                polygons = transforms.apply_polygons([np.asarray(p).reshape(-1, 2) for p in segment])
-                annotation["segmentation"] = [p.reshape(-1) for p in polygons]
+                annotation["segmentation"] = _polygons(segment, transforms)
         instances = utils.annotations_to_instances(annotations, image_shape)
         if segments and bitmask:
             masks, filled = _masks(segments, transforms, image_shape)
@@ -154,14 +146,14 @@ def _read(path: str, fast: bool):
     with utils.PathManager.open(path, "rb") as f:
         image = Image.open(f)
         if fast and image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1:
-            decode = _jpeg_decoder()
-            if decode is not None:
+            f.seek(0)
+            try:
+                from simplejpeg import decode_jpeg
+
+                return decode_jpeg(f.read(), "RGB")
+            except (ImportError, ValueError):  # not installed; or a damaged file: Pillow says how
                 f.seek(0)
-                try:
-                    return decode(f.read(), "RGB")
-                except ValueError:  # a damaged file: Pillow says how
-                    f.seek(0)
-                    image = Image.open(f)
+                image = Image.open(f)
         image = turned(image)
         image.load()  # before the file is closed
         if image.mode != "RGB":
@@ -169,26 +161,16 @@ def _read(path: str, fast: bool):
     return image
 
 
-def _jpeg_decoder():
-    try:
-        import simplejpeg
-    except ImportError:
-        return None
-    return simplejpeg.decode_jpeg
-
-
-def _size_of(source) -> Tuple[int, int]:
-    return (source.shape[0], source.shape[1]) if isinstance(source, np.ndarray) else (source.height, source.width)
-
-
 def _transform(source, transforms: List[Transform], image_format: str, fast: bool) -> Tensor:
     """Applies detectron2's transforms to an RGB image, Pillow's or an array. Returns (3, H, W) uint8."""
-    import cv2
-
     flips = len(list(itertools.takewhile(lambda t: isinstance(t, _FLIPS), transforms[::-1])))
     for t in transforms[: len(transforms) - flips]:
         if isinstance(t, T.ResizeTransform):
-            source = _resize_fast(np.asarray(source), t.new_h, t.new_w) if fast else _resize(source, t.new_h, t.new_w)
+            if fast:
+                source = _resize_fast(np.asarray(source), t.new_h, t.new_w)
+            else:
+                image = Image.fromarray(source) if isinstance(source, np.ndarray) else source
+                source = image.resize((t.new_w, t.new_h), Image.Resampling.BILINEAR)
         elif isinstance(t, _FLIPS):
             source = cv2.flip(np.asarray(source), int(isinstance(t, HFlipTransform)))
         else:
@@ -199,15 +181,8 @@ def _transform(source, transforms: List[Transform], image_format: str, fast: boo
     return image
 
 
-def _resize(source, height: int, width: int) -> Image.Image:
-    image = Image.fromarray(source) if isinstance(source, np.ndarray) else source
-    return image.resize((width, height), Image.Resampling.BILINEAR)
-
-
 def _resize_fast(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     if height >= pixels.shape[0] and width >= pixels.shape[1]:  # without shrinking, all kernels are the same one, and OpenCV's is the fastest
-        import cv2
-
         return cv2.resize(pixels, (width, height), interpolation=cv2.INTER_LINEAR)
     image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
     return F.interpolate(image.contiguous(), (height, width), mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
@@ -215,24 +190,23 @@ def _resize_fast(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 def _planes(pixels: np.ndarray, image_format: str) -> Tensor:
     """(H, W, 3) RGB -> (3, H, W) in the channel order of ``image_format``."""
-    import cv2
-
     result = np.empty((3, *pixels.shape[:2]), np.uint8)
     cv2.split(pixels, list(result[::-1] if image_format == "BGR" else result))
     return torch.from_numpy(result)
 
 
+def _polygons(segment: List[Any], transforms: T.TransformList) -> List[np.ndarray]:
+    return [p.reshape(-1) for p in transforms.apply_polygons([np.asarray(p).reshape(-1, 2) for p in segment])]
+
+
 def _masks(segments: List[Any], transforms: T.TransformList, size: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
     """The masks (N, H, W) that detectron2 makes of polygons or run lengths; and whether each has any pixel, (N,)."""
     result = torch.zeros(len(segments), *size, dtype=torch.bool)
-    filled = torch.zeros(len(segments), dtype=torch.bool)
-    for i, (row, segment) in enumerate(zip(result.numpy().view(np.uint8), segments)):
-        if isinstance(segment, list):
-            polygons = transforms.apply_polygons([np.asarray(p).reshape(-1, 2) for p in segment])
-            filled[i] = _fill(polygons, row)
-        else:
-            filled[i] = _pick(segment, transforms, row)
-    return result, filled
+    filled = [
+        _fill(_polygons(segment, transforms), row) if isinstance(segment, list) else _pick(segment, transforms, row)
+        for row, segment in zip(result.numpy().view(np.uint8), segments)
+    ]
+    return result, torch.tensor(filled)
 
 
 def _fill(polygons: List[np.ndarray], row: np.ndarray) -> bool:
@@ -241,7 +215,7 @@ def _fill(polygons: List[np.ndarray], row: np.ndarray) -> bool:
         return False
     columns, left = _columns(mask_util.merge(mask_util.frPyObjects([p.reshape(-1) for p in polygons], *row.shape)))
     if len(columns):
-        row[:, left : left + len(columns)] = _by_rows(columns.T)
+        row[:, left : left + len(columns)] = cv2.transpose(columns)
     return bool(len(columns))
 
 
@@ -264,7 +238,7 @@ def _pick(runs: Dict[str, Any], transforms: T.TransformList, row: np.ndarray) ->
     if not len(inside):
         return False
     picked = row[:, inside[0] : inside[-1] + 1]
-    picked[:] = _by_rows(columns[xs[inside] - left].T)[ys]
+    picked[:] = cv2.transpose(columns[xs[inside] - left])[ys]
     return bool(picked.any())
 
 
@@ -293,10 +267,3 @@ def _columns(runs: Dict[str, Any]) -> Tuple[np.ndarray, int]:
     else:
         counts = np.append(counts, right * height - before[-1])
     return np.repeat((np.arange(len(counts)) % 2).astype(np.uint8), counts).reshape(-1, height), left
-
-
-def _by_rows(columns: np.ndarray) -> np.ndarray:
-    """The same array, with rows contiguous in memory in place of columns."""
-    import cv2
-
-    return cv2.transpose(columns.T)

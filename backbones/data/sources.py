@@ -10,7 +10,6 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import learns
-from .holdout import HELD_OUT, KEPT
 
 
 @dataclass(frozen=True)
@@ -60,9 +59,9 @@ class Source:
         """The number of objects of each category, in the order of the classes; crowds are not counted."""
         names = {c["id"]: c["name"] for c in sorted(self.content["categories"], key=lambda c: c["id"])}
         counts = Counter(a["category_id"] for a in self.content["annotations"] if not a.get("iscrowd"))
-        result: Dict[str, int] = {}
+        result: Counter = Counter()
         for key, name in names.items():
-            result[name] = result.get(name, 0) + counts[key]
+            result[name] += counts[key]
         return result
 
     def boxes(self, use: Use) -> np.ndarray:
@@ -83,27 +82,22 @@ def sources(cfg: CfgNode) -> Tuple[List[Source], List[str]]:
     entries = {e[0]: e for e in cfg.DATASETS.REGISTER if isinstance(e, (list, tuple)) and len(e) == 3 and all(isinstance(p, str) for p in e)}
     found: List[Source] = []
     others: List[str] = []
-    for key in ("TRAIN", "TEST"):
-        for name in cfg.DATASETS[key]:
-            same = next((source for source in found if source.name == name), None)
-            if same:
-                same.testing |= key == "TEST"
-                continue
-            base, ids = name, None
-            part = next((suffix for suffix in (KEPT, HELD_OUT) if name.endswith(suffix)), None)
-            if name in entries:
-                paths = entries[name][1:]
-            elif name in DatasetCatalog:
-                if part and MetadataCatalog.get(name).get("held_out"):
-                    base = name[: -len(part)]
-                    ids = frozenset(record["image_id"] for record in DatasetCatalog.get(name))
-                elif MetadataCatalog.get(name).get("generated") and MetadataCatalog.get(name).get("json_file"):
-                    DatasetCatalog.get(name)  # the first use makes the files
-                paths = MetadataCatalog.get(base).get("json_file"), MetadataCatalog.get(base).get("image_root")
-            else:
-                continue  # another check reports it
-            if all(paths):
-                found.append(Source(name, paths[0], paths[1], key == "TRAIN", key == "TEST", ids))
-            else:
-                others.append(name)
-    return found, list(dict.fromkeys(others))
+    for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
+        ids = None
+        if name in entries:
+            paths = entries[name][1:]
+        elif name in DatasetCatalog:
+            metadata = MetadataCatalog.get(name)
+            if metadata.get("held_out"):
+                ids = frozenset(record["image_id"] for record in DatasetCatalog.get(name))
+                metadata = MetadataCatalog.get(metadata.part_of)
+            elif metadata.get("generated") and metadata.get("json_file"):
+                DatasetCatalog.get(name)  # the first use makes the files
+            paths = metadata.get("json_file"), metadata.get("image_root")
+        else:
+            continue  # another check reports it
+        if all(paths):
+            found.append(Source(name, *paths, name in cfg.DATASETS.TRAIN, name in cfg.DATASETS.TEST, ids))
+        else:
+            others.append(name)
+    return found, others

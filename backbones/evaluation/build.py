@@ -1,7 +1,8 @@
 """Which of detectron2's evaluators a data set calls for."""
 
-import importlib
+import importlib.util
 import os
+from collections import OrderedDict
 from types import ModuleType
 from typing import Any
 
@@ -9,13 +10,13 @@ import numpy as np
 from detectron2 import evaluation
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
+from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from ..data import check_packages
 from ..errors import unknown
-from .classification import ClassificationEvaluator
-from .coco import EVALUATORS, FastCOCOEvaluator, is_installed
+from .coco import FastCOCOEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> evaluation.DatasetEvaluator:
@@ -25,54 +26,34 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
     """
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
-    builders = {
-        "coco": lambda: [coco_evaluator(cfg, dataset_name, output_dir)],
-        "coco_panoptic_seg": lambda: [
-            coco_evaluator(cfg, dataset_name, output_dir),
-            _sem_seg(dataset_name, output_dir),
-            evaluation.COCOPanopticEvaluator(dataset_name, output_dir),
-        ],
-        "sem_seg": lambda: [_sem_seg(dataset_name, output_dir)],
-        "cityscapes_instance": lambda: [_cityscapes_instances(dataset_name)],
-        "cityscapes_sem_seg": lambda: [_cityscapes_sem_seg(dataset_name)],
-        "cityscapes_panoptic_seg": lambda: [
-            _cityscapes_sem_seg(dataset_name),
-            _cityscapes_instances(dataset_name),
-            evaluation.COCOPanopticEvaluator(dataset_name, output_dir),
-        ],
-        "pascal_voc": lambda: [evaluation.PascalVOCDetectionEvaluator(dataset_name)],
-        "classification": lambda: [ClassificationEvaluator()],
-        "lvis": lambda: [_lvis(dataset_name, output_dir)],
-    }
-    if kind not in builders:
-        raise unknown(f"evaluator_type of data set {dataset_name!r}", kind, builders)
+    if kind not in _BUILDERS:
+        raise unknown(f"evaluator_type of data set {dataset_name!r}", kind, _BUILDERS)
     check_packages(dataset_name, evaluating=True)
-    evaluators = builders[kind]()
+    evaluators = [build(cfg, dataset_name, output_dir) for build in _BUILDERS[kind]]
     return evaluators[0] if len(evaluators) == 1 else evaluation.DatasetEvaluators(evaluators)
 
 
 def coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str, **options) -> evaluation.COCOEvaluator:
     """The evaluator that TEST.COCO_EVALUATOR asks for; ``options`` are those of detectron2's. Both give the same numbers."""
-    fast = cfg.TEST.get("COCO_EVALUATOR", EVALUATORS[0]) == "fastest" and is_installed()
-    kind = FastCOCOEvaluator if fast else evaluation.COCOEvaluator
-    if fast:
-        options["use_fast_impl"] = False  # detectron2's own fast one, which would say that it is not built
+    kind = evaluation.COCOEvaluator
+    if cfg.TEST.get("COCO_EVALUATOR", "fastest") == "fastest" and importlib.util.find_spec("faster_coco_eval"):
+        kind, options["use_fast_impl"] = FastCOCOEvaluator, False  # detectron2's own fast one, which would say that it is not built
     return kind(dataset_name, output_dir=output_dir, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS, **options)
 
 
-def _cityscapes_instances(dataset_name: str) -> evaluation.CityscapesInstanceEvaluator:
+def _cityscapes_instances(cfg: CfgNode, dataset_name: str, output_dir: str) -> evaluation.CityscapesInstanceEvaluator:
     theirs: Any = _with_old_numpy("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
     # it writes what nobody reads, matches.json into the folder one stands in, and cannot write numpy 2's numbers
     theirs.writeDict2JSON = lambda contents, path: None
     return evaluation.CityscapesInstanceEvaluator(dataset_name)
 
 
-def _cityscapes_sem_seg(dataset_name: str) -> evaluation.CityscapesSemSegEvaluator:
+def _cityscapes_sem_seg(cfg: CfgNode, dataset_name: str, output_dir: str) -> evaluation.CityscapesSemSegEvaluator:
     _with_old_numpy("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     return evaluation.CityscapesSemSegEvaluator(dataset_name)
 
 
-def _lvis(dataset_name: str, output_dir: str) -> evaluation.LVISEvaluator:
+def _lvis(cfg: CfgNode, dataset_name: str, output_dir: str) -> evaluation.LVISEvaluator:
     _with_old_numpy("lvis.eval")
     return evaluation.LVISEvaluator(dataset_name, output_dir=output_dir)
 
@@ -94,7 +75,7 @@ class _OldNumpy:
         return getattr(np, name)
 
 
-def _sem_seg(dataset_name: str, output_dir: str) -> evaluation.SemSegEvaluator:
+def _sem_seg(cfg: CfgNode, dataset_name: str, output_dir: str) -> evaluation.SemSegEvaluator:
     return evaluation.SemSegEvaluator(dataset_name, output_dir=output_dir, sem_seg_loading_fn=_read_labels)
 
 
@@ -102,3 +83,42 @@ def _read_labels(filename: str, dtype=None) -> np.ndarray:
     # detectron2's own asks for an array without a copy, which numpy 2 refuses
     with PathManager.open(filename, "rb") as f:
         return np.asarray(Image.open(f), dtype=dtype)
+
+
+def _panoptic(cfg: CfgNode, dataset_name: str, output_dir: str) -> evaluation.COCOPanopticEvaluator:
+    return evaluation.COCOPanopticEvaluator(dataset_name, output_dir)
+
+
+class ClassificationEvaluator(evaluation.DatasetEvaluator):
+    """How often the class is the one of highest score, or among the five of highest, in percent; equal in any number of processes."""
+
+    def reset(self) -> None:
+        self._correct: dict[str, list[int]] = {}  # by image, so that one that two processes saw counts once
+
+    def process(self, inputs, outputs) -> None:
+        for given, found in zip(inputs, outputs):
+            scores = found["scores"]
+            # what is as high as the label's counts against it, and so does what is no number: equal scores have told nothing apart
+            rank = int((~(scores < scores[given["label"]])).sum()) - 1
+            self._correct[str(given["image_id"])] = [int(rank < 1), int(rank < 5)]
+
+    def evaluate(self):
+        every = comm.gather(self._correct)
+        if not comm.is_main_process():
+            return None
+        seen = {image: correct for part in every for image, correct in part.items()}
+        top1, top5 = (100 * sum(correct[i] for correct in seen.values()) / max(len(seen), 1) for i in range(2))
+        return OrderedDict(classification={"top1": top1, "top5": top5})
+
+
+_BUILDERS = {
+    "coco": [coco_evaluator],
+    "coco_panoptic_seg": [coco_evaluator, _sem_seg, _panoptic],
+    "sem_seg": [_sem_seg],
+    "cityscapes_instance": [_cityscapes_instances],
+    "cityscapes_sem_seg": [_cityscapes_sem_seg],
+    "cityscapes_panoptic_seg": [_cityscapes_sem_seg, _cityscapes_instances, _panoptic],
+    "pascal_voc": [lambda cfg, dataset_name, output_dir: evaluation.PascalVOCDetectionEvaluator(dataset_name)],
+    "classification": [lambda cfg, dataset_name, output_dir: ClassificationEvaluator()],
+    "lvis": [_lvis],
+}

@@ -1,7 +1,6 @@
 """COCO's evaluation by faster-coco-eval: pycocotools' numbers, several times as fast. Where it is not installed, detectron2's serves."""
 
 import contextlib
-import importlib.util
 import io
 import itertools
 import json
@@ -13,24 +12,13 @@ from detectron2.evaluation import COCOEvaluator
 from ..errors import UserError
 from ..files import write_whole
 
-EVALUATORS = ("fastest", "detectron2")  # values of TEST.COCO_EVALUATOR
-
-
-def is_installed() -> bool:
-    return importlib.util.find_spec("faster_coco_eval") is not None
-
 
 def evaluate(
     dataset: dict[str, Any], results: list[dict[str, Any]], task: str, sigmas: Sequence[float] = (), image_ids: Sequence | None = None
 ) -> Any:
-    """The summarized ``COCOeval`` of results in COCO's format: ``stats``, and ``eval["precision"]``.
+    """The summarized ``COCOeval`` of one or more detections in COCO's format: ``stats``, and ``eval["precision"]``.
 
-    Args:
-        dataset: the annotations, as COCO's JSON.
-        results: at least one detection.
-        task: "bbox", "segm" or "keypoints".
-        sigmas: of the keypoints; COCO's own without.
-        image_ids: those to evaluate; all without.
+    ``task`` is "bbox", "segm" or "keypoints", ``sigmas`` those of the keypoints, by default COCO's. Without ``image_ids`` all images count.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -68,12 +56,10 @@ class FastCOCOEvaluator(COCOEvaluator):
             self._logger.info("Annotations are not available for evaluation.")
             return
         for task in sorted(self._tasks or self._tasks_from_predictions(results)):
-            evaluation = None
-            if results:
-                sigmas = self._kpt_oks_sigmas if task == "keypoints" else ()
-                if task == "keypoints":
-                    _check_keypoints(self._coco_api.dataset, results, sigmas)
-                evaluation = evaluate(self._coco_api.dataset, results, task, sigmas, img_ids)
+            sigmas = self._kpt_oks_sigmas if task == "keypoints" else ()
+            if task == "keypoints" and results:
+                _check_keypoints(self._coco_api.dataset, results, sigmas)
+            evaluation = evaluate(self._coco_api.dataset, results, task, sigmas, img_ids) if results else None
             self._results[task] = self._derive_coco_results(evaluation, task, class_names=self._metadata.get("thing_classes"))
 
 

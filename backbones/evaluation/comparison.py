@@ -36,11 +36,7 @@ def match(
 ) -> List[Matches]:
     """pycocotools' matches of one class, for each range of areas of the task: all, small, medium, large (keypoints: no small).
 
-    Args:
-        images: by id, of COCO's format.
-        places: id -> row of the weights that `average_precision` takes.
-        annotations, results: of this class. pycocotools adds fields to the annotations.
-        sigmas: OKS sigmas of the keypoints; default: COCO's.
+    ``images`` and ``places``, rows of the weights that `average_precision` takes, are by id. pycocotools adds fields to the ``annotations``.
     """
     used = sorted({entry["image_id"] for entry in [*annotations, *results]})
     dataset = {"images": [images[i] for i in used], "annotations": annotations, "categories": [category]}
@@ -97,10 +93,7 @@ def average_precision(matches: Matches, weights: np.ndarray) -> np.ndarray:
 def draw(images: int, samples: int, seed: int) -> np.ndarray:
     """(images, samples) int16: how often each image is in each sample of as many images, drawn with replacement."""
     rng = np.random.default_rng(seed)
-    weights = np.empty((images, samples), np.int16)
-    for sample in range(samples):
-        weights[:, sample] = np.bincount(rng.integers(0, images, images), minlength=images)
-    return weights
+    return np.stack([np.bincount(rng.integers(0, images, images), minlength=images).astype(np.int16) for _ in range(samples)], axis=1)
 
 
 def compare(

@@ -31,9 +31,8 @@ def check_annotations(content: Dict[str, Any], task: str, path: str) -> None:
         for i, annotation in enumerate(content["annotations"]):
             image = images[annotation["image_id"]]
             if annotations.mask_fault(annotation.get("segmentation"), image["height"], image["width"]):
-                raise UserError(
-                    f"{what}: entry {i} of 'annotations' has no segmentation by polygons or by run lengths that fit its image", "data"
-                )
+                said = "has no segmentation by polygons or by run lengths that fit its image"
+                raise UserError(f"{what}: entry {i} of 'annotations' {said}", "data")
 
 
 def check_results(content: Any, dataset: Dict[str, Any], task: str, path: str) -> List[dict]:
@@ -46,12 +45,8 @@ def check_results(content: Any, dataset: Dict[str, Any], task: str, path: str) -
     field = TASKS[task]
     if isinstance(content[0], dict) and field not in content[0]:
         has = [name for name, key in TASKS.items() if key in content[0]]
-        raise UserError(
-            f"{what} is not of task {task!r}: a detection has no {field}; the file is of {', '.join(has) or 'none of the tasks'}",
-            "value",
-            "--task",
-            has[0] if has else None,
-        )
+        said = f"a detection has no {field}; the file is of {', '.join(has) or 'none of the tasks'}"
+        raise UserError(f"{what} is not of task {task!r}: {said}", "value", "--task", next(iter(has), None))
     keys = ["image_id", "category_id", "score", field]
     # the size of a detection with keypoints is its box's where it has one, of one with a mask always the mask's
     if task == "keypoints" and all(isinstance(result, dict) and "bbox" in result for result in content):
@@ -68,10 +63,8 @@ def check_results(content: Any, dataset: Dict[str, Any], task: str, path: str) -
             raise UserError(f"{what}: entry {i} {fault}", "bad-file")
         for key, known, owner in (("image_id", images, "images"), ("category_id", classes, "categories")):
             if result[key] not in known:
-                raise UserError(
-                    f"{what}: entry {i} has {key} {result[key]}, which is not among the {owner!r} of the annotations: another data set?",
-                    "data",
-                )
+                said = f"has {key} {result[key]}, which is not among the {owner!r} of the annotations: another data set?"
+                raise UserError(f"{what}: entry {i} {said}", "data")
         if task == "segm":
             image, mask = images[result["image_id"]], result[field]
             if not isinstance(mask.get("counts"), str) or annotations.mask_fault(mask, image["height"], image["width"]):

@@ -1,17 +1,17 @@
 """Configs and released checkpoints by name, as ``detectron2.model_zoo`` gives them, for our configs and for detectron2's own."""
 
 import functools
-import importlib.util
-import json
 import os
 from typing import Any, Dict, List, Optional
 
+import detectron2
 import torch
 from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.modeling import build_model
 from omegaconf import DictConfig
 
 from ..config import add_backbones_config, merge_file
+from ..documents import read_json
 from ..errors import UserError, unknown
 from . import weights  # noqa: F401  for registration
 
@@ -22,36 +22,33 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 def config_root() -> str:
     """The folder of our configs: beside the package in a checkout, inside it once installed."""
     package = os.path.dirname(_HERE)
-    for root in (os.path.join(os.path.dirname(package), "configs"), os.path.join(package, "configs")):
-        if os.path.isfile(os.path.join(root, "Base-RCNN-VoVNet-FPN.yaml")):
-            return root
-    raise UserError(f"the project's configs are neither in {package!r} nor beside it: install it again", "missing-file")
+    root = _root_of("Base-RCNN-VoVNet-FPN.yaml", os.path.dirname(package), package)
+    if root is None:
+        raise UserError(f"the project's configs are neither in {package!r} nor beside it: install it again", "missing-file")
+    return root
 
 
 def _detectron2_root() -> Optional[str]:
-    # not by detectron2.model_zoo, whose import needs pkg_resources
-    package = importlib.util.find_spec("detectron2").submodule_search_locations[0]
-    for root in (os.path.join(package, "model_zoo", "configs"), os.path.join(os.path.dirname(package), "configs")):
-        if os.path.isfile(os.path.join(root, "Base-RCNN-FPN.yaml")):
-            return root
-    return None
+    package = os.path.dirname(detectron2.__file__)  # not by detectron2.model_zoo, whose import needs pkg_resources
+    return _root_of("Base-RCNN-FPN.yaml", os.path.join(package, "model_zoo"), os.path.dirname(package))
+
+
+def _root_of(base: str, *folders: str) -> Optional[str]:
+    roots = (os.path.join(folder, "configs") for folder in folders)
+    return next((root for root in roots if os.path.isfile(os.path.join(root, base))), None)
 
 
 @functools.lru_cache(maxsize=None)
 def _names(root: Optional[str]) -> List[str]:
-    if root is None:
-        return []
-    found = []
-    for folder, _, files in os.walk(root):
-        found += [os.path.relpath(os.path.join(folder, f), root) for f in files if f.endswith(_ENDINGS)]
-    return sorted(found)
+    walk = os.walk(root) if root else ()
+    return sorted(os.path.relpath(os.path.join(folder, f), root) for folder, _, files in walk for f in files if f.endswith(_ENDINGS))
 
 
 def list_configs(python: bool = False) -> List[str]:
     """The names of our configs, such as ``COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml``, ``python`` ones too; bases and searches' are left out."""
     endings = _ENDINGS if python else ".yaml"
-    names = [name for name in _names(config_root()) if name.endswith(endings) and not name.startswith(("bases" + os.sep, "search" + os.sep))]
-    return [name for name in names if not os.path.basename(name).startswith("Base-")]
+    names = [name.split(os.sep) for name in _names(config_root()) if name.endswith(endings)]
+    return [os.sep.join(name) for name in names if name[0] not in ("bases", "search") and not name[-1].startswith("Base-")]
 
 
 def list_detectron2_configs() -> List[str]:
@@ -68,26 +65,23 @@ def get_config_file(name: str) -> str:
     """
     if os.path.isfile(name):
         return os.path.abspath(name)
-    wanted = os.path.normpath(name)
-    wanted = wanted[len("configs" + os.sep) :] if wanted.startswith("configs" + os.sep) else wanted
+    wanted = os.path.normpath(name).removeprefix("configs" + os.sep)
     wanted += "" if wanted.endswith(_ENDINGS) else ".yaml"
     roots = (config_root(), _detectron2_root())
     for root in roots:
         if wanted in _names(root):
             return os.path.join(root, wanted)
     for root in roots:
-        flat = [n for n in _names(root) if os.path.basename(n) == os.path.basename(wanted)]
-        if len(flat) == 1 and os.sep not in wanted:
-            return os.path.join(root, flat[0])
-        coco = [n for n in flat if n.startswith("COCO-")]
-        if len(flat) > 1 and len(coco) == 1 and os.sep not in wanted:  # one name for several data sets means COCO's
-            return os.path.join(root, coco[0])
-        if len(flat) > 1 and os.sep not in wanted:
+        flat = [n for n in _names(root) if os.path.basename(n) == wanted]
+        coco = [n for n in flat if n.startswith("COCO-")]  # one name for several data sets means COCO's
+        for found in (flat, coco):
+            if len(found) == 1:
+                return os.path.join(root, found[0])
+        if flat:
             raise UserError(f"config {name!r} is not one but several: {', '.join(flat)}", "unknown-name", "--config-file", flat[0])
-    ours, theirs = (_names(root) for root in roots)
-    raise unknown(
-        "config (neither a file nor a name in the zoos)", name, [*ours, *theirs] + sorted({os.path.basename(n) for n in ours}), "--config-file"
-    )
+    ours, theirs = map(_names, roots)
+    names = [*ours, *theirs, *sorted(set(map(os.path.basename, ours)))]
+    raise unknown("config (neither a file nor a name in the zoos)", name, names, "--config-file")
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
@@ -112,8 +106,7 @@ def get_lazy_config(name: str) -> DictConfig:
 
 @functools.lru_cache(maxsize=None)
 def _models() -> Dict[str, dict]:
-    with open(os.path.join(_HERE, "models.json")) as f:
-        data = json.load(f)
+    data = read_json(os.path.join(_HERE, "models.json"))
     return {row["config"]: {**row, "about": data["sources"][row["source"]]} for row in data["models"] if "config" in row}
 
 

@@ -1,7 +1,6 @@
 """``backbones://NAME`` in MODEL.WEIGHTS: a backbone's weights by its name, converted or as released."""
 
 import functools
-import json
 import os
 from typing import Any, Dict, Optional
 
@@ -9,6 +8,7 @@ from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
 
 from ..checkpoint import fetch, read_checkpoint
+from ..documents import read_json
 from ..errors import UserError, unknown
 
 PREFIX = "backbones://"
@@ -22,8 +22,7 @@ def folder() -> str:
 
 @functools.lru_cache(maxsize=None)
 def _data() -> Dict[str, Any]:
-    with open(os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights.json")) as f:
-        return json.load(f)
+    return read_json(os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights.json"))
 
 
 def released(name: str) -> Optional[Dict[str, Any]]:
@@ -46,12 +45,10 @@ def about(name: str) -> Dict[str, Any]:
     As the file in `folder` says, else the released one.
     """
     path = local(name)
-    if not path:
-        return released(name) or {}
-    contents = read_checkpoint(path)
+    contents = read_checkpoint(path) if path else {}
     images = contents.get("preprocessing")
     if not isinstance(images, dict) or not {"format", "pixel_mean", "pixel_std"} <= set(images):
-        return released(name) or {}  # as released, then
+        return released(name) or {}
     provenance = contents.get("provenance")
     overrides = provenance.get("overrides", []) if isinstance(provenance, dict) else []
     return {"preprocessing": images, "overrides": overrides if isinstance(overrides, list) else []}
@@ -62,12 +59,11 @@ def find(name: str) -> str:
 
     Raises UserError for a name that has neither.
     """
-    path = local(name)
+    path, row = local(name), released(name)
     if path:
         return path
-    row = released(name)
     if row is None:
-        there = [os.path.splitext(file)[0] for file in (sorted(os.listdir(folder())) if os.path.isdir(folder()) else [])]
+        there = [os.path.splitext(file)[0] for file in sorted(os.listdir(folder()) if os.path.isdir(folder()) else [])]
         raise unknown(f"weights, neither released nor in {folder()!r}", name, [*there, *_data()["weights"]], "MODEL.WEIGHTS", "missing-weights")
     try:
         return fetch(row["url"], PathManager)
@@ -92,8 +88,7 @@ class Handler(PathHandler):
     def _isfile(self, path, **kwargs):
         return os.path.isfile(self._get_local_path(path))
 
-    def _exists(self, path, **kwargs):
-        return self._isfile(path)
+    _exists = _isfile
 
 
 PathManager.register_handler(Handler(), allow_override=True)
