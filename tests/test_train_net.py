@@ -243,7 +243,7 @@ def mistakes(folder):
     yield train, ["MODEL.VOVNET.CONV_BODY", "V-39"], ["'V-39'", "Did you mean 'V-39-eSE'"]
     yield train, ["MODEL.VOVNET.NORM", "BNN"], ["'BNN'", "Did you mean 'BN'"]
     yield train, ["MODEL.FPN.IN_FEATURES", "['stage9']"], ["'stage9'", "'stage5'"]
-    yield train, ["MODEL.ROI_HEADS.NUM_CLASSES", "80"], ["80", "MODEL.ROI_HEADS.NUM_CLASSES is 80", "has 10: set it to 10"]
+    yield train, ["MODEL.ROI_HEADS.NUM_CLASSES", "80"], ["80", "MODEL.ROI_HEADS.NUM_CLASSES is 80", "has 10: set MODEL.ROI_HEADS.NUM_CLASSES 10"]
     yield train, ["DATASETS.TRAIN", "('tiny_trian',)"], ["'tiny_trian'", "Did you mean 'tiny_train'"]
     yield train, ["DATASETS.REGISTER", "[['x', 'nowhere.json', '.']]"], ["'nowhere.json'", "is not there"]
     yield train, ["DATASETS.TRAIN", "('coco_2014_train',)"], ["'coco_2014_train'", "is not there"]
