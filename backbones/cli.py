@@ -2,7 +2,6 @@
 
 import importlib
 import sys
-from typing import List, Optional
 
 from .errors import unknown
 
@@ -24,7 +23,7 @@ VERBS = {
 }
 
 
-def main(arguments: Optional[List[str]] = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):

@@ -2,7 +2,7 @@
 
 import difflib
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, List
+from typing import Any, Callable, Iterable
 
 # code -> what it says
 CODES = {
@@ -67,7 +67,7 @@ def unknown(what: str, value: Any, allowed: Iterable[Any], key: str = "", code: 
     return UserError(f"unknown {what}: {value!r}.{hint} Allowed: {shown or 'none'}.", code, key, suggestion)
 
 
-def raised(check: Callable[..., Any], *arguments: Any) -> List[UserError]:
+def raised(check: Callable[..., Any], *arguments: Any) -> list[UserError]:
     """The UserError that a call raises, if it does."""
     try:
         check(*arguments)

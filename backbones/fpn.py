@@ -4,7 +4,7 @@ FPNLite is the FPN with ``MODEL.FPN.OUT_CHANNELS 128``.
 """
 
 import math
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -18,7 +18,7 @@ from .layers import COMMON_NORMS
 from .registry import BUILDERS, Family
 
 
-def common_options(cfg: CfgNode, node: CfgNode, input_shape: ShapeSpec) -> Dict[str, Any]:
+def common_options(cfg: CfgNode, node: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
     """The keyword arguments that every family's network takes, as ``cfg`` and the family's own ``node`` of it say."""
     return {
         "in_channels": input_shape.channels,
@@ -31,7 +31,7 @@ def common_options(cfg: CfgNode, node: CfgNode, input_shape: ShapeSpec) -> Dict[
     }
 
 
-def _in_shapes(cfg: CfgNode, bottom_up: Backbone) -> List[ShapeSpec]:
+def _in_shapes(cfg: CfgNode, bottom_up: Backbone) -> list[ShapeSpec]:
     shapes = bottom_up.output_shape()
     names = list(cfg.MODEL.FPN.IN_FEATURES)
     if not names:
@@ -69,7 +69,7 @@ class P6P7(LastLevelP6P7):
         super().__init__(in_channels, out_channels, in_feature)
         self.relu = relu
 
-    def forward(self, x: Tensor) -> List[Tensor]:
+    def forward(self, x: Tensor) -> list[Tensor]:
         p6 = self.p6(x)
         return [p6, self.p7(F.relu(p6) if self.relu else p6)]
 
@@ -88,7 +88,7 @@ def _deepest_level(cfg: CfgNode, bottom_up: Backbone) -> str:
     return f"p{max(int(math.log2(shape.stride)) for shape in _in_shapes(cfg, bottom_up))}"
 
 
-def register_builders(family: Family, bare_alias: Optional[str] = None) -> None:
+def register_builders(family: Family, bare_alias: str | None = None) -> None:
     """Registers a family's builders in detectron2's ``BACKBONE_REGISTRY``; ``bare_alias`` is a second name for the bare one."""
 
     def bare(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from typing import Any, Callable, Dict, Iterable, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
@@ -94,7 +94,7 @@ class DeformConv2d(ops.DeformConv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         offset: Tensor = self.offset(x)
-        mask: Optional[Tensor] = None
+        mask: Tensor | None = None
         if self.modulated:
             mask = offset[:, self.offset_channels :].sigmoid()
             offset = offset[:, : self.offset_channels]
@@ -110,7 +110,7 @@ class StagePlan(NamedTuple):
     conv: Conv
 
 
-def stage_plans(deform: Sequence[bool], modulated: bool, num_groups: int, res5_dilation: int) -> List[StagePlan]:
+def stage_plans(deform: Sequence[bool], modulated: bool, num_groups: int, res5_dilation: int) -> list[StagePlan]:
     """The plans of the four stages behind the stem.
 
     Their 3x3 convolutions are ``nn.Conv2d``, or where ``deform`` says so `DeformConv2d`. With ``res5_dilation`` 2 the last stage keeps its
@@ -173,12 +173,12 @@ class ConvNormAct(lean.KeepsActivations):
         return not traced and lean.fits(self.conv)
 
     @torch.jit.unused
-    def of_pieces(self, pieces: List[Tensor]) -> Tensor:
+    def of_pieces(self, pieces: list[Tensor]) -> Tensor:
         """The unit's output for the concatenation of ``pieces``, which it need not keep."""
         y: Tensor = self._joined(pieces) if self.keeps_less() else self(torch.cat(pieces, dim=1))
         return y
 
-    def _joined(self, pieces: List[Tensor]) -> Tensor:
+    def _joined(self, pieces: list[Tensor]) -> Tensor:
         y: Tensor = self.act(lean.conv_norm(self.conv, self.norm, pieces))
         return y
 
@@ -189,13 +189,13 @@ class StagedBackbone(ReleasedWeights, lean.KeepsActivations, Backbone):
     A family's class names its ``stages``, in order. Its constructor adds each with `add_stage` and closes with `finish`.
     """
 
-    stages: Tuple[str, ...] = ()
+    stages: tuple[str, ...] = ()
     __constants__ = ["stages"]  # torch.jit.script reads it
 
     def __init__(self) -> None:
         super().__init__()
-        self.shapes: Dict[str, ShapeSpec] = {}
-        self.out_features: List[str] = []
+        self.shapes: dict[str, ShapeSpec] = {}
+        self.out_features: list[str] = []
         self.divisibility = 0
 
     def add_stage(self, name: str, stage: nn.Module, channels: int, stride: int) -> None:
@@ -221,7 +221,7 @@ class StagedBackbone(ReleasedWeights, lean.KeepsActivations, Backbone):
         self.divisibility = self.shapes[self.out_features[-1]].stride if divisible else 0
         self.freeze(freeze_at)
 
-    def output_shape(self) -> Dict[str, ShapeSpec]:
+    def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of each feature that it emits."""
         return {name: self.shapes[name] for name in self.out_features}
 
@@ -242,9 +242,9 @@ class StagedBackbone(ReleasedWeights, lean.KeepsActivations, Backbone):
                 stage = getattr(self, name).requires_grad_(False)
                 setattr(self, name, FrozenBatchNorm2d.convert_frozen_batchnorm(stage))
 
-    def forward(self, x: Tensor) -> Dict[str, Tensor]:
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Maps images (N, C, H, W) to the features asked for, by name, in order of depth."""
-        outputs: Dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         for name, stage in self.named_children():
             if name in self.stages:
                 if torch.jit.is_scripting():

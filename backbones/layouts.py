@@ -1,7 +1,7 @@
 """Weights as other projects released them: their key names become ours wherever a state dict is loaded."""
 
 import re
-from typing import Dict, Mapping, Pattern, Sequence, Tuple
+from typing import Mapping, Pattern, Sequence
 
 from torch import Tensor, nn
 
@@ -13,15 +13,15 @@ _OUTER = re.compile(r"^((module|_orig_mod|architecture|model|backbone|bottom_up|
 _NOTHING = re.compile(r"(?!)")
 
 
-def without_wrappers(state_dict: Mapping[str, Tensor]) -> Dict[str, Tensor]:
+def without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict without the prefixes of wrappers. Raises UserError where two entries become one."""
-    result: Dict[str, Tensor] = {}
+    result: dict[str, Tensor] = {}
     for key, value in state_dict.items():
         _put(result, _WRAPPERS.sub("", key), key, value)
     return result
 
 
-def _put(result: Dict[str, Tensor], new: str, key: str, value: Tensor) -> None:
+def _put(result: dict[str, Tensor], new: str, key: str, value: Tensor) -> None:
     if new in result:
         raise UserError(f"checkpoint holds {new!r} twice, under two names; the second is {key!r}")
     result[new] = value
@@ -38,9 +38,9 @@ class ReleasedWeights(nn.Module):
     # those whose weights take the images that this project's configs give: they load as they are, the others are converted first
     native_layouts: Sequence[str] = ("released",)
     # keys of a released layout whose weights expect images in another order than this project's other configs give: (keys, order)
-    released_images: Tuple[Pattern[str], str] = (_NOTHING, "")
+    released_images: tuple[Pattern[str], str] = (_NOTHING, "")
     # how the weights are used, where their shapes do not say it: saved beside them, and compared when they are loaded
-    conventions: Dict[str, str] = {}
+    conventions: dict[str, str] = {}
     # keys behind the last feature, which detection has no use for
     classifier: Pattern[str] = _NOTHING
 
@@ -48,17 +48,17 @@ class ReleasedWeights(nn.Module):
         """A key of a checkpoint in one of the `layouts` as ours; keys that are not of that layout come back as they are."""
         return key
 
-    def complete(self, state_dict: Dict[str, Tensor], layout: str) -> Dict[str, Tensor]:
+    def complete(self, state_dict: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
         """A translated state dict with what that layout's network does not have filled in, so that ours computes the same."""
         return state_dict
 
-    def translate_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str = "", layouts: Sequence[str] = ()) -> Dict[str, Tensor]:
+    def translate_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str = "", layouts: Sequence[str] = ()) -> dict[str, Tensor]:
         """The entries under ``prefix`` with this network's key names, the others as they are; from the native ``layouts`` unless named.
 
         Drops batch counters where this network's norms keep none. Raises UserError where two entries become one.
         """
         own = set(self.state_dict())
-        result: Dict[str, Tensor] = {}
+        result: dict[str, Tensor] = {}
         for key, value in state_dict.items():
             new = key
             if key.startswith(prefix):

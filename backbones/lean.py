@@ -6,7 +6,7 @@ weight, so that no pass over the feature is needed for it. The gradients are tho
 """
 
 import contextlib
-from typing import Iterator, Optional, Sequence, Tuple
+from typing import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -40,7 +40,7 @@ class _Conv(torch.autograd.Function):
         of_input, of_weight, _ = torch.ops.aten.convolution_backward(gradient, *factors, *options, wanted)
         if of_weight is not None and scale is not None:
             of_weight = of_weight.to(weight.dtype) * scale
-        of_pieces: Sequence[Optional[Tensor]] = [None] * len(pieces)
+        of_pieces: Sequence[Tensor | None] = [None] * len(pieces)
         if of_input is not None:
             of_pieces = of_input.split([piece.shape[1] for piece in pieces], dim=1)
         return (of_weight, None, None, None, None, None, None, *of_pieces)
@@ -56,7 +56,7 @@ def fits(conv: nn.Module) -> bool:
 
 def conv_norm(conv: nn.Module, norm: nn.Module, pieces: Sequence[Tensor]) -> Tensor:
     """``norm(conv(torch.cat(pieces, 1)))``; the concatenation is not kept, and a frozen norm is part of the convolution."""
-    options: Tuple = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    options: tuple = (conv.stride, conv.padding, conv.dilation, conv.groups)
     if isinstance(norm, FrozenBatchNorm2d) and conv.bias is None:
         scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
         shift = norm.bias - norm.running_mean * scale

@@ -15,7 +15,7 @@ import ast
 import os
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, NamedTuple, Sequence, Tuple
+from typing import Any, NamedTuple, Sequence
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -45,10 +45,10 @@ class Block(NamedTuple):
     forced: bool = True
 
 
-Structure = Tuple[Block, ...]
+Structure = tuple[Block, ...]
 
 
-def stage_of(structure: Sequence[Block]) -> List[int]:
+def stage_of(structure: Sequence[Block]) -> list[int]:
     """For each block the number of its stage, 0 being the stem: every block of stride 2 but the first begins one."""
     stages, stage = [], 0
     for i, block in enumerate(structure):
@@ -111,7 +111,7 @@ def parse_structure(content: Any, what: str = "the structure") -> Structure:
         content = found[0]
     if not isinstance(content, (list, tuple)) or not content:
         raise UserError(f"{what} holds {_short(content)}, not a list of blocks")
-    blocks: List[Block] = []
+    blocks: list[Block] = []
     for i, entry in enumerate(content):
         blocks.append(_parse_block(entry, i, blocks[-1].channels if blocks else 3, what))
     layers = sum(block.layers or 1 for block in blocks)
@@ -138,7 +138,7 @@ def _parse_block(entry: Any, i: int, before: int, what: str) -> Block:
     for field in entry:
         if field not in (*_FIELDS[kind], *_OTHER_FIELDS):
             raise unknown(f"field in {where}", field, (*_FIELDS[kind], *_OTHER_FIELDS))
-    values: Dict[str, int] = {}
+    values: dict[str, int] = {}
     for field in (*_FIELDS[kind], "s"):
         value = entry.get(field, 1 if field == "s" else None)
         most = _MOST.get(field, 1 << 16)
@@ -253,7 +253,7 @@ class MAEDET(StagedBackbone):
         structure = scaled(check_structure(structure), width)
         plain = StagePlan(2, nn.Conv2d, nn.Conv2d)
         plans = [plain, *stage_plans(deform_on_per_stage, deform_modulated, deform_num_groups, res5_dilation)]
-        self._released: Dict[str, str] = {}  # where each of the released blocks stands here
+        self._released: dict[str, str] = {}  # where each of the released blocks stands here
         numbers = stage_of(structure)
         stride = 1
         for number, name in enumerate(STAGES):

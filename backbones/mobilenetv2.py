@@ -8,7 +8,7 @@ convolution and the first block, which the older project called 2, as it counted
 import math
 import re
 from dataclasses import dataclass
-from typing import Dict, Sequence, Tuple
+from typing import Sequence
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -59,7 +59,7 @@ class MobileNetV2(StagedBackbone):
     def __init__(
         self,
         stem_channels: int,
-        groups: Sequence[Tuple[str, int, int, int, int]],
+        groups: Sequence[tuple[str, int, int, int, int]],
         *,
         in_channels: int = 3,
         out_features: Sequence[str] = STAGES[1:],
@@ -72,7 +72,7 @@ class MobileNetV2(StagedBackbone):
     ):
         super().__init__()
         plans = dict(zip(STAGES[1:], stage_plans(deform_on_per_stage, deform_modulated, deform_num_groups, res5_dilation)))
-        stages: Dict[str, nn.Sequential] = {name: nn.Sequential() for name in STAGES}
+        stages: dict[str, nn.Sequential] = {name: nn.Sequential() for name in STAGES}
         stages["stem"].append(ConvNormAct(in_channels, stem_channels, 3, 2, norm=norm, act=_relu6))
         # where each of the released layers features.<i> stands here
         self._released = ["stem.0"]
@@ -118,7 +118,7 @@ class MobileNetV2Spec:
     """The structural arguments of `MobileNetV2`."""
 
     stem_channels: int
-    groups: Tuple[Tuple[str, int, int, int, int], ...]
+    groups: tuple[tuple[str, int, int, int, int], ...]
 
 
 SPECS = {

@@ -4,7 +4,7 @@ import dataclasses
 import fnmatch
 import functools
 import inspect
-from typing import Any, Callable, Dict, List, Mapping, Optional, Tuple, Type
+from typing import Any, Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -19,18 +19,18 @@ class Family:
     """One family: ``network(**spec, **options)`` builds any of its ``specs``; ``build(cfg, input_shape)`` builds what a config asks for."""
 
     name: str  # as in its builders' names: build_<name>_backbone
-    network: Type[StagedBackbone]
+    network: type[StagedBackbone]
     specs: Mapping[str, Any]  # spec name -> frozen dataclass of the network's structural arguments
     build: Callable[..., StagedBackbone]
     variant_key: str = ""  # the config key that names the spec, where there is more than one
 
     @property
-    def stages(self) -> Tuple[str, ...]:
+    def stages(self) -> tuple[str, ...]:
         return self.network.stages
 
 
-FAMILIES: Dict[str, Family] = {}
-BUILDERS: Dict[str, Family] = {}  # by the name of each registered builder: MODEL.BACKBONE.NAME
+FAMILIES: dict[str, Family] = {}
+BUILDERS: dict[str, Family] = {}  # by the name of each registered builder: MODEL.BACKBONE.NAME
 
 
 def register(family: Family) -> Family:
@@ -46,7 +46,7 @@ def family_of(name: str) -> Family:
     raise unknown("backbone", name, list_backbones())
 
 
-def list_backbones(pattern: str = "*") -> List[str]:
+def list_backbones(pattern: str = "*") -> list[str]:
     """Names of all networks that match a shell pattern such as ``"*MobileNet*"``."""
     return [name for family in FAMILIES.values() for name in family.specs if fnmatch.fnmatchcase(name, pattern)]
 
@@ -73,7 +73,7 @@ def create(name: str, **overrides: Any) -> StagedBackbone:
     return family.network(**{**spec, **overrides})
 
 
-def translate(name: str, state_dict: Mapping[str, Tensor], layout: Optional[str] = None, **overrides: Any) -> Dict[str, Tensor]:
+def translate(name: str, state_dict: Mapping[str, Tensor], layout: str | None = None, **overrides: Any) -> dict[str, Tensor]:
     """A released state dict of that network, in any known layout and prefix, with our key names.
 
     ``layout`` is one of the family's ``layouts``; by default the one that fits is found. The tensors stay as they are, so the network
@@ -98,7 +98,7 @@ def _on_meta(name: str, **overrides: Any) -> StagedBackbone:
         return create(name, **overrides)
 
 
-def attempt(name: str, state_dict: Mapping[str, Tensor], layout: str, overrides: Mapping[str, Any]) -> Tuple[Dict[str, Tensor], List[str]]:
+def attempt(name: str, state_dict: Mapping[str, Tensor], layout: str, overrides: Mapping[str, Any]) -> tuple[dict[str, Tensor], list[str]]:
     """`translate` of one layout: (the state dict as it comes out, what is wrong with it, a line an entry)."""
     whole = state_dict.get("model", state_dict)
     state_dict = without_wrappers(whole if isinstance(whole, Mapping) else state_dict)

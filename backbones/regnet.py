@@ -15,7 +15,7 @@ import math
 import re
 from dataclasses import dataclass
 from itertools import groupby
-from typing import List, Mapping, Sequence, Tuple
+from typing import Mapping, Sequence
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
@@ -48,7 +48,7 @@ def round_to_groups(width: int, group_width: int, rounding: str = "pycls") -> in
     return count * group_width
 
 
-def stage_widths(depth: int, w0: int, wa: float, wm: float, group_width: int, rounding: str = "pycls") -> List[Tuple[int, int, int]]:
+def stage_widths(depth: int, w0: int, wa: float, wm: float, group_width: int, rounding: str = "pycls") -> list[tuple[int, int, int]]:
     """(width, blocks, group width) of every stage, by the paper's rule.
 
     Raises UserError for numbers that the rule does not take.

@@ -1,6 +1,6 @@
 """What detectron2's own ResNet lacks: deformable stages without the compiled ``_C`` or on a CPU, and RetinaNet's levels without a ReLU."""
 
-from typing import Any, Optional
+from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
@@ -24,7 +24,7 @@ class TorchvisionDeformConv(ops.DeformConv2d):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, x: Tensor, offset: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
         x = ops.deform_conv2d(x, offset, self.weight, self.bias, self.stride, self.padding, self.dilation, mask)
         if self.norm is not None:
             x = self.norm(x)

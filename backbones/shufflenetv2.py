@@ -14,7 +14,7 @@ import ast
 import os
 import re
 from dataclasses import dataclass
-from typing import Any, Dict, List, Optional, Sequence, Tuple
+from typing import Any, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -101,7 +101,7 @@ class ShuffleBlock(nn.Module):
         return interleave(x) if self.shuffle == "after" else x
 
 
-def check_choices(choices: Any, blocks: Sequence[int], what: str = "the path") -> Tuple[int, ...]:
+def check_choices(choices: Any, blocks: Sequence[int], what: str = "the path") -> tuple[int, ...]:
     """``choices`` where there is one for each block, of stages of so many ``blocks``. Raises UserError that names the block otherwise."""
     if not isinstance(choices, (list, tuple)) or len(choices) != sum(blocks):
         given = f"{len(choices)} choices" if isinstance(choices, (list, tuple)) else f"a {type(choices).__name__}"
@@ -166,7 +166,7 @@ class ShuffleNetV2(StagedBackbone):
         if stem_bias and norm:
             stem.conv.bias = nn.Parameter(torch.zeros(stem_channels))
         self.add_stage("stem", stem, stem_channels, stride=2)
-        self._released: List[str] = []  # where each block, in order, stands here
+        self._released: list[str] = []  # where each block, in order, stands here
         before, stride = stem_channels, 2
         for name, out, count, plan in zip(
             STAGES[1:], channels, blocks, stage_plans(deform_on_per_stage, deform_modulated, deform_num_groups, res5_dilation)
@@ -190,7 +190,7 @@ class ShuffleNetV2(StagedBackbone):
     def _block(self, index: int, in_channels: int, out_channels: int, reduces: bool, norm: str, plan: StagePlan) -> nn.Module:
         return ShuffleBlock(in_channels, out_channels, self.choices[index], reduces, self.split, self.shuffle, norm, plan)
 
-    def _place(self, index: int, choice: int) -> Optional[str]:
+    def _place(self, index: int, choice: int) -> str | None:
         """The prefix of a choice of a block, or None where this network has another."""
         return f"{self._released[index]}." if index < len(self._released) and self.choices[index] == choice else None
 
@@ -266,10 +266,10 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
         block.active = self.choices[index]
         return block
 
-    def _place(self, index: int, choice: int) -> Optional[str]:
+    def _place(self, index: int, choice: int) -> str | None:
         return f"{self._released[index]}.{choice}." if index < len(self._released) and choice < len(CHOICES) else None
 
-    def choice_blocks(self) -> List[Choices]:
+    def choice_blocks(self) -> list[Choices]:
         return [module for module in self.modules() if isinstance(module, Choices)]
 
     def set_path(self, path: Sequence[int]) -> None:
@@ -278,7 +278,7 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
         for block, choice in zip(self.choice_blocks(), self.choices):
             block.active = choice
 
-    def subnet_state_dict(self, path: Sequence[int]) -> Dict[str, Tensor]:
+    def subnet_state_dict(self, path: Sequence[int]) -> dict[str, Tensor]:
         """The weights of a path, with the names that a `ShuffleNetV2` of those choices has."""
         path = check_choices(path, self.blocks)
         result = {}
@@ -296,16 +296,16 @@ class ShuffleNetV2Spec:
     """The structural arguments of `ShuffleNetV2`."""
 
     stem_channels: int
-    channels: Tuple[int, int, int, int]
-    blocks: Tuple[int, int, int, int]
-    choices: Tuple[int, ...]
+    channels: tuple[int, int, int, int]
+    blocks: tuple[int, int, int, int]
+    choices: tuple[int, ...]
     split: str = "input"
     shuffle: str = "alternate"
     stem_bias: bool = True
 
 
-_SMALL: Dict[str, Any] = dict(stem_channels=16, channels=(64, 160, 320, 640), blocks=(4, 4, 8, 4))
-_LARGE: Dict[str, Any] = dict(blocks=(8, 8, 16, 8))
+_SMALL: dict[str, Any] = dict(stem_channels=16, channels=(64, 160, 320, 640), blocks=(4, 4, 8, 4))
+_LARGE: dict[str, Any] = dict(blocks=(8, 8, 16, 8))
 _LARGE_CHOICES = (
     *(0, 0, 3, 1, 2, 1, 0, 2),
     *(0, 3, 1, 2, 3, 3, 2, 0),
@@ -323,7 +323,7 @@ SPECS = {
 }
 
 
-def read_choices(path: str, blocks: Sequence[int], stated: Optional[Dict[str, Any]] = None) -> Tuple[int, ...]:
+def read_choices(path: str, blocks: Sequence[int], stated: dict[str, Any] | None = None) -> tuple[int, ...]:
     """The choices in a subnet file: MMRazor's YAML of either version, a plain list of numbers, or a mapping with ``choices``.
 
     ``blocks`` are the numbers of blocks of the stages, ``stated`` what the file, where it says so, is to say of "network", "split", "shuffle"
@@ -352,8 +352,8 @@ def read_choices(path: str, blocks: Sequence[int], stated: Optional[Dict[str, An
     return check_choices(content, blocks, what)
 
 
-def _from_mapping(content: Dict[Any, Any], blocks: Sequence[int], what: str) -> List[int]:
-    found: Dict[int, int] = {}
+def _from_mapping(content: dict[Any, Any], blocks: Sequence[int], what: str) -> list[int]:
+    found: dict[int, int] = {}
     for key, value in content.items():
         match = re.match(r"(?:(?:architecture\.)?backbone\.layers\.(\d)\.(\d+)|stage_(\d)_block_(\d+))$", str(key))
         if not match:

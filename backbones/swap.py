@@ -2,7 +2,6 @@
 
 import logging
 import re
-from typing import Tuple, Union
 
 import torch
 import yaml
@@ -23,7 +22,7 @@ _KEPT = ("NORM", "DEFORM_ON_PER_STAGE", "DEFORM_MODULATED", "DEFORM_NUM_GROUPS",
 _FEATURE_KEYS = dict.fromkeys(("MODEL.FPN.IN_FEATURES", *(key for row in ARCHITECTURES.values() for key in row.features or ())))
 
 
-def use_backbone(cfg: Union[CfgNode, DictConfig], name: str) -> None:
+def use_backbone(cfg: CfgNode | DictConfig, name: str) -> None:
     """Puts the network ``name`` into ``cfg``, in the place of the backbone that is there.
 
     Sets its builder (bare, FPN or RetinaNet's FPN, as before), variant, features and all keys that name them, channel order, mean, deviation
@@ -145,7 +144,7 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
                 OmegaConf.update(cfg, key, images["format"])
 
 
-def _weights(name: str, norm: str, scratch: str) -> Tuple[str, str]:
+def _weights(name: str, norm: str, scratch: str) -> tuple[str, str]:
     """The address of a network's weights, and ""; or "", and the norm to train without: a warning says so, and that ``scratch`` is then set."""
     if norm in ("GN", "LN"):
         reason = f"with {norm}, which this config's backbone has; for those that there are, set the norm to FrozenBN"

@@ -1,7 +1,7 @@
 """The time of functions that run in turn."""
 
 import time
-from typing import Callable, Dict, List, Mapping
+from typing import Callable, Mapping
 
 import torch
 
@@ -13,12 +13,12 @@ def now() -> float:
     return time.perf_counter()
 
 
-def interleaved(functions: Mapping[str, Callable[[], object]], pairs: int) -> Dict[str, List[float]]:
+def interleaved(functions: Mapping[str, Callable[[], object]], pairs: int) -> dict[str, list[float]]:
     """The seconds of each function in so many rounds, in each of which all run, forth in one and back in the next."""
     names = list(functions)
     for name in names:  # to warm up
         functions[name]()
-    times: Dict[str, List[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in names}
     for i in range(pairs):
         for name in names if i % 2 else names[::-1]:
             begun = now()

@@ -3,7 +3,7 @@
 Seen in torch 2.3.1 and 2.14.1, detectron2 0.6 (commit a59f0563) and fvcore 0.1.5.
 """
 
-from typing import Any, Callable, Dict
+from typing import Any, Callable
 
 import torch
 from detectron2.data import build, detection_utils, samplers
@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.data import Sampler
 
 # What pickles of torch call to build tensors. `torch.load(weights_only=True)` calls them too, but cannot ignore the objects of a package.
-REBUILD: Dict[str, Callable[..., Any]] = {
+REBUILD: dict[str, Callable[..., Any]] = {
     f"torch._utils.{name}": getattr(torch._utils, name) for name in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_parameter")
 }
 

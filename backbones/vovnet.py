@@ -14,7 +14,7 @@ Worth knowing:
 import functools
 import re
 from dataclasses import dataclass
-from typing import Dict, Sequence, Tuple
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -198,7 +198,7 @@ class VoVNet(StagedBackbone):
             key = re.sub(pattern, replacement, key)
         return key
 
-    def complete(self, state_dict: Dict[str, Tensor], layout: str) -> Dict[str, Tensor]:
+    def complete(self, state_dict: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
         if layout == "timm":  # gates the last block of a stage alone: the others get gates that are open, as hardsigmoid(3) is exactly 1
             for name, module in self.named_modules():
                 if isinstance(module, EffectiveSqueezeExcite) and f"{name}.fc.weight" not in state_dict:
@@ -239,11 +239,11 @@ _KEYS = {
 class VoVNetSpec:
     """One variant: the structural arguments of `VoVNet`, widths in channels."""
 
-    stem_channels: Tuple[int, int, int]
-    stage_channels: Tuple[int, int, int, int]
-    stage_out_channels: Tuple[int, int, int, int]
+    stem_channels: tuple[int, int, int]
+    stage_channels: tuple[int, int, int, int]
+    stage_out_channels: tuple[int, int, int, int]
     layers_per_block: int
-    blocks_per_stage: Tuple[int, int, int, int]
+    blocks_per_stage: tuple[int, int, int, int]
     depthwise: bool = False
 
 

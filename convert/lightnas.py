@@ -2,7 +2,6 @@
 
 from typing import Any
 
-
 from backbones import registry, zoo
 from backbones.errors import UserError
 

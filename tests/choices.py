@@ -3,7 +3,7 @@
 What is chosen depends on the product alone, so that it is the same in every run and on every machine. Something added to an axis is tried at once.
 """
 
-from typing import Any, Collection, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Collection, Iterable, Sequence
 
 import pytest
 
@@ -15,7 +15,7 @@ SMALLEST = [next(iter(family.specs)) for family in FAMILIES.values()]
 QUICK = [name for name in SMALLEST if not name.startswith(("MAE-DET", "DetNAS"))]
 
 
-def turns(*axes: Sequence, times: int = 1, start: int = 0) -> List[Tuple]:
+def turns(*axes: Sequence, times: int = 1, start: int = 0) -> list[tuple]:
     """Cases in which each value of each axis stands ``times`` times or more: all axes go round together, those of fewer values more often.
 
     After each round of the longest axis the others stand one further; ``start`` sets how far they are at first, so that two tests pair differently.
@@ -25,12 +25,12 @@ def turns(*axes: Sequence, times: int = 1, start: int = 0) -> List[Tuple]:
     return [tuple(axis[(i if len(axis) == longest else i + r + start) % len(axis)] for axis in axes) for r, i in rounds]
 
 
-def share(values: Iterable, number: int, of: int = 4) -> List:
+def share(values: Iterable, number: int, of: int = 4) -> list:
     """The ``number``-th of so many shares of ``values``: tests with other numbers try the others."""
     return list(values)[number % of :: of]
 
 
-def cases(product: Iterable, tried: Collection, daily: Optional[Collection] = None) -> List[Any]:
+def cases(product: Iterable, tried: Collection, daily: Collection | None = None) -> list[Any]:
     """The parameters of a test: those that are not ``tried`` are marked `whole`, and those not in ``daily``, if given, `slow`."""
     params = []
     for case in product:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from typing import Any, Dict, Optional
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,9 +77,9 @@ class Warm:
     """Runs commands of this Python, as ``subprocess.run`` would, in copies of a process that has done its imports: each spares some 4 seconds."""
 
     def __init__(self):
-        self._process: Optional[subprocess.Popen] = None
+        self._process: subprocess.Popen | None = None
 
-    def __call__(self, *argv: Any, cwd: Any = ROOT, env: Optional[Dict[str, str]] = None, timeout: float = 500) -> subprocess.CompletedProcess:
+    def __call__(self, *argv: Any, cwd: Any = ROOT, env: dict[str, str] | None = None, timeout: float = 500) -> subprocess.CompletedProcess:
         if self._process is None:
             command = [sys.executable, os.path.join(HERE, "warm.py")]
             self._process = subprocess.Popen(

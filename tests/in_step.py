@@ -8,9 +8,9 @@ from detectron2.engine import hooks
 from detectron2.utils import comm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from backbones.engine import count_processes, launch  # noqa: E402
-from backbones.engine.supernet import supernets  # noqa: E402
-from backbones.tools.train import argument_parser, read_config  # noqa: E402
+from backbones.engine import count_processes, launch
+from backbones.engine.supernet import supernets
+from backbones.tools.train import argument_parser, read_config
 
 
 def main(args, front):
@@ -21,7 +21,8 @@ def main(args, front):
     trainer.train()
     weights = {name.replace("module.", ""): p.detach() for name, p in trainer.model.named_parameters()}
     torch.save(
-        {"weights": weights, "processes": comm.get_world_size(), "paths": paths}, os.path.join(front.settings.OUTPUT_DIR, f"rank{comm.get_rank()}.pth")
+        {"weights": weights, "processes": comm.get_world_size(), "paths": paths},
+        os.path.join(front.settings.OUTPUT_DIR, f"rank{comm.get_rank()}.pth"),
     )
 
 

@@ -16,11 +16,11 @@ import sys
 import time
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import detectron2.engine  # noqa: E402, F401
+import detectron2.engine  # noqa: F401
 
-import train_net  # noqa: E402
-from backbones.engine import Trainer  # noqa: E402, F401
-from backbones.engine.step import Steps  # noqa: E402
+import train_net
+from backbones.engine import Trainer  # noqa: F401
+from backbones.engine.step import Steps
 
 KINDS = ("training", "write", "evaluation", "SIGTERM")
 steps = multiprocessing.Value("i", 0)  # that the process has begun

@@ -5,8 +5,8 @@ import signal
 import sys
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-import train_net  # noqa: E402
-from backbones.engine.step import Steps  # noqa: E402
+import train_net
+from backbones.engine.step import Steps
 
 run_step = Steps.run_step
 

@@ -8,7 +8,7 @@ import os
 import numpy as np
 import pytest
 import torch
-from choices import QUICK, SMALLEST, cases, turns
+from choices import SMALLEST, cases, turns
 from lively import lively_model
 from test_matrix import KINDS
 from torchvision import ops

@@ -298,7 +298,7 @@ def test_one_problem_does_not_hide_another(data):
     cut(data.path("train5.png"), 0.5)
     data.write()
     # what is of the image that is malformed, is of none
-    expected = {kind: 1 for kind in [*changes, "truncated image"]} | {"orphan annotation": 2}
+    expected = dict.fromkeys([*changes, "truncated image"], 1) | {"orphan annotation": 2}
     found = data.problems()
     assert {kind: sum(p.kind == kind for p in found) for kind in {p.kind for p in found}} == expected
 

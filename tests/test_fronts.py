@@ -181,7 +181,9 @@ def test_demo_and_export(config, data, tmp_path):
     assert re.search(r"\d+ objects", said) and os.listdir(tmp_path / "found") == [os.path.basename(image)]
     said = succeed("export", *own, "--format", "torchscript", "--image", image, "--output", tmp_path / "detector.ts", *options)
     assert "It differs from the model by at most" in said
-    found = succeed("demo", "--exported", tmp_path / "detector.ts", "--input", image, "--output", tmp_path / "exported", "--confidence-threshold", "0.001")
+    found = succeed(
+        "demo", "--exported", tmp_path / "detector.ts", "--input", image, "--output", tmp_path / "exported", "--confidence-threshold", "0.001"
+    )
     assert re.search(r"\d+ objects", found)
 
 
@@ -238,7 +240,7 @@ def test_the_zoo_shows_python_configs():
 
 def test_data_are_read_once(data, tmp_path, runs):
     """By the process that starts the others, not by each: an annotation file that is gone by then is not missed before training reads it."""
-    code = f"""
+    code = """
 import sys
 from backbones.data import coco
 from backbones.tools import train

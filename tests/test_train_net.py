@@ -243,7 +243,11 @@ def mistakes(folder):
     yield train, ["MODEL.VOVNET.CONV_BODY", "V-39"], ["'V-39'", "Did you mean 'V-39-eSE'"]
     yield train, ["MODEL.VOVNET.NORM", "BNN"], ["'BNN'", "Did you mean 'BN'"]
     yield train, ["MODEL.FPN.IN_FEATURES", "['stage9']"], ["'stage9'", "'stage5'"]
-    yield train, ["MODEL.ROI_HEADS.NUM_CLASSES", "80"], ["80", "MODEL.ROI_HEADS.NUM_CLASSES is 80", "has 10: set MODEL.ROI_HEADS.NUM_CLASSES 10"]
+    yield train, ["MODEL.ROI_HEADS.NUM_CLASSES", "80"], [
+        "80",
+        "MODEL.ROI_HEADS.NUM_CLASSES is 80",
+        "has 10: set MODEL.ROI_HEADS.NUM_CLASSES 10",
+    ]
     yield train, ["DATASETS.TRAIN", "('tiny_trian',)"], ["'tiny_trian'", "Did you mean 'tiny_train'"]
     yield train, ["DATASETS.REGISTER", "[['x', 'nowhere.json', '.']]"], ["'nowhere.json'", "is not there"]
     yield train, ["DATASETS.TRAIN", "('coco_2014_train',)"], ["'coco_2014_train'", "is not there"]
@@ -326,7 +330,11 @@ def test_python_configs_go_on(tmp_path):
     (tmp_path / "lost" / "last_checkpoint").write_text("model_0000001.pth")
     shutil.copy(tmp_path / "whole" / "model_0000001.pth", tmp_path / "lost")
     output = succeed(*opts, "dataloader.train.num_workers=0", f"train.output_dir={tmp_path}/lost", "optimizer.weight_decay=0.01")
-    assert "Starting training from iteration 2" in output and "optimizer.weight_decay 0.0001 -> 0.01" in output and "they stay as they were" in output
+    assert (
+        "Starting training from iteration 2" in output
+        and "optimizer.weight_decay 0.0001 -> 0.01" in output
+        and "they stay as they were" in output
+    )
     states = [torch.load(tmp_path / folder / "model_final.pth", weights_only=True) for folder in ("whole", "lost")]
     for part in ("model", "ema"):
         assert all(torch.equal(value, states[1][part][key]) for key, value in states[0][part].items())

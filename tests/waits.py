@@ -3,7 +3,7 @@
 What needs the value of a tensor of the device (``item``, ``tolist``, a copy to the CPU) is a wait. Needs torch 2.9 or newer.
 """
 
-from typing import Any, Callable, List
+from typing import Any, Callable
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -12,7 +12,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 aten = torch.ops.aten
 DEVICE = torch.device("cpu")  # until `setup`
-waits: List[str] = []
+waits: list[str] = []
 
 
 class _Module:
@@ -82,7 +82,7 @@ def _unwrap(value: Any) -> Any:
 
 
 def _run(function: Any, args: tuple, kwargs: dict) -> Any:
-    tensors: List[torch.Tensor] = []
+    tensors: list[torch.Tensor] = []
     tree_map(lambda value: tensors.append(value) if isinstance(value, torch.Tensor) else None, (args, kwargs))
     there, wanted = any(isinstance(t, _Tensor) for t in tensors), kwargs.get("device")
     if function in (aten._to_copy.default, aten.to.device, aten.to.dtype_layout):

@@ -5,7 +5,7 @@ import os
 import pickle
 import shutil
 import tempfile
-from typing import Dict, List, NamedTuple, Tuple
+from typing import NamedTuple
 
 import numpy as np
 from detectron2.data.datasets import builtin_meta
@@ -28,10 +28,10 @@ class Thing(NamedTuple):
     x1: int
     y1: int
 
-    def polygon(self) -> List[Tuple[int, int]]:
+    def polygon(self) -> list[tuple[int, int]]:
         return [(self.x0, self.y0), (self.x1, self.y0), (self.x1, self.y1), (self.x0, self.y1)]
 
-    def xywh(self) -> List[int]:
+    def xywh(self) -> list[int]:
         return [self.x0, self.y0, self.x1 - self.x0, self.y1 - self.y0]
 
     def area(self) -> int:
@@ -41,7 +41,7 @@ class Thing(NamedTuple):
         canvas[self.y0 : self.y1, self.x0 : self.x1] = value
 
 
-def scene(image: int) -> Tuple[np.ndarray, List[Thing]]:
+def scene(image: int) -> tuple[np.ndarray, list[Thing]]:
     """Six rectangles, one in each cell of 42 x 48 pixels, on two grounds."""
     rng = np.random.default_rng(image)
     pixels = np.full((HEIGHT, WIDTH, 3), 90, np.uint8)
@@ -85,7 +85,7 @@ def _coco(root: str) -> None:
     stuff_ids = builtin_meta._get_builtin_metadata("coco_panoptic_separated")["stuff_dataset_id_to_contiguous_id"]
     categories = [{"id": c["id"], "name": c["name"]} for c in things]
     images, instances, keypoints, panoptic = [], [], [], []
-    proposals: Dict[str, list] = {"ids": [], "boxes": [], "objectness_logits": []}
+    proposals: dict[str, list] = {"ids": [], "boxes": [], "objectness_logits": []}
     for i in range(IMAGES):
         pixels, found = scene(i)
         name = f"{i + 1:012d}"

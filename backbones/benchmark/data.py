@@ -4,7 +4,7 @@ import contextlib
 import os
 import tempfile
 from functools import partial
-from typing import Any, Dict, Iterator
+from typing import Any, Iterator
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from ..data.mapper import FasterMapper
 from . import pairs
 
 
-def _record(folder: str, rle: bool) -> Dict[str, Any]:
+def _record(folder: str, rle: bool) -> dict[str, Any]:
     import pycocotools.mask as mask_util
     from PIL import Image
     from sklearn.datasets import load_sample_image
@@ -40,7 +40,7 @@ def _record(folder: str, rle: bool) -> Dict[str, Any]:
     return {"file_name": path, "height": 480, "width": 640, "image_id": 1, "annotations": annotations}
 
 
-def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
+def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
     """Every row, as it is measured, of one worker: torch gives each one thread."""
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())

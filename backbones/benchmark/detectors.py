@@ -1,6 +1,6 @@
 """Untrained detectors that do a trained one's work: their norms know the images, and their scores are spread."""
 
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable
 
 import torch
 from detectron2.config import CfgNode
@@ -43,7 +43,7 @@ def detector(name: str, device: str = "cpu", norm: str = "BN") -> Any:
     return _ready(model, model, device)
 
 
-def _ready(model: Any, call: Callable[[List[Dict[str, Any]]], object], device: str) -> Any:
+def _ready(model: Any, call: Callable[[list[dict[str, Any]]], object], device: str) -> Any:
     """In evaluation mode. ``call`` runs the model on images as detectron2 has them."""
     # every batch norm gets the statistics of noise, so that features neither vanish nor grow
     model.backbone.train()
@@ -55,7 +55,7 @@ def _ready(model: Any, call: Callable[[List[Dict[str, Any]]], object], device: s
     for name, module in model.named_modules():
         if not name.endswith(("box_predictor.cls_score", "classification_head.cls_logits", "head.cls_score")):
             continue
-        seen: List[Tensor] = []
+        seen: list[Tensor] = []
         hook = module.register_forward_hook(lambda m, args, output: seen.append(output.flatten()))
         with torch.no_grad():
             call(image_for((320, 320), device))
@@ -64,7 +64,7 @@ def _ready(model: Any, call: Callable[[List[Dict[str, Any]]], object], device: s
     return model
 
 
-def image_for(size: Tuple[int, int], device: str = "cpu") -> List[Dict[str, Any]]:
+def image_for(size: tuple[int, int], device: str = "cpu") -> list[dict[str, Any]]:
     generator = torch.Generator().manual_seed(0)
     return [{"image": (torch.rand(3, *size, generator=generator) * 255).to(device), "height": size[0], "width": size[1]}]
 
@@ -78,10 +78,10 @@ class TimmBackbone(Backbone):
 
         self.network: Any = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4))
 
-    def forward(self, x: Tensor) -> Dict[str, Tensor]:
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
         return dict(zip(LEVELS, self.network(x)))
 
-    def output_shape(self) -> Dict[str, ShapeSpec]:
+    def output_shape(self) -> dict[str, ShapeSpec]:
         info = self.network.feature_info
         return {name: ShapeSpec(channels=c, stride=s) for name, c, s in zip(LEVELS, info.channels(), info.reduction())}
 
@@ -96,7 +96,7 @@ def with_timm(config_name: str, timm_name: str, device: str = "cpu") -> Any:
     return _ready(model, model, device)
 
 
-def of_torchvision(kind: str, size: Tuple[int, int], device: str = "cpu") -> Callable[[List[Dict[str, Any]]], object]:
+def of_torchvision(kind: str, size: tuple[int, int], device: str = "cpu") -> Callable[[list[dict[str, Any]]], object]:
     """torchvision's detector of ``kind``, called as detectron2's are, on images that it leaves in their size."""
     from torchvision.models import detection, regnet_x_3_2gf
     from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -114,7 +114,7 @@ def of_torchvision(kind: str, size: Tuple[int, int], device: str = "cpu") -> Cal
         model = getattr(detection, kind)(weights=None, weights_backbone=None, num_classes=classes, **options)
     model = model.to(device)
 
-    def call(inputs: List[Dict[str, Any]]) -> object:
+    def call(inputs: list[dict[str, Any]]) -> object:
         return model([x["image"] / 255 for x in inputs])
 
     _ready(model, call, device)

@@ -3,7 +3,7 @@
 import contextlib
 import io
 from functools import partial
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Iterator
 
 import numpy as np
 
@@ -14,20 +14,20 @@ from . import pairs
 CLASSES = 80
 
 
-def made_up(images: int, detections: int, task: str, seed: int = 0) -> Tuple[Dict[str, Any], List[Dict[str, Any]]]:
+def made_up(images: int, detections: int, task: str, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """(annotations, results) in COCO's format: some six objects an image, of which detections find four in ten, more or less well."""
     import pycocotools.mask as mask_util
 
     rng = np.random.default_rng(seed)
-    annotations: List[Dict[str, Any]] = []
-    results: List[Dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    results: list[dict[str, Any]] = []
 
-    def mask(x: float, y: float, w: float, h: float) -> Dict[str, Any]:
+    def mask(x: float, y: float, w: float, h: float) -> dict[str, Any]:
         runs = mask_util.frPyObjects([[x, y, x + w, y, x + 0.8 * w, y + h, x, y + h]], 480, 640)[0]
         return {"size": runs["size"], "counts": runs["counts"].decode()}
 
     for image in range(1, images + 1):
-        own: List[Dict[str, Any]] = []
+        own: list[dict[str, Any]] = []
         for _ in range(rng.integers(0, 12)):
             w, h = np.exp(rng.normal(4, 1, 2)).clip(4, 400)
             x, y = rng.uniform(0, 640 - w), rng.uniform(0, 480 - h)
@@ -66,7 +66,7 @@ def made_up(images: int, detections: int, task: str, seed: int = 0) -> Tuple[Dic
     return {"info": {}, "images": pictures, "annotations": annotations, "categories": categories}, results
 
 
-def official(dataset: Dict[str, Any], results: List[Dict[str, Any]], task: str) -> Any:
+def official(dataset: dict[str, Any], results: list[dict[str, Any]], task: str) -> Any:
     """pycocotools' evaluation, as detectron2 runs it."""
     if task == "segm":
         results = [{key: value for key, value in r.items() if key != "bbox"} for r in results]
@@ -78,7 +78,7 @@ def official(dataset: Dict[str, Any], results: List[Dict[str, Any]], task: str) 
     return evaluation
 
 
-def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
+def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
     """Every row, as it is measured: boxes of 500 images, masks and keypoints of 100, with 100 detections each."""
     about = pairs.about()
     for task, images in (("bbox", 500), ("segm", 100), ("keypoints", 100)):

@@ -5,7 +5,7 @@ Shares of peak are of the floating-point operations that torch's counter finds, 
 
 import contextlib
 import copy
-from typing import Any, Callable, Dict, Iterator, Optional, Tuple
+from typing import Any, Callable, Iterator
 
 import torch
 from detectron2.structures import Boxes, Instances
@@ -20,7 +20,7 @@ from . import detectors, pairs
 
 NAMES = ("R-50", "V-39-eSE")
 # (data type of the products, memory format, kept activations, whether the backbone is compiled)
-WAYS: Dict[str, Tuple[torch.dtype, torch.memory_format, str, bool]] = {
+WAYS: dict[str, tuple[torch.dtype, torch.memory_format, str, bool]] = {
     "plain": (torch.float32, torch.contiguous_format, "all", False),
     "channels_last": (torch.float32, torch.channels_last, "all", False),
     "compile": (torch.float32, torch.contiguous_format, "all", True),
@@ -36,19 +36,19 @@ REFERENCE = "detectron2_R-50"
 _PEAKS = {"H100 PCIe": (51, 756), "H100": (67, 989), "H200": (67, 989), "A100": (19.5, 312), "L4": (30.3, 121), "T4": (8.1, 65)}
 
 
-def suite(count: int, device: str = "cuda") -> Iterator[Dict[str, Any]]:
+def suite(count: int, device: str = "cuda") -> Iterator[dict[str, Any]]:
     """Every row, as it is measured: inference of one image of 800x1088, training with 4 of them."""
     if not device.startswith("cuda"):
         raise UserError(f"--suite gpu on --device {device}: it needs a GPU, such as --device cuda", "device", "--device", "cuda")
     yield from rows(count, device, (800, 1088), images=4)
 
 
-def rows(count: int, device: str, size: Tuple[int, int], images: int, ways=tuple(WAYS)) -> Iterator[Dict[str, Any]]:
+def rows(count: int, device: str, size: tuple[int, int], images: int, ways=tuple(WAYS)) -> Iterator[dict[str, Any]]:
     about = {key: value for key, value in pairs.about(device).items() if key != "precision"}
     for training in (False, True):
-        functions: Dict[str, Callable[[], object]] = {}
-        operations: Dict[str, float] = {}
-        peaks: Dict[str, int] = {}
+        functions: dict[str, Callable[[], object]] = {}
+        operations: dict[str, float] = {}
+        peaks: dict[str, int] = {}
         inputs = batch(size, device, images, training)
         for name in (REFERENCE, *(f"{name}/{way}" for name in NAMES for way in ways)):
             network, _, way = name.partition("/") if name != REFERENCE else ("R-50", "", "plain")
@@ -77,7 +77,7 @@ def rows(count: int, device: str, size: Tuple[int, int], images: int, ways=tuple
             yield row
 
 
-def batch(size: Tuple[int, int], device: str, images: int, training: bool):
+def batch(size: tuple[int, int], device: str, images: int, training: bool):
     """One image as for inference, or that many with ten boxes each."""
     if not training:
         return detectors.image_for(size, device)
@@ -92,7 +92,7 @@ def batch(size: Tuple[int, int], device: str, images: int, training: bool):
     return records
 
 
-def as_asked(network: str, way: str, device: str, training: bool, size: Tuple[int, int]) -> Any:
+def as_asked(network: str, way: str, device: str, training: bool, size: tuple[int, int]) -> Any:
     dtype, memory_format, kept, compiled = WAYS[way]
     model = detectors.detector(detectors.FASTER[network], device, norm="FrozenBN" if training else "BN")
     if training:
@@ -106,7 +106,7 @@ def as_asked(network: str, way: str, device: str, training: bool, size: Tuple[in
     return model
 
 
-def step(model: nn.Module, inputs, dtype: torch.dtype, training: bool) -> Callable[[], Optional[object]]:
+def step(model: nn.Module, inputs, dtype: torch.dtype, training: bool) -> Callable[[], object | None]:
     """A function of one training step with its update, or of one inference."""
     device = inputs[0]["image"].device.type
     cast = (lambda: torch.autocast(device, dtype)) if dtype != torch.float32 else contextlib.nullcontext
@@ -132,7 +132,7 @@ def step(model: nn.Module, inputs, dtype: torch.dtype, training: bool) -> Callab
     return train
 
 
-def share_of_peak(operations: float, seconds: float, machine: str, dtype: torch.dtype) -> Optional[float]:
+def share_of_peak(operations: float, seconds: float, machine: str, dtype: torch.dtype) -> float | None:
     """None of a card whose peak is not in the table."""
     peaks = next((both for name, both in _PEAKS.items() if name in machine), None)
     return round(operations / seconds / 1e12 / peaks[dtype != torch.float32], 4) if peaks else None

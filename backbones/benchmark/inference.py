@@ -5,7 +5,7 @@ import os
 import statistics
 import tempfile
 from functools import partial
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Iterator
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ def _call(model: Callable[[Any], object], inputs: Any) -> Callable[[], object]:
     return torch.inference_mode()(partial(model, inputs))
 
 
-def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
+def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
     """Every row, as it is measured."""
     about = pairs.about(device)
     for size in SIZES:
@@ -55,11 +55,11 @@ def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
         yield from _peers(count, size, device, about)
 
 
-def parts(model: Any, inputs: List[Dict[str, Any]], rounds: int = 7) -> Dict[str, float]:
+def parts(model: Any, inputs: list[dict[str, Any]], rounds: int = 7) -> dict[str, float]:
     """The share of each part of a Faster R-CNN in its time: medians over so many rounds."""
     marked = (model.backbone.bottom_up, model.backbone, model.proposal_generator, model.roi_heads.box_pooler, model.roi_heads, model)
-    times: Dict[Any, List[float]] = {module: [] for module in marked}
-    begun: Dict[Any, float] = {}
+    times: dict[Any, list[float]] = {module: [] for module in marked}
+    begun: dict[Any, float] = {}
     hooks = []
     for module in marked:
         hooks.append(module.register_forward_pre_hook(lambda m, args: begun.update({m: now()})))
@@ -80,7 +80,7 @@ def parts(model: Any, inputs: List[Dict[str, Any]], rounds: int = 7) -> Dict[str
     return {name: round(value / whole, 4) for name, value in split.items()}
 
 
-def _exports(count: int, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+def _exports(count: int, about: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The exported backbone and FPN beside the eager and the optimized one, on the CPU."""
     for name in ("V-19-slim-dw-eSE", "V-39-eSE"):
         cfg, model = detectors.config(detectors.FASTER[name]), detectors.detector(detectors.FASTER[name])
@@ -94,7 +94,7 @@ def _exports(count: int, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
                 runners[kind] = Runner(path)
             for size in SIZES:
                 x = detectors.image_for(size)[0]["image"][None]
-                functions: Dict[str, Any] = {kind: partial(runner.run, x) for kind, runner in runners.items()}
+                functions: dict[str, Any] = {kind: partial(runner.run, x) for kind, runner in runners.items()}
                 functions.update(optimized=_features(optimize(model, size=size), x), eager=_features(model, x))
                 times = pairs.interleaved(functions, count)
                 yield from pairs.rows_of(f"export/{name}/{size[0]}x{size[1]}", times, "eager", **about)
@@ -104,7 +104,7 @@ def _features(model: Any, x: torch.Tensor) -> Callable[[], object]:
     return _call(lambda image: model.backbone((image - model.pixel_mean) / model.pixel_std), x)
 
 
-def _peers(count: int, size: Tuple[int, int], device: str, about: Dict[str, Any]) -> Iterator[Dict[str, Any]]:
+def _peers(count: int, size: tuple[int, int], device: str, about: dict[str, Any]) -> Iterator[dict[str, Any]]:
     where, inputs = f"{size[0]}x{size[1]}", detectors.image_for(size, device)
     for name, other in PEERS:
         library, _, kind = other.partition("_")

@@ -2,7 +2,7 @@
 
 import platform
 import statistics
-from typing import Any, Dict, Iterator, List
+from typing import Any, Iterator
 
 import torch
 
@@ -18,7 +18,7 @@ def processor() -> str:
         return platform.machine()
 
 
-def about(device: str = "cpu", precision: str = "float32") -> Dict[str, Any]:
+def about(device: str = "cpu", precision: str = "float32") -> dict[str, Any]:
     """What figures depend on: the machine, its threads, the versions."""
     import detectron2
     import torchvision
@@ -29,7 +29,7 @@ def about(device: str = "cpu", precision: str = "float32") -> Dict[str, Any]:
     return {"machine": where, "threads": torch.get_num_threads(), "precision": precision, "versions": versions}
 
 
-def rows_of(prefix: str, times: Dict[str, List[float]], against: str, **more: Any) -> Iterator[Dict[str, Any]]:
+def rows_of(prefix: str, times: dict[str, list[float]], against: str, **more: Any) -> Iterator[dict[str, Any]]:
     """A row for each but ``against``: how many times as fast as that it is, as the median, lowest and highest ratio of a round."""
     for name, values in times.items():
         if name == against:

@@ -2,7 +2,7 @@
 
 import math
 import re
-from typing import Any, Callable, Dict, List, Tuple
+from typing import Any, Callable
 
 from .. import zoo
 from ..documents import read_json
@@ -10,7 +10,7 @@ from ..errors import UserError
 from .detectors import FASTER
 
 
-def read(path: str) -> List[Dict[str, Any]]:
+def read(path: str) -> list[dict[str, Any]]:
     """The rows of a file that the benchmark wrote."""
     try:
         rows = list(read_json(path)["runs"])
@@ -21,9 +21,9 @@ def read(path: str) -> List[Dict[str, Any]]:
         raise UserError(f"{path!r} is no file of the benchmark: {' '.join(str(error).split())[:200]}", "bad-file") from error
 
 
-def by_place(rows: List[Dict[str, Any]]) -> Dict[Tuple, List[Dict[str, Any]]]:
+def by_place(rows: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
     """The rows of each machine and number of threads. Raises UserError for what the benchmark does not write."""
-    places: Dict[Tuple, List[Dict[str, Any]]] = {}
+    places: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
         versions, seconds, threads = row.get("versions"), row.get("seconds", []), row.get("threads")
         machine, python, version, precision, name = words = [

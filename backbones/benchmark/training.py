@@ -1,7 +1,7 @@
 """A training step of backbones: what it takes and what it keeps, beside the plain implementation; on a GPU of whole detectors too."""
 
 import copy
-from typing import Any, Callable, Dict, Iterator
+from typing import Any, Callable, Iterator
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ WAYS = {
 
 def kept_bytes(network: nn.Module, images: torch.Tensor) -> int:
     """Bytes that the backward pass of a step keeps, weights apart."""
-    kept: Dict[int, int] = {}
+    kept: dict[int, int] = {}
     own = {t.untyped_storage().data_ptr() for t in [*network.parameters(), *network.buffers()]}
 
     def pack(t: torch.Tensor) -> torch.Tensor:
@@ -55,7 +55,7 @@ _KINDS = {
 }
 
 
-def parts(run: Callable[[], None], rounds: int = 3) -> Dict[str, float]:
+def parts(run: Callable[[], None], rounds: int = 3) -> dict[str, float]:
     """The share of each kind of operator in so many calls of ``run``, by torch's profiler."""
     from torch.profiler import ProfilerActivity, profile
 
@@ -64,7 +64,7 @@ def parts(run: Callable[[], None], rounds: int = 3) -> Dict[str, float]:
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]) as profiled:
         for _ in range(rounds):
             run()
-    taken: Dict[str, float] = {}
+    taken: dict[str, float] = {}
     for event in profiled.key_averages():
         kind = next((kind for kind, words in _KINDS.items() if any(word in event.key.lower() for word in words)), "rest")
         value = getattr(event, "self_device_time_total", event.self_cpu_time_total) if gpu else event.self_cpu_time_total
@@ -73,7 +73,7 @@ def parts(run: Callable[[], None], rounds: int = 3) -> Dict[str, float]:
     return {kind: round(taken.get(kind, 0.0) / total, 4) for kind in (*_KINDS, "rest")}
 
 
-def suite(count: int, device: str = "cpu") -> Iterator[Dict[str, Any]]:
+def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
     """Every row, as it is measured: backbones with frozen norms, two images of 320x320, or on a GPU of 800x1088."""
     size = (800, 1088) if device.startswith("cuda") else (320, 320)
     about = pairs.about(device)

@@ -9,7 +9,7 @@ import os
 import re
 import zipfile
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Iterator
 
 import numpy as np
 import torch
@@ -52,12 +52,12 @@ class LoadReport:
     """What one checkpoint did to one model. The lists hold keys of the model's state dict, and ``unused`` keys of the file."""
 
     path: str
-    total: List[str]
-    new: List[str]
-    mismatched: List[Tuple[str, Tuple[int, ...], Tuple[int, ...]]]  # key, shape in the file, shape in the model
-    unused: List[str]
+    total: list[str]
+    new: list[str]
+    mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]  # key, shape in the file, shape in the model
+    unused: list[str]
 
-    def unfilled(self, *parts: str) -> List[str]:
+    def unfilled(self, *parts: str) -> list[str]:
         """The keys that kept their initial values, in the named parts or in all."""
         keys = self.new + [key for key, _, _ in self.mismatched]
         return [key for key in keys if not parts or part_of(key) in parts]
@@ -116,7 +116,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         super().__init__(model, save_dir, **kwargs)
         assert require in ("all", "backbone", "nothing"), require
         self.require, self.hint = require, hint
-        self.report: Optional[LoadReport] = None
+        self.report: LoadReport | None = None
 
     def save(self, name: str, tag: bool = True, **kwargs: Any) -> None:
         """Writes ``name``.pth, whole or not at all, and with ``tag`` records it as the last one. Raises UserError if it cannot."""
@@ -168,14 +168,14 @@ class GatedCheckpointer(DetectionCheckpointer):
         path: str = super().get_checkpoint_file()
         if not path or "://" in path or _is_whole(path):
             return path
-        numbered: List[str] = [p for p in self.get_all_checkpoint_files() if re.fullmatch(r"model_\d+\.pth", os.path.basename(p))]
+        numbered: list[str] = [p for p in self.get_all_checkpoint_files() if re.fullmatch(r"model_\d+\.pth", os.path.basename(p))]
         for other in sorted(numbered, reverse=True):
             if _is_whole(other):
                 logging.getLogger(__name__).warning(f"checkpoint {path!r} was not written to its end: going on from {other!r}")
                 return other
         return path
 
-    def load(self, path: str, checkpointables: Optional[List[str]] = None) -> Dict[str, Any]:
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
         """As detectron2's. Raises UserError for a file that is missing, is no checkpoint, or does not fit."""
         self._loading = path
         # a resumed training needs the weights themselves; everything else takes their average if there is one
@@ -184,10 +184,10 @@ class GatedCheckpointer(DetectionCheckpointer):
         if path and not self.path_manager.isfile(local):
             raise UserError(f"checkpoint {path!r} is not there", "missing-file", "MODEL.WEIGHTS")
         # not detectron2's, which parses the query too, and cannot load again after a failure
-        rest: Dict[str, Any] = Checkpointer.load(self, local, checkpointables)
+        rest: dict[str, Any] = Checkpointer.load(self, local, checkpointables)
         return rest
 
-    def resume_or_load(self, path: str, *, resume: bool = True) -> Dict[str, Any]:
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         if resume and self.has_checkpoint():
             path = self.get_checkpoint_file()
             if self.require != "nothing":
@@ -199,7 +199,7 @@ class GatedCheckpointer(DetectionCheckpointer):
             return rest
         return self.load(path, checkpointables=[])
 
-    def _load_file(self, filename: str) -> Dict[str, Any]:
+    def _load_file(self, filename: str) -> dict[str, Any]:
         try:
             data = self._interpret(filename, read_checkpoint(filename))
         except UserError as error:
@@ -224,7 +224,7 @@ class GatedCheckpointer(DetectionCheckpointer):
                 raise UserError(f"checkpoint {filename!r} is not a state dict: {said}", "bad-file")
         return data
 
-    def _interpret(self, filename: str, data: Dict[str, Any]) -> Dict[str, Any]:
+    def _interpret(self, filename: str, data: dict[str, Any]) -> dict[str, Any]:
         """A file's content in detectron2's form: weights under "model", and how to match them."""
         if filename.endswith(".pkl"):
             if "model" in data and "__author__" in data:  # detectron2's zoo
@@ -245,7 +245,7 @@ class GatedCheckpointer(DetectionCheckpointer):
             raise UserError(f"checkpoint {self._loading!r}: unknown query {query!r}. Allowed: {HEURISTICS!r}", "value", "MODEL.WEIGHTS")
         return data
 
-    def _load_model(self, checkpoint: Dict[str, Any]) -> Any:
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         model, given = self.model, {key: torch.as_tensor(value) for key, value in checkpoint["model"].items()}
         if self.require != "nothing":
             check_meant_for(model, checkpoint, self._loading, self.hint)
@@ -298,7 +298,7 @@ def _is_whole(path: str) -> bool:
     return zipfile.is_zipfile(path) if start == b"PK" else start[:1] == b"\x80"
 
 
-def check_meant_for(model: nn.Module, checkpoint: Dict[str, Any], path: str, hint: str) -> None:
+def check_meant_for(model: nn.Module, checkpoint: dict[str, Any], path: str, hint: str) -> None:
     """Raises UserError for weights that were trained with other images, or in another network of the same shapes: only the AP would tell.
 
     ``hint`` says how to load them all the same.
@@ -325,12 +325,12 @@ def _same(a: Any, b: Any) -> bool:
         return False
 
 
-def conventions_of(model: nn.Module) -> Dict[str, str]:
+def conventions_of(model: nn.Module) -> dict[str, str]:
     """What the shapes of a model's weights do not say about their use: config key -> value."""
     return {key: value for module in model.modules() for key, value in getattr(module, "conventions", {}).items()}
 
 
-def _of_conventions(model: nn.Module, checkpoint: Dict[str, Any]) -> Iterator[str]:
+def _of_conventions(model: nn.Module, checkpoint: dict[str, Any]) -> Iterator[str]:
     stated = checkpoint.get("conventions")
     for key, value in conventions_of(model).items():
         theirs = stated.get(key, value) if isinstance(stated, dict) else value
@@ -338,7 +338,7 @@ def _of_conventions(model: nn.Module, checkpoint: Dict[str, Any]) -> Iterator[st
             yield f"was trained with {key} {theirs!r}, but the config has {value!r}: set {key} {theirs}"
 
 
-def _of_released(model: nn.Module, checkpoint: Dict[str, Any]) -> Iterator[str]:
+def _of_released(model: nn.Module, checkpoint: dict[str, Any]) -> Iterator[str]:
     """Released files do not say which images they were trained with; their keys say whose they are."""
     form = getattr(model, "input_format", None)
     for backbone in model.modules():
@@ -350,7 +350,7 @@ def _of_released(model: nn.Module, checkpoint: Dict[str, Any]) -> Iterator[str]:
             )
 
 
-def overrides_of(checkpoint: Dict[str, Any]) -> str:
+def overrides_of(checkpoint: dict[str, Any]) -> str:
     """A sentence on the config that a converted file asks for; empty if it asks for none."""
     provenance = checkpoint.get("provenance")
     overrides = provenance.get("overrides") if isinstance(provenance, dict) else None
@@ -359,7 +359,7 @@ def overrides_of(checkpoint: Dict[str, Any]) -> str:
     return f"The file says that its config needs {' '.join(map(str, overrides[:20]))[:300]}. "
 
 
-def with_our_names(model: nn.Module, state_dict: Dict[str, Any]) -> Dict[str, Any]:
+def with_our_names(model: nn.Module, state_dict: dict[str, Any]) -> dict[str, Any]:
     """Removes the prefixes of wrappers, adds the backbone's where it is missing, and translates released key names."""
     state_dict = without_wrappers(state_dict)
     for prefix, backbone in model.named_modules():

@@ -6,7 +6,7 @@ import pickle
 import re
 import types
 from collections import OrderedDict
-from typing import Any, Dict, Sequence, Type, Union
+from typing import Any, Sequence
 from urllib.parse import urlparse
 
 import numpy as np
@@ -55,12 +55,12 @@ def _read_array(data: bytes, dtype: _DType, shape: Any, order: Any) -> Any:
     return np.array(array, dtype=array.dtype.newbyteorder("="), order=order)  # a copy: the original is read-only, and torch has one byte order
 
 
-def _bytes(data: Union[str, bytes]) -> bytes:
+def _bytes(data: str | bytes) -> bytes:
     return data.encode("latin1") if isinstance(data, str) else data  # Python 2 wrote bytes as strings
 
 
 # all that the files of detectron2's and Detectron's zoos hold, apart from builtin containers
-_STAND_INS: Dict[str, Any] = {
+_STAND_INS: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     "numpy.ndarray": _Array,
     "numpy.dtype": _DType,
@@ -73,7 +73,7 @@ _STAND_INS: Dict[str, Any] = {
 }
 
 
-def _unpickler(known: Dict[str, Any], inert: Sequence[str] = ()) -> Type[pickle._Unpickler]:
+def _unpickler(known: dict[str, Any], inert: Sequence[str] = ()) -> type[pickle._Unpickler]:
     """An unpickler of what has a ``known`` name; objects of the ``inert`` packages it turns into `_Inert`."""
 
     class Unpickler(pickle._Unpickler):  # in Python: the one in C allocates as many objects as a file claims
@@ -86,7 +86,7 @@ def _unpickler(known: Dict[str, Any], inert: Sequence[str] = ()) -> Type[pickle.
     return Unpickler
 
 
-def _arrays(data: Any, known: Dict[int, Any]) -> Any:
+def _arrays(data: Any, known: dict[int, Any]) -> Any:
     """The same containers, with arrays in place of each `_Array`. ``known`` keeps containers that occur several times the same object."""
     if isinstance(data, _Array):
         return data.value
@@ -110,7 +110,7 @@ class _Inert:
 
 
 # what torch's own files are made of
-_TORCH_GLOBALS: Dict[str, Any] = {
+_TORCH_GLOBALS: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     **REBUILD,
     "torch.Size": torch.Size,
@@ -127,7 +127,7 @@ def _pickle_module(inert: Sequence[str]) -> types.SimpleNamespace:
     )
 
 
-def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoint") -> Dict[str, Any]:
+def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoint") -> dict[str, Any]:
     """The contents of a local ``.pth``, ``.pyth``, ``.pkl`` or ``.safetensors`` file, on the CPU.
 
     It may hold tensors, arrays and plain containers; nothing in it is executed. Objects of the ``inert`` packages are ignored. Raises
@@ -163,7 +163,7 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
     return data
 
 
-def _read_safetensors(path: str) -> Dict[str, Any]:
+def _read_safetensors(path: str) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:

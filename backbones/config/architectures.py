@@ -1,7 +1,7 @@
 """The meta-architectures: which keys of a config each of them reads, and what it is trained for."""
 
 import dataclasses
-from typing import Dict, Mapping, Optional, Tuple
+from typing import Mapping
 
 from detectron2.config import CfgNode
 
@@ -11,8 +11,8 @@ class Architecture:
     """One value of MODEL.META_ARCHITECTURE. The defaults are for a class of the user's own, of which nothing is known."""
 
     # what it learns of images: "proposals", "boxes", "masks" and "keypoints" (each if its _ON is set), "semantic", "class"
-    tasks: Tuple[str, ...] = ()
-    features: Optional[Tuple[str, ...]] = None  # keys that name features of the backbone; None: not known
+    tasks: tuple[str, ...] = ()
+    features: tuple[str, ...] | None = None  # keys that name features of the backbone; None: not known
     classes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key of a number -> list in the data's metadata that has as many
     dense: bool = False  # without proposals, on features from P3 on, as RetinaNet
     anchors: str = "MODEL.RPN.IN_FEATURES"  # key of the features that anchors of several sizes lie on; "": there are none
@@ -29,7 +29,7 @@ _RETINANET = Architecture(
     dense=True,
     anchors="MODEL.RETINANET.IN_FEATURES",
 )
-ARCHITECTURES: Dict[str, Architecture] = {
+ARCHITECTURES: dict[str, Architecture] = {
     "GeneralizedRCNN": Architecture(("boxes", "masks", "keypoints"), (_RPN, _ROI_HEADS), _INSTANCES, augmented=True),
     "PanopticFPN": Architecture(("boxes", "masks", "keypoints", "semantic"), (_RPN, _ROI_HEADS, _SEGMENTATION), {**_INSTANCES, **_STUFF}),
     "ProposalNetwork": Architecture(("proposals",), (_RPN,)),

@@ -1,7 +1,7 @@
 """Every config key of this project, and those of detectron2's whose values are checked: one row a key."""
 
 import copy
-from typing import Any, Callable, Collection, Dict, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Collection, Iterator, NamedTuple
 
 from detectron2 import modeling
 from detectron2.config import CfgNode
@@ -20,11 +20,11 @@ class Key(NamedTuple):
     name: str
     default: Any
     text: str
-    allowed: Union[Collection[Any], Callable[[], Collection[Any]]] = ()  # empty: not from a list
-    least: Optional[float] = None
-    test: Optional[Tuple[Callable[[Any], bool], str]] = None  # of a value, and what it must be in words
+    allowed: Collection[Any] | Callable[[], Collection[Any]] = ()  # empty: not from a list
+    least: float | None = None
+    test: tuple[Callable[[Any], bool], str] | None = None  # of a value, and what it must be in words
 
-    def error(self, value: Any) -> Optional[UserError]:
+    def error(self, value: Any) -> UserError | None:
         """What is wrong with a value, or None."""
         allowed = self.allowed() if callable(self.allowed) else self.allowed
         if allowed and value not in allowed:
@@ -36,7 +36,7 @@ class Key(NamedTuple):
         return None
 
 
-def _shared(node: str, features: List[str]) -> Iterator[Key]:
+def _shared(node: str, features: list[str]) -> Iterator[Key]:
     """The options that all families of backbones have; named as detectron2 names them for ResNet."""
     yield Key(f"{node}.OUT_FEATURES", features, "stages that give features; stem can too")
     yield Key(f"{node}.NORM", "FrozenBN", 'any of layers.NORMS; "" is none; "EvalBN" fixes the statistics and trains the rest')
@@ -46,7 +46,7 @@ def _shared(node: str, features: List[str]) -> Iterator[Key]:
     yield Key(f"{node}.RES5_DILATION", 1, "2: the last stage has stride 16 and dilated convolutions (DC5)")
 
 
-def _registered(registry: Registry, *others: str) -> Callable[[], List[str]]:
+def _registered(registry: Registry, *others: str) -> Callable[[], list[str]]:
     return lambda: [*sorted(name for name, _ in registry), *others]
 
 
@@ -63,7 +63,7 @@ _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 _POOLERS = ("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated")
 _SAMPLERS = ("", "RepeatFactor", "RandomSubset", "Weighted", "WeightedCategory")
 
-KEYS: Tuple[Key, ...] = (
+KEYS: tuple[Key, ...] = (
     Key("MODEL.VOVNET.CONV_BODY", "V-39-eSE", 'any of list_backbones("V-*")'),
     Key("MODEL.VOVNET.ESE", "all", 'blocks with an eSE gate: "all" (the released weights) or the "last" of each stage (timm)'),
     Key("MODEL.VOVNET.OUT_CHANNELS", 256, "of vovnet-detectron2, without effect there and here: MODEL.FPN.OUT_CHANNELS sets the width"),
@@ -211,7 +211,7 @@ def add_backbones_config(cfg: CfgNode) -> None:
 add_vovnet_config = add_backbones_config  # what vovnet-detectron2's users call
 
 
-def flat(node: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
+def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Nested dicts, a config's too, as one of dotted keys."""
     result = {}
     for key, value in node.items():
@@ -219,7 +219,7 @@ def flat(node: Dict[str, Any], prefix: str = "") -> Dict[str, Any]:
     return result
 
 
-def all_keys(cfg: CfgNode) -> List[str]:
+def all_keys(cfg: CfgNode) -> list[str]:
     """Every key of a config, in the dotted form of the command line."""
     return list(flat(cfg))
 

@@ -4,7 +4,7 @@ import argparse
 import difflib
 import os
 import re
-from typing import Any, Collection, Dict, List, Optional, Tuple
+from typing import Any, Collection
 
 import yaml
 from detectron2.config import CfgNode
@@ -55,25 +55,25 @@ def _find_beside(cfg: CfgNode, path: str, key: str) -> None:
         put(cfg, key, os.path.join(folder, name))
 
 
-def _folder_of(path: str, key: str) -> Optional[str]:
+def _folder_of(path: str, key: str) -> str | None:
     """The folder of the config, ``path`` or the nearest it is based on, that sets a key."""
     if flat(_content(path)).get(key):
         return os.path.dirname(os.path.abspath(path))
     return next(filter(None, (_folder_of(base, key) for base in bases(path) if os.path.isfile(base))), None)
 
 
-def bases(path: str) -> List[str]:
+def bases(path: str) -> list[str]:
     """The paths of the configs that a config names as its ``_BASE_``, the one that prevails first."""
     names = _content(path).get("_BASE_") or []
     return [os.path.join(os.path.dirname(path), os.path.expanduser(name)) for name in reversed([names] if isinstance(names, str) else names)]
 
 
-def _content(path: str) -> Dict[str, Any]:
+def _content(path: str) -> dict[str, Any]:
     with open(path) as f:
         return yaml.unsafe_load(f) or {}  # as when it is merged
 
 
-def merge_overrides(cfg: CfgNode, opts: List[str]) -> None:
+def merge_overrides(cfg: CfgNode, opts: list[str]) -> None:
     """``cfg.merge_from_list`` of command-line overrides. Raises UserError for what is wrong in them."""
     flag = next((item for item in opts[::2] if item.startswith("--")), None)
     if flag:
@@ -129,7 +129,7 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
     """
     from ..data.coco import read_categories
 
-    entries: List[List[str]] = []
+    entries: list[list[str]] = []
     classes = {}
     for split in ("train", "val"):
         file, folder = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
@@ -158,6 +158,6 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
         put(cfg, key, len(next(iter(classes.values()))))
 
 
-def first_difference(one: Collection[Any], other: Collection[Any]) -> Tuple[Any, Any]:
+def first_difference(one: Collection[Any], other: Collection[Any]) -> tuple[Any, Any]:
     """The first two entries at one place that differ; None stands for the end of the shorter list."""
     return next((a, b) for a, b in zip([*one, None], [*other, None]) if a != b)

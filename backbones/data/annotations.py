@@ -4,7 +4,7 @@ import math
 import os
 import re
 import reprlib
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from ..documents import read_json
 from ..errors import UserError
 
 _RUNS = re.compile("([P-o]{0,6}[0-O])+")  # compressed run lengths: numbers of up to seven characters, all but their last from P on
-Fields = Mapping[str, Tuple[str, Callable[[Any], bool]]]  # name -> (what its value must be, in words; a test of that)
+Fields = Mapping[str, tuple[str, Callable[[Any], bool]]]  # name -> (what its value must be, in words; a test of that)
 
 
 def integer(value: Any) -> bool:
@@ -20,7 +20,7 @@ def integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63
 
 
-def numbers(value: Any, count: Optional[int] = None) -> bool:
+def numbers(value: Any, count: int | None = None) -> bool:
     """Whether a value is a list of (``count``) numbers between minus a million and a million."""
     if not isinstance(value, list) or not set(map(type, value)) <= {int, float} or len(value) != (len(value) if count is None else count):
         return False
@@ -30,7 +30,7 @@ def numbers(value: Any, count: Optional[int] = None) -> bool:
 _ID = ("an integer", integer)
 _SIDE = ("a number of pixels", lambda value: integer(value) and 0 < value < 10**6)
 _NAME = ("a text", lambda value: isinstance(value, str))
-FIELDS: Dict[str, Fields] = {
+FIELDS: dict[str, Fields] = {
     "images": {"id": _ID, "file_name": ("the name of a file", lambda v: isinstance(v, str) and v != ""), "width": _SIDE, "height": _SIDE},
     "categories": {
         "id": _ID,
@@ -61,7 +61,7 @@ def parse(path: str, what: str) -> Any:
         raise UserError(f"{what} {path!r} is not JSON: {error}", "bad-file") from error
 
 
-def read(path: str, what: str = "annotation file") -> Dict[str, List[Any]]:
+def read(path: str, what: str = "annotation file") -> dict[str, list[Any]]:
     """The content of an annotation file: lists of images, annotations and categories, whose entries may be anything.
 
     Raises UserError, which calls the file ``what``, if it is missing, is not JSON, lacks one of the
@@ -92,7 +92,7 @@ def faults(entry: Any, fields: Fields, optional: Sequence[str] = OPTIONAL) -> It
             yield f"has {name} {reprlib.repr(entry[name])}: it must be {kind}"
 
 
-def problems(content: Dict[str, List[Any]], fields: Mapping[str, Fields] = FIELDS, optional: Sequence[str] = OPTIONAL) -> Iterator[str]:
+def problems(content: dict[str, list[Any]], fields: Mapping[str, Fields] = FIELDS, optional: Sequence[str] = OPTIONAL) -> Iterator[str]:
     """What is wrong with entries, ids and references, masks apart. Stop at the first: later checks rely on earlier ones."""
     for key in fields:
         seen = set()

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from typing import Callable, Collection, Iterator, Sequence, Tuple
+from typing import Callable, Collection, Iterator, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -55,7 +55,7 @@ def dataset_findings(cfg: CfgNode, training: bool, skip: Collection[str] = (), c
     yield from _folders(cfg, usable)
 
 
-def _folders(cfg: CfgNode, names: Sequence[Tuple[str, str]]) -> Iterator[UserError]:
+def _folders(cfg: CfgNode, names: Sequence[tuple[str, str]]) -> Iterator[UserError]:
     """Images with classes that go to a detector or others to a classifier, and two sets that number other classes."""
     with_classes = []
     for key, name in names:

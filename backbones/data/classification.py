@@ -2,7 +2,7 @@
 
 import functools
 import os
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ def register_image_folders(cfg: CfgNode) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def _read(name: str, folder: str) -> Tuple[Tuple[str, ...], Tuple[Dict[str, Any], ...]]:
+def _read(name: str, folder: str) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
     if not os.path.isdir(folder):
         raise UserError(f"DATASETS.IMAGE_FOLDERS: folder {folder!r} of {name!r} is not there", "missing-file", "DATASETS.IMAGE_FOLDERS")
     try:
@@ -49,9 +49,9 @@ class ClassificationMapper:
     middle. Raises UserError that names a file which is no image.
     """
 
-    def __init__(self, is_train: bool, size: int, resize: int, scale: Tuple[float, float], color_jitter: float, flip: bool, image_format: str):
+    def __init__(self, is_train: bool, size: int, resize: int, scale: tuple[float, float], color_jitter: float, flip: bool, image_format: str):
         if is_train:
-            steps: List[Any] = [T.RandomResizedCrop(size, scale=tuple(scale))]
+            steps: list[Any] = [T.RandomResizedCrop(size, scale=tuple(scale))]
             steps += [T.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []
             steps += [T.RandomHorizontalFlip()] if flip else []
         else:
@@ -64,7 +64,7 @@ class ClassificationMapper:
         node = cfg.INPUT.CLASSIFICATION
         return cls(is_train, node.SIZE, node.RESIZE, node.SCALE, node.COLOR_JITTER, cfg.INPUT.RANDOM_FLIP == "horizontal", cfg.INPUT.FORMAT)
 
-    def __call__(self, record: Dict[str, Any]) -> Dict[str, Any]:
+    def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         try:
             with Image.open(record["file_name"]) as image:
                 image = image.convert("RGB")

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Iterator
 
 from detectron2.config import CfgNode
 from detectron2.data.datasets import register_coco_instances
@@ -34,7 +34,7 @@ def register_from_config(cfg: CfgNode) -> None:
             logging.getLogger(__name__).warning(f"{json_file}: an annotation {said}: number from 1")
         # ids in increasing order become classes 0, 1, 2, ... as in detectron2's loader, but known before the images are read
         categories = sorted(content["categories"], key=lambda category: category["id"])
-        metadata: Dict[str, Any] = {"thing_classes": [category["name"] for category in categories]}
+        metadata: dict[str, Any] = {"thing_classes": [category["name"] for category in categories]}
         keypoints = [category["keypoints"] for category in categories if category.get("keypoints")]
         if keypoints:
             metadata.update(keypoint_names=keypoints[0], keypoint_flip_map=_flip_map(keypoints[0]))
@@ -47,7 +47,7 @@ def register_from_config(cfg: CfgNode) -> None:
 _FILE = "DATASETS.REGISTER: annotation file"
 
 
-def _problems(content: Dict[str, List[Any]], image_root: str) -> Iterator[str]:
+def _problems(content: dict[str, list[Any]], image_root: str) -> Iterator[str]:
     """What detectron2 or pycocotools would fail on later, worst first."""
     yield from annotations.problems(content)
     images = {image["id"]: image for image in content["images"]}
@@ -66,11 +66,11 @@ def _problems(content: Dict[str, List[Any]], image_root: str) -> Iterator[str]:
                 yield f"image {image['file_name']!r} is {about.strip(' ()')} (width x height) as the annotations say"
 
 
-def _flip_map(names: List[str]) -> List[Tuple[str, str]]:
+def _flip_map(names: list[str]) -> list[tuple[str, str]]:
     return [(n, n.replace("left", "right", 1)) for n in names if "left" in n and n.replace("left", "right", 1) in names]
 
 
-def read_categories(name: str, json_file: str) -> List[Tuple[int, str]]:
+def read_categories(name: str, json_file: str) -> list[tuple[int, str]]:
     """(id, name) of every category of an annotation file, in the order of their classes; raises UserError as `register_from_config` does."""
     content = annotations.read(json_file, _FILE)
     for problem in annotations.problems({"categories": content["categories"], "images": [], "annotations": []}):

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import tempfile
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Iterator
 
 import cv2
 import numpy as np
@@ -73,7 +73,7 @@ def register_digits() -> None:
             MetadataCatalog.get(full).set(evaluator_type=evaluator, generated=True, **metadata)
 
 
-def _paths(folder: str, split: str) -> Dict[str, str]:
+def _paths(folder: str, split: str) -> dict[str, str]:
     return {
         "images": os.path.join(folder, split),
         "instances": os.path.join(folder, "annotations", f"instances_{split}.json"),
@@ -82,21 +82,21 @@ def _paths(folder: str, split: str) -> Dict[str, str]:
     }
 
 
-def _load_instances(name: str, split: str) -> List[dict]:
+def _load_instances(name: str, split: str) -> list[dict]:
     paths = _paths(generate(), split)
     return load_coco_json(paths["instances"], paths["images"], name)
 
 
-def _load_semantic(name: str, split: str) -> List[dict]:
+def _load_semantic(name: str, split: str) -> list[dict]:
     paths = _paths(generate(), split)
     return load_sem_seg(paths["stuff"], paths["images"])
 
 
-def _load_panoptic(name: str, split: str) -> List[dict]:
+def _load_panoptic(name: str, split: str) -> list[dict]:
     return merge_to_panoptic(_load_instances(name, split), _load_semantic(name, split))
 
 
-def _load_classes(name: str, split: str) -> List[dict]:
+def _load_classes(name: str, split: str) -> list[dict]:
     """The digits of the scenes one by one, with a margin, as records of `classification`; as large as they are in the scenes."""
     paths, records = _paths(generate(), split), []
     for image in load_coco_json(paths["instances"], paths["images"], extra_annotation_keys=["id"]):
@@ -154,7 +154,7 @@ def _stamped(stamp: str) -> Any:
         return None
 
 
-def _handwriting() -> Tuple[np.ndarray, np.ndarray]:
+def _handwriting() -> tuple[np.ndarray, np.ndarray]:
     """All digits as (1797, 8, 8) float32 in [0, 1], and their classes."""
     try:
         from sklearn.datasets import load_digits
@@ -164,7 +164,7 @@ def _handwriting() -> Tuple[np.ndarray, np.ndarray]:
     return (digits.images / 16.0).astype(np.float32), digits.target
 
 
-def _write_split(paths: Dict[str, str], digits: np.ndarray, labels: np.ndarray, count: int, seed: int, progress) -> None:
+def _write_split(paths: dict[str, str], digits: np.ndarray, labels: np.ndarray, count: int, seed: int, progress) -> None:
     for kind in ("images", "panoptic", "stuff"):
         os.makedirs(paths[kind])
     os.makedirs(os.path.dirname(paths["instances"]), exist_ok=True)
@@ -199,7 +199,7 @@ class _Scene:
 
     def __init__(self, rng: np.random.Generator, digits: np.ndarray, labels: np.ndarray):
         self.image, self.stuff = _background(rng, IMAGE_SIZE)
-        self.annotations: List[Dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
         self._taken = np.zeros(self.stuff.shape, bool)
         self._instances = np.zeros(self.stuff.shape, np.int32)
         for _ in range(rng.integers(2, 7)):
@@ -253,7 +253,7 @@ class _Scene:
         return np.where(self._instances > 0, self._instances, len(self.annotations) + self.stuff)
 
     @property
-    def segments(self) -> List[Dict[str, Any]]:
+    def segments(self) -> list[dict[str, Any]]:
         ids, result = self.segment_ids, []
         for segment in np.unique(ids):
             rows, columns = np.nonzero(ids == segment)
@@ -263,17 +263,17 @@ class _Scene:
         return result
 
 
-def _bounds(rows: np.ndarray, columns: np.ndarray) -> List[int]:
+def _bounds(rows: np.ndarray, columns: np.ndarray) -> list[int]:
     return [int(columns.min()), int(rows.min()), int(np.ptp(columns)) + 1, int(np.ptp(rows)) + 1]
 
 
-def _polygons(mask: np.ndarray) -> List[np.ndarray]:
+def _polygons(mask: np.ndarray) -> list[np.ndarray]:
     """The outlines of a mask as (N, 2) x, y, an eighth of a pixel inside its edge; OpenCV's own run through the outer pixels' centres."""
     fine = np.kron(mask.astype(np.uint8), np.ones((4, 4), np.uint8))
     return [(contour[:, 0] + 0.5) / 4 for contour in cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]]
 
 
-def _background(rng: np.random.Generator, size: int) -> Tuple[np.ndarray, np.ndarray]:
+def _background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
     """One to three regions of different textures: a BGR image, and the texture's place in STUFF plus 1 for each pixel."""
     kinds = rng.permutation(len(STUFF))[: rng.integers(1, 4)]
     # each pixel belongs to the nearest of a few points

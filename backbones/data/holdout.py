@@ -1,7 +1,7 @@
 """Parts of a data set that are kept for training and held out of it: what a search looks at is neither trained on nor the test set."""
 
 import random
-from typing import Dict, Iterator, List, Sequence
+from typing import Iterator, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -11,7 +11,7 @@ from ..errors import UserError, unknown
 KEPT, HELD_OUT = "_kept", "_held_out"
 
 
-def entries(cfg: CfgNode, key: str, form: Dict[str, type]) -> Iterator[Sequence]:
+def entries(cfg: CfgNode, key: str, form: dict[str, type]) -> Iterator[Sequence]:
     """The entries of a list of ``cfg.DATASETS``. Raises UserError for one without the parts of ``form``, name -> type."""
     for entry in cfg.DATASETS.get(key, []):
         if not isinstance(entry, (list, tuple)) or [type(part) for part in entry] != list(form.values()):
@@ -32,7 +32,7 @@ def register_held_out(cfg: CfgNode, training: bool = True) -> None:
     The same images every time: they follow from the name and the count alone. Raises UserError for an entry of another form, a data set that
     is not registered, or a name that stands there with two counts. That there are so many images is checked when they are read.
     """
-    seen: Dict[str, int] = {}
+    seen: dict[str, int] = {}
     for name, count in entries(cfg, "HOLD_OUT", {"'name'": str, "number of images": int}):
         if name not in DatasetCatalog:
             raise unknown("data set in DATASETS.HOLD_OUT", name, sorted(DatasetCatalog.keys()), "DATASETS.HOLD_OUT")
@@ -57,7 +57,7 @@ def register_held_out(cfg: CfgNode, training: bool = True) -> None:
             MetadataCatalog.get(name + suffix).set(**about, held_out=count, part_of=name)
 
 
-def _part(name: str, count: int, inside: bool) -> List[dict]:
+def _part(name: str, count: int, inside: bool) -> list[dict]:
     records = DatasetCatalog.get(name)
     if count >= len(records):
         said = f"DATASETS.HOLD_OUT: {count} images of {name!r}, which has {len(records)}: none would be left to train on"

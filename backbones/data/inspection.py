@@ -9,7 +9,7 @@ import reprlib
 import warnings
 from collections import Counter, defaultdict
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Sequence, Set, Tuple
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
@@ -82,9 +82,9 @@ class Flaw:
     name: str
 
 
-def summarize(problems: Iterable[Flaw], shown: int = 5) -> List[Finding]:
+def summarize(problems: Iterable[Flaw], shown: int = 5) -> list[Finding]:
     """A line for each kind of problem in each data set, errors first: their number, and the first ``shown`` by name."""
-    names: Dict[Tuple[str, str], List[str]] = defaultdict(list)
+    names: dict[tuple[str, str], list[str]] = defaultdict(list)
     counts: Counter = Counter()
     for problem in problems:
         key = (problem.kind, problem.dataset)
@@ -100,7 +100,7 @@ def summarize(problems: Iterable[Flaw], shown: int = 5) -> List[Finding]:
 
 
 def inspect(
-    datasets: Sequence[Source], use: Use = Use(), images: Optional[int] = 500, progress: Callable[..., Iterable] = lambda items, **_: items
+    datasets: Sequence[Source], use: Use = Use(), images: int | None = 500, progress: Callable[..., Iterable] = lambda items, **_: items
 ) -> Iterator[Flaw]:
     """Yields every flaw of the data sets as it is found. Afterwards their ``content`` holds the sound entries.
 
@@ -144,7 +144,7 @@ _FIELDS = {
 }
 
 
-def _structure(source: Source, content: Dict[str, List[Any]]) -> Iterator[Flaw]:
+def _structure(source: Source, content: dict[str, list[Any]]) -> Iterator[Flaw]:
     """Keeps the entries that are sound enough for the other checks, and belong to the data set's images."""
     for key, of_image in (("images", "id"), ("categories", ""), ("annotations", "image_id")):
         sound, seen = [], set()
@@ -178,7 +178,7 @@ def _categories(source: Source) -> Iterator[Flaw]:
             yield Flaw("imbalance", source.name, f"{reprlib.repr(name)} {count} (of at most {max(counts.values())})")
 
 
-def _repeated(names: Iterable[str]) -> List[Tuple[str, int]]:
+def _repeated(names: Iterable[str]) -> list[tuple[str, int]]:
     return [(name, times) for name, times in Counter(names).items() if times > 1]
 
 
@@ -186,8 +186,8 @@ def _annotations(source: Source, use: Use, progress: Callable) -> Iterator[Flaw]
     images = {image["id"]: image for image in source.content["images"]}
     categories = {category["id"]: category for category in source.content["categories"]}
     sound, seen = [], set()
-    objects: Set[int] = set()  # ids of the images that have some
-    crowds: Set[int] = set()
+    objects: set[int] = set()  # ids of the images that have some
+    crowds: set[int] = set()
     for a in progress(source.content["annotations"], desc=f"{source.name}: annotations", unit="annotation"):
         image, category = images.get(a["image_id"]), categories.get(a["category_id"])
         finite, crowd = coco.numbers(a["bbox"]), bool(a.get("iscrowd"))
@@ -221,7 +221,7 @@ def _annotations(source: Source, use: Use, progress: Callable) -> Iterator[Flaw]
             yield Flaw("crowds only" if key in crowds else "image without objects", source.name, repr(image["file_name"]))
 
 
-def _box_kinds(box: List[float], image: dict, use: Use) -> List[str]:
+def _box_kinds(box: list[float], image: dict, use: Use) -> list[str]:
     x, y, w, h = box
     width, height = image["width"], image["height"]
     if w <= 0 or h <= 0:
@@ -234,7 +234,7 @@ def _box_kinds(box: List[float], image: dict, use: Use) -> List[str]:
     return kinds
 
 
-def _mask_kinds(mask: Any, image: dict, use: Use, crowd: bool) -> List[str]:
+def _mask_kinds(mask: Any, image: dict, use: Use, crowd: bool) -> list[str]:
     kind = coco.mask_fault(mask, image["height"], image["width"])
     needed = use.masks and not crowd
     if not kind and isinstance(mask, dict) and use.polygons and needed:
@@ -242,7 +242,7 @@ def _mask_kinds(mask: Any, image: dict, use: Use, crowd: bool) -> List[str]:
     return [kind] if kind and (kind != "no mask" or needed) else []
 
 
-def _keypoint_kinds(a: dict, category: dict, use: Use, crowd: bool) -> List[str]:
+def _keypoint_kinds(a: dict, category: dict, use: Use, crowd: bool) -> list[str]:
     names, keypoints = category.get("keypoints"), a.get("keypoints")
     if not keypoints:
         return ["no keypoints"] if use.keypoints and not crowd else []
@@ -265,14 +265,14 @@ _MODES = {
 }
 
 
-def evenly(items: List[Any], count: Optional[int]) -> List[Any]:
+def evenly(items: list[Any], count: int | None) -> list[Any]:
     """``count`` items, spread evenly over all; None, or fewer items than that: all of them."""
     if count is None or len(items) <= count:
         return items
     return [items[i] for i in np.linspace(0, len(items) - 1, count).astype(int)]
 
 
-def look(path: str, stated: Dict[str, Any], format: str = "BGR", pixels: bool = True) -> Iterator[Tuple[str, str]]:
+def look(path: str, stated: dict[str, Any], format: str = "BGR", pixels: bool = True) -> Iterator[tuple[str, str]]:
     """What is wrong with an image, from its header and, if ``pixels``, its pixels in INPUT.FORMAT ``format``: (kind, details).
 
     ``stated`` has its "width" and "height", after the turn that its EXIF tag asks for, as detectron2 does it.
@@ -301,7 +301,7 @@ def look(path: str, stated: Dict[str, Any], format: str = "BGR", pixels: bool = 
         yield kind, f" ({mode})"
 
 
-def images_of(source: Source, use: Use, count: Optional[int], progress: Callable) -> Iterator[Flaw]:
+def images_of(source: Source, use: Use, count: int | None, progress: Callable) -> Iterator[Flaw]:
     """The flaws of one data set's images: files that are missing or empty, and what `look` finds in ``count`` of them."""
     entries = source.content["images"]
     there = []
@@ -319,13 +319,13 @@ def images_of(source: Source, use: Use, count: Optional[int], progress: Callable
             yield Flaw(kind, source.name, repr(image["file_name"]) + about)
 
 
-def copies(datasets: Sequence[Source], count: Optional[int], progress: Callable) -> Iterator[Flaw]:
+def copies(datasets: Sequence[Source], count: int | None, progress: Callable) -> Iterator[Flaw]:
     """Files with the same content, within a data set, and between data to train and to test on.
 
     Compares all files of a small data set, and a sample of a large one.
     """
     most = None if count is None else 20 * count
-    by_size: Dict[int, List[Tuple[Source, str]]] = defaultdict(list)
+    by_size: dict[int, list[tuple[Source, str]]] = defaultdict(list)
     for source in datasets:
         if source.training and source.testing:
             yield Flaw("train and test", source.name, "all of them")
@@ -341,7 +341,7 @@ def copies(datasets: Sequence[Source], count: Optional[int], progress: Callable)
         except OSError:
             continue  # reported already
     for group in contents.values():
-        first: Dict[str, str] = {}  # data set -> its first file of this content
+        first: dict[str, str] = {}  # data set -> its first file of this content
         trained = next(((s, p) for s, p in group if s.training), None)
         for source, path in group:
             name = repr(os.path.relpath(path, os.path.realpath(source.image_root)))

@@ -8,7 +8,7 @@ does not matter either.
 import random
 import signal
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterator, List, Optional, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -38,7 +38,7 @@ def seed_random_numbers(*numbers: int) -> None:
     torch.manual_seed(seed)
 
 
-def unreadable(record: Dict[str, Any], error: BaseException) -> str:
+def unreadable(record: dict[str, Any], error: BaseException) -> str:
     """One line that says which image cannot be read, and why."""
     return f"image {record.get('file_name')!r} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
@@ -49,7 +49,7 @@ class NamesFiles:
 
     mapper: Callable
 
-    def __call__(self, record: Dict[str, Any]) -> Any:
+    def __call__(self, record: dict[str, Any]) -> Any:
         try:
             return self.mapper(record)
         except UNREADABLE as error:
@@ -63,16 +63,16 @@ class Examples(torchdata.Dataset):
     Otherwise that is a UserError, which with False advises the setting that skips.
     """
 
-    def __init__(self, records: Sequence[Dict[str, Any]], mapper: Callable, skip: Optional[bool] = False):
+    def __init__(self, records: Sequence[dict[str, Any]], mapper: Callable, skip: bool | None = False):
         self.records, self.mapper, self.skip = records, mapper, skip
         self.seed, self.rank = 0, comm.get_rank()
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, code: int) -> Dict[str, Any]:
+    def __getitem__(self, code: int) -> dict[str, Any]:
         position, index = divmod(code, len(self))
-        skipped: List[str] = []
+        skipped: list[str] = []
         for attempt in range(_TRIES):
             seed_random_numbers(self.seed, self.rank, position, attempt)
             if attempt:
@@ -99,12 +99,12 @@ class Batches(torchdata.Sampler):
     ``wide`` says of each of ``length`` records whether its image is wider than high; each batch holds one kind. None: kinds are mixed.
     """
 
-    def __init__(self, sampler: torchdata.Sampler, size: int, length: int, wide: Optional[np.ndarray] = None):
+    def __init__(self, sampler: torchdata.Sampler, size: int, length: int, wide: np.ndarray | None = None):
         self.sampler, self.size, self.length, self.wide = sampler, size, length, wide
         self.start = 0
 
-    def __iter__(self) -> Iterator[List[int]]:
-        groups: List[List[int]] = [[], []]
+    def __iter__(self) -> Iterator[list[int]]:
+        groups: list[list[int]] = [[], []]
         number = 0
         for position, index in enumerate(self.sampler):
             group = groups[0 if self.wide is None else int(self.wide[index])]
@@ -119,7 +119,7 @@ class Batches(torchdata.Sampler):
 class TrainLoader:
     """An endless iterator over lists of examples. Call `go_to` before the first, to start elsewhere."""
 
-    def __init__(self, examples: Examples, sampler: torchdata.Sampler, size: int, wide: Optional[np.ndarray], workers: int):
+    def __init__(self, examples: Examples, sampler: torchdata.Sampler, size: int, wide: np.ndarray | None, workers: int):
         self.dataset, self.workers = examples, workers
         self.batches = Batches(sampler, size, len(examples), wide)
 
@@ -129,7 +129,7 @@ class TrainLoader:
         self.batches.sampler = upstream.seeded(self.batches.sampler, seed)
         self.batches.start = batch
 
-    def __iter__(self) -> Iterator[List[Dict[str, Any]]]:
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
         options = {"collate_fn": share, "worker_init_fn": _settle}
         iterator = iter(torchdata.DataLoader(self.dataset, batch_sampler=self.batches, num_workers=self.workers, **options))
         try:
@@ -151,7 +151,7 @@ _MORE_SHARED_MEMORY = (
 )
 
 
-def share(batch: List[Any]) -> List[Any]:
+def share(batch: list[Any]) -> list[Any]:
     """Puts a worker's batch into shared memory. Raises UserError if it is too small: torch would lose the batch and wait forever."""
     if torchdata.get_worker_info() is not None:
         try:
@@ -182,11 +182,11 @@ def _settle(worker: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
 
 
-def _train_records(cfg: CfgNode) -> List[Dict[str, Any]]:
+def _train_records(cfg: CfgNode) -> list[dict[str, Any]]:
     names = tuple(cfg.DATASETS.TRAIN)
     proposals = cfg.DATASETS.PROPOSAL_FILES_TRAIN if cfg.MODEL.LOAD_PROPOSALS else None
     keypoints = cfg.MODEL.ROI_KEYPOINT_HEAD.MIN_KEYPOINTS_PER_IMAGE if cfg.MODEL.KEYPOINT_ON else 0
-    records: List[Dict[str, Any]] = []
+    records: list[dict[str, Any]] = []
     try:
         records = get_detection_dataset_dicts(names, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, keypoints, proposals)
     except AssertionError as error:
@@ -199,7 +199,7 @@ def _train_records(cfg: CfgNode) -> List[Dict[str, Any]]:
 
 
 def build_train_loader(
-    cfg: CfgNode, mapper: Optional[Callable] = None, share_records: Callable[[Callable[[], List]], List] = lambda read: read()
+    cfg: CfgNode, mapper: Callable | None = None, share_records: Callable[[Callable[[], list]], list] = lambda read: read()
 ) -> TrainLoader:
     """The loader of ``cfg.DATASETS.TRAIN``, sampler and grouping as detectron2's loader has them; without ``mapper``, detectron2's own.
 
@@ -211,13 +211,13 @@ def build_train_loader(
 
 
 def train_loader(
-    dataset: List[Dict[str, Any]],
+    dataset: list[dict[str, Any]],
     mapper: Callable,
-    sampler: Optional[torchdata.Sampler] = None,
+    sampler: torchdata.Sampler | None = None,
     total_batch_size: int = 16,
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
-    skip: Optional[bool] = None,
+    skip: bool | None = None,
 ) -> TrainLoader:
     """As detectron2's ``build_detection_train_loader``, with the same arguments; ``skip`` goes to `Examples`."""
     wide = None

@@ -8,7 +8,7 @@ config with an augmentation that looks at pixels, and for other kinds of data, t
 
 import copy
 import itertools
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import cv2
 import numpy as np
@@ -65,7 +65,7 @@ class FasterMapper(DatasetMapper):
     def from_config(cls, cfg, is_train: bool = True):
         return {**super().from_config(cfg, is_train), "fast": cfg.INPUT.MAPPER == "fast"}
 
-    def __call__(self, dataset_dict: Dict[str, Any]) -> Dict[str, Any]:
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         if not self.blind:
             return super().__call__(dataset_dict)
         record = {key: value for key, value in dataset_dict.items() if key != "annotations"}
@@ -117,7 +117,7 @@ class FasterMapper(DatasetMapper):
         dataset_dict["instances"] = instances if kept.all() else instances[kept]
 
 
-def _transform_boxes(annotations: List[Dict[str, Any]], transforms: T.TransformList, size: Tuple[int, int], keypoint_hflip_indices) -> None:
+def _transform_boxes(annotations: list[dict[str, Any]], transforms: T.TransformList, size: tuple[int, int], keypoint_hflip_indices) -> None:
     """Does ``transform_instance_annotations`` for all boxes at once, in place, if all are lists of floats in one mode."""
     if len({a["bbox_mode"] for a in annotations}) > 1 or not all(
         type(a["bbox"]) is list and set(map(type, a["bbox"])) == {float} for a in annotations
@@ -134,8 +134,8 @@ def _transform_boxes(annotations: List[Dict[str, Any]], transforms: T.TransformL
             annotation["keypoints"] = utils.transform_keypoint_annotations(annotation["keypoints"], transforms, size, keypoint_hflip_indices)
 
 
-def _flatten(transforms: T.TransformList) -> List[Transform]:
-    result: List[Transform] = []
+def _flatten(transforms: T.TransformList) -> list[Transform]:
+    result: list[Transform] = []
     for t in transforms.transforms:
         result += _flatten(t) if isinstance(t, T.TransformList) else [t]
     return [t for t in result if not isinstance(t, NoOpTransform)]
@@ -161,7 +161,7 @@ def _read(path: str, fast: bool):
     return image
 
 
-def _transform(source, transforms: List[Transform], image_format: str, fast: bool) -> Tensor:
+def _transform(source, transforms: list[Transform], image_format: str, fast: bool) -> Tensor:
     """Applies detectron2's transforms to an RGB image, Pillow's or an array. Returns (3, H, W) uint8."""
     flips = len(list(itertools.takewhile(lambda t: isinstance(t, _FLIPS), transforms[::-1])))
     for t in transforms[: len(transforms) - flips]:
@@ -195,11 +195,11 @@ def _planes(pixels: np.ndarray, image_format: str) -> Tensor:
     return torch.from_numpy(result)
 
 
-def _polygons(segment: List[Any], transforms: T.TransformList) -> List[np.ndarray]:
+def _polygons(segment: list[Any], transforms: T.TransformList) -> list[np.ndarray]:
     return [p.reshape(-1) for p in transforms.apply_polygons([np.asarray(p).reshape(-1, 2) for p in segment])]
 
 
-def _masks(segments: List[Any], transforms: T.TransformList, size: Tuple[int, int]) -> Tuple[Tensor, Tensor]:
+def _masks(segments: list[Any], transforms: T.TransformList, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """The masks (N, H, W) that detectron2 makes of polygons or run lengths; and whether each has any pixel, (N,)."""
     result = torch.zeros(len(segments), *size, dtype=torch.bool)
     filled = [
@@ -209,7 +209,7 @@ def _masks(segments: List[Any], transforms: T.TransformList, size: Tuple[int, in
     return result, torch.tensor(filled)
 
 
-def _fill(polygons: List[np.ndarray], row: np.ndarray) -> bool:
+def _fill(polygons: list[np.ndarray], row: np.ndarray) -> bool:
     """Draws polygons into an empty mask (H, W) by COCO's rules. Returns whether they have any pixel. Touches only their own columns."""
     if not polygons:
         return False
@@ -219,7 +219,7 @@ def _fill(polygons: List[np.ndarray], row: np.ndarray) -> bool:
     return bool(len(columns))
 
 
-def _pick(runs: Dict[str, Any], transforms: T.TransformList, row: np.ndarray) -> bool:
+def _pick(runs: dict[str, Any], transforms: T.TransformList, row: np.ndarray) -> bool:
     """As `_fill`, for run lengths. Each pixel of the result copies one of theirs; its row and its column alone say which."""
     ys, xs = (np.arange(length, dtype=np.int32) for length in runs["size"])
     for t in _flatten(transforms):
@@ -247,7 +247,7 @@ def _nearest(places: np.ndarray, length: int) -> np.ndarray:
     return np.asarray(Image.fromarray(places[None]).resize((length, 1), Image.Resampling.NEAREST))[0]
 
 
-def _columns(runs: Dict[str, Any]) -> Tuple[np.ndarray, int]:
+def _columns(runs: dict[str, Any]) -> tuple[np.ndarray, int]:
     """A compressed mask's columns (number, H), from the first that has a pixel to the last, and the index of the first."""
     height = runs["size"][0]
     counts = runs["counts"]

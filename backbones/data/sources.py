@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Dict, List, Optional, Tuple
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -49,13 +48,13 @@ class Source:
     image_root: str
     training: bool = True
     testing: bool = False
-    image_ids: Optional[frozenset] = None
-    content: Dict[str, List[dict]] = field(default_factory=dict)  # its sound entries, after `inspect`
+    image_ids: frozenset | None = None
+    content: dict[str, list[dict]] = field(default_factory=dict)  # its sound entries, after `inspect`
 
     def path(self, image: dict) -> str:
         return os.path.join(self.image_root, image["file_name"])
 
-    def classes(self) -> Dict[str, int]:
+    def classes(self) -> dict[str, int]:
         """The number of objects of each category, in the order of the classes; crowds are not counted."""
         names = {c["id"]: c["name"] for c in sorted(self.content["categories"], key=lambda c: c["id"])}
         counts = Counter(a["category_id"] for a in self.content["annotations"] if not a.get("iscrowd"))
@@ -77,11 +76,11 @@ class Source:
         return boxes
 
 
-def sources(cfg: CfgNode) -> Tuple[List[Source], List[str]]:
+def sources(cfg: CfgNode) -> tuple[list[Source], list[str]]:
     """The COCO-format data sets of DATASETS.TRAIN and TEST, even if their registration was refused; and the names of all others."""
     entries = {e[0]: e for e in cfg.DATASETS.REGISTER if isinstance(e, (list, tuple)) and len(e) == 3 and all(isinstance(p, str) for p in e)}
-    found: List[Source] = []
-    others: List[str] = []
+    found: list[Source] = []
+    others: list[str] = []
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         ids = None
         if name in entries:

@@ -15,7 +15,7 @@ import os
 import tempfile
 import warnings
 from dataclasses import dataclass
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Iterator
 
 import numpy as np
 import torch
@@ -62,7 +62,7 @@ class Heatmaps(nn.Module):
         super().__init__()
         self.head: Any = head
 
-    def forward(self, x: Tensor, instances: List[Instances]) -> List[Instances]:
+    def forward(self, x: Tensor, instances: list[Instances]) -> list[Instances]:
         instances[0].pred_keypoint_heatmaps = self.head.layers(x)  # of the one image
         return instances
 
@@ -76,9 +76,9 @@ class Traceable(nn.Module):
         head = getattr(getattr(model, "roi_heads", None), "keypoint_head", None)
         if isinstance(head, BaseKeypointRCNNHead):
             model.roi_heads.keypoint_head = Heatmaps(head)
-        self.fields: Tuple[str, ...] = tuple(model.backbone.output_shape()) if part == "backbone" else ()
+        self.fields: tuple[str, ...] = tuple(model.backbone.output_shape()) if part == "backbone" else ()
 
-    def forward(self, image: Tensor) -> Tuple[Tensor, ...]:
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         if self.part == "backbone":
             features = self.model.backbone((image - self.model.pixel_mean) / self.model.pixel_std)
             return tuple(features[name] for name in self.fields)
@@ -87,10 +87,10 @@ class Traceable(nn.Module):
         return tuple(found.values())
 
 
-def _found(model: nn.Module, image: Tensor) -> Dict[str, Tensor]:
+def _found(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     """What a detector finds in an image, before it is scaled to the original size."""
     inputs = [{"image": image}]
-    extra: Dict[str, Tensor] = {}
+    extra: dict[str, Tensor] = {}
     if isinstance(model, ImageClassifier):
         return {"scores": model(inputs)[0]["scores"]}
     if isinstance(model, PanopticFPN):
@@ -113,7 +113,7 @@ def _found(model: nn.Module, image: Tensor) -> Dict[str, Tensor]:
     return {**{name: value if isinstance(value, Tensor) else value.tensor for name, value in found.items()}, **extra}
 
 
-def describe(cfg: CfgNode, model: Any, part: str) -> Dict[str, Any]:
+def describe(cfg: CfgNode, model: Any, part: str) -> dict[str, Any]:
     """What a user of the file needs to know, besides the names of tensors."""
     from .. import __version__
 
@@ -146,8 +146,8 @@ def _tracing() -> Iterator[None]:
 
 
 def export(
-    cfg: CfgNode, model: nn.Module, path: str, kind: str, image: np.ndarray, part: str = "detector", tolerance: Optional[Tolerance] = None
-) -> Dict[str, float]:
+    cfg: CfgNode, model: nn.Module, path: str, kind: str, image: np.ndarray, part: str = "detector", tolerance: Tolerance | None = None
+) -> dict[str, float]:
     """Writes ``model`` to ``path`` and returns by how much the file's results differ from the model's own, at two sizes of ``image``.
 
     Args:
@@ -201,17 +201,17 @@ def check_target(kind: str, path: str) -> None:
         raise UserError(f"format {kind} needs a package that is not installed: pip install {missing}", "missing-package", "", missing)
 
 
-def _write_torchscript(traceable: Traceable, sample: Tensor, path: str, about: Dict[str, Any]) -> None:
+def _write_torchscript(traceable: Traceable, sample: Tensor, path: str, about: dict[str, Any]) -> None:
     traced = torch.jit.freeze(torch.jit.trace(traceable, (sample,), check_trace=False).eval())
     torch.jit.save(traced, path, _extra_files={"backbones.json": json.dumps(about)})
 
 
-def _write_onnx(traceable: Traceable, sample: Tensor, path: str, about: Dict[str, Any]) -> None:
+def _write_onnx(traceable: Traceable, sample: Tensor, path: str, about: dict[str, Any]) -> None:
     import onnx
 
     axes = {0: "images", 2: "height", 3: "width"} if about["part"] == "backbone" else {1: "height", 2: "width"}
     # the exporter by trace, which takes whole detectors; since torch 2.9 it is not the default
-    options: Dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     options.update(input_names=["image"], output_names=list(traceable.fields), dynamic_axes={"image": axes})
     torch.onnx.export(traceable, (sample,), path, opset_version=OPSET, **options)
     model = onnx.load(path)
@@ -219,7 +219,7 @@ def _write_onnx(traceable: Traceable, sample: Tensor, path: str, about: Dict[str
     onnx.save(model, path)
 
 
-def _write_openvino(traceable: Traceable, sample: Tensor, path: str, about: Dict[str, Any]) -> None:
+def _write_openvino(traceable: Traceable, sample: Tensor, path: str, about: dict[str, Any]) -> None:
     import openvino
 
     with tempfile.TemporaryDirectory() as folder:
@@ -233,9 +233,9 @@ def _write_openvino(traceable: Traceable, sample: Tensor, path: str, about: Dict
 _WRITERS = {"torchscript": _write_torchscript, "onnx": _write_onnx, "openvino": _write_openvino}
 
 
-def _compare(expected: Dict[str, Tensor], found: Dict[str, Tensor], part: str, tolerance: Tolerance) -> Dict[str, float]:
+def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], part: str, tolerance: Tolerance) -> dict[str, float]:
     """The largest differences, by name. Raises UserError where one is beyond the tolerance."""
-    differences: Dict[str, float] = {}
+    differences: dict[str, float] = {}
     if part == "backbone" or "boxes" not in expected:
         limits = dict.fromkeys(expected, tolerance.features)
         for name, value in expected.items():
@@ -270,14 +270,14 @@ def _largest(expected: Tensor, found: Tensor) -> float:
     return ((expected - found).abs().max() / expected.abs().max().clamp(min=1e-12)).item()
 
 
-def match(expected: Dict[str, Tensor], found: Dict[str, Tensor], tolerance: Tolerance) -> Tensor:
+def match(expected: dict[str, Tensor], found: dict[str, Tensor], tolerance: Tolerance) -> Tensor:
     """Pairs (K, 2) of indices of detections of the same class that agree within the tolerance, each in one pair at most."""
     close = (expected["boxes"][:, None] - found["boxes"][None]).abs().amax(dim=2) <= tolerance.pixels
     if "scores" in expected:
         close &= (expected["scores"][:, None] - found["scores"][None]).abs() <= tolerance.score
     if "classes" in expected:
         close &= expected["classes"][:, None] == found["classes"][None]
-    pairs: List[Tuple[int, int]] = []
+    pairs: list[tuple[int, int]] = []
     for i, row in enumerate(close):
         if row.any():
             pairs.append((i, int(row.int().argmax())))

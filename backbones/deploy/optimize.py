@@ -7,7 +7,7 @@ import copy
 import logging
 import statistics
 from functools import partial
-from typing import Any, Sequence, Tuple
+from typing import Any, Sequence
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
@@ -33,7 +33,7 @@ def optimize(
     model: nn.Module,
     memory_format: str = "auto",
     precision: str = "float32",
-    size: Tuple[int, int] = (800, 1088),
+    size: tuple[int, int] = (800, 1088),
     fold: bool = True,
     roi_align: bool = True,
 ) -> nn.Module:

@@ -1,7 +1,7 @@
 """A config's detector, called like detectron2's ``DefaultPredictor``: with the load gate, optimized if asked."""
 
 import logging
-from typing import Any, Callable, Dict, Tuple, Union
+from typing import Any, Callable
 
 import numpy as np
 import torch
@@ -15,15 +15,15 @@ from ..engine import Front, YamlFront
 from .optimize import optimize
 
 
-def size_in_mind(cfg: CfgNode) -> Tuple[int, int]:
+def size_in_mind(cfg: CfgNode) -> tuple[int, int]:
     """Height and width of an image of 3:4 as the config resizes it in evaluation."""
     height = cfg.INPUT.MIN_SIZE_TEST or 800
     return height, min(round(height * 4 / 3), max(cfg.INPUT.MAX_SIZE_TEST, height))
 
 
 def evaluate_optimized(
-    model: nn.Module, precision: str, evaluate: Callable[[nn.Module], Dict[str, Any]], size: Tuple[int, int] = (800, 1088)
-) -> Dict[str, Any]:
+    model: nn.Module, precision: str, evaluate: Callable[[nn.Module], dict[str, Any]], size: tuple[int, int] = (800, 1088)
+) -> dict[str, Any]:
     """``evaluate`` of the model, or with a ``precision`` of the optimized one; what bfloat16 costs is printed: both are evaluated then."""
     if not precision:
         return evaluate(model)
@@ -51,7 +51,7 @@ class Predictor:
     Raises UserError where the weights do not fill the model.
     """
 
-    def __init__(self, config: Union[CfgNode, Front], precision: str = ""):
+    def __init__(self, config: CfgNode | Front, precision: str = ""):
         front = YamlFront(config) if isinstance(config, CfgNode) else config
         self.model: nn.Module = front.build_model().eval()
         front.load_for_evaluation(self.model)
@@ -59,7 +59,7 @@ class Predictor:
             self.model = optimize(self.model, precision=precision, size=size_in_mind(front.settings))
         self.resize, self.format = front.resize(), front.settings.INPUT.FORMAT
 
-    def __call__(self, image: np.ndarray) -> Dict[str, Any]:
+    def __call__(self, image: np.ndarray) -> dict[str, Any]:
         """Predictions for an image (H, W, 3) BGR uint8, of its size."""
         height, width = image.shape[:2]
         if self.format == "RGB":

@@ -5,7 +5,7 @@ which torch has a vectorized kernel; torchvision's reads one channel of one cell
 two sides, so that cells which several samples share are read once.
 """
 
-from typing import Any, List, Tuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ _FAR = 1e5  # pixels: of boxes beyond, whose samples would fill the memory, torc
 
 
 def roi_align(
-    x: Tensor, rois: Tensor, output_size: Tuple[int, int], spatial_scale: float, sampling_ratio: int = 0, aligned: bool = True
+    x: Tensor, rois: Tensor, output_size: tuple[int, int], spatial_scale: float, sampling_ratio: int = 0, aligned: bool = True
 ) -> Tensor:
     """``torchvision.ops.roi_align``, with its arguments, of float32 tensors on a CPU, without gradients.
 
@@ -33,7 +33,7 @@ def roi_align(
     return result.permute(0, 3, 1, 2)
 
 
-def _groups(x: Tensor, rois: Tensor, output_size: Tuple[int, int], scale: float, sampling_ratio: int, aligned: bool):
+def _groups(x: Tensor, rois: Tensor, output_size: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool):
     """The regions whose bins are of as many cells, and what is pooled of them, (K, *output_size, C)."""
     if not len(rois):
         return
@@ -60,7 +60,7 @@ def _groups(x: Tensor, rois: Tensor, output_size: Tuple[int, int], scale: float,
         yield ids, pooled.view(len(ids), *output_size, channels)
 
 
-def _taps(start: Tensor, side: Tensor, bins: int, sampling_ratio: int, size: int) -> Tuple[Tensor, Tensor, Tensor]:
+def _taps(start: Tensor, side: Tensor, bins: int, sampling_ratio: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """The cells along one side that each bin of each region reads, their weights, both (R, bins, K), and how many of the K are in use, (R,)."""
     bin_side = side / bins
     samples = torch.full_like(side, sampling_ratio) if sampling_ratio > 0 else bin_side.ceil()
@@ -99,7 +99,7 @@ class CPUPooler(nn.Module):
     def fits(pooler: Any) -> bool:
         return type(pooler) is ROIPooler and all(isinstance(level, ROIAlign) for level in pooler.level_poolers)
 
-    def forward(self, x: List[Tensor], box_lists: list) -> Tensor:
+    def forward(self, x: list[Tensor], box_lists: list) -> Tensor:
         if torch.jit.is_tracing() or torch.is_grad_enabled() or any(f.device.type != "cpu" or f.dtype != torch.float32 for f in x):
             return self.pooler(x, box_lists)
         p: Any = self.pooler

@@ -3,7 +3,7 @@
 import json
 import os
 from functools import partial
-from typing import Any, Dict, List
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ FIELDS = {
 }
 
 
-def resized(image: np.ndarray, about: Dict[str, Any]) -> Tensor:
+def resized(image: np.ndarray, about: dict[str, Any]) -> Tensor:
     """Makes of an image (H, W, 3) BGR what a file expects: resized, (3, H', W') float32; for a backbone padded, (1, 3, H', W')."""
     if about["crop"]:  # of a classifier, as its data loader has it
         steps = transforms.Compose([transforms.Resize(about["resize"]), transforms.CenterCrop(about["crop"])])
@@ -64,23 +64,23 @@ class Runner:
             raise unknown(f"kind of exported file, of {path!r}", kind, _LOADERS)
         try:
             self._call, about = _LOADERS[kind](path, threads or torch.get_num_threads())
-            self.about: Dict[str, Any] = json.loads(about)
-            self.fields: List[str] = self.about["fields"]
+            self.about: dict[str, Any] = json.loads(about)
+            self.fields: list[str] = self.about["fields"]
         except ImportError as error:
             message = f"{path!r} needs a package that is not installed: pip install {error.name}"
             raise UserError(message, "missing-package", suggestion=error.name) from error
         except Exception as error:  # each runtime raises its own
             raise UserError(f"{path!r} is no file that backbones exported: {' '.join(str(error).split())[:200]}", "bad-file") from error
 
-    def run(self, image: Tensor) -> Dict[str, Tensor]:
+    def run(self, image: Tensor) -> dict[str, Tensor]:
         """What the file gives for its own kind of input, float32 (3, H, W), or of a backbone (N, 3, H, W)."""
         return dict(zip(self.fields, self._call(image)))
 
-    def features(self, image: np.ndarray) -> Dict[str, Tensor]:
+    def features(self, image: np.ndarray) -> dict[str, Tensor]:
         """The features of an image (H, W, 3) BGR uint8, padded to the sizes that the backbone takes."""
         return self.run(resized(image, self.about))
 
-    def __call__(self, image: np.ndarray) -> Dict[str, Any]:
+    def __call__(self, image: np.ndarray) -> dict[str, Any]:
         """Predictions for an image (H, W, 3) BGR uint8, as ``DefaultPredictor`` gives them: "instances", and of what has them "sem_seg" and
         "panoptic_seg"; of a classifier "scores"."""
         if self.about["part"] != "detector":

@@ -1,6 +1,6 @@
 """Image classification, for the backbones that detectors begin with: a small meta-architecture for detectron2's trainer."""
 
-from typing import Dict, List, Sequence
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -78,7 +78,7 @@ class ImageClassifier(nn.Module):
     def device(self) -> torch.device:
         return self.pixel_mean.device
 
-    def forward(self, batched_inputs: List[Dict[str, Tensor]]):
+    def forward(self, batched_inputs: list[dict[str, Tensor]]):
         images = torch.stack([x["image"].to(self.device, non_blocking=True) for x in batched_inputs])
         feature = self.last_conv(self.backbone((images - self.pixel_mean) / self.pixel_std)[self.feature])
         logits = self.fc(self.dropout(feature.mean(dim=(2, 3))))

@@ -11,7 +11,7 @@ Worth knowing:
 """
 
 import math
-from typing import Dict, List, Sequence, Tuple
+from typing import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -156,7 +156,7 @@ class GFLHead(nn.Module):
 
     @staticmethod
     def _tower(channels: int, num_convs: int, norm: str) -> nn.Sequential:
-        layers: List[nn.Module] = []
+        layers: list[nn.Module] = []
         for _ in range(num_convs):
             layers.append(nn.Conv2d(channels, channels, 3, padding=1, bias=not norm))
             if norm:
@@ -166,13 +166,13 @@ class GFLHead(nn.Module):
             layers.append(nn.ReLU())
         return nn.Sequential(*layers)
 
-    def forward(self, features: List[Tensor]) -> Tuple[List[Tensor], List[Tensor]]:
+    def forward(self, features: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """Maps levels (N, C, H, W) to class scores (N, classes, H, W) and distributions (N, 4 * bins, H, W), as logits, in single precision.
 
         Scores are probabilities in V2, and logits without a quality head.
         """
-        scores: List[Tensor] = []
-        distributions: List[Tensor] = []
+        scores: list[Tensor] = []
+        distributions: list[Tensor] = []
         for level, scale in enumerate(self.scales):
             x = features[level]
             score = self.cls_score(self.cls_subnet(x)).float()
@@ -214,7 +214,7 @@ class GFL(DenseDetector):
         *,
         backbone: Backbone,
         head: nn.Module,
-        head_in_features: List[str],
+        head_in_features: list[str],
         num_classes: int,
         anchor_size: float = 8.0,
         atss_topk: int = 9,
@@ -243,7 +243,7 @@ class GFL(DenseDetector):
     def from_config(cls, cfg) -> dict:
         node = cfg.MODEL.GFL
         backbone = build_backbone(cfg)
-        shapes: List[ShapeSpec] = [backbone.output_shape()[name] for name in node.IN_FEATURES]
+        shapes: list[ShapeSpec] = [backbone.output_shape()[name] for name in node.IN_FEATURES]
         if len({shape.channels for shape in shapes}) > 1:
             widths = ", ".join(f"{name} {shape.channels}" for name, shape in zip(node.IN_FEATURES, shapes))
             raise UserError(f"MODEL.GFL.IN_FEATURES must be of one width, as a FPN's are, but they have {widths} channels")
@@ -276,7 +276,7 @@ class GFL(DenseDetector):
             "input_format": cfg.INPUT.FORMAT,
         }
 
-    def forward_training(self, images, features, predictions, gt_instances) -> Dict[str, Tensor]:
+    def forward_training(self, images, features, predictions, gt_instances) -> dict[str, Tensor]:
         scores, distributions = self._by_place(predictions)
         sizes = [(feature.shape[-2], feature.shape[-1]) for feature in features]
         anchors = self.anchor_generator(features)
@@ -285,8 +285,8 @@ class GFL(DenseDetector):
 
     @torch.no_grad()
     def label_anchors(
-        self, anchors: List[Boxes], sizes: Sequence[Tuple[int, int]], image_sizes: Sequence[Tuple[int, int]], gt_instances: List[Instances]
-    ) -> Tuple[Tensor, Tensor]:
+        self, anchors: list[Boxes], sizes: Sequence[tuple[int, int]], image_sizes: Sequence[tuple[int, int]], gt_instances: list[Instances]
+    ) -> tuple[Tensor, Tensor]:
         """The class (N, R) of each of R anchors in N images, and its object's box (N, R, 4).
 
         The number of classes stands for background, -1 for what lies beyond the image's own padding. ``sizes`` are those of the levels.
@@ -314,7 +314,7 @@ class GFL(DenseDetector):
             matched.append(box)
         return torch.stack(labels), torch.stack(matched)
 
-    def losses(self, anchors: List[Boxes], scores: Tensor, distributions: Tensor, labels: Tensor, boxes: Tensor) -> Dict[str, Tensor]:
+    def losses(self, anchors: list[Boxes], scores: Tensor, distributions: Tensor, labels: Tensor, boxes: Tensor) -> dict[str, Tensor]:
         """The losses, in single precision, from (N, R, classes) scores, (N, R, 4 * bins) distributions and what `label_anchors` gives."""
         with torch.autocast(scores.device.type, enabled=False):
             positive = (labels >= 0) & (labels < self.num_classes)
@@ -351,26 +351,26 @@ class GFL(DenseDetector):
                 "loss_dfl": loss_dfl / weights * self.loss_weights[2],
             }
 
-    def _by_place(self, predictions: List[List[Tensor]]) -> Tuple[List[Tensor], List[Tensor]]:
+    def _by_place(self, predictions: list[list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
         """The (N, R, classes) scores and (N, R, 4 * bins) distributions of each level, from the head's maps."""
         scores = [permute_to_N_HWA_K(x, self.num_classes) for x in predictions[0]]
         return scores, [permute_to_N_HWA_K(x, 4 * self.head.bins) for x in predictions[1]]
 
-    def forward_inference(self, images: ImageList, features: List[Tensor], predictions: List[List[Tensor]]) -> List[Instances]:
+    def forward_inference(self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]) -> list[Instances]:
         scores, distributions = self._by_place(predictions)
         anchors = self.anchor_generator(features)
-        results: List[Instances] = []
+        results: list[Instances] = []
         for i, image_size in enumerate(images.image_sizes):
             results.append(self.inference_single_image(anchors, [x[i] for x in scores], [x[i] for x in distributions], image_size))
         return results
 
     def inference_single_image(
-        self, anchors: List[Boxes], scores: List[Tensor], distributions: List[Tensor], image_size: Tuple[int, int]
+        self, anchors: list[Boxes], scores: list[Tensor], distributions: list[Tensor], image_size: tuple[int, int]
     ) -> Instances:
         """One image's detections from the (R, classes) and (R, 4 * bins) of each level."""
-        boxes: List[Tensor] = []
-        kept_scores: List[Tensor] = []
-        classes: List[Tensor] = []
+        boxes: list[Tensor] = []
+        kept_scores: list[Tensor] = []
+        classes: list[Tensor] = []
         for level, stride in enumerate(self.strides):
             box, score, label = self.decode(anchors[level].tensor, scores[level], distributions[level], float(stride), image_size)
             boxes.append(box)
@@ -381,8 +381,8 @@ class GFL(DenseDetector):
         return found[keep[: self.max_detections_per_image]]
 
     def decode(
-        self, anchors: Tensor, scores: Tensor, distributions: Tensor, stride: float, image_size: Tuple[int, int]
-    ) -> Tuple[Tensor, Tensor, Tensor]:
+        self, anchors: Tensor, scores: Tensor, distributions: Tensor, stride: float, image_size: tuple[int, int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """(boxes, scores, classes) of a level's best places, clipped to the image, every class above the threshold for itself."""
         scores = scores.float()
         if self.head.quality is None:

@@ -1,6 +1,6 @@
 """RoI heads that run the backbone's own last stage (C4): what detectron2's `Res5ROIHeads` does for its ResNet, for every family here."""
 
-from typing import Any, Tuple
+from typing import Any
 
 from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
@@ -44,7 +44,7 @@ class LastStageROIHeads(Res5ROIHeads):
         self.stage = stage
 
     @classmethod
-    def _build_res5_block(cls, cfg) -> Tuple[nn.Module, int]:
+    def _build_res5_block(cls, cfg) -> tuple[nn.Module, int]:
         family = BUILDERS.get(cfg.MODEL.BACKBONE.NAME)
         if family is None:
             return super()._build_res5_block(cfg)

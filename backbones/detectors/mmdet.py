@@ -5,7 +5,7 @@ sort. The very same calls are made here, so that the same boxes survive. Trained
 what conversions are proved on.
 """
 
-from typing import Any, Dict, List, Tuple
+from typing import Any
 
 import torch
 from detectron2.layers import ShapeSpec
@@ -22,7 +22,7 @@ from torchvision.ops import nms
 STAGE_WEIGHTS = (1.0, 0.5, 0.25)  # of the losses of a cascade's mask heads
 
 
-def highest(scores: Tensor, most: int) -> Tuple[Tensor, Tensor]:
+def highest(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
     """The ``most`` largest of (N,) scores, in order, and where they stood."""
     ranked, order = scores.sort(descending=True)
     return ranked[:most], order[:most]
@@ -41,8 +41,8 @@ class MMDetRPN(RPN):
     """Differs from detectron2's `RPN` in inference: proposals are ranked by probability (see above), not by logit."""
 
     def predict_proposals(
-        self, anchors: List[Boxes], pred_objectness_logits: List[Tensor], pred_anchor_deltas: List[Tensor], image_sizes: List[Tuple[int, int]]
-    ) -> List[Instances]:
+        self, anchors: list[Boxes], pred_objectness_logits: list[Tensor], pred_anchor_deltas: list[Tensor], image_sizes: list[tuple[int, int]]
+    ) -> list[Instances]:
         if self.training:
             return super().predict_proposals(anchors, pred_objectness_logits, pred_anchor_deltas, image_sizes)
         with torch.no_grad():
@@ -52,7 +52,7 @@ class MMDetRPN(RPN):
                 images.append(self._of_image(boxes, [logits[i].sigmoid() for logits in pred_objectness_logits], size))
             return images
 
-    def _of_image(self, boxes: List[Tensor], scores: List[Tensor], image_size: Tuple[int, int]) -> Instances:
+    def _of_image(self, boxes: list[Tensor], scores: list[Tensor], image_size: tuple[int, int]) -> Instances:
         """One image's proposals from the (boxes, 4) and (boxes,) of all levels."""
         most = self.pre_nms_topk[False]
         for i, score in enumerate(scores):
@@ -83,7 +83,7 @@ class MMDetRetinaNet(RetinaNet):
         kept = batched_nms(found.pred_boxes.tensor, scores, classes, self.test_nms_thresh)
         return found[kept[: self.max_detections_per_image]]
 
-    def _of_level(self, anchors: Boxes, scores: Tensor, deltas: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    def _of_level(self, anchors: Boxes, scores: Tensor, deltas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(boxes, scores, classes) of a level's best from (R, classes) and (R, 4)."""
         order = self._by_ratio(scores.shape[0], scores.device)  # not len: a trace is to follow it
         scores, deltas, boxes = scores[order], deltas[order], anchors.tensor[order]
@@ -102,7 +102,7 @@ class MMDetRetinaNet(RetinaNet):
 class StagedMaskHeads(nn.ModuleList):
     """A mask head for each stage of the cascade; their masks are averaged, as probabilities."""
 
-    def forward(self, x: Tensor, instances: List):
+    def forward(self, x: Tensor, instances: list):
         if self.training:
             losses = {}
             for stage, (head, weight) in enumerate(zip(self, STAGE_WEIGHTS)):
@@ -125,7 +125,7 @@ class MMDetCascadeROIHeads(CascadeROIHeads):
     """
 
     @classmethod
-    def _init_mask_head(cls, cfg, input_shape) -> Dict:
+    def _init_mask_head(cls, cfg, input_shape) -> dict:
         result = super()._init_mask_head(cfg, input_shape)
         if result:
             resolution = cfg.MODEL.ROI_MASK_HEAD.POOLER_RESOLUTION
@@ -140,7 +140,7 @@ class MMDetCascadeROIHeads(CascadeROIHeads):
         features = [features[name] for name in self.box_in_features]
         image_sizes = [p.image_size for p in proposals]
         logits: Any = 0.0
-        boxes: List[Tensor] = []
+        boxes: list[Tensor] = []
         for stage in range(self.num_cascade_stages):
             if stage > 0:
                 proposals = self._create_proposals_from_boxes(boxes, image_sizes)

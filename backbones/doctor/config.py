@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Iterator, List
+from typing import Iterator
 
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -26,7 +26,7 @@ _OF_YAML = {
 
 def config(examination: Examination) -> Iterator[Finding]:
     cfg, front = examination.cfg, examination.front
-    found: List[Finding] = []
+    found: list[Finding] = []
     for key, register in (("REGISTER", register_from_config), ("IMAGE_FOLDERS", register_image_folders), ("HOLD_OUT", register_held_out)):
         for entry in cfg.DATASETS[key]:
             alone = cfg.clone()

@@ -1,7 +1,7 @@
 """The data: every annotation, a sample of the images, and whether anchors meet the boxes."""
 
 import collections
-from typing import Iterator, Optional, Sequence
+from typing import Iterator, Sequence
 
 import numpy as np
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -43,7 +43,7 @@ def data(examination: Examination) -> Iterator[Finding]:
     yield from _anchors(examination)
 
 
-def anchor_generator(examination: Examination) -> Optional[DefaultAnchorGenerator]:
+def anchor_generator(examination: Examination) -> DefaultAnchorGenerator | None:
     """That of a model whose anchors are to meet the objects as they are."""
     modules = examination.model.modules() if examination.model is not None and architecture(examination.cfg).anchors else ()
     return next((m for m in modules if isinstance(m, DefaultAnchorGenerator)), None)

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import time
-from typing import Iterator, List, Tuple
+from typing import Iterator
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
@@ -79,7 +79,7 @@ def _small_run(examination: Examination, folder: str, stack: contextlib.ExitStac
     )
 
 
-def _train(front: Front, resume: bool) -> Tuple[List[float], List[float]]:
+def _train(front: Front, resume: bool) -> tuple[list[float], list[float]]:
     """(seconds, total loss) of each step. Raises FloatingPointError where a loss is not finite."""
     seed_all_rng(max(front.settings.SEED, 0))
     watch = _Watch()
@@ -133,8 +133,8 @@ def _hours(examination: Examination, batch: int, seconds: float) -> Finding:
 
 class _Watch(HookBase):
     def __init__(self):
-        self.times: List[float] = []
-        self.losses: List[float] = []
+        self.times: list[float] = []
+        self.losses: list[float] = []
 
     def before_step(self):
         self.begun = time.perf_counter()
@@ -146,7 +146,7 @@ class _Watch(HookBase):
         self.times.append(time.perf_counter() - self.begun)
 
 
-def register_part(name: str, whole: str, records: List[dict], folder: str, stack: contextlib.ExitStack) -> None:
+def register_part(name: str, whole: str, records: list[dict], folder: str, stack: contextlib.ExitStack) -> None:
     """Registers ``records`` of the data set ``whole`` as ``name``, until ``stack`` ends."""
     about = {key: value for key, value in MetadataCatalog.get(whole).as_dict().items() if key not in ("name", "json_file")}
     if about.get("panoptic_json"):

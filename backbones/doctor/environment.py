@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import shutil
-from typing import Iterator, Tuple
+from typing import Iterator
 
 import detectron2
 import torch
@@ -95,7 +95,7 @@ def _disk(examination: Examination) -> Iterator[Finding]:
         yield warning(said, "go on with --resume, name another folder, or remove that run with --overwrite")
 
 
-def memory_of_machine() -> Tuple[int, int]:
+def memory_of_machine() -> tuple[int, int]:
     """(all, free) bytes."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, AttributeError), open("/proc/meminfo") as f:

@@ -9,7 +9,7 @@ import math
 import os
 import traceback
 import warnings
-from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Tuple
+from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -67,7 +67,7 @@ class Examination:
     front: Front
     processes: int = 1
     gpus: int = 1
-    images: Optional[int] = 500
+    images: int | None = 500
     download: bool = False
     resume: bool = False
     partial: bool = False
@@ -76,15 +76,15 @@ class Examination:
     def __post_init__(self):
         self.cfg: CfgNode = self.front.settings
         self.use = Use.of(self.cfg)
-        self.sources: List[Source] = []
+        self.sources: list[Source] = []
         self.refused: set = set()  # data sets that cannot be read through detectron2
         self.sound = True  # whether the config can be built
         self.usable = True  # whether its device is here
         self.weights = ""  # those that can be loaded
-        self.text: Dict[str, str] = {}  # of sections, what is no finding
+        self.text: dict[str, str] = {}  # of sections, what is no finding
 
     @functools.cached_property
-    def model(self) -> Optional[nn.Module]:
+    def model(self) -> nn.Module | None:
         """The model on the CPU, or None where it cannot be built."""
         with contextlib.suppress(Exception):
             return self.build()
@@ -94,7 +94,7 @@ class Examination:
         return self.front.clone("MODEL.DEVICE", "cpu").build_model()
 
     @functools.cached_property
-    def records(self) -> List[dict]:
+    def records(self) -> list[dict]:
         """The images that training would take, as detectron2 reads them. Raises what it raises."""
         cfg = self.cfg
         names = [name for name in cfg.DATASETS.TRAIN if name not in self.refused]
@@ -105,14 +105,14 @@ class Examination:
         files = [f for n, f in zip(cfg.DATASETS.TRAIN, cfg.DATASETS.PROPOSAL_FILES_TRAIN) if n in names] if cfg.MODEL.LOAD_PROPOSALS else None
         return get_detection_dataset_dicts(names, cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS, keypoints, files)
 
-    def some_records(self, count: int) -> List[dict]:
+    def some_records(self, count: int) -> list[dict]:
         return evenly(self.records, count)
 
     def per_process(self) -> int:
         """Images of a step in one process."""
         return max(self.cfg.SOLVER.IMS_PER_BATCH // (self.cfg.SOLVER.REFERENCE_WORLD_SIZE or self.processes), 1)
 
-    def largest(self) -> Tuple[int, int]:
+    def largest(self) -> tuple[int, int]:
         """(shorter, longer) side in pixels of the largest training image, padded as the network does it."""
         cfg = self.cfg.INPUT
         short, most = max(sizes_of(cfg.MIN_SIZE_TRAIN)), cfg.MAX_SIZE_TRAIN
@@ -144,7 +144,7 @@ def evenly(items: Any, count: int) -> Any:
     return items[chosen] if isinstance(items, np.ndarray) else [items[i] for i in chosen]
 
 
-def sizes_of(value: Any) -> List[int]:
+def sizes_of(value: Any) -> list[int]:
     return list(value) if isinstance(value, (list, tuple)) and value else [value or 0]
 
 

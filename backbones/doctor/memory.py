@@ -1,7 +1,7 @@
 """The memory that a step of training needs, from the model's own numbers and two small steps."""
 
 import math
-from typing import Iterator, Tuple
+from typing import Iterator
 
 import torch
 from detectron2.structures import Instances
@@ -53,7 +53,7 @@ def memory(examination: Examination) -> Iterator[Finding]:
         )
 
 
-def activations(examination: Examination) -> Tuple[float, float]:
+def activations(examination: Examination) -> tuple[float, float]:
     """Bytes that a step of one image keeps: (those of any image, those of each pixel), from two small sizes."""
     if not examination.front.knows("INPUT.MIN_SIZE_TRAIN"):
         raise UserError("images are resized by something else than ResizeShortestEdge")

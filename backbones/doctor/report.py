@@ -5,7 +5,7 @@ import collections
 import html
 import io
 import os
-from typing import Any, Dict, Iterator, List, Tuple
+from typing import Any, Iterator
 
 import numpy as np
 from detectron2.data import MetadataCatalog
@@ -31,7 +31,7 @@ def _plain(name: Any, most: int = 24) -> str:
     return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")
 
 
-def charts(examination: Examination) -> Iterator[Tuple[str, str]]:
+def charts(examination: Examination) -> Iterator[tuple[str, str]]:
     """(caption, PNG in base64) of the objects of each class and of the boxes' sizes."""
     import matplotlib
 
@@ -76,7 +76,7 @@ def charts(examination: Examination) -> Iterator[Tuple[str, str]]:
         yield f"Box sizes as the network sees them (images' shorter side {examination.use.shortest:g})", _png(figure)
 
 
-def samples(examination: Examination, count: int = 8) -> Iterator[Tuple[str, str]]:
+def samples(examination: Examination, count: int = 8) -> Iterator[tuple[str, str]]:
     """(caption, PNG in base64) of training examples as they come out of the mapper: resized, flipped, cropped, with what is left of their objects."""
     from detectron2.data.detection_utils import convert_image_to_rgb
     from detectron2.utils.visualizer import Visualizer
@@ -127,7 +127,7 @@ figure{display:inline-block;margin:.5em 1em .5em 0;vertical-align:top;max-width:
 pre{background:#f5f5f5;padding:.7em;overflow:auto}"""
 
 
-def page(title: str, sections: Dict[str, List[Finding]], text: Dict[str, str], pictures: Dict[str, List[Tuple[str, str]]]) -> str:
+def page(title: str, sections: dict[str, list[Finding]], text: dict[str, str], pictures: dict[str, list[tuple[str, str]]]) -> str:
     """One HTML page, with all it needs inside; whatever comes of files stands there as text."""
     e = html.escape
     parts = [
@@ -154,6 +154,6 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def totals(sections: Dict[str, List[Finding]]) -> str:
+def totals(sections: dict[str, list[Finding]]) -> str:
     counts = collections.Counter(f.severity for findings in sections.values() for f in findings)
     return ", ".join(f"{counts[s]} {s}{'' if counts[s] == 1 else 's'}" for s in SEVERITIES)

@@ -6,7 +6,7 @@ import signal
 import sys
 import time
 import weakref
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -58,7 +58,7 @@ class Fit(TrainerBase):
         self._trainer = Steps(model, job.loader, job.optimizer, job.accumulate, job.precision, self.run.seed, job.name)
         self.scheduler = job.scheduler
         self.signals = Signals(self._trainer.note)
-        state: Dict[str, Any] = {"trainer": weakref.proxy(self), "run": self.run, **({"ema": self.ema.average} if self.ema else {})}
+        state: dict[str, Any] = {"trainer": weakref.proxy(self), "run": self.run, **({"ema": self.ema.average} if self.ema else {})}
         self.checkpointer = GatedCheckpointer(
             model,
             job.output_dir,
@@ -79,7 +79,7 @@ class Fit(TrainerBase):
     data_loader = property(lambda self: self._trainer.data_loader)
     stop = property(lambda self: self._trainer.stop, doc="The number of a signal by which the run ends after this iteration, or 0.")
 
-    def build_hooks(self) -> List[Optional[HookBase]]:
+    def build_hooks(self) -> list[HookBase | None]:
         """detectron2's, in its order: what changes the model, the checkpoint, the evaluation, and last the writers."""
         job, main = self.job, comm.is_main_process()
         precise = augmented = None
@@ -102,7 +102,7 @@ class Fit(TrainerBase):
         ]
         return [hook for hook in built if hook is not None]
 
-    def build_writers(self) -> List[EventWriter]:
+    def build_writers(self) -> list[EventWriter]:
         return default_writers(self.job.output_dir, self.max_iter)
 
     def resume_or_load(self, resume: bool = True, new_schedule: bool = False) -> None:
@@ -143,7 +143,7 @@ class Fit(TrainerBase):
         if comm.is_main_process() and not self.start_iter:
             self.checkpointer.forget_last_checkpoint()
         logger.info(f"Starting training from iteration {self.start_iter}")
-        self._last_eval_results: Dict[str, Any] = {}
+        self._last_eval_results: dict[str, Any] = {}
         self.iter = self.done = self.start_iter
         try:
             with self.signals, EventStorage(self.start_iter) as self.storage:
@@ -190,10 +190,10 @@ class Fit(TrainerBase):
         if last and last.iteration == self.max_iter - 1 and self.job.evaluate and comm.is_main_process():  # again, as it is to know of that
             self.checkpointer.save("model_final", iteration=self.done - 1)
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {**TrainerBase.state_dict(self), "iteration": self.done - 1, "_trainer": self._trainer.state_dict()}
 
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         TrainerBase.load_state_dict(self, state_dict)
         self._trainer.load_state_dict(state_dict.get("_trainer", state_dict))  # of a Python config's run it once was all there was
 
@@ -201,7 +201,7 @@ class Fit(TrainerBase):
     def evaluated_model(self) -> nn.Module:
         return self.ema.average.module if self.ema else self.model
 
-    def _evaluate(self) -> Dict[str, Any]:
+    def _evaluate(self) -> dict[str, Any]:
         """An evaluation during training or at its end, and what goes with it."""
         job, model = self.job, self.evaluated_model
         self._last_eval_results = job.evaluate(model) if job.evaluate else {}
@@ -223,7 +223,9 @@ class Fit(TrainerBase):
         name = f"model_{self.done - 1:07d}"
         if comm.is_main_process():
             self.checkpointer.save(name, iteration=self.done - 1)
-            logger.warning(f"ended by {signal.Signals(number).name} after {self.done} iterations: {name}.pth is saved, --resume goes on from it")
+            logger.warning(
+                f"ended by {signal.Signals(number).name} after {self.done} iterations: {name}.pth is saved, --resume goes on from it"
+            )
         else:
             # the end of this process may be the end of the first in the middle of its checkpoint; but one that does not begin may wait for this one
             begun = time.monotonic()

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from typing import Any, Callable, Collection, Dict, Iterator, List, Optional
+from typing import Any, Callable, Collection, Iterator
 
 import torch
 from detectron2.config import CfgNode
@@ -35,7 +35,7 @@ class Front(ABC):
 
     def __init__(self, path: str = ""):
         self.path = path
-        self.names: List[str] = []  # of data sets that the config registers
+        self.names: list[str] = []  # of data sets that the config registers
 
     @abstractmethod
     def name(self, key: str) -> str:
@@ -50,7 +50,7 @@ class Front(ABC):
         """How the command line sets a key of YAML configs."""
 
     @abstractmethod
-    def merge(self, opts: List[str]) -> None:
+    def merge(self, opts: list[str]) -> None:
         """Puts overrides of the command line into the config. Raises UserError; the config is then no longer of use."""
 
     @abstractmethod
@@ -92,11 +92,11 @@ class Front(ABC):
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler: ...
 
     @abstractmethod
-    def build_train_loader(self, workers: Optional[int] = None) -> Any:
+    def build_train_loader(self, workers: int | None = None) -> Any:
         """Batches without end; ``workers`` in the place of the config's number of processes that read them."""
 
     @abstractmethod
-    def mapper(self, training: bool, annotated: bool = False) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
+    def mapper(self, training: bool, annotated: bool = False) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """What makes an example of a record; with ``annotated`` its objects are in it as in training, its image as in evaluation."""
 
     @abstractmethod
@@ -109,14 +109,14 @@ class Front(ABC):
         return bool(self.settings.DATASETS.TEST)
 
     @abstractmethod
-    def evaluate(self, model: nn.Module) -> Dict[str, Any]:
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
         """The results on the test data, nested dicts of numbers, in the first process."""
 
     @abstractmethod
-    def evaluate_augmented(self, model: nn.Module) -> Dict[str, Any]:
+    def evaluate_augmented(self, model: nn.Module) -> dict[str, Any]:
         """`evaluate` with test-time augmentation; names end in ``_TTA``."""
 
-    def verify(self, results: Dict[str, Any]) -> None:
+    def verify(self, results: dict[str, Any]) -> None:
         """Compares results with those that the config expects."""
 
     def fit(self, allow_partial_weights: bool = False) -> Fit:
@@ -162,10 +162,10 @@ class Front(ABC):
         )
 
     @abstractmethod
-    def plain(self) -> Dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         """All keys and values, nested dicts, as trackers and a resume are to see them."""
 
-    def ddp(self) -> Dict[str, Any]:
+    def ddp(self) -> dict[str, Any]:
         """Arguments of torch's DistributedDataParallel."""
         return {name.lower(): True for name, on in self.settings.SOLVER.DDP.items() if on}
 
@@ -196,11 +196,11 @@ class Front(ABC):
         register_held_out(self.settings, training=training)
         self.names += sorted(set(DatasetCatalog) - before)
 
-    def __getstate__(self) -> Dict[str, Any]:
+    def __getstate__(self) -> dict[str, Any]:
         catalogue = {name: (DatasetCatalog[name], MetadataCatalog.get(name).as_dict()) for name in self.names}
         return {**self.__dict__, "catalogue": catalogue}
 
-    def __setstate__(self, state: Dict[str, Any]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         for name, (read, about) in state.pop("catalogue").items():
             if name not in DatasetCatalog:
                 DatasetCatalog.register(name, read)
@@ -226,7 +226,7 @@ class Front(ABC):
             raise UserError(message, code="missing-weights", key=self.name("MODEL.WEIGHTS"), suggestion=final if hint else None)
         checkpointer.resume_or_load(weights, resume=resume)
 
-    def validate(self, model: nn.Module) -> Dict[str, Any]:
+    def validate(self, model: nn.Module) -> dict[str, Any]:
         """The losses on each data set for evaluation."""
         names, mapper = list(self.settings.DATASETS.TEST), self.mapper(False, annotated=True)
         return {
@@ -236,7 +236,7 @@ class Front(ABC):
             for name in names
         }
 
-    def draw(self, model: nn.Module) -> Dict[str, Any]:
+    def draw(self, model: nn.Module) -> dict[str, Any]:
         """Pictures of what is found in the first images for evaluation."""
         records = get_detection_dataset_dicts([self.settings.DATASETS.TEST[0]], filter_empty=False)[: self.settings.TEST.PICTURES]
         return draw_predictions(model, records, self.mapper(False), self.metadata(), self.settings.INPUT.FORMAT)

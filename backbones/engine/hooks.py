@@ -5,7 +5,7 @@ import logging
 import math
 import os
 import sys
-from typing import Any, Callable, Dict, Iterable, List, Optional
+from typing import Any, Callable, Iterable
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ class Evaluation:
     """The figures of one evaluation, by name such as "bbox/AP", in the first process; others have none."""
 
     iteration: int  # the last one that the weights have seen
-    figures: Dict[str, float]
+    figures: dict[str, float]
 
 
 class Evaluate(HookBase):
@@ -46,17 +46,17 @@ class Evaluate(HookBase):
     ``last`` is the last `Evaluation`.
     """
 
-    def __init__(self, period: int, evaluate: Callable[[], Dict[str, Any]], waiting: Callable):
+    def __init__(self, period: int, evaluate: Callable[[], dict[str, Any]], waiting: Callable):
         self.period, self.evaluate, self.waiting = period, evaluate, waiting
         self.pending = False
-        self.last: Optional[Evaluation] = None
+        self.last: Evaluation | None = None
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         done = self.trainer.done
         due = self.period > 0 and done % self.period == 0 or done == self.trainer.max_iter
         return {"pending": self.pending or (due and not self._is_done())}
 
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.pending = bool(state_dict["pending"])
 
     def _is_done(self) -> bool:
@@ -88,7 +88,7 @@ class Evaluate(HookBase):
 _HEADLINES = ("segm/AP", "keypoints/AP", "panoptic_seg/PQ", "bbox/AP", "box_proposals/AR@1000", "sem_seg/mIoU", "classification/top1")
 
 
-def headline(names: Iterable[str], wanted: str = "auto") -> Optional[str]:
+def headline(names: Iterable[str], wanted: str = "auto") -> str | None:
     """Of an evaluation's figures the one that is ``wanted``, alone or after a data set's name; None where it is not among them."""
     names = list(names)
     for figure in _HEADLINES if wanted == "auto" else (wanted,):
@@ -101,7 +101,7 @@ def headline(names: Iterable[str], wanted: str = "auto") -> Optional[str]:
 class EvaluateAtTheEnd(Evaluate):
     """Of a run that comes to its end alone."""
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {}
 
 
@@ -138,12 +138,12 @@ class KeepBest(HookBase):
     def __init__(self, checkpointer: GatedCheckpointer, evaluation: Evaluate, metric: str = "auto", patience: int = 0):
         self.checkpointer, self.evaluation, self.metric, self.patience = checkpointer, evaluation, metric, patience
         self.best, self.best_iteration, self.without = -math.inf, -1, 0
-        self.looked: Optional[Evaluation] = None
+        self.looked: Evaluation | None = None
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_iteration": self.best_iteration, "without": self.without}
 
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for key, value in state_dict.items():
             setattr(self, key, value)
 
@@ -189,7 +189,9 @@ class KeepBest(HookBase):
         than = f"{self.best:.4f} after {self.best_iteration + 1} iterations" if self.best_iteration >= 0 else "nothing"
         logger.info(f"{name} {value:.4f} is not better than {than}: model_best.pth stays as it is")
         if self.patience and self.without >= self.patience:
-            logger.info(f"no better one in as many evaluations as {self.trainer.job.name('TEST.PATIENCE')} allows, {self.without}: training ends here")
+            logger.info(
+                f"no better one in as many evaluations as {self.trainer.job.name('TEST.PATIENCE')} allows, {self.without}: training ends here"
+            )
             return True
         return False
 
@@ -221,7 +223,7 @@ class EMA(HookBase):
         self.average.update_parameters(self.model)
 
 
-def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers: int) -> Dict[str, float]:
+def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers: int) -> dict[str, float]:
     """The mean of each loss over ``records``, this process's share of them, with norms and dropout as in evaluation; weights stay as they are.
 
     Each image has the same random numbers every time, by which heads sample proposals.
@@ -231,7 +233,7 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
     for module in model.modules():
         if isinstance(module, (upstream.RunningNorm, upstream.Dropout)):
             module.eval()
-    sums: Dict[str, float] = {}
+    sums: dict[str, float] = {}
     count = 0
     world = comm.get_world_size()
     # as many in each process, which wait for each other in some losses: what is there twice does not count
@@ -261,8 +263,8 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
 
 
 def draw_predictions(
-    model: nn.Module, records: Iterable[Dict[str, Any]], mapper: Callable, metadata: Any, image_format: str
-) -> Dict[str, np.ndarray]:
+    model: nn.Module, records: Iterable[dict[str, Any]], mapper: Callable, metadata: Any, image_format: str
+) -> dict[str, np.ndarray]:
     """What ``model`` finds in the images of ``records``, as a picture (H, W, 3) RGB by number and name; of other models than detectors none."""
     training, pictures = model.training, {}
     model.eval()
@@ -286,7 +288,7 @@ class Progress(HookBase):
 
     def __init__(self) -> None:
         self.bar: Any = None
-        self._quiet: List[logging.Handler] = []
+        self._quiet: list[logging.Handler] = []
 
     def before_train(self) -> None:
         self.bar = tqdm(total=self.trainer.max_iter, initial=self.trainer.start_iter, unit="it", dynamic_ncols=True, smoothing=0.05)

@@ -1,7 +1,7 @@
 """A run as one plain value. The front ends build it from a config, YAML or Python; `fit.Fit` trains it."""
 
 import dataclasses
-from typing import Any, Callable, Dict, Iterable, List, Optional
+from typing import Any, Callable, Iterable
 
 import torch
 from torch import nn
@@ -26,26 +26,26 @@ class Job:
     seed: int = -1  # below 0: a random one
     batch: int = 0  # images an iteration, over all processes
     accumulate: int = 1  # batches of the loader that an iteration takes
-    dataset: Optional[str] = None  # whose classes the model learns
-    config: Dict[str, Any] = dataclasses.field(default_factory=dict)  # all keys, as a tracker and a resume are to see them
-    precision: Optional[torch.dtype] = None  # of autocast
+    dataset: str | None = None  # whose classes the model learns
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)  # all keys, as a tracker and a resume are to see them
+    precision: torch.dtype | None = None  # of autocast
     activations: str = "all"  # what the backward pass keeps, one of layers.ACTIVATIONS
     compile: bool = False  # the backbone
-    ddp: Dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of DistributedDataParallel
-    ema_decay: Optional[float] = None  # of an average of the weights, which is then evaluated
-    precise_bn: Optional[Callable[[], Iterable]] = None  # a loader of the images from which norms are computed anew before evaluations
+    ddp: dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of DistributedDataParallel
+    ema_decay: float | None = None  # of an average of the weights, which is then evaluated
+    precise_bn: Callable[[], Iterable] | None = None  # a loader of the images from which norms are computed anew before evaluations
     precise_bn_batches: int = 0
     checkpoint_period: int = 5000
-    checkpoints_kept: Optional[int] = None  # None: all
+    checkpoints_kept: int | None = None  # None: all
     eval_period: int = 0  # 0: at the end only
-    evaluate: Optional[Callable[[nn.Module], Dict[str, Any]]] = None  # None: there is nothing to evaluate
-    evaluate_augmented: Optional[Callable[[nn.Module], Dict[str, Any]]] = None  # once, at the end
-    validate: Optional[Callable[[nn.Module], Dict[str, Any]]] = None  # losses on the test data
-    draw: Optional[Callable[[nn.Module], Dict[str, Any]]] = None
+    evaluate: Callable[[nn.Module], dict[str, Any]] | None = None  # None: there is nothing to evaluate
+    evaluate_augmented: Callable[[nn.Module], dict[str, Any]] | None = None  # once, at the end
+    validate: Callable[[nn.Module], dict[str, Any]] | None = None  # losses on the test data
+    draw: Callable[[nn.Module], dict[str, Any]] | None = None
     best_metric: str = ""  # "": no checkpoint is kept as the best
     patience: int = 0  # evaluations without a better one after which training ends; 0: it does not
     log_period: int = 20
     wandb: str = ""
     mlflow: str = ""
-    check: Callable[[Dict[str, Any]], None] = lambda results: None  # of the last evaluation's results
-    hooks: List[Any] = dataclasses.field(default_factory=list)  # more of the user's own
+    check: Callable[[dict[str, Any]], None] = lambda results: None  # of the last evaluation's results
+    hooks: list[Any] = dataclasses.field(default_factory=list)  # more of the user's own

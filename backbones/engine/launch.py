@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 import uuid
-from typing import Any, Callable, Iterator, Tuple, TypeVar
+from typing import Any, Callable, Iterator, TypeVar
 
 import cloudpickle
 import detectron2.engine
@@ -122,7 +122,7 @@ def once_a_machine(read: Callable[[], T]) -> T:
     return handed
 
 
-def _meet(store: dist.Store, rank: int, size: int) -> Tuple[str, int]:
+def _meet(store: dist.Store, rank: int, size: int) -> tuple[str, int]:
     """A name of this start of all processes that no other start has, and whether it is a restart: a number above 0, in some process at least.
 
     The store outlives restarts, and the addresses in it of processes that have ended are not to be taken for those of this start. How often

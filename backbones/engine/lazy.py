@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import inspect
 import re
-from typing import Any, Callable, Collection, Dict, Iterator, List, Optional
+from typing import Any, Callable, Collection, Iterator
 
 import detectron2.data.transforms as T
 import torch
@@ -47,7 +47,7 @@ class PythonFront(Front):
 
     words = 1
 
-    def __init__(self, cfg: DictConfig, path: str = "", opts: Optional[List[str]] = None):
+    def __init__(self, cfg: DictConfig, path: str = "", opts: list[str] | None = None):
         super().__init__(path)
         self.cfg, self.opts = cfg, opts or []
         defaults = _defaults()
@@ -58,7 +58,7 @@ class PythonFront(Front):
         self.merge(self.opts)
 
     @classmethod
-    def read(cls, path: str, opts: List[str], backbone: str = "") -> "PythonFront":
+    def read(cls, path: str, opts: list[str], backbone: str = "") -> "PythonFront":
         """The config of a file with overrides key.key=value and another backbone. Raises UserError for what cannot be."""
         try:
             cfg = LazyConfig.load(path)
@@ -71,7 +71,7 @@ class PythonFront(Front):
             use_backbone(cfg, backbone)
         return cls(cfg, path, opts)
 
-    def merge(self, opts: List[str]) -> None:
+    def merge(self, opts: list[str]) -> None:
         for item in opts:
             if "=" not in item:
                 raise UserError(
@@ -183,7 +183,7 @@ class PythonFront(Front):
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         return LRMultiplier(optimizer, self._instantiate("lr_multiplier"), self.settings.SOLVER.MAX_ITER)
 
-    def build_train_loader(self, workers: Optional[int] = None) -> Any:
+    def build_train_loader(self, workers: int | None = None) -> Any:
         """The config's own; where that is detectron2's, one of the same parts that a run can go on with."""
         node, s, place = self.cfg.dataloader.train, self.settings, self.name("SOLVER.IMS_PER_BATCH")
         parts = set(node) - {"_target_"}
@@ -201,7 +201,7 @@ class PythonFront(Front):
             return build_detection_train_loader(**built)
         return train_loader(**built, skip=s.INPUT.UNREADABLE == "skip" or None)
 
-    def mapper(self, training: bool, annotated: bool = False) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
+    def mapper(self, training: bool, annotated: bool = False) -> Callable[[dict[str, Any]], dict[str, Any]]:
         loaders = self.cfg.dataloader
         if not annotated:
             return self._instantiate(f"dataloader.{'train' if training else 'test'}.mapper")
@@ -222,7 +222,7 @@ class PythonFront(Front):
         names = OmegaConf.select(self.cfg, KEYS["DATASETS.TEST"])  # None of other data than the catalogue's
         return "evaluator" in self.cfg.dataloader and (names is None or len(names) > 0)
 
-    def evaluate(self, model: nn.Module) -> Dict[str, Any]:
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
         """The results of the config's own evaluator on its test data; empty where it has none."""
         if not self.evaluates:
             return {}
@@ -232,7 +232,7 @@ class PythonFront(Front):
             print_csv_format(results)
         return results
 
-    def evaluate_augmented(self, model: nn.Module) -> Dict[str, Any]:
+    def evaluate_augmented(self, model: nn.Module) -> dict[str, Any]:
         broadcast_buffers(model)
         augmented = GeneralizedRCNNWithTTA(self.settings, model)
         results = inference_on_dataset(augmented, self._test_loader(), self._evaluator("inference_TTA"))
@@ -260,15 +260,15 @@ class PythonFront(Front):
             self.set("SOLVER.BASE_LR", scaled.SOLVER.BASE_LR)
         return dataclasses.replace(super().job(), log_period=train.log_period, checkpoints_kept=train.checkpointer.get("max_to_keep"))
 
-    def ddp(self) -> Dict[str, Any]:
+    def ddp(self) -> dict[str, Any]:
         return dict(self.cfg.train.get("ddp", {}))
 
-    def plain(self) -> Dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         return {
             key: _plain(OmegaConf.to_container(self.cfg[key], resolve=False)) for key in ("train", "optimizer", "lr_multiplier", "dataloader")
         }
 
-    def _parts(self, key: str, *without: str) -> Dict[str, Any]:
+    def _parts(self, key: str, *without: str) -> dict[str, Any]:
         """The arguments of what is called there, instantiated."""
         node = OmegaConf.select(self.cfg, key)
         return {str(part): self._instantiate(f"{key}.{part}", node[part]) for part in node if part not in ("_target_", *without)}

@@ -1,7 +1,5 @@
 """Where Python configs have what YAML configs have: a row a key."""
 
-from typing import Dict
-
 from omegaconf import DictConfig, OmegaConf
 
 # what Python configs call the keys of YAML configs; those under "train." may be missing in a config, which then has the default of the YAML key
@@ -69,7 +67,7 @@ FRACTIONS, NAMES = ("SOLVER.WARMUP_ITERS",), ("DATASETS.TRAIN", "DATASETS.TEST")
 LISTS = (*NAMES, "INPUT.MIN_SIZE_TRAIN")
 
 
-def resizing(cfg: DictConfig) -> Dict[str, str]:
+def resizing(cfg: DictConfig) -> dict[str, str]:
     """The keys of the sides that images are resized to, and where the augmentations have them."""
     return {
         f"INPUT.{side}_SIZE_{split.upper()}": f"dataloader.{split}.mapper.augmentations.{i}.{argument}"

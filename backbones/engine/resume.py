@@ -6,7 +6,7 @@ import glob
 import logging
 import os
 import shutil
-from typing import Any, Dict, Iterator, List, Optional
+from typing import Any, Iterator
 
 import torch
 import yaml
@@ -30,10 +30,10 @@ class Run:
     def __init__(self, job: Job):
         self.job = job
         self.seed = job.seed if job.seed >= 0 else comm.shared_random_seed()
-        self.loaded: Optional[Dict[str, Any]] = None
+        self.loaded: dict[str, Any] | None = None
         self.start = (0, 0)  # an iteration, and how many batches had been taken before it
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "seed": int(self.seed),
             "processes": comm.get_world_size(),
@@ -44,10 +44,10 @@ class Run:
             "config": yaml.safe_dump(self.job.config),
         }
 
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.loaded = state_dict
 
-    def _classes(self) -> List[str]:
+    def _classes(self) -> list[str]:
         if self.job.dataset is None:
             return []
         metadata = MetadataCatalog.get(self.job.dataset)
@@ -77,7 +77,7 @@ class Run:
             self.job.loader.go_to(self.seed, batch)
         return self.seed
 
-    def _compare(self, loaded: Dict[str, Any]) -> None:
+    def _compare(self, loaded: dict[str, Any]) -> None:
         before, now = loaded["classes"], self._classes()
         if before != now:
             first = next((a, b) for a, b in zip([*before, None], [*now, None]) if a != b)
@@ -98,7 +98,7 @@ class Run:
             logging.getLogger(__name__).warning(f"--resume: the config is not as it was: {'; '.join(changed[:5])}{more}{stay if kept else ''}")
 
 
-def keep_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, iteration: int, fresh: Optional[List[Dict[str, Any]]]) -> None:
+def keep_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, iteration: int, fresh: list[dict[str, Any]] | None) -> None:
     """Makes a loaded optimizer and scheduler go on at ``iteration``: with the ``fresh`` options of its groups, or with None as they were.
 
     Raises UserError where the schedule is another than the checkpoint's, so that the learning rate would jump, and ``fresh`` is None.

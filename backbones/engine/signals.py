@@ -3,7 +3,7 @@
 import os
 import signal
 import threading
-from typing import Callable, Optional
+from typing import Callable
 
 # exit codes are what shells report of a process that a signal ended
 ASKED = (signal.SIGTERM, signal.SIGINT)
@@ -37,7 +37,7 @@ class Signals:
             self._before = {number: signal.signal(number, self._receive) for number in ASKED}
         return self
 
-    def __exit__(self, *error) -> Optional[bool]:
+    def __exit__(self, *error) -> bool | None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         return None

@@ -6,7 +6,7 @@ A GPU is asked for its results once an iteration, after the backward pass, where
 import contextlib
 import logging
 import time
-from typing import Any, Callable, Dict, Iterable, List, Optional
+from typing import Any, Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -25,12 +25,12 @@ class Diverged(UserError, FloatingPointError):
     """Losses that are infinite or not a number."""
 
 
-def moving_values(model: nn.Module) -> Dict[str, Any]:
+def moving_values(model: nn.Module) -> dict[str, Any]:
     """What dense detectors of detectron2 keep over iterations beside their weights, by module."""
     return {name: module.loss_normalizer for name, module in model.named_modules() if hasattr(module, "loss_normalizer")}
 
 
-def set_moving_values(model: nn.Module, values: Dict[str, Any]) -> None:
+def set_moving_values(model: nn.Module, values: dict[str, Any]) -> None:
     for name, module in model.named_modules():
         if name in values:
             module.loss_normalizer = values[name]
@@ -54,8 +54,8 @@ class Steps(SimpleTrainer):
         data_loader: Iterable,
         optimizer: torch.optim.Optimizer,
         accumulate: int = 1,
-        precision: Optional[torch.dtype] = None,
-        seed: Optional[int] = None,
+        precision: torch.dtype | None = None,
+        seed: int | None = None,
         name: Callable[[str], str] = str,
     ):
         super().__init__(model, data_loader, optimizer)
@@ -70,7 +70,7 @@ class Steps(SimpleTrainer):
     def run_step(self) -> None:
         assert self.model.training, "the model was left in evaluation mode"
         self.optimizer.zero_grad()
-        losses: Dict[str, torch.Tensor] = {}
+        losses: dict[str, torch.Tensor] = {}
         data_time = 0.0
         for part in range(self.accumulate):
             begun = time.perf_counter()
@@ -94,10 +94,10 @@ class Steps(SimpleTrainer):
             self.grad_scaler.step(self.optimizer)
             self.grad_scaler.update()
 
-    def _next_batch(self) -> List[Dict[str, Any]]:
+    def _next_batch(self) -> list[dict[str, Any]]:
         """Raises UserError in all processes where one has no data: the others would wait for it, in the model perhaps."""
-        error: Optional[UserError] = None
-        batch: List[Dict[str, Any]] = []
+        error: UserError | None = None
+        batch: list[dict[str, Any]] = []
         try:
             batch = next(self._data_loader_iter)
         except UserError as problem:
@@ -107,7 +107,7 @@ class Steps(SimpleTrainer):
             raise error or UserError(failed)
         return batch
 
-    def _forward(self, batch: List[Dict[str, Any]]) -> Dict[str, torch.Tensor]:
+    def _forward(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """The losses. Raises Diverged in all processes, before gradients are exchanged, where the model of one cannot give any."""
         cast = contextlib.nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
         failed, found = "", {}
@@ -138,7 +138,7 @@ class Steps(SimpleTrainer):
         """That this process got a signal."""
         self.asked = number
 
-    def _read(self, losses: Dict[str, torch.Tensor]) -> Dict[str, torch.Tensor]:
+    def _read(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The losses on the CPU. Raises Diverged in all processes where one has a loss that is no number; no weights have moved by then."""
         values = torch.stack([value.float().reshape(()) for value in losses.values()])
         bad = (~values.isfinite()).any().float()
@@ -165,7 +165,7 @@ class Steps(SimpleTrainer):
             code="diverged",
         )
 
-    def _count_skipped(self, batch: List[Dict[str, Any]]) -> None:
+    def _count_skipped(self, batch: list[dict[str, Any]]) -> None:
         problems = [problem for example in batch if isinstance(example, dict) for problem in example.pop("unreadable", ())]
         for problem in problems:
             self.skipped += 1
@@ -180,14 +180,14 @@ class Steps(SimpleTrainer):
             close()
             self._data_loader_iter_obj = None
 
-    def state_dict(self) -> Dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         state = super().state_dict()
         state["moving_values"] = moving_values(self.model)
         if self.grad_scaler is not None:
             state["grad_scaler"] = self.grad_scaler.state_dict()
         return state
 
-    def load_state_dict(self, state_dict: Dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict(state_dict)
         set_moving_values(self.model, state_dict.get("moving_values", {}))
         if self.grad_scaler is not None and "grad_scaler" in state_dict:

@@ -1,7 +1,7 @@
 """Training a supernet: one path for all processes in each iteration, and nothing of the others is touched."""
 
 import random
-from typing import List, Sequence, Tuple
+from typing import Sequence
 
 from detectron2.engine import HookBase
 from torch import nn
@@ -9,16 +9,16 @@ from torch import nn
 from ..shufflenetv2 import CHOICES, ShuffleNetV2Supernet
 
 
-def supernets(model: nn.Module) -> List[ShuffleNetV2Supernet]:
+def supernets(model: nn.Module) -> list[ShuffleNetV2Supernet]:
     return [module for module in model.modules() if isinstance(module, ShuffleNetV2Supernet)]
 
 
-def draw_path(blocks: int, seed: int, iteration: int) -> Tuple[int, ...]:
+def draw_path(blocks: int, seed: int, iteration: int) -> tuple[int, ...]:
     """The choice of each of so many blocks, uniform, from the seed and the iteration alone: the same in every process and after a resume."""
     return random_path(blocks, random.Random(f"{seed}/{iteration}"))
 
 
-def random_path(blocks: int, rng: random.Random) -> Tuple[int, ...]:
+def random_path(blocks: int, rng: random.Random) -> tuple[int, ...]:
     """A choice for each of so many blocks, uniform."""
     return tuple(int(rng.random() * len(CHOICES)) for _ in range(blocks))
 

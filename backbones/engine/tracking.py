@@ -2,7 +2,7 @@
 
 import importlib
 import math
-from typing import Any, Callable, Dict, Iterator, List
+from typing import Any, Callable, Iterator
 
 from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
@@ -20,7 +20,7 @@ class _Tracker(EventWriter):
 
     def write(self) -> None:
         storage = get_event_storage()
-        by_iteration: Dict[int, Dict[str, float]] = {}
+        by_iteration: dict[int, dict[str, float]] = {}
         for name, (value, iteration) in storage.latest_with_smoothing_hint(20).items():
             if iteration > self._last and math.isfinite(value):
                 by_iteration.setdefault(iteration, {})[name] = float(value)
@@ -28,7 +28,7 @@ class _Tracker(EventWriter):
             self.log(by_iteration[iteration], iteration)
             self._last = max(self._last, iteration)
 
-    def log(self, figures: Dict[str, float], iteration: int) -> None:
+    def log(self, figures: dict[str, float], iteration: int) -> None:
         raise NotImplementedError
 
 
@@ -40,7 +40,7 @@ class WandbWriter(_Tracker):
         wandb = _module("wandb", job.name("TRACKING.WANDB"))
         self.run = wandb.init(project=job.wandb, dir=job.output_dir, config=job.config, resume="allow")
 
-    def log(self, figures: Dict[str, float], iteration: int) -> None:
+    def log(self, figures: dict[str, float], iteration: int) -> None:
         self.run.log(figures, step=iteration)
 
     def close(self) -> None:
@@ -60,14 +60,14 @@ class MLflowWriter(_Tracker):
         for i in range(0, len(keys), 100):  # so many at once, as its server takes them
             self.mlflow.log_params({key: parameters[key] for key in keys[i : i + 100]})
 
-    def log(self, figures: Dict[str, float], iteration: int) -> None:
+    def log(self, figures: dict[str, float], iteration: int) -> None:
         self.mlflow.log_metrics({name.replace("@", "_at_"): value for name, value in figures.items()}, step=iteration)
 
     def close(self) -> None:
         self.mlflow.end_run()
 
 
-def trackers(job: Job) -> List[EventWriter]:
+def trackers(job: Job) -> list[EventWriter]:
     """The writers that a run asks for."""
     return [writer(job) for writer, wanted in ((WandbWriter, job.wandb), (MLflowWriter, job.mlflow)) if wanted]
 

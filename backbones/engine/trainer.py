@@ -1,7 +1,7 @@
 """The YAML front end, and `Trainer`: detectron2's default trainer over `Fit`, for who subclasses it."""
 
 import logging
-from typing import Any, Callable, Dict, Iterator, List, Optional, Type
+from typing import Any, Callable, Iterator
 
 import detectron2.data.transforms as T
 import torch
@@ -78,14 +78,14 @@ class Trainer(Fit, DefaultTrainer):
         return build_detection_test_loader(cfg, dataset_name, mapper=mapper, collate_fn=share)
 
     @staticmethod
-    def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
+    def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """What makes an example of a record of a data set."""
         if learns(cfg, "class"):
             return ClassificationMapper.from_cfg(cfg, is_train)
         return (DatasetMapper if cfg.INPUT.MAPPER == "detectron2" else FasterMapper)(cfg, is_train)
 
     @classmethod
-    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: Optional[str] = None) -> DatasetEvaluator:
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
         return build_evaluator(cfg, dataset_name, output_folder)
 
     @classmethod
@@ -94,7 +94,7 @@ class Trainer(Fit, DefaultTrainer):
         return super().test(cfg, model, evaluators)
 
     @classmethod
-    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> Dict[str, dict]:
+    def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, dict]:
         """The results of `test` with test-time augmentation as ``cfg.TEST.AUG`` says; their names end in ``_TTA``."""
         logging.getLogger(__name__).info("Evaluating with test-time augmentation ...")
         folder = f"{cfg.OUTPUT_DIR}/inference_TTA"
@@ -106,13 +106,13 @@ class Trainer(Fit, DefaultTrainer):
 class YamlFront(Front):
     """A YAML config; what it builds, the builders of a ``trainer`` build."""
 
-    def __init__(self, cfg: CfgNode, path: str = "", opts: Optional[List[str]] = None, trainer: Type[Trainer] = Trainer):
+    def __init__(self, cfg: CfgNode, path: str = "", opts: list[str] | None = None, trainer: type[Trainer] = Trainer):
         super().__init__(path)
         self.cfg = self.settings = cfg
         self.opts, self.trainer = opts or [], trainer
 
     @classmethod
-    def read(cls, path: str, opts: List[str], backbone: str = "") -> "YamlFront":
+    def read(cls, path: str, opts: list[str], backbone: str = "") -> "YamlFront":
         """The config of a file, or "" for the defaults, with overrides KEY VALUE and another backbone. Raises UserError."""
         cfg = get_cfg()
         add_backbones_config(cfg)
@@ -138,7 +138,7 @@ class YamlFront(Front):
         apply_data_arguments(self.cfg, args, training)
         self.merge(self.opts)
 
-    def merge(self, opts: List[str]) -> None:
+    def merge(self, opts: list[str]) -> None:
         merge_overrides(self.cfg, opts)
 
     def config_findings(self, training: bool = False, processes: int = 1) -> Iterator[UserError]:
@@ -162,7 +162,7 @@ class YamlFront(Front):
     def build_scheduler(self, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
         return self.trainer.build_lr_scheduler(self.cfg, optimizer)
 
-    def build_train_loader(self, workers: Optional[int] = None) -> Any:
+    def build_train_loader(self, workers: int | None = None) -> Any:
         cfg = self.cfg
         if workers is not None:
             cfg = cfg.clone()
@@ -170,7 +170,7 @@ class YamlFront(Front):
             cfg.DATALOADER.NUM_WORKERS = workers
         return self.trainer.build_train_loader(cfg)
 
-    def mapper(self, training: bool, annotated: bool = False) -> Callable[[Dict[str, Any]], Dict[str, Any]]:
+    def mapper(self, training: bool, annotated: bool = False) -> Callable[[dict[str, Any]], dict[str, Any]]:
         if not annotated or learns(self.cfg, "class"):
             return self.trainer.build_mapper(self.cfg, is_train=training)
         options = DatasetMapper.from_config(self.cfg, True)
@@ -179,15 +179,15 @@ class YamlFront(Front):
     def resize(self) -> T.Augmentation:
         return T.ResizeShortestEdge(self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)
 
-    def evaluate(self, model: nn.Module) -> Dict[str, Any]:
+    def evaluate(self, model: nn.Module) -> dict[str, Any]:
         return self.trainer.test(self.cfg, model)
 
-    def evaluate_augmented(self, model: nn.Module) -> Dict[str, Any]:
+    def evaluate_augmented(self, model: nn.Module) -> dict[str, Any]:
         return self.trainer.test_with_TTA(self.cfg, model)
 
-    def verify(self, results: Dict[str, Any]) -> None:
+    def verify(self, results: dict[str, Any]) -> None:
         if self.cfg.TEST.EXPECTED_RESULTS:
             verify_results(self.cfg, results)
 
-    def plain(self) -> Dict[str, Any]:
+    def plain(self) -> dict[str, Any]:
         return yaml.safe_load(self.cfg.dump())

@@ -4,7 +4,7 @@ import contextlib
 import io
 from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any, Callable, Dict, Iterable, List, Sequence
+from typing import Any, Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -19,7 +19,7 @@ class Matches:
     truth: np.ndarray  # (G,) places of the objects' images
 
 
-def pycocotools_evaluation(dataset: Dict[str, Any], results: List[dict], task: str) -> Any:
+def pycocotools_evaluation(dataset: dict[str, Any], results: list[dict], task: str) -> Any:
     """pycocotools' ``COCOeval`` of results in COCO's format, ready to evaluate."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
@@ -32,8 +32,8 @@ def pycocotools_evaluation(dataset: Dict[str, Any], results: List[dict], task: s
 
 
 def match(
-    images: Dict[int, dict], places: Dict[int, int], category: dict, annotations: List[dict], results: List[dict], task: str, sigmas=()
-) -> List[Matches]:
+    images: dict[int, dict], places: dict[int, int], category: dict, annotations: list[dict], results: list[dict], task: str, sigmas=()
+) -> list[Matches]:
     """pycocotools' matches of one class, for each range of areas of the task: all, small, medium, large (keypoints: no small).
 
     ``images`` and ``places``, rows of the weights that `average_precision` takes, are by id. pycocotools adds fields to the ``annotations``.
@@ -97,15 +97,15 @@ def draw(images: int, samples: int, seed: int) -> np.ndarray:
 
 
 def compare(
-    dataset: Dict[str, Any],
-    results: Sequence[List[dict]],
+    dataset: dict[str, Any],
+    results: Sequence[list[dict]],
     task: str = "bbox",
     samples: int = 1000,
     seed: int = 0,
     confidence: float = 95.0,
     sigmas: Sequence[float] = (),
     progress: Callable[[Iterable], Iterable] = lambda categories: categories,
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """The differences in AP, B minus A, with percentile intervals of a paired bootstrap over images.
 
     Args:
@@ -157,14 +157,14 @@ def compare(
     }
 
 
-def _by_class(entries: Iterable[dict]) -> Dict[int, List[dict]]:
+def _by_class(entries: Iterable[dict]) -> dict[int, list[dict]]:
     classes = defaultdict(list)
     for entry in entries:
         classes[entry["category_id"]].append(entry)
     return classes
 
 
-def _row(name: str, a: np.ndarray, b: np.ndarray, confidence: float) -> Dict[str, Any]:
+def _row(name: str, a: np.ndarray, b: np.ndarray, confidence: float) -> dict[str, Any]:
     """One row of `compare`. The first value of ``a`` and ``b`` is of the data set itself, the others of the samples."""
     difference = b - a
     drawn = difference[1:][~np.isnan(difference[1:])]
@@ -175,6 +175,6 @@ def _row(name: str, a: np.ndarray, b: np.ndarray, confidence: float) -> Dict[str
     return {"name": name, **{key: float(value) for key, value in numbers.items()}, "samples": len(drawn)}
 
 
-def beyond_chance(row: Dict[str, Any]) -> bool:
+def beyond_chance(row: dict[str, Any]) -> bool:
     """Whether the interval excludes 0."""
     return row["samples"] > 0 and (row["low"] > 0 or row["high"] < 0)

@@ -1,7 +1,7 @@
 """Checks files before a comparison: detections in COCO's result format, and the annotations of their images."""
 
 import os
-from typing import Any, Dict, List, Sequence
+from typing import Any, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
@@ -12,7 +12,7 @@ from ..errors import UserError, unknown
 TASKS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # task -> the field that results need
 
 
-def check_annotations(content: Dict[str, Any], task: str, path: str) -> None:
+def check_annotations(content: dict[str, Any], task: str, path: str) -> None:
     """Raises UserError if ``content``, of the file ``path``, lacks what an evaluation of ``task`` reads."""
     what = f"annotation file {path!r}"
     if not content["annotations"]:
@@ -35,7 +35,7 @@ def check_annotations(content: Dict[str, Any], task: str, path: str) -> None:
                 raise UserError(f"{what}: entry {i} of 'annotations' {said}", "data")
 
 
-def check_results(content: Any, dataset: Dict[str, Any], task: str, path: str) -> List[dict]:
+def check_results(content: Any, dataset: dict[str, Any], task: str, path: str) -> list[dict]:
     """The fields of the detections that ``task`` needs; raises UserError if ``content``, of the file ``path``, is no list of such."""
     what = f"result file {path!r}"
     if not isinstance(content, list):
@@ -72,7 +72,7 @@ def check_results(content: Any, dataset: Dict[str, Any], task: str, path: str) -
     return [{key: result[key] for key in keys} for result in content]
 
 
-def check_keypoints(dataset: Dict[str, Any], results: Sequence[List[dict]], sigmas: Sequence[float]) -> None:
+def check_keypoints(dataset: dict[str, Any], results: Sequence[list[dict]], sigmas: Sequence[float]) -> None:
     """Raises UserError if the numbers of keypoints do not agree."""
     wanted = len(sigmas) or 17
     for who, entries in (("objects", dataset["annotations"]), ("detections of A", results[0]), ("detections of B", results[1])):

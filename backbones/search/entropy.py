@@ -8,7 +8,7 @@ is higher than that of MAE-DET-M, which detects better.
 
 import dataclasses
 import math
-from typing import Any, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, NamedTuple, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from .latency import LatencyTable
 STAGE_WEIGHTS = (0.0, 0.0, 1.0, 1.0, 6.0)  # of the features at strides 2 to 32
 
 # blocks as plain tuples, which are faster: channels, kernel, stride, bottlenecks, their width
-Plain = Tuple[int, int, int, int, int]
+Plain = tuple[int, int, int, int, int]
 
 
 class Costs(NamedTuple):
@@ -43,7 +43,7 @@ class BlockCosts(NamedTuple):
     latency: float
 
 
-def block_costs(channels: int, block: Plain, side: int, table: Optional[LatencyTable] = None) -> BlockCosts:
+def block_costs(channels: int, block: Plain, side: int, table: LatencyTable | None = None) -> BlockCosts:
     """What a block costs that gets ``channels`` of ``side`` x ``side`` pixels.
 
     Operations are counted as MAE-DET's search counts them: one for a multiplication and addition, two for each value that a batch norm gives,
@@ -89,8 +89,8 @@ class Meter:
 
     image_size: int = 480
     stage_weights: Sequence[float] = STAGE_WEIGHTS
-    table: Optional[LatencyTable] = None
-    _known: Dict[tuple, BlockCosts] = dataclasses.field(default_factory=dict, repr=False)
+    table: LatencyTable | None = None
+    _known: dict[tuple, BlockCosts] = dataclasses.field(default_factory=dict, repr=False)
 
     def measure(self, structure: Sequence[Plain]) -> Costs:
         known = self._known
@@ -119,7 +119,7 @@ class Meter:
         score += weights[stage] * (entropy + math.log(channels))
         return Costs(score, flops, parameters, layers, latency)
 
-    def stages(self, structure: Sequence[Plain]) -> List[float]:
+    def stages(self, structure: Sequence[Plain]) -> list[float]:
         """Each stage's part of the score."""
         parts = [0.0] * len(self.stage_weights)
         entropy, channels, side = 0.0, 3, self.image_size
@@ -130,7 +130,7 @@ class Meter:
         return parts
 
 
-def plain(structure: Structure, what: str = "the structure") -> Tuple[Plain, ...]:
+def plain(structure: Structure, what: str = "the structure") -> tuple[Plain, ...]:
     """``structure`` for measuring. Raises UserError for one with blocks that the search does not know: single bottlenecks, and
     convolutions without an activation."""
     for i, block in enumerate(check_structure(structure, what)):
@@ -147,7 +147,7 @@ def _resnet(*layers: int) -> Structure:
 
 
 # what has a score by name; ResNets as structures, whose first stage reduces by its convolution in place of a pooling
-STRUCTURES: Dict[str, Structure] = {
+STRUCTURES: dict[str, Structure] = {
     **{name: spec.structure for name, spec in SPECS.items()},
     "R-50": _resnet(3, 4, 6, 3),
     "R-101": _resnet(3, 4, 23, 3),
@@ -156,7 +156,7 @@ STRUCTURES: Dict[str, Structure] = {
 
 def monte_carlo(
     structure: Sequence[Plain], image_size: int = 160, batch: int = 2, repeats: int = 2, seed: int = 0, stage_weights=STAGE_WEIGHTS
-) -> Dict[str, Any]:
+) -> dict[str, Any]:
     """The score as the entropy is defined: measured on random images through convolutions of random weights, on the CPU.
 
     Returns its ``mean`` and ``std`` over the repeats. As images grow it nears `Meter`'s from below: their borders are padded with zeros.

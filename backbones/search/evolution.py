@@ -11,14 +11,14 @@ import dataclasses
 import multiprocessing
 import os
 import random
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Sequence
 
 from ..errors import UserError
 from ..layers import rounded
 from .entropy import Costs, Meter, Plain
 
-Candidate = Tuple[Plain, ...]
-Scored = Tuple[float, Candidate]
+Candidate = tuple[Plain, ...]
+Scored = tuple[float, Candidate]
 
 # of Costs, what a budget may limit
 BUDGETS = ("flops", "parameters", "layers", "latency")
@@ -40,7 +40,7 @@ class Space:
 
     max_stem: int = 32
     max_channels: int = 2048
-    kernels: Tuple[int, ...] = (3, 5)
+    kernels: tuple[int, ...] = (3, 5)
     max_expansion: int = 4
     min_bottleneck: float = 0.1
     max_layers: int = 0
@@ -60,7 +60,7 @@ class SearchProblem:
 
     meter: Meter
     space: Space
-    budget: Dict[str, float]
+    budget: dict[str, float]
 
     def fits(self, costs: Costs) -> bool:
         return all(getattr(costs, name) <= most for name, most in self.budget.items())
@@ -141,7 +141,7 @@ class SearchProblem:
             result.append((out, kernel, stride, layers, width))
         return tuple(result)
 
-    def explore(self, population: Sequence[Scored], size: int, count: int, seed: str) -> List[Scored]:
+    def explore(self, population: Sequence[Scored], size: int, count: int, seed: str) -> list[Scored]:
         """The best ``size`` after ``count`` candidates more, from the worst to the best."""
         population, rng = list(population), random.Random(seed)
         known = {structure for _, structure in population}
@@ -165,7 +165,7 @@ class State:
     """All that a search needs to go on: how many rounds are done, and the population, from the worst to the best."""
 
     rounds: int
-    population: List[Scored]
+    population: list[Scored]
 
 
 class Evolution:
@@ -185,7 +185,7 @@ class Evolution:
         self.problem, self.state, self.seed = problem, state, seed
         self.size, self.islands, self.round_size = size, islands, round_size
         self.workers = min(workers, islands)
-        self._processes: List[Tuple[multiprocessing.process.BaseProcess, "multiprocessing.connection.Connection"]] = []
+        self._processes: list[tuple[multiprocessing.process.BaseProcess, multiprocessing.connection.Connection]] = []
 
     def __enter__(self) -> "Evolution":
         if self.workers > 1:
@@ -207,7 +207,7 @@ class Evolution:
         """One round of all islands."""
         state = self.state
         tasks = [(state.population, self.size, self.round_size, f"{self.seed}/{state.rounds}/{island}") for island in range(self.islands)]
-        results: List[Any] = [None] * len(tasks)
+        results: list[Any] = [None] * len(tasks)
         if not self._processes:
             results = [self.problem.explore(*task) for task in tasks]
         else:

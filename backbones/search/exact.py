@@ -10,7 +10,7 @@ The space is a little larger than what mutations reach: all widths that are mult
 
 import dataclasses
 import math
-from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
 
@@ -27,7 +27,7 @@ class Bound(NamedTuple):
     """No structure within the budget scores more than ``score``; ``prices`` prove it."""
 
     score: float
-    prices: Dict[str, float]
+    prices: dict[str, float]
 
 
 @dataclasses.dataclass
@@ -41,7 +41,7 @@ class _Stage:
     side: int
     after: int
     most: int  # bottlenecks
-    kernels: List[int]
+    kernels: list[int]
     first: bool
 
 
@@ -61,7 +61,7 @@ class _Values:
         """Those of the bottlenecks."""
         return self.grid[rounded(self.grid[o] * self.space.min_bottleneck) // 8 - 1 : o + 1].astype(float)
 
-    def parts(self, o: int, kernel: int) -> Tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def parts(self, o: int, kernel: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """By the bottlenecks' width: the first bottleneck's worth but for its input's, each more's, and that of a channel more of input."""
         flops, parameters, layers = self.price
         s, m, out = self.stage, self.widths(o), float(self.grid[o])
@@ -82,7 +82,7 @@ class _Values:
         worth = (0.5 * s.weight + s.before) * np.log(c)
         return worth - flops * (s.after**2 * out * c + (s.side**2 * c if s.stride == 2 else 0)) - parameters * c * out
 
-    def table(self) -> Tuple[np.ndarray, ...]:
+    def table(self) -> tuple[np.ndarray, ...]:
         """For every pair (c, o) the largest worth, and the kernel, bottlenecks and their width that have it; -inf where it is not allowed."""
         n = len(self.grid)
         value = np.full((n, n), -math.inf)
@@ -128,7 +128,7 @@ class _Program:
         space, weights = problem.space, list(problem.meter.stage_weights)
         self.grid = 8 * np.arange(1, space.max_channels // 8 + 1)
         self.stem = self.grid[self.grid <= space.max_stem]
-        self.stages: List[_Stage] = []
+        self.stages: list[_Stage] = []
         number, side = 0, -(-problem.meter.image_size // start[0][2])
         for i, block in enumerate(start[1:], 1):
             ends = block[2] == 2
@@ -142,20 +142,20 @@ class _Program:
             side = after
         self.total_weight = sum(weights)
 
-    def stem_costs(self) -> List:
+    def stem_costs(self) -> list:
         return [block_costs(3, (int(width), *self.start[0][1:]), self.problem.meter.image_size) for width in self.stem]
 
-    def values(self, price: Dict[str, float]) -> List[_Values]:
+    def values(self, price: dict[str, float]) -> list[_Values]:
         prices = [price.get(name, 0.0) for name in _PRICED]
         return [_Values(stage, self.problem.space, self.grid, prices) for stage in self.stages]
 
-    def stem_worth(self, price: Dict[str, float]) -> np.ndarray:
+    def stem_worth(self, price: dict[str, float]) -> np.ndarray:
         worth = np.full(len(self.grid), -math.inf)
         for i, costs in enumerate(self.stem_costs()):
             worth[i] = self.total_weight * costs.entropy - sum(price.get(name, 0.0) * getattr(costs, name) for name in _PRICED)
         return worth
 
-    def best_at(self, price: Dict[str, float]) -> Candidate:
+    def best_at(self, price: dict[str, float]) -> Candidate:
         """The structure of largest score less prices."""
         worth, chosen = self.stem_worth(price), []
         for values in self.values(price):
@@ -220,7 +220,7 @@ class _Paths:
         return _Paths(*(getattr(self, field.name)[rows] for field in dataclasses.fields(self)))
 
 
-def best(problem: SearchProblem, start: Candidate, proof: Bound, incumbent: float) -> Optional[Candidate]:
+def best(problem: SearchProblem, start: Candidate, proof: Bound, incumbent: float) -> Candidate | None:
     """The best structure of all, where it scores more than ``incumbent``; None where none does.
 
     Raises UserError where too many structures lie between ``incumbent`` and the bound of the ``proof`` to go through.
@@ -262,7 +262,7 @@ def best(problem: SearchProblem, start: Candidate, proof: Bound, incumbent: floa
         joined = _Paths(*(np.concatenate([getattr(f, field.name) for f in found]) for field in dataclasses.fields(_Paths)))
         history.append(joined.take(_undominated(joined, price, budget)))
     paths = history[-1]
-    blocks: List[Any] = []
+    blocks: list[Any] = []
     at = int((paths.slack + paths.spent @ price).argmax())
     for paths, block in zip(reversed(history), reversed(start)):
         blocks.append((int(program.grid[paths.width[at]]), int(paths.choice[at, 0]), block[2], *map(int, paths.choice[at, 1:])))

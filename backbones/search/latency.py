@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import platform
-from typing import Any, Callable, Dict, List, Sequence, Tuple
+from typing import Any, Callable, Sequence
 
 import torch
 from torch.utils.benchmark import Timer
@@ -27,8 +27,8 @@ class LatencyTable:
     """
 
     image_size: int
-    entries: Dict[str, Dict[Tuple[int, int], float]]
-    about: Dict[str, Any]
+    entries: dict[str, dict[tuple[int, int], float]]
+    about: dict[str, Any]
 
     def conv(self, in_channels: int, out_channels: int, kernel: int, stride: int, side: int) -> float:
         """Seconds of one convolution of (side, side) pixels. Raises UserError for a kernel, stride and side that were not measured."""
@@ -66,7 +66,7 @@ def load_table(path: str) -> LatencyTable:
         return LatencyTable(data["image_size"], entries, dict(data["about"]))
 
 
-def _around(value: int, known: Sequence[int]) -> Tuple[int, int]:
+def _around(value: int, known: Sequence[int]) -> tuple[int, int]:
     """The two of ``known`` that ``value`` lies between, or the outermost twice."""
     low = max((k for k in known if k <= value), default=known[0])
     return low, min((k for k in known if k >= value), default=low) if value >= known[0] else low
@@ -80,7 +80,7 @@ def _between(value: int, low: int, high: int, at_low: float, at_high: float) -> 
 
 
 def build_table(
-    image_size: int, device: str, kernels: Sequence[int], max_channels: int, batch: int, seconds: float, progress: Callable[[List], Any]
+    image_size: int, device: str, kernels: Sequence[int], max_channels: int, batch: int, seconds: float, progress: Callable[[list], Any]
 ) -> LatencyTable:
     """Measures on ``device``, each convolution for about so many ``seconds``; times are of one image of a ``batch``."""
     jobs = []
@@ -92,7 +92,7 @@ def build_table(
         jobs += [(i, o, 1, 1, side) for i in widths for o in widths]
         jobs += [(w, w, k, stride, side) for k in sorted({1, *kernels}) for stride in (1, 2) for w in widths if k * stride > 1]
         side = -(-side // 2)
-    entries: Dict[str, Dict[Tuple[int, int], float]] = {}
+    entries: dict[str, dict[tuple[int, int], float]] = {}
     with torch.no_grad():
         for i, o, k, stride, side in progress([job for job in jobs if job[0] * job[1] * job[2] ** 2 * (job[4] / job[3]) ** 2 <= _MOST_MACS]):
             module = torch.nn.Sequential(torch.nn.Conv2d(i, o, k, stride, k // 2), torch.nn.ReLU(inplace=True)).to(device).eval()
@@ -117,7 +117,7 @@ def median_seconds(module: torch.nn.Module, x: torch.Tensor, enough: float) -> f
     return timer.blocked_autorange(min_run_time=enough).median / len(x)
 
 
-def measured(structure: Sequence[Tuple[int, int, int, int, int]], table: LatencyTable, device: str, seconds: float = 0.5) -> float:
+def measured(structure: Sequence[tuple[int, int, int, int, int]], table: LatencyTable, device: str, seconds: float = 0.5) -> float:
     """Seconds of a whole structure as the ``table`` was measured: its network, with batch norms folded into its convolutions."""
     net = MAEDET([Block(*block) for block in structure], norm="").to(device).eval()
     with torch.no_grad():

@@ -13,7 +13,6 @@ import argparse
 import logging
 import os
 import sys
-from typing import List, Optional
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
@@ -137,7 +136,7 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Optional[List[str]] = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     args = argument_parser().parse_args(arguments)
     front = open_supernet(args)
     launch(_process, args, front.cfg.MODEL.DEVICE, lambda: prepare(front, args))

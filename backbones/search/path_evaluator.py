@@ -6,7 +6,7 @@ import io
 import math
 import random
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable
 
 import torch
 from detectron2.config import CfgNode
@@ -55,7 +55,7 @@ class PathEvaluator:
         self.images = _Cached(self._loader(DatasetCatalog.get(one_shot.DATASET), plain, 1))
         self.evaluator = coco_evaluator(self.cfg, one_shot.DATASET, output, distributed=False, allow_cached_coco=False)
 
-    def _loader(self, records: List[dict], mapper: Callable, batch: int):
+    def _loader(self, records: list[dict], mapper: Callable, batch: int):
         # its own sampler gives each process a part; here each process sees all
         sampler = torch.utils.data.SequentialSampler(records)
         return build_detection_test_loader(
@@ -95,7 +95,7 @@ class PathEvaluator:
         """The same detector for inference: in a format that is not measured, as equal scores are to be equal in all processes."""
         return optimize(model, memory_format="channels_last" if self.cfg.MODEL.DEVICE == "cpu" else "contiguous")
 
-    def __call__(self, path: Path) -> Tuple[float, Dict[str, float]]:
+    def __call__(self, path: Path) -> tuple[float, dict[str, float]]:
         """(score, seconds of each part)."""
         times = [time.perf_counter()]
         model = self.extract(path)
@@ -116,7 +116,7 @@ class _Cached:
 
     def __init__(self, loader, most: int = 1 << 30):
         self.loader, self.most = loader, most
-        self.batches: Optional[List] = None
+        self.batches: list | None = None
 
     def __len__(self) -> int:
         return len(self.loader)

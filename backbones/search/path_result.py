@@ -2,7 +2,7 @@
 
 import json
 import os
-from typing import Any, Dict, Sequence
+from typing import Any, Sequence
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ def write_result(cfg: CfgNode, config_file: str, table: CostTable, archive: Sequ
     return best
 
 
-def _own_config(cfg: CfgNode, config_file: str) -> Dict[str, Any]:
+def _own_config(cfg: CfgNode, config_file: str) -> dict[str, Any]:
     """What the config of the found network says beside the supernet's file: all that the command line changed, and the network in its place."""
     before = get_cfg()
     add_backbones_config(before)
@@ -58,7 +58,7 @@ def _own_config(cfg: CfgNode, config_file: str) -> Dict[str, Any]:
             "OUTPUT_DIR": os.path.join(cfg.OUTPUT_DIR, "training"),
         }
     )
-    result: Dict[str, Any] = {"_BASE_": os.path.abspath(config_file)}
+    result: dict[str, Any] = {"_BASE_": os.path.abspath(config_file)}
     for key, value in values.items():
         *nodes, leaf = key.split(".")
         node = result

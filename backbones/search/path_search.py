@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import os
-from typing import Any, Callable, Dict, Iterable, List, Tuple
+from typing import Any, Callable, Iterable
 
 from detectron2.config import CfgNode
 from detectron2.utils import comm
@@ -25,7 +25,7 @@ def state_file(cfg: CfgNode) -> str:
     return os.path.join(cfg.OUTPUT_DIR, "search.json")
 
 
-def search_paths(cfg: CfgNode, sampler: PathSampler, evaluate: Callable[[Path], Tuple[float, Dict[str, float]]]) -> List[Evaluated]:
+def search_paths(cfg: CfgNode, sampler: PathSampler, evaluate: Callable[[Path], tuple[float, dict[str, float]]]) -> list[Evaluated]:
     """Runs, or goes on with, a search in ``cfg.OUTPUT_DIR``; in every process of a run, with the same result in all.
 
     Returns all that was evaluated, in order.
@@ -52,18 +52,18 @@ def search_paths(cfg: CfgNode, sampler: PathSampler, evaluate: Callable[[Path], 
     return archive
 
 
-def identity_of(cfg: CfgNode, sampler: PathSampler) -> Dict[str, Any]:
+def identity_of(cfg: CfgNode, sampler: PathSampler) -> dict[str, Any]:
     """All that the result follows from, but for how many generations there are to be."""
     about = {"weights": sha256(cfg.MODEL.WEIGHTS), "table": dataclasses.asdict(sampler.table), "method": sampler.method, "seed": sampler.seed}
     return json.loads(json.dumps({**about, "config": config_values(cfg)}))
 
 
-def config_values(cfg: CfgNode) -> Dict[str, Any]:
+def config_values(cfg: CfgNode) -> dict[str, Any]:
     """The keys that scores follow from, with their values."""
     return {key: get(cfg, key) for key in all_keys(cfg) if not key.startswith(_NO_MATTER)}
 
 
-def load_archive(path: str, identity: Dict[str, Any]) -> List[Evaluated]:
+def load_archive(path: str, identity: dict[str, Any]) -> list[Evaluated]:
     """What the search of that ``identity`` has evaluated so far: nothing where no state is there. Raises UserError for any other's state."""
     if not os.path.isfile(path):
         return []
@@ -79,7 +79,7 @@ def load_archive(path: str, identity: Dict[str, Any]) -> List[Evaluated]:
     return archive
 
 
-def _evaluated(entry: Dict[str, Any], blocks: int) -> Evaluated:
+def _evaluated(entry: dict[str, Any], blocks: int) -> Evaluated:
     """One entry of a state file; raises ValueError or TypeError for what no search writes."""
     result = Evaluated(**{**entry, "path": tuple(entry["path"])})
     if len(result.path) != blocks or any(type(c) is not int or c not in range(len(CHOICES)) for c in result.path):

@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from typing import Callable, Dict, Iterable, List, Optional, Sequence, Set, Tuple
+from typing import Callable, Iterable, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -15,7 +15,7 @@ from ..errors import UserError
 from ..shufflenetv2 import CHOICES, FAMILY, SPECS, STAGES, ShuffleNetV2
 from .latency import median_seconds
 
-Path = Tuple[int, ...]
+Path = tuple[int, ...]
 METHODS = ("evolution", "random")
 
 
@@ -25,12 +25,12 @@ class CostTable:
 
     kind: str
     base: float
-    blocks: Tuple[Tuple[float, ...], ...]
+    blocks: tuple[tuple[float, ...], ...]
 
     def cost(self, path: Sequence[int]) -> float:
         return self.base + sum(row[choice] for row, choice in zip(self.blocks, path))
 
-    def range(self) -> Tuple[float, float]:
+    def range(self) -> tuple[float, float]:
         return self.base + sum(map(min, self.blocks)), self.base + sum(map(max, self.blocks))
 
 
@@ -81,12 +81,12 @@ class Evaluated:
     cost: float
     score: float
     generation: int
-    seconds: Dict[str, float]  # of extraction, recalibration and inference
+    seconds: dict[str, float]  # of extraction, recalibration and inference
 
 
-def pareto(archive: Iterable[Evaluated]) -> List[Evaluated]:
+def pareto(archive: Iterable[Evaluated]) -> list[Evaluated]:
     """Those that none of lower cost reaches, by cost."""
-    front: List[Evaluated] = []
+    front: list[Evaluated] = []
     for e in sorted(archive, key=lambda e: (e.cost, -e.score)):
         if not front or e.score > front[-1].score:
             front.append(e)
@@ -117,14 +117,14 @@ class PathSampler:
         if least <= low and most >= high and self.table.kind != "macs":
             raise UserError(f"{limits} exclude nothing: {there_are}")
 
-    def propose(self, generation: int, before: Sequence[Evaluated]) -> List[Path]:
+    def propose(self, generation: int, before: Sequence[Evaluated]) -> list[Path]:
         """The paths of a generation; fewer than there should be where no more are found."""
         rng = random.Random(f"{self.seed}/{generation}")
         settings = self.settings
-        tried: Set[Path] = {e.path for e in before}
-        paths: List[Path] = []
+        tried: set[Path] = {e.path for e in before}
+        paths: list[Path] = []
 
-        def add(count: int, make: Callable[[], Optional[Path]]) -> None:
+        def add(count: int, make: Callable[[], Path | None]) -> None:
             wanted = min(len(paths) + count, settings.POPULATION)
             for _ in range(100 * count):
                 if len(paths) >= wanted:
@@ -148,7 +148,7 @@ class PathSampler:
         add(settings.POPULATION - len(paths), lambda: self._random(rng))
         return paths
 
-    def _random(self, rng: random.Random) -> Optional[Path]:
+    def _random(self, rng: random.Random) -> Path | None:
         """A path within the limits: any, or where few are, one that was moved there block by block."""
         rows = self.table.blocks
         for _ in range(50):

@@ -17,7 +17,7 @@ import os
 import random
 import subprocess
 import sys
-from typing import Any, Dict, List, Sequence
+from typing import Any, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -37,10 +37,10 @@ from .path_search import config_values
 from .paths import CostTable, cost_table
 
 
-def paths_of_one_cost(table: CostTable, found: Sequence[int], count: int, window: float, seed: int) -> List[tuple]:
+def paths_of_one_cost(table: CostTable, found: Sequence[int], count: int, window: float, seed: int) -> list[tuple]:
     """So many other random paths that cost from (1 - window) of what ``found`` costs to that. Raises UserError where there are not so many."""
     rng, highest = random.Random(seed), table.cost(found)
-    result: List[tuple] = []
+    result: list[tuple] = []
     for _ in range(100_000):
         path = random_path(len(table.blocks), rng)
         if (1 - window) * highest <= table.cost(path) <= highest and path != tuple(found) and path not in result:
@@ -55,7 +55,7 @@ def train_path(path: Sequence[int], pretrain: str, config: str, metric: str, cfg
     common = ["MODEL.DEVICE", cfg.MODEL.DEVICE, "SEED", str(seed), "MODEL.SHUFFLENETV2.CHOICES", str(list(path))]
     for key in ("NAME", "SPLIT", "SHUFFLE", "WIDTH"):  # the same network, whatever those configs have
         common += [f"MODEL.SHUFFLENETV2.{key}", str(cfg.MODEL.SHUFFLENETV2[key])]
-    weights: List[str] = []
+    weights: list[str] = []
     for name, step in (("classes", pretrain), ("detector", config)):
         if not step:
             continue
@@ -73,7 +73,7 @@ def train_path(path: Sequence[int], pretrain: str, config: str, metric: str, cfg
     return final[metric]
 
 
-def load_rows(path: str, about: Dict[str, Any]) -> List[Dict[str, Any]]:
+def load_rows(path: str, about: dict[str, Any]) -> list[dict[str, Any]]:
     """What a comparison has found so far: nothing where there is no file. Raises UserError for any other comparison's file."""
     if not os.path.isfile(path):
         return []
@@ -98,7 +98,7 @@ def check_scipy() -> None:
         raise UserError("rank correlations need a package that is not installed: pip install scipy", "missing-package", suggestion="scipy")
 
 
-def summary(rows: Sequence[Dict[str, Any]]) -> Dict[str, Any]:
+def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The found path against the others, how far the supernet's order is that of training, and the median seconds of an evaluation."""
     from scipy.stats import kendalltau, spearmanr
 

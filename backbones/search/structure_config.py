@@ -2,7 +2,7 @@
 
 import math
 import os
-from typing import Any, Callable, Dict, NamedTuple, Tuple
+from typing import Any, Callable, NamedTuple
 
 from .. import zoo
 from ..documents import read_yaml, reading
@@ -70,7 +70,7 @@ _SPACE = {
 _MOST = _Key(None, "a number above 0 (YAML wants a point and a sign, as in 18.8e+9)", lambda v: _number(v) and v > 0)
 
 
-def _check(values: Dict[str, Any], keys: Dict[str, _Key], path: str, section: str) -> None:
+def _check(values: dict[str, Any], keys: dict[str, _Key], path: str, section: str) -> None:
     for name, value in values.items():
         if name not in keys:
             raise unknown(f"{section} in {path!r}", name, keys)
@@ -79,7 +79,7 @@ def _check(values: Dict[str, Any], keys: Dict[str, _Key], path: str, section: st
             raise UserError(f"{path!r}: {where} is {value!r}: it must be {keys[name].wanted}")
 
 
-def load_structure_config(path: str) -> Dict[str, Any]:
+def load_structure_config(path: str) -> dict[str, Any]:
     """A search's settings over the defaults. Raises UserError for what is unknown or cannot be."""
     path = path if os.path.isfile(path) or not os.path.isfile(_in_zoo(path)) else _in_zoo(path)
     if not os.path.isfile(path):
@@ -117,9 +117,9 @@ def _near(path: str, folder: str) -> str:
     return beside if os.path.isfile(beside) else path
 
 
-def problem_of(config: Dict[str, Any]) -> Tuple[SearchProblem, Candidate]:
+def problem_of(config: dict[str, Any]) -> tuple[SearchProblem, Candidate]:
     """What a config asks for: the problem and its start. Raises UserError for a budget that the start itself is beyond."""
-    limits: Dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config["space"].items()}
+    limits: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config["space"].items()}
     space = Space(**limits)
     meter = Meter(config["image_size"], tuple(float(w) for w in config["stage_weights"]), config["table"])
     problem, start = SearchProblem(meter, space, dict(config["budget"])), plain(config["start"], "the start")

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from typing import Any, Dict, List, Sequence, Tuple
+from typing import Any, Sequence
 
 import torch
 from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ from .evolution import BUDGETS, Candidate, Evolution, SearchProblem, State
 from .structure_config import amount, problem_of
 
 
-def search_structures(config: Dict[str, Any], seed: int, output: str, workers: int, resume: bool) -> Candidate:
+def search_structures(config: dict[str, Any], seed: int, output: str, workers: int, resume: bool) -> Candidate:
     """Runs, or goes on with, the evolution in the folder ``output``, and writes its result there."""
     problem, start = problem_of(config)
     path = os.path.join(output, "state.json")
@@ -34,7 +34,7 @@ def search_structures(config: Dict[str, Any], seed: int, output: str, workers: i
     if outside:
         print(f"note: the start is not of the space, and keeps what is not until it changes: its {outside}", flush=True)
     state = State(0, [(problem.meter.measure(start).score, start)])
-    history: List[List[float]] = []
+    history: list[list[float]] = []
     if resume and os.path.isfile(path):
         state, history = load_state(path, identity, problem)
     elif resume:
@@ -73,12 +73,12 @@ def search_structures(config: Dict[str, Any], seed: int, output: str, workers: i
     return best
 
 
-def rounds_of(config: Dict[str, Any]) -> int:
+def rounds_of(config: dict[str, Any]) -> int:
     """The whole rounds that the candidates are enough for, at least one."""
     return max(1, config["candidates"] // (config["islands"] * config["round"]))
 
 
-def identity_of(config: Dict[str, Any], seed: int) -> Dict[str, Any]:
+def identity_of(config: dict[str, Any], seed: int) -> dict[str, Any]:
     """All that the result follows from, but for how many candidates there are to be."""
     kept = {key: value for key, value in config.items() if key not in ("candidates", "detector", "table", "latency_table")}
     table = config["table"]
@@ -86,12 +86,12 @@ def identity_of(config: Dict[str, Any], seed: int) -> Dict[str, Any]:
     return json.loads(json.dumps({**kept, "seed": seed, "table": entries}))
 
 
-def save_state(path: str, identity: Dict[str, Any], state: State, history: List) -> None:
+def save_state(path: str, identity: dict[str, Any], state: State, history: list) -> None:
     population = [structure for _, structure in state.population]
     write_whole(path, json.dumps({"search": identity, "rounds": state.rounds, "history": history, "population": population}))
 
 
-def load_state(path: str, identity: Dict[str, Any], problem: SearchProblem) -> Tuple[State, List]:
+def load_state(path: str, identity: dict[str, Any], problem: SearchProblem) -> tuple[State, list]:
     """State and history of the search of that ``identity``. Raises UserError for any other's state."""
     with reading(f"{path!r} is no state of a search"):
         data = read_json(path)
@@ -111,7 +111,7 @@ def load_state(path: str, identity: Dict[str, Any], problem: SearchProblem) -> T
     return state, history
 
 
-def find_exact(problem: SearchProblem, start: Candidate, steps: int = 80) -> Tuple[exact.Bound, Candidate]:
+def find_exact(problem: SearchProblem, start: Candidate, steps: int = 80) -> tuple[exact.Bound, Candidate]:
     """The bound, and the best structure there is. Raises UserError where there are too many to go through."""
     with progress(total=steps, desc="bound", unit="step") as bar:
 
@@ -130,7 +130,7 @@ def find_exact(problem: SearchProblem, start: Candidate, steps: int = 80) -> Tup
             raise UserError("no structure of the space is within the budget")
 
 
-def described(costs: Costs, budget: Dict[str, float]) -> str:
+def described(costs: Costs, budget: dict[str, float]) -> str:
     parts = [f"score {costs.score:.3f}"]
     for name in BUDGETS:
         value = getattr(costs, name)
@@ -141,7 +141,7 @@ def described(costs: Costs, budget: Dict[str, float]) -> str:
     return ", ".join(parts)
 
 
-def write_result(config: Dict[str, Any], problem: SearchProblem, best: Candidate, output: str, how: Dict[str, Any]) -> None:
+def write_result(config: dict[str, Any], problem: SearchProblem, best: Candidate, output: str, how: dict[str, Any]) -> None:
     structure = tuple(Block(*block) for block in best)
     costs = problem.meter.measure(best)
     detector = zoo.get_config_file(config["detector"])
@@ -164,7 +164,7 @@ OUTPUT_DIR: {json.dumps(os.path.join(output, "training"))}
     print(f"train it: backbones train --config-file {os.path.join(output, 'detector.yaml')} --num-gpus 8")
 
 
-def describe(structure: Sequence[Plain], meter: Meter) -> Dict[str, Any]:
+def describe(structure: Sequence[Plain], meter: Meter) -> dict[str, Any]:
     """Score, its parts, and what the structure costs, by the search's counter at its image size and by fvcore's at 800x1280."""
     costs = meter.measure(structure)
     result = {
@@ -179,7 +179,7 @@ def describe(structure: Sequence[Plain], meter: Meter) -> Dict[str, Any]:
     return {**result, "latency": costs.latency} if meter.table else result
 
 
-def fvcore_flops(structure: Sequence[Plain], size: Tuple[int, int] = (800, 1280)) -> int:
+def fvcore_flops(structure: Sequence[Plain], size: tuple[int, int] = (800, 1280)) -> int:
     """Multiply-adds of the convolutions, and two for each value that a batch norm gives, which is fvcore's count."""
 
     def conv(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
@@ -193,7 +193,7 @@ def fvcore_flops(structure: Sequence[Plain], size: Tuple[int, int] = (800, 1280)
     return counter.get_total_flops()
 
 
-def plot_search(problem: SearchProblem, state: State, history: List, best: Candidate, path: str) -> None:
+def plot_search(problem: SearchProblem, state: State, history: list, best: Candidate, path: str) -> None:
     """The best score against candidates, and the last population against what is budgeted, beside networks that are known."""
     names = list(problem.budget)[:3]
     figure = Figure(figsize=(5 * (1 + len(names)), 4), layout="constrained")

@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from ..config import check_device, check_output_dir
 from ..errors import UserError, unknown
@@ -151,7 +151,7 @@ def _benchmark(args) -> None:
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
 
 
-def _integers(costs: Costs) -> Dict[str, int]:
+def _integers(costs: Costs) -> dict[str, int]:
     return {name: getattr(costs, name) for name in ("flops", "parameters", "layers")}
 
 
@@ -179,7 +179,7 @@ def argument_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    config: Dict[str, Any] = {"required": True, "metavar": "FILE", "help": "a search's config, such as configs/search/maedet_r50_budget.yaml"}
+    config: dict[str, Any] = {"required": True, "metavar": "FILE", "help": "a search's config, such as configs/search/maedet_r50_budget.yaml"}
 
     verb = verbs.add_parser("search", help="evolve structures within a budget")
     verb.add_argument("--config", **config)
@@ -219,7 +219,7 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Optional[List[str]] = None) -> None:
+def main(arguments: list[str] | None = None) -> None:
     args = argument_parser().parse_args(arguments)
     if args.verb == "search":
         config = load_structure_config(args.config)

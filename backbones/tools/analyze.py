@@ -11,7 +11,7 @@ import argparse
 import json
 import math
 from collections import Counter
-from typing import Any, Dict, Sequence, Tuple
+from typing import Any, Sequence
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
@@ -26,14 +26,14 @@ from ..errors import UserError
 from . import parser_of, program, run
 
 
-def parameters(module: nn.Module) -> Tuple[int, int]:
+def parameters(module: nn.Module) -> tuple[int, int]:
     """(parameters, the same and the affine weights of frozen norms); works on the meta device."""
     count = sum(p.numel() for p in module.parameters())
     frozen = sum(m.weight.numel() + m.bias.numel() for m in module.modules() if isinstance(m, FrozenBatchNorm2d))
     return count, count + frozen
 
 
-def costs(network: nn.Module, size: Tuple[int, int]) -> Dict[str, float]:
+def costs(network: nn.Module, size: tuple[int, int]) -> dict[str, float]:
     """What fvcore counts in a forward pass of an image of height, width ``size``; activations are values that convolutions and matrix products give."""
     with torch.no_grad():
         image = torch.rand(1, 3, *size)
@@ -47,7 +47,7 @@ def costs(network: nn.Module, size: Tuple[int, int]) -> Dict[str, float]:
         return {"gmacs_conv": convs / 1e9, "gmacs_all": work.total() / 1e9, "activations": int(values.total())}
 
 
-def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts: Sequence[str] = ()) -> Dict[str, Dict[str, Any]]:
+def analyze(name: str, is_backbone: bool, size: tuple[int, int], opts: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """For each part: its ``parameters``, ``with_affine``, and for networks ``size`` (height, width counted), ``gmacs_conv``, ``gmacs_all`` and ``activations``."""
     if is_backbone:
         parts, networks = {name: registry.create(name)}, {name}
@@ -62,7 +62,7 @@ def analyze(name: str, is_backbone: bool, size: Tuple[int, int], opts: Sequence[
             children = child.named_children() if name == "roi_heads" else [("", child)]
             parts.update({f"{name}.{inner}".strip("."): m for inner, m in children if name != "backbone" and any(True for _ in m.parameters())})
         parts["detector"] = model
-    result: Dict[str, Dict[str, Any]] = {}
+    result: dict[str, dict[str, Any]] = {}
     for part, module in parts.items():
         result[part] = dict(zip(("parameters", "with_affine"), parameters(module)))
         if part in networks:

@@ -18,7 +18,7 @@ import platform
 import subprocess
 import sys
 import time
-from typing import Dict, List, Sequence
+from typing import Sequence
 
 import torch
 
@@ -45,7 +45,7 @@ def machine() -> str:
     return f"{where}, Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}"
 
 
-def train(config: str, output: str, opts: List[str], backbone: str = "") -> Dict[str, object]:
+def train(config: str, output: str, opts: list[str], backbone: str = "") -> dict[str, object]:
     """Trains one config with the command that a user would give, and returns its row."""
     front = open_config(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -74,7 +74,7 @@ def train(config: str, output: str, opts: List[str], backbone: str = "") -> Dict
     }
 
 
-def record(row: Dict[str, object], path: str, keys: Sequence[str] = ("config", "backbone", "machine", "seed")) -> None:
+def record(row: dict[str, object], path: str, keys: Sequence[str] = ("config", "backbone", "machine", "seed")) -> None:
     """Puts the row into the file, in the place of one that is equal in all ``keys``."""
     runs = speed.read(path) if os.path.isfile(path) else []
     place = next((i for i, old in enumerate(runs) if all(old.get(key) == row.get(key) for key in keys)), len(runs))

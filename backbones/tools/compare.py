@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from functools import partial
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 from tabulate import tabulate
 from tqdm import tqdm
@@ -27,7 +27,7 @@ SHOWN = 20  # classes in the printed table
 DRAWN = 120  # classes in the picture
 
 
-def table(rows: List[Dict[str, Any]], confidence: float) -> str:
+def table(rows: list[dict[str, Any]], confidence: float) -> str:
     lines = []
     for row in rows:
         name = " ".join(row["name"].split())
@@ -40,7 +40,7 @@ def table(rows: List[Dict[str, Any]], confidence: float) -> str:
     return tabulate(lines, headers, "pipe", disable_numparse=True, colalign=("left", *["right"] * 5))
 
 
-def verdict(row: Dict[str, Any], confidence: float) -> str:
+def verdict(row: dict[str, Any], confidence: float) -> str:
     """One sentence on a row, in plain words."""
     if not row["samples"]:
         return "There are no objects to tell A and B apart by."
@@ -53,7 +53,7 @@ def verdict(row: Dict[str, Any], confidence: float) -> str:
     return f"B is {better} than A by {abs(row['difference']):.2f} {row['name']}, beyond chance: {interval} leaves out 0."
 
 
-def report(result: Dict[str, Any]) -> str:
+def report(result: dict[str, Any]) -> str:
     """The tables and sentences of a comparison."""
     confidence, metrics, classes = result["confidence"], result["metrics"], [c for c in result["classes"] if c["samples"]]
     apart = sorted(filter(beyond_chance, classes), key=lambda row: -abs(row["difference"]))
@@ -72,7 +72,7 @@ def report(result: Dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def plot(result: Dict[str, Any], output: str) -> None:
+def plot(result: dict[str, Any], output: str) -> None:
     """Writes a picture of the differences with their intervals: the metrics above, the classes sorted below."""
     from matplotlib.figure import Figure
 
@@ -107,7 +107,7 @@ def plot(result: Dict[str, Any], output: str) -> None:
         raise UserError(f"{output!r} cannot be written: {error.strerror}") from error
 
 
-def dataset_of(config: str, run: str, name: Optional[str]) -> str:
+def dataset_of(config: str, run: str, name: str | None) -> str:
     """The name of the data to compare on, made known where a config, or the one that a run left, brings them along."""
     left = os.path.join(run, "config.yaml")
     if config or os.path.isfile(left):

@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 import time
-from typing import Any, Callable, Dict, Iterator, List, Tuple
+from typing import Any, Callable, Iterator
 
 import numpy as np
 from tqdm import tqdm
@@ -26,9 +26,9 @@ from .export import read_image
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
 
-def images_of(inputs: List[str]) -> List[str]:
+def images_of(inputs: list[str]) -> list[str]:
     """The files of ``inputs``, of which folders give all their images. Raises UserError for what is not there."""
-    files: List[str] = []
+    files: list[str] = []
     for path in inputs:
         if os.path.isdir(path):
             found = sorted(os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(IMAGES))
@@ -43,7 +43,7 @@ def images_of(inputs: List[str]) -> List[str]:
     return files
 
 
-def targets_of(files: List[str], output: str) -> List[str]:
+def targets_of(files: list[str], output: str) -> list[str]:
     """Where the pictures go: into the folder ``output``, or of one file to ``output`` itself where that is named as a picture."""
     if not output:
         return [""] * len(files)
@@ -80,7 +80,7 @@ class Drawer:
         self.metadata, self.threshold = metadata, threshold
         self.video = VideoVisualizer(metadata) if video else None
 
-    def __call__(self, image: np.ndarray, predictions: Dict[str, Any]) -> np.ndarray:
+    def __call__(self, image: np.ndarray, predictions: dict[str, Any]) -> np.ndarray:
         """The image (H, W, 3) BGR with what was found drawn into it, BGR."""
         from detectron2.utils.visualizer import Visualizer
 
@@ -100,7 +100,7 @@ class Drawer:
         return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
 
 
-def frames_of(source: Any) -> Tuple[Iterator[np.ndarray], int, float, Tuple[int, int]]:
+def frames_of(source: Any) -> tuple[Iterator[np.ndarray], int, float, tuple[int, int]]:
     """(frames, their number or 0, frames a second, (width, height)) of a video file or a camera's number."""
     import cv2
 
@@ -131,7 +131,7 @@ def show(image: np.ndarray, wait: int) -> bool:
         raise UserError("this opencv has no windows (a headless build): name an --output") from error
 
 
-def load(args: argparse.Namespace) -> Tuple[Callable[[np.ndarray], Dict[str, Any]], Any]:
+def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any]], Any]:
     """(what predicts, metadata) of the command line."""
     from detectron2.data import MetadataCatalog
 
@@ -187,7 +187,7 @@ def main() -> None:
         _video(0 if args.webcam else args.video_input, args.output, predict, Drawer(metadata, args.confidence_threshold, video=True))
 
 
-def _images(files: List[str], targets: List[str], predict: Callable, drawer: Drawer) -> None:
+def _images(files: list[str], targets: list[str], predict: Callable, drawer: Drawer) -> None:
     import cv2
 
     for file, target in zip(tqdm(files, unit="image", disable=len(files) == 1), targets):

@@ -11,7 +11,7 @@ but what --report names; the dry run works in a temporary folder.
 import argparse
 import os
 import sys
-from typing import Callable, Dict, List, Optional, Tuple
+from typing import Callable
 
 from tqdm import tqdm
 
@@ -32,7 +32,7 @@ from ..files import write_whole
 from . import program, run
 
 
-def read_config(args: argparse.Namespace) -> Tuple[Front, List[Finding]]:
+def read_config(args: argparse.Namespace) -> tuple[Front, list[Finding]]:
     """The config of the command line, and what is wrong with its overrides and flags of data. Raises UserError where there is none at all."""
     front, opts = open_config(args.config_file, backbone=args.backbone), args.opts
     if len(opts) % front.words:
@@ -48,7 +48,7 @@ def read_config(args: argparse.Namespace) -> Tuple[Front, List[Finding]]:
     return front, [Finding.of(problem) for problem in errors]
 
 
-def examine(args: argparse.Namespace, say: Callable[[str], None] = print) -> Tuple[Examination, Dict[str, List[Finding]]]:
+def examine(args: argparse.Namespace, say: Callable[[str], None] = print) -> tuple[Examination, dict[str, list[Finding]]]:
     """Every section's findings, each said as soon as it is known."""
     front, found = read_config(args)
     examination = Examination(
@@ -64,7 +64,7 @@ def examine(args: argparse.Namespace, say: Callable[[str], None] = print) -> Tup
     steps = {"environment": environment, "config": config, "weights": weights, "data": data, "memory": memory, "dry run": dry_run}
     if args.no_run:
         del steps["dry run"]
-    sections: Dict[str, List[Finding]] = {}
+    sections: dict[str, list[Finding]] = {}
     for name, step in steps.items():
         findings = sections[name] = found if name == "config" else []
         with quiet():
@@ -82,7 +82,7 @@ def examine(args: argparse.Namespace, say: Callable[[str], None] = print) -> Tup
     return examination, sections
 
 
-def _images(value: str) -> Optional[int]:
+def _images(value: str) -> int | None:
     if value == "all":
         return None
     if not value.isdigit() or int(value) < 1:
@@ -123,7 +123,7 @@ def main() -> None:
         raise UserError("--num-gpus and --num-machines must be at least 1", "value", "--num-gpus")
     examination, sections = examine(args)
     if args.report:
-        pictures: Dict[str, List[Tuple[str, str]]] = {"data": []}
+        pictures: dict[str, list[tuple[str, str]]] = {"data": []}
         for draw in (charts, samples):
             with quiet():
                 try:

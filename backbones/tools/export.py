@@ -7,7 +7,6 @@ The file is traced and checked on --image, at two sizes; where it differs by mor
 """
 
 import os
-from typing import Optional
 
 import numpy as np
 
@@ -28,7 +27,7 @@ def read_image(path: str) -> np.ndarray:
         raise UserError(f"image {path!r} cannot be read: {' '.join(str(error).split())[:200]}") from error
 
 
-def sample(front: Front, path: Optional[str]) -> np.ndarray:
+def sample(front: Front, path: str | None) -> np.ndarray:
     """The image at ``path``, or else the first of the config's test data that has an object."""
     from detectron2.data import DatasetCatalog
 

@@ -2,18 +2,18 @@
 
 import json
 import os
-from typing import Dict, List, Sequence, Tuple
+from typing import Sequence
 
 from ..errors import UserError
 from . import parser_of, picture, program, run
 
 
-def read_metrics(folder: str) -> List[Dict[str, float]]:
+def read_metrics(folder: str) -> list[dict[str, float]]:
     """The rows of a run's metrics.json; where a run was resumed, the later row of an iteration counts."""
     path = os.path.join(folder, "metrics.json")
     if not os.path.isfile(path):
         raise UserError(f"no metrics.json in {folder!r}: is it the OUTPUT_DIR of a run?")
-    rows: Dict[int, Dict[str, float]] = {}
+    rows: dict[int, dict[str, float]] = {}
     try:
         with open(path, encoding="utf-8", errors="replace") as f:
             for row in filter(None, map(_row, f)):
@@ -25,7 +25,7 @@ def read_metrics(folder: str) -> List[Dict[str, float]]:
     return [rows[i] for i in sorted(rows)]
 
 
-def _row(line: str) -> Dict[str, float]:
+def _row(line: str) -> dict[str, float]:
     """The numbers of a line; none of one that is no row, such as the last of a run that was cut off."""
     try:
         row = json.loads(line, parse_int=float)
@@ -35,7 +35,7 @@ def _row(line: str) -> Dict[str, float]:
         return {}
 
 
-def series(rows: List[Dict[str, float]], key: str) -> Tuple[List[int], List[float]]:
+def series(rows: list[dict[str, float]], key: str) -> tuple[list[int], list[float]]:
     points = [(int(row["iteration"]), row[key]) for row in rows if key in row]
     return [i for i, _ in points], [value for _, value in points]
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from typing import Iterator, List, Tuple
+from typing import Iterator
 
 import torch
 
@@ -16,10 +16,10 @@ from . import parser_of, plot, program, run
 from .digits import make
 
 
-def steps(output: str, device: str, opts: List[str]) -> Iterator[Tuple[str, List[str], str]]:
+def steps(output: str, device: str, opts: list[str]) -> Iterator[tuple[str, list[str], str]]:
     """(what, command, folder) of each step."""
 
-    def weights(name: str) -> List[str]:
+    def weights(name: str) -> list[str]:
         return ["MODEL.WEIGHTS", os.path.join(output, name, "model_final.pth")]
 
     subnet = ["MODEL.SHUFFLENETV2.SUBNET", os.path.join(output, "search", "best_subnet.yaml")]

@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import sys
-from typing import NoReturn, Optional, Sequence
+from typing import NoReturn, Sequence
 
 from detectron2.engine import default_setup
 from detectron2.utils import comm
@@ -32,7 +32,9 @@ def argument_parser() -> argparse.ArgumentParser:
     add_config_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
     parser.add_argument("--overwrite", action="store_true", help="remove the run that is in the output folder, and begin anew")
-    parser.add_argument("--new-schedule", action="store_true", help="with --resume: the learning rate and schedule of the config, not the run's")
+    parser.add_argument(
+        "--new-schedule", action="store_true", help="with --resume: the learning rate and schedule of the config, not the run's"
+    )
     parser.add_argument("--eval-only", action="store_true", help="evaluate, train nothing")
     gpus = "number of GPUs per machine; with MODEL.DEVICE cpu, number of processes"
     for flag, value, text in (
@@ -116,7 +118,7 @@ def fail(error: UserError) -> NoReturn:
     sys.exit(2)
 
 
-def command_line(arguments: Optional[Sequence[str]] = None) -> None:
+def command_line(arguments: Sequence[str] | None = None) -> None:
     args = argument_parser().parse_args(arguments)
     try:
         front = read_config(args)

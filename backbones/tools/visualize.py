@@ -2,7 +2,7 @@
 
 import os
 from collections import defaultdict
-from typing import Any, Dict, List
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +20,7 @@ _FIELDS = {
 }
 
 
-def read_results(path: str) -> Dict[Any, List[dict]]:
+def read_results(path: str) -> dict[Any, list[dict]]:
     """Detections in COCO's result format, by image id."""
     if not os.path.exists(path):
         raise UserError(f"results {path!r} are not there: evaluation writes them to OUTPUT_DIR/inference")
@@ -33,7 +33,7 @@ def read_results(path: str) -> Dict[Any, List[dict]]:
 
 
 def mistakes(
-    record: Dict[str, Any], found: List[Dict[str, Any]], to_class: Dict[int, int], threshold: float = 0.5, overlap: float = 0.5
+    record: dict[str, Any], found: list[dict[str, Any]], to_class: dict[int, int], threshold: float = 0.5, overlap: float = 0.5
 ) -> int:
     """Objects that no detection of their class meets with that IoU, and detections without an object; crowds count as neither.
 
@@ -106,7 +106,7 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     _write_grid(tiles, output, columns=3 if len(tiles) >= 6 else 1)
 
 
-def _write_grid(tiles: List[np.ndarray], output: str, columns: int) -> None:
+def _write_grid(tiles: list[np.ndarray], output: str, columns: int) -> None:
     import cv2
 
     h, w = (max(t.shape[i] for t in tiles) for i in (0, 1))

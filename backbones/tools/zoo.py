@@ -6,7 +6,6 @@ python -m backbones.tools.zoo download RegNetX-3.2GF
 """
 
 import fnmatch
-from typing import List
 
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
@@ -28,7 +27,7 @@ _METRICS = {
 }
 
 
-def entries(pattern: str) -> List[str]:
+def entries(pattern: str) -> list[str]:
     """Configs of ours and of detectron2's, and networks, whose name matches a shell pattern, or holds it."""
     names = [*zoo.list_configs(python=True), *zoo.list_detectron2_configs(), *registry.list_backbones()]
     pattern = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import statistics
-from typing import Any, Callable, Dict, List, Optional, Sequence
+from typing import Any, Callable, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -32,11 +32,11 @@ def _on_meta(cfg: CfgNode) -> Any:
         return build_model(cfg)
 
 
-def _table(rows: List[tuple], headers: tuple) -> str:
+def _table(rows: list[tuple], headers: tuple) -> str:
     return tabulate(rows, headers, "pipe", disable_numparse=True)
 
 
-def _columns(columns: Dict[str, Sequence[Any]]) -> str:
+def _columns(columns: dict[str, Sequence[Any]]) -> str:
     """A table of those columns that have anything in them."""
     kept = {heading: cells for heading, cells in columns.items() if any(cell != "" for cell in cells)}
     return _table(list(zip(*kept.values())), tuple(kept))
@@ -59,7 +59,7 @@ def _deform_flops(x, weight, *args, out_shape=None, **kwargs) -> int:
 
 
 def render() -> str:
-    counted: Dict[str, float] = {}
+    counted: dict[str, float] = {}
     sections = [_section(key, source, counted) for key, source in _data("models.json")["sources"].items()]
     rest = (_configs_without_figures(counted), _search(), _one_shot(), _speed(), _measured())
     return "\n".join([_HEAD, _backbones(), "## Detectors on COCO\n", *sections, *rest])
@@ -91,7 +91,7 @@ any of them at any size. Error: top-1 on ImageNet, %, *published*: {about["title
 """
 
 
-def _section(key: str, source: dict, counted: Dict[str, float]) -> str:
+def _section(key: str, source: dict, counted: dict[str, float]) -> str:
     rows = [row for row in _data("models.json")["models"] if row["source"] == key]
     computed = any("config" in row for row in rows)
     costs = [_cost(row["config"], counted) for row in rows] if computed else []
@@ -124,7 +124,7 @@ _FILES = {"model": "checkpoint", "metrics": "metrics"}
 _KINDS = {"box": "box AP", "mask": "mask AP", "keypoint": "keypoint AP", "pq": "PQ", "recall": "recall"}
 
 
-def _cost(config: str, counted: Dict[str, float]) -> tuple:
+def _cost(config: str, counted: dict[str, float]) -> tuple:
     """Param. and GFLOPs; the latter are ``counted`` once for all configs of the same backbone and FPN."""
     cfg = zoo.get_config(config)
     model = _on_meta(cfg)
@@ -135,7 +135,7 @@ def _cost(config: str, counted: Dict[str, float]) -> tuple:
     return f"{parameters(model)[1] / 1e6:.1f}", f"{counted[key]:.1f}"
 
 
-def _configs_without_figures(counted: Dict[str, float]) -> str:
+def _configs_without_figures(counted: dict[str, float]) -> str:
     named = {row.get("config") for row in _data("models.json")["models"]}
     others = ("quickstart/", "digits/", "reproduce/", "DetNAS/")
     table = [(_link(c), *_cost(c, counted)) for c in zoo.list_configs() if c not in named and not c.startswith(others)]
@@ -238,7 +238,7 @@ rounds' ratios, and the lowest and highest. Run it on your machine: the ratios a
     return text
 
 
-def _seconds(parts: Dict[str, float]) -> str:
+def _seconds(parts: dict[str, float]) -> str:
     *first, last = (f"{value:.2f} s {part}" for part, value in parts.items())
     return f"{', '.join(first)} and {last}"
 
@@ -281,7 +281,7 @@ def _network(run: dict) -> str:
     return "found by the search" if node.STRUCTURE else f"{node.NAME}, widths times {node.WIDTH}"
 
 
-def _runs(runs: List[dict], network: Optional[Callable[[dict], str]] = None) -> str:
+def _runs(runs: list[dict], network: Callable[[dict], str] | None = None) -> str:
     """A table; with ``network``, that in place of minutes and command."""
     return _columns(
         {

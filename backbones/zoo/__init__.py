@@ -28,30 +28,30 @@ def config_root() -> str:
     return root
 
 
-def _detectron2_root() -> Optional[str]:
+def _detectron2_root() -> str | None:
     package = os.path.dirname(detectron2.__file__)  # not by detectron2.model_zoo, whose import needs pkg_resources
     return _root_of("Base-RCNN-FPN.yaml", os.path.join(package, "model_zoo"), os.path.dirname(package))
 
 
-def _root_of(base: str, *folders: str) -> Optional[str]:
+def _root_of(base: str, *folders: str) -> str | None:
     roots = (os.path.join(folder, "configs") for folder in folders)
     return next((root for root in roots if os.path.isfile(os.path.join(root, base))), None)
 
 
-@functools.lru_cache(maxsize=None)
-def _names(root: Optional[str]) -> List[str]:
+@functools.cache
+def _names(root: str | None) -> list[str]:
     walk = os.walk(root) if root else ()
     return sorted(os.path.relpath(os.path.join(folder, f), root) for folder, _, files in walk for f in files if f.endswith(_ENDINGS))
 
 
-def list_configs(python: bool = False) -> List[str]:
+def list_configs(python: bool = False) -> list[str]:
     """The names of our configs, such as ``COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml``, ``python`` ones too; bases and searches' are left out."""
     endings = _ENDINGS if python else ".yaml"
     names = [name.split(os.sep) for name in _names(config_root()) if name.endswith(endings)]
     return [os.sep.join(name) for name in names if name[0] not in ("bases", "search") and not name[-1].startswith("Base-")]
 
 
-def list_detectron2_configs() -> List[str]:
+def list_detectron2_configs() -> list[str]:
     """The names of detectron2's zoo configs, YAML and Python, its bases too, but not the parts that Python configs are made of."""
     return [name for name in _names(_detectron2_root()) if not name.startswith("common" + os.sep)]
 
@@ -104,13 +104,13 @@ def get_lazy_config(name: str) -> DictConfig:
     return LazyConfig.load(path)
 
 
-@functools.lru_cache(maxsize=None)
-def _models() -> Dict[str, dict]:
+@functools.cache
+def _models() -> dict[str, dict]:
     data = read_json(os.path.join(_HERE, "models.json"))
     return {row["config"]: {**row, "about": data["sources"][row["source"]]} for row in data["models"] if "config" in row}
 
 
-def published(name: str) -> Dict[str, Any]:
+def published(name: str) -> dict[str, Any]:
     """What is published of a config, ours or detectron2's; empty where nothing is.
 
     ``published_ap`` by kind, ``source`` and what is known ``about`` it, and where there is one the ``checkpoint``'s address.
@@ -128,7 +128,7 @@ def get_checkpoint_url(name: str) -> str:
     return url
 
 
-def get(name: str, trained: bool = False, device: Optional[str] = None):
+def get(name: str, trained: bool = False, device: str | None = None):
     """The model of that config, with the weights its config (or ``trained``) names, in training mode.
 
     Every weight of a ``trained`` model must be in its file, and all of the backbone's in any other (see `checkpoint.GatedCheckpointer`).

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from typing import Any, Dict, Optional
+from typing import Any
 
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler
@@ -20,12 +20,12 @@ def folder() -> str:
     return os.path.expanduser(os.getenv("BACKBONES_WEIGHTS", "weights"))
 
 
-@functools.lru_cache(maxsize=None)
-def _data() -> Dict[str, Any]:
+@functools.cache
+def _data() -> dict[str, Any]:
     return read_json(os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights.json"))
 
 
-def released(name: str) -> Optional[Dict[str, Any]]:
+def released(name: str) -> dict[str, Any] | None:
     """Of the weights released for a network: ``url``, ``source``, ``licence``, ``preprocessing``; None where there are none."""
     row = _data()["weights"].get(name)
     return {**_data()["sources"][row["source"]], **row} if row else None
@@ -39,7 +39,7 @@ def local(name: str) -> str:
     return there[0] if there else ""
 
 
-def about(name: str) -> Dict[str, Any]:
+def about(name: str) -> dict[str, Any]:
     """What a network's weights ask of a config: ``preprocessing``, and ``overrides`` (KEY, VALUE, ...) of its structure; empty if unknown.
 
     As the file in `folder` says, else the released one.
