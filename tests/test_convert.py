@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import pickle
 import sys
 
 import pytest
 import torch
 import torchvision
+from choices import cases, share
 from conftest import fill, load_record, warm
 from detectron2.modeling import build_model
 
@@ -73,11 +75,13 @@ def timm_names() -> dict:
     return names
 
 
-def slow_unless_daily(names):
-    return [name if name in DAILY else pytest.param(name, marks=pytest.mark.slow) for name in names]
+def some(names):
+    """Every second of those that do not take long for their size alone: the others are the same classes with other numbers."""
+    small = [name for name in names if not re.search(r"_(8|16|32)gf$|_?(08|12|16|32)0|57b|99b", name)]
+    return cases(names, tried=DAILY | set(share(small, 0, of=2)), daily=DAILY)
 
 
-@pytest.mark.parametrize("name", slow_unless_daily(TORCHVISION))
+@pytest.mark.parametrize("name", some(TORCHVISION))
 def test_torchvision(name, tmp_path):
     module = getattr(torchvision.models, name)().eval()
     torch.save(randomize(module), tmp_path / "theirs.pth")
@@ -119,7 +123,7 @@ def test_timm_shares_what_is_known():
     assert len([n for n in names if n.startswith("regnet")]) == 24 + 3 and len([n for n in names if "vovnet" in n]) == 6
 
 
-@pytest.mark.parametrize("name", slow_unless_daily(all_timm_names()))
+@pytest.mark.parametrize("name", some(all_timm_names()))
 def test_timm(name, tmp_path):
     import timm as library
     from safetensors.torch import save_file
@@ -134,8 +138,7 @@ def test_timm(name, tmp_path):
     compare(tmp_path / "ours.safetensors", ours, options, lambda image: module.forward_intermediates(image, intermediates_only=True)[-4:])
 
 
-@pytest.mark.parametrize("name", ["RegNetX-400MF", "RegNetY-800MF"])
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("name, prefix", [("RegNetX-400MF", ""), ("RegNetY-800MF", "module.")])
 def test_pycls(name, tmp_path, prefix):
     record = load_record("regnet", f"{name}.json")
     weights = {prefix + key: fill(key, shape) for key, shape in record["state_dict"]}

@@ -1,16 +1,19 @@
 """What training keeps changes no output, no gradient and no statistics."""
 
 import copy
+import itertools
 
 import pytest
 import torch
-from test_matrix import SMALLEST
+from choices import SMALLEST, cases
 from torch import nn
 
 from backbones import UserError, create, zoo
 from backbones.benchmark import training
 from backbones.engine import Trainer
 from backbones.lean import ACTIVATIONS, keep_activations
+
+PRODUCT = list(itertools.product(["V-19-slim-eSE", *SMALLEST], ["FrozenBN", "BN"]))
 
 
 def trained(net: nn.Module, images: torch.Tensor):
@@ -20,8 +23,10 @@ def trained(net: nn.Module, images: torch.Tensor):
     return features, {key: p.grad for key, p in net.named_parameters()}, dict(net.named_buffers())
 
 
-@pytest.mark.parametrize("norm", ["FrozenBN", "BN"])
-@pytest.mark.parametrize("name", ["V-19-slim-eSE", *[n if i < 2 else pytest.param(n, marks=pytest.mark.slow) for i, n in enumerate(SMALLEST)]])
+@pytest.mark.parametrize(
+    "name, norm",
+    cases(PRODUCT, tried=PRODUCT, daily=[("V-19-slim-eSE", "BN"), ("MobileNetV2", "FrozenBN")]),
+)
 def test_the_same_training(name, norm):
     """In double precision to 1e-11 of the largest value, which a graph of other order may differ by; freezing included."""
     torch.manual_seed(0)
@@ -83,6 +88,7 @@ def test_evaluation_scripts_and_copies_do_not_notice():
         torch.testing.assert_close(torch.jit.script(net)(images)["stage5"], expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["V-19-slim-eSE", "RegNetX-200MF", "MobileNetV2"])
 def test_compiled(name):
     """To 1e-4 of the largest value, in a network whose names stay; torch's compiler without its code generator, which takes a minute each."""

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from choices import cases, share
 from conftest import fill, load_record
 from detectron2.config import get_cfg, instantiate
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
@@ -16,6 +17,7 @@ from backbones.registry import FAMILIES, family_of
 from backbones.zoo import weights
 
 THEIRS = [name for name in zoo.list_detectron2_configs() if name.endswith(".yaml")]
+OURS = [name for name in zoo.list_configs() if name not in THEIRS]
 PYTHON = [name for name in zoo.list_detectron2_configs() if name.endswith(".py")]
 # of which no network of ours can be a part
 OTHERS = {"Misc/mmdet_mask_rcnn_R_50_FPN_1x.py", "Misc/torchvision_imagenet_R_50.py"}
@@ -44,14 +46,22 @@ def test_every_family_is_tried():
     assert {family_of(name).name for name in ONE_OF_EACH} == set(FAMILIES)
 
 
-@pytest.mark.parametrize(
-    "config", [*DAILY, *(pytest.param(n, marks=pytest.mark.slow) for n in [*THEIRS, *zoo.list_configs()] if n not in DAILY)]
-)
-def test_any_config_takes_any_backbone(config):
-    """Model and solver build, C4 and DC5 too: detectron2's with every family, ours with two in turn."""
-    ours = zoo.list_configs()
-    at = ours.index(config) if config in ours and config not in THEIRS else None
-    for name in ONE_OF_EACH if at is None else [ONE_OF_EACH[(at + i) % len(ONE_OF_EACH)] for i in range(2)]:
+def swaps():
+    """Each of detectron2's configs and every third of ours with a network, another for the next one; detectron2's with the others as well."""
+    every = [*THEIRS, *OURS]
+    product = [
+        (config, names)
+        for i, config in enumerate(every)
+        for names in ([ONE_OF_EACH[i % 5]], [*ONE_OF_EACH[: i % 5], *ONE_OF_EACH[i % 5 + 1 :]])
+    ]
+    tried = [(config, names) for config, names in product if len(names) == 1 and config in {*THEIRS, *share(OURS, 0, of=3)}]
+    return cases(product, tried, daily=[(config, names) for config, names in tried if config in DAILY])
+
+
+@pytest.mark.parametrize("config, names", swaps())
+def test_any_config_takes_any_backbone(config, names):
+    """Model and solver build, C4 and DC5 too."""
+    for name in names:
         before = zoo.get_config(config)
         cfg = swapped(config, name)
         check_config(cfg, training=True)
