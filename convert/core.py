@@ -41,9 +41,7 @@ class Preprocessing:
                 raise UserError(f"the {which} of the images is {list(values)}: it must be three numbers{' above 0' * (which != 'mean')}")
 
     def in_bgr(self) -> "Preprocessing":
-        if self.format == "BGR":
-            return self
-        return Preprocessing("BGR", self.pixel_mean[::-1], self.pixel_std[::-1])
+        return self if self.format == "BGR" else Preprocessing("BGR", self.pixel_mean[::-1], self.pixel_std[::-1])
 
     def order_in_bgr(self) -> str:
         """What became of the channels' order in a file that takes BGR."""

@@ -15,9 +15,7 @@ def _weights(data: dict[str, Any]) -> Mapping[str, Tensor]:
     # newer versions save the moving average beside the model, with the error of each
     errors = [data.get(key) for key in ("ema_err", "test_err")]
     average, plain = (error if isinstance(error, (int, float)) else 100.0 for error in errors)
-    if "ema_state" in data and average < plain:
-        return under(data, "ema_state")
-    return under(data, "model_state")
+    return under(data, "ema_state" if "ema_state" in data and average < plain else "model_state")
 
 
 def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:

@@ -38,10 +38,7 @@ SUITES = ("inference", "training", "data", "evaluation", "gpu")
 
 def machine() -> str:
     """What the figures depend on, in words: processor or GPU, Python, torch."""
-    if torch.cuda.is_available():
-        where = torch.cuda.get_device_name()
-    else:
-        where = f"{torch.get_num_threads()} CPU cores ({processor()})"
+    where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU cores ({processor()})"
     return f"{where}, Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}"
 
 

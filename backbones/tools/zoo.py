@@ -62,8 +62,7 @@ def show(name: str) -> str:
         about = known["about"]
         figures = ", ".join(f"{kind} {value}" for kind, value in known["published_ap"].items())
         lines += [f"published: {figures} ({about['published_ap']})", f"source: {about['url']}, {about['version']}"]
-        lines += [f"licence of the weights: {about['licence']}"]
-        lines += [f"remark: {known['note']}"] if "note" in known else []
+        lines += [f"licence of the weights: {about['licence']}", *([f"remark: {known['note']}"] if "note" in known else [])]
     if "checkpoint" in known:
         lines += [f"weights: {known['checkpoint']}", "verify the row:", f"  {verification(name)}"]
     else:
