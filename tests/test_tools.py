@@ -37,6 +37,7 @@ TOOLS = [
     "plot",
     "quickstart",
     "search_demo",
+    "train",
     "visualize",
     "zoo",
     "zoo_table",

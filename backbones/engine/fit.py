@@ -123,8 +123,8 @@ class Fit(TrainerBase):
         if self.start_iter > self.max_iter or self.start_iter == self.max_iter and not self.evaluation.pending:
             key = job.name("SOLVER.MAX_ITER")
             raise UserError(
-                f"--resume: the run in {job.output_dir!r} has done {self.start_iter} iterations of {key} {self.max_iter}: raise {key} (the rate follows it: --new-schedule), or "
-                f"evaluate {self.checkpointer.get_checkpoint_file()!r} with --eval-only and {job.name('MODEL.WEIGHTS')}",
+                f"--resume: the run in {job.output_dir!r} has done {self.start_iter} iterations of {key} {self.max_iter}: raise {key}, with "
+                f"--new-schedule where the learning rate follows it, or evaluate {self.checkpointer.get_checkpoint_file()!r} with --eval-only",
                 code="resume",
                 key=key,
             )
@@ -227,7 +227,7 @@ class Fit(TrainerBase):
                 f"ended by {signal.Signals(number).name} after {self.done} iterations: {name}.pth is saved, --resume goes on from it"
             )
         else:
-            # the end of this process may be the end of the first in the middle of its checkpoint; but one that does not begin may wait for this one
+            # the end of this process may end the first in the middle of its checkpoint; but one that does not begin may wait for this one
             begun = time.monotonic()
             while not self.checkpointer.is_last(name) and time.monotonic() < begun + (120 if self.checkpointer.is_writing(name) else 5):
                 time.sleep(0.05)

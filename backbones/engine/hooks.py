@@ -1,4 +1,4 @@
-"""What happens around training: evaluations, the best checkpoint, an average of the weights, losses and pictures of the test data, a progress bar."""
+"""What happens around training: evaluations, the best checkpoint, the weights' average, losses and pictures of the test data, progress."""
 
 import dataclasses
 import logging

@@ -12,7 +12,7 @@ class Job:
     """All that training has to know. The names of its fields are those of `train.*` in Python configs, where those have them.
 
     ``evaluate(model)``, ``evaluate_augmented(model)`` and ``validate(model)`` give nested dicts of numbers in the first process;
-    ``draw(model)`` gives a picture (H, W, 3) RGB by file name. ``name(key)`` is what the user's config calls a key of YAML configs, for messages.
+    ``draw(model)`` gives a picture (H, W, 3) RGB by file name. ``name(key)`` is what the user's config calls a key of YAML configs.
     """
 
     model: nn.Module  # on its device

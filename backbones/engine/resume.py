@@ -14,7 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 
-from ..config import flat
+from ..config import first_difference, flat
 from ..data.loader import TrainLoader
 from ..errors import UserError
 from .job import Job
@@ -80,10 +80,10 @@ class Run:
     def _compare(self, loaded: dict[str, Any]) -> None:
         before, now = loaded["classes"], self._classes()
         if before != now:
-            first = next((a, b) for a, b in zip([*before, None], [*now, None]) if a != b)
+            was, is_now = first_difference(before, now)
             raise UserError(
-                f"--resume: the run in {self.job.output_dir!r} has {len(before)} classes, the training data now {len(now)}: {first[0]!r} of the one stands "
-                f"where the other has {first[1]!r}. For a new run take another folder, and this one's weights to begin with"
+                f"--resume: the run in {self.job.output_dir!r} has {len(before)} classes, the training data now {len(now)}: {was!r} of the one "
+                f"stands where the other has {is_now!r}. For a new run take another folder, and this one's weights to begin with"
             )
         old, new = flat(yaml.safe_load(loaded["config"])), flat(self.job.config)
         changed = [
@@ -121,7 +121,7 @@ def keep_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, iteration: i
         logging.getLogger(__name__).warning(f"--new-schedule: the learning rate goes from {differ[0][0]:g} to {differ[0][1]:g}")
     elif differ:
         raise UserError(
-            f"--resume: the learning rate would jump from {differ[0][0]:g} to {differ[0][1]:g}, as the schedule is not the one of the checkpoint: "
+            f"--resume: the learning rate would jump from {differ[0][0]:g} to {differ[0][1]:g}, as the schedule is not the checkpoint's: "
             "set it back, or add --new-schedule to go on with the new one",
             code="resume",
             key="--new-schedule",

@@ -160,7 +160,7 @@ class Steps(SimpleTrainer):
     def _diverged(self, names: str) -> "Diverged":
         rate, warmup, clip = map(self.name, ("SOLVER.BASE_LR", "SOLVER.WARMUP_ITERS", "SOLVER.CLIP_GRADIENTS.ENABLED"))
         return Diverged(
-            f"training diverged at iteration {self.iter}: {names}. Its weights are those of the last checkpoint. Lower the learning rate ({rate}), "
+            f"training diverged at iteration {self.iter}: {names}. Its weights are those of the last checkpoint. Lower the rate ({rate}), "
             f"lengthen its warm-up ({warmup}), or clip gradients ({clip})",
             code="diverged",
         )

@@ -22,13 +22,13 @@ from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
 from ..engine import Front, add_config_arguments, clear, count_processes, launch, lock, open_config, stay_in_moved_folder
 from ..errors import UserError
+from . import parser_of, program
 
 
 def argument_parser() -> argparse.ArgumentParser:
     """The flags of detectron2's own train_net.py, and more."""
-    description, _, examples = __doc__.partition("\n")
-    epilog, form = f"Examples:\n{examples}", argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(description=description, epilog=epilog, formatter_class=form)
+    named = os.path.basename(sys.argv[0]) == "train_net.py"
+    parser = parser_of("train_net.py" if named else program("train"), __doc__)
     add_config_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
     parser.add_argument("--overwrite", action="store_true", help="remove the run that is in the output folder, and begin anew")
