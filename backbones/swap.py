@@ -59,7 +59,7 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str) -> None:
     if pyramid and not cfg.MODEL.FPN.IN_FEATURES:
         cfg.MODEL.FPN.IN_FEATURES = list(family.stages[2 if retinanet else 1 :])
     _set_last_stage_heads(cfg)
-    used = set()
+    used: set[str] = set()
     for key in _FEATURE_KEYS:
         features = [_feature(feature, family) for feature in get(cfg, key)]
         put(cfg, key, features)

@@ -144,8 +144,8 @@ def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | No
     regnet = "layer1.0.conv1.weight" in backbone and backbone.get("conv1.weight", torch.empty(0)).shape[-1:] == (3,)
     stated = stated_preprocessing(contents)
     if stated and preprocessing:
-        values = ((*p.pixel_mean, *p.pixel_std) for p in (stated, preprocessing))
-        if stated.format != preprocessing.format or not np.allclose(*values, rtol=1e-3, atol=0):
+        said, given = ((*p.pixel_mean, *p.pixel_std) for p in (stated, preprocessing))
+        if stated.format != preprocessing.format or not np.allclose(said, given, rtol=1e-3, atol=0):
             raise UserError(f"the file says that it takes {_words(stated)}, --channels {_words(preprocessing)}: leave the option out")
     expects = stated or preprocessing or (IMAGENET_BGR if regnet else IMAGENET_RGB)
     # Caffe's ResNets have the stride in the 1x1 convolution; MMDetection's of that style leave images undivided

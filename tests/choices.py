@@ -1,6 +1,6 @@
 """Which cases of a product `make test` runs. The others are marked `whole`: `make test-all` runs them.
 
-What is chosen depends on the product alone, so that it is the same in every run and on every machine. Something added to an axis is tried at once.
+What is chosen depends on the product alone, so it is the same in every run and on every machine. Something added to an axis is tried at once.
 """
 
 from typing import Any, Collection, Iterable, Sequence
@@ -18,7 +18,7 @@ QUICK = [name for name in SMALLEST if not name.startswith(("MAE-DET", "DetNAS"))
 def turns(*axes: Sequence, times: int = 1, start: int = 0) -> list[tuple]:
     """Cases in which each value of each axis stands ``times`` times or more: all axes go round together, those of fewer values more often.
 
-    After each round of the longest axis the others stand one further; ``start`` sets how far they are at first, so that two tests pair differently.
+    After each round of the longest axis the others stand one further; ``start`` sets how far they are at first, so two tests pair differently.
     """
     longest = max(map(len, axes))
     rounds = (divmod(i, longest) for i in range(times * longest))

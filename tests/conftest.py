@@ -74,7 +74,7 @@ def assert_features(outputs, record, tolerance=1e-4):
 
 
 class Warm:
-    """Runs commands of this Python, as ``subprocess.run`` would, in copies of a process that has done its imports: each spares some 4 seconds."""
+    """Runs commands of this Python, as ``subprocess.run`` would, in copies of a process that has done its imports: saves 4 seconds each."""
 
     def __init__(self):
         self._process: subprocess.Popen | None = None

@@ -2,7 +2,7 @@
 
 python killed.py FOLDER KILLS SEED [KEY VALUE ...]
 
-Prints a line of JSON: {"kills": {kind: number}}. Kinds are of what is under way: "training" (a random moment of the first iterations after the start),
+Prints a line of JSON: {"kills": {kind: number}}. Kinds are of what is under way: "training" (a random moment of the first iterations),
 "write" (of a checkpoint), "evaluation", "SIGTERM" (as "training", but the process ends by itself), and last of all "end" (the last evaluation).
 """
 

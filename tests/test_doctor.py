@@ -273,7 +273,7 @@ def test_each_kind_is_found(data, kind, apply, name):
     use = Use(masks="mask" in kind, keypoints=kind == "no keypoints", shortest=96, longest=200)
     found = [p for p in inspect(data.sources(), use) if p.kind == kind]
     assert len(found) == 1 and name in found[0].name
-    (line,) = [f for f in summarize(found)]
+    (line,) = summarize(found)
     assert line.severity == KINDS[kind][0] and f"{kind} (1)" in line.message and name in line.message and line.advice
 
 

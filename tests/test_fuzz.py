@@ -188,7 +188,7 @@ def as_text(tree, write):
     """A document as bytes."""
     text = write(tree)
     for name, raw in RAW.items():
-        text = re.sub(f"[\"']{name}[\"']", lambda _: raw, text)
+        text = re.sub(f"[\"']{name}[\"']", lambda _, raw=raw: raw, text)
     return text.encode("utf-8", "surrogatepass")
 
 

@@ -156,7 +156,7 @@ def test_freezes_exactly_the_named_stages(freeze_at, name):
     stages = family_of(name).stages
     net = backbones.create(name, norm="BN", out_features=[stages[-1]], freeze_at=freeze_at).train()
     before = copy.deepcopy(net.state_dict())
-    optimizer = torch.optim.SGD([p for p in net.parameters()], lr=0.1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     loss = sum(v.square().sum() for v in net(torch.rand(2, 3, 64, 64)).values())
     if freeze_at < len(stages):
         loss.backward()

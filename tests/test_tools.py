@@ -253,7 +253,7 @@ def test_benchmark_keeps_a_row_a_machine(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("data", cases(["few", "digits_val"], tried=["few"]))
 def test_benchmark_trains(data, tmp_path):
-    """A run of two iterations, from the command to the row, whose figures are those of its detections; on the config's own data it takes minutes."""
+    """A run of two iterations, from the command to the row, whose figures are those of its detections; minutes on the config's own data."""
     opts = [
         "SOLVER.MAX_ITER",
         "2",

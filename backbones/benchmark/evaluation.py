@@ -85,6 +85,6 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
         dataset, results = made_up(images, 100, task)
         ways = {"fastest": partial(coco.evaluate, dataset, results, task), "pycocotools": partial(official, dataset, results, task)}
         ours, theirs = (np.asarray(evaluate().stats) for evaluate in ways.values())
-        times = pairs.interleaved(ways, count, warmup=0)  # they have just run
+        times = pairs.interleaved(ways, count)
         off = float(np.abs(ours[: len(theirs)] - theirs).max())
         yield from pairs.rows_of(f"evaluation/{task}/{images}x100", times, "pycocotools", largest_difference=off, **about)

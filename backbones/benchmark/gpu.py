@@ -1,6 +1,6 @@
-"""Whole detectors on a GPU: training steps and inference in each precision and memory format, beside detectron2's R-50 as it comes.
+"""Whole detectors on a GPU: training steps and inference in each precision and memory format, beside detectron2's R-50.
 
-Shares of peak are of the floating-point operations that torch's counter finds, and of the card's dense peak in the data type of the matrix products.
+Shares of peak are of the floating-point operations that torch counts, and of the card's dense peak in the data type of the matrix products.
 """
 
 import contextlib

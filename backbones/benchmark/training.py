@@ -21,7 +21,7 @@ WAYS = {
 }
 
 
-def kept_bytes(network: nn.Module, images: torch.Tensor) -> int:
+def kept_bytes(network: nn.Module, images: Any) -> int:
     """Bytes that the backward pass of a step keeps, weights apart."""
     kept: dict[int, int] = {}
     own = {t.untyped_storage().data_ptr() for t in [*network.parameters(), *network.buffers()]}
@@ -76,7 +76,7 @@ def parts(run: Callable[[], None], rounds: int = 3) -> dict[str, float]:
 def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
     """Every row, as it is measured: backbones with frozen norms, two images of 320x320, or on a GPU of 800x1088."""
     size = (800, 1088) if device.startswith("cuda") else (320, 320)
-    about = pairs.about(device)
+    about: dict[str, Any] = pairs.about(device)
     images = torch.randn(2, 3, *size, device=device)
     for name in NAMES:
         torch.manual_seed(0)
@@ -92,7 +92,7 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
             yield {"name": f"{where}/parts_{way}", "parts": parts(_step(networks[way], images)), **about}
         most = kept_bytes(networks["plain"], images)
         for way in ("lean", "inputs_channels_last"):
-            kept = kept_bytes(networks[way], images)
-            ratio = dict.fromkeys(("median", "low", "high"), round(kept / most, 4))  # the same in every round
-            about_kept = {"pairs": 1, "unit": "of the bytes kept", "values": [kept, most], **about}
+            held = kept_bytes(networks[way], images)
+            ratio = dict.fromkeys(("median", "low", "high"), round(held / most, 4))  # the same in every round
+            about_kept = {"pairs": 1, "unit": "of the bytes kept", "values": [held, most], **about}
             yield {"name": f"{where}/kept_{way}_vs_plain", **ratio, **about_kept}

@@ -2,7 +2,7 @@
 
 import importlib.util
 import os
-from typing import Callable, Collection, Iterator, Sequence
+from typing import Any, Callable, Collection, Iterator, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -107,7 +107,7 @@ def check_paths(name: str, key: str = "") -> None:
 def _check_proposals(name: str, path: str, key: str) -> None:
     """Reads the file as numbers alone, as detectron2 then unpickles it with whatever code it holds."""
     local = fetch(path, PathManager) if "://" in path else path
-    content = read_checkpoint(local, kind="proposal file")
+    content: Any = read_checkpoint(local, kind="proposal file")
     columns = [content.get(key, content.get(old)) for key, old in (("ids", "indexes"), ("boxes", "boxes"), ("objectness_logits", "scores"))]
     if any(not hasattr(column, "__len__") or len(column) != len(columns[0]) for column in columns):
         raise UserError(f"proposal file {path!r} needs 'ids', 'boxes' and 'objectness_logits', one of each for every image", "bad-file", key)

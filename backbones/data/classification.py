@@ -66,9 +66,9 @@ class ClassificationMapper:
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         try:
-            with Image.open(record["file_name"]) as image:
-                image = image.convert("RGB")
-                pixels = np.array(self.transform(image.crop(record["crop"]) if "crop" in record else image))
+            with Image.open(record["file_name"]) as file:
+                picture = file.convert("RGB")
+                pixels = np.array(self.transform(picture.crop(record["crop"]) if "crop" in record else picture))
         except (OSError, SyntaxError) as error:
             raise UserError(f"image {record['file_name']!r} cannot be read: {' '.join(str(error).split())}", "bad-file") from error
         if self.image_format == "BGR":

@@ -14,7 +14,7 @@ import math
 import os
 import shutil
 import tempfile
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable
 
 import cv2
 import numpy as np
@@ -109,7 +109,7 @@ def _load_classes(name: str, split: str) -> list[dict]:
     return records
 
 
-def generate(folder: str = "", progress: Callable[[Iterator], Iterator] = lambda scenes: scenes) -> str:
+def generate(folder: str = "", progress: Callable[[Iterable[int]], Iterable[int]] = lambda scenes: scenes) -> str:
     """Makes the scenes if they are not there yet, and returns their folder (by default `root`).
 
     The same scenes every time; the folder appears whole or not at all, also where several processes ask at once.
@@ -168,7 +168,8 @@ def _write_split(paths: dict[str, str], digits: np.ndarray, labels: np.ndarray, 
     for kind in ("images", "panoptic", "stuff"):
         os.makedirs(paths[kind])
     os.makedirs(os.path.dirname(paths["instances"]), exist_ok=True)
-    images, annotations, panoptic = [], [], []
+    annotations: list[dict[str, Any]] = []
+    images, panoptic = [], []
     for image_id in progress(range(1, count + 1)):
         # a generator of its own: a scene does not depend on how many came before
         scene = _Scene(np.random.default_rng((VERSION, seed, image_id)), digits, labels)
@@ -213,7 +214,7 @@ class _Scene:
         ink = np.clip(cv2.warpAffine(ink, turn, (size, size), flags=cv2.INTER_CUBIC), 0, 1)
         outline = cv2.findContours((ink > 0.45).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
         outline = [contour for contour in outline if len(contour) >= 3 and cv2.contourArea(contour) >= 4]
-        silhouette = cv2.drawContours(np.zeros((size, size), np.uint8), outline, -1, 1, cv2.FILLED).astype(bool)
+        silhouette = cv2.drawContours(np.zeros((size, size), np.uint8), outline, -1, (1,), cv2.FILLED).astype(bool)
         if not silhouette.any():
             return
         for _ in range(20):  # places until one is free; a crowded scene gets by with fewer digits
@@ -269,7 +270,7 @@ def _bounds(rows: np.ndarray, columns: np.ndarray) -> list[int]:
 
 def _polygons(mask: np.ndarray) -> list[np.ndarray]:
     """The outlines of a mask as (N, 2) x, y, an eighth of a pixel inside its edge; OpenCV's own run through the outer pixels' centres."""
-    fine = np.kron(mask.astype(np.uint8), np.ones((4, 4), np.uint8))
+    fine: np.ndarray = np.kron(mask.astype(np.uint8), np.ones((4, 4), np.uint8))
     return [(contour[:, 0] + 0.5) / 4 for contour in cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]]
 
 

@@ -34,27 +34,27 @@ KINDS = {
     "annotation id 0": ("warning", "has the id 0, whose detection pycocotools always counts as wrong", "number annotations from 1"),
     "orphan annotation": ("error", "annotations are of images that the file does not list", "remove them, or list the images"),
     "unknown category": ("error", "annotations are of categories that the file does not list", "remove them, or list the categories"),
-    "category gaps": ("note", "category ids have gaps: classes are numbered in their order", "nothing, if no other tool takes the ids for classes"),
+    "category gaps": ("note", "category ids have gaps: classes are numbered in their order", "nothing, if no other tool takes ids for classes"),
     "unused category": ("warning", "categories have no object, so nothing is learnt or measured of them", "remove them, or annotate some"),
     "imbalance": ("warning", "classes have less than a hundredth of the objects of the largest", "try RepeatFactorTrainingSampler"),
-    "other categories": ("error", "categories are not those of the first data set", "give all data sets the same categories, with the same ids"),
+    "other categories": ("error", "categories are not those of the first data set", "give all data sets the same categories and ids"),
     "box not finite": ("error", "boxes hold NaN, infinity or numbers beyond any image", "remove or redraw them"),
-    "empty box": ("warning", "boxes have no area, or a negative side: training drops them", "redraw them: COCO's boxes are x, y, width, height"),
+    "empty box": ("warning", "boxes have no area or a negative side: training drops them", "redraw them as x, y, width, height"),
     "box outside": ("error", "boxes lie wholly outside their image", "check which corner and which image they are measured from"),
-    "box beyond edge": ("warning", "boxes reach over the edge of their image by more than a pixel, and are cut there", "check that boxes are x, y, width, height"),
-    "tiny box": ("note", "boxes are under 8 pixels (the root of their area) as the network sees them: they are hardly learnt", "let training enlarge the images"),
+    "box beyond edge": ("warning", "boxes reach more than a pixel beyond their image, and are cut", "check that boxes are x, y, width, height"),
+    "tiny box": ("note", "boxes are under 8 pixels (root of the area) for the network: hardly learnt", "let training enlarge the images"),
     "duplicate annotation": ("warning", "annotations repeat another's box and category", "remove them"),
     "ignored annotation": ("error", "annotations have a non-zero 'ignore', which detectron2 refuses", "remove them, or set iscrowd 1"),
     "short polygon": ("warning", "polygons have fewer than 3 points or an odd number of values: detectron2 drops them", "redraw them"),
     "bad mask": ("error", "masks are neither polygons in their image nor run lengths", "write polygons [[x, y, ...]] or {size, counts}"),
-    "mask of other size": ("error", "run lengths are of another size than their image", "make them anew from masks of the image's height and width"),
-    "mask as run lengths": ("error", "masks are run lengths, which polygons cannot be made of", "set INPUT.MASK_FORMAT or instance_mask_format to bitmask"),
+    "mask of other size": ("error", "run lengths are of another size than their image", "make them anew from masks of the image's size"),
+    "mask as run lengths": ("error", "masks are run lengths, not polygons", "set INPUT.MASK_FORMAT (instance_mask_format) to bitmask"),
     "no mask": ("error", "objects have no mask, but the model learns masks", "annotate them, or train without masks"),
     "no keypoints": ("error", "objects have no keypoints, but the model learns keypoints", "annotate them (zeros where unknown)"),
     "number of keypoints": ("error", "keypoints are not x, y, visibility of each that their category names", "complete them with zeros"),
     "keypoint visibility": ("warning", "keypoints have a visibility other than 0, 1 and 2", "0: unknown, 1: hidden, 2: seen"),
     "count of keypoints": ("warning", "num_keypoints is not the number of labelled keypoints, and evaluation goes by it", "count them anew"),
-    "image without objects": ("note", "images have no annotations", "nothing: training leaves them out, unless FILTER_EMPTY_ANNOTATIONS or filter_empty is False"),
+    "image without objects": ("note", "images have no annotations", "nothing: skipped unless FILTER_EMPTY_ANNOTATIONS (filter_empty) is False"),
     "crowds only": ("note", "images have crowds alone, of which nothing is learnt", "nothing: training leaves them out"),
     "repeated file": ("warning", "image files are listed under several ids", "list each once, with all its annotations"),
     "missing image": ("error", "image files are not there", "put them there, or remove their entries"),
@@ -71,6 +71,7 @@ KINDS = {
     "duplicate image": ("warning", "image files have the same content as another of the data set", "keep one of each"),
     "train and test": ("error", "image files of the test data are trained on", "remove them from one of the two: figures would be too good"),
 }  # fmt: skip
+_USUAL = Use()
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def summarize(problems: Iterable[Flaw], shown: int = 5) -> list[Finding]:
 
 
 def inspect(
-    datasets: Sequence[Source], use: Use = Use(), images: int | None = 500, progress: Callable[..., Iterable] = lambda items, **_: items
+    datasets: Sequence[Source], use: Use = _USUAL, images: int | None = 500, progress: Callable[..., Iterable] = lambda items, **_: items
 ) -> Iterator[Flaw]:
     """Yields every flaw of the data sets as it is found. Afterwards their ``content`` holds the sound entries.
 

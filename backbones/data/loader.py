@@ -130,8 +130,8 @@ class TrainLoader:
         self.batches.start = batch
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        options = {"collate_fn": share, "worker_init_fn": _settle}
-        iterator = iter(torchdata.DataLoader(self.dataset, batch_sampler=self.batches, num_workers=self.workers, **options))
+        options: dict[str, Any] = dict(batch_sampler=self.batches, collate_fn=share, worker_init_fn=_settle)
+        iterator = iter(torchdata.DataLoader(self.dataset, num_workers=self.workers, **options))
         try:
             while True:
                 yield next(iterator)

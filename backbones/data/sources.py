@@ -84,7 +84,7 @@ def sources(cfg: CfgNode) -> tuple[list[Source], list[str]]:
     for name in dict.fromkeys((*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)):
         ids = None
         if name in entries:
-            paths = entries[name][1:]
+            json_file, image_root = entries[name][1:]
         elif name in DatasetCatalog:
             metadata = MetadataCatalog.get(name)
             if metadata.get("held_out"):
@@ -92,11 +92,11 @@ def sources(cfg: CfgNode) -> tuple[list[Source], list[str]]:
                 metadata = MetadataCatalog.get(metadata.part_of)
             elif metadata.get("generated") and metadata.get("json_file"):
                 DatasetCatalog.get(name)  # the first use makes the files
-            paths = metadata.get("json_file"), metadata.get("image_root")
+            json_file, image_root = metadata.get("json_file"), metadata.get("image_root")
         else:
             continue  # another check reports it
-        if all(paths):
-            found.append(Source(name, *paths, name in cfg.DATASETS.TRAIN, name in cfg.DATASETS.TEST, ids))
+        if json_file and image_root:
+            found.append(Source(name, json_file, image_root, name in cfg.DATASETS.TRAIN, name in cfg.DATASETS.TEST, ids))
         else:
             others.append(name)
     return found, others

@@ -156,7 +156,7 @@ def export(
         image: (H, W, 3) BGR uint8; a detector must find something in it.
         part: one of PARTS.
 
-    Raises UserError where the file would differ by more than the ``tolerance``, or the packages of the format are missing; then there is no file.
+    Raises UserError where the file would differ by more than the ``tolerance``, or the format's packages are missing; then there is no file.
     """
     check_target(kind, path)
     if part not in PARTS:

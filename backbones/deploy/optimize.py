@@ -90,7 +90,8 @@ def fold_norms(module: nn.Module) -> int:
 def _fold(conv: Any, norm: Any) -> None:
     # in double precision, so that only the result is rounded
     tensors = (conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    weight, bias, mean, variance, scale, shift = (None if t is None else t.detach().double() for t in tensors)
+    double: Any = [None if t is None else t.detach().double() for t in tensors]
+    weight, bias, mean, variance, scale, shift = double
     fused = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
     conv.weight, conv.bias = (nn.Parameter(p.to(conv.weight.dtype), requires_grad=False) for p in fused)
 
@@ -113,6 +114,7 @@ def replace_poolers(model: nn.Module) -> None:
         outer, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(outer), leaf, CPUPooler(model.get_submodule(name)))
     box_pooler: Any = next((model.get_submodule(name) for name in names if "box_pooler" in name), None)
+    head: Any
     for head in model.modules() if box_pooler else ():
         if type(head) is FastRCNNConvFCHead and isinstance(getattr(head, "flatten", None), nn.Flatten):
             weight = head.fc1.weight.detach().unflatten(1, (-1, *box_pooler.output_size)).permute(0, 2, 3, 1).flatten(1)

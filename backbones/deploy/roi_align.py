@@ -1,8 +1,8 @@
 """RoIAlign on a CPU as sums of embeddings: what torchvision's operator computes, in a fraction of its time.
 
-A bin of a region is a weighted sum of the cells around it. With the channels of a cell side by side in memory that is a bag of embeddings, for
-which torch has a vectorized kernel; torchvision's reads one channel of one cell at a time. The weights of a bin are the outer product of those of its
-two sides, so that cells which several samples share are read once.
+A bin of a region is a weighted sum of the cells around it. With the channels of a cell side by side in memory that is a bag of embeddings,
+for which torch has a vectorized kernel; torchvision's reads one channel of one cell at a time. The weights of a bin are the outer product
+of those of its two sides, so that cells which several samples share are read once.
 """
 
 from typing import Any

@@ -108,7 +108,8 @@ def _learning_rate(examination: Examination) -> Iterator[Finding]:
         base = (other.SOLVER.IMS_PER_BATCH, other.SOLVER.BASE_LR)
         if base != own:
             expected = base[1] * own[0] / base[0]
-            said = f"SOLVER.IMS_PER_BATCH {own[0]} with BASE_LR {own[1]:g}, where {' and '.join(map(os.path.basename, paths))!r} has {base[0]} with {base[1]:g}"
+            names = " and ".join(map(os.path.basename, paths))
+            said = f"SOLVER.IMS_PER_BATCH {own[0]} with BASE_LR {own[1]:g}, where {names!r} has {base[0]} with {base[1]:g}"
             if own[1] == base[1]:
                 yield warning(f"{said}: the rate was not scaled along", f"set SOLVER.BASE_LR {expected:.4g}, or SOLVER.IMS_PER_BATCH {base[0]}")
             elif expected and not 0.25 <= own[1] / expected <= 4:

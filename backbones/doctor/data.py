@@ -51,8 +51,7 @@ def anchor_generator(examination: Examination) -> DefaultAnchorGenerator | None:
 
 def training_boxes(examination: Examination, most: int = 20000) -> np.ndarray:
     boxes = [source.boxes(examination.use) for source in examination.sources if source.training and source.content.get("images")]
-    boxes = np.concatenate(boxes) if boxes else np.zeros((0, 4))
-    return evenly(boxes, most)
+    return evenly(np.concatenate([np.zeros((0, 4)), *boxes]), most)
 
 
 def _anchors(examination: Examination) -> Iterator[Finding]:

@@ -98,6 +98,6 @@ def _disk(examination: Examination) -> Iterator[Finding]:
 def memory_of_machine() -> tuple[int, int]:
     """(all, free) bytes."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    with contextlib.suppress(OSError, AttributeError), open("/proc/meminfo") as f:
-        return total, 1024 * int(re.search(r"MemAvailable:\s+(\d+)", f.read()).group(1))
+    with contextlib.suppress(OSError, IndexError), open("/proc/meminfo") as f:
+        return total, 1024 * int(re.findall(r"MemAvailable:\s+(\d+)", f.read())[0])
     return total, total

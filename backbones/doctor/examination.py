@@ -155,13 +155,13 @@ def quiet() -> Iterator[None]:
     before = [(logger.level, logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
         # on, so that a trainer does not set them up
-        logger.level, logger.handlers, logger.propagate = logging.INFO, [logging.NullHandler()], False
-        logger.manager._clear_cache()
+        logger.handlers, logger.propagate = [logging.NullHandler()], False
+        logger.setLevel(logging.INFO)
     try:
         with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        for logger, state in zip(loggers, before):
-            logger.level, logger.handlers, logger.propagate = state
-            logger.manager._clear_cache()
+        for logger, (level, handlers, propagate) in zip(loggers, before):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)

@@ -1,7 +1,7 @@
 """The memory that a step of training needs, from the model's own numbers and two small steps."""
 
 import math
-from typing import Iterator
+from typing import Any, Iterator
 
 import torch
 from detectron2.structures import Instances
@@ -43,8 +43,8 @@ def memory(examination: Examination) -> Iterator[Finding]:
     amp, on_gpu = cfg.SOLVER.AMP.ENABLED, device.type == "cuda"
     peak = exact + kept * (1.25 if on_gpu else 2) * (0.6 if amp else 1)
     yield note(
-        f"an estimate: {count} images of {short}x{long} keep activations of {size_in_words(kept)}{' without AMP' if amp else ''} for the backward "
-        f"pass, and a step's peak is some {size_in_words(peak)} a process; {where}: {size_in_words(room)}"
+        f"an estimate: {count} images of {short}x{long} keep activations of {size_in_words(kept)}{' without AMP' if amp else ''} for the "
+        f"backward pass, and a step's peak is some {size_in_words(peak)} a process; {where}: {size_in_words(room)}"
     )
     if peak * shares > 0.9 * room:
         yield warning(
@@ -58,7 +58,7 @@ def activations(examination: Examination) -> tuple[float, float]:
     if not examination.front.knows("INPUT.MIN_SIZE_TRAIN"):
         raise UserError("images are resized by something else than ResizeShortestEdge")
     record, step = max(examination.some_records(50), key=lambda r: len(r.get("annotations", ()))), examination.divisibility()
-    model = examination.build().train()
+    model: Any = examination.build().train()
     keep_activations(model, examination.cfg.MODEL.ACTIVATIONS)
     points = []
     for size in (7 * 32, 11 * 32):

@@ -60,7 +60,7 @@ def charts(examination: Examination) -> Iterator[tuple[str, str]]:
     if len(boxes):
         sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
         figure, axes = plt.subplots(figsize=(8, 4), layout="constrained")
-        axes.hist(sides, bins=np.geomspace(max(sides.min(), 0.5) * 0.99, max(sides.max(), 1) * 1.01, 41), color="tab:blue")
+        axes.hist(sides, bins=np.geomspace(max(sides.min(), 0.5) * 0.99, max(sides.max(), 1) * 1.01, 41).tolist(), color="tab:blue")
         generator = anchor_generator(examination)
         if generator is not None:
             sizes = {round(float((cell[2:] - cell[:2]).prod().sqrt()), 1) for level in generator.cell_anchors for cell in level}
@@ -77,7 +77,7 @@ def charts(examination: Examination) -> Iterator[tuple[str, str]]:
 
 
 def samples(examination: Examination, count: int = 8) -> Iterator[tuple[str, str]]:
-    """(caption, PNG in base64) of training examples as they come out of the mapper: resized, flipped, cropped, with what is left of their objects."""
+    """(caption, PNG in base64) of training examples as they come out of the mapper: resized, flipped, cropped, with their objects."""
     from detectron2.data.detection_utils import convert_image_to_rgb
     from detectron2.utils.visualizer import Visualizer
     from PIL import Image
@@ -108,7 +108,7 @@ def samples(examination: Examination, count: int = 8) -> Iterator[tuple[str, str
                 )
                 said += f", {len(labels)} objects"
             elif "label" in example or "label" in record:
-                label = int(example.get("label", record.get("label")))
+                label = int(example["label"] if "label" in example else record["label"])
                 said += f", {classes[label] if label < len(classes) else label}"
             picture = Image.fromarray(drawer.output.get_image())
         except Exception as problem:  # of one image; the data section has said why
@@ -123,7 +123,8 @@ def samples(examination: Examination, count: int = 8) -> Iterator[tuple[str, str
 _STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
 h2{border-bottom:1px solid #ccc;margin-top:1.6em}td{padding:.25em .7em .25em 0;vertical-align:top;overflow-wrap:anywhere}
 .error{color:#b00020;font-weight:600}.warning{color:#9a6200;font-weight:600}.note{color:#567}.advice{color:#2a6}
-figure{display:inline-block;margin:.5em 1em .5em 0;vertical-align:top;max-width:100%}figure img{max-width:100%}figcaption{font-size:13px;color:#555;max-width:480px}
+figure{display:inline-block;margin:.5em 1em .5em 0;vertical-align:top;max-width:100%}figure img{max-width:100%}
+figcaption{font-size:13px;color:#555;max-width:480px}
 pre{background:#f5f5f5;padding:.7em;overflow:auto}"""
 
 

@@ -4,7 +4,7 @@ import importlib.util
 import os
 from collections import OrderedDict
 from types import ModuleType
-from typing import Any
+from typing import Any, Callable
 
 import numpy as np
 from detectron2 import evaluation
@@ -111,7 +111,7 @@ class ClassificationEvaluator(evaluation.DatasetEvaluator):
         return OrderedDict(classification={"top1": top1, "top5": top5})
 
 
-_BUILDERS = {
+_BUILDERS: dict[str, list[Callable[..., evaluation.DatasetEvaluator]]] = {
     "coco": [coco_evaluator],
     "coco_panoptic_seg": [coco_evaluator, _sem_seg, _panoptic],
     "sem_seg": [_sem_seg],

@@ -3,8 +3,9 @@
 Param. counts every trainable-kind parameter (torch's Parameter, frozen or not). "with affine" adds the weight and bias of frozen batch
 norms, which detectron2 keeps as buffers: with FrozenBN this equals what other projects report for the same network with BatchNorm.
 GFLOPs are multiply-adds / 1e9 for one image of the size given: of the convolutions alone, and by fvcore's count of all operators it knows
-(norms and poolings too, additions and activations not). Activations are the values that convolutions give, which tell speed better than FLOPs. Backbones take the image as it is; with an FPN it is padded, as in the detector,
-to the multiple of size_divisibility (800x1333 becomes 800x1344), and the table says so.
+(norms and poolings too, additions and activations not). Activations are the values that convolutions give, which tell speed better
+than FLOPs. Backbones take the image as it is; with an FPN it is padded, as in the detector, to the multiple of size_divisibility
+(800x1333 becomes 800x1344), and the table says so.
 """
 
 import argparse
@@ -34,7 +35,7 @@ def parameters(module: nn.Module) -> tuple[int, int]:
 
 
 def costs(network: nn.Module, size: tuple[int, int]) -> dict[str, float]:
-    """What fvcore counts in a forward pass of an image of height, width ``size``; activations are values that convolutions and matrix products give."""
+    """What fvcore counts in a forward pass of an image of height, width ``size``; activations: outputs of convolutions and matrix products."""
     with torch.no_grad():
         image = torch.rand(1, 3, *size)
         work, values = (count(network.eval(), image).unsupported_ops_warnings(False) for count in (FlopCountAnalysis, ActivationCountAnalysis))
@@ -48,7 +49,8 @@ def costs(network: nn.Module, size: tuple[int, int]) -> dict[str, float]:
 
 
 def analyze(name: str, is_backbone: bool, size: tuple[int, int], opts: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """For each part: its ``parameters``, ``with_affine``, and for networks ``size`` (height, width counted), ``gmacs_conv``, ``gmacs_all`` and ``activations``."""
+    """For each part ``parameters`` and ``with_affine``; for networks also ``size`` (height, width) and what `costs` gives."""
+    parts: dict[str, Any]
     if is_backbone:
         parts, networks = {name: registry.create(name)}, {name}
     else:

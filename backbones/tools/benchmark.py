@@ -3,11 +3,11 @@
 backbones benchmark --suite inference training data evaluation --json speed.json --plot latency.png
 backbones benchmark quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml
 
-With --suite, what is compared runs in turn, and each row is the median, lowest and highest ratio of the rounds, with the machine, its threads and
-the versions; rows of the same machine and threads are replaced. Run nothing beside it.
+With --suite, what is compared runs in turn, and each row is the median, lowest and highest ratio of the rounds, with the machine, its threads
+and the versions; rows of the same machine and threads are replaced. Run nothing beside it.
 
-Without, each config is trained from scratch on digits. Its run goes to OUTPUT/<config>; its AP, AP50, minutes, machine and seed replace that config's row
-of the same machine and seed.
+Without, each config is trained from scratch on digits. Its run goes to OUTPUT/<config>; its AP, AP50, minutes, machine and seed replace that
+config's row of the same machine and seed.
 """
 
 import argparse

@@ -225,7 +225,7 @@ def _video(source: Any, output: str, predict: Callable, drawer: Drawer) -> None:
         if isinstance(source, str) and os.path.abspath(source) == os.path.abspath(output):
             raise UserError(f"--output {output!r} would write over the input")
         partial = f"{output[: -len(kind)]}.partial{kind}"
-        writer = cv2.VideoWriter(partial, cv2.VideoWriter_fourcc(*codecs[kind]), rate, size)
+        writer = cv2.VideoWriter(partial, cv2.VideoWriter.fourcc(*codecs[kind]), rate, size)
         if not writer.isOpened():
             raise UserError(f"--output {output!r} cannot be written")
     done = 0

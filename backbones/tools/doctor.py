@@ -1,4 +1,4 @@
-"""Looks for everything that would spoil a training before it starts, and lists all of it: environment, config, weights, data, memory, a dry run.
+"""Looks for everything that would spoil a training before it starts, and lists it: environment, config, weights, data, memory, a dry run.
 
 backbones doctor --config-file faster_rcnn_V_39_FPN_3x.yaml
 backbones doctor --config-file cups.yaml --num-gpus 8 --images all --report doctor.html SOLVER.IMS_PER_BATCH 32

@@ -17,7 +17,7 @@ def read_metrics(folder: str) -> list[dict[str, float]]:
     try:
         with open(path, encoding="utf-8", errors="replace") as f:
             for row in filter(None, map(_row, f)):
-                rows.setdefault(row["iteration"], {}).update(row)
+                rows.setdefault(int(row["iteration"]), {}).update(row)
     except OSError as error:
         raise UserError(f"{path!r} cannot be read: {error.strerror}") from error
     if not rows:

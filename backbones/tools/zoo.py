@@ -6,6 +6,7 @@ python -m backbones.tools.zoo download RegNetX-3.2GF
 """
 
 import fnmatch
+from typing import Any
 
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
@@ -75,7 +76,8 @@ def verification(name: str) -> str:
     """The command that evaluates the released weights of a config and compares the figures with the published ones."""
     known = zoo.published(name)
     expected = [[*_METRICS[kind], value, 0.1] for kind, value in known["published_ap"].items()]
-    return f"backbones train --config-file {name} --num-gpus 8 --eval-only MODEL.WEIGHTS {known['checkpoint']} TEST.EXPECTED_RESULTS \"{expected}\""
+    options = f"MODEL.WEIGHTS {known['checkpoint']} TEST.EXPECTED_RESULTS \"{expected}\""
+    return f"backbones train --config-file {name} --num-gpus 8 --eval-only {options}"
 
 
 def _show_network(name: str) -> str:
@@ -107,7 +109,7 @@ def main() -> None:
         ("download", download, "fetch released weights, print where they are", "a config or network that `list` lists"),
     ):
         one = commands.add_parser(command, help=text)
-        optional = {"nargs": "?", "default": "*", "metavar": "PATTERN"} if command == "list" else {"metavar": "NAME"}
+        optional: dict[str, Any] = {"nargs": "?", "default": "*", "metavar": "PATTERN"} if command == "list" else {"metavar": "NAME"}
         one.add_argument("name", help=about, **optional)
         one.set_defaults(action=action)
     args = parser.parse_args()

@@ -159,7 +159,7 @@ def _search() -> str:
 [{os.path.basename(data["config"])}]({data["config"]}): {limits} at {data["image_size"]} pixels, {data["runs"][0]["candidates"]:,} candidates.
 *Measured here* in one process ({data["machine"]}; `{data["command"]}`): {each:.1f} microseconds a candidate, the median of the seeds,
 {times:.0f} times as fast as the {data["reference_ms"]} milliseconds of the original's own loop (without building the networks that it builds
-besides, one thread; a figure of another machine). *Computed*: the scores. No structure of the space scores more than the last row's, by `zero_shot exact`.
+besides, one thread; a figure of another machine). *Computed*: the scores. No structure scores more than the last row's, by `zero_shot exact`.
 
 {_table(rows, ("", "score", *names))}
 """
@@ -176,27 +176,28 @@ def _one_shot() -> str:
     plain = f" (without, inference takes {data['plain_inference']:.2f} s)" if "plain_inference" in data else ""
     return f"""## One-shot search
 
-*Measured here* ({data["machine"]}, seed {data["seed"]}, `make search-demo search-proof`): the path that DetNAS's search found on digits, beside random
-ones of its cost, each trained alike ({_link(data["pretrain"])}, {_link(data["config"])}). {data["metric"]}: of the supernet's path on
-{data["dataset"]}, and of the trained detector on digits_val. Found: {data["found"]:.2f}; the random ones: mean {data["others_mean"]:.2f}, best
-{data["others_best"]:.2f}. Rank correlation of the two columns: Spearman {data["spearman"]:.2f}, Kendall {data["kendall"]:.2f}.{again}
+*Measured here* ({data["machine"]}, seed {data["seed"]}, `make search-demo search-proof`): the path that DetNAS's search found on digits,
+beside random ones as costly, trained alike ({_link(data["pretrain"])}, {_link(data["config"])}). {data["metric"]}: of the supernet's path
+on {data["dataset"]}, and of the trained detector on digits_val. Found: {data["found"]:.2f}; the random ones: mean {data["others_mean"]:.2f},
+best {data["others_best"]:.2f}. Rank correlation of the two columns: Spearman {data["spearman"]:.2f}, Kendall {data["kendall"]:.2f}.{again}
 
-One evaluation of a path takes {_seconds(data["seconds"])} (medians, {data.get("seconds_machine", data["machine"])}). To make it small, the path's
-network is made without memory and takes its slice of the supernet's weights; the images of calibration and evaluation are decoded once; where
-only the backbone has batch norms, only the backbone runs in recalibration; the detector is optimized as `--optimize` does it{plain}; and COCO's
-figures come from faster-coco-eval.
+One evaluation of a path takes {_seconds(data["seconds"])} (medians, {data.get("seconds_machine", data["machine"])}). To make it small,
+the path's network is made without memory and takes its slice of the supernet's weights; the images of calibration and evaluation are
+decoded once; where only the backbone has batch norms, it alone runs in recalibration; the detector is optimized as `--optimize` does it{plain};
+and COCO's figures come from faster-coco-eval.
 
 {_table(rows, ("path", "million multiply-adds", "by the supernet", "trained", "choices"))}
 """
 
 
 _SUITES = {
-    "inference": "Faster R-CNN unless said, one image, 1000 proposals, 100 detections, random weights with norms that know the images. *Optimized*: `--optimize`; "
-    "*eager*: the same model as detectron2 runs it; detectron2_R-50: its own R-50-FPN, eager; the others: that library's detector, or its backbone in detectron2's.",
+    "inference": "Faster R-CNN unless said, one image, 1000 proposals, 100 detections, random weights with norms that know the images. "
+    "*Optimized*: `--optimize`; *eager*: the same model as detectron2 runs it; detectron2_R-50: its own R-50-FPN, eager; the others: that "
+    "library's detector, or its backbone in detectron2's.",
     "export": "Backbone and FPN alone: exported to ONNX (ONNX Runtime) and OpenVINO, and optimized, beside eager, in float32.",
     "training": "A step of the backbone with frozen norms: `MODEL.ACTIVATIONS lean` and `MODEL.MEMORY_FORMAT channels_last` beside conv, "
     "`FrozenBatchNorm2d` and concatenation; kept: bytes kept for the backward pass.",
-    "data": "`INPUT.MAPPER exact`, the same tensors bit by bit, and `fast`, pixels at most one level off, beside detectron2's mapper, one worker.",
+    "data": "`INPUT.MAPPER exact`, the same tensors bit by bit, and `fast`, at most one level off, beside detectron2's mapper, one worker.",
     "evaluation": "faster-coco-eval beside pycocotools, with the largest difference of any figure of AP or AR.",
 }
 
@@ -204,8 +205,8 @@ _SUITES = {
 def _speed() -> str:
     text = """## Speed
 
-*Measured here*, `python -m backbones.tools.benchmark --suite inference training data evaluation`. Each row compares two ways that ran in turn: the median of the
-rounds' ratios, and the lowest and highest. Run it on your machine: the ratios are of this one.
+*Measured here*, `python -m backbones.tools.benchmark --suite inference training data evaluation`. Each row compares two ways
+that ran in turn: the median of the rounds' ratios, and the lowest and highest. Run it on your machine: the ratios are of this one.
 
 ![latency of detectors beside published AP and operations](docs/latency.png)
 """
@@ -255,8 +256,8 @@ def _measured() -> str:
 ### One budget for every backbone
 
 The same recipe and the same number of images for each, without pretraining: how fast they learn, more than how far they come; where there are
-several seeds, how much of that is chance. Written by `python -m backbones.tools.benchmark digits/faster_rcnn_digits.yaml --backbone RegNetX-400MF`
-and likewise; another seed by `--opts SEED 2`.
+several seeds, how much of that is chance. Written by
+`python -m backbones.tools.benchmark digits/faster_rcnn_digits.yaml --backbone RegNetX-400MF` and likewise; another seed by `--opts SEED 2`.
 
 {_runs(budgeted, _network)}
 """

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from typing import Any, Dict, List, Optional
+from typing import Any
 
 import detectron2
 import torch
@@ -45,7 +45,7 @@ def _names(root: str | None) -> list[str]:
 
 
 def list_configs(python: bool = False) -> list[str]:
-    """The names of our configs, such as ``COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml``, ``python`` ones too; bases and searches' are left out."""
+    """The names of our configs, such as ``COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml``, ``python`` ones too; without bases and searches'."""
     endings = _ENDINGS if python else ".yaml"
     names = [name.split(os.sep) for name in _names(config_root()) if name.endswith(endings)]
     return [os.sep.join(name) for name in names if name[0] not in ("bases", "search") and not name[-1].startswith("Base-")]
@@ -67,7 +67,7 @@ def get_config_file(name: str) -> str:
         return os.path.abspath(name)
     wanted = os.path.normpath(name).removeprefix("configs" + os.sep)
     wanted += "" if wanted.endswith(_ENDINGS) else ".yaml"
-    roots = (config_root(), _detectron2_root())
+    roots: tuple[Any, ...] = (config_root(), _detectron2_root())
     for root in roots:
         if wanted in _names(root):
             return os.path.join(root, wanted)
