@@ -371,7 +371,7 @@ def test_supernets_and_precise_norms_exclude_each_other():
         (["ONE_SHOT.COST", "parameters"], "exclude nothing"),
         (["MODEL.META_ARCHITECTURE", "ImageClassifier"], "is of a classifier"),
         (["MODEL.SHUFFLENETV2.SHUFFLE", "alternate"], "was trained with MODEL.SHUFFLENETV2.SHUFFLE 'before'"),
-        (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "MODEL.ROI_HEADS.NUM_CLASSES is 3, but .*: set it to 10"),
+        (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "MODEL.ROI_HEADS.NUM_CLASSES is 3, but .*: set MODEL.ROI_HEADS.NUM_CLASSES 10"),
         (["ONE_SHOT.METRIC", "bbox/AP5"], "'bbox/AP5'. Did you mean 'bbox/AP"),
         (["ONE_SHOT.METRIC", "segm/AP"], "ONE_SHOT.METRIC: 'segm/AP'"),
     ],

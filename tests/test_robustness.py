@@ -1,7 +1,9 @@
-"""The robustness matrix: what goes wrong around training, a test a row. Wanted everywhere: one line that names the thing, exit code 2, or training goes on.
+"""The robustness matrix: what goes wrong around training, a test a row.
 
-Rows that other files hold: killed runs, SIGTERM and lost processes in test_resume.py; hostile, damaged and foreign files in test_checkpoint.py; random inputs in
-test_fuzz.py; configs in test_configs.py.
+Wanted everywhere: one line that names the thing, exit code 2, or training goes on.
+
+Rows that other files hold: killed runs, SIGTERM and lost processes in test_resume.py; hostile, damaged and foreign files in test_checkpoint.py;
+random inputs in test_fuzz.py; configs in test_configs.py.
 """
 
 import contextlib
