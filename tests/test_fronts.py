@@ -160,7 +160,8 @@ def test_only_so_many_iterations_more(runs, tmp_path):
     assert state(folder)["iteration"] == 4
 
 
-@pytest.fixture(params=["python", "left by yaml", "left by python"])
+# what a YAML run leaves is a YAML config, of which other tests have many
+@pytest.fixture(params=["python", pytest.param("left by yaml", marks=pytest.mark.whole), "left by python"])
 def config(request, runs):
     """The arguments of a Python config, and of what runs leave behind, with trained weights."""
     kind = request.param.split()[-1]

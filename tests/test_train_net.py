@@ -102,7 +102,7 @@ def test_two_processes_train_in_step(tiny, tmp_path, torchrun):
 SUPERNET = ["MODEL.SHUFFLENETV2.SUPERNET", "True", "MODEL.SHUFFLENETV2.WIDTH", "0.25", "MODEL.SHUFFLENETV2.NORM", "BN"]
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.whole), 2])
 def test_a_supernets_paths(tiny, tmp_path, processes):
     """The same in all processes and after a resume; what no path went through is not moved, by weight decay and momentum neither."""
     arguments = ["--config-file", "digits/faster_rcnn_digits.yaml", "--backbone", "DetNAS-300M", "--num-gpus", processes, "--dist-url", "auto"]
@@ -127,7 +127,7 @@ def test_a_supernets_paths(tiny, tmp_path, processes):
     assert still > 100 and moved > 100
 
 
-@pytest.mark.parametrize("torchrun", [0, 2], ids=["num-gpus", "torchrun"])
+@pytest.mark.parametrize("torchrun", [pytest.param(0, marks=pytest.mark.whole), 2], ids=["num-gpus", "torchrun"])
 def test_two_processes_evaluate_as_one(trained, tiny, tmp_path, torchrun):
     output, log = trained
     processes = [] if torchrun else ["--num-gpus", 2, "--dist-url", "auto"]

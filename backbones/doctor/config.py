@@ -16,7 +16,7 @@ from .examination import Examination, listed, note, sizes_of, warning
 
 # what Python configs may say in other ways than YAML ones: its key, and what it is
 _OF_YAML = {
-    "SOLVER.REFERENCE_BATCH": "the rate for this batch beside the one of the config's bases",
+    "SOLVER.REFERENCE_WORLD_SIZE": "the rate for this batch beside the one of the config's bases",
     "SOLVER.STEPS": "where the rate falls",
     "SOLVER.WARMUP_ITERS": "the warm-up",
     "INPUT.MIN_SIZE_TRAIN": "image sizes",
@@ -64,7 +64,7 @@ def _nonsense(examination: Examination) -> Iterator[Finding]:
     cfg, solver, front = examination.cfg, examination.cfg.SOLVER, examination.front
     name, least = front.name, max(solver.MAX_ITER // 10, 1)
     end = f"{name('SOLVER.MAX_ITER')} {solver.MAX_ITER}"
-    if front.knows("SOLVER.REFERENCE_BATCH"):
+    if front.knows("SOLVER.REFERENCE_WORLD_SIZE"):
         yield from _learning_rate(examination)
     late = front.knows("SOLVER.STEPS") and [step for step in solver.STEPS if step >= solver.MAX_ITER]
     if late and solver.LR_SCHEDULER_NAME in ("WarmupMultiStepLR", "WarmupStepWithFixedGammaLR"):
