@@ -112,6 +112,7 @@ def test_a_lost_run_goes_on(kind, runs, tmp_path):
     (moved / "last_checkpoint").write_text("model_0000001.pth")
     log = succeed("train", "--config-file", moved / "config.yaml", "--resume")
     assert f"was moved: the run goes on in '{moved}'" in log and "Starting training from iteration 2" in log
+    assert "the config is not as it was" not in log
     assert_same(state(whole), state(moved))
 
 
@@ -141,7 +142,11 @@ def test_a_new_schedule(runs, tmp_path):
     }.items():
         folder = str(shutil.copytree(runs[kind][0], tmp_path / kind))
         arguments = ["--resume", *runs[kind][1], *KINDS[kind][1], *KINDS[kind][2].format(folder).split(), *more]
+        with open(f"{folder}/config.yaml") as f:
+            config = f.read()
         said = refused("train", *arguments)
+        with open(f"{folder}/config.yaml") as f:
+            assert f.read() == config  # of what was refused nothing stays
         assert "would jump from 0.001 to 0.01" in said and "--new-schedule" in said
         assert "goes with --resume" in refused("train", "--new-schedule", *arguments[1:])
         log = succeed("train", "--new-schedule", *arguments)

@@ -238,6 +238,7 @@ def mistakes(folder):
     (folder / "truncated.pth").write_bytes((folder / "backbone.pth").read_bytes()[:5000])
     train, evaluate = ["--config-file", QUICKSTART], ["--config-file", QUICKSTART, "--eval-only"]
     yield ["--config-file", "quickstart/faster_rcnn.yaml"], [], ["'quickstart/faster_rcnn.yaml'", "Did you mean"]
+    yield train, ["train.max_iter=2"], ["'train.max_iter=2' is an override of Python configs"]
     yield train, ["MODEL.FPN.NOMR", "BN"], ["'MODEL.FPN.NOMR'", "Did you mean 'MODEL.FPN.NORM'"]
     yield train, ["MODEL.BACKBONE.NAME", "build_vovnet"], ["'build_vovnet'", "Did you mean 'build_vovnet_backbone'"]
     yield train, ["MODEL.VOVNET.CONV_BODY", "V-39"], ["'V-39'", "Did you mean 'V-39-eSE'"]

@@ -78,6 +78,9 @@ def merge_overrides(cfg: CfgNode, opts: list[str]) -> None:
     flag = next((item for item in opts[::2] if item.startswith("--")), None)
     if flag:
         raise UserError(f"{flag} stands behind an override: flags come before all KEY VALUE pairs", "syntax", flag)
+    python = next((item for item in opts[::2] if re.match(r"[a-z][\w.]*=", item)), None)
+    if python:
+        raise UserError(f"{python!r} is an override of Python configs: those of YAML configs are KEY VALUE", "syntax", python)
     if len(opts) % 2:
         raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(opts)}", "syntax", opts[-1])
     known = set(all_keys(cfg))

@@ -73,6 +73,8 @@ class PythonFront(Front):
 
     def merge(self, opts: list[str]) -> None:
         for item in opts:
+            if item.startswith("--"):
+                raise UserError(f"{item} stands behind an override: flags come before all key=value", "syntax", item)
             if "=" not in item:
                 raise UserError(
                     f"{self.path!r} is a Python config, whose overrides are key.key=value, such as train.device=cpu, not {item!r}",
@@ -330,7 +332,9 @@ def _assign(settings: CfgNode, key: str, value: Any, place: str) -> None:
 def _plain(value: Any) -> Any:
     """Without objects, which stand by their names."""
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        # by its name alone, as it is a class in the config and a path in what a run leaves
+        named = {key: str(item).rpartition(".")[2] for key, item in value.items() if key == "_target_" and isinstance(item, str)}
+        return {str(key): _plain(item) for key, item in {**value, **named}.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     return value if value is None or isinstance(value, (bool, int, float, str)) else getattr(value, "__qualname__", str(value))

@@ -14,7 +14,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 
-from ..config import first_difference, flat
+from ..config import KEYS, first_difference, flat
 from ..data.loader import TrainLoader
 from ..errors import UserError
 from .job import Job
@@ -22,6 +22,8 @@ from .job import Job
 # keys that change neither what is learned nor from what
 _FREE = ("OUTPUT_DIR", "VIS_PERIOD", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.MAX_ITER", "MODEL.WEIGHTS", "MODEL.DEVICE")
 _FREE_GROUPS = ("TEST.", "TRACKING.", "DATASETS.TEST", "DATASETS.PROPOSAL_FILES_TEST", "ONE_SHOT.")
+# likewise of Python configs, beside what they call the keys above
+_FREE_IN_PYTHON = ("dataloader.test.", "dataloader.evaluator.", "train.checkpointer.", "train.log_period", "train.ddp.")
 
 
 class Run:
@@ -86,10 +88,12 @@ class Run:
                 f"stands where the other has {is_now!r}. For a new run take another folder, and this one's weights to begin with"
             )
         old, new = flat(yaml.safe_load(loaded["config"])), flat(self.job.config)
+        groups = (*_FREE_GROUPS, *_FREE_IN_PYTHON)
+        free = {self.job.name(key) for key in (*_FREE, *(row.name for row in KEYS if row.name.startswith(_FREE_GROUPS)), "TEST.EVAL_PERIOD")}
         changed = [
             f"{key} {old[key]} -> {value}"
             for key, value in new.items()
-            if key in old and old[key] != value and key not in _FREE and not key.startswith(_FREE_GROUPS)
+            if key in old and old[key] != value and key not in free and not key.startswith(groups)
         ]
         if changed:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""

@@ -81,7 +81,7 @@ def main() -> None:
     what.add_argument("--config-file", metavar="FILE", help="a config's path or name")
     parser.add_argument("--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"), help="image size (default: 800 1344)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides, KEY VALUE each")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE each, or key=value of a Python config")
     args = parser.parse_args()
     if min(args.size) < 1:
         raise UserError(f"--size {args.size[0]} {args.size[1]}: both sides must be at least 1")

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=9, help="rounds of --suite (default: %(default)s)")
     parser.add_argument("--device", default="", help="of --suite (default: a GPU where there is one)")
     parser.add_argument("--plot", default="", metavar="FILE", help="with --suite inference: latency against published AP and FLOPs, a picture")
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, KEY VALUE each")
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides: KEY VALUE each, or key=value of Python configs")
     args = parser.parse_args()
     args.json = args.json or os.path.join(os.path.dirname(zoo.__file__), "speed.json" if args.suite else "measured.json")
     check_output_dir(os.path.dirname(os.path.abspath(args.json)), key="the folder of --json")

@@ -22,6 +22,7 @@ from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
 from ..engine import Front, add_config_arguments, clear, count_processes, launch, lock, open_config, stay_in_moved_folder
 from ..errors import UserError
+from ..files import write_whole
 from . import parser_of, program
 
 
@@ -94,6 +95,10 @@ def run(args: argparse.Namespace, front: Front) -> None:
     output = front.settings.OUTPUT_DIR
     if not (args.eval_only or args.resume):
         clear(output, args.overwrite, front.settings.MODEL.WEIGHTS)
+    left, before = os.path.join(output, "config.yaml"), None
+    if args.resume and os.path.isfile(left):
+        with open(left) as f:
+            before = f.read()
     default_setup(front.cfg, args)
     setup_logger(output, distributed_rank=comm.get_rank(), name="backbones")
     if args.eval_only:
@@ -105,8 +110,13 @@ def run(args: argparse.Namespace, front: Front) -> None:
         if comm.is_main_process():
             front.verify(results)
         return
-    fit = front.fit(allow_partial_weights=args.allow_partial_weights)
-    fit.resume_or_load(resume=args.resume, new_schedule=args.new_schedule)
+    try:
+        fit = front.fit(allow_partial_weights=args.allow_partial_weights)
+        fit.resume_or_load(resume=args.resume, new_schedule=args.new_schedule)
+    except UserError:
+        if before is not None and comm.is_main_process():  # what was refused is not the run's config
+            write_whole(left, before)
+        raise
     fit.train()
 
 
