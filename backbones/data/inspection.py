@@ -266,11 +266,12 @@ _MODES = {
 }
 
 
-def evenly(items: list[Any], count: int | None) -> list[Any]:
-    """``count`` items, spread evenly over all; None, or fewer items than that: all of them."""
+def evenly(items: Any, count: int | None) -> Any:
+    """``count`` items of a list, or rows of an array, spread evenly over all; None, or fewer than that: all of them."""
     if count is None or len(items) <= count:
         return items
-    return [items[i] for i in np.linspace(0, len(items) - 1, count).astype(int)]
+    chosen = np.linspace(0, len(items) - 1, count).astype(int)
+    return items[chosen] if isinstance(items, np.ndarray) else [items[i] for i in chosen]
 
 
 def look(path: str, stated: dict[str, Any], format: str = "BGR", pixels: bool = True) -> Iterator[tuple[str, str]]:

@@ -7,9 +7,9 @@ import numpy as np
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
 from ..config import architecture
-from ..data.inspection import inspect, sources, summarize
+from ..data.inspection import evenly, inspect, sources, summarize
 from ..errors import Finding
-from .examination import Examination, evenly, note, warning
+from .examination import Examination, note, warning
 
 
 def data(examination: Examination) -> Iterator[Finding]:

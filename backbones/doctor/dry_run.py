@@ -15,10 +15,11 @@ from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 
+from ..data.inspection import evenly
 from ..engine.front import Front
 from ..errors import Finding
 from ..files import write_whole
-from .examination import Examination, error, evenly, note, size_in_words, words
+from .examination import Examination, error, note, size_in_words, words
 
 _WITH_PARTS = ("coco", "coco_panoptic_seg", "sem_seg", "classification")  # evaluator types that take a part of the data
 

@@ -17,7 +17,7 @@ from detectron2.data import get_detection_dataset_dicts
 from torch import nn
 
 from ..config import learns
-from ..data.inspection import Source, Use
+from ..data.inspection import Source, Use, evenly
 from ..engine.front import Front
 from ..errors import SEVERITIES, Finding, UserError
 
@@ -136,12 +136,6 @@ class Examination:
 
     def divisibility(self) -> int:
         return max(getattr(getattr(self.model, "backbone", None), "size_divisibility", 0) or 1, 1)
-
-
-def evenly(items: Any, count: int) -> Any:
-    """At most so many items of a list, or rows of an array, evenly chosen."""
-    chosen = np.linspace(0, len(items) - 1, min(count, len(items))).astype(int)
-    return items[chosen] if isinstance(items, np.ndarray) else [items[i] for i in chosen]
 
 
 def sizes_of(value: Any) -> list[int]:
