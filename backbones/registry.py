@@ -6,12 +6,12 @@ import functools
 import inspect
 from typing import Any, Callable, Mapping
 
-import torch
 from torch import Tensor
 
 from .errors import UserError, unknown
 from .layers import StagedBackbone
 from .layouts import without_wrappers
+from .meta import on_meta
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +94,7 @@ def translate(name: str, state_dict: Mapping[str, Tensor], layout: str | None = 
 @functools.lru_cache(maxsize=128)
 def _on_meta(name: str, **overrides: Any) -> StagedBackbone:
     """The network without its memory, to look at; a file may be compared with every network there is."""
-    with torch.device("meta"):
+    with on_meta():
         return create(name, **overrides)
 
 

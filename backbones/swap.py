@@ -3,7 +3,6 @@
 import logging
 import re
 
-import torch
 import yaml
 from detectron2.config import CfgNode, LazyCall, get_cfg
 from detectron2.modeling import ROI_HEADS_REGISTRY
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from .config import ARCHITECTURES, add_backbones_config, architecture, get, merge_overrides, put
 from .detectors import LastStageROIHeads, last_stage
 from .errors import UserError
+from .meta import on_meta
 from .registry import BUILDERS, Family, create, family_of
 from .zoo import weights
 
@@ -106,7 +106,7 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
     features = [_feature(feature, family) for feature in (outer.in_features if old is not outer else old.out_features)]
     options = {"norm": old.get("stages", old).get("norm", "FrozenBN")}
     options.update({key: old[key] for key in ("freeze_at", *(key.lower() for key in _KEPT[1:])) if key in old})
-    with torch.device("meta"):
+    with on_meta():
         shapes = create(name, out_features=family.stages).output_shape()
     about = weights.about(name)
     overrides = about.get("overrides", [])  # keys whose last parts are the network's arguments

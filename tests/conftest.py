@@ -74,27 +74,54 @@ def assert_features(outputs, record, tolerance=1e-4):
 
 
 class Warm:
-    """Runs commands of this Python, as ``subprocess.run`` would, in copies of a process that has done its imports: saves 4 seconds each."""
+    """Runs commands of a Python, as ``subprocess.run`` would, in copies of a process that has done its imports: saves 4 seconds each.
 
-    def __init__(self):
+    Those of this Python and of the checkout, or of another ``python`` in its environment ``env``.
+    """
+
+    def __init__(self, python: Any = sys.executable, env: dict[str, str] | None = None):
+        self.python, self.env = str(python), env or {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
         self._process: subprocess.Popen | None = None
 
-    def __call__(self, *argv: Any, cwd: Any = ROOT, env: dict[str, str] | None = None, timeout: float = 500) -> subprocess.CompletedProcess:
-        if self._process is None:
-            command = [sys.executable, os.path.join(HERE, "warm.py")]
-            self._process = subprocess.Popen(
-                command,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                text=True,
-                env={**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"},
-            )
-            atexit.register(self._process.communicate)
+    def __call__(self, *argv: Any, **options: Any) -> subprocess.CompletedProcess:
         with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
-            request = {"argv": list(map(str, argv)), "cwd": str(cwd), "env": dict(env or os.environ), "out": out.name, "err": err.name}
-            print(json.dumps({**request, "timeout": timeout}), file=self._process.stdin, flush=True)
-            code = int(self._process.stdout.readline())
-            return subprocess.CompletedProcess(request["argv"], code, out.read(), err.read())
+            self.start(*argv, out=out.name, err=err.name, **options)
+            return subprocess.CompletedProcess([*map(str, argv)], self.wait(), out.read(), err.read())
+
+    def start(
+        self,
+        *argv: Any,
+        cwd: Any = ROOT,
+        env: dict[str, str] | None = None,
+        timeout: float = 500,
+        out: str = os.devnull,
+        err: str = os.devnull,
+    ) -> int:
+        """Starts a command. Returns its process, the leader of a group of its own; `wait` for it before the next."""
+        if self._process is None:
+            command = [self.python, os.path.join(HERE, "warm.py")]
+            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=self.env)
+            atexit.register(self._process.communicate)
+        request = {"argv": list(map(str, argv)), "cwd": str(cwd), "env": dict(env or os.environ), "timeout": timeout, "out": out, "err": err}
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        return int(self._process.stdout.readline())
+
+    def wait(self) -> int:
+        """The exit code of what was started."""
+        return int(self._process.stdout.readline())
+
+
+def alive(group: int) -> bool:
+    """Whether a process of the group runs; one that nobody has waited for does not."""
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{process}/stat") as f:
+                state, _, own = f.read().rpartition(")")[2].split()[:3]
+        except OSError:  # it is gone
+            continue
+        if int(own) == group and state != "Z":
+            return True
+    return False
 
 
 warm = Warm()

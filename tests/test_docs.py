@@ -7,17 +7,12 @@ import glob
 import json
 import os
 import re
-import runpy
 import shlex
 import shutil
-import subprocess
-import sys
-import traceback
 
 import pytest
+from conftest import HERE, ROOT, Warm, few_digits
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(HERE)
 PAGES = sorted(os.path.basename(path) for path in glob.glob(os.path.join(ROOT, "docs", "*.md")))
 SCENES = {"train": 24, "val": 8}
 
@@ -91,62 +86,13 @@ def every_command():
     yield from (("README.md", words) for words in commands("\n".join(indented)))
 
 
-def perform(step):
-    """Runs a step, in this process where it is Python's."""
-    if isinstance(step, str):
-        exec(compile(step, "the page's code", "exec"), {"__name__": "__main__"})
-    elif step[0] != "python":
-        sys.exit(subprocess.call(step))
-    elif step[1] == "-m":
-        sys.argv = step[2:]
-        runpy.run_module(step[2], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = step[1:]
-        runpy.run_path(step[1], run_name="__main__")
-
-
-def perform_all(every):
-    """Runs steps one after the other, each in a process of its own that has the slow imports done. Returns their exit codes.
-
-    What step i prints goes to i.txt.
-    """
-    import detectron2.engine  # noqa: F401
-
-    import backbones.engine  # noqa: F401
-
-    codes = []
-    for i, step in enumerate(every):
-        pid = os.fork()
-        if pid == 0:
-            output = os.open(f"{i}.txt", os.O_WRONLY | os.O_CREAT)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            code = 1
-            try:
-                perform(step)
-                code = 0
-            except SystemExit as error:
-                code = error.code if isinstance(error.code, int) else int(error.code is not None)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
-        codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-    return codes
-
-
-if __name__ == "__main__":
-    print(json.dumps(perform_all(json.load(sys.stdin))))
-    sys.exit()
+_env = {key: value for key, value in os.environ.items() if key != "BACKBONES_WEIGHTS"}
+warm = Warm(env={**_env, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": "datasets", "PYTHONPATH": ROOT, "PYTHONWARNINGS": "ignore"})
 
 
 @pytest.fixture
 def checkout(tmp_path):
     """A folder that looks like a checkout, with a few digits in datasets/."""
-    from conftest import few_digits
-
     from backbones.data import digits
 
     for name in ("backbones", "convert", "configs", "train_net.py"):
@@ -166,10 +112,7 @@ def checkout(tmp_path):
 
 def run_steps(every, folder):
     """(exit code, what was printed) of each step."""
-    env = {key: value for key, value in os.environ.items() if key != "BACKBONES_WEIGHTS"}
-    env.update(OMP_NUM_THREADS="1", DETECTRON2_DATASETS="datasets", PYTHONPATH=str(folder), PYTHONWARNINGS="ignore")
-    command = [sys.executable, os.path.abspath(__file__)]
-    result = subprocess.run(command, input=json.dumps(every), capture_output=True, text=True, cwd=folder, env=env, timeout=550)
+    result = warm(os.path.join(HERE, "steps.py"), json.dumps(every), cwd=folder, env={**warm.env, "PYTHONPATH": str(folder)}, timeout=550)
     assert result.returncode == 0, result.stderr
     return [(code, (folder / f"{i}.txt").read_text(errors="replace")) for i, code in enumerate(json.loads(result.stdout))]
 

@@ -17,7 +17,9 @@ train.model_ema.enabled=True train.accumulate=2 train.validation_loss=True train
 model.backbone.bottom_up.freeze_at=0 optimizer.lr=0.01 lr_multiplier.scheduler.milestones=[3,4] lr_multiplier.scheduler.values=[1.0,0.1]
 lr_multiplier.warmup_length=${divide:2,4} lr_multiplier.warmup_factor=0.001 dataloader.train.total_batch_size=4 dataloader.train.num_workers=0
 dataloader.test.num_workers=0 model.proposal_generator.post_nms_topk=[50,50] model.roi_heads.batch_size_per_image=16
-model.roi_heads.box_predictor.test_score_thresh=0.001 dataloader.test.mapper.augmentations.0.short_edge_length=64
+model.roi_heads.box_predictor.test_score_thresh=0.001 model.roi_heads.box_predictor.test_topk_per_image=10
+model.roi_heads.box_head.fc_dims=[64,64] model.roi_heads.box_predictor.input_shape.channels=64 model.roi_heads.mask_head.conv_dims=[32,32]
+dataloader.test.mapper.augmentations.0.short_edge_length=64
 dataloader.train.mapper.augmentations.0.short_edge_length=[64,80] dataloader.train.mapper.augmentations.0.max_size=200""".replace(
     "${divide:2,4}", repr(2 / 4)
 ).split()
@@ -25,7 +27,9 @@ YAML = """MODEL.DEVICE cpu SEED 3 SOLVER.MAX_ITER 4 TEST.EVAL_PERIOD 2 SOLVER.CH
 MODEL_EMA.ENABLED True SOLVER.ACCUMULATE 2 TEST.LOSS True MODEL.WEIGHTS  MODEL.REGNET.NORM BN
 MODEL.BACKBONE.FREEZE_AT 0 SOLVER.BASE_LR 0.01 SOLVER.STEPS (3,)
 MODEL.RPN.POST_NMS_TOPK_TRAIN 50 MODEL.RPN.POST_NMS_TOPK_TEST 50 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16
-MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.001 SOLVER.WARMUP_ITERS 2 SOLVER.WARMUP_FACTOR 0.001 SOLVER.IMS_PER_BATCH 4 DATALOADER.NUM_WORKERS 0
+MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.001 SOLVER.WARMUP_ITERS 2 TEST.DETECTIONS_PER_IMAGE 10
+MODEL.ROI_BOX_HEAD.FC_DIM 64 MODEL.ROI_MASK_HEAD.CONV_DIM 32 MODEL.ROI_MASK_HEAD.NUM_CONV 1
+SOLVER.WARMUP_FACTOR 0.001 SOLVER.IMS_PER_BATCH 4 DATALOADER.NUM_WORKERS 0
 INPUT.MIN_SIZE_TEST 64 INPUT.MIN_SIZE_TRAIN (64,80) INPUT.MAX_SIZE_TRAIN 200""".replace("\n", " ").split(" ")
 KINDS = {"yaml": (".yaml", YAML, "OUTPUT_DIR {}"), "python": (".py", PYTHON, "train.output_dir={}")}
 

@@ -10,14 +10,16 @@ import sysconfig
 import pytest
 import torch
 import torchvision
-from conftest import HERE, ROOT, few_digits
+from conftest import HERE, ROOT, Warm, few_digits
 
 SMALL = ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", "96", "DATALOADER.NUM_WORKERS", "0"]
 
 
+ENV = {**{key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}, "OMP_NUM_THREADS": "1"}
+
+
 def run(*command, folder):
-    env = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    return subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=folder, env={**env, "OMP_NUM_THREADS": "1"}, timeout=300)
+    return subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=folder, env=ENV, timeout=300)
 
 
 @pytest.fixture(scope="module")
@@ -64,15 +66,17 @@ def test_the_wheel_has_all_that_is_in_the_checkout(installed):
 @pytest.mark.slow
 def test_console_command(installed, tmp_path):
     scripts, site = installed
+    warm = Warm(scripts / "python", ENV)  # runs the script that was installed, in copies of a process of the venv's Python
 
-    def backbones(*arguments, code=0):
-        result = run(scripts / "backbones", *arguments, folder=tmp_path)
+    def backbones(*arguments, code=0, fresh=False):
+        command = scripts / "backbones", *arguments
+        result = run(*command, folder=tmp_path) if fresh else warm(*command, cwd=tmp_path, env=ENV)
         assert result.returncode == code, f"{arguments}\n{result.stdout[-3000:]}\n{result.stderr[-3000:]}"
         assert HERE not in result.stderr and "Traceback" not in result.stderr
         return result
 
-    where = run(scripts / "python", "-c", "import backbones; print(backbones.__file__)", folder=tmp_path).stdout.strip()
-    assert where == str(site / "backbones" / "__init__.py")
+    (tmp_path / "where.py").write_text("import backbones; print(backbones.__file__)")
+    assert warm(tmp_path / "where.py", cwd=tmp_path, env=ENV).stdout.strip() == str(site / "backbones" / "__init__.py")
     made = few_digits(tmp_path, {"train": 8, "val": 4})
     data = [word for split, (file, images) in made.items() for word in (f"--{split}-json", file, f"--{split}-images", images)]
     config = ["--config-file", "digits/faster_rcnn_digits.yaml"]
@@ -89,7 +93,7 @@ def test_console_command(installed, tmp_path):
     torch.save(torchvision.models.regnet_y_800mf().state_dict(), tmp_path / "theirs.pth")
     done = backbones("convert", "torchvision", "theirs.pth", "weights/RegNetY-800MF.pth")
     assert "proof against torchvision" in done.stdout and (tmp_path / "weights" / "RegNetY-800MF.pth").is_file()
-    assert run(scripts / "python", "-m", "backbones.convert", "--help", folder=tmp_path).returncode == 0
+    assert warm("-m", "backbones.convert", "--help", cwd=tmp_path, env=ENV).returncode == 0
 
     found = ["--config", "configs/search/digits_budget.yaml", "--output", "found", "--candidates", "500", "--workers", "1"]
     backbones("search", "search", *found)
@@ -100,7 +104,7 @@ def test_console_command(installed, tmp_path):
     backbones("demo", "--exported", "detector.ts", "--input", image, "--output", "seen.png")
     assert (tmp_path / "seen.png").is_file()
 
-    wrong = backbones("train", "--config-file", "nowhere.yaml", code=2)
+    wrong = backbones("train", "--config-file", "nowhere.yaml", code=2, fresh=True)
     assert "error: unknown config" in wrong.stderr.splitlines()[-1]
     wrong = backbones("convertt", code=2)
     assert "'convert'" in wrong.stderr

@@ -1,16 +1,15 @@
 """The one-shot search: costs, proposals, evaluation of paths, and that it can be killed at any moment."""
 
+import contextlib
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
-from conftest import ROOT, load_record, warm
+from conftest import alive, load_record, warm
 from detectron2.data import DatasetCatalog
 from detectron2.modeling import build_model
 from hypothesis import given
@@ -213,15 +212,12 @@ def test_a_paths_score_is_its_own(evaluator):
     assert evaluator(first)[0] == score and set(seconds) == {"extraction", "recalibration", "inference"}
 
 
-def command(tiny, output, *flags, **options):
-    arguments = [sys.executable, "-m", "backbones.search.one_shot", "--config-file", CONFIG, *flags, *tiny, "OUTPUT_DIR", str(output)]
-    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT}
-    return arguments, {"cwd": ROOT, "env": env, **options}
+def command(tiny, output, *flags):
+    return ["-m", "backbones.search.one_shot", "--config-file", CONFIG, *flags, *tiny, "OUTPUT_DIR", str(output)]
 
 
-def finished(tiny, output, *flags, **options):
-    arguments, options = command(tiny, output, *flags, **options)
-    return warm(*arguments[1:], **options)
+def finished(tiny, output, *flags):
+    return warm(*command(tiny, output, *flags))
 
 
 def archive(output):
@@ -240,22 +236,19 @@ def test_killed_and_resumed(tiny, tmp_path):
     for processes in (1, 2):
         output, kills = tmp_path / f"killed{processes}", 0
         for _ in range(20):
-            arguments, options = command(tiny, output, "--resume", "--num-gpus", str(processes), "--dist-url", "auto")
-            process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True, **options)
+            process = warm.start(*command(tiny, output, "--resume", "--num-gpus", str(processes), "--dist-url", "auto"), timeout=300)
             if kills == 3 - processes:
-                assert process.wait(timeout=300) == 0
+                assert warm.wait() == 0
                 break
             state = output / "search.json"
             before, until = state.stat().st_mtime_ns if state.exists() else 0, time.monotonic() + 120
-            while process.poll() is None and time.monotonic() < until and (not state.exists() or state.stat().st_mtime_ns == before):
+            while alive(process) and time.monotonic() < until and (not state.exists() or state.stat().st_mtime_ns == before):
                 time.sleep(0.01)
             time.sleep(rng.random())
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process, signal.SIGKILL)
                 kills += 1
-            except ProcessLookupError:
-                pass
-            process.wait()
+            warm.wait()
         assert archive(output) == expected
         assert (output / "best_subnet.yaml").read_text() == (tmp_path / "whole" / "best_subnet.yaml").read_text()
     cfg = zoo.get_config(str(tmp_path / "whole" / "detector.yaml"))
@@ -279,7 +272,7 @@ def test_killed_and_resumed(tiny, tmp_path):
 
 def test_damaged_states(tiny, tmp_path):
     """A state file that no search has written is refused in one line."""
-    args = one_shot.argument_parser().parse_args(command(tiny, tmp_path)[0][3:])
+    args = one_shot.argument_parser().parse_args(command(tiny, tmp_path)[2:])
     cfg = one_shot.prepare(one_shot.open_supernet(args), args).cfg
     sampler = PathSampler(cfg.ONE_SHOT, TABLE, "evolution", 0)
     identity = identity_of(cfg, sampler)
@@ -377,8 +370,7 @@ def test_supernets_and_precise_norms_exclude_each_other():
     ],
 )
 def test_mistakes(tiny, tmp_path, overrides, words):
-    arguments, _ = command(tiny, tmp_path / "s")
-    args = one_shot.argument_parser().parse_args([*arguments[3:], *overrides])
+    args = one_shot.argument_parser().parse_args([*command(tiny, tmp_path / "s")[2:], *overrides])
     with pytest.raises(UserError, match=words) as error:
         one_shot.search(args, one_shot.prepare(one_shot.open_supernet(args), args))
     assert "\n" not in str(error.value)
@@ -387,7 +379,6 @@ def test_mistakes(tiny, tmp_path, overrides, words):
 
 @pytest.mark.slow
 def test_a_mistake_on_the_command_line(tiny, tmp_path):
-    arguments, options = command(tiny, tmp_path / "s")
-    result = subprocess.run([*arguments, "ONE_SHOT.MAX_COST", "1e+6"], capture_output=True, text=True, timeout=200, **options)
+    result = finished([*tiny, "ONE_SHOT.MAX_COST", "1e+6"], tmp_path / "s")
     assert result.returncode == 2 and "Traceback" not in result.stderr, result.stderr[-2000:]
     assert "allow no path" in result.stderr.strip().splitlines()[-1]

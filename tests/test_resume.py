@@ -2,12 +2,10 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
-from conftest import ROOT, few_digits
+from conftest import few_digits, warm
 
 pytestmark = pytest.mark.slow
 
@@ -27,8 +25,7 @@ def data(tmp_path_factory):
 
 
 def run(*command):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=ROOT, env=environment, timeout=560)
+    result = warm(*command, timeout=560)
     assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout
 

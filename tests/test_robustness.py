@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
+from conftest import ROOT, warm
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 
@@ -453,9 +453,8 @@ def check(model, start):
 GeneralizedRCNN.forward, Examples.__getitem__, fit.check_processes_agree = forward, getitem, check
 train_net.command_line()
 """)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(script), "--config-file", CONFIG]
-    command += [*data.flags(), *SMALL, "SOLVER.MAX_ITER", "50", "OUTPUT_DIR", str(tmp_path / "run")]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script, "--config-file", CONFIG]
+    result = warm(*command, *data.flags(), *SMALL, "SOLVER.MAX_ITER", 50, "OUTPUT_DIR", tmp_path / "run", timeout=120)
     assert result.returncode != 0
     said = [line for line in result.stderr.splitlines() if "other.py: error:" in line]
     assert len(said) == 1 and words in said[0], result.stderr[-3000:]

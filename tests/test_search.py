@@ -1,19 +1,18 @@
 """The training-free search: scores and costs of the source, evolution that can be stopped, the best there is, tables of latency."""
 
+import contextlib
 import dataclasses
 import itertools
 import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import torch
 import yaml
-from conftest import ROOT, load_record, warm
+from conftest import alive, load_record, warm
 from detectron2.modeling import build_backbone
 from hypothesis import given
 from hypothesis import strategies as st
@@ -162,45 +161,30 @@ def small_config(path, **changes):
     return path
 
 
-def _processes(words: str):
-    """Those whose command line holds ``words``."""
-    found = []
-    for process in os.listdir("/proc"):
-        try:
-            with open(f"/proc/{process}/cmdline", "rb") as f:
-                if process.isdigit() and words in f.read().decode(errors="replace"):
-                    found.append(process)
-        except OSError:  # it is gone
-            pass
-    return found
-
-
 @pytest.mark.slow
 def test_killed_and_resumed(tmp_path):
     """kill -9 at random moments, again and again: the same files, byte for byte, as of a search that was left alone."""
     config = small_config(tmp_path / "c.yaml", candidates=250000)
     assert tool("search", "--config", config, "--output", tmp_path / "whole", "--workers", 1).returncode == 0
-    rng, kills = random.Random(5), 0
+    rng, kills, state = random.Random(5), 0, tmp_path / "killed" / "state.json"
     for _ in range(30):
-        command = [sys.executable, "-m", "backbones.search.zero_shot", "search", "--config", str(config), "--output", str(tmp_path / "killed")]
-        process = subprocess.Popen([*command, "--workers", "2", "--resume"], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        command = ["-m", "backbones.search.zero_shot", "search", "--config", config, "--output", tmp_path / "killed"]
+        process = warm.start(*command, "--workers", 2, "--resume", timeout=120)
         if kills < 3:
-            state = tmp_path / "killed" / "state.json"
-            before = state.stat().st_mtime_ns if state.exists() else 0
-            until = time.monotonic() + 60
-            while process.poll() is None and time.monotonic() < until and (not state.exists() or state.stat().st_mtime_ns == before):
+            before, until = state.stat().st_mtime_ns if state.exists() else 0, time.monotonic() + 60
+            while alive(process) and time.monotonic() < until and (not state.exists() or state.stat().st_mtime_ns == before):
                 time.sleep(0.01)
             time.sleep(rng.random() * 0.3)
-            process.send_signal(signal.SIGKILL)
-            kills += process.wait() == -signal.SIGKILL
-        elif process.wait(timeout=120) == 0:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        code, until = warm.wait(), time.monotonic() + 10
+        while alive(process) and time.monotonic() < until:  # what it started ends with it
+            time.sleep(0.1)
+        assert not alive(process)
+        if code == 0:
             break
-    else:
-        raise AssertionError("it never came to its end")
-    until = time.monotonic() + 10  # what it started ends with it
-    while _processes(str(tmp_path)) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not _processes(str(tmp_path))
+        kills += code == -signal.SIGKILL
+    assert code == 0 and kills == 3
     for name in ("best_structure.txt", "best.json"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     populations = [json.loads((tmp_path / run / "state.json").read_text())["population"] for run in ("killed", "whole")]

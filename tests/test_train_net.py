@@ -19,9 +19,9 @@ pytestmark = pytest.mark.slow
 QUICKSTART = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
 
 
-def command(*args, torchrun=0, script="train_net.py", cwd=ROOT):
+def command(*args, torchrun=0, script="train_net.py", cwd=ROOT, **env):
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"] if torchrun else []
-    return warm(*launcher, os.path.join(ROOT, script), *args, cwd=cwd, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return warm(*launcher, os.path.join(ROOT, script), *args, cwd=cwd, env={**os.environ, **env})
 
 
 def succeed(*args, **kwargs) -> str:
@@ -88,8 +88,9 @@ def test_resume(trained, tiny, tmp_path):
 
 @pytest.mark.parametrize("torchrun", [0, 2], ids=["num-gpus", "torchrun"])
 def test_two_processes_train_in_step(tiny, tmp_path, torchrun):
+    """Here, and nowhere else in this file, they are not copies of a process that has its imports, but started as users' are."""
     processes = [] if torchrun else ["--num-gpus", 2, "--dist-url", "auto"]
-    succeed("--config-file", QUICKSTART, *processes, *tiny, "OUTPUT_DIR", tmp_path, script="tests/in_step.py", torchrun=torchrun)
+    succeed("--config-file", QUICKSTART, *processes, *tiny, "OUTPUT_DIR", tmp_path, script="tests/in_step.py", torchrun=torchrun, FRESH="1")
     first, second = (torch.load(tmp_path / f"rank{i}.pth", weights_only=True) for i in range(2))
     assert first["processes"] == second["processes"] == 2
     initial = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]

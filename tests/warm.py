@@ -1,6 +1,7 @@
 """Runs commands of this Python in processes that begin with the imports done; see `conftest.Warm`.
 
-Reads a line of JSON {"argv", "cwd", "env", "out", "err", "timeout"} for each, and answers with its exit code.
+Reads a line of JSON {"argv", "cwd", "env", "out", "err", "timeout"} for each, answers with its process id, and with its exit code at its end.
+The processes that --num-gpus and torchrun start are such copies too, unless the environment has FRESH.
 """
 
 import json
@@ -9,8 +10,11 @@ import runpy
 import signal
 import sys
 import time
+from functools import partial
 
 import detectron2.engine  # noqa: F401
+import torch.distributed.run
+import torch.multiprocessing
 
 import backbones.engine  # noqa: F401
 
@@ -35,6 +39,10 @@ def begin(request: dict) -> None:
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
+    if "FRESH" not in os.environ:
+        torch.multiprocessing.start_processes = partial(torch.multiprocessing.start_processes, start_method="fork")
+        if request["argv"][:2] == ["-m", "torch.distributed.run"]:
+            request["argv"][2:2] = ["--run-path", "--start-method=fork"]
 
 
 def main() -> None:
@@ -43,6 +51,7 @@ def main() -> None:
         pid = os.fork()
         if pid == 0:
             break
+        print(pid, flush=True)
         print(wait(pid, request["timeout"]), flush=True)
     else:
         return

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import UserError, raised, unknown
 from ..layers import COMMON_NORMS, NORMS
+from ..meta import on_meta
 from ..registry import FAMILIES
 from ..solver import build_lr_scheduler, build_optimizer
 from .architectures import architecture
@@ -118,7 +119,7 @@ def training_findings(cfg: CfgNode, processes: int, device: str, name: Callable[
 def _building(cfg: CfgNode, training: bool, on_cpus: bool) -> Iterator[UserError]:
     """Builds the model, so that the builders' own checks speak; what is wrong here hides the rest."""
     try:
-        with torch.device("meta"):
+        with on_meta():
             wrong = list(_features(cfg, build_backbone(cfg).output_shape()))  # first, as it says it best
             if wrong:
                 yield from wrong

@@ -25,6 +25,7 @@ from ..engine.supernet import supernets
 from ..errors import UserError
 from ..evaluation.build import coco_evaluator
 from ..layers import COMMON_NORMS
+from ..meta import on_meta
 from .paths import Path, subnet_of
 
 
@@ -69,7 +70,7 @@ class PathEvaluator:
     def extract(self, path: Path) -> nn.Module:
         """The detector of a path, with weights and statistics of its own."""
         model = copy.deepcopy(self.template)
-        with torch.device("meta"):
+        with on_meta():
             net = subnet_of(self.cfg, path)
         net.load_state_dict({key: value.clone() for key, value in self.supernet.subnet_state_dict(path).items()}, strict=True, assign=True)
         net.to(self.cfg.MODEL.DEVICE)

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from .. import registry, zoo
 from ..benchmark.speed import by_place
 from ..files import write_whole
+from ..meta import on_meta
 from . import parser_of, program, run
 from .analyze import parameters
 
@@ -28,7 +29,7 @@ def _data(name: str) -> dict:
 
 def _on_meta(cfg: CfgNode) -> Any:
     cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"):
+    with on_meta():
         return build_model(cfg)
 
 
@@ -74,7 +75,7 @@ Written by `python -m backbones.tools.zoo_table`; do not edit. Each figure says 
 def _backbones() -> str:
     weights, rows = _data("weights.json"), []
     for name in registry.list_backbones():
-        with torch.device("meta"):
+        with on_meta():
             net = registry.create(name)
         count, affine = parameters(net)
         error = weights["weights"].get(name, {}).get("top1_error")
