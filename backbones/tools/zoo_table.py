@@ -1,7 +1,6 @@
 """Writes model_zoo.md from the data in backbones/zoo: published and measured figures as recorded, computed ones computed now."""
 
 import json
-import math
 import os
 import statistics
 from typing import Any, Callable, Sequence
@@ -10,7 +9,6 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from tabulate import tabulate
-from torch.utils.flop_counter import FlopCounterMode
 
 from .. import registry, zoo
 from ..benchmark.speed import by_place
@@ -45,18 +43,18 @@ def _columns(columns: dict[str, Sequence[Any]]) -> str:
 
 def conv_gmacs(network: torch.nn.Module, in_channels: int = 3) -> float:
     """Multiply-adds / 1e9 of a network's convolutions, deformable ones too, at SIZE, on the meta device: nothing is computed."""
-    with FlopCounterMode(display=False, custom_mapping={torch.ops.torchvision.deform_conv2d: _deform_flops}) as counter:
-        network.eval()(torch.empty(1, in_channels, *SIZE, device="meta"))
-    return counter.get_total_flops() / 2e9
+    counts: list[int] = []
+    convs = [m for m in network.modules() if isinstance(getattr(m, "weight", None), torch.Tensor) and m.weight.dim() == 4]
+    hooks = [conv.register_forward_hook(lambda m, _, out: counts.append(out.numel() * m.weight[0].numel())) for conv in convs]
+    network.eval()(torch.empty(1, in_channels, *SIZE, device="meta"))
+    for hook in hooks:
+        hook.remove()
+    return sum(counts) / 1e9
 
 
 def backbone_gmacs(config: str) -> float:
     """`conv_gmacs` of the bare backbone of a config."""
     return conv_gmacs(_on_meta(zoo.get_config(config)).backbone.bottom_up)
-
-
-def _deform_flops(x, weight, *args, out_shape=None, **kwargs) -> int:
-    return 2 * math.prod(out_shape) * math.prod(weight[1:])
 
 
 def render() -> str:
