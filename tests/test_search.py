@@ -154,6 +154,33 @@ def test_processes_and_seeds():
     assert states[0].population == states[1].population == states[2].population != states[3].population
 
 
+@pytest.mark.slow
+def test_a_search_that_is_killed_in_the_middle_of_a_word(tmp_path):
+    """Its processes, one of which waits for the rest of what it is sent, end too."""
+    (tmp_path / "half.py").write_text("""
+import os, signal, struct
+from multiprocessing.connection import Connection
+from backbones.search.evolution import Evolution, State
+from backbones.search.structure_config import load_structure_config, problem_of
+
+def send(connection, task):
+    os.write(connection.fileno(), struct.pack("!i", 1000))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+problem, start = problem_of(load_structure_config("search/maedet_r50_budget.yaml"))
+with Evolution(problem, State(0, [(problem.meter.measure(start).score, start)]), 0, workers=2) as search:
+    search.round()
+    Connection.send = send
+    search.round()
+""")
+    search = warm.start(tmp_path / "half.py")
+    assert warm.wait() == -signal.SIGKILL
+    until = time.monotonic() + 10
+    while alive(search) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not alive(search)
+
+
 def small_config(path, **changes):
     with open(os.path.join(zoo.config_root(), R50)) as f:
         config = {**yaml.safe_load(f), "candidates": 60000, **changes}

@@ -11,6 +11,7 @@ import dataclasses
 import multiprocessing
 import os
 import random
+import threading
 from typing import Any, Sequence
 
 from ..errors import UserError
@@ -191,7 +192,7 @@ class Evolution:
         if self.workers > 1:
             for _ in range(self.workers):
                 ours, theirs = multiprocessing.Pipe()
-                process = multiprocessing.Process(target=_work, args=(theirs, self.problem, os.getpid()), daemon=True)
+                process = multiprocessing.Process(target=_work, args=(theirs, self.problem), daemon=True)
                 process.start()
                 theirs.close()
                 self._processes.append((process, ours))
@@ -226,13 +227,11 @@ class Evolution:
         self.state = State(state.rounds + 1, merged[-self.size :])
 
 
-def _work(connection, problem: SearchProblem, parent: int) -> None:
+def _work(connection, problem: SearchProblem) -> None:
     """A process of its own: explores what it is sent until nobody sends, or the search itself is gone."""
+    threading.Thread(target=_end_with_the_search, daemon=True).start()
     try:
         while True:
-            while not connection.poll(1.0):  # a killed search does not close its end where others have inherited it
-                if os.getppid() != parent:
-                    return
             task = connection.recv()
             try:
                 connection.send(problem.explore(*task))
@@ -240,3 +239,11 @@ def _work(connection, problem: SearchProblem, parent: int) -> None:
                 connection.send(error)
     except (EOFError, OSError, KeyboardInterrupt):
         pass
+
+
+def _end_with_the_search() -> None:
+    """A killed search does not close its end of the connection where processes have inherited it, this one too: `recv` would wait for ever."""
+    search = multiprocessing.parent_process()
+    if search is not None:
+        search.join()
+        os._exit(1)
