@@ -1,6 +1,7 @@
 """Fixtures for all tests: quiet threads, a place for the digits, and the fill rule of the reference networks' recorded outputs."""
 
 import atexit
+import gc
 import hashlib
 import json
 import os
@@ -125,6 +126,10 @@ def alive(group: int) -> bool:
 
 
 warm = Warm()
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what was imported stays: the collector need not look at it again and again
 
 
 @pytest.fixture(autouse=True)

@@ -19,12 +19,14 @@ from torch import nn
 
 import backbones
 from backbones.layers import NORMS, DeformConv2d
+from backbones.meta import on_meta
 from backbones.registry import FAMILIES, family_of
 
 
 @functools.lru_cache(maxsize=len(SMALLEST))
-def on_meta(name):
-    with torch.device("meta"):
+def shapes_of(name):
+    """The network without memory."""
+    with on_meta():
         return backbones.create(name)
 
 
@@ -34,9 +36,13 @@ FREEZE_AT = range(-1, 6)
 SOME = cases(SMALLEST, tried=SMALLEST, daily=QUICK)
 
 
+# the smallest of every kind of block
+KINDS = [*SMALLEST, "RegNetY-200MF", "V-19-slim-eSE"]
+
+
 def networks(number):
-    """Each family's smallest, and a fifth of the others, which is another for each number."""
-    return cases(NETWORKS, tried={*SMALLEST, *share([name for name in NETWORKS if name not in SMALLEST], number, of=5)}, daily=QUICK)
+    """Each kind's smallest, and a few larger ones, which are others for each number."""
+    return cases(NETWORKS, tried={*KINDS, *share([name for name in NETWORKS if name not in KINDS], number, of=20)}, daily=QUICK)
 
 
 def close(actual, expected, tolerance=1e-5):
@@ -64,7 +70,7 @@ def test_forward_fits_output_shape(name):
 @pytest.mark.parametrize("name", EVERY)
 def test_any_image_size(name):
     """A feature's sides are rounded up, or where the network states a divisibility, in either direction; without a cause it states none."""
-    net, all_up = on_meta(name), True
+    net, all_up = shapes_of(name), True
     for size in ((1, 1), (1, 200), (200, 1), (31, 65), (33, 97), (130, 157)):
         outputs = net(torch.empty(1, 3, *size, device="meta"))
         for key, shape in net.output_shape().items():
@@ -79,7 +85,7 @@ def test_any_image_size(name):
 @given(height=st.integers(1, 400), width=st.integers(1, 400), name=st.sampled_from(SMALLEST))
 def test_feature_sizes_of_any_image(height, width, name):
     """Sizes along the chain: the next feature is half of the last, rounded up, or rounded down where a divisibility is stated."""
-    net = on_meta(name)
+    net = shapes_of(name)
     strides = {key: shape.stride for key, shape in net.output_shape().items()}
     features = net(torch.empty(1, 3, height, width, device="meta"))
     first = next(iter(strides))
@@ -100,6 +106,15 @@ def test_every_parameter_gets_a_gradient(name):
     assert not without
 
 
+@pytest.mark.parametrize("name", SOME)
+def test_without_memory(name):
+    """Nothing but the values is missing; outside, they are drawn."""
+    net, other = backbones.create(name), shapes_of(name)
+    described = [{key: (value.shape, value.dtype) for key, value in each.state_dict().items()} for each in (net, other)]
+    assert described[0] == described[1] and all(value.is_meta for value in other.state_dict().values())
+    assert all(p.std() > 0 for p in net.parameters() if p.dim() == 4)
+
+
 @pytest.mark.parametrize("name", EVERY)
 def test_spec_gives_the_structure(name):
     """The class called with the row's fields, the function `create` and the builder of a config make the same network."""
@@ -111,10 +126,10 @@ def test_spec_gives_the_structure(name):
     cfg.MODEL.RESNETS.OUT_FEATURES = list(family.stages)
     if family.variant_key:
         cfg.merge_from_list([family.variant_key, name])
-    with torch.device("meta"):
+    with on_meta():
         direct = family.network(**{f.name: getattr(spec, f.name) for f in dataclasses.fields(spec)})
         built = BACKBONE_REGISTRY.get(f"build_{family.name}_backbone")(cfg, ShapeSpec(channels=3))
-    shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in (direct, built, on_meta(name))]
+    shapes = [{key: value.shape for key, value in net.state_dict().items()} for net in (direct, built, shapes_of(name))]
     assert shapes[0] == shapes[1] == shapes[2]
     assert not [key for key, _ in direct.named_modules() if "/" in key]  # a slash breaks fvcore's count and TorchScript
 

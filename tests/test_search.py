@@ -191,7 +191,7 @@ def small_config(path, **changes):
 @pytest.mark.slow
 def test_killed_and_resumed(tmp_path):
     """kill -9 at random moments, again and again: the same files, byte for byte, as of a search that was left alone."""
-    config = small_config(tmp_path / "c.yaml", candidates=250000)
+    config = small_config(tmp_path / "c.yaml", candidates=100000)
     assert tool("search", "--config", config, "--output", tmp_path / "whole", "--workers", 1).returncode == 0
     rng, kills, state = random.Random(5), 0, tmp_path / "killed" / "state.json"
     for _ in range(30):

@@ -4,6 +4,7 @@ Reads a line of JSON {"argv", "cwd", "env", "out", "err", "timeout"} for each, a
 The processes that --num-gpus and torchrun start are such copies too, unless the environment has FRESH.
 """
 
+import gc
 import json
 import os
 import runpy
@@ -46,6 +47,7 @@ def begin(request: dict) -> None:
 
 
 def main() -> None:
+    gc.freeze()  # or each copy would go through all that was imported at its end, for a second
     for line in sys.stdin:
         request = json.loads(line)
         pid = os.fork()

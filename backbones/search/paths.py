@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from ..engine.supernet import random_path
 from ..errors import UserError
+from ..meta import on_meta
 from ..shufflenetv2 import CHOICES, FAMILY, SPECS, STAGES, ShuffleNetV2
 from .latency import median_seconds
 
@@ -45,7 +46,7 @@ def cost_table(cfg: CfgNode, kind: str, size: Sequence[int]) -> CostTable:
     every = []
     with torch.no_grad():
         for choice in range(len(CHOICES)):
-            with torch.device("meta"):
+            with on_meta():
                 net = subnet_of(cfg, (choice,) * sum(SPECS[cfg.MODEL.SHUFFLENETV2.NAME].blocks))
             net = net.to_empty(device=device).eval()
             for tensor in [*net.parameters(), *net.buffers()]:

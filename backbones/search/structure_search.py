@@ -15,6 +15,7 @@ from ..documents import read_json, reading
 from ..errors import UserError
 from ..files import write_whole
 from ..maedet import MAEDET, Block, format_structure
+from ..meta import on_meta
 from . import exact, progress
 from .entropy import STRUCTURES, Costs, Meter, Plain, plain
 from .evolution import BUDGETS, Candidate, Evolution, SearchProblem, State
@@ -186,7 +187,7 @@ def fvcore_flops(structure: Sequence[Plain], size: tuple[int, int] = (800, 1280)
         return math.prod(out_shape) * (math.prod(weight[1:]) + 2)
 
     counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution: conv})
-    with torch.device("meta"):
+    with on_meta():
         net, image = MAEDET([Block(*block) for block in structure], norm="BN").eval(), torch.empty(1, 3, *size)
     with torch.no_grad(), counter:
         net(image)
