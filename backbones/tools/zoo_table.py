@@ -44,8 +44,12 @@ def _columns(columns: dict[str, Sequence[Any]]) -> str:
 def conv_gmacs(network: torch.nn.Module, in_channels: int = 3) -> float:
     """Multiply-adds / 1e9 of a network's convolutions, deformable ones too, at SIZE, on the meta device: nothing is computed."""
     counts: list[int] = []
-    convs = [m for m in network.modules() if isinstance(getattr(m, "weight", None), torch.Tensor) and m.weight.dim() == 4]
-    hooks = [conv.register_forward_hook(lambda m, _, out: counts.append(out.numel() * m.weight[0].numel())) for conv in convs]
+    hooks = []
+    for module in network.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, torch.Tensor) and weight.dim() == 4:
+            each = weight[0].numel()
+            hooks.append(module.register_forward_hook(lambda _, __, out, each=each: counts.append(out.numel() * each)))
     network.eval()(torch.empty(1, in_channels, *SIZE, device="meta"))
     for hook in hooks:
         hook.remove()
