@@ -71,7 +71,7 @@ def test_builds(name):
     assert type(on_meta(cfg)).__name__ == cfg.MODEL.META_ARCHITECTURE
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", cases(CONFIGS, tried=CONFIGS, daily=KINDS))
 def test_valid(name):
     cfg = on_cpu(name)
     check_config(cfg)

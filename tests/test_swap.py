@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from choices import cases, share
+from choices import QUICK, cases, share
 from conftest import fill, load_record
 from detectron2.config import get_cfg, instantiate
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
@@ -303,7 +303,7 @@ def test_python_configs_that_are_none(tmp_path):
 
 
 @pytest.mark.parametrize("prefix", ["", "backbone.bottom_up.", "module.backbone.bottom_up."])
-@pytest.mark.parametrize("name", ONE_OF_EACH)
+@pytest.mark.parametrize("name", cases(ONE_OF_EACH, tried=ONE_OF_EACH, daily=QUICK))
 def test_weights_of_the_last_stage_go_into_the_heads(name, prefix, tmp_path):
     """C4: a file of the whole network fills both its parts; one that lacks the last stage is refused."""
     net = backbones.create(name, norm="BN")
