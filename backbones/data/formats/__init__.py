@@ -1,0 +1,108 @@
+"""Reads data in YOLO's, Pascal VOC's and labelme's forms into dictionaries of COCO's form, and names what other files are.
+
+The readers are our own: labelformat leaves out images without labels, keypoints and mixed lines; supervision keypoints, and it makes bitmaps of
+outlines; globox has boxes alone; datumaro asks for numpy 2.2 and Pillow 12; pylabel has had no release since 2023.
+"""
+
+import os
+from typing import Any
+
+from ...errors import UserError
+from . import labelme, voc, yolo
+from .building import SUFFIXES, has
+from .naming import foreign
+
+__all__ = ["foreign", "load", "splits"]
+
+_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_ROBOFLOW = "_annotations.coco.json"
+_ALLOWED = "COCO's JSON file, a YOLO data.yaml or folder, a Pascal VOC folder or list, a folder of labelme's files"
+
+
+def load(path: str, images: str = "") -> dict[str, Any] | None:
+    """Data of another form in COCO's: "images", "categories", "annotations" and "notes"; None where the path is left to COCO's reader.
+
+    Args:
+        path: of YOLO, a data.yaml, a list of images (.txt), or a folder of images or labels; of Pascal VOC, a folder, or a list in
+            ImageSets/Main; of labelme, a folder.
+        images: the folder of the images, which names are relative to. By default it is that of the first of `splits`.
+
+    "notes" has the number of things that were left out or guessed, by what they are. Ids are from 1, and classes in their order. Pascal VOC's
+    'difficult' objects have ``ignore`` 1. Images that cannot be read, and whose size no file has, have no width and height, and no objects.
+    Of keypoints, categories have a ``flip_idx`` too where a data.yaml has it: the number of the point that each becomes in a mirror.
+
+    Raises UserError for what cannot be read, with the file and the line.
+    """
+    if not images:
+        path, images = next(iter(splits(path).values()))
+    elif os.path.isdir(path):
+        path = yolo.yaml_in(path) or path
+    kind = _kind(path)
+    if kind is None and os.path.isdir(path):
+        raise UserError(f"folder {path!r} has no annotations that can be read. Allowed: {_ALLOWED}.", "bad-file")
+    if kind is None:
+        return None
+    if not os.path.isdir(images):
+        raise UserError(f"image folder {images!r} is not there", "missing-file")
+    content = {"yolo": yolo.read, "voc": voc.read, "labelme": labelme.read}[kind](path, images)
+    if not content["images"]:
+        raise UserError(f"{path!r} has no images", "data")
+    if not content["categories"]:
+        raise UserError(f"{path!r} has no objects, and so no classes", "data")
+    return content
+
+
+def splits(path: str) -> dict[str, tuple[str, str]]:
+    """The parts of the data at a path: "train", "val" and "test", or "" for all -> (annotations, image folder), as `load` takes them.
+
+    They are those of a YOLO data.yaml, of the lists of a Pascal VOC folder, or folders train, val (valid) and test, as Roboflow writes them.
+    Raises UserError where a data.yaml cannot be read or its images for training or validation are not there.
+    """
+    if yolo.is_yaml(path) and os.path.isfile(path):
+        return yolo.splits(path)
+    if not os.path.isdir(path):
+        return {"": (path, _image_folder(path))}
+    inside = yolo.yaml_in(path)
+    found = yolo.splits(inside) if inside else voc.splits(path)
+    for split, names in () if found else _SPLITS.items():
+        for folder in (os.path.join(place, name) for name in names for place in (path, os.path.join(path, "images"))):
+            if os.path.isfile(os.path.join(folder, _ROBOFLOW)):
+                found.setdefault(split, (os.path.join(folder, _ROBOFLOW), folder))
+            elif os.path.isdir(folder) and _kind(folder):
+                found.setdefault(split, (folder, _image_folder(folder)))
+    files = {split: os.path.join(path, f"{split}.json") for split in ("train", "val")}
+    if not found and all(map(os.path.isfile, files.values())):  # as `backbones dataset split` writes them
+        return {split: (file, path) for split, file in files.items()}
+    if found:
+        return found
+    own = os.path.join(path, _ROBOFLOW)
+    return {"": (own, path) if os.path.isfile(own) else (path, _image_folder(path))}
+
+
+def _kind(path: str) -> str | None:
+    """The form that the data at a path have; None where it is none of those read here."""
+    if os.path.isdir(path):
+        if yolo.yaml_in(path):
+            return "yolo"
+        if os.path.isdir(os.path.join(path, voc.ANNOTATIONS)) or has(path, (".xml",)):
+            return "voc"
+        if labelme.found_in(path):
+            return "labelme"
+        return "yolo" if yolo.has_labels(path) else None
+    if yolo.is_yaml(path) and os.path.isfile(path):
+        return "yolo"
+    if path.lower().endswith(".txt") and os.path.isfile(path):
+        return "voc" if os.path.isdir(os.path.join(os.path.dirname(path), "..", "..", voc.ANNOTATIONS)) else "yolo"
+    return None
+
+
+def _image_folder(path: str) -> str:
+    """Where the images of a folder, a list or a file are, if nothing else is said."""
+    if not os.path.isdir(path):
+        folder = os.path.dirname(path) or "."
+        if path.lower().endswith(".txt") and os.path.isfile(path):
+            voc_root = os.path.normpath(os.path.join(folder, "..", ".."))
+            return voc.image_folder(voc_root) if _kind(path) == "voc" else yolo.image_folder([path])
+        return folder
+    places = [os.path.join(path, "images"), os.path.join(path, voc.PICTURES), yolo.mirrored(path, "labels", "images")]
+    return next((place for place in places if place and has(place, SUFFIXES)), path)

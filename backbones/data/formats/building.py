@@ -1,0 +1,143 @@
+"""What the readers of all formats share: the dictionary that they build, with notes of what they left out, and the images in a folder."""
+
+import math
+import os
+import warnings
+from typing import Any, Iterable, Iterator, Sequence
+
+from PIL import Image
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif", ".jp2", ".avif")
+_LARGEST = 1e6  # pixels of a coordinate
+_MOST = 1 << 24  # bytes of a file of annotations of one image
+
+
+class Builder:
+    """Builds a dictionary of COCO's form. ``root`` is the folder that names of images are relative to."""
+
+    def __init__(self, root: str):
+        self.root = root
+        self.images: list[dict[str, Any]] = []
+        self.annotations: list[dict[str, Any]] = []
+        self._notes: dict[str, list] = {}  # text -> [count, the first place]
+
+    def note(self, text: str, where: str = "", count: int = 1) -> None:
+        """Counts something that was left out or guessed; ``where`` is told of the first."""
+        if count:
+            self._notes.setdefault(text, [0, where])[0] += count
+
+    def image(self, path: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """The entry of an image. Without a ``size`` (width, height) it is read from the file; where that cannot be read, the entry has none."""
+        entry: dict[str, Any] = {"id": len(self.images) + 1, "file_name": os.path.relpath(path, self.root).replace(os.sep, "/")}
+        size = size or file_size(path)
+        if size:
+            entry.update(width=size[0], height=size[1])
+        self.images.append(entry)
+        return entry
+
+    def add(self, image: dict, category: Any, box: Sequence[float], where: str, polygons: Sequence[Sequence[float]] = (), **more: Any) -> None:
+        """An object of a category, which `content` gives an id, with its box x0, y0, x1, y1; it is left out where it has no area."""
+        x0, y0, x1, y1 = box
+        if x1 <= x0 or y1 <= y0:
+            self.note("objects left out: their box has no area", where)
+            return
+        entry = {"id": len(self.annotations) + 1, "image_id": image["id"], "category_id": category, "bbox": [x0, y0, x1 - x0, y1 - y0]}
+        entry.update(area=sum(map(area, polygons)) or (x1 - x0) * (y1 - y0), iscrowd=0)
+        if polygons:
+            entry["segmentation"] = [list(polygon) for polygon in polygons]
+        self.annotations.append({**entry, **more})
+
+    def content(self, categories: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
+        """The dictionary. ``categories``: (what `add` was given, the fields of its entry) in the order of the classes."""
+        ids = {key: i for i, (key, _) in enumerate(categories, 1)}
+        for annotation in self.annotations:
+            annotation["category_id"] = ids[annotation["category_id"]]
+        return {
+            "images": self.images,
+            "categories": [{"id": i, **fields} for i, (_, fields) in enumerate(categories, 1)],
+            "annotations": self.annotations,
+            "notes": {text + (f", the first {where}" if where else ""): count for text, (count, where) in self._notes.items()},
+        }
+
+
+def area(polygon: Sequence[float]) -> float:
+    """Of x0, y0, x1, y1, ...; in square units, whichever way round."""
+    xs, ys = polygon[::2], polygon[1::2]
+    return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
+
+
+def bounds(polygons: Iterable[Sequence[float]]) -> tuple[float, float, float, float]:
+    """x0, y0, x1, y1 of the points of all polygons."""
+    xs, ys = [x for polygon in polygons for x in polygon[::2]], [y for polygon in polygons for y in polygon[1::2]]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def number(value: Any) -> float:
+    """A number, or a text of one. Raises ValueError for anything else, NaN, and what is beyond any image."""
+    try:
+        result = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        result = math.nan
+    if not abs(result) <= _LARGEST:
+        raise ValueError(f"{str(value)[:40]!r} is not a number of pixels")
+    return result
+
+
+def file_size(path: str) -> tuple[int, int] | None:
+    """Width and height of an image after the turn that its EXIF tag asks for, from its header; None where it cannot be read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of large pictures and odd tags
+            with Image.open(path) as picture:
+                return picture.size[::-1] if picture.getexif().get(274) in (5, 6, 7, 8) else picture.size
+    except Exception:  # Pillow raises anything for a damaged file; who reads the pixels says what is wrong
+        return None
+
+
+def files(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """The files with one of these endings in a folder and the folders in it, sorted; hidden ones, such as macOS's ``._a.jpg``, apart."""
+    for where, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(where, name) for name in sorted(names) if name.lower().endswith(suffixes) and not name.startswith("."))
+
+
+def has(folder: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a folder, or one in it, has a file with one of these endings."""
+    return next(files(folder, suffixes), None) is not None
+
+
+def text_of(path: str) -> str:
+    """A text file's content in UTF-8, or as its byte-order mark says. Raises ValueError for what is no text, or too long for one image."""
+    try:
+        with open(path, "rb") as f:
+            content = f.read(_MOST + 1)
+    except OSError as error:
+        raise ValueError(error.strerror) from error
+    if len(content) > _MOST:
+        raise ValueError(f"it has more than {_MOST >> 20} MB")
+    if b"\0" in content and content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
+        raise ValueError("it is no text")
+    return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+
+
+class Images:
+    """The images under a folder, to be found by the names of their annotation files."""
+
+    def __init__(self, root: str):
+        self.all = list(files(root, SUFFIXES))
+        self._by_stem: dict[str, list[str]] = {}
+        for path in self.all:
+            stem = os.path.splitext(os.path.relpath(path, root))[0]
+            for name in {stem, os.path.basename(stem)}:
+                self._by_stem.setdefault(name, []).append(path)
+
+    def find(self, *names: str) -> str | None:
+        """The image of the first of these names, with or without folders, endings apart, that is one's alone; None if there is none."""
+        for name in names:
+            plain = name.replace("\\", "/")
+            for stem in (os.path.splitext(plain)[0], os.path.splitext(os.path.basename(plain))[0]):
+                found = self._by_stem.get(os.path.normpath(stem), [])
+                same = [path for path in found if os.path.basename(path) == os.path.basename(plain)]
+                if len(same or found) == 1:
+                    return (same or found)[0]
+        return None

@@ -1,0 +1,110 @@
+"""Pascal VOC: an XML file for each image. Folders Annotations and JPEGImages, lists in ImageSets/Main; or the files beside the images.
+
+VOC counts pixels from 1 and a box holds its last pixel: x0 and y0 lose 1 and x1 and y1 stay, as in detectron2's own loader, so that width and
+height are right. A file has no order of classes: it is that of their names.
+"""
+
+import os
+from typing import Any
+from xml.etree import ElementTree
+
+from ...errors import UserError
+from .building import Builder, Images, files, number, text_of
+
+ANNOTATIONS, PICTURES, LISTS = "Annotations", "JPEGImages", os.path.join("ImageSets", "Main")
+
+
+class _Tree(ElementTree.TreeBuilder):
+    def doctype(self, *_: Any) -> None:
+        # entities are declared there: a few lines may stand for more than any memory holds
+        raise ValueError("it has a DOCTYPE, which no annotation needs")
+
+
+def splits(root: str) -> dict[str, tuple[str, str]]:
+    """The lists of a VOC folder, for training, validation and test; trainval for training where there is no other."""
+    lists = {name: os.path.join(root, LISTS, f"{name}.txt") for name in ("train", "val", "test", "trainval")}
+    found = {name: (path, image_folder(root)) for name, path in lists.items() if os.path.isfile(path)}
+    both = found.pop("trainval", None)
+    return {"train": both, **found} if both and "train" not in found else found
+
+
+def image_folder(root: str) -> str:
+    folder = os.path.join(root, PICTURES)
+    return folder if os.path.isdir(folder) else root
+
+
+def read(path: str, images: str) -> dict[str, Any]:
+    """The data of a list in ImageSets/Main, or of a folder; see `formats.load`."""
+    root = os.path.normpath(os.path.join(os.path.dirname(path), "..", "..")) if os.path.isfile(path) else path
+    folder = os.path.join(root, ANNOTATIONS)
+    folder = folder if os.path.isdir(folder) else root
+    build = Builder(images)
+    pictures = Images(images)
+    names: set[str] = set()
+    used: set[str] = set()
+    for xml in _listed(path, folder) if os.path.isfile(path) else files(folder, (".xml",)):
+        try:
+            tree = ElementTree.fromstring(_bytes(xml), ElementTree.XMLParser(target=_Tree()))
+            used.add(_image(build, tree, xml, folder, pictures, names))
+        except (ValueError, ElementTree.ParseError) as error:
+            raise UserError(f"{xml!r} is no Pascal VOC annotation: {error}", "bad-file") from error
+    if os.path.isdir(path):
+        build.note("images left out: they have no .xml file", count=len(set(pictures.all) - used))
+    return build.content([(name, {"name": name}) for name in sorted(names)])
+
+
+def _bytes(path: str) -> bytes:
+    text_of(path)  # which says what is wrong with other files
+    with open(path, "rb") as f:
+        return f.read()
+
+
+def _listed(path: str, folder: str) -> list[str]:
+    """The XML files of a list, whose lines have the name of an image first."""
+    try:
+        lines = text_of(path).splitlines()
+    except ValueError as error:
+        raise UserError(f"{path!r} is no list of images: {error}", "bad-file") from error
+    found: list[str] = []
+    for i, line in enumerate(lines, 1):
+        name = line.strip()
+        # lists of one class have a number after the name
+        every = [os.path.join(folder, f"{part}.xml") for part in (name, name.partition(" ")[0])] if name else []
+        xml = next(filter(os.path.isfile, every), None)
+        if every and xml is None:
+            raise UserError(f"{path!r} line {i}: {name[:100]!r} has no {every[1][-200:]!r}", "missing-file")
+        found += [xml] if xml else []
+    return found
+
+
+def _image(build: Builder, tree: ElementTree.Element, xml: str, folder: str, pictures: Images, names: set[str]) -> str:
+    """Adds an image and its objects. Returns the image's path."""
+    if tree.tag != "annotation":
+        raise ValueError(f"its outermost element is {tree.tag[:40]!r}, not 'annotation'")
+    stem, stated = os.path.splitext(os.path.relpath(xml, folder))[0], (tree.findtext("filename") or "").strip()
+    own = pictures.find(stem, stated)
+    if own and stated and os.path.splitext(os.path.basename(stated.replace("\\", "/")))[0] != os.path.splitext(os.path.basename(own))[0]:
+        build.note("'filename' names another file: the image with the name of the .xml file is taken", repr(xml))
+    path = own or os.path.join(build.root, stated or f"{stem}.jpg")
+    sides = [number(tree.findtext(f"size/{side}") or "0") for side in ("width", "height")]
+    stated_size = (int(sides[0]), int(sides[1])) if min(sides) >= 1 else None
+    if not stated_size:
+        build.note("sizes of images taken from the files: the .xml file has none", repr(xml))
+    image = build.image(path, stated_size)
+    for i, thing in enumerate(tree.findall("object"), 1):
+        where = f"{xml!r} object {i}"
+        name, box = (thing.findtext("name") or "").strip(), thing.find("bndbox")
+        if not name or box is None:
+            build.note("objects left out: they have no name or no box", where)
+            continue
+        x0, y0, x1, y1 = (number(box.findtext(side) or "") for side in ("xmin", "ymin", "xmax", "ymax"))
+        if min(x0, y0) < 1:
+            build.note("boxes that begin before the first pixel, which has the number 1, are cut there", where)
+        if thing.find("polygon") is not None:
+            build.note("outlines left out: Pascal VOC has boxes alone", where)
+        hard = (thing.findtext("difficult") or "0").strip() not in ("0", "Unspecified")
+        if hard:
+            build.note("'difficult' objects, to be ignored", where)
+        names.add(name)
+        build.add(image, name, (max(x0 - 1, 0.0), max(y0 - 1, 0.0), x1, y1), where, ignore=int(hard))
+    return path
