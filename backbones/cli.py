@@ -8,6 +8,7 @@ from .errors import unknown
 # verb -> (module with a function of the last name, what it does)
 VERBS = {
     "train": ("backbones.tools.train:command_line", "train or evaluate a detector, as train_net.py does"),
+    "dataset": ("backbones.tools.dataset:main", "convert, split, merge and show annotated images"),
     "doctor": ("backbones.tools.doctor:main", "look for everything that would spoil a training"),
     "demo": ("backbones.tools.demo:main", "find objects in images, a video or a camera, and draw them"),
     "export": ("backbones.tools.export:main", "export a detector to ONNX, OpenVINO or TorchScript"),

@@ -30,6 +30,7 @@ TOOLS = [
     "analyze",
     "benchmark",
     "compare",
+    "dataset",
     "demo",
     "digits",
     "doctor",

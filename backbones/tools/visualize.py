@@ -103,10 +103,11 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
             instances.pred_masks = [r["segmentation"] for r in kept]
         found = Visualizer(image, plain, scale=scale).draw_instance_predictions(instances)
         tiles.append(np.hstack([truth.get_image(), np.full((truth.get_image().shape[0], 4, 3), 255, np.uint8), found.get_image()]))
-    _write_grid(tiles, output, columns=3 if len(tiles) >= 6 else 1)
+    write_grid(tiles, output, 3 if len(tiles) >= 6 else 1, "ground truth | detections")
 
 
-def _write_grid(tiles: list[np.ndarray], output: str, columns: int) -> None:
+def write_grid(tiles: list[np.ndarray], output: str, columns: int, title: str) -> None:
+    """Writes a picture of RGB pictures in rows; ``title`` stands above each column."""
     import cv2
 
     h, w = (max(t.shape[i] for t in tiles) for i in (0, 1))
@@ -117,7 +118,7 @@ def _write_grid(tiles: list[np.ndarray], output: str, columns: int) -> None:
         y, x = head + i // columns * (h + pad), pad + i % columns * (w + pad)
         grid[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
     for c in range(min(columns, len(tiles))):
-        cv2.putText(grid, "ground truth | detections", (pad + c * (w + pad), 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(grid, title, (pad + c * (w + pad), 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
     if not cv2.imwrite(output, grid[:, :, ::-1]):
         raise UserError(f"cannot write {output!r}")
 

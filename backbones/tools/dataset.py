@@ -1,0 +1,279 @@
+"""Converts, splits, merges and shows annotated images: COCO's form, YOLO's, Pascal VOC's and labelme's.
+
+convert  COCO, YOLO, Pascal VOC or labelme to COCO, or to YOLO
+split    hold a part of the images out, with every class in both parts
+merge    several data sets as one, with classes of one name as one class
+show     a picture of annotated images
+
+Images stay where they are. Files in COCO's form that are written here name them from the folder that the file is in.
+"""
+
+import argparse
+import json
+import os
+import shutil
+from collections import Counter
+from typing import Any, Callable, Iterator, Sequence
+
+import numpy as np
+
+from ..data import formats, split
+from ..data.annotations import integer, mask_fault, numbers
+from ..data.formats import to_yolo
+from ..data.formats.building import file_size
+from ..documents import read_json, reading
+from ..errors import UserError
+from ..files import write_whole
+from . import parser_of, picture, program, run
+from .visualize import write_grid
+
+Part = tuple[dict[str, Any], str]  # data in COCO's form, and the folder of the images
+
+
+def read(path: str, images: str) -> dict[str, Any]:
+    """Data in any form that is known, as COCO's, with "notes": a count of what was left out or guessed. Raises UserError where that fails."""
+    content = formats.load(path, images)
+    if content is not None:
+        return content
+    if not os.path.isfile(path):
+        raise UserError(f"{path!r} is not there", "missing-file")
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        with open(path, "rb") as f:
+            known = formats.foreign(f.read(1 << 14), path)
+        said = f"is {known[0]}: {known[1]}" if known else f"is neither COCO's JSON file nor of another form that is known: {error}"
+        raise UserError(f"{path!r} {said}", "bad-file") from error
+    known = formats.foreign(content, path)
+    if known:
+        raise UserError(f"{path!r} is {known[0]}: {known[1]}", "bad-file")
+    with reading(f"{path!r} is not in COCO's form"):
+        return _sound(content, images)
+
+
+def _sound(content: dict[str, Any], root: str) -> dict[str, Any]:
+    """The entries of COCO's lists that can be used, and what was wrong with the others."""
+    if not isinstance(content, dict):
+        raise ValueError("it is no object with lists of images, categories and annotations")
+    notes: Counter = Counter()
+    images: dict[Any, dict] = {}
+    for image in content["images"]:
+        if not isinstance(image["file_name"], str) or not image["file_name"] or image["id"] in images:
+            raise ValueError(f"image {image['id']!r} has no file name, or stands there twice")
+        if not all(integer(image.get(side)) and 0 < image[side] < 10**6 for side in ("width", "height")):
+            size = file_size(os.path.join(root, image["file_name"]))
+            if not size:
+                raise ValueError(f"image {image['file_name']!r} has no size, and its file cannot be read")
+            image.update(width=size[0], height=size[1])
+            notes["sizes of images, taken from the files"] += 1
+        images[image["id"]] = image
+    categories = {category["id"]: category for category in content["categories"]}
+    if not categories or not images or not all(integer(key) and isinstance(c["name"], str) for key, c in categories.items()):
+        raise ValueError("it has no images, or no categories with a number and a name")
+    for category in categories.values():
+        if not all(isinstance(name, str) for name in category.get("keypoints") or []):
+            raise ValueError(f"category {category['name']!r} has keypoints without names")
+    sound: list[dict] = []
+    for a in content.get("annotations") or []:
+        x, y, w, h = a["bbox"] if numbers(a.get("bbox"), 4) else (0, 0, 0, 0)
+        if a["image_id"] not in images or a["category_id"] not in categories or w <= 0 or h <= 0:
+            notes["objects left out: no image or category is theirs, or their box is empty"] += 1
+            continue
+        image = images[a["image_id"]]
+        if a.get("segmentation") and mask_fault(a["segmentation"], image["height"], image["width"]):
+            notes["masks left out: they are neither polygons nor run lengths of the image's size"] += 1
+            a = {key: value for key, value in a.items() if key != "segmentation"}
+        if a.get("keypoints") and (not numbers(a["keypoints"]) or len(a["keypoints"]) % 3):
+            raise ValueError(f"annotation {a.get('id')!r} has keypoints other than x, y and visibility of each")
+        area = a.get("area")
+        area = area if isinstance(area, (int, float)) and 0 < area < 1e12 else w * h
+        sound.append({**a, "id": len(sound) + 1, "area": area, "iscrowd": int(bool(a.get("iscrowd")))})
+    return {**content, "images": list(images.values()), "categories": list(categories.values()), "annotations": sound, "notes": dict(notes)}
+
+
+def parts(path: str, images: str = "") -> dict[str, Part]:
+    """The splits at a path, "" where there is one alone; ``images`` is their folder, and makes them one."""
+    found = {"": (path, images)} if images else formats.splits(path)
+    return {name: (read(*places), places[1]) for name, places in found.items()}
+
+
+def one(path: str, images: str = "") -> Part:
+    """The data at a path, which must be of one split."""
+    found = parts(path, images)
+    if len(found) > 1:
+        folders = ", ".join(f"{folder} ({name})" for name, (_, folder) in found.items())
+        raise UserError(
+            f"{path!r} has the splits {', '.join(found)}: choose one by its folder of images, {folders}", "missing-argument", "--images"
+        )
+    return next(iter(found.values()))
+
+
+def merged(every: list[Part]) -> tuple[dict[str, Any], dict[str, int]]:
+    """Data sets as one, with absolute names of images, and notes. Classes of one name are one, and so are images of one file.
+
+    Raises UserError where classes of one name have other keypoints.
+    """
+    categories: dict[str, dict] = {}
+    images: dict[str, dict] = {}
+    annotations: list[dict] = []
+    notes: Counter = Counter()
+    for content, root in every:
+        for category in sorted(content["categories"], key=lambda category: category["id"]):
+            known = categories.setdefault(category["name"], {**category, "id": len(categories) + 1})
+            if (known.get("keypoints") or []) != (category.get("keypoints") or []):
+                raise UserError(f"class {category['name']!r} has other keypoints in one than in the other", "classes")
+        names = {category["id"]: categories[category["name"]]["id"] for category in content["categories"]}
+        ids = {}
+        for image in content["images"]:
+            path = os.path.realpath(os.path.join(root, image["file_name"]))
+            notes["images that stand in more than one, with the objects of all"] += path in images
+            ids[image["id"]] = images.setdefault(path, {**image, "id": len(images) + 1, "file_name": path})["id"]
+        annotations += (
+            {**a, "id": i, "image_id": ids[a["image_id"]], "category_id": names[a["category_id"]]}
+            for i, a in enumerate(content["annotations"], len(annotations) + 1)
+        )
+    content = {"images": list(images.values()), "categories": list(categories.values()), "annotations": annotations}
+    return content, {text: count for text, count in notes.items() if count}
+
+
+def _summary(content: dict[str, Any]) -> str:
+    return f"{len(content['images'])} images, {len(content['annotations'])} objects of {len(content['categories'])} classes"
+
+
+def _lines(written: str, content: dict[str, Any], notes: dict[str, int]) -> Iterator[str]:
+    yield f"{written}: {_summary(content)}"
+    yield from (f"  {count} {text}" for text, count in notes.items())
+
+
+def _write_coco(content: dict[str, Any], images: str, output: str) -> None:
+    """Writes a file that names its images from the folder that it is in."""
+    folder = os.path.dirname(os.path.abspath(output))
+    named = [
+        {**image, "file_name": os.path.relpath(os.path.join(images, image["file_name"]), folder).replace(os.sep, "/")}
+        for image in content["images"]
+    ]
+    write_whole(output, json.dumps({**{key: value for key, value in content.items() if key != "notes"}, "images": named}))
+
+
+def convert(input: str, output: str, images: str = "", to: str = "coco") -> Iterator[str]:
+    """Writes data as COCO's, one file a split, or as YOLO's, one folder. Yields lines that say what was written, left out and guessed."""
+    found = parts(input, images)
+    if to == "coco":
+        stem, ending = os.path.splitext(output)
+        for name, (content, root) in found.items():
+            file = output if len(found) == 1 else f"{stem}_{name}{ending}"
+            _write_coco(content, root, file)
+            yield from _lines(file, content, content["notes"])
+        return
+    if os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
+        raise UserError(f"{output!r} is there already: name a new folder", "cannot-write", "--output")
+    partial = output.rstrip("/\\") + ".partial"
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        os.makedirs(partial)
+        notes = to_yolo.write({name or "train": part for name, part in found.items()}, partial)
+        if os.path.isdir(output):
+            os.rmdir(output)
+        os.replace(partial, output)
+    except OSError as error:
+        raise UserError(f"{output!r} cannot be written: {error.strerror}", "cannot-write", "--output") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    for name, (content, _) in found.items():
+        yield from _lines(os.path.join(output, "labels", name or "train"), content, content["notes"])
+    yield f"{os.path.join(output, 'data.yaml')}: {', '.join(name or 'train' for name in found)}"
+    yield from (f"  {count} {text}" for text, count in notes.items())
+    if not {"train", "val"} <= set(found):
+        yield "  Ultralytics asks for 'train' and 'val' in it: add the other"
+
+
+def divide(input: str, output: str, images: str = "", val: float = 0.2, seed: int = 0) -> Iterator[str]:
+    """Writes train.json, and val.json of that share of images, to a folder. Yields lines that say what was written, left out and guessed."""
+    content, root = one(input, images)
+    kept, held, alone = split.parts(content, val, seed)
+    for name, part in (("train", kept), ("val", held)):
+        _write_coco(part, root, os.path.join(output, f"{name}.json"))
+        yield from _lines(os.path.join(output, f"{name}.json"), part, content["notes"] if name == "train" else {})
+    if alone:
+        yield f"  {len(alone)} classes are in one part alone, as others are in their images: {', '.join(alone[:10])}"
+
+
+def merge(input: list[str], output: str, images: Sequence[str] = ()) -> Iterator[str]:
+    """Writes several data sets as one. Yields lines that say what was written, left out and guessed."""
+    if images and len(images) != len(input):
+        raise UserError(f"--images has {len(images)} folders for {len(input)} data sets: give one each", "value", "--images")
+    every = [one(path, folder) for path, folder in zip(input, images or [""] * len(input))]
+    content, notes = merged(every)
+    _write_coco(content, "", output)
+    for path, (each, _) in zip(input, every):
+        yield from _lines(path, each, each["notes"])
+    yield from _lines(output, content, notes)
+
+
+def show(input: str, output: str, images: str = "", num: int = 12) -> Iterator[str]:
+    """Writes one picture of ``num`` images, evenly chosen, with their annotations. Yields a line that says so, and what was left out."""
+    from detectron2.data import Metadata
+    from detectron2.data.detection_utils import read_image
+    from detectron2.structures import BoxMode
+    from detectron2.utils.visualizer import Visualizer
+
+    if num < 1:
+        raise UserError(f"--num {num}: draw at least one image", "value", "--num")
+    picture(output)
+    content, root = one(input, images)
+    chosen = [content["images"][i] for i in np.linspace(0, len(content["images"]) - 1, min(num, len(content["images"]))).astype(int)]
+    categories = sorted(content["categories"], key=lambda category: category["id"])
+    number = {category["id"]: i for i, category in enumerate(categories)}
+    about = Metadata(thing_classes=[category["name"] for category in categories])
+    objects: dict[Any, list[dict]] = {image["id"]: [] for image in chosen}
+    for a in content["annotations"]:
+        if a["image_id"] in objects:
+            shown = {key: a[key] for key in ("bbox", "segmentation") if a.get(key)}
+            objects[a["image_id"]].append({**shown, "bbox_mode": BoxMode.XYWH_ABS, "category_id": number[a["category_id"]]})
+    tiles = []
+    for image in chosen:
+        file = os.path.join(root, image["file_name"])
+        if not os.path.isfile(file):
+            raise UserError(f"image {file!r} is not there", "missing-file", "--images")
+        try:
+            pixels = read_image(file, "RGB")
+        except Exception as error:  # Pillow raises anything for a damaged file
+            raise UserError(f"image {file!r} cannot be read: {error}", "data") from error
+        its = objects[image["id"]]
+        if not all("segmentation" in a for a in its):  # detectron2 draws the masks of all or of none
+            its = [{key: value for key, value in a.items() if key != "segmentation"} for a in its]
+        np.random.seed(0)  # detectron2 draws its colours from numpy's global generator: the same picture every time
+        scale = max(240, min(image["height"], 480)) / pixels.shape[0]
+        tiles.append(Visualizer(pixels, about, scale=scale).draw_dataset_dict({"annotations": its}).get_image())
+    write_grid(tiles, output, min(4, len(tiles)), "annotations")
+    yield from _lines(output, {**content, "images": chosen, "annotations": [a for its in objects.values() for a in its]}, content["notes"])
+
+
+def main() -> None:
+    parser = parser_of(program("dataset"), __doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    about = "COCO's JSON file; YOLO's data.yaml or folder; Pascal VOC's folder or list; a folder of labelme's files"
+    one_of: dict[str, argparse.ArgumentParser] = {}
+    for verb, text, output in (
+        ("convert", "to COCO or YOLO", "the file, or for YOLO the folder, to write"),
+        ("split", "hold a part of the images out", "the folder to write train.json and val.json to"),
+        ("merge", "several data sets as one", "the file to write"),
+        ("show", "draw annotated images", "the picture to write, .png or .jpg"),
+    ):
+        one_of[verb] = verbs.add_parser(verb, help=text, description=text)
+        one_of[verb].add_argument("input", metavar="IN", nargs="+" if verb == "merge" else None, help=about)
+        one_of[verb].add_argument("--output", required=True, metavar="PATH", help=output)
+        images = "the folder of the images, of each one" if verb == "merge" else "the folder of the images (default: that of the annotations)"
+        one_of[verb].add_argument("--images", default="", metavar="DIR", nargs="+" if verb == "merge" else None, help=images)
+    one_of["convert"].add_argument("--to", choices=("coco", "yolo"), default="coco", help="the form to write (default: %(default)s)")
+    one_of["split"].add_argument("--val", type=float, default=0.2, metavar="SHARE", help="of the images to hold out (default: %(default)s)")
+    one_of["split"].add_argument("--seed", type=int, default=0, help="another one chooses other images (default: %(default)s)")
+    one_of["show"].add_argument("--num", type=int, default=12, help="how many images to draw (default: %(default)s)")
+    args = vars(parser.parse_args())
+    actions: dict[str, Callable[..., Iterator[str]]] = {"convert": convert, "split": divide, "merge": merge, "show": show}
+    for line in actions[args.pop("verb")](**args):
+        print(line)
+
+
+if __name__ == "__main__":
+    run(main)
