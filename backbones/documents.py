@@ -1,23 +1,40 @@
 """JSON and YAML of anybody: read without running out of time or memory, whatever is in it."""
 
+import codecs
 import contextlib
 import json
 import os
-from typing import Any, Callable, Iterator, TextIO
+from typing import Any, Iterator
 
+import orjson
 import yaml
 
 from .errors import UserError
 
 
 def read_json(path: str) -> Any:
-    """A JSON file's content. Raises ValueError for anything else, and for whole numbers beyond 64 bits, which are no float either."""
-    return _parsed(path, lambda f: json.load(f, parse_int=_whole))
+    """A JSON file's content, in UTF-8 or, with a byte-order mark, in UTF-16. NaN and Infinity are taken. Raises ValueError for anything else."""
+    try:
+        content = _content(path)
+        if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            content = content.decode("utf-16").encode()
+        content = content.removeprefix(codecs.BOM_UTF8)
+        try:
+            return orjson.loads(content)  # several times as fast as the standard library, and stricter
+        except orjson.JSONDecodeError:
+            return json.loads(content.decode("utf-8"), parse_int=_whole)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is no UTF-8 text (byte {error.start} is {error.object[error.start]:#x}): save it as UTF-8") from error
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
 
 
 def read_yaml(path: str, most: int = 1 << 18) -> Any:
     """A YAML file's content. Raises ValueError for anything else, Python objects, more than 100,000 values, and more than ``most`` bytes."""
-    return _parsed(path, lambda f: yaml.load(f, _Plain), most)
+    try:
+        return yaml.load(_content(path, most).decode("utf-8-sig"), _Plain)
+    except (RecursionError, yaml.YAMLError) as error:
+        raise ValueError(" ".join(str(error).split())) from error
 
 
 @contextlib.contextmanager
@@ -29,16 +46,16 @@ def reading(what: str) -> Iterator[None]:
         raise UserError(f"{what}: {error}", "bad-file") from error
 
 
-def _parsed(path: str, parse: Callable[[TextIO], Any], most: float = float("inf")) -> Any:
+def _content(path: str, most: float = float("inf")) -> bytes:
     if not os.path.isfile(path):  # a device gives no end of it, and a pipe may never begin
         raise ValueError("it is no file")
     try:
         if os.path.getsize(path) > most:
             raise ValueError(f"it has {os.path.getsize(path)} bytes, more than {most}")
-        with open(path, encoding="utf-8-sig") as f:
-            return parse(f)
-    except (OSError, RecursionError, yaml.YAMLError) as error:
-        raise ValueError(getattr(error, "strerror", None) or " ".join(str(error).split())) from error
+        with open(path, "rb") as f:
+            return f.read()
+    except OSError as error:
+        raise ValueError(error.strerror) from error
 
 
 def _whole(digits: str) -> int:

@@ -56,6 +56,7 @@ def _is_part(value: Any) -> bool:
 
 _SIZE = (lambda v: len(v) == 2 and all(type(side) is int and side >= 1 for side in v), "a height and a width in pixels")
 _PART = (_is_part, "the least and the most part of an image, from 0 to 1")
+_NO_MASK = ("stop", "box", "skip")
 _MAPPERS = ("detectron2", "exact", "fast")
 _RES = ["res2", "res3", "res4", "res5"]
 _DDP = ("STATIC_GRAPH", "GRADIENT_AS_BUCKET_VIEW", "FP16_COMPRESSION")
@@ -160,6 +161,12 @@ KEYS: tuple[Key, ...] = (
     Key("INPUT.UNREADABLE", "stop", 'images that cannot be read in training: "stop" at the first, or "skip" and count them', ("stop", "skip")),
     Key("INPUT.MAPPER", "detectron2", 'maker of examples; "exact": the same faster; "fast": pixels differ by one level', _MAPPERS),
     Key("DATASETS.REGISTER", [], "COCO-format data, [name, annotation file, image folder] each; DATASETS.TRAIN and TEST then name them"),
+    Key("DATASETS.CLASSES", [], "names of the model's classes, by which own data match theirs; []: those of the first data to train on"),
+    Key("DATASETS.CROWDS", "ignore", 'own objects marked as crowds: "ignore", or "objects" that are learnt', ("ignore", "objects")),
+    Key("DATASETS.NO_MASK", "stop", "own objects without a mask where masks are learnt: an error, their box as the mask, or left out", _NO_MASK),
+    Key("DATASETS.BOX_FORMAT", "xywh", 'of own boxes: COCO\'s x, y, width, height, or "xyxy", corners', ("xywh", "xyxy")),
+    Key("DATASETS.KEYPOINTS", [], "names of the model's keypoints; []: those of the data"),
+    Key("DATASETS.KEYPOINT_FLIPS", [], "[left, right] each: keypoints that change places in a flipped image; []: found by their names"),
     Key("DATASETS.HOLD_OUT", [], "[name, number of images] each: gives NAME_held_out, so many of them, and NAME_kept, the others"),
     Key("DATASETS.IMAGE_FOLDERS", [], "for classification, [name, folder] each; the folder's own folders are the classes"),
     # detectron2's own

@@ -11,7 +11,6 @@ from detectron2.config import CfgNode
 from detectron2.config.compat import guess_version
 
 from ..errors import UserError
-from .architectures import ARCHITECTURES
 from .keys import all_keys, flat, get, put
 
 # keys that name a file, which lies beside the config or where the run starts
@@ -118,47 +117,50 @@ def make_files_absolute(cfg: CfgNode) -> None:
 
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags ``--train-json``, ``--train-images``, ``--val-json`` and ``--val-images`` of an argparse parser."""
-    group = parser.add_argument_group("own data, in COCO's format, in the place of the config's; the number of classes and their names follow")
+    """The flags for own data of an argparse parser: ``--train``, ``--train-images``, ``--val``, ``--val-images`` and ``--val-split``."""
+    group = parser.add_argument_group("own data in the place of the config's; the number of classes and their names follow")
     for split, what in (("train", "to train on"), ("val", "to evaluate on")):
-        group.add_argument(f"--{split}-json", default="", metavar="FILE", help=f"annotations {what}")
-        group.add_argument(f"--{split}-images", default="", metavar="DIR", help="the folder of their images")
+        text = f"annotations {what}: a COCO file, a YOLO data.yaml, or a folder of YOLO's, Pascal VOC's or labelme's files"
+        group.add_argument(f"--{split}", f"--{split}-json", dest=f"{split}_json", default="", metavar="PATH", help=text)
+        group.add_argument(f"--{split}-images", default="", metavar="DIR", help="the folder of their images (default: that of the annotations)")
+    group.add_argument("--val-split", type=float, default=0, metavar="PART", help="keep a part of the training data, such as 0.2, to evaluate on")
 
 
-def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool = True) -> None:
-    """Puts the data of `add_data_arguments` into ``cfg``, and their classes; to be called before overrides, which then prevail.
+def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool = True) -> bool:
+    """Puts the data of `add_data_arguments` into ``cfg``; returns whether there are any. To be called before overrides, which then prevail.
 
-    Raises UserError for a flag without its fellow, for files that are none of COCO's, and for two sets with other classes.
+    Raises UserError for flags that lack their fellow.
     """
-    from ..data.coco import read_categories
-
-    entries: list[list[str]] = []
-    classes = {}
-    for split in ("train", "val"):
-        file, folder = getattr(args, f"{split}_json"), getattr(args, f"{split}_images")
-        if bool(file) != bool(folder):
-            missing = f"--{split}-{'images' if file else 'json'}"
-            raise UserError(f"--{split}-json and --{split}-images go together: {missing} is missing", "missing-argument", missing)
-        if file:
-            entries.append([f"own_{split}", os.path.abspath(file), os.path.abspath(folder)])
-            classes[split] = read_categories(f"own_{split}", file)
-    if not entries:
-        return
-    if training and "train" not in classes:
-        said = "--val-json is there without --train-json: to evaluate alone, add --eval-only; to train, name what to train on"
-        raise UserError(said, "missing-argument", "--train-json")
-    if not training and "val" not in classes:
-        raise UserError("--train-json is there without --val-json, which --eval-only needs", "missing-argument", "--val-json")
-    if len(classes) == 2 and classes["train"] != classes["val"]:
-        one, other = first_difference(classes["train"], classes["val"])
-        said = f"--train-json and --val-json have other categories (id, name): {one} in the one stands where the other has {other}"
-        raise UserError(said, "classes", "--val-json")
-    cfg.DATASETS.REGISTER = [*cfg.DATASETS.REGISTER, *entries]
-    cfg.DATASETS.TRAIN = ("own_train",) if "train" in classes else ()
-    cfg.DATASETS.TEST = ("own_val",) if "val" in classes else ()
+    paths = {split: (getattr(args, f"{split}_json"), getattr(args, f"{split}_images")) for split in ("train", "val")}
+    for split, (file, folder) in paths.items():
+        if folder and not file:
+            raise UserError(f"--{split}-images is there without --{split}", "missing-argument", f"--{split}")
+    part = getattr(args, "val_split", 0)
+    if part and not (0 < part < 1 and paths["train"][0] and not paths["val"][0]):
+        raise UserError(f"--val-split {part:g}: a part of the images of --train, between 0 and 1, where there is no --val", "value", "--val-split")
+    if not any(file for file, _ in paths.values()):
+        return False
+    if training and not paths["train"][0]:
+        said = "--val is there without --train: to evaluate alone, add --eval-only; to train, name what to train on"
+        raise UserError(said, "missing-argument", "--train")
+    if not training and not (paths["val"][0] or part):
+        raise UserError("--train is there without --val, which --eval-only needs", "missing-argument", "--val")
+    given = {f"own_{split}": (os.path.abspath(file), os.path.abspath(folder or _beside(file))) for split, (file, folder) in paths.items() if file}
+    cfg.DATASETS.REGISTER = [*(list(e) for e in cfg.DATASETS.REGISTER if e[0] not in given), *([name, *where] for name, where in given.items())]
+    if "own_train" in given:
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("own_train",), ()
+        cfg.DATASETS.CLASSES, cfg.DATASETS.KEYPOINTS, cfg.DATASETS.KEYPOINT_FLIPS = [], [], []
+        cfg.DATASETS.HOLD_OUT = [["own_train", part]] if part else []
+    if "own_val" in given:
+        cfg.DATASETS.TEST = ("own_val",)
+    if part:
+        cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("own_train_kept",), ("own_train_held_out",)
     cfg.DATASETS.PROPOSAL_FILES_TRAIN, cfg.DATASETS.PROPOSAL_FILES_TEST = (), ()
-    for key in (key for row in ARCHITECTURES.values() for key, field in row.classes.items() if field == "thing_classes"):
-        put(cfg, key, len(next(iter(classes.values()))))
+    return True
+
+
+def _beside(path: str) -> str:
+    return path if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
 
 
 def first_difference(one: Collection[Any], other: Collection[Any]) -> tuple[Any, Any]:

@@ -2,7 +2,7 @@
 
 from .checks import check_datasets, check_packages, check_paths, dataset_findings
 from .classification import register_image_folders
-from .coco import register_from_config
+from .coco import follow, register_from_config
 from .digits import register_digits
 from .holdout import register_held_out
 
@@ -11,6 +11,7 @@ __all__ = [
     "check_packages",
     "check_paths",
     "dataset_findings",
+    "follow",
     "register_digits",
     "register_from_config",
     "register_held_out",

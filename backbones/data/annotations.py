@@ -1,4 +1,4 @@
-"""Reads annotation files in COCO's format, and checks their entries. Nothing in a file is trusted."""
+"""The values in COCO's files: numbers, masks, run lengths. Nothing in a file is trusted."""
 
 import math
 import os
@@ -27,28 +27,13 @@ def numbers(value: Any, count: int | None = None) -> bool:
     return not value or (min(value) >= -1e6 and max(value) <= 1e6 and not math.isnan(sum(value)))
 
 
-_ID = ("an integer", integer)
-_SIDE = ("a number of pixels", lambda value: integer(value) and 0 < value < 10**6)
-_NAME = ("a text", lambda value: isinstance(value, str))
-FIELDS: dict[str, Fields] = {
-    "images": {"id": _ID, "file_name": ("the name of a file", lambda v: isinstance(v, str) and v != ""), "width": _SIDE, "height": _SIDE},
-    "categories": {
-        "id": _ID,
-        "name": _NAME,
-        "keypoints": ("a list of names", lambda value: isinstance(value, list) and all(isinstance(name, str) for name in value)),
-    },
-    "annotations": {
-        "id": _ID,
-        "image_id": _ID,
-        "category_id": _ID,
-        "bbox": ("[x, y, width, height] in numbers", lambda value: numbers(value, 4)),
-        "keypoints": ("x, y and visibility of each, in numbers", lambda value: numbers(value) and len(value) % 3 == 0),
-        "num_keypoints": _ID,
-        "iscrowd": ("0 or 1", lambda value: value in (0, 1)),
-        "area": ("a number of pixels", lambda value: type(value) in (int, float) and 0 <= value <= 1e12),
-    },
+# the fields of detections and annotations
+FIELDS: Fields = {
+    "image_id": ("an integer", integer),
+    "category_id": ("an integer", integer),
+    "bbox": ("[x, y, width, height] in numbers", lambda value: numbers(value, 4)),
+    "keypoints": ("x, y and visibility of each, in numbers", lambda value: numbers(value) and len(value) % 3 == 0),
 }
-OPTIONAL = ("keypoints", "num_keypoints", "iscrowd", "area")  # missing, or null
 
 
 def parse(path: str, what: str) -> Any:
@@ -61,61 +46,27 @@ def parse(path: str, what: str) -> Any:
         raise UserError(f"{what} {path!r} is not JSON: {error}", "bad-file") from error
 
 
-def read(path: str, what: str = "annotation file") -> dict[str, list[Any]]:
-    """The content of an annotation file: lists of images, annotations and categories, whose entries may be anything.
-
-    Raises UserError, which calls the file ``what``, if it is missing, is not JSON, lacks one of the
-    lists, or has no images or categories.
-    """
-    content = parse(path, what)
-    missing = [key for key in FIELDS if not isinstance(content, dict) or key not in content]
-    if missing:
-        raise UserError(f"{what} {path!r} is not in COCO's format: it has no {', '.join(sorted(missing))}", "bad-file")
-    for key in FIELDS:
-        if not isinstance(content[key], list):
-            raise UserError(f"{what} {path!r}: {key!r} is not a list of objects", "bad-file")
-        if not content[key] and key != "annotations":
-            raise UserError(f"{what} {path!r}: {key!r} is empty", "data")
-    return content
-
-
-def faults(entry: Any, fields: Fields, optional: Sequence[str] = OPTIONAL) -> Iterator[str]:
+def faults(entry: Any, fields: Fields) -> Iterator[str]:
     """What is wrong with an entry, as the rest of a sentence that begins with its name: missing fields, and wrong values."""
     if not isinstance(entry, dict):
         yield f"is {reprlib.repr(entry)}, not an object"
         return
     for name, (kind, fits) in fields.items():
         if name not in entry:
-            if name not in optional:
-                yield f"has no {name}: it must be {kind}"
-        elif not fits(entry[name]) and (entry[name] is not None or name not in optional):
+            yield f"has no {name}: it must be {kind}"
+        elif not fits(entry[name]):
             yield f"has {name} {reprlib.repr(entry[name])}: it must be {kind}"
 
 
-def problems(content: dict[str, list[Any]], fields: Mapping[str, Fields] = FIELDS, optional: Sequence[str] = OPTIONAL) -> Iterator[str]:
-    """What is wrong with entries, ids and references, masks apart. Stop at the first: later checks rely on earlier ones."""
-    for key in fields:
-        seen = set()
-        for i, entry in enumerate(content[key]):
-            for fault in faults(entry, fields[key], optional):
-                yield f"entry {i} of {key!r} {fault}"
-            if entry["id"] in seen:
-                yield f"the id {entry['id']} stands twice in {key!r}"
-            seen.add(entry["id"])
-    for name, key in (("image_id", "images"), ("category_id", "categories")):
-        known = {entry["id"] for entry in content[key]}
-        for i, entry in enumerate(content["annotations"]):
-            if entry[name] not in known:
-                yield f"entry {i} of 'annotations' has {name} {entry[name]}, which is not among the {key!r}"
-
-
 def mask_fault(mask: Any, height: int, width: int) -> str:
-    """What is wrong with an object's mask in an image of this size: a key of `inspection.KINDS`, or "" if nothing is.
+    """What is wrong with an object's mask in an image of this size: a key of `findings.KINDS`, or "" if nothing is.
 
     pycocotools checks nothing: a mask that does not fit makes it access memory outside its own, or never end.
     """
-    if mask is None or mask == [] or mask == {}:
+    if mask is None or mask in ([], {}, "", [[]]):
         return "no mask"
+    if isinstance(mask, str):
+        return "Kaggle's run lengths" if re.fullmatch(r"[0-9 ]+", mask) else "bad mask"
     pixels = height * width
     if pixels >= 1 << 32:  # pycocotools counts them in 32 bits
         return "bad mask"

@@ -127,20 +127,9 @@ def _classes(cfg: CfgNode, name: str, called: Callable[[str], str]) -> Iterator[
 
 
 def _annotations(cfg: CfgNode, name: str, training: bool, key: str) -> Iterator[UserError]:
-    fields = MetadataCatalog.get(name).get("annotation_fields")  # known of data from DATASETS.REGISTER
-    if fields is not None:
-        if learns(cfg, "semantic"):
-            said = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} needs semantic labels, which data set {name!r} has not"
-            yield UserError(said, "data", key)
-        needed = {"bbox": "training"} if training else {"area": "COCO's evaluation", "iscrowd": "COCO's evaluation"}
-        if learns(cfg, "masks"):
-            needed["segmentation"] = "MODEL.MASK_ON"
-        if learns(cfg, "keypoints"):
-            needed["keypoints" if training else "num_keypoints"] = "MODEL.KEYPOINT_ON"
-        for field, whose in needed.items():
-            if field not in fields:
-                said = f"{whose} needs {field!r} in every annotation of data set {name!r}. All have: {', '.join(fields) or 'none'}."
-                yield UserError(said, "data", key)
+    if MetadataCatalog.get(name).get("reader") and learns(cfg, "semantic"):
+        said = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} needs semantic labels, which data set {name!r} has not"
+        yield UserError(said, "data", key)
     sigmas, count = cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     if learns(cfg, "keypoints") and not training and len(sigmas or [0] * 17) != count:
         said = f"TEST.KEYPOINT_OKS_SIGMAS has {len(sigmas) or 'the default 17'} values, but MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS is {count}"

@@ -1,78 +1,163 @@
-"""Registers COCO-format data from a config, without code, and says what is wrong with the files before anything starts."""
+"""Registers data in COCO's format from a config, without code."""
 
-import logging
-import os
-from typing import Any, Iterator
+import contextlib
+import dataclasses
+from typing import Any, Collection, Iterator, Sequence
 
 from detectron2.config import CfgNode
-from detectron2.data.datasets import register_coco_instances
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
+from ..config import architecture, get
 from ..errors import UserError
-from . import annotations
-from .holdout import entries, is_registered
-from .inspection import KINDS, evenly, look
+from .dataset import Dataset
+from .keypoints import flip_pairs
+from .holdout import HELD_OUT, KEPT, entries
+from .reader import number_classes, read
+from .sources import Source, Use
 
-_SAMPLED = 500  # images whose sizes are compared with those stated: enough for a systematic mistake, and takes seconds on a slow disk
 
+class Reader:
+    """Reads a data set when it is first asked for, and gives detectron2's records when called.
 
-def register_from_config(cfg: CfgNode) -> None:
-    """Registers the data sets of ``cfg.DATASETS.REGISTER``: [name, annotation file, image folder] each.
-
-    Class names come from the file. Every annotation is checked, every image must exist, and up to 500 images must have the size that the file
-    states. Raises UserError for anything wrong, and for an entry of another form.
+    What `dataset` reads is kept until `__call__` hands it on, so that a file is parsed once before training.
     """
-    for name, json_file, image_root in entries(cfg, "REGISTER", {"'name'": str, "'annotations.json'": str, "'image_folder'": str}):
-        if not os.path.isdir(image_root):
-            raise UserError(f"DATASETS.REGISTER: image folder {image_root!r} of {name!r} is not there", "missing-file", "DATASETS.REGISTER")
-        if is_registered(name, "json_file", json_file, "REGISTER"):
+
+    def __init__(self, source: Source, use: Use):
+        self.source, self.use = source, use
+        self._held: Dataset | None = None
+
+    def dataset(self) -> Dataset:
+        """Raises UserError where the data cannot be used."""
+        if self._held is None:
+            data = read(self.source, self.use)
+            error = data.error()
+            if error:
+                raise error
+            self._held = data
+        return self._held
+
+    def __call__(self) -> list[dict[str, Any]]:
+        data, self._held = self.dataset(), None
+        return data.records(self.use)
+
+    def truth(self) -> dict[str, Any]:
+        """The data in COCO's form, for an evaluation."""
+        return self.dataset().truth()
+
+    def number(self, classes: Sequence[str]) -> None:
+        """Numbers the classes as other data have them. Raises UserError where none has a name of theirs."""
+        self.use = dataclasses.replace(self.use, classes=tuple(classes))
+        number_classes(self.dataset(), self.use.classes)
+        error = self.dataset().error()
+        if error:
+            raise error
+
+    def __getstate__(self) -> dict[str, Any]:  # what goes to other processes
+        return {**self.__dict__, "_held": None}
+
+
+def register_from_config(cfg: CfgNode, names: Collection[str] | None = None) -> list[str]:
+    """Registers the data sets of ``cfg.DATASETS.REGISTER``: [name, annotation file, image folder] each. Returns the names of those that are new.
+
+    Args:
+        names: those to register; None: all.
+
+    The class names of ``cfg.DATASETS.CLASSES``, or of the first data set to train on, hold for all; others match them by name.
+    Raises UserError for data that cannot be used, and for an entry of another form.
+    """
+    found = list(entries(cfg, "REGISTER", {"'name'": str, "'annotations.json'": str, "'image_folder'": str}))
+    wanted = None if names is None else {name.removesuffix(HELD_OUT).removesuffix(KEPT) for name in names}
+    training = {name.removesuffix(KEPT) for name in cfg.DATASETS.TRAIN}
+    use, new = Use.of(cfg), []
+    classes = use.classes
+    found.sort(key=lambda entry: entry[0] not in training)
+    if not classes and wanted is not None and found and found[0][0] in training - wanted:  # the classes of a model that is only evaluated
+        with contextlib.suppress(UserError):
+            classes = tuple(read(Source(*found[0]), dataclasses.replace(use, masks=False, keypoints=False, skip=True), images=1).classes)
+    for name, json_file, image_root in found:
+        if wanted is not None and name not in wanted:
             continue
-        content = annotations.read(json_file, _FILE)
-        for problem in _problems(content, image_root):
-            raise UserError(f"{_FILE} {json_file!r}: {problem}", "data", "DATASETS.REGISTER")
-        if any(a["id"] == 0 for a in content["annotations"]):
-            _, said, _ = KINDS["annotation id 0"]
-            logging.getLogger(__name__).warning(f"{json_file}: an annotation {said}: number from 1")
-        # ids in increasing order become classes 0, 1, 2, ... as in detectron2's loader, but known before the images are read
-        categories = sorted(content["categories"], key=lambda category: category["id"])
-        metadata: dict[str, Any] = {"thing_classes": [category["name"] for category in categories]}
-        keypoints = [category["keypoints"] for category in categories if category.get("keypoints")]
-        if keypoints:
-            metadata.update(keypoint_names=keypoints[0], keypoint_flip_map=_flip_map(keypoints[0]))
-        # what may be trained and evaluated: the fields that all annotations have
-        fields = [{key for key, value in a.items() if value or value == 0} for a in content["annotations"]]
-        metadata["annotation_fields"] = sorted(set.intersection(*fields)) if fields else []
-        register_coco_instances(name, metadata, json_file, image_root)
+        reader = Reader(Source(name, json_file, image_root, name in training, name in cfg.DATASETS.TEST), dataclasses.replace(use, classes=classes))
+        if name in DatasetCatalog:
+            known = MetadataCatalog.get(name).get("reader")
+            if known is None:
+                raise UserError(f"DATASETS.REGISTER: the name {name!r} is taken by another data set", "conflict", "DATASETS.REGISTER")
+            if known.source == reader.source and known.use == reader.use:
+                continue
+        data = reader.dataset()
+        if not classes and name not in training:
+            theirs = _classes_of_the_model(cfg)
+            if theirs and set(data.classes) <= set(theirs):
+                reader.number(theirs)
+        if not classes and name in training:
+            classes = tuple(data.classes)
+        _register(reader, cfg)
+        new.append(name)
+    return new
 
 
-_FILE = "DATASETS.REGISTER: annotation file"
+def _register(reader: Reader, cfg: CfgNode) -> None:
+    name, data = reader.source.name, reader.dataset()
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+    DatasetCatalog.register(name, reader)
+    about: dict[str, Any] = dict(
+        json_file=reader.source.json_file,
+        image_root=reader.source.image_root,
+        evaluator_type="coco",
+        thing_classes=data.classes,
+        thing_dataset_id_to_contiguous_id=data.ids(),
+        reader=reader,
+        truth=reader.truth,
+        labelled=data.labelled,
+        mask_runs=data.runs,
+        most_objects=data.most(),
+        said=[data.summary(), *(finding.message for finding in data.findings.lines())],
+    )
+    names = list(cfg.DATASETS.KEYPOINTS) or data.keypoint_names
+    if names:
+        pairs, why = flip_pairs(names, cfg.DATASETS.KEYPOINT_FLIPS)
+        about.update(keypoint_names=names, keypoint_flip_map=pairs, keypoint_flips_unknown=why)
+    MetadataCatalog.get(name).set(**about)
 
 
-def _problems(content: dict[str, list[Any]], image_root: str) -> Iterator[str]:
-    """What detectron2 or pycocotools would fail on later, worst first."""
-    yield from annotations.problems(content)
-    images = {image["id"]: image for image in content["images"]}
-    for a in content["annotations"]:
-        kind = annotations.mask_fault(a.get("segmentation"), images[a["image_id"]]["height"], images[a["image_id"]]["width"])
-        if kind in ("bad mask", "mask of other size"):
-            yield f"annotation {a['id']} has a {kind}: {KINDS[kind][1]}"
-    for image in content["images"]:
-        if not os.path.isfile(os.path.join(image_root, image["file_name"])):
-            yield f"image {image['file_name']!r} is not in {image_root!r}"
-    for image in evenly(content["images"], _SAMPLED):
-        for kind, about in look(os.path.join(image_root, image["file_name"]), image, pixels=False):
-            if kind == "unreadable image":
-                yield f"image {image['file_name']!r} cannot be read{about}"
-            elif kind == "image of other size":
-                yield f"image {image['file_name']!r} is {about.strip(' ()')} (width x height) as the annotations say"
+def _classes_of_the_model(cfg: CfgNode) -> list[str]:
+    """The class names of the catalogue's data that the config trains on, if its model has as many."""
+    for name in cfg.DATASETS.TRAIN:
+        classes = MetadataCatalog.get(name).get("thing_classes") if name in DatasetCatalog else None
+        keys = [key for key, value in architecture(cfg).classes.items() if value == "thing_classes"]
+        if classes and keys and all(get(cfg, key) == len(classes) for key in keys):
+            return list(classes)
+    return []
 
 
-def _flip_map(names: list[str]) -> list[tuple[str, str]]:
-    return [(n, n.replace("left", "right", 1)) for n in names if "left" in n and n.replace("left", "right", 1) in names]
+def follow(cfg: CfgNode, replaced: bool) -> Iterator[tuple[str, Any, str]]:
+    """(key, value, reason) of what a config has to say for its registered data, and does not.
 
-
-def read_categories(name: str, json_file: str) -> list[tuple[int, str]]:
-    """(id, name) of every category of an annotation file, in the order of their classes; raises UserError as `register_from_config` does."""
-    content = annotations.read(json_file, _FILE)
-    for problem in annotations.problems({"categories": content["categories"], "images": [], "annotations": []}):
-        raise UserError(f"{_FILE} {json_file!r}: {problem}", "data", "DATASETS.REGISTER")
-    return sorted((category["id"], category["name"]) for category in content["categories"])
+    ``replaced``: the data have come in the place of the config's, so that the numbers of classes and keypoints are theirs too.
+    """
+    known = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name in DatasetCatalog]
+    own = [about for about in known if about.get("reader")]
+    if not own:
+        return
+    classes, names = list(own[0].thing_classes), next((list(about.keypoint_names) for about in own if about.get("keypoint_names")), [])
+    if list(cfg.DATASETS.CLASSES) != classes:
+        yield "DATASETS.CLASSES", classes, ""
+    for key in (key for key, field in architecture(cfg).classes.items() if field == "thing_classes"):
+        if replaced and get(cfg, key) != len(classes):
+            yield key, len(classes), "the data have as many classes"
+    if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon" and any(about.mask_runs for about in own):
+        yield "INPUT.MASK_FORMAT", "bitmask", "some masks are run lengths"
+    if not names or not cfg.MODEL.KEYPOINT_ON:
+        return
+    if list(cfg.DATASETS.KEYPOINTS) != names:
+        yield "DATASETS.KEYPOINTS", names, ""
+    if replaced and len(names) != cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS:
+        yield "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", len(names), "the data have as many keypoints"
+    if replaced and len(names) != (len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or 17):
+        sigmas = [] if len(names) == 17 else [round(1 / len(names), 4)] * len(names)
+        yield "TEST.KEYPOINT_OKS_SIGMAS", sigmas, "one for each keypoint, all alike" if sigmas else "those of COCO's 17 keypoints"
+    unknown = next((about.keypoint_flips_unknown for about in own if about.get("keypoint_flips_unknown")), "")
+    if unknown and cfg.INPUT.RANDOM_FLIP == "horizontal":
+        yield "INPUT.RANDOM_FLIP", "none", f"{unknown}, so that images cannot be flipped; DATASETS.KEYPOINT_FLIPS names the pairs"

@@ -1,5 +1,6 @@
 """Parts of a data set that are kept for training and held out of it: what a search looks at is neither trained on nor the test set."""
 
+import functools
 import random
 from typing import Iterator, Sequence
 
@@ -11,10 +12,10 @@ from ..errors import UserError, unknown
 KEPT, HELD_OUT = "_kept", "_held_out"
 
 
-def entries(cfg: CfgNode, key: str, form: dict[str, type]) -> Iterator[Sequence]:
+def entries(cfg: CfgNode, key: str, form: dict[str, type | tuple[type, ...]]) -> Iterator[Sequence]:
     """The entries of a list of ``cfg.DATASETS``. Raises UserError for one without the parts of ``form``, name -> type."""
     for entry in cfg.DATASETS.get(key, []):
-        if not isinstance(entry, (list, tuple)) or [type(part) for part in entry] != list(form.values()):
+        if not isinstance(entry, (list, tuple)) or len(entry) != len(form) or not all(map(isinstance, entry, form.values())):
             raise UserError(f"DATASETS.{key}: {entry!r} is not of the form [{', '.join(form)}]", "syntax", f"DATASETS.{key}")
         yield entry
 
@@ -29,11 +30,13 @@ def is_registered(name: str, field: str, value: str, key: str) -> bool:
 def register_held_out(cfg: CfgNode, training: bool = True) -> None:
     """Registers NAME_held_out and NAME_kept for each [NAME, count] of ``cfg.DATASETS.HOLD_OUT``: so many images of NAME, and the others.
 
+    A count below 1 is a part of the images.
+
     The same images every time: they follow from the name and the count alone. Raises UserError for an entry of another form, a data set that
     is not registered, or a name that stands there with two counts. That there are so many images is checked when they are read.
     """
     seen: dict[str, int] = {}
-    for name, count in entries(cfg, "HOLD_OUT", {"'name'": str, "number of images": int}):
+    for name, count in entries(cfg, "HOLD_OUT", {"'name'": str, "number of images": (int, float)}):
         if name not in DatasetCatalog:
             raise unknown("data set in DATASETS.HOLD_OUT", name, sorted(DatasetCatalog.keys()), "DATASETS.HOLD_OUT")
         if seen.setdefault(name, count) != count:
@@ -42,8 +45,8 @@ def register_held_out(cfg: CfgNode, training: bool = True) -> None:
         if training and (name in cfg.DATASETS.TRAIN or name + HELD_OUT in cfg.DATASETS.TRAIN):
             said = f"DATASETS.HOLD_OUT: what is held out of {name!r} would be trained on: set DATASETS.TRAIN to {name + KEPT!r}"
             raise UserError(said, "conflict", "DATASETS.TRAIN", (name + KEPT,))
-        if count < 1:
-            raise UserError(f"DATASETS.HOLD_OUT: {count} images of {name!r}: it must be 1 or more", "value", "DATASETS.HOLD_OUT")
+        if count <= 0 or count > 1 and count != int(count):
+            raise UserError(f"DATASETS.HOLD_OUT: {count} images of {name!r}: it must be 1 or more, or a part between 0 and 1", "value", "DATASETS.HOLD_OUT")
         if name + HELD_OUT in DatasetCatalog:
             if MetadataCatalog.get(name + HELD_OUT).get("held_out") == count:
                 continue
@@ -51,14 +54,23 @@ def register_held_out(cfg: CfgNode, training: bool = True) -> None:
                 catalogue.remove(name + HELD_OUT)
                 catalogue.remove(name + KEPT)
         # what evaluators read from files, they are to make from the records
-        about = {key: value for key, value in MetadataCatalog.get(name).as_dict().items() if key not in ("name", "json_file")}
+        about = {key: value for key, value in MetadataCatalog.get(name).as_dict().items() if key not in ("name", "json_file", "reader", "truth", "said")}
         for suffix, inside in ((HELD_OUT, True), (KEPT, False)):
             DatasetCatalog.register(name + suffix, lambda name=name, count=count, inside=inside: _part(name, count, inside))
             MetadataCatalog.get(name + suffix).set(**about, held_out=count, part_of=name)
+            if MetadataCatalog.get(name).get("truth"):
+                MetadataCatalog.get(name + suffix).truth = functools.partial(_truth, name, count, inside)
 
 
-def _part(name: str, count: int, inside: bool) -> list[dict]:
+def _truth(name: str, count: float, inside: bool) -> dict:
+    content, ids = MetadataCatalog.get(name).truth(), {record["image_id"] for record in _part(name, count, inside)}
+    images = [image for image in content["images"] if image["id"] in ids]
+    return {**content, "images": images, "annotations": [a for a in content["annotations"] if a["image_id"] in ids]}
+
+
+def _part(name: str, count: float, inside: bool) -> list[dict]:
     records = DatasetCatalog.get(name)
+    count = count if count >= 1 else max(round(count * len(records)), 1)
     if count >= len(records):
         said = f"DATASETS.HOLD_OUT: {count} images of {name!r}, which has {len(records)}: none would be left to train on"
         raise UserError(said, "data", "DATASETS.HOLD_OUT")

@@ -1,8 +1,6 @@
 """The data sets of a config: where their files are, what they hold, and what the config does with them."""
 
-import os
-from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -16,22 +14,34 @@ class Use:
     """What a config does with its data. ``shortest`` and ``longest`` are the sides in pixels that images are resized to; 0: not at all."""
 
     masks: bool = False
-    polygons: bool = True
     keypoints: bool = False
+    crowds: str = "ignore"  # the next four as the keys of DATASETS have them
+    no_mask: str = "stop"
+    box_format: str = "xywh"
+    classes: tuple[str, ...] = ()
+    skip: bool = False  # leave out images that cannot be read
+    exif: str = "turn"
+    scaled: bool = False  # images of 16 bits are made of 8
+    format: str = "BGR"
     shortest: float = 800.0
     longest: float = 1333.0
-    format: str = "BGR"
 
     @classmethod
     def of(cls, cfg: CfgNode) -> "Use":
         sizes = cfg.INPUT.MIN_SIZE_TRAIN
         return cls(
             masks=learns(cfg, "masks"),
-            polygons=cfg.INPUT.MASK_FORMAT == "polygon",
             keypoints=learns(cfg, "keypoints"),
+            crowds=cfg.DATASETS.CROWDS,
+            no_mask=cfg.DATASETS.NO_MASK,
+            box_format=cfg.DATASETS.BOX_FORMAT,
+            classes=tuple(cfg.DATASETS.CLASSES),
+            skip=cfg.INPUT.UNREADABLE == "skip",
+            exif=cfg.INPUT.get("EXIF", "turn"),
+            scaled=bool(cfg.INPUT.get("VALUE_RANGE")),
+            format=cfg.INPUT.FORMAT,
             shortest=float(np.median(sizes if isinstance(sizes, (list, tuple)) else [sizes])),
             longest=float(cfg.INPUT.MAX_SIZE_TRAIN),
-            format=cfg.INPUT.FORMAT,
         )
 
     def scale(self, width: int, height: int) -> float:
@@ -39,7 +49,7 @@ class Use:
         return min(self.shortest / min(width, height), self.longest / max(width, height)) if self.shortest else 1.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class Source:
     """A data set: its annotation file and image folder, what it is for, and its ``image_ids`` if it is a part of the file."""
 
@@ -49,31 +59,6 @@ class Source:
     training: bool = True
     testing: bool = False
     image_ids: frozenset | None = None
-    content: dict[str, list[dict]] = field(default_factory=dict)  # its sound entries, after `inspect`
-
-    def path(self, image: dict) -> str:
-        return os.path.join(self.image_root, image["file_name"])
-
-    def classes(self) -> dict[str, int]:
-        """The number of objects of each category, in the order of the classes; crowds are not counted."""
-        names = {c["id"]: c["name"] for c in sorted(self.content["categories"], key=lambda c: c["id"])}
-        counts = Counter(a["category_id"] for a in self.content["annotations"] if not a.get("iscrowd"))
-        result: Counter = Counter()
-        for key, name in names.items():
-            result[name] += counts[key]
-        return result
-
-    def boxes(self, use: Use) -> np.ndarray:
-        """The boxes (N, 4) x0, y0, x1, y1 of all objects with an area, as the network sees them."""
-        images = {image["id"]: use.scale(image["width"], image["height"]) for image in self.content["images"]}
-        rows = [
-            [v * images[a["image_id"]] for v in a["bbox"]]
-            for a in self.content["annotations"]
-            if not a.get("iscrowd") and a["image_id"] in images and min(a["bbox"][2:]) > 0
-        ]
-        boxes = np.array(rows, float).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        return boxes
 
 
 def sources(cfg: CfgNode) -> tuple[list[Source], list[str]]:

@@ -2,7 +2,7 @@
 
 import os
 from abc import ABC, abstractmethod
-from typing import Any, Callable, Collection, Iterator
+from typing import Any, Callable, Collection, Iterator, Sequence
 
 import torch
 from detectron2.config import CfgNode
@@ -11,7 +11,7 @@ from detectron2.data import transforms as T
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer
-from ..data import dataset_findings, register_from_config, register_held_out, register_image_folders
+from ..data import dataset_findings, follow, register_from_config, register_held_out, register_image_folders
 from ..errors import UserError
 from .fit import Fit
 from .hooks import draw_predictions, validation_losses
@@ -36,6 +36,8 @@ class Front(ABC):
     def __init__(self, path: str = ""):
         self.path = path
         self.names: list[str] = []  # of data sets that the config registers
+        self.said: list[str] = []  # lines on them, and on what follows from them
+        self.opts: list[str] = []
 
     @abstractmethod
     def name(self, key: str) -> str:
@@ -62,8 +64,8 @@ class Front(ABC):
         """A copy with keys set: ``clone("MODEL.DEVICE", "cpu", "SOLVER.MAX_ITER", 2)``."""
 
     @abstractmethod
-    def apply_data_arguments(self, args: Any, training: bool) -> None:
-        """Puts the data of ``--train-json`` and its fellows into the config; overrides prevail."""
+    def apply_data_arguments(self, args: Any, training: bool) -> bool:
+        """Puts the data of ``--train`` and its fellows into the config, and returns whether there are any; overrides prevail."""
 
     @abstractmethod
     def config_findings(self, training: bool = False, processes: int = 1) -> Iterator[UserError]:
@@ -174,9 +176,9 @@ class Front(ABC):
 
         What comes of it goes with the front, by pickle, to processes that have not read the data themselves.
         """
-        training = not args.eval_only
-        self.apply_data_arguments(args, training)
-        self.register(training)
+        training, s = not args.eval_only, self.settings
+        replaced = self.apply_data_arguments(args, training)
+        self.register(training, [*(s.DATASETS.TRAIN if training else ()), *s.DATASETS.TEST], replaced)
         for problem in self.findings(training, processes):
             raise problem
         self.settings.freeze()
@@ -188,13 +190,27 @@ class Front(ABC):
         for problem in self.config_findings():
             raise problem
 
-    def register(self, training: bool = False) -> None:
-        """Makes the data sets known that the config brings along. Raises UserError."""
+    def register(self, training: bool = False, names: Sequence[str] | None = None, replaced: bool = False) -> None:
+        """Makes the data sets known that the config brings along, and sets what follows from them. Raises UserError.
+
+        Args:
+            training: whether the run trains, so that what is held out may not be trained on.
+            names: the data sets that are needed; None: all.
+            replaced: they have come in the place of the config's.
+        """
         before = set(DatasetCatalog)
-        for register in (register_from_config, register_image_folders):
-            register(self.settings)
+        register_from_config(self.settings, names)
+        register_image_folders(self.settings)
         register_held_out(self.settings, training=training)
         self.names += sorted(set(DatasetCatalog) - before)
+        for key, value, reason in list(follow(self.settings, replaced)):
+            if self.opts[::2].count(key) if self.words == 2 else any(item.startswith(f"{self.name(key)}=") for item in self.opts):
+                continue  # the user has said so
+            self.set(key, value)
+            if reason:
+                self.said.append(f"{self.name(key)} is set to {value}: {reason}")
+        for name in self.names:
+            self.said += MetadataCatalog.get(name).get("said", [])
 
     def __getstate__(self) -> dict[str, Any]:
         catalogue = {name: (DatasetCatalog[name], MetadataCatalog.get(name).as_dict()) for name in self.names}

@@ -126,21 +126,20 @@ class PythonFront(Front):
         self.settings.defrost()
         _assign(self.settings, key, value, self.name(key))
 
-    def apply_data_arguments(self, args: Any, training: bool) -> None:
-        own = _defaults()
-        apply_data_arguments(own, args, training)
-        if not own.DATASETS.REGISTER:
-            return
-        self.set("DATASETS.REGISTER", [*self.settings.DATASETS.REGISTER, *own.DATASETS.REGISTER])
-        for key in NAMES:
-            names = get(own, key)
-            if names and key not in self.places:
-                raise UserError(f"--train-json and --val-json set {KEYS[key]}, which this Python config has not", code="unsupported")
-            if names:
-                self.set(key, names)
-        for key in ("MODEL.ROI_HEADS.NUM_CLASSES", "MODEL.RETINANET.NUM_CLASSES"):
-            self.set(key, own.MODEL.ROI_HEADS.NUM_CLASSES)
+    def apply_data_arguments(self, args: Any, training: bool) -> bool:
+        own = self.settings.clone()
+        own.defrost()
+        if not apply_data_arguments(own, args, training):
+            return False
+        for key in ("REGISTER", "CLASSES", "KEYPOINTS", "KEYPOINT_FLIPS", "HOLD_OUT", "TRAIN", "TEST"):
+            key, value = f"DATASETS.{key}", own.DATASETS[key]
+            if value == get(self.settings, key):
+                continue
+            if key not in KEYS or key in NAMES and key not in self.places:
+                raise UserError(f"--train and --val set {KEYS.get(key, key)}, which this Python config has not", code="unsupported")
+            self.set(key, value)
         self.merge(self.opts)
+        return True
 
     def check_resize(self) -> None:
         steps: Any = OmegaConf.select(self.cfg, "dataloader.test.mapper.augmentations") or ()

@@ -134,9 +134,11 @@ class YamlFront(Front):
         self.cfg.defrost()
         put(self.cfg, key, value)
 
-    def apply_data_arguments(self, args: Any, training: bool) -> None:
-        apply_data_arguments(self.cfg, args, training)
+    def apply_data_arguments(self, args: Any, training: bool) -> bool:
+        self.cfg.defrost()
+        replaced = apply_data_arguments(self.cfg, args, training)
         self.merge(self.opts)
+        return replaced
 
     def merge(self, opts: list[str]) -> None:
         merge_overrides(self.cfg, opts)

@@ -35,10 +35,16 @@ def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = No
 
 def coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str, **options) -> evaluation.COCOEvaluator:
     """The evaluator that TEST.COCO_EVALUATOR asks for; ``options`` are those of detectron2's. Both give the same numbers."""
-    kind = evaluation.COCOEvaluator
-    if cfg.TEST.get("COCO_EVALUATOR", "fastest") == "fastest" and importlib.util.find_spec("faster_coco_eval"):
-        kind, options["use_fast_impl"] = FastCOCOEvaluator, False  # detectron2's own fast one, which would say that it is not built
-    return kind(dataset_name, output_dir=output_dir, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS, **options)
+    faster = cfg.TEST.get("COCO_EVALUATOR", "fastest") == "fastest" and importlib.util.find_spec("faster_coco_eval") is not None
+    about = MetadataCatalog.get(dataset_name)
+    if faster:
+        options["use_fast_impl"] = False  # detectron2's own fast one, which would say that it is not built
+    if about.get("most_objects", 0) > 100:
+        options.setdefault("max_dets_per_image", max(cfg.TEST.DETECTIONS_PER_IMAGE, 100))
+    options.update(output_dir=output_dir, kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS)
+    if not faster and not about.get("truth"):
+        return evaluation.COCOEvaluator(dataset_name, **options)
+    return FastCOCOEvaluator(dataset_name, faster, **options)
 
 
 def _cityscapes_instances(cfg: CfgNode, dataset_name: str, output_dir: str) -> evaluation.CityscapesInstanceEvaluator:

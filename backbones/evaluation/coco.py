@@ -5,8 +5,11 @@ import io
 import itertools
 import json
 import os
+import tempfile
+import uuid
 from typing import Any, Sequence
 
+from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
 from ..errors import UserError
@@ -14,11 +17,12 @@ from ..files import write_whole
 
 
 def evaluate(
-    dataset: dict[str, Any], results: list[dict[str, Any]], task: str, sigmas: Sequence[float] = (), image_ids: Sequence | None = None
+    dataset: dict[str, Any], results: list[dict[str, Any]], task: str, sigmas: Sequence[float] = (), image_ids: Sequence | None = None, most: int = 100
 ) -> Any:
     """The summarized ``COCOeval`` of one or more detections in COCO's format: ``stats``, and ``eval["precision"]``.
 
-    ``task`` is "bbox", "segm" or "keypoints", ``sigmas`` those of the keypoints, by default COCO's. Without ``image_ids`` all images count.
+    ``task`` is "bbox", "segm" or "keypoints", ``sigmas`` those of the keypoints, by default COCO's. Without ``image_ids`` all images count. ``most``:
+    detections of an image that count.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
@@ -30,6 +34,8 @@ def evaluate(
         evaluation.params.catIds = sorted(truth.getCatIds())  # of keypoints it takes those alone that have objects
         if image_ids is not None:
             evaluation.params.imgIds = list(image_ids)
+        if most > 100:
+            evaluation.params.maxDets = [1, 10, most]
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
@@ -37,10 +43,42 @@ def evaluate(
 
 
 class FastCOCOEvaluator(COCOEvaluator):
-    """detectron2's ``COCOEvaluator`` with the same files and numbers, evaluated by faster-coco-eval."""
+    """detectron2's ``COCOEvaluator`` with the same files and numbers.
+
+    Args:
+        faster: evaluate by faster-coco-eval.
+
+    Of data whose metadata have ``truth``, a function, it evaluates by what that returns, and reads no file.
+    """
+
+    def __init__(self, dataset_name: str, faster: bool = True, **options: Any):
+        self._faster = faster
+        truth = MetadataCatalog.get(dataset_name).get("truth")
+        if truth is None:
+            super().__init__(dataset_name, **options)
+            return
+        with tempfile.TemporaryDirectory() as folder:  # detectron2's takes a file
+            name, path = f"{dataset_name} {uuid.uuid4().hex}", os.path.join(folder, "empty.json")
+            write_whole(path, json.dumps({"images": [], "annotations": [], "categories": []}))
+            MetadataCatalog.get(name).json_file = path
+            try:
+                super().__init__(name, **options)
+            finally:
+                MetadataCatalog.remove(name)
+        self._metadata = MetadataCatalog.get(dataset_name)
+        self._coco_api.dataset = truth()
+        with contextlib.redirect_stdout(io.StringIO()):
+            self._coco_api.createIndex()
+        self._do_evaluation = "annotations" in self._coco_api.dataset
 
     def _eval_predictions(self, predictions, img_ids=None):
-        if self._max_dets_per_image is not None and list(self._max_dets_per_image) != [1, 10, 100]:
+        most = list(self._max_dets_per_image or [100])[-1]
+        if self._do_evaluation and most != 100:
+            self._logger.info(f"{self._metadata.name} has images of more than 100 objects: up to {most} detections of an image count (maxDets)")
+        if not self._do_evaluation:
+            where = f" are in {os.path.join(self._output_dir, 'coco_instances_results.json')}" if self._output_dir else ""
+            self._logger.info(f"{self._metadata.name} has no annotations: predictions{where}, nothing is scored")
+        if not self._faster:
             return super()._eval_predictions(predictions, img_ids)
         results = list(itertools.chain(*(p["instances"] for p in predictions)))
         to_id = {v: k for k, v in self._metadata.get("thing_dataset_id_to_contiguous_id", {}).items()}
@@ -53,13 +91,13 @@ class FastCOCOEvaluator(COCOEvaluator):
             self._logger.info(f"Saving results to {path}")
             write_whole(path, json.dumps(results))
         if not self._do_evaluation:
-            self._logger.info("Annotations are not available for evaluation.")
             return
         for task in sorted(self._tasks or self._tasks_from_predictions(results)):
             sigmas = self._kpt_oks_sigmas if task == "keypoints" else ()
             if task == "keypoints" and results:
                 _check_keypoints(self._coco_api.dataset, results, sigmas)
-            evaluation = evaluate(self._coco_api.dataset, results, task, sigmas, img_ids) if results else None
+            limit = 20 if task == "keypoints" else most
+            evaluation = evaluate(self._coco_api.dataset, results, task, sigmas, img_ids, limit) if results else None
             self._results[task] = self._derive_coco_results(evaluation, task, class_names=self._metadata.get("thing_classes"))
 
 

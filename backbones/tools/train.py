@@ -101,6 +101,8 @@ def run(args: argparse.Namespace, front: Front) -> None:
             before = f.read()
     default_setup(front.cfg, args)
     setup_logger(output, distributed_rank=comm.get_rank(), name="backbones")
+    for line in front.said:
+        logging.getLogger("backbones").info(line)
     if args.eval_only:
         model = front.build_model()
         front.load_for_evaluation(model, resume=args.resume, allow_partial_weights=args.allow_partial_weights)

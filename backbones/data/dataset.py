@@ -1,0 +1,127 @@
+"""A data set as it is used: its images, objects and classes after `reader.read`."""
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+from detectron2.structures import BoxMode
+
+from ..errors import UserError
+from .findings import Findings, short
+from .sources import Source, Use
+
+
+@dataclass
+class Dataset:
+    """A data set as it is used.
+
+    Attributes:
+        images, annotations: in COCO's form, repaired. Paths of images are within the image folder, boxes x, y, width, height in pixels.
+        categories: in the order of their ids, without groups, one for each name.
+        classes: their names as the model numbers them; those of `Use.classes` where it names some.
+        class_of: category id -> number of the class.
+        keypoint_names: of the objects' classes.
+        findings: what was repaired, left out, or is wrong. Where a finding is an error, the lists may lack what it concerns.
+        labelled: whether the file has annotations. A test set without is predicted, and not scored.
+        runs: objects whose masks are run lengths, which need INPUT.MASK_FORMAT bitmask.
+        own_ids: of the annotations, as the file has them, where they were numbered anew.
+    """
+
+    source: Source
+    findings: Findings
+    images: list[dict] = field(default_factory=list)
+    annotations: list[dict] = field(default_factory=list)
+    categories: list[dict] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
+    class_of: dict[int, int] = field(default_factory=dict)
+    keypoint_names: list[str] = field(default_factory=list)
+    labelled: bool = True
+    runs: int = 0
+    own_ids: list[Any] | None = None
+
+    def error(self) -> UserError | None:
+        """Why the data cannot be used, if they cannot."""
+        return self.findings.error(self.source.json_file)
+
+    def name(self, place: int) -> str:
+        """What a finding calls an annotation: its id in the file, and its image."""
+        a = self.annotations[place]
+        number = a["id"] if self.own_ids is None else self.own_ids[place]
+        image = next(image["file_name"] for image in self.images if image["id"] == a["image_id"])
+        return f"annotation {short(number)} of {short(image)}"
+
+    def keep(self, places: list[int]) -> None:
+        """Drops all other annotations."""
+        if len(places) < len(self.annotations):
+            self.annotations = [self.annotations[i] for i in places]
+            self.own_ids = [self.own_ids[i] for i in places] if self.own_ids is not None else None
+
+    def summary(self) -> str:
+        """The line that is said of each data set."""
+        crowds = sum(1 for a in self.annotations if a["iscrowd"])
+        about = f"{len(self.annotations) - crowds} objects of {len(self.classes)} classes" if self.labelled else "no annotations: predicted, not scored"
+        return f"{self.source.name}: {len(self.images)} images, {about}; {self.findings.effects()}; crowds: {crowds}"
+
+    def counts(self) -> dict[str, int]:
+        """The number of objects of each class, in their order; crowds are not counted."""
+        found = np.bincount([self.class_of[a["category_id"]] for a in self.annotations if not a["iscrowd"]], minlength=len(self.classes))
+        return dict(zip(self.classes, found.tolist()))
+
+    def boxes(self, use: Use) -> np.ndarray:
+        """The boxes (N, 4) x0, y0, x1, y1 of all objects, as the network sees them."""
+        images = {image["id"]: use.scale(image["width"], image["height"]) for image in self.images}
+        rows = [[v * images[a["image_id"]] for v in a["bbox"]] for a in self.annotations if not a["iscrowd"]]
+        boxes = np.array(rows, float).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        return boxes
+
+    def most(self) -> int:
+        """Objects of the image that has most."""
+        _, counts = np.unique([a["image_id"] for a in self.annotations], return_counts=True)
+        return int(counts.max()) if len(counts) else 0
+
+    def truth(self) -> dict[str, Any]:
+        """The data in COCO's form for an evaluation; all classes of the model have a category."""
+        categories = list(self.categories)
+        free = 1 + max([0, *self.class_of])
+        ids = {number: i for i, number in self.class_of.items()}
+        for number, name in enumerate(self.classes):
+            if number not in ids:
+                categories.append({"id": free, "name": name})
+                free += 1
+        content: dict[str, Any] = {"info": {}, "images": self.images, "categories": categories}
+        return {**content, "annotations": self.annotations} if self.labelled else content
+
+    def ids(self) -> dict[int, int]:
+        """Category id -> class, of all classes, as `truth` has them."""
+        names = {name: number for number, name in enumerate(self.classes)}
+        return {c["id"]: self.class_of.get(c["id"], names[c["name"]]) for c in self.truth()["categories"]}
+
+    def records(self, use: Use) -> list[dict[str, Any]]:
+        """detectron2's records, in the order of the images' ids, as its own loader makes them; masks and keypoints where the model learns them."""
+        objects: dict[int, list[dict]] = {image["id"]: [] for image in self.images}
+        class_of, mode = self.class_of, BoxMode.XYWH_ABS
+        for a in self.annotations:
+            entry = {"iscrowd": a["iscrowd"], "bbox": a["bbox"], "category_id": class_of[a["category_id"]], "bbox_mode": mode}
+            if use.masks and a.get("segmentation"):
+                mask = a["segmentation"]
+                entry["segmentation"] = mask_util.frPyObjects(mask, *mask["size"]) if _is_plain_runs(mask) else mask
+            if use.keypoints:
+                entry["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(a["keypoints"])]  # pixels to their middles
+            objects[a["image_id"]].append(entry)
+        return [
+            {
+                "file_name": os.path.join(self.source.image_root, image["file_name"]),
+                "height": image["height"],
+                "width": image["width"],
+                "image_id": image["id"],
+                **({"annotations": objects[image["id"]]} if self.labelled else {}),
+            }
+            for image in sorted(self.images, key=lambda image: image["id"])
+        ]
+
+
+def _is_plain_runs(mask: Any) -> bool:
+    return isinstance(mask, dict) and isinstance(mask["counts"], list)

@@ -1,0 +1,132 @@
+"""The image files of a data set: where they are, and what their headers and pixels say."""
+
+import contextlib
+import os
+import warnings
+from collections import defaultdict
+from typing import Any, Iterator
+
+import numpy as np
+from detectron2.data.detection_utils import convert_PIL_to_numpy
+from PIL import Image
+
+_MOST = 2_000_000  # files that a folder is searched for
+_TURNED = (5, 6, 7, 8)  # values of the EXIF tag that swap width and height
+# Pillow's modes -> kind
+_MODES = {
+    **dict.fromkeys(("1", "L"), "grey image"),
+    **dict.fromkeys(("LA", "La", "PA", "RGBA", "RGBa"), "alpha image"),
+    **dict.fromkeys(("I", "F", "I;16", "I;16B", "I;16L", "I;16N"), "deep image"),
+    "CMYK": "CMYK image",
+    **dict.fromkeys(("P", "YCbCr", "LAB", "HSV", "RGBX"), "palette image"),
+}
+
+
+class Files:
+    """The files in a folder and in the folders in it. Each folder is listed once, which is faster than to ask for each file."""
+
+    def __init__(self, root: str):
+        self.root = root
+        self._folders: dict[str, set[str]] = {}
+        self._ends: dict[str, list[str]] = {}
+
+    def find(self, name: str) -> tuple[str, str]:
+        """(path within the folder, kind of `findings.KINDS`); the kind is "" where the file is where its name says.
+
+        Otherwise it is the one file whose path agrees with ``name`` in most of its last parts, upper and lower case apart, if there is just one.
+        """
+        if self._is_there(name):
+            return name, ""
+        plain = name.replace("\\", "/").lstrip("/")
+        if self._is_there(plain):
+            return plain, ""
+        if not self._ends:
+            self._search()
+        wanted = plain.lower().split("/")
+        agreeing = defaultdict(list)
+        for path in self._ends.get(wanted[-1], ()):
+            parts = path.lower().split("/")
+            same = next((i for i, (a, b) in enumerate(zip(parts[::-1], wanted[::-1])) if a != b), min(len(parts), len(wanted)))
+            agreeing[same].append(path)
+        if not agreeing:
+            return name, "missing image"
+        best = agreeing[max(agreeing)]
+        best = [path for path in best if os.path.basename(path) == os.path.basename(plain)] or best
+        if len(best) > 1:
+            return name, "several files"
+        return best[0], "file by case" if best[0].lower() == plain.lower() else "file by its end"
+
+    def _is_there(self, name: str) -> bool:
+        folder, _, base = name.rpartition("/")
+        folder = folder or ("/" if name.startswith("/") else "")
+        if folder not in self._folders:
+            names: set[str] = set()
+            with contextlib.suppress(OSError, ValueError), os.scandir(os.path.join(self.root, folder)) as entries:
+                names = {entry.name for entry in entries}
+            self._folders[folder] = names
+        return base in self._folders[folder]
+
+    def _search(self) -> None:
+        self._ends, count = {"": []}, 0
+        for folder, _, names in os.walk(self.root):
+            inside = os.path.relpath(folder, self.root).replace(os.sep, "/")
+            for name in names:
+                self._ends.setdefault(name.lower(), []).append(name if inside == "." else f"{inside}/{name}")
+            count += len(names)
+            if count > _MOST:
+                return
+
+
+def evenly(items: Any, count: int | None) -> Any:
+    """``count`` items of a list, or rows of an array, spread evenly over all; None, or fewer than that: all of them."""
+    if count is None or len(items) <= count:
+        return items
+    chosen = np.linspace(0, len(items) - 1, count).astype(int)
+    return items[chosen] if isinstance(items, np.ndarray) else [items[i] for i in chosen]
+
+
+def header(path: str, exif: str = "turn") -> tuple[int, int]:
+    """Width and height of an image file, from its header, as it is read. Raises what Pillow raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of large pictures and odd tags
+        with Image.open(path) as picture:
+            width, height = picture.size
+            turned = exif == "turn" and picture.getexif().get(274) in _TURNED
+    return (height, width) if turned else (width, height)
+
+
+def look(
+    path: str, stated: dict[str, Any], format: str = "BGR", pixels: bool = True, exif: str = "turn", scaled: bool = False
+) -> Iterator[tuple[str, str]]:
+    """What is wrong with an image, from its header and, if ``pixels``, its pixels in INPUT.FORMAT ``format``: (kind, details).
+
+    ``stated`` has its "width" and "height", after the turn that its EXIF tag asks for if ``exif`` is "turn". ``scaled``: 16 bits are made 8.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(path) as picture:
+                mode, turn, plain = picture.mode, picture.getexif().get(274, 1), picture.size
+                transparent = "transparency" in picture.info
+                if pixels:
+                    picture.load()
+                    if mode not in ("RGB", "L"):
+                        convert_PIL_to_numpy(picture, format)
+        except Exception as error:  # Pillow's decoders raise anything for a damaged file
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            with contextlib.suppress(OSError, ValueError):
+                if os.path.getsize(path) == 0:
+                    yield "empty image", ""
+                    return
+            yield ("truncated image", "") if pixels and "truncated" in reason else ("unreadable image", f" ({reason})")
+            return
+    wanted, turned = (stated["width"], stated["height"]), plain[::-1] if turn in _TURNED else plain
+    size = turned if exif == "turn" else plain
+    if size != wanted:
+        kind = "turned image" if turn in _TURNED and wanted == plain else "image of other size"
+        yield kind, f" ({size[0]}x{size[1]}, not {wanted[0]}x{wanted[1]})"
+    elif turn in range(2, 9) and exif == "turn":
+        yield "EXIF orientation", f" ({turn})"
+    kind = "alpha image" if transparent and mode in ("P", "RGB", "L") else _MODES.get(mode, "")
+    if kind and not (kind == "grey image" and format == "L") and not (kind == "deep image" and scaled):
+        yield kind, f" ({mode})"

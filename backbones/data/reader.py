@@ -1,0 +1,400 @@
+"""Reads data in COCO's format as annotation tools write it: once, with what has one sensible meaning repaired, and all that was done counted.
+
+Training, evaluation, the doctor, `compare`, `visualize` and the searches read by `read`. Sound entries stay as they are in the file. The checks
+work on columns of all annotations at once, as a file may have millions.
+"""
+
+import math
+import os
+from typing import Any, Callable, Iterable
+
+import numpy as np
+
+from ..documents import read_json
+from ..errors import UserError
+from . import objects
+from .dataset import Dataset
+from .findings import Findings, listed, short
+from .image_files import Files, evenly, header, look
+from .sources import Source, Use
+
+SAMPLED = 500  # images whose headers are read: enough for a systematic mistake, and takes seconds on a slow disk
+_BIG = 10**6  # no box or image has so many pixels on a side
+_NONE = -(1 << 63)  # in a column of ids: there is none
+_REFUSED = ("unreadable image", "empty image", "image of other size", "turned image", "deep image")
+Progress = Callable[..., Iterable]
+
+
+def read(source: Source, use: Use, images: int | None = SAMPLED, progress: Progress = lambda items, **_: items) -> Dataset:
+    """The data set of a source.
+
+    Args:
+        use: what is done with the data, which decides what is needed of them.
+        images: how many image files have their header read; None: all. That they are there is looked up for all.
+        progress: wraps long loops, called like ``tqdm``.
+
+    Raises UserError where the file cannot be read as COCO's at all. What is wrong with entries stands in the findings.
+    """
+    content = _content(source, use)
+    data = Dataset(source, Findings(source.name))
+    left_out = _images(data, use, content["images"], images, progress)
+    image_at = {image["id"]: i for i, image in enumerate(data.images)}  # by the file's own ids
+    _number_images(data)
+    category_at = _categories(data, content.get("categories") or [])
+    entries = content.get("annotations") or []
+    data.labelled = bool(entries)
+    del content
+    _Annotations(data, use, entries).read(image_at, category_at, left_out)
+    number_classes(data, use.classes)
+    if use.masks and data.labelled:
+        objects.masks(data, use)
+    if use.keypoints:
+        objects.keypoints(data)
+    objects.areas(data)
+    if source.training and not data.error() and all(a["iscrowd"] for a in data.annotations):
+        data.findings.add("no objects", f"of {len(data.images)} images")
+    return data
+
+
+def _content(source: Source, use: Use) -> dict[str, Any]:
+    path, name = source.json_file, f"{source.name}: annotation file {source.json_file!r}"
+    if not os.path.exists(path):
+        raise UserError(f"{name} is not there", "missing-file")
+    if not os.path.isdir(source.image_root):
+        raise UserError(f"{source.name}: image folder {source.image_root!r} is not there", "missing-file")
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{name} is not JSON: {error}", "bad-file") from error
+    missing = [key for key in ("images", "categories") if not isinstance(content, dict) or key not in content]
+    # where the classes are another data set's, a set to predict alone needs none
+    if missing and not (missing == ["categories"] and not source.training and not content.get("annotations") and use.classes):
+        raise UserError(f"{name} is not in COCO's format: it has no {', '.join(missing)}", "bad-file")
+    for key in ("images", "categories", "annotations"):
+        if not isinstance(content.get(key, []), (list, type(None) if key == "annotations" else list)):
+            raise UserError(f"{name}: {key!r} is not a list of objects", "bad-file")
+    if not content["images"]:
+        raise UserError(f"{name}: 'images' is empty", "data")
+    if source.training and not content.get("annotations"):
+        raise UserError(f"{name} has no annotations: there is nothing to train on", "data")
+    return content
+
+
+def _images(data: Dataset, use: Use, entries: list[Any], count: int | None, progress: Progress) -> set:
+    """Fills ``data.images`` with those whose files are there. Returns the ids of all others."""
+    files, say, left_out = Files(data.source.image_root), data.findings.add, set()
+    found: dict[Any, tuple[str, str]] = {}  # id -> name in the file, kind of the finding
+    kept: list[dict] = []
+    for i, entry in enumerate(entries):
+        number = _id(entry.get("id")) if isinstance(entry, dict) else None
+        name = entry.get("file_name") if isinstance(entry, dict) else None
+        kind = ""
+        if not name and isinstance(entry, dict) and isinstance(entry.get("coco_url"), str):  # LVIS
+            name, kind = entry["coco_url"].rpartition("/")[2], "file of address"
+        if number is None or not isinstance(name, str) or not name:
+            say("malformed image", f"entry {i}")
+            left_out.add(number)
+            continue
+        if number in found:
+            say("repeated image entry" if found[number][0] == name else "duplicate image id", f"{short(number)} ({short(name)})")
+            continue
+        if data.source.image_ids is not None and number not in data.source.image_ids:
+            left_out.add(number)
+            continue
+        path, how = ("", "address") if "://" in name else files.find(name)
+        found[number] = name, how or kind
+        entry["id"], entry["file_name"] = number, path
+        kept.append(entry)
+    guessed = {image["file_name"] for image in kept if found[image["id"]][1] in ("file by case", "file by its end")}
+    if guessed:  # two entries that would take one file are not to share it
+        times: dict[str, int] = {}
+        for image in kept:
+            times[image["file_name"]] = times.get(image["file_name"], 0) + 1
+        guessed = {path for path in guessed if times[path] > 1}
+    sound = []
+    for image in kept:
+        name, kind = found[image["id"]]
+        kind = "several files" if image["file_name"] in guessed else kind
+        if kind in ("missing image", "several files", "address"):
+            say("image left out" if kind == "missing image" and use.skip else kind, short(name))
+            left_out.add(image["id"])
+            continue
+        if kind:
+            say(kind, f"{short(name)} is {short(image['file_name'])}" if name != image["file_name"] else short(name))
+        sound.append(image)
+    data.images = _headers(data, use, _sizes(data, use, sound, left_out, progress), left_out, count, progress)
+    return left_out
+
+
+def _sizes(data: Dataset, use: Use, images: list[dict], left_out: set, progress: Progress) -> list[dict]:
+    """The images with a width and a height, those of the file or where it has none those of the header."""
+    unknown = {
+        image["id"]
+        for image in images
+        if not (type(image.get("width")) is type(image.get("height")) is int and 0 < image["width"] < _BIG and 0 < image["height"] < _BIG)
+    }
+    for image in progress([image for image in images if image["id"] in unknown], desc=f"{data.source.name}: sizes", unit="image"):
+        try:
+            image["width"], image["height"] = header(os.path.join(data.source.image_root, image["file_name"]), use.exif)
+            data.findings.add("size of image", short(image["file_name"]))
+        except Exception as error:  # Pillow raises anything for a damaged file
+            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            data.findings.add("image left out" if use.skip else "unreadable image", f"{short(image['file_name'])} ({reason})")
+            left_out.add(image["id"])
+    return [image for image in images if image["id"] not in left_out] if unknown else images
+
+
+def _headers(data: Dataset, use: Use, images: list[dict], left_out: set, count: int | None, progress: Progress) -> list[dict]:
+    """Compares some images with what the file says of them."""
+    bad = set()
+    for image in progress(evenly(images, count), desc=f"{data.source.name}: headers", unit="image"):
+        path = os.path.join(data.source.image_root, image["file_name"])
+        for kind, about in look(path, image, use.format, pixels=False, exif=use.exif, scaled=use.scaled):
+            if kind in ("unreadable image", "empty image") and use.skip:
+                kind = "image left out"
+            if kind in _REFUSED or kind == "image left out":
+                data.findings.add(kind, short(image["file_name"]) + about)
+            if kind in ("unreadable image", "empty image", "image left out"):
+                bad.add(image["id"])
+    left_out |= bad
+    return [image for image in images if image["id"] not in bad] if bad else images
+
+
+def _number_images(data: Dataset) -> None:
+    """Evaluators and samplers need numbers for ids."""
+    if any(isinstance(image["id"], str) for image in data.images):
+        data.findings.add("image ids", count=len(data.images))
+        for i, image in enumerate(data.images, 1):
+            image["id"] = i
+
+
+def _categories(data: Dataset, entries: list[Any]) -> dict[Any, int]:
+    """Fills ``data.categories``, sorted, one for each name. Returns which of their ids each id in the file stands for."""
+    say = data.findings.add
+    sound: list[tuple[Any, str, dict]] = []
+    for i, entry in enumerate(entries):
+        number, name = (_id(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        if number is None or type(name) not in (str, int, float) or name == "":
+            say("malformed category", f"entry {i}")
+        else:
+            sound.append((number, str(name), entry))
+    odd = sum(type(entry["id"]) is not int for *_, entry in sound)
+    if odd:
+        say("category ids", count=odd)
+    texts = any(isinstance(number, str) for number, *_ in sound)
+    rows = list(enumerate(sound, 1)) if texts else sorted((row[0], row) for row in sorted(sound, key=lambda row: row[0]))
+    at: dict[Any, int] = {}
+    names: dict[str, int] = {}
+    for number, (own, name, entry) in rows:
+        if own in at:
+            known = next(c["name"] for c in data.categories if c["id"] == at[own]) if own in at else name
+            if known != name:
+                say("duplicate category id", f"{own}: {short(known)} and {short(name)}")
+            continue
+        if name in names:
+            say("duplicate category name", f"{short(name)} (ids {names[name]} and {number})")
+        else:
+            names[name] = number
+            data.categories.append({**entry, "id": number, "name": name})
+        at[own] = names[name]
+    return at
+
+
+def number_classes(data: Dataset, wanted: tuple[str, ...]) -> None:
+    """Numbers the classes in the order of their ids, or where classes are ``wanted``, by name as those. Leaves out the group of all classes."""
+    categories = data.categories
+    used = {a["category_id"] for a in data.annotations}
+    for group in categories if len(categories) > 1 and data.labelled else ():
+        others = [c for c in categories if c is not group]
+        if group["id"] not in used and all(c.get("supercategory") == group["name"] for c in others):
+            data.findings.add("group category", short(group["name"]))
+            categories = others
+            break
+    data.classes = list(wanted or (c["name"] for c in categories))
+    number = {name: i for i, name in enumerate(data.classes)}
+    data.class_of = {c["id"]: number[c["name"]] for c in categories if c["name"] in number}
+    data.categories = [c for c in categories if c["id"] in data.class_of]
+    foreign = {c["id"]: c["name"] for c in categories if c["id"] not in data.class_of}
+    if foreign and not data.class_of:
+        data.findings.add("other classes", f"{listed(foreign.values())} here, {listed(wanted)} there")
+    for i in foreign:
+        count = sum(a["category_id"] == i for a in data.annotations)
+        if count:
+            data.findings.add("class of other data", f"{short(foreign[i])} ({count})", count)
+    if foreign:
+        data.keep([i for i, a in enumerate(data.annotations) if a["category_id"] not in foreign])
+    order = [data.class_of[i] for i in sorted(data.class_of)]
+    if order != sorted(order):
+        data.findings.add("classes by name", listed(data.classes))
+
+
+class _Annotations:
+    """Fills ``data.annotations`` with the entries that are of its images and classes and have a box."""
+
+    def __init__(self, data: Dataset, use: Use, entries: list[Any]):
+        self.data, self.use, self.say = data, use, data.findings
+        self.entries = [entry for entry in entries if type(entry) is dict]
+        if len(self.entries) < len(entries):
+            self.say.add_all("malformed annotation", [i for i, e in enumerate(entries) if type(e) is not dict], lambda i: f"entry {i}")
+        self.kept = np.ones(len(self.entries), bool)
+
+    def read(self, image_at: dict[Any, int], category_at: dict[Any, int], left_out: set) -> None:
+        entries, images, use = self.entries, self.data.images, self.use
+        self.place = _look_up(entries, "image_id", image_at)
+        category = _look_up(entries, "category_id", category_at)
+        orphans = self.place == _NONE
+        if orphans.any():
+            lost = np.zeros(len(entries), bool)
+            for i in np.flatnonzero(orphans):
+                lost[i] = _id(entries[i].get("image_id")) in left_out
+            if {"image left out", "malformed image"} & set(self.say.counts):
+                self._leave_out("object of such an image", lost)
+            self.kept &= ~lost  # of images that are an error themselves
+            self._leave_out("orphan annotation", orphans)
+        self._leave_out("unknown category", category == _NONE)
+        boxes, texts = _boxes(entries)
+        changed = np.full(len(entries), bool(texts) or use.box_format == "xyxy")
+        if texts:
+            self.say.add("numbers as texts", count=texts)
+        if use.box_format == "xyxy":
+            boxes[:, 2:] -= boxes[:, :2]
+        self._undrawn(boxes, changed)
+        with np.errstate(invalid="ignore"):
+            self._leave_out("no box", ~(np.abs(boxes) <= _BIG).all(1))
+            self._leave_out("empty box", (boxes[:, 2:] <= 0).any(1))
+        # the last row is of those without an image
+        sides = np.array([*((image["width"], image["height"]) for image in images), (1, 1)], float)[np.where(orphans, -1, self.place)]
+        if not self._units(boxes[self.kept], sides[self.kept]):
+            with np.errstate(invalid="ignore"):
+                far = boxes[:, :2] + boxes[:, 2:]
+                self._leave_out("box outside", (boxes[:, :2] >= sides).any(1) | (far <= 0).any(1))
+                beyond = ((boxes[:, :2] < -1) | (far > sides + 1)).any(1) & self.kept
+            if "boxes as corners" not in self.say.counts:  # which says it
+                self.say.add_all("box beyond edge", np.flatnonzero(beyond), self._name)
+            low, high = np.maximum(boxes[beyond, :2], 0), np.minimum(far[beyond], sides[beyond])
+            boxes[beyond] = np.concatenate([low, high - low], 1)
+            changed |= beyond
+        # what differs from the file is written into its entries; the others stay as they are
+        for i in np.flatnonzero(self.kept & changed):
+            entries[i]["bbox"] = boxes[i].tolist()
+        self._flags(category)
+
+    def _name(self, i: int) -> str:
+        image = self.data.images[self.place[i]]["file_name"] if self.place[i] != _NONE else f"image {short(self.entries[i].get('image_id'))}"
+        return f"annotation {short(self.entries[i].get('id'))} of {image if self.place[i] == _NONE else short(image)}"
+
+    def _leave_out(self, kind: str, which: np.ndarray) -> None:
+        which = which & self.kept
+        if which.any():
+            self.say.add_all(kind, np.flatnonzero(which), self._name)
+            self.kept &= ~which
+
+    def _undrawn(self, boxes: np.ndarray, changed: np.ndarray) -> None:
+        """Takes boxes that were never drawn from the visible keypoints, or from the mask."""
+        places: dict[str, list[int]] = {"box of keypoints": [], "box of mask": []}
+        for i in np.flatnonzero(self.kept & (~np.isfinite(boxes).any(1) | (boxes == 0).all(1))):
+            entry, image = self.entries[i], self.data.images[self.place[i]]
+            kind, box = "box of keypoints", objects.box_of_keypoints(entry.get("keypoints"))
+            if box is None:
+                kind, box = "box of mask", objects.box_of_mask(entry.get("segmentation"), image["height"], image["width"])
+            if box is not None and min(box[2:]) > 0:
+                boxes[i], changed[i] = box, True
+                places[kind].append(i)
+        for kind, found in places.items():
+            self.say.add_all(kind, found, self._name)
+
+    def _units(self, boxes: np.ndarray, sides: np.ndarray) -> bool:
+        """Whether boxes are fractions of the image. Warns where they look like corners."""
+        if not len(boxes):
+            return False
+        far = boxes[:, :2] + boxes[:, 2:]
+        if far.max() <= 1.01 and sides.min() > 4:
+            self.say.add("boxes as fractions", f"such as {[round(float(v), 3) for v in boxes[0]]}", len(boxes))
+            return True
+        corners = (boxes[:, 2:] > boxes[:, :2]).all() and (boxes[:, 2:] <= sides + 1).all()
+        beyond = (far > sides + 1).any(1)
+        if len(boxes) >= 4 and corners and beyond.mean() > 0.2:
+            self.say.add("boxes as corners", f"{beyond.sum()} of {len(boxes)} reach beyond", int(beyond.sum()))
+        return False
+
+    def _flags(self, category: np.ndarray) -> None:
+        """Ids, and whether an object is a crowd."""
+        entries, order = self.entries, np.flatnonzero(self.kept)
+        image_ids = [image["id"] for image in self.data.images]
+        known: set = set()
+        sound, odd, ignored, crowds = True, [], [], []
+        for i, at, number in zip(order.tolist(), self.place[order].tolist(), category[order].tolist()):
+            a = entries[i]
+            a["image_id"], a["category_id"] = image_ids[at], number
+            crowd = a.get("iscrowd")
+            if type(crowd) is not int or crowd not in (0, 1):
+                if type(crowd) is not bool and crowd not in ("0", "1"):
+                    odd.append(i)
+                crowd = a["iscrowd"] = int(crowd is True or crowd == "1")
+            if a.get("ignore"):
+                ignored.append(i)
+                a["iscrowd"], a["ignore"] = 1, 0
+            elif crowd:
+                crowds.append(i)
+            if sound:
+                key = a.get("id")
+                sound = type(key) is int and key != 0 and abs(key) < 1 << 53 and key not in known
+                known.add(key if sound else None)
+        self.say.add_all("iscrowd", odd, self._name)
+        self.say.add_all("ignored annotation", ignored, self._name)
+        if crowds and self.use.crowds == "objects":
+            self.say.add_all("crowds as objects", crowds, self._name)
+            for i in crowds:
+                entries[i]["iscrowd"] = 0
+        elif crowds:
+            alone = len(crowds) + len(ignored) == len(order) and self.data.source.training
+            self.say.add("crowds alone" if alone else "crowds", f"{len(crowds)} of {len(order)} objects", len(crowds))
+        self.data.annotations = [entries[i] for i in order] if len(order) < len(entries) else entries
+        if not sound:
+            self.data.own_ids = [a.get("id") for a in self.data.annotations]
+            self.say.add("annotation ids", count=len(order))
+            for i, a in enumerate(self.data.annotations, 1):
+                a["id"] = i
+
+
+def _id(value: Any) -> int | str | None:
+    """An id as a whole number where it is one, also as a text or a float; another text as it is; None for anything else."""
+    if type(value) is int:
+        return value if abs(value) < 1 << 63 else None
+    if type(value) is float:
+        return int(value) if math.isfinite(value) and value == int(value) and abs(value) < 1 << 53 else None
+    if isinstance(value, str) and value.strip():
+        digits = value.strip().removeprefix("-")
+        return int(value) if digits.isascii() and digits.isdigit() and len(digits) < 19 and str(int(digits)) == digits else value.strip()
+    return None
+
+
+def _look_up(entries: list[dict], name: str, at: dict[Any, int]) -> np.ndarray:
+    """What ``at`` has for that field of each entry, (N,) int64; `_NONE` where it has nothing."""
+    try:
+        found = np.fromiter((at.get(entry.get(name), _NONE) for entry in entries), np.int64, len(entries))
+    except TypeError:  # a list or an object in the place of an id
+        found = np.full(len(entries), _NONE)
+    for i in np.flatnonzero(found == _NONE):
+        found[i] = at.get(_id(entries[i].get(name)), _NONE)
+    return found
+
+
+def _boxes(entries: list[dict]) -> tuple[np.ndarray, int]:
+    """(N, 4) of the entries' numbers, NaN where there are none; and how many are texts that hold numbers."""
+    raw = [entry.get("bbox") for entry in entries]
+    texts = sum(type(box) is list and any(type(v) is str for v in box) for box in raw)
+    try:
+        boxes = np.array(raw, float)
+        if boxes.shape == (len(raw), 4):
+            return boxes, texts
+    except (ValueError, TypeError, OverflowError):
+        pass
+    boxes = np.full((len(raw), 4), np.nan)
+    for i, box in enumerate(raw):
+        if type(box) is list and len(box) == 4:
+            try:
+                boxes[i] = [float(v) for v in box]
+            except (ValueError, TypeError, OverflowError):
+                continue
+    return boxes, texts
