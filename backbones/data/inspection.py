@@ -6,6 +6,8 @@ from collections import Counter, defaultdict
 from typing import Sequence
 
 
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
 from ..errors import UserError
 from ..files import sha256
 from .dataset import Dataset
@@ -31,7 +33,9 @@ def inspect(source: Source, use: Use = _USUAL, images: int | None = SAMPLED, pro
         data.findings.add("missing file", repr(gone))
         return data
     try:
-        data = read(source, use, images, progress)
+        held = MetadataCatalog.get(source.name).get("reader") if source.name in DatasetCatalog else None
+        same = held is not None and (held.source, held.use) == (source, use) and images == SAMPLED  # what registration has read
+        data = held.dataset() if same else read(source, use, images, progress)
     except UserError as error:
         data.findings.add("unreadable file", str(error))
         return data

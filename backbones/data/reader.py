@@ -25,19 +25,22 @@ _REFUSED = ("unreadable image", "empty image", "image of other size", "turned im
 Progress = Callable[..., Iterable]
 
 
-def read(source: Source, use: Use, images: int | None = SAMPLED, progress: Progress = lambda items, **_: items) -> Dataset:
+def read(
+    source: Source, use: Use, images: int | None = SAMPLED, progress: Progress = lambda items, **_: items, files: bool = True
+) -> Dataset:
     """The data set of a source.
 
     Args:
         use: what is done with the data, which decides what is needed of them.
         images: how many image files have their header read; None: all. That they are there is looked up for all.
         progress: wraps long loops, called like ``tqdm``.
+        files: whether the image files are of interest; without, names stay as they are.
 
     Raises UserError where the file cannot be read as COCO's at all. What is wrong with entries stands in the findings.
     """
-    content = _content(source, use)
+    content = _content(source, use, files)
     data = Dataset(source, Findings(source.name))
-    left_out = _images(data, use, content["images"], images, progress)
+    left_out = _images(data, use, content["images"], images if files else 0, progress, Files(source.image_root) if files else None)
     image_at = {image["id"]: i for i, image in enumerate(data.images)}  # by the file's own ids
     _number_images(data)
     category_at = _categories(data, content.get("categories") or [])
@@ -56,11 +59,11 @@ def read(source: Source, use: Use, images: int | None = SAMPLED, progress: Progr
     return data
 
 
-def _content(source: Source, use: Use) -> dict[str, Any]:
+def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
     path, name = source.json_file, f"{source.name}: annotation file {source.json_file!r}"
     if not os.path.exists(path):
         raise UserError(f"{name} is not there", "missing-file")
-    if not os.path.isdir(source.image_root):
+    if files and not os.path.isdir(source.image_root):
         raise UserError(f"{source.name}: image folder {source.image_root!r} is not there", "missing-file")
     try:
         content = read_json(path)
@@ -80,9 +83,9 @@ def _content(source: Source, use: Use) -> dict[str, Any]:
     return content
 
 
-def _images(data: Dataset, use: Use, entries: list[Any], count: int | None, progress: Progress) -> set:
+def _images(data: Dataset, use: Use, entries: list[Any], count: int | None, progress: Progress, files: Files | None) -> set:
     """Fills ``data.images`` with those whose files are there. Returns the ids of all others."""
-    files, say, left_out = Files(data.source.image_root), data.findings.add, set()
+    say, left_out = data.findings.add, set()
     found: dict[Any, tuple[str, str]] = {}  # id -> name in the file, kind of the finding
     kept: list[dict] = []
     for i, entry in enumerate(entries):
@@ -101,7 +104,7 @@ def _images(data: Dataset, use: Use, entries: list[Any], count: int | None, prog
         if data.source.image_ids is not None and number not in data.source.image_ids:
             left_out.add(number)
             continue
-        path, how = ("", "address") if "://" in name else files.find(name)
+        path, how = (name, "") if files is None else ("", "address") if "://" in name else files.find(name)
         found[number] = name, how or kind
         entry["id"], entry["file_name"] = number, path
         kept.append(entry)

@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d
 
 from ..config import add_backbones_config, bases, learns, merge_file
-from ..data import check_paths, register_from_config, register_held_out, register_image_folders
+from ..data import check_paths, follow, register_from_config, register_held_out, register_image_folders
 from ..engine.tracking import tracker_findings
 from ..errors import Finding, UserError, raised
 from .examination import Examination, listed, note, sizes_of, warning
@@ -27,7 +27,8 @@ _OF_YAML = {
 def config(examination: Examination) -> Iterator[Finding]:
     cfg, front = examination.cfg, examination.front
     found: list[Finding] = []
-    for key, register in (("REGISTER", register_from_config), ("IMAGE_FOLDERS", register_image_folders), ("HOLD_OUT", register_held_out)):
+    found += _own_data(examination)
+    for key, register in (("IMAGE_FOLDERS", register_image_folders), ("HOLD_OUT", register_held_out)):
         for entry in cfg.DATASETS[key]:
             alone = cfg.clone()
             alone.DATASETS[key] = [entry]
@@ -53,6 +54,24 @@ def config(examination: Examination) -> Iterator[Finding]:
     unseen = ", ".join(what for key, what in _OF_YAML.items() if not front.knows(key))
     if unseen:
         yield note(f"not looked at, as a Python config says it otherwise: {unseen}")
+
+
+def _own_data(examination: Examination) -> Iterator[Finding]:
+    """Registers the data sets of the config, those to train on first, as the others go by their classes. What is wrong in them is listed as data."""
+    cfg, front = examination.cfg, examination.front
+    for entry in sorted(cfg.DATASETS.REGISTER, key=lambda e: not (isinstance(e, (list, tuple)) and e and e[0] in cfg.DATASETS.TRAIN)):
+        formed = isinstance(entry, (list, tuple)) and len(entry) == 3 and all(isinstance(part, str) for part in entry)
+        alone = cfg.clone()
+        alone.DATASETS.REGISTER = [entry]
+        errors = raised(register_from_config, alone)
+        if errors and isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str):
+            examination.refused.add(entry[0])
+        used = formed and entry[0] in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        yield from (Finding.of(error) for error in errors if not used or error.code == "conflict")
+        for key, value, reason in list(follow(cfg, examination.replaced)):
+            front.set(key, value)
+            if reason:
+                yield note(f"{front.name(key)} is set to {value}: {reason}")
 
 
 def _building(examination: Examination) -> Iterator[UserError]:

@@ -1,46 +1,68 @@
 """The data: every annotation, a sample of the images, and whether anchors meet the boxes."""
 
-import collections
+import importlib.util
 from typing import Iterator, Sequence
 
 import numpy as np
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
 from ..config import architecture
-from ..data.inspection import evenly, inspect, sources, summarize
+from ..data.dataset import Dataset
+from ..data.image_files import evenly
+from ..data.inspection import copies, inspect
+from ..data.sources import Use, sources
 from ..errors import Finding
+from ..evaluation.coco import evaluate
 from .examination import Examination, note, warning
 
 
 def data(examination: Examination) -> Iterator[Finding]:
     cfg, front = examination.cfg, examination.front
-    examination.sources, others = sources(cfg)
+    found, others = sources(cfg)
     if not cfg.DATASETS.TRAIN:
         yield note("the training data are not of detectron2's catalogue: they were not looked into")
     own = {entry[0] for entry in cfg.DATASETS.REGISTER if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str)}
-    examination.sources = [s for s in examination.sources if s.name in own or s.name not in examination.refused]  # of others all is said
-    yield from summarize(inspect(examination.sources, examination.use, examination.images, examination.progress))
+    found = [s for s in found if s.name in own or s.name not in examination.refused]  # of others all is said
+    use = examination.use = Use.of(cfg)
+    for source in found:
+        looked = inspect(source, use, examination.images, examination.progress)
+        examination.data.append(looked)
+        if not looked.findings.counts.keys() & {"missing file", "unreadable file"}:
+            yield from _truth(looked)
+            yield note(looked.summary())
+    copied = {findings.dataset: findings for findings in copies(examination.data, examination.images, examination.progress)}
+    for looked in examination.data:
+        looked.findings.update(copied[looked.source.name])
+        yield from looked.findings.lines()
     for name in others:
         yield note(f"{name}: not in COCO's format, its files were not looked into")
-    for source in examination.sources:
-        content = source.content
-        counts = source.classes()
-        if not counts:
+    for looked in examination.data:
+        counts, source = looked.counts(), looked.source
+        if not counts or not looked.labelled:
             continue
-        objects = sum(counts.values())
         ordered = sorted(counts, key=lambda name: counts[name])
-        yield note(
-            f"{source.name}: {len(content['images'])} images, {objects} objects of {len(counts)} classes, least {ordered[0]!r} "
-            f"({counts[ordered[0]]}), most {ordered[-1]!r} ({counts[ordered[-1]]})"
-        )
-        if examination.images is not None and len(content["images"]) > examination.images:
-            yield note(f"{source.name}: {examination.images} of {len(content['images'])} images were read", "--images all reads all")
-        most = max(collections.Counter(a["image_id"] for a in content["annotations"]).values(), default=0)
-        key, limit = "TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE
+        yield note(f"{source.name}: of its classes least {ordered[0]!r} ({counts[ordered[0]]}), most {ordered[-1]!r} ({counts[ordered[-1]]})")
+        if examination.images is not None and len(looked.images) > examination.images:
+            yield note(f"{source.name}: {examination.images} of {len(looked.images)} images were read", "--images all reads all")
+        key, limit, most = "TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE, looked.most()
         if source.testing and front.knows(key) and most > limit:
-            said = f"{source.name}: an image has {most} objects, {front.name(key)} is {limit}"
-            yield warning(said, f"set it to {most}, which COCO's AP at 100 detections does not reward")
+            yield warning(f"{source.name}: an image has {most} objects, {front.name(key)} is {limit}", f"set it to {most}")
     yield from _anchors(examination)
+
+
+def _truth(looked: Dataset, most: int = 50_000) -> Iterator[Finding]:
+    """COCO's AP of test data whose own objects are given as detections: 100, or something is wrong with ids or boxes."""
+    objects = [a for a in looked.annotations if not a["iscrowd"]]
+    if not looked.source.testing or not objects or looked.error():
+        return
+    if len(objects) > most or importlib.util.find_spec("faster_coco_eval") is None:
+        yield note(f"{looked.source.name}: the truth was not evaluated as detections (more than {most} objects, or faster-coco-eval is missing)")
+        return
+    found = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 1.0} for a in objects]
+    reached = 100 * evaluate(looked.truth(), found, "bbox", most=max(looked.most(), 100)).stats[0]
+    if reached < 99.995:
+        looked.findings.add("truth below 100", f"AP {reached:.2f}")
+    yield note(f"{looked.source.name}: its {len(objects)} objects, given as detections, have AP {reached:.2f}")
 
 
 def anchor_generator(examination: Examination) -> DefaultAnchorGenerator | None:
@@ -50,7 +72,7 @@ def anchor_generator(examination: Examination) -> DefaultAnchorGenerator | None:
 
 
 def training_boxes(examination: Examination, most: int = 20000) -> np.ndarray:
-    boxes = [source.boxes(examination.use) for source in examination.sources if source.training and source.content.get("images")]
+    boxes = [looked.boxes(examination.use) for looked in examination.data if looked.source.training]
     return evenly(np.concatenate([np.zeros((0, 4)), *boxes]), most)
 
 

@@ -15,7 +15,7 @@ from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 
-from ..data.inspection import evenly
+from ..data.image_files import evenly
 from ..engine.front import Front
 from ..errors import Finding
 from ..files import write_whole

@@ -17,7 +17,9 @@ from detectron2.data import get_detection_dataset_dicts
 from torch import nn
 
 from ..config import learns
-from ..data.inspection import Source, Use, evenly
+from ..data.dataset import Dataset
+from ..data.image_files import evenly
+from ..data.sources import Use
 from ..engine.front import Front
 from ..errors import SEVERITIES, Finding, UserError
 
@@ -54,7 +56,7 @@ class Examination:
     """One config, and what the sections that look at it have found out for later ones.
 
     Args:
-        front: the config; it stays as it is.
+        front: the config; what follows from its data is set in it, and nothing else.
         processes: how many will train.
         gpus: how many of them on this machine.
         images: as `inspect` takes it.
@@ -62,6 +64,7 @@ class Examination:
         resume: whether training is to go on from the last checkpoint in OUTPUT_DIR.
         partial: whether weights may fill only part of the backbone.
         progress: as `inspect` takes it.
+        replaced: whether the data have come by flags, in the place of the config's.
     """
 
     front: Front
@@ -72,11 +75,12 @@ class Examination:
     resume: bool = False
     partial: bool = False
     progress: Callable = lambda items, **_: items
+    replaced: bool = False
 
     def __post_init__(self):
         self.cfg: CfgNode = self.front.settings
         self.use = Use.of(self.cfg)
-        self.sources: list[Source] = []
+        self.data: list[Dataset] = []
         self.refused: set = set()  # data sets that cannot be read through detectron2
         self.sound = True  # whether the config can be built
         self.usable = True  # whether its device is here
@@ -116,7 +120,7 @@ class Examination:
         """(shorter, longer) side in pixels of the largest training image, padded as the network does it."""
         cfg = self.cfg.INPUT
         short, most = max(sizes_of(cfg.MIN_SIZE_TRAIN)), cfg.MAX_SIZE_TRAIN
-        sizes = [(i["width"], i["height"]) for source in self.sources if source.training for i in source.content.get("images", ())]
+        sizes = [(i["width"], i["height"]) for data in self.data if data.source.training for i in data.images]
         if learns(self.cfg, "class"):
             sides = (self.cfg.INPUT.CLASSIFICATION.SIZE,) * 2
         elif sizes:

@@ -38,16 +38,16 @@ def charts(examination: Examination) -> Iterator[tuple[str, str]]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    read = [source for source in examination.sources if source.content.get("categories")]
+    read = [data for data in examination.data if data.classes]
     if read:
-        names = list(dict.fromkeys(name for source in read for name in source.classes()))
-        counts = [source.classes() for source in read]
+        names = list(dict.fromkeys(name for data in read for name in data.counts()))
+        counts = [data.counts() for data in read]
         names.sort(key=lambda name: -counts[0].get(name, 0))
         shown = names[:60]
         figure, axes = plt.subplots(figsize=(min(4 + 0.35 * len(shown) * len(read), 16), 4), layout="constrained")
-        for i, (source, count) in enumerate(zip(read, counts)):
+        for i, (data, count) in enumerate(zip(read, counts)):
             places = np.arange(len(shown)) + (i - (len(read) - 1) / 2) * 0.8 / len(read)
-            axes.bar(places, [count.get(name, 0) for name in shown], 0.8 / len(read), label=_plain(source.name))
+            axes.bar(places, [count.get(name, 0) for name in shown], 0.8 / len(read), label=_plain(data.source.name))
         axes.set_xticks(range(len(shown)), [_plain(name) for name in shown], rotation=90 if len(shown) > 12 else 0)
         axes.set(ylabel="objects")
         if max(max(count.values()) for count in counts) > 20 * max(min(min(count.values()) for count in counts), 1):

@@ -7,32 +7,23 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..data import annotations, check_paths
+from ..data.reader import read
+from ..data.sources import Source, Use
 from ..errors import UserError, unknown
 
 TASKS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # task -> the field that results need
 
 
-def check_annotations(content: dict[str, Any], task: str, path: str) -> None:
-    """Raises UserError if ``content``, of the file ``path``, lacks what an evaluation of ``task`` reads."""
-    what = f"annotation file {path!r}"
-    if not content["annotations"]:
-        raise UserError(f"{what}: 'annotations' is empty: there is nothing to compare by", "data")
-    own = {"bbox": ("bbox",), "segm": (), "keypoints": ("bbox", "keypoints", "num_keypoints")}[task]
-    used = {
-        "images": ("id", "width", "height") if task == "segm" else ("id",),
-        "categories": ("id", "name"),
-        "annotations": ("id", "image_id", "category_id", "area", *own, "iscrowd"),
-    }
-    fields = {key: {name: annotations.FIELDS[key][name] for name in names} for key, names in used.items()}
-    for problem in annotations.problems(content, fields, optional=("iscrowd",)):
-        raise UserError(f"{what}: {problem}", "data")
-    if task == "segm":
-        images = {image["id"]: image for image in content["images"]}
-        for i, annotation in enumerate(content["annotations"]):
-            image = images[annotation["image_id"]]
-            if annotations.mask_fault(annotation.get("segmentation"), image["height"], image["width"]):
-                said = "has no segmentation by polygons or by run lengths that fit its image"
-                raise UserError(f"{what}: entry {i} of 'annotations' {said}", "data")
+def read_truth(path: str, images: str, task: str) -> dict[str, Any]:
+    """The annotations of a file as an evaluation of ``task`` takes them; raises UserError where they cannot be used. ``images``: their folder."""
+    use = Use(masks=task == "segm", keypoints=task == "keypoints")
+    data = read(Source(os.path.basename(path), path, images, training=False), use, files=bool(images))
+    error = data.error()
+    if error:
+        raise error
+    if not data.annotations:
+        raise UserError(f"annotation file {path!r} has no annotations: there is nothing to compare by", "data")
+    return data.truth()
 
 
 def check_results(content: Any, dataset: dict[str, Any], task: str, path: str) -> list[dict]:
@@ -52,14 +43,14 @@ def check_results(content: Any, dataset: dict[str, Any], task: str, path: str) -
     if task == "keypoints" and all(isinstance(result, dict) and "bbox" in result for result in content):
         keys.append("bbox")
     kinds = {
-        **annotations.FIELDS["annotations"],
+        **annotations.FIELDS,
         "score": ("a number", lambda value: annotations.numbers([value])),
         "segmentation": ("run lengths", lambda value: isinstance(value, dict)),
     }
     fields = {key: kinds[key] for key in keys}
     images, classes = ({entry["id"]: entry for entry in dataset[key]} for key in ("images", "categories"))
     for i, result in enumerate(content):
-        for fault in annotations.faults(result, fields, optional=()):
+        for fault in annotations.faults(result, fields):
             raise UserError(f"{what}: entry {i} {fault}", "bad-file")
         for key, known, owner in (("image_id", images, "images"), ("category_id", classes, "categories")):
             if result[key] not in known:
@@ -82,17 +73,20 @@ def check_keypoints(dataset: dict[str, Any], results: Sequence[list[dict]], sigm
             raise UserError(f"{who} have {other:g} keypoints, and there are {wanted} OKS sigmas.{hint}", "value", "--oks-sigmas")
 
 
-def annotation_file(name: str) -> str:
-    """The path of the annotations of a data set in detectron2's catalogue; raises UserError if it has none in COCO's format."""
+def truth_of(name: str, task: str) -> tuple[str, dict[str, Any]]:
+    """(annotation file, truth) of a data set in detectron2's catalogue; raises UserError if it has none in COCO's format."""
     if name not in DatasetCatalog:
         raise unknown("data set", name, sorted(DatasetCatalog.keys()), "--dataset")
     check_paths(name)
     metadata = MetadataCatalog.get(name)
+    if metadata.get("truth"):
+        return metadata.get("json_file", name), metadata.truth()
     if not metadata.get("json_file") or metadata.get("evaluator_type") not in ("coco", "coco_panoptic_seg"):
         raise UserError(f"data set {name!r} has no annotations in COCO's format: name a file by --annotations", "unsupported", "--dataset")
     if metadata.get("generated"):  # which its first use does
         DatasetCatalog.get(name)
-    return PathManager.get_local_path(metadata.json_file)
+    path = PathManager.get_local_path(metadata.json_file)
+    return path, read_truth(path, metadata.get("image_root") or "", task)
 
 
 def results_file(path: str) -> str:

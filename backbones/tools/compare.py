@@ -14,11 +14,11 @@ from typing import Any
 from tabulate import tabulate
 from tqdm import tqdm
 
-from ..data.annotations import parse, read
+from ..data.annotations import parse
 from ..engine import open_config
 from ..errors import UserError, unknown
 from ..evaluation.comparison import beyond_chance, compare
-from ..evaluation.results import TASKS, annotation_file, check_annotations, check_keypoints, check_results, results_file
+from ..evaluation.results import TASKS, check_keypoints, check_results, read_truth, results_file, truth_of
 from ..files import replacing, write_whole
 from . import parser_of, picture, program, run
 
@@ -151,9 +151,10 @@ def main() -> None:
     if args.json and os.path.isdir(args.json):
         raise UserError(f"--json {args.json!r} is a folder")
 
-    path = args.annotations or annotation_file(dataset_of(args.config_file, args.a, args.dataset))
-    dataset = read(path)
-    check_annotations(dataset, args.task, path)
+    if args.annotations:
+        path, dataset = args.annotations, read_truth(args.annotations, "", args.task)
+    else:
+        path, dataset = truth_of(dataset_of(args.config_file, args.a, args.dataset), args.task)
     files = [results_file(args.a), results_file(args.b)]
     results = [check_results(parse(file, "result file"), dataset, args.task, file) for file in files]
     if args.task == "keypoints":

@@ -32,12 +32,13 @@ from ..files import write_whole
 from . import program, run
 
 
-def read_config(args: argparse.Namespace) -> tuple[Front, list[Finding]]:
-    """The config of the command line, and what is wrong with its overrides and flags of data. Raises UserError where there is none at all."""
+def read_config(args: argparse.Namespace) -> tuple[Front, list[Finding], bool]:
+    """The config of the command line, what is wrong with its overrides, and whether flags name data. Raises UserError where there is no config."""
     front, opts = open_config(args.config_file, backbone=args.backbone), args.opts
     if len(opts) % front.words:
         raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(opts)}", "syntax")
-    errors = raised(front.apply_data_arguments, args, True)
+    replaced = front.apply_data_arguments(args, True)
+    errors: list[UserError] = []
     for i in range(0, len(opts), front.words):
         changed = front.clone()
         wrong = raised(changed.merge, opts[i : i + front.words])
@@ -45,12 +46,12 @@ def read_config(args: argparse.Namespace) -> tuple[Front, list[Finding]]:
         front = front if wrong else changed
     if args.resume:
         stay_in_moved_folder(front, opts)
-    return front, [Finding.of(problem) for problem in errors]
+    return front, [Finding.of(problem) for problem in errors], replaced
 
 
 def examine(args: argparse.Namespace, say: Callable[[str], None] = print) -> tuple[Examination, dict[str, list[Finding]]]:
     """Every section's findings, each said as soon as it is known."""
-    front, found = read_config(args)
+    front, found, replaced = read_config(args)
     examination = Examination(
         front,
         processes=count_processes(args),
@@ -59,6 +60,7 @@ def examine(args: argparse.Namespace, say: Callable[[str], None] = print) -> tup
         download=args.download,
         resume=args.resume,
         partial=args.allow_partial_weights,
+        replaced=replaced,
         progress=lambda items, **about: tqdm(items, leave=False, disable=None, **about),
     )
     steps = {"environment": environment, "config": config, "weights": weights, "data": data, "memory": memory, "dry run": dry_run}

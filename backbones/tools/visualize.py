@@ -26,7 +26,7 @@ def read_results(path: str) -> dict[Any, list[dict]]:
         raise UserError(f"results {path!r} are not there: evaluation writes them to OUTPUT_DIR/inference")
     content, by_image = parse(path, "results"), defaultdict(list)
     for i, result in enumerate(content if isinstance(content, list) else [content]):
-        for fault in faults(result, _FIELDS, optional=()):
+        for fault in faults(result, _FIELDS):
             raise UserError(f"results {path!r} are not in COCO's format: entry {i} {fault}", "bad-file")
         by_image[result["image_id"]].append(result)
     return by_image
