@@ -6,22 +6,22 @@ import json
 import os
 from typing import Any, Iterator
 
-import orjson
+import msgspec
 import yaml
 
 from .errors import UserError
 
 
 def read_json(path: str) -> Any:
-    """A JSON file's content, in UTF-8 or, with a byte-order mark, in UTF-16. NaN and Infinity are taken. Raises ValueError for anything else."""
+    """A JSON file's content, in UTF-8 or, with a byte-order mark, in UTF-16. NaN and Infinity are taken. Raises ValueError for what is none."""
     try:
         content = _content(path)
         if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
             content = content.decode("utf-16").encode()
         content = content.removeprefix(codecs.BOM_UTF8)
         try:
-            return orjson.loads(content)  # several times as fast as the standard library, and stricter
-        except orjson.JSONDecodeError:
+            return msgspec.json.decode(content)  # several times as fast as the standard library, and stricter
+        except (msgspec.MsgspecError, RecursionError):
             return json.loads(content.decode("utf-8"), parse_int=_whole)
     except UnicodeDecodeError as error:
         raise ValueError(f"it is no UTF-8 text (byte {error.start} is {error.object[error.start]:#x}): save it as UTF-8") from error

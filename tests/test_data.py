@@ -2,15 +2,20 @@
 
 import json
 import os
+import re
 
+import pycocotools.mask as mask_util
 import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
 import backbones
 from backbones import zoo
 from backbones.config import merge_overrides
-from backbones.data import check_datasets, register_from_config
+from backbones.data import check_datasets, follow, register_from_config
+from backbones.data.keypoints import flip_pairs
+from backbones.evaluation.coco import evaluate
 
 
 def config(*overrides):
@@ -37,6 +42,7 @@ def own(tmp_path):
 def clean_catalogues():
     before = set(DatasetCatalog)
     yield
+    MetadataCatalog.pop("mine as detectron2 has it", None)
     for name in set(DatasetCatalog) - before:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -62,9 +68,9 @@ def test_register_from_the_command_line(own):
         ("['mine', 'nowhere.json', '{images}']", "'nowhere.json'"),
         ("['mine', '{json}', 'nowhere']", "'nowhere'"),
         ("['mine', '{broken}', '{images}']", "not JSON"),
-        ("['mine', '{foreign}', '{images}']", "no annotations, categories"),
+        ("['mine', '{foreign}', '{images}']", "it has no categories"),
         ("['mine', '{list}', '{images}']", "not in COCO's format"),
-        ("['mine', '{nameless}', '{images}']", "entry 0 of 'categories' has no name"),
+        ("['mine', '{nameless}', '{images}']", "malformed category .*entry 0"),
         ("['coco_2017_val', '{json}', '{images}']", "is taken"),
     ],
 )
@@ -92,71 +98,337 @@ def changed(own, change):
     return config("DATASETS.REGISTER", f"[['mine', '{own[0]}', '{own[1]}']]", "MODEL.ROI_HEADS.NUM_CLASSES", "2", "DATASETS.TEST", "('mine',)")
 
 
-BROKEN = {
+def more(key, index, **values):
+    return lambda c: c[key].append({**c[key][index], **values})
+
+
+# what is refused, and the words that say so
+REFUSED = {
     "'images' is not a list": lambda c: c.update(images=None),
     "'annotations' is not a list": lambda c: c.update(annotations={}),
     "'categories' is not a list": lambda c: c.update(categories={"cup": 7}),
-    "entry 0 of 'categories' is 'cup', not an object": lambda c: c.update(categories=["cup"]),
+    r"malformed category \(1\): .*: entry 0": lambda c: c.update(categories=["cup", {"id": 7, "name": "pot"}]),
     "'images' is empty": lambda c: c["images"].clear(),
-    "entry 0 of 'images' has no height": lambda c: c["images"][0].pop("height"),
-    "entry 0 of 'images' has width '10'": lambda c: c["images"][0].update(width="10"),
-    "entry 0 of 'annotations' has no bbox": lambda c: c["annotations"][0].pop("bbox"),
-    "entry 0 of 'annotations' has bbox .*must be .x, y, width, height.": lambda c: c["annotations"][0].update(bbox=[1, 2, 3]),
-    "bbox .*nan": lambda c: c["annotations"][0].update(bbox=[1, 2, 3, float("nan")]),
-    "the id 1 stands twice in 'annotations'": lambda c: c["annotations"].append(c["annotations"][0]),
-    "the id 7 stands twice in 'categories'": lambda c: c["categories"].append({"id": 7, "name": "pot"}),
-    "category_id 9, which is not among the 'categories'": lambda c: c["annotations"][0].update(category_id=9),
-    "image_id 2, which is not among the 'images'": lambda c: c["annotations"][0].update(image_id=2),
-    "image 'b.jpg' is not in": lambda c: c["images"][0].update(file_name="b.jpg"),
-    "image 'a.jpg' is 10x8, not 8x10": lambda c: c["images"][0].update(width=8, height=10),
+    r"duplicate image id \(1\): .*: 1 \('b.jpg'\)": more("images", 0, file_name="b.jpg"),
+    r"duplicate category id \(1\): .*: 7: 'cup' and 'pot'": more("categories", 0, name="pot"),
+    r"missing image \(1\): .*: 'b.jpg'. To mend it: .*INPUT.UNREADABLE skip": lambda c: c["images"][0].update(file_name="b.jpg"),
+    r"image of other size \(1\): .*: 'a.jpg' \(10x8, not 8x10\)": lambda c: c["images"][0].update(width=8, height=10),
+    r"address \(1\): .*: 's3://bucket/a.jpg'": lambda c: c["images"][0].update(file_name="s3://bucket/a.jpg"),
+    r"boxes as fractions \(1\)": lambda c: c["annotations"][0].update(bbox=[0.1, 0.1, 0.5, 0.5]),
 }
 
 
-@pytest.mark.parametrize("words", BROKEN)
-def test_broken_annotations(own, words):
+@pytest.mark.parametrize("words", REFUSED)
+def test_refused_data(own, words):
     """What would end in a traceback after training has begun, or in a wrong figure."""
     with pytest.raises(backbones.UserError, match=words) as error:
-        register_from_config(changed(own, BROKEN[words]))
-    assert own[0] in str(error.value) and "\n" not in str(error.value)
+        register_from_config(changed(own, REFUSED[words]))
+    assert "own.json" in str(error.value) and "mine" in str(error.value) and "\n" not in str(error.value)
     assert "mine" not in DatasetCatalog
+
+
+# what is repaired or left out: (kind, what is done to sound data with one object, objects that stay)
+MENDED = [
+    ("size of image", lambda c: c["images"][0].pop("height"), 1),
+    ("size of image", lambda c: c["images"][0].update(width="10"), 1),
+    ("size of image", lambda c: c["images"][0].update(width=10.0), 1),
+    ("malformed image", lambda c: c["images"].append("b.jpg"), 1),
+    ("repeated image entry", more("images", 0), 1),
+    ("malformed annotation", lambda c: c["annotations"].append([1]), 1),
+    ("no box", lambda c: c["annotations"][0].pop("bbox"), 0),
+    ("no box", lambda c: c["annotations"][0].update(bbox=[1, 2, 3]), 0),
+    ("no box", lambda c: c["annotations"][0].update(bbox=[1, 2, 3, float("nan")]), 0),
+    ("no box", lambda c: c["annotations"][0].update(bbox=[1, 2, 3, 1e300]), 0),
+    ("no box", lambda c: c["annotations"][0].update(bbox=[1, 2, 3, "x"]), 0),
+    ("no box", lambda c: c["annotations"][0].update(bbox=[1, 2, 3, 10**400]), 0),
+    ("empty box", lambda c: c["annotations"][0].update(bbox=[1, 2, 0, 5]), 0),
+    ("numbers as texts", lambda c: c["annotations"][0].update(bbox=["1", "1", "5", "5"]), 1),
+    ("box of keypoints", lambda c: c["annotations"][0].update(bbox=None, keypoints=[1, 1, 2, 6, 6, 1, 9, 9, 0]), 1),
+    ("box of mask", lambda c: c["annotations"][0].update(bbox=[0, 0, 0, 0], segmentation=[[1, 1, 6, 1, 6, 6, 1, 6]]), 1),
+    ("box of mask", lambda c: c["annotations"][0].update(bbox=[], segmentation={"size": [8, 10], "counts": [9, 5, 66]}), 1),
+    ("box outside", lambda c: c["annotations"][0].update(bbox=[20, 2, 5, 5]), 0),
+    ("box beyond edge", lambda c: c["annotations"][0].update(bbox=[-4, 1, 10, 5]), 1),
+    ("annotation ids", more("annotations", 0), 2),
+    ("annotation ids", lambda c: c["annotations"][0].update(id=0), 1),
+    ("annotation ids", lambda c: c["annotations"][0].pop("id"), 1),
+    ("image ids", lambda c: [c["images"][0].update(id="img-1"), c["annotations"][0].update(image_id="img-1")], 1),
+    ("category ids", lambda c: [c["categories"][0].update(id="7"), c["annotations"][0].update(category_id="7")], 1),
+    ("category ids", lambda c: [c["categories"][0].update(id="cup"), c["annotations"][0].update(category_id="cup")], 1),
+    ("duplicate category name", more("categories", 0, id=9), 1),
+    ("group category", lambda c: [x.update(supercategory="set") for x in c["categories"]] + [more("categories", 0, id=0, name="set")(c)], 1),
+    ("unknown category", lambda c: c["annotations"][0].update(category_id=9), 0),
+    ("orphan annotation", lambda c: c["annotations"][0].update(image_id=2), 0),
+    ("orphan annotation", lambda c: c["annotations"][0].update(image_id=[1]), 0),
+    ("area", lambda c: c["annotations"][0].pop("area"), 1),
+    ("area", lambda c: c["annotations"][0].update(area=float("inf")), 1),
+    ("iscrowd", lambda c: c["annotations"][0].update(iscrowd=None), 1),
+    ("iscrowd", lambda c: c["annotations"][0].update(iscrowd="no"), 1),
+    ("ignored annotation", lambda c: c["annotations"][0].update(ignore=1), 0),
+    ("crowds", lambda c: c["annotations"][0].update(iscrowd=True), 0),
+    ("file of address", lambda c: [c["images"][0].pop("file_name"), c["images"][0].update(coco_url="http://x/y/a.jpg")], 1),
+    ("file by its end", lambda c: c["images"][0].update(file_name="C:\\photos\\a.jpg"), 1),
+    ("file by case", lambda c: c["images"][0].update(file_name="A.JPG"), 1),
+]
+
+
+@pytest.mark.parametrize("kind, change, objects", MENDED)
+def test_mended_data(own, kind, change, objects):
+    """One sensible meaning is taken, said, and nothing else is; what stays is what COCO's own evaluation gives AP 100."""
+    register_from_config(changed(own, change))
+    about = MetadataCatalog.get("mine")
+    assert f"1 {kind}" in about.said[0] or kind == "crowds" and "crowds: 1" in about.said[0] or kind in ("annotation ids", "image ids")
+    assert any(line.startswith(f"mine: {kind} (") for line in about.said[1:]) and len(about.said) == 2, about.said
+    truth, records = about.truth(), DatasetCatalog.get("mine")
+    found = [a for a in truth["annotations"] if not a["iscrowd"]]
+    assert len(found) == objects == sum(not a["iscrowd"] for r in records for a in r["annotations"])
+    assert all(isinstance(a["id"], int) and a["id"] > 0 and a["area"] > 0 and a["iscrowd"] in (0, 1) for a in truth["annotations"])
+    ids = about.thing_dataset_id_to_contiguous_id
+    for a, kept in zip(found, (a for r in records for a in r["annotations"] if not a["iscrowd"])):
+        x, y, w, h = a["bbox"]
+        assert kept["bbox"] == a["bbox"] and -1 <= x and x + w <= 11 and w > 0 and y >= -1 and y + h <= 9
+        assert about.thing_classes[ids[a["category_id"]]] == "cup" and kept["category_id"] == ids[a["category_id"]]
+    for image in truth["images"]:
+        assert (image["width"], image["height"]) == (10, 8) and os.path.isfile(os.path.join(own[1], image["file_name"]))
+    if found:
+        given = [{**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 1.0} for a in found]
+        assert evaluate(truth, given, "bbox").stats[0] == pytest.approx(1.0, abs=1e-9)
+
+
+def test_sound_data_stay_as_they_are(own):
+    """Record by record what detectron2's own loader gives."""
+    register_from_config(changed(own, more("annotations", 0, id=5, bbox=[0.5, 0.25, 3, 7], category_id=3)))
+    assert MetadataCatalog.get("mine").said == ["mine: 1 images, 2 objects of 2 classes; left out: 0; crowds: 0"]
+    assert DatasetCatalog.get("mine") == load_coco_json(*own, "mine as detectron2 has it")
 
 
 def test_images_that_are_none(own):
     with open(os.path.join(own[1], "a.jpg"), "w") as f:
         f.write("<html>gone</html>")
-    with pytest.raises(backbones.UserError, match="'a.jpg' cannot be read"):
+    with pytest.raises(backbones.UserError, match=r"unreadable image \(1\): .*'a.jpg'"):
         register_from_config(changed(own, lambda c: None))
+
+
+@pytest.mark.parametrize("spoil", [os.remove, lambda path: open(path, "w").close()])
+def test_images_that_are_left_out(own, spoil):
+    """With INPUT.UNREADABLE skip; their objects go with them."""
+    Image.new("RGB", (10, 8)).save(os.path.join(own[1], "b.jpg"))
+
+    def change(c):
+        more("images", 0, id=2, file_name="b.jpg")(c)
+        more("annotations", 0, id=2, image_id=2)(c)
+
+    cfg = changed(own, change)
+    spoil(os.path.join(own[1], "a.jpg"))
+    cfg.INPUT.UNREADABLE = "skip"
+    register_from_config(cfg)
+    assert "left out: 2 (1 object of such an image, 1 image left out)" in MetadataCatalog.get("mine").said[0]
+    assert [os.path.basename(record["file_name"]) for record in DatasetCatalog.get("mine")] == ["b.jpg"]
+
+
+def test_two_files_fit(own):
+    """An image's name fits files in two folders: neither is taken."""
+    for folder in ("x", "y"):
+        os.makedirs(os.path.join(own[1], folder))
+        os.link(os.path.join(own[1], "a.jpg"), os.path.join(own[1], folder, "b.jpg"))
+    with pytest.raises(backbones.UserError, match=r"several files \(1\): .*'z/b.jpg'"):
+        register_from_config(changed(own, lambda c: c["images"][0].update(file_name="z/b.jpg")))
+    register_from_config(changed(own, lambda c: c["images"][0].update(file_name="data/x/b.jpg")))
+    assert DatasetCatalog.get("mine")[0]["file_name"] == os.path.join(own[1], "x", "b.jpg")
+
+
+def test_two_names_for_one_file(own):
+    """Two entries whose folders are not there would both take the one file of that name."""
+    with pytest.raises(backbones.UserError, match=r"several files \(2\)"):
+        register_from_config(
+            changed(own, lambda c: [c["images"][0].update(file_name="1/a.jpg"), more("images", 0, id=2, file_name="2/a.jpg")(c)])
+        )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_encodings(own, encoding):
+    cfg = changed(own, lambda c: c["categories"][0].update(name="Tässchen"))
+    with open(own[0]) as f:
+        content = f.read()
+    with open(own[0], "w", encoding=encoding) as f:
+        f.write(json.dumps(json.loads(content), ensure_ascii=False))
+    register_from_config(cfg)
+    assert MetadataCatalog.get("mine").thing_classes == ["plate", "Tässchen"]
+    with open(own[0], "w", encoding="latin-1") as f:
+        f.write(json.dumps(json.loads(content), ensure_ascii=False))
+    with pytest.raises(backbones.UserError, match="no UTF-8 text .*: save it as UTF-8"):
+        register_from_config(config("DATASETS.REGISTER", f"[['other', '{own[0]}', '{own[1]}']]"))
+
+
+def exif(path, turn):
+    tag = Image.Exif()
+    tag[274] = turn
+    Image.new("RGB", (8, 10)).save(path, exif=tag)
 
 
 def test_turned_images(own):
     """detectron2 turns an image as its EXIF tag says; sizes are compared after that."""
-    exif = Image.Exif()
-    exif[274] = 6
-    Image.new("RGB", (8, 10)).save(os.path.join(own[1], "a.jpg"), exif=exif)
+    exif(os.path.join(own[1], "a.jpg"), 6)
     register_from_config(changed(own, lambda c: None))
+    DatasetCatalog.remove("mine")
+    with pytest.raises(backbones.UserError, match="turned image .*unturned image.*INPUT.EXIF"):
+        register_from_config(changed(own, lambda c: c["images"][0].update(width=8, height=10)))
+
+
+MASK, RUNS = [[1, 1, 6, 1, 6, 6]], {"size": [8, 10], "counts": [9, 5, 66]}
 
 
 @pytest.mark.parametrize(
-    "overrides, change, words",
+    "mask, words",
     [
-        (["MODEL.MASK_ON", "True"], lambda c: None, "MODEL.MASK_ON needs 'segmentation'"),
-        (["MODEL.KEYPOINT_ON", "True"], lambda c: None, "MODEL.KEYPOINT_ON needs 'keypoints'"),
-        ([], lambda c: c["annotations"][0].pop("area"), "COCO's evaluation needs 'area'"),
-        ([], lambda c: c["annotations"][0].pop("iscrowd"), "COCO's evaluation needs 'iscrowd'"),
-        ([], lambda c: c["annotations"].clear(), "training needs 'bbox'"),
+        (None, "no masks"),
+        ([[]], "no masks"),
+        ([[1, 1, 5, 5]], "no masks"),
+        ("1 5 9 3", "Kaggle's run lengths"),
+        ("mask.png", "bad mask"),
+        ([[1, 1, "5", 5, 9, 9]], "bad mask"),
+        ({"size": [10, 8], "counts": [9, 5, 66]}, "mask of other size"),
+        (MASK, ""),
+        (MASK[0], "flat polygon"),
+        ([*MASK, [1, 1, 2, 2]], "short polygon"),
+        (RUNS, ""),
+        ({**RUNS, "counts": "95R2"}, ""),
     ],
 )
-def test_annotations_fit_the_task(own, overrides, change, words):
-    cfg = changed(own, change)
-    merge_overrides(cfg, ["DATASETS.TRAIN", "('mine',)", *overrides])
+def test_masks(own, mask, words):
+    """A mask model refuses what is no mask, in one line, unless a key says what becomes of such an object; a box model does not look at it."""
+    cfg = changed(own, lambda c: c["annotations"][0].update(segmentation=mask))
     register_from_config(cfg)
-    with pytest.raises(backbones.UserError, match=words):
+    assert "segmentation" not in DatasetCatalog.get("mine")[0]["annotations"][0]
+    cfg.MODEL.MASK_ON = True
+    if words in ("", "flat polygon", "short polygon"):
+        register_from_config(cfg)
+        assert bool(words) == any(words in line for line in MetadataCatalog.get("mine").said[1:])
+        kept = DatasetCatalog.get("mine")[0]["annotations"][0]["segmentation"]
+        assert kept == MASK if isinstance(mask, list) else mask_util.area(kept) == 5
+        assert MetadataCatalog.get("mine").mask_runs == int(isinstance(mask, dict))
+        assert ("INPUT.MASK_FORMAT" in dict((key, value) for key, value, _ in follow(cfg, False))) == isinstance(mask, dict)
+        return
+    with pytest.raises(backbones.UserError, match=rf"{words} \(1\): .*annotation 1 of 'a.jpg'"):
+        register_from_config(cfg)
+    cfg.DATASETS.NO_MASK = "box"
+    register_from_config(cfg)
+    assert DatasetCatalog.get("mine")[0]["annotations"][0]["segmentation"] == [[1, 1, 6, 1, 6, 6, 1, 6]]
+    cfg.DATASETS.NO_MASK = "skip"
+    register_from_config(cfg)
+    assert DatasetCatalog.get("mine")[0]["annotations"] == []
+
+
+def test_crowds_as_objects(own):
+    cfg = changed(own, lambda c: c["annotations"][0].update(iscrowd=1))
+    cfg.DATASETS.TRAIN = ("mine",)
+    with pytest.raises(backbones.UserError, match="crowds alone .*: 1 of 1 objects. .*DATASETS.CROWDS"):
+        register_from_config(cfg)
+    cfg.DATASETS.CROWDS = "objects"
+    register_from_config(cfg)
+    assert DatasetCatalog.get("mine")[0]["annotations"][0]["iscrowd"] == 0
+
+
+def test_boxes_as_corners(own):
+    corners = [[1, 1, 9, 7], [4, 4, 9, 7], [5, 2, 9, 8], [0, 0, 3, 3]]
+    cfg = changed(own, lambda c: c.update(annotations=[{**c["annotations"][0], "id": i, "bbox": box} for i, box in enumerate(corners, 1)]))
+    register_from_config(cfg)
+    assert any("boxes as corners (2)" in line for line in MetadataCatalog.get("mine").said)
+    cfg.DATASETS.BOX_FORMAT = "xyxy"
+    register_from_config(cfg)
+    assert [a["bbox"] for a in DatasetCatalog.get("mine")[0]["annotations"]] == [[1, 1, 8, 6], [4, 4, 5, 3], [5, 2, 4, 6], [0, 0, 3, 3]]
+
+
+def test_data_without_annotations(own):
+    """To predict on; training says that there is nothing to learn."""
+    cfg = changed(own, lambda c: c.pop("annotations"))
+    register_from_config(cfg)
+    assert MetadataCatalog.get("mine").said[0].startswith("mine: 1 images, no annotations: predicted, not scored")
+    assert "annotations" not in DatasetCatalog.get("mine")[0] and "annotations" not in MetadataCatalog.get("mine").truth()
+    cfg.DATASETS.TRAIN = ("mine",)
+    with pytest.raises(backbones.UserError, match="no annotations: there is nothing to train on"):
+        register_from_config(cfg)
+
+
+@pytest.mark.parametrize(
+    "categories, objects, words",
+    [
+        ([{"id": 1, "name": "cup"}], 1, ""),
+        ([{"id": 1, "name": "cup"}, {"id": 2, "name": "plate"}], 1, "classes by name"),
+        ([{"id": 1, "name": "cup"}, {"id": 2, "name": "fork"}], 1, ""),
+        ([{"id": 2, "name": "cup"}, {"id": 1, "name": "fork"}], 0, "class of other data (1): .*: 'fork' (1)"),
+        ([{"id": 1, "name": "fork"}], None, "other classes"),
+    ],
+)
+def test_classes_by_name(own, tmp_path, categories, objects, words):
+    """Test data have a part of the classes, others, or other ids: names tell."""
+    with open(own[0]) as f:
+        content = json.load(f)
+    content["annotations"][0]["category_id"] = 1
+    (tmp_path / "test.json").write_text(json.dumps({**content, "categories": categories}))
+    entries = f"[['mine', '{own[0]}', '{own[1]}'], ['test', '{tmp_path / 'test.json'}', '{own[1]}']]"
+    cfg = config("DATASETS.REGISTER", entries, "DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('test',)")
+    if objects is None:
+        with pytest.raises(backbones.UserError, match=words):
+            register_from_config(cfg)
+        return
+    register_from_config(cfg)
+    about = MetadataCatalog.get("test")
+    assert about.thing_classes == ["plate", "cup"] and re.search(re.escape(words).replace(r"\.\*", ".*"), "\n".join(about.said))
+    assert [a["category_id"] for a in DatasetCatalog.get("test")[0]["annotations"]] == [1] * objects
+    # each class that may be predicted has an id of its own
+    assert sorted(about.thing_dataset_id_to_contiguous_id.values()) == [0, 1]
+    assert {c["name"] for c in about.truth()["categories"]} == {"plate", "cup"}
+
+
+@pytest.mark.parametrize(
+    "names, pairs",
+    [
+        (["left_eye", "right_eye", "nose"], [("left_eye", "right_eye")]),
+        (["l_eye", "r_eye"], [("l_eye", "r_eye")]),
+        (["eye_L", "eye_R", "tail"], [("eye_L", "eye_R")]),
+        (["Right Eye", "Left Eye"], [("Left Eye", "Right Eye")]),
+        (["leftEye", "rightEye"], [("leftEye", "rightEye")]),
+        (["LEye", "REye", "eyeL", "eyeR"], [("LEye", "REye"), ("eyeL", "eyeR")]),
+        (["nose"], []),
+        (["1", "2"], None),
+        (["left_eye", "nose"], None),
+        (["ball", "bright"], None),
+    ],
+)
+def test_flip_pairs(names, pairs):
+    """None: they are not known, and images are not flipped."""
+    found, why = flip_pairs(names)
+    assert (found, bool(why)) == (pairs or [], pairs is None)
+    assert flip_pairs(names, [["1", "2"]]) == ([("1", "2")], "")
+
+
+def test_keypoints_follow_the_data(own):
+    points = {"keypoints": [1, 1, 2, 3, 3, 1], "num_keypoints": 9}
+    cfg = changed(own, lambda c: [c["annotations"][0].update(points), more("annotations", 0, id=2, keypoints=None)(c)])
+    merge_overrides(cfg, ["MODEL.KEYPOINT_ON", "True", "DATASETS.TRAIN", "('mine',)"])
+    register_from_config(cfg)
+    about = MetadataCatalog.get("mine")
+    assert about.keypoint_names == ["1", "2"] and about.keypoint_flip_map == []
+    assert [a["num_keypoints"] for a in about.truth()["annotations"]] == [2, 0]
+    followed = {key: value for key, value, _ in follow(cfg, True)}
+    assert followed["MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS"] == 2 and followed["TEST.KEYPOINT_OKS_SIGMAS"] == [0.5, 0.5]
+    assert followed["INPUT.RANDOM_FLIP"] == "none" and "INPUT.RANDOM_FLIP" not in {
+        key for key, *_ in follow(changed(own, lambda c: None), True)
+    }
+    with pytest.raises(backbones.UserError, match="number of keypoints"):
+        register_from_config(merged(changed(own, lambda c: c["annotations"][1].update(keypoints=[1, 1, 2])), "MODEL.KEYPOINT_ON", "True"))
+
+
+def merged(cfg, *overrides):
+    merge_overrides(cfg, list(overrides))
+    return cfg
+
+
+def test_semantic_labels_are_not_there(own):
+    cfg = merged(changed(own, lambda c: None), "MODEL.META_ARCHITECTURE", "SemanticSegmentor", "DATASETS.TRAIN", "('mine',)")
+    register_from_config(cfg)
+    with pytest.raises(backbones.UserError, match="needs semantic labels"):
         check_datasets(cfg, training=True)
-
-
-def test_an_id_that_is_always_wrong(own, caplog):
-    register_from_config(changed(own, lambda c: c["annotations"][0].update(id=0)))
-    assert "number from 1" in caplog.text
 
 
 def test_keypoint_sigmas():

@@ -163,7 +163,9 @@ KEYS: tuple[Key, ...] = (
     Key("DATASETS.REGISTER", [], "COCO-format data, [name, annotation file, image folder] each; DATASETS.TRAIN and TEST then name them"),
     Key("DATASETS.CLASSES", [], "names of the model's classes, by which own data match theirs; []: those of the first data to train on"),
     Key("DATASETS.CROWDS", "ignore", 'own objects marked as crowds: "ignore", or "objects" that are learnt', ("ignore", "objects")),
-    Key("DATASETS.NO_MASK", "stop", "own objects without a mask where masks are learnt: an error, their box as the mask, or left out", _NO_MASK),
+    Key(
+        "DATASETS.NO_MASK", "stop", "own objects without a mask where masks are learnt: an error, their box as the mask, or left out", _NO_MASK
+    ),
     Key("DATASETS.BOX_FORMAT", "xywh", 'of own boxes: COCO\'s x, y, width, height, or "xyxy", corners', ("xywh", "xyxy")),
     Key("DATASETS.KEYPOINTS", [], "names of the model's keypoints; []: those of the data"),
     Key("DATASETS.KEYPOINT_FLIPS", [], "[left, right] each: keypoints that change places in a flipped image; []: found by their names"),

@@ -123,7 +123,9 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
         text = f"annotations {what}: a COCO file, a YOLO data.yaml, or a folder of YOLO's, Pascal VOC's or labelme's files"
         group.add_argument(f"--{split}", f"--{split}-json", dest=f"{split}_json", default="", metavar="PATH", help=text)
         group.add_argument(f"--{split}-images", default="", metavar="DIR", help="the folder of their images (default: that of the annotations)")
-    group.add_argument("--val-split", type=float, default=0, metavar="PART", help="keep a part of the training data, such as 0.2, to evaluate on")
+    group.add_argument(
+        "--val-split", type=float, default=0, metavar="PART", help="keep a part of the training data, such as 0.2, to evaluate on"
+    )
 
 
 def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool = True) -> bool:
@@ -137,7 +139,9 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
             raise UserError(f"--{split}-images is there without --{split}", "missing-argument", f"--{split}")
     part = getattr(args, "val_split", 0)
     if part and not (0 < part < 1 and paths["train"][0] and not paths["val"][0]):
-        raise UserError(f"--val-split {part:g}: a part of the images of --train, between 0 and 1, where there is no --val", "value", "--val-split")
+        raise UserError(
+            f"--val-split {part:g}: a part of the images of --train, between 0 and 1, where there is no --val", "value", "--val-split"
+        )
     if not any(file for file, _ in paths.values()):
         return False
     if training and not paths["train"][0]:
@@ -145,7 +149,9 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
         raise UserError(said, "missing-argument", "--train")
     if not training and not (paths["val"][0] or part):
         raise UserError("--train is there without --val, which --eval-only needs", "missing-argument", "--val")
-    given = {f"own_{split}": (os.path.abspath(file), os.path.abspath(folder or _beside(file))) for split, (file, folder) in paths.items() if file}
+    given = {
+        f"own_{split}": (os.path.abspath(file), os.path.abspath(folder or _beside(file))) for split, (file, folder) in paths.items() if file
+    }
     cfg.DATASETS.REGISTER = [*(list(e) for e in cfg.DATASETS.REGISTER if e[0] not in given), *([name, *where] for name, where in given.items())]
     if "own_train" in given:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("own_train",), ()

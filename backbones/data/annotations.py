@@ -4,7 +4,7 @@ import math
 import os
 import re
 import reprlib
-from typing import Any, Callable, Iterator, Mapping, Sequence
+from typing import Any, Callable, Iterator, Mapping
 
 import numpy as np
 

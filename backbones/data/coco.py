@@ -1,5 +1,6 @@
 """Registers data in COCO's format from a config, without code."""
 
+import atexit
 import contextlib
 import dataclasses
 from typing import Any, Collection, Iterator, Sequence
@@ -10,8 +11,9 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from ..config import architecture, get
 from ..errors import UserError
 from .dataset import Dataset
-from .keypoints import flip_pairs
 from .holdout import HELD_OUT, KEPT, entries
+from .keypoints import flip_pairs
+from .packed import Packed
 from .reader import number_classes, read
 from .sources import Source, Use
 
@@ -25,6 +27,7 @@ class Reader:
     def __init__(self, source: Source, use: Use):
         self.source, self.use = source, use
         self._held: Dataset | None = None
+        self._packed: Packed | None = None  # records for other processes
 
     def dataset(self) -> Dataset:
         """Raises UserError where the data cannot be used."""
@@ -37,6 +40,9 @@ class Reader:
         return self._held
 
     def __call__(self) -> list[dict[str, Any]]:
+        if self._packed is not None:
+            records, self._packed = list(self._packed), None
+            return records
         data, self._held = self.dataset(), None
         return data.records(self.use)
 
@@ -52,12 +58,16 @@ class Reader:
         if error:
             raise error
 
-    def __getstate__(self) -> dict[str, Any]:  # what goes to other processes
+    def __getstate__(self) -> dict[str, Any]:
+        """What goes to other processes: of training data, the records in a file, so that they need not read them anew."""
+        if self._held is not None and self.source.training:
+            self._packed = Packed(self())
+            atexit.register(self._packed.forget)
         return {**self.__dict__, "_held": None}
 
 
 def register_from_config(cfg: CfgNode, names: Collection[str] | None = None) -> list[str]:
-    """Registers the data sets of ``cfg.DATASETS.REGISTER``: [name, annotation file, image folder] each. Returns the names of those that are new.
+    """Registers the data sets of ``cfg.DATASETS.REGISTER``: [name, annotation file, image folder] each. Returns the new names.
 
     Args:
         names: those to register; None: all.
@@ -77,7 +87,9 @@ def register_from_config(cfg: CfgNode, names: Collection[str] | None = None) -> 
     for name, json_file, image_root in found:
         if wanted is not None and name not in wanted:
             continue
-        reader = Reader(Source(name, json_file, image_root, name in training, name in cfg.DATASETS.TEST), dataclasses.replace(use, classes=classes))
+        reader = Reader(
+            Source(name, json_file, image_root, name in training, name in cfg.DATASETS.TEST), dataclasses.replace(use, classes=classes)
+        )
         if name in DatasetCatalog:
             known = MetadataCatalog.get(name).get("reader")
             if known is None:

@@ -1,8 +1,10 @@
 """A data set as it is used: its images, objects and classes after `reader.read`."""
 
+import contextlib
+import gc
 import os
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Iterator
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -11,6 +13,18 @@ from detectron2.structures import BoxMode
 from ..errors import UserError
 from .findings import Findings, short
 from .sources import Source, Use
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Python's collector looks through millions of new lists again and again, for longer than it takes to read them."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 @dataclass
@@ -61,7 +75,11 @@ class Dataset:
     def summary(self) -> str:
         """The line that is said of each data set."""
         crowds = sum(1 for a in self.annotations if a["iscrowd"])
-        about = f"{len(self.annotations) - crowds} objects of {len(self.classes)} classes" if self.labelled else "no annotations: predicted, not scored"
+        about = (
+            f"{len(self.annotations) - crowds} objects of {len(self.classes)} classes"
+            if self.labelled
+            else "no annotations: predicted, not scored"
+        )
         return f"{self.source.name}: {len(self.images)} images, {about}; {self.findings.effects()}; crowds: {crowds}"
 
     def counts(self) -> dict[str, int]:
@@ -100,7 +118,11 @@ class Dataset:
         return {c["id"]: self.class_of.get(c["id"], names[c["name"]]) for c in self.truth()["categories"]}
 
     def records(self, use: Use) -> list[dict[str, Any]]:
-        """detectron2's records, in the order of the images' ids, as its own loader makes them; masks and keypoints where the model learns them."""
+        """detectron2's records, as its own loader makes them; with masks and keypoints if the model learns them."""
+        with without_collections():
+            return self._records(use)
+
+    def _records(self, use: Use) -> list[dict[str, Any]]:
         objects: dict[int, list[dict]] = {image["id"]: [] for image in self.images}
         class_of, mode = self.class_of, BoxMode.XYWH_ABS
         for a in self.annotations:

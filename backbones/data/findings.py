@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 
+import numpy as np
+
 from ..errors import SEVERITIES, Finding, UserError
 
 
@@ -173,7 +175,7 @@ class Findings:
         if name and count > 1:
             self.described.add(kind)
 
-    def add_all(self, kind: str, places: Sequence[int], name: Callable[[int], str]) -> None:
+    def add_all(self, kind: str, places: Sequence[int] | np.ndarray, name: Callable[[int], str]) -> None:
         """Counts a kind at some places of a list; ``name`` gives a place's name, and is called for the first of them alone."""
         for i in places[:SHOWN]:
             self.add(kind, name(int(i)))

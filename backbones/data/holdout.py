@@ -46,7 +46,9 @@ def register_held_out(cfg: CfgNode, training: bool = True) -> None:
             said = f"DATASETS.HOLD_OUT: what is held out of {name!r} would be trained on: set DATASETS.TRAIN to {name + KEPT!r}"
             raise UserError(said, "conflict", "DATASETS.TRAIN", (name + KEPT,))
         if count <= 0 or count > 1 and count != int(count):
-            raise UserError(f"DATASETS.HOLD_OUT: {count} images of {name!r}: it must be 1 or more, or a part between 0 and 1", "value", "DATASETS.HOLD_OUT")
+            raise UserError(
+                f"DATASETS.HOLD_OUT: {count} images of {name!r}: it must be 1 or more, or a part between 0 and 1", "value", "DATASETS.HOLD_OUT"
+            )
         if name + HELD_OUT in DatasetCatalog:
             if MetadataCatalog.get(name + HELD_OUT).get("held_out") == count:
                 continue
@@ -54,7 +56,11 @@ def register_held_out(cfg: CfgNode, training: bool = True) -> None:
                 catalogue.remove(name + HELD_OUT)
                 catalogue.remove(name + KEPT)
         # what evaluators read from files, they are to make from the records
-        about = {key: value for key, value in MetadataCatalog.get(name).as_dict().items() if key not in ("name", "json_file", "reader", "truth", "said")}
+        about = {
+            key: value
+            for key, value in MetadataCatalog.get(name).as_dict().items()
+            if key not in ("name", "json_file", "reader", "truth", "said")
+        }
         for suffix, inside in ((HELD_OUT, True), (KEPT, False)):
             DatasetCatalog.register(name + suffix, lambda name=name, count=count, inside=inside: _part(name, count, inside))
             MetadataCatalog.get(name + suffix).set(**about, held_out=count, part_of=name)
@@ -70,7 +76,7 @@ def _truth(name: str, count: float, inside: bool) -> dict:
 
 def _part(name: str, count: float, inside: bool) -> list[dict]:
     records = DatasetCatalog.get(name)
-    count = count if count >= 1 else max(round(count * len(records)), 1)
+    count = int(count) if count >= 1 else max(round(count * len(records)), 1)
     if count >= len(records):
         said = f"DATASETS.HOLD_OUT: {count} images of {name!r}, which has {len(records)}: none would be left to train on"
         raise UserError(said, "data", "DATASETS.HOLD_OUT")

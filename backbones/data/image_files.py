@@ -33,7 +33,7 @@ class Files:
     def find(self, name: str) -> tuple[str, str]:
         """(path within the folder, kind of `findings.KINDS`); the kind is "" where the file is where its name says.
 
-        Otherwise it is the one file whose path agrees with ``name`` in most of its last parts, upper and lower case apart, if there is just one.
+        Otherwise it is the one file whose path agrees with ``name`` in most of its last parts, upper and lower case apart, if there is one.
         """
         if self._is_there(name):
             return name, ""

@@ -1,10 +1,9 @@
-"""What may be odd in data beyond what the reader repairs or refuses: every annotation, and a sample of the images or all. The doctor lists it."""
+"""What may be odd in data beyond what the reader repairs or refuses, for the doctor: in every annotation, and in some images or all."""
 
 import math
 import os
 from collections import Counter, defaultdict
 from typing import Sequence
-
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
@@ -34,8 +33,10 @@ def inspect(source: Source, use: Use = _USUAL, images: int | None = SAMPLED, pro
         return data
     try:
         held = MetadataCatalog.get(source.name).get("reader") if source.name in DatasetCatalog else None
-        same = held is not None and (held.source, held.use) == (source, use) and images == SAMPLED  # what registration has read
-        data = held.dataset() if same else read(source, use, images, progress)
+        if held is not None and (held.source, held.use) == (source, use) and images == SAMPLED:
+            data = held.dataset()  # which registration has read
+        else:
+            data = read(source, use, images, progress)
     except UserError as error:
         data.findings.add("unreadable file", str(error))
         return data

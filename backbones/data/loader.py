@@ -24,6 +24,7 @@ from torch.utils import data as torchdata
 
 from .. import upstream
 from ..errors import UserError
+from .packed import Packed
 
 # what Pillow and detectron2 raise for a file that is missing, damaged, no image, or of another size than stated
 UNREADABLE = (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError)
@@ -199,19 +200,34 @@ def _train_records(cfg: CfgNode) -> list[dict[str, Any]]:
 
 
 def build_train_loader(
-    cfg: CfgNode, mapper: Callable | None = None, share_records: Callable[[Callable[[], list]], list] = lambda read: read()
+    cfg: CfgNode, mapper: Callable | None = None, share_records: Callable[[Callable[[], Packed]], Packed] | None = None
 ) -> TrainLoader:
     """The loader of ``cfg.DATASETS.TRAIN``, sampler and grouping as detectron2's loader has them; without ``mapper``, detectron2's own.
 
-    ``share_records(read)`` gives what ``read()`` gives, for processes that read together. Raises UserError where no image is left to train on.
+    ``share_records(read)`` gives each of the processes that read together what ``read()`` gives in one of them.
+    Raises UserError where no image is left to train on.
     """
-    parts = upstream.train_loader_parts(cfg, mapper, dataset=share_records(lambda: _train_records(cfg)))
+    dataset: Sequence = share_records(lambda: _packed(_train_records(cfg))) if share_records else _train_records(cfg)
+    if isinstance(dataset, Packed):
+        dataset.forget()  # all have it open
+    parts = upstream.train_loader_parts(cfg, mapper, dataset=dataset)
     parts["total_batch_size"] = cfg.SOLVER.IMS_PER_BATCH // cfg.SOLVER.ACCUMULATE
     return train_loader(**parts, skip=cfg.INPUT.UNREADABLE == "skip")
 
 
+def _wide(records: Sequence[dict[str, Any]]) -> np.ndarray | None:
+    """Whether each image is wider than high, if all have a size."""
+    if not all("width" in r and "height" in r for r in records):
+        return None
+    return np.array([r["width"] > r["height"] for r in records])
+
+
+def _packed(records: list[dict[str, Any]]) -> Packed:
+    return Packed(records, _wide(records))
+
+
 def train_loader(
-    dataset: list[dict[str, Any]],
+    dataset: Sequence[dict[str, Any]],
     mapper: Callable,
     sampler: torchdata.Sampler | None = None,
     total_batch_size: int = 16,
@@ -220,8 +236,13 @@ def train_loader(
     skip: bool | None = None,
 ) -> TrainLoader:
     """As detectron2's ``build_detection_train_loader``, with the same arguments; ``skip`` goes to `Examples`."""
-    wide = None
-    if aspect_ratio_grouping and all("width" in r and "height" in r for r in dataset):
-        wide = np.array([r["width"] > r["height"] for r in dataset])
-    examples = Examples(DatasetFromList(dataset, copy=False), mapper, skip)
-    return TrainLoader(examples, sampler or TrainingSampler(len(dataset)), total_batch_size // comm.get_world_size(), wide, num_workers)
+    wide = dataset.about if isinstance(dataset, Packed) else _wide(dataset)
+    records = dataset if isinstance(dataset, Packed) else DatasetFromList(list(dataset), copy=False)
+    examples = Examples(records, mapper, skip)
+    return TrainLoader(
+        examples,
+        sampler or TrainingSampler(len(dataset)),
+        total_batch_size // comm.get_world_size(),
+        wide if aspect_ratio_grouping else None,
+        num_workers,
+    )

@@ -16,7 +16,7 @@ def masks(data: Dataset, use: Use) -> None:
     found: dict[str, list[int]] = defaultdict(list)  # kind -> places
     without: dict[str, list[int]] = defaultdict(list)
     for i, a in enumerate(data.annotations):
-        mask = a.get("segmentation")
+        mask: Any = a.get("segmentation")
         if type(mask) is list and len(mask) >= 6 and numbers(mask):
             mask = a["segmentation"] = [mask]
             found["flat polygon"].append(i)
@@ -66,7 +66,8 @@ def keypoints(data: Dataset) -> None:
     count = 3 * len(data.keypoint_names)
     found: dict[str, list[int]] = defaultdict(list)
     for i, a in enumerate(data.annotations):
-        points, stated = a.get("keypoints"), a.get("num_keypoints")
+        points: Any = a.get("keypoints")
+        stated = a.get("num_keypoints")
         sound = bool(points) and numbers(points, count)
         if not sound:
             if points:
@@ -99,7 +100,7 @@ def areas(data: Dataset) -> None:
 
 
 def _area(a: dict, height: int, width: int) -> float:
-    mask = a.get("segmentation")
+    mask: Any = a.get("segmentation")
     if not mask_fault(mask, height, width):
         runs = mask_util.frPyObjects(mask, height, width) if isinstance(mask, list) or isinstance(mask["counts"], list) else mask
         area = float(mask_util.area(mask_util.merge(runs) if isinstance(runs, list) else runs))

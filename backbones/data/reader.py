@@ -13,7 +13,7 @@ import numpy as np
 from ..documents import read_json
 from ..errors import UserError
 from . import objects
-from .dataset import Dataset
+from .dataset import Dataset, without_collections
 from .findings import Findings, listed, short
 from .image_files import Files, evenly, header, look
 from .sources import Source, Use
@@ -25,9 +25,7 @@ _REFUSED = ("unreadable image", "empty image", "image of other size", "turned im
 Progress = Callable[..., Iterable]
 
 
-def read(
-    source: Source, use: Use, images: int | None = SAMPLED, progress: Progress = lambda items, **_: items, files: bool = True
-) -> Dataset:
+def read(source: Source, use: Use, images: int | None = SAMPLED, progress: Progress = lambda items, **_: items, files: bool = True) -> Dataset:
     """The data set of a source.
 
     Args:
@@ -38,6 +36,11 @@ def read(
 
     Raises UserError where the file cannot be read as COCO's at all. What is wrong with entries stands in the findings.
     """
+    with without_collections():
+        return _read(source, use, images, progress, files)
+
+
+def _read(source: Source, use: Use, images: int | None, progress: Progress, files: bool) -> Dataset:
     content = _content(source, use, files)
     data = Dataset(source, Findings(source.name))
     left_out = _images(data, use, content["images"], images if files else 0, progress, Files(source.image_root) if files else None)
@@ -256,14 +259,13 @@ class _Annotations:
             self._leave_out("orphan annotation", orphans)
         self._leave_out("unknown category", category == _NONE)
         boxes, texts = _boxes(entries)
-        changed = np.full(len(entries), bool(texts) or use.box_format == "xyxy")
-        if texts:
-            self.say.add("numbers as texts", count=texts)
+        changed = texts | (use.box_format == "xyxy")
         if use.box_format == "xyxy":
             boxes[:, 2:] -= boxes[:, :2]
         self._undrawn(boxes, changed)
         with np.errstate(invalid="ignore"):
             self._leave_out("no box", ~(np.abs(boxes) <= _BIG).all(1))
+            self.say.add_all("numbers as texts", np.flatnonzero(texts & self.kept), self._name)
             self._leave_out("empty box", (boxes[:, 2:] <= 0).any(1))
         # the last row is of those without an image
         sides = np.array([*((image["width"], image["height"]) for image in images), (1, 1)], float)[np.where(orphans, -1, self.place)]
@@ -286,7 +288,7 @@ class _Annotations:
         image = self.data.images[self.place[i]]["file_name"] if self.place[i] != _NONE else f"image {short(self.entries[i].get('image_id'))}"
         return f"annotation {short(self.entries[i].get('id'))} of {image if self.place[i] == _NONE else short(image)}"
 
-    def _leave_out(self, kind: str, which: np.ndarray) -> None:
+    def _leave_out(self, kind: str, which: Any) -> None:
         which = which & self.kept
         if which.any():
             self.say.add_all(kind, np.flatnonzero(which), self._name)
@@ -383,10 +385,10 @@ def _look_up(entries: list[dict], name: str, at: dict[Any, int]) -> np.ndarray:
     return found
 
 
-def _boxes(entries: list[dict]) -> tuple[np.ndarray, int]:
-    """(N, 4) of the entries' numbers, NaN where there are none; and how many are texts that hold numbers."""
+def _boxes(entries: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 4) of the entries' numbers, NaN where there are none; and (N,) whether they are texts that hold numbers."""
     raw = [entry.get("bbox") for entry in entries]
-    texts = sum(type(box) is list and any(type(v) is str for v in box) for box in raw)
+    texts = np.fromiter((type(box) is list and str in map(type, box) for box in raw), bool, len(raw))
     try:
         boxes = np.array(raw, float)
         if boxes.shape == (len(raw), 4):

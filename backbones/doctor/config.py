@@ -57,7 +57,7 @@ def config(examination: Examination) -> Iterator[Finding]:
 
 
 def _own_data(examination: Examination) -> Iterator[Finding]:
-    """Registers the data sets of the config, those to train on first, as the others go by their classes. What is wrong in them is listed as data."""
+    """Registers the data sets of the config, those to train on first, as the others go by their classes. Their flaws are listed as data."""
     cfg, front = examination.cfg, examination.front
     for entry in sorted(cfg.DATASETS.REGISTER, key=lambda e: not (isinstance(e, (list, tuple)) and e and e[0] in cfg.DATASETS.TRAIN)):
         formed = isinstance(entry, (list, tuple)) and len(entry) == 3 and all(isinstance(part, str) for part in entry)

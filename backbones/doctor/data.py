@@ -56,7 +56,9 @@ def _truth(looked: Dataset, most: int = 50_000) -> Iterator[Finding]:
     if not looked.source.testing or not objects or looked.error():
         return
     if len(objects) > most or importlib.util.find_spec("faster_coco_eval") is None:
-        yield note(f"{looked.source.name}: the truth was not evaluated as detections (more than {most} objects, or faster-coco-eval is missing)")
+        yield note(
+            f"{looked.source.name}: the truth was not evaluated as detections (more than {most} objects, or faster-coco-eval is missing)"
+        )
         return
     found = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 1.0} for a in objects]
     reached = 100 * evaluate(looked.truth(), found, "bbox", most=max(looked.most(), 100)).stats[0]

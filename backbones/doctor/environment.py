@@ -42,7 +42,9 @@ def environment(examination: Examination) -> Iterator[Finding]:
     if os.path.isdir("/dev/shm"):
         shared = shutil.disk_usage("/dev/shm")
         short, long = examination.largest()
-        planes = 3 + (10 if examination.use.masks and not examination.use.polygons else 0)  # bytes a pixel: the image, and some masks
+        planes = 3 + (
+            10 if examination.use.masks and examination.cfg.INPUT.MASK_FORMAT == "bitmask" else 0
+        )  # bytes a pixel: the image, and some masks
         wanted = 2 * workers * short * long * planes  # each worker is two images ahead
         said = f"{its}, which need some {size_in_words(wanted)} of shared memory; {size_in_words(shared.free)} are free"
         if wanted > shared.free / 2:

@@ -70,7 +70,7 @@ class Trainer(Fit, DefaultTrainer):
 
     @classmethod
     def build_train_loader(cls, cfg: CfgNode):
-        return build_train_loader(cfg, cls.build_mapper(cfg, is_train=True), once_a_machine)
+        return build_train_loader(cfg, cls.build_mapper(cfg, is_train=True), once_a_machine if comm.get_local_size() > 1 else None)
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):

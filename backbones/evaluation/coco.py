@@ -17,12 +17,17 @@ from ..files import write_whole
 
 
 def evaluate(
-    dataset: dict[str, Any], results: list[dict[str, Any]], task: str, sigmas: Sequence[float] = (), image_ids: Sequence | None = None, most: int = 100
+    dataset: dict[str, Any],
+    results: list[dict[str, Any]],
+    task: str,
+    sigmas: Sequence[float] = (),
+    image_ids: Sequence | None = None,
+    most: int = 100,
 ) -> Any:
     """The summarized ``COCOeval`` of one or more detections in COCO's format: ``stats``, and ``eval["precision"]``.
 
-    ``task`` is "bbox", "segm" or "keypoints", ``sigmas`` those of the keypoints, by default COCO's. Without ``image_ids`` all images count. ``most``:
-    detections of an image that count.
+    ``task`` is "bbox", "segm" or "keypoints", ``sigmas`` those of the keypoints, by default COCO's. Without ``image_ids`` all images count.
+    ``most``: detections of an image that count.
     """
     from faster_coco_eval import COCO, COCOeval_faster
 

@@ -15,7 +15,7 @@ TASKS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # ta
 
 
 def read_truth(path: str, images: str, task: str) -> dict[str, Any]:
-    """The annotations of a file as an evaluation of ``task`` takes them; raises UserError where they cannot be used. ``images``: their folder."""
+    """The annotations of a file for an evaluation of ``task``, their images in the folder ``images`` or "". Raises UserError."""
     use = Use(masks=task == "segm", keypoints=task == "keypoints")
     data = read(Source(os.path.basename(path), path, images, training=False), use, files=bool(images))
     error = data.error()

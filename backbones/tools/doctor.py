@@ -33,7 +33,7 @@ from . import program, run
 
 
 def read_config(args: argparse.Namespace) -> tuple[Front, list[Finding], bool]:
-    """The config of the command line, what is wrong with its overrides, and whether flags name data. Raises UserError where there is no config."""
+    """The config of the command line, what is wrong with its overrides, and whether flags name data. Raises UserError where there is none."""
     front, opts = open_config(args.config_file, backbone=args.backbone), args.opts
     if len(opts) % front.words:
         raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(opts)}", "syntax")
