@@ -270,6 +270,7 @@ def test_turned_images(own):
     exif(os.path.join(own[1], "a.jpg"), 6)
     register_from_config(changed(own, lambda c: None))
     DatasetCatalog.remove("mine")
+    MetadataCatalog.remove("mine")
     with pytest.raises(backbones.UserError, match="turned image .*unturned image.*INPUT.EXIF"):
         register_from_config(changed(own, lambda c: c["images"][0].update(width=8, height=10)))
 
@@ -306,15 +307,17 @@ def test_masks(own, mask, words):
         kept = DatasetCatalog.get("mine")[0]["annotations"][0]["segmentation"]
         assert kept == MASK if isinstance(mask, list) else mask_util.area(kept) == 5
         assert MetadataCatalog.get("mine").mask_runs == int(isinstance(mask, dict))
-        assert ("INPUT.MASK_FORMAT" in dict((key, value) for key, value, _ in follow(cfg, False))) == isinstance(mask, dict)
+        assert ("INPUT.MASK_FORMAT" in {key for key, *_ in follow(cfg, False)}) == isinstance(mask, dict)
         return
     with pytest.raises(backbones.UserError, match=rf"{words} \(1\): .*annotation 1 of 'a.jpg'"):
         register_from_config(cfg)
     cfg.DATASETS.NO_MASK = "box"
     register_from_config(cfg)
+    assert "1 box as mask" in MetadataCatalog.get("mine").said[0]
     assert DatasetCatalog.get("mine")[0]["annotations"][0]["segmentation"] == [[1, 1, 6, 1, 6, 6, 1, 6]]
     cfg.DATASETS.NO_MASK = "skip"
     register_from_config(cfg)
+    assert "1 object without mask" in MetadataCatalog.get("mine").said[0]
     assert DatasetCatalog.get("mine")[0]["annotations"] == []
 
 
@@ -325,6 +328,7 @@ def test_crowds_as_objects(own):
         register_from_config(cfg)
     cfg.DATASETS.CROWDS = "objects"
     register_from_config(cfg)
+    assert "1 crowds as objects" in MetadataCatalog.get("mine").said[0]
     assert DatasetCatalog.get("mine")[0]["annotations"][0]["iscrowd"] == 0
 
 
@@ -408,6 +412,7 @@ def test_keypoints_follow_the_data(own):
     merge_overrides(cfg, ["MODEL.KEYPOINT_ON", "True", "DATASETS.TRAIN", "('mine',)"])
     register_from_config(cfg)
     about = MetadataCatalog.get("mine")
+    assert "1 keypoints absent, 1 count of keypoints, 1 keypoint names" in about.said[0]
     assert about.keypoint_names == ["1", "2"] and about.keypoint_flip_map == []
     assert [a["num_keypoints"] for a in about.truth()["annotations"]] == [2, 0]
     followed = {key: value for key, value, _ in follow(cfg, True)}
@@ -417,6 +422,17 @@ def test_keypoints_follow_the_data(own):
     }
     with pytest.raises(backbones.UserError, match="number of keypoints"):
         register_from_config(merged(changed(own, lambda c: c["annotations"][1].update(keypoints=[1, 1, 2])), "MODEL.KEYPOINT_ON", "True"))
+
+
+def test_keypoints_that_no_object_has(own):
+    with pytest.raises(backbones.UserError, match=r"no keypoints \(1\)"):
+        register_from_config(merged(changed(own, lambda c: None), "MODEL.KEYPOINT_ON", "True"))
+
+
+def test_nothing_is_left_to_train_on(own):
+    cfg = merged(changed(own, lambda c: c["annotations"][0].update(bbox=None)), "DATASETS.TRAIN", "('mine',)")
+    with pytest.raises(backbones.UserError, match="no objects .* of 1 images"):
+        register_from_config(cfg)
 
 
 def merged(cfg, *overrides):

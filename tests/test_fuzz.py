@@ -21,7 +21,7 @@ import pytest
 import torch
 import yaml
 from conftest import ROOT
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -264,29 +264,26 @@ COCO = {
 
 
 def read_coco(path, folder):
-    """What is taken is to load and to become training examples."""
+    """What is taken is to load and to become training examples, and each object is in them or counted."""
     name = "fuzzed"
-    cfg = get_cfg_with_ours()
-    cfg.DATASETS.REGISTER = [[name, path, os.path.join(folder, "images")]]
     try:
-        register_from_config(cfg)
-        records = DatasetCatalog.get(name)
-        fields = MetadataCatalog.get(name).annotation_fields
-        mapper = DatasetMapper(
-            is_train=True,
-            augmentations=[],
-            image_format="BGR",
-            use_instance_mask="segmentation" in fields,
-            use_keypoint="keypoints" in fields,
-            instance_mask_format="bitmask",
-        )
-        for record in records:
-            mapper(record)
+        for masks in (False, True):
+            cfg = get_cfg_with_ours()
+            cfg.DATASETS.REGISTER = [[name, path, os.path.join(folder, "images")]]
+            cfg.MODEL.MASK_ON = masks
+            register_from_config(cfg)
+            mapper = DatasetMapper(is_train=True, augmentations=[], image_format="BGR", use_instance_mask=masks, instance_mask_format="bitmask")
+            for record in DatasetCatalog.get(name):
+                mapper(record)
     finally:
-        if name in DatasetCatalog:
-            DatasetCatalog.remove(name)
-        if name in MetadataCatalog.list():
-            MetadataCatalog.remove(name)
+        forget(name)
+
+
+def forget(name):
+    if name in DatasetCatalog:
+        DatasetCatalog.remove(name)
+    if name in MetadataCatalog.list():
+        MetadataCatalog.remove(name)
 
 
 def read_image(path, folder):
@@ -295,14 +292,12 @@ def read_image(path, folder):
     annotations = os.path.join(folder, "image.json")
     with open(annotations, "w") as f:
         json.dump({**COCO, "images": [{"id": 1, "file_name": name, "width": 16, "height": 12}], "annotations": []}, f)
-    cfg = CfgNode({"DATASETS": {"REGISTER": [["fuzzed image", annotations, os.path.dirname(path)]]}})
+    cfg = get_cfg_with_ours()
+    cfg.DATASETS.REGISTER = [["fuzzed image", annotations, os.path.dirname(path)]]
     try:
         register_from_config(cfg)
     finally:
-        if "fuzzed image" in DatasetCatalog:
-            DatasetCatalog.remove("fuzzed image")
-        if "fuzzed image" in MetadataCatalog.list():
-            MetadataCatalog.remove("fuzzed image")
+        forget("fuzzed image")
 
 
 _CFG = []
@@ -716,7 +711,7 @@ def test_yaml_with_aliases(tmp_path):
     assert documents.read_yaml(str(tmp_path / "a.yaml")) == {"a": [1], "b": [1]}
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 30, "-9223372036854775808", "{", ""])
+@pytest.mark.parametrize("text", ["[" * 100_000, "1" * 5000, "{", "", "'a'"])
 def test_json_of_anybody(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError):

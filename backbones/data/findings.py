@@ -109,6 +109,9 @@ KINDS: dict[str, Kind] = {
     "unreadable image": Kind(
         "error", "image files cannot be read", "copy or convert them again, or leave them out: INPUT.UNREADABLE skip", key="INPUT.UNREADABLE"
     ),
+    "truncated image": Kind(
+        "error", "image files end too early", "copy them again, or leave them out: INPUT.UNREADABLE skip", key="INPUT.UNREADABLE"
+    ),
     "image left out": Kind("warning", "images are missing or cannot be read", "copy them again", _LEFT),
     "size of image": Kind("note", "sizes are missing or no whole numbers: they are read from the image files", "nothing", _MENDED),
     "image of other size": Kind(
@@ -139,7 +142,6 @@ KINDS: dict[str, Kind] = {
     ),
     "crowds only": Kind("note", "images have crowds alone, of which nothing is learnt", "nothing: training leaves them out"),
     "repeated file": Kind("warning", "image files are listed under several ids", "list each once, with all its annotations"),
-    "truncated image": Kind("error", "image files end too early", "copy them again", key="INPUT.UNREADABLE"),
     "EXIF orientation": Kind("note", "images are turned as their EXIF tag says", "check that the annotations are of the turned images"),
     "grey image": Kind("note", "images are grey: they get three equal channels", "nothing"),
     "alpha image": Kind("warning", "images are transparent: alpha is dropped, so that hidden colours show", "save them over a background"),
@@ -148,9 +150,6 @@ KINDS: dict[str, Kind] = {
     "duplicate image": Kind("warning", "image files have the same content as another of the data set", "keep one of each"),
     "train and test": Kind(
         "error", "image files of the test data are trained on", "remove them from one of the two: figures would be too good"
-    ),
-    "truth below 100": Kind(
-        "warning", "the truth, given as detections, does not reach AP 100", "see what the lines above say of boxes and classes"
     ),
 }
 SHOWN = 5  # names that are kept of each kind: there may be millions

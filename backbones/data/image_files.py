@@ -118,7 +118,7 @@ def look(
                 if os.path.getsize(path) == 0:
                     yield "empty image", ""
                     return
-            yield ("truncated image", "") if pixels and "truncated" in reason else ("unreadable image", f" ({reason})")
+            yield ("truncated image", "") if "truncated" in reason.lower() else ("unreadable image", f" ({reason})")
             return
     wanted, turned = (stated["width"], stated["height"]), plain[::-1] if turn in _TURNED else plain
     size = turned if exif == "turn" else plain

@@ -12,7 +12,7 @@ from ..files import sha256
 from .dataset import Dataset
 from .findings import Findings, short
 from .image_files import evenly, look
-from .reader import SAMPLED, Progress, read
+from .reader import REFUSED, SAMPLED, Progress, read
 from .sources import Source, Use
 
 _USUAL = Use()
@@ -82,11 +82,10 @@ def _pixels(data: Dataset, use: Use, count: int | None, progress: Progress) -> N
     for name, times in Counter(image["file_name"] for image in data.images).items():
         if times > 1:
             data.findings.add("repeated file", f"{short(name)} ({times} times)")
-    said = ("unreadable image", "empty image", "image of other size", "turned image", "deep image")  # by the reader, of the same images
     for image in progress(evenly(data.images, count), desc=f"{data.source.name}: images", unit="image"):
         path = os.path.join(data.source.image_root, image["file_name"])
         for kind, about in look(path, image, use.format, exif=use.exif, scaled=use.scaled):
-            if kind not in said or (kind == "unreadable image" and not data.findings.counts.get(kind)):
+            if kind not in data.findings.counts or kind not in REFUSED:  # which the reader has said of the same images
                 data.findings.add(kind, short(image["file_name"]) + about)
 
 

@@ -21,7 +21,8 @@ from .sources import Source, Use
 SAMPLED = 500  # images whose headers are read: enough for a systematic mistake, and takes seconds on a slow disk
 _BIG = 10**6  # no box or image has so many pixels on a side
 _NONE = -(1 << 63)  # in a column of ids: there is none
-_REFUSED = ("unreadable image", "empty image", "image of other size", "turned image", "deep image")
+_UNREADABLE = ("unreadable image", "truncated image", "empty image")
+REFUSED = (*_UNREADABLE, "image of other size", "turned image", "deep image")
 Progress = Callable[..., Iterable]
 
 
@@ -86,9 +87,10 @@ def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
     return content
 
 
-def _images(data: Dataset, use: Use, entries: list[Any], count: int | None, progress: Progress, files: Files | None) -> set:
-    """Fills ``data.images`` with those whose files are there. Returns the ids of all others."""
-    say, left_out = data.findings.add, set()
+def _images(data: Dataset, use: Use, entries: list[Any], count: int | None, progress: Progress, files: Files | None) -> dict[Any, bool]:
+    """Fills ``data.images`` with those whose files are there. Returns the ids of all others, and whether their objects are to be counted."""
+    say = data.findings.add
+    left_out: dict[Any, bool] = {}
     found: dict[Any, tuple[str, str]] = {}  # id -> name in the file, kind of the finding
     kept: list[dict] = []
     for i, entry in enumerate(entries):
@@ -97,15 +99,17 @@ def _images(data: Dataset, use: Use, entries: list[Any], count: int | None, prog
         kind = ""
         if not name and isinstance(entry, dict) and isinstance(entry.get("coco_url"), str):  # LVIS
             name, kind = entry["coco_url"].rpartition("/")[2], "file of address"
+        if files is None and isinstance(entry, dict) and not isinstance(name, str):
+            name = f"image {number}"
         if number is None or not isinstance(name, str) or not name:
             say("malformed image", f"entry {i}")
-            left_out.add(number)
+            left_out[number] = True
             continue
         if number in found:
             say("repeated image entry" if found[number][0] == name else "duplicate image id", f"{short(number)} ({short(name)})")
             continue
         if data.source.image_ids is not None and number not in data.source.image_ids:
-            left_out.add(number)
+            left_out[number] = False
             continue
         path, how = (name, "") if files is None else ("", "address") if "://" in name else files.find(name)
         found[number] = name, how or kind
@@ -122,18 +126,22 @@ def _images(data: Dataset, use: Use, entries: list[Any], count: int | None, prog
         name, kind = found[image["id"]]
         kind = "several files" if image["file_name"] in guessed else kind
         if kind in ("missing image", "several files", "address"):
-            say("image left out" if kind == "missing image" and use.skip else kind, short(name))
-            left_out.add(image["id"])
+            left_out[image["id"]] = kind == "missing image" and use.skip
+            say("image left out" if left_out[image["id"]] else kind, short(name))
             continue
         if kind:
             say(kind, f"{short(name)} is {short(image['file_name'])}" if name != image["file_name"] else short(name))
         sound.append(image)
-    data.images = _headers(data, use, _sizes(data, use, sound, left_out, progress), left_out, count, progress)
+    data.images = _headers(data, use, _sizes(data, use, sound, left_out, progress, files), left_out, count, progress)
     return left_out
 
 
-def _sizes(data: Dataset, use: Use, images: list[dict], left_out: set, progress: Progress) -> list[dict]:
+def _sizes(data: Dataset, use: Use, images: list[dict], left_out: dict[Any, bool], progress: Progress, files: Files | None) -> list[dict]:
     """The images with a width and a height, those of the file or where it has none those of the header."""
+    if files is None:
+        for image in images:
+            image.setdefault("width", _BIG - 1)
+            image.setdefault("height", _BIG - 1)
     unknown = {
         image["id"]
         for image in images
@@ -146,23 +154,23 @@ def _sizes(data: Dataset, use: Use, images: list[dict], left_out: set, progress:
         except Exception as error:  # Pillow raises anything for a damaged file
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             data.findings.add("image left out" if use.skip else "unreadable image", f"{short(image['file_name'])} ({reason})")
-            left_out.add(image["id"])
+            left_out[image["id"]] = use.skip
     return [image for image in images if image["id"] not in left_out] if unknown else images
 
 
-def _headers(data: Dataset, use: Use, images: list[dict], left_out: set, count: int | None, progress: Progress) -> list[dict]:
+def _headers(data: Dataset, use: Use, images: list[dict], left_out: dict[Any, bool], count: int | None, progress: Progress) -> list[dict]:
     """Compares some images with what the file says of them."""
     bad = set()
     for image in progress(evenly(images, count), desc=f"{data.source.name}: headers", unit="image"):
         path = os.path.join(data.source.image_root, image["file_name"])
         for kind, about in look(path, image, use.format, pixels=False, exif=use.exif, scaled=use.scaled):
-            if kind in ("unreadable image", "empty image") and use.skip:
+            if kind in _UNREADABLE and use.skip:
                 kind = "image left out"
-            if kind in _REFUSED or kind == "image left out":
+            if kind in REFUSED or kind == "image left out":
                 data.findings.add(kind, short(image["file_name"]) + about)
-            if kind in ("unreadable image", "empty image", "image left out"):
+            if kind in (*_UNREADABLE, "image left out"):
                 bad.add(image["id"])
-    left_out |= bad
+    left_out.update(dict.fromkeys(bad, use.skip))
     return [image for image in images if image["id"] not in bad] if bad else images
 
 
@@ -244,18 +252,18 @@ class _Annotations:
             self.say.add_all("malformed annotation", [i for i, e in enumerate(entries) if type(e) is not dict], lambda i: f"entry {i}")
         self.kept = np.ones(len(self.entries), bool)
 
-    def read(self, image_at: dict[Any, int], category_at: dict[Any, int], left_out: set) -> None:
+    def read(self, image_at: dict[Any, int], category_at: dict[Any, int], left_out: dict[Any, bool]) -> None:
         entries, images, use = self.entries, self.data.images, self.use
         self.place = _look_up(entries, "image_id", image_at)
         category = _look_up(entries, "category_id", category_at)
         orphans = self.place == _NONE
         if orphans.any():
-            lost = np.zeros(len(entries), bool)
+            lost, gone = np.zeros((2, len(entries)), bool)
             for i in np.flatnonzero(orphans):
-                lost[i] = _id(entries[i].get("image_id")) in left_out
-            if {"image left out", "malformed image"} & set(self.say.counts):
-                self._leave_out("object of such an image", lost)
-            self.kept &= ~lost  # of images that are an error themselves
+                number = _id(entries[i].get("image_id"))
+                lost[i], gone[i] = left_out.get(number, False), number in left_out
+            self._leave_out("object of such an image", lost)
+            self.kept &= ~gone  # of images that are an error themselves, or of another part of the data
             self._leave_out("orphan annotation", orphans)
         self._leave_out("unknown category", category == _NONE)
         boxes, texts = _boxes(entries)

@@ -1,7 +1,7 @@
 """Checks files before a comparison: detections in COCO's result format, and the annotations of their images."""
 
 import os
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
@@ -14,13 +14,15 @@ from ..errors import UserError, unknown
 TASKS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # task -> the field that results need
 
 
-def read_truth(path: str, images: str, task: str) -> dict[str, Any]:
+def read_truth(path: str, images: str, task: str, say: Callable[[str], Any] = lambda line: None) -> dict[str, Any]:
     """The annotations of a file for an evaluation of ``task``, their images in the folder ``images`` or "". Raises UserError."""
     use = Use(masks=task == "segm", keypoints=task == "keypoints")
     data = read(Source(os.path.basename(path), path, images, training=False), use, files=bool(images))
     error = data.error()
     if error:
         raise error
+    if set(data.findings.counts) - {"crowds"}:
+        say(data.summary())
     if not data.annotations:
         raise UserError(f"annotation file {path!r} has no annotations: there is nothing to compare by", "data")
     return data.truth()

@@ -152,7 +152,7 @@ def main() -> None:
         raise UserError(f"--json {args.json!r} is a folder")
 
     if args.annotations:
-        path, dataset = args.annotations, read_truth(args.annotations, "", args.task)
+        path, dataset = args.annotations, read_truth(args.annotations, "", args.task, print)
     else:
         path, dataset = truth_of(dataset_of(args.config_file, args.a, args.dataset), args.task)
     files = [results_file(args.a), results_file(args.b)]
