@@ -183,18 +183,29 @@ def test_flags_of_own_data(run, data, tmp_path, capfd):
     flags = data.flags()
     val = [flag.replace("train-", "val-") for flag in flags]
     for arguments, words in (
-        (flags[:2], "--train-images is missing"),
-        (val, "--train-json"),
-        (["--train-json", "nowhere.json", "--train-images", "."], "is not there"),
-        (["--eval-only", *flags], "--val-json"),
+        (flags[2:], "--train-images is there without --train"),
+        (val, "--val is there without --train"),
+        (["--train", "nowhere.json", "--train-images", "."], "is not there"),
+        (["--eval-only", *flags], "--train is there without --val"),
+        ([*flags, "--val-split", "1.5"], "--val-split 1.5: a part of the images of --train"),
     ):
         with pytest.raises(SystemExit) as stop:
-            train_net.command_line(["--config-file", CONFIG, *arguments, *SMALL])
+            train_net.command_line(["--config-file", CONFIG, *arguments, *SMALL, "OUTPUT_DIR", str(tmp_path / "none")])
         assert stop.value.code == 2 and words in capfd.readouterr().err
     data.content["categories"][0]["name"] = "mug"
     refused(run(data, flags=["--val-json", str(tmp_path / "data" / "other.json"), "--val-images", str(data.folder)]), "is not there")
     (tmp_path / "data" / "other.json").write_text(json.dumps({**data.content, "categories": [{"id": 1, "name": "cup"}]}))
-    refused(run(data, flags=["--val-json", str(tmp_path / "data" / "other.json"), "--val-images", str(data.folder)]), "other categories", "mug")
+    flags = ["--val-json", str(tmp_path / "data" / "other.json"), "--val-images", str(data.folder)]
+    refused(run(data, flags=flags), "other classes", "'cup' here, 'mug', 'plate' there")
+
+
+def test_a_part_is_held_out(run, data, tmp_path):
+    """To evaluate on, where there is one set alone."""
+    trained(run(data, flags=["--val-split", "0.34"]), tmp_path)
+    saved = zoo.get_config(str(tmp_path / "run" / "config.yaml"))
+    assert saved.DATASETS.TRAIN == ("own_train_kept",) and saved.DATASETS.TEST == ("own_train_held_out",)
+    with open(tmp_path / "run" / "inference" / "coco_instances_results.json") as f:
+        assert len({found["image_id"] for found in json.load(f)}) == 2
 
 
 def test_own_data_trains_and_evaluates(run, data, tmp_path):
@@ -216,14 +227,11 @@ def test_own_data_trains_and_evaluates(run, data, tmp_path):
 @pytest.mark.parametrize(
     "spoil, words",
     [
-        (lambda c: c["annotations"][3].update(category_id=2), "category_id 2"),
-        (lambda c: c["annotations"][3].update(image_id=99), "image_id 99"),
-        (lambda c: c["images"][2].update(id=1), "stands twice"),
+        (lambda c: c["images"][2].update(id=1), "duplicate image id"),
         (lambda c: c["images"][2].update(file_name="gone.jpg"), "gone.jpg"),
-        (lambda c: c["annotations"][3].update(bbox=[1, 2, float("nan"), 4]), "nan"),
         (lambda c: c["images"][0].update(width=81), "80x60"),
         (lambda c: c.update(annotations=[]), "own_train"),
-        (lambda c: [a.update(iscrowd=1) for a in c["annotations"]], "no image to train on"),
+        (lambda c: [a.update(iscrowd=1) for a in c["annotations"]], "crowds alone"),
     ],
 )
 def test_wrong_annotations(spoil, words, run, data):

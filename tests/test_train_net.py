@@ -251,7 +251,7 @@ def mistakes(folder):
         "has 10: set MODEL.ROI_HEADS.NUM_CLASSES 10",
     ]
     yield train, ["DATASETS.TRAIN", "('tiny_trian',)"], ["'tiny_trian'", "Did you mean 'tiny_train'"]
-    yield train, ["DATASETS.REGISTER", "[['x', 'nowhere.json', '.']]"], ["'nowhere.json'", "is not there"]
+    yield train, ["DATASETS.REGISTER", "[['x', 'nowhere.json', '.']]", "DATASETS.TRAIN", "('x',)"], ["'nowhere.json'", "is not there"]
     yield train, ["DATASETS.TRAIN", "('coco_2014_train',)"], ["'coco_2014_train'", "is not there"]
     yield train, ["MODEL.WEIGHTS", folder / "missing.pth"], ["missing.pth", "is not there"]
     yield train, ["MODEL.WEIGHTS", folder / "truncated.pth"], ["truncated.pth", "cannot be read"]

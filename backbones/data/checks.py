@@ -42,7 +42,8 @@ def dataset_findings(cfg: CfgNode, training: bool, skip: Collection[str] = (), c
             if name in skip:
                 continue
             if name not in DatasetCatalog:
-                yield unknown(f"data set in {key}", name, sorted(DatasetCatalog.keys()), key)
+                brought = [entry[0] for entry in cfg.DATASETS.REGISTER if isinstance(entry, (list, tuple)) and entry]
+                yield unknown(f"data set in {key}", name, sorted({*DatasetCatalog.keys(), *map(str, brought)}), key)
                 continue
             usable.append((key, name))
             for error in (*raised(check_paths, name, key), *raised(check_packages, name, split == "TEST", key)):
