@@ -201,7 +201,7 @@ def test_flags_of_own_data(run, data, tmp_path, capfd):
 
 def test_a_part_is_held_out(run, data, tmp_path):
     """To evaluate on, where there is one set alone."""
-    trained(run(data, flags=["--val-split", "0.34"]), tmp_path)
+    trained(run(data, "DATASETS.TEST", "('own_train_held_out',)", flags=["--val-split", "0.34"]), tmp_path)
     saved = zoo.get_config(str(tmp_path / "run" / "config.yaml"))
     assert saved.DATASETS.TRAIN == ("own_train_kept",) and saved.DATASETS.TEST == ("own_train_held_out",)
     with open(tmp_path / "run" / "inference" / "coco_instances_results.json") as f:

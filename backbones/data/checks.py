@@ -128,7 +128,7 @@ def _classes(cfg: CfgNode, name: str, called: Callable[[str], str]) -> Iterator[
 
 
 def _annotations(cfg: CfgNode, name: str, training: bool, key: str) -> Iterator[UserError]:
-    if MetadataCatalog.get(name).get("reader") and learns(cfg, "semantic"):
+    if MetadataCatalog.get(name).get("truth") and learns(cfg, "semantic"):
         said = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} needs semantic labels, which data set {name!r} has not"
         yield UserError(said, "data", key)
     sigmas, count = cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS

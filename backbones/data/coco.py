@@ -150,7 +150,7 @@ def follow(cfg: CfgNode, replaced: bool) -> Iterator[tuple[str, Any, str]]:
     ``replaced``: the data have come in the place of the config's, so that the numbers of classes and keypoints are theirs too.
     """
     known = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name in DatasetCatalog]
-    own = [about for about in known if about.get("reader")]
+    own = [about for about in known if about.get("truth")]
     if not own:
         return
     classes, names = list(own[0].thing_classes), next((list(about.keypoint_names) for about in own if about.get("keypoint_names")), [])

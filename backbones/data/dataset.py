@@ -11,6 +11,7 @@ import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
 from ..errors import UserError
+from .annotations import numbers
 from .findings import Findings, short
 from .sources import Source, Use
 
@@ -124,13 +125,13 @@ class Dataset:
 
     def _records(self, use: Use) -> list[dict[str, Any]]:
         objects: dict[int, list[dict]] = {image["id"]: [] for image in self.images}
-        class_of, mode = self.class_of, BoxMode.XYWH_ABS
+        class_of, mode, given = self.class_of, BoxMode.XYWH_ABS, 3 * len(self.keypoint_names)
         for a in self.annotations:
             entry = {"iscrowd": a["iscrowd"], "bbox": a["bbox"], "category_id": class_of[a["category_id"]], "bbox_mode": mode}
             if use.masks and a.get("segmentation"):
                 mask = a["segmentation"]
                 entry["segmentation"] = mask_util.frPyObjects(mask, *mask["size"]) if _is_plain_runs(mask) else mask
-            if use.keypoints:
+            if use.keypoints or given and numbers(a.get("keypoints"), given):
                 entry["keypoints"] = [v if i % 3 == 2 else v + 0.5 for i, v in enumerate(a["keypoints"])]  # pixels to their middles
             objects[a["image_id"]].append(entry)
         return [

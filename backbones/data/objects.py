@@ -51,18 +51,20 @@ def masks(data: Dataset, use: Use) -> None:
         data.keep([i for i in range(len(data.annotations)) if i not in gone])
 
 
-def keypoints(data: Dataset) -> None:
-    """Leaves each object as many keypoints as its class has names for; zeros, unknown, where it has none."""
+def keypoints(data: Dataset, learnt: bool) -> None:
+    """Names the keypoints. Where they are ``learnt``, leaves each object as many; zeros, unknown, where it has none."""
     used = {a["category_id"] for a in data.annotations if a.get("keypoints")}
     named = [c["keypoints"] for c in data.categories if c["id"] in used and _are_names(c.get("keypoints"))]
     given = [a["keypoints"] for a in data.annotations if a.get("keypoints") and numbers(a["keypoints"])]
     if named:
         data.keypoint_names = list(named[0])
-    elif given:
+    elif given and learnt:
         data.keypoint_names = [str(i + 1) for i in range(len(given[0]) // 3)]
         data.findings.add("keypoint names", f"{len(data.keypoint_names)} keypoints")
     elif not data.labelled:
         data.keypoint_names = next((list(c["keypoints"]) for c in data.categories if _are_names(c.get("keypoints"))), [])
+    if not learnt:
+        return
     count = 3 * len(data.keypoint_names)
     found: dict[str, list[int]] = defaultdict(list)
     for i, a in enumerate(data.annotations):

@@ -55,8 +55,7 @@ def _read(source: Source, use: Use, images: int | None, progress: Progress, file
     number_classes(data, use.classes)
     if use.masks and data.labelled:
         objects.masks(data, use)
-    if use.keypoints:
-        objects.keypoints(data)
+    objects.keypoints(data, use.keypoints)
     objects.areas(data)
     if source.training and not data.error() and all(a["iscrowd"] for a in data.annotations):
         data.findings.add("no objects", f"of {len(data.images)} images")
