@@ -149,9 +149,19 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
         raise UserError(said, "missing-argument", "--train")
     if not training and not (paths["val"][0] or part):
         raise UserError("--train is there without --val, which --eval-only needs", "missing-argument", "--val")
-    given = {
-        f"own_{split}": (os.path.abspath(file), os.path.abspath(folder or _beside(file))) for split, (file, folder) in paths.items() if file
-    }
+    from ..data.formats import splits
+
+    given: dict[str, tuple[str, str]] = {}
+    for split, (file, folder) in paths.items():
+        found = splits(file) if file and not folder else {split: (file, folder)}
+        for own in ("train", "val"):
+            # a YOLO data.yaml or a folder of splits brings both parts along
+            place = found.get(own) or (found.get("") if own == split else None)
+            if file and place and (own == split or split == "train" and not part and f"own_{own}" not in given and not paths[own][0]):
+                given[f"own_{own}"] = os.path.abspath(place[0]), os.path.abspath(place[1])
+        if file and f"own_{split}" not in given:
+            flag = f"--{split}"
+            raise UserError(f"{flag} {file!r} has the parts {', '.join(found)}, and none of them is {split!r}: name one", "data", flag)
     cfg.DATASETS.REGISTER = [*(list(e) for e in cfg.DATASETS.REGISTER if e[0] not in given), *([name, *where] for name, where in given.items())]
     if "own_train" in given:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("own_train",), ()
@@ -163,10 +173,6 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("own_train_kept",), ("own_train_held_out",)
     cfg.DATASETS.PROPOSAL_FILES_TRAIN, cfg.DATASETS.PROPOSAL_FILES_TEST = (), ()
     return True
-
-
-def _beside(path: str) -> str:
-    return path if os.path.isdir(path) else os.path.dirname(os.path.abspath(path))
 
 
 def first_difference(one: Collection[Any], other: Collection[Any]) -> tuple[Any, Any]:

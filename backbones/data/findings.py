@@ -163,6 +163,7 @@ class Findings:
     counts: dict[str, int] = field(default_factory=dict)
     names: dict[str, list[str]] = field(default_factory=dict)
     described: set[str] = field(default_factory=set)
+    notes: dict[str, int] = field(default_factory=dict)  # what was left out or guessed where the data are not in COCO's form
 
     def add(self, kind: str, name: str = "", count: int = 1) -> None:
         """``name`` is of one; with a ``count`` above 1 it describes them all."""
@@ -213,6 +214,8 @@ class Findings:
 
     def lines(self) -> Iterator[Finding]:
         """A line for each kind, errors first."""
+        for text, count in self.notes.items():
+            yield Finding("note", f"{self.dataset}: {count} {text}")
         for severity in SEVERITIES:
             for kind in self.counts:
                 row = KINDS[kind]

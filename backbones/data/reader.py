@@ -12,7 +12,7 @@ import numpy as np
 
 from ..documents import read_json
 from ..errors import UserError
-from . import objects
+from . import formats, objects
 from .dataset import Dataset, without_collections
 from .findings import Findings, listed, short
 from .image_files import Files, evenly, header, look
@@ -43,7 +43,7 @@ def read(source: Source, use: Use, images: int | None = SAMPLED, progress: Progr
 
 def _read(source: Source, use: Use, images: int | None, progress: Progress, files: bool) -> Dataset:
     content = _content(source, use, files)
-    data = Dataset(source, Findings(source.name))
+    data = Dataset(source, Findings(source.name, notes=content.pop("notes", None) or {}))
     left_out = _images(data, use, content["images"], images if files else 0, progress, Files(source.image_root) if files else None)
     image_at = {image["id"]: i for i, image in enumerate(data.images)}  # by the file's own ids
     _number_images(data)
@@ -62,23 +62,44 @@ def _read(source: Source, use: Use, images: int | None, progress: Progress, file
     return data
 
 
-def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
-    path, name = source.json_file, f"{source.name}: annotation file {source.json_file!r}"
+def parse(path: str, images: str, name: str) -> dict[str, Any]:
+    """What is at a path, in COCO's form: "images" and, but for data without annotations, "annotations" and "categories".
+
+    Of other forms "notes" has what was left out or guessed. ``name`` is what errors call the data. Raises UserError.
+    """
+    what = f"{name}: annotation file {path!r}"
     if not os.path.exists(path):
-        raise UserError(f"{name} is not there", "missing-file")
-    if files and not os.path.isdir(source.image_root):
-        raise UserError(f"{source.name}: image folder {source.image_root!r} is not there", "missing-file")
+        raise UserError(f"{what} is not there", "missing-file")
+    content: Any = formats.load(path, images)
+    if content is not None:
+        return content
     try:
         content = read_json(path)
     except ValueError as error:
-        raise UserError(f"{name} is not JSON: {error}", "bad-file") from error
-    missing = [key for key in ("images", "categories") if not isinstance(content, dict) or key not in content]
+        with open(path, "rb") as f:
+            known = formats.foreign(f.read(1 << 14), path)
+        raise UserError(f"{what} is {known[0]}: {known[1]}" if known else f"{what} is not JSON: {error}", "bad-file") from error
+    if not isinstance(content, dict) or not isinstance(content.get("images"), list):
+        known = formats.foreign(content, path)
+        if known:
+            raise UserError(f"{what} is {known[0]}: {known[1]}", "bad-file")
+    return content if isinstance(content, dict) else {}
+
+
+def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
+    name = f"{source.name}: annotation file {source.json_file!r}"
+    if files and not os.path.isdir(source.image_root):
+        raise UserError(f"{source.name}: image folder {source.image_root!r} is not there", "missing-file")
+    content = parse(source.json_file, source.image_root if files else "", source.name)
+    missing = [key for key in ("images", "categories") if key not in content]
     # where the classes are another data set's, a set to predict alone needs none
     if missing and not (missing == ["categories"] and not source.training and not content.get("annotations") and use.classes):
         raise UserError(f"{name} is not in COCO's format: it has no {', '.join(missing)}", "bad-file")
     for key in ("images", "categories", "annotations"):
         if not isinstance(content.get(key, []), (list, type(None) if key == "annotations" else list)):
             raise UserError(f"{name}: {key!r} is not a list of objects", "bad-file")
+    if "categories" in content and not content["categories"] and not use.classes:
+        raise UserError(f"{name}: 'categories' is empty", "data")
     if not content["images"]:
         raise UserError(f"{name}: 'images' is empty", "data")
     if source.training and not content.get("annotations"):

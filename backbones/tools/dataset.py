@@ -17,11 +17,11 @@ from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 
-from ..data import formats, split
-from ..data.annotations import integer, mask_fault, numbers
+from ..data import formats, reader, split
+from ..data.annotations import mask_fault, numbers
+from ..data.findings import KINDS
 from ..data.formats import to_yolo
-from ..data.formats.building import file_size
-from ..documents import read_json, reading
+from ..data.sources import Source, Use
 from ..errors import UserError
 from ..files import write_whole
 from . import parser_of, picture, program, run
@@ -31,64 +31,26 @@ Part = tuple[dict[str, Any], str]  # data in COCO's form, and the folder of the 
 
 
 def read(path: str, images: str) -> dict[str, Any]:
-    """Data in any form that is known, as COCO's, with "notes": a count of what was left out or guessed. Raises UserError where that fails."""
-    content = formats.load(path, images)
-    if content is not None:
-        return content
-    if not os.path.isfile(path):
-        raise UserError(f"{path!r} is not there", "missing-file")
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        with open(path, "rb") as f:
-            known = formats.foreign(f.read(1 << 14), path)
-        said = f"is {known[0]}: {known[1]}" if known else f"is neither COCO's JSON file nor of another form that is known: {error}"
-        raise UserError(f"{path!r} {said}", "bad-file") from error
-    known = formats.foreign(content, path)
-    if known:
-        raise UserError(f"{path!r} is {known[0]}: {known[1]}", "bad-file")
-    with reading(f"{path!r} is not in COCO's form"):
-        return _sound(content, images)
+    """Data in any form that is known, as training reads them, in COCO's form, with "notes": a count of what was repaired, left out or guessed.
 
-
-def _sound(content: dict[str, Any], root: str) -> dict[str, Any]:
-    """The entries of COCO's lists that can be used, and what was wrong with the others."""
-    if not isinstance(content, dict):
-        raise ValueError("it is no object with lists of images, categories and annotations")
-    notes: Counter = Counter()
-    images: dict[Any, dict] = {}
-    for image in content["images"]:
-        if not isinstance(image["file_name"], str) or not image["file_name"] or image["id"] in images:
-            raise ValueError(f"image {image['id']!r} has no file name, or stands there twice")
-        if not all(integer(image.get(side)) and 0 < image[side] < 10**6 for side in ("width", "height")):
-            size = file_size(os.path.join(root, image["file_name"]))
-            if not size:
-                raise ValueError(f"image {image['file_name']!r} has no size, and its file cannot be read")
-            image.update(width=size[0], height=size[1])
-            notes["sizes of images, taken from the files"] += 1
-        images[image["id"]] = image
-    categories = {category["id"]: category for category in content["categories"]}
-    if not categories or not images or not all(integer(key) and isinstance(c["name"], str) for key, c in categories.items()):
-        raise ValueError("it has no images, or no categories with a number and a name")
-    for category in categories.values():
-        if not all(isinstance(name, str) for name in category.get("keypoints") or []):
-            raise ValueError(f"category {category['name']!r} has keypoints without names")
-    sound: list[dict] = []
-    for a in content.get("annotations") or []:
-        x, y, w, h = a["bbox"] if numbers(a.get("bbox"), 4) else (0, 0, 0, 0)
-        if a["image_id"] not in images or a["category_id"] not in categories or w <= 0 or h <= 0:
-            notes["objects left out: no image or category is theirs, or their box is empty"] += 1
-            continue
-        image = images[a["image_id"]]
-        if a.get("segmentation") and mask_fault(a["segmentation"], image["height"], image["width"]):
+    Masks that are neither polygons nor run lengths of their image are left out. Raises UserError where the data cannot be used.
+    """
+    folder = images or os.path.dirname(os.path.abspath(path))
+    data = reader.read(Source(os.path.basename(os.path.abspath(path)), path, folder, training=False), Use(), images=0)
+    error = data.error()
+    if error:
+        raise error
+    notes = Counter(data.findings.notes)
+    for kind, count in data.findings.counts.items():
+        notes[f"{kind}: {KINDS[kind].message}"] += count
+    sizes = {image["id"]: (image["height"], image["width"]) for image in data.images}
+    for a in data.annotations:
+        if a.get("segmentation") and mask_fault(a["segmentation"], *sizes[a["image_id"]]):
             notes["masks left out: they are neither polygons nor run lengths of the image's size"] += 1
-            a = {key: value for key, value in a.items() if key != "segmentation"}
+            del a["segmentation"]
         if a.get("keypoints") and (not numbers(a["keypoints"]) or len(a["keypoints"]) % 3):
-            raise ValueError(f"annotation {a.get('id')!r} has keypoints other than x, y and visibility of each")
-        area = a.get("area")
-        area = area if isinstance(area, (int, float)) and 0 < area < 1e12 else w * h
-        sound.append({**a, "id": len(sound) + 1, "area": area, "iscrowd": int(bool(a.get("iscrowd")))})
-    return {**content, "images": list(images.values()), "categories": list(categories.values()), "annotations": sound, "notes": dict(notes)}
+            raise UserError(f"{path!r}: annotation {a['id']} has keypoints other than x, y and visibility of each", "data")
+    return {"annotations": [], **data.truth(), "notes": dict(notes)}
 
 
 def parts(path: str, images: str = "") -> dict[str, Part]:
