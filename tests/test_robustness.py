@@ -614,13 +614,13 @@ def test_a_worker_that_fails(run, data, monkeypatch):
     def broken(*args):
         raise RuntimeError("a fault in the mapper")
 
-    monkeypatch.setattr("detectron2.data.dataset_mapper.DatasetMapper.__call__", broken)
+    monkeypatch.setattr("backbones.data.mapper.Mapper.__call__", broken)
     with pytest.raises(RuntimeError, match="a fault in the mapper"):
         run(data, "DATALOADER.NUM_WORKERS", 2)
 
 
 def test_a_worker_that_is_killed(run, data, monkeypatch):
-    monkeypatch.setattr("detectron2.data.dataset_mapper.DatasetMapper.__call__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("backbones.data.mapper.Mapper.__call__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     refused(run(data, "DATALOADER.NUM_WORKERS", 2), "a process that reads images was killed")
 
 

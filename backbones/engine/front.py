@@ -12,6 +12,7 @@ from torch import nn
 
 from ..checkpoint import GatedCheckpointer
 from ..data import dataset_findings, register_from_config, register_held_out, register_image_folders
+from ..data.loader import NamesFiles
 from ..errors import UserError
 from .fit import Fit
 from .hooks import draw_predictions, validation_losses
@@ -98,6 +99,11 @@ class Front(ABC):
     @abstractmethod
     def mapper(self, training: bool, annotated: bool = False) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """What makes an example of a record; with ``annotated`` its objects are in it as in training, its image as in evaluation."""
+
+    @property
+    def skips(self) -> bool | None:
+        """Whether images that cannot be read are left out; None: they are not, and INPUT.UNREADABLE is not to be advised."""
+        return self.settings.INPUT.UNREADABLE == "skip" or None
 
     @abstractmethod
     def resize(self) -> T.Augmentation:
@@ -231,7 +237,7 @@ class Front(ABC):
         names, mapper = list(self.settings.DATASETS.TEST), self.mapper(False, annotated=True)
         return {
             f"validation/{name}" if len(names) > 1 else "validation": validation_losses(
-                model, get_detection_dataset_dicts([name], filter_empty=False), mapper, self.settings.DATALOADER.NUM_WORKERS
+                model, get_detection_dataset_dicts([name], filter_empty=False), mapper, self.settings.DATALOADER.NUM_WORKERS, self.skips
             )
             for name in names
         }
@@ -239,4 +245,4 @@ class Front(ABC):
     def draw(self, model: nn.Module) -> dict[str, Any]:
         """Pictures of what is found in the first images for evaluation."""
         records = get_detection_dataset_dicts([self.settings.DATASETS.TEST[0]], filter_empty=False)[: self.settings.TEST.PICTURES]
-        return draw_predictions(model, records, self.mapper(False), self.metadata(), self.settings.INPUT.FORMAT)
+        return draw_predictions(model, records, NamesFiles(self.mapper(False), self.skips), self.metadata(), self.settings.INPUT.FORMAT)
