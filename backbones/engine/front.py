@@ -189,8 +189,7 @@ class Front(ABC):
         return self
 
     def check_model(self) -> None:
-        """Registers the config's data sets. Raises UserError where its model cannot be built here; data need not be there."""
-        self.register()
+        """Raises UserError where the config's model cannot be built here; data need not be there."""
         for problem in self.config_findings():
             raise problem
 
@@ -218,8 +217,10 @@ class Front(ABC):
         names = self.settings.DATASETS.TEST or self.settings.DATASETS.TRAIN
         return MetadataCatalog.get(names[0] if names else "__unused")
 
-    def load_for_evaluation(self, model: nn.Module, resume: bool = False, allow_partial_weights: bool = False) -> None:
+    def load_for_evaluation(self, model: nn.Module, resume: bool = False, allow_partial_weights: bool = False) -> list[str]:
         """Fills ``model`` from the weights that the config names, or with ``resume`` from the last checkpoint of its run.
+
+        Returns the names of classes that the checkpoint holds; those of other projects hold none.
 
         Raises UserError where there is nothing to load, or where any weight would keep its initial value.
         """
@@ -230,7 +231,9 @@ class Front(ABC):
             hint = f", such as {final}" if os.path.isfile(final) else ""
             message = f"weights are needed: add {self.override('MODEL.WEIGHTS', '/path/to/model_final.pth')}{hint}"
             raise UserError(message, code="missing-weights", key=self.name("MODEL.WEIGHTS"), suggestion=final if hint else None)
-        checkpointer.resume_or_load(weights, resume=resume)
+        run = checkpointer.resume_or_load(weights, resume=resume).get("run")
+        classes = run.get("classes") if isinstance(run, dict) else None
+        return list(map(str, classes)) if isinstance(classes, list) else []
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """The losses on each data set for evaluation."""
