@@ -165,7 +165,7 @@ KEYS: tuple[Key, ...] = (
     # data
     Key("INPUT.UNREADABLE", "stop", 'images that cannot be read: "stop" at the first, or "skip", and count and name them', ("stop", "skip")),
     Key(
-        "INPUT.EXIF", "turn", 'images whose EXIF tag asks for a turn: "ignore" it if annotations are of the unturned pixels', ("turn", "ignore")
+        "INPUT.EXIF", "turn", 'EXIF tags that ask for a turn: "ignore" them if annotations are of the unturned pixels', ("turn", "ignore")
     ),
     Key("INPUT.VALUE_RANGE", [], "[low, high]: values of 16-bit grey images that become 0 and 255; []: such images are refused", test=_RANGE),
     Key("INPUT.MAX_PIXELS", 0, "most pixels of an image, for larger ones than Pillow takes for safe; 0: Pillow's limit", least=0),

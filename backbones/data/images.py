@@ -1,6 +1,7 @@
 """Opens image files: the one place where pixels come in, so that training, evaluation, the tools and exported files see the same ones."""
 
 import contextlib
+import sys
 from typing import Any, Iterator, Sequence
 
 import numpy as np
@@ -56,8 +57,9 @@ def opened(path: str, max_pixels: int = 0) -> Iterator[Image.Image]:
     except (UserError, OSError, SyntaxError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
-        said = f"image {path!r} has more pixels than Pillow takes for safe ({error}): INPUT.MAX_PIXELS is how many an image may have"
-        raise UnusableImage(said, "resources", "INPUT.MAX_PIXELS") from error
+        width, height = size(path, "ignore", sys.maxsize)
+        said = f"image {path!r} has {width}x{height} pixels, more than Pillow takes for safe: to allow it, INPUT.MAX_PIXELS {width * height}"
+        raise UnusableImage(said, "resources", "INPUT.MAX_PIXELS", width * height) from error
     except Exception as error:  # Pillow's decoders raise anything for a damaged file
         raise OSError(f"{type(error).__name__}: {error}") from error
 

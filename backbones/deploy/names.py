@@ -38,7 +38,7 @@ def names_of(cfg: CfgNode, checkpoint: Sequence[str] = ()) -> tuple[Metadata, st
     if cfg.DATASETS.get("KEYPOINTS") and not about.get("keypoint_names"):
         about["keypoint_names"] = list(cfg.DATASETS.KEYPOINTS)
     said = (
-        f"class names are those of {source}" if source else "class names are not known here: classes are numbers. DATASETS.CLASSES names them"
+        f"class names are those of {source}" if source else "class names are not known here: they are numbers. DATASETS.CLASSES names them"
     )
     return Metadata().set(**about), said
 

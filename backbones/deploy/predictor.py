@@ -65,9 +65,9 @@ class Predictor:
             self.model = optimize(self.model, precision=precision, size=size_in_mind(front.settings))
         self.resize, self.format, self.reading = front.resize(), front.settings.INPUT.FORMAT, images.settings(front.settings)
 
-    def __call__(self, image: np.ndarray) -> dict[str, Any]:
-        """Predictions for an image (H, W, 3) BGR uint8, of its size."""
-        height, width = image.shape[:2]
+    def __call__(self, image: np.ndarray, size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Predictions for an image (H, W, 3) BGR uint8, of its size or of another (height, width)."""
+        height, width = size or image.shape[:2]
         sized = images.Input(images.converted(image, self.format))
         self.resize(sized)
         x = images.tensor(sized.image).float()

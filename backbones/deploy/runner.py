@@ -82,12 +82,12 @@ class Runner:
         """The features of an image (H, W, 3) BGR uint8, padded to the sizes that the backbone takes."""
         return self.run(resized(image, self.about))
 
-    def __call__(self, image: np.ndarray) -> dict[str, Any]:
-        """Predictions for an image (H, W, 3) BGR uint8, as ``DefaultPredictor`` gives them: "instances", and of what has them "sem_seg" and
-        "panoptic_seg"; of a classifier "scores"."""
+    def __call__(self, image: np.ndarray, size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Predictions for an image (H, W, 3) BGR uint8, of its size or of another (height, width), as ``DefaultPredictor`` gives them:
+        "instances", and of what has them "sem_seg" and "panoptic_seg"; of a classifier "scores"."""
         if self.about["part"] != "detector":
             raise UserError("this file is of a backbone: call features(image)", "unsupported")
-        height, width = image.shape[:2]
+        height, width = size or image.shape[:2]
         x = resized(image, self.about)
         found = self.run(x)
         if "boxes" not in found and "proposals" not in found:

@@ -25,6 +25,8 @@ from .export import read_image
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
+_MOST_DRAWN = 32_000_000  # pixels of a picture, of which drawing one takes a hundred bytes
+
 
 def images_of(inputs: list[str]) -> list[str]:
     """The files of ``inputs``, of which folders give all their images. Raises UserError for what is not there."""
@@ -202,16 +204,20 @@ def _images(files: list[str], targets: list[str], predict: Callable, drawer: Dra
             bad += 1
             tqdm.write(f"error: {error}", file=sys.stderr)
             continue
+        height, width = image.shape[:2]
+        scale = min(1.0, (_MOST_DRAWN / (height * width)) ** 0.5)
+        size = max(int(height * scale), 1), max(int(width * scale), 1)
         begun = time.perf_counter()
-        predictions = predict(image)
+        predictions = predict(image, size)
         seconds = time.perf_counter() - begun
-        drawn = drawer(image, predictions)
-        words = ""
+        drawn = drawer(image if scale == 1 else cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), predictions)
+        words = "" if scale == 1 else f"{width}x{height} pixels, drawn at {size[1]}x{size[0]}, "
         if "instances" in predictions:
             scores = predictions["instances"].scores
-            words = f"{int((scores >= drawer.threshold).sum())} objects, "
+            found = f"{int((scores >= drawer.threshold).sum())} objects, "
             if len(scores) and scores.max() < drawer.threshold:
-                words = f"no objects with a score of {drawer.threshold:g} (--confidence-threshold), the highest is {float(scores.max()):.2f}, "
+                found = f"no objects with a score of {drawer.threshold:g} (--confidence-threshold), the highest is {float(scores.max()):.2f}, "
+            words += found
         tqdm.write(f"{target or file}: {words}{seconds:.2f} s", file=sys.stdout)
         if not target:
             if not show(drawn, 0):
