@@ -164,9 +164,7 @@ KEYS: tuple[Key, ...] = (
     Key("TRACKING.MLFLOW", "", "experiment of MLflow that figures go to"),
     # data
     Key("INPUT.UNREADABLE", "stop", 'images that cannot be read: "stop" at the first, or "skip", and count and name them', ("stop", "skip")),
-    Key(
-        "INPUT.EXIF", "turn", 'EXIF tags that ask for a turn: "ignore" them if annotations are of the unturned pixels', ("turn", "ignore")
-    ),
+    Key("INPUT.EXIF", "turn", 'EXIF tags that ask for a turn: "ignore" them if annotations are of the unturned pixels', ("turn", "ignore")),
     Key("INPUT.VALUE_RANGE", [], "[low, high]: values of 16-bit grey images that become 0 and 255; []: such images are refused", test=_RANGE),
     Key("INPUT.MAX_PIXELS", 0, "most pixels of an image, for larger ones than Pillow takes for safe; 0: Pillow's limit", least=0),
     Key("INPUT.MAPPER", "detectron2", 'maker of examples; "exact": the same faster; "fast": pixels differ by one level', _MAPPERS),

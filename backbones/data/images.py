@@ -127,7 +127,7 @@ def converted(image: np.ndarray, format: str) -> np.ndarray:
 def tensor(image: np.ndarray) -> torch.Tensor:
     """Pixels (H, W, C) as models take them, (C, H, W): uint8, or float32, where detectron2's mapper leaves float64 that no model takes."""
     pixels = image if image.dtype == np.uint8 else image.astype(np.float32)
-    return torch.as_tensor(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
 class Input(T.AugInput):

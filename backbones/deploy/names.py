@@ -37,9 +37,7 @@ def names_of(cfg: CfgNode, checkpoint: Sequence[str] = ()) -> tuple[Metadata, st
         about, source = ({field: classes}, repr(path)) if path else ({}, "")
     if cfg.DATASETS.get("KEYPOINTS") and not about.get("keypoint_names"):
         about["keypoint_names"] = list(cfg.DATASETS.KEYPOINTS)
-    said = (
-        f"class names are those of {source}" if source else "class names are not known here: they are numbers. DATASETS.CLASSES names them"
-    )
+    said = f"class names are those of {source}" if source else "class names are not known here: they are numbers. DATASETS.CLASSES names them"
     return Metadata().set(**about), said
 
 

@@ -169,7 +169,7 @@ class Fit(TrainerBase):
                 self.iter += 1
             if self.stop:
                 self._leave(self.stop)
-            say_left_out(list(self._trainer.skipped), "training, as often as they were drawn")
+            say_left_out(list(self._trainer.skipped), "training")
         except UserError:
             raise
         except Exception:
