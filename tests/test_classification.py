@@ -17,6 +17,7 @@ from backbones.checkpoint import GatedCheckpointer
 from backbones.config import check_config, merge_overrides
 from backbones.data import check_datasets
 from backbones.data.classification import ClassificationMapper, register_image_folders
+from backbones.data.loader import NamesFiles
 from backbones.engine import Trainer
 from backbones.evaluation.build import ClassificationEvaluator
 from backbones.registry import family_of
@@ -80,7 +81,7 @@ def test_mapper(folder, order, red):
         assert image[red].float().mean() > 150 > image[2 - red].float().mean()
     (open(f"{folder}/broken.png", "w")).write("no image")
     with pytest.raises(UserError, match="broken.png' cannot be read"):
-        ClassificationMapper(False, 32, 40, (0.08, 1.0), 0.0, True, order)({"file_name": f"{folder}/broken.png", "label": 0})
+        NamesFiles(ClassificationMapper(False, 32, 40, (0.08, 1.0), 0.0, True, order))({"file_name": f"{folder}/broken.png", "label": 0})
 
 
 def test_figures():

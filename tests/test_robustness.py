@@ -11,6 +11,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -280,6 +281,12 @@ def spoil_image(kind, path):
         f.write(content)
 
 
+def left_out(folder, what):
+    """The numbers of images that a run says it went without, each time it says so; their names follow."""
+    log = (folder / "log.txt").read_text()
+    return [int(number) for number, _ in re.findall(f"images left out of {what}: ([0-9]+): image '([^']+\\.jpg)'", log)]
+
+
 @pytest.mark.parametrize("kind", ["truncated", "zero bytes", "text", "zeros"])
 @pytest.mark.parametrize("mapper", ["detectron2", "fast"])
 def test_unreadable_images(kind, mapper, run, data, tmp_path, monkeypatch):
@@ -302,13 +309,41 @@ def test_unreadable_images_in_workers(run, data, monkeypatch):
     refused(run(data, "DATALOADER.NUM_WORKERS", 2), ".jpg' cannot be read")
 
 
-def test_unreadable_images_in_evaluation(run, data, monkeypatch):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_in_evaluation(workers, run, data, tmp_path, monkeypatch):
+    """The file is named; with INPUT.UNREADABLE skip figures, losses and pictures go without it, which is said."""
     monkeypatch.setattr("backbones.data.coco._problems", lambda *args: [])
     flags = data.flags("val")
     data.content["images"] = data.content["images"][:5]
     data.content["annotations"] = [a for a in data.content["annotations"] if a["image_id"] < 6]
     spoil_image("truncated", data.path(6))
-    refused(run(data, "DATASETS.TEST", "('own_val',)", "DATALOADER.NUM_WORKERS", 2, flags=flags), "6.jpg' cannot be read")
+    options = ["DATASETS.TEST", "('own_val',)", "DATALOADER.NUM_WORKERS", workers]
+    refused(run(data, *options, flags=flags), "6.jpg' cannot be read", "INPUT.UNREADABLE skip")
+    options += ["INPUT.UNREADABLE", "skip", "TEST.LOSS", True, "TEST.PICTURES", 6]
+    trained(run(data, *options, flags=flags, output="skipped"), tmp_path, "skipped")
+    assert left_out(tmp_path / "skipped", "this evaluation, in which their objects count as missed") == [1]
+    assert len(list((tmp_path / "skipped" / "pictures" / "0000002").iterdir())) == 5
+    with open(tmp_path / "skipped" / "metrics.json") as f:
+        assert np.isfinite(json.loads(f.readlines()[-1])["validation/total_loss"])
+
+
+@pytest.mark.parametrize("mapper", ["detectron2", "exact"])
+@pytest.mark.parametrize("kind, words", [("thin", "is thinner than a pixel"), ("large", "has 80x60 pixels, more than INPUT.MAX_PIXELS 4799")])
+def test_images_that_cannot_be_used(kind, words, mapper, run, data, tmp_path):
+    """As unreadable ones: named, or left out, counted and named again at the end of training."""
+    options = ["INPUT.MAPPER", mapper]
+    if kind == "thin":
+        data.content["images"][0].update(width=3000, height=1)
+        Image.new("RGB", (3000, 1)).save(data.path(1))
+    else:
+        options += ["INPUT.MAX_PIXELS", 4799]
+        for i in range(2, 7):
+            data.content["images"][i - 1].update(width=40, height=30)
+            Image.new("RGB", (40, 30)).save(data.path(i))
+    options += ["SOLVER.MAX_ITER", 6]
+    refused(run(data, *options), "1.jpg", words, "INPUT.UNREADABLE skip")
+    trained(run(data, *options, "INPUT.UNREADABLE", "skip", output="skipped"), tmp_path, "skipped")
+    assert left_out(tmp_path / "skipped", "training") == [1]
 
 
 def test_images_that_are_gone_when_they_are_read(run, data, monkeypatch):
@@ -332,7 +367,9 @@ def test_modes_of_images(mode, mapper, run, data, tmp_path):
             Image.fromarray(pixels[:, :, 0].astype(np.uint16) * 200).save(data.folder / "images" / name)
         else:
             Image.fromarray(pixels).convert(mode).save(data.folder / "images" / name)
-    trained(run(data, "INPUT.MAPPER", mapper), tmp_path)
+    if mode == "I;16":
+        refused(run(data, "INPUT.MAPPER", mapper), "more than 8 bits", 'INPUT.VALUE_RANGE "[0, 65535]"')
+    trained(run(data, "INPUT.MAPPER", mapper, "INPUT.VALUE_RANGE", "[0, 65535]", output="scaled"), tmp_path, "scaled")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 600), (600, 1), (31, 65), (10, 2000)])
@@ -621,13 +658,13 @@ def test_a_worker_that_fails(run, data, monkeypatch):
     def broken(*args):
         raise RuntimeError("a fault in the mapper")
 
-    monkeypatch.setattr("detectron2.data.dataset_mapper.DatasetMapper.__call__", broken)
+    monkeypatch.setattr("backbones.data.mapper.Mapper.__call__", broken)
     with pytest.raises(RuntimeError, match="a fault in the mapper"):
         run(data, "DATALOADER.NUM_WORKERS", 2)
 
 
 def test_a_worker_that_is_killed(run, data, monkeypatch):
-    monkeypatch.setattr("detectron2.data.dataset_mapper.DatasetMapper.__call__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("backbones.data.mapper.Mapper.__call__", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     refused(run(data, "DATALOADER.NUM_WORKERS", 2), "a process that reads images was killed")
 
 

@@ -1,6 +1,7 @@
 """Every config key of this project, and those of detectron2's whose values are checked: one row a key."""
 
 import copy
+import math
 from typing import Any, Callable, Collection, Iterator, NamedTuple
 
 from detectron2 import modeling
@@ -54,7 +55,12 @@ def _is_part(value: Any) -> bool:
     return len(value) == 2 and all(isinstance(part, (int, float)) for part in value) and 0 < value[0] <= value[1] <= 1
 
 
+def _is_range(value: Any) -> bool:
+    return len(value) == 2 and all(type(part) in (int, float) for part in value) and -math.inf < value[0] < value[1] < math.inf
+
+
 _SIZE = (lambda v: len(v) == 2 and all(type(side) is int and side >= 1 for side in v), "a height and a width in pixels")
+_RANGE = (lambda v: not v or _is_range(v), "[] or a lowest and a higher value")
 _PART = (_is_part, "the least and the most part of an image, from 0 to 1")
 _NO_MASK = ("stop", "box", "skip")
 _MAPPERS = ("detectron2", "exact", "fast")
@@ -158,7 +164,10 @@ KEYS: tuple[Key, ...] = (
     Key("TRACKING.WANDB", "", "project of Weights & Biases that figures go to"),
     Key("TRACKING.MLFLOW", "", "experiment of MLflow that figures go to"),
     # data
-    Key("INPUT.UNREADABLE", "stop", 'images that cannot be read in training: "stop" at the first, or "skip" and count them', ("stop", "skip")),
+    Key("INPUT.UNREADABLE", "stop", 'images that cannot be read: "stop" at the first, or "skip", and count and name them', ("stop", "skip")),
+    Key("INPUT.EXIF", "turn", 'EXIF tags that ask for a turn: "ignore" them if annotations are of the unturned pixels', ("turn", "ignore")),
+    Key("INPUT.VALUE_RANGE", [], "[low, high]: values of 16-bit grey images that become 0 and 255; []: such images are refused", test=_RANGE),
+    Key("INPUT.MAX_PIXELS", 0, "most pixels of an image, for larger ones than Pillow takes for safe; 0: Pillow's limit", least=0),
     Key("INPUT.MAPPER", "detectron2", 'maker of examples; "exact": the same faster; "fast": pixels differ by one level', _MAPPERS),
     Key("DATASETS.REGISTER", [], "COCO-format data, [name, annotation file, image folder] each; DATASETS.TRAIN and TEST then name them"),
     Key("DATASETS.CLASSES", [], "names of the model's classes, by which own data match theirs; []: those of the first data to train on"),

@@ -2,10 +2,10 @@
 
 import functools
 import os
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Mapping
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
@@ -13,6 +13,7 @@ from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
 from ..errors import UserError
+from . import images
 from .holdout import entries, is_registered
 
 
@@ -46,10 +47,20 @@ class ClassificationMapper:
     """What a data loader gives of each image, or of its part "crop": "image" (3, S, S) uint8 in ``image_format``, and "label".
 
     Training: a random part of the image, scaled to ``size``, colours changed, perhaps mirrored; else the shorter side to ``resize``, then the
-    middle. Raises UserError that names a file which is no image.
+    middle. ``reading`` is of `images.settings`. Raises what `images.read` raises.
     """
 
-    def __init__(self, is_train: bool, size: int, resize: int, scale: tuple[float, float], color_jitter: float, flip: bool, image_format: str):
+    def __init__(
+        self,
+        is_train: bool,
+        size: int,
+        resize: int,
+        scale: tuple[float, float],
+        color_jitter: float,
+        flip: bool,
+        image_format: str,
+        reading: Mapping[str, Any] = MappingProxyType({}),
+    ):
         if is_train:
             steps: list[Any] = [T.RandomResizedCrop(size, scale=tuple(scale))]
             steps += [T.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []
@@ -57,21 +68,16 @@ class ClassificationMapper:
         else:
             steps = [T.Resize(resize), T.CenterCrop(size)]
         self.transform = T.Compose(steps)
-        self.image_format = image_format
+        self.image_format, self.reading = image_format, dict(reading)
 
     @classmethod
     def from_cfg(cls, cfg: CfgNode, is_train: bool) -> "ClassificationMapper":
         node = cfg.INPUT.CLASSIFICATION
-        return cls(is_train, node.SIZE, node.RESIZE, node.SCALE, node.COLOR_JITTER, cfg.INPUT.RANDOM_FLIP == "horizontal", cfg.INPUT.FORMAT)
+        flip, reading = cfg.INPUT.RANDOM_FLIP == "horizontal", images.settings(cfg)
+        return cls(is_train, node.SIZE, node.RESIZE, node.SCALE, node.COLOR_JITTER, flip, cfg.INPUT.FORMAT, reading)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
-        try:
-            with Image.open(record["file_name"]) as file:
-                picture = file.convert("RGB")
-                pixels = np.array(self.transform(picture.crop(record["crop"]) if "crop" in record else picture))
-        except (OSError, SyntaxError) as error:
-            raise UserError(f"image {record['file_name']!r} cannot be read: {' '.join(str(error).split())}", "bad-file") from error
-        if self.image_format == "BGR":
-            pixels = pixels[:, :, ::-1]
-        image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+        picture = Image.fromarray(images.read(record["file_name"], "RGB", **self.reading))
+        pixels = np.asarray(self.transform(picture.crop(record["crop"]) if "crop" in record else picture))
+        image = images.tensor(images.converted(pixels[:, :, ::-1], self.image_format))
         return {**record, "image": image, "height": image.shape[1], "width": image.shape[2]}

@@ -112,6 +112,12 @@ KINDS: dict[str, Kind] = {
     "truncated image": Kind(
         "error", "image files end too early", "copy them again, or leave them out: INPUT.UNREADABLE skip", key="INPUT.UNREADABLE"
     ),
+    "large image": Kind(
+        "error",
+        "images have more pixels than are allowed",
+        "set INPUT.MAX_PIXELS, or leave them out: INPUT.UNREADABLE skip",
+        key="INPUT.MAX_PIXELS",
+    ),
     "image left out": Kind("warning", "images are missing or cannot be read", "copy them again", _LEFT),
     "size of image": Kind("note", "sizes are missing or no whole numbers: they are read from the image files", "nothing", _MENDED),
     "image of other size": Kind(

@@ -8,7 +8,9 @@ from typing import Any, Iterator
 
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
-from PIL import Image
+
+from .images import UnusableImage, opened
+from .sources import Use
 
 _MOST = 2_000_000  # files that a folder is searched for
 _TURNED = (5, 6, 7, 8)  # values of the EXIF tag that swap width and height
@@ -85,33 +87,24 @@ def evenly(items: Any, count: int | None) -> Any:
     return items[chosen] if isinstance(items, np.ndarray) else [items[i] for i in chosen]
 
 
-def header(path: str, exif: str = "turn") -> tuple[int, int]:
-    """Width and height of an image file, from its header, as it is read. Raises what Pillow raises."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of large pictures and odd tags
-        with Image.open(path) as picture:
-            width, height = picture.size
-            turned = exif == "turn" and picture.getexif().get(274) in _TURNED
-    return (height, width) if turned else (width, height)
+def look(path: str, stated: dict[str, Any], use: Use, pixels: bool = True) -> Iterator[tuple[str, str]]:
+    """What is wrong with an image, from its header and, if ``pixels``, its pixels: (kind, details).
 
-
-def look(
-    path: str, stated: dict[str, Any], format: str = "BGR", pixels: bool = True, exif: str = "turn", scaled: bool = False
-) -> Iterator[tuple[str, str]]:
-    """What is wrong with an image, from its header and, if ``pixels``, its pixels in INPUT.FORMAT ``format``: (kind, details).
-
-    ``stated`` has its "width" and "height", after the turn that its EXIF tag asks for if ``exif`` is "turn". ``scaled``: 16 bits are made 8.
+    ``stated`` has its "width" and "height", after the turn that its EXIF tag asks for unless ``use`` ignores it.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(path) as picture:
+            with opened(path, use.max_pixels) as picture:
                 mode, turn, plain = picture.mode, picture.getexif().get(274, 1), picture.size
                 transparent = "transparency" in picture.info
                 if pixels:
                     picture.load()
                     if mode not in ("RGB", "L"):
-                        convert_PIL_to_numpy(picture, format)
+                        convert_PIL_to_numpy(picture, use.format)
+        except UnusableImage as error:
+            yield "large image", f" ({error})"
+            return
         except Exception as error:  # Pillow's decoders raise anything for a damaged file
             reason = " ".join(str(error).split())[:120] or type(error).__name__
             with contextlib.suppress(OSError, ValueError):
@@ -121,12 +114,12 @@ def look(
             yield ("truncated image", "") if "truncated" in reason.lower() else ("unreadable image", f" ({reason})")
             return
     wanted, turned = (stated["width"], stated["height"]), plain[::-1] if turn in _TURNED else plain
-    size = turned if exif == "turn" else plain
+    size = turned if use.exif == "turn" else plain
     if size != wanted:
         kind = "turned image" if turn in _TURNED and wanted == plain else "image of other size"
         yield kind, f" ({size[0]}x{size[1]}, not {wanted[0]}x{wanted[1]})"
-    elif turn in range(2, 9) and exif == "turn":
+    elif turn in range(2, 9) and use.exif == "turn":
         yield "EXIF orientation", f" ({turn})"
     kind = "alpha image" if transparent and mode in ("P", "RGB", "L") else _MODES.get(mode, "")
-    if kind and not (kind == "grey image" and format == "L") and not (kind == "deep image" and scaled):
+    if kind and not (kind == "grey image" and use.format == "L") and not (kind == "deep image" and use.scaled):
         yield kind, f" ({mode})"

@@ -84,7 +84,7 @@ def _pixels(data: Dataset, use: Use, count: int | None, progress: Progress) -> N
             data.findings.add("repeated file", f"{short(name)} ({times} times)")
     for image in progress(evenly(data.images, count), desc=f"{data.source.name}: images", unit="image"):
         path = os.path.join(data.source.image_root, image["file_name"])
-        for kind, about in look(path, image, use.format, exif=use.exif, scaled=use.scaled):
+        for kind, about in look(path, image, use):
             if kind not in data.findings.counts or kind not in REFUSED:  # which the reader has said of the same images
                 data.findings.add(kind, short(image["file_name"]) + about)
 

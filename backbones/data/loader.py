@@ -5,6 +5,8 @@ anything is read, so a run can start at any iteration at no cost. Each example s
 does not matter either.
 """
 
+import itertools
+import logging
 import random
 import signal
 from dataclasses import dataclass
@@ -15,19 +17,16 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetFromList, get_detection_dataset_dicts
-from detectron2.data.detection_utils import SizeMismatchError
 from detectron2.data.samplers import TrainingSampler
 from detectron2.structures import Instances
 from detectron2.utils import comm
-from PIL import Image
 from torch.utils import data as torchdata
 
 from .. import upstream
 from ..errors import UserError
+from .images import UNREADABLE, UnusableImage
 from .packed import Packed
 
-# what Pillow and detectron2 raise for a file that is missing, damaged, no image, or of another size than stated
-UNREADABLE = (OSError, SyntaxError, SizeMismatchError, Image.DecompressionBombError)
 _TRIES = 20  # images that are tried in place of one that is skipped
 
 
@@ -41,20 +40,82 @@ def seed_random_numbers(*numbers: int) -> None:
 
 def unreadable(record: dict[str, Any], error: BaseException) -> str:
     """One line that says which image cannot be read, and why."""
+    if isinstance(error, UnusableImage):
+        return str(error)
     return f"image {record.get('file_name')!r} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def refusal(problem: str, skip: bool | None) -> UserError:
+    """The error for an image that cannot be read; where ``skip`` is False it advises the setting that skips."""
+    if skip is None:
+        return UserError(problem, "bad-file")
+    return UserError(f"{problem}. To leave out such images: INPUT.UNREADABLE skip", "bad-file", "INPUT.UNREADABLE", "skip")
 
 
 @dataclass
 class NamesFiles:
-    """A mapper that raises UserError, with the image's name, for an image that cannot be read."""
+    """A mapper that raises UserError, with the image's name, for an image that cannot be read.
+
+    With ``skip`` it gives a record of the one entry "unreadable" instead, which says so; `Readable` leaves those out.
+    """
 
     mapper: Callable
+    skip: bool | None = False
 
     def __call__(self, record: dict[str, Any]) -> Any:
         try:
             return self.mapper(record)
         except UNREADABLE as error:
-            raise UserError(unreadable(record, error), "bad-file") from error
+            problem = unreadable(record, error)
+            if self.skip:
+                return {"unreadable": problem}
+            raise refusal(problem, self.skip) from error
+
+
+@dataclass
+class Readable:
+    """The batches of a loader for evaluation without images that cannot be read, which are counted and named when they are through.
+
+    ``effect`` is what becomes of their objects, in words.
+    """
+
+    loader: Any
+    effect: str
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[list[dict[str, Any]]]:
+        left_out: list[str] = []
+        for batch in self.loader:
+            left_out += [example["unreadable"] for example in batch if "unreadable" in example]
+            rest = [example for example in batch if "unreadable" not in example]
+            if rest:
+                yield rest
+        say_left_out(left_out, f"this evaluation{self.effect}")
+
+
+def say_left_out(problems: Sequence[str], what: str, shown: int = 3) -> None:
+    """Logs how many images of all processes ``what`` goes without, and the first of them. To be called in all processes."""
+    every = sorted(set(itertools.chain(*comm.gather(list(problems)))))
+    if every:
+        more = f"; and {len(every) - shown} more" if len(every) > shown else ""
+        logging.getLogger(__name__).warning(f"images left out of {what}: {len(every)}: {'; '.join(every[:shown])}{more}")
+
+
+# what evaluators make of an image without detections; others do not know of it
+_EFFECTS = dict.fromkeys(("coco", "lvis", "pascal_voc"), ", in which their objects count as missed")
+_WHOLE = ("coco_panoptic_seg", "cityscapes_instance", "cityscapes_sem_seg", "cityscapes_panoptic_seg")  # that go without no image
+
+
+def evaluation_loader(build: Callable[[Callable], Any], mapper: Callable, skip: bool | None, kind: str | None) -> Any:
+    """The loader that ``build`` makes of a mapper, with names in its errors; ``kind`` is the data's ``evaluator_type``.
+
+    With ``skip`` it goes without images that cannot be read, unless the evaluator needs every one.
+    """
+    if skip and kind not in _WHOLE:
+        return Readable(build(NamesFiles(mapper, True)), _EFFECTS.get(kind or "", ""))
+    return build(NamesFiles(mapper, None if skip else skip))
 
 
 class Examples(torchdata.Dataset):
@@ -84,9 +145,7 @@ class Examples(torchdata.Dataset):
             except UNREADABLE as error:
                 problem = unreadable(record, error)
                 if not self.skip:
-                    advice = () if self.skip is None else ("INPUT.UNREADABLE", "skip")
-                    said = f"{problem}. To leave out such images: INPUT.UNREADABLE skip" if advice else problem
-                    raise UserError(said, "bad-file", *advice) from error
+                    raise refusal(problem, self.skip) from error
                 skipped.append(problem)
                 continue
             if example is not None:

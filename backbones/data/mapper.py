@@ -1,14 +1,16 @@
-"""detectron2's dataset mapper in less time: the same tensors bit by bit ("exact"), or pixels that differ by one level at most ("fast").
+"""detectron2's dataset mapper, which reads images as the config says; and in less time: the same tensors bit by bit ("exact"), or pixels that
+differ by one level at most ("fast").
 
 detectron2 converts an image between Pillow and numpy around each transform, and transposes masks one value at a time. This mapper first draws
 all transforms, from the image's size alone and in the same order, and then applies them to what Pillow decoded; OpenCV transposes the masks.
 "fast" reads JPEG files with simplejpeg where it is installed. It enlarges with OpenCV, and shrinks with torch's antialiased kernel. For a
-config with an augmentation that looks at pixels, and for other kinds of data, the mapper does what detectron2's does.
+config with an augmentation that looks at pixels, and for other kinds of data, the faster mapper does what detectron2's does.
 """
 
 import copy
 import itertools
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -25,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..upstream import turned
+from . import images
 from .annotations import run_lengths
 
 # augmentations that follow from an image's size; they make resizings, flips and crops
@@ -36,21 +39,70 @@ def _blank(height: int, width: int) -> np.ndarray:
     return np.broadcast_to(np.uint8(0), (height, width, 3))
 
 
-class _Size(T.AugInput):
+class _Size(images.Input):
     """Stands for an image while transforms are drawn; it has a size, and no pixels of its own."""
 
     def __init__(self, height: int, width: int):
         super().__init__(_blank(height, width))
 
     def transform(self, tfm: Transform) -> None:
+        self.keep_a_pixel(tfm)
         if isinstance(tfm, T.ResizeTransform):
             self.image = _blank(tfm.new_h, tfm.new_w)
         elif isinstance(tfm, CropTransform):
             self.image = _blank(tfm.h, tfm.w)
 
 
-class FasterMapper(DatasetMapper):
-    """A ``DatasetMapper``, with the same calls and config; ``fast``: pixels may differ by one level."""
+class Mapper(DatasetMapper):
+    """detectron2's ``DatasetMapper``, with the same calls and config; ``reading``: how files are read, of `images.settings`.
+
+    Raises UnusableImage in training for an image that resizing makes thinner than a pixel; in evaluation a side of it is a pixel then.
+    """
+
+    @configurable
+    def __init__(self, is_train: bool, *, reading: Mapping[str, Any] = MappingProxyType({}), **others):
+        super().__init__(is_train, **others)
+        self.reading = dict(reading)
+
+    @classmethod
+    def from_config(cls, cfg, is_train: bool = True):
+        return {**super().from_config(cfg, is_train), "reading": images.settings(cfg)}
+
+    def copied(self, record: dict[str, Any]) -> dict[str, Any]:
+        """A copy of a record, whose entries may be replaced."""
+        return copy.deepcopy(record)
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        record = self.copied(dataset_dict)
+        labels = record.pop("sem_seg_file_name", None)
+        if labels is not None:
+            with images.opened(labels, self.reading.get("max_pixels", 0)) as image:
+                labels = utils.convert_PIL_to_numpy(turned(image) if self.reading.get("exif", "turn") == "turn" else image, "L").squeeze(2)
+        record["image"], transforms, thin = self.transformed(record, labels)
+        image_shape = tuple(record["image"].shape[1:])
+        if thin and self.is_train:
+            sizes = f"{record['width']}x{record['height']} becomes {image_shape[1]}x{image_shape[0]}"
+            raise images.UnusableImage(f"image {record['file_name']!r} is thinner than a pixel when it is resized: {sizes}", "data")
+        if labels is not None:
+            record["sem_seg"] = torch.as_tensor(transforms.apply_segmentation(labels).astype("long"))
+        if self.proposal_topk is not None:
+            utils.transform_proposals(record, image_shape, transforms, proposal_topk=self.proposal_topk)
+        if not self.is_train:
+            record.pop("annotations", None)
+        elif "annotations" in record:
+            self._transform_annotations(record, transforms, image_shape)
+        return record
+
+    def transformed(self, record: dict[str, Any], labels: np.ndarray | None) -> tuple[Tensor, T.TransformList, bool]:
+        """A record's image (C, H, W), what made it of the file's pixels, and whether it is thinner than a pixel by that."""
+        drawn = images.Input(images.read(record["file_name"], self.image_format, **self.reading), sem_seg=labels)
+        utils.check_image_size(record, drawn.image)
+        transforms = self.augmentations(drawn)
+        return images.tensor(drawn.image), transforms, drawn.thin
+
+
+class FasterMapper(Mapper):
+    """A `Mapper` in less time; ``fast``: pixels may differ by one level."""
 
     @configurable
     def __init__(self, is_train: bool, *, fast: bool = False, **others):
@@ -65,28 +117,21 @@ class FasterMapper(DatasetMapper):
     def from_config(cls, cfg, is_train: bool = True):
         return {**super().from_config(cfg, is_train), "fast": cfg.INPUT.MAPPER == "fast"}
 
-    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+    def copied(self, record: dict[str, Any]) -> dict[str, Any]:
+        # a shallow copy of each annotation is enough: only its own entries are replaced
+        result = {key: copy.deepcopy(value) if key.startswith("proposal") else value for key, value in record.items()}
+        if "annotations" in record:
+            result["annotations"] = [dict(annotation) for annotation in record["annotations"]]
+        return result
+
+    def transformed(self, record: dict[str, Any], labels: np.ndarray | None) -> tuple[Tensor, T.TransformList, bool]:
         if not self.blind:
-            return super().__call__(dataset_dict)
-        record = {key: value for key, value in dataset_dict.items() if key != "annotations"}
-        source = _read(record["file_name"], self.fast)
+            return super().transformed(record, labels)
+        source = _read(record["file_name"], self.fast, **self.reading)
         drawn = _Size(*(source.shape[:2] if isinstance(source, np.ndarray) else source.size[::-1]))
         utils.check_image_size(record, drawn.image)
         transforms = self.augmentations(drawn)
-        image_shape = drawn.image.shape[:2]
-        record["image"] = _transform(source, _flatten(transforms), self.image_format, self.fast)
-        labels = record.pop("sem_seg_file_name", None)
-        if labels is not None:
-            sem_seg = transforms.apply_segmentation(utils.read_image(labels, "L").squeeze(2))
-            record["sem_seg"] = torch.as_tensor(sem_seg.astype("long"))
-        if self.proposal_topk is not None:
-            record.update({key: copy.deepcopy(record[key]) for key in ("proposal_boxes", "proposal_objectness_logits") if key in record})
-            utils.transform_proposals(record, image_shape, transforms, proposal_topk=self.proposal_topk)
-        if self.is_train and "annotations" in dataset_dict:
-            # a shallow copy of each is enough: only its own entries are replaced
-            record["annotations"] = [dict(annotation) for annotation in dataset_dict["annotations"]]
-            self._transform_annotations(record, transforms, image_shape)
-        return record
+        return _transform(source, _flatten(transforms), self.image_format, self.fast), transforms, drawn.thin
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape) -> None:
         annotations = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0) == 0]
@@ -141,24 +186,20 @@ def _flatten(transforms: T.TransformList) -> list[Transform]:
     return [t for t in result if not isinstance(t, NoOpTransform)]
 
 
-def _read(path: str, fast: bool):
-    """The image in RGB, turned as its EXIF tag says: a Pillow image, or with ``fast`` an array, of a JPEG file that needs no turning."""
-    with utils.PathManager.open(path, "rb") as f:
-        image = Image.open(f)
-        if fast and image.format == "JPEG" and image.mode == "RGB" and image.getexif().get(0x0112, 1) == 1:
-            f.seek(0)
+def _read(path: str, fast: bool, exif: str = "turn", value_range: Sequence[float] = (), max_pixels: int = 0):
+    """The image in RGB, as `images.read` gives it: a Pillow image, or with ``fast`` an array, of a JPEG file that needs no turning."""
+    with images.opened(path, max_pixels) as image:
+        if fast and image.format == "JPEG" and image.mode == "RGB" and not (exif == "turn" and images.is_turned(image)):
             try:
                 from simplejpeg import decode_jpeg
 
-                return decode_jpeg(f.read(), "RGB")
+                with utils.PathManager.open(path, "rb") as f:
+                    return decode_jpeg(f.read(), "RGB")
             except (ImportError, ValueError):  # not installed; or a damaged file: Pillow says how
-                f.seek(0)
-                image = Image.open(f)
-        image = turned(image)
+                pass
+        image = images.upright(image, path, exif, value_range)
         image.load()  # before the file is closed
-        if image.mode != "RGB":
-            image = image.convert("RGB")
-    return image
+        return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _transform(source, transforms: list[Transform], image_format: str, fast: bool) -> Tensor:

@@ -15,13 +15,14 @@ from ..errors import UserError
 from . import formats, objects
 from .dataset import Dataset, without_collections
 from .findings import Findings, listed, short
-from .image_files import Files, evenly, header, look
+from .image_files import Files, evenly, look
+from .images import size
 from .sources import Source, Use
 
 SAMPLED = 500  # images whose headers are read: enough for a systematic mistake, and takes seconds on a slow disk
 _BIG = 10**6  # no box or image has so many pixels on a side
 _NONE = -(1 << 63)  # in a column of ids: there is none
-_UNREADABLE = ("unreadable image", "truncated image", "empty image")
+_UNREADABLE = ("unreadable image", "truncated image", "empty image", "large image")
 REFUSED = (*_UNREADABLE, "image of other size", "turned image", "deep image")
 Progress = Callable[..., Iterable]
 
@@ -169,7 +170,7 @@ def _sizes(data: Dataset, use: Use, images: list[dict], left_out: dict[Any, bool
     }
     for image in progress([image for image in images if image["id"] in unknown], desc=f"{data.source.name}: sizes", unit="image"):
         try:
-            image["width"], image["height"] = header(os.path.join(data.source.image_root, image["file_name"]), use.exif)
+            image["width"], image["height"] = size(os.path.join(data.source.image_root, image["file_name"]), use.exif, use.max_pixels)
             data.findings.add("size of image", short(image["file_name"]))
         except Exception as error:  # Pillow raises anything for a damaged file
             reason = " ".join(str(error).split())[:120] or type(error).__name__
@@ -183,7 +184,7 @@ def _headers(data: Dataset, use: Use, images: list[dict], left_out: dict[Any, bo
     bad = set()
     for image in progress(evenly(images, count), desc=f"{data.source.name}: headers", unit="image"):
         path = os.path.join(data.source.image_root, image["file_name"])
-        for kind, about in look(path, image, use.format, pixels=False, exif=use.exif, scaled=use.scaled):
+        for kind, about in look(path, image, use, pixels=False):
             if kind in _UNREADABLE and use.skip:
                 kind = "image left out"
             if kind in REFUSED or kind == "image left out":

@@ -22,6 +22,7 @@ class Use:
     skip: bool = False  # leave out images that cannot be read
     exif: str = "turn"
     scaled: bool = False  # images of 16 bits are made of 8
+    max_pixels: int = 0  # of an image; 0: as many as Pillow allows
     format: str = "BGR"
     shortest: float = 800.0
     longest: float = 1333.0
@@ -37,8 +38,9 @@ class Use:
             box_format=cfg.DATASETS.BOX_FORMAT,
             classes=tuple(cfg.DATASETS.CLASSES),
             skip=cfg.INPUT.UNREADABLE == "skip",
-            exif=cfg.INPUT.get("EXIF", "turn"),
-            scaled=bool(cfg.INPUT.get("VALUE_RANGE")),
+            exif=cfg.INPUT.EXIF,
+            scaled=bool(cfg.INPUT.VALUE_RANGE),
+            max_pixels=cfg.INPUT.MAX_PIXELS,
             format=cfg.INPUT.FORMAT,
             shortest=float(np.median(sizes if isinstance(sizes, (list, tuple)) else [sizes])),
             longest=float(cfg.INPUT.MAX_SIZE_TRAIN),

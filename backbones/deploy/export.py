@@ -1,6 +1,6 @@
 """Exports detectors, or backbone and FPN, to TorchScript, ONNX and OpenVINO. A file that computes something else is not written.
 
-A detector's file takes one image of any size, resized and in the channel order that the file's description names, and gives what the detector
+A detector's file takes one image of any size, resized and in the format that the file's description names, and gives what the detector
 finds before it is brought to the original image's size; `Runner` does the rest. A backbone's file takes a batch whose sides the description's
 ``size_divisibility`` divides, and gives the features. Both subtract the mean themselves.
 """
@@ -20,15 +20,17 @@ from typing import Any, Iterator
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data.catalog import Metadata
 from detectron2.modeling import GeneralizedRCNN, PanopticFPN, ProposalNetwork
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.modeling.roi_heads import BaseKeypointRCNNHead
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
+from ..data import images
 from ..detectors.classifier import ImageClassifier
 from ..errors import UserError, unknown
+from .names import names_of
 from .optimize import optimize
 from .runner import FIELDS, Runner, resized
 
@@ -113,24 +115,24 @@ def _found(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     return {**{name: value if isinstance(value, Tensor) else value.tensor for name, value in found.items()}, **extra}
 
 
-def describe(cfg: CfgNode, model: Any, part: str) -> dict[str, Any]:
-    """What a user of the file needs to know, besides the names of tensors."""
+def describe(cfg: CfgNode, model: Any, part: str, names: Metadata) -> dict[str, Any]:
+    """What a user of the file needs to know, besides the names of tensors; ``names`` of classes."""
     from .. import __version__
 
-    data = MetadataCatalog.get(cfg.DATASETS.TEST[0]) if len(cfg.DATASETS.TEST) else {}
     panoptic = isinstance(model, PanopticFPN) and part == "detector"
-    images = cfg.INPUT.CLASSIFICATION if isinstance(model, ImageClassifier) else {}
+    sides = cfg.INPUT.CLASSIFICATION if isinstance(model, ImageClassifier) else {}
     return {
         "backbones": __version__,
         "part": part,
         "input_format": cfg.INPUT.FORMAT,
         "min_size": cfg.INPUT.MIN_SIZE_TEST,
         "max_size": cfg.INPUT.MAX_SIZE_TEST,
-        "resize": images.get("RESIZE", 0),
-        "crop": images.get("SIZE", 0),
+        "resize": sides.get("RESIZE", 0),
+        "crop": sides.get("SIZE", 0),
         "size_divisibility": model.backbone.size_divisibility,
-        "classes": list(data.get("thing_classes", ())),
-        "stuff": list(data.get("stuff_classes", ())),
+        "classes": list(names.get("thing_classes") or names.get("classes") or ()),
+        "stuff": list(names.get("stuff_classes") or ()),
+        "reading": images.settings(cfg),
         "panoptic": ([model.combine_overlap_thresh, model.combine_stuff_area_thresh, model.combine_instances_score_thresh] if panoptic else []),
     }
 
@@ -146,7 +148,14 @@ def _tracing() -> Iterator[None]:
 
 
 def export(
-    cfg: CfgNode, model: nn.Module, path: str, kind: str, image: np.ndarray, part: str = "detector", tolerance: Tolerance | None = None
+    cfg: CfgNode,
+    model: nn.Module,
+    path: str,
+    kind: str,
+    image: np.ndarray,
+    part: str = "detector",
+    tolerance: Tolerance | None = None,
+    names: Metadata | None = None,
 ) -> dict[str, float]:
     """Writes ``model`` to ``path`` and returns by how much the file's results differ from the model's own, at two sizes of ``image``.
 
@@ -155,6 +164,7 @@ def export(
         path: ends in what FORMATS has for ``kind``, one of it.
         image: (H, W, 3) BGR uint8; a detector must find something in it.
         part: one of PARTS.
+        names: of classes, which the file keeps; by default what `names_of` finds.
 
     Raises UserError where the file would differ by more than the ``tolerance``, or the format's packages are missing; then there is no file.
     """
@@ -164,11 +174,11 @@ def export(
     tolerance = tolerance or TOLERANCES[kind]
     model = optimize(model.cpu(), memory_format="contiguous", roi_align=False)
     traceable = Traceable(model, part)
-    about = describe(cfg, model, part)
-    images = [resized(image, {**about, **{key: int(about[key] * scale) for key in ("min_size", "max_size")}}) for scale in (1.0, 0.7)]
+    about = describe(cfg, model, part, names or names_of(cfg)[0])
+    inputs = [resized(image, {**about, **{key: int(about[key] * scale) for key in ("min_size", "max_size")}}) for scale in (1.0, 0.7)]
     with torch.no_grad(), _tracing():
-        before = [traceable(x) for x in images]
-        for x, found in zip(images, before):
+        before = [traceable(x) for x in inputs]
+        for x, found in zip(inputs, before):
             if part == "detector" and "boxes" in traceable.fields and not len(found[0]):
                 where = f"the image at {x.shape[-2]}x{x.shape[-1]}"
                 raise UserError(f"the detector finds nothing in {where} that an export could be checked on: give another, or weights", "data")
@@ -176,12 +186,12 @@ def export(
         with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(path))) as folder:
             temporary = os.path.join(folder, os.path.basename(path))
             try:
-                _WRITERS[kind](traceable, images[0], temporary, about)
+                _WRITERS[kind](traceable, inputs[0], temporary, about)
             except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
                 reason = " ".join(str(error).split())[-300:]
                 raise UserError(f"{type(model).__name__} cannot be exported to {kind}: {reason}", "unsupported") from error
             runner = Runner(temporary)
-            compared = [_compare(dict(zip(traceable.fields, found)), runner.run(x), part, tolerance) for x, found in zip(images, before)]
+            compared = [_compare(dict(zip(traceable.fields, found)), runner.run(x), part, tolerance) for x, found in zip(inputs, before)]
             differences = {name: max(sizes[name] for sizes in compared) for name in compared[0]}
             for name in os.listdir(folder):  # of OpenVINO two files
                 os.replace(os.path.join(folder, name), os.path.join(os.path.dirname(os.path.abspath(path)), name))

@@ -6,12 +6,13 @@ from typing import Any, Callable
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import transforms as T
 from detectron2.utils import comm
 from tabulate import tabulate
 from torch import nn
 
+from ..data import images
 from ..engine import Front, YamlFront
+from .names import names_of
 from .optimize import optimize
 
 
@@ -48,25 +49,27 @@ class Predictor:
         config: a full config, or an opened one of either kind.
         precision: "float32" or "bfloat16" for an optimized model, see `optimize`; "" for the model as it is.
 
+    Attributes:
+        metadata: names of classes, for drawing; ``said`` says where they are from. The data of the config need not be there.
+        reading: how the config wants files to be read, as arguments of `data.images.read`.
+
     Raises UserError where the weights do not fill the model.
     """
 
     def __init__(self, config: CfgNode | Front, precision: str = ""):
         front = YamlFront(config) if isinstance(config, CfgNode) else config
         self.model: nn.Module = front.build_model().eval()
-        front.load_for_evaluation(self.model)
+        classes = front.load_for_evaluation(self.model)
+        self.metadata, self.said = names_of(front.settings, classes)
         if precision:
             self.model = optimize(self.model, precision=precision, size=size_in_mind(front.settings))
-        self.resize, self.format = front.resize(), front.settings.INPUT.FORMAT
+        self.resize, self.format, self.reading = front.resize(), front.settings.INPUT.FORMAT, images.settings(front.settings)
 
-    def __call__(self, image: np.ndarray) -> dict[str, Any]:
-        """Predictions for an image (H, W, 3) BGR uint8, of its size."""
-        height, width = image.shape[:2]
-        if self.format == "RGB":
-            image = image[:, :, ::-1]
-        sized = T.AugInput(image)
+    def __call__(self, image: np.ndarray, size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Predictions for an image (H, W, 3) BGR uint8, of its size or of another (height, width)."""
+        height, width = size or image.shape[:2]
+        sized = images.Input(images.converted(image, self.format))
         self.resize(sized)
-        image = sized.image
-        x = torch.as_tensor(np.ascontiguousarray(image.astype("float32").transpose(2, 0, 1)))
+        x = images.tensor(sized.image).float()
         with torch.no_grad():
             return self.model([{"image": x, "height": height, "width": width}])[0]

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision import transforms
 
+from ..data import images
 from ..errors import UserError, unknown
 
 # names of an exported detector's outputs, and of the fields of ``Instances`` that they are
@@ -31,15 +32,16 @@ FIELDS = {
 
 
 def resized(image: np.ndarray, about: dict[str, Any]) -> Tensor:
-    """Makes of an image (H, W, 3) BGR what a file expects: resized, (3, H', W') float32; for a backbone padded, (1, 3, H', W')."""
+    """Makes of an image (H, W, 3) BGR what a file expects: in its format and resized, (C, H', W') float32; for a backbone padded,
+    (1, C, H', W')."""
     if about["crop"]:  # of a classifier, as its data loader has it
         steps = transforms.Compose([transforms.Resize(about["resize"]), transforms.CenterCrop(about["crop"])])
-        image = np.asarray(steps(Image.fromarray(image)))
+        image = images.converted(np.asarray(steps(Image.fromarray(image))), about["input_format"])
     else:
-        image = T.ResizeShortestEdge(about["min_size"], about["max_size"]).get_transform(image).apply_image(image)
-    if about["input_format"] == "RGB":
-        image = image[:, :, ::-1]
-    x = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
+        sized = images.Input(images.converted(image, about["input_format"]))
+        T.ResizeShortestEdge(about["min_size"], about["max_size"])(sized)
+        image = sized.image
+    x = images.tensor(image).float()
     if about["part"] == "detector":
         return x
     step = max(about["size_divisibility"], 1)
@@ -80,12 +82,12 @@ class Runner:
         """The features of an image (H, W, 3) BGR uint8, padded to the sizes that the backbone takes."""
         return self.run(resized(image, self.about))
 
-    def __call__(self, image: np.ndarray) -> dict[str, Any]:
-        """Predictions for an image (H, W, 3) BGR uint8, as ``DefaultPredictor`` gives them: "instances", and of what has them "sem_seg" and
-        "panoptic_seg"; of a classifier "scores"."""
+    def __call__(self, image: np.ndarray, size: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Predictions for an image (H, W, 3) BGR uint8, of its size or of another (height, width), as ``DefaultPredictor`` gives them:
+        "instances", and of what has them "sem_seg" and "panoptic_seg"; of a classifier "scores"."""
         if self.about["part"] != "detector":
             raise UserError("this file is of a backbone: call features(image)", "unsupported")
-        height, width = image.shape[:2]
+        height, width = size or image.shape[:2]
         x = resized(image, self.about)
         found = self.run(x)
         if "boxes" not in found and "proposals" not in found:

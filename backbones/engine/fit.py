@@ -20,6 +20,7 @@ from PIL import Image
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer
+from ..data.loader import say_left_out
 from ..errors import UserError
 from ..lean import keep_activations
 from .hooks import EMA, Evaluate, EvaluateAtTheEnd, KeepBest, PreciseBN, Progress
@@ -168,6 +169,7 @@ class Fit(TrainerBase):
                 self.iter += 1
             if self.stop:
                 self._leave(self.stop)
+            say_left_out(list(self._trainer.skipped), "training")
         except UserError:
             raise
         except Exception:

@@ -12,6 +12,7 @@ from torch import nn
 
 from ..checkpoint import GatedCheckpointer
 from ..data import dataset_findings, follow, register_from_config, register_held_out, register_image_folders
+from ..data.loader import NamesFiles
 from ..errors import UserError
 from .fit import Fit
 from .hooks import draw_predictions, validation_losses
@@ -101,6 +102,11 @@ class Front(ABC):
     def mapper(self, training: bool, annotated: bool = False) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """What makes an example of a record; with ``annotated`` its objects are in it as in training, its image as in evaluation."""
 
+    @property
+    def skips(self) -> bool | None:
+        """Whether images that cannot be read are left out; None: they are not, and INPUT.UNREADABLE is not to be advised."""
+        return self.settings.INPUT.UNREADABLE == "skip" or None
+
     @abstractmethod
     def resize(self) -> T.Augmentation:
         """What evaluation does to an image."""
@@ -185,8 +191,7 @@ class Front(ABC):
         return self
 
     def check_model(self) -> None:
-        """Registers the config's data sets. Raises UserError where its model cannot be built here; data need not be there."""
-        self.register()
+        """Raises UserError where the config's model cannot be built here; data need not be there."""
         for problem in self.config_findings():
             raise problem
 
@@ -228,8 +233,10 @@ class Front(ABC):
         names = self.settings.DATASETS.TEST or self.settings.DATASETS.TRAIN
         return MetadataCatalog.get(names[0] if names else "__unused")
 
-    def load_for_evaluation(self, model: nn.Module, resume: bool = False, allow_partial_weights: bool = False) -> None:
+    def load_for_evaluation(self, model: nn.Module, resume: bool = False, allow_partial_weights: bool = False) -> list[str]:
         """Fills ``model`` from the weights that the config names, or with ``resume`` from the last checkpoint of its run.
+
+        Returns the names of classes that the checkpoint holds; those of other projects hold none.
 
         Raises UserError where there is nothing to load, or where any weight would keep its initial value.
         """
@@ -240,14 +247,16 @@ class Front(ABC):
             hint = f", such as {final}" if os.path.isfile(final) else ""
             message = f"weights are needed: add {self.override('MODEL.WEIGHTS', '/path/to/model_final.pth')}{hint}"
             raise UserError(message, code="missing-weights", key=self.name("MODEL.WEIGHTS"), suggestion=final if hint else None)
-        checkpointer.resume_or_load(weights, resume=resume)
+        run = checkpointer.resume_or_load(weights, resume=resume).get("run")
+        classes = run.get("classes") if isinstance(run, dict) else None
+        return list(map(str, classes)) if isinstance(classes, list) else []
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """The losses on each data set for evaluation."""
         names, mapper = list(self.settings.DATASETS.TEST), self.mapper(False, annotated=True)
         return {
             f"validation/{name}" if len(names) > 1 else "validation": validation_losses(
-                model, get_detection_dataset_dicts([name], filter_empty=False), mapper, self.settings.DATALOADER.NUM_WORKERS
+                model, get_detection_dataset_dicts([name], filter_empty=False), mapper, self.settings.DATALOADER.NUM_WORKERS, self.skips
             )
             for name in names
         }
@@ -255,4 +264,4 @@ class Front(ABC):
     def draw(self, model: nn.Module) -> dict[str, Any]:
         """Pictures of what is found in the first images for evaluation."""
         records = get_detection_dataset_dicts([self.settings.DATASETS.TEST[0]], filter_empty=False)[: self.settings.TEST.PICTURES]
-        return draw_predictions(model, records, self.mapper(False), self.metadata(), self.settings.INPUT.FORMAT)
+        return draw_predictions(model, records, NamesFiles(self.mapper(False), self.skips), self.metadata(), self.settings.INPUT.FORMAT)

@@ -9,7 +9,6 @@ from typing import Any, Callable, Iterable
 
 import numpy as np
 import torch
-from detectron2.data import DatasetFromList, MapDataset
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
@@ -23,7 +22,7 @@ from tqdm import tqdm
 
 from .. import upstream
 from ..checkpoint import GatedCheckpointer
-from ..data.loader import TrainLoader, seed_random_numbers, share
+from ..data.loader import Examples, TrainLoader, seed_random_numbers, share
 from .step import moving_values, set_moving_values
 
 
@@ -223,10 +222,10 @@ class EMA(HookBase):
         self.average.update_parameters(self.model)
 
 
-def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers: int) -> dict[str, float]:
+def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers: int, skip: bool | None = None) -> dict[str, float]:
     """The mean of each loss over ``records``, this process's share of them, with norms and dropout as in evaluation; weights stay as they are.
 
-    Each image has the same random numbers every time, by which heads sample proposals.
+    Each image has the same random numbers every time, by which heads sample proposals. ``skip``: those that cannot be read do not count.
     """
     modes, values = [(module, module.training) for module in model.modules()], moving_values(model)
     model.train()
@@ -238,14 +237,14 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
     world = comm.get_world_size()
     # as many in each process, which wait for each other in some losses: what is there twice does not count
     mine = range(comm.get_rank(), -(-len(records) // world) * world, world)
-    mapped = MapDataset(DatasetFromList([records[i % len(records)] for i in mine], serialize=False), mapper)
-    loader = DataLoader(mapped, batch_size=1, num_workers=workers, collate_fn=share)
+    order = [i % len(records) for i in mine]
+    loader = DataLoader(Examples(records, mapper, skip), batch_size=1, sampler=order, num_workers=workers, collate_fn=share)
     try:
         with torch.no_grad(), EventStorage():
             for number, batch in zip(mine, loader):
                 seed_random_numbers(number)
                 losses = model(batch)
-                if number < len(records):
+                if number < len(records) and "unreadable" not in batch[0]:  # then it is of another image
                     for name, value in losses.items():
                         sums[name] = sums.get(name, 0.0) + float(value)
                     count += 1
@@ -270,6 +269,8 @@ def draw_predictions(
     model.eval()
     for i, record in enumerate(records):
         example = mapper(record)
+        if "unreadable" in example:
+            continue
         with torch.no_grad():  # without the original's size, what is found is in pixels of the network's image
             output = model([{key: value for key, value in example.items() if key not in ("height", "width")}])[0]
         if not isinstance(output, dict) or "instances" not in output:

@@ -10,7 +10,7 @@ import detectron2.data.transforms as T
 import torch
 import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
-from detectron2.data import build_detection_train_loader
+from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.solver import LRMultiplier
@@ -22,8 +22,9 @@ from torch import nn
 
 from .. import config
 from ..config import add_backbones_config, apply_data_arguments, check_device, check_output_dir, from_libraries, get, put, training_findings
-from ..data import dataset_findings
-from ..data.loader import NamesFiles, train_loader
+from ..data import dataset_findings, images
+from ..data.loader import evaluation_loader, train_loader
+from ..data.mapper import Mapper
 from ..errors import UserError, raised, unknown
 from ..evaluation.build import coco_evaluator
 from ..solver import scale_learning_rate
@@ -190,27 +191,45 @@ class PythonFront(Front):
         parts = set(node) - {"_target_"}
         known = inspect.signature(train_loader).parameters.keys() - {"skip"}
         if _target(node) is not build_detection_train_loader or not {"dataset", "mapper", "total_batch_size"} <= parts <= known:
+            self._check_reading("dataloader.train")
             return self._instantiate("dataloader.train")
         if s.SOLVER.IMS_PER_BATCH % (comm.get_world_size() * s.SOLVER.ACCUMULATE):
             among = f"{comm.get_world_size()} processes" + f" times train.accumulate {s.SOLVER.ACCUMULATE}" * (s.SOLVER.ACCUMULATE > 1)
             raise UserError(f"{place} {s.SOLVER.IMS_PER_BATCH} cannot be shared evenly among {among}", code="batch", key=place)
-        built = {key: self._instantiate(f"dataloader.train.{key}", node[key]) for key in parts}
+        built = {key: self._instantiate(f"dataloader.train.{key}", node[key]) for key in parts - {"mapper"}}
+        built["mapper"] = self._mapper("dataloader.train.mapper")
         built["total_batch_size"] //= s.SOLVER.ACCUMULATE
         if workers is not None:
             built["num_workers"] = workers
         if not isinstance(built["dataset"], list):
             return build_detection_train_loader(**built)
-        return train_loader(**built, skip=s.INPUT.UNREADABLE == "skip" or None)
+        return train_loader(**built, skip=self.skips)
 
     def mapper(self, training: bool, annotated: bool = False) -> Callable[[dict[str, Any]], dict[str, Any]]:
         loaders = self.cfg.dataloader
         if not annotated:
-            return self._instantiate(f"dataloader.{'train' if training else 'test'}.mapper")
+            return self._mapper(f"dataloader.{'train' if training else 'test'}.mapper")
         train, test = loaders.train.mapper, loaders.test.mapper
         if not (isinstance(train, DictConfig) and isinstance(test, DictConfig) and "augmentations" in train and "augmentations" in test):
             raise UserError("train.validation_loss needs mappers with augmentations in dataloader.train and test", code="unsupported")
-        parts = self._parts("dataloader.train.mapper", "augmentations")
-        return _target(train)(**parts, augmentations=self._instantiate("dataloader.test.mapper.augmentations"))
+        return self._mapper("dataloader.train.mapper", augmentations=self._instantiate("dataloader.test.mapper.augmentations"))
+
+    def _mapper(self, key: str, **others: Any) -> Any:
+        """The config's own with ``others`` of its arguments; detectron2's becomes one that reads files as the config says."""
+        node = OmegaConf.select(self.cfg, key)
+        kind = _target(node) if isinstance(node, DictConfig) else None
+        if kind is DatasetMapper or isinstance(kind, type) and issubclass(kind, Mapper):
+            kind = Mapper if kind is DatasetMapper else kind
+            return kind(**{"reading": images.settings(self.settings), **self._parts(key, *others), **others})
+        self._check_reading(key)
+        return kind(**self._parts(key, *others), **others) if others and kind else self._instantiate(key)
+
+    def _check_reading(self, key: str) -> None:
+        """Raises UserError where the config says how files are read, and has code of its own for that at ``key``."""
+        for name in ("EXIF", "VALUE_RANGE", "MAX_PIXELS"):
+            if self.settings.INPUT[name] != _defaults().INPUT[name]:
+                place = self.name(f"INPUT.{name}")
+                raise UserError(f"{place} is for detectron2's mappers and this project's, not for that of {key}", "unsupported", place)
 
     def resize(self) -> T.Augmentation:
         augmentations = OmegaConf.select(self.cfg, "dataloader.test.mapper.augmentations")
@@ -240,11 +259,14 @@ class PythonFront(Front):
         return {f"{name}_TTA": value for name, value in results.items()}
 
     def _test_loader(self) -> Any:
-        node = self.cfg.dataloader.test
+        node: Any = self.cfg.dataloader.test
         if not isinstance(node, DictConfig) or not {"mapper", "_target_"} <= set(node):
+            self._check_reading("dataloader.test")
             return self._instantiate("dataloader.test")
-        parts = self._parts("dataloader.test")
-        return _target(node)(**{**parts, "mapper": NamesFiles(parts["mapper"])})
+        parts, names = self._parts("dataloader.test", "mapper"), self.settings.DATASETS.TEST
+        kind = MetadataCatalog.get(names[0]).get("evaluator_type") if names else None
+        mapper = self._mapper("dataloader.test.mapper")
+        return evaluation_loader(lambda mapper: _target(node)(**parts, mapper=mapper), mapper, self.skips, kind)
 
     def _evaluator(self, folder: str) -> Any:
         """The config's own; COCO's leaves its results in the run's folder, and is the one that train.coco_evaluator says."""

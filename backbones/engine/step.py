@@ -6,6 +6,7 @@ A GPU is asked for its results once an iteration, after the backward pass, where
 import contextlib
 import logging
 import time
+from collections import Counter
 from typing import Any, Callable, Iterable
 
 import torch
@@ -63,7 +64,7 @@ class Steps(SimpleTrainer):
         self.device = next(model.parameters()).device
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if precision == torch.float16 else None
         self.asked, self.stop = 0, 0
-        self.skipped = 0
+        self.skipped: Counter[str] = Counter()  # what was said of images that were left out
         # what processes say of their data and signals does not wait for GPUs
         self.group: Any = dist.new_group(backend="gloo") if comm.get_world_size() > 1 and dist.get_backend() != "gloo" else None
 
@@ -168,10 +169,11 @@ class Steps(SimpleTrainer):
     def _count_skipped(self, batch: list[dict[str, Any]]) -> None:
         problems = [problem for example in batch if isinstance(example, dict) for problem in example.pop("unreadable", ())]
         for problem in problems:
-            self.skipped += 1
-            logging.getLogger(__name__).warning(f"left out ({self.skipped} by now): {problem}")
+            if problem not in self.skipped:
+                logging.getLogger(__name__).warning(f"left out: {problem}")
+            self.skipped[problem] += 1
         if self.skipped:
-            get_event_storage().put_scalar("unreadable_images", self.skipped, smoothing_hint=False)
+            get_event_storage().put_scalar("unreadable_images", self.skipped.total(), smoothing_hint=False)
 
     def close(self) -> None:
         """Ends the workers of the loader."""

@@ -1,13 +1,14 @@
 """The YAML front end, and `Trainer`: detectron2's default trainer over `Fit`, for who subclasses it."""
 
 import logging
+from functools import partial
 from typing import Any, Callable, Iterator
 
 import detectron2.data.transforms as T
 import torch
 import yaml
 from detectron2.config import CfgNode, get_cfg
-from detectron2.data import DatasetMapper, build_detection_test_loader
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator, verify_results
@@ -27,8 +28,8 @@ from ..config import (
     put,
 )
 from ..data.classification import ClassificationMapper
-from ..data.loader import NamesFiles, build_train_loader, share
-from ..data.mapper import FasterMapper
+from ..data.loader import build_train_loader, evaluation_loader, share
+from ..data.mapper import FasterMapper, Mapper
 from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..solver import build_lr_scheduler, build_optimizer, scale_learning_rate
@@ -74,15 +75,16 @@ class Trainer(Fit, DefaultTrainer):
 
     @classmethod
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
-        mapper = NamesFiles(cls.build_mapper(cfg, is_train=False))
-        return build_detection_test_loader(cfg, dataset_name, mapper=mapper, collate_fn=share)
+        build = partial(build_detection_test_loader, cfg, dataset_name, collate_fn=share)
+        mapper, kind = cls.build_mapper(cfg, is_train=False), MetadataCatalog.get(dataset_name).get("evaluator_type")
+        return evaluation_loader(lambda mapper: build(mapper=mapper), mapper, cfg.INPUT.UNREADABLE == "skip", kind)
 
     @staticmethod
     def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
         """What makes an example of a record of a data set."""
         if learns(cfg, "class"):
             return ClassificationMapper.from_cfg(cfg, is_train)
-        return (DatasetMapper if cfg.INPUT.MAPPER == "detectron2" else FasterMapper)(cfg, is_train)
+        return (Mapper if cfg.INPUT.MAPPER == "detectron2" else FasterMapper)(cfg, is_train)
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str, output_folder: str | None = None) -> DatasetEvaluator:
@@ -175,8 +177,12 @@ class YamlFront(Front):
     def mapper(self, training: bool, annotated: bool = False) -> Callable[[dict[str, Any]], dict[str, Any]]:
         if not annotated or learns(self.cfg, "class"):
             return self.trainer.build_mapper(self.cfg, is_train=training)
-        options = DatasetMapper.from_config(self.cfg, True)
-        return DatasetMapper(**{**options, "augmentations": build_augmentation(self.cfg, False), "recompute_boxes": False})
+        options = Mapper.from_config(self.cfg, True)
+        return Mapper(**{**options, "augmentations": build_augmentation(self.cfg, False), "recompute_boxes": False})
+
+    @property
+    def skips(self) -> bool | None:
+        return self.cfg.INPUT.UNREADABLE == "skip"
 
     def resize(self) -> T.Augmentation:
         return T.ResizeShortestEdge(self.cfg.INPUT.MIN_SIZE_TEST, self.cfg.INPUT.MAX_SIZE_TEST)

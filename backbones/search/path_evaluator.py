@@ -10,7 +10,7 @@ from typing import Any, Callable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetCatalog, DatasetMapper, build_detection_test_loader
+from detectron2.data import DatasetCatalog, build_detection_test_loader
 from detectron2.evaluation import inference_on_dataset
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
@@ -19,7 +19,8 @@ from torch import nn
 
 from ..checkpoint import GatedCheckpointer
 from ..config import all_keys, get, merge_overrides
-from ..data.loader import share
+from ..data.loader import NamesFiles, share
+from ..data.mapper import Mapper
 from ..deploy import optimize
 from ..engine.supernet import supernets
 from ..errors import UserError
@@ -50,8 +51,8 @@ class PathEvaluator:
         self.whole = any(isinstance(m, nn.BatchNorm2d) for key, m in model.named_modules() if not key.startswith("backbone."))
         records = [record for name in self.cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
         chosen = random.Random("calibration").sample(range(len(records)), min(one_shot.CALIBRATION_IMAGES, len(records)))
-        plain = DatasetMapper(self.cfg, is_train=False)
-        mapper = DatasetMapper(self.cfg, is_train=True, augmentations=plain.augmentations.augs) if self.whole else plain
+        plain = Mapper(self.cfg, is_train=False)
+        mapper = Mapper(self.cfg, is_train=True, augmentations=plain.augmentations.augs) if self.whole else plain
         self.calibration = _Cached(self._loader([records[i] for i in chosen], mapper, one_shot.CALIBRATION_BATCH))
         self.images = _Cached(self._loader(DatasetCatalog.get(one_shot.DATASET), plain, 1))
         self.evaluator = coco_evaluator(self.cfg, one_shot.DATASET, output, distributed=False, allow_cached_coco=False)
@@ -60,7 +61,12 @@ class PathEvaluator:
         # its own sampler gives each process a part; here each process sees all
         sampler = torch.utils.data.SequentialSampler(records)
         return build_detection_test_loader(
-            records, mapper=mapper, sampler=sampler, batch_size=batch, num_workers=self.cfg.DATALOADER.NUM_WORKERS, collate_fn=share
+            records,
+            mapper=NamesFiles(mapper, None),
+            sampler=sampler,
+            batch_size=batch,
+            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
+            collate_fn=share,
         )
 
     def _put(self, model: nn.Module, net: nn.Module) -> None:

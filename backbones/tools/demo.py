@@ -25,6 +25,8 @@ from .export import read_image
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 
+_MOST_DRAWN = 32_000_000  # pixels of a picture, of which drawing one takes a hundred bytes
+
 
 def images_of(inputs: list[str]) -> list[str]:
     """The files of ``inputs``, of which folders give all their images. Raises UserError for what is not there."""
@@ -131,8 +133,8 @@ def show(image: np.ndarray, wait: int) -> bool:
         raise UserError("this opencv has no windows (a headless build): name an --output") from error
 
 
-def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any]], Any]:
-    """(what predicts, metadata) of the command line."""
+def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any]], Any, dict[str, Any]]:
+    """(what predicts, metadata, how it wants images to be read) of the command line."""
     from detectron2.data import MetadataCatalog
 
     if args.exported:
@@ -144,7 +146,7 @@ def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any
         metadata = MetadataCatalog.get(f"exported:{os.path.abspath(args.exported)}")
         if not metadata.get("thing_classes"):
             metadata.set(thing_classes=runner.about["classes"] or None, stuff_classes=runner.about["stuff"] or None)
-        return runner, metadata
+        return runner, metadata, runner.about.get("reading", {})
     if not args.config_file:
         raise UserError("name what is to predict: --config-file, with MODEL.WEIGHTS, or --exported", "missing-argument", "--config-file")
     from ..deploy.predictor import Predictor
@@ -154,7 +156,9 @@ def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any
         front.set(f"MODEL.{node}.SCORE_THRESH_TEST", min(args.confidence_threshold, 0.05))
     front.set("MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", args.confidence_threshold)
     front.check_model()
-    return Predictor(front, args.precision if args.optimize else ""), front.metadata()
+    predictor = Predictor(front, args.precision if args.optimize else "")
+    print(predictor.said)
+    return predictor, predictor.metadata, predictor.reading
 
 
 def main() -> None:
@@ -180,34 +184,48 @@ def main() -> None:
     if args.input:
         files = images_of(args.input)
         targets = targets_of(files, args.output)
-        predict, metadata = load(args)
-        _images(files, targets, predict, Drawer(metadata, args.confidence_threshold))
+        predict, metadata, reading = load(args)
+        _images(files, targets, predict, Drawer(metadata, args.confidence_threshold), reading)
     else:
-        predict, metadata = load(args)
+        predict, metadata, _ = load(args)
         _video(0 if args.webcam else args.video_input, args.output, predict, Drawer(metadata, args.confidence_threshold, video=True))
 
 
-def _images(files: list[str], targets: list[str], predict: Callable, drawer: Drawer) -> None:
+def _images(files: list[str], targets: list[str], predict: Callable, drawer: Drawer, reading: dict[str, Any]) -> None:
     import cv2
 
+    bad = 0
     for file, target in zip(tqdm(files, unit="image", disable=len(files) == 1), targets):
-        image = read_image(file)
+        try:
+            image = read_image(file, **reading)
+        except UserError as error:  # is no reason to leave out the others
+            if len(files) == 1:
+                raise
+            bad += 1
+            tqdm.write(f"error: {error}", file=sys.stderr)
+            continue
+        height, width = image.shape[:2]
+        scale = min(1.0, (_MOST_DRAWN / (height * width)) ** 0.5)
+        size = max(int(height * scale), 1), max(int(width * scale), 1)
         begun = time.perf_counter()
-        predictions = predict(image)
+        predictions = predict(image, size)
         seconds = time.perf_counter() - begun
-        drawn = drawer(image, predictions)
-        words = ""
+        drawn = drawer(image if scale == 1 else cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), predictions)
+        words = "" if scale == 1 else f"{width}x{height} pixels, drawn at {size[1]}x{size[0]}, "
         if "instances" in predictions:
             scores = predictions["instances"].scores
-            words = f"{int((scores >= drawer.threshold).sum())} objects, "
+            found = f"{int((scores >= drawer.threshold).sum())} objects, "
             if len(scores) and scores.max() < drawer.threshold:
-                words = f"no objects with a score of {drawer.threshold:g} (--confidence-threshold), the highest is {float(scores.max()):.2f}, "
+                found = f"no objects with a score of {drawer.threshold:g} (--confidence-threshold), the highest is {float(scores.max()):.2f}, "
+            words += found
         tqdm.write(f"{target or file}: {words}{seconds:.2f} s", file=sys.stdout)
         if not target:
             if not show(drawn, 0):
                 return
         elif not cv2.imwrite(target, drawn):
             raise UserError(f"{target!r} cannot be written")
+    if bad:
+        raise UserError(f"{bad} of {len(files)} images cannot be read", "bad-file")
 
 
 def _video(source: Any, output: str, predict: Callable, drawer: Drawer) -> None:

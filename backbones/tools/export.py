@@ -7,41 +7,43 @@ The file is traced and checked on --image, at two sizes; where it differs by mor
 """
 
 import os
+from typing import Any
 
 import numpy as np
 
 from ..config import check_output_dir
-from ..data import check_paths
+from ..data import check_paths, images
+from ..data.loader import unreadable
 from ..engine import Front, add_config_arguments, open_config
 from ..errors import UserError
 from . import parser_of, program, run
 
 
-def read_image(path: str) -> np.ndarray:
-    """(H, W, 3) BGR uint8, turned as its EXIF tag says. Raises UserError for what is no image."""
-    from detectron2.data.detection_utils import read_image as read
-
+def read_image(path: str, **reading: Any) -> np.ndarray:
+    """(H, W, 3) BGR uint8, read as `data.images.settings` say. Raises UserError for what is no image, or cannot be used as it is."""
     try:
-        return np.ascontiguousarray(read(path, format="BGR"))
-    except (OSError, ValueError, SyntaxError) as error:
-        raise UserError(f"image {path!r} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        return np.ascontiguousarray(images.read(path, "BGR", **reading))
+    except images.UNREADABLE as error:
+        raise UserError(unreadable({"file_name": path}, error), "bad-file") from error
 
 
 def sample(front: Front, path: str | None) -> np.ndarray:
     """The image at ``path``, or else the first of the config's test data that has an object."""
     from detectron2.data import DatasetCatalog
 
+    reading = images.settings(front.settings)
     if path:
-        return read_image(path)
+        return read_image(path, **reading)
     name = next(iter(front.settings.DATASETS.TEST), "")
     try:
+        front.register()
         if name not in DatasetCatalog:
             raise UserError(f"data set {name!r} is not known")
         check_paths(name)
     except UserError as error:
         raise UserError(f"give an --image, on which the detector finds something ({error})") from error
     records = DatasetCatalog.get(name)
-    return read_image(next((r for r in records if r.get("annotations")), records[0])["file_name"])
+    return read_image(next((r for r in records if r.get("annotations")), records[0])["file_name"], **reading)
 
 
 def main() -> None:
@@ -64,7 +66,9 @@ def main() -> None:
     front.check_resize()
     image = sample(front, args.image)
     os.makedirs(folder, exist_ok=True)
-    differences = export(front.settings, Predictor(front).model, args.output, args.format, image, args.part)
+    predictor = Predictor(front)
+    differences = export(front.settings, predictor.model, args.output, args.format, image, args.part, names=predictor.metadata)
+    print(predictor.said)
     print(f"{args.output}: {os.path.getsize(args.output) / 1e6:.1f} MB. It differs from the model by at most:")
     for name, value in differences.items():
         unit = {"boxes": " pixels", "scores": ""}.get(name, " of the largest value")

@@ -1,0 +1,146 @@
+"""Opens image files: the one place where pixels come in, so that training, evaluation, the tools and exported files see the same ones."""
+
+import contextlib
+import sys
+from typing import Any, Iterator, Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import SizeMismatchError, convert_PIL_to_numpy
+from detectron2.utils.file_io import PathManager
+from fvcore.transforms.transform import Transform
+from PIL import Image
+
+from ..errors import UserError
+from ..upstream import turned
+
+_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits
+_ORIENTATION = 0x0112  # the EXIF tag
+_SWAPS_SIDES = (5, 6, 7, 8)
+
+
+class UnusableImage(UserError):
+    """An image file that is sound, and that cannot be used as it is. Its message names the file."""
+
+
+# what reading raises for a file that is missing, damaged, no image, or of another size than stated
+UNREADABLE = (OSError, SyntaxError, SizeMismatchError, UnusableImage)
+
+
+def settings(cfg: CfgNode) -> dict[str, Any]:
+    """How a config wants files to be read, as the arguments of `read`; the format apart."""
+    return {"exif": cfg.INPUT.EXIF, "value_range": list(cfg.INPUT.VALUE_RANGE), "max_pixels": cfg.INPUT.MAX_PIXELS}
+
+
+@contextlib.contextmanager
+def opened(path: str, max_pixels: int = 0) -> Iterator[Image.Image]:
+    """A file as Pillow opens it: its header is read, its pixels are not. Errors of what is done with it are this function's too.
+
+    Raises UnusableImage where it has more than ``max_pixels``, or with 0 than Pillow takes for safe, and OSError or SyntaxError
+    where it cannot be read.
+    """
+    limit = Image.MAX_IMAGE_PIXELS
+    try:
+        with PathManager.open(path, "rb") as file:
+            if max_pixels:  # Pillow's limit is one for the whole process
+                Image.MAX_IMAGE_PIXELS = None
+            try:
+                image = Image.open(file)
+            finally:
+                Image.MAX_IMAGE_PIXELS = limit
+            if max_pixels and image.width * image.height > max_pixels:
+                said = f"image {path!r} has {image.width}x{image.height} pixels, more than INPUT.MAX_PIXELS {max_pixels}"
+                raise UnusableImage(said, "resources", "INPUT.MAX_PIXELS", image.width * image.height)
+            yield image
+    except (UserError, OSError, SyntaxError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        width, height = size(path, "ignore", sys.maxsize)
+        said = f"image {path!r} has {width}x{height} pixels, more than Pillow takes for safe: to allow it, INPUT.MAX_PIXELS {width * height}"
+        raise UnusableImage(said, "resources", "INPUT.MAX_PIXELS", width * height) from error
+    except Exception as error:  # Pillow's decoders raise anything for a damaged file
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+def size(path: str, exif: str = "turn", max_pixels: int = 0) -> tuple[int, int]:
+    """Width and height of an image file as `read` gives it, from its header. Raises what `opened` raises."""
+    with opened(path, max_pixels) as image:
+        width, height = image.size
+        swapped = exif == "turn" and _orientation(image) in _SWAPS_SIDES
+    return (height, width) if swapped else (width, height)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # of a damaged tag, by which detectron2 does not turn
+        return 1
+
+
+def is_turned(image: Image.Image) -> bool:
+    """Whether an image's EXIF tag says that it is to be turned or mirrored."""
+    return _orientation(image) in range(2, 9)
+
+
+def upright(image: Image.Image, path: str, exif: str = "turn", value_range: Sequence[float] = ()) -> Image.Image:
+    """An opened image with 8 bits a channel, turned as its EXIF tag says, or with "ignore" not.
+
+    Values of more bits go from ``value_range``, a lowest and a highest one, to 0 and 255. Raises UserError where there is none.
+    """
+    if exif == "turn":
+        image = turned(image)
+    if image.mode not in _DEEP:
+        return image
+    values = np.nan_to_num(np.asarray(image, np.float32))
+    if not value_range:
+        low, high = float(values.min()), float(values.max())
+        fitting = [0, 65535] if 0 <= low and 1 < high <= 65535 else [low, high]
+        raise UserError(
+            f"image {path!r} has more than 8 bits (Pillow's mode {image.mode}, values from {low:g} to {high:g}): say which range becomes 0 to "
+            f'255, such as INPUT.VALUE_RANGE "{fitting}"',
+            "data",
+            "INPUT.VALUE_RANGE",
+            fitting,
+        )
+    low, high = value_range
+    return Image.fromarray(((values - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8))
+
+
+def read(path: str, format: str, exif: str = "turn", value_range: Sequence[float] = (), max_pixels: int = 0) -> np.ndarray:
+    """The pixels (H, W, C) of a file in INPUT.FORMAT ``format``: as detectron2's ``read_image`` gives them, bit by bit, where it is right.
+
+    uint8; of "YUV-BT.601" float64. Raises what `opened` and `upright` raise.
+    """
+    with opened(path, max_pixels) as image:
+        return convert_PIL_to_numpy(upright(image, path, exif, value_range), format)
+
+
+def converted(image: np.ndarray, format: str) -> np.ndarray:
+    """Pixels (H, W, 3) BGR uint8 in INPUT.FORMAT ``format``, as `read` gives those of a file: (H, W, C)."""
+    if format == "BGR":
+        return image
+    return convert_PIL_to_numpy(Image.fromarray(np.ascontiguousarray(image[:, :, ::-1])), format)
+
+
+def tensor(image: np.ndarray) -> torch.Tensor:
+    """Pixels (H, W, C) as models take them, (C, H, W): uint8, or float32, where detectron2's mapper leaves float64 that no model takes."""
+    pixels = image if image.dtype == np.uint8 else image.astype(np.float32)
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+
+
+class Input(T.AugInput):
+    """Pixels (H, W, C) that detectron2's augmentations transform. Resizing leaves each side a pixel at least, not none where it is rounded so;
+    ``thin`` says whether that was needed."""
+
+    thin = False
+
+    def transform(self, tfm: Transform) -> None:
+        self.keep_a_pixel(tfm)
+        super().transform(tfm)
+
+    def keep_a_pixel(self, tfm: Transform) -> None:
+        if isinstance(tfm, T.ResizeTransform) and min(tfm.new_h, tfm.new_w) < 1:
+            self.thin = True
+            tfm.new_h, tfm.new_w = max(tfm.new_h, 1), max(tfm.new_w, 1)

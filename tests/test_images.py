@@ -1,0 +1,295 @@
+"""Pixels are the same everywhere: in the reader, the mappers, predictors and exported files."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data import transforms as T
+from detectron2.data.detection_utils import read_image
+from detectron2.modeling import build_model
+from PIL import Image
+
+from backbones import UserError, zoo
+from backbones.config import merge_overrides
+from backbones.data import images
+from backbones.data.classification import ClassificationMapper
+from backbones.data.loader import Examples, NamesFiles, Readable
+from backbones.data.mapper import FasterMapper, Mapper
+from backbones.deploy import Runner
+from backbones.deploy.export import export
+from backbones.deploy.names import names_of
+from backbones.deploy.predictor import Predictor
+from backbones.deploy.runner import resized
+from backbones.engine import open_config
+from backbones.tools import demo
+
+FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
+CONFIG = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
+
+
+def config(*overrides, format="BGR"):
+    cfg = zoo.get_config(CONFIG)
+    channels = [0.5] if format == "L" else [0.5] * 3
+    small = ["INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "INPUT.MAX_SIZE_TEST", "128", "INPUT.MAX_SIZE_TRAIN", "128"]
+    small += ["INPUT.FORMAT", format, "MODEL.PIXEL_MEAN", str(channels), "MODEL.PIXEL_STD", str(channels), "MODEL.DEVICE", "cpu"]
+    merge_overrides(cfg, [*small, *map(str, overrides)])
+    return cfg
+
+
+def pixels(height=50, width=70, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def write(folder, kind, height=50, width=70):
+    """A file of one of Pillow's modes, or with an EXIF tag that asks for a turn."""
+    image = Image.fromarray(pixels(height, width))
+    path = str(folder / f"{kind}.{'tif' if kind == 'CMYK' else 'jpg' if kind == 'exif' else 'png'}")
+    exif = Image.Exif()
+    if kind == "exif":
+        exif[0x0112] = 6
+        image.save(path, exif=exif)
+    else:
+        image.convert(kind).save(path)
+    return path
+
+
+def deep(folder, mode, values):
+    """A file of more than 8 bits."""
+    kind = {"I;16": np.uint16, "I;16B": ">u2", "I": np.int32, "F": np.float32}[mode]
+    path = str(folder / ("deep.png" if mode == "I;16" else "deep.tif"))
+    if mode == "I;16B":
+        Image.frombytes("I;16B", values.shape[::-1], values.astype(kind).tobytes()).save(path)
+    else:
+        Image.fromarray(values.astype(kind)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "RGBA", "LA", "P", "CMYK", "1", "exif"])
+def test_read_as_detectron2_does(kind, tmp_path):
+    """Bit by bit; and so does what makes another format of what was read in BGR."""
+    path = write(tmp_path, kind)
+    for format in FORMATS:
+        expected, found = read_image(path, format), images.read(path, format)
+        assert found.dtype == expected.dtype and np.array_equal(found, expected)
+        again = images.converted(images.read(path, "BGR"), format)
+        assert again.dtype == expected.dtype and np.array_equal(again, expected)
+    assert images.size(path) == read_image(path, "BGR").shape[1::-1]
+
+
+def test_turns_that_are_ignored(tmp_path):
+    path = write(tmp_path, "exif")
+    assert images.size(path) == (50, 70) and images.size(path, "ignore") == (70, 50)
+    turned, plain = images.read(path, "RGB"), images.read(path, "RGB", exif="ignore")
+    assert plain.shape == (50, 70, 3) and np.array_equal(np.rot90(plain, -1), turned)
+    record = {"file_name": path, "width": 70, "height": 50}
+    for mapper in ("detectron2", "exact", "fast"):
+        kind = Mapper if mapper == "detectron2" else FasterMapper
+        assert kind(config("INPUT.MAPPER", mapper, "INPUT.EXIF", "ignore"), False)(record)["image"].shape == (3, 64, 90)
+        with pytest.raises(ValueError, match="Mismatched image shape"):
+            kind(config("INPUT.MAPPER", mapper), False)(record)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])
+def test_more_than_8_bits(mode, tmp_path):
+    """Scaled from the range that is given, to the nearest level; without one it is refused with the file's name and the key."""
+    values = np.linspace(0, 60000, 35).reshape(5, 7)
+    path = deep(tmp_path, mode, values)
+    stored = values.astype(np.float32) if mode == "F" else np.floor(values)
+    for low, high in ((0, 65535), (100, 5000), (0.0, 60000.0)):
+        expected = np.clip((stored - low) / (high - low) * 255, 0, 255)
+        found = images.read(path, "BGR", value_range=(low, high))
+        assert found.shape == (5, 7, 3) and found.dtype == np.uint8 and (np.abs(found - expected[:, :, None]) <= 0.501).all()
+        assert np.array_equal(images.read(path, "L", value_range=(low, high)), found[:, :, :1])
+    with pytest.raises(UserError, match=r'deep\.\w+. has more than 8 bits .* from 0 to 60000.*INPUT.VALUE_RANGE "\[0, 65535\]"') as error:
+        images.read(path, "BGR")
+    assert error.value.key == "INPUT.VALUE_RANGE" and error.value.suggestion == [0, 65535]
+
+
+def test_range_of_values_in_a_config():
+    for value in ("[0]", "[5, 5]", "['a', 'b']"):
+        with pytest.raises(UserError, match="INPUT.VALUE_RANGE is .* it must be"):
+            front = open_config(CONFIG, ["INPUT.VALUE_RANGE", value, "MODEL.DEVICE", "cpu"])
+            front.check_model()
+    found = images.settings(config("INPUT.VALUE_RANGE", "[0, 4095.5]", "INPUT.MAX_PIXELS", 7, "INPUT.EXIF", "ignore"))
+    assert found == {"exif": "ignore", "value_range": [0, 4095.5], "max_pixels": 7}
+
+
+def test_limit_of_pixels(tmp_path, monkeypatch):
+    path = write(tmp_path, "RGB")
+    with pytest.raises(images.UnusableImage, match="RGB.png' has 70x50 pixels, more than INPUT.MAX_PIXELS 3499"):
+        images.read(path, "BGR", max_pixels=3499)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    for call in (images.size, lambda path: images.read(path, "BGR")):
+        with pytest.raises(images.UnusableImage, match="RGB.png' has 70x50 pixels, .*to allow it, INPUT.MAX_PIXELS 3500") as error:
+            call(path)
+        assert error.value.suggestion == 3500
+    assert np.array_equal(images.read(path, "RGB", max_pixels=3500), pixels())
+    assert Image.MAX_IMAGE_PIXELS == 1000
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(60), b"GIF89a\x05\x00\x05\x00", b"BM" + bytes(30)])
+def test_damaged_files(content, tmp_path):
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(images.UNREADABLE):
+        images.read(str(tmp_path / "a.png"), "BGR")
+
+
+def about(cfg):
+    return {
+        "crop": 0,
+        "min_size": cfg.INPUT.MIN_SIZE_TEST,
+        "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "input_format": cfg.INPUT.FORMAT,
+        "part": "detector",
+    }
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("mapper", ["detectron2", "exact"])
+def test_same_pixels_in_training_and_in_use(format, mapper, tmp_path):
+    """What a network sees of a file: of the mapper of training and of evaluation, of Runner, and of Predictor; exactly."""
+    cfg = config("INPUT.MAPPER", mapper, "INPUT.RANDOM_FLIP", "none", "INPUT.VALUE_RANGE", "[0, 65535]", format=format)
+    seen = []
+    predictor = Predictor.__new__(Predictor)
+    predictor.model = lambda inputs: seen.append(inputs[0]["image"]) or inputs
+    predictor.resize, predictor.format = T.ResizeShortestEdge(64, 128), format
+    for path in (
+        write(tmp_path, "RGB"),
+        write(tmp_path, "L"),
+        write(tmp_path, "exif"),
+        deep(tmp_path, "I;16", np.linspace(0, 65535, 600).reshape(20, 30)),
+    ):
+        record, bgr = {"file_name": path}, images.read(path, "BGR", value_range=(0, 65535))
+        expected = (Mapper if mapper == "detectron2" else FasterMapper)(cfg, False)(record)["image"]
+        assert expected.shape[0] == (1 if format == "L" else 3) and expected.float().std() > 0
+        assert expected.dtype == (torch.float32 if format.startswith("YUV") else torch.uint8)
+        trained = (Mapper if mapper == "detectron2" else FasterMapper)(cfg, True)(record)["image"]
+        predictor(bgr)
+        for found in (trained, resized(bgr, about(cfg)), seen[-1]):
+            assert torch.equal(found.float(), expected.float())
+
+
+def test_classifiers_see_grey_images_too(tmp_path):
+    mapper = ClassificationMapper(False, 32, 40, (0.08, 1.0), 0.0, False, "L", {"value_range": (0, 65535)})
+    values = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
+    image = mapper({"file_name": deep(tmp_path, "I;16", values), "label": 0})["image"]
+    assert image.shape == (1, 32, 32) and abs(image.float().mean() - 127.5) < 1
+    bgr = images.read(write(tmp_path, "RGB"), "BGR")
+    expected = mapper({"file_name": write(tmp_path, "RGB"), "label": 0})["image"].float()
+    found = resized(bgr, {"crop": 32, "resize": 40, "input_format": "L", "part": "detector"})
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
+@pytest.mark.parametrize("mapper", ["detectron2", "exact", "fast"])
+def test_images_thinner_than_a_pixel(mapper, size, tmp_path):
+    """Training refuses them by name; in use their thin side is a pixel."""
+    path, cfg = write(tmp_path, "RGB", *size), config("INPUT.MAPPER", mapper)
+    kind, record = Mapper if mapper == "detectron2" else FasterMapper, {"file_name": path}
+    expected = (1, 128) if size[0] == 1 else (128, 1)
+    assert kind(cfg, False)(record)["image"].shape[1:] == expected
+    assert resized(images.read(path, "BGR"), about(cfg)).shape[1:] == expected
+    with pytest.raises(images.UnusableImage, match="RGB.png' is thinner than a pixel when it is resized"):
+        kind(cfg, True)(record)
+    good = {"file_name": write(tmp_path, "L")}
+    example = Examples([record, good], kind(cfg, True), skip=True)[0]
+    assert example["file_name"] == good["file_name"] and len(example["unreadable"]) == 1 and "RGB.png" in example["unreadable"][0]
+    with pytest.raises(UserError, match="RGB.png.*INPUT.UNREADABLE skip"):
+        Examples([record], kind(cfg, True))[0]
+
+
+def test_evaluation_goes_on_without_what_cannot_be_read(tmp_path, caplog):
+    good, large = write(tmp_path, "L", 20, 20), write(tmp_path, "RGB")
+    (tmp_path / "text.png").write_text("text")
+    records = [{"file_name": path} for path in (good, large, str(tmp_path / "text.png"), str(tmp_path / "gone.png"))]
+    mapper = FasterMapper(config("INPUT.MAX_PIXELS", 1000), False)
+    loader = Readable([[NamesFiles(mapper, skip=True)(record)] for record in records], ", in which their objects count as missed")
+    assert [example["file_name"] for (example,) in loader] == [good] and len(loader) == 4
+    (said,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert said.startswith("images left out of this evaluation, in which their objects count as missed: 3: ") and "gone.png" in said
+    with pytest.raises(UserError, match="text.png' cannot be read.*INPUT.UNREADABLE skip"):
+        NamesFiles(mapper)(records[2])
+
+
+def test_python_configs_read_files_likewise():
+    front = open_config("lazy/retinanet_V_39_FPN_1x.py", ["train.exif=ignore", "train.value_range=[0,4095]", "train.max_pixels=5"])
+    expected = {"exif": "ignore", "value_range": [0, 4095], "max_pixels": 5}
+    for mapper in (front.mapper(True), front.mapper(False), front.mapper(False, annotated=True)):
+        assert type(mapper) is Mapper and mapper.reading == expected
+    assert front.settings.INPUT.VALUE_RANGE == [0, 4095]
+
+
+# inference without data
+
+
+@pytest.fixture
+def deployed(tmp_path):
+    """A run's config.yaml, whose data are not here, and its weights with the names of classes."""
+    cfg = config("MODEL.ROI_HEADS.NUM_CLASSES", 2, "DATASETS.TRAIN", "('far_train',)", "DATASETS.TEST", "('far_val',)", format="L")
+    cfg.DATASETS.REGISTER = [[f"far_{split}", f"/nowhere/{split}.json", "/nowhere"] for split in ("train", "val")]
+    cfg.OUTPUT_DIR = str(tmp_path)
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    torch.save({"model": build_model(cfg).state_dict(), "run": {"classes": ["cup", "plate"]}}, tmp_path / "model.pth")
+    return str(tmp_path / "config.yaml"), ["MODEL.WEIGHTS", str(tmp_path / "model.pth")]
+
+
+def test_a_list_of_files_goes_on_after_a_bad_one(deployed, tmp_path, monkeypatch, capsys):
+    """Of a grey model, whose data are not here; one line a bad file, and their number at the end."""
+    path, weights = deployed
+    (tmp_path / "in").mkdir()
+    for i, size in enumerate(((40, 60), (1, 3000), (3000, 1))):
+        Image.fromarray(pixels(*size)).save(tmp_path / "in" / f"a{i}.png")
+    (tmp_path / "in" / "a.png").write_text("no image")
+    deep(tmp_path / "in", "I;16", np.ones((5, 5)))
+    arguments = ["demo", "--config-file", path, "--input", str(tmp_path / "in"), "--output", str(tmp_path / "out"), *weights]
+    monkeypatch.setattr(sys, "argv", arguments)
+    with pytest.raises(UserError, match="^2 of 5 images cannot be read$"):
+        demo.main()
+    printed = capsys.readouterr()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a0.png", "a1.png", "a2.png"]
+    errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 2 and "a.png' cannot be read" in errors[0] and "deep.png" in errors[1] and "INPUT.VALUE_RANGE" in errors[1]
+    assert "class names are those of the checkpoint" in printed.out
+    monkeypatch.setattr(sys, "argv", [*arguments, "INPUT.VALUE_RANGE", "[0, 1]", "INPUT.MAX_PIXELS", "2400"])
+    monkeypatch.setattr(demo, "_MOST_DRAWN", 600)
+    with pytest.raises(UserError, match="^3 of 5 images"):
+        demo.main()
+    assert "60x40 pixels, drawn at 30x20" in capsys.readouterr().out and Image.open(tmp_path / "out" / "a0.png").size == (30, 20)
+
+
+def test_grey_file_gives_what_its_model_gives(deployed, tmp_path):
+    """A backbone in TorchScript, to 1e-4 of the largest value; the file knows names, and how images are to be read."""
+    path, weights = deployed
+    front = open_config(path, [*weights, "INPUT.EXIF", "ignore"])
+    predictor = Predictor(front)
+    assert list(predictor.metadata.thing_classes) == ["cup", "plate"]
+    image = pixels(64, 96)  # needs neither resizing nor padding
+    export(front.settings, predictor.model, str(tmp_path / "a.ts"), "torchscript", image, "backbone", names=predictor.metadata)
+    runner = Runner(str(tmp_path / "a.ts"))
+    assert runner.about["classes"] == ["cup", "plate"] and runner.about["reading"]["exif"] == "ignore"
+    Image.fromarray(image[:, :, ::-1]).save(tmp_path / "a.png")
+    x = FasterMapper(front.settings, False)({"file_name": str(tmp_path / "a.png")})["image"]
+    with torch.no_grad():
+        expected = predictor.model.backbone(predictor.model.preprocess_image([{"image": x}]).tensor)
+    for name, value in runner.features(image).items():
+        torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-4 * float(expected[name].abs().max()))
+
+
+def test_where_names_come_from(tmp_path):
+    cfg = config("MODEL.ROI_HEADS.NUM_CLASSES", 2, "DATASETS.TEST", "('names_far_kept',)", "DATASETS.TRAIN", "()")
+    assert names_of(cfg)[1].startswith("class names are not known here") and not names_of(cfg)[0].get("thing_classes")
+    categories = [{"id": 7, "name": "cup"}, {"id": 3, "name": "plate"}]
+    (tmp_path / "a.json").write_text(json.dumps({"categories": categories}))
+    cfg.DATASETS.REGISTER = [["names_far", str(tmp_path / "a.json"), "/nowhere"]]
+    assert names_of(cfg)[0].thing_classes == ["plate", "cup"] and "a.json" in names_of(cfg)[1]
+    assert names_of(cfg, ["a", "b"])[0].thing_classes == ["a", "b"]
+    (tmp_path / "a.json").write_text(json.dumps({"categories": categories[:1]}))  # of another model
+    assert not names_of(cfg)[0].get("thing_classes")
+    cfg.DATASETS.TEST = ("coco_2017_val",)
+    assert names_of(cfg, ["a", "b"])[0].thing_classes == MetadataCatalog.get("coco_2017_val").thing_classes
+    assert names_of(cfg)[0].get("thing_colors") and names_of(cfg)[1] == "class names are those of data set 'coco_2017_val'"
+    cfg.DATASETS.CLASSES = ["x", "y"]
+    assert names_of(cfg)[0].thing_classes == ["x", "y"] and not names_of(cfg)[0].get("thing_colors")
