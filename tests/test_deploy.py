@@ -281,6 +281,17 @@ def test_an_export_that_differs_is_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+def test_an_export_of_a_detector_that_finds_nothing(tmp_path, caplog):
+    """It is checked with a lower threshold, and keeps its own."""
+    cfg, image, model, inputs = alive("RetinaNet")
+    model.test_score_thresh = 2.0
+    with torch.no_grad():
+        assert not len(model(inputs)[0]["instances"])
+    assert export(cfg, model, str(tmp_path / "a.ts"), "torchscript", image)["scores"] <= TOLERANCES["torchscript"].score
+    assert "checked with a lower threshold" in caplog.text and model.test_score_thresh == 2.0
+    assert not len(Runner(str(tmp_path / "a.ts"))(image)["instances"])
+
+
 def test_backbone_that_differs_is_refused(tmp_path):
     cfg, image, model, _ = alive("Faster")
     with pytest.raises(UserError, match="differs from the model's by .* more than is allowed"):

@@ -15,6 +15,7 @@ import os
 import tempfile
 import warnings
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Iterator
 
 import numpy as np
@@ -176,27 +177,82 @@ def export(
     traceable = Traceable(model, part)
     about = describe(cfg, model, part, names or names_of(cfg)[0])
     inputs = [resized(image, {**about, **{key: int(about[key] * scale) for key in ("min_size", "max_size")}}) for scale in (1.0, 0.7)]
+    write = partial(_written, traceable, inputs, about, path, kind, tolerance)
     with torch.no_grad(), _tracing():
         before = [traceable(x) for x in inputs]
-        for x, found in zip(inputs, before):
-            if part == "detector" and "boxes" in traceable.fields and not len(found[0]):
-                where = f"the image at {x.shape[-2]}x{x.shape[-1]}"
-                raise UserError(f"the detector finds nothing in {where} that an export could be checked on: give another, or weights", "data")
-        about["fields"] = list(traceable.fields)
-        with tempfile.TemporaryDirectory(dir=os.path.dirname(os.path.abspath(path))) as folder:
-            temporary = os.path.join(folder, os.path.basename(path))
+        empty = [x for x, found in zip(inputs, before) if part == "detector" and "boxes" in traceable.fields and not len(found[0])]
+        if not empty:
+            differences = write(before)
+        else:
+            said = f"the detector finds nothing in the image at {empty[0].shape[-2]}x{empty[0].shape[-1]} that an export could be checked on"
             try:
-                _WRITERS[kind](traceable, inputs[0], temporary, about)
-            except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-                reason = " ".join(str(error).split())[-300:]
-                raise UserError(f"{type(model).__name__} cannot be exported to {kind}: {reason}", "unsupported") from error
-            runner = Runner(temporary)
-            compared = [_compare(dict(zip(traceable.fields, found)), runner.run(x), part, tolerance) for x, found in zip(inputs, before)]
-            differences = {name: max(sizes[name] for sizes in compared) for name in compared[0]}
-            for name in os.listdir(folder):  # of OpenVINO two files
-                os.replace(os.path.join(folder, name), os.path.join(os.path.dirname(os.path.abspath(path)), name))
+                with _finding_more(model, empty):
+                    more = [traceable(x) for x in inputs]
+                    assert all(len(found[0]) for found in more), "a threshold below the highest score lets nothing through"
+                    differences = write(more, keep=False)
+            except UserError as error:
+                raise UserError(f"{said}: give another, or weights", "data") from error
+            logging.getLogger(__name__).warning(f"{said}: the file was checked with a lower threshold of scores")
+            write(before)
     logging.getLogger(__name__).info(f"{path}: differs from the model by at most {differences}")
     return differences
+
+
+def _written(
+    traceable: Traceable,
+    inputs: list[Tensor],
+    about: dict[str, Any],
+    path: str,
+    kind: str,
+    tolerance: Tolerance,
+    before: list,
+    keep: bool = True,
+) -> dict[str, float]:
+    """Writes a file that gives what was found ``before`` in the inputs, or only tries to. Returns its largest differences, by name."""
+    about = {**about, "fields": list(traceable.fields)}
+    place = os.path.dirname(os.path.abspath(path))
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        temporary = os.path.join(folder, os.path.basename(path))
+        try:
+            _WRITERS[kind](traceable, inputs[0], temporary, about)
+        except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
+            reason = " ".join(str(error).split())[-300:]
+            raise UserError(f"{type(traceable.model).__name__} cannot be exported to {kind}: {reason}", "unsupported") from error
+        runner = Runner(temporary)
+        found = [runner.run(x) for x in inputs]
+        compared = [_compare(dict(zip(traceable.fields, b)), f, about["part"], tolerance) for b, f in zip(before, found)]
+        for name in os.listdir(folder) if keep else ():  # of OpenVINO two files
+            os.replace(os.path.join(folder, name), os.path.join(place, name))
+    return {name: max(sizes[name] for sizes in compared) for name in compared[0]}
+
+
+def _edge(scores: Tensor, count: int) -> float:
+    """A threshold that about ``count`` scores exceed, in the widest gap there, as rounding moves none across. Raises UserError without scores."""
+    if not len(scores):
+        raise UserError("it finds nothing at all", "data")
+    best = scores.sort(descending=True).values[: 2 * count]
+    gaps = best[:-1] - best[1:]
+    if not gaps.any():  # all are alike
+        return float(best[0]) / 2
+    place = int(gaps.argmax())
+    return float(best[place : place + 2].mean())
+
+
+@contextlib.contextmanager
+def _finding_more(model: nn.Module, inputs: list[Tensor], count: int = 10) -> Iterator[None]:
+    """Lowers a detector's threshold of scores so that it finds something in each input. Raises UserError where that cannot be."""
+    modules: list[Any] = [module for module in model.modules() if hasattr(module, "test_score_thresh")]
+    thresholds = [module.test_score_thresh for module in modules]
+    try:
+        for module in modules:
+            module.test_score_thresh = 0.0
+        lowered = min(_edge(_found(model, x)["scores"], count) for x in inputs)
+        for module in modules:
+            module.test_score_thresh = lowered
+        yield
+    finally:
+        for module, threshold in zip(modules, thresholds):
+            module.test_score_thresh = threshold
 
 
 def check_target(kind: str, path: str) -> None:
@@ -261,7 +317,9 @@ def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], part: str, t
         ours, theirs = pairs.unbind(dim=1)
         limits = {"masks": 0.02, "heatmaps": 0.02, "sem_seg": 10 * tolerance.features}
         for name, value in expected.items():
-            if name in ("boxes", "scores"):  # which agree
+            if not len(pairs) and name != "sem_seg":
+                differences[name] = 0.0
+            elif name in ("boxes", "scores"):  # which agree
                 differences[name] = (value[ours] - found[name][theirs]).abs().max().item()
             elif name in ("masks", "heatmaps"):
                 off = (value[ours] - found[name][theirs]).abs().flatten(1).mean(dim=1) / value.abs().max()
