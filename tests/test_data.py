@@ -429,6 +429,12 @@ def test_keypoints_that_no_object_has(own):
         register_from_config(merged(changed(own, lambda c: None), "MODEL.KEYPOINT_ON", "True"))
 
 
+def test_images_of_too_many_pixels(own):
+    cfg = merged(changed(own, lambda c: None), "INPUT.MAX_PIXELS", "79")
+    with pytest.raises(backbones.UserError, match=r"large image \(1\): .*10x8 pixels, more than INPUT.MAX_PIXELS 79"):
+        register_from_config(cfg)
+
+
 def test_nothing_is_left_to_train_on(own):
     cfg = merged(changed(own, lambda c: c["annotations"][0].update(bbox=None)), "DATASETS.TRAIN", "('mine',)")
     with pytest.raises(backbones.UserError, match="no objects .* of 1 images"):

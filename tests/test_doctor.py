@@ -209,7 +209,7 @@ BROKEN = [
     ("unreadable file", lambda d: text(d.path("train.json"), "{"), "train.json"),
     ("missing file", lambda d: os.remove(d.path("train.json")), "train.json"),
     ("unreadable file", lambda d: text(d.path("train.json"), "[" * 100000), "train.json"),
-    ("unreadable file", lambda d: text(d.path("train.json"), '{"images": [], "categories": [], "annotations": []}'), "'images' is empty"),
+    ("unreadable file", lambda d: text(d.path("train.json"), '{"images": [], "categories": [{}], "annotations": []}'), "'images' is empty"),
     ("malformed category", lambda d: d.contents["train"]["categories"].append("cup"), "entry 2"),
     ("duplicate image id", add("images", 2, file_name="train7.png"), "3"),
     ("duplicate category id", add("categories", 0, name="pot"), "1"),
@@ -423,7 +423,7 @@ def test_all_mistakes_of_a_config_are_said():
         "SOLVER.MAX_ITER is 0",
         "'bitmap'",
         "PRIOR_PROB is 2.0",
-        "doctors_a: annotation file 'nowhere.json' is not there",
+        "doctors_a: image folder 'nowhere' is not there",
         "'doctors_b'",
         "NUM_CLASSES is 7",
     ):

@@ -137,6 +137,8 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
     for split, (file, folder) in paths.items():
         if folder and not file:
             raise UserError(f"--{split}-images is there without --{split}", "missing-argument", f"--{split}")
+        if file and not os.path.exists(file):
+            raise UserError(f"--{split} {file!r} is not there", "missing-file", f"--{split}")
     part = getattr(args, "val_split", 0)
     if part and not (0 < part < 1 and paths["train"][0] and not paths["val"][0]):
         raise UserError(
