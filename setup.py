@@ -32,6 +32,7 @@ setup(
         "fvcore",
         "iopath",
         "matplotlib",
+        "msgspec",
         "omegaconf",
         "opencv-python",
         "pillow",
