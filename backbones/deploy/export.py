@@ -227,7 +227,7 @@ def _written(
 
 
 def _edge(scores: Tensor, count: int) -> float:
-    """A threshold that about ``count`` scores exceed, in the widest gap there, which rounding does not cross. Raises UserError if there are none."""
+    """A threshold that about ``count`` scores exceed, in the widest gap there, which rounding does not cross."""
     if not len(scores):
         raise UserError("it finds nothing at all", "data")
     best = scores.sort(descending=True).values[: 2 * count]

@@ -209,8 +209,9 @@ class Front(ABC):
         register_held_out(self.settings, training=training)
         self.names += sorted(set(DatasetCatalog) - before)
         for key, value, reason in list(follow(self.settings, replaced)):
-            if self.opts[::2].count(key) if self.words == 2 else any(item.startswith(f"{self.name(key)}=") for item in self.opts):
-                continue  # the user has said so
+            stated = self.opts[::2].count(key) if self.words == 2 else any(item.startswith(f"{self.name(key)}=") for item in self.opts)
+            if stated and key != "INPUT.RANDOM_FLIP":  # a flip that mixes up left and right is never meant
+                continue
             self.set(key, value)
             if reason:
                 self.said.append(f"{self.name(key)} is set to {value}: {reason}")
