@@ -79,7 +79,7 @@ MENDED = {
     "exif_unturned_sizes": ["INPUT.EXIF", "ignore"],
     "q_16bit_png": ["INPUT.VALUE_RANGE", "[0, 65535]"],
     "q_xyxy": ["DATASETS.BOX_FORMAT", "xyxy"],
-    "m_keypoints_no_names": ["DATASETS.KEYPOINT_FLIPS", "[['1', '2']]"],
+    "m_keypoints_no_names": ["DATASETS.KEYPOINT_FLIPS", "[['1', '2']]", "INPUT.RANDOM_FLIP", "horizontal"],
 }
 
 
@@ -117,10 +117,9 @@ def clean_catalogues():
 
 
 def flags(folder):
-    places = {
-        split: next(path for path in (folder / f"{split}.json", folder / split / "_annotations.coco.json") if path.exists())
-        for split in ("train", "val")
-    }
+    places = {}
+    for split in ("train", "val"):
+        places[split] = folder / f"{split}.json" if (folder / f"{split}.json").exists() else folder / split / "_annotations.coco.json"
     return [str(part) for split, path in places.items() for part in (f"--{split}", path, f"--{split}-images", folder / split)]
 
 
@@ -145,14 +144,15 @@ def test_all_sets_are_here():
 
 @pytest.mark.parametrize("name", SAID)
 def test_set(name, folders):
-    """Accepted, or refused in one line; the doctor says the same; and what is read gives training batches, and an evaluation of the truth AP 100."""
+    """Accepted, or refused in one line; the doctor says the same. What is read gives training batches, and the truth as detections AP 100."""
     about = ABOUT[name]
     if about["result"] == "refuse":
         with pytest.raises(backbones.UserError, match=SAID[name]) as error:
             prepared(folders / name, about["config"])
         assert "\n" not in str(error.value)
         return
-    front = prepared(folders / name, about["config"])
+    flipped = ["INPUT.RANDOM_FLIP", "horizontal"] if "KEYPOINT_FLIPS" in SAID[name] else []
+    front = prepared(folders / name, about["config"], flipped)
     assert re.search(SAID[name], "\n".join(front.said), re.M), front.said
     assert {line for line in front.said if re.match(r"own_\w+: [\w ']+ \(\d+\): ", line)} <= set(seen_by_the_doctor(front))
     used(front)
