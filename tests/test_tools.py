@@ -22,7 +22,8 @@ import backbones
 from backbones import UserError, zoo
 from backbones.config import merge_overrides
 from backbones.data import digits, register_digits
-from backbones.tools import analyze, benchmark, plot, visualize, zoo_table
+from backbones.data.findings import KINDS
+from backbones.tools import analyze, benchmark, findings_table, plot, visualize, zoo_table
 from backbones.tools import zoo as zoo_tool
 
 PARAMETERS = load_record("complexity.json")["parameters"]
@@ -35,6 +36,7 @@ TOOLS = [
     "digits",
     "doctor",
     "export",
+    "findings_table",
     "plot",
     "quickstart",
     "search_demo",
@@ -291,6 +293,15 @@ def test_analyze_mistakes():
     error = tool("analyze", "--backbone", "V-20-eSE", code=2)
     assert "Traceback" not in error and error.splitlines()[-1].startswith("error: ") and "Did you mean 'V-" in error.splitlines()[-1]
     assert "at least 1" in tool("analyze", "--backbone", "V-19-eSE", "--size", "0", "5", code=2)
+
+
+def test_findings_are_up_to_date():
+    """`python -m backbones.tools.findings_table` writes what is there, with a row for each kind."""
+    with open(os.path.join(ROOT, "docs", "findings.md")) as f:
+        text = f.read()
+    assert text == findings_table.render()
+    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert sorted(row for row in rows if row != "kind") == sorted(KINDS)
 
 
 @pytest.mark.slow
