@@ -10,7 +10,7 @@ _HEAD = """# What is found in data
 
 Written by `python -m backbones.tools.findings_table`; do not edit. [Train on my data](train-my-data.md) shows how you come across these.
 
-Training says in one line what it left out and repaired. `python -m backbones.tools.doctor` lists the same findings, and some that it alone looks for.
+Training says in one line what it left out and repaired. `python -m backbones.tools.doctor` lists the same findings, and some of its own.
 """
 # heading, what a reader learns from the table, and which rows it has
 _PARTS = (
