@@ -12,13 +12,10 @@ Written by `python -m backbones.tools.findings_table`; do not edit. [Train on my
 
 Training says in one line what it left out and repaired. `python -m backbones.tools.doctor` lists the same findings, and some of its own.
 """
+_REFUSED = "An error names the first places. A key, where there is one, changes what is done. Of `train and test` only the doctor knows."
 # heading, what a reader learns from the table, and which rows it has
 _PARTS = (
-    (
-        "Training stops",
-        "An error names the first places. A key, where there is one, changes what is done. Of `train and test` only the doctor knows.",
-        lambda kind: kind.severity == "error",
-    ),
+    ("Training stops", _REFUSED, lambda kind: kind.severity == "error"),
     ("Left out", "The entry is not used, and counted.", lambda kind: kind.effect == "left out"),
     ("Repaired", "There is one sensible meaning, which is taken and counted.", lambda kind: kind.effect == "repaired"),
     ("Said", "Nothing is changed.", lambda kind: kind.severity != "error" and not kind.effect),
