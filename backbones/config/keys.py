@@ -169,7 +169,7 @@ KEYS: tuple[Key, ...] = (
     Key("INPUT.VALUE_RANGE", [], "[low, high]: values of 16-bit grey images that become 0 and 255; []: such images are refused", test=_RANGE),
     Key("INPUT.MAX_PIXELS", 0, "most pixels of an image, for larger ones than Pillow takes for safe; 0: Pillow's limit", least=0),
     Key("INPUT.MAPPER", "detectron2", 'maker of examples; "exact": the same faster; "fast": pixels differ by one level', _MAPPERS),
-    Key("DATASETS.REGISTER", [], "COCO-format data, [name, annotation file, image folder] each; DATASETS.TRAIN and TEST then name them"),
+    Key("DATASETS.REGISTER", [], "own data, [name, annotations, image folder] each; DATASETS.TRAIN and TEST then name them"),
     Key("DATASETS.CLASSES", [], "names of the model's classes, by which own data match theirs; []: those of the first data to train on"),
     Key("DATASETS.CROWDS", "ignore", 'own objects marked as crowds: "ignore", or "objects" that are learnt', ("ignore", "objects")),
     Key(
@@ -178,7 +178,11 @@ KEYS: tuple[Key, ...] = (
     Key("DATASETS.BOX_FORMAT", "xywh", 'of own boxes: COCO\'s x, y, width, height, or "xyxy", corners', ("xywh", "xyxy")),
     Key("DATASETS.KEYPOINTS", [], "names of the model's keypoints; []: those of the data"),
     Key("DATASETS.KEYPOINT_FLIPS", [], "[left, right] each: keypoints that change places in a flipped image; []: found by their names"),
-    Key("DATASETS.HOLD_OUT", [], "[name, number of images] each: gives NAME_held_out, so many of them, and NAME_kept, the others"),
+    Key(
+        "DATASETS.HOLD_OUT",
+        [],
+        "[name, number of images, or below 1 a part] each: gives NAME_held_out, so many of them, and NAME_kept, the others",
+    ),
     Key("DATASETS.IMAGE_FOLDERS", [], "for classification, [name, folder] each; the folder's own folders are the classes"),
     # detectron2's own
     Key("INPUT.FORMAT", THEIRS, "channel order of images", ("BGR", "RGB", "L", "YUV-BT.601")),

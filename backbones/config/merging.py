@@ -140,10 +140,10 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
         if file and not os.path.exists(file):
             raise UserError(f"--{split} {file!r} is not there", "missing-file", f"--{split}")
     part = getattr(args, "val_split", 0)
-    if part and not (0 < part < 1 and paths["train"][0] and not paths["val"][0]):
-        raise UserError(
-            f"--val-split {part:g}: a part of the images of --train, between 0 and 1, where there is no --val", "value", "--val-split"
-        )
+    if part and (not paths["train"][0] or paths["val"][0]):
+        raise UserError("--val-split is for --train without --val", "conflict", "--val-split")
+    if part and not 0 < part < 1:
+        raise UserError(f"--val-split {part:g}: a part of the images, between 0 and 1", "value", "--val-split")
     if not any(file for file, _ in paths.values()):
         return False
     if training and not paths["train"][0]:
@@ -156,6 +156,8 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
     given: dict[str, tuple[str, str]] = {}
     for split, (file, folder) in paths.items():
         found = splits(file) if file and not folder else {split: (file, folder)}
+        if part and "val" in found:
+            raise UserError(f"--val-split: {file!r} has a part to evaluate on already, {found['val'][1]!r}", "conflict", "--val-split")
         for own in ("train", "val"):
             # a YOLO data.yaml or a folder of splits brings both parts along
             place = found.get(own) or (found.get("") if own == split else None)
@@ -163,7 +165,8 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
                 given[f"own_{own}"] = os.path.abspath(place[0]), os.path.abspath(place[1])
         if file and f"own_{split}" not in given:
             flag = f"--{split}"
-            raise UserError(f"{flag} {file!r} has the parts {', '.join(found)}, and none of them is {split!r}: name one", "data", flag)
+            parts = ", ".join(f"{flag} {folder!r} ({name})" for name, (_, folder) in found.items())
+            raise UserError(f"{flag} {file!r} has no part {split!r}; what it has: {parts}", "data", flag)
     cfg.DATASETS.REGISTER = [*(list(e) for e in cfg.DATASETS.REGISTER if e[0] not in given), *([name, *where] for name, where in given.items())]
     if "own_train" in given:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("own_train",), ()

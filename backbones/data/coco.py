@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import architecture, get
-from ..errors import UserError
+from ..errors import Finding, UserError
 from .dataset import Dataset
 from .holdout import HELD_OUT, KEPT, entries
 from .keypoints import flip_pairs
@@ -125,13 +125,19 @@ def _register(reader: Reader, cfg: CfgNode) -> None:
         labelled=data.labelled,
         mask_runs=data.runs,
         most_objects=data.most(),
-        said=[data.summary(), *(finding.message for finding in data.findings.lines())],
+        said=[data.summary(), *map(_line, data.findings.lines())],
     )
     names = list(cfg.DATASETS.KEYPOINTS) or data.keypoint_names
     if names:
         pairs, why = flip_pairs(names, cfg.DATASETS.KEYPOINT_FLIPS)
         about.update(keypoint_names=names, keypoint_flip_map=pairs, keypoint_flips_unknown=why)
+        if pairs and reader.use.keypoints:
+            about["said"].append(f"{name}: keypoints that change places in a flipped image: {', '.join('/'.join(pair) for pair in pairs)}")
     MetadataCatalog.get(name).set(**about)
+
+
+def _line(finding: Finding) -> str:
+    return f"{finding.message} -> {finding.advice}" if finding.severity == "warning" else finding.message
 
 
 def _classes_of_the_model(cfg: CfgNode) -> list[str]:

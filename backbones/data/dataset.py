@@ -58,7 +58,7 @@ class Dataset:
 
     def error(self) -> UserError | None:
         """Why the data cannot be used, if they cannot."""
-        return self.findings.error(self.source.json_file)
+        return self.findings.error(self.source.called, self.source.json_file)
 
     def name(self, place: int) -> str:
         """What a finding calls an annotation: its id in the file, and its image."""
@@ -76,11 +76,9 @@ class Dataset:
     def summary(self) -> str:
         """The line that is said of each data set."""
         crowds = sum(1 for a in self.annotations if a["iscrowd"])
-        about = (
-            f"{len(self.annotations) - crowds} objects of {len(self.classes)} classes"
-            if self.labelled
-            else "no annotations: predicted, not scored"
-        )
+        some = f"{len(self.class_of)} of " if len(self.class_of) < len(self.classes) else ""
+        about = f"{len(self.annotations) - crowds} objects of {some}{len(self.classes)} classes"
+        about = about if self.labelled else "no annotations: predicted, not scored"
         return f"{self.source.name}: {len(self.images)} images, {about}; {self.findings.effects()}; crowds: {crowds}"
 
     def counts(self) -> dict[str, int]:

@@ -10,7 +10,7 @@ from ..errors import SEVERITIES, Finding, UserError
 
 
 class Kind(NamedTuple):
-    """``severity`` "error": training refuses the data. ``effect``: what the reader does with such an entry, "" for nothing."""
+    """``severity`` "error": training refuses the data, where the reader finds it. ``effect``: what becomes of such an entry."""
 
     severity: str
     message: str
@@ -34,7 +34,7 @@ KINDS: dict[str, Kind] = {
     "repeated image entry": Kind("note", "images are listed twice with one id", "nothing", _MENDED),
     "duplicate category id": Kind("error", "different categories share an id", "give each its own id"),
     "duplicate category name": Kind("note", "categories share a name: they are one class", "nothing", _MENDED),
-    "group category": Kind("note", "the category is the group of all others and has no objects: it is no class", "nothing", _LEFT),
+    "group category": Kind("note", "the category is the group of all others and has no objects: it is no class", "nothing"),
     "image ids": Kind("note", "image ids are texts: they count as numbers, texts without a number as 1, 2, 3 ...", "nothing", _MENDED),
     "category ids": Kind("note", "category ids are texts or fractions: they count as whole numbers", "nothing", _MENDED),
     "annotation ids": Kind("note", "annotation ids are 0, repeated, missing or no numbers: all are numbered from 1", "nothing", _MENDED),
@@ -57,7 +57,8 @@ KINDS: dict[str, Kind] = {
         "warning",
         "boxes look like corners x0, y0, x1, y1: as x, y, width, height they reach beyond their image, and are clipped",
         'if they are, set DATASETS.BOX_FORMAT "xyxy"',
-        key="DATASETS.BOX_FORMAT",
+        _MENDED,
+        "DATASETS.BOX_FORMAT",
     ),
     "area": Kind("note", "the area is missing or no number: it is that of the mask, or of the box", "nothing", _MENDED),
     "iscrowd": Kind("note", "iscrowd is missing or neither 0 nor 1: it is 0", "nothing", _MENDED),
@@ -200,12 +201,12 @@ class Findings:
         listed = f": {', '.join(names)}{more}" if names else ""
         return f"{kind} ({count}): {KINDS[kind].message}{listed}"
 
-    def error(self, json_file: str) -> UserError | None:
-        """The first kind for which training refuses the data, as an error."""
+    def error(self, called: str, json_file: str) -> UserError | None:
+        """The first kind for which training refuses the data, as an error, which begins by what the data are ``called``."""
         kind = next((kind for kind in KINDS if kind in self.counts and KINDS[kind].severity == "error"), None)
         if kind is None:
             return None
-        said = f"{self.dataset}: {os.path.basename(json_file)!r}: {self.sentence(kind)}. To mend it: {KINDS[kind].advice}"
+        said = f"{called}{os.path.basename(json_file)!r}: {self.sentence(kind)}. To mend it: {KINDS[kind].advice}"
         return UserError(said, "missing-file" if kind == "missing file" else "data", KINDS[kind].key)
 
     def effects(self) -> str:
@@ -226,9 +227,9 @@ class Findings:
             for kind in self.counts:
                 row = KINDS[kind]
                 if row.severity == severity:
-                    yield Finding(
-                        severity, f"{self.dataset}: {self.sentence(kind)}", row.advice, "data" if severity == "error" else "", row.key
-                    )
+                    advice = "" if row.advice == "nothing" else row.advice
+                    code = "data" if severity == "error" else ""
+                    yield Finding(severity, f"{self.dataset}: {self.sentence(kind)}", advice, code, row.key)
 
 
 def short(value: Any) -> str:

@@ -2,12 +2,13 @@
 
 import functools
 import random
-from typing import Iterator, Sequence
+from typing import Hashable, Iterator, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError, unknown
+from .split import held_out
 
 KEPT, HELD_OUT = "_kept", "_held_out"
 
@@ -64,6 +65,9 @@ def register_held_out(cfg: CfgNode, training: bool = True) -> None:
         for suffix, inside in ((HELD_OUT, True), (KEPT, False)):
             DatasetCatalog.register(name + suffix, lambda name=name, count=count, inside=inside: _part(name, count, inside))
             MetadataCatalog.get(name + suffix).set(**about, held_out=count, part_of=name)
+            if inside and MetadataCatalog.get(name).get("reader"):
+                total = len(MetadataCatalog.get(name).reader.dataset().images)
+                MetadataCatalog.get(name + suffix).said = [f"{name}: {_number(count, total)} of {total} images are held out to evaluate on"]
             if MetadataCatalog.get(name).get("truth"):
                 MetadataCatalog.get(name + suffix).truth = functools.partial(_truth, name, count, inside)
 
@@ -76,9 +80,17 @@ def _truth(name: str, count: float, inside: bool) -> dict:
 
 def _part(name: str, count: float, inside: bool) -> list[dict]:
     records = DatasetCatalog.get(name)
-    count = int(count) if count >= 1 else max(round(count * len(records)), 1)
-    if count >= len(records):
-        said = f"DATASETS.HOLD_OUT: {count} images of {name!r}, which has {len(records)}: none would be left to train on"
+    number = _number(count, len(records))
+    if number >= len(records):
+        said = f"DATASETS.HOLD_OUT: {number} images of {name!r}, which has {len(records)}: none would be left to train on"
         raise UserError(said, "data", "DATASETS.HOLD_OUT")
-    chosen = set(random.Random(f"{name}/{count}").sample(range(len(records)), count))
-    return [record for i, record in enumerate(records) if (i in chosen) == inside]
+    if count < 1:  # with all classes in both parts, as far as that can be
+        classes: list[set[Hashable]] = [{a["category_id"] for a in record.get("annotations", ())} for record in records]
+        held = held_out(classes, number / len(records))
+        return [record for record, chosen in zip(records, held) if chosen == inside]
+    picked = set(random.Random(f"{name}/{number}").sample(range(len(records)), number))
+    return [record for i, record in enumerate(records) if (i in picked) == inside]
+
+
+def _number(count: float, total: int) -> int:
+    return int(count) if count >= 1 else max(round(count * total), 1)

@@ -63,12 +63,12 @@ def _read(source: Source, use: Use, images: int | None, progress: Progress, file
     return data
 
 
-def parse(path: str, images: str, name: str) -> dict[str, Any]:
+def parse(path: str, images: str, called: str) -> dict[str, Any]:
     """What is at a path, in COCO's form: "images" and, but for data without annotations, "annotations" and "categories".
 
-    Of other forms "notes" has what was left out or guessed. ``name`` is what errors call the data. Raises UserError.
+    Of other forms "notes" has what was left out or guessed. ``called`` is how errors begin. Raises UserError.
     """
-    what = f"{name}: annotation file {path!r}"
+    what = f"{called}annotation file {path!r}"
     if not os.path.exists(path):
         raise UserError(f"{what} is not there", "missing-file")
     content: Any = formats.load(path, images)
@@ -88,10 +88,10 @@ def parse(path: str, images: str, name: str) -> dict[str, Any]:
 
 
 def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
-    name = f"{source.name}: annotation file {source.json_file!r}"
+    name = f"{source.called}annotation file {source.json_file!r}"
     if files and not os.path.isdir(source.image_root):
-        raise UserError(f"{source.name}: image folder {source.image_root!r} is not there", "missing-file")
-    content = parse(source.json_file, source.image_root if files else "", source.name)
+        raise UserError(f"{source.called}image folder {source.image_root!r} is not there", "missing-file")
+    content = parse(source.json_file, source.image_root if files else "", source.called)
     missing = [key for key in ("images", "categories") if key not in content]
     # where the classes are another data set's, a set to predict alone needs none
     if missing and not (missing == ["categories"] and not source.training and not content.get("annotations") and use.classes):
@@ -260,7 +260,7 @@ def number_classes(data: Dataset, wanted: tuple[str, ...]) -> None:
         data.keep([i for i, a in enumerate(data.annotations) if a["category_id"] not in foreign])
     order = [data.class_of[i] for i in sorted(data.class_of)]
     if order != sorted(order):
-        data.findings.add("classes by name", listed(data.classes))
+        data.findings.add("classes by name", listed(c["name"] for c in data.categories))
 
 
 class _Annotations:
@@ -345,7 +345,7 @@ class _Annotations:
         if far.max() <= 1.01 and sides.min() > 4:
             self.say.add("boxes as fractions", f"such as {[round(float(v), 3) for v in boxes[0]]}", len(boxes))
             return True
-        corners = (boxes[:, 2:] > boxes[:, :2]).all() and (boxes[:, 2:] <= sides + 1).all()
+        corners = boxes.min() >= 0 and (boxes[:, 2:] > boxes[:, :2]).all() and (boxes[:, 2:] <= sides + 1).all()
         beyond = (far > sides + 1).any(1)
         if len(boxes) >= 4 and corners and beyond.mean() > 0.2:
             self.say.add("boxes as corners", f"{beyond.sum()} of {len(boxes)} reach beyond", int(beyond.sum()))

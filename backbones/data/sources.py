@@ -62,6 +62,12 @@ class Source:
     testing: bool = False
     image_ids: frozenset | None = None
 
+    @property
+    def called(self) -> str:
+        """How an error begins that speaks of the data: by the flag that names them, or their name."""
+        name = {"own_train": "--train", "own_val": "--val"}.get(self.name, self.name)
+        return f"{name}: " if name else ""
+
 
 def sources(cfg: CfgNode) -> tuple[list[Source], list[str]]:
     """The COCO-format data sets of DATASETS.TRAIN and TEST, even if their registration was refused; and the names of all others."""

@@ -215,6 +215,8 @@ class Front(ABC):
             self.set(key, value)
             if reason:
                 self.said.append(f"{self.name(key)} is set to {value}: {reason}")
+        if replaced and training and not self.settings.DATASETS.TEST:
+            self.said.append("there is nothing to evaluate on: --val names it, and --val-split 0.2 holds a part of the images out")
         for name in self.names:
             self.said += MetadataCatalog.get(name).get("said", [])
 

@@ -38,6 +38,7 @@ KEYS = {
     "INPUT.VALUE_RANGE": "train.value_range",
     "INPUT.MAX_PIXELS": "train.max_pixels",
     "DATASETS.REGISTER": "train.register",
+    "DATASETS.HOLD_OUT": "train.hold_out",
     "DATASETS.CLASSES": "train.classes",
     "DATASETS.CROWDS": "train.crowds",
     "DATASETS.NO_MASK": "train.no_mask",

@@ -36,7 +36,7 @@ def read(path: str, images: str) -> dict[str, Any]:
     Masks that are neither polygons nor run lengths of their image are left out. Raises UserError where the data cannot be used.
     """
     folder = images or os.path.dirname(os.path.abspath(path))
-    data = reader.read(Source(os.path.basename(os.path.abspath(path)), path, folder, training=False), Use(), images=0)
+    data = reader.read(Source("", path, folder, training=False), Use(), images=0)
     error = data.error()
     if error:
         raise error
@@ -63,10 +63,10 @@ def one(path: str, images: str = "") -> Part:
     """The data at a path, which must be of one split."""
     found = parts(path, images)
     if len(found) > 1:
-        folders = ", ".join(f"{folder} ({name})" for name, (_, folder) in found.items())
-        raise UserError(
-            f"{path!r} has the splits {', '.join(found)}: choose one by its folder of images, {folders}", "missing-argument", "--images"
-        )
+        places = formats.splits(path)
+        alike = len({file for file, _ in places.values()}) < len(places)  # as of a data.yaml, of which the folder tells
+        named = ", ".join(f"{folder if alike else file} ({name})" for name, (file, folder) in places.items())
+        raise UserError(f"{path!r} has the splits {', '.join(found)}: name one, {named}", "missing-argument")
     return next(iter(found.values()))
 
 

@@ -102,7 +102,7 @@ def run(args: argparse.Namespace, front: Front) -> None:
     default_setup(front.cfg, args)
     setup_logger(output, distributed_rank=comm.get_rank(), name="backbones")
     for line in front.said:
-        logging.getLogger("backbones").info(line)
+        logging.getLogger("backbones").log(logging.WARNING if " -> " in line else logging.INFO, line)
     if args.eval_only:
         model = front.build_model()
         front.load_for_evaluation(model, resume=args.resume, allow_partial_weights=args.allow_partial_weights)

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-_EXPORT = "export it as COCO there"
+_EXPORT = "export it in COCO's form by the tool that wrote it"
 _FOLDER = "give the folder of its files"
 # of parsed JSON, a dictionary: the keys that it must have -> name, what to do
 _OBJECTS: list[tuple[set[str], str, str]] = [
