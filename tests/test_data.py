@@ -15,7 +15,10 @@ from backbones import zoo
 from backbones.config import merge_overrides
 from backbones.data import check_datasets, follow, register_from_config
 from backbones.data.keypoints import flip_pairs
+from backbones.data.reader import read
+from backbones.data.sources import Source, Use
 from backbones.evaluation.coco import evaluate
+from backbones.evaluation.results import read_truth
 
 
 def config(*overrides):
@@ -154,6 +157,11 @@ MENDED = [
     ("image ids", lambda c: [c["images"][0].update(id="img-1"), c["annotations"][0].update(image_id="img-1")], 1),
     ("category ids", lambda c: [c["categories"][0].update(id="7"), c["annotations"][0].update(category_id="7")], 1),
     ("category ids", lambda c: [c["categories"][0].update(id="cup"), c["annotations"][0].update(category_id="cup")], 1),
+    ("image ids", lambda c: [c["images"][0].update(id="1")], 1),
+    ("image ids", lambda c: [c["images"][0].update(id=-1), c["annotations"][0].update(image_id=-1)], 1),
+    ("image ids", lambda c: [c["images"][0].update(id=1 << 70), c["annotations"][0].update(image_id=1 << 70)], 1),
+    ("annotation ids", lambda c: c["annotations"][0].update(id=-1), 1),
+    ("category ids", lambda c: [c["categories"][0].update(id=1 << 60), c["annotations"][0].update(category_id=1 << 60)], 1),
     ("duplicate category name", more("categories", 0, id=9), 1),
     ("group category", lambda c: [x.update(supercategory="set") for x in c["categories"]] + [more("categories", 0, id=0, name="set")(c)], 1),
     ("unknown category", lambda c: c["annotations"][0].update(category_id=9), 0),
@@ -165,8 +173,10 @@ MENDED = [
     ("iscrowd", lambda c: c["annotations"][0].update(iscrowd="no"), 1),
     ("ignored annotation", lambda c: c["annotations"][0].update(ignore=1), 0),
     ("crowds", lambda c: c["annotations"][0].update(iscrowd=True), 0),
+    ("crowds", lambda c: c["annotations"][0].update(iscrowd=1.0), 0),
     ("file of address", lambda c: [c["images"][0].pop("file_name"), c["images"][0].update(coco_url="http://x/y/a.jpg")], 1),
     ("file by its end", lambda c: c["images"][0].update(file_name="C:\\photos\\a.jpg"), 1),
+    ("file separators", lambda c: c["images"][0].update(file_name="\\a.jpg"), 1),
     ("file by case", lambda c: c["images"][0].update(file_name="A.JPG"), 1),
 ]
 
@@ -176,12 +186,8 @@ def test_mended_data(own, kind, change, objects):
     """One sensible meaning is taken, said, and nothing else is; what stays is what COCO's own evaluation gives AP 100."""
     register_from_config(changed(own, change))
     about = MetadataCatalog.get("mine")
-    assert (
-        f"1 {kind}" in about.said[0]
-        or kind == "crowds"
-        and "crowds: 1" in about.said[0]
-        or kind in ("annotation ids", "image ids", "group category")
-    )
+    counted = any(f"{n} {kind}" in about.said[0] for n in (1, objects))
+    assert counted or kind == "group category" or kind == "crowds" and "crowds: 1" in about.said[0]
     assert any(line.startswith(f"mine: {kind} (") for line in about.said[1:]) and len(about.said) == 2, about.said
     truth, records = about.truth(), DatasetCatalog.get("mine")
     found = [a for a in truth["annotations"] if not a["iscrowd"]]
@@ -197,6 +203,49 @@ def test_mended_data(own, kind, change, objects):
     if found:
         given = [{**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 1.0} for a in found]
         assert evaluate(truth, given, "bbox").stats[0] == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        more("categories", 0, keypoints=["nose"]),  # the same class twice, in other words
+        lambda c: c.update(notes="made by hand"),
+        lambda c: c["annotations"][0].update(ignore="0", iscrowd=0),
+    ],
+)
+def test_nothing_to_mend(own, change):
+    register_from_config(changed(own, change))
+    assert MetadataCatalog.get("mine").said == ["mine: 1 images, 1 objects of 2 classes; left out: 0; crowds: 0"]
+
+
+def test_numbers_of_images_are_those_of_their_places(own):
+    """Results fit the file, whichever images a config leaves out, and a part of the data is the same by the numbers of its images."""
+    cfg = changed(own, lambda c: [c["images"].insert(0, {**c["images"][0], "id": "x", "file_name": "gone.jpg"})])
+    cfg.INPUT.UNREADABLE = "skip"
+    register_from_config(cfg)
+    assert [record["image_id"] for record in DatasetCatalog.get("mine")] == [2]
+    assert [image["id"] for image in read(Source("mine", own[0], ""), Use(), files=False).images] == [1, 2]
+    part = read(Source("mine", *own, image_ids=frozenset([2])), Use())
+    assert [image["file_name"] for image in part.images] == ["a.jpg"] and len(part.annotations) == 1
+
+
+def test_registered_twice(own, tmp_path):
+    """By a program that registers before it trains: test data go by the classes of the training data both times."""
+    (tmp_path / "test.json").write_text(json.dumps({**json.load(open(own[0])), "categories": [{"id": 7, "name": "cup"}]}))
+    cfg = changed(own, lambda c: None)
+    cfg.DATASETS.REGISTER.append(["test", str(tmp_path / "test.json"), own[1]])
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("mine",), ("test",)
+    for _ in range(2):
+        register_from_config(cfg)
+        assert MetadataCatalog.get("test").thing_classes == ["plate", "cup"]
+
+
+def test_evaluation_goes_by_the_classes_of_data_whose_images_are_gone(own, tmp_path):
+    (tmp_path / "test.json").write_text(json.dumps({**json.load(open(own[0])), "categories": [{"id": 7, "name": "cup"}]}))
+    cfg = config("DATASETS.REGISTER", f"[['mine', '{own[0]}', '{tmp_path}/gone'], ['test', '{tmp_path}/test.json', '{own[1]}']]")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("mine",), ("test",)
+    register_from_config(cfg, ["test"])
+    assert MetadataCatalog.get("test").thing_classes == ["plate", "cup"]
 
 
 def test_sound_data_stay_as_they_are(own):
@@ -345,6 +394,26 @@ def test_boxes_as_corners(own):
     cfg.DATASETS.BOX_FORMAT = "xyxy"
     register_from_config(cfg)
     assert [a["bbox"] for a in DatasetCatalog.get("mine")[0]["annotations"]] == [[1, 1, 8, 6], [4, 4, 5, 3], [5, 2, 4, 6], [0, 0, 3, 3]]
+
+
+def test_no_image_is_left(own):
+    with pytest.raises(backbones.UserError, match=r"no images \(1\)"):
+        register_from_config(changed(own, lambda c: c["images"][0].pop("id")))
+
+
+def test_classes_of_data_without_annotations(own):
+    """Names that training does not have are of no concern where nothing is scored."""
+    cfg = changed(own, lambda c: c.update(annotations=[], categories=[{"id": 1, "name": "object"}]))
+    cfg.DATASETS.CLASSES = ["plate", "cup"]
+    register_from_config(cfg)
+    assert [c["name"] for c in MetadataCatalog.get("mine").truth()["categories"]] == ["plate", "cup"]
+
+
+@pytest.mark.parametrize("width", [None, 10.0, "10"])
+def test_sizes_without_images(own, width):
+    """A comparison of results has no image files to look at."""
+    changed(own, lambda c: c["images"][0].update(width=width))
+    assert read_truth(own[0], "", "bbox")["images"][0]["width"] == (10 if width else 10**6 - 1)
 
 
 def test_data_without_annotations(own):

@@ -30,8 +30,9 @@ from PIL import Image
 from backbones import documents, zoo
 from backbones.benchmark import speed
 from backbones.checkpoint import read_checkpoint
-from backbones.config import add_backbones_config, all_keys, check_config, merge_file, merge_overrides
+from backbones.config import add_backbones_config, all_keys, check_config, merge_file, merge_overrides, put
 from backbones.data import register_from_config
+from backbones.data.findings import KINDS
 from backbones.errors import UserError
 from backbones.maedet import MAEDET, SPECS, format_structure, read_structure
 from backbones.search import rank_correlation
@@ -80,10 +81,14 @@ def check(read, *args):
         with limited():
             read(*args)
     except UserError as error:
-        text = str(error)
-        assert len(text.splitlines()) == 1 and (len(text) < LONGEST or not SHORTENED), text[:2000]
+        check_words(error)
         return False
     return True
+
+
+def check_words(error):
+    text = str(error)
+    assert len(text.splitlines()) == 1 and (len(text) < LONGEST or not SHORTENED), text[:2000]
 
 
 # what stands in the place of a value; a name in @ becomes the text below, which no writer of JSON or YAML would write
@@ -263,20 +268,68 @@ COCO = {
 }
 
 
+# what the findings call entries that are not in what is read
+NO_IMAGES = ("malformed image", "repeated image entry", "image left out")
+NO_OBJECTS = (
+    *("malformed annotation", "object of such an image", "orphan annotation", "unknown category"),
+    *("no box", "empty box", "box outside", "object without mask"),
+)
+
+
+def check_counts(path, name):
+    """Every entry of the file is there, or counted among those that are not."""
+    content, about = documents.read_json(path), MetadataCatalog.get(name)
+    data, records = about.reader.dataset(), DatasetCatalog.get(name)
+    counts = data.findings.counts
+    assert len(content["images"]) == len(records) + sum(counts.get(kind, 0) for kind in NO_IMAGES), counts
+    if not data.labelled:
+        assert not content.get("annotations")
+        return
+    objects = [a for record in records for a in record["annotations"]]
+    assert len(content["annotations"]) == len(objects) + sum(counts.get(kind, 0) for kind in NO_OBJECTS), counts
+    assert sum(a["iscrowd"] for a in objects) == counts.get("crowds", 0) + counts.get("ignored annotation", 0), counts
+    assert f"left out: {sum(counts.get(kind, 0) for kind in LEFT)}" in about.said[0]
+
+
+LEFT = [kind for kind, row in KINDS.items() if row.effect == "left out"]
+USES = [
+    {},
+    {"MODEL.MASK_ON": True},
+    {"MODEL.KEYPOINT_ON": True},
+    {"MODEL.MASK_ON": True, "DATASETS.NO_MASK": "skip", "INPUT.UNREADABLE": "skip", "DATASETS.CROWDS": "objects"},
+    {"MODEL.MASK_ON": True, "MODEL.KEYPOINT_ON": True, "DATASETS.NO_MASK": "box", "DATASETS.BOX_FORMAT": "xyxy"},
+]
+
+
 def read_coco(path, folder):
     """What is taken is to load and to become training examples, and each object is in them or counted."""
-    name = "fuzzed"
-    try:
-        for masks in (False, True):
-            cfg = get_cfg_with_ours()
-            cfg.DATASETS.REGISTER = [[name, path, os.path.join(folder, "images")]]
-            cfg.MODEL.MASK_ON = masks
+    name, errors = "fuzzed", []
+    for use in USES:
+        cfg = get_cfg_with_ours()
+        cfg.DATASETS.REGISTER = [[name, path, os.path.join(folder, "images")]]
+        for key, value in use.items():
+            put(cfg, key, value)
+        masks, keypoints = cfg.MODEL.MASK_ON, cfg.MODEL.KEYPOINT_ON
+        try:
             register_from_config(cfg)
-            mapper = DatasetMapper(is_train=True, augmentations=[], image_format="BGR", use_instance_mask=masks, instance_mask_format="bitmask")
+            check_counts(path, name)
+            mapper = DatasetMapper(
+                is_train=True,
+                augmentations=[],
+                image_format="BGR",
+                use_instance_mask=masks,
+                use_keypoint=keypoints,
+                instance_mask_format="bitmask",
+            )
             for record in DatasetCatalog.get(name):
                 mapper(record)
-    finally:
-        forget(name)
+        except UserError as error:
+            errors.append(error)
+            check_words(error)
+        finally:
+            forget(name)
+    if errors:
+        raise errors[0]
 
 
 def forget(name):

@@ -83,7 +83,7 @@ def register_from_config(cfg: CfgNode, names: Collection[str] | None = None) -> 
     found.sort(key=lambda entry: entry[0] not in training)
     if not classes and wanted is not None and found and found[0][0] in training - wanted:  # the classes of a model that is only evaluated
         with contextlib.suppress(UserError):
-            classes = tuple(read(Source(*found[0]), dataclasses.replace(use, masks=False, keypoints=False, skip=True), images=1).classes)
+            classes = tuple(read(Source(*found[0]), dataclasses.replace(use, masks=False, keypoints=False), files=False).classes)
     for name, json_file, image_root in found:
         if wanted is not None and name not in wanted:
             continue
@@ -95,6 +95,7 @@ def register_from_config(cfg: CfgNode, names: Collection[str] | None = None) -> 
             if known is None:
                 raise UserError(f"DATASETS.REGISTER: the name {name!r} is taken by another data set", "conflict", "DATASETS.REGISTER")
             if known.source == reader.source and known.use == reader.use:
+                classes = classes or tuple(MetadataCatalog.get(name).thing_classes if name in training else ())
                 continue
         data = reader.dataset()
         if not classes and name not in training:

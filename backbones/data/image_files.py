@@ -41,7 +41,7 @@ class Files:
             return name, ""
         plain = name.replace("\\", "/").lstrip("/")
         if self._is_there(plain):
-            return plain, ""
+            return plain, "file separators"
         if not self._ends:
             self._search()
         wanted = plain.lower().split("/")

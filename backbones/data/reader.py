@@ -45,19 +45,21 @@ def read(source: Source, use: Use, images: int | None = SAMPLED, progress: Progr
 def _read(source: Source, use: Use, images: int | None, progress: Progress, files: bool) -> Dataset:
     content = _content(source, use, files)
     data = Dataset(source, Findings(source.name, notes=content.pop("notes", None) or {}))
-    left_out = _images(data, use, content["images"], images if files else 0, progress, Files(source.image_root) if files else None)
-    image_at = {image["id"]: i for i, image in enumerate(data.images)}  # by the file's own ids
-    _number_images(data)
+    numbers, left_out = _images(data, use, content["images"], images if files else 0, progress, Files(source.image_root) if files else None)
+    place = {image["id"]: i for i, image in enumerate(data.images)}
+    image_at = {own: place[number] for own, number in numbers.items() if number in place}
     category_at = _categories(data, content.get("categories") or [])
     entries = content.get("annotations") or []
     data.labelled = bool(entries)
     del content
-    _Annotations(data, use, entries).read(image_at, category_at, left_out)
+    _Annotations(data, use, entries).read(image_at, category_at, numbers, left_out)
     number_classes(data, use.classes)
     if use.masks and data.labelled:
         objects.masks(data, use)
     objects.keypoints(data, use.keypoints)
     objects.areas(data)
+    if not data.images and not data.error():
+        data.findings.add("no images")
     if source.training and not data.error() and all(a["iscrowd"] for a in data.annotations):
         data.findings.add("no objects", f"of {len(data.images)} images")
     return data
@@ -73,18 +75,20 @@ def parse(path: str, images: str, called: str) -> dict[str, Any]:
         raise UserError(f"{what} is not there", "missing-file")
     content: Any = formats.load(path, images)
     if content is not None:
-        return content
+        return content  # with our "notes"
     try:
         content = read_json(path)
     except ValueError as error:
-        with open(path, "rb") as f:
-            known = formats.foreign(f.read(1 << 14), path)
+        known = None
+        if os.path.isfile(path):  # a pipe may never begin
+            with open(path, "rb") as f:
+                known = formats.foreign(f.read(1 << 14), path)
         raise UserError(f"{what} is {known[0]}: {known[1]}" if known else f"{what} is not JSON: {error}", "bad-file") from error
     if not isinstance(content, dict) or not isinstance(content.get("images"), list):
         known = formats.foreign(content, path)
         if known:
             raise UserError(f"{what} is {known[0]}: {known[1]}", "bad-file")
-    return content if isinstance(content, dict) else {}
+    return {key: value for key, value in content.items() if key != "notes"} if isinstance(content, dict) else {}
 
 
 def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
@@ -108,26 +112,32 @@ def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
     return content
 
 
-def _images(data: Dataset, use: Use, entries: list[Any], count: int | None, progress: Progress, files: Files | None) -> dict[Any, bool]:
-    """Fills ``data.images`` with those whose files are there. Returns the ids of all others, and whether their objects are to be counted."""
+def _images(
+    data: Dataset, use: Use, entries: list[Any], count: int | None, progress: Progress, files: Files | None
+) -> tuple[dict[Any, Any], dict[Any, bool]]:
+    """Fills ``data.images`` with those whose files are there.
+
+    Returns the number of each id in the file; and the numbers of the images left out, and whether their objects are to be counted.
+    """
     say = data.findings.add
-    left_out: dict[Any, bool] = {}
+    numbers, left_out = _image_numbers(data, entries), {}
     found: dict[Any, tuple[str, str]] = {}  # id -> name in the file, kind of the finding
     kept: list[dict] = []
     for i, entry in enumerate(entries):
-        number = _id(entry.get("id")) if isinstance(entry, dict) else None
+        own = _id(entry.get("id")) if isinstance(entry, dict) else None
+        number = numbers.get(own)
         name = entry.get("file_name") if isinstance(entry, dict) else None
         kind = ""
         if not name and isinstance(entry, dict) and isinstance(entry.get("coco_url"), str):  # LVIS
             name, kind = entry["coco_url"].rpartition("/")[2], "file of address"
         if files is None and isinstance(entry, dict) and not isinstance(name, str):
-            name = f"image {number}"
+            name = f"image {own}"
         if number is None or not isinstance(name, str) or not name:
             say("malformed image", f"entry {i}")
             left_out[number] = True
             continue
         if number in found:
-            say("repeated image entry" if found[number][0] == name else "duplicate image id", f"{short(number)} ({short(name)})")
+            say("repeated image entry" if found[number][0] == name else "duplicate image id", f"{short(own)} ({short(name)})")
             continue
         if data.source.image_ids is not None and number not in data.source.image_ids:
             left_out[number] = False
@@ -154,15 +164,31 @@ def _images(data: Dataset, use: Use, entries: list[Any], count: int | None, prog
             say(kind, f"{short(name)} is {short(image['file_name'])}" if name != image["file_name"] else short(name))
         sound.append(image)
     data.images = _headers(data, use, _sizes(data, use, sound, left_out, progress, files), left_out, count, progress)
-    return left_out
+    return numbers, left_out
+
+
+def _image_numbers(data: Dataset, entries: list[Any]) -> dict[Any, Any]:
+    """The number of each id in the file. Where one is none that evaluators and samplers can use, each image has that of its place in the file.
+
+    Not of its place among those that are kept: results are to fit the file, whatever was left out.
+    """
+    own = [_id(entry.get("id")) if isinstance(entry, dict) else None for entry in entries]
+    anew = any(number is not None and not _is_plain(number) for number in own)
+    odd = sum(number is not None and (anew or type(entry["id"]) is not int) for number, entry in zip(own, entries))
+    if odd:
+        data.findings.add("image ids", count=odd)
+    if not anew:
+        return {number: number for number in own if number is not None}
+    return {number: i for i, number in reversed(list(enumerate(own, 1))) if number is not None}
 
 
 def _sizes(data: Dataset, use: Use, images: list[dict], left_out: dict[Any, bool], progress: Progress, files: Files | None) -> list[dict]:
     """The images with a width and a height, those of the file or where it has none those of the header."""
     if files is None:
         for image in images:
-            image.setdefault("width", _BIG - 1)
-            image.setdefault("height", _BIG - 1)
+            for key in ("width", "height"):
+                side = _id(image.get(key))
+                image[key] = side if isinstance(side, int) and 0 < side < _BIG else _BIG - 1
     unknown = {
         image["id"]
         for image in images
@@ -195,14 +221,6 @@ def _headers(data: Dataset, use: Use, images: list[dict], left_out: dict[Any, bo
     return [image for image in images if image["id"] not in bad] if bad else images
 
 
-def _number_images(data: Dataset) -> None:
-    """Evaluators and samplers need numbers for ids."""
-    if any(isinstance(image["id"], str) for image in data.images):
-        data.findings.add("image ids", count=len(data.images))
-        for i, image in enumerate(data.images, 1):
-            image["id"] = i
-
-
 def _categories(data: Dataset, entries: list[Any]) -> dict[Any, int]:
     """Fills ``data.categories``, sorted, one for each name. Returns which of their ids each id in the file stands for."""
     say = data.findings.add
@@ -213,16 +231,18 @@ def _categories(data: Dataset, entries: list[Any]) -> dict[Any, int]:
             say("malformed category", f"entry {i}")
         else:
             sound.append((number, str(name), entry))
-    odd = sum(type(entry["id"]) is not int for *_, entry in sound)
+    odd = sum(type(entry["id"]) is not int or not _is_plain(number) for number, _, entry in sound)
     if odd:
         say("category ids", count=odd)
-    texts = any(isinstance(number, str) for number, *_ in sound)
-    rows = list(enumerate(sound, 1)) if texts else sorted((row[0], row) for row in sorted(sound, key=lambda row: row[0]))
+    if not any(isinstance(number, str) for number, *_ in sound):
+        sound.sort(key=lambda row: row[0])
+    anew = not all(_is_plain(number) for number, *_ in sound)
+    rows = enumerate(sound, 1) if anew else ((row[0], row) for row in sound)
     at: dict[Any, int] = {}
     names: dict[str, int] = {}
     for number, (own, name, entry) in rows:
         if own in at:
-            known = next(c["name"] for c in data.categories if c["id"] == at[own]) if own in at else name
+            known = next(c["name"] for c in data.categories if c["id"] == at[own])
             if known != name:
                 say("duplicate category id", f"{own}: {short(known)} and {short(name)}")
             continue
@@ -250,7 +270,7 @@ def number_classes(data: Dataset, wanted: tuple[str, ...]) -> None:
     data.class_of = {c["id"]: number[c["name"]] for c in categories if c["name"] in number}
     data.categories = [c for c in categories if c["id"] in data.class_of]
     foreign = {c["id"]: c["name"] for c in categories if c["id"] not in data.class_of}
-    if foreign and not data.class_of:
+    if foreign and not data.class_of and data.labelled:
         data.findings.add("other classes", f"{listed(foreign.values())} here, {listed(wanted)} there")
     for i in foreign:
         count = sum(a["category_id"] == i for a in data.annotations)
@@ -273,7 +293,7 @@ class _Annotations:
             self.say.add_all("malformed annotation", [i for i, e in enumerate(entries) if type(e) is not dict], lambda i: f"entry {i}")
         self.kept = np.ones(len(self.entries), bool)
 
-    def read(self, image_at: dict[Any, int], category_at: dict[Any, int], left_out: dict[Any, bool]) -> None:
+    def read(self, image_at: dict[Any, int], category_at: dict[Any, int], numbers: dict[Any, Any], left_out: dict[Any, bool]) -> None:
         entries, images, use = self.entries, self.data.images, self.use
         self.place = _look_up(entries, "image_id", image_at)
         category = _look_up(entries, "category_id", category_at)
@@ -281,7 +301,7 @@ class _Annotations:
         if orphans.any():
             lost, gone = np.zeros((2, len(entries)), bool)
             for i in np.flatnonzero(orphans):
-                number = _id(entries[i].get("image_id"))
+                number = numbers.get(_id(entries[i].get("image_id")))
                 lost[i], gone[i] = left_out.get(number, False), number in left_out
             self._leave_out("object of such an image", lost)
             self.kept &= ~gone  # of images that are an error themselves, or of another part of the data
@@ -362,17 +382,17 @@ class _Annotations:
             a["image_id"], a["category_id"] = image_ids[at], number
             crowd = a.get("iscrowd")
             if type(crowd) is not int or crowd not in (0, 1):
-                if type(crowd) is not bool and crowd not in ("0", "1"):
+                if crowd not in (0, 1, "0", "1"):
                     odd.append(i)
-                crowd = a["iscrowd"] = int(crowd is True or crowd == "1")
-            if a.get("ignore"):
+                crowd = a["iscrowd"] = int(crowd in (1, "1"))
+            if a.get("ignore") not in (None, 0, "0", ""):
                 ignored.append(i)
                 a["iscrowd"], a["ignore"] = 1, 0
             elif crowd:
                 crowds.append(i)
             if sound:
                 key = a.get("id")
-                sound = type(key) is int and key != 0 and abs(key) < 1 << 53 and key not in known
+                sound = type(key) is int and key != 0 and _is_plain(key) and key not in known
                 known.add(key if sound else None)
         self.say.add_all("iscrowd", odd, self._name)
         self.say.add_all("ignored annotation", ignored, self._name)
@@ -391,10 +411,15 @@ class _Annotations:
                 a["id"] = i
 
 
+def _is_plain(number: int | str) -> bool:
+    """Whether evaluators take an id for the number that it is: they have no negative ones, and some keep them as floats of 64 bits."""
+    return isinstance(number, int) and 0 <= number < 1 << 53
+
+
 def _id(value: Any) -> int | str | None:
     """An id as a whole number where it is one, also as a text or a float; another text as it is; None for anything else."""
     if type(value) is int:
-        return value if abs(value) < 1 << 63 else None
+        return value
     if type(value) is float:
         return int(value) if math.isfinite(value) and value == int(value) and abs(value) < 1 << 53 else None
     if isinstance(value, str) and value.strip():
