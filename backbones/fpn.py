@@ -15,20 +15,16 @@ from torch import Tensor, nn
 
 from .errors import UserError, unknown
 from .layers import COMMON_NORMS
-from .registry import BUILDERS, Family
+from .registry import BUILDERS, FAMILIES, Family
+
+# options that a family's own node of the config has under the same names as RESNETS
+COMMON_KEYS = ("NORM", "DEFORM_ON_PER_STAGE", "DEFORM_MODULATED", "DEFORM_NUM_GROUPS", "RES5_DILATION")
 
 
 def common_options(cfg: CfgNode, node: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-    """The keyword arguments that every family's network takes, as ``cfg`` and the family's own ``node`` of it say."""
-    return {
-        "in_channels": input_shape.channels,
-        "norm": node.NORM,
-        "deform_on_per_stage": node.DEFORM_ON_PER_STAGE,
-        "deform_modulated": node.DEFORM_MODULATED,
-        "deform_num_groups": node.DEFORM_NUM_GROUPS,
-        "res5_dilation": node.RES5_DILATION,
-        "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT,
-    }
+    """The `layers.Options` that ``cfg`` and the family's own ``node`` of it say."""
+    own = {key.lower(): node[key] for key in ("OUT_FEATURES", *COMMON_KEYS)}
+    return {"in_channels": input_shape.channels, "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT, **own}
 
 
 def _in_shapes(cfg: CfgNode, bottom_up: Backbone) -> list[ShapeSpec]:
@@ -88,8 +84,9 @@ def _deepest_level(cfg: CfgNode, bottom_up: Backbone) -> str:
     return f"p{max(int(math.log2(shape.stride)) for shape in _in_shapes(cfg, bottom_up))}"
 
 
-def register_builders(family: Family, bare_alias: str | None = None) -> None:
-    """Registers a family's builders in detectron2's ``BACKBONE_REGISTRY``; ``bare_alias`` is a second name for the bare one."""
+def register(*fields: Any, bare_alias: str = "", **more: Any) -> Family:
+    """Adds the family of those ``fields``, and its builders to detectron2's ``BACKBONE_REGISTRY``; ``bare_alias`` also names the bare one."""
+    family = Family(*fields, **more)
 
     def bare(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:
         return family.build(cfg, input_shape)
@@ -116,3 +113,5 @@ def register_builders(family: Family, bare_alias: str | None = None) -> None:
         function.__doc__ = f"Builds the {doc}, as ``cfg`` says."
         BACKBONE_REGISTRY.register(function)
         BUILDERS[name] = family
+    FAMILIES[family.name] = family
+    return family

@@ -1,8 +1,11 @@
-"""What two or more families share: norms, the conv unit, deformable convolution, and the network as a chain of stages."""
+"""What two or more families share: options, norms, the conv unit, deformable convolution, and the network as a chain of stages."""
 
+import dataclasses
 import functools
+import inspect
 import math
-from typing import Any, Callable, Iterable, NamedTuple, Sequence
+import re
+from typing import Any, Callable, Mapping, NamedTuple, Pattern, Sequence
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec, get_norm
@@ -12,11 +15,17 @@ from torchvision import ops
 
 from . import lean
 from .errors import UserError, unknown
-from .layouts import ReleasedWeights
 
 # detectron2's, usable in every key of a config that ends in NORM
 COMMON_NORMS = ("", "FrozenBN", "BN", "SyncBN", "GN", "LN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 NORMS = (*COMMON_NORMS, "EvalBN")
+
+STAGES = ("stem", "res2", "res3", "res4", "res5")  # of all families but VoVNet
+
+# what data-parallel training, torch.compile and MMRazor put in front of a model's keys, and what a detector puts in front of its backbone's
+_WRAPPERS = re.compile(r"^((module|_orig_mod|architecture(\.model)?)\.)+")
+_OUTER = re.compile(r"^((module|_orig_mod|architecture|model|backbone|bottom_up|body)\.)+")
+_NOTHING = re.compile(r"(?!)")
 
 Conv = Callable[..., nn.Module]  # what makes a convolution, with the arguments of ``nn.Conv2d``
 
@@ -110,23 +119,46 @@ class StagePlan(NamedTuple):
     conv: Conv
 
 
-def stage_plans(deform: Sequence[bool], modulated: bool, num_groups: int, res5_dilation: int) -> list[StagePlan]:
-    """The plans of the four stages behind the stem.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options:
+    """The arguments that every family's network takes beside its structure.
 
-    Their 3x3 convolutions are ``nn.Conv2d``, or where ``deform`` says so `DeformConv2d`. With ``res5_dilation`` 2 the last stage keeps its
-    input's size (DC5): it computes what it computed (but for gates, which see other means), at every pixel instead of every second, so that its
-    weights serve as they are. Its reducing convolution therefore stays as dense as it was, where detectron2's ResNet spreads that one too.
+    Args:
+        in_channels: channels of the image.
+        out_features: the names to emit, by default all but the stem's; stages behind the deepest are not built.
+        norm: a name in NORMS.
+        deform_on_per_stage: of the four stages behind the stem, whether their spatial convolutions are deformable; ``deform_modulated`` makes
+            them v2.
+        res5_dilation: 2 for the last stage at stride 16, with dilated convolutions.
+        freeze_at: how many stages to freeze, the stem being the first.
     """
-    if len(deform) != 4:
-        raise UserError(f"DEFORM_ON_PER_STAGE needs 4 values, one a stage, not {list(deform)}")
-    if res5_dilation not in (1, 2):
-        raise unknown("RES5_DILATION", res5_dilation, (1, 2))
-    deformable = functools.partial(DeformConv2d, modulated=modulated, deform_groups=num_groups)
-    convs = [deformable if on else nn.Conv2d for on in deform]
-    plans = [StagePlan(2, conv, conv) for conv in convs]
-    if res5_dilation == 2:
-        plans[-1] = StagePlan(1, convs[-1], dilated(convs[-1], 2))
-    return plans
+
+    in_channels: int = 3
+    out_features: Sequence[str] | None = None
+    norm: str = "FrozenBN"
+    deform_on_per_stage: Sequence[bool] = (False, False, False, False)
+    deform_modulated: bool = False
+    deform_num_groups: int = 1
+    res5_dilation: int = 1
+    freeze_at: int = 0
+
+    def plans(self) -> list[StagePlan]:
+        """The plans of the four stages behind the stem.
+
+        With ``res5_dilation`` 2 the last stage keeps its input's size (DC5): it computes what it computed (but for gates, which see other
+        means), at every pixel instead of every second, so that its weights serve as they are. Its reducing convolution therefore stays as
+        dense as it was, where detectron2's ResNet spreads that one too.
+        """
+        if len(self.deform_on_per_stage) != 4:
+            raise UserError(f"DEFORM_ON_PER_STAGE needs 4 values, one a stage, not {list(self.deform_on_per_stage)}")
+        if self.res5_dilation not in (1, 2):
+            raise unknown("RES5_DILATION", self.res5_dilation, (1, 2))
+        deformable = functools.partial(DeformConv2d, modulated=self.deform_modulated, deform_groups=self.deform_num_groups)
+        convs = [deformable if on else nn.Conv2d for on in self.deform_on_per_stage]
+        plans = [StagePlan(2, conv, conv) for conv in convs]
+        if self.res5_dilation == 2:
+            plans[-1] = StagePlan(1, convs[-1], dilated(convs[-1], 2))
+        return plans
 
 
 def dilated(conv: Conv, dilation: int) -> Conv:
@@ -183,14 +215,54 @@ class ConvNormAct(lean.KeepsActivations):
         return y
 
 
-class StagedBackbone(ReleasedWeights, lean.KeepsActivations, Backbone):
+def spec_of(network: type[nn.Module]) -> Any:
+    """A frozen dataclass of a network's structural arguments, those that can be given by place: what the rows of a family's table are."""
+    parameters = [p for p in inspect.signature(network).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    fields = [(p.name, p.annotation, *([dataclasses.field(default=p.default)] if p.default is not p.empty else [])) for p in parameters]
+    spec = dataclasses.make_dataclass(f"{network.__name__}Spec", fields, frozen=True)
+    spec.__module__ = network.__module__  # where it is to be found again by pickle
+    return spec
+
+
+def without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A state dict without the prefixes of wrappers. Raises UserError where two entries become one."""
+    result: dict[str, Tensor] = {}
+    for key, value in state_dict.items():
+        _put(result, _WRAPPERS.sub("", key), key, value)
+    return result
+
+
+def _put(result: dict[str, Tensor], new: str, key: str, value: Tensor) -> None:
+    if new in result:
+        raise UserError(f"checkpoint holds {new!r} twice, under two names; the second is {key!r}")
+    result[new] = value
+
+
+class StagedBackbone(lean.KeepsActivations, Backbone):
     """A chain of stages, each of which maps (N, C, H, W) to the next feature.
 
-    A family's class names its ``stages``, in order. Its constructor adds each with `add_stage` and closes with `finish`.
+    A family's class names its ``stages``, in order, and takes `Options` as keyword arguments. Its constructor adds each stage with
+    `add_stage` and closes with `finish`. It loads released checkpoints directly, inside a detector, or by detectron2's own checkpointer: what
+    they look like, it says by the other attributes below, and by overriding `translate_key` and `complete`.
     """
 
-    stages: tuple[str, ...] = ()
+    stages: tuple[str, ...] = STAGES
     __constants__ = ["stages"]  # torch.jit.script reads it
+    # the projects whose key names `translate_key` knows
+    layouts: Sequence[str] = ("released",)
+    # those whose weights take the images that this project's configs give: they load as they are, the others are converted first
+    native_layouts: Sequence[str] = ("released",)
+    # keys of a released layout whose weights expect images in another order than this project's other configs give: (keys, order)
+    released_images: tuple[Pattern[str], str] = (_NOTHING, "")
+    # how the weights are used, where their shapes do not say it: saved beside them, and compared when they are loaded
+    conventions: dict[str, str] = {}
+    # keys behind the last feature, which detection has no use for
+    classifier: Pattern[str] = _NOTHING
+
+    def __init_subclass__(cls) -> None:
+        """Names the options in its signature, by which overrides are checked."""
+        own = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
+        cls.__signature__ = inspect.Signature([*own[1:], *inspect.signature(Options).parameters.values()])
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,12 +276,12 @@ class StagedBackbone(ReleasedWeights, lean.KeepsActivations, Backbone):
         self.add_module(name, stage)
         self.shapes[name] = ShapeSpec(channels=channels, stride=stride)
 
-    def finish(self, out_features: Iterable[str], freeze_at: int, divisible: bool) -> None:
+    def finish(self, options: Options, divisible: bool) -> None:
         """Checks and sets the features to emit, drops the stages behind the last of them, freezes.
 
         ``divisible``: whether feature sizes agree with their strides only for images whose sides the deepest stride divides.
         """
-        wanted = list(out_features)
+        wanted = self.stages[1:] if options.out_features is None else options.out_features
         for name in wanted:
             if name not in self.stages:
                 raise unknown("feature", name, self.stages)
@@ -219,7 +291,7 @@ class StagedBackbone(ReleasedWeights, lean.KeepsActivations, Backbone):
         for name in self.stages[self.stages.index(self.out_features[-1]) + 1 :]:
             delattr(self, name)
         self.divisibility = self.shapes[self.out_features[-1]].stride if divisible else 0
-        self.freeze(freeze_at)
+        self.freeze(options.freeze_at)
 
     def output_shape(self) -> dict[str, ShapeSpec]:
         """Channels and stride of each feature that it emits."""
@@ -254,6 +326,41 @@ class StagedBackbone(ReleasedWeights, lean.KeepsActivations, Backbone):
                 if name in self.out_features:
                     outputs[name] = x
         return outputs
+
+    def translate_key(self, key: str, layout: str) -> str:
+        """A key of a checkpoint in one of the `layouts` as ours; keys that are not of that layout come back as they are."""
+        return key
+
+    def complete(self, state_dict: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+        """A translated state dict with what that layout's network does not have filled in, so that ours computes the same."""
+        return state_dict
+
+    def translate_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str = "", layouts: Sequence[str] = ()) -> dict[str, Tensor]:
+        """The entries under ``prefix`` with this network's key names, the others as they are; from the native ``layouts`` unless named.
+
+        Drops batch counters where this network's norms keep none. Raises UserError where two entries become one.
+        """
+        own = set(self.state_dict())
+        result: dict[str, Tensor] = {}
+        for key, value in state_dict.items():
+            new = key
+            if key.startswith(prefix):
+                relative = key[len(prefix) :]
+                if relative not in own:
+                    relative = _OUTER.sub("", relative)
+                    for layout in layouts or self.native_layouts:
+                        relative = self.translate_key(relative, layout)
+                if relative.endswith("num_batches_tracked") and relative not in own:
+                    continue
+                new = prefix + relative
+            _put(result, new, key, value)
+        return result
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any, **kwargs: Any) -> None:
+        translated = self.translate_state_dict(state_dict, prefix)
+        state_dict.clear()
+        state_dict.update(translated)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 def initialize_convs(module: nn.Module, init: Callable[[Tensor], object]) -> None:

@@ -14,7 +14,6 @@ Worth knowing:
 import ast
 import os
 import re
-from dataclasses import dataclass
 from typing import Any, NamedTuple, Sequence
 
 import torch.nn.functional as F
@@ -23,11 +22,8 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from .errors import UserError, unknown
-from .fpn import common_options, register_builders
-from .layers import ConvNormAct, StagedBackbone, StagePlan, initialize_convs, rounded, stage_plans
-from .registry import Family, register
-
-STAGES = ("stem", "res2", "res3", "res4", "res5")
+from .fpn import common_options, register
+from .layers import STAGES, ConvNormAct, Options, StagedBackbone, StagePlan, initialize_convs, rounded, spec_of
 
 
 class Block(NamedTuple):
@@ -159,15 +155,8 @@ def _parse_block(entry: Any, i: int, before: int, what: str) -> Block:
             raise unknown(f"value of field {field!r} in {where}", value, allowed)
     if values["in"] != before:
         raise UserError(f"{where}: field 'in' is {values['in']}, but {'the block before it gives' if i else 'images have'} {before}")
-    return Block(
-        values["out"],
-        kernel,
-        values["s"],
-        values.get("L", int(kind == "bottleneck")),
-        values.get("btn", 0),
-        relu=name != "ConvKXBN",
-        forced=kind != "bottleneck",
-    )
+    layers, width = values.get("L", int(kind == "bottleneck")), values.get("btn", 0)
+    return Block(values["out"], kernel, values["s"], layers, width, relu=name != "ConvKXBN", forced=kind != "bottleneck")
 
 
 def format_structure(structure: Structure, in_channels: int = 3) -> str:
@@ -189,7 +178,6 @@ def scaled(structure: Structure, width: float) -> Structure:
     """``structure`` with every width times ``width``, to the nearest multiple of 8, at least 8."""
     if not 0 < width <= 16:
         raise UserError(f"MAE-DET's width is {width}: it must be above 0, and at most 16")
-
     if width == 1:
         return structure
     return tuple(
@@ -226,13 +214,9 @@ class MAEDET(StagedBackbone):
     Args:
         structure: its blocks, in order.
         width: factor of all its widths, which are rounded to multiples of 8.
-        in_channels, out_features, norm, freeze_at: as `VoVNet`'s.
-        deform_on_per_stage: for res2 to res5, whether its kxk convolutions are deformable; ``deform_modulated`` makes them v2.
-        res5_dilation: 2 for res5 at stride 16, with dilated convolutions.
+        common: `Options`.
     """
 
-    stages = STAGES
-    layouts = ("released",)
     released_images = (re.compile(r"(^|\.)block_list\.\d"), "RGB")
 
     def __init__(
@@ -240,22 +224,16 @@ class MAEDET(StagedBackbone):
         structure: Sequence[Block],
         *,
         width: float = 1.0,
-        in_channels: int = 3,
-        out_features: Sequence[str] = STAGES[1:],
-        norm: str = "FrozenBN",
-        deform_on_per_stage: Sequence[bool] = (False, False, False, False),
-        deform_modulated: bool = False,
-        deform_num_groups: int = 1,
-        res5_dilation: int = 1,
-        freeze_at: int = 0,
+        **common: Any,
     ):
         super().__init__()
+        options = Options(**common)
+        norm = options.norm
         structure = scaled(check_structure(structure), width)
-        plain = StagePlan(2, nn.Conv2d, nn.Conv2d)
-        plans = [plain, *stage_plans(deform_on_per_stage, deform_modulated, deform_num_groups, res5_dilation)]
+        plans = [StagePlan(2, nn.Conv2d, nn.Conv2d), *options.plans()]
         self._released: dict[str, str] = {}  # where each of the released blocks stands here
         numbers = stage_of(structure)
-        stride = 1
+        in_channels, stride = options.in_channels, 1
         for number, name in enumerate(STAGES):
             stage, plan = nn.Sequential(), plans[number]
             for i, block in enumerate(structure):
@@ -276,7 +254,7 @@ class MAEDET(StagedBackbone):
             stride *= plan.stride
             self.add_stage(name, stage, in_channels, stride)
         initialize_convs(self, lambda w: nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu"))
-        self.finish(out_features, freeze_at, divisible=False)
+        self.finish(options, divisible=False)
 
     def translate_key(self, key: str, layout: str) -> str:
         match = re.match(r"block_list\.(\d+(?:\.block_list\.\d+)?)\.(?:(conv\d|residual_proj)\.)?(conv1|bn1)\.(\w+)$", key)
@@ -287,27 +265,19 @@ class MAEDET(StagedBackbone):
         return f"{self._released[match[1]]}.{unit.replace('residual_proj', 'shortcut')}{part}.{match[4]}"
 
 
-@dataclass(frozen=True)
-class MAEDETSpec:
-    """The structural arguments of `MAEDET`."""
-
-    structure: Structure
-
-
-def _stem(channels: int) -> Block:
-    return Block(channels, kernel_size=3, stride=2)
+MAEDETSpec = spec_of(MAEDET)
 
 
 SPECS = {
     # channels, kernel, stride, bottlenecks, their width
     "MAE-DET-S": MAEDETSpec(
-        (_stem(32), Block(48, 5, 2, 2, 32), Block(272, 3, 2, 4, 120), Block(1024, 5, 2, 10, 80), Block(2048, 3, 2, 10, 240)),
+        (Block(32, 3, 2), Block(48, 5, 2, 2, 32), Block(272, 3, 2, 4, 120), Block(1024, 5, 2, 10, 80), Block(2048, 3, 2, 10, 240)),
     ),
     "MAE-DET-M": MAEDETSpec(
-        (_stem(64), Block(120, 3, 2, 2, 64), Block(512, 5, 2, 10, 72), Block(1632, 5, 2, 10, 112), Block(2048, 5, 2, 8, 184)),
+        (Block(64, 3, 2), Block(120, 3, 2, 2, 64), Block(512, 5, 2, 10, 72), Block(1632, 5, 2, 10, 112), Block(2048, 5, 2, 8, 184)),
     ),
     "MAE-DET-L": MAEDETSpec(
-        (_stem(80), Block(144, 3, 2, 2, 80), Block(608, 5, 2, 12, 88), Block(1912, 5, 2, 12, 136), Block(2400, 5, 2, 10, 220)),
+        (Block(80, 3, 2), Block(144, 3, 2, 2, 80), Block(608, 5, 2, 12, 88), Block(1912, 5, 2, 12, 136), Block(2400, 5, 2, 10, 220)),
     ),
 }
 
@@ -321,8 +291,7 @@ def build(cfg: CfgNode, input_shape: ShapeSpec) -> MAEDET:
         structure = SPECS[node.NAME].structure
     else:
         raise unknown("MODEL.MAEDET.NAME", node.NAME, SPECS)
-    return MAEDET(structure, **common_options(cfg, node, input_shape), width=node.WIDTH, out_features=node.OUT_FEATURES)
+    return MAEDET(structure, **common_options(cfg, node, input_shape), width=node.WIDTH)
 
 
-FAMILY = register(Family("maedet", MAEDET, SPECS, build, variant_key="MODEL.MAEDET.NAME"))
-register_builders(FAMILY)
+FAMILY = register("maedet", MAEDET, SPECS, build, variant_key="MODEL.MAEDET.NAME")

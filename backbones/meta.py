@@ -4,6 +4,7 @@ import contextlib
 from typing import Any, Iterator
 
 import torch
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _DRAWS = ("normal_", "uniform_", "kaiming_uniform_")
@@ -23,3 +24,21 @@ def on_meta() -> Iterator[None]:
     """Within, modules are made on the meta device."""
     with torch.device("meta"), _WithoutDraws():
         yield
+
+
+def conv_counts(network: nn.Module, x: Tensor) -> tuple[int, int]:
+    """(multiply-adds, values) that a network's convolutions, deformable ones too, compute of ``x`` and give."""
+    macs, values, hooks = [], [], []
+
+    def count(module: Any, inputs: Any, out: Tensor) -> None:
+        macs.append(out.numel() * module.weight[0].numel())
+        values.append(out.numel())
+
+    for module in network.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and weight.dim() == 4:
+            hooks.append(module.register_forward_hook(count))
+    network(x)
+    for hook in hooks:
+        hook.remove()
+    return sum(macs), sum(values)

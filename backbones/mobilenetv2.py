@@ -5,24 +5,19 @@ The classifier's last 1280-wide convolution is left out. The released weights ar
 convolution and the first block, which the older project called 2, as it counted layers.
 """
 
+import functools
 import math
 import re
-from dataclasses import dataclass
-from typing import Sequence
+from typing import Any, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from .fpn import common_options, register_builders
-from .layers import Conv, ConvNormAct, StagedBackbone, StagePlan, initialize_convs, stage_plans
-from .registry import Family, register
+from .fpn import common_options, register
+from .layers import STAGES, Conv, ConvNormAct, Options, StagedBackbone, StagePlan, initialize_convs, spec_of
 
-STAGES = ("stem", "res2", "res3", "res4", "res5")
-
-
-def _relu6() -> nn.Module:
-    return nn.ReLU6(inplace=True)
+_relu6 = functools.partial(nn.ReLU6, inplace=True)
 
 
 class InvertedResidual(nn.Module):
@@ -47,12 +42,9 @@ class MobileNetV2(StagedBackbone):
     Args:
         stem_channels: width of the first convolution.
         groups: (stage, expansion, channels, number of blocks, stride of the first) for each group of blocks, in order.
-        in_channels, out_features, norm, freeze_at: as `VoVNet`'s.
-        deform_on_per_stage: for res2 to res5, whether its depthwise layers are deformable; ``deform_modulated`` makes them v2.
-        res5_dilation: 2 for res5 at stride 16, with dilated layers.
+        common: `Options`.
     """
 
-    stages = STAGES
     layouts = ("released", "torchvision")
     classifier = re.compile(r"(classifier(\.\d)?|features\.18\.\d)\.\w+$")
 
@@ -60,20 +52,13 @@ class MobileNetV2(StagedBackbone):
         self,
         stem_channels: int,
         groups: Sequence[tuple[str, int, int, int, int]],
-        *,
-        in_channels: int = 3,
-        out_features: Sequence[str] = STAGES[1:],
-        norm: str = "FrozenBN",
-        deform_on_per_stage: Sequence[bool] = (False, False, False, False),
-        deform_modulated: bool = False,
-        deform_num_groups: int = 1,
-        res5_dilation: int = 1,
-        freeze_at: int = 0,
+        **common: Any,
     ):
         super().__init__()
-        plans = dict(zip(STAGES[1:], stage_plans(deform_on_per_stage, deform_modulated, deform_num_groups, res5_dilation)))
+        options = Options(**common)
+        plans = dict(zip(STAGES[1:], options.plans()))
         stages: dict[str, nn.Sequential] = {name: nn.Sequential() for name in STAGES}
-        stages["stem"].append(ConvNormAct(in_channels, stem_channels, 3, 2, norm=norm, act=_relu6))
+        stages["stem"].append(ConvNormAct(options.in_channels, stem_channels, 3, 2, norm=options.norm, act=_relu6))
         # where each of the released layers features.<i> stands here
         self._released = ["stem.0"]
         width, stride = stem_channels, 2
@@ -84,7 +69,7 @@ class MobileNetV2(StagedBackbone):
                 self._released.append(f"{name}.{len(stages[name])}")
                 reduces = i == 0 and first_stride > 1
                 block_stride, conv = (plan.stride, plan.reducing) if reduces else (1, plan.conv)
-                stages[name].append(InvertedResidual(width, channels, expansion, block_stride, norm, conv))
+                stages[name].append(InvertedResidual(width, channels, expansion, block_stride, options.norm, conv))
                 width = channels
                 stride *= block_stride
             shapes[name] = (channels, stride)
@@ -92,34 +77,25 @@ class MobileNetV2(StagedBackbone):
             self.add_stage(name, stage, *shapes[name])
         initialize_convs(self, lambda w: nn.init.normal_(w, std=math.sqrt(2.0 / (w.shape[0] * w.shape[2] * w.shape[3]))))
         # stride-2 convolutions round odd sizes up, as detectron2 expects: any size works
-        self.finish(out_features, freeze_at, divisible=False)
+        self.finish(options, divisible=False)
 
     def translate_key(self, key: str, layout: str) -> str:
-        if layout == "torchvision":
-            # features.<i>.conv.<unit>.<j>, but the last convolution and its norm features.<i>.conv.<j>
-            last = 1 if key.startswith("features.1.") else 2
-            key = re.sub(r"^(features\.\d+\.conv)\.(\d+)\.(\w+)$", lambda m: f"{m[1]}.{3 * last + int(m[2]) - last}.{m[3]}", key)
-            key = re.sub(r"^(features\.\d+\.conv)\.(\d+)\.(\d+)\.", lambda m: f"{m[1]}.{3 * int(m[2]) + int(m[3])}.", key)
-        match = re.match(r"features\.(\d+)\.(conv\.)?(\d+)\.(\w+)$", key)
+        match = re.match(r"features\.(\d+)\.(?:conv\.)?([\d.]+)\.(\w+)$", key)
         if not match or int(match[1]) >= len(self._released):
             return key
-        index, inner, position, leaf = int(match[1]), match[2], int(match[3]), match[4]
-        if not inner:  # features.0.{0,1}
-            return f"{self._released[index]}.{'conv' if position == 0 else 'norm'}.{leaf}"
-        # convolution, norm and activation in turn, three of each, or two where nothing is widened; the last has no activation
-        units = ("depthwise", "project") if index == 1 else ("expand", "depthwise", "project")
-        if position // 3 >= len(units) or position % 3 == 2:
-            return key
-        return f"{self._released[index]}.{units[position // 3]}.{'norm' if position % 3 else 'conv'}.{leaf}"
+        index, position, leaf = int(match[1]), match[2], match[3]
+        units = {0: [""], 1: ["depthwise.", "project."]}.get(index, ["expand.", "depthwise.", "project."])
+        for i, unit in enumerate(units):
+            # convolution, norm and activation of each unit in turn; torchvision has all units but the last, without one, in parts of their own
+            places = [f"{3 * i}", f"{3 * i + 1}"]
+            if layout == "torchvision":
+                places = [f"{i}", f"{i + 1}"] if unit == units[-1] else [f"{i}.0", f"{i}.1"]
+            if position in places:
+                return f"{self._released[index]}.{unit}{('conv', 'norm')[places.index(position)]}.{leaf}"
+        return key
 
 
-@dataclass(frozen=True)
-class MobileNetV2Spec:
-    """The structural arguments of `MobileNetV2`."""
-
-    stem_channels: int
-    groups: tuple[tuple[str, int, int, int, int], ...]
-
+MobileNetV2Spec = spec_of(MobileNetV2)
 
 SPECS = {
     "MobileNetV2": MobileNetV2Spec(
@@ -140,13 +116,10 @@ SPECS = {
 def build(cfg: CfgNode, input_shape: ShapeSpec) -> MobileNetV2:
     """The MobileNetV2 that ``cfg.MODEL.MOBILENETV2`` asks for."""
     node = cfg.MODEL.MOBILENETV2
-    return MobileNetV2(
-        **vars(SPECS["MobileNetV2"]),
-        **common_options(cfg, node, input_shape),
-        # configs of vovnet-detectron2 name the features under RESNETS
-        out_features=node.OUT_FEATURES or cfg.MODEL.RESNETS.OUT_FEATURES,
-    )
+    options = common_options(cfg, node, input_shape)
+    # configs of vovnet-detectron2 name the features under RESNETS
+    options["out_features"] = options["out_features"] or cfg.MODEL.RESNETS.OUT_FEATURES
+    return MobileNetV2(**vars(SPECS["MobileNetV2"]), **options)
 
 
-FAMILY = register(Family("mobilenetv2", MobileNetV2, SPECS, build))
-register_builders(FAMILY, bare_alias="build_mnv2_backbone")
+FAMILY = register("mobilenetv2", MobileNetV2, SPECS, build, bare_alias="build_mnv2_backbone")

@@ -4,13 +4,13 @@ import dataclasses
 import fnmatch
 import functools
 import inspect
+import re
 from typing import Any, Callable, Mapping
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import UserError, unknown
-from .layers import StagedBackbone
-from .layouts import without_wrappers
+from .layers import StagedBackbone, without_wrappers
 from .meta import on_meta
 
 
@@ -31,12 +31,6 @@ class Family:
 
 FAMILIES: dict[str, Family] = {}
 BUILDERS: dict[str, Family] = {}  # by the name of each registered builder: MODEL.BACKBONE.NAME
-
-
-def register(family: Family) -> Family:
-    """Adds a family. Called once a family, at the end of its file."""
-    FAMILIES[family.name] = family
-    return family
 
 
 def family_of(name: str) -> Family:
@@ -69,8 +63,7 @@ def create(name: str, **overrides: Any) -> StagedBackbone:
     for key in overrides:
         if key not in allowed:
             raise unknown(f"argument of {family.network.__name__}", key, allowed)
-    spec = {field.name: getattr(family.specs[name], field.name) for field in dataclasses.fields(family.specs[name])}
-    return family.network(**{**spec, **overrides})
+    return family.network(**{**vars(family.specs[name]), **overrides})
 
 
 def translate(name: str, state_dict: Mapping[str, Tensor], layout: str | None = None, **overrides: Any) -> dict[str, Tensor]:
@@ -112,10 +105,13 @@ def attempt(name: str, state_dict: Mapping[str, Tensor], layout: str, overrides:
         result = own.complete(own.translate_state_dict(inside, layouts=(layout,)), layout)
     except UserError as error:
         return {}, [str(error)] * len(inside)
-    expected = {key: tuple(value.shape) for key, value in own.state_dict().items()}
-    wrong = [f"missing {key}" for key in expected if key not in result and not key.endswith("num_batches_tracked")]
-    wrong += [f"unknown {key}" for key in result if key not in expected]
-    for key, shape in expected.items():
-        if key in result and tuple(result[key].shape) != shape:
-            wrong.append(f"{key} is {tuple(result[key].shape)}, not {shape}")
-    return result, wrong
+    return result, misfits(result, own, "num_batches_tracked$")
+
+
+def misfits(given: Mapping[str, Tensor], model: nn.Module, ignored: str) -> list[str]:
+    """What of a state dict is not of ``model``, a line an entry; keys in which ``ignored`` is found may be missing."""
+    expected = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    wrong = [f"missing {key}" for key in expected if key not in given and not re.search(ignored, key)]
+    wrong += [f"unknown {key}" for key in given if key not in expected]
+    shapes = {key: tuple(value.shape) for key, value in given.items()}
+    return wrong + [f"{key} is {shapes[key]}, not {shape}" for key, shape in expected.items() if shapes.get(key, shape) != shape]

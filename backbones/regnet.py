@@ -13,21 +13,19 @@ Worth knowing:
 
 import math
 import re
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone.regnet import generate_regnet_parameters
 from torch import Tensor, nn
+from torchvision.ops import SqueezeExcitation
 
 from .errors import UserError, unknown
-from .fpn import common_options, register_builders
-from .layers import Conv, ConvNormAct, StagedBackbone, initialize_convs, stage_plans
-from .registry import Family, register
+from .fpn import common_options, register
+from .layers import STAGES, Conv, ConvNormAct, Options, StagedBackbone, initialize_convs, spec_of
 
-STAGES = ("stem", "res2", "res3", "res4", "res5")
 ROUNDINGS = ("pycls", "torchvision")
 
 
@@ -64,26 +62,8 @@ def stage_widths(depth: int, w0: int, wa: float, wm: float, group_width: int, ro
     ):
         if not fits:
             raise UserError(f"RegNet's {name} is {value}: it must be {wanted}")
-    widths = []
-    for i in range(depth):
-        exponent = round(math.log((w0 + wa * i) / w0) / math.log(wm))
-        widths.append(8 * round(w0 * wm**exponent / 8))  # round: halves to even, as numpy's
-    # widths of the rule never fall, so equal ones stand together
-    stages = [(width, len(list(blocks))) for width, blocks in groupby(widths)]
-    return [(round_to_groups(width, group_width, rounding), blocks, min(group_width, width)) for width, blocks in stages]
-
-
-class SqueezeExcite(nn.Module):
-    """Scales each channel by a gate in [0, 1], computed from all channels' means through a layer of ``width``."""
-
-    def __init__(self, channels: int, width: int):
-        super().__init__()
-        self.fc1 = nn.Conv2d(channels, width, 1)
-        self.fc2 = nn.Conv2d(width, channels, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        gate: Tensor = self.fc2(F.relu(self.fc1(F.adaptive_avg_pool2d(x, 1))))
-        return x * gate.sigmoid()
+    widths, depths, *_ = generate_regnet_parameters(wa, w0, wm, depth)
+    return [(round_to_groups(width, group_width, rounding), blocks, min(group_width, width)) for width, blocks in zip(widths, depths)]
 
 
 class XBlock(nn.Module):
@@ -93,7 +73,7 @@ class XBlock(nn.Module):
         super().__init__()
         self.conv1 = ConvNormAct(in_channels, channels, norm=norm)
         self.conv2 = ConvNormAct(channels, channels, 3, stride, groups=groups, norm=norm, conv=conv)
-        self.se = SqueezeExcite(channels, se_width) if se_width else nn.Identity()
+        self.se = SqueezeExcitation(channels, se_width) if se_width else nn.Identity()
         self.conv3 = ConvNormAct(channels, channels, norm=norm, act=nn.Identity)
         project = stride > 1 or in_channels != channels
         self.shortcut = ConvNormAct(in_channels, channels, stride=stride, norm=norm, act=nn.Identity) if project else nn.Identity()
@@ -110,12 +90,9 @@ class RegNet(StagedBackbone):
         group_width: channels a group of the 3x3 convolutions.
         se_ratio: width of the squeeze-excitation, in widths of the block's input; 0 for none (X).
         rounding: of widths to whole groups, "pycls" (the paper's) or "torchvision".
-        in_channels, out_features, norm, freeze_at: as `VoVNet`'s.
-        deform_on_per_stage: for res2 to res5, whether its 3x3 convolutions are deformable; ``deform_modulated`` makes them v2.
-        res5_dilation: 2 for res5 at stride 16, with dilated convolutions.
+        common: `Options`.
     """
 
-    stages = STAGES
     layouts = ("pycls", "mmdet", "torchvision", "timm")
     native_layouts = ("pycls", "mmdet")
     classifier = re.compile(r"(head\.)?fc\.\w+$")
@@ -130,16 +107,10 @@ class RegNet(StagedBackbone):
         se_ratio: float = 0.0,
         *,
         rounding: str = "pycls",
-        in_channels: int = 3,
-        out_features: Sequence[str] = STAGES[1:],
-        norm: str = "FrozenBN",
-        deform_on_per_stage: Sequence[bool] = (False, False, False, False),
-        deform_modulated: bool = False,
-        deform_num_groups: int = 1,
-        res5_dilation: int = 1,
-        freeze_at: int = 0,
+        **common: Any,
     ):
         super().__init__()
+        options = Options(**common)
         stages = stage_widths(depth, w0, wa, wm, group_width, rounding)
         if len(stages) != 4:
             raise UserError(
@@ -148,109 +119,63 @@ class RegNet(StagedBackbone):
             )
         if not 0 <= se_ratio <= 1:
             raise UserError(f"RegNet's se_ratio is {se_ratio}: it must be from 0, for none, to 1")
-        plans = stage_plans(deform_on_per_stage, deform_modulated, deform_num_groups, res5_dilation)
-        self.add_stage("stem", ConvNormAct(in_channels, 32, 3, stride=2, norm=norm), 32, stride=2)
+        self.add_stage("stem", ConvNormAct(options.in_channels, 32, 3, stride=2, norm=options.norm), 32, stride=2)
         width, stride = 32, 2
-        for name, (channels, blocks, group), plan in zip(STAGES[1:], stages, plans):
+        for name, (channels, blocks, group), plan in zip(STAGES[1:], stages, options.plans()):
             stage = nn.Sequential()
             for b in range(blocks):
                 se_width = round(se_ratio * width)
                 block_stride, conv = (1, plan.conv) if b else (plan.stride, plan.reducing)
-                stage.add_module(f"block{b + 1}", XBlock(width, channels, block_stride, channels // group, se_width, norm, conv))
+                stage.add_module(f"block{b + 1}", XBlock(width, channels, block_stride, channels // group, se_width, options.norm, conv))
                 width = channels
             stride *= plan.stride
             self.add_stage(name, stage, channels, stride)
         # by fan-out, not divided by the groups
         initialize_convs(self, lambda w: nn.init.normal_(w, std=math.sqrt(2.0 / (w.shape[0] * w.shape[2] * w.shape[3]))))
-        self.finish(out_features, freeze_at, divisible=False)
+        self.finish(options, divisible=False)
 
     def translate_key(self, key: str, layout: str) -> str:
-        names = _LAYOUTS[layout]
+        layout_ = _LAYOUTS[layout]
+        stem, parts = dict(zip(layout_.stem.split(), _STEM.split())), dict(zip(layout_.parts.split(), _PARTS.split()))
         module, _, leaf = key.rpartition(".")
-        if module in names.stem:
-            return f"stem.{names.stem[module]}.{leaf}"
-        match = re.fullmatch(names.block + r"\.(?P<part>.+)", module)
-        if not match or match["part"] not in names.parts:
+        if module in stem:
+            return f"stem.{stem[module]}.{leaf}"
+        match = re.fullmatch(layout_.block + r"\.(?P<part>.+)", module)
+        if not match or match["part"] not in parts:
             return key
-        return f"res{int(match['stage']) + 1}.block{int(match['block']) + 1 - names.first}.{names.parts[match['part']]}.{leaf}"
+        return f"res{int(match['stage']) + 1}.block{int(match['block']) + 1 - layout_.first}.{parts[match['part']]}.{leaf}"
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Where another project keeps the same weights: its modules' names, and ours."""
+class _Layout(NamedTuple):
+    """Where another project keeps the same weights: its modules' names, in the order of ours."""
 
-    stem: Mapping[str, str]
+    stem: str
     block: str  # pattern of a block's name; its stages count from 1
     first: int  # its number of a stage's first block
-    parts: Mapping[str, str]
+    parts: str
 
 
+_STEM = "conv norm"
+_PARTS = "shortcut.conv shortcut.norm conv1.conv conv1.norm conv2.conv conv2.norm conv3.conv conv3.norm se.fc1 se.fc2 conv2.conv.offset"
+_BLOCK = r"s(?P<stage>[1-4])\.b(?P<block>\d+)"
+_TRUNK = r"trunk_output\.block(?P<stage>[1-4])\.block(?P=stage)-(?P<block>\d+)"
 _LAYOUTS = {
-    "pycls": _Layout(
-        {"stem.conv": "conv", "stem.bn": "norm"},
-        r"s(?P<stage>[1-4])\.b(?P<block>\d+)",
-        1,
-        {
-            "proj": "shortcut.conv",
-            "bn": "shortcut.norm",
-            **{f"f.{letter}": f"conv{i}.conv" for i, letter in enumerate("abc", 1)},
-            **{f"f.{letter}_bn": f"conv{i}.norm" for i, letter in enumerate("abc", 1)},
-            "f.se.f_ex.0": "se.fc1",
-            "f.se.f_ex.2": "se.fc2",
-        },
-    ),
+    "pycls": _Layout("stem.conv stem.bn", _BLOCK, 1, "proj bn f.a f.a_bn f.b f.b_bn f.c f.c_bn f.se.f_ex.0 f.se.f_ex.2"),
     "mmdet": _Layout(
-        {"conv1": "conv", "bn1": "norm"},
+        "conv1 bn1",
         r"layer(?P<stage>[1-4])\.(?P<block>\d+)",
         0,
-        {
-            "downsample.0": "shortcut.conv",
-            "downsample.1": "shortcut.norm",
-            **{f"conv{i}": f"conv{i}.conv" for i in (1, 2, 3)},
-            **{f"bn{i}": f"conv{i}.norm" for i in (1, 2, 3)},
-            "conv2.conv_offset": "conv2.conv.offset",
-        },
+        "downsample.0 downsample.1 conv1 bn1 conv2 bn2 conv3 bn3 - - conv2.conv_offset",
     ),
-    "torchvision": _Layout(
-        {"stem.0": "conv", "stem.1": "norm"},
-        r"trunk_output\.block(?P<stage>[1-4])\.block(?P=stage)-(?P<block>\d+)",
-        0,
-        {
-            "proj.0": "shortcut.conv",
-            "proj.1": "shortcut.norm",
-            **{f"f.{letter}.0": f"conv{i}.conv" for i, letter in enumerate("abc", 1)},
-            **{f"f.{letter}.1": f"conv{i}.norm" for i, letter in enumerate("abc", 1)},
-            "f.se.fc1": "se.fc1",
-            "f.se.fc2": "se.fc2",
-        },
-    ),
+    "torchvision": _Layout("stem.0 stem.1", _TRUNK, 0, "proj.0 proj.1 f.a.0 f.a.1 f.b.0 f.b.1 f.c.0 f.c.1 f.se.fc1 f.se.fc2"),
     "timm": _Layout(
-        {"stem.conv": "conv", "stem.bn": "norm"},
-        r"s(?P<stage>[1-4])\.b(?P<block>\d+)",
-        1,
-        {
-            "downsample.conv": "shortcut.conv",
-            "downsample.bn": "shortcut.norm",
-            **{f"conv{i}.conv": f"conv{i}.conv" for i in (1, 2, 3)},
-            **{f"conv{i}.bn": f"conv{i}.norm" for i in (1, 2, 3)},
-            "se.fc1": "se.fc1",
-            "se.fc2": "se.fc2",
-        },
+        *("stem.conv stem.bn", _BLOCK, 1),
+        "downsample.conv downsample.bn conv1.conv conv1.bn conv2.conv conv2.bn conv3.conv conv3.bn se.fc1 se.fc2",
     ),
 }
 
 
-@dataclass(frozen=True)
-class RegNetSpec:
-    """One model: the structural arguments of `RegNet`."""
-
-    depth: int
-    w0: int
-    wa: float
-    wm: float
-    group_width: int
-    se_ratio: float = 0.0
-
+RegNetSpec = spec_of(RegNet)
 
 SPECS = {
     "RegNetX-200MF": RegNetSpec(13, 24, 36.44, 2.49, 8),
@@ -293,8 +218,7 @@ def build(cfg: CfgNode, input_shape: ShapeSpec) -> RegNet:
                 f"MODEL.REGNET.NAME {node.NAME!r} and {', '.join(given)} exclude each other: for a RegNet of other numbers, set NAME ''"
             )
         numbers = vars(SPECS[node.NAME])
-    return RegNet(**numbers, **common_options(cfg, node, input_shape), out_features=node.OUT_FEATURES, rounding=node.ROUNDING)
+    return RegNet(**numbers, **common_options(cfg, node, input_shape), rounding=node.ROUNDING)
 
 
-FAMILY = register(Family("regnet", RegNet, SPECS, build, variant_key="MODEL.REGNET.NAME"))
-register_builders(FAMILY)
+FAMILY = register("regnet", RegNet, SPECS, build, variant_key="MODEL.REGNET.NAME")

@@ -12,8 +12,8 @@ Worth knowing:
 
 import ast
 import os
+import random
 import re
-from dataclasses import dataclass
 from typing import Any, Sequence
 
 import torch
@@ -23,14 +23,17 @@ from torch import Tensor, nn
 
 from .documents import read_yaml
 from .errors import UserError, unknown
-from .fpn import common_options, register_builders
-from .layers import Conv, ConvNormAct, StagedBackbone, StagePlan, initialize_convs, rounded, stage_plans
-from .registry import Family, register
+from .fpn import common_options, register
+from .layers import STAGES, Conv, ConvNormAct, Options, StagedBackbone, StagePlan, initialize_convs, rounded, spec_of
 
-STAGES = ("stem", "res2", "res3", "res4", "res5")
 CHOICES = ("shuffle_3x3", "shuffle_5x5", "shuffle_7x7", "shuffle_xception")
 SPLITS = ("halves", "input")  # of a reducing block's width: in two halves, or as much as its input has and the rest
 SHUFFLES = ("after", "before", "alternate")  # channels interleaved after each block, before each that keeps the size, or every second one taken
+
+
+def random_path(blocks: int, rng: random.Random) -> tuple[int, ...]:
+    """A choice for each of so many blocks, uniform."""
+    return tuple(int(rng.random() * len(CHOICES)) for _ in range(blocks))
 
 
 def interleave(x: Tensor) -> Tensor:
@@ -122,12 +125,9 @@ class ShuffleNetV2(StagedBackbone):
         split, shuffle: among SPLITS and SHUFFLES, see the top of this file.
         stem_bias: whether the first convolution has a bias, as the authors' has, in front of its norm.
         width: factor of all its widths, which are rounded to multiples of 4.
-        in_channels, out_features, norm, freeze_at: as `VoVNet`'s.
-        deform_on_per_stage: for res2 to res5, whether its depthwise layers are deformable; ``deform_modulated`` makes them v2.
-        res5_dilation: 2 for res5 at stride 16, with dilated layers.
+        common: `Options`.
     """
 
-    stages = STAGES
     layouts = ("mmrazor", "authors")
     native_layouts = ("mmrazor", "authors")
     classifier = re.compile(r"(layers\.4\.|last_conv\.|fc\.|head\.).*$")
@@ -143,16 +143,11 @@ class ShuffleNetV2(StagedBackbone):
         stem_bias: bool = True,
         *,
         width: float = 1.0,
-        in_channels: int = 3,
-        out_features: Sequence[str] = STAGES[1:],
-        norm: str = "FrozenBN",
-        deform_on_per_stage: Sequence[bool] = (False, False, False, False),
-        deform_modulated: bool = False,
-        deform_num_groups: int = 1,
-        res5_dilation: int = 1,
-        freeze_at: int = 0,
+        **common: Any,
     ):
         super().__init__()
+        options = Options(**common)
+        norm = options.norm
         for key, value, allowed in (("SPLIT", split, SPLITS), ("SHUFFLE", shuffle, SHUFFLES)):
             if value not in allowed:
                 raise unknown(f"MODEL.SHUFFLENETV2.{key}", value, allowed)
@@ -162,15 +157,13 @@ class ShuffleNetV2(StagedBackbone):
         self.choices = check_choices(choices, blocks)
         self.conventions = {"MODEL.SHUFFLENETV2.SHUFFLE": shuffle}
         stem_channels, *channels = (c if width == 1 else rounded(c * width, 4) for c in (stem_channels, *channels))
-        stem = ConvNormAct(in_channels, stem_channels, 3, stride=2, norm=norm)
+        stem = ConvNormAct(options.in_channels, stem_channels, 3, stride=2, norm=norm)
         if stem_bias and norm:
             stem.conv.bias = nn.Parameter(torch.zeros(stem_channels))
         self.add_stage("stem", stem, stem_channels, stride=2)
         self._released: list[str] = []  # where each block, in order, stands here
         before, stride = stem_channels, 2
-        for name, out, count, plan in zip(
-            STAGES[1:], channels, blocks, stage_plans(deform_on_per_stage, deform_modulated, deform_num_groups, res5_dilation)
-        ):
+        for name, out, count, plan in zip(STAGES[1:], channels, blocks, options.plans()):
             stage = nn.Sequential()
             for i in range(count):
                 place = f"block{i + 1}"
@@ -185,7 +178,7 @@ class ShuffleNetV2(StagedBackbone):
             if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
                 nn.init.constant_(module.bias, 1e-4)
         # convolutions of stride 2 round odd sizes up, as detectron2 expects: any size works
-        self.finish(out_features, freeze_at, divisible=False)
+        self.finish(options, divisible=False)
 
     def _block(self, index: int, in_channels: int, out_channels: int, reduces: bool, norm: str, plan: StagePlan) -> nn.Module:
         return ShuffleBlock(in_channels, out_channels, self.choices[index], reduces, self.split, self.shuffle, norm, plan)
@@ -269,13 +262,10 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
     def _place(self, index: int, choice: int) -> str | None:
         return f"{self._released[index]}.{choice}." if index < len(self._released) and choice < len(CHOICES) else None
 
-    def choice_blocks(self) -> list[Choices]:
-        return [module for module in self.modules() if isinstance(module, Choices)]
-
     def set_path(self, path: Sequence[int]) -> None:
         """The choice of every block, in order, that runs from now on."""
         self.choices = check_choices(path, self.blocks)
-        for block, choice in zip(self.choice_blocks(), self.choices):
+        for block, choice in zip((module for module in self.modules() if isinstance(module, Choices)), self.choices):
             block.active = choice
 
     def subnet_state_dict(self, path: Sequence[int]) -> dict[str, Tensor]:
@@ -291,18 +281,11 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
         return result
 
 
-@dataclass(frozen=True)
-class ShuffleNetV2Spec:
-    """The structural arguments of `ShuffleNetV2`."""
+def supernets(model: nn.Module) -> list[ShuffleNetV2Supernet]:
+    return [module for module in model.modules() if isinstance(module, ShuffleNetV2Supernet)]
 
-    stem_channels: int
-    channels: tuple[int, int, int, int]
-    blocks: tuple[int, int, int, int]
-    choices: tuple[int, ...]
-    split: str = "input"
-    shuffle: str = "alternate"
-    stem_bias: bool = True
 
+ShuffleNetV2Spec = spec_of(ShuffleNetV2)
 
 _SMALL: dict[str, Any] = dict(stem_channels=16, channels=(64, 160, 320, 640), blocks=(4, 4, 8, 4))
 _LARGE: dict[str, Any] = dict(blocks=(8, 8, 16, 8))
@@ -388,8 +371,7 @@ def build(cfg: CfgNode, input_shape: ShapeSpec) -> ShuffleNetV2:
         stated = {"network": node.NAME, "split": spec["split"], "shuffle": spec["shuffle"], "width": node.WIDTH}
         spec["choices"] = read_choices(node.SUBNET, spec["blocks"], stated)
     network = ShuffleNetV2Supernet if node.SUPERNET else ShuffleNetV2
-    return network(**spec, **common_options(cfg, node, input_shape), width=node.WIDTH, out_features=node.OUT_FEATURES)
+    return network(**spec, **common_options(cfg, node, input_shape), width=node.WIDTH)
 
 
-FAMILY = register(Family("shufflenetv2", ShuffleNetV2, SPECS, build, variant_key="MODEL.SHUFFLENETV2.NAME"))
-register_builders(FAMILY)
+FAMILY = register("shufflenetv2", ShuffleNetV2, SPECS, build, variant_key="MODEL.SHUFFLENETV2.NAME")

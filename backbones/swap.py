@@ -12,12 +12,11 @@ from omegaconf import DictConfig, OmegaConf
 from .config import ARCHITECTURES, add_backbones_config, architecture, get, merge_overrides, put
 from .detectors import LastStageROIHeads, last_stage
 from .errors import UserError
+from .fpn import COMMON_KEYS
 from .meta import on_meta
 from .registry import BUILDERS, Family, create, family_of
 from .zoo import weights
 
-# options that a family's own node has under the same names as RESNETS
-_KEPT = ("NORM", "DEFORM_ON_PER_STAGE", "DEFORM_MODULATED", "DEFORM_NUM_GROUPS", "RES5_DILATION")
 # keys that may name features of the backbone itself
 _FEATURE_KEYS = dict.fromkeys(("MODEL.FPN.IN_FEATURES", *(key for row in ARCHITECTURES.values() for key in row.features or ())))
 
@@ -42,7 +41,7 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str) -> None:
     before = cfg.MODEL.BACKBONE.NAME
     old = BUILDERS.get(before)
     source = cfg.MODEL[old.name.upper() if old else "RESNETS"]
-    kept = {key: source[key] for key in _KEPT}
+    kept = {key: source[key] for key in COMMON_KEYS}
     defaults = get_cfg()
     add_backbones_config(defaults)
     # nothing of another network's structure stays
@@ -105,7 +104,7 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
         raise UserError(f"{said}, so there is no place for another network", "unsupported")
     features = [_feature(feature, family) for feature in (outer.in_features if old is not outer else old.out_features)]
     options = {"norm": old.get("stages", old).get("norm", "FrozenBN")}
-    options.update({key: old[key] for key in ("freeze_at", *(key.lower() for key in _KEPT[1:])) if key in old})
+    options.update({key: old[key] for key in ("freeze_at", *(key.lower() for key in COMMON_KEYS[1:])) if key in old})
     with on_meta():
         shapes = create(name, out_features=family.stages).output_shape()
     about = weights.about(name)

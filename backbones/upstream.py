@@ -38,22 +38,3 @@ def seeded(sampler: Any, seed: int) -> Sampler:
 def stop_workers(iterator: Any) -> None:
     """Ends the processes of a ``DataLoader``'s iterator now. By itself it ends them when it is collected, which a traceback can delay."""
     iterator._shutdown_workers()
-
-
-# Methods and fields that subclasses in this package override or read, by the class that has them. These classes are meant to be extended
-# so, and do it themselves, but do not document it.
-INHERITED = {
-    "torch.nn.Module": ("_load_from_state_dict",),
-    "iopath.common.file_io.PathHandler": ("_get_supported_prefixes", "_get_local_path", "_open", "_isfile", "_exists"),
-    "detectron2.checkpoint.DetectionCheckpointer": ("_load_file", "_load_model", "_log_incompatible_keys"),
-    "detectron2.data.DatasetMapper": ("_transform_annotations",),
-    "detectron2.engine.DefaultTrainer": ("_trainer", "_last_eval_results"),
-    "detectron2.engine.hooks.PreciseBN": ("_data_iter",),
-    "detectron2.engine.SimpleTrainer": ("_write_metrics", "_data_loader_iter", "_data_loader_iter_obj"),
-    "detectron2.evaluation.COCOEvaluator": (
-        *("_eval_predictions", "_derive_coco_results", "_tasks_from_predictions", "_tasks", "_coco_api", "_metadata", "_results"),
-        *("_output_dir", "_do_evaluation", "_max_dets_per_image", "_kpt_oks_sigmas", "_logger"),
-    ),
-    "detectron2.modeling.roi_heads.CascadeROIHeads": ("_init_mask_head", "_forward_box", "_create_proposals_from_boxes", "_run_stage"),
-    "detectron2.modeling.roi_heads.Res5ROIHeads": ("_build_res5_block",),
-}

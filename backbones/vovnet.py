@@ -13,8 +13,7 @@ Worth knowing:
 
 import functools
 import re
-from dataclasses import dataclass
-from typing import Sequence
+from typing import Any, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,9 +22,8 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from .errors import unknown
-from .fpn import common_options, register_builders
-from .layers import Conv, ConvNormAct, StagedBackbone, initialize_convs, stage_plans
-from .registry import Family, register
+from .fpn import common_options, register
+from .layers import Conv, ConvNormAct, Options, StagedBackbone, initialize_convs, spec_of
 
 STAGES = ("stem", "stage2", "stage3", "stage4", "stage5")
 
@@ -117,13 +115,8 @@ class VoVNet(StagedBackbone):
         stem_channels: widths of the stem's three convolutions.
         stage_channels, stage_out_channels: widths inside and after the blocks of stage2 to stage5.
         layers_per_block, blocks_per_stage, depthwise: what a block is made of, and how many there are in each stage.
-        in_channels: channels of the image.
-        out_features: the names to emit; stages behind the deepest are not built.
-        norm: a name in `layers.NORMS`.
         ese: gates in "all" blocks, as in the released weights, or in the "last" of each stage.
-        deform_on_per_stage: for stage2 to stage5, whether its 3x3 layers are deformable; ``deform_modulated`` makes them v2.
-        res5_dilation: 2 for stage5 at stride 16, with dilated layers.
-        freeze_at: how many stages to freeze, the stem being the first.
+        common: `Options`.
     """
 
     stages = STAGES
@@ -139,57 +132,39 @@ class VoVNet(StagedBackbone):
         blocks_per_stage: Sequence[int],
         depthwise: bool = False,
         *,
-        in_channels: int = 3,
-        out_features: Sequence[str] = STAGES[1:],
-        norm: str = "FrozenBN",
         ese: str = "all",
-        deform_on_per_stage: Sequence[bool] = (False, False, False, False),
-        deform_modulated: bool = False,
-        deform_num_groups: int = 1,
-        res5_dilation: int = 1,
-        freeze_at: int = 0,
+        **common: Any,
     ):
         super().__init__()
+        options = Options(**common)
+        norm = options.norm
         if ese not in ("all", "last"):
             raise unknown("eSE placement", ese, ("all", "last"))
         self._depthwise = depthwise
-        plans = stage_plans(deform_on_per_stage, deform_modulated, deform_num_groups, res5_dilation)
         unit = DepthwiseSeparable if depthwise else functools.partial(ConvNormAct, kernel_size=3)
         first, second, third = stem_channels
         stem = nn.Sequential(
-            ConvNormAct(in_channels, first, 3, stride=2, norm=norm),
+            ConvNormAct(options.in_channels, first, 3, stride=2, norm=norm),
             unit(first, second, norm=norm),
             unit(second, third, stride=2, norm=norm),
         )
         self.add_stage("stem", stem, third, stride=4)
         width, stride = third, 4
         for i, (name, channels, out_channels, num_blocks, plan) in enumerate(
-            zip(STAGES[1:], stage_channels, stage_out_channels, blocks_per_stage, plans)
+            zip(STAGES[1:], stage_channels, stage_out_channels, blocks_per_stage, options.plans())
         ):
-            blocks = [
-                OSABlock(
-                    in_channels=out_channels if b else width,
-                    channels=channels,
-                    out_channels=out_channels,
-                    layers=layers_per_block,
-                    depthwise=depthwise,
-                    norm=norm,
-                    gated=ese == "all" or b == num_blocks - 1,
-                    identity=b > 0,
-                    conv=plan.conv,
-                )
-                for b in range(num_blocks)
-            ]
             stage = nn.Sequential()
             if i > 0:
                 stage.add_module("pool", Pool(plan.stride))
                 stride *= plan.stride
-            for b, block in enumerate(blocks):
+            for b in range(num_blocks):
+                gated = ese == "all" or b == num_blocks - 1
+                block = OSABlock(width, channels, out_channels, layers_per_block, depthwise, norm, gated, identity=b > 0, conv=plan.conv)
                 stage.add_module(f"block{b + 1}", block)
+                width = out_channels
             self.add_stage(name, stage, out_channels, stride)
-            width = out_channels
         initialize_convs(self, lambda weight: nn.init.kaiming_normal_(weight, nonlinearity="relu"))
-        self.finish(out_features, freeze_at, divisible=True)
+        self.finish(options, divisible=True)
 
     def translate_key(self, key: str, layout: str) -> str:
         if layout == "timm" and self._depthwise:  # timm keeps a separable unit's norm beside its two convolutions
@@ -210,9 +185,7 @@ class VoVNet(StagedBackbone):
 _KEYS = {
     # vovnet-detectron2's names: stage3.OSA3_1.layers.0.OSA3_1_0/conv.weight, stem.stem_2/dw_conv3x3.weight, ...
     "released": (
-        (r"^stem\.stem_1/", r"stem.0."),
-        (r"^stem\.stem_2/", r"stem.1."),
-        (r"^stem\.stem_3/", r"stem.2."),
+        (r"^stem\.stem_([123])/", lambda m: f"stem.{int(m[1]) - 1}."),
         (r"^(stage\d)\.OSA\d_(\d+)\.", r"\1.block\2."),
         (r"\.layers\.(\d+)\.OSA\d_\d+_\d+/", r".layers.\1."),
         (r"\.concat\.OSA\d_\d+_concat/", r".concat."),
@@ -235,17 +208,7 @@ _KEYS = {
 }
 
 
-@dataclass(frozen=True)
-class VoVNetSpec:
-    """One variant: the structural arguments of `VoVNet`, widths in channels."""
-
-    stem_channels: tuple[int, int, int]
-    stage_channels: tuple[int, int, int, int]
-    stage_out_channels: tuple[int, int, int, int]
-    layers_per_block: int
-    blocks_per_stage: tuple[int, int, int, int]
-    depthwise: bool = False
-
+VoVNetSpec = spec_of(VoVNet)
 
 _SLIM = (64, 80, 96, 112), (112, 256, 384, 512)
 _FULL = (128, 160, 192, 224), (256, 512, 768, 1024)
@@ -266,13 +229,7 @@ def build(cfg: CfgNode, input_shape: ShapeSpec) -> VoVNet:
     node = cfg.MODEL.VOVNET
     if node.CONV_BODY not in SPECS:
         raise unknown("MODEL.VOVNET.CONV_BODY", node.CONV_BODY, SPECS)
-    return VoVNet(
-        **vars(SPECS[node.CONV_BODY]),
-        **common_options(cfg, node, input_shape),
-        out_features=node.OUT_FEATURES,
-        ese=node.ESE,
-    )
+    return VoVNet(**vars(SPECS[node.CONV_BODY]), **common_options(cfg, node, input_shape), ese=node.ESE)
 
 
-FAMILY = register(Family("vovnet", VoVNet, SPECS, build, variant_key="MODEL.VOVNET.CONV_BODY"))
-register_builders(FAMILY)
+FAMILY = register("vovnet", VoVNet, SPECS, build, variant_key="MODEL.VOVNET.CONV_BODY")

@@ -127,14 +127,8 @@ def main() -> None:
         print(f"no proof was run: {proof['why']}")
     overrides = [str(item) for item in about.get("overrides", [])]
     if "config" in about:
-        images = [
-            "INPUT.FORMAT",
-            expects.format,
-            "MODEL.PIXEL_MEAN",
-            str(list(expects.pixel_mean)),
-            "MODEL.PIXEL_STD",
-            str(list(expects.pixel_std)),
-        ]
+        mean, std = str(list(expects.pixel_mean)), str(list(expects.pixel_std))
+        images = ["INPUT.FORMAT", expects.format, "MODEL.PIXEL_MEAN", mean, "MODEL.PIXEL_STD", std]
         command = f"backbones train --config-file {about['config']} --eval-only MODEL.WEIGHTS {args.dst}"
         print("evaluate it:\n  " + " ".join([command, *_quoted([*overrides, *images])]))
     elif overrides:

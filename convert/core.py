@@ -5,7 +5,6 @@ import json
 import math
 import os
 import re
-import tempfile
 from typing import Any, Callable, Mapping, Sequence
 
 import numpy as np
@@ -13,13 +12,14 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import Backbone, build_model
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 import backbones
 from backbones import registry
 from backbones.errors import UserError
-from backbones.layouts import without_wrappers
+from backbones.files import replacing
+from backbones.layers import without_wrappers
 
 # the same features in double precision: what differs then differs in structure, not in the order of sums
 TOLERANCE = 1e-5
@@ -198,11 +198,7 @@ def check_fit(model: Mapping[str, Tensor], cfg: CfgNode, what: str) -> None:
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
-        expected = {key: tuple(value.shape) for key, value in build_model(cfg).state_dict().items()}
-    ignored = re.compile(r"pixel_(mean|std)$|.*anchor_generator\.|.*num_batches_tracked$")
-    wrong = [f"unmatched {key}" for key in model if key not in expected]
-    wrong += [f"missing {key}" for key in expected if key not in model and not ignored.match(key)]
-    wrong += [f"{k} is {tuple(model[k].shape)}, not {shape}" for k, shape in expected.items() if k in model and tuple(model[k].shape) != shape]
+        wrong = registry.misfits(model, build_model(cfg), r"^pixel_(mean|std)$|anchor_generator\.|num_batches_tracked$")
     if wrong:
         raise UserError(f"the file does not fit {what}, {listed(wrong, 12)}")
 
@@ -246,17 +242,14 @@ def write(converted: Converted, path: str) -> None:
         "preprocessing": {key: list(value) if isinstance(value, tuple) else value for key, value in vars(converted.preprocessing).items()},
         "provenance": {**converted.provenance, "converted_by": f"backbones {backbones.__version__}"},
     }
-    folder = os.path.dirname(os.path.abspath(path))
     try:
-        os.makedirs(folder, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix="convert-") as partial_folder:
-            partial = os.path.join(partial_folder, os.path.basename(path))  # torch writes the file's name into it
+        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+        with replacing(path) as partial, open(partial, "wb") as f:
             model = {key: value.contiguous().clone() for key, value in converted.model.items()}  # tensors that share memory are not written
             if path.endswith(".safetensors"):
-                save_file(model, partial, metadata={"format": "pt", "backbones": json.dumps(about)})
+                f.write(save(model, metadata={"format": "pt", "backbones": json.dumps(about)}))
             else:
-                torch.save({"model": model, **about}, partial)
-            os.replace(partial, path)
+                torch.save({"model": model, **about}, f)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise UserError(f"{path!r} cannot be written: {reason}") from error

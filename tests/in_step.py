@@ -9,7 +9,7 @@ from detectron2.utils import comm
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from backbones.engine import count_processes, launch
-from backbones.engine.supernet import supernets
+from backbones.shufflenetv2 import supernets
 from backbones.tools.train import argument_parser, read_config
 
 

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
-from backbones import UserError, create
-from backbones.benchmark import evaluation, gpu, pairs, speed, training
+from backbones import UserError, create, timing
+from backbones.benchmark import evaluation, gpu, speed, training
 from backbones.evaluation import coco
 from backbones.lean import keep_activations
 from backbones.tools import benchmark
@@ -19,15 +19,15 @@ ABOUT = {"machine": "m", "threads": 2, "precision": "float32", "versions": {"pyt
 
 def test_ratios_are_of_rounds():
     times = {"new": [1.0, 2.0, 4.0], "old": [2.0, 2.0, 12.0]}
-    (row,) = pairs.rows_of("suite/net/size", times, "old", **ABOUT)
+    (row,) = timing.rows_of("suite/net/size", times, "old", **ABOUT)
     assert row["name"] == "suite/net/size/new_vs_old" and row["unit"] == "times as fast" and row["pairs"] == 3
     assert (row["median"], row["low"], row["high"], row["seconds"]) == (2.0, 1.0, 3.0, [2.0, 2.0])
-    assert {"machine", "threads", "precision", "versions"} <= set(pairs.about())
+    assert {"machine", "threads", "precision", "versions"} <= set(timing.about())
 
 
 def test_all_run_in_every_round():
     order = []
-    times = pairs.interleaved({name: (lambda name=name: order.append(name)) for name in "abc"}, pairs=2)
+    times = timing.interleaved({name: (lambda name=name: order.append(name)) for name in "abc"}, pairs=2)
     assert order == [*"abc", *"cba", *"abc"] and all(len(values) == 2 for values in times.values())
 
 
@@ -71,7 +71,7 @@ def test_picture(tmp_path):
     rows = [
         {**row, "seconds": [0.1 * i, 0.2 * i]}
         for i, name in enumerate(("V-39-eSE", "R-50"), 1)
-        for row in pairs.rows_of(f"inference/{name}/480x640", {"optimized": [0.1], "eager": [0.2]}, "eager", **ABOUT)
+        for row in timing.rows_of(f"inference/{name}/480x640", {"optimized": [0.1], "eager": [0.2]}, "eager", **ABOUT)
     ]
     (tmp_path / "speed.json").write_text(json.dumps({"runs": rows}))
     speed.plot(str(tmp_path / "speed.json"), str(tmp_path / "a.png"), lambda config: 10.0)

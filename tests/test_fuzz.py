@@ -37,7 +37,7 @@ from backbones.errors import UserError
 from backbones.maedet import MAEDET, SPECS, format_structure, read_structure
 from backbones.search import rank_correlation
 from backbones.search.latency import load_table
-from backbones.search.path_search import load_archive, load_costs
+from backbones.search.paths import load_archive, load_costs
 from backbones.search.structure_config import load_structure_config, problem_of
 from backbones.search.structure_search import identity_of, load_state
 from backbones.shufflenetv2 import SPECS as SHUFFLENETS

@@ -23,8 +23,7 @@ from backbones.config import check_config, merge_overrides
 from backbones.data import digits, register_from_config, register_held_out
 from backbones.search import one_shot
 from backbones.search.path_evaluator import PathEvaluator
-from backbones.search.path_search import identity_of, load_archive
-from backbones.search.paths import METHODS, CostTable, Evaluated, PathSampler, cost_table, pareto
+from backbones.search.paths import METHODS, CostTable, Evaluated, PathSampler, cost_table, identity_of, load_archive, pareto
 from backbones.shufflenetv2 import SPECS, ShuffleNetV2, read_choices
 
 pytestmark = pytest.mark.slow

@@ -362,7 +362,7 @@ def test_a_dilated_last_stage_computes_the_same(name):
 def open_gates(net):
     for module in net.modules():
         for name, child in module.named_children():
-            if type(child).__name__ in ("EffectiveSqueezeExcite", "SqueezeExcite"):
+            if type(child).__name__ in ("EffectiveSqueezeExcite", "SqueezeExcitation"):
                 setattr(module, name, torch.nn.Identity())
     return net
 

@@ -19,7 +19,7 @@ import backbones
 from backbones import zoo
 from backbones.config import merge_overrides
 from backbones.layers import EvalBatchNorm2d
-from backbones.regnet import SqueezeExcite, round_to_groups, stage_widths
+from backbones.regnet import SqueezeExcitation, round_to_groups, stage_widths
 
 RECORDS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(HERE, "data", "regnet", "*.json")))
 PREFIXES = ("", "backbone.bottom_up.", "module.backbone.")
@@ -80,7 +80,7 @@ def test_sizes(name):
         with FlopCounterMode(display=False) as counter:
             net(torch.empty(1, 3, 224, 224))
     # pycls counts the biases of squeeze-excitation too, one addition a channel
-    biases = sum(m.fc1.out_channels + m.fc2.out_channels for m in net.modules() if isinstance(m, SqueezeExcite))
+    biases = sum(m.fc1.out_channels + m.fc2.out_channels for m in net.modules() if isinstance(m, SqueezeExcitation))
     assert counter.get_total_flops() // 2 + biases == expected["flops"]
 
 

@@ -328,7 +328,7 @@ def test_the_best_there_is_of_the_papers_budget(tmp_path, capsys):
 
 def test_latency(tmp_path):
     """A small table, built here: interpolated between what was measured, saved and read the same, a budget like any other."""
-    table = build_table(64, "cpu", [3, 5], 64, 1, 1e-4, list)
+    table = build_table(64, "cpu", [3, 5], 64, 1, 1e-4)
     path = tmp_path / "latency.json"
     table.save(str(path))
     assert load_table(str(path)) == table

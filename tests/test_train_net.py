@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import subprocess
@@ -12,7 +13,7 @@ import torch
 import zoo_data
 from conftest import ROOT, few_digits, fill, load_record, warm
 
-from backbones.engine.supernet import draw_path
+from backbones.shufflenetv2 import random_path
 
 pytestmark = pytest.mark.slow
 
@@ -113,8 +114,8 @@ def test_a_supernets_paths(tiny, tmp_path, processes):
     succeed("--resume", "--new-schedule", *arguments, "SOLVER.MAX_ITER", 4, script="tests/in_step.py")
     ranks = [torch.load(tmp_path / f"rank{i}.pth", weights_only=True) for i in range(processes)]
     paths = [path for (path,) in ranks[0]["paths"]]
-    assert paths == [draw_path(20, 1, i) for i in (1, 2, 3)] and len(set(paths)) == 3
-    assert begun["paths"] == [[draw_path(20, 1, 0)]]
+    assert paths == [random_path(20, random.Random(f"1/{i}")) for i in (1, 2, 3)] and len(set(paths)) == 3
+    assert begun["paths"] == [[random_path(20, random.Random("1/0"))]]
     used, moved, still = [set(choices) for choices in zip(*paths)], 0, 0
     blocks = [f"res{stage + 2}.block{i + 1}" for stage, count in enumerate((4, 4, 8, 4)) for i in range(count)]
     for key, value in ranks[0]["weights"].items():

@@ -11,9 +11,8 @@ import torch
 from detectron2.data import DatasetMapper
 from detectron2.structures import BoxMode
 
-from .. import zoo
+from .. import timing, zoo
 from ..data.mapper import FasterMapper
-from . import pairs
 
 
 def _record(folder: str, rle: bool) -> dict[str, Any]:
@@ -45,7 +44,7 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
-        about, folder = pairs.about(), stack.enter_context(tempfile.TemporaryDirectory())
+        about, folder = timing.about(), stack.enter_context(tempfile.TemporaryDirectory())
         for task, masks, form, rle in (
             ("boxes", False, "polygon", False),
             ("polygons", True, "polygon", False),
@@ -59,5 +58,5 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
             for kind in ("exact", "fast"):
                 cfg.INPUT.MAPPER = kind
                 mappers[kind] = FasterMapper(cfg, is_train=True)
-            times = pairs.interleaved({kind: partial(mapper, record) for kind, mapper in mappers.items()}, 4 * count)
-            yield from pairs.rows_of(f"data/{task}/800x1067", times, "detectron2", **about)
+            times = timing.interleaved({kind: partial(mapper, record) for kind, mapper in mappers.items()}, 4 * count)
+            yield from timing.rows_of(f"data/{task}/800x1067", times, "detectron2", **about)

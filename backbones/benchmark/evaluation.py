@@ -7,9 +7,9 @@ from typing import Any, Iterator
 
 import numpy as np
 
+from .. import timing
 from ..evaluation import coco
 from ..evaluation.comparison import pycocotools_evaluation
-from . import pairs
 
 CLASSES = 80
 
@@ -80,11 +80,11 @@ def official(dataset: dict[str, Any], results: list[dict[str, Any]], task: str) 
 
 def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
     """Every row, as it is measured: boxes of 500 images, masks and keypoints of 100, with 100 detections each."""
-    about = pairs.about()
+    about = timing.about()
     for task, images in (("bbox", 500), ("segm", 100), ("keypoints", 100)):
         dataset, results = made_up(images, 100, task)
         ways = {"fastest": partial(coco.evaluate, dataset, results, task), "pycocotools": partial(official, dataset, results, task)}
         ours, theirs = (np.asarray(evaluate().stats) for evaluate in ways.values())
-        times = pairs.interleaved(ways, count)
+        times = timing.interleaved(ways, count)
         off = float(np.abs(ours[: len(theirs)] - theirs).max())
-        yield from pairs.rows_of(f"evaluation/{task}/{images}x100", times, "pycocotools", largest_difference=off, **about)
+        yield from timing.rows_of(f"evaluation/{task}/{images}x100", times, "pycocotools", largest_difference=off, **about)

@@ -13,10 +13,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from .. import timing
 from ..deploy import optimize
 from ..errors import UserError
 from ..lean import keep_activations
-from . import detectors, pairs
+from . import detectors
 
 NAMES = ("R-50", "V-39-eSE")
 # (data type of the products, memory format, kept activations, whether the backbone is compiled)
@@ -44,7 +45,7 @@ def suite(count: int, device: str = "cuda") -> Iterator[dict[str, Any]]:
 
 
 def rows(count: int, device: str, size: tuple[int, int], images: int, ways=tuple(WAYS)) -> Iterator[dict[str, Any]]:
-    about = {key: value for key, value in pairs.about(device).items() if key != "precision"}
+    about = {key: value for key, value in timing.about(device).items() if key != "precision"}
     for training in (False, True):
         functions: dict[str, Callable[[], object]] = {}
         operations: dict[str, float] = {}
@@ -65,9 +66,9 @@ def rows(count: int, device: str, size: tuple[int, int], images: int, ways=tuple
                 with FlopCounterMode(display=False) as counter:
                     run()
                 operations[name] = counter.get_total_flops()
-        times = pairs.interleaved(functions, count)
+        times = timing.interleaved(functions, count)
         kind = "training" if training else "inference"
-        for row in pairs.rows_of(f"gpu/{kind}/{images if training else 1}x{size[0]}x{size[1]}", times, REFERENCE, **about):
+        for row in timing.rows_of(f"gpu/{kind}/{images if training else 1}x{size[0]}x{size[1]}", times, REFERENCE, **about):
             name = next(name for name in functions if row["name"].endswith(f"/{name}_vs_{REFERENCE}"))
             way = name.partition("/")[2]
             row["precision"] = str(WAYS[way][0]).rpartition(".")[2]

@@ -10,11 +10,11 @@ from typing import Any, Callable, Iterator
 import numpy as np
 import torch
 
+from .. import timing
 from ..deploy import Runner, optimize
 from ..deploy.export import check_target, export
 from ..errors import raised
-from ..timing import now
-from . import detectors, pairs
+from . import detectors
 
 SIZES = ((480, 640), (800, 1088))
 # of equal work: (ours, the other's library and its name there)
@@ -36,7 +36,7 @@ def _call(model: Callable[[Any], object], inputs: Any) -> Callable[[], object]:
 
 def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
     """Every row, as it is measured."""
-    about = pairs.about(device)
+    about = timing.about(device)
     for size in SIZES:
         where, inputs = f"{size[0]}x{size[1]}", detectors.image_for(size, device)
         reference = detectors.detector(detectors.FASTER["R-50"], device)
@@ -44,9 +44,9 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
             eager = detectors.detector(config, device)
             faster = optimize(eager, size=size)
             run = {"optimized": _call(faster, inputs), "eager": _call(eager, inputs), "detectron2_R-50": _call(reference, inputs)}
-            times = pairs.interleaved(run, count)
+            times = timing.interleaved(run, count)
             for other in ("eager", "detectron2_R-50"):
-                yield from pairs.rows_of(f"inference/{name}/{where}", {k: times[k] for k in ("optimized", other)}, other, **about)
+                yield from timing.rows_of(f"inference/{name}/{where}", {k: times[k] for k in ("optimized", other)}, other, **about)
             if name in ("V-19-slim-dw-eSE", "V-39-eSE", "R-50"):
                 for kind, model in (("eager", eager), ("optimized", faster)):
                     yield {"name": f"inference/{name}/{where}/parts_{kind}", "parts": parts(model, inputs), **about}
@@ -62,8 +62,8 @@ def parts(model: Any, inputs: list[dict[str, Any]], rounds: int = 7) -> dict[str
     begun: dict[Any, float] = {}
     hooks = []
     for module in marked:
-        hooks.append(module.register_forward_pre_hook(lambda m, args: begun.update({m: now()})))
-        hooks.append(module.register_forward_hook(lambda m, args, output: times[m].append(now() - begun[m])))
+        hooks.append(module.register_forward_pre_hook(lambda m, args: begun.update({m: timing.now()})))
+        hooks.append(module.register_forward_hook(lambda m, args, output: times[m].append(timing.now() - begun[m])))
     for _ in range(rounds + 1):
         _call(model, inputs)()
     for hook in hooks:
@@ -96,8 +96,8 @@ def _exports(count: int, about: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 x = detectors.image_for(size)[0]["image"][None]
                 functions: dict[str, Any] = {kind: partial(runner.run, x) for kind, runner in runners.items()}
                 functions.update(optimized=_features(optimize(model, size=size), x), eager=_features(model, x))
-                times = pairs.interleaved(functions, count)
-                yield from pairs.rows_of(f"export/{name}/{size[0]}x{size[1]}", times, "eager", **about)
+                times = timing.interleaved(functions, count)
+                yield from timing.rows_of(f"export/{name}/{size[0]}x{size[1]}", times, "eager", **about)
 
 
 def _features(model: Any, x: torch.Tensor) -> Callable[[], object]:
@@ -112,5 +112,5 @@ def _peers(count: int, size: tuple[int, int], device: str, about: dict[str, Any]
             continue
         peer = detectors.with_timm(CONFIGS[name], kind, device) if library == "timm" else detectors.of_torchvision(kind, size, device)
         ours = optimize(detectors.detector(CONFIGS[name], device), size=size)
-        times = pairs.interleaved({"optimized": _call(ours, inputs), other: _call(peer, inputs)}, count)
-        yield from pairs.rows_of(f"inference/{name}/{where}", times, other, **about)
+        times = timing.interleaved({"optimized": _call(ours, inputs), other: _call(peer, inputs)}, count)
+        yield from timing.rows_of(f"inference/{name}/{where}", times, other, **about)

@@ -5,20 +5,18 @@ import re
 from typing import Any, Callable
 
 from .. import zoo
-from ..documents import read_json
+from ..documents import read_json, reading
 from ..errors import UserError
 from .detectors import FASTER
 
 
 def read(path: str) -> list[dict[str, Any]]:
     """The rows of a file that the benchmark wrote."""
-    try:
+    with reading(f"{path!r} is no file of the benchmark"):
         rows = list(read_json(path)["runs"])
         if not all(isinstance(row, dict) for row in rows):
             raise ValueError("its runs are no rows")
         return rows
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path!r} is no file of the benchmark: {' '.join(str(error).split())[:200]}", "bad-file") from error
 
 
 def by_place(rows: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:

@@ -6,9 +6,8 @@ from typing import Any, Callable, Iterator
 import torch
 from torch import nn
 
-from .. import registry
+from .. import registry, timing
 from ..lean import keep_activations
-from . import pairs
 
 NAMES = ("V-39-eSE", "V-19-slim-dw-eSE", "RegNetX-3.2GF")
 # what is compared with plain: (kept activations, memory format)
@@ -76,7 +75,7 @@ def parts(run: Callable[[], None], rounds: int = 3) -> dict[str, float]:
 def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
     """Every row, as it is measured: backbones with frozen norms, two images of 320x320, or on a GPU of 800x1088."""
     size = (800, 1088) if device.startswith("cuda") else (320, 320)
-    about: dict[str, Any] = pairs.about(device)
+    about: dict[str, Any] = timing.about(device)
     images = torch.randn(2, 3, *size, device=device)
     for name in NAMES:
         torch.manual_seed(0)
@@ -85,9 +84,9 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
         for way, (kept, memory_format) in WAYS.items():
             networks[way] = copy.deepcopy(base).to(memory_format=memory_format)
             keep_activations(networks[way], kept)
-        times = pairs.interleaved({way: _step(network, images) for way, network in networks.items()}, count)
+        times = timing.interleaved({way: _step(network, images) for way, network in networks.items()}, count)
         where = f"training/{name}/2x{size[0]}x{size[1]}"
-        yield from pairs.rows_of(where, times, "plain", **about)
+        yield from timing.rows_of(where, times, "plain", **about)
         for way in ("plain", "lean_channels_last"):
             yield {"name": f"{where}/parts_{way}", "parts": parts(_step(networks[way], images)), **about}
         most = kept_bytes(networks["plain"], images)

@@ -23,7 +23,7 @@ from torch import nn
 from ..detectors import LastStageROIHeads
 from ..errors import UserError
 from ..files import replacing, write_whole
-from ..layouts import without_wrappers
+from ..layers import without_wrappers
 from .reading import HEURISTICS, fetch, read_checkpoint
 
 PARTIAL = "To load what fits all the same: --allow-partial-weights"

@@ -169,6 +169,13 @@ def check_output_dir(path: str, key: str = "OUTPUT_DIR") -> None:
         raise UserError(f"{key} {path!r} cannot be written: no permission for {existing!r}", "cannot-write", key)
 
 
+def check_output_file(path: str, key: str) -> None:
+    """Raises UserError where no file ``path``, the value of ``key``, can be written."""
+    if not path or os.path.isdir(path):
+        raise UserError(f"{key} {path!r} is no file's name", "cannot-write", key)
+    check_output_dir(os.path.dirname(os.path.abspath(path)), f"the folder of {key}")
+
+
 def check_device(device: str, key: str = "MODEL.DEVICE", form: str = "{} {}") -> None:
     """Raises UserError where torch cannot use ``device``, the value of ``key``; ``form`` is how an override is written."""
     try:

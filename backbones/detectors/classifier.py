@@ -64,11 +64,7 @@ class ImageClassifier(nn.Module):
             raise UserError(f"MODEL.CLASSIFIER.DROPOUT {node.DROPOUT} and LABEL_SMOOTHING {node.LABEL_SMOOTHING} must be from 0 to below 1")
         return {
             "backbone": build_backbone(cfg),
-            "num_classes": node.NUM_CLASSES,
-            "channels": node.CHANNELS,
-            "norm": node.NORM,
-            "dropout": node.DROPOUT,
-            "label_smoothing": node.LABEL_SMOOTHING,
+            **{key: node[key.upper()] for key in ("num_classes", "channels", "norm", "dropout", "label_smoothing")},
             "pixel_mean": cfg.MODEL.PIXEL_MEAN,
             "pixel_std": cfg.MODEL.PIXEL_STD,
             "input_format": cfg.INPUT.FORMAT,

@@ -21,6 +21,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, Backbone, build_backbone
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 from detectron2.modeling.meta_arch.dense_detector import DenseDetector, permute_to_N_HWA_K
 from detectron2.structures import Boxes, ImageList, Instances
+from detectron2.structures.boxes import matched_pairwise_iou
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from fvcore.nn.distributed import differentiable_all_reduce
@@ -62,13 +63,6 @@ def expected_distance(distribution: Tensor) -> Tensor:
 def boxes_around(centers: Tensor, distances: Tensor) -> Tensor:
     """(N, 4) boxes from (N, 2) points in them and (N, 4) distances to left, top, right and bottom."""
     return torch.cat((centers - distances[:, :2], centers + distances[:, 2:]), dim=1)
-
-
-def aligned_iou(a: Tensor, b: Tensor) -> Tensor:
-    """(N,) IoU of each of (N, 4) boxes with its own of (N, 4) others."""
-    overlap = (torch.min(a[:, 2:], b[:, 2:]) - torch.max(a[:, :2], b[:, :2])).clamp(min=0).prod(dim=1)
-    union = (a[:, 2:] - a[:, :2]).prod(dim=1) + (b[:, 2:] - b[:, :2]).prod(dim=1) - overlap
-    return overlap / union.clamp(min=1e-6)
 
 
 @torch.no_grad()
@@ -247,18 +241,9 @@ class GFL(DenseDetector):
         if len({shape.channels for shape in shapes}) > 1:
             widths = ", ".join(f"{name} {shape.channels}" for name, shape in zip(node.IN_FEATURES, shapes))
             raise UserError(f"MODEL.GFL.IN_FEATURES must be of one width, as a FPN's are, but they have {widths} channels")
-        head = GFLHead(
-            shapes[0].channels,
-            len(shapes),
-            node.NUM_CLASSES,
-            node.NUM_CONVS,
-            node.NORM,
-            node.REG_MAX,
-            node.QUALITY,
-            min(node.QUALITY_TOPK, node.REG_MAX + 1),
-            node.QUALITY_CHANNELS,
-            node.PRIOR_PROB,
-        )
+        own = ("num_classes", "num_convs", "norm", "reg_max", "quality", "quality_channels", "prior_prob")
+        options = {key: node[key.upper()] for key in own}
+        head = GFLHead(shapes[0].channels, len(shapes), quality_topk=min(node.QUALITY_TOPK, node.REG_MAX + 1), **options)
         return {
             "backbone": backbone,
             "head": head,
@@ -329,7 +314,7 @@ class GFL(DenseDetector):
             center, truth = centers[place], boxes[image, place] / stride[place, None]
             predicted = boxes_around(center, expected_distance(distribution))
             quality = torch.zeros_like(labels, dtype=torch.float32)
-            quality[image, place] = aligned_iou(predicted.detach(), truth)
+            quality[image, place] = matched_pairwise_iou(Boxes(predicted.detach()), Boxes(truth)).nan_to_num()  # of nothing with nothing 0
 
             logits = self.head.quality is None
             valid = labels >= 0

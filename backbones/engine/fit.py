@@ -23,12 +23,12 @@ from ..checkpoint import GatedCheckpointer
 from ..data.loader import say_left_out
 from ..errors import UserError
 from ..lean import keep_activations
-from .hooks import EMA, Evaluate, EvaluateAtTheEnd, KeepBest, PreciseBN, Progress
+from ..shufflenetv2 import supernets
+from .hooks import EMA, Evaluate, EvaluateAtTheEnd, KeepBest, PreciseBN, Progress, SamplePath
 from .job import Job
 from .resume import Run, keep_schedule
 from .signals import Interrupted, Signals, exit_code
 from .step import Steps
-from .supernet import SamplePath, supernets
 from .tracking import trackers
 
 logger = logging.getLogger(__name__)
@@ -60,12 +60,7 @@ class Fit(TrainerBase):
         self.scheduler = job.scheduler
         self.signals = Signals(self._trainer.note)
         state: dict[str, Any] = {"trainer": weakref.proxy(self), "run": self.run, **({"ema": self.ema.average} if self.ema else {})}
-        self.checkpointer = GatedCheckpointer(
-            model,
-            job.output_dir,
-            require="nothing" if allow_partial_weights else "backbone",
-            **state,
-        )
+        self.checkpointer = GatedCheckpointer(model, job.output_dir, require="nothing" if allow_partial_weights else "backbone", **state)
         self.start_iter, self.max_iter = 0, job.max_iter
         self.done = 0  # iterations
         self.evaluation = Evaluate(job.eval_period, self._evaluate, self.signals.waiting)
@@ -113,7 +108,9 @@ class Fit(TrainerBase):
         Raises UserError where nothing is left to do, or the rate would jump.
         """
         job, fresh = self.job, [dict(group) for group in self.optimizer.param_groups]
-        resume = resume and self.checkpointer.has_checkpoint() or _warn_of_no_checkpoint(resume, job.output_dir)
+        if resume and not self.checkpointer.has_checkpoint():
+            logger.warning(f"--resume: no checkpoint in {job.output_dir!r}, training starts anew")
+            resume = False
         self.checkpointer.resume_or_load(job.init_checkpoint, resume=resume)
         self.start_iter = self.iter + 1 if resume else 0  # a checkpoint holds the last iteration that was done
         if not job.init_checkpoint and any(isinstance(m, FrozenBatchNorm2d) for m in self.model.modules()):
@@ -234,12 +231,6 @@ class Fit(TrainerBase):
             while not self.checkpointer.is_last(name) and time.monotonic() < begun + (120 if self.checkpointer.is_writing(name) else 5):
                 time.sleep(0.05)
         sys.exit(exit_code(number))
-
-
-def _warn_of_no_checkpoint(resume: bool, folder: str) -> bool:
-    if resume:
-        logger.warning(f"--resume: no checkpoint in {folder!r}, training starts anew")
-    return False
 
 
 def broadcast_buffers(model: nn.Module) -> None:

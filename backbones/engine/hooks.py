@@ -1,11 +1,12 @@
-"""What happens around training: evaluations, the best checkpoint, the weights' average, losses and pictures of the test data, progress."""
+"""What happens around training: evaluations, the best checkpoint, the weights' average, paths of supernets, losses, pictures, progress."""
 
 import dataclasses
 import logging
 import math
 import os
+import random
 import sys
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from tqdm import tqdm
 from .. import upstream
 from ..checkpoint import GatedCheckpointer
 from ..data.loader import Examples, TrainLoader, seed_random_numbers, share
+from ..shufflenetv2 import ShuffleNetV2Supernet, random_path
 from .step import moving_values, set_moving_values
 
 
@@ -147,17 +149,14 @@ class KeepBest(HookBase):
             setattr(self, key, value)
 
     def before_train(self) -> None:
-        self._look()
-
-    def after_step(self) -> None:
-        self._look()
+        self.after_step()
 
     def after_train(self) -> None:
-        self._look()
+        self.after_step()
         if self.best_iteration >= 0 and comm.is_main_process():
             logging.getLogger(__name__).info(f"best: {self.best:.4f} after {self.best_iteration + 1} iterations, in model_best.pth")
 
-    def _look(self) -> None:
+    def after_step(self) -> None:
         evaluation = self.evaluation.last
         if evaluation is None or evaluation is self.looked:
             return
@@ -220,6 +219,20 @@ class EMA(HookBase):
 
     def after_step(self) -> None:
         self.average.update_parameters(self.model)
+
+
+class SamplePath(HookBase):
+    """Sets the path of each iteration, from the seed and its number alone: the same in every process and after a resume.
+
+    Gradients of the other choices stay None, so that neither decay nor momentum moves them.
+    """
+
+    def __init__(self, nets: Sequence[ShuffleNetV2Supernet], seed: int):
+        self.nets, self.seed = nets, seed
+
+    def before_step(self) -> None:
+        for net in self.nets:
+            net.set_path(random_path(sum(net.blocks), random.Random(f"{self.seed}/{self.trainer.iter}")))
 
 
 def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers: int, skip: bool | None = None) -> dict[str, float]:

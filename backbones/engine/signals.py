@@ -1,9 +1,10 @@
 """SIGTERM and SIGINT end a run after its iteration, with a checkpoint: schedulers send the one, people the other."""
 
+import contextlib
 import os
 import signal
 import threading
-from typing import Callable
+from typing import Callable, Iterator
 
 # exit codes are what shells report of a process that a signal ended
 ASKED = (signal.SIGTERM, signal.SIGINT)
@@ -55,20 +56,16 @@ class Signals:
         if self._raise:
             raise Interrupted(number)
 
-    def waiting(self) -> "_Waiting":
-        return _Waiting(self)
-
-
-class _Waiting:
-    def __init__(self, signals: Signals):
-        self.signals = signals
-
-    def __enter__(self) -> None:
-        self.signals._raise = True
-        if self.signals.number:
-            raise Interrupted(self.signals.number)
-
-    def __exit__(self, kind, error, trace) -> None:
-        self.signals._raise = False
-        if isinstance(error, RuntimeError) and self.signals.number:  # workers that the same signal has ended
-            raise Interrupted(self.signals.number) from error
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        self._raise = True
+        try:
+            if self.number:
+                raise Interrupted(self.number)
+            yield
+        except RuntimeError as error:
+            if self.number:  # workers that the same signal has ended
+                raise Interrupted(self.number) from error
+            raise
+        finally:
+            self._raise = False

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..config import flat, get
-from ..errors import UserError
+from ..errors import UserError, raised
 from .job import Job
 
 
@@ -75,11 +75,8 @@ def trackers(job: Job) -> list[EventWriter]:
 def tracker_findings(cfg: CfgNode, name: Callable[[str], str] = str) -> Iterator[UserError]:
     """What is not installed of what a config asks for; ``name`` is what the user calls a key."""
     for key, package in (("TRACKING.WANDB", "wandb"), ("TRACKING.MLFLOW", "mlflow")):
-        try:
-            if get(cfg, key):
-                _module(package, name(key))
-        except UserError as problem:
-            yield problem
+        if get(cfg, key):
+            yield from raised(_module, package, name(key))
 
 
 def _module(package: str, key: str) -> Any:

@@ -24,7 +24,7 @@ Plain = tuple[int, int, int, int, int]
 
 
 class Costs(NamedTuple):
-    """Of one structure: its score; multiply-adds and other operations of one image; parameters; layers on the main path; seconds."""
+    """Of a structure: its score, or of one block its entropy; operations of one image; parameters; layers on the main path; seconds."""
 
     score: float
     flops: int
@@ -33,17 +33,7 @@ class Costs(NamedTuple):
     latency: float
 
 
-class BlockCosts(NamedTuple):
-    """Of one block: its entropy, and what `Costs` has."""
-
-    entropy: float
-    flops: int
-    parameters: int
-    layers: int
-    latency: float
-
-
-def block_costs(channels: int, block: Plain, side: int, table: LatencyTable | None = None) -> BlockCosts:
+def block_costs(channels: int, block: Plain, side: int, table: LatencyTable | None = None) -> Costs:
     """What a block costs that gets ``channels`` of ``side`` x ``side`` pixels.
 
     Operations are counted as MAE-DET's search counts them: one for a multiplication and addition, two for each value that a batch norm gives,
@@ -55,7 +45,7 @@ def block_costs(channels: int, block: Plain, side: int, table: LatencyTable | No
     area = kernel * kernel
     if not layers:
         seconds = table.conv(channels, out, kernel, stride, side) if table else 0.0
-        return BlockCosts(0.5 * math.log(channels * area), (channels * area + 3) * out * pixels, channels * area * out + 2 * out, 1, seconds)
+        return Costs(0.5 * math.log(channels * area), (channels * area + 3) * out * pixels, channels * area * out + 2 * out, 1, seconds)
     inner = area * width * width
     first = before * width * (channels + 3) + pixels * (inner + 3 * width + width * out + 3 * out)
     first += pixels * out * (channels + 3) + (before * channels if stride == 2 else 0)
@@ -74,7 +64,7 @@ def block_costs(channels: int, block: Plain, side: int, table: LatencyTable | No
             + table.conv(channels, out, 1, 1, after)
         )
         seconds += (layers - 1) * (table.conv(out, width, 1, 1, after) + table.conv(width, width, kernel, 1, after) + last)
-    return BlockCosts(entropy, first + (layers - 1) * rest, parameters, 3 * layers, seconds)
+    return Costs(entropy, first + (layers - 1) * rest, parameters, 3 * layers, seconds)
 
 
 @dataclasses.dataclass
@@ -90,7 +80,7 @@ class Meter:
     image_size: int = 480
     stage_weights: Sequence[float] = STAGE_WEIGHTS
     table: LatencyTable | None = None
-    _known: dict[tuple, BlockCosts] = dataclasses.field(default_factory=dict, repr=False)
+    _known: dict[tuple, Costs] = dataclasses.field(default_factory=dict, repr=False)
 
     def measure(self, structure: Sequence[Plain]) -> Costs:
         known = self._known

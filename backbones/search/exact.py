@@ -152,7 +152,7 @@ class _Program:
     def stem_worth(self, price: dict[str, float]) -> np.ndarray:
         worth = np.full(len(self.grid), -math.inf)
         for i, costs in enumerate(self.stem_costs()):
-            worth[i] = self.total_weight * costs.entropy - sum(price.get(name, 0.0) * getattr(costs, name) for name in _PRICED)
+            worth[i] = self.total_weight * costs.score - sum(price.get(name, 0.0) * getattr(costs, name) for name in _PRICED)
         return worth
 
     def best_at(self, price: dict[str, float]) -> Candidate:

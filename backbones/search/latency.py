@@ -4,7 +4,7 @@ import dataclasses
 import json
 import math
 import platform
-from typing import Any, Callable, Sequence
+from typing import Any, Sequence
 
 import torch
 from torch.utils.benchmark import Timer
@@ -13,6 +13,7 @@ from ..documents import read_json, reading
 from ..errors import UserError
 from ..files import write_whole
 from ..maedet import MAEDET, Block
+from . import progress
 
 _CHANNELS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _MOST_MACS = 8e9  # of one image: larger convolutions are reckoned from smaller ones
@@ -79,14 +80,11 @@ def _between(value: int, low: int, high: int, at_low: float, at_high: float) -> 
     return math.exp((1 - part) * math.log(at_low) + part * math.log(at_high))
 
 
-def build_table(
-    image_size: int, device: str, kernels: Sequence[int], max_channels: int, batch: int, seconds: float, progress: Callable[[list], Any]
-) -> LatencyTable:
+def build_table(image_size: int, device: str, kernels: Sequence[int], max_channels: int, batch: int, seconds: float) -> LatencyTable:
     """Measures on ``device``, each convolution for about so many ``seconds``; times are of one image of a ``batch``."""
-    jobs = []
     widths = [c for c in _CHANNELS if c <= max_channels]
     stem = [c for c in widths if c <= 128]
-    jobs += [(3, out, k, 2, image_size) for k in (3, 5, 7) for out in stem]
+    jobs = [(3, out, k, 2, image_size) for k in (3, 5, 7) for out in stem]
     side = -(-image_size // 2)
     while side >= image_size / 32:
         jobs += [(i, o, 1, 1, side) for i in widths for o in widths]
@@ -94,7 +92,8 @@ def build_table(
         side = -(-side // 2)
     entries: dict[str, dict[tuple[int, int], float]] = {}
     with torch.no_grad():
-        for i, o, k, stride, side in progress([job for job in jobs if job[0] * job[1] * job[2] ** 2 * (job[4] / job[3]) ** 2 <= _MOST_MACS]):
+        jobs = [job for job in jobs if job[0] * job[1] * job[2] ** 2 * (job[4] / job[3]) ** 2 <= _MOST_MACS]
+        for i, o, k, stride, side in progress(iterable=jobs, unit="convolution"):
             module = torch.nn.Sequential(torch.nn.Conv2d(i, o, k, stride, k // 2), torch.nn.ReLU(inplace=True)).to(device).eval()
             entries.setdefault(f"{k}/{stride}/{side}", {})[i, o] = median_seconds(
                 module, torch.rand(batch, i, side, side, device=device), seconds

@@ -22,11 +22,11 @@ from ..config import all_keys, get, merge_overrides
 from ..data.loader import NamesFiles, share
 from ..data.mapper import Mapper
 from ..deploy import optimize
-from ..engine.supernet import supernets
 from ..errors import UserError
 from ..evaluation.build import coco_evaluator
 from ..layers import COMMON_NORMS
 from ..meta import on_meta
+from ..shufflenetv2 import supernets
 from .paths import Path, subnet_of
 
 
@@ -98,10 +98,6 @@ class PathEvaluator:
                 raise UserError(f"the paths' norms cannot be recalibrated: {error}") from error
         model.eval()
 
-    def faster(self, model: nn.Module) -> nn.Module:
-        """The same detector for inference: in a format that is not measured, as equal scores are to be equal in all processes."""
-        return optimize(model, memory_format="channels_last" if self.cfg.MODEL.DEVICE == "cpu" else "contiguous")
-
     def __call__(self, path: Path) -> tuple[float, dict[str, float]]:
         """(score, seconds of each part)."""
         times = [time.perf_counter()]
@@ -109,8 +105,10 @@ class PathEvaluator:
         times.append(time.perf_counter())
         self.recalibrate(model)
         times.append(time.perf_counter())
+        # in a format that is not measured, as equal scores are to be equal in all processes
+        model = optimize(model, memory_format="channels_last" if self.cfg.MODEL.DEVICE == "cpu" else "contiguous")
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its table
-            results = inference_on_dataset(self.faster(model), self.images, self.evaluator)
+            results = inference_on_dataset(model, self.images, self.evaluator)
         times.append(time.perf_counter())
         kind, _, name = self.cfg.ONE_SHOT.METRIC.partition("/")
         score = float(results[kind][name])

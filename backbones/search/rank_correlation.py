@@ -23,18 +23,16 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from .. import zoo
-from ..config import check_output_dir
+from ..config import check_output_file
 from ..documents import read_json, reading
-from ..engine.supernet import random_path
 from ..errors import UserError
 from ..files import sha256, write_whole
-from ..shufflenetv2 import SPECS, read_choices
-from ..tools import plot, run
+from ..shufflenetv2 import SPECS, random_path, read_choices
+from ..tools import parser_of, plot, run
 from ..tools.benchmark import machine
 from .one_shot import open_supernet, prepare
 from .path_evaluator import PathEvaluator
-from .path_search import config_values
-from .paths import CostTable, cost_table
+from .paths import CostTable, config_values, cost_table
 
 
 def paths_of_one_cost(table: CostTable, found: Sequence[int], count: int, window: float, seed: int) -> list[tuple]:
@@ -93,11 +91,6 @@ def load_rows(path: str, about: dict[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def check_scipy() -> None:
-    if importlib.util.find_spec("scipy") is None:
-        raise UserError("rank correlations need a package that is not installed: pip install scipy", "missing-package", suggestion="scipy")
-
-
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The found path against the others, how far the supernet's order is that of training, and the median seconds of an evaluation."""
     from scipy.stats import kendalltau, spearmanr
@@ -116,13 +109,7 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    text, _, details = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m backbones.search.rank_correlation",
-        description=text,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = parser_of("python -m backbones.search.rank_correlation", __doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the supernet's")
     parser.add_argument("--subnet", required=True, metavar="FILE", help="what the search found")
     parser.add_argument("--train", required=True, metavar="FILE", help="the config that each path is trained by")
@@ -133,12 +120,11 @@ def main() -> None:
     parser.add_argument("--json", required=True, metavar="FILE", help="where the figures go")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides of the supernet's config, KEY VALUE each")
     args = parser.parse_args()
-    check_scipy()
+    if importlib.util.find_spec("scipy") is None:
+        raise UserError("rank correlations need a package that is not installed: pip install scipy", "missing-package", suggestion="scipy")
     if args.paths < 2 or not 0 < args.window < 1:
         raise UserError(f"--paths {args.paths} and --window {args.window} must be at least 2, and from 0 to 1")
-    check_output_dir(os.path.dirname(os.path.abspath(args.json)), key="the folder of --json")
-    if os.path.isdir(args.json):
-        raise UserError(f"--json {args.json!r} is a folder")
+    check_output_file(args.json, "--json")
     args.resume = True
     cfg = prepare(open_supernet(args), args).cfg
     for config in filter(None, (args.train, args.pretrain)):

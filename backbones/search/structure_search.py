@@ -1,21 +1,19 @@
 """MAE-DET's search, by evolution, which can be killed at any moment and goes on to the same result, or through the whole space; its result."""
 
 import json
-import math
 import os
 import time
 from typing import Any, Sequence
 
 import torch
 from matplotlib.figure import Figure
-from torch.utils.flop_counter import FlopCounterMode
 
 from .. import zoo
 from ..documents import read_json, reading
 from ..errors import UserError
 from ..files import write_whole
 from ..maedet import MAEDET, Block, format_structure
-from ..meta import on_meta
+from ..meta import conv_counts, on_meta
 from . import exact, progress
 from .entropy import STRUCTURES, Costs, Meter, Plain, plain
 from .evolution import BUDGETS, Candidate, Evolution, SearchProblem, State
@@ -60,7 +58,9 @@ def search_structures(config: dict[str, Any], seed: int, output: str, workers: i
                     refresh=False,
                 )
                 if time.monotonic() - saved > 0.2 or evolution.state.rounds == rounds:
-                    save_state(path, identity, evolution.state, history)
+                    population = [structure for _, structure in evolution.state.population]
+                    saved_state = {"search": identity, "rounds": evolution.state.rounds, "history": history, "population": population}
+                    write_whole(path, json.dumps(saved_state))
                     saved = time.monotonic()
     seconds, state = time.monotonic() - begun, evolution.state
     best = state.population[-1][1]
@@ -85,11 +85,6 @@ def identity_of(config: dict[str, Any], seed: int) -> dict[str, Any]:
     table = config["table"]
     entries = sorted((key, sorted([*widths, s] for widths, s in rows.items())) for key, rows in table.entries.items()) if table else None
     return json.loads(json.dumps({**kept, "seed": seed, "table": entries}))
-
-
-def save_state(path: str, identity: dict[str, Any], state: State, history: list) -> None:
-    population = [structure for _, structure in state.population]
-    write_whole(path, json.dumps({"search": identity, "rounds": state.rounds, "history": history, "population": population}))
 
 
 def load_state(path: str, identity: dict[str, Any], problem: SearchProblem) -> tuple[State, list]:
@@ -182,16 +177,9 @@ def describe(structure: Sequence[Plain], meter: Meter) -> dict[str, Any]:
 
 def fvcore_flops(structure: Sequence[Plain], size: tuple[int, int] = (800, 1280)) -> int:
     """Multiply-adds of the convolutions, and two for each value that a batch norm gives, which is fvcore's count."""
-
-    def conv(x: Sequence[int], weight: Sequence[int], *_: Any, out_shape: Sequence[int], **__: Any) -> int:
-        return math.prod(out_shape) * (math.prod(weight[1:]) + 2)
-
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution: conv})
-    with on_meta():
-        net, image = MAEDET([Block(*block) for block in structure], norm="BN").eval(), torch.empty(1, 3, *size)
-    with torch.no_grad(), counter:
-        net(image)
-    return counter.get_total_flops()
+    with on_meta(), torch.no_grad():
+        macs, values = conv_counts(MAEDET([Block(*block) for block in structure], norm="BN").eval(), torch.empty(1, 3, *size))
+    return macs + 2 * values
 
 
 def plot_search(problem: SearchProblem, state: State, history: list, best: Candidate, path: str) -> None:
@@ -200,8 +188,7 @@ def plot_search(problem: SearchProblem, state: State, history: list, best: Candi
     figure = Figure(figsize=(5 * (1 + len(names)), 4), layout="constrained")
     axes = figure.subplots(1, 1 + len(names), squeeze=False)[0]
     axes[0].step([done for done, _ in history], [score for _, score in history], where="post")
-    axes[0].set_xlabel("candidates")
-    axes[0].set_ylabel("score of the best")
+    axes[0].set(xlabel="candidates", ylabel="score of the best")
     measured_ = [problem.meter.measure(structure) for _, structure in state.population]
     own = problem.meter.measure(best)
     units = {"flops": (1e9, f"GFLOPs at {problem.meter.image_size} pixels"), "parameters": (1e6, "million parameters"), "layers": (1, "layers")}
@@ -216,7 +203,6 @@ def plot_search(problem: SearchProblem, state: State, history: list, best: Candi
                     axis.annotate(known, (getattr(costs, name) / scale, costs.score), fontsize=8, ha="center", va="bottom")
                     axis.plot([getattr(costs, name) / scale], [costs.score], "k.", markersize=4)
         axis.axvline(problem.budget[name] / scale, color="gray", linestyle="--", label="budget")
-        axis.set_xlabel(label)
-        axis.set_ylabel("score")
+        axis.set(xlabel=label, ylabel="score")
         axis.legend(fontsize=8, loc="upper left")
     figure.savefig(path, dpi=110)

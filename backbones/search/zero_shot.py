@@ -17,12 +17,11 @@ import sys
 import time
 from typing import Any
 
-from ..config import check_device, check_output_dir
+from ..config import check_device, check_output_dir, check_output_file
 from ..errors import UserError, unknown
 from ..files import write_whole
 from ..maedet import Block, format_structure, read_structure
-from ..tools import run
-from . import progress
+from ..tools import parser_of, run
 from .entropy import STRUCTURES, Costs, Meter, monte_carlo, plain
 from .evolution import Evolution, State
 from .latency import build_table, load_table, measured
@@ -64,7 +63,7 @@ def _latency(args) -> None:
     check_device(args.device, "--device")
     if args.device.partition(":")[0] not in ("cpu", "cuda", "mps"):
         raise unknown("--device", args.device, ("cpu", "cuda", "mps"))
-    _check_file(args.output, "--output")
+    check_output_file(args.output, "--output")
     for name, value, least, most in (
         ("--image-size", args.image_size, 32, 4096),
         ("--batch", args.batch, 1, 1024),
@@ -74,15 +73,7 @@ def _latency(args) -> None:
     ):
         if not least <= value <= most or (name == "--kernels" and value % 2 == 0):
             raise UserError(f"{name} is {value}: it must be from {least} to {most}{', and odd' * (name == '--kernels')}")
-    table = build_table(
-        args.image_size,
-        args.device,
-        args.kernels,
-        args.max_channels,
-        args.batch,
-        args.seconds,
-        lambda jobs: progress(iterable=jobs, unit="convolution"),
-    )
+    table = build_table(args.image_size, args.device, args.kernels, args.max_channels, args.batch, args.seconds)
     table.save(args.output)  # whatever becomes of the check
     start = plain(load_structure_config("search/maedet_r50_budget.yaml")["start"])
     meter, checks = Meter(table.image_size, table=table), {}
@@ -96,13 +87,6 @@ def _latency(args) -> None:
     print(args.output)
 
 
-def _check_file(path: str, key: str) -> None:
-    """Raises UserError where no file ``path``, the value of ``key``, can be written."""
-    if not path or os.path.isdir(path):
-        raise UserError(f"{key} {path!r} is no file's name")
-    check_output_dir(os.path.dirname(os.path.abspath(path)), key)
-
-
 def _check_folder(path: str) -> None:
     if not path:
         raise UserError("--output is empty: name a folder", "missing-argument", "--output")
@@ -114,7 +98,7 @@ def _benchmark(args) -> None:
     from ..tools.benchmark import machine
 
     if args.json:
-        _check_file(args.json, "--json")
+        check_output_file(args.json, "--json")
     config = load_structure_config(args.config)
     problem, start = problem_of(config)
     exact = find_exact(problem, start) if "latency" not in problem.budget else None
@@ -171,13 +155,8 @@ def _exact(args) -> None:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    summary, _, details = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        prog=sys.argv[0] if sys.argv[0].startswith("backbones ") else "python -m backbones.search.zero_shot",
-        description=summary,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    named = sys.argv[0].startswith("backbones ")
+    parser = parser_of(sys.argv[0] if named else "python -m backbones.search.zero_shot", __doc__)
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     config: dict[str, Any] = {"required": True, "metavar": "FILE", "help": "a search's config, such as configs/search/maedet_r50_budget.yaml"}
 

@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Callable
 
-from ..config import check_output_dir
+from ..config import check_output_file
 from ..errors import UserError, unknown
 
 
@@ -33,10 +33,8 @@ def parser_of(prog: str, text: str) -> argparse.ArgumentParser:
 
 def picture(path: str, kinds=(".png", ".jpg", ".jpeg")) -> None:
     """Makes the folder of a picture. Raises UserError where no picture of one of these ``kinds`` can be written to ``path``."""
-    kind, folder = os.path.splitext(path)[1].lower(), os.path.dirname(os.path.abspath(path))
+    kind = os.path.splitext(path)[1].lower()
     if kind not in kinds:
         raise unknown(f"kind of picture, of {path!r}", kind, kinds)
-    check_output_dir(folder, key=f"the folder of {path!r},")
-    os.makedirs(folder, exist_ok=True)
-    if os.path.isdir(path):
-        raise UserError(f"{path!r} is a folder", "cannot-write")
+    check_output_file(path, "the picture")
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

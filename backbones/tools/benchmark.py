@@ -24,12 +24,12 @@ import torch
 
 from .. import zoo
 from ..benchmark import speed
-from ..benchmark.pairs import processor
-from ..config import check_device, check_output_dir
+from ..config import check_device, check_output_file
 from ..engine import open_config
 from ..errors import UserError
 from ..files import write_whole
 from ..registry import family_of
+from ..timing import processor
 from . import parser_of, picture, plot, program, run
 from .zoo_table import FIGURES, backbone_gmacs
 
@@ -113,7 +113,7 @@ def main() -> None:
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides: KEY VALUE each, or key=value of Python configs")
     args = parser.parse_args()
     args.json = args.json or os.path.join(os.path.dirname(zoo.__file__), "speed.json" if args.suite else "measured.json")
-    check_output_dir(os.path.dirname(os.path.abspath(args.json)), key="the folder of --json")
+    check_output_file(args.json, "--json")
     if args.suite:
         measure(args)
         return

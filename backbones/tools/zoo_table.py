@@ -13,7 +13,7 @@ from tabulate import tabulate
 from .. import registry, zoo
 from ..benchmark.speed import by_place
 from ..files import write_whole
-from ..meta import on_meta
+from ..meta import conv_counts, on_meta
 from . import parser_of, program, run
 from .analyze import parameters
 
@@ -41,19 +41,9 @@ def _columns(columns: dict[str, Sequence[Any]]) -> str:
     return _table(list(zip(*kept.values())), tuple(kept))
 
 
-def conv_gmacs(network: torch.nn.Module, in_channels: int = 3) -> float:
-    """Multiply-adds / 1e9 of a network's convolutions, deformable ones too, at SIZE, on the meta device: nothing is computed."""
-    counts: list[int] = []
-    hooks = []
-    for module in network.modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, torch.Tensor) and weight.dim() == 4:
-            each = weight[0].numel()
-            hooks.append(module.register_forward_hook(lambda _, __, out, each=each: counts.append(out.numel() * each)))
-    network.eval()(torch.empty(1, in_channels, *SIZE, device="meta"))
-    for hook in hooks:
-        hook.remove()
-    return sum(counts) / 1e9
+def conv_gmacs(network: torch.nn.Module) -> float:
+    """Multiply-adds / 1e9 of a network's convolutions at SIZE, on the meta device: nothing is computed."""
+    return conv_counts(network.eval(), torch.empty(1, 3, *SIZE, device="meta"))[0] / 1e9
 
 
 def backbone_gmacs(config: str) -> float:
@@ -174,6 +164,7 @@ def _one_shot() -> str:
         ("random" if i else "found", f"{r['cost'] / 1e6:.1f}", f"{r['supernet']:.2f}", f"{r['trained']:.2f}", " ".join(map(str, r["path"])))
         for i, r in enumerate(data["paths"])
     ]
+    *first, last = (f"{value:.2f} s {part}" for part, value in data["seconds"].items())
     again = data.get("again")
     again = f" The found network trained once more ({again['how']}) reached {again['trained']:.2f}: so much is chance." if again else ""
     plain = f" (without, inference takes {data['plain_inference']:.2f} s)" if "plain_inference" in data else ""
@@ -184,7 +175,7 @@ beside random ones as costly, trained alike ({_link(data["pretrain"])}, {_link(d
 on {data["dataset"]}, and of the trained detector on digits_val. Found: {data["found"]:.2f}; the random ones: mean {data["others_mean"]:.2f},
 best {data["others_best"]:.2f}. Rank correlation of the two columns: Spearman {data["spearman"]:.2f}, Kendall {data["kendall"]:.2f}.{again}
 
-One evaluation of a path takes {_seconds(data["seconds"])} (medians, {data.get("seconds_machine", data["machine"])}). To make it small,
+One evaluation of a path takes {', '.join(first)} and {last} (medians, {data.get("seconds_machine", data["machine"])}). To make it small,
 the path's network is made without memory and takes its slice of the supernet's weights; the images of calibration and evaluation are
 decoded once; where only the backbone has batch norms, it alone runs in recalibration; the detector is optimized as `--optimize` does it{plain};
 and COCO's figures come from faster-coco-eval.
@@ -240,11 +231,6 @@ that ran in turn: the median of the rounds' ratios, and the lowest and highest. 
             ]
             text += f"\nWhere {words} spends its time:\n\n{_table(lines, ('', 'size', '', *names))}\n"
     return text
-
-
-def _seconds(parts: dict[str, float]) -> str:
-    *first, last = (f"{value:.2f} s {part}" for part, value in parts.items())
-    return f"{', '.join(first)} and {last}"
 
 
 def _measured() -> str:
