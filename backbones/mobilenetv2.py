@@ -54,7 +54,7 @@ class MobileNetV2(StagedBackbone):
 
     stages = STAGES
     layouts = ("released", "torchvision")
-    classifier = re.compile(r"(classifier(\.\d)?|features\.18\.\d)\.\w+$")
+    classifier = re.compile(r"(classifier|features\.18)\.")
 
     def __init__(
         self,

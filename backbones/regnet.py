@@ -118,7 +118,7 @@ class RegNet(StagedBackbone):
     stages = STAGES
     layouts = ("pycls", "mmdet", "torchvision", "timm")
     native_layouts = ("pycls", "mmdet")
-    classifier = re.compile(r"(head\.)?fc\.\w+$")
+    classifier = re.compile(r"(head\.)?fc\.")
 
     def __init__(
         self,
