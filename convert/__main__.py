@@ -57,7 +57,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("src", metavar="SRC", help="the file, or its address")
     parser.add_argument("dst", metavar="DST", help="the file to write, .pth or .safetensors")
     parser.add_argument("--name", default="", help="the network in it, of backbones.list_backbones() (default: found by its shapes)")
-    text = "the state dict to take of a training file, such as model_ema (default: the usual one, which is not the moving average, or the only one)"
+    text = "the state dict to take of a training file, such as model_ema (default: the usual one, not the average; else the only one)"
     parser.add_argument("--key", default="", help=text)
     text = "the config whose detector the file fits (mmdet, lightnas: by default follows from the file)"
     parser.add_argument("--config-file", default="", metavar="FILE", help=text)

@@ -83,7 +83,11 @@ class Source:
 
     def weights(self, data: dict[str, Any], wanted: str = "") -> dict[str, Tensor]:
         """The state dict in what a file holds, by default the usual one. Raises UserError where there is none."""
-        return self.tidy(at(data, self.entry(data, wanted)))
+        weights = at(data, self.entry(data, wanted))
+        tidied = self.tidy(weights)
+        if len(tidied) != len(weights):
+            raise UserError(f"the file holds {len(weights) - len(tidied)} tensors twice, under two names", "bad-file")
+        return tidied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,10 +110,11 @@ class Converted:
 def tensors(state_dict: Any, what: str) -> dict[str, Tensor]:
     """``state_dict``, where it is one of tensors; raises UserError where it is not."""
     if not isinstance(state_dict, Mapping) or not state_dict:
-        raise UserError(f"{what} is not a state dict")
+        found = "empty" if isinstance(state_dict, Mapping) else f"of type {_kind(state_dict)}"
+        raise UserError(f"{what} is not a state dict: it is {found}", "bad-file")
     for key, value in state_dict.items():
         if not isinstance(key, str) or not isinstance(value, (Tensor, np.ndarray)):
-            raise UserError(f"{what} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor")
+            raise UserError(f"{what} is not a state dict: {key!r} is of type {_kind(value)}, not a tensor", "bad-file")
     result = {key: torch.as_tensor(value) for key, value in without_wrappers(state_dict).items() if key not in _COUNTERS}
     for key, value in result.items():
         fault = _fault(key, value)
@@ -145,23 +150,30 @@ def entry_of(data: dict[str, Any], usual: Sequence[str], wanted: str = "") -> st
     Raises UserError where there is none, or several of which none is usual.
     """
     found = state_dicts(data)
+    if wanted and found == [""]:
+        raise UserError(f"--key {wanted} has nothing to choose: the file is one state dict itself", "value", "--key")
     if wanted and wanted not in found:
-        raise unknown("state dict of the file", wanted, [key for key in found if key], key="--key")
+        raise unknown("state dict of the file", wanted, found, key="--key")
     named = [key for key in usual if key in found] or ([] if found else [key for key in usual if key in data])
     if not wanted and not named and len(found) != 1:
         if found:
-            raise UserError(f"the file holds several state dicts: {', '.join(found)}. Say which by --key", "missing-argument", "--key", found[0])
+            names = ", ".join(found)
+            raise UserError(f"the file holds several state dicts: {names}. Say which by --key", "missing-argument", "--key", found[0])
         raise UserError(f"the file is not a state dict and holds none: it has {_kinds(data)}", "bad-file")
     return wanted or next(iter([*named, *found]))
 
 
+def _kind(value: Any) -> str:
+    return type(value).__name__.replace("_Inert", "object, unread")
+
+
 def _kinds(data: Mapping[Any, Any]) -> str:
-    shown = [f"{str(key)[:40]} ({type(value).__name__.replace('_Inert', 'object, unread')})" for key, value in data.items()]
+    shown = [f"{' '.join(str(key).split())[:40]} ({_kind(value)})" for key, value in data.items()]
     return ", ".join(shown[:8]) + f" and {len(shown) - 8} more" * (len(shown) > 8) or "nothing"
 
 
 def at(data: dict[str, Any], entry: str) -> dict[str, Tensor]:
-    return tensors(data[entry] if entry else data, "the file")
+    return tensors(data[entry], f"the file's {entry}") if entry else tensors(data, "the file")
 
 
 def under(data: dict[str, Any], *usual: str) -> dict[str, Tensor]:
@@ -202,7 +214,8 @@ def identify(
         raise UserError(f"{source.title} has no {', '.join(candidates)}")
     for name in [] if candidates else registry.list_backbones():
         family = registry.family_of(name)
-        for layout, option in itertools.product(family.network.layouts, ({}, {"rounding": "torchvision"}) if family.name == "regnet" else ({},)):
+        others = ({}, {"rounding": "torchvision"}) if family.name == "regnet" else ({},)
+        for layout, option in itertools.product(family.network.layouts, others):
             if not registry.attempt(name, weights, layout, option)[1]:
                 keys = "as its authors released it" if layout == "released" else f"with the key names of {layout}"
                 raise UserError(f"the file is not of {source.title}: it holds {name} {keys}", "misfit-weights", "", layout)
@@ -259,7 +272,7 @@ def _taken(contents: dict[str, Any], entry: str, outside: Sequence[str]) -> str:
         left += [f"{key} (--key {key} takes it)" for key in others]
         plain = [key for key in contents if key != entry and key not in others]
         left += [_kinds({key: contents[key] for key in plain})] if plain else []
-    return f"{entry or 'the file, which is one state dict'}; left out: {', '.join(left) or 'nothing'}"
+    return " ".join(f"{entry or 'the file, which is one state dict'}; left out: {', '.join(left) or 'nothing'}".split())
 
 
 def under_bottom_up(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:

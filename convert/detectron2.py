@@ -13,7 +13,6 @@ from backbones.errors import UserError
 from . import pycls
 from .core import Converted, Preprocessing, Source, bottom_up, tensors
 
-
 REGNET = Source("detectron2's RegNet", "as the file's", {"regnet": "pycls"}, pycls.SOURCE.preprocessing, lambda data: ("model",), pycls.network)
 
 

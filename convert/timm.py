@@ -1,4 +1,4 @@
-"""timm: VoVNetV2, whose missing gates are filled so that nothing changes, RegNetX and RegNetY; with a classifier, headless, or features alone."""
+"""timm: VoVNetV2, whose missing gates are filled so that nothing changes, RegNetX and RegNetY; whole, headless or ``features_only``."""
 
 import importlib.util
 import re

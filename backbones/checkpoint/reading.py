@@ -123,7 +123,7 @@ class _Inert:
 _TORCH_GLOBALS: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     **REBUILD,
-    "__builtin__.set": set,
+    **{f"{module}.{kind.__name__}": kind for module in ("builtins", "__builtin__") for kind in (set, frozenset, list, dict, int, float, str)},
     "torch.Size": torch.Size,
     "torch.device": torch.device,
     **{f"torch.{name}": getattr(torch, name) for name in dir(torch) if name.endswith("Storage")},
@@ -149,8 +149,8 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
         raise UserError(f"{kind} {path!r} is not there", "missing-file")
     try:
         with open(path, "rb") as f:
-            start = f.read(512).lstrip()
-        if start[:1] == b"<":
+            start = f.read(512)
+        if start.lstrip()[:1] == b"<":
             raise UserError(f"{kind} {path!r} is a web page, not a {kind}: the download went wrong", "download")
         other = next((what for magic, what in _OTHER.items() if start.startswith(magic)), "")
         if other:
@@ -158,7 +158,7 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
         if path.endswith(".pkl"):
             with open(path, "rb") as f:
                 data = _arrays(_unpickler(_STAND_INS)(f, encoding="latin1").load(), {})
-        elif path.endswith(".safetensors"):
+        elif path.endswith(".safetensors") or start[8:10] == b'{"':
             data = _read_safetensors(path)
         else:
             try:
@@ -171,11 +171,16 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
         raise
     except Exception as error:  # torch and pickle answer damaged files with errors of every kind
         reason = " ".join(str(error).split())
-        if "weights_only" in reason or "Unsupported" in reason:  # torch says so of anything that is no file of tensors
+        if "TorchScript" in reason:
+            reason = "it is a TorchScript archive, which holds code: save the model's state_dict() instead"
+        elif "weights_only" in reason or "Unsupported" in reason:  # torch says so of anything that is no file of tensors
             reason = "it is damaged, of another format, or holds Python objects, which are not loaded, as that can run any code: " + reason
+        elif not reason.startswith("it holds"):
+            reason = f"it is damaged or of another format: {reason or 'empty'}"
         raise UserError(f"{kind} {path!r} cannot be read ({os.path.getsize(path)} bytes): {reason[:300]}", "bad-file") from error
     if not isinstance(data, dict):
-        raise UserError(f"{kind} {path!r} holds a {'Python object' if isinstance(data, _Inert) else type(data).__name__}, not a dict", "bad-file")
+        found = "Python object" if isinstance(data, _Inert) else type(data).__name__
+        raise UserError(f"{kind} {path!r} holds a {found}, not a dict", "bad-file")
     return data
 
 
