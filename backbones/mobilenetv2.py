@@ -46,7 +46,7 @@ class MobileNetV2(StagedBackbone):
     """
 
     layouts = ("released", "torchvision")
-    classifier = re.compile(r"(classifier(\.\d)?|features\.18\.\d)\.\w+$")
+    classifier = re.compile(r"(classifier|features\.18)\.")
 
     def __init__(
         self,

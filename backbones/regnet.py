@@ -95,7 +95,7 @@ class RegNet(StagedBackbone):
 
     layouts = ("pycls", "mmdet", "torchvision", "timm")
     native_layouts = ("pycls", "mmdet")
-    classifier = re.compile(r"(head\.)?fc\.\w+$")
+    classifier = re.compile(r"(head\.)?fc\.")
 
     def __init__(
         self,

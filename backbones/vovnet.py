@@ -121,7 +121,7 @@ class VoVNet(StagedBackbone):
 
     stages = STAGES
     layouts = ("released", "timm")
-    classifier = re.compile(r"head\.fc\.\w+$")
+    classifier = re.compile(r"head\.fc\.")
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ from backbones.files import sha256
 from backbones.tools import parser_of, run
 
 from . import detectron2, lightnas, mmdet, pycls, timm, torchvision
-from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, Source, convert_backbone, under, write
+from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, Source, convert_backbone, write
 
 SOURCES = {
     "pycls": pycls.SOURCE,
@@ -41,13 +41,14 @@ SOURCES = {
         "CC BY-NC 4.0, not for commercial use",
         {"vovnet": "released", "mobilenetv2": "released"},
         lambda name: Preprocessing("BGR", (103.53, 116.28, 123.675), (1.0, 1.0, 1.0)),
-        lambda data: under(data, "model", "state_dict"),
+        lambda data: ("model", "state_dict"),
     ),
     "detectron2": detectron2.REGNET,
     "lightnas": lightnas.SOURCE,
 }
-# packages whose objects lie beside the weights in such files
-_INERT = {"mmdet": ("mmengine", "mmcv", "mmdet", "numpy"), "lightnas": ("mmcv", "mmdet", "numpy")}
+# packages whose objects lie beside the weights: everywhere what options and numbers of a training script are made of
+_INERT = ("argparse", "collections", "types", "pathlib", "numpy", "_codecs", "omegaconf", "yacs", "fvcore", "easydict", "ml_collections")
+_INERT_OF = {"mmdet": ("mmengine", "mmcv", "mmdet"), "lightnas": ("mmcv", "mmdet")}
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -56,6 +57,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("src", metavar="SRC", help="the file, or its address")
     parser.add_argument("dst", metavar="DST", help="the file to write, .pth or .safetensors")
     parser.add_argument("--name", default="", help="the network in it, of backbones.list_backbones() (default: found by its shapes)")
+    text = "the state dict to take of a training file, such as model_ema (default: the usual one, not the average; else the only one)"
+    parser.add_argument("--key", default="", help=text)
     text = "the config whose detector the file fits (mmdet, lightnas: by default follows from the file)"
     parser.add_argument("--config-file", default="", metavar="FILE", help=text)
     text = "order that the weights expect (default: the file's own word, which it must agree with, else the source's habit)"
@@ -77,7 +80,7 @@ def convert(args) -> Converted:
     path = fetch(args.src, PathManager) if "://" in args.src else args.src
     if os.path.exists(args.dst) and os.path.exists(path) and os.path.samefile(path, args.dst):
         raise UserError(f"DST {args.dst!r} is SRC itself, which would be lost")
-    contents = read_checkpoint(path, inert=_INERT.get(args.source, ()))
+    contents = read_checkpoint(path, inert=(*_INERT, *_INERT_OF.get(args.source, ())))
     given = None
     if args.channels:
         usual = {"BGR": IMAGENET_BGR, "RGB": IMAGENET_RGB}[args.channels]
@@ -86,16 +89,16 @@ def convert(args) -> Converted:
         raise UserError("--pixel-mean and --pixel-std need --channels, which says their order")
     whole = {"mmdet": mmdet, "lightnas": lightnas}.get(args.source)
     if args.source == "detectron2" and args.config_file:
-        _refuse_unused("files of detectron2 with a config", name=args.name, channels=args.channels)
+        _refuse_unused("files of detectron2 with a config", key=args.key, name=args.name, channels=args.channels)
         result = detectron2.convert(path, contents, args.config_file, args.opts)
-    elif whole and whole.is_detector(contents):
+    elif whole and not args.key and whole.is_detector(contents):
         _refuse_unused(f"whole detectors of {whole.SOURCE.title}", name=args.name, overrides=args.opts)
         result = whole.convert_detector(contents, given, args.config_file)
     else:
         _refuse_unused("bare networks", config_file=args.config_file, overrides=args.opts)
         if args.source == "detectron2":
-            detectron2.check_bare(contents)
-        result = convert_backbone(SOURCES[args.source], contents, given, args.name)
+            detectron2.check_bare(contents, args.key)
+        result = convert_backbone(SOURCES[args.source], contents, given, args.name, args.key)
     result.provenance.update(file=os.path.basename(args.src), sha256=sha256(path))
     return result
 
@@ -118,6 +121,8 @@ def main() -> None:
         f"{args.dst}: {about.get('detector', 'backbone')} {about['network']}, {len(result.model)} tensors, "
         f"from {about['source']}, licence: {about['licence']}"
     )
+    if "taken" in about:
+        print(f"taken: {about['taken']}")
     print(f"channels: {about['channel_order']}; expects {expects.format}, mean {list(expects.pixel_mean)}, deviation {list(expects.pixel_std)}")
     if proof["run"]:
         rows = [(feature, f"{value:.1e}") for feature, value in proof["largest_relative_difference"].items()]

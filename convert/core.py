@@ -1,6 +1,7 @@
 """What every source shares: reading, finding out which network a file holds, the proof, writing."""
 
 import dataclasses
+import itertools
 import json
 import math
 import os
@@ -17,12 +18,14 @@ from torch import Tensor, nn
 
 import backbones
 from backbones import registry
-from backbones.errors import UserError
+from backbones.errors import UserError, unknown
 from backbones.files import replacing
 from backbones.layers import without_wrappers
 
 # the same features in double precision: what differs then differs in structure, not in the order of sums
 TOLERANCE = 1e-5
+# what moving averages count beside the weights
+_COUNTERS = ("n_averaged", "steps")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PROOF_SIZE = (1, 3, 160, 128)
 
@@ -61,17 +64,30 @@ class Source:
         licence: of the weights it releases.
         layouts: its names for the weights, for each family that it has (see `registry.Family`).
         preprocessing: for the name of a network of ours.
-        weights: finds the state dict in what a file holds; raises UserError where there is none.
+        entries: for what a file holds, where it keeps its state dict, the usual name first.
         network: the project's own network for a network of ours and the keyword arguments of `create`, with its library's name and version;
             None where the library is not installed.
+        tidy: one key order where the project has several; the network takes the result.
     """
 
     title: str
     licence: str
     layouts: Mapping[str, str]
     preprocessing: Callable[[str], Preprocessing]
-    weights: Callable[[dict[str, Any]], Mapping[str, Tensor]]
+    entries: Callable[[dict[str, Any]], Sequence[str]]
     network: Callable[[str, dict[str, Any]], tuple["Network", str] | None] = lambda name, options: None
+    tidy: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda weights: weights
+
+    def entry(self, data: dict[str, Any], wanted: str = "") -> str:
+        return entry_of(data, self.entries(data), wanted)
+
+    def weights(self, data: dict[str, Any], wanted: str = "") -> dict[str, Tensor]:
+        """The state dict in what a file holds, by default the usual one. Raises UserError where there is none."""
+        weights = at(data, self.entry(data, wanted))
+        tidied = self.tidy(weights)
+        if len(tidied) != len(weights):
+            raise UserError(f"the file holds {len(weights) - len(tidied)} tensors twice, under two names", "bad-file")
+        return tidied
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,11 +110,12 @@ class Converted:
 def tensors(state_dict: Any, what: str) -> dict[str, Tensor]:
     """``state_dict``, where it is one of tensors; raises UserError where it is not."""
     if not isinstance(state_dict, Mapping) or not state_dict:
-        raise UserError(f"{what} is not a state dict")
+        found = "empty" if isinstance(state_dict, Mapping) else f"of type {_kind(state_dict)}"
+        raise UserError(f"{what} is not a state dict: it is {found}", "bad-file")
     for key, value in state_dict.items():
         if not isinstance(key, str) or not isinstance(value, (Tensor, np.ndarray)):
-            raise UserError(f"{what} is not a state dict: {key!r} is a {type(value).__name__}, not a tensor")
-    result = {key: torch.as_tensor(value) for key, value in without_wrappers(state_dict).items()}
+            raise UserError(f"{what} is not a state dict: {key!r} is of type {_kind(value)}, not a tensor", "bad-file")
+    result = {key: torch.as_tensor(value) for key, value in without_wrappers(state_dict).items() if key not in _COUNTERS}
     for key, value in result.items():
         fault = _fault(key, value)
         if fault:
@@ -118,9 +135,62 @@ def _fault(key: str, value: Tensor) -> str:
     return "holds negative variances" if key.endswith("running_var") and (value < 0).any() else ""
 
 
-def under(data: dict[str, Any], *keys: str) -> Mapping[str, Tensor]:
-    """The state dict under the first of ``keys`` that is there, or the file itself."""
-    return tensors(next((data[key] for key in keys if key in data), data), "the file")
+def state_dicts(data: dict[str, Any]) -> list[str]:
+    """The entries of a file that are state dicts; "" alone where it is one itself."""
+
+    def is_one(value: Any) -> bool:
+        return isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, (Tensor, np.ndarray)) for k, v in value.items())
+
+    return [""] if is_one(data) else [key for key, value in data.items() if isinstance(key, str) and value and is_one(value)]
+
+
+def entry_of(data: dict[str, Any], usual: Sequence[str], wanted: str = "") -> str:
+    """The entry of a file to take, "" for the file itself: the one that is ``wanted``, else the first ``usual`` one, else the only one.
+
+    Raises UserError where there is none, or several of which none is usual.
+    """
+    found = state_dicts(data)
+    if wanted and found == [""]:
+        raise UserError(f"--key {wanted} has nothing to choose: the file is one state dict itself", "value", "--key")
+    if wanted and wanted not in found:
+        raise unknown("state dict of the file", wanted, found, key="--key")
+    named = [key for key in usual if key in found] or ([] if found else [key for key in usual if key in data])
+    if not wanted and not named and len(found) != 1:
+        if found:
+            names = ", ".join(found)
+            raise UserError(f"the file holds several state dicts: {names}. Say which by --key", "missing-argument", "--key", found[0])
+        raise UserError(f"the file is not a state dict and holds none: it has {_kinds(data)}", "bad-file")
+    return wanted or next(iter([*named, *found]))
+
+
+def _kind(value: Any) -> str:
+    return type(value).__name__.replace("_Inert", "object, unread")
+
+
+def _kinds(data: Mapping[Any, Any]) -> str:
+    shown = [f"{' '.join(str(key).split())[:40]} ({_kind(value)})" for key, value in data.items()]
+    return ", ".join(shown[:8]) + f" and {len(shown) - 8} more" * (len(shown) > 8) or "nothing"
+
+
+def at(data: dict[str, Any], entry: str) -> dict[str, Tensor]:
+    return tensors(data[entry], f"the file's {entry}") if entry else tensors(data, "the file")
+
+
+def under(data: dict[str, Any], *usual: str) -> dict[str, Tensor]:
+    """The state dict in what a file holds, see `entry_of`."""
+    return at(data, entry_of(data, usual))
+
+
+def without_outer(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Without the name that a module around the network, such as Lightning's, gives it."""
+    return {key[len("model.") :]: value for key, value in weights.items()} if all(key.startswith("model.") for key in weights) else weights
+
+
+def bottom_up(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+    """The network's part of a detector's weights, without its prefix, and the keys outside of it; all, where there is no such prefix."""
+    prefix = next((p for p in ("backbone.bottom_up.", "backbone.") if any(key.startswith(p) for key in weights)), "")
+    inside = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
+    return inside, [key for key in weights if not key.startswith(prefix)]
 
 
 def identify(
@@ -142,8 +212,18 @@ def identify(
             tried.append((name, wrong))
     if not tried:
         raise UserError(f"{source.title} has no {', '.join(candidates)}")
+    for name in [] if candidates else registry.list_backbones():
+        family = registry.family_of(name)
+        others = ({}, {"rounding": "torchvision"}) if family.name == "regnet" else ({},)
+        for layout, option in itertools.product(family.network.layouts, others):
+            if not registry.attempt(name, weights, layout, option)[1]:
+                keys = "as its authors released it" if layout == "released" else f"with the key names of {layout}"
+                raise UserError(f"the file is not of {source.title}: it holds {name} {keys}", "misfit-weights", "", layout)
     name, wrong = min(tried, key=lambda attempt: len(attempt[1]))
     differ = f"from {name}, the nearest, {listed(wrong, 8)}"
+    if len(wrong) > len(weights) / 2 and not candidates:
+        modules = list(dict.fromkeys(key.split(".")[0] for key in weights))
+        differ = f"it holds {len(weights)} tensors of {', '.join(modules[:12])}{', ...' if len(modules) > 12 else ''}"
     raise UserError(f"this is none of the networks that {source.title} and this project share; {differ}")
 
 
@@ -151,21 +231,25 @@ def listed(wrong: Sequence[str], most: int) -> str:
     return f"{len(wrong)} entries differ: {'; '.join(wrong[:most])}{'; ...' if len(wrong) > most else ''}"
 
 
-def convert_backbone(source: Source, contents: dict[str, Any], preprocessing: Preprocessing | None = None, name: str = "") -> Converted:
+def convert_backbone(
+    source: Source, contents: dict[str, Any], preprocessing: Preprocessing | None = None, name: str = "", key: str = ""
+) -> Converted:
     """A bare network's file as ours, in BGR, proved where the source's library is installed.
 
-    ``preprocessing``: where it is not the source's usual one. Raises UserError for a file of another network, or where the proof fails.
+    ``preprocessing``: where it is not the source's usual one. ``key``: the state dict to take, where it is not the usual one. Raises
+    UserError for a file of another network, or where the proof fails.
     """
-    weights = source.weights(contents)
+    weights, outside = bottom_up(source.weights(contents, key))
     rounded = "regnet" in source.layouts and source.layouts["regnet"] in ("torchvision", "timm")
     options = ({}, {"rounding": "torchvision"}) if rounded else ({},)
     name, option, ours = identify(source, weights, [name] if name else (), options)
+    outside += [key for key in weights if registry.family_of(name).network.classifier.match(key)]
     expects = preprocessing or source.preprocessing(name)
     if expects.format == "RGB":
         with torch.device("meta"):
             net = registry.create(name, **option)
-        key = next(f"{key}.weight" for key, module in net.named_modules() if isinstance(module, nn.Conv2d))  # it meets the image
-        ours[key] = ours[key].flip(1)
+        first = next(f"{key}.weight" for key, module in net.named_modules() if isinstance(module, nn.Conv2d))  # it meets the image
+        ours[first] = ours[first].flip(1)
     found = source.network(name, option)
     proof: dict[str, Any] = {"run": False, "why": f"the network of {source.title} is not installed here"}
     if found is not None:
@@ -174,9 +258,21 @@ def convert_backbone(source: Source, contents: dict[str, Any], preprocessing: Pr
         proof = compare(*found, weights, net, flipped=expects.format == "RGB")
     provenance: dict[str, Any] = {"source": source.title, "network": name, "licence": source.licence, "proof": proof}
     provenance["channel_order"] = expects.order_in_bgr()
+    provenance["taken"] = _taken(contents, source.entry(contents, key), outside)
     if option:
         provenance["overrides"] = ["MODEL.REGNET.ROUNDING", option["rounding"]]
     return Converted(under_bottom_up(ours), expects.in_bgr(), provenance)
+
+
+def _taken(contents: dict[str, Any], entry: str, outside: Sequence[str]) -> str:
+    """What was taken of a file, and everything that was not, in one line."""
+    left = [f"{len(outside)} tensors outside the backbone ({', '.join(outside[:2])}{', ...' if len(outside) > 2 else ''})"] if outside else []
+    if entry:
+        others = [key for key in state_dicts(contents) if key != entry]
+        left += [f"{key} (--key {key} takes it)" for key in others]
+        plain = [key for key in contents if key != entry and key not in others]
+        left += [_kinds({key: contents[key] for key in plain})] if plain else []
+    return " ".join(f"{entry or 'the file, which is one state dict'}; left out: {', '.join(left) or 'nothing'}".split())
 
 
 def under_bottom_up(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -209,10 +305,13 @@ def compare(reference: Network, library: str, weights: Mapping[str, Tensor], our
     ``weights`` are the source's; ``ours`` is filled already, and takes the channels reversed where ``flipped``. Raises UserError above
     TOLERANCE, or where the source's own network does not take its weights.
     """
-    missing, unexpected = reference.module.load_state_dict(dict(weights), strict=False)
-    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
-    classifier = getattr(ours, "classifier", re.compile("(?!)"))
-    unexpected = [key for key in unexpected if not classifier.match(key)]
+    classifier = getattr(ours, "classifier", re.compile("(?!)"))  # of any number of classes, or none
+    try:
+        own = {key: value for key, value in weights.items() if not classifier.match(key)}
+        missing, unexpected = reference.module.load_state_dict(own, strict=False)
+    except RuntimeError as error:
+        raise UserError(f"{library} itself does not take this file: {error}") from error
+    missing = [key for key in missing if not key.endswith("num_batches_tracked") and not classifier.match(key)]
     if missing or unexpected:
         counts = f"{len(missing)} entries missing, {len(unexpected)} unexpected"
         raise UserError(f"{library} itself does not take this file: {counts}: {', '.join([*missing, *unexpected][:5])}")

@@ -4,7 +4,6 @@ import re
 from typing import Any
 
 from detectron2.modeling import build_model
-from torch import Tensor
 
 from backbones import zoo
 from backbones.checkpoint import GatedCheckpointer, part_of
@@ -12,21 +11,14 @@ from backbones.config import check_config, merge_overrides
 from backbones.errors import UserError
 
 from . import pycls
-from .core import Converted, Preprocessing, Source, tensors, under
+from .core import Converted, Preprocessing, Source, bottom_up, tensors
+
+REGNET = Source("detectron2's RegNet", "as the file's", {"regnet": "pycls"}, pycls.SOURCE.preprocessing, lambda data: ("model",), pycls.network)
 
 
-def _bare(data: dict[str, Any]) -> dict[str, Tensor]:
-    weights = under(data, "model")
-    prefix = next((p for p in ("backbone.bottom_up.", "backbone.") if any(key.startswith(p) for key in weights)), "")
-    return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
-
-
-REGNET = Source("detectron2's RegNet", "as the file's", {"regnet": "pycls"}, pycls.SOURCE.preprocessing, _bare, pycls.network)
-
-
-def check_bare(contents: dict[str, Any]) -> None:
+def check_bare(contents: dict[str, Any], key: str) -> None:
     """Raises UserError for a file that is read by its config."""
-    if not any(key.startswith("s1.b1.") for key in _bare(contents)):
+    if not any(key.startswith("s1.b1.") for key in bottom_up(REGNET.weights(contents, key))[0]):
         raise UserError("files of detectron2 are read by their config: add --config-file, such as COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
 
 

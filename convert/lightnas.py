@@ -5,10 +5,10 @@ from typing import Any
 from backbones import registry, zoo
 from backbones.errors import UserError
 
-from .core import IMAGENET_RGB, Converted, Preprocessing, Source, check_fit, identify, renamed, under, under_bottom_up
+from .core import IMAGENET_RGB, Converted, Preprocessing, Source, check_fit, identify, renamed, under_bottom_up
 
 # its networks cannot be installed: outputs recorded from them are part of this project's tests
-SOURCE = Source("LightNAS", "Apache-2.0", {"maedet": "released"}, lambda name: IMAGENET_RGB, lambda data: under(data, "state_dict", "model"))
+SOURCE = Source("LightNAS", "Apache-2.0", {"maedet": "released"}, lambda name: IMAGENET_RGB, lambda data: ("state_dict", "model"))
 
 # what stands for what outside the backbone
 _PLACES = (

@@ -68,11 +68,6 @@ _RESNET: list[tuple[str, Any]] = [
 ]
 
 
-def _weights(data: dict[str, Any]) -> Mapping[str, Tensor]:
-    weights = under(data, "state_dict")
-    return {key[len("backbone.") :] if key.startswith("backbone.") else key: value for key, value in weights.items()}
-
-
 def _library() -> ModuleType | None:
     """mmdet, where it is installed with its operators."""
     try:
@@ -94,7 +89,7 @@ def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
     return Network(module, lambda image: module(image)), f"mmdet {mmdet.__version__}"
 
 
-SOURCE = Source("MMDetection", "Apache-2.0", {"regnet": "mmdet"}, lambda name: IMAGENET_BGR, _weights, network)
+SOURCE = Source("MMDetection", "Apache-2.0", {"regnet": "mmdet"}, lambda name: IMAGENET_BGR, lambda data: ("state_dict",), network)
 
 
 def is_detector(contents: dict[str, Any]) -> bool:

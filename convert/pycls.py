@@ -1,21 +1,20 @@
 """pycls (https://github.com/facebookresearch/pycls): RegNetX and RegNetY, the files of its MODEL_ZOO.md."""
 
-from typing import Any, Mapping
+from typing import Any, Sequence
 
 import detectron2
 from detectron2.modeling.backbone import regnet
-from torch import Tensor
 
 from backbones import registry
 
-from .core import IMAGENET_BGR, Network, Source, under
+from .core import IMAGENET_BGR, Network, Source
 
 
-def _weights(data: dict[str, Any]) -> Mapping[str, Tensor]:
+def _entries(data: dict[str, Any]) -> Sequence[str]:
     # newer versions save the moving average beside the model, with the error of each
     errors = [data.get(key) for key in ("ema_err", "test_err")]
     average, plain = (error if isinstance(error, (int, float)) else 100.0 for error in errors)
-    return under(data, "ema_state" if "ema_state" in data and average < plain else "model_state")
+    return ("ema_state" if "ema_state" in data and average < plain else "model_state",)
 
 
 def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
@@ -29,4 +28,4 @@ def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
     return Network(module, lambda image: list(module(image).values())), f"detectron2 {detectron2.__version__}, its RegNet"
 
 
-SOURCE = Source("pycls", "MIT", {"regnet": "pycls"}, lambda name: IMAGENET_BGR, _weights, network)
+SOURCE = Source("pycls", "MIT", {"regnet": "pycls"}, lambda name: IMAGENET_BGR, _entries, network)

@@ -1,10 +1,12 @@
-"""timm: VoVNetV2, whose missing gates are filled so that nothing changes, RegNetX and RegNetY."""
+"""timm: VoVNetV2, whose missing gates are filled so that nothing changes, RegNetX and RegNetY; whole, headless or ``features_only``."""
 
 import importlib.util
 import re
 from typing import Any
 
-from .core import IMAGENET_RGB, Network, Preprocessing, Source, under
+from torch import Tensor
+
+from .core import IMAGENET_RGB, Network, Preprocessing, Source, without_outer
 
 
 def own_name(name: str, options: dict[str, Any]) -> str | None:
@@ -30,12 +32,12 @@ def _found(name: str, options: dict[str, Any]) -> tuple[Any, str] | None:
 
 
 def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
-    """timm's own, with its classifier."""
+    """timm's own, without a classifier."""
     found = _found(name, options)
     if found is None:
         return None
     timm, own = found
-    module = timm.create_model(own)
+    module = timm.create_model(own, num_classes=0)
     return Network(module, lambda image: module.forward_intermediates(image, intermediates_only=True)[-4:]), f"timm {timm.__version__}"
 
 
@@ -49,11 +51,17 @@ def preprocessing(name: str) -> Preprocessing:
     return Preprocessing("RGB", mean, std)
 
 
+def tidy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``features_only`` writes stages_0 and stem_0 for stages.0 and stem.0."""
+    return {re.sub(r"^(stem|stages)_(\d)\.", r"\1.\2.", key): value for key, value in without_outer(weights).items()}
+
+
 SOURCE = Source(
     "timm",
     "Apache-2.0, unless the weights' own page says otherwise",
     {"vovnet": "timm", "regnet": "timm"},
     preprocessing,
-    lambda data: under(data, "state_dict", "model"),
+    lambda data: ("state_dict", "model"),
     network,
+    tidy,
 )

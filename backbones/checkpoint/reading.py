@@ -81,7 +81,7 @@ def _unpickler(known: dict[str, Any], inert: Sequence[str] = ()) -> type[pickle.
             full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # numpy 2's name for the same
             if full in known or module.split(".")[0] in inert:
                 return known.get(full, _Inert)
-            raise pickle.UnpicklingError(f"it holds code: {module}.{name}")
+            raise pickle.UnpicklingError(f"it holds code: {module}.{name}, where files of tensors, such as a model's state_dict(), are read")
 
     return Unpickler
 
@@ -100,6 +100,16 @@ def _arrays(data: Any, known: dict[int, Any]) -> Any:
     return known[id(data)]
 
 
+# how files begin that come in place of checkpoints
+_OTHER = {
+    b"version https://git-lfs": "a pointer of Git LFS, whose file git lfs pull fetches",
+    b"\x89HDF": "an HDF5 file, such as Keras writes",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"\x1f\x8b": "a gzip archive, which is to be unpacked first",
+}
+
+
 class _Inert:
     """Replaces the objects of a package whose files are read for their tensors alone. It accepts everything and does nothing."""
 
@@ -113,9 +123,11 @@ class _Inert:
 _TORCH_GLOBALS: dict[str, Any] = {
     "collections.OrderedDict": OrderedDict,
     **REBUILD,
+    **{f"{module}.{kind.__name__}": kind for module in ("builtins", "__builtin__") for kind in (set, frozenset, list, dict, int, float, str)},
     "torch.Size": torch.Size,
     "torch.device": torch.device,
     **{f"torch.{name}": getattr(torch, name) for name in dir(torch) if name.endswith("Storage")},
+    **{str(value): value for value in vars(torch).values() if isinstance(value, torch.dtype)},
 }
 
 
@@ -137,12 +149,16 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
         raise UserError(f"{kind} {path!r} is not there", "missing-file")
     try:
         with open(path, "rb") as f:
-            if f.read(512).lstrip()[:1] == b"<":
-                raise UserError(f"{kind} {path!r} is a web page, not a {kind}: the download went wrong", "download")
+            start = f.read(512)
+        if start.lstrip()[:1] == b"<":
+            raise UserError(f"{kind} {path!r} is a web page, not a {kind}: the download went wrong", "download")
+        other = next((what for magic, what in _OTHER.items() if start.startswith(magic)), "")
+        if other:
+            raise UserError(f"{kind} {path!r} is {other}, not a {kind}", "bad-file")
         if path.endswith(".pkl"):
             with open(path, "rb") as f:
                 data = _arrays(_unpickler(_STAND_INS)(f, encoding="latin1").load(), {})
-        elif path.endswith(".safetensors"):
+        elif path.endswith(".safetensors") or start[8:10] == b'{"':
             data = _read_safetensors(path)
         else:
             try:
@@ -155,11 +171,16 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
         raise
     except Exception as error:  # torch and pickle answer damaged files with errors of every kind
         reason = " ".join(str(error).split())
-        if "weights_only" in reason or "Unsupported" in reason:  # torch says so of anything that is no file of tensors
+        if "TorchScript" in reason:
+            reason = "it is a TorchScript archive, which holds code: save the model's state_dict() instead"
+        elif "weights_only" in reason or "Unsupported" in reason:  # torch says so of anything that is no file of tensors
             reason = "it is damaged, of another format, or holds Python objects, which are not loaded, as that can run any code: " + reason
+        elif not reason.startswith("it holds"):
+            reason = f"it is damaged or of another format: {reason or 'empty'}"
         raise UserError(f"{kind} {path!r} cannot be read ({os.path.getsize(path)} bytes): {reason[:300]}", "bad-file") from error
     if not isinstance(data, dict):
-        raise UserError(f"{kind} {path!r} holds a {type(data).__name__}, not a dict", "bad-file")
+        found = "Python object" if isinstance(data, _Inert) else type(data).__name__
+        raise UserError(f"{kind} {path!r} holds a {found}, not a dict", "bad-file")
     return data
 
 
