@@ -27,6 +27,23 @@ def numbers(value: Any, count: int | None = None) -> bool:
     return not value or (min(value) >= -1e6 and max(value) <= 1e6 and not math.isnan(sum(value)))
 
 
+def is_plain(number: int | str) -> bool:
+    """Whether evaluators take an id for the number that it is: they have no negative ones, and some keep them as floats of 64 bits."""
+    return isinstance(number, int) and 0 <= number < 1 << 53
+
+
+def id_of(value: Any) -> int | str | None:
+    """An id as a whole number where it is one, also as a text or a float; another text as it is; None for anything else."""
+    if type(value) is int:
+        return value
+    if type(value) is float:
+        return int(value) if math.isfinite(value) and value == int(value) and abs(value) < 1 << 53 else None
+    if isinstance(value, str) and value.strip():
+        digits = value.strip().removeprefix("-")
+        return int(value) if digits.isascii() and digits.isdigit() and len(digits) < 19 and str(int(digits)) == digits else value.strip()
+    return None
+
+
 # the fields of detections and annotations
 FIELDS: Fields = {
     "image_id": ("an integer", integer),

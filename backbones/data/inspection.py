@@ -14,7 +14,8 @@ from .coco import Reader
 from .dataset import Dataset
 from .findings import Findings, short
 from .image_files import evenly, look
-from .reader import REFUSED, SAMPLED, Progress, read
+from .image_list import REFUSED, SAMPLED, Progress
+from .reader import read
 from .sources import Source, Use
 
 _USUAL = Use()

@@ -4,27 +4,23 @@ Training, evaluation, the doctor, `compare`, `visualize` and the searches read b
 work on columns of all annotations at once, as a file may have millions.
 """
 
-import math
 import os
-from typing import Any, Callable, Iterable
+from typing import Any
 
 import numpy as np
 
 from ..documents import read_json
 from ..errors import UserError
 from . import formats, objects
+from .annotations import id_of, is_plain
 from .dataset import Dataset, without_collections
 from .findings import Findings, listed, short
-from .image_files import Files, evenly, look
-from .images import size
+from .image_files import Files
+from .image_list import SAMPLED, Progress, read_images
 from .sources import Source, Use
 
-SAMPLED = 500  # images whose headers are read: enough for a systematic mistake, and takes seconds on a slow disk
-_BIG = 10**6  # no box or image has so many pixels on a side
+_BIG = 10**6  # no box has so many pixels on a side
 _NONE = -(1 << 63)  # in a column of ids: there is none
-_UNREADABLE = ("unreadable image", "truncated image", "empty image", "large image")
-REFUSED = (*_UNREADABLE, "image of other size", "turned image", "deep image")
-Progress = Callable[..., Iterable]
 
 
 def read(source: Source, use: Use, images: int | None = SAMPLED, progress: Progress = lambda items, **_: items, files: bool = True) -> Dataset:
@@ -45,7 +41,7 @@ def read(source: Source, use: Use, images: int | None = SAMPLED, progress: Progr
 def _read(source: Source, use: Use, images: int | None, progress: Progress, files: bool) -> Dataset:
     content = _content(source, use, files)
     data = Dataset(source, Findings(source.name, notes=content.pop("notes", None) or {}))
-    numbers, left_out = _images(data, use, content["images"], images if files else 0, progress, Files(source.image_root) if files else None)
+    numbers, left_out = read_images(data, use, content["images"], images if files else 0, progress, Files(source.image_root) if files else None)
     place = {image["id"]: i for i, image in enumerate(data.images)}
     image_at = {own: place[number] for own, number in numbers.items() if number in place}
     category_at = _categories(data, content.get("categories") or [])
@@ -112,131 +108,22 @@ def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
     return content
 
 
-def _images(
-    data: Dataset, use: Use, entries: list[Any], count: int | None, progress: Progress, files: Files | None
-) -> tuple[dict[Any, Any], dict[Any, bool]]:
-    """Fills ``data.images`` with those whose files are there.
-
-    Returns the number of each id in the file; and the numbers of the images left out, and whether their objects are to be counted.
-    """
-    say = data.findings.add
-    numbers, left_out = _image_numbers(data, entries), {}
-    found: dict[Any, tuple[str, str]] = {}  # id -> name in the file, kind of the finding
-    kept: list[dict] = []
-    for i, entry in enumerate(entries):
-        own = _id(entry.get("id")) if isinstance(entry, dict) else None
-        number = numbers.get(own)
-        name = entry.get("file_name") if isinstance(entry, dict) else None
-        kind = ""
-        if not name and isinstance(entry, dict) and isinstance(entry.get("coco_url"), str):  # LVIS
-            name, kind = entry["coco_url"].rpartition("/")[2], "file of address"
-        if files is None and isinstance(entry, dict) and not isinstance(name, str):
-            name = f"image {own}"
-        if number is None or not isinstance(name, str) or not name:
-            say("malformed image", f"entry {i}")
-            left_out[number] = True
-            continue
-        if number in found:
-            say("repeated image entry" if found[number][0] == name else "duplicate image id", f"{short(own)} ({short(name)})")
-            continue
-        if data.source.image_ids is not None and number not in data.source.image_ids:
-            left_out[number] = False
-            continue
-        path, how = (name, "") if files is None else ("", "address") if "://" in name else files.find(name)
-        found[number] = name, how or kind
-        entry["id"], entry["file_name"] = number, path
-        kept.append(entry)
-    guessed = {image["file_name"] for image in kept if found[image["id"]][1] in ("file by case", "file by its end")}
-    if guessed:  # two entries that would take one file are not to share it
-        times: dict[str, int] = {}
-        for image in kept:
-            times[image["file_name"]] = times.get(image["file_name"], 0) + 1
-        guessed = {path for path in guessed if times[path] > 1}
-    sound = []
-    for image in kept:
-        name, kind = found[image["id"]]
-        kind = "several files" if image["file_name"] in guessed else kind
-        if kind in ("missing image", "several files", "address"):
-            left_out[image["id"]] = kind == "missing image" and use.skip
-            say("image left out" if left_out[image["id"]] else kind, short(name))
-            continue
-        if kind:
-            say(kind, f"{short(name)} is {short(image['file_name'])}" if name != image["file_name"] else short(name))
-        sound.append(image)
-    data.images = _headers(data, use, _sizes(data, use, sound, left_out, progress, files), left_out, count, progress)
-    return numbers, left_out
-
-
-def _image_numbers(data: Dataset, entries: list[Any]) -> dict[Any, Any]:
-    """The number of each id in the file. Where one is none that evaluators and samplers can use, each image has that of its place in the file.
-
-    Not of its place among those that are kept: results are to fit the file, whatever was left out.
-    """
-    own = [_id(entry.get("id")) if isinstance(entry, dict) else None for entry in entries]
-    anew = any(number is not None and not _is_plain(number) for number in own)
-    odd = sum(number is not None and (anew or type(entry["id"]) is not int) for number, entry in zip(own, entries))
-    if odd:
-        data.findings.add("image ids", count=odd)
-    if not anew:
-        return {number: number for number in own if number is not None}
-    return {number: i for i, number in reversed(list(enumerate(own, 1))) if number is not None}
-
-
-def _sizes(data: Dataset, use: Use, images: list[dict], left_out: dict[Any, bool], progress: Progress, files: Files | None) -> list[dict]:
-    """The images with a width and a height, those of the file or where it has none those of the header."""
-    if files is None:
-        for image in images:
-            for key in ("width", "height"):
-                side = _id(image.get(key))
-                image[key] = side if isinstance(side, int) and 0 < side < _BIG else _BIG - 1
-    unknown = {
-        image["id"]
-        for image in images
-        if not (type(image.get("width")) is type(image.get("height")) is int and 0 < image["width"] < _BIG and 0 < image["height"] < _BIG)
-    }
-    for image in progress([image for image in images if image["id"] in unknown], desc=f"{data.source.name}: sizes", unit="image"):
-        try:
-            image["width"], image["height"] = size(os.path.join(data.source.image_root, image["file_name"]), use.exif, use.max_pixels)
-            data.findings.add("size of image", short(image["file_name"]))
-        except Exception as error:  # Pillow raises anything for a damaged file
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
-            data.findings.add("image left out" if use.skip else "unreadable image", f"{short(image['file_name'])} ({reason})")
-            left_out[image["id"]] = use.skip
-    return [image for image in images if image["id"] not in left_out] if unknown else images
-
-
-def _headers(data: Dataset, use: Use, images: list[dict], left_out: dict[Any, bool], count: int | None, progress: Progress) -> list[dict]:
-    """Compares some images with what the file says of them."""
-    bad = set()
-    for image in progress(evenly(images, count), desc=f"{data.source.name}: headers", unit="image"):
-        path = os.path.join(data.source.image_root, image["file_name"])
-        for kind, about in look(path, image, use, pixels=False):
-            if kind in _UNREADABLE and use.skip:
-                kind = "image left out"
-            if kind in REFUSED or kind == "image left out":
-                data.findings.add(kind, short(image["file_name"]) + about)
-            if kind in (*_UNREADABLE, "image left out"):
-                bad.add(image["id"])
-    left_out.update(dict.fromkeys(bad, use.skip))
-    return [image for image in images if image["id"] not in bad] if bad else images
-
-
 def _categories(data: Dataset, entries: list[Any]) -> dict[Any, int]:
     """Fills ``data.categories``, sorted, one for each name. Returns which of their ids each id in the file stands for."""
     say = data.findings.add
     sound: list[tuple[Any, str, dict]] = []
     for i, entry in enumerate(entries):
-        number, name = (_id(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
+        number, name = (id_of(entry.get("id")), entry.get("name")) if isinstance(entry, dict) else (None, None)
         if number is None or type(name) not in (str, int, float) or name == "":
             say("malformed category", f"entry {i}")
         else:
             sound.append((number, str(name), entry))
-    odd = sum(type(entry["id"]) is not int or not _is_plain(number) for number, _, entry in sound)
+    odd = sum(type(entry["id"]) is not int or not is_plain(number) for number, _, entry in sound)
     if odd:
         say("category ids", count=odd)
     if not any(isinstance(number, str) for number, *_ in sound):
         sound.sort(key=lambda row: row[0])
-    anew = not all(_is_plain(number) for number, *_ in sound)
+    anew = not all(is_plain(number) for number, *_ in sound)
     rows = enumerate(sound, 1) if anew else ((row[0], row) for row in sound)
     at: dict[Any, int] = {}
     names: dict[str, int] = {}
@@ -301,7 +188,7 @@ class _Annotations:
         if orphans.any():
             lost, gone = np.zeros((2, len(entries)), bool)
             for i in np.flatnonzero(orphans):
-                number = numbers.get(_id(entries[i].get("image_id")))
+                number = numbers.get(id_of(entries[i].get("image_id")))
                 lost[i], gone[i] = left_out.get(number, False), number in left_out
             self._leave_out("object of such an image", lost)
             self.kept &= ~gone  # of images that are an error themselves, or of another part of the data
@@ -392,7 +279,7 @@ class _Annotations:
                 crowds.append(i)
             if sound:
                 key = a.get("id")
-                sound = type(key) is int and key != 0 and _is_plain(key) and key not in known
+                sound = type(key) is int and key != 0 and is_plain(key) and key not in known
                 known.add(key if sound else None)
         self.say.add_all("iscrowd", odd, self._name)
         self.say.add_all("ignored annotation", ignored, self._name)
@@ -411,23 +298,6 @@ class _Annotations:
                 a["id"] = i
 
 
-def _is_plain(number: int | str) -> bool:
-    """Whether evaluators take an id for the number that it is: they have no negative ones, and some keep them as floats of 64 bits."""
-    return isinstance(number, int) and 0 <= number < 1 << 53
-
-
-def _id(value: Any) -> int | str | None:
-    """An id as a whole number where it is one, also as a text or a float; another text as it is; None for anything else."""
-    if type(value) is int:
-        return value
-    if type(value) is float:
-        return int(value) if math.isfinite(value) and value == int(value) and abs(value) < 1 << 53 else None
-    if isinstance(value, str) and value.strip():
-        digits = value.strip().removeprefix("-")
-        return int(value) if digits.isascii() and digits.isdigit() and len(digits) < 19 and str(int(digits)) == digits else value.strip()
-    return None
-
-
 def _look_up(entries: list[dict], name: str, at: dict[Any, int]) -> np.ndarray:
     """What ``at`` has for that field of each entry, (N,) int64; `_NONE` where it has nothing."""
     try:
@@ -435,7 +305,7 @@ def _look_up(entries: list[dict], name: str, at: dict[Any, int]) -> np.ndarray:
     except TypeError:  # a list or an object in the place of an id
         found = np.full(len(entries), _NONE)
     for i in np.flatnonzero(found == _NONE):
-        found[i] = at.get(_id(entries[i].get(name)), _NONE)
+        found[i] = at.get(id_of(entries[i].get(name)), _NONE)
     return found
 
 
