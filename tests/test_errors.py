@@ -22,7 +22,7 @@ from backbones import zoo
 from backbones.checkpoint import GatedCheckpointer, read_checkpoint
 from backbones.config import architecture, check_config, check_device, check_output_dir, config_findings, get, merge_overrides, put
 from backbones.data import check_datasets, check_packages, dataset_findings
-from backbones.data.classification import ClassificationMapper
+from backbones.data.annotations import parse
 from backbones.data.loader import train_loader
 from backbones.deploy.export import Tolerance, export
 from backbones.engine import clear
@@ -151,7 +151,7 @@ PROVOKED = {
     "missing-package": (lambda _: check_packages("lvis_v1_val", True, "DATASETS.TEST"), "DATASETS.TEST", "--no-deps lvis"),
     "missing-file": (of_data("DATASETS.TRAIN", "('coco_2014_train',)"), "DATASETS.TRAIN", None),
     "bad-file": (
-        with_file("no picture", lambda path: ClassificationMapper(False, 8, 8, (1, 1), 0, False, "RGB")({"file_name": path})),
+        with_file("{", lambda path: parse(path, "results")),
         "",
         None,
     ),
