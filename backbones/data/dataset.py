@@ -89,8 +89,10 @@ class Dataset:
     def boxes(self, use: Use) -> np.ndarray:
         """The boxes (N, 4) x0, y0, x1, y1 of all objects, as the network sees them."""
         images = {image["id"]: use.scale(image["width"], image["height"]) for image in self.images}
-        rows = [[v * images[a["image_id"]] for v in a["bbox"]] for a in self.annotations if not a["iscrowd"]]
-        boxes = np.array(rows, float).reshape(-1, 4)
+        objects = [a for a in self.annotations if not a["iscrowd"]]
+        boxes = np.array([a["bbox"] for a in objects], float).reshape(-1, 4) * np.array([[images[a["image_id"]]] for a in objects]).reshape(
+            -1, 1
+        )
         boxes[:, 2:] += boxes[:, :2]
         return boxes
 

@@ -1,14 +1,16 @@
 """What may be odd in data beyond what the reader repairs or refuses, for the doctor: in every annotation, and in some images or all."""
 
-import math
+import dataclasses
 import os
 from collections import Counter, defaultdict
 from typing import Sequence
 
+import numpy as np
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..errors import UserError
 from ..files import sha256
+from .coco import Reader
 from .dataset import Dataset
 from .findings import Findings, short
 from .image_files import evenly, look
@@ -33,10 +35,7 @@ def inspect(source: Source, use: Use = _USUAL, images: int | None = SAMPLED, pro
         return data
     try:
         held = MetadataCatalog.get(source.name).get("reader") if source.name in DatasetCatalog else None
-        if held is not None and (held.source, held.use) == (source, use) and images == SAMPLED:
-            data = held.dataset()  # which registration has read
-        else:
-            data = read(source, use, images, progress)
+        data = held.dataset() if _is_read(held, source, use) and images == SAMPLED else read(source, use, images, progress)
     except UserError as error:
         data.findings.add("unreadable file", str(error))
         return data
@@ -44,6 +43,13 @@ def inspect(source: Source, use: Use = _USUAL, images: int | None = SAMPLED, pro
     _objects(data, use)
     _pixels(data, use, images, progress)
     return data
+
+
+def _is_read(held: Reader | None, source: Source, use: Use) -> bool:
+    """Whether registration has read the same. It names the config's classes after the data where the config has none."""
+    if held is None or held.source != source:
+        return False
+    return held.use == use or held.use == dataclasses.replace(use, classes=()) and tuple(held.dataset().classes) == use.classes
 
 
 def _classes(data: Dataset) -> None:
@@ -60,17 +66,15 @@ def _classes(data: Dataset) -> None:
 
 def _objects(data: Dataset, use: Use) -> None:
     images = {image["id"]: use.scale(image["width"], image["height"]) for image in data.images}
-    tiny, repeated, seen = [], [], set()
+    boxes = np.array([a["bbox"] for a in data.annotations], float).reshape(-1, 4)
+    of_image, of_class = (np.array([a[key] for a in data.annotations], np.int64) for key in ("image_id", "category_id"))
+    scales = np.array([images[number] for number in of_image.tolist()], float)
+    tiny = np.flatnonzero(np.sqrt(boxes[:, 2] * boxes[:, 3]) * scales < 8)
+    columns = (*boxes.T, of_class, of_image)
+    order = np.lexsort(columns)  # keeps the order of equal ones
+    repeated = np.sort(order[1:][np.all([column[order[1:]] == column[order[:-1]] for column in columns], axis=0)])
     crowds = {a["image_id"] for a in data.annotations if a["iscrowd"]}
     objects = {a["image_id"] for a in data.annotations if not a["iscrowd"]}
-    for i, a in enumerate(data.annotations):
-        x, y, w, h = a["bbox"]
-        if math.sqrt(w * h) * images[a["image_id"]] < 8:
-            tiny.append(i)
-        key = (a["image_id"], a["category_id"], x, y, w, h)
-        if key in seen:
-            repeated.append(i)
-        seen.add(key)
     data.findings.add_all("tiny box", tiny, data.name)
     data.findings.add_all("duplicate annotation", repeated, data.name)
     for image in data.images if data.labelled else ():

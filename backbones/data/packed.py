@@ -6,35 +6,42 @@ import pickle
 import tempfile
 from typing import Any, Iterable, Sequence
 
+import numpy as np
+
 
 class Packed(Sequence):
     """A list of pickled items, each read where it is asked for.
 
-    ``about`` goes with them. `forget` removes the file; who has it open keeps it.
+    ``about`` goes with them. `forget` removes the file; who has it open keeps it. Where each item begins stands at the file's end: a process
+    that gets a pickle of this list gets no more than the file's name, and can start while the next one is started.
     """
 
     def __init__(self, items: Iterable[Any], about: Any = None):
         self.about = about
-        self.places = [0]
+        places = [0]
         with tempfile.NamedTemporaryFile(prefix="backbones-", delete=False) as f:
             for item in items:
                 f.write(pickle.dumps(item, protocol=-1))
-                self.places.append(f.tell())
-        self.path = f.name
+                places.append(f.tell())
+            f.write(np.array(places, np.int64).tobytes())
+        self.path, self.count = f.name, len(places) - 1
         self._open()
 
     def _open(self) -> None:
         with open(self.path, "rb") as f:
-            self._bytes = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) if self.places[-1] else b""
+            self._look_up(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def _look_up(self, content: bytes | mmap.mmap) -> None:
+        self._bytes, self._places = content, np.frombuffer(content, np.int64, offset=len(content) - 8 * (self.count + 1))
 
     def __len__(self) -> int:
-        return len(self.places) - 1
+        return self.count
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         index = range(len(self))[index]
-        return pickle.loads(self._bytes[self.places[index] : self.places[index + 1]])
+        return pickle.loads(self._bytes[self._places[index] : self._places[index + 1]])
 
     def forget(self) -> None:
         """Removes the file's name, when all who are to read it have it open."""
@@ -42,11 +49,13 @@ class Packed(Sequence):
             os.remove(self.path)
 
     def __getstate__(self) -> dict[str, Any]:
-        if os.path.isfile(self.path):
-            return {key: value for key, value in self.__dict__.items() if key != "_bytes"}
-        return {**self.__dict__, "_bytes": bytes(self._bytes)}
+        state = {key: value for key, value in self.__dict__.items() if key not in ("_bytes", "_places")}
+        return state if os.path.isfile(self.path) else {**state, "content": bytes(self._bytes)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        content = state.pop("content", None)
         self.__dict__.update(state)
-        if "_bytes" not in state:
+        if content is None:
             self._open()
+        else:
+            self._look_up(content)
