@@ -1,6 +1,7 @@
 """The benchmark's arithmetic and files; its timings are no tests."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import UserError, create, timing
-from backbones.benchmark import evaluation, gpu, speed, training
+from backbones.benchmark import evaluation, gpu, reading, speed, training
 from backbones.evaluation import coco
 from backbones.lean import keep_activations
 from backbones.tools import benchmark
@@ -56,6 +57,25 @@ def test_evaluators_agree(task):
     part = {**dataset, "images": dataset["images"][:6], "annotations": [a for a in dataset["annotations"] if a["image_id"] in half]}
     alone = coco.evaluate(part, [r for r in results if r["image_id"] in half], task)
     np.testing.assert_allclose(coco.evaluate(dataset, results, task, image_ids=half).stats[:5], alone.stats[:5], rtol=0, atol=1e-12)
+
+
+def test_reading_is_measured(tmp_path):
+    """In small, and in this process: both ways give the same records, and the rows have what the tables need."""
+    path, root = reading.write(str(tmp_path), 30)
+    ours, theirs = (reading.records(way, path, root) for way in ("polygons", "detectron2"))
+    assert [r["image_id"] for r in ours] == list(range(1, 31)) and sum(len(r["annotations"]) for r in ours) > 60
+    for record in theirs:  # detectron2 keeps the file's ids of categories, where the data have no name
+        record["annotations"] = [{**a, "category_id": a["category_id"] - 1} for a in record["annotations"]]
+    assert theirs == ours
+    *read, boxes, polygons = reading.rows(path, root, 30, 3, run=lambda function, *args: function(*args))
+    assert [row["name"] for row in read] == [f"data/reading/30_images/{way}_vs_detectron2" for way in ("boxes", "polygons")]
+    for row in read:
+        assert row["pairs"] == 3 and row["median"] > 0 and min(row["bytes"]) > 1e7
+    assert [row["name"] for row in (boxes, polygons)] == [f"data/packed/30_images/{way}" for way in ("boxes", "polygons")]
+    assert boxes["bytes_of"]["image"] == polygons["bytes_of"]["image"] > 50
+    assert polygons["bytes_of"]["object"] > boxes["bytes_of"]["object"] + 28 * 8  # numbers of eight bytes
+    others = {reading.alone(os.getpid) for _ in range(2)}
+    assert len(others) == 2 and os.getpid() not in others
 
 
 def test_kept_bytes():

@@ -1,4 +1,4 @@
-"""The mappers, on one photo of 640x480 that becomes 800x1067, with seven objects."""
+"""The mappers, on one photo of 640x480 that becomes 800x1067, with seven objects; and the reading of annotation files."""
 
 import contextlib
 import os
@@ -13,6 +13,7 @@ from detectron2.structures import BoxMode
 
 from .. import timing, zoo
 from ..data.mapper import FasterMapper
+from . import reading
 
 
 def _record(folder: str, rle: bool) -> dict[str, Any]:
@@ -39,8 +40,8 @@ def _record(folder: str, rle: bool) -> dict[str, Any]:
     return {"file_name": path, "height": 480, "width": 640, "image_id": 1, "annotations": annotations}
 
 
-def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
-    """Every row, as it is measured, of one worker: torch gives each one thread."""
+def suite(count: int, device: str = "cpu", images: int = 5000) -> Iterator[dict[str, Any]]:
+    """Every row, as it is measured, of one worker: torch gives each one thread. ``images`` are in the annotation file; 0: none is read."""
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)
@@ -60,3 +61,5 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
                 mappers[kind] = FasterMapper(cfg, is_train=True)
             times = timing.interleaved({kind: partial(mapper, record) for kind, mapper in mappers.items()}, 4 * count)
             yield from timing.rows_of(f"data/{task}/800x1067", times, "detectron2", **about)
+        if images:
+            yield from reading.rows(*reading.write(folder, images), images, count)

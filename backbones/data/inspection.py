@@ -35,7 +35,7 @@ def inspect(source: Source, use: Use = _USUAL, images: int | None = SAMPLED, pro
         return data
     try:
         held = MetadataCatalog.get(source.name).get("reader") if source.name in DatasetCatalog else None
-        data = held.dataset() if _is_read(held, source, use) and images == SAMPLED else read(source, use, images, progress)
+        data = held.dataset() if held is not None and images == SAMPLED and _is_read(held, source, use) else read(source, use, images, progress)
     except UserError as error:
         data.findings.add("unreadable file", str(error))
         return data
@@ -45,11 +45,11 @@ def inspect(source: Source, use: Use = _USUAL, images: int | None = SAMPLED, pro
     return data
 
 
-def _is_read(held: Reader | None, source: Source, use: Use) -> bool:
+def _is_read(held: Reader, source: Source, use: Use) -> bool:
     """Whether registration has read the same. It names the config's classes after the data where the config has none."""
-    if held is None or held.source != source:
+    if held.source != source or held.use not in (use, dataclasses.replace(use, classes=())):
         return False
-    return held.use == use or held.use == dataclasses.replace(use, classes=()) and tuple(held.dataset().classes) == use.classes
+    return held.use == use or tuple(held.dataset().classes) == use.classes
 
 
 def _classes(data: Dataset) -> None:

@@ -24,7 +24,7 @@ class Packed(Sequence):
                 f.write(pickle.dumps(item, protocol=-1))
                 places.append(f.tell())
             f.write(np.array(places, np.int64).tobytes())
-        self.path, self.count = f.name, len(places) - 1
+        self.path, self.length = f.name, len(places) - 1
         self._open()
 
     def _open(self) -> None:
@@ -32,10 +32,10 @@ class Packed(Sequence):
             self._look_up(mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ))
 
     def _look_up(self, content: bytes | mmap.mmap) -> None:
-        self._bytes, self._places = content, np.frombuffer(content, np.int64, offset=len(content) - 8 * (self.count + 1))
+        self._bytes, self._places = content, np.frombuffer(content, np.int64, offset=len(content) - 8 * (self.length + 1))
 
     def __len__(self) -> int:
-        return self.count
+        return self.length
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
