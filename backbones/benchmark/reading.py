@@ -8,6 +8,7 @@ import os
 import re
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Callable, Iterator
 
 import numpy as np
@@ -85,8 +86,8 @@ def packed(way: str, path: str, root: str) -> dict[str, float]:
 
 def alone(function: Callable, *args: Any) -> Any:
     """What a function gives in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *args).result()
 
 
 def rows(path: str, root: str, images: int, rounds: int, run: Callable = alone) -> Iterator[dict[str, Any]]:
