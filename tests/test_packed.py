@@ -1,7 +1,6 @@
 """Records in one file that processes share: training data are read once, whatever the number of processes."""
 
 import json
-import multiprocessing
 import os
 import pickle
 
@@ -20,10 +19,6 @@ from backbones.data.sources import Source, Use
 from backbones.engine.launch import once_a_machine
 
 ITEMS = [{"file_name": f"{i}.jpg", "annotations": [{"bbox": [i, 0, 2.5, 3]}] * i} for i in range(5)]
-
-
-def _report(packed, pipe):
-    pipe.send((os.getpid(), list(packed), packed.about))
 
 
 def test_items_by_place_and_slice():
@@ -56,19 +51,6 @@ def test_a_pickle_names_the_file():
     assert list(late) == list(there) and late.path == there.path
     with pytest.raises(FileNotFoundError):
         pickle.loads(content)
-
-
-def test_another_process_maps_the_file():
-    packed, (here, there) = Packed(ITEMS, "about"), multiprocessing.Pipe(False)
-    process = multiprocessing.get_context("spawn").Process(target=_report, args=(packed, there))
-    process.start()
-    try:
-        assert here.poll(120)
-        pid, items, about = here.recv()
-    finally:
-        process.join(60)
-        packed.forget()
-    assert pid == process.pid != os.getpid() and items == ITEMS and about == "about"
 
 
 def _coco(folder, images=6):

@@ -8,6 +8,7 @@ import os
 import re
 import statistics
 import time
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any, Callable, Iterator
 
 import numpy as np
@@ -40,7 +41,7 @@ def write(folder: str, images: int) -> tuple[str, str]:
         about = {"license": 1, "coco_url": f"http://images/{name}", "date_captured": "2013-11-14 17:02:52", "flickr_url": f"http://f/{name}"}
         entries.append({"id": i + 1, "file_name": name, "width": 640, "height": 480, **about})
         for _ in range(rng.choice((1, 3, 5, 7, 9, 14, 12))):
-            x, y, w, h = (int(v) for v in rng.integers((0, 0, 5, 5), (500, 380, 120, 90)))
+            x, y, w, h = rng.uniform((0, 0, 5, 5), (500, 380, 120, 90)).round(2).tolist()
             polygon = (rng.random((14, 2)) * (w, h) + (x, y)).round(2).flatten().tolist()
             own = {"bbox": [x, y, w, h], "area": 0.6 * w * h, "iscrowd": 0, "segmentation": [polygon]}
             annotations.append({"id": len(annotations) + 1, "image_id": i + 1, "category_id": int(rng.integers(1, 81)), **own})
@@ -85,8 +86,8 @@ def packed(way: str, path: str, root: str) -> dict[str, float]:
 
 def alone(function: Callable, *args: Any) -> Any:
     """What a function gives in a process of its own."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, args)
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(function, *args).result()
 
 
 def rows(path: str, root: str, images: int, rounds: int, run: Callable = alone) -> Iterator[dict[str, Any]]:
