@@ -212,19 +212,24 @@ def identify(
             tried.append((name, wrong))
     if not tried:
         raise UserError(f"{source.title} has no {', '.join(candidates)}")
-    for name in [] if candidates else registry.list_backbones():
-        family = registry.family_of(name)
-        others = ({}, {"rounding": "torchvision"}) if family.name == "regnet" else ({},)
-        for layout, option in itertools.product(family.network.layouts, others):
-            if not registry.attempt(name, weights, layout, option)[1]:
-                keys = "as its authors released it" if layout == "released" else f"with the key names of {layout}"
-                raise UserError(f"the file is not of {source.title}: it holds {name} {keys}", "misfit-weights", "", layout)
     name, wrong = min(tried, key=lambda attempt: len(attempt[1]))
     differ = f"from {name}, the nearest, {listed(wrong, 8)}"
-    if len(wrong) > len(weights) / 2 and not candidates:
+    if len(wrong) > len(weights) / 2 and not candidates:  # it is something else: what?
+        _refuse_others(source, weights)
         modules = list(dict.fromkeys(key.split(".")[0] for key in weights))
         differ = f"it holds {len(weights)} tensors of {', '.join(modules[:12])}{', ...' if len(modules) > 12 else ''}"
     raise UserError(f"this is none of the networks that {source.title} and this project share; {differ}")
+
+
+def _refuse_others(source: Source, weights: Mapping[str, Tensor]) -> None:
+    """Raises UserError for a network of ours with the key names of another source."""
+    for name in registry.list_backbones():
+        family = registry.family_of(name)
+        options: Sequence[dict[str, Any]] = ({}, {"rounding": "torchvision"}) if family.name == "regnet" else ({},)
+        for layout, option in itertools.product(family.network.layouts, options):
+            if not registry.attempt(name, weights, layout, option)[1]:
+                keys = "as its authors released it" if layout == "released" else f"with the key names of {layout}"
+                raise UserError(f"the file is not of {source.title}: it holds {name} {keys}", "misfit-weights", "", layout)
 
 
 def listed(wrong: Sequence[str], most: int) -> str:
