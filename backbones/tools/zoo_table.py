@@ -192,7 +192,8 @@ _SUITES = {
     "training": "A step of the backbone with frozen norms: `MODEL.ACTIVATIONS lean` and `MODEL.MEMORY_FORMAT channels_last` beside conv, "
     "`FrozenBatchNorm2d` and concatenation; kept: bytes kept for the backward pass.",
     "data": "`INPUT.MAPPER exact`, the same tensors bit by bit, and `fast`, at most one level off, beside detectron2's mapper, one worker. "
-    "Reading: an annotation file as large as COCO's becomes records, checks included, beside detectron2's `load_coco_json`, in processor time; "
+    "Reading: an annotation file as large as COCO's becomes records of boxes or polygons, checks included, beside "
+    "detectron2's `load_coco_json`, in processor time; "
     "each in a process of its own, whose peak of memory stands beside (GB).",
     "evaluation": "faster-coco-eval beside pycocotools, with the largest difference of any figure of AP or AR.",
 }
