@@ -208,7 +208,8 @@ def as_runs(mask, images, number):
 @pytest.mark.parametrize("name", ["camera_traps", "scalabel_bdd", "m_keypoints_no_names", "q_unlabelled_no_annotations_key", "q_url"])
 def test_command(name, folders, tmp_path):
     """Training and evaluation as a user starts them: exit code 0, or 2 and one line."""
-    options = "MODEL.DEVICE cpu SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (64,) OUTPUT_DIR".split()
+    options = "MODEL.DEVICE cpu SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 0 INPUT.MIN_SIZE_TRAIN (64,)".split()
+    options += "TEST.EVAL_PERIOD 1 TEST.LOSS True TEST.PICTURES 1 OUTPUT_DIR".split()
     command = ["-m", "backbones", "train", "--config-file", ABOUT[name]["config"], *flags(folders / name), *options, tmp_path / "run"]
     done = warm(*command)
     assert done.returncode == (2 if ABOUT[name]["result"] == "refuse" else 0), done.stdout + done.stderr

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 
 import pycocotools.mask as mask_util
 import pytest
@@ -13,12 +14,13 @@ from PIL import Image
 import backbones
 from backbones import zoo
 from backbones.config import merge_overrides
-from backbones.data import check_datasets, follow, register_from_config
+from backbones.data import check_datasets, follow, register_from_config, register_held_out
 from backbones.data.keypoints import flip_pairs
 from backbones.data.reader import read
 from backbones.data.sources import Source, Use
 from backbones.evaluation.coco import evaluate
-from backbones.evaluation.results import read_truth
+from backbones.evaluation.results import read_truth, truth_of
+from backbones.tools import visualize
 
 
 def config(*overrides):
@@ -313,10 +315,14 @@ def test_encodings(own, encoding):
         register_from_config(config("DATASETS.REGISTER", f"[['other', '{own[0]}', '{own[1]}']]"))
 
 
-def exif(path, turn):
+def orientation(turn):
     tag = Image.Exif()
     tag[274] = turn
-    Image.new("RGB", (8, 10)).save(path, exif=tag)
+    return tag
+
+
+def exif(path, turn):
+    Image.new("RGB", (8, 10)).save(path, exif=orientation(turn))
 
 
 def test_turned_images(own):
@@ -478,6 +484,36 @@ def test_flip_pairs(names, pairs):
     found, why = flip_pairs(names)
     assert (found, bool(why)) == (pairs or [], pairs is None)
     assert flip_pairs(names, [["1", "2"]]) == ([("1", "2")], "")
+
+
+def test_flip_pairs_of_many():
+    """Not each name with each other: a file may name thousands."""
+    names = [f"left_{i}" for i in range(20_000)] + [f"right_{i}" for i in range(20_000)]
+    started = time.process_time()
+    assert len(flip_pairs(names)[0]) == 20_000
+    assert time.process_time() - started < 20
+
+
+def test_held_out_of_data_that_are_not_needed(own):
+    """A run held images out of its data; other data are evaluated by its config."""
+    cfg = changed(own, lambda c: None)
+    cfg.DATASETS.HOLD_OUT = [["trained", 0.2]]
+    register_from_config(cfg)
+    register_held_out(cfg, training=False, names=["mine"])
+    with pytest.raises(backbones.UserError, match="DATASETS.HOLD_OUT: 'trained'"):
+        register_held_out(cfg, training=False, names=["trained_held_out"])
+
+
+def test_data_that_nothing_can_be_compared_by(own, tmp_path):
+    register_from_config(merged(changed(own, lambda c: c.pop("annotations")), "INPUT.EXIF", "ignore"))
+    with pytest.raises(backbones.UserError, match="'mine' has no annotations: there is nothing to compare by"):
+        truth_of("mine", "bbox")
+    found = [{"image_id": 1, "category_id": 7, "bbox": [1, 1, 5, 5], "score": 0.9}]
+    (tmp_path / "found.json").write_text(json.dumps(found))
+    for turn, name in ((1, "plain.png"), (6, "ignored.png")):
+        Image.new("RGB", (10, 8)).save(os.path.join(own[1], "a.jpg"), exif=orientation(turn))
+        visualize.draw(str(tmp_path / "found.json"), "mine", str(tmp_path / name), worst=True, exif="ignore")
+    assert Image.open(tmp_path / "plain.png").size == Image.open(tmp_path / "ignored.png").size
 
 
 def test_keypoints_follow_the_data(own):

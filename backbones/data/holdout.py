@@ -2,7 +2,7 @@
 
 import functools
 import random
-from typing import Hashable, Iterator, Sequence
+from typing import Collection, Hashable, Iterator, Sequence
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
@@ -28,16 +28,18 @@ def is_registered(name: str, field: str, value: str, key: str) -> bool:
     return name in DatasetCatalog
 
 
-def register_held_out(cfg: CfgNode, training: bool = True) -> None:
+def register_held_out(cfg: CfgNode, training: bool = True, names: Collection[str] | None = None) -> None:
     """Registers NAME_held_out and NAME_kept for each [NAME, count] of ``cfg.DATASETS.HOLD_OUT``: so many images of NAME, and the others.
 
-    A count below 1 is a part of the images.
+    A count below 1 is a part of the images. ``names``: those to register; None: all.
 
     The same images every time: they follow from the name and the count alone. Raises UserError for an entry of another form, a data set that
     is not registered, or a name that stands there with two counts. That there are so many images is checked when they are read.
     """
     seen: dict[str, int] = {}
     for name, count in entries(cfg, "HOLD_OUT", {"'name'": str, "number of images": (int, float)}):
+        if names is not None and not {name, name + KEPT, name + HELD_OUT} & set(names):
+            continue
         if name not in DatasetCatalog:
             raise unknown("data set in DATASETS.HOLD_OUT", name, sorted(DatasetCatalog.keys()), "DATASETS.HOLD_OUT")
         if seen.setdefault(name, count) != count:

@@ -20,12 +20,12 @@ def flip_pairs(names: Sequence[str], stated: Sequence[Sequence[str]] = ()) -> tu
     """
     if stated:
         return [(str(a), str(b)) for a, b in stated], ""
-    pairs, alone = [], []
+    pairs, alone, known = [], [], set(names)
     for name in names:
         for left, right in _SIDES:
             if re.search(_WORD[left], name):
-                other = next((n for n in names if _other_side(name, left, right) == n), None)
-                pairs.append((name, other)) if other else alone.append(name)
+                other = _other_side(name, left, right)
+                pairs.append((name, other)) if other in known else alone.append(name)
                 break
     taken = {name for pair in pairs for name in pair}
     alone += [name for name in names if name not in taken and any(re.search(_WORD[right], name) for _, right in _SIDES)]

@@ -206,7 +206,7 @@ class Front(ABC):
         before = set(DatasetCatalog)
         register_from_config(self.settings, names)
         register_image_folders(self.settings)
-        register_held_out(self.settings, training=training)
+        register_held_out(self.settings, training=training, names=names)
         self.names += sorted(set(DatasetCatalog) - before)
         for key, value, reason in list(follow(self.settings, replaced)):
             stated = self.opts[::2].count(key) if self.words == 2 else any(item.startswith(f"{self.name(key)}=") for item in self.opts)
@@ -257,11 +257,12 @@ class Front(ABC):
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """The losses on each data set for evaluation."""
         names, mapper = list(self.settings.DATASETS.TEST), self.mapper(False, annotated=True)
+        labelled = [name for name in names if MetadataCatalog.get(name).get("labelled", True)]
         return {
             f"validation/{name}" if len(names) > 1 else "validation": validation_losses(
                 model, get_detection_dataset_dicts([name], filter_empty=False), mapper, self.settings.DATALOADER.NUM_WORKERS, self.skips
             )
-            for name in names
+            for name in labelled
         }
 
     def draw(self, model: nn.Module) -> dict[str, Any]:

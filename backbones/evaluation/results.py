@@ -81,6 +81,8 @@ def truth_of(name: str, task: str) -> tuple[str, dict[str, Any]]:
         raise unknown("data set", name, sorted(DatasetCatalog.keys()), "--dataset")
     check_paths(name)
     metadata = MetadataCatalog.get(name)
+    if not metadata.get("labelled", True):
+        raise UserError(f"data set {name!r} has no annotations: there is nothing to compare by", "data", "--dataset")
     if metadata.get("truth"):
         return metadata.get("json_file", name), metadata.truth()
     if not metadata.get("json_file") or metadata.get("evaluator_type") not in ("coco", "coco_panoptic_seg"):

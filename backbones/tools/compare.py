@@ -112,8 +112,8 @@ def dataset_of(config: str, run: str, name: str | None) -> str:
     left = os.path.join(run, "config.yaml")
     if config or os.path.isfile(left):
         front = open_config(config or left)
-        front.register()
         name = name or next(iter(front.settings.DATASETS.TEST), None)
+        front.register(names=[name] if name else None)
     if not name:
         raise UserError("on what data were they evaluated? Name it by --dataset or --annotations", code="missing-argument", key="--dataset")
     return name

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data import check_paths
+from ..data import check_paths, images
 from ..data.annotations import faults, integer, numbers, parse
 from ..engine import open_config
 from ..errors import UserError, unknown
@@ -43,7 +43,7 @@ def mistakes(
     from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
     kept = sorted((r for r in found if r["score"] >= threshold), key=lambda r: -r["score"])
-    truth = [a for a in record["annotations"] if not a.get("iscrowd", 0)]
+    truth = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
     if not kept or not truth:
         return len(kept) + len(truth)
     boxes = Boxes([BoxMode.convert(list(r["bbox"]), BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for r in kept])
@@ -57,13 +57,12 @@ def mistakes(
     return len(kept) + len(truth) - 2 * met
 
 
-def draw(results: str, dataset: str, output: str, count: int = 12, threshold: float = 0.5, worst: bool = False) -> None:
+def draw(results: str, dataset: str, output: str, count: int = 12, threshold: float = 0.5, worst: bool = False, **reading: Any) -> None:
     """Writes one picture to ``output``: ``count`` images of ``dataset``, each with its truth left and its detections right.
 
-    They are evenly chosen, or with ``worst`` those of the most `mistakes`, the worst first.
+    They are evenly chosen, or with ``worst`` those of the most `mistakes`, the worst first. ``reading``: the arguments of `images.read`.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
-    from detectron2.data.detection_utils import read_image
     from detectron2.structures import Boxes, BoxMode, Instances
     from detectron2.utils.visualizer import Visualizer
 
@@ -73,7 +72,7 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     picture(output)
     by_image = read_results(results)
     dicts, metadata = DatasetCatalog.get(dataset), MetadataCatalog.get(dataset)
-    if not metadata.get("thing_classes") or not all("annotations" in d for d in dicts):
+    if not metadata.get("thing_classes") or metadata.get("labelled", True) and not all("annotations" in d for d in dicts):
         raise UserError(f"data set {dataset!r} has no objects to draw, only {metadata.get('evaluator_type')}")
     to_class = metadata.get("thing_dataset_id_to_contiguous_id", {})
     if worst:
@@ -88,10 +87,10 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     tiles = []
     for d in chosen:
         np.random.seed(0)  # detectron2 draws its colours from numpy's global generator: the same picture every time
-        image = read_image(d["file_name"], "RGB")  # as training does, turned as its EXIF tag says
+        image = images.read(d["file_name"], "RGB", **reading)  # as training does, turned as its EXIF tag says
         scale = height / image.shape[0]
         truth = Visualizer(image, plain, scale=scale).draw_dataset_dict(
-            {**d, "annotations": [{key: a[key] for key in shown if key in a} for a in d["annotations"]]}
+            {**d, "annotations": [{key: a[key] for key in shown if key in a} for a in d.get("annotations", ())]}
         )
         kept = [r for r in by_image[d["image_id"]] if r["score"] >= threshold]
         instances = Instances(image.shape[:2])
@@ -135,9 +134,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.num < 1:
         raise UserError(f"--num {args.num}: draw at least one image")
+    reading: dict[str, Any] = {}
     if args.config_file:
-        open_config(args.config_file).register()
-    draw(args.input, args.dataset, args.output, args.num, args.conf_threshold, args.worst)
+        front = open_config(args.config_file)
+        front.register(names=[args.dataset])
+        reading = images.settings(front.settings)
+    draw(args.input, args.dataset, args.output, args.num, args.conf_threshold, args.worst, **reading)
     print(args.output)
 
 
