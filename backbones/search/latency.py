@@ -85,11 +85,9 @@ def build_table(image_size: int, device: str, kernels: Sequence[int], max_channe
     widths = [c for c in _CHANNELS if c <= max_channels]
     stem = [c for c in widths if c <= 128]
     jobs = [(3, out, k, 2, image_size) for k in (3, 5, 7) for out in stem]
-    side = -(-image_size // 2)
-    while side >= image_size / 32:
+    for side in (-(-image_size // stride) for stride in (2, 4, 8, 16, 32)):
         jobs += [(i, o, 1, 1, side) for i in widths for o in widths]
         jobs += [(w, w, k, stride, side) for k in sorted({1, *kernels}) for stride in (1, 2) for w in widths if k * stride > 1]
-        side = -(-side // 2)
     entries: dict[str, dict[tuple[int, int], float]] = {}
     with torch.no_grad():
         jobs = [job for job in jobs if job[0] * job[1] * job[2] ** 2 * (job[4] / job[3]) ** 2 <= _MOST_MACS]
