@@ -314,7 +314,7 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1.0, 1.0, 5.0, 5.0], "score": 
         (["{a}", "{b}", "--annotations", "{truth}", "--json", "{folder}"], "is a folder"),
         (["{folder}", "{b}", "--annotations", "{truth}"], "coco_instances_results.json' is not there"),
         (["{truth}", "{b}", "--annotations", "{truth}"], "there is no list of detections"),
-        (["{a}", "{b}", "--annotations", "{a}"], "is not in COCO's format: it has no images, categories"),
+        (["{a}", "{b}", "--annotations", "{a}"], "is COCO's results, detections without images and classes"),
     ],
 )
 def test_mistakes(args, words, files, tmp_path, monkeypatch):
