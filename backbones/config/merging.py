@@ -167,7 +167,10 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
             flag = f"--{split}"
             parts = ", ".join(f"{flag} {folder!r} ({name})" for name, (_, folder) in found.items())
             raise UserError(f"{flag} {file!r} has no part {split!r}; what it has: {parts}", "data", flag)
-    cfg.DATASETS.REGISTER = [*(list(e) for e in cfg.DATASETS.REGISTER if e[0] not in given), *([name, *where] for name, where in given.items())]
+    cfg.DATASETS.REGISTER = [
+        *(e for e in cfg.DATASETS.REGISTER if not e or e[0] not in given),
+        *([name, *where] for name, where in given.items()),
+    ]
     if "own_train" in given:
         cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("own_train",), ()
         cfg.DATASETS.CLASSES, cfg.DATASETS.KEYPOINTS, cfg.DATASETS.KEYPOINT_FLIPS = [], [], []

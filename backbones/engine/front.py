@@ -213,7 +213,9 @@ class Front(ABC):
             if stated and key != "INPUT.RANDOM_FLIP":  # a flip that mixes up left and right is never meant
                 continue
             self.set(key, value)
-            if reason:
+            if key == "INPUT.RANDOM_FLIP" and not self.knows(key):
+                self.said.append(f"{reason} -> remove RandomFlip from the augmentations")
+            elif reason:
                 self.said.append(f"{self.name(key)} is set to {value}: {reason}")
         if replaced and training and not self.settings.DATASETS.TEST:
             self.said.append("there is nothing to evaluate on: --val names it, and --val-split 0.2 holds a part of the images out")
