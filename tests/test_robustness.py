@@ -190,7 +190,7 @@ def test_flags_of_own_data(run, data, tmp_path, capfd):
         (val, "--val is there without --train"),
         (["--train", "nowhere.json", "--train-images", "."], "is not there"),
         (["--eval-only", *flags], "--train is there without --val"),
-        ([*flags, "--val-split", "1.5"], "--val-split 1.5: a part of the images of --train"),
+        ([*flags, "--val-split", "1.5"], "--val-split 1.5: a part of the images, between 0 and 1"),
     ):
         with pytest.raises(SystemExit) as stop:
             train_net.command_line(["--config-file", CONFIG, *arguments, *SMALL, "OUTPUT_DIR", str(tmp_path / "none")])
@@ -233,7 +233,7 @@ def test_own_data_trains_and_evaluates(run, data, tmp_path):
         (lambda c: c["images"][2].update(id=1), "duplicate image id"),
         (lambda c: c["images"][2].update(file_name="gone.jpg"), "gone.jpg"),
         (lambda c: c["images"][0].update(width=81), "80x60"),
-        (lambda c: c.update(annotations=[]), "own_train"),
+        (lambda c: c.update(annotations=[]), "--train: annotation file"),
         (lambda c: [a.update(iscrowd=1) for a in c["annotations"]], "crowds alone"),
     ],
 )

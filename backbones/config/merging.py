@@ -156,7 +156,7 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
     given: dict[str, tuple[str, str]] = {}
     for split, (file, folder) in paths.items():
         found = splits(file) if file and not folder else {split: (file, folder)}
-        if part and "val" in found:
+        if file and part and "val" in found:
             raise UserError(f"--val-split: {file!r} has a part to evaluate on already, {found['val'][1]!r}", "conflict", "--val-split")
         for own in ("train", "val"):
             # a YOLO data.yaml or a folder of splits brings both parts along

@@ -16,7 +16,12 @@ KEPT, HELD_OUT = "_kept", "_held_out"
 def entries(cfg: CfgNode, key: str, form: dict[str, type | tuple[type, ...]]) -> Iterator[Sequence]:
     """The entries of a list of ``cfg.DATASETS``. Raises UserError for one without the parts of ``form``, name -> type."""
     for entry in cfg.DATASETS.get(key, []):
-        if not isinstance(entry, (list, tuple)) or len(entry) != len(form) or not all(map(isinstance, entry, form.values())):
+        if (
+            not isinstance(entry, (list, tuple))
+            or len(entry) != len(form)
+            or bool in map(type, entry)
+            or not all(map(isinstance, entry, form.values()))
+        ):
             raise UserError(f"DATASETS.{key}: {entry!r} is not of the form [{', '.join(form)}]", "syntax", f"DATASETS.{key}")
         yield entry
 
