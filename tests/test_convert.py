@@ -256,6 +256,7 @@ def test_safetensors_load_everywhere(tmp_path):
 
 
 class TestDetectron2:
+    @pytest.mark.slow
     def test_whole_detectors_of_the_zoo(self, tmp_path):
         """A pickled file of arrays becomes tensors that detectron2's own checkpointer loads."""
         config = "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"
@@ -495,6 +496,7 @@ def bad_files(folder):
         yield ["mmdet", f"{name}.pth", "ours.pth"], ["not a state dict"]
 
 
+@pytest.mark.slow
 def test_mistakes(tmp_path, monkeypatch):
     monkeypatch.setenv("BACKBONES_TRAP", str(tmp_path / "sprung"))
     monkeypatch.chdir(tmp_path)

@@ -262,6 +262,7 @@ def test_other_files_end_in_one_line(kind, weights, tmp_path):
     assert "\n" not in str(error.value) and os.listdir(tmp_path) == ["theirs.pth"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("zipped", [True, False])
 def test_damage_anywhere_is_refused_in_one_line(zipped, weights, tmp_path):
     path, generator = tmp_path / "theirs.pth", np.random.default_rng(0)

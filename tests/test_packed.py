@@ -90,6 +90,7 @@ def _train(reader, folder):
         )
 
 
+@pytest.mark.slow
 def test_one_process_reads_for_two(tmp_path, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     reader = Reader(_coco(tmp_path), Use())
