@@ -45,8 +45,8 @@ class MobileNetV2(StagedBackbone):
         common: `Options`.
     """
 
-    layouts = ("released", "torchvision")
-    classifier = re.compile(r"(classifier|features\.18)\.")
+    layouts = ("released", "torchvision", "timm")
+    classifier = re.compile(r"(classifier|features\.18|conv_head)\.|bn2\.")
 
     def __init__(
         self,
@@ -61,6 +61,7 @@ class MobileNetV2(StagedBackbone):
         stages["stem"].append(ConvNormAct(options.in_channels, stem_channels, 3, 2, norm=options.norm, act=_relu6))
         # where each of the released layers features.<i> stands here
         self._released = ["stem.0"]
+        self._starts = [1 + sum(group[3] for group in groups[:i]) for i in range(len(groups))]  # index of the first block of each group
         width, stride = stem_channels, 2
         shapes = {}
         for name, expansion, channels, count, first_stride in groups:
@@ -80,6 +81,8 @@ class MobileNetV2(StagedBackbone):
         self.finish(options, divisible=False)
 
     def translate_key(self, key: str, layout: str) -> str:
+        if layout == "timm":
+            return self._of_timm(key)
         match = re.match(r"features\.(\d+)\.(?:conv\.)?([\d.]+)\.(\w+)$", key)
         if not match or int(match[1]) >= len(self._released):
             return key
@@ -94,6 +97,23 @@ class MobileNetV2(StagedBackbone):
                 return f"{self._released[index]}.{unit}{('conv', 'norm')[places.index(position)]}.{leaf}"
         return key
 
+    def _of_timm(self, key: str) -> str:
+        stem = re.match(r"(conv_stem|bn1)\.(\w+)$", key)
+        if stem:
+            return f"stem.0.{'conv' if stem[1] == 'conv_stem' else 'norm'}.{stem[2]}"
+        match = re.match(r"blocks\.(\d+)\.(\d+)\.(conv_pwl|conv_pw|conv_dw|bn\d)\.(\w+)$", key)
+        if not match or int(match[1]) >= len(self._starts):
+            return key
+        index = self._starts[int(match[1])] + int(match[2])
+        # the first group's block does not expand
+        parts = {"conv_dw": "depthwise", "bn1": "depthwise", "conv_pw": "project", "bn2": "project"} if match[1] == "0" else _TIMM_PARTS
+        if index >= len(self._released) or match[3] not in parts:
+            return key
+        return f"{self._released[index]}.{parts[match[3]]}.{'conv' if 'conv' in match[3] else 'norm'}.{match[4]}"
+
+
+# convolutions and norms of timm's blocks that expand
+_TIMM_PARTS = {"conv_pw": "expand", "bn1": "expand", "conv_dw": "depthwise", "bn2": "depthwise", "conv_pwl": "project", "bn3": "project"}
 
 MobileNetV2Spec = spec_of(MobileNetV2)
 

@@ -1,4 +1,4 @@
-"""timm: VoVNetV2, whose missing gates are filled so that nothing changes, RegNetX and RegNetY; whole, headless or ``features_only``."""
+"""timm: VoVNetV2, whose missing gates are filled so that nothing changes, RegNetX, RegNetY, MobileNetV2; whole, headless or ``features_only``."""
 
 import importlib.util
 import re
@@ -11,6 +11,8 @@ from .core import IMAGENET_RGB, Network, Preprocessing, Source, without_outer
 
 def own_name(name: str, options: dict[str, Any]) -> str | None:
     """timm's name of a network of ours: regnetx_032, regnety_008_tv, ese_vovnet39b; None where it has none."""
+    if name == "MobileNetV2":
+        return "mobilenetv2_100"
     match = re.fullmatch(r"RegNet([XY])-([\d.]+)([MG])F", name)
     vovnet = re.fullmatch(r"V-(\d+)((-slim)?(-dw)?)-eSE", name)
     if vovnet and not options:
@@ -53,13 +55,13 @@ def preprocessing(name: str) -> Preprocessing:
 
 def tidy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """``features_only`` writes stages_0 and stem_0 for stages.0 and stem.0."""
-    return {re.sub(r"^(stem|stages)_(\d)\.", r"\1.\2.", key): value for key, value in without_outer(weights).items()}
+    return {re.sub(r"^(stem|stages|blocks)_(\d)\.", r"\1.\2.", key): value for key, value in without_outer(weights).items()}
 
 
 SOURCE = Source(
     "timm",
     "Apache-2.0, unless the weights' own page says otherwise",
-    {"vovnet": "timm", "regnet": "timm"},
+    {"vovnet": "timm", "regnet": "timm", "mobilenetv2": "timm"},
     preprocessing,
     lambda data: ("state_dict", "model"),
     network,
