@@ -2,6 +2,7 @@
 
 import logging
 import re
+from typing import Any, Sequence
 
 import yaml
 from detectron2.config import CfgNode, LazyCall, get_cfg
@@ -21,7 +22,7 @@ from .zoo import weights
 _FEATURE_KEYS = dict.fromkeys(("MODEL.FPN.IN_FEATURES", *(key for row in ARCHITECTURES.values() for key in row.features or ())))
 
 
-def use_backbone(cfg: CfgNode | DictConfig, name: str) -> None:
+def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False) -> None:
     """Puts the network ``name`` into ``cfg``, in the place of the backbone that is there.
 
     Sets its builder (bare, FPN or RetinaNet's FPN, as before), variant, features and all keys that name them, channel order, mean, deviation
@@ -29,12 +30,14 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str) -> None:
     FREEZE_AT, and whether training is from scratch stay as the config has them (it is with GN or LN, of which no weights are, and for networks
     that have none at all: those get SyncBN for frozen norms); a detector that runs the last stage in its heads (C4) or dilates it (DC5) does so
     with this network's. Python configs (detectron2's LazyConfig) with an FPN over a ``bottom_up``, or a bare backbone, are changed likewise.
+    With ``own_weights`` others than those will be set: nothing is trained from scratch for want of any.
+
     Raises UserError for a name that does not exist, a frozen config, heads of the user's own that run ResNet's last stage, or a Python config
     of another build.
     """
     family = family_of(name)
     if isinstance(cfg, DictConfig):
-        return _use_in_lazy(cfg, name, family)
+        return _use_in_lazy(cfg, name, family, own_weights)
     if cfg.is_frozen():
         raise UserError("the config is frozen: call cfg.defrost() before use_backbone", "unsupported")
     add_backbones_config(cfg)
@@ -64,16 +67,15 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str) -> None:
         put(cfg, key, features)
         used.update(feature for feature in features if feature in family.stages and (not pyramid or key == "MODEL.FPN.IN_FEATURES"))
     node.OUT_FEATURES = [stage for stage in family.stages if stage in used] or list(family.stages[1:])
-    about = weights.about(name)
-    overrides = [str(item) for item in about.get("overrides", [])]
+    images, overrides = weights.about(name)
     for key in overrides[::2]:
         if not key.startswith(f"MODEL.{family.name.upper()}."):
             raise UserError(f"the weights {weights.local(name)!r} ask for {key}, which is no option of {name}", "unknown-key", key)
     merge_overrides(cfg, overrides)
-    images = about.get("preprocessing")
+    cfg.INPUT.NORMALIZATION = "weights"
     if images:
         cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = images["format"], list(images["pixel_mean"]), list(images["pixel_std"])
-    if cfg.MODEL.WEIGHTS:
+    if cfg.MODEL.WEIGHTS and not own_weights:
         cfg.MODEL.WEIGHTS, norm = _weights(name, node.NORM, "MODEL.WEIGHTS '', MODEL.BACKBONE.FREEZE_AT 0")
         if norm:
             cfg.MODEL.BACKBONE.FREEZE_AT, node.NORM = 0, norm
@@ -95,7 +97,7 @@ def _feature(feature: str, family: Family) -> str:
     return family.stages[int(match[1]) - 1 if match[1] else int(match[2])] if match else feature
 
 
-def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
+def _use_in_lazy(cfg: DictConfig, name: str, family: Family, own_weights: bool) -> None:
     model = cfg.model
     outer = model.get("backbone")
     old = outer if outer is None or "bottom_up" not in outer else outer.bottom_up
@@ -107,10 +109,9 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
     options.update({key: old[key] for key in ("freeze_at", *(key.lower() for key in COMMON_KEYS[1:])) if key in old})
     with on_meta():
         shapes = create(name, out_features=family.stages).output_shape()
-    about = weights.about(name)
-    overrides = about.get("overrides", [])  # keys whose last parts are the network's arguments
-    options.update({str(key).rpartition(".")[2].lower(): yaml.safe_load(str(value)) for key, value in zip(overrides[::2], overrides[1::2])})
-    if cfg.get("train", {}).get("init_checkpoint"):
+    images, overrides = weights.about(name)
+    options.update(_arguments(overrides))
+    if cfg.get("train", {}).get("init_checkpoint") and not own_weights:
         cfg.train.init_checkpoint, norm = _weights(name, options["norm"], "train.init_checkpoint='', freeze_at 0")
         if norm:
             options["freeze_at"], options["norm"] = 0, norm
@@ -135,12 +136,54 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
             for part in ("box_predictor", "mask_head"):
                 if heads.get(part) is not None:
                     heads[part].input_shape.channels = shapes[family.stages[-1]].channels
-    images = about.get("preprocessing")
+    if "train" in cfg:
+        OmegaConf.update(cfg, "train.normalization", "weights", force_add=True)
     if images:
         model.pixel_mean, model.pixel_std = list(images["pixel_mean"]), list(images["pixel_std"])
         for key in ("model.input_format", "dataloader.train.mapper.image_format", "dataloader.test.mapper.image_format"):
             if OmegaConf.select(cfg, key) is not None:
                 OmegaConf.update(cfg, key, images["format"])
+
+
+def _arguments(overrides: Sequence[str]) -> dict[str, Any]:
+    """Keys of YAML configs as a network's arguments, which their last parts are."""
+    return {key.rpartition(".")[2].lower(): yaml.safe_load(value) for key, value in zip(overrides[::2], overrides[1::2])}
+
+
+def use_weights(cfg: CfgNode | DictConfig, source: str) -> None:
+    """Lets ``cfg`` begin with other weights, and leaves channel order, mean and deviation of images to them.
+
+    ``source``: a path or address, or one of a network's own sources, as in "timm" or "pycls:RegNetX-3.2GF".
+    """
+    if source.partition(":")[0] in weights.data()["sources"] and "://" not in source:
+        source = f"{weights.PREFIX}{network_of(cfg)}@{source}"
+    weights.parsed(source)
+    if isinstance(cfg, DictConfig):
+        cfg.train.init_checkpoint = source
+        OmegaConf.update(cfg, "train.normalization", "weights", force_add=True)
+    else:
+        cfg.MODEL.WEIGHTS, cfg.INPUT.NORMALIZATION = source, "weights"
+
+
+def network_of(cfg: CfgNode | DictConfig) -> str:
+    """The name of the network in a config. Raises UserError where it is none of this project's."""
+    if isinstance(cfg, DictConfig):
+        node = cfg.model.get("backbone") or {}
+        name = node.get("bottom_up", node).get("name", "")
+    else:
+        family = BUILDERS.get(cfg.MODEL.BACKBONE.NAME)
+        name = "" if family is None else get(cfg, family.variant_key) if family.variant_key else next(iter(family.specs))
+    family_of(name)
+    return str(name)
+
+
+def use_structure(cfg: CfgNode | DictConfig, overrides: Sequence[str]) -> None:
+    """Sets what weights need of their network's structure: KEY, VALUE, ... of YAML configs."""
+    if isinstance(cfg, CfgNode):
+        merge_overrides(cfg, list(overrides))
+    elif overrides:
+        node = cfg.model.backbone
+        node.get("bottom_up", node).update(_arguments(overrides))
 
 
 def _weights(name: str, norm: str, scratch: str) -> tuple[str, str]:
@@ -151,6 +194,7 @@ def _weights(name: str, norm: str, scratch: str) -> tuple[str, str]:
         return weights.PREFIX + name, ""
     else:
         norm = "SyncBN" if norm in ("FrozenBN", "EvalBN") else norm  # frozen statistics would be of no data
-        reason = f"to begin with, neither released nor in {weights.folder()!r}"
+        known = [f"{release.spec}: {release.gone or release.restricted}" for release in weights.releases(name)]
+        reason = f"to begin with, neither released nor in {weights.folder()!r}" if not known else f"that can be had ({'; '.join(known)})"
     logging.getLogger(__name__).warning(f"{name} is trained from scratch ({scratch}, norm {norm}): there are no weights of it {reason}")
     return "", norm

@@ -157,7 +157,7 @@ PROVOKED = {
     ),
     "cannot-write": (with_file("", lambda path: check_output_dir(os.path.join(path, "run"))), "OUTPUT_DIR", None),
     "data": (of_data("MODEL.META_ARCHITECTURE", "ImageClassifier"), "DATASETS.TRAIN", None),
-    "missing-weights": (lambda _: zoo.weights.find("V-39-eSEE"), "MODEL.WEIGHTS", "V-39-eSE"),
+    "missing-weights": (lambda _: zoo.weights.find("backbones://V-39-eSEE"), "MODEL.WEIGHTS", "V-39-eSE"),
     "classes": (of_data("MODEL.ROI_HEADS.NUM_CLASSES", "80"), "MODEL.ROI_HEADS.NUM_CLASSES", 10),
     "download": (with_file("<html>", read_checkpoint), "", None),
     "misfit-weights": (misfit, "", None),

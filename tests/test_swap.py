@@ -114,8 +114,9 @@ def test_a_python_config_runs():
 def test_as_the_config_of_that_network():
     """The one word gives what our own YAML of that network gives."""
     ours, cfg = zoo.get_config("faster_rcnn_V_39_FPN_3x.yaml"), swapped("faster_rcnn_V_99_FPN_3x.yaml", "V-39-eSE")
-    for key in ("VOVNET", "FPN", "PIXEL_MEAN", "PIXEL_STD", "BACKBONE", "RPN", "ROI_HEADS"):
+    for key in ("VOVNET", "FPN", "BACKBONE", "RPN", "ROI_HEADS"):
         assert cfg.MODEL[key] == ours.MODEL[key], key
+    assert cfg.INPUT.NORMALIZATION == ours.INPUT.NORMALIZATION == "weights"
     ours, cfg = zoo.get_config("faster_rcnn_RegNetX_800MF_FPN_3x.yaml"), swapped("faster_rcnn_RegNetX_400MF_FPN_3x.yaml", "RegNetX-800MF")
     for key in ("REGNET", "FPN", "PIXEL_MEAN", "PIXEL_STD", "BACKBONE", "WEIGHTS"):
         assert cfg.MODEL[key] == ours.MODEL[key], key
@@ -124,8 +125,8 @@ def test_as_the_config_of_that_network():
 def test_preprocessing_belongs_to_the_weights():
     cfg = swapped("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", "RegNetX-400MF")
     assert cfg.MODEL.PIXEL_STD == [57.375, 57.12, 58.395] and cfg.INPUT.FORMAT == "BGR"
-    use_backbone(cfg, "V-39-eSE")
-    assert cfg.MODEL.PIXEL_STD == [1.0, 1.0, 1.0]
+    use_backbone(cfg, "V-57-eSE")
+    assert cfg.MODEL.PIXEL_MEAN == cfg.MODEL.PIXEL_STD == [127.5, 127.5, 127.5] and cfg.INPUT.NORMALIZATION == "weights"
 
 
 def test_norm_and_deformable_stages_stay():
@@ -329,7 +330,10 @@ def test_released_vovnet_in_c4(tmp_path):
     record = load_record("vovnet", "V-19-slim-dw.json")
     released = {key: fill(key, shape) for key, shape in record["state_dict"]}
     torch.save(released, tmp_path / "released.pth")
-    model = build_model(swapped("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "V-19-slim-dw-eSE"))
+    cfg = zoo.get_config("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    use_backbone(cfg, "V-19-slim-dw-eSE", own_weights=True)
+    model = build_model(cfg)
     GatedCheckpointer(model).load(str(tmp_path / "released.pth"))
     net = backbones.create("V-19-slim-dw-eSE")
     net.load_state_dict(released, strict=False)

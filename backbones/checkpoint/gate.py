@@ -122,9 +122,9 @@ class GatedCheckpointer(DetectionCheckpointer):
         """Writes ``name``.pth, whole or not at all, and with ``tag`` records it as the last one. Raises UserError if it cannot."""
         if not self.save_dir or not self.save_to_disk:
             return
-        conventions = conventions_of(self.model)
-        if conventions:
-            kwargs["conventions"] = conventions
+        kwargs.update(
+            {key: value for key, value in (("conventions", conventions_of(self.model)), ("preprocessing", images_of(self.model))) if value}
+        )
         if "://" in self.save_dir:  # remote: its handler decides how safely
             super().save(name, **kwargs)
             return
@@ -308,14 +308,23 @@ def check_meant_for(model: nn.Module, checkpoint: dict[str, Any], path: str, hin
 
 
 def _of_images(model: nn.Module, stated: Any) -> Iterator[str]:
-    if not hasattr(model, "pixel_mean") or not isinstance(stated, dict):
+    ours = images_of(model)
+    if not ours or not isinstance(stated, dict):
         return
-    ours = {name: getattr(model, name).flatten().tolist() for name in ("pixel_mean", "pixel_std")}
-    ours["format"] = getattr(model, "input_format", stated.get("format"))
+    ours.setdefault("format", stated.get("format"))
     keys = {"format": "INPUT.FORMAT", "pixel_mean": "MODEL.PIXEL_MEAN", "pixel_std": "MODEL.PIXEL_STD"}
     wanted = [f'{key} "{stated.get(name)}"' for name, key in keys.items() if not _same(stated.get(name), ours[name])]
     if wanted:
         yield f"expects other images than the config gives it: set {' '.join(wanted)}"
+
+
+def images_of(model: nn.Module) -> dict[str, Any]:
+    """What images a detector takes: ``format``, ``pixel_mean``, ``pixel_std``; empty for a model that leaves them as they are."""
+    if not hasattr(model, "pixel_mean"):
+        return {}
+    images: dict[str, Any] = {name: getattr(model, name).flatten().tolist() for name in ("pixel_mean", "pixel_std")}
+    form = getattr(model, "input_format", None)
+    return {"format": form, **images} if form else images
 
 
 def _same(a: Any, b: Any) -> bool:

@@ -164,6 +164,12 @@ KEYS: tuple[Key, ...] = (
     Key("TRACKING.WANDB", "", "project of Weights & Biases that figures go to"),
     Key("TRACKING.MLFLOW", "", "experiment of MLflow that figures go to"),
     # data
+    Key(
+        "INPUT.NORMALIZATION",
+        "config",
+        'whose INPUT.FORMAT, MODEL.PIXEL_MEAN and PIXEL_STD count: the "config", or the "weights" where they say so (setting one means "config")',
+        ("config", "weights"),
+    ),
     Key("INPUT.UNREADABLE", "stop", 'images that cannot be read: "stop" at the first, or "skip", and count and name them', ("stop", "skip")),
     Key("INPUT.EXIF", "turn", 'EXIF tags that ask for a turn: "ignore" them if annotations are of the unturned pixels', ("turn", "ignore")),
     Key("INPUT.VALUE_RANGE", [], "[low, high]: values of 16-bit grey images that become 0 and 255; []: such images are refused", test=_RANGE),

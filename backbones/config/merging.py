@@ -16,6 +16,9 @@ from .keys import all_keys, flat, get, put
 # keys that name a file, which lies beside the config or where the run starts
 _FILES = ("MODEL.MAEDET.STRUCTURE", "MODEL.SHUFFLENETV2.SUBNET")
 # what detectron2, yacs and Python raise for values that cannot be merged
+# what images become for the network; setting one of them takes it from the weights, see INPUT.NORMALIZATION
+IMAGES = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
+_WHOSE = "INPUT.NORMALIZATION"
 _OF_MERGING = (KeyError, ValueError, AssertionError, AttributeError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError)
 
 
@@ -38,6 +41,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         cfg.merge_from_file(path, allow_unsafe=True)
         for key in _FILES:
             _find_beside(cfg, path, key)
+        put(cfg, _WHOSE, _normalization(path) or get(cfg, _WHOSE))
     except UserError:
         raise
     except RecursionError:
@@ -52,6 +56,14 @@ def _find_beside(cfg: CfgNode, path: str, key: str) -> None:
     folder = _folder_of(path, key) if isinstance(name, str) and name and not os.path.isabs(name) else None
     if folder and os.path.isfile(os.path.join(folder, name)):
         put(cfg, key, os.path.join(folder, name))
+
+
+def _normalization(path: str) -> str:
+    """What a config says of INPUT.NORMALIZATION, itself or the first of its bases that says anything; "" where none does."""
+    content = flat(_content(path))
+    if _WHOSE in content or any(key in content for key in IMAGES):
+        return str(content.get(_WHOSE, "config"))
+    return next(filter(None, (_normalization(base) for base in bases(path) if os.path.isfile(base))), "")
 
 
 def _folder_of(path: str, key: str) -> str | None:
@@ -91,6 +103,8 @@ def merge_overrides(cfg: CfgNode, opts: list[str]) -> None:
             cfg.merge_from_list([key, value])
         except _OF_MERGING as error:
             raise UserError(f"{key} {value}: {one_line(error)}", "syntax", key) from error
+    if any(key in opts[::2] for key in IMAGES) and _WHOSE not in opts[::2]:
+        put(cfg, _WHOSE, "config")
 
 
 def _check_key(cfg: CfgNode, key: str, known: Collection[str], where: str) -> None:

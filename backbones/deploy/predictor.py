@@ -58,6 +58,7 @@ class Predictor:
 
     def __init__(self, config: CfgNode | Front, precision: str = ""):
         front = YamlFront(config) if isinstance(config, CfgNode) else config
+        front.follow_weights()
         self.model: nn.Module = front.build_model().eval()
         classes = front.load_for_evaluation(self.model)
         self.metadata, self.said = names_of(front.settings, classes)

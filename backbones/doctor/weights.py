@@ -29,6 +29,12 @@ def weights(examination: Examination) -> Iterator[Finding]:
     if not examination.download and not is_here(path):
         yield note(f"{path!r} is not on this machine: it will be downloaded when training starts", "add --download to try it now")
         return
+    try:
+        examination.front.follow_weights(examination.resume)
+    except UserError as problem:
+        yield Finding.of(problem)
+        return
+    path = path if begun else cfg.MODEL.WEIGHTS
     checkpointer = GatedCheckpointer(examination.build(), require="nothing" if examination.partial else "all" if begun else "backbone")
     try:
         checkpointer.load(path, checkpointables=[])
@@ -46,10 +52,8 @@ def is_here(path: str) -> bool:
     """Whether weights need no download."""
     if "://" not in path:
         return True
-    if path.startswith(named_weights.PREFIX):
-        name = path[len(named_weights.PREFIX) :]
-        released = named_weights.released(name)
-        return bool(named_weights.local(name)) or released is None or is_here(released["url"])
+    if named_weights.parsed(path):
+        return named_weights.is_here(path)
     if path.startswith("detectron2://"):
         path = "https://dl.fbaipublicfiles.com/detectron2/" + path[len("detectron2://") :]
     parsed = urlparse(path)

@@ -5,7 +5,7 @@ from .front import Front
 from .job import Job
 from .launch import count_processes, launch
 from .lazy import PythonFront
-from .opening import add_config_arguments, open_config, stay_in_moved_folder
+from .opening import add_config_arguments, open_config, open_named, stay_in_moved_folder
 from .resume import clear, lock
 from .trainer import Trainer, YamlFront
 
@@ -22,5 +22,6 @@ __all__ = [
     "launch",
     "lock",
     "open_config",
+    "open_named",
     "stay_in_moved_folder",
 ]

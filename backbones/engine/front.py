@@ -11,9 +11,12 @@ from detectron2.data import transforms as T
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer
+from ..config import IMAGES
 from ..data import dataset_findings, follow, register_from_config, register_held_out, register_image_folders
 from ..data.loader import NamesFiles
 from ..errors import UserError
+from ..swap import use_structure
+from ..zoo.weights import follow, parsed
 from .fit import Fit
 from .hooks import draw_predictions, validation_losses
 from .job import Job
@@ -39,6 +42,7 @@ class Front(ABC):
         self.names: list[str] = []  # of data sets that the config registers
         self.said: list[str] = []  # lines on them, and on what follows from them
         self.opts: list[str] = []
+        self.accepted: list[str] = []  # licences of weights
 
     @abstractmethod
     def name(self, key: str) -> str:
@@ -184,11 +188,37 @@ class Front(ABC):
         """
         training, s = not args.eval_only, self.settings
         replaced = self.apply_data_arguments(args, training)
+        self.follow_weights(getattr(args, "resume", False))
         self.register(training, [*(s.DATASETS.TRAIN if training else ()), *s.DATASETS.TEST], replaced)
         for problem in self.findings(training, processes):
             raise problem
         self.settings.freeze()
         return self
+
+    def follow_weights(self, resume: bool = False) -> None:
+        """Settles which file MODEL.WEIGHTS names, and fetches it; where the config leaves it to the weights, sets what they say of their images.
+
+        With ``resume`` that is the last checkpoint of the run. Raises UserError for weights that cannot be had.
+        """
+        s = self.settings
+        checkpointer = GatedCheckpointer(nn.Identity(), s.OUTPUT_DIR)
+        begun = resume and checkpointer.has_checkpoint()
+        path = checkpointer.get_checkpoint_file() if begun else s.MODEL.WEIGHTS
+        leaves = s.INPUT.NORMALIZATION == "weights"
+        if not path or not (leaves or parsed(path)):
+            return
+        address, images, overrides = follow(path, self.accepted)
+        if not begun:
+            self.set("MODEL.WEIGHTS", address)
+        if leaves:
+            if images:
+                for key, name in zip(IMAGES, ("format", "pixel_mean", "pixel_std")):
+                    self.set(key, images[name] if name == "format" else list(images[name]))
+            s = self.settings
+            whose = "as the weights say" if images else f"as the config says: the weights {address!r} say nothing of their images"
+            self.said.append(f"images: {s.INPUT.FORMAT}, mean {s.MODEL.PIXEL_MEAN}, deviation {s.MODEL.PIXEL_STD}, {whose}")
+            self.set("INPUT.NORMALIZATION", "config")
+            use_structure(self.cfg, overrides)
 
     def check_model(self) -> None:
         """Raises UserError where the config's model cannot be built here; data need not be there."""

@@ -28,7 +28,7 @@ from ..data.mapper import Mapper
 from ..errors import UserError, raised, unknown
 from ..evaluation.build import coco_evaluator
 from ..solver import scale_learning_rate
-from ..swap import use_backbone
+from ..swap import use_backbone, use_weights
 from .fit import broadcast_buffers
 from .front import Front
 from .job import Job
@@ -59,8 +59,8 @@ class PythonFront(Front):
         self.merge(self.opts)
 
     @classmethod
-    def read(cls, path: str, opts: list[str], backbone: str = "") -> "PythonFront":
-        """The config of a file with overrides key.key=value and another backbone. Raises UserError for what cannot be."""
+    def read(cls, path: str, opts: list[str], backbone: str = "", weights: str = "") -> "PythonFront":
+        """The config of a file with overrides key.key=value, another backbone and other weights. Raises UserError for what cannot be."""
         try:
             cfg = LazyConfig.load(path)
         except ModuleNotFoundError as error:
@@ -69,7 +69,10 @@ class PythonFront(Front):
             raise UserError(f"config file {path!r}: {' '.join(str(error).split())}", code="syntax") from error
         _check_sections(cfg, f"config file {path!r}")
         if backbone:
-            use_backbone(cfg, backbone)
+            given = [item.partition("=")[2] for item in opts if item.startswith(f"{KEYS['MODEL.WEIGHTS']}=")]
+            use_backbone(cfg, backbone, own_weights=bool(weights or any(given)))
+        if weights:
+            use_weights(cfg, weights)
         return cls(cfg, path, opts)
 
     def merge(self, opts: list[str]) -> None:
@@ -87,6 +90,9 @@ class PythonFront(Front):
         except Exception as error:  # hydra's grammar and omegaconf have many of their own
             raise UserError(f"{' '.join(opts)}: {' '.join(str(error).split())}", code="syntax") from error
         _check_sections(self.cfg, " ".join(opts))
+        given = [item.partition("=")[0] for item in opts]
+        if any(KEYS[key] in given for key in config.IMAGES) and KEYS["INPUT.NORMALIZATION"] not in given:
+            self.cfg.train.normalization = "config"
         self._read_settings()
 
     def _read_settings(self) -> None:
@@ -124,6 +130,10 @@ class PythonFront(Front):
         if key in self.places:  # evaluators take the one name of their data from there
             given = value[0] if key in NAMES and len(value) == 1 else list(value) if isinstance(value, tuple) else value
             OmegaConf.update(self.cfg, self.places[key], given, force_add=True)
+        if key == "INPUT.FORMAT":
+            for split in ("train", "test"):
+                if _select(self.cfg, f"dataloader.{split}.mapper.image_format") is not None:
+                    OmegaConf.update(self.cfg, f"dataloader.{split}.mapper.image_format", value)
         self.settings.defrost()
         _assign(self.settings, key, value, self.name(key))
 

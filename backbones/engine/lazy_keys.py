@@ -33,6 +33,7 @@ KEYS = {
     "TEST.AUG.FLIP": "train.augmented_test.flip",
     "TRACKING.WANDB": "train.tracking.wandb",
     "TRACKING.MLFLOW": "train.tracking.mlflow",
+    "INPUT.NORMALIZATION": "train.normalization",
     "INPUT.UNREADABLE": "train.unreadable",
     "INPUT.EXIF": "train.exif",
     "INPUT.VALUE_RANGE": "train.value_range",

@@ -11,14 +11,23 @@ from .lazy import PythonFront, is_python
 from .trainer import YamlFront
 
 
-def open_config(name: str, opts: Sequence[str] = (), backbone: str = "") -> Front:
-    """The config at a path, or of that name in a zoo, with the overrides of a command line, and another ``backbone`` in it.
+def open_config(name: str, opts: Sequence[str] = (), backbone: str = "", weights: str = "", accepted: Sequence[str] = ()) -> Front:
+    """The config at a path, or of that name in a zoo, with the overrides of a command line, and another ``backbone`` or ``weights`` in it.
+
+    ``accepted``: licences that weights may have although they forbid something.
 
     Raises UserError for what cannot be read.
     """
     path = zoo.get_config_file(name) if name else ""
     kind = PythonFront if is_python(path) else YamlFront
-    return kind.read(path, list(opts), backbone)
+    front = kind.read(path, list(opts), backbone, weights)
+    front.accepted = list(accepted)
+    return front
+
+
+def open_named(args: argparse.Namespace, opts: Sequence[str] | None = None) -> Front:
+    """The config that the flags of `add_config_arguments` name; ``opts`` in the place of their overrides."""
+    return open_config(args.config_file, args.opts if opts is None else opts, args.backbone, args.weights, args.accept_licence)
 
 
 def stay_in_moved_folder(front: Front, opts: Sequence[str]) -> None:
@@ -31,8 +40,13 @@ def stay_in_moved_folder(front: Front, opts: Sequence[str]) -> None:
         front.set("OUTPUT_DIR", folder)
 
 
-def add_config_arguments(parser: argparse.ArgumentParser, required: bool = False) -> None:
-    """``--config-file``, ``--backbone`` and the overrides behind all flags."""
+def add_config_arguments(parser: argparse.ArgumentParser, required: bool = False, overrides: bool = True) -> None:
+    """``--config-file`` and the flags that change it, and the ``overrides`` behind all flags."""
     parser.add_argument("--config-file", default="", required=required, metavar="FILE", help="a config's path or name, YAML or Python")
     parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
-    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE each, or key=value of a Python config")
+    text = "begin with these weights, which also say what images they expect: a path, an address, or a source (timm, torchvision, pycls)"
+    parser.add_argument("--weights", default="", metavar="SOURCE", help=text)
+    text = "take weights of a licence that forbids something, such as CC-BY-NC-4.0, where a network has no others"
+    parser.add_argument("--accept-licence", action="append", default=[], metavar="NAME", help=text)
+    if overrides:
+        parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE each, or key=value of a Python config")

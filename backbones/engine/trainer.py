@@ -33,7 +33,7 @@ from ..data.mapper import FasterMapper, Mapper
 from ..errors import UserError
 from ..evaluation import build_evaluator
 from ..solver import build_lr_scheduler, build_optimizer, scale_learning_rate
-from ..swap import use_backbone
+from ..swap import use_backbone, use_weights
 from .fit import Fit, broadcast_buffers
 from .front import Front
 from .launch import once_a_machine
@@ -52,6 +52,10 @@ class Trainer(Fit, DefaultTrainer):
         for name in ("detectron2", "backbones"):
             if not logging.getLogger(name).isEnabledFor(logging.INFO):
                 setup_logger(name=name)
+        if cfg.INPUT.NORMALIZATION == "weights":
+            front = YamlFront(cfg.clone())
+            front.follow_weights()
+            cfg = front.cfg
         cfg = scale_learning_rate(self.auto_scale_workers(cfg, comm.get_world_size()))
         self.cfg = cfg
         super().__init__(YamlFront(cfg, trainer=type(self)).job(), allow_partial_weights)
@@ -114,14 +118,16 @@ class YamlFront(Front):
         self.opts, self.trainer = opts or [], trainer
 
     @classmethod
-    def read(cls, path: str, opts: list[str], backbone: str = "") -> "YamlFront":
-        """The config of a file, or "" for the defaults, with overrides KEY VALUE and another backbone. Raises UserError."""
+    def read(cls, path: str, opts: list[str], backbone: str = "", weights: str = "") -> "YamlFront":
+        """The config of a file, or "" for the defaults, with overrides KEY VALUE, another backbone and other weights. Raises UserError."""
         cfg = get_cfg()
         add_backbones_config(cfg)
         if path:
             merge_file(cfg, path)
         if backbone:
-            use_backbone(cfg, backbone)
+            use_backbone(cfg, backbone, own_weights=bool(weights or dict(zip(opts[::2], opts[1::2])).get("MODEL.WEIGHTS")))
+        if weights:
+            use_weights(cfg, weights)
         merge_overrides(cfg, opts)
         make_files_absolute(cfg)
         return cls(cfg, path, opts)

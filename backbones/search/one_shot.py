@@ -52,6 +52,7 @@ def open_supernet(args: argparse.Namespace) -> Front:
 
 def prepare(front: Front, args: argparse.Namespace) -> Front:
     """``front``, checked, with its data sets registered. Raises UserError for what cannot be searched."""
+    front.follow_weights()
     cfg, model = front.cfg, front.cfg.MODEL
     front.register(training=True)
     check_config(cfg)

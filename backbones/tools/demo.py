@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from ..config import check_output_dir
 from ..deploy.optimize import PRECISIONS
-from ..engine import open_config
+from ..engine import add_config_arguments, open_named
 from ..errors import UserError
 from . import parser_of, program, run
 from .export import read_image
@@ -151,7 +151,8 @@ def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any
         raise UserError("name what is to predict: --config-file, with MODEL.WEIGHTS, or --exported", "missing-argument", "--config-file")
     from ..deploy.predictor import Predictor
 
-    front = open_config(args.config_file, args.opts, args.backbone)
+    front = open_named(args)
+    front.follow_weights()
     for node in ("ROI_HEADS", "RETINANET", "GFL") if args.confidence_threshold else ():
         front.set(f"MODEL.{node}.SCORE_THRESH_TEST", min(args.confidence_threshold, 0.05))
     front.set("MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", args.confidence_threshold)
@@ -163,8 +164,7 @@ def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any
 
 def main() -> None:
     parser = parser_of(program("demo"), __doc__)
-    parser.add_argument("--config-file", default="", metavar="FILE", help="a config's path or name, YAML or Python")
-    parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
+    add_config_arguments(parser, overrides=False)
     parser.add_argument("--exported", default="", metavar="FILE", help="a detector that backbones.tools.export wrote, in a config's place")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--input", nargs="+", metavar="PATH", help="images, or folders of images")

@@ -26,7 +26,7 @@ from ..doctor.report import charts, page, printable, samples, totals
 from ..doctor.weights import weights
 from ..engine import count_processes
 from ..engine.front import Front
-from ..engine.opening import add_config_arguments, open_config, stay_in_moved_folder
+from ..engine.opening import add_config_arguments, open_named, stay_in_moved_folder
 from ..errors import SEVERITIES, Finding, UserError, raised
 from ..files import write_whole
 from . import program, run
@@ -34,7 +34,7 @@ from . import program, run
 
 def read_config(args: argparse.Namespace) -> tuple[Front, list[Finding], bool]:
     """The config of the command line, what is wrong with its overrides, and whether flags name data. Raises UserError where there is none."""
-    front, opts = open_config(args.config_file, backbone=args.backbone), args.opts
+    front, opts = open_named(args, ()), args.opts
     if len(opts) % front.words:
         raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(opts)}", "syntax")
     replaced = front.apply_data_arguments(args, True)

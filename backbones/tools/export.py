@@ -14,7 +14,7 @@ import numpy as np
 from ..config import check_output_dir
 from ..data import check_paths, images
 from ..data.loader import unreadable
-from ..engine import Front, add_config_arguments, open_config
+from ..engine import Front, add_config_arguments, open_named
 from ..errors import UserError
 from . import parser_of, program, run
 
@@ -60,8 +60,9 @@ def main() -> None:
     check_target(args.format, args.output)
     folder = os.path.dirname(os.path.abspath(args.output))
     check_output_dir(folder, key="the folder of --output")
-    front = open_config(args.config_file, args.opts, args.backbone)
+    front = open_named(args)
     front.set("MODEL.DEVICE", "cpu")
+    front.follow_weights()
     front.check_model()
     front.check_resize()
     image = sample(front, args.image)

@@ -20,7 +20,7 @@ from detectron2.utils.logger import setup_logger
 from ..config import add_data_arguments, check_device
 from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
-from ..engine import Front, add_config_arguments, clear, count_processes, launch, lock, open_config, stay_in_moved_folder
+from ..engine import Front, add_config_arguments, clear, count_processes, launch, lock, open_named, stay_in_moved_folder
 from ..errors import UserError
 from ..files import write_whole
 from . import parser_of, program
@@ -69,7 +69,7 @@ def read_config(args: argparse.Namespace) -> Front:
     if not args.config_file and not args.opts:
         message = "--config-file is missing: a config's path, or one of the names that `backbones zoo list` gives"
         raise UserError(message, code="missing-argument", key="--config-file")
-    front = open_config(args.config_file, args.opts, args.backbone)
+    front = open_named(args)
     args.config_file = front.path
     check_device(front.settings.MODEL.DEVICE, front.name("MODEL.DEVICE"), front.override("{}", "{}"))
     if args.resume:

@@ -40,7 +40,7 @@ def list_entries(pattern: str) -> str:
     for name in entries(pattern):
         network = name in registry.list_backbones()
         known = {} if network else zoo.published(name)
-        released = bool(weights.released(name)) if network else "checkpoint" in known
+        released = bool(weights.released(name)) if network else "checkpoint" in known and not weights.releases(name)[0].gone
         ours = network or name in zoo.list_configs(python=True)
         figures = ", ".join(f"{kind} {value}" for kind, value in known.get("published_ap", {}).items())
         rows.append((name, "network" if network else "ours" if ours else "detectron2's", figures, "yes" if released else ""))
@@ -82,13 +82,14 @@ def verification(name: str) -> str:
 
 def _show_network(name: str) -> str:
     lines = [f"{name}: {registry.get_spec(name)}"]
-    local, row = weights.local(name), weights.released(name)
+    local, releases = weights.local(name), weights.releases(name)
     if local:
         lines += [f"weights here: {local}"]
-    if row:
-        images = row["preprocessing"]
-        lines += [f"released: {row['url']}", f"  {row['title']}; licence: {row['licence']}"]
-        lines += [f"  expects {images['format']} images, mean {images['pixel_mean']}, deviation {images['pixel_std']}"]
+    lines += [f"weights, in the order in which MODEL.WEIGHTS {weights.PREFIX}{name} tries them:"] if releases else ["no weights: from scratch"]
+    for release in releases:
+        figure = "" if release.top1 is None else f", top-1 {release.top1:.1f} %"
+        lines += [f"  {release.address}", f"    {release.licence}{figure}, {release.place}"]
+        lines += [f"    not taken unless it is named: {why}" for why in filter(None, (release.gone, release.restricted))]
     command = f"backbones train --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --backbone {name} --num-gpus 8"
     return "\n".join([*lines, "in any config:", f"  {command}"])
 

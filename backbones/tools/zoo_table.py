@@ -14,6 +14,7 @@ from .. import registry, zoo
 from ..benchmark.speed import by_place
 from ..files import write_whole
 from ..meta import conv_counts, on_meta
+from ..zoo import weights
 from . import parser_of, program, run
 from .analyze import parameters
 
@@ -55,7 +56,7 @@ def render() -> str:
     counted: dict[str, float] = {}
     sections = [_section(key, source, counted) for key, source in _data("models.json")["sources"].items()]
     rest = (_configs_without_figures(counted), _search(), _one_shot(), _speed(), _measured())
-    return "\n".join([_HEAD, _backbones(), "## Detectors on COCO\n", *sections, *rest])
+    return "\n".join([_HEAD, _backbones(), _weights(), "## Detectors on COCO\n", *sections, *rest])
 
 
 _HEAD = """# Model zoo
@@ -65,22 +66,48 @@ Written by `python -m backbones.tools.zoo_table`; do not edit. Each figure says 
 
 
 def _backbones() -> str:
-    weights, rows = _data("weights.json"), []
+    rows = []
     for name in registry.list_backbones():
         with on_meta():
             net = registry.create(name)
         count, affine = parameters(net)
-        error = weights["weights"].get(name, {}).get("top1_error")
-        rows.append((name, f"{count / 1e6:.2f}", f"{affine / 1e6:.2f}", f"{conv_gmacs(net):.2f}", f"{error:.1f}" if error else ""))
-    about = weights["sources"]["pycls"]
+        first = weights.released(name)
+        top1 = f"{first.top1:.1f}" if first and first.top1 else ""
+        rows.append((name, f"{count / 1e6:.2f}", f"{affine / 1e6:.2f}", f"{conv_gmacs(net):.2f}", top1))
     return f"""## Backbones
 
 *Computed.* Param.: millions of parameters; with affine: and of the weights of frozen norms, which detectron2 keeps as buffers. GFLOPs:
 multiply-adds / 1e9 of the convolutions of the bare backbone on one image of {SIZE[0]}x{SIZE[1]}. `python -m backbones.tools.analyze` counts
-any of them at any size. Error: top-1 on ImageNet, %, *published*: {about["title"]}; those weights ({about["licence"]}) are what
-`MODEL.WEIGHTS backbones://<name>` downloads, unless a converted file of that name lies in `weights/`.
+any of them at any size. Top-1: on ImageNet, %, *published*, of the weights that `MODEL.WEIGHTS backbones://<name>` takes first.
 
-{_table(rows, ("backbone", "Param.", "with affine", "GFLOPs", "error"))}
+{_table(rows, ("backbone", "Param.", "with affine", "GFLOPs", "top-1"))}
+"""
+
+
+_SCRATCH = {"maedet": "gfl_MAE_DET_*_FPN_73e.yaml", "shufflenetv2": "the five steps in configs/DetNAS", "": "SyncBN and FREEZE_AT 0"}
+
+
+def _weights() -> str:
+    rows = []
+    for name in registry.list_backbones():
+        there = weights.releases(name)
+        free = [release for release in there if not (release.gone or release.restricted)]
+        cells = [
+            "<br>".join(f"`{r.spec}` ({', '.join([r.licence, *([f'{r.top1:.1f}'] if r.top1 else [])])})" for r in some)
+            for some in (free, [r for r in there if r not in free and not r.gone], [r for r in there if r.gone])
+        ]
+        family = registry.family_of(name).name
+        rows.append((name, cells[0] or f"from scratch: {_SCRATCH.get(family, _SCRATCH[''])}", *cells[1:]))
+    known = weights.data()["sources"].items()
+    sources = "; ".join(f"{key}: {about['title']}" + (f", top-1 {about['top1']}" if "top1" in about else "") for key, about in known)
+    gone = "; ".join(f"{key}: {about['gone']}" for key, about in known if "gone" in about)
+    return f"""### Weights of the backbones
+
+What `MODEL.WEIGHTS backbones://<name>` tries, in this order; `backbones://<name>@<source>:<id>` takes one file. Licence, and top-1 on
+ImageNet in %, *published*. Weights of the third column may not be used for everything: `--accept-licence` takes them, or their full name.
+Whether an address answers today, `backbones zoo check` says. {sources}. Gone: {gone}.
+
+{_table(rows, ("backbone", "taken", "taken only by name", "gone"))}
 """
 
 

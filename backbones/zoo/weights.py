@@ -1,91 +1,294 @@
-"""``backbones://NAME`` in MODEL.WEIGHTS: a backbone's weights by its name, converted or as released."""
+"""Released weights by name, in MODEL.WEIGHTS: from which source, under which licence, and for which images.
 
+backbones://V-39-eSE                          your own file of that name, else the first source that answers
+backbones://V-39-eSE@timm:ese_vovnet39b.ra_in1k  that file alone; backbones://V-39-eSE@timm is any of timm's
+timm://ese_vovnet39b.ra_in1k                  the same; torchvision:// and pycls:// likewise
+backbones://faster_rcnn_RegNetX_3.2GF_FPN_1x  a released detector, by the name of its config
+
+A file is downloaded once, its hash checked, converted by ``convert``, and kept converted. Weights that may not be used commercially are taken
+where their licence is accepted or their source is named, and never else.
+"""
+
+import dataclasses
 import functools
+import logging
 import os
-from typing import Any
+import re
+from typing import Any, Collection, Mapping
 
 from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler
+from huggingface_hub import hf_hub_download
+from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 
+from .. import registry
 from ..checkpoint import fetch, read_checkpoint
 from ..documents import read_json
 from ..errors import UserError, unknown
 
 PREFIX = "backbones://"
 _ENDINGS = ("", ".safetensors", ".pth")
+_HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+@dataclasses.dataclass(frozen=True)
+class Release:
+    """One released file. ``preprocessing`` is that of the file as this project has it: networks of RGB are turned to BGR in conversion."""
+
+    name: str  # of the network, or of the config of a whole detector
+    source: str
+    id: str
+    title: str  # of the source
+    licence: str
+    preprocessing: Mapping[str, Any] | None = None
+    hub: str = ""  # of huggingface.co, as owner/name
+    url: str = ""
+    sha256: str = ""  # or how it begins
+    top1: float | None = None  # on ImageNet, %
+    overrides: tuple[str, ...] = ()  # KEY, VALUE, ... that the network's structure needs
+    restricted: str = ""  # what the licence forbids
+    gone: str = ""  # why it cannot be downloaded
+    converter: str = ""  # the source of `convert`; "" where the file is loaded as it is
+
+    @property
+    def spec(self) -> str:
+        return f"{self.source}:{self.id}"
+
+    @property
+    def address(self) -> str:
+        """What names this file alone in MODEL.WEIGHTS."""
+        return f"{PREFIX}{self.name}@{self.spec}"
+
+    @property
+    def place(self) -> str:
+        """Where its file is."""
+        return self.url or f"hub:{self.hub}"
 
 
 def folder() -> str:
-    """Where converted files are looked for: the variable BACKBONES_WEIGHTS, by default ``weights``."""
+    """Where files of the user's own are looked for: the variable BACKBONES_WEIGHTS, by default ``weights``."""
     return os.path.expanduser(os.getenv("BACKBONES_WEIGHTS", "weights"))
 
 
 @functools.cache
-def _data() -> dict[str, Any]:
-    return read_json(os.path.join(os.path.dirname(os.path.abspath(__file__)), "weights.json"))
+def data() -> dict[str, Any]:
+    return read_json(os.path.join(_HERE, "weights.json"))
 
 
-def released(name: str) -> dict[str, Any] | None:
-    """Of the weights released for a network: ``url``, ``source``, ``licence``, ``preprocessing``; None where there are none."""
-    row = _data()["weights"].get(name)
-    return {**_data()["sources"][row["source"]], **row} if row else None
+def _release(name: str, row: Mapping[str, Any]) -> Release:
+    source = data()["sources"][row["source"]]
+    images = dict(row.get("preprocessing") or source["preprocessing"])
+    if images["format"] == "RGB":
+        images = {"format": "BGR", **{key: images[key][::-1] for key in ("pixel_mean", "pixel_std")}}
+    overrides = ("MODEL.REGNET.ROUNDING", row["rounding"]) if "rounding" in row else ()
+    known = {key: row[key] for key in ("source", "id", "licence", "hub", "url", "sha256", "top1") if key in row}
+    restricted = data()["licences"].get(row["licence"], "")
+    return Release(
+        name, **known, title=source["title"], preprocessing=images, overrides=overrides, restricted=restricted, gone=source.get("gone", ""),
+        converter=row["source"],
+    )  # fmt: skip
+
+
+@functools.cache
+def models() -> dict[str, dict[str, Any]]:
+    """The rows of published detectors, by the name of their config."""
+    rows = read_json(os.path.join(_HERE, "models.json"))
+    return {row["config"]: {**row, "about": rows["sources"][row["source"]]} for row in rows["models"] if "config" in row}
+
+
+def _detector(name: str) -> list[Release]:
+    for config, row in models().items():
+        whole = os.path.splitext(config)[0]
+        if "checkpoint" in row and name in (whole, os.path.basename(whole)):
+            source, url = row["about"], row["checkpoint"]
+            own = os.path.splitext(os.path.basename(url.partition("?")[0]))[0]
+            return [
+                Release(
+                    whole, row["source"], own, source["title"], source["licence"], url=url, sha256=row.get("sha256", ""),
+                    restricted=source.get("restricted", ""), gone=source.get("gone", ""), converter=source.get("converter", ""),
+                )
+            ]  # fmt: skip
+    return []
+
+
+def releases(name: str) -> list[Release]:
+    """All weights released for a network, in the order in which they are tried; for a detector's config, the one of its row."""
+    rows = data()["weights"].get(name)
+    return _detector(name) if rows is None else [_release(name, row) for row in rows]
+
+
+def released(name: str) -> Release | None:
+    """The weights that a network begins with: the first that is there, and free to use."""
+    return next((release for release in releases(name) if not (release.gone or release.restricted)), None)
 
 
 def local(name: str) -> str:
-    """The path of those weights in `folder`, or "". Raises UserError where there are two."""
+    """The path of the user's own file in `folder`, or "". Raises UserError where there are two."""
     there = [path for ending in _ENDINGS for path in [os.path.join(folder(), name + ending)] if os.path.isfile(path)]
     if len(there) > 1:
         raise UserError(f"{PREFIX}{name} could be any of {', '.join(there)}: remove or rename all but one", "conflict")
     return there[0] if there else ""
 
 
-def about(name: str) -> dict[str, Any]:
-    """What a network's weights ask of a config: ``preprocessing``, and ``overrides`` (KEY, VALUE, ...) of its structure; empty if unknown.
-
-    As the file in `folder` says, else the released one.
-    """
-    path = local(name)
-    contents = read_checkpoint(path) if path else {}
-    images = contents.get("preprocessing")
-    if not isinstance(images, dict) or not {"format", "pixel_mean", "pixel_std"} <= set(images):
-        return released(name) or {}
-    provenance = contents.get("provenance")
-    overrides = provenance.get("overrides", []) if isinstance(provenance, dict) else []
-    return {"preprocessing": images, "overrides": overrides if isinstance(overrides, list) else []}
+def stated(contents: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
+    """What a file says of its images, and a network's file of the structure that it needs (KEY, VALUE, ...)."""
+    images, provenance = contents.get("preprocessing"), contents.get("provenance")
+    overrides = provenance.get("overrides", []) if isinstance(provenance, dict) and "detector" not in provenance else []
+    whole = isinstance(images, dict) and {"format", "pixel_mean", "pixel_std"} <= set(images)
+    return (images if whole else None), [str(item) for item in overrides] if isinstance(overrides, list) else []
 
 
-def find(name: str) -> str:
-    """The local path of those weights: ``<folder>/<name>.safetensors`` or ``.pth`` where it is there, else the released file, downloaded.
-
-    Raises UserError for a name that has neither.
-    """
-    path, row = local(name), released(name)
+def about(name: str) -> tuple[Mapping[str, Any] | None, list[str]]:
+    """`stated` of the weights that ``backbones://NAME`` takes first, without a download."""
+    path, release = local(name), released(name)
     if path:
-        return path
-    if row is None:
+        return stated(read_checkpoint(path))
+    return (release.preprocessing, list(release.overrides)) if release else (None, [])
+
+
+def parsed(address: str) -> tuple[str, str] | None:
+    """(name, what stands behind the @) of an address of ours; None of any other. Raises UserError for an id that no network has."""
+    scheme, found, rest = address.partition("://")
+    if not found or scheme not in ("backbones", *data()["sources"]):
+        return None
+    if scheme == "backbones":
+        name, _, wanted = rest.partition("@")
+        return name, wanted
+    for name, rows in data()["weights"].items():
+        if any(row["source"] == scheme and row["id"] == rest for row in rows):
+            return name, f"{scheme}:{rest}"
+    ids = [row["id"] for rows in data()["weights"].values() for row in rows if row["source"] == scheme]
+    raise unknown(f"weights of {scheme}", rest, ids, "MODEL.WEIGHTS", "missing-weights")
+
+
+def is_here(address: str) -> bool:
+    """Whether weights by an address of ours need no download, or cannot be downloaded."""
+    name, wanted = parsed(address) or ("", "")
+    if not wanted and local(name):
+        return True
+    candidates = _candidates(name, wanted, ())[0]
+    return not candidates or os.path.isfile(_kept(candidates[0]))
+
+
+def find(address: str, accepted: Collection[str] = ()) -> tuple[str, Release | None]:
+    """(local path, release) of weights by an address of ours; the release is None for a file of the user's own.
+
+    ``accepted``: licences that the user agrees to, beside those that forbid nothing. Raises UserError where no source can be used: it names them all.
+    """
+    name, wanted = parsed(address) or ("", "")
+    path = "" if wanted else local(name)
+    if path:
+        return path, None
+    candidates, others = _candidates(name, wanted, accepted)
+    failed = []
+    for release in candidates:
+        try:
+            path = _converted(release)
+        except UserError as error:
+            failed.append(f"{release.spec}: {error}")
+            more = " The next source is tried." if release is not candidates[-1] else ""
+            logging.getLogger(__name__).warning(f"weights of {name} from {release.spec} cannot be used: {error}.{more}")
+            continue
+        _log(release)
+        return path, release
+    said = "; ".join(failed) or "there is no source to take"
+    if others:
+        said += f". Not tried: {'; '.join(others)}"
+    where = os.path.join(folder(), name + ".pth")
+    scratch = "from scratch: MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 and the backbone's NORM SyncBN (BN on one GPU)"
+    raise UserError(
+        f"no weights for {address!r}: {said}. A file of yours, as it is or converted by `python -m convert`, is found as {where!r}; {scratch}",
+        "missing-weights",
+        "MODEL.WEIGHTS",
+    )
+
+
+def _candidates(name: str, wanted: str, accepted: Collection[str]) -> tuple[list[Release], list[str]]:
+    """Which releases may be taken, in order, and of the others why not. Raises UserError for a name or a source that there is none of."""
+    rows = releases(name)
+    if not rows:
         there = [os.path.splitext(file)[0] for file in sorted(os.listdir(folder()) if os.path.isdir(folder()) else [])]
-        raise unknown(f"weights, neither released nor in {folder()!r}", name, [*there, *_data()["weights"]], "MODEL.WEIGHTS", "missing-weights")
-    try:
-        return fetch(row["url"], PathManager)
-    except UserError as error:
-        where = os.path.join(folder(), name + ".pth")
-        said = f"{error}. A file of yours, as it is or converted by `python -m convert`, is found as {where!r}"
-        raise UserError(said, error.code, "MODEL.WEIGHTS") from error
+        raise unknown(f"weights, neither released nor in {folder()!r}", name, [*there, *data()["weights"]], "MODEL.WEIGHTS", "missing-weights")
+    if wanted:
+        chosen = [row for row in rows if wanted in (row.spec, row.source)]
+        if not chosen:
+            raise unknown(f"source of weights of {name}", wanted, [row.spec for row in rows], "MODEL.WEIGHTS", "missing-weights")
+        rows = chosen
+    take, others = [], []
+    for row in rows:
+        if row.gone and row.spec != wanted:
+            others.append(f"{row.spec} is {row.gone}")
+        elif row.restricted and row.spec != wanted and row.licence not in accepted:
+            others.append(f"{row.spec} is {row.restricted} ({row.licence}): --accept-licence {row.licence}, or name it: {row.address}")
+        else:
+            take.append(row)
+    return take, others
+
+
+def _log(release: Release) -> None:
+    images = release.preprocessing
+    expects = f"; it expects {images['format']} images, mean {images['pixel_mean']}, deviation {images['pixel_std']}" if images else ""
+    level = logging.WARNING if release.restricted else logging.INFO
+    forbids = f", {release.restricted}" if release.restricted else ""
+    logging.getLogger(__name__).log(level, f"weights of {release.name}: {release.spec}, licence {release.licence}{forbids}{expects}")
+
+
+def _kept(release: Release) -> str:
+    """Where the converted file lies, once it is there."""
+    file = re.sub(r"[^\w.-]", "_", f"{release.name}-{release.id}") + ".pth"
+    return os.path.join(get_cache_dir(), "backbones", release.source, file)
+
+
+def _converted(release: Release) -> str:
+    """The path of a release, downloaded and converted where it is not there yet."""
+    kept = _kept(release)
+    if os.path.isfile(kept):
+        return kept
+    path = fetch(release.url, PathManager) if release.url else hf_hub_download(release.hub, "model.safetensors")
+    if not release.converter:
+        return path
+    from backbones.convert import __main__ as command  # which needs this module
+
+    os.makedirs(os.path.dirname(kept), exist_ok=True)
+    with file_lock(kept):  # one process converts, the others wait and find it
+        if not os.path.isfile(kept):
+            name = ["--name", release.name] if release.name in registry.list_backbones() else []
+            result = command.convert(command.argument_parser().parse_args([release.converter, path, kept, *name]))
+            result.provenance["licence"] = release.licence
+            command.write(result, kept)
+            proof = result.provenance["proof"]
+            proved = f"equal to {proof['library']}'s own" if proof["run"] else f"no proof: {proof['why']}"
+            logging.getLogger(__name__).info(f"{release.spec} is converted, {proved}, and kept as {kept}")
+    return kept
+
+
+def follow(address: str, accepted: Collection[str] = ()) -> tuple[str, Mapping[str, Any] | None, list[str]]:
+    """(address, what the weights say of their images or None, what of the structure) of what MODEL.WEIGHTS names, which is there afterwards.
+
+    The address names one file: whoever reads it later gets the same. Raises UserError where there is none.
+    """
+    if parsed(address):
+        path, release = find(address, accepted)
+        address = release.address if release else address
+    else:
+        path = fetch(address, PathManager) if "://" in address else address.partition("?")[0]
+    if not os.path.isfile(path):
+        return address, None, []  # the gate says so
+    return (address, *stated(read_checkpoint(path)))
 
 
 class Handler(PathHandler):
     """Makes those addresses known to detectron2."""
 
-    def _get_supported_prefixes(self):
-        return [PREFIX]
+    def _get_supported_prefixes(self) -> list[str]:
+        return [PREFIX, *(f"{source}://" for source in data()["sources"])]
 
-    def _get_local_path(self, path, **kwargs):
-        return find(path[len(PREFIX) :])
+    def _get_local_path(self, path: str, **kwargs: Any) -> str:
+        return find(path)[0]
 
-    def _open(self, path, mode="r", **kwargs):
+    def _open(self, path: str, mode: str = "r", **kwargs: Any) -> Any:
         return PathManager.open(self._get_local_path(path), mode, **kwargs)
 
-    def _isfile(self, path, **kwargs):
+    def _isfile(self, path: str, **kwargs: Any) -> bool:
         return os.path.isfile(self._get_local_path(path))
 
     _exists = _isfile

@@ -10,5 +10,5 @@ del base
 model.backbone.bottom_up = L(create)(name="V-39-eSE", out_features=("stage3", "stage4", "stage5"), norm="FrozenBN", freeze_at=2)
 model.backbone.in_features = ["stage3", "stage4", "stage5"]
 model.backbone.top_block.in_feature, model.backbone.top_block.in_channels = "stage5", 1024
-train.init_checkpoint = "backbones://V-39-eSE"
+train.init_checkpoint, train.normalization = "backbones://V-39-eSE", "weights"
 train.output_dir = "output/lazy_retinanet_V_39_FPN_1x"
