@@ -50,6 +50,7 @@ setup(
         "openvino": ["onnx", "onnxruntime", "openvino"],
         "fast": ["faster-coco-eval", "simplejpeg"],
         "search": ["scipy"],
+        "timm": ["timm"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
         "test": [

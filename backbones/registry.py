@@ -23,6 +23,8 @@ class Family:
     specs: Mapping[str, Any]  # spec name -> frozen dataclass of the network's structural arguments
     build: Callable[..., StagedBackbone]
     variant_key: str = ""  # the config key that names the spec, where there is more than one
+    prefix: str = ""  # of all its names, where they are another library's: only patterns that begin with it list them
+    images: Callable[[str], dict[str, Any]] = lambda name: {}  # what a network's usual weights expect, where its library says so
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -41,8 +43,9 @@ def family_of(name: str) -> Family:
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
-    """Names of all networks that match a shell pattern such as ``"*MobileNet*"``."""
-    return [name for family in FAMILIES.values() for name in family.specs if fnmatch.fnmatchcase(name, pattern)]
+    """Names of all networks that match a shell pattern such as ``"*MobileNet*"``; timm's for those that begin so, ``"timm/*convnext*"``."""
+    families = [family for family in FAMILIES.values() if pattern.startswith(family.prefix)]
+    return [name for family in families for name in family.specs if fnmatch.fnmatchcase(name, pattern)]
 
 
 def get_spec(name: str) -> Any:

@@ -70,7 +70,7 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str) -> None:
         if not key.startswith(f"MODEL.{family.name.upper()}."):
             raise UserError(f"the weights {weights.local(name)!r} ask for {key}, which is no option of {name}", "unknown-key", key)
     merge_overrides(cfg, overrides)
-    images = about.get("preprocessing")
+    images = about.get("preprocessing") or family.images(name)
     if images:
         cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = images["format"], list(images["pixel_mean"]), list(images["pixel_std"])
     if cfg.MODEL.WEIGHTS:
@@ -135,7 +135,7 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
             for part in ("box_predictor", "mask_head"):
                 if heads.get(part) is not None:
                     heads[part].input_shape.channels = shapes[family.stages[-1]].channels
-    images = about.get("preprocessing")
+    images = about.get("preprocessing") or family.images(name)
     if images:
         model.pixel_mean, model.pixel_std = list(images["pixel_mean"]), list(images["pixel_std"])
         for key in ("model.input_format", "dataloader.train.mapper.image_format", "dataloader.test.mapper.image_format"):

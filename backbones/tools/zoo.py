@@ -30,7 +30,7 @@ _METRICS = {
 
 def entries(pattern: str) -> list[str]:
     """Configs of ours and of detectron2's, and networks, whose name matches a shell pattern, or holds it."""
-    names = [*zoo.list_configs(python=True), *zoo.list_detectron2_configs(), *registry.list_backbones()]
+    names = [*zoo.list_configs(python=True), *zoo.list_detectron2_configs(), *registry.list_backbones(), *registry.list_backbones(pattern + "*")]
     pattern = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
     return [name for name in dict.fromkeys(names) if fnmatch.fnmatchcase(name, pattern)]
 
