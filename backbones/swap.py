@@ -106,7 +106,7 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family) -> None:
     options = {"norm": old.get("stages", old).get("norm", "FrozenBN")}
     options.update({key: old[key] for key in ("freeze_at", *(key.lower() for key in COMMON_KEYS[1:])) if key in old})
     with on_meta():
-        shapes = create(name, out_features=family.stages).output_shape()
+        shapes = create(name).output_shape()
     about = weights.about(name)
     overrides = about.get("overrides", [])  # keys whose last parts are the network's arguments
     options.update({str(key).rpartition(".")[2].lower(): yaml.safe_load(str(value)) for key, value in zip(overrides[::2], overrides[1::2])})

@@ -3,13 +3,13 @@
 timm itself builds the network, as its ``features_only`` model, whose modules are put into the stages "stem" and "res2" to "res5" by what its
 ``feature_info`` says: the features are the same bit by bit. Refused with the reason are networks without a feature at each of the strides 4, 8,
 16 and 32 (plain ViTs), for images of one size alone, and those whose features are not taken from a chain. Their batch norms become those that
-are asked for; other norms are part of the network and stay. Names are timm's behind "timm/", with or without a tag: "timm/convnext_tiny.fb_in22k".
-timm is optional and imported where it is used.
+are asked for; other norms are part of the network and stay. Names are timm's behind "timm/", with or without the tag of weights: "timm/convnext_tiny.fb_in22k". timm is
+optional, and imported where it is used.
 """
 
+import copy
 import functools
 import importlib
-import math
 import re
 from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
@@ -91,7 +91,7 @@ class _About(NamedTuple):
     shapes: dict[str, ShapeSpec]
     names: dict[str, str]  # key of the ``features_only`` model -> ours
     keys: set[str]  # of the whole network, classifier included
-    classifier: str  # timm's name of its last layer
+    classifier: tuple[str, ...]  # timm's names of its last layers
 
 
 def _created(network: str, **options: Any) -> Any:
@@ -122,34 +122,40 @@ def _about(network: str) -> _About:
         net = _created(network, features_only=True)
         options: dict[str, Any] = {"features_only": True}
         if type(net).__name__ in _CHAINS:
-            options["feature_cls"] = "list"
-            net = _created(network, **options)
+            options["feature_cfg"] = {"feature_cls": "list", "flatten_sequential": True}
+            net = _created(network, **copy.deepcopy(options))  # which takes its parts out
     strides = net.feature_info.reduction()
     if not {4, 8, 16, 32} <= set(strides):
         raise refused(f"{PREFIX}{network} has features of strides {', '.join(map(str, strides))}: detectors here need 4, 8, 16 and 32")
     if type(net).__name__ != "FeatureListNet" or net.concat:
         raise refused(f"{PREFIX}{network} is no chain of stages: timm takes its features by {type(net).__name__}")
     owners = dict(_owners(net, strides))
+    reasons = []
     for more in _ANY_SIZE:
         try:
             with on_meta():
-                stages = _staged(_created(network, **options, **more), owners, "BN")
+                stages = _staged(_created(network, **copy.deepcopy(options), **more), owners, "BN")
                 shapes = [_shapes(stages, size) for size in _SIZES]
             break
         except UserError as error:
-            reason = reason if more else str(error)  # noqa: F821  the first one says it best
+            reasons.append(error)
     else:
-        raise refused(f"{PREFIX}{network} does not take images of any size: {reason}")
+        raise refused(f"{PREFIX}{network} does not take images of any size: {reasons[0]}") from reasons[0]
     if shapes[0] != shapes[1]:
         raise refused(f"{PREFIX}{network} gives features whose sizes do not go with the image's")
-    own = {f"{stage}.{key}": key for stage, module in stages.items() for key in module.state_dict()}
-    inner = [f"{name}." for stage in stages.values() for name, m in stage.named_modules() if isinstance(m, NormAct)]
-    plain = {key: functools.reduce(lambda k, n: k.replace(f"{n}norm.", n) if k.startswith(f"{n}norm.") else k, inner, key) for key in own.values()}
-    config = _timm().get_pretrained_cfg(network)
-    classifier = getattr(config, "classifier", None) or "fc"
-    names = {plain[key]: ours for ours, key in own.items()}
-    first = classifier if isinstance(classifier, str) else classifier[0]
-    return _About({**options, **more}, owners, shapes[0], names, set(whole.state_dict()), first)
+    classifier = getattr(_timm().get_pretrained_cfg(network), "classifier", None) or "fc"  # two names where it is distilled
+    last = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    return _About({**options, **more}, owners, shapes[0], dict(_names(stages)), set(whole.state_dict()), last)
+
+
+def _names(stages: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
+    """(key of the ``features_only`` model, ours) of every entry: ours has the stage before it, and a `NormAct`'s norm by name."""
+    for stage, module in stages.items():
+        units = {name for name, inner in module.named_modules() if isinstance(inner, NormAct)}
+        for key in module.state_dict():
+            module_name, _, entry = key.rpartition(".")
+            unit = module_name.removesuffix(".norm")
+            yield f"{unit}.{entry}" if unit in units and unit != module_name else key, f"{stage}.{key}"
 
 
 def _owners(net: Any, strides: Sequence[int]) -> Iterator[tuple[str, str]]:
@@ -173,10 +179,22 @@ def _shapes(stages: Mapping[str, nn.Module], size: tuple[int, int]) -> dict[str,
             x = stage.eval()(x)
         except (AssertionError, RuntimeError, ValueError) as error:
             raise UserError(" ".join(str(error).split())[:200] or f"its stage {name} fails on {size[0]}x{size[1]}") from error
-        if x.dim() != 4 or size[0] % x.shape[2] or size[1] % x.shape[3] or size[0] // x.shape[2] != size[1] // x.shape[3]:
-            raise UserError(f"of {size[0]}x{size[1]} its stage {name} makes {'x'.join(map(str, x.shape[1:]))}")
+        if name == STAGES[0] and not _is_map(x, size):
+            result[name] = ShapeSpec()  # between the modules of some transformers: fit for the next one alone
+            continue
+        if not _is_map(x, size):
+            shape = "x".join(map(str, x.shape[1:])) if isinstance(x, Tensor) else type(x).__name__
+            raise UserError(f"of {size[0]}x{size[1]} its stage {name} makes {shape}")
         result[name] = ShapeSpec(channels=x.shape[1], stride=size[0] // x.shape[2])
     return result
+
+
+def _is_map(x: Any, size: tuple[int, int]) -> bool:
+    """Whether it is a feature (N, C, H, W) of one stride of an image of that ``size``."""
+    if not isinstance(x, Tensor) or x.dim() != 4:
+        return False
+    (height, rest), (width, other) = (divmod(side, max(count, 1)) for side, count in zip(size, x.shape[2:]))
+    return height == width and rest == other == 0
 
 
 class TimmNetwork(StagedBackbone):
@@ -198,7 +216,7 @@ class TimmNetwork(StagedBackbone):
         self.network, about = network, _about(network)
         if any(options.deform_on_per_stage):
             raise UserError(f"{PREFIX}{network} has no deformable stages: set DEFORM_ON_PER_STAGE to False, four times", "unsupported")
-        more = dict(about.options)
+        more = copy.deepcopy(about.options)
         if options.in_channels != 3:
             more["in_chans"] = options.in_channels
         if drop_path:
@@ -208,22 +226,26 @@ class TimmNetwork(StagedBackbone):
             more["output_stride"] = 16
         for name, stage in _staged(_created(network, **more), about.owners, options.norm).items():
             shape = about.shapes[name]
-            self.add_stage(name, stage, shape.channels, 16 if dilates and name == STAGES[-1] else shape.stride)
+            self.add_stage(name, stage, shape.channels or 0, 16 if dilates and name == STAGES[-1] else shape.stride or 0)
         # a detector's own files have other names
         first = re.escape(next(iter(about.keys)).partition(".")[0]) if options.in_channels == 3 else "(?!)"
         self.released_images = (re.compile(rf"^((module|model)\.)?{first}\."), "RGB")
         head = {key.rpartition(".")[0] or key for key in about.keys if self.translate_key(key, "timm") == key}
-        self.classifier = re.compile(rf"({'|'.join(map(re.escape, sorted({*head, about.classifier})))})(\.|$)")
+        self.classifier = re.compile(rf"({'|'.join(map(re.escape, sorted({*head, *about.classifier})))})(\.|$)")
+        if STAGES[0] in (options.out_features or ()) and about.shapes[STAGES[0]].channels is None:
+            raise UserError(f"{PREFIX}{network} has no feature 'stem'. Allowed: {', '.join(STAGES[1:])}.", "unknown-name")
         self.finish(options, divisible=True)
 
     def translate_key(self, key: str, layout: str) -> str:
         names = _about(self.network).names
-        return names.get(key) or names.get(key.replace(".", "_", 1), key)
+        # timm's models have "stages.0" for "stages_0"; TResNet's "body." is gone already, as wrappers are
+        candidates = (key, key.replace(".", "_", 1), f"body_{key}")
+        return next((names[candidate] for candidate in candidates if candidate in names), key)
 
     def translate_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str = "", layouts: Sequence[str] = ()) -> dict[str, Tensor]:
         """As the base class's. Raises UserError for entries that the network has no place for: a file of a deeper one would fill it too."""
         result, about = super().translate_state_dict(state_dict, prefix, layouts), _about(self.network)
-        tops, known = {key.partition(".")[0] for key in about.keys} - {*STAGES}, {*about.names.values(), *about.keys}
+        tops, known = {key.partition(".")[0] for key in about.keys}, {*about.names.values(), *about.keys}
         inside = [key[len(prefix) :] for key in result if key.startswith(prefix)]
         strange = [key for key in inside if key.partition(".")[0] in tops and key not in known and not self.classifier.match(key)]
         strange = [key for key in strange if not _COMPUTED.search(key)]
