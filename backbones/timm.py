@@ -2,9 +2,9 @@
 
 timm itself builds the network, as its ``features_only`` model, whose modules are put into the stages "stem" and "res2" to "res5" by what its
 ``feature_info`` says: the features are the same bit by bit. Refused with the reason are networks without a feature at each of the strides 4, 8,
-16 and 32 (plain ViTs), for images of one size alone, and those whose features are not taken from a chain. Their batch norms become those that
-are asked for; other norms are part of the network and stay. Names are timm's behind "timm/", with or without the tag of weights: "timm/convnext_tiny.fb_in22k". timm is
-optional, and imported where it is used.
+16 and 32 (plain ViTs), those for images of one size alone, and those whose features are not taken from a chain. Batch norms become the norms
+that are asked for; other norms are part of the network and stay. Names are timm's behind "timm/", with or without the tag of weights, as in
+"timm/convnext_tiny.fb_in22k". timm is optional, and imported where it is used.
 """
 
 import copy
