@@ -30,15 +30,20 @@ _CHAINS = ("EfficientNetFeatures", "MobileNetV3Features")
 _ANY_SIZE: tuple[dict[str, bool], ...] = ({}, {"strict_img_size": False})
 # buffers that older versions saved, and that are computed now
 _COMPUTED = re.compile(r"\.(num_batches_tracked|attn_mask|relative_position_index|relative_coords_table)$")
+_OLDEST = (1, 0, 24)  # those before it cannot be built without memory
 _SIZES = ((256, 320), (288, 224))  # images that a network must take
 
 
 def _timm() -> Any:
     try:
-        return importlib.import_module("timm")
+        timm = importlib.import_module("timm")
     except ImportError as error:
         said = f"the networks {PREFIX}... are timm's, which cannot be imported ({error}): pip install 'backbones[timm]'"
         raise UserError(said, "missing-package") from None
+    if tuple(map(int, re.findall(r"\d+", timm.__version__)[:3])) < _OLDEST:
+        said = f"timm {timm.__version__} is too old: version {'.'.join(map(str, _OLDEST))} or newer is needed, pip install -U timm"
+        raise UserError(said, "missing-package")
+    return timm
 
 
 class NormAct(nn.Module):
@@ -90,7 +95,7 @@ class _About(NamedTuple):
     owners: dict[str, str]  # module of the ``features_only`` model -> stage
     shapes: dict[str, ShapeSpec]
     names: dict[str, str]  # key of the ``features_only`` model -> ours
-    keys: set[str]  # of the whole network, classifier included
+    keys: tuple[str, ...]  # of the whole network, classifier included
     classifier: tuple[str, ...]  # timm's names of its last layers
 
 
@@ -145,7 +150,7 @@ def _about(network: str) -> _About:
         raise refused(f"{PREFIX}{network} gives features whose sizes do not go with the image's")
     classifier = getattr(_timm().get_pretrained_cfg(network), "classifier", None) or "fc"  # two names where it is distilled
     last = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    return _About({**options, **more}, owners, shapes[0], dict(_names(stages)), set(whole.state_dict()), last)
+    return _About({**options, **more}, owners, shapes[0], dict(_names(stages)), tuple(whole.state_dict()), last)
 
 
 def _names(stages: Mapping[str, nn.Module]) -> Iterator[tuple[str, str]]:
@@ -227,9 +232,9 @@ class TimmNetwork(StagedBackbone):
         for name, stage in _staged(_created(network, **more), about.owners, options.norm).items():
             shape = about.shapes[name]
             self.add_stage(name, stage, shape.channels or 0, 16 if dilates and name == STAGES[-1] else shape.stride or 0)
-        # a detector's own files have other names
-        first = re.escape(next(iter(about.keys)).partition(".")[0]) if options.in_channels == 3 else "(?!)"
-        self.released_images = (re.compile(rf"^((module|model)\.)?{first}\."), "RGB")
+        if options.in_channels == 3:  # what meets the image has another name in files of this project
+            first = "|".join(re.escape(key) for key in (about.keys[0], next(iter(about.names))))
+            self.released_images = (re.compile(rf"^((module|model)\.)?({first})$"), "RGB")
         head = {key.rpartition(".")[0] or key for key in about.keys if self.translate_key(key, "timm") == key}
         self.classifier = re.compile(rf"({'|'.join(map(re.escape, sorted({*head, *about.classifier})))})(\.|$)")
         if STAGES[0] in (options.out_features or ()) and about.shapes[STAGES[0]].channels is None:
@@ -282,11 +287,32 @@ SPECS = _Specs()
 
 def images(name: str) -> dict[str, Any]:
     """What the weights that timm has for a name expect: RGB, and mean and deviation of values from 0 to 255."""
-    config = _timm().get_pretrained_cfg(name[len(PREFIX) :])
+    config = _timm().get_pretrained_cfg(name.removeprefix(PREFIX))
     if config is None:
         return {}
     mean, std = ([round(255 * value, 4) for value in values] for values in (config.mean, config.std))
     return {"format": "RGB", "pixel_mean": mean, "pixel_std": std}
+
+
+def pretrained(name: str) -> dict[str, Any] | None:
+    """The weights that timm has for a name, as far as it says so itself; None where it has none.
+
+    ``name`` with the tag (of the default weights where ``name`` has none), ``hub`` (id on the Hugging Face Hub), ``file`` there, ``url``,
+    ``licence``, ``classes``, and ``preprocessing`` as `images` gives it; what timm does not say is left out. It says no accuracy. Raises
+    UserError for a name that timm does not know.
+    """
+    config = _timm().get_pretrained_cfg(name.removeprefix(PREFIX)) if name in SPECS else None
+    if config is None or not config.has_weights:
+        return None
+    said = {
+        "hub": config.hf_hub_id,
+        "file": config.hf_hub_filename,
+        "url": config.url,
+        "licence": config.license,
+        "classes": config.num_classes,
+    }
+    about = {key: value for key, value in said.items() if value}
+    return {"name": f"{PREFIX}{config.architecture}.{config.tag}", **about, "preprocessing": images(name)}
 
 
 def build(cfg: CfgNode, input_shape: ShapeSpec) -> TimmNetwork:

@@ -24,7 +24,7 @@ from backbones.layers import STAGES, EvalBatchNorm2d
 from backbones.meta import on_meta
 from backbones.tools import zoo as zoo_tool
 
-timm = pytest.importorskip("timm", minversion="1.0.20")
+timm = pytest.importorskip("timm", minversion="1.0.24")
 
 NETWORKS = """
     caformer_s18 convnext_atto.d2_in1k convnextv2_atto cs3darknet_m darknet17 davit_tiny densenet121 dla34 dpn48b eca_nfnet_l0 edgenext_xx_small
@@ -34,8 +34,9 @@ NETWORKS = """
     skresnet18 starnet_s050 swiftformer_xs swin_tiny_patch4_window7_224 swinv2_tiny_window16_256 tf_efficientnet_lite0 tresnet_m vgg11_bn
 """.split()
 # of every kind of block that needs care: activations inside norms, (N, H, W, C), a chain without a stem's feature, classes of timm's own
-DAILY = ["convnext_atto.d2_in1k", "mobilenetv3_small_100", "pvt_v2_b0", "resnet18", "swin_tiny_patch4_window7_224"]
-DOZEN = [*DAILY, *"densenet121 ese_vovnet19b_dw fastvit_t8 mambaout_femto regnetx_002 repvgg_a0 tf_efficientnet_lite0 vgg11_bn".split()]
+DAILY = ["convnext_atto.d2_in1k", "mambaout_femto", "mobilenetv3_small_100", "resnet18"]
+ALSO = "densenet121 ese_vovnet19b_dw fastvit_t8 pvt_v2_b0 regnetx_002 repvgg_a0 swin_tiny_patch4_window7_224 tf_efficientnet_lite0 vgg11_bn"
+DOZEN = [*DAILY, *ALSO.split()]
 EVERY = cases(NETWORKS, tried=DOZEN, daily=DAILY)
 CONFIGS = ["COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", "COCO-Detection/retinanet_R_50_FPN_1x.yaml"]
 
@@ -109,7 +110,7 @@ def test_the_same_features_bit_by_bit(name, tmp_path):
     assert all(torch.equal(translated[key], value) for key, value in net.state_dict().items())
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", cases(NETWORKS, tried=DOZEN, daily=DAILY[:2]))
 def test_without_memory(name):
     with on_meta():
         net = backbones.create(f"timm/{name}")
@@ -118,7 +119,7 @@ def test_without_memory(name):
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
 
 
-@pytest.mark.parametrize("name", cases(NETWORKS, tried=DOZEN, daily=["convnext_atto.d2_in1k", "resnet18"]))
+@pytest.mark.parametrize("name", cases(NETWORKS, tried=DOZEN, daily=DAILY[:1]))
 def test_trains_and_finds(name):
     """A step changes every part that is not frozen; then images of odd sizes."""
     cfg = swapped(CONFIGS[len(name) % 2], name)
@@ -162,7 +163,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
+@pytest.mark.parametrize("name", cases(REFUSED, tried=REFUSED, daily=["vit_tiny_patch16_224", "hrnet_w18", "selecsls42", "resnet51"]))
 def test_what_cannot_be_a_backbone_is_refused(name):
     with pytest.raises(UserError, match=REFUSED[name]) as error:
         backbones.create(f"timm/{name}")
@@ -182,6 +183,10 @@ def test_what_cannot_be_a_backbone_is_refused(name):
 def test_mistakes(options, words):
     with pytest.raises(UserError, match=words):
         backbones.create("timm/resnet18", **options)
+
+
+@pytest.mark.slow
+def test_what_only_some_networks_have():
     with pytest.raises(UserError, match="timm does not build timm/vgg11 with drop_path_rate 0.1"):
         backbones.create("timm/vgg11", drop_path=0.1)
     with pytest.raises(UserError, match="timm does not build timm/swin_tiny_patch4_window7_224 with .*output_stride 16"):
@@ -212,6 +217,23 @@ def test_without_timm(monkeypatch):
     assert backbones.list_backbones("V-39*") == ["V-39-eSE"] and len(zoo_tool.entries("*")) > 100
 
 
+def test_a_timm_that_is_too_old(monkeypatch):
+    monkeypatch.setattr(timm, "__version__", "1.0.9")
+    with pytest.raises(UserError, match="timm 1.0.9 is too old: version 1.0.24 or newer is needed"):
+        backbones.create("timm/resnet18")
+
+
+def test_what_timm_says_of_its_weights():
+    about = backbones.timm.pretrained("timm/tf_efficientnet_lite0")
+    assert about["name"] == "timm/tf_efficientnet_lite0.in1k" and about["hub"] == "timm/tf_efficientnet_lite0.in1k"
+    assert about["licence"] == "apache-2.0" and about["classes"] == 1000
+    assert about["preprocessing"] == {"format": "RGB", "pixel_mean": [127.5] * 3, "pixel_std": [127.5] * 3}
+    assert backbones.timm.pretrained("timm/convnext_tiny.fb_in22k")["classes"] == 21841
+    assert backbones.timm.pretrained("timm/swinv2_cr_tiny_224") is None  # of which there are none
+    with pytest.raises(UserError, match="unknown backbone"):
+        backbones.timm.pretrained("timm/resnet18.nobodys")
+
+
 def test_lists():
     assert not [name for name in backbones.list_backbones() if name.startswith("timm/")]
     found = backbones.list_backbones("timm/*convnext*")
@@ -221,8 +243,7 @@ def test_lists():
     assert "--backbone timm/convnext_tiny" in zoo_tool.show("timm/convnext_tiny")
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenetv3_small_100", "convnext_atto"])
-@pytest.mark.parametrize("freeze_at", [1, 3])
+@pytest.mark.parametrize("name, freeze_at", [("mobilenetv3_small_100", 1), ("resnet18", 3), ("convnext_atto", 3)])
 def test_freezes_exactly_the_named_stages(name, freeze_at):
     net = backbones.create(f"timm/{name}", norm="BN", freeze_at=freeze_at)
     other = backbones.create(f"timm/{name}", norm="BN")
@@ -238,6 +259,7 @@ def test_freezes_exactly_the_named_stages(name, freeze_at):
             assert torch.equal(a, b)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "norm, kind", [("FrozenBN", FrozenBatchNorm2d), ("BN", nn.BatchNorm2d), ("EvalBN", EvalBatchNorm2d), ("GN", nn.GroupNorm)]
 )
@@ -258,18 +280,25 @@ def test_a_file_of_another_network_is_refused(tmp_path):
     net = backbones.create("timm/resnet18")
     with pytest.raises(UserError, match="no place for .* entries of the file, the first is layer1.2.conv1.weight: it is of another network"):
         GatedCheckpointer(net).load(str(tmp_path / "34.pth"))
-    torch.save({"state_dict": timm.create_model("resnet18", num_classes=3).state_dict()}, tmp_path / "18.pth")
     cfg = swapped(CONFIGS[0], "resnet18")
     assert cfg.INPUT.FORMAT == "RGB" and cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]
-    torch.save(timm.create_model("resnet18", num_classes=3).state_dict(), tmp_path / "18.pth")
-    checkpointer = GatedCheckpointer(build_model(cfg))
-    checkpointer.load(str(tmp_path / "18.pth"))
-    assert checkpointer.report.unused == ["fc.weight", "fc.bias"] and "fc.weight, fc.bias" in checkpointer.report.table()
-    cfg.INPUT.FORMAT = "BGR"
-    with pytest.raises(UserError, match="for RGB images, but INPUT.FORMAT is 'BGR'"):
-        GatedCheckpointer(build_model(cfg)).load(str(tmp_path / "18.pth"))
+    model = build_model(cfg)
+    weights = timm.create_model("resnet18", num_classes=3).state_dict()
+    for contents in (weights, {"model": weights}):
+        torch.save(contents, tmp_path / "18.pth")
+        checkpointer = GatedCheckpointer(model)
+        checkpointer.load(str(tmp_path / "18.pth"))
+        assert checkpointer.report.unused == ["fc.weight", "fc.bias"] and "fc.weight, fc.bias" in checkpointer.report.table()
+    model.input_format = "BGR"
+    for contents in (weights, timm.create_model("resnet18", features_only=True).state_dict()):
+        torch.save(contents, tmp_path / "18.pth")
+        with pytest.raises(UserError, match="for RGB images, but INPUT.FORMAT is 'BGR'"):
+            GatedCheckpointer(model).load(str(tmp_path / "18.pth"))
+    torch.save(model.state_dict(), tmp_path / "own.pth")
+    GatedCheckpointer(model, require="all").load(str(tmp_path / "own.pth"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "swin_tiny_patch4_window7_224"])
 def test_own_checkpoints(name, tmp_path):
     """What a detector saved fills it again; the last stage of C4 takes its part of timm's file."""
@@ -287,6 +316,7 @@ def test_own_checkpoints(name, tmp_path):
         assert "instances" in c4.eval()([{"image": torch.rand(3, 70, 90) * 255}])[0]
 
 
+@pytest.mark.slow
 def test_a_dilated_last_stage():
     """DC5: the same weights, stride 16."""
     cfg = swapped("COCO-Detection/faster_rcnn_R_50_DC5_1x.yaml", "resnet18")
