@@ -50,6 +50,7 @@ setup(
         "openvino": ["onnx", "onnxruntime", "openvino"],
         "fast": ["faster-coco-eval", "simplejpeg"],
         "search": ["scipy"],
+        "timm": ["timm>=1.0.24"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
         "test": [
@@ -69,7 +70,7 @@ setup(
             "cityscapesScripts",
             "shapely",
             "simplejpeg",
-            "timm",
+            "timm>=1.0.24",
             "types-PyYAML",
             "types-tabulate",
             "types-tqdm",

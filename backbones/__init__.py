@@ -19,7 +19,7 @@ except ImportError as error:
         "where there is no libGL"
     ) from None
 
-from . import detectors, maedet, mobilenetv2, regnet, resnet, shufflenetv2, vovnet, zoo  # noqa: F401  for registration
+from . import detectors, maedet, mobilenetv2, regnet, resnet, shufflenetv2, timm, vovnet, zoo  # noqa: F401  for registration
 from .config import add_backbones_config, add_vovnet_config, check_config
 from .data import register_digits as _register_digits
 from .errors import UserError

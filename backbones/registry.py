@@ -23,6 +23,9 @@ class Family:
     specs: Mapping[str, Any]  # spec name -> frozen dataclass of the network's structural arguments
     build: Callable[..., StagedBackbone]
     variant_key: str = ""  # the config key that names the spec, where there is more than one
+    prefix: str = ""  # of all its names, where they are another library's: only patterns that begin with it list them
+    # what is released for a network, where its library says so: ``name``, ``hub``, ``url``, ``licence``, ``preprocessing``
+    pretrained: Callable[[str], dict[str, Any] | None] = lambda name: None
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -33,6 +36,10 @@ FAMILIES: dict[str, Family] = {}
 BUILDERS: dict[str, Family] = {}  # by the name of each registered builder: MODEL.BACKBONE.NAME
 
 
+def is_network(name: str) -> bool:
+    return any(name in family.specs for family in FAMILIES.values())
+
+
 def family_of(name: str) -> Family:
     for family in FAMILIES.values():
         if isinstance(name, str) and name in family.specs:
@@ -41,8 +48,9 @@ def family_of(name: str) -> Family:
 
 
 def list_backbones(pattern: str = "*") -> list[str]:
-    """Names of all networks that match a shell pattern such as ``"*MobileNet*"``."""
-    return [name for family in FAMILIES.values() for name in family.specs if fnmatch.fnmatchcase(name, pattern)]
+    """Names of all networks that match a shell pattern such as ``"*MobileNet*"``; timm's for those that begin so, ``"timm/*convnext*"``."""
+    families = [family for family in FAMILIES.values() if pattern.startswith(family.prefix)]
+    return [name for family in families for name in family.specs if fnmatch.fnmatchcase(name, pattern)]
 
 
 def get_spec(name: str) -> Any:

@@ -108,7 +108,7 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family, own_weights: bool) 
     options = {"norm": old.get("stages", old).get("norm", "FrozenBN")}
     options.update({key: old[key] for key in ("freeze_at", *(key.lower() for key in COMMON_KEYS[1:])) if key in old})
     with on_meta():
-        shapes = create(name, out_features=family.stages).output_shape()
+        shapes = create(name).output_shape()
     images, overrides = weights.about(name)
     options.update(_arguments(overrides))
     if cfg.get("train", {}).get("init_checkpoint") and not own_weights:

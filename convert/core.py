@@ -1,6 +1,7 @@
 """What every source shares: reading, finding out which network a file holds, the proof, writing."""
 
 import dataclasses
+import inspect
 import itertools
 import json
 import math
@@ -234,6 +235,22 @@ def _refuse_others(source: Source, weights: Mapping[str, Tensor]) -> None:
 
 def listed(wrong: Sequence[str], most: int) -> str:
     return f"{len(wrong)} entries differ: {'; '.join(wrong[:most])}{'; ...' if len(wrong) > most else ''}"
+
+
+def as_it_is(contents: dict[str, Any], images: Mapping[str, Any], name: str) -> Converted:
+    """A file that the network ``name`` takes by its own key names, with what images it expects. Raises UserError for one of another network."""
+    weights = under(contents, "model", "state_dict")
+    options = inspect.signature(registry.family_of(name).network).parameters
+    network = registry.create(name, **({"norm": "BN"} if "norm" in options else {}))
+    wrong = registry.misfits(network.translate_state_dict(weights), network, "num_batches_tracked$")
+    outside = [line for line in wrong if line.startswith("unknown ") and network.classifier.match(line[len("unknown ") :])]
+    wrong = [line for line in wrong if line not in outside]
+    if wrong:
+        raise UserError(f"the file is not of {name}, {listed(wrong, 8)}", "misfit-weights")
+    provenance = {"network": name, "channel_order": f"{images['format']}, as in the source"}
+    proof = {"run": False, "why": "the network is the library's own"}
+    expects = Preprocessing(images["format"], tuple(images["pixel_mean"]), tuple(images["pixel_std"]))
+    return Converted(weights, expects, {**provenance, "proof": proof})
 
 
 def convert_backbone(

@@ -43,7 +43,9 @@ def swapped(config, name):
 
 
 def test_every_family_is_tried():
-    assert {family_of(name).name for name in ONE_OF_EACH} == set(FAMILIES)
+    assert {family_of(name).name for name in ONE_OF_EACH} == {
+        family.name for family in FAMILIES.values() if not family.prefix
+    }  # timm's in test_timm.py
 
 
 def swaps():

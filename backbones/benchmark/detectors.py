@@ -4,14 +4,13 @@ from typing import Any, Callable
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_model
-from detectron2.modeling.backbone import FPN, Backbone
 from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor, nn
 
 from .. import zoo
 from ..registry import FAMILIES
+from ..swap import use_backbone
 
 # what is compared: its name, and the config of its Faster R-CNN
 FASTER = {
@@ -23,7 +22,6 @@ FASTER = {
     "R-101": "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml",
 }
 RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
-LEVELS = ["res2", "res3", "res4", "res5"]
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 
 
@@ -69,30 +67,12 @@ def image_for(size: tuple[int, int], device: str = "cpu") -> list[dict[str, Any]
     return [{"image": (torch.rand(3, *size, generator=generator) * 255).to(device), "height": size[0], "width": size[1]}]
 
 
-class TimmBackbone(Backbone):
-    """A timm network's features as detectron2's FPN takes them."""
-
-    def __init__(self, name: str):
-        super().__init__()
-        import timm
-
-        self.network: Any = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4))
-
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return dict(zip(LEVELS, self.network(x)))
-
-    def output_shape(self) -> dict[str, ShapeSpec]:
-        info = self.network.feature_info
-        return {name: ShapeSpec(channels=c, stride=s) for name, c, s in zip(LEVELS, info.channels(), info.reduction())}
-
-
 def with_timm(config_name: str, timm_name: str, device: str = "cpu") -> Any:
     """A config's detector whose backbone is timm's."""
     torch.manual_seed(0)
     cfg = config(config_name, device=device)
+    use_backbone(cfg, f"timm/{timm_name}")
     model = build_model(cfg)
-    backbone = FPN(TimmBackbone(timm_name), LEVELS, cfg.MODEL.FPN.OUT_CHANNELS, top_block=model.backbone.top_block)
-    model.backbone = backbone.to(device)
     return _ready(model, model, device)
 
 

@@ -98,6 +98,9 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.SHUFFLENETV2.SHUFFLE", "", 'how blocks shuffle channels, one of shufflenetv2.SHUFFLES; "": as the network of NAME'),
     Key("MODEL.SHUFFLENETV2.WIDTH", 1.0, "factor of all widths, which are rounded to multiples of 4"),
     *_shared("MODEL.SHUFFLENETV2", _RES),
+    Key("MODEL.TIMM.NAME", "timm/resnet50", 'any of list_backbones("timm/*"), with or without the tag of its weights'),
+    Key("MODEL.TIMM.DROP_PATH", 0.0, "rate of stochastic depth in training", (), 0, (lambda v: v < 1, "below 1")),
+    *_shared("MODEL.TIMM", _RES),
     # the meta-architecture GFL; keys that RetinaNet has too are named as detectron2 names RetinaNet's
     Key("MODEL.GFL.NUM_CLASSES", 80, "number of classes", least=1),
     Key("MODEL.GFL.IN_FEATURES", ["p3", "p4", "p5", "p6", "p7"], "features that the head looks at"),
@@ -167,7 +170,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "INPUT.NORMALIZATION",
         "config",
-        'whose INPUT.FORMAT, MODEL.PIXEL_MEAN and PIXEL_STD count: the "config", or the "weights" where they say so (setting one means "config")',
+        'whose INPUT.FORMAT, MODEL.PIXEL_MEAN and PIXEL_STD count: the "config", or the "weights" if they say; setting one means "config"',
         ("config", "weights"),
     ),
     Key("INPUT.UNREADABLE", "stop", 'images that cannot be read: "stop" at the first, or "skip", and count and name them', ("stop", "skip")),

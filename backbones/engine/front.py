@@ -16,7 +16,7 @@ from ..data import dataset_findings, follow, register_from_config, register_held
 from ..data.loader import NamesFiles
 from ..errors import UserError
 from ..swap import use_structure
-from ..zoo.weights import follow, parsed
+from ..zoo import weights
 from .fit import Fit
 from .hooks import draw_predictions, validation_losses
 from .job import Job
@@ -188,15 +188,15 @@ class Front(ABC):
         """
         training, s = not args.eval_only, self.settings
         replaced = self.apply_data_arguments(args, training)
-        self.follow_weights(getattr(args, "resume", False))
         self.register(training, [*(s.DATASETS.TRAIN if training else ()), *s.DATASETS.TEST], replaced)
         for problem in self.findings(training, processes):
             raise problem
+        self.follow_weights(getattr(args, "resume", False))  # last, as it may be a download
         self.settings.freeze()
         return self
 
     def follow_weights(self, resume: bool = False) -> None:
-        """Settles which file MODEL.WEIGHTS names, and fetches it; where the config leaves it to the weights, sets what they say of their images.
+        """Settles which file MODEL.WEIGHTS names, and fetches it; where the config leaves its images to the weights, sets what they say.
 
         With ``resume`` that is the last checkpoint of the run. Raises UserError for weights that cannot be had.
         """
@@ -205,9 +205,9 @@ class Front(ABC):
         begun = resume and checkpointer.has_checkpoint()
         path = checkpointer.get_checkpoint_file() if begun else s.MODEL.WEIGHTS
         leaves = s.INPUT.NORMALIZATION == "weights"
-        if not path or not (leaves or parsed(path)):
+        if not path or not (leaves or weights.parsed(path)):
             return
-        address, images, overrides = follow(path, self.accepted)
+        address, images, overrides = weights.follow(path, self.accepted)
         if not begun:
             self.set("MODEL.WEIGHTS", address)
         if leaves:

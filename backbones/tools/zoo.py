@@ -30,7 +30,12 @@ _METRICS = {
 
 def entries(pattern: str) -> list[str]:
     """Configs of ours and of detectron2's, and networks, whose name matches a shell pattern, or holds it."""
-    names = [*zoo.list_configs(python=True), *zoo.list_detectron2_configs(), *registry.list_backbones()]
+    names = [
+        *zoo.list_configs(python=True),
+        *zoo.list_detectron2_configs(),
+        *registry.list_backbones(),
+        *registry.list_backbones(pattern + "*"),
+    ]
     pattern = pattern if any(c in pattern for c in "*?[") else f"*{pattern}*"
     return [name for name in dict.fromkeys(names) if fnmatch.fnmatchcase(name, pattern)]
 
@@ -38,7 +43,7 @@ def entries(pattern: str) -> list[str]:
 def list_entries(pattern: str) -> str:
     rows = []
     for name in entries(pattern):
-        network = name in registry.list_backbones()
+        network = registry.is_network(name)
         known = {} if network else zoo.published(name)
         released = bool(weights.released(name)) if network else "checkpoint" in known and not weights.releases(name)[0].gone
         ours = network or name in zoo.list_configs(python=True)
@@ -51,7 +56,7 @@ def list_entries(pattern: str) -> str:
 
 def show(name: str) -> str:
     """What is known of one entry, and how to use it."""
-    if name in registry.list_backbones():
+    if registry.is_network(name):
         return _show_network(name)
     path, known = zoo.get_config_file(name), zoo.published(name)
     settings = open_config(name).settings
@@ -96,8 +101,8 @@ def _show_network(name: str) -> str:
 
 def download(name: str) -> str:
     """The local path of the released weights of a network or config, fetched into detectron2's cache where they are not there yet."""
-    if name in registry.list_backbones():
-        return weights.find(name)
+    if registry.is_network(name):
+        return weights.find(weights.PREFIX + name)[0]
     return fetch(zoo.get_checkpoint_url(name), PathManager).partition("?")[0]
 
 

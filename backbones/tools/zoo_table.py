@@ -9,6 +9,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from tabulate import tabulate
+from torch.utils.flop_counter import FlopCounterMode
 
 from .. import registry, zoo
 from ..benchmark.speed import by_place
@@ -56,7 +57,7 @@ def render() -> str:
     counted: dict[str, float] = {}
     sections = [_section(key, source, counted) for key, source in _data("models.json")["sources"].items()]
     rest = (_configs_without_figures(counted), _search(), _one_shot(), _speed(), _measured())
-    return "\n".join([_HEAD, _backbones(), _weights(), "## Detectors on COCO\n", *sections, *rest])
+    return "\n".join([_HEAD, _backbones(), _weights(), _timm(), "## Detectors on COCO\n", *sections, *rest])
 
 
 _HEAD = """# Model zoo
@@ -108,6 +109,32 @@ ImageNet in %, *published*. Weights of the third column may not be used for ever
 Whether an address answers today, `backbones zoo check` says. {sources}. Gone: {gone}.
 
 {_table(rows, ("backbone", "taken", "taken only by name", "gone"))}
+"""
+
+
+# of the many that timm has, a dozen of different kinds
+_OF_TIMM = """
+    resnet50 resnetv2_50 convnext_tiny convnextv2_nano swin_tiny_patch4_window7_224 pvt_v2_b2 efficientnet_b0 tf_efficientnet_lite0
+    mobilenetv3_large_100 fastvit_t8 repvit_m1_0 hgnetv2_b2 mambaout_tiny
+"""
+
+
+def _timm() -> str:
+    rows = []
+    for name in _OF_TIMM.split():
+        with on_meta():
+            net = registry.create(f"timm/{name}").eval()
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            net(torch.empty(1, 3, *SIZE, device="meta"))
+        widths = " ".join(str(shape.channels) for shape in net.output_shape().values())
+        rows.append((f"timm/{name}", f"{parameters(net)[1] / 1e6:.2f}", f"{counter.get_total_flops() / 2e9:.2f}", widths))
+    return f"""## Backbones of timm
+
+*Computed.* `--backbone timm/NAME` takes any network of timm that is a chain of stages; `backbones zoo list "timm/*"` lists timm's names, here
+are some. Param.: millions of parameters of the bare backbone, with those of frozen norms. GFLOPs: multiply-adds / 1e9 of its convolutions
+and matrix products on one image of {SIZE[0]}x{SIZE[1]}. Channels: of "res2" to "res5".
+
+{_table(rows, ("backbone", "Param.", "GFLOPs", "channels"))}
 """
 
 

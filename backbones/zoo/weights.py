@@ -26,6 +26,8 @@ from ..documents import read_json
 from ..errors import UserError, unknown
 
 PREFIX = "backbones://"
+# as people write them
+_LICENCES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-nc-4.0": "CC-BY-NC-4.0", "seer-license": "SEER"}
 _ENDINGS = ("", ".safetensors", ".pth")
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -81,7 +83,7 @@ def _release(name: str, row: Mapping[str, Any]) -> Release:
         images = {"format": "BGR", **{key: images[key][::-1] for key in ("pixel_mean", "pixel_std")}}
     overrides = ("MODEL.REGNET.ROUNDING", row["rounding"]) if "rounding" in row else ()
     known = {key: row[key] for key in ("source", "id", "licence", "hub", "url", "sha256", "top1") if key in row}
-    restricted = data()["licences"].get(row["licence"], "")
+    restricted = forbids(row["licence"])
     return Release(
         name, **known, title=source["title"], preprocessing=images, overrides=overrides, restricted=restricted, gone=source.get("gone", ""),
         converter=row["source"],
@@ -110,10 +112,32 @@ def _detector(name: str) -> list[Release]:
     return []
 
 
+def _of_library(name: str) -> list[Release]:
+    """What a network's own library has for it, in the form that the library has it."""
+    row = registry.family_of(name).pretrained(name)
+    if row is None:
+        return []
+    source, own = row["name"].split("/", 1)
+    places = {key: row[key] for key in ("hub", "url") if key in row}
+    licence = _LICENCES.get(row.get("licence", "").lower(), row.get("licence", "not stated"))
+    return [
+        Release(
+            row["name"], source, own, data()["sources"][source]["title"], licence, row["preprocessing"], **places, restricted=forbids(licence)
+        )
+    ]
+
+
+def forbids(licence: str) -> str:
+    """What a licence forbids, "" where it is known to forbid nothing."""
+    known: dict[str, str] = data()["licences"]
+    return known.get(licence, "of a licence that is not known here: read it before you use them")
+
+
 def releases(name: str) -> list[Release]:
     """All weights released for a network, in the order in which they are tried; for a detector's config, the one of its row."""
-    rows = data()["weights"].get(name)
-    return _detector(name) if rows is None else [_release(name, row) for row in rows]
+    if name in data()["weights"]:
+        return [_release(name, row) for row in data()["weights"][name]]
+    return _of_library(name) if registry.is_network(name) else _detector(name)
 
 
 def released(name: str) -> Release | None:
@@ -156,6 +180,8 @@ def parsed(address: str) -> tuple[str, str] | None:
     for name, rows in data()["weights"].items():
         if any(row["source"] == scheme and row["id"] == rest for row in rows):
             return name, f"{scheme}:{rest}"
+    if any(f"{scheme}/{rest}" in family.specs for family in registry.FAMILIES.values() if family.name == scheme and "." in rest):
+        return f"{scheme}/{rest}", f"{scheme}:{rest}"
     ids = [row["id"] for rows in data()["weights"].values() for row in rows if row["source"] == scheme]
     raise unknown(f"weights of {scheme}", rest, ids, "MODEL.WEIGHTS", "missing-weights")
 
@@ -244,16 +270,19 @@ def _converted(release: Release) -> str:
     if os.path.isfile(kept):
         return kept
     path = fetch(release.url, PathManager) if release.url else hf_hub_download(release.hub, "model.safetensors")
-    if not release.converter:
+    if not release.converter and not release.preprocessing:
         return path
     from backbones.convert import __main__ as command  # which needs this module
 
     os.makedirs(os.path.dirname(kept), exist_ok=True)
     with file_lock(kept):  # one process converts, the others wait and find it
         if not os.path.isfile(kept):
-            name = ["--name", release.name] if release.name in registry.list_backbones() else []
-            result = command.convert(command.argument_parser().parse_args([release.converter, path, kept, *name]))
-            result.provenance["licence"] = release.licence
+            if release.converter:
+                name = ["--name", release.name] if release.name in data()["weights"] else []
+                result = command.convert(command.argument_parser().parse_args([release.converter, path, kept, *name]))
+            else:
+                result = command.as_it_is(read_checkpoint(path), release.preprocessing, release.name)
+            result.provenance.update(source=f"{release.title}, {release.id}", licence=release.licence)
             command.write(result, kept)
             proof = result.provenance["proof"]
             proved = f"equal to {proof['library']}'s own" if proof["run"] else f"no proof: {proof['why']}"
