@@ -28,7 +28,7 @@ from backbones.files import sha256
 from backbones.tools import parser_of, run
 
 from . import detectron2, lightnas, mmdet, pycls, timm, torchvision
-from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, Source, as_it_is, convert_backbone, write
+from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, Source, convert_backbone, write
 
 SOURCES = {
     "pycls": pycls.SOURCE,

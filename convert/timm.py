@@ -1,4 +1,4 @@
-"""timm: VoVNetV2, whose missing gates are filled so that nothing changes, RegNetX, RegNetY, MobileNetV2; whole, headless or ``features_only``."""
+"""timm: VoVNetV2, whose missing gates are filled so that nothing changes, RegNet and MobileNetV2; whole, headless or ``features_only``."""
 
 import importlib.util
 import re

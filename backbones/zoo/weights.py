@@ -11,6 +11,7 @@ where their licence is accepted or their source is named, and never else.
 
 import dataclasses
 import functools
+import importlib
 import logging
 import os
 import re
@@ -272,7 +273,7 @@ def _converted(release: Release) -> str:
     path = fetch(release.url, PathManager) if release.url else hf_hub_download(release.hub, "model.safetensors")
     if not release.converter and not release.preprocessing:
         return path
-    from backbones.convert import __main__ as command  # which needs this module
+    command, core = (importlib.import_module(f"backbones.convert.{name}") for name in ("__main__", "core"))  # which need this module
 
     os.makedirs(os.path.dirname(kept), exist_ok=True)
     with file_lock(kept):  # one process converts, the others wait and find it
@@ -281,9 +282,9 @@ def _converted(release: Release) -> str:
                 name = ["--name", release.name] if release.name in data()["weights"] else []
                 result = command.convert(command.argument_parser().parse_args([release.converter, path, kept, *name]))
             else:
-                result = command.as_it_is(read_checkpoint(path), release.preprocessing, release.name)
+                result = core.as_it_is(read_checkpoint(path), release.preprocessing, release.name)
             result.provenance.update(source=f"{release.title}, {release.id}", licence=release.licence)
-            command.write(result, kept)
+            core.write(result, kept)
             proof = result.provenance["proof"]
             proved = f"equal to {proof['library']}'s own" if proof["run"] else f"no proof: {proof['why']}"
             logging.getLogger(__name__).info(f"{release.spec} is converted, {proved}, and kept as {kept}")
