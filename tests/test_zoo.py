@@ -103,7 +103,7 @@ def test_the_page_is_whole():
 
 
 def test_released_files_have_addresses():
-    """Every row of MMDetection's, with the first digits of its sha256, which its name ends with; one that needs converting loads by its name."""
+    """Every row of MMDetection's, with the digits of its sha256 that its name ends with; what needs converting loads by its config's name."""
     rows = {name: zoo.published(name) for name in zoo.list_configs() if not name.startswith("reproduce/") and zoo.published(name)}
     theirs = {name: row for name, row in rows.items() if row["source"] == "mmdetection"}
     assert len(theirs) == len({row["checkpoint"] for row in theirs.values()}) == 26  # of 27: one stands there twice
