@@ -47,6 +47,14 @@ SOURCES = {
     "detectron2": detectron2.REGNET,
     "lightnas": lightnas.SOURCE,
     "mmrazor": mmrazor.SOURCE,
+    # https://github.com/megvii-model/DetNAS cannot be installed either, and has no other images than pixels as they are
+    "detnas": Source(
+        "DetNAS",
+        "see the source",
+        {"shufflenetv2": "authors"},
+        lambda name: Preprocessing("BGR", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        lambda data: ("state_dict", "model"),
+    ),
 }
 # packages whose objects lie beside the weights: everywhere what options and numbers of a training script are made of
 _INERT = ("argparse", "collections", "types", "pathlib", "numpy", "_codecs", "omegaconf", "yacs", "fvcore", "easydict", "ml_collections")

@@ -3,6 +3,7 @@
 import functools
 import glob
 import itertools
+import math
 import os
 import re
 
@@ -20,6 +21,7 @@ import backbones
 from backbones import zoo
 from backbones.config import KEYS, add_backbones_config, all_keys, check_config, flat, merge_file, merge_overrides
 from backbones.registry import FAMILIES
+from backbones.shufflenetv2 import SPECS
 
 CONFIGS = zoo.list_configs()
 _REFERENCE = load_record("vovnet_configs.json")["configs"]
@@ -191,6 +193,42 @@ def test_recipe_of_mmdetection(name):
         assert cfg.SOLVER.STEPS == (202500, 247500)
     with open(zoo.get_config_file(name)) as f:
         assert "IN_CHANNELS" not in f.read()  # widths are derived
+
+
+@pytest.mark.parametrize("step", ["mmrazor_2_supernet_faster_rcnn", "faster_rcnn_DetNAS_MMRazor", "faster_rcnn_DetNAS_MMRazor_300M"])
+def test_recipe_of_mmrazor_for_coco(step):
+    cfg = on_cpu(f"DetNAS/{step}_FPN_1x.yaml")
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == (0.02, 16, (60000, 80000), 90000)
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR) == (500, 0.001)
+    assert cfg.SOLVER.WEIGHT_DECAY == cfg.SOLVER.WEIGHT_DECAY_NORM == 1e-4 and cfg.SOLVER.WEIGHT_DECAY_BIAS in (None, 1e-4)
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (800,) and cfg.INPUT.MIN_SIZE_TEST == 800 and cfg.DATASETS.TEST == ("coco_2017_val",)
+    head = cfg.MODEL.ROI_BOX_HEAD
+    assert (head.NUM_CONV, head.CONV_DIM, head.NUM_FC, head.FC_DIM, head.POOLER_SAMPLING_RATIO, head.SMOOTH_L1_BETA) == (
+        4,
+        256,
+        1,
+        1024,
+        0,
+        0.0,
+    )
+    assert {head.NORM, cfg.MODEL.FPN.NORM, cfg.MODEL.SHUFFLENETV2.NORM} == {"SyncBN"} and cfg.MODEL.BACKBONE.FREEZE_AT == 0
+    net = on_meta(cfg).backbone.bottom_up
+    assert (net.split, net.shuffle) == ("halves", "after") and cfg.MODEL.SHUFFLENETV2.SUPERNET == ("supernet" in step)
+    assert tuple(net.choices) == SPECS["DetNAS-300M" if "300M" in step else "DetNAS-MMRazor"].choices
+    if "supernet" in step:
+        assert (cfg.ONE_SHOT.GENERATIONS, cfg.ONE_SHOT.POPULATION, cfg.ONE_SHOT.PARENTS, cfg.ONE_SHOT.MAX_COST) == (20, 50, 10, 3.3e8)
+
+
+@pytest.mark.parametrize("step", ["mmrazor_1_supernet_imagenet", "mmrazor_4_subnet_imagenet"])
+def test_recipe_of_mmrazor_for_imagenet(step):
+    cfg = on_cpu(f"DetNAS/{step}.yaml")
+    solver = cfg.SOLVER
+    assert (solver.BASE_LR, solver.IMS_PER_BATCH, solver.WEIGHT_DECAY, solver.LR_SCHEDULER_NAME) == (0.5, 1024, 4e-5, "WarmupLinearLR")
+    assert solver.MAX_ITER == 300 * math.ceil(1281167 / 1024) and solver.WEIGHT_DECAY_NORM == solver.WEIGHT_DECAY_BIAS == 0
+    assert (cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING, cfg.MODEL.CLASSIFIER.DROPOUT, cfg.MODEL.CLASSIFIER.CHANNELS) == (0.1, 0, 1024)
+    assert cfg.MODEL.PIXEL_STD == [57.375, 57.12, 58.395] and cfg.MODEL.SHUFFLENETV2.SUPERNET == ("supernet" in step)
+    if "subnet" in step:
+        assert numel(on_meta(cfg), False) == 3348600  # the whole classifier, as published
 
 
 @pytest.mark.parametrize(
@@ -443,7 +481,7 @@ def test_every_published_row_can_be_verified():
     """A leaf for each of ours, whose expectations are the figures of the data file; detectron2's by `tools.zoo show`."""
     metrics = {"box": ("bbox", "AP"), "mask": ("segm", "AP"), "pq": ("panoptic_seg", "PQ")}
     rows = {os.path.basename(name): zoo.published(name) for name in CONFIGS if not name.startswith("reproduce/") and zoo.published(name)}
-    assert len(rows) == 51
+    assert len(rows) == 53
     assert {name for name in CONFIGS if name.startswith("reproduce/")} == {f"reproduce/{name}" for name in rows}
     for name, row in rows.items():
         cfg = zoo.get_config(f"reproduce/{name}")

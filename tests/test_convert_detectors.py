@@ -274,6 +274,15 @@ def drop(weights, part: str) -> None:
         del weights[key]
 
 
+def test_backbone_of_detnas(tmp_path):
+    record = load_record("detnas", "authors_COCO-FPN-300M_shuffle2.json")
+    weights = {key: fill(key, shape) for key, shape in record["keys"]}
+    torch.save({"state_dict": {**weights, "fc.fc.weight": torch.zeros(1000, 1024)}}, tmp_path / "theirs.pth")
+    result = run("detnas", tmp_path / "theirs.pth", tmp_path / "ours.pth")
+    assert result.provenance["network"] == "DetNAS-300M" and result.preprocessing.pixel_mean == (0.0, 0.0, 0.0)
+    assert torch.equal(result.model["backbone.bottom_up.stem.conv.bias"], weights["first_conv.conv.bias"])
+
+
 @pytest.mark.parametrize(
     "change, words",
     [
