@@ -4,6 +4,7 @@ backbones convert pycls RegNetX-3.2GF_dds_8gpu.pyth weights/RegNetX-3.2GF.pth
 backbones convert timm ese_vovnet39b.safetensors weights/V-39-eSE.safetensors
 backbones convert mmdet mask_rcnn_regnetx-3.2GF_fpn_1x_coco.pth weights/mask_rcnn_RegNetX_3.2GF_FPN_1x.pth
 backbones convert lightnas latest.pth weights/gfl_MAE_DET_S_FPN_73e.pth
+backbones convert mmrazor detnas_subnet_frcnn_shufflenetv2_fpn_1x_coco.pth weights/faster_rcnn_DetNAS_MMRazor_FPN_1x.pth
 backbones convert detectron2 model_final.pkl weights/faster_rcnn_R_50_FPN_1x.pth --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
 
 Every tensor must find its place, and every weight of the network be filled, or nothing is written. Weights that expect RGB get their first
@@ -27,7 +28,7 @@ from backbones.errors import UserError, unknown
 from backbones.files import sha256
 from backbones.tools import parser_of, run
 
-from . import detectron2, lightnas, mmdet, pycls, timm, torchvision
+from . import detectron2, lightnas, mmdet, mmrazor, pycls, timm, torchvision
 from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, Source, convert_backbone, write
 
 SOURCES = {
@@ -45,10 +46,23 @@ SOURCES = {
     ),
     "detectron2": detectron2.REGNET,
     "lightnas": lightnas.SOURCE,
+    "mmrazor": mmrazor.SOURCE,
+    # https://github.com/megvii-model/DetNAS cannot be installed either, and has no other images than pixels as they are
+    "detnas": Source(
+        "DetNAS",
+        "see the source",
+        {"shufflenetv2": "authors"},
+        lambda name: Preprocessing("BGR", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
+        lambda data: ("state_dict", "model"),
+    ),
 }
 # packages whose objects lie beside the weights: everywhere what options and numbers of a training script are made of
 _INERT = ("argparse", "collections", "types", "pathlib", "numpy", "_codecs", "omegaconf", "yacs", "fvcore", "easydict", "ml_collections")
-_INERT_OF = {"mmdet": ("mmengine", "mmcv", "mmdet"), "lightnas": ("mmcv", "mmdet")}
+_INERT_OF = {
+    "mmdet": ("mmengine", "mmcv", "mmdet"),
+    "lightnas": ("mmcv", "mmdet"),
+    "mmrazor": ("mmengine", "mmcv", "mmdet", "mmcls", "mmrazor"),
+}
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -59,7 +73,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--name", default="", help="the network in it, of backbones.list_backbones() (default: found by its shapes)")
     text = "the state dict to take of a training file, such as model_ema (default: the usual one, not the average; else the only one)"
     parser.add_argument("--key", default="", help=text)
-    text = "the config whose detector the file fits (mmdet, lightnas: by default follows from the file)"
+    text = "the config whose detector the file fits (mmdet, mmrazor, lightnas: by default follows from the file)"
     parser.add_argument("--config-file", default="", metavar="FILE", help=text)
     text = "order that the weights expect (default: the file's own word, which it must agree with, else the source's habit)"
     parser.add_argument("--channels", choices=("BGR", "RGB"), help=text)
@@ -87,7 +101,7 @@ def convert(args) -> Converted:
         given = Preprocessing(args.channels, tuple(args.pixel_mean or usual.pixel_mean), tuple(args.pixel_std or usual.pixel_std))
     elif args.pixel_mean or args.pixel_std:
         raise UserError("--pixel-mean and --pixel-std need --channels, which says their order")
-    whole = {"mmdet": mmdet, "lightnas": lightnas}.get(args.source)
+    whole = {"mmdet": mmdet, "lightnas": lightnas, "mmrazor": mmrazor}.get(args.source)
     if args.source == "detectron2" and args.config_file:
         _refuse_unused("files of detectron2 with a config", key=args.key, name=args.name, channels=args.channels)
         result = detectron2.convert(path, contents, args.config_file, args.opts)

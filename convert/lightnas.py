@@ -5,31 +5,11 @@ from typing import Any
 from backbones import registry, zoo
 from backbones.errors import UserError
 
-from .core import IMAGENET_RGB, Converted, Preprocessing, Source, check_fit, identify, renamed, under_bottom_up
+from .core import IMAGENET_RGB, Converted, Preprocessing, Source, check_fit, identify, under_bottom_up
+from .mmdet import head_key
 
 # its networks cannot be installed: outputs recorded from them are part of this project's tests
 SOURCE = Source("LightNAS", "Apache-2.0", {"maedet": "released"}, lambda name: IMAGENET_RGB, lambda data: ("state_dict", "model"))
-
-# what stands for what outside the backbone
-_PLACES = (
-    (r"neck\.lateral_convs\.(\d)\.conv\.", lambda m: f"backbone.fpn_lateral{int(m[1]) + 3}."),
-    (r"neck\.fpn_convs\.([012])\.conv\.", lambda m: f"backbone.fpn_output{int(m[1]) + 3}."),
-    (r"neck\.fpn_convs\.([34])\.conv\.", lambda m: f"backbone.top_block.p{int(m[1]) + 3}."),
-    # in a tower a convolution, its norm and an activation in turn
-    (
-        r"bbox_head\.(cls|reg)_convs\.(\d)\.(conv|gn)\.",
-        lambda m: f"head.{'cls' if m[1] == 'cls' else 'bbox'}_subnet.{3 * int(m[2]) + (m[3] == 'gn')}.",
-    ),
-    (r"bbox_head\.gfl_cls\.", "head.cls_score."),
-    (r"bbox_head\.gfl_reg\.", "head.bbox_pred."),
-    (r"bbox_head\.reg_conf\.", "head.quality."),
-    (r"bbox_head\.scales\.", "head.scales."),
-)
-
-
-def head_key(key: str) -> str:
-    """The name here of a key outside the backbone; one that is not known comes back as it is."""
-    return renamed(key, _PLACES)
 
 
 def is_detector(contents: dict[str, Any]) -> bool:
@@ -57,7 +37,7 @@ def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | No
         overrides = ["MODEL.GFL.NUM_CLASSES", str(len(classes))]
         cfg.MODEL.GFL.NUM_CLASSES = len(classes)
     cfg.MODEL.MAEDET.NORM = "FrozenBN"
-    model = {**under_bottom_up(ours), **{head_key(key): value for key, value in weights.items() if not key.startswith("backbone.")}}
+    model = {**under_bottom_up(ours), **{head_key(key, "GFLV2"): value for key, value in weights.items() if not key.startswith("backbone.")}}
     check_fit(model, cfg, config)
     provenance = {
         "source": SOURCE.title,

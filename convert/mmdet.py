@@ -1,10 +1,11 @@
-"""MMDetection: RegNet backbones, and whole detectors with a RegNet or a ResNet: Faster, Mask, Cascade R-CNN and RetinaNet.
+"""MMDetection: RegNet backbones, and whole detectors with a RegNet or a ResNet: Faster, Mask, Cascade R-CNN, RetinaNet and GFL.
 
 What differs there from detectron2, and what becomes of it:
 - RetinaNet's nine anchors a place are ordered by ratio, then size, in detectron2 by size, then ratio: the last layers' channels are reordered.
 - RetinaNet has no ReLU between P6 and P7, and clips boxes before overlapping ones are removed: `MMDetRetinaNet`.
 - Cascade R-CNN averages the logits of its three stages, where detectron2 averages probabilities, and has a mask head in each: they become
   `MMDetCascadeROIHeads`. Its boxes' deviations of 0.033 and 0.067 are not quite detectron2's 1/30 and 1/15: folded into the weights.
+- GFL's 1000 best candidates of a level are places, as when its figures were published; newer versions take pairs of place and class.
 - Classes run from 0, the background last, in both; boxes are encoded alike. Versions before 2.0 did both otherwise, and are refused.
 - Normalisation stands in MMDetection's config: RegNets there take BGR images, ResNets RGB; some RegNets RGB too. What the file says counts
   (``--channels`` must agree), then ``--channels``, then this rule. First convolutions of RGB are turned, and every converted file takes BGR.
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from backbones import registry, zoo
 from backbones.config import get, merge_overrides
 from backbones.errors import UserError
+from backbones.shufflenetv2 import CHOICES
 
 from .core import (
     IMAGENET_BGR,
@@ -35,6 +37,7 @@ from .core import (
     check_fit,
     compare,
     identify,
+    listed,
     renamed,
     under,
     under_bottom_up,
@@ -46,6 +49,10 @@ _HEADS: list[tuple[str, Any]] = [
     (r"rpn_head\.rpn_conv\.", "proposal_generator.rpn_head.conv."),
     (r"rpn_head\.rpn_cls\.", "proposal_generator.rpn_head.objectness_logits."),
     (r"rpn_head\.rpn_reg\.", "proposal_generator.rpn_head.anchor_deltas."),
+    (
+        r"roi_head\.bbox_head\.shared_convs\.(\d)\.(conv|bn)\.",
+        lambda m: f"roi_heads.box_head.conv{int(m[1]) + 1}.{'norm.' * (m[2] == 'bn')}",
+    ),
     (r"roi_head\.bbox_head\.(\d\.)?shared_fcs\.(\d)\.", lambda m: f"roi_heads.box_head.{m[1] or ''}fc{int(m[2]) + 1}."),
     (r"roi_head\.bbox_head\.(\d\.)?fc_cls\.", r"roi_heads.box_predictor.\1cls_score."),
     (r"roi_head\.bbox_head\.(\d\.)?fc_reg\.", r"roi_heads.box_predictor.\1bbox_pred."),
@@ -56,6 +63,17 @@ _HEADS: list[tuple[str, Any]] = [
     (r"bbox_head\.reg_convs\.(\d)\.conv\.", lambda m: f"head.bbox_subnet.{2 * int(m[1])}."),
     (r"bbox_head\.retina_cls\.", "head.cls_score."),
     (r"bbox_head\.retina_reg\.", "head.bbox_pred."),
+]
+# in a tower of GFL a convolution, its norm and an activation in turn
+_GFL_HEAD: list[tuple[str, Any]] = [
+    (
+        r"bbox_head\.(cls|reg)_convs\.(\d)\.(conv|gn)\.",
+        lambda m: f"head.{'cls' if m[1] == 'cls' else 'bbox'}_subnet.{3 * int(m[2]) + (m[3] == 'gn')}.",
+    ),
+    (r"bbox_head\.gfl_cls\.", "head.cls_score."),
+    (r"bbox_head\.gfl_reg\.", "head.bbox_pred."),
+    (r"bbox_head\.reg_conf\.", "head.quality."),  # of GFLV2
+    (r"bbox_head\.scales\.", "head.scales."),
 ]
 _RESNET: list[tuple[str, Any]] = [
     (r"^conv1\.", "stem.conv1."),
@@ -118,11 +136,13 @@ def stated_preprocessing(contents: dict[str, Any]) -> Preprocessing | None:
     return Preprocessing("RGB" if rgb else "BGR", *values)
 
 
-def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | None = None, config: str = "") -> Converted:
+def convert_detector(
+    contents: dict[str, Any], preprocessing: Preprocessing | None = None, config: str = "", source: Source = SOURCE
+) -> Converted:
     """A whole detector's file as ours: every tensor used, every weight of the model filled.
 
-    ``config``: the name or path of the config whose model it is to fit; by default it follows from the file. Raises UserError for a
-    detector that is not supported, or where anything is unmatched, missing or of another shape.
+    ``config``: the name or path of the config whose model it is to fit; by default it follows from the file. ``source``: MMDetection, or a
+    project on top of it. Raises UserError for a detector that is not supported, or where anything is unmatched, missing or of another shape.
     """
     meta = contents.get("meta")
     version = re.split(r"[^\w.+-]", str(meta.get("mmdet_version", "")))[0] if isinstance(meta, dict) else ""
@@ -131,23 +151,27 @@ def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | No
             f"the file is of MMDetection {version}, which encodes classes and boxes otherwise: upgrade it there to 2.0 or later first"
         )
     weights = under(contents, "state_dict")
-    weights = {k: v for k, v in weights.items() if not k.startswith("data_preprocessor.") and not k.endswith("num_batches_tracked")}
+    # the numbers 0 to 16 of GFL are no weights
+    left = re.compile(r"data_preprocessor\.|.*num_batches_tracked$|bbox_head\.integral\.project$")
+    weights = {key: value for key, value in weights.items() if not left.match(key)}
     for key, value in weights.items():
         if not value.numel() or value.dim() != _dims(key):
-            raise UserError(f"the file is of no detector of MMDetection: {key!r} is {tuple(value.shape)}")
+            raise UserError(f"the file is of no detector of {source.title}: {key!r} is {tuple(value.shape)}")
     backbone = {key[len("backbone.") :]: value for key, value in weights.items() if key.startswith("backbone.")}
-    regnet = "layer1.0.conv1.weight" in backbone and backbone.get("conv1.weight", torch.empty(0)).shape[-1:] == (3,)
+    family = _family(backbone)
+    if family not in ("resnet", *source.layouts):
+        identify(source, backbone)  # says whose it is
     stated = stated_preprocessing(contents)
     if stated and preprocessing:
         said, given = ((*p.pixel_mean, *p.pixel_std) for p in (stated, preprocessing))
         if stated.format != preprocessing.format or not np.allclose(said, given, rtol=1e-3, atol=0):
             raise UserError(f"the file says that it takes {_words(stated)}, --channels {_words(preprocessing)}: leave the option out")
-    expects = stated or preprocessing or (IMAGENET_BGR if regnet else IMAGENET_RGB)
+    expects = stated or preprocessing or (IMAGENET_BGR if family == "regnet" else IMAGENET_RGB)
     # Caffe's ResNets have the stride in the 1x1 convolution; MMDetection's of that style leave images undivided
     style = re.search(r"\bstyle\s*=\s*['\"](caffe|pytorch)['\"]", _config_text(contents))
     caffe = style[1] == "caffe" if style else set(expects.pixel_std) == {1.0}
-    base, overrides = _base(weights, regnet)
-    name, more, ours = _regnet(backbone) if regnet else _resnet(backbone, caffe)
+    base, overrides = _base(weights, family)
+    name, more, ours = _resnet(backbone, caffe) if family == "resnet" else _FAMILIES[family](backbone, source)
     overrides += more
     given = zoo.get_config(config or base)
     cfg = given.clone()
@@ -158,30 +182,38 @@ def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | No
     cfg.MODEL.DEVICE, cfg.INPUT.FORMAT = "cpu", "BGR"
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = list(expects.in_bgr().pixel_mean), list(expects.in_bgr().pixel_std)
     if expects.format == "RGB":
-        first = "stem.conv.weight" if regnet else "stem.conv1.weight"
+        first = "stem.conv1.weight" if family == "resnet" else "stem.conv.weight"
         ours[first] = ours[first].flip(1)
-    model = {**under_bottom_up(ours), **{_head_key(key, cfg): value for key, value in weights.items() if not key.startswith("backbone.")}}
+    kind = _kind(cfg)
+    model = {**under_bottom_up(ours), **{head_key(key, kind): value for key, value in weights.items() if not key.startswith("backbone.")}}
     _reorder(model, cfg)
     check_fit(model, cfg, "the detector")
-    kind = "RetinaNet" if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE else "Mask R-CNN" if cfg.MODEL.MASK_ON else "Faster R-CNN"
-    cascade = "Cascade" in cfg.MODEL.ROI_HEADS.NAME and kind != "RetinaNet"
     provenance = {
-        "source": "MMDetection" + (f" {version}" if version else ""),
+        "source": source.title + (f" {version}" if version and source is SOURCE else ""),
         "network": name,
         "licence": "Apache-2.0",
         "channel_order": expects.order_in_bgr(),
         "config": config or base,
         "overrides": [] if config else overrides,
-        "detector": f"Cascade {kind}" if cascade else kind,
+        "detector": kind,
         "proof": _prove(cfg, name, weights, model, flipped=expects.format == "RGB"),
     }
     return Converted(model, expects.in_bgr(), provenance)
 
 
+def _kind(cfg: CfgNode) -> str:
+    """The kind of detector, as people call it."""
+    if cfg.MODEL.META_ARCHITECTURE == "GFL":
+        return "GFLV2" if cfg.MODEL.GFL.QUALITY else "GFL"
+    if "RetinaNet" in cfg.MODEL.META_ARCHITECTURE:
+        return "RetinaNet"
+    return f"{'Cascade ' * ('Cascade' in cfg.MODEL.ROI_HEADS.NAME)}{'Mask' if cfg.MODEL.MASK_ON else 'Faster'} R-CNN"
+
+
 def _dims(key: str) -> int:
     """How many dimensions a weight has, by its name."""
-    if not key.endswith(".weight") or re.search(r"\.(bn\d*|downsample\.1)\.", key):
-        return 1
+    if not key.endswith(".weight") or re.search(r"\.(bn\d*|gn|downsample\.1)\.", key):
+        return 0 if key.endswith(".scale") else 1
     return 2 if re.search(r"\.(fc_cls|fc_reg|shared_fcs\.\d)\.", key) else 4
 
 
@@ -195,7 +227,6 @@ def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: dict[s
     deformable = any("conv_offset" in key for key in weights)
     if mmdet is None or deformable:
         return {"run": False, "why": "MMDetection is not installed here" if mmdet is None else "of deformable networks none is run"}
-    retinanet = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
     if name.startswith("R-"):
         resnets = cfg.MODEL.RESNETS
         groups = {"groups": resnets.NUM_GROUPS, "base_width": resnets.WIDTH_PER_GROUP} if resnets.NUM_GROUPS > 1 else {}
@@ -207,8 +238,9 @@ def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: dict[s
             return {"run": False, "why": f"MMDetection has no {name}"}
         backbone = own_network[0].module
     channels = [value.shape[1] for key, value in weights.items() if re.match(r"neck\.lateral_convs\.\d\.conv\.weight", key)]
-    extra = {"start_level": 1, "add_extra_convs": "on_input"} if retinanet else {}
-    neck = mmdet.models.necks.FPN(in_channels=([0] if retinanet else []) + channels, out_channels=256, num_outs=5, **extra)
+    source = {"RetinaNet": "on_input", "GFL": "on_output", "GFLV2": "on_output"}.get(_kind(cfg))
+    extra = {"start_level": 1, "add_extra_convs": source} if source else {}
+    neck = mmdet.models.necks.FPN(in_channels=([0] if source else []) + channels, out_channels=256, num_outs=5, **extra)
     module = nn.ModuleDict({"backbone": backbone, "neck": neck})
     own = {key: value for key, value in weights.items() if key.startswith(("backbone.", "neck."))}
     ours = build_model(cfg).backbone
@@ -216,19 +248,31 @@ def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: dict[s
     return compare(Network(module, lambda image: neck(backbone(image))), f"mmdet {mmdet.__version__}", own, ours, flipped)
 
 
-def _base(weights: Mapping[str, Tensor], regnet: bool) -> tuple[str, list[str]]:
+def _family(backbone: Mapping[str, Tensor]) -> str:
+    if "conv1.conv.weight" in backbone:
+        return "shufflenetv2"
+    first = backbone.get("conv1.weight", torch.empty(0))
+    return "regnet" if "layer1.0.conv1.weight" in backbone and first.shape[-1:] == (3,) else "resnet"
+
+
+def _base(weights: Mapping[str, Tensor], family: str) -> tuple[str, list[str]]:
     """(config, overrides) of the heads: kind of detector and number of classes."""
-    if "bbox_head.retina_cls.weight" in weights:
+    if "bbox_head.retina_cls.weight" in weights and family != "shufflenetv2":
         classes = weights["bbox_head.retina_cls.weight"].shape[0] // 9
         overrides = ["MODEL.RETINANET.NUM_CLASSES", str(classes), "MODEL.META_ARCHITECTURE", "MMDetRetinaNet", "MODEL.FPN.P6_RELU", "False"]
-        if not regnet:
+        if family == "resnet":
             overrides += ["MODEL.BACKBONE.NAME", "build_retinanet_resnet_p6p7_backbone"]
-        return "Base-RetinaNet-RegNet-FPN.yaml" if regnet else "Base-RetinaNet.yaml", overrides
+        return "Base-RetinaNet.yaml" if family == "resnet" else "Base-RetinaNet-RegNet-FPN.yaml", overrides
+    if "bbox_head.gfl_cls.bias" in weights and family == "resnet":
+        classes, quality = len(weights["bbox_head.gfl_cls.bias"]), any(key.startswith("bbox_head.reg_conf.") for key in weights)
+        overrides = ["MODEL.GFL.NUM_CLASSES", str(classes), "MODEL.GFL.QUALITY", str(quality), "MODEL.RESNETS.NORM", "FrozenBN"]
+        return "COCO-Detection/gfl_R_50_FPN_73e.yaml", overrides
     heads = sorted({key.split(".")[2] for key in weights if key.startswith("roi_head.bbox_head.")})
     if "rpn_head.rpn_conv.weight" not in weights or not heads:
         kinds = sorted({".".join(key.split(".")[:2]) for key in weights if not key.startswith(("backbone.", "neck."))})
         raise UserError(
-            f"this detector is not supported: its heads are {', '.join(kinds)}. Supported: Faster, Mask, Cascade R-CNN and RetinaNet"
+            f"this detector is not supported: its heads are {', '.join(kinds)}. "
+            "Supported: Faster, Mask, Cascade R-CNN, RetinaNet, and of ResNets GFL"
         )
     cascade = heads == ["0", "1", "2"]
     cls = weights.get("roi_head.bbox_head.0.fc_cls.weight" if cascade else "roi_head.bbox_head.fc_cls.weight")
@@ -238,10 +282,17 @@ def _base(weights: Mapping[str, Tensor], regnet: bool) -> tuple[str, list[str]]:
     overrides = ["MODEL.ROI_HEADS.NUM_CLASSES", str(cls.shape[0] - 1), "MODEL.MASK_ON", str(masks), "MODEL.PROPOSAL_GENERATOR.NAME", "MMDetRPN"]
     if cascade:
         overrides += ["MODEL.ROI_HEADS.NAME", "MMDetCascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
-    return ("Base-RCNN-RegNet-FPN.yaml" if regnet else "Base-RCNN-FPN.yaml"), overrides
+    return _RCNN[family], overrides
 
 
-def _regnet(backbone: dict[str, Tensor]) -> tuple[str, list[str], dict[str, Tensor]]:
+_RCNN = {
+    "regnet": "Base-RCNN-RegNet-FPN.yaml",
+    "resnet": "Base-RCNN-FPN.yaml",
+    "shufflenetv2": "DetNAS/faster_rcnn_DetNAS_MMRazor_FPN_1x.yaml",
+}
+
+
+def _regnet(backbone: dict[str, Tensor], source: Source = SOURCE) -> tuple[str, list[str], dict[str, Tensor]]:
     """(name, overrides, state dict)"""
     deformable = [f"layer{i}.0.conv2.conv_offset.weight" in backbone for i in (1, 2, 3, 4)]
     options: dict[str, Any] = {}
@@ -253,8 +304,28 @@ def _regnet(backbone: dict[str, Tensor]) -> tuple[str, list[str], dict[str, Tens
         modulated = offsets % 27 == 0
         options = {"deform_on_per_stage": deformable, "deform_modulated": modulated, "deform_num_groups": offsets // (27 if modulated else 18)}
         overrides = [item for key, value in options.items() for item in (f"MODEL.REGNET.{key.upper()}", str(value))]
-    name, _, ours = identify(SOURCE, backbone, options=(options,))
+    name, _, ours = identify(source, backbone, options=(options,))
     return name, ["MODEL.REGNET.NAME", name, *overrides], ours
+
+
+def _shufflenet(backbone: dict[str, Tensor], source: Source) -> tuple[str, list[str], dict[str, Tensor]]:
+    """(name, overrides, state dict) of a found network of MMRazor's, whose choices its keys name."""
+    name = "DetNAS-MMRazor"
+    spec = registry.get_spec(name)
+    named = (re.match(r"layers\.(\d)\.(\d+)\.\w+\.(shuffle_\w+)\.", key) for key in backbone)
+    found = sorted({(int(m[1]), int(m[2]), m[3]) for m in named if m})
+    choices = tuple(CHOICES.index(choice) for _, _, choice in found if choice in CHOICES)
+    if len(choices) != sum(spec.blocks):
+        raise UserError(
+            f"the file names {len(choices)} choices for {sum(spec.blocks)} blocks: it is of a supernet, or not whole", "unsupported"
+        )
+    ours, wrong = registry.attempt(name, backbone, source.layouts["shufflenetv2"], {"choices": choices})
+    if wrong:
+        raise UserError(f"the file does not fit {name} of the choices {list(choices)}, {listed(wrong, 8)}", "misfit-weights")
+    return name, [] if choices == spec.choices else ["MODEL.SHUFFLENETV2.CHOICES", str(list(choices))], ours
+
+
+_FAMILIES = {"regnet": _regnet, "shufflenetv2": _shufflenet}
 
 
 def _resnet(backbone: dict[str, Tensor], caffe: bool) -> tuple[str, list[str], dict[str, Tensor]]:
@@ -277,15 +348,16 @@ def _resnet(backbone: dict[str, Tensor], caffe: bool) -> tuple[str, list[str], d
     return f"R-{depth}", overrides, ours
 
 
-def _head_key(key: str, cfg: CfgNode) -> str:
-    retinanet = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
-    neck = re.match(r"neck\.(lateral|fpn)_convs\.(\d)\.conv\.(\w+)$", key)
-    if neck:
-        level = int(neck[2]) + (3 if retinanet else 2)
-        if level > 5:
-            return f"backbone.top_block.p{level}.{neck[3]}"
-        return f"backbone.fpn_{'lateral' if neck[1] == 'lateral' else 'output'}{level}.{neck[3]}"
-    return renamed(key, _HEADS)
+def head_key(key: str, kind: str) -> str:
+    """The name here of a key outside the backbone, in a detector of that `_kind`; one that is not known comes back as it is."""
+    first = 2 if "R-CNN" in kind else 3
+
+    def neck(m: re.Match[str]) -> str:
+        level = int(m[2]) + first
+        place = "fpn_lateral" if m[1] == "lateral" else "fpn_output" if level <= 5 else "top_block.p"
+        return f"backbone.{place}{level}.{'norm.' * (m[3] == 'bn')}"
+
+    return renamed(key, [(r"neck\.(lateral|fpn)_convs\.(\d)\.(conv|bn)\.", neck), *(_GFL_HEAD if "GFL" in kind else _HEADS)])
 
 
 def _reorder(model: dict[str, Tensor], cfg: CfgNode) -> None:

@@ -3,6 +3,7 @@
 import functools
 import glob
 import itertools
+import math
 import os
 import re
 
@@ -20,6 +21,7 @@ import backbones
 from backbones import zoo
 from backbones.config import KEYS, add_backbones_config, all_keys, check_config, flat, merge_file, merge_overrides
 from backbones.registry import FAMILIES
+from backbones.shufflenetv2 import SPECS
 
 CONFIGS = zoo.list_configs()
 _REFERENCE = load_record("vovnet_configs.json")["configs"]
@@ -100,15 +102,23 @@ def test_values_of_the_reference(name):
     expected = _REFERENCE[os.path.basename(name)]
     body = cfg.MODEL.VOVNET.CONV_BODY if "vovnet" in cfg.MODEL.BACKBONE.NAME else "MobileNetV2"
     actual = {"conv_body": body, "fpn_channels": cfg.MODEL.FPN.OUT_CHANNELS, "mask": cfg.MODEL.MASK_ON}
-    actual.update(weights=cfg.MODEL.WEIGHTS, output_dir=cfg.OUTPUT_DIR)
-    actual["base"] = os.path.basename(own(name)[1][0])
-    assert actual == expected
+    actual.update(output_dir=cfg.OUTPUT_DIR, base=os.path.basename(own(name)[1][0]))
+    assert actual == {key: value for key, value in expected.items() if key != "weights"}
+    assert cfg.MODEL.WEIGHTS == f"backbones://{body}"  # by name: the host of its own weights is gone
     assert cfg.DATALOADER.FILTER_EMPTY_ANNOTATIONS
     assert (cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == ((210000, 250000), 270000)
     assert (cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR) == (16, 0.02)
     assert cfg.INPUT.MIN_SIZE_TRAIN == (640, 672, 704, 736, 768, 800)
     assert cfg.MODEL.PIXEL_MEAN == [103.53, 116.28, 123.675] and cfg.MODEL.PIXEL_STD == [1.0, 1.0, 1.0] and cfg.INPUT.FORMAT == "BGR"
     assert zoo.get_checkpoint_url(name).startswith("https://")
+
+
+def test_no_config_asks_a_host_that_is_gone():
+    paths = [path for path in glob.glob(os.path.join(zoo.config_root(), "**", "*"), recursive=True) if os.path.isfile(path)]
+    assert len(paths) > 250
+    for path in paths:
+        with open(path) as f:
+            assert "dropbox" not in f.read(), path
 
 
 def test_configs_say_only_what_differs():
@@ -183,6 +193,42 @@ def test_recipe_of_mmdetection(name):
         assert cfg.SOLVER.STEPS == (202500, 247500)
     with open(zoo.get_config_file(name)) as f:
         assert "IN_CHANNELS" not in f.read()  # widths are derived
+
+
+@pytest.mark.parametrize("step", ["mmrazor_2_supernet_faster_rcnn", "faster_rcnn_DetNAS_MMRazor", "faster_rcnn_DetNAS_MMRazor_300M"])
+def test_recipe_of_mmrazor_for_coco(step):
+    cfg = on_cpu(f"DetNAS/{step}_FPN_1x.yaml")
+    assert (cfg.SOLVER.BASE_LR, cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.STEPS, cfg.SOLVER.MAX_ITER) == (0.02, 16, (60000, 80000), 90000)
+    assert (cfg.SOLVER.WARMUP_ITERS, cfg.SOLVER.WARMUP_FACTOR) == (500, 0.001)
+    assert cfg.SOLVER.WEIGHT_DECAY == cfg.SOLVER.WEIGHT_DECAY_NORM == 1e-4 and cfg.SOLVER.WEIGHT_DECAY_BIAS in (None, 1e-4)
+    assert cfg.INPUT.MIN_SIZE_TRAIN == (800,) and cfg.INPUT.MIN_SIZE_TEST == 800 and cfg.DATASETS.TEST == ("coco_2017_val",)
+    head = cfg.MODEL.ROI_BOX_HEAD
+    assert (head.NUM_CONV, head.CONV_DIM, head.NUM_FC, head.FC_DIM, head.POOLER_SAMPLING_RATIO, head.SMOOTH_L1_BETA) == (
+        4,
+        256,
+        1,
+        1024,
+        0,
+        0.0,
+    )
+    assert {head.NORM, cfg.MODEL.FPN.NORM, cfg.MODEL.SHUFFLENETV2.NORM} == {"SyncBN"} and cfg.MODEL.BACKBONE.FREEZE_AT == 0
+    net = on_meta(cfg).backbone.bottom_up
+    assert (net.split, net.shuffle) == ("halves", "after") and cfg.MODEL.SHUFFLENETV2.SUPERNET == ("supernet" in step)
+    assert tuple(net.choices) == SPECS["DetNAS-300M" if "300M" in step else "DetNAS-MMRazor"].choices
+    if "supernet" in step:
+        assert (cfg.ONE_SHOT.GENERATIONS, cfg.ONE_SHOT.POPULATION, cfg.ONE_SHOT.PARENTS, cfg.ONE_SHOT.MAX_COST) == (20, 50, 10, 3.3e8)
+
+
+@pytest.mark.parametrize("step", ["mmrazor_1_supernet_imagenet", "mmrazor_4_subnet_imagenet"])
+def test_recipe_of_mmrazor_for_imagenet(step):
+    cfg = on_cpu(f"DetNAS/{step}.yaml")
+    solver = cfg.SOLVER
+    assert (solver.BASE_LR, solver.IMS_PER_BATCH, solver.WEIGHT_DECAY, solver.LR_SCHEDULER_NAME) == (0.5, 1024, 4e-5, "WarmupLinearLR")
+    assert solver.MAX_ITER == 300 * math.ceil(1281167 / 1024) and solver.WEIGHT_DECAY_NORM == solver.WEIGHT_DECAY_BIAS == 0
+    assert (cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING, cfg.MODEL.CLASSIFIER.DROPOUT, cfg.MODEL.CLASSIFIER.CHANNELS) == (0.1, 0, 1024)
+    assert cfg.MODEL.PIXEL_STD == [57.375, 57.12, 58.395] and cfg.MODEL.SHUFFLENETV2.SUPERNET == ("supernet" in step)
+    if "subnet" in step:
+        assert numel(on_meta(cfg), False) == 3348600  # the whole classifier, as published
 
 
 @pytest.mark.parametrize(
@@ -435,12 +481,12 @@ def test_every_published_row_can_be_verified():
     """A leaf for each of ours, whose expectations are the figures of the data file; detectron2's by `tools.zoo show`."""
     metrics = {"box": ("bbox", "AP"), "mask": ("segm", "AP"), "pq": ("panoptic_seg", "PQ")}
     rows = {os.path.basename(name): zoo.published(name) for name in CONFIGS if not name.startswith("reproduce/") and zoo.published(name)}
-    assert len(rows) == 51
+    assert len(rows) == 53
     assert {name for name in CONFIGS if name.startswith("reproduce/")} == {f"reproduce/{name}" for name in rows}
     for name, row in rows.items():
         cfg = zoo.get_config(f"reproduce/{name}")
         assert cfg.TEST.EXPECTED_RESULTS == [[*metrics[kind], value, 0.1] for kind, value in row["published_ap"].items()]
-        assert cfg.MODEL.WEIGHTS == row.get("checkpoint", f"backbones://{name[:-5]}")
+        assert cfg.MODEL.WEIGHTS == f"backbones://{name[:-5]}"
         assert (cfg.MODEL.ROI_HEADS.NAME == "MMDetCascadeROIHeads") == name.startswith("cascade")
 
 

@@ -19,7 +19,7 @@ from torchvision.ops import generalized_box_iou_loss
 from backbones import UserError, zoo
 from backbones.config import check_config, merge_overrides
 from backbones.detectors import gfl
-from convert import lightnas
+from convert import mmdet
 
 RECORD = load_record("maedet", "gflv2_pieces.json")
 ARRAYS = np.load(os.path.join(HERE, "data", "maedet", "gflv2_pieces.npz"))
@@ -63,7 +63,7 @@ class Images:
 def model():
     head = gfl.GFLHead(64, 5, num_classes=5, num_convs=2)
     weights = {key: fill_head(key, shape) for key, shape in RECORD["state_dict_keys"] if key != "integral.project"}
-    head.load_state_dict({lightnas.head_key(f"bbox_head.{key}")[len("head.") :]: value for key, value in weights.items()}, strict=True)
+    head.load_state_dict({mmdet.head_key(f"bbox_head.{key}", "GFLV2")[len("head.") :]: value for key, value in weights.items()}, strict=True)
     return gfl.GFL(backbone=Pyramid(), head=head, head_in_features=LEVELS, num_classes=5)
 
 
@@ -160,7 +160,7 @@ def test_gradients(model):
     gradients = {key: p.grad for key, p in model.head.named_parameters()}
     assert len(gradients) == len(RECORD["grad_sum_and_norm"])
     for key, (total, norm) in RECORD["grad_sum_and_norm"].items():
-        gradient = gradients[lightnas.head_key(f"bbox_head.{key}")[len("head.") :]]
+        gradient = gradients[mmdet.head_key(f"bbox_head.{key}", "GFLV2")[len("head.") :]]
         assert gradient.norm().item() == pytest.approx(norm, rel=1e-4), key
         assert gradient.sum().item() == pytest.approx(total, abs=1e-4 * norm * gradient.numel() ** 0.5), key
 

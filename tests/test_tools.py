@@ -406,7 +406,9 @@ class TestZoo:
         text = zoo_tool.show("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
         assert "box 37.9" in text and "MODEL.WEIGHTS https://dl.fbaipublicfiles.com/detectron2/COCO-Detection/" in text
         assert "TEST.EXPECTED_RESULTS \"[['bbox', 'AP', 37.9, 0.1]]\"" in text
-        assert "backbones://RegNetX-3.2GF" in zoo_tool.show("mask_rcnn_RegNetX_3.2GF_FPN_1x.yaml")
+        text = zoo_tool.show("mask_rcnn_RegNetX_3.2GF_FPN_1x.yaml")
+        assert "163141-2a9d1814.pth, converted by `backbones convert mmdet`" in text
+        assert "MODEL.WEIGHTS backbones://COCO-InstanceSegmentation/mask_rcnn_RegNetX_3.2GF_FPN_1x TEST" in text
         text = zoo_tool.show("V-39-eSE")
         assert "--backbone V-39-eSE" in text and "CC BY-NC 4.0" in text and "mean [103.53, 116.28, 123.675]" in text
         assert "--eval-only" in zoo_tool.show("reproduce/mask_rcnn_V_39_FPN_3x.yaml")

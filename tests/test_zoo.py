@@ -19,6 +19,7 @@ from backbones.engine import PythonFront, Trainer
 from backbones.evaluation import build_evaluator
 from backbones.registry import BUILDERS
 from backbones.zoo import weights
+from convert.__main__ import SOURCES
 
 # config -> its rows on the page
 ROWS = {
@@ -99,6 +100,26 @@ def memory():
 def test_the_page_is_whole():
     rows = [row for numbers in (*ROWS.values(), *AUGMENTED.values()) for row in numbers]
     assert sorted(rows) == list(range(1, 54)) and len(ROWS) == 49
+
+
+def test_released_files_have_addresses():
+    """Every row of MMDetection's, with the digits of its sha256 that its name ends with; what needs converting loads by its config's name."""
+    rows = {name: zoo.published(name) for name in zoo.list_configs() if not name.startswith("reproduce/") and zoo.published(name)}
+    theirs = {name: row for name, row in rows.items() if row["source"] == "mmdetection"}
+    assert len(theirs) == len({row["checkpoint"] for row in theirs.values()}) == 26  # of 27: one stands there twice
+    for name, row in theirs.items():
+        assert row["checkpoint"].endswith(f"-{row['sha256']}.pth") and re.fullmatch("[0-9a-f]{8}", row["sha256"])
+        words = (
+            part.lower().replace("4.0gf", "4gf").replace("8.0gf", "8gf")
+            for part in re.findall(r"^\w+?rcnn|^retinanet|[\d.]+[MG]F", os.path.basename(name))
+        )
+        assert all(word in row["checkpoint"].lower() for word in words), (name, row["checkpoint"])
+    for name, row in rows.items():
+        converter = row["about"].get("converter")
+        assert converter is None or converter in SOURCES, converter
+        if "checkpoint" in row:
+            expected = f"backbones://{name.removesuffix('.yaml')}" if converter else row["checkpoint"]
+            assert zoo.get_checkpoint_url(name) == zoo.get_config(name, trained=True).MODEL.WEIGHTS == expected
 
 
 def skip_without_packages(name: str) -> None:

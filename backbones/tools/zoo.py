@@ -70,7 +70,8 @@ def show(name: str) -> str:
         lines += [f"published: {figures} ({about['published_ap']})", f"source: {about['url']}, {about['version']}"]
         lines += [f"licence of the weights: {about['licence']}", *([f"remark: {known['note']}"] if "note" in known else [])]
     if "checkpoint" in known:
-        lines += [f"weights: {known['checkpoint']}", "verify the row:", f"  {verification(name)}"]
+        converted = f", converted by `backbones convert {known['about']['converter']}`" if "converter" in known["about"] else ""
+        lines += [f"weights: {known['checkpoint']}{converted}", "verify the row:", f"  {verification(name)}"]
     else:
         lines += [f"backbone's weights: {settings.MODEL.WEIGHTS or 'none, trained from scratch'}"]
     lines += ["train:", f"  backbones train --config-file {name} --num-gpus 8"]
@@ -81,7 +82,7 @@ def verification(name: str) -> str:
     """The command that evaluates the released weights of a config and compares the figures with the published ones."""
     known = zoo.published(name)
     expected = [[*_METRICS[kind], value, 0.1] for kind, value in known["published_ap"].items()]
-    options = f"MODEL.WEIGHTS {known['checkpoint']} TEST.EXPECTED_RESULTS \"{expected}\""
+    options = f"MODEL.WEIGHTS {zoo.get_checkpoint_url(name)} TEST.EXPECTED_RESULTS \"{expected}\""
     return f"backbones train --config-file {name} --num-gpus 8 --eval-only {options}"
 
 

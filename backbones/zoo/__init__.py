@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 from ..config import add_backbones_config, merge_file
 from ..documents import read_json
 from ..errors import UserError, unknown
-from . import weights  # noqa: F401  for registration
+from . import weights
 
 _ENDINGS = (".yaml", ".py")
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -113,7 +113,8 @@ def _models() -> dict[str, dict]:
 def published(name: str) -> dict[str, Any]:
     """What is published of a config, ours or detectron2's; empty where nothing is.
 
-    ``published_ap`` by kind, ``source`` and what is known ``about`` it, and where there is one the ``checkpoint``'s address.
+    ``published_ap`` by kind, ``source`` and what is known ``about`` it, and where there is one the ``checkpoint``'s address, with the first
+    digits of its ``sha256`` where its name carries them. ``about`` names the ``converter`` that reads its files, if they need one.
     """
     path = get_config_file(name)
     relative = [os.path.relpath(path, root) for root in (config_root(), _detectron2_root()) if root]
@@ -121,11 +122,14 @@ def published(name: str) -> dict[str, Any]:
 
 
 def get_checkpoint_url(name: str) -> str:
-    """Where the detector trained with that config was released. Raises UserError for one without a release."""
-    url = published(name).get("checkpoint")
-    if not url:
+    """What loads the detector that was released for that config: its file's address, ``backbones://CONFIG`` for one that needs converting.
+
+    Raises UserError for a config without a release.
+    """
+    row = published(name)
+    if not row.get("checkpoint"):
         raise unknown("released model", name, [config for config, row in _models().items() if row.get("checkpoint")], code="missing-weights")
-    return url
+    return f"{weights.PREFIX}{os.path.splitext(row['config'])[0]}" if "converter" in row["about"] else row["checkpoint"]
 
 
 def get(name: str, trained: bool = False, device: str | None = None):
