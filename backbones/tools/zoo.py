@@ -6,13 +6,12 @@ python -m backbones.tools.zoo download RegNetX-3.2GF
 """
 
 import fnmatch
+import os
 from typing import Any
 
-from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 
 from .. import registry, zoo
-from ..checkpoint import fetch
 from ..engine import open_config
 from ..errors import UserError
 from ..zoo import weights
@@ -82,7 +81,7 @@ def verification(name: str) -> str:
     """The command that evaluates the released weights of a config and compares the figures with the published ones."""
     known = zoo.published(name)
     expected = [[*_METRICS[kind], value, 0.1] for kind, value in known["published_ap"].items()]
-    options = f"MODEL.WEIGHTS {zoo.get_checkpoint_url(name)} TEST.EXPECTED_RESULTS \"{expected}\""
+    options = f'MODEL.WEIGHTS {zoo.get_checkpoint_url(name)} TEST.EXPECTED_RESULTS "{expected}"'
     return f"backbones train --config-file {name} --num-gpus 8 --eval-only {options}"
 
 
@@ -104,7 +103,8 @@ def download(name: str) -> str:
     """The local path of the released weights of a network or config, fetched into detectron2's cache where they are not there yet."""
     if registry.is_network(name):
         return weights.find(weights.PREFIX + name)[0]
-    return fetch(zoo.get_checkpoint_url(name), PathManager).partition("?")[0]
+    zoo.get_checkpoint_url(name)  # which knows what is not released
+    return weights.find(weights.PREFIX + os.path.splitext(zoo.published(name)["config"])[0])[0]
 
 
 def main() -> None:

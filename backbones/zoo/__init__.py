@@ -11,7 +11,6 @@ from detectron2.modeling import build_model
 from omegaconf import DictConfig
 
 from ..config import add_backbones_config, merge_file
-from ..documents import read_json
 from ..errors import UserError, unknown
 from . import weights
 
@@ -104,12 +103,6 @@ def get_lazy_config(name: str) -> DictConfig:
     return LazyConfig.load(path)
 
 
-@functools.cache
-def _models() -> dict[str, dict]:
-    data = read_json(os.path.join(_HERE, "models.json"))
-    return {row["config"]: {**row, "about": data["sources"][row["source"]]} for row in data["models"] if "config" in row}
-
-
 def published(name: str) -> dict[str, Any]:
     """What is published of a config, ours or detectron2's; empty where nothing is.
 
@@ -118,7 +111,7 @@ def published(name: str) -> dict[str, Any]:
     """
     path = get_config_file(name)
     relative = [os.path.relpath(path, root) for root in (config_root(), _detectron2_root()) if root]
-    return next((_models()[name] for name in relative if name in _models()), {})
+    return next((weights.models()[name] for name in relative if name in weights.models()), {})
 
 
 def get_checkpoint_url(name: str) -> str:
@@ -128,7 +121,9 @@ def get_checkpoint_url(name: str) -> str:
     """
     row = published(name)
     if not row.get("checkpoint"):
-        raise unknown("released model", name, [config for config, row in _models().items() if row.get("checkpoint")], code="missing-weights")
+        raise unknown(
+            "released model", name, [config for config, row in weights.models().items() if row.get("checkpoint")], code="missing-weights"
+        )
     return f"{weights.PREFIX}{os.path.splitext(row['config'])[0]}" if "converter" in row["about"] else row["checkpoint"]
 
 

@@ -18,11 +18,10 @@ import re
 from typing import Any, Collection, Mapping
 
 from detectron2.utils.file_io import PathManager
-from huggingface_hub import hf_hub_download
 from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
 
 from .. import registry
-from ..checkpoint import fetch, read_checkpoint
+from ..checkpoint import fetch, fetch_hub, read_checkpoint
 from ..documents import read_json
 from ..errors import UserError, unknown
 
@@ -98,18 +97,24 @@ def models() -> dict[str, dict[str, Any]]:
     return {row["config"]: {**row, "about": rows["sources"][row["source"]]} for row in rows["models"] if "config" in row}
 
 
+def _stem(path: str) -> str:
+    return os.path.splitext(path)[0]
+
+
 def _detector(name: str) -> list[Release]:
-    for config, row in models().items():
-        whole = os.path.splitext(config)[0]
-        if "checkpoint" in row and name in (whole, os.path.basename(whole)):
-            source, url = row["about"], row["checkpoint"]
-            own = os.path.splitext(os.path.basename(url.partition("?")[0]))[0]
-            return [
-                Release(
-                    whole, row["source"], own, source["title"], source["licence"], url=url, sha256=row.get("sha256", ""),
-                    restricted=source.get("restricted", ""), gone=source.get("gone", ""), converter=source.get("converter", ""),
-                )
-            ]  # fmt: skip
+    wanted = name.removesuffix(".yaml")
+    rows = [(_stem(config), row) for config, row in models().items() if "checkpoint" in row]
+    # by its file name alone too, which of several data sets means COCO's
+    rows = [pair for pair in rows if wanted in (pair[0], os.path.basename(pair[0]))]
+    for whole, row in sorted(rows, key=lambda pair: (pair[0] != wanted, not pair[0].startswith("COCO-")))[:1]:
+        source, url = row["about"], row["checkpoint"]
+        own = os.path.splitext(os.path.basename(url.partition("?")[0]))[0]
+        return [
+            Release(
+                whole, row["source"], own, source["title"], source["licence"], url=url, sha256=row.get("sha256", ""),
+                restricted=source.get("restricted", ""), gone=source.get("gone", ""), converter=source.get("converter", ""),
+            )
+        ]  # fmt: skip
     return []
 
 
@@ -199,7 +204,8 @@ def is_here(address: str) -> bool:
 def find(address: str, accepted: Collection[str] = ()) -> tuple[str, Release | None]:
     """(local path, release) of weights by an address of ours; the release is None for a file of the user's own.
 
-    ``accepted``: licences that the user agrees to, beside those that forbid nothing. Raises UserError where no source can be used: it names them all.
+    ``accepted``: licences that the user agrees to, beside those that forbid nothing. Raises UserError, which names all sources, where none can
+    be used.
     """
     name, wanted = parsed(address) or ("", "")
     path = "" if wanted else local(name)
@@ -217,13 +223,14 @@ def find(address: str, accepted: Collection[str] = ()) -> tuple[str, Release | N
             continue
         _log(release)
         return path, release
-    said = "; ".join(failed) or "there is no source to take"
+    said = "; ".join(failed[:2]) + f" and {len(failed) - 2} more sources, as said above" * (len(failed) > 2) or "there is no source to take"
     if others:
         said += f". Not tried: {'; '.join(others)}"
     where = os.path.join(folder(), name + ".pth")
+    own = f"A file of yours, as it is or converted by `python -m convert`, is found as {where!r}"
     scratch = "from scratch: MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 and the backbone's NORM SyncBN (BN on one GPU)"
     raise UserError(
-        f"no weights for {address!r}: {said}. A file of yours, as it is or converted by `python -m convert`, is found as {where!r}; {scratch}",
+        f"no weights for {address!r}: {said}. {own}" + (f"; {scratch}" if name in data()["weights"] else ""),
         "missing-weights",
         "MODEL.WEIGHTS",
     )
@@ -234,20 +241,29 @@ def _candidates(name: str, wanted: str, accepted: Collection[str]) -> tuple[list
     rows = releases(name)
     if not rows:
         there = [os.path.splitext(file)[0] for file in sorted(os.listdir(folder()) if os.path.isdir(folder()) else [])]
-        raise unknown(f"weights, neither released nor in {folder()!r}", name, [*there, *data()["weights"]], "MODEL.WEIGHTS", "missing-weights")
+        raise unknown(
+            f"weights, neither released nor in {folder()!r}",
+            name,
+            [*there, *data()["weights"], *map(_stem, models())],
+            "MODEL.WEIGHTS",
+            "missing-weights",
+        )
     if wanted:
         chosen = [row for row in rows if wanted in (row.spec, row.source)]
         if not chosen:
             raise unknown(f"source of weights of {name}", wanted, [row.spec for row in rows], "MODEL.WEIGHTS", "missing-weights")
         rows = chosen
     take, others = [], []
+    refused: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.gone and row.spec != wanted:
             others.append(f"{row.spec} is {row.gone}")
         elif row.restricted and row.spec != wanted and row.licence not in accepted:
-            others.append(f"{row.spec} is {row.restricted} ({row.licence}): --accept-licence {row.licence}, or name it: {row.address}")
+            refused.setdefault((row.licence, row.restricted), []).append(row.spec)
         else:
             take.append(row)
+    for (licence, why), specs in refused.items():
+        others.append(f"{', '.join(specs)}, {licence}, {why}: --accept-licence {licence}, or name one, as {PREFIX}{name}@{specs[0]}")
     return take, others
 
 
@@ -270,7 +286,7 @@ def _converted(release: Release) -> str:
     kept = _kept(release)
     if os.path.isfile(kept):
         return kept
-    path = fetch(release.url, PathManager) if release.url else hf_hub_download(release.hub, "model.safetensors")
+    path = fetch(release.url, PathManager, release.sha256) if release.url else fetch_hub(release.hub)
     if not release.converter and not release.preprocessing:
         return path
     command, core = (importlib.import_module(f"backbones.convert.{name}") for name in ("__main__", "core"))  # which need this module

@@ -1,0 +1,402 @@
+"""Released weights by name: from a stand-in server, with files of the true layouts and random weights."""
+
+import io
+import json
+import logging
+import os
+
+import pytest
+import timm
+import torch
+import torchvision
+from conftest import few_digits, fill
+from detectron2.data.detection_utils import read_image
+from PIL import Image
+from safetensors.torch import save
+from test_fetching import server, shared  # noqa: F401  fixtures
+
+import backbones
+from backbones import UserError, registry, zoo
+from backbones.checkpoint import GatedCheckpointer, read_checkpoint
+from backbones.engine import open_config
+from backbones.tools import train
+from backbones.zoo import weights
+
+FREE = ("Apache-2.0", "MIT", "BSD-3-Clause")
+# in double precision, of a feature's largest value
+TOLERANCE = 1e-5
+
+
+def alive(module):
+    """Random weights and statistics with which no feature dies out."""
+    generator = torch.Generator().manual_seed(0)
+    for m in module.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.normal_(0, 0.1, generator=generator)
+            m.running_var.uniform_(0.5, 1.5, generator=generator)
+            torch.nn.init.uniform_(m.weight, 0.8, 1.2, generator=generator)
+    return module.eval()
+
+
+def pth(content):
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+def put(server, name, spec, content, **behaviour):
+    """Serves a state dict as that release of a network."""
+    release = next(release for release in weights.releases(name) if release.spec == spec)
+    if release.hub:
+        return server.put_hub(release.hub, {"model.safetensors": save(content)}, **behaviour)
+    whole = {"model_state": content} if release.source == "pycls" else content
+    return server.put(release.url.partition("://")[2].partition("?")[0], pth(whole), **behaviour)
+
+
+@pytest.fixture
+def any_hash(monkeypatch):
+    """Random weights have another hash than the true ones, which the data are to say then."""
+
+    def of(name, content):
+        import hashlib
+
+        for row in weights.data()["weights"].get(name, [weights.models().get(f"{name}.yaml")]):
+            if "sha256" in row:
+                monkeypatch.setitem(row, "sha256", hashlib.sha256(pth(content)).hexdigest()[:8])
+
+    return of
+
+
+@pytest.fixture
+def no_own_files(monkeypatch, tmp_path):
+    monkeypatch.setenv("BACKBONES_WEIGHTS", str(tmp_path / "none"))
+
+
+pytestmark = pytest.mark.usefixtures("no_own_files")
+
+
+# the data
+
+
+def test_every_network_has_a_list_of_sources():
+    """Those that are free to use first, then better ones first; the rows say all there is to say."""
+    names = registry.list_backbones()
+    assert len(names) == 40 and set(weights.data()["weights"]) <= set(names)
+    for name in names:
+        releases = weights.releases(name)
+        assert len({release.spec for release in releases}) == len(releases)
+        for release in releases:
+            assert bool(release.hub) != bool(release.url) and release.licence in weights.data()["licences"], release
+            assert (release.licence in FREE) != bool(release.restricted)
+            assert release.source != "torchvision" or len(release.sha256) == 8
+            assert set(release.preprocessing) == {"format", "pixel_mean", "pixel_std"} and release.preprocessing["format"] == "BGR"
+        free = [release for release in releases if not release.restricted and not release.gone]
+        assert free == releases[: len(free)]
+        same = [release.top1 for release in free if release.top1 and not release.overrides]
+        assert same == sorted(same, reverse=True)
+    without = {name for name in names if weights.released(name) is None}
+    assert without == {n for n in names if n.startswith(("MAE-DET", "DetNAS"))} | {
+        "V-19-eSE", "V-19-slim-eSE", "V-19-slim-dw-eSE", "V-99-eSE"
+    }  # fmt: skip
+
+
+def test_no_config_begins_with_a_dead_address():
+    """By default; those whose only source is gone name the network, for a file of the user's own."""
+    for name in zoo.list_configs():
+        address = zoo.get_config(name).MODEL.WEIGHTS
+        assert not address.startswith("http"), name
+        if address and not name.startswith("reproduce/"):  # where a row without a file names that of the user's own
+            assert weights.releases(weights.parsed(address)[0]), name
+
+
+@pytest.mark.parametrize(
+    "address, name, wanted",
+    [
+        ("backbones://V-39-eSE", "V-39-eSE", ""),
+        ("backbones://V-39-eSE@timm:ese_vovnet39b.ra_in1k", "V-39-eSE", "timm:ese_vovnet39b.ra_in1k"),
+        ("timm://ese_vovnet39b.ra_in1k", "V-39-eSE", "timm:ese_vovnet39b.ra_in1k"),
+        ("torchvision://regnet_y_3_2gf.IMAGENET1K_V2", "RegNetY-3.2GF", "torchvision:regnet_y_3_2gf.IMAGENET1K_V2"),
+        ("pycls://RegNetX-3.2GF", "RegNetX-3.2GF", "pycls:RegNetX-3.2GF"),
+        ("timm://convnext_atto.d2_in1k", "timm/convnext_atto.d2_in1k", "timm:convnext_atto.d2_in1k"),
+    ],
+)
+def test_addresses(address, name, wanted):
+    assert weights.parsed(address) == (name, wanted)
+    take, others = weights._candidates(name, wanted, ())
+    assert take and (not wanted or [release.spec for release in take] == [wanted])
+
+
+@pytest.mark.parametrize("address", ["https://example.org/x.pth", "weights/x.pth", "detectron2://ImageNetPretrained/MSRA/R-50.pkl"])
+def test_other_addresses_are_not_ours(address):
+    assert weights.parsed(address) is None
+
+
+@pytest.mark.parametrize(
+    "address, message",
+    [
+        ("timm://ese_vovnet39", "Did you mean 'ese_vovnet39b.ra_in1k'"),
+        ("backbones://V-39", "Did you mean 'V-39-eSE'"),
+        ("backbones://V-39-eSE@tim", "Did you mean 'timm'|Allowed: 'timm:ese_vovnet39b.ra_in1k'"),
+        ("backbones://V-99-eSE", "vovnet99_ese_detectron2 is on a file-sharing host.*'.*V-99-eSE.pth'; from scratch: MODEL.WEIGHTS ''"),
+        ("backbones://faster_rcnn_V_39_FPN_3x", "faster_V_39_eSE_ms_3x is on a file-sharing host"),
+    ],
+)
+def test_what_cannot_be_had_is_said(address, message):
+    with pytest.raises(UserError, match=message) as caught:
+        weights.find(address)
+    assert caught.value.code == "missing-weights" and "\n" not in str(caught.value)
+
+
+# from a server to a network
+
+LIBRARIES = {
+    "timm": ("V-39-eSE", "timm:ese_vovnet39b.ra_in1k"),
+    "timm, another mean": ("V-57-eSE", "timm:ese_vovnet57b.ra4_e3600_r256_in1k"),
+    "timm, MobileNetV2": ("MobileNetV2", "timm:mobilenetv2_100.ra_in1k"),
+    "torchvision": ("RegNetY-3.2GF", "torchvision:regnet_y_3_2gf.IMAGENET1K_V2"),
+    "torchvision, other widths": ("RegNetX-400MF", "torchvision:regnet_x_400mf.IMAGENET1K_V2"),
+    "torchvision, MobileNetV2": ("MobileNetV2", "torchvision:mobilenet_v2.IMAGENET1K_V2"),
+}
+CONFIGS = {
+    "V-39-eSE": "faster_rcnn_V_39_FPN_3x.yaml",
+    "V-57-eSE": "faster_rcnn_V_57_FPN_3x.yaml",
+    "MobileNetV2": "faster_rcnn_Mv2_FPN_3x.yaml",
+    "RegNetY-3.2GF": "mask_rcnn_RegNetY_3.2GF_FPN_3x.yaml",
+    "RegNetX-400MF": "faster_rcnn_RegNetX_400MF_FPN_3x.yaml",
+}
+
+
+@pytest.fixture
+def photo(tmp_path):
+    """A file of a picture whose sides the networks' strides divide."""
+    path = str(tmp_path / "photo.png")
+    noise = fill("photo", (7, 5, 3)).add(3).mul(40).clamp(0, 255).byte().numpy()
+    Image.fromarray(noise).resize((160, 224), Image.Resampling.BICUBIC).save(path)
+    return path
+
+
+def by_library(spec, photo):
+    """(the library's own network, the features that its own transform of the picture gives)"""
+    source, own = spec.split(":")
+    torch.manual_seed(0)
+    if source == "timm":
+        net = alive(timm.create_model(own, pretrained=False))
+        about = net.pretrained_cfg
+        transform = timm.data.create_transform(
+            (3, 224, 160), mean=about["mean"], std=about["std"], interpolation=about["interpolation"], crop_pct=1.0
+        )
+        features = lambda image: net.forward_intermediates(image, intermediates_only=True)[-4:]  # noqa: E731
+    else:
+        name, which = own.split(".")
+        about = torchvision.models.get_model_weights(name)[which].transforms()
+        net = alive(torchvision.models.get_model(name))
+        transform = torchvision.transforms.Compose([torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(about.mean, about.std)])
+        nodes = [f"trunk_output.block{i}" for i in (1, 2, 3, 4)] if "regnet" in name else [f"features.{i}" for i in (3, 6, 13, 17)]
+        extractor = torchvision.models.feature_extraction.create_feature_extractor(net, nodes)
+        features = lambda image: list(extractor(image).values())  # noqa: E731
+    content = {key: value.clone() for key, value in net.state_dict().items()}
+    image = transform(Image.open(photo).convert("RGB"))[None].double()
+    with torch.no_grad():
+        net.double()
+        return content, features(image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", LIBRARIES)
+def test_a_config_gets_the_librarys_features(case, server, photo, any_hash, caplog):  # noqa: F811
+    """From nothing, by the config as it stands: the same picture gives the features of the library's own network and transform."""
+    caplog.set_level(logging.INFO, "backbones")
+    name, spec = LIBRARIES[case]
+    content, expected = by_library(spec, photo)
+    put(server, name, spec, content)
+    any_hash(name, content)
+    front = open_config(CONFIGS[name], ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", f"backbones://{name}@{spec}"])
+    front.follow_weights()
+    assert front.settings.MODEL.WEIGHTS == f"backbones://{name}@{spec}" and front.settings.INPUT.NORMALIZATION == "config"
+    model = front.build_model()
+    GatedCheckpointer(model).load(front.settings.MODEL.WEIGHTS, checkpointables=[])
+    image = torch.as_tensor(read_image(photo, front.settings.INPUT.FORMAT).transpose(2, 0, 1).copy())
+    model.double().eval()
+    with torch.no_grad():
+        images = model.preprocess_image([{"image": image}]).tensor
+        assert images.shape[2:] == (224, 160)
+        actual = list(model.backbone.bottom_up(images).values())
+    for ours, theirs in zip(actual, expected, strict=True):
+        assert theirs.abs().max() > 0
+        assert (ours - theirs).abs().max() <= TOLERANCE * theirs.abs().max()
+    assert f"weights of {name}: {spec}, licence " in caplog.text and "equal to " in caplog.text
+
+
+def served(server, name, specs, **behaviour):  # noqa: F811
+    """Serves the same random network as several releases."""
+    net = alive(timm.create_model({"RegNetX-200MF": "regnetx_002", "V-19-dw-eSE": "ese_vovnet19b_dw"}[name]))
+    for spec in specs:
+        put(server, name, spec, net.state_dict(), **behaviour)
+
+
+def test_the_next_source_is_taken(server, caplog):  # noqa: F811
+    """Where the first does not answer. What was taken is said, kept, and found again without the server."""
+    caplog.set_level(logging.INFO, "backbones")
+    served(server, "RegNetX-200MF", ["timm:regnetx_002.pycls_in1k"])
+    address, images, overrides = weights.follow("backbones://RegNetX-200MF")
+    assert address == "backbones://RegNetX-200MF@timm:regnetx_002.pycls_in1k" and overrides == []
+    assert images == {"format": "BGR", "pixel_mean": [103.53, 116.28, 123.675], "pixel_std": [57.375, 57.12, 58.395]}
+    assert "weights of RegNetX-200MF from pycls:RegNetX-200MF cannot be used: " in caplog.text and "The next source is tried." in caplog.text
+    assert "RegNetX-200MF: timm:regnetx_002.pycls_in1k, licence MIT" in caplog.text
+    server.files.clear()
+    assert weights.is_here(address) and weights.follow(address)[0] == address
+    provenance = read_checkpoint(weights.find(address)[0])["provenance"]
+    assert provenance["licence"] == "MIT" and provenance["proof"]["run"] and len(provenance["sha256"]) == 64
+
+
+def test_a_file_of_another_network_is_not_taken(server):  # noqa: F811
+    """Nothing of it is kept."""
+    served(server, "V-19-dw-eSE", [])
+    put(server, "RegNetX-200MF", "pycls:RegNetX-200MF", alive(timm.create_model("ese_vovnet19b_dw")).state_dict())
+    with pytest.raises(UserError, match="pycls:RegNetX-200MF: .*; timm:regnetx_002.pycls_in1k: "):
+        weights.find("backbones://RegNetX-200MF")
+    release = weights.releases("RegNetX-200MF")[0]
+    assert not os.path.exists(weights._kept(release))
+
+
+def test_restricted_licences_are_named_and_wait_for_consent(server):  # noqa: F811
+    """SWAG's and SEER's are asked for where their licence is accepted or their file is named, and never else."""
+    name, swag = "RegNetY-32GF", "regnety_320.swag_ft_in1k"
+    for accepted, asked in (((), set()), (("CC-BY-NC-4.0",), {"swag"}), (("CC-BY-NC-4.0", "SEER"), {"swag", "seer"})):
+        server.log.clear()
+        with pytest.raises(UserError, match="missing-weights|no weights for") as caught:
+            weights.find(f"backbones://{name}", accepted)
+        places = " ".join(path for _, path, _ in server.log)
+        assert {what for what in ("swag", "seer") if what in places} == asked
+        if not accepted:
+            assert f"timm:{swag}, " in str(
+                caught.value
+            ) and "CC-BY-NC-4.0, not for commercial use: --accept-licence CC-BY-NC-4.0, or name" in str(caught.value)
+    server.log.clear()
+    with pytest.raises(UserError, match="no weights for"):
+        weights.find(f"timm://{swag}")
+    assert {path.split("/")[2] for _, path, _ in server.log} == {swag}
+
+
+def test_a_source_that_is_gone_can_be_named(server, any_hash, caplog):  # noqa: F811
+    """The file of vovnet-detectron2, as its authors released it, expects other images."""
+    record = json.load(open(os.path.join(os.path.dirname(__file__), "data", "vovnet", "V-19-slim-dw.json")))
+    spec = "vovnet-detectron2:vovnet19_ese_slim_dw_detectron2"
+    put(server, "V-19-slim-dw-eSE", spec, {key: fill(key, shape) for key, shape in record["state_dict"]})
+    address, images, _ = weights.follow(f"backbones://V-19-slim-dw-eSE@{spec}")
+    assert images["pixel_std"] == [1.0, 1.0, 1.0] and "CC-BY-NC-4.0, not for commercial use" in caplog.text
+    net = backbones.create("V-19-slim-dw-eSE")
+    GatedCheckpointer(net, require="all").load(address)
+
+
+# images follow the weights
+
+
+def written(path, images=None, name="V-19-slim-dw-eSE"):
+    content = {"model": {f"backbone.bottom_up.{key}": value for key, value in backbones.create(name).state_dict().items()}}
+    torch.save({**content, **({"preprocessing": images} if images else {})}, path)
+    return str(path)
+
+
+RGB = {"format": "RGB", "pixel_mean": [1.0, 2.0, 3.0], "pixel_std": [4.0, 5.0, 6.0]}
+CONFIG = "faster_rcnn_V_19_slim_dw_FPNLite_3x.yaml"
+
+
+def images_of(front):
+    s = front.settings
+    return {"format": s.INPUT.FORMAT, "pixel_mean": list(s.MODEL.PIXEL_MEAN), "pixel_std": list(s.MODEL.PIXEL_STD)}
+
+
+@pytest.mark.parametrize("config", [CONFIG, "lazy/retinanet_V_39_FPN_1x.py"])
+def test_images_follow_the_weights(config, tmp_path):
+    """Where the config leaves them; what the weights do not say stays the config's, and both is said."""
+    python = config.endswith(".py")
+    path = written(tmp_path / "stated.pth", RGB, "V-39-eSE" if python else "V-19-slim-dw-eSE")
+    opts = ["train.device=cpu", f"train.init_checkpoint={path}"] if python else ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", path]
+    front = open_config(config, opts)
+    before = images_of(front)
+    front.follow_weights()
+    assert images_of(front) == RGB and front.settings.INPUT.NORMALIZATION == "config"
+    assert any("images: RGB, mean [1.0, 2.0, 3.0], deviation [4.0, 5.0, 6.0], as the weights say" in line for line in front.said)
+    GatedCheckpointer(front.build_model()).load(path, checkpointables=[])
+    if python:
+        mapper = front.cfg.dataloader.train.mapper
+        assert front.cfg.model.input_format == mapper.image_format == front.cfg.dataloader.test.mapper.image_format == "RGB"
+    silent = written(tmp_path / "silent.pth", None, "V-39-eSE" if python else "V-19-slim-dw-eSE")
+    front = open_config(config, [opt.replace(path, silent) for opt in opts])
+    front.follow_weights()
+    assert images_of(front) == before and any("say nothing of their images" in line for line in front.said)
+
+
+@pytest.mark.parametrize("how", ["override", "file", "python"])
+def test_images_set_by_hand_are_kept_and_compared(how, tmp_path):
+    python = how == "python"
+    path = written(tmp_path / "stated.pth", RGB, "V-39-eSE" if python else "V-19-slim-dw-eSE")
+    if python:
+        opts = ["train.device=cpu", f"train.init_checkpoint={path}", "model.pixel_std=[7,8,9]"]
+        front = open_config("lazy/retinanet_V_39_FPN_1x.py", opts)
+    elif how == "override":
+        front = open_config(CONFIG, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", path, "MODEL.PIXEL_STD", "[7.0,8.0,9.0]"])
+    else:
+        own = tmp_path / "own.yaml"
+        own.write_text(f"_BASE_: {zoo.get_config_file(CONFIG)}\nMODEL: {{PIXEL_STD: [7.0, 8.0, 9.0], WEIGHTS: {path}, DEVICE: cpu}}\n")
+        front = open_config(str(own))
+    assert front.settings.INPUT.NORMALIZATION == "config"
+    front.follow_weights()
+    assert list(front.settings.MODEL.PIXEL_STD) == [7, 8, 9]
+    with pytest.raises(UserError, match="expects other images than the config gives it: set INPUT.FORMAT"):
+        GatedCheckpointer(front.build_model()).load(path, checkpointables=[])
+
+
+def test_the_flag_names_a_source(tmp_path):
+    """Of the config's own network, or any address; it leaves the images to the weights in any config."""
+    for config, backbone, source, address in (
+        ("faster_rcnn_RegNetX_400MF_FPN_3x.yaml", "", "pycls", "backbones://RegNetX-400MF@pycls"),
+        ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", "V-39-eSE", "timm", "backbones://V-39-eSE@timm"),
+        ("COCO-Detection/retinanet_R_50_FPN_1x.py", "V-39-eSE", "timm", "backbones://V-39-eSE@timm"),
+        (
+            "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
+            "V-39-eSE",
+            "timm:ese_vovnet39b.ra_in1k",
+            "backbones://V-39-eSE@timm:ese_vovnet39b.ra_in1k",
+        ),
+        (CONFIG, "", "own.pth", "own.pth"),
+    ):
+        front = open_config(config, [], backbone, source)
+        assert front.settings.MODEL.WEIGHTS == address and front.settings.INPUT.NORMALIZATION == "weights"
+    with pytest.raises(UserError, match="unknown backbone"):
+        open_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml", [], "", "timm")
+
+
+def test_own_weights_leave_the_norm_alone():
+    """A network whose only source is gone begins from scratch, unless the user has weights."""
+    scratch = open_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", [], "V-99-eSE").cfg
+    assert scratch.MODEL.WEIGHTS == "" and scratch.MODEL.VOVNET.NORM == "SyncBN"
+    own = open_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", ["MODEL.WEIGHTS", "v99.pth"], "V-99-eSE").cfg
+    assert own.MODEL.WEIGHTS == "v99.pth" and own.MODEL.VOVNET.NORM == "FrozenBN" and own.MODEL.BACKBONE.FREEZE_AT == 2
+
+
+@pytest.mark.slow
+def test_from_nothing_to_a_run(server, tmp_path, any_hash, capsys):  # noqa: F811
+    """The first command a user types: it trains with timm's weights; what the run leaves says all, and evaluates by the same config."""
+    name, spec = "V-19-dw-eSE", "timm:ese_vovnet19b_dw.ra_in1k"
+    served(server, name, [spec])
+    output = str(tmp_path / "run")
+    common = [
+        "MODEL.DEVICE", "cpu", "OUTPUT_DIR", output, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0",
+        "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "MODEL.RPN.POST_NMS_TOPK_TEST", "20",
+    ]  # fmt: skip
+    made = few_digits(tmp_path, {"train": 4, "val": 2})
+    data = [item for split, (file, folder) in made.items() for item in (f"--{split}", file, f"--{split}-images", folder)]
+    train.command_line(["--config-file", "faster_rcnn_V_19_dw_FPNLite_3x.yaml", *data, *common])
+    said = capsys.readouterr().out
+    assert f"MODEL.WEIGHTS backbones://{name} is {spec}" in said or f"backbones://{name}@{spec}" in said
+    left = open_config(os.path.join(output, "config.yaml"))
+    assert left.settings.MODEL.WEIGHTS == f"backbones://{name}@{spec}" and left.settings.INPUT.NORMALIZATION == "config"
+    images = images_of(left)
+    assert images["format"] == "BGR" and images["pixel_std"] == [57.375, 57.12, 58.395]
+    stated = read_checkpoint(os.path.join(output, "model_final.pth"))["preprocessing"]
+    assert stated["format"] == "BGR" and stated["pixel_std"] == pytest.approx(images["pixel_std"])
+    final = ["MODEL.WEIGHTS", os.path.join(output, "model_final.pth")]
+    train.command_line(["--config-file", "faster_rcnn_V_19_dw_FPNLite_3x.yaml", "--eval-only", *data[4:], *common, *final])
+    assert "as the weights say" in capsys.readouterr().out
