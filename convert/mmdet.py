@@ -223,6 +223,8 @@ def _words(p: Preprocessing) -> str:
 
 def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: dict[str, Tensor], flipped: bool) -> dict[str, Any]:
     """Backbone and FPN against MMDetection's own, where it is installed; heads are held to their places and shapes."""
+    if name.startswith("DetNAS"):
+        return {"run": False, "why": "MMRazor's networks cannot be installed; this project's tests hold ours to outputs recorded from them"}
     mmdet = _library()
     deformable = any("conv_offset" in key for key in weights)
     if mmdet is None or deformable:

@@ -248,7 +248,7 @@ def test_mmrazor(name, prefix, candidates, tmp_path):
     files = {prefix + key.replace("._candidates.", f".{candidates}."): value for key, value in weights.items()}
     about, model = converted("mmrazor", files, tmp_path, {"epoch": 12, "mmdet_version": "2.19.0"})
     assert (about["source"], about["detector"], about["network"]) == ("MMRazor", "Faster R-CNN", "DetNAS-MMRazor")
-    assert about["config"] == "DetNAS/faster_rcnn_DetNAS_MMRazor_FPN_1x.yaml"
+    assert about["config"] == "DetNAS/faster_rcnn_DetNAS_MMRazor_FPN_1x.yaml" and "MMRazor" in about["proof"]["why"]
     assert (f"MODEL.SHUFFLENETV2.CHOICES {list(choices)}" in " ".join(about["overrides"])) == ("alt" in name)
     net = backbones.create("DetNAS-MMRazor", choices=choices, norm="BN").eval()
     net.load_state_dict({key[len("backbone.") :]: value for key, value in weights.items() if key.startswith("backbone.")}, strict=True)

@@ -15,6 +15,7 @@ from detectron2.layers import FrozenBatchNorm2d
 from backbones import UserError, use_backbone, zoo
 from backbones.config import check_config, merge_overrides
 from backbones.data import check_datasets, check_packages
+from backbones.documents import read_json
 from backbones.engine import PythonFront, Trainer
 from backbones.evaluation import build_evaluator
 from backbones.registry import BUILDERS
@@ -114,6 +115,10 @@ def test_released_files_have_addresses():
             for part in re.findall(r"^\w+?rcnn|^retinanet|[\d.]+[MG]F", os.path.basename(name))
         )
         assert all(word in row["checkpoint"].lower() for word in words), (name, row["checkpoint"])
+    data = read_json(os.path.join(os.path.dirname(zoo.__file__), "models.json"))
+    hashed = [row for row in data["models"] if "sha256" in row]
+    assert len(hashed) == 26 + 12 and all(row["checkpoint"].endswith(f"-{row['sha256']}.pth") for row in hashed)
+    assert [name for name, source in data["sources"].items() if source.get("restricted")] == ["vovnet-detectron2"]
     for name, row in rows.items():
         converter = row["about"].get("converter")
         assert converter is None or converter in SOURCES, converter
