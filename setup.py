@@ -30,6 +30,7 @@ setup(
         "torchvision>=0.18",
         "numpy>=1.26",
         "fvcore",
+        "huggingface_hub>=0.23",
         "iopath",
         "matplotlib",
         "msgspec",

@@ -24,7 +24,8 @@ from ..detectors import LastStageROIHeads
 from ..errors import UserError
 from ..files import replacing, write_whole
 from ..layers import without_wrappers
-from .reading import HEURISTICS, fetch, read_checkpoint
+from .fetching import fetch
+from .reading import HEURISTICS, read_checkpoint
 
 PARTIAL = "To load what fits all the same: --allow-partial-weights"
 # training may start without these in a backbone's file: sampling offsets begin at zero

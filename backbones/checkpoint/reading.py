@@ -1,4 +1,4 @@
-"""Downloading checkpoint files, and reading them without running what is in them."""
+"""Reading checkpoint files without running what is in them."""
 
 import json
 import os
@@ -7,12 +7,9 @@ import re
 import types
 from collections import OrderedDict
 from typing import Any, Sequence
-from urllib.parse import urlparse
 
 import numpy as np
 import torch
-from iopath.common.download import download
-from iopath.common.file_io import file_lock, get_cache_dir
 
 from ..errors import UserError
 from ..upstream import REBUILD
@@ -191,29 +188,3 @@ def _read_safetensors(path: str) -> dict[str, Any]:
         model = {key: file.get_tensor(key) for key in file.keys()}
         about = (file.metadata() or {}).get("backbones")
     return {"model": model, **(json.loads(about) if about else {})}
-
-
-def fetch(url: str, path_manager: Any) -> str:
-    """Downloads a file into detectron2's cache, once, and returns its path. Raises UserError if it cannot.
-
-    A server gets its own query (``?dl=1``), which detectron2 would drop.
-    """
-    bare, _, query = url.partition("?")
-    try:
-        if not url.startswith(("http://", "https://")):
-            path: str = path_manager.get_local_path(bare)
-            if not os.path.isfile(path):
-                raise FileNotFoundError("no such file, or no such kind of address")
-            return path
-        parsed = urlparse(url)
-        path = os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/"))
-        folder, filename = os.path.split(path)
-        os.makedirs(folder, exist_ok=True)
-        with file_lock(path):  # one process downloads, the others wait and find it
-            if not os.path.isfile(path):
-                download(bare if query == HEURISTICS else url, folder, filename=filename)
-        return path
-    except UserError:
-        raise
-    except Exception as error:  # each of iopath's handlers has its own
-        raise UserError(f"checkpoint {url!r} cannot be downloaded: {' '.join(str(error).split())[:300]}", "download") from error

@@ -1,0 +1,300 @@
+"""Downloading weights: whole and of the right hash, or not at all."""
+
+import http.client
+import logging
+import os
+import socket
+import ssl
+import time
+import urllib.request
+from typing import Any
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlparse
+
+from iopath.common.file_io import file_lock, get_cache_dir
+from tqdm import tqdm
+
+from ..errors import UserError
+from ..files import sha256 as digest
+from .reading import HEURISTICS
+
+TIMEOUT = 30.0  # seconds that a server may take to accept a connection, and between two bytes
+TRIES = 4
+PAUSE = 1.0  # seconds before the second try, doubled before each one after it
+_LARGE = 8 << 20  # bytes from which on a terminal shows progress
+_log = logging.getLogger(__name__)
+
+
+class Broken(OSError):
+    """A download that came to a wrong end. Another try helps if it is ``passing``."""
+
+    def __init__(self, why: str, passing: bool = False):
+        super().__init__(why)
+        self.passing = passing
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Keeps a list of them, asks again in the same way, and knows 308, which Python 3.10 does not."""
+
+    http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
+
+    def __init__(self, seen: list[tuple[int, str]]):
+        self.seen = seen
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        again: Any = super().redirect_request(req, fp, 307 if code == 308 else code, msg, headers, newurl)
+        again.method = req.get_method()
+        self.seen.append((code, newurl))
+        return again
+
+
+def mirrored(url: str) -> str:
+    """Where an http(s) address is asked: ``<BACKBONES_MIRROR>/<host>/<path>`` where that variable is set."""
+    mirror = os.getenv("BACKBONES_MIRROR", "").rstrip("/")
+    if mirror and not mirror.startswith(("http://", "https://")):
+        said = f"BACKBONES_MIRROR is {mirror!r}: an address is wanted, such as https://mirror.example.org/weights"
+        raise UserError(said, key="BACKBONES_MIRROR")
+    return f"{mirror}/{url.partition('://')[2]}" if mirror and not url.startswith(mirror + "/") else url
+
+
+def request(url: str, headers: dict[str, str], method: str = "GET", timeout: float = 0, seen: list[tuple[int, str]] | None = None) -> Any:
+    """The response of a server, or of the mirror in its place, after the redirects, which ``seen`` gets. Raises what urllib does."""
+    asked = urllib.request.Request(mirrored(url), method=method, headers={"User-Agent": "backbones", **headers})
+    return urllib.request.build_opener(_Redirects([] if seen is None else seen)).open(asked, timeout=timeout or TIMEOUT)
+
+
+def reason(error: BaseException, timeout: float = 0) -> tuple[str, bool]:
+    """What went wrong with a request, in plain words, and whether another try may help."""
+    if isinstance(error, HTTPError):
+        return f"HTTP {error.code} {http.client.responses.get(error.code, error.reason)}", error.code in (408, 425, 429) or error.code >= 500
+    if isinstance(error, URLError) and isinstance(error.reason, BaseException):
+        return reason(error.reason, timeout)
+    name, text = type(error).__name__, getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+    if isinstance(error, Broken):
+        return str(error), error.passing
+    if isinstance(error, TimeoutError):
+        return f"timed out: nothing came for {timeout or TIMEOUT:g} s", True
+    if isinstance(error, socket.gaierror):
+        return f"no such host, or no network ({text})", False
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the server's certificate is not accepted: {error.verify_message}", False
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused", False
+    if isinstance(error, (ConnectionError, http.client.HTTPException, ssl.SSLError)):
+        return f"the connection broke ({text or name})", True
+    return text or name, False
+
+
+def fetch(url: str, path_manager: Any, sha256: str = "") -> str:
+    """Downloads a file into detectron2's cache, once, and returns its path.
+
+    A download that was broken off goes on where it ended, if the server says that its file is the same. A server gets its own query
+    (``?dl=1``), which detectron2 would drop. BACKBONES_MIRROR names another server, see `mirrored`.
+
+    Args:
+        path_manager: detectron2's, for addresses that are not http(s).
+        sha256: the file's, or how it begins, in hex. A file in the cache that differs is downloaded anew.
+
+    Raises UserError if the file cannot be had, ends early, is a web page, or has another hash.
+    """
+    bare, _, query = url.partition("?")
+    try:
+        if url.startswith(("http://", "https://")):
+            return _fetch(bare if query == HEURISTICS else url, sha256.lower())
+        path: str = path_manager.get_local_path(bare)
+        if not os.path.isfile(path):
+            raise Broken("no such file, or no such kind of address")
+        if sha256 and not digest(path).startswith(sha256.lower()):
+            raise Broken(f"{path!r} has the sha256 {digest(path)}, not {sha256}")
+        return path
+    except UserError:
+        raise
+    except Exception as error:  # each of iopath's handlers has its own
+        via = f" (asked as {mirrored(url)})" if url.startswith("http") and mirrored(url) != url else ""
+        raise UserError(f"checkpoint {url!r} cannot be downloaded{via}: {reason(error)[0]}", "download") from error
+
+
+def _fetch(url: str, sha256: str) -> str:
+    parsed = urlparse(url)
+    path = os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/"))
+    if not os.path.basename(path):
+        raise Broken("the address names no file")
+
+    def there() -> bool:
+        return os.path.isfile(path) and (not sha256 or digest(path).startswith(sha256))
+
+    if there():  # without a lock: a file has its name only once it is whole, and the cache of a cluster may be read-only
+        return path
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with file_lock(path):  # one process downloads, the others wait and find it
+        if not there():
+            if os.path.isfile(path):
+                _log.warning(f"{path} has the sha256 {digest(path)}, not {sha256}: it is downloaded anew")
+                os.remove(path)
+            _download(url, path, sha256)
+    return path
+
+
+def _download(url: str, path: str, sha256: str) -> None:
+    partial, tag = path + ".partial", path + ".partial.tag"
+    for tried in range(1, TRIES + 1):
+        try:
+            _receive(url, partial, tag)
+            break
+        except Exception as error:
+            why, again = reason(error)
+            if not again or tried == TRIES:
+                raise
+            asked = error.headers.get("Retry-After", "") if isinstance(error, HTTPError) else ""
+            pause = min(float(asked), TIMEOUT) if asked.isdigit() else PAUSE * 2 ** (tried - 1)
+            _log.warning(f"{url}: {why}. Trying again in {pause:g} s ({tried} of {TRIES - 1})")
+            time.sleep(pause)
+    found = digest(partial)
+    with open(partial, "rb") as file:
+        page = file.read(512).lstrip()[:1] == b"<"
+    if found.startswith(sha256) and not page:
+        os.replace(partial, path)
+    for left in (partial, tag):
+        if os.path.exists(left):
+            os.remove(left)
+    if page:
+        raise Broken("the server sent a web page in its place")
+    if not found.startswith(sha256):
+        raise Broken(f"what came has the sha256 {found}, not {sha256}; it is removed")
+    _log.info(f"downloaded {url} to {path} ({os.path.getsize(path) / 1e6:.1f} MB, sha256 {'checked' if sha256 else 'not known beforehand'})")
+
+
+def _receive(url: str, partial: str, tag: str) -> None:
+    """Brings ``partial`` to its end. The file ``tag`` says which version of the server's file it is the beginning of."""
+    have, version = 0, ""
+    if os.path.isfile(partial) and os.path.isfile(tag):
+        have = os.path.getsize(partial)
+        with open(tag, encoding="latin1") as file:
+            version = file.read()
+    headers = {"Range": f"bytes={have}-", "If-Range": version} if have and version else {}
+    try:
+        response = request(url, headers)
+    except HTTPError as error:
+        if error.code != 416 or not headers:
+            raise
+        response = request(url, {})
+    with response:
+        goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {have}-") and _version(response) == version
+        if response.status == 206 and not goes_on:
+            response.close()
+            response = request(url, {})  # another file, or another part of it, than was asked for
+        if response.status == 206:
+            _log.info(f"{url}: going on from byte {have}")
+        else:
+            have = 0
+            if os.path.exists(partial):
+                os.remove(partial)
+            with open(tag, "w", encoding="latin1") as file:
+                file.write(_version(response))
+        length = response.headers.get("Content-Length")
+        total = have + int(length) if length else None
+        with response, open(partial, "ab") as file, _progress(url, have, total) as bar:
+            while (total is None or have < total) and (block := response.read1(1 << 18)):  # read1: what is there, so that a stall is seen
+                file.write(block)
+                have += len(block)
+                bar.update(len(block))
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and have < total:
+        raise Broken(f"the server ended at {have} of {total} bytes", passing=True)
+    if not have:
+        raise Broken("the server sent an empty file")
+
+
+def _version(response: Any) -> str:
+    """What tells a server's file from a later one: its ETag, if it is a strong one, else when it was changed, else nothing."""
+    etag: str = response.headers.get("ETag", "")
+    return etag if etag.startswith('"') else str(response.headers.get("Last-Modified", ""))
+
+
+def _progress(url: str, have: int, total: int | None) -> Any:
+    hidden = True if total is not None and total < _LARGE else None  # None: where there is no terminal
+    return tqdm(desc=os.path.basename(urlparse(url).path), initial=have, total=total, unit="B", unit_scale=True, disable=hidden)
+
+
+def fetch_hub(repo_id: str, filename: str = "model.safetensors", revision: str | None = None) -> str:
+    """Downloads a file of a Hugging Face repository into that hub's cache, once, and returns its path there.
+
+    What is in the cache counts, and is not asked for again. HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HOME and their like are the hub's own.
+    A repository without ``model.safetensors`` is asked for its ``pytorch_model.bin``. Raises UserError if the file cannot be had, or has
+    another sha256 than the hub says.
+    """
+    import huggingface_hub
+    from huggingface_hub import utils
+
+    names = [filename, "pytorch_model.bin"] if filename == "model.safetensors" else [filename]
+    address = f"{repo_id}/{filename}" + (f"@{revision}" if revision else "")
+    try:
+        for name in names:
+            try:
+                path = huggingface_hub.hf_hub_download(repo_id, name, revision=revision, local_files_only=True)
+            except utils.EntryNotFoundError:  # the one of local files too
+                continue
+            if not _differs(path):
+                return path
+            _log.warning(f"{path} has the sha256 {_differs(path)}, not the one of its name: it is downloaded anew")
+            _remove(path)
+        for name in names:
+            try:  # asked for by itself: hf_hub_download does not say why it cannot reach the hub, and tries for long
+                huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo_id, name, revision=revision))
+            except utils.EntryNotFoundError:
+                if name != names[-1]:
+                    continue
+                raise
+            except utils.HfHubHTTPError as error:
+                if error.response.status_code < 500:
+                    raise
+            path = huggingface_hub.hf_hub_download(repo_id, name, revision=revision)
+            found, wanted = _differs(path), os.path.basename(os.path.realpath(path))
+            if found:
+                _remove(path)
+                raise Broken(f"what came has the sha256 {found}, not {wanted}, which the hub names; it is removed")
+            break
+        return path
+    except Exception as error:  # of the hub, and of its HTTP client, which is another one in each major version
+        raise UserError(
+            f"checkpoint {address!r} of {huggingface_hub.constants.ENDPOINT} cannot be downloaded: {_hub_reason(error, names)}", "download"
+        ) from error
+
+
+def _differs(path: str) -> str:
+    """The sha256 of a file in the hub's cache, if it is not the one that it is named by there; small files have another kind of name."""
+    name = os.path.basename(os.path.realpath(path))
+    found = digest(path) if len(name) == 64 else name
+    return found if found != name else ""
+
+
+def _remove(path: str) -> None:
+    for each in {os.path.realpath(path), path}:
+        os.remove(each)
+
+
+def _hub_reason(error: BaseException, names: list[str]) -> str:
+    from huggingface_hub import constants, utils
+
+    if isinstance(error, utils.OfflineModeIsEnabled):
+        return f"HF_HUB_OFFLINE is set, and the file is not in {constants.HF_HUB_CACHE!r}"
+    if isinstance(error, utils.GatedRepoError):
+        return "its owners ask for an agreement first (HTTP 403): accept it on its page, then log in with HF_TOKEN or `hf auth login`"
+    if isinstance(error, utils.RepositoryNotFoundError):
+        return "there is no such repository, or it is private and wants HF_TOKEN or `hf auth login`"
+    if isinstance(error, utils.RevisionNotFoundError):
+        return "the repository has no such revision"
+    if isinstance(error, utils.LocalEntryNotFoundError) and error.__cause__:  # what was the matter on the way to the hub
+        return _hub_reason(error.__cause__, names)
+    if isinstance(error, utils.EntryNotFoundError):
+        return f"the repository has no {' and no '.join(names)}"
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status:
+        return f"HTTP {status} {http.client.responses.get(status, '')}" + (
+            ": HF_TOKEN is missing or not accepted" if status in (401, 403) else ""
+        )
+    cause: BaseException | None = error
+    while cause and not isinstance(cause, (socket.gaierror, ConnectionError, TimeoutError, ssl.SSLError)):
+        cause = cause.__cause__ or cause.__context__
+    return reason(cause or error, constants.HF_HUB_DOWNLOAD_TIMEOUT)[0]
