@@ -100,15 +100,6 @@ def test_every_network_has_a_list_of_sources():
     }  # fmt: skip
 
 
-def test_no_config_begins_with_a_dead_address():
-    """By default; those whose only source is gone name the network, for a file of the user's own."""
-    for name in zoo.list_configs():
-        address = zoo.get_config(name).MODEL.WEIGHTS
-        assert not address.startswith("http"), name
-        if address and not name.startswith("reproduce/"):  # where a row without a file names that of the user's own
-            assert weights.releases(weights.parsed(address)[0]), name
-
-
 @pytest.mark.parametrize(
     "address, name, wanted",
     [

@@ -1,6 +1,5 @@
 """Downloading weights: whole and of the right hash, or not at all."""
 
-import hashlib
 import http.client
 import logging
 import os
@@ -16,6 +15,7 @@ from iopath.common.file_io import file_lock, get_cache_dir
 from tqdm import tqdm
 
 from ..errors import UserError
+from ..files import sha256 as digest
 from .reading import HEURISTICS
 
 TIMEOUT = 30.0  # seconds that a server may take to accept a connection, and between two bytes
@@ -83,15 +83,6 @@ def reason(error: BaseException, timeout: float = 0) -> tuple[str, bool]:
     if isinstance(error, (ConnectionError, http.client.HTTPException, ssl.SSLError)):
         return f"the connection broke ({text or name})", True
     return text or name, False
-
-
-def digest(path: str) -> str:
-    """The sha256 of a file, in hex."""
-    found = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            found.update(block)
-    return found.hexdigest()
 
 
 def fetch(url: str, path_manager: Any, sha256: str = "") -> str:
