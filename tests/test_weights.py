@@ -9,7 +9,7 @@ import pytest
 import timm
 import torch
 import torchvision
-from conftest import few_digits, fill
+from conftest import few_digits, fill, load_record
 from detectron2.data.detection_utils import read_image
 from PIL import Image
 from safetensors.torch import save
@@ -20,6 +20,7 @@ from backbones import UserError, registry, zoo
 from backbones.checkpoint import GatedCheckpointer, read_checkpoint
 from backbones.engine import open_config
 from backbones.tools import train
+from backbones.tools import zoo as zoo_tool
 from backbones.zoo import weights
 
 FREE = ("Apache-2.0", "MIT", "BSD-3-Clause")
@@ -44,7 +45,7 @@ def pth(content):
     return buffer.getvalue()
 
 
-def put(server, name, spec, content, **behaviour):
+def put(server, name, spec, content, **behaviour):  # noqa: F811
     """Serves a state dict as that release of a network."""
     release = next(release for release in weights.releases(name) if release.spec == spec)
     if release.hub:
@@ -176,7 +177,7 @@ def by_library(spec, photo):
         transform = timm.data.create_transform(
             (3, 224, 160), mean=about["mean"], std=about["std"], interpolation=about["interpolation"], crop_pct=1.0
         )
-        features = lambda image: net.forward_intermediates(image, intermediates_only=True)[-4:]  # noqa: E731
+        features = lambda image: net.forward_intermediates(image, intermediates_only=True)[-4:]
     else:
         name, which = own.split(".")
         about = torchvision.models.get_model_weights(name)[which].transforms()
@@ -184,7 +185,7 @@ def by_library(spec, photo):
         transform = torchvision.transforms.Compose([torchvision.transforms.ToTensor(), torchvision.transforms.Normalize(about.mean, about.std)])
         nodes = [f"trunk_output.block{i}" for i in (1, 2, 3, 4)] if "regnet" in name else [f"features.{i}" for i in (3, 6, 13, 17)]
         extractor = torchvision.models.feature_extraction.create_feature_extractor(net, nodes)
-        features = lambda image: list(extractor(image).values())  # noqa: E731
+        features = lambda image: list(extractor(image).values())
     content = {key: value.clone() for key, value in net.state_dict().items()}
     image = transform(Image.open(photo).convert("RGB"))[None].double()
     with torch.no_grad():
@@ -193,7 +194,7 @@ def by_library(spec, photo):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", LIBRARIES)
+@pytest.mark.parametrize("case", [pytest.param(case, marks=pytest.mark.whole) if "another" in case else case for case in LIBRARIES])
 def test_a_config_gets_the_librarys_features(case, server, photo, any_hash, caplog):  # noqa: F811
     """From nothing, by the config as it stands: the same picture gives the features of the library's own network and transform."""
     caplog.set_level(logging.INFO, "backbones")
@@ -271,7 +272,7 @@ def test_restricted_licences_are_named_and_wait_for_consent(server):  # noqa: F8
 
 def test_a_source_that_is_gone_can_be_named(server, any_hash, caplog):  # noqa: F811
     """The file of vovnet-detectron2, as its authors released it, expects other images."""
-    record = json.load(open(os.path.join(os.path.dirname(__file__), "data", "vovnet", "V-19-slim-dw.json")))
+    record = load_record("vovnet", "V-19-slim-dw.json")
     spec = "vovnet-detectron2:vovnet19_ese_slim_dw_detectron2"
     put(server, "V-19-slim-dw-eSE", spec, {key: fill(key, shape) for key, shape in record["state_dict"]})
     address, images, _ = weights.follow(f"backbones://V-19-slim-dw-eSE@{spec}")
@@ -391,3 +392,33 @@ def test_from_nothing_to_a_run(server, tmp_path, any_hash, capsys):  # noqa: F81
     final = ["MODEL.WEIGHTS", os.path.join(output, "model_final.pth")]
     train.command_line(["--config-file", "faster_rcnn_V_19_dw_FPNLite_3x.yaml", "--eval-only", *data[4:], *common, *final])
     assert "as the weights say" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_published_row_from_its_address_to_its_figures(server, tmp_path, any_hash, capsys):  # noqa: F811
+    """A detector of MMDetection's: a file of another hash is refused, the right one converted; evaluation needs nothing else."""
+    from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+
+    record = load_record("detectors", "faster-rcnn_regnetx-3.2GF_fpn_1x.json")
+    content = {"state_dict": {key: fill(key, shape) for key, shape in record["keys"]}}
+    name = "COCO-Detection/faster_rcnn_RegNetX_3.2GF_FPN_1x"
+    url = weights.releases(name)[0].url
+    server.put(url.partition("://")[2], pth(content))
+    with pytest.raises(UserError, match="126fd9bf"):
+        zoo_tool.download("faster_rcnn_RegNetX_3.2GF_FPN_1x")
+    any_hash(name, content)
+    path = zoo_tool.download("faster_rcnn_RegNetX_3.2GF_FPN_1x")
+    assert read_checkpoint(path)["provenance"]["licence"] == "Apache-2.0"
+    categories = [{"id": row["id"], "name": row["name"]} for row in COCO_CATEGORIES if row["isthing"]]
+    Image.new("RGB", (96, 64), (90, 120, 60)).save(tmp_path / "one.png")
+    image = {"id": 1, "file_name": "one.png", "width": 96, "height": 64}
+    truth = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 30, 30], "area": 900, "iscrowd": 0}
+    (tmp_path / "val.json").write_text(json.dumps({"images": [image], "annotations": [truth], "categories": categories}))
+    train.command_line(
+        ["--config-file", "reproduce/faster_rcnn_RegNetX_3.2GF_FPN_1x.yaml", "--eval-only", "--val", str(tmp_path / "val.json")]
+        + ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", "64", "OUTPUT_DIR", str(tmp_path / "run"), "TEST.EXPECTED_RESULTS", "[]"]
+        + ["DATALOADER.NUM_WORKERS", "0"]
+    )
+    said = capsys.readouterr().out
+    assert "bbox" in said and "| backbone | " in said
+    assert server.asked[url.partition("://")[2]] == 2  # once with each hash
