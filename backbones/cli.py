@@ -18,7 +18,7 @@ VERBS = {
     "plot": ("backbones.tools.plot:main", "plot the curves of trainings"),
     "analyze": ("backbones.tools.analyze:main", "count parameters and operations"),
     "benchmark": ("backbones.tools.benchmark:main", "measure speed and memory"),
-    "zoo": ("backbones.tools.zoo:main", "list, show and download configs and weights"),
+    "zoo": ("backbones.tools.zoo:main", "list, show, download and check configs and weights"),
     "search": ("backbones.search.zero_shot:main", "search a network for a budget, without training any"),
     "search-paths": ("backbones.search.one_shot:main", "search the paths of a trained supernet"),
 }

@@ -24,7 +24,7 @@ class File:
 
     ``status`` is answered always, those of ``first`` once each. ``ends`` is the byte at which the connection is closed, ``stalls`` the byte
     after which nothing comes, both for the first so many ``times`` it is asked for. ``pause`` is of a dribble, in seconds before each
-    ``CHUNK``. ``to`` redirects, with ``code``. ``careless`` servers look at Range, but not at If-Range.
+    ``CHUNK``. ``to`` redirects, with ``code``. ``careless`` servers look at Range, but not at If-Range; ``silent`` ones never answer.
     """
 
     data: bytes = b""
@@ -36,6 +36,7 @@ class File:
     pause: float = 0
     ranges: bool = True
     careless: bool = False
+    silent: bool = False
     version: bool = True
     head: bool = True  # whether HEAD is answered
     to: str = ""
@@ -97,6 +98,10 @@ class _Handler(BaseHTTPRequestHandler):
         file = server.files.get(path)
         if file is None:
             return self._missing(path)
+        if file.silent:
+            server.over.wait(60)
+            self.close_connection = True
+            return
         if self.command == "HEAD" and not file.head:
             return self._end(405)
         status = file.first.pop(0) if file.first else file.status

@@ -7,7 +7,9 @@ import socket
 import ssl
 import time
 import urllib.request
-from typing import Any
+from email.message import Message
+from functools import partial
+from typing import Any, Callable, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 
@@ -23,6 +25,7 @@ TRIES = 4
 PAUSE = 1.0  # seconds before the second try, doubled before each one after it
 _LARGE = 8 << 20  # bytes from which on a terminal shows progress
 _log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 class Broken(OSError):
@@ -85,6 +88,23 @@ def reason(error: BaseException, timeout: float = 0) -> tuple[str, bool]:
     return text or name, False
 
 
+def patiently(call: Callable[[], T], what: str = "", explain: Callable[[Exception], tuple[str, bool]] = reason) -> T:
+    """The result of a request, tried again where that may help; each time is logged if ``what`` names it. ``explain`` is as `reason`."""
+    for tried in range(1, TRIES + 1):
+        try:
+            return call()
+        except Exception as error:
+            why, again = explain(error)
+            if not again or tried == TRIES:
+                raise
+            asked = error.headers.get("Retry-After", "") if isinstance(error, HTTPError) else ""
+            pause = min(float(asked), TIMEOUT) if asked.isdigit() else PAUSE * 2 ** (tried - 1)
+            if what:
+                _log.warning(f"{what}: {why}. Trying again in {pause:g} s ({tried} of {TRIES - 1})")
+            time.sleep(pause)
+    raise AssertionError
+
+
 def fetch(url: str, path_manager: Any, sha256: str = "") -> str:
     """Downloads a file into detectron2's cache, once, and returns its path.
 
@@ -136,25 +156,14 @@ def _fetch(url: str, sha256: str) -> str:
 
 
 def _download(url: str, path: str, sha256: str) -> None:
-    partial, tag = path + ".partial", path + ".partial.tag"
-    for tried in range(1, TRIES + 1):
-        try:
-            _receive(url, partial, tag)
-            break
-        except Exception as error:
-            why, again = reason(error)
-            if not again or tried == TRIES:
-                raise
-            asked = error.headers.get("Retry-After", "") if isinstance(error, HTTPError) else ""
-            pause = min(float(asked), TIMEOUT) if asked.isdigit() else PAUSE * 2 ** (tried - 1)
-            _log.warning(f"{url}: {why}. Trying again in {pause:g} s ({tried} of {TRIES - 1})")
-            time.sleep(pause)
-    found = digest(partial)
-    with open(partial, "rb") as file:
+    begun, tag = path + ".partial", path + ".partial.tag"
+    patiently(lambda: _receive(url, begun, tag), url)
+    found = digest(begun)
+    with open(begun, "rb") as file:
         page = file.read(512).lstrip()[:1] == b"<"
     if found.startswith(sha256) and not page:
-        os.replace(partial, path)
-    for left in (partial, tag):
+        os.replace(begun, path)
+    for left in (begun, tag):
         if os.path.exists(left):
             os.remove(left)
     if page:
@@ -164,11 +173,11 @@ def _download(url: str, path: str, sha256: str) -> None:
     _log.info(f"downloaded {url} to {path} ({os.path.getsize(path) / 1e6:.1f} MB, sha256 {'checked' if sha256 else 'not known beforehand'})")
 
 
-def _receive(url: str, partial: str, tag: str) -> None:
-    """Brings ``partial`` to its end. The file ``tag`` says which version of the server's file it is the beginning of."""
+def _receive(url: str, begun: str, tag: str) -> None:
+    """Brings ``begun`` to its end. The file ``tag`` says which version of the server's file it is the beginning of."""
     have, version = 0, ""
-    if os.path.isfile(partial) and os.path.isfile(tag):
-        have = os.path.getsize(partial)
+    if os.path.isfile(begun) and os.path.isfile(tag):
+        have = os.path.getsize(begun)
         with open(tag, encoding="latin1") as file:
             version = file.read()
     headers = {"Range": f"bytes={have}-", "If-Range": version} if have and version else {}
@@ -179,21 +188,22 @@ def _receive(url: str, partial: str, tag: str) -> None:
             raise
         response = request(url, {})
     with response:
-        goes_on = response.headers.get("Content-Range", "").startswith(f"bytes {have}-") and _version(response) == version
-        if response.status == 206 and not goes_on:
+        part = response.status == 206
+        goes_on = part and _version(response) == version and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        if part and not goes_on:  # another file, or another part of it, than was asked for
             response.close()
-            response = request(url, {})  # another file, or another part of it, than was asked for
-        if response.status == 206:
+            response = request(url, {})
+        if goes_on:
             _log.info(f"{url}: going on from byte {have}")
         else:
             have = 0
-            if os.path.exists(partial):
-                os.remove(partial)
+            if os.path.exists(begun):
+                os.remove(begun)
             with open(tag, "w", encoding="latin1") as file:
                 file.write(_version(response))
         length = response.headers.get("Content-Length")
         total = have + int(length) if length else None
-        with response, open(partial, "ab") as file, _progress(url, have, total) as bar:
+        with response, open(begun, "ab") as file, _progress(url, have, total) as bar:
             while (total is None or have < total) and (block := response.read1(1 << 18)):  # read1: what is there, so that a stall is seen
                 file.write(block)
                 have += len(block)
@@ -224,42 +234,45 @@ def fetch_hub(repo_id: str, filename: str = "model.safetensors", revision: str |
     A repository without ``model.safetensors`` is asked for its ``pytorch_model.bin``. Raises UserError if the file cannot be had, or has
     another sha256 than the hub says.
     """
-    import huggingface_hub
-    from huggingface_hub import utils
+    from huggingface_hub import constants, hf_hub_download, utils
 
-    names = [filename, "pytorch_model.bin"] if filename == "model.safetensors" else [filename]
-    address = f"{repo_id}/{filename}" + (f"@{revision}" if revision else "")
     try:
-        for name in names:
+        for name in _names(filename):
             try:
-                path = huggingface_hub.hf_hub_download(repo_id, name, revision=revision, local_files_only=True)
+                path = hf_hub_download(repo_id, name, revision=revision, local_files_only=True)
             except utils.EntryNotFoundError:  # the one of local files too
                 continue
             if not _differs(path):
                 return path
             _log.warning(f"{path} has the sha256 {_differs(path)}, not the one of its name: it is downloaded anew")
             _remove(path)
-        for name in names:
-            try:  # asked for by itself: hf_hub_download does not say why it cannot reach the hub, and tries for long
-                huggingface_hub.get_hf_file_metadata(huggingface_hub.hf_hub_url(repo_id, name, revision=revision))
-            except utils.EntryNotFoundError:
-                if name != names[-1]:
-                    continue
-                raise
-            except utils.HfHubHTTPError as error:
-                if error.response.status_code < 500:
-                    raise
-            path = huggingface_hub.hf_hub_download(repo_id, name, revision=revision)
-            found, wanted = _differs(path), os.path.basename(os.path.realpath(path))
-            if found:
-                _remove(path)
-                raise Broken(f"what came has the sha256 {found}, not {wanted}, which the hub names; it is removed")
-            break
+        # asked by itself first: hf_hub_download does not say why it cannot reach the hub, and tries for long
+        path = hf_hub_download(repo_id, ask_hub(repo_id, filename, revision)[0], revision=revision)
+        found, wanted = _differs(path), os.path.basename(os.path.realpath(path))
+        if found:
+            _remove(path)
+            raise Broken(f"what came has the sha256 {found}, not {wanted}, which the hub names; it is removed")
         return path
     except Exception as error:  # of the hub, and of its HTTP client, which is another one in each major version
-        raise UserError(
-            f"checkpoint {address!r} of {huggingface_hub.constants.ENDPOINT} cannot be downloaded: {_hub_reason(error, names)}", "download"
-        ) from error
+        what = f"{repo_id}/{filename}" + (f"@{revision}" if revision else "")
+        raise UserError(f"checkpoint {what!r} of {constants.ENDPOINT} cannot be downloaded: {hub_reason(error)[0]}", "download") from error
+
+
+def ask_hub(repo_id: str, filename: str = "model.safetensors", revision: str | None = None, timeout: float = 0) -> tuple[str, Any]:
+    """(name, size and sha256 as ``HfFileMetadata``) of a file as `fetch_hub` would take it. Raises what the hub's client does."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url, utils
+
+    for name in _names(filename):
+        url = hf_hub_url(repo_id, name, revision=revision)
+        try:
+            return name, patiently(partial(get_hf_file_metadata, url, timeout=timeout or constants.HF_HUB_ETAG_TIMEOUT), explain=hub_reason)
+        except utils.EntryNotFoundError:
+            pass
+    raise Broken(f"the repository has no {' and no '.join(_names(filename))}")
+
+
+def _names(filename: str) -> list[str]:
+    return [filename, "pytorch_model.bin"] if filename == "model.safetensors" else [filename]
 
 
 def _differs(path: str) -> str:
@@ -274,27 +287,25 @@ def _remove(path: str) -> None:
         os.remove(each)
 
 
-def _hub_reason(error: BaseException, names: list[str]) -> str:
+def hub_reason(error: BaseException, timeout: float = 0) -> tuple[str, bool]:
+    """`reason`, of what huggingface_hub raises."""
     from huggingface_hub import constants, utils
 
     if isinstance(error, utils.OfflineModeIsEnabled):
-        return f"HF_HUB_OFFLINE is set, and the file is not in {constants.HF_HUB_CACHE!r}"
+        return f"HF_HUB_OFFLINE is set, and the file is not in {constants.HF_HUB_CACHE!r}", False
     if isinstance(error, utils.GatedRepoError):
-        return "its owners ask for an agreement first (HTTP 403): accept it on its page, then log in with HF_TOKEN or `hf auth login`"
+        return "its owners ask for an agreement first (HTTP 403): accept it on its page, then log in with HF_TOKEN or `hf auth login`", False
     if isinstance(error, utils.RepositoryNotFoundError):
-        return "there is no such repository, or it is private and wants HF_TOKEN or `hf auth login`"
+        return "there is no such repository, or it is private and wants HF_TOKEN or `hf auth login`", False
     if isinstance(error, utils.RevisionNotFoundError):
-        return "the repository has no such revision"
+        return "the repository has no such revision", False
     if isinstance(error, utils.LocalEntryNotFoundError) and error.__cause__:  # what was the matter on the way to the hub
-        return _hub_reason(error.__cause__, names)
-    if isinstance(error, utils.EntryNotFoundError):
-        return f"the repository has no {' and no '.join(names)}"
+        return hub_reason(error.__cause__, timeout)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status:
-        return f"HTTP {status} {http.client.responses.get(status, '')}" + (
-            ": HF_TOKEN is missing or not accepted" if status in (401, 403) else ""
-        )
+        said, again = reason(HTTPError("", status, "", Message(), None))
+        return f"{said}: HF_TOKEN is missing or not accepted" if status in (401, 403) else said, again
     cause: BaseException | None = error
     while cause and not isinstance(cause, (socket.gaierror, ConnectionError, TimeoutError, ssl.SSLError)):
         cause = cause.__cause__ or cause.__context__
-    return reason(cause or error, constants.HF_HUB_DOWNLOAD_TIMEOUT)[0]
+    return reason(cause or error, timeout or constants.HF_HUB_DOWNLOAD_TIMEOUT)

@@ -3,10 +3,15 @@
 backbones zoo list "*mask*V_39*"
 python -m backbones.tools.zoo show faster_rcnn_V_39_FPN_3x.yaml
 python -m backbones.tools.zoo download RegNetX-3.2GF
+python -m backbones.tools.zoo check "RegNet*"
 """
 
+import dataclasses
 import fnmatch
+import json
 import os
+import sys
+from collections import Counter
 from typing import Any
 
 from tabulate import tabulate
@@ -14,7 +19,7 @@ from tabulate import tabulate
 from .. import registry, zoo
 from ..engine import open_config
 from ..errors import UserError
-from ..zoo import weights
+from ..zoo import checking, weights
 from . import parser_of, program, run
 
 # what evaluators call the figures
@@ -107,20 +112,65 @@ def download(name: str) -> str:
     return weights.find(weights.PREFIX + os.path.splitext(zoo.published(name)["config"])[0])[0]
 
 
+def check(pattern: str, jobs: int = 8, timeout: float = 10) -> list[dict[str, Any]]:
+    """Asks each address of what matches the pattern, as `checking.check` does: a row of each release, ``gone`` if it was known to be."""
+    releases = checking.addresses(entries(pattern))
+    if not releases:
+        raise UserError(f"no released weights match {pattern!r}. Everything: backbones zoo check")
+    answers = checking.check(releases, jobs, timeout)
+    rows = []
+    for release in releases:
+        row = {"name": release.name, "source": release.spec, "address": release.place, **dataclasses.asdict(answers[release.place])}
+        row.update(sha256=row["sha256"] or release.sha256, gone=bool(release.gone))
+        rows.append(row)
+    return rows
+
+
+def check_table(rows: list[dict[str, Any]]) -> str:
+    cells = []
+    for row in rows:
+        state = f"{row['state']}, as was known" if row["state"] == "dead" and row["gone"] else row["state"]
+        about = f"to {row['to']}" if row["to"] else row["why"]
+        size = "" if row["size"] is None else f"{row['size'] / 1e6:.1f} MB"
+        cells.append((row["name"], row["source"], f"{state}: {about}" if about else state, size, row["sha256"][:12] or "not known"))
+    counts = Counter(row["state"] for row in {row["address"]: row for row in rows}.values())
+    summary = ", ".join(f"{counts[state]} {state}" for state in checking.STATES if counts[state])
+    table = tabulate(cells, ("name", "source", "state", "size", "sha256"), "pipe", disable_numparse=True)
+    return f"{table}\n\n{counts.total()} addresses: {summary}"
+
+
+def _check(args: Any) -> None:
+    if args.jobs < 1 or not 0 < args.timeout < float("inf"):
+        raise UserError(f"--jobs {args.jobs} --timeout {args.timeout:g}: both must be positive", key="--jobs" if args.jobs < 1 else "--timeout")
+    rows = check(args.name, args.jobs, args.timeout)
+    print(json.dumps(rows, indent=1) if args.json else check_table(rows))
+    sys.exit(any(row["state"] == "dead" and not row["gone"] for row in rows))
+
+
 def main() -> None:
     parser = parser_of(program("zoo"), __doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command, action, text, about in (
-        ("list", list_entries, "configs and networks, with published figures", "a part of the name, or a shell pattern (default: all)"),
-        ("show", show, "what is known of a config or network", "a config or network that `list` lists"),
-        ("download", download, "fetch released weights, print where they are", "a config or network that `list` lists"),
+    for command, action, text in (
+        ("list", lambda args: print(list_entries(args.name)), "configs and networks, with published figures"),
+        ("show", lambda args: print(show(args.name)), "what is known of a config or network"),
+        ("download", lambda args: print(download(args.name)), "fetch released weights, print where they are"),
+        (
+            "check",
+            _check,
+            "ask each address of released weights whether its file is there; exit code 1 if one is not, and was not known to be gone",
+        ),
     ):
-        one = commands.add_parser(command, help=text)
-        optional: dict[str, Any] = {"nargs": "?", "default": "*", "metavar": "PATTERN"} if command == "list" else {"metavar": "NAME"}
-        one.add_argument("name", help=about, **optional)
+        one = commands.add_parser(command, help=text, description=text)
+        if command in ("list", "check"):
+            one.add_argument("name", nargs="?", default="*", metavar="PATTERN", help="a part of the name, or a shell pattern (default: all)")
+        else:
+            one.add_argument("name", metavar="NAME", help="a config or network that `list` lists")
         one.set_defaults(action=action)
+    one.add_argument("--json", action="store_true", help="print JSON")
+    one.add_argument("--jobs", type=int, default=8, metavar="N", help="addresses asked at a time (default: 8)")
+    one.add_argument("--timeout", type=float, default=10, metavar="S", help="seconds that a server may take to answer (default: 10)")
     args = parser.parse_args()
-    print(args.action(args.name))
+    args.action(args)
 
 
 if __name__ == "__main__":
