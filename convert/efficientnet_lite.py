@@ -14,7 +14,6 @@ from backbones import registry
 from backbones.checkpoint import read_checkpoint
 from backbones.errors import UserError
 from backbones.files import sha256
-from backbones.timm import images
 
 from .core import Converted, Network, Preprocessing, Source, compare, tensors, under_bottom_up
 
@@ -41,8 +40,7 @@ def _timms_network() -> tuple[Network, str]:
 
 def convert(contents: dict[str, Any]) -> Converted:
     """The package's file as ours, in RGB as it is, proved. Raises UserError for another file, without timm, or where the proof fails."""
-    ours, about = registry.create(NETWORK), images(NETWORK)
-    reference, library = _timms_network()
+    ours, (reference, library) = registry.create(NETWORK), _timms_network()
     given, expected = tensors(contents, "the file"), reference.module.state_dict()
     if [value.shape for value in given.values()] != [value.shape for value in expected.values()]:
         raise UserError(f"the file is not of {PACKAGE}: it does not hold {NETWORK}'s {len(expected)} tensors in their order", "misfit-weights")
@@ -58,7 +56,7 @@ def convert(contents: dict[str, Any]) -> Converted:
         "channel_order": "RGB, as in the source",
         "taken": f"the file, which is one state dict; left out: {outside} tensors of the classifier",
     }
-    return Converted(under_bottom_up(model), Preprocessing(about["format"], tuple(about["pixel_mean"]), tuple(about["pixel_std"])), provenance)
+    return Converted(under_bottom_up(model), SOURCE.preprocessing(NETWORK), provenance)
 
 
 def convert_installed() -> Converted:
