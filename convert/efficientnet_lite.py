@@ -6,8 +6,9 @@ timm's file of this network, RGB with mean and deviation 127.5: their first norm
 
 import importlib.util
 import os
-from typing import Any
+from typing import Any, Mapping
 
+import torch
 from torch import Tensor
 
 from backbones import registry
@@ -38,11 +39,16 @@ def _timms_network() -> tuple[Network, str]:
     return Network(module, lambda image: module.forward_intermediates(image, intermediates_only=True)[-4:]), f"timm {timm.__version__}"
 
 
+def _looks(weights: Mapping[str, Tensor]) -> list[tuple[str, torch.Size]]:
+    """What both sides call alike, in order: (weight, running_mean, ..., shape) of each tensor."""
+    return [(key.rpartition(".")[2], value.shape) for key, value in weights.items()]
+
+
 def convert(contents: dict[str, Any]) -> Converted:
     """The package's file as ours, in RGB as it is, proved. Raises UserError for another file, without timm, or where the proof fails."""
     ours, (reference, library) = registry.create(NETWORK), _timms_network()
     given, expected = tensors(contents, "the file"), reference.module.state_dict()
-    if [value.shape for value in given.values()] != [value.shape for value in expected.values()]:
+    if _looks(given) != _looks(expected):
         raise UserError(f"the file is not of {PACKAGE}: it does not hold {NETWORK}'s {len(expected)} tensors in their order", "misfit-weights")
     weights: dict[str, Tensor] = dict(zip(expected, given.values()))
     model = registry.translate(NETWORK, weights)
