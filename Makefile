@@ -8,6 +8,7 @@
 # make benchmark    trains every config of configs/quickstart and records what they reach, for model_zoo.md (half an hour on 2 cores)
 # make search-demo  DetNAS on digits: supernet, search, what it finds trained (under 20 minutes on 2 cores)
 # make search-proof after it: what the search found beside random networks of the same cost, each trained alike (an hour on 2 cores)
+# make transfer     EfficientNet-Lite0 with ImageNet's weights beside from scratch, on digits (about 40 minutes on one core)
 # STACK=current|compiled|auto chooses what .venv is made of, see requirements/setup.sh. PYTHON=/path/to/python uses an environment that
 # has detectron2 already, and sets nothing up.
 
@@ -25,7 +26,7 @@ ifneq ($(filter-out auto $(built),$(STACK)),)
 endif
 endif
 
-.PHONY: help setup quickstart test test-all lint check resume-proof fuzz benchmark search-demo search-proof lock clean
+.PHONY: help setup quickstart test test-all lint check resume-proof fuzz benchmark search-demo search-proof transfer lock clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -68,6 +69,10 @@ search-proof: $(ready)
 	$(PYTHON) -m backbones.search.rank_correlation --config-file digits/detnas_supernet_digits.yaml --paths 8 \
 		--subnet output/detnas/search/best_subnet.yaml --pretrain digits/detnas_subnet_classes_digits.yaml --train digits/detnas_subnet_digits.yaml \
 		--json backbones/zoo/one_shot.json MODEL.WEIGHTS output/detnas/supernet/model_final.pth MODEL.DEVICE cpu OUTPUT_DIR output/detnas/rank
+	$(PYTHON) -m backbones.tools.zoo_table
+
+transfer: $(ready)
+	OMP_NUM_THREADS=1 $(PYTHON) -m backbones.tools.transfer
 	$(PYTHON) -m backbones.tools.zoo_table
 
 # new locks after a change of requirements/*.in; needs uv

