@@ -375,8 +375,8 @@ def test_from_nothing_to_a_run(server, tmp_path, any_hash, capsys):  # noqa: F81
     served(server, name, [spec])
     output = str(tmp_path / "run")
     common = [
-        "MODEL.DEVICE", "cpu", "OUTPUT_DIR", output, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64", "DATALOADER.NUM_WORKERS", "0",
-        "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "MODEL.RPN.POST_NMS_TOPK_TEST", "20",
+        "MODEL.DEVICE", "cpu", "OUTPUT_DIR", output, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
+        "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "MODEL.RPN.POST_NMS_TOPK_TEST", "20",
     ]  # fmt: skip
     made = few_digits(tmp_path, {"train": 4, "val": 2})
     data = [item for split, (file, folder) in made.items() for item in (f"--{split}", file, f"--{split}-images", folder)]

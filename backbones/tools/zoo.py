@@ -44,18 +44,46 @@ def entries(pattern: str) -> list[str]:
     return [name for name in dict.fromkeys(names) if fnmatch.fnmatchcase(name, pattern)]
 
 
+def _releases(name: str) -> list[weights.Release]:
+    """The weights of a network, or of the detector of a config."""
+    known = {} if registry.is_network(name) else zoo.published(name)
+    return weights.releases(known["config"] if known else name) if registry.is_network(name) or "checkpoint" in known else []
+
+
+def _seen(release: weights.Release) -> str:
+    """Whether the file was there when it was last asked for."""
+    last = checking.last_seen(release.place)
+    return f"{last[0]} {last[1][:10]}" if last else "gone" if release.gone else "not checked"
+
+
 def list_entries(pattern: str) -> str:
     rows = []
     for name in entries(pattern):
         network = registry.is_network(name)
         known = {} if network else zoo.published(name)
-        released = bool(weights.released(name)) if network else "checkpoint" in known and not weights.releases(name)[0].gone
-        ours = network or name in zoo.list_configs(python=True)
+        releases = _releases(name)
+        first = next((release for release in releases if not (release.gone or release.restricted)), releases[0] if releases else None)
         figures = ", ".join(f"{kind} {value}" for kind, value in known.get("published_ap", {}).items())
-        rows.append((name, "network" if network else "ours" if ours else "detectron2's", figures, "yes" if released else ""))
+        if first:
+            figures = f"top-1 {first.top1:.1f}" if network and first.top1 else figures
+            where = f"{first.spec}, and {len(releases) - 1} more" if len(releases) > 1 else first.spec
+        cells = (where, first.licence.partition(",")[0], _seen(first)) if first else ("", "", "")
+        rows.append((name, "network" if network else "ours" if name in zoo.list_configs(python=True) else "detectron2's", figures, *cells))
     if not rows:
         raise UserError(f"nothing in the zoo matches {pattern!r}. Everything: backbones zoo list")
-    return tabulate(rows, ("name", "what", "published AP", "weights"), "pipe", disable_numparse=True)
+    return tabulate(rows, ("name", "what", "published", "weights", "licence", "last seen"), "pipe", disable_numparse=True)
+
+
+def _lines(releases: list[weights.Release]) -> list[str]:
+    lines = []
+    for release in releases:
+        figure = "" if release.top1 is None else f", top-1 {release.top1:.1f} %"
+        lines += [f"  {release.address}", f"    {release.licence}{figure}; {release.place}; {_seen(release)}"]
+        images = release.preprocessing
+        if images:
+            lines += [f"    expects {images['format']} images, mean {images['pixel_mean']}, deviation {images['pixel_std']}"]
+        lines += [f"    not taken unless it is named: {why}" for why in filter(None, (release.gone, release.restricted))]
+    return lines
 
 
 def show(name: str) -> str:
@@ -63,22 +91,29 @@ def show(name: str) -> str:
     if registry.is_network(name):
         return _show_network(name)
     path, known = zoo.get_config_file(name), zoo.published(name)
-    settings = open_config(name).settings
-    expected = settings.TEST.EXPECTED_RESULTS
-    if expected and not known:
-        return f"{path}\nexpects: {expected}\nverify:\n  backbones train --config-file {name} --eval-only --num-gpus 8"
+    settings, releases = open_config(name).settings, _releases(name)
     lines = [path]
     if known:
         about = known["about"]
         figures = ", ".join(f"{kind} {value}" for kind, value in known["published_ap"].items())
         lines += [f"published: {figures} ({about['published_ap']})", f"source: {about['url']}, {about['version']}"]
         lines += [f"licence of the weights: {about['licence']}", *([f"remark: {known['note']}"] if "note" in known else [])]
-    if "checkpoint" in known:
-        converted = f", converted by `backbones convert {known['about']['converter']}`" if "converter" in known["about"] else ""
-        lines += [f"weights: {known['checkpoint']}{converted}", "verify the row:", f"  {verification(name)}"]
-    else:
-        lines += [f"backbone's weights: {settings.MODEL.WEIGHTS or 'none, trained from scratch'}"]
-    lines += ["train:", f"  backbones train --config-file {name} --num-gpus 8"]
+    if releases:
+        lines += ["weights of the detector:", *_lines(releases)]
+    elif known:
+        lines += [
+            f"weights of the detector: none that can be downloaded; a file of yours is found as {weights.PREFIX}{weights.stem(known['config'])}"
+        ]
+    if settings.TEST.EXPECTED_RESULTS:
+        lines += ["verify the row:", f"  backbones train --config-file {name} --eval-only --num-gpus 8"]
+    elif releases:
+        lines += ["verify the row:", f"  {verification(name)}"]
+    address = settings.MODEL.WEIGHTS
+    if not settings.TEST.EXPECTED_RESULTS:
+        lines += [f"training begins with: {address or 'nothing, from scratch'}"]
+        own = weights.parsed(address) if address else None
+        lines += _lines(weights.releases(own[0])) if own else []
+        lines += ["train:", f"  backbones train --config-file {name} --num-gpus 8"]
     return "\n".join(lines)
 
 
@@ -96,10 +131,7 @@ def _show_network(name: str) -> str:
     if local:
         lines += [f"weights here: {local}"]
     lines += [f"weights, in the order in which MODEL.WEIGHTS {weights.PREFIX}{name} tries them:"] if releases else ["no weights: from scratch"]
-    for release in releases:
-        figure = "" if release.top1 is None else f", top-1 {release.top1:.1f} %"
-        lines += [f"  {release.address}", f"    {release.licence}{figure}, {release.place}"]
-        lines += [f"    not taken unless it is named: {why}" for why in filter(None, (release.gone, release.restricted))]
+    lines += _lines(releases)
     command = f"backbones train --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --backbone {name} --num-gpus 8"
     return "\n".join([*lines, "in any config:", f"  {command}"])
 

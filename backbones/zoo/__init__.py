@@ -111,7 +111,9 @@ def published(name: str) -> dict[str, Any]:
     """
     path = get_config_file(name)
     relative = [os.path.relpath(path, root) for root in (config_root(), _detectron2_root()) if root]
-    return next((weights.models()[name] for name in relative if name in weights.models()), {})
+    flat = os.path.basename(path)  # of configs/reproduce, whose files repeat the names of the rows
+    same = [config for config in weights.models() if relative[0] == os.path.join("reproduce", flat) and os.path.basename(config) == flat]
+    return next((weights.models()[name] for name in (*relative, *same) if name in weights.models()), {})
 
 
 def get_checkpoint_url(name: str) -> str:

@@ -49,6 +49,7 @@ class Release:
     overrides: tuple[str, ...] = ()  # KEY, VALUE, ... that the network's structure needs
     restricted: str = ""  # what the licence forbids
     gone: str = ""  # why it cannot be downloaded
+    package: str = ""  # module of `convert` that reads it from an installed package
     converter: str = ""  # the source of `convert`; "" where the file is loaded as it is
 
     @property
@@ -63,7 +64,7 @@ class Release:
     @property
     def place(self) -> str:
         """Where its file is."""
-        return self.url or f"hub:{self.hub}"
+        return self.url or (f"hub:{self.hub}" if self.hub else f"package:{self.source}")
 
 
 def folder() -> str:
@@ -97,13 +98,13 @@ def models() -> dict[str, dict[str, Any]]:
     return {row["config"]: {**row, "about": rows["sources"][row["source"]]} for row in rows["models"] if "config" in row}
 
 
-def _stem(path: str) -> str:
+def stem(path: str) -> str:
     return os.path.splitext(path)[0]
 
 
 def _detector(name: str) -> list[Release]:
     wanted = name.removesuffix(".yaml")
-    rows = [(_stem(config), row) for config, row in models().items() if "checkpoint" in row]
+    rows = [(stem(config), row) for config, row in models().items() if "checkpoint" in row]
     # by its file name alone too, which of several data sets means COCO's
     rows = [pair for pair in rows if wanted in (pair[0], os.path.basename(pair[0]))]
     for whole, row in sorted(rows, key=lambda pair: (pair[0] != wanted, not pair[0].startswith("COCO-")))[:1]:
@@ -120,16 +121,21 @@ def _detector(name: str) -> list[Release]:
 
 def _of_library(name: str) -> list[Release]:
     """What a network's own library has for it, in the form that the library has it."""
-    row = registry.family_of(name).pretrained(name)
+    row, found = registry.family_of(name).pretrained(name), []
+    own = data()["packages"].get(name.partition(".")[0])
+    if own:
+        images = data()["sources"][own["source"]]["preprocessing"]
+        found = [Release(name, own["source"], own["id"], own["source"], own["licence"], images, package=own["package"])]
     if row is None:
-        return []
+        return found
     source, own = row["name"].split("/", 1)
     places = {key: row[key] for key in ("hub", "url") if key in row}
     licence = _LICENCES.get(row.get("licence", "").lower(), row.get("licence", "not stated"))
     return [
         Release(
             row["name"], source, own, data()["sources"][source]["title"], licence, row["preprocessing"], **places, restricted=forbids(licence)
-        )
+        ),
+        *found,
     ]
 
 
@@ -244,7 +250,7 @@ def _candidates(name: str, wanted: str, accepted: Collection[str]) -> tuple[list
         raise unknown(
             f"weights, neither released nor in {folder()!r}",
             name,
-            [*there, *data()["weights"], *map(_stem, models())],
+            [*there, *data()["weights"], *map(stem, models())],
             "MODEL.WEIGHTS",
             "missing-weights",
         )
@@ -286,7 +292,7 @@ def _converted(release: Release) -> str:
     kept = _kept(release)
     if os.path.isfile(kept):
         return kept
-    path = fetch(release.url, PathManager, release.sha256) if release.url else fetch_hub(release.hub)
+    path = "" if release.package else fetch(release.url, PathManager, release.sha256) if release.url else fetch_hub(release.hub)
     if not release.converter and not release.preprocessing:
         return path
     command, core = (importlib.import_module(f"backbones.convert.{name}") for name in ("__main__", "core"))  # which need this module
@@ -294,7 +300,9 @@ def _converted(release: Release) -> str:
     os.makedirs(os.path.dirname(kept), exist_ok=True)
     with file_lock(kept):  # one process converts, the others wait and find it
         if not os.path.isfile(kept):
-            if release.converter:
+            if release.package:
+                result = importlib.import_module(f"backbones.convert.{release.package}").convert_installed()
+            elif release.converter:
                 name = ["--name", release.name] if release.name in data()["weights"] else []
                 result = command.convert(command.argument_parser().parse_args([release.converter, path, kept, *name]))
             else:
