@@ -163,3 +163,24 @@ def serve() -> Iterator[Server]:
         server.over.set()
         server._server.shutdown()
         server._server.server_close()
+
+
+def everywhere(server: Server, monkeypatch, cache) -> None:
+    """Puts the server in the place of every host and of the hub, for this process, with an empty ``cache`` and without long waits."""
+    from huggingface_hub import constants
+
+    from backbones.checkpoint import fetching
+
+    monkeypatch.setenv("BACKBONES_MIRROR", server.url + "/")
+    monkeypatch.setenv("FVCORE_CACHE", str(cache))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr(fetching, "PAUSE", 0.01)
+    monkeypatch.setattr(fetching, "TIMEOUT", 0.3)
+    for name, value in {
+        "ENDPOINT": server.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(cache / "hub"),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DOWNLOAD_TIMEOUT": 0.3,
+    }.items():
+        monkeypatch.setattr(constants, name, value)

@@ -8,10 +8,10 @@ import time
 import pytest
 from conftest import ROOT, warm
 from detectron2.utils.file_io import PathManager
-from stand_in import CHUNK, serve
+from stand_in import CHUNK, everywhere, serve
 
 from backbones import UserError
-from backbones.checkpoint import fetch, fetch_hub, fetching
+from backbones.checkpoint import fetch, fetch_hub
 
 DATA = hashlib.shake_256(b"weights").digest(40 * CHUNK)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -27,24 +27,8 @@ def shared():
 
 @pytest.fixture
 def server(shared, tmp_path, monkeypatch):
-    """The stand-in as everybody's mirror and hub, an empty cache, and no long waits."""
-    from huggingface_hub import constants
-
     shared.files.clear(), shared.asked.clear(), shared.log.clear()
-    monkeypatch.setenv("BACKBONES_MIRROR", shared.url + "/")
-    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
-    monkeypatch.setattr(fetching, "PAUSE", 0.01)
-    monkeypatch.setattr(fetching, "TIMEOUT", 0.3)
-    template = "{}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-    for name, value in {
-        "ENDPOINT": shared.url,
-        "HUGGINGFACE_CO_URL_TEMPLATE": template.format(shared.url),
-        "HF_HUB_CACHE": str(tmp_path / "hub"),
-        "HF_HUB_OFFLINE": False,
-        "HF_HUB_DOWNLOAD_TIMEOUT": 0.3,
-    }.items():
-        monkeypatch.setattr(constants, name, value)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
+    everywhere(shared, monkeypatch, tmp_path)
     return shared
 
 
@@ -109,7 +93,7 @@ def test_what_cannot_be_had(server, tmp_path, behaviour, said, asked):
     """One line with the reason; four tries at most, one where another cannot help; nothing that counts stays behind."""
     server.put(NAME, **{"data": DATA, **behaviour})
     message = refused(URL, PathManager, "" if said.startswith("a web") else SHA256[:8])
-    assert said in message and f"asked as {server.url}/{NAME}" in message
+    assert said in message and f"downloaded from {server.url}" in message
     assert asked is None or server.asked[NAME] == asked
     assert "x.pth" not in cached(tmp_path)
     server.put(NAME, DATA)
@@ -195,6 +179,15 @@ def test_a_damaged_file_in_the_cache(server, tmp_path, caplog):
     server.files.clear()
     refused(URL, PathManager, SHA256)
     assert cached(tmp_path) == []
+
+
+def test_detectron2s_own_addresses(server, tmp_path):
+    """They are fetched alike, and kept where detectron2 looks for them, with or without what detectron2's parsers add."""
+    server.put("dl.fbaipublicfiles.com/detectron2/A/B/x.pkl", DATA, ends=3 * CHUNK, times=1)
+    for url in ("detectron2://A/B/x.pkl", "detectron2://A/B/x.pkl?matching_heuristics=True"):
+        assert fetch(url, PathManager, SHA256) == str(tmp_path / "detectron2" / "A" / "B" / "x.pkl")
+    assert PathManager.get_local_path("detectron2://A/B/x.pkl") == str(tmp_path / "detectron2" / "A" / "B" / "x.pkl")
+    assert server.ranges("dl.fbaipublicfiles.com/detectron2/A/B/x.pkl") == ["", f"bytes={3 * CHUNK}-"]
 
 
 def test_files_that_are_not_fetched_have_hashes_too(tmp_path):
@@ -336,12 +329,17 @@ def test_hub_without_network(server, monkeypatch):
 
 
 def test_the_hubs_variables(server, tmp_path):
-    """HF_ENDPOINT, HF_HOME and HF_TOKEN, in a process of its own, which reads them as people set them."""
-    server.put_hub(REPO, {"model.safetensors": DATA})
+    """HF_ENDPOINT, HF_HOME and HF_TOKEN, in processes of their own, which read them as people set them; the first one is killed half-way."""
+    server.put_hub(REPO, {"model.safetensors": DATA}, stalls=3 * CHUNK, times=1)
     env = {**os.environ, "PYTHONPATH": ROOT, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": "hf_mine"}
+    env.pop("HF_HUB_CACHE", None)
     script = tmp_path / "hub_it.py"
     script.write_text(f"from backbones.checkpoint import fetch_hub\nprint(fetch_hub({REPO!r}))")
-    done = warm(script, env={k: v for k, v in env.items() if k != "HF_HUB_CACHE"})
+    pid = warm.start(script, env=env)
+    wait_for(lambda: any(path.is_file() for path in (tmp_path / "home").rglob("*.incomplete")))
+    os.kill(pid, signal.SIGKILL)
+    assert warm.wait() == -signal.SIGKILL
+    done = warm(script, env=env)
     assert done.returncode == 0, done.stderr
     path = done.stdout.strip()
     assert path.startswith(str(tmp_path / "home")) and content(path) == DATA

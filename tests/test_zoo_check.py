@@ -4,10 +4,9 @@ import hashlib
 import json
 
 import pytest
-from stand_in import serve
+from stand_in import everywhere, serve
 
 from backbones import UserError
-from backbones.checkpoint import fetching
 from backbones.tools import zoo as tool
 from backbones.zoo import checking, weights
 
@@ -18,15 +17,8 @@ DATA = b"weights" * 100
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    from huggingface_hub import constants
-
     with serve() as server:
-        monkeypatch.setenv("BACKBONES_MIRROR", server.url)
-        monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(fetching, "PAUSE", 0.01)
+        everywhere(server, monkeypatch, tmp_path)
         yield server
 
 

@@ -24,6 +24,7 @@ TIMEOUT = 30.0  # seconds that a server may take to accept a connection, and bet
 TRIES = 4
 PAUSE = 1.0  # seconds before the second try, doubled before each one after it
 _LARGE = 8 << 20  # bytes from which on a terminal shows progress
+_DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"  # what detectron2:// stands for
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -112,16 +113,19 @@ def fetch(url: str, path_manager: Any, sha256: str = "") -> str:
     (``?dl=1``), which detectron2 would drop. BACKBONES_MIRROR names another server, see `mirrored`.
 
     Args:
-        path_manager: detectron2's, for addresses that are not http(s).
+        path_manager: detectron2's, for addresses that are neither http(s) nor detectron2's own.
         sha256: the file's, or how it begins, in hex. A file in the cache that differs is downloaded anew.
 
     Raises UserError if the file cannot be had, ends early, is a web page, or has another hash.
     """
     bare, _, query = url.partition("?")
     try:
-        if url.startswith(("http://", "https://")):
-            return _fetch(bare if query == HEURISTICS else url, sha256.lower())
-        path: str = path_manager.get_local_path(bare)
+        path = place(url)
+        if path:
+            asked = bare if query == HEURISTICS else url
+            _fetch(asked.replace("detectron2://", _DETECTRON2), path, sha256.lower())
+            return path
+        path = str(path_manager.get_local_path(bare))
         if not os.path.isfile(path):
             raise Broken("no such file, or no such kind of address")
         if sha256 and not digest(path).startswith(sha256.lower()):
@@ -130,13 +134,20 @@ def fetch(url: str, path_manager: Any, sha256: str = "") -> str:
     except UserError:
         raise
     except Exception as error:  # each of iopath's handlers has its own
-        via = f" (asked as {mirrored(url)})" if url.startswith("http") and mirrored(url) != url else ""
+        mirror = os.getenv("BACKBONES_MIRROR") if place(url) else ""
+        via = f" from {mirror}" if mirror else ""
         raise UserError(f"checkpoint {url!r} cannot be downloaded{via}: {reason(error)[0]}", "download") from error
 
 
-def _fetch(url: str, sha256: str) -> str:
+def place(url: str) -> str:
+    """Where `fetch` keeps the file of an address, which need not be there yet; "" for addresses that are others' to fetch."""
     parsed = urlparse(url)
-    path = os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/"))
+    if parsed.scheme == "detectron2":  # where detectron2 has it from this one
+        return os.path.join(get_cache_dir(), "detectron2", parsed.netloc, parsed.path.lstrip("/"))
+    return os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/")) if parsed.scheme in ("http", "https") else ""
+
+
+def _fetch(url: str, path: str, sha256: str) -> None:
     if not os.path.basename(path):
         raise Broken("the address names no file")
 
@@ -144,7 +155,7 @@ def _fetch(url: str, sha256: str) -> str:
         return os.path.isfile(path) and (not sha256 or digest(path).startswith(sha256))
 
     if there():  # without a lock: a file has its name only once it is whole, and the cache of a cluster may be read-only
-        return path
+        return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with file_lock(path):  # one process downloads, the others wait and find it
         if not there():
@@ -152,7 +163,6 @@ def _fetch(url: str, sha256: str) -> str:
                 _log.warning(f"{path} has the sha256 {digest(path)}, not {sha256}: it is downloaded anew")
                 os.remove(path)
             _download(url, path, sha256)
-    return path
 
 
 def _download(url: str, path: str, sha256: str) -> None:

@@ -2,12 +2,11 @@
 
 import os
 from typing import Iterator
-from urllib.parse import urlparse
 
-from iopath.common.file_io import get_cache_dir
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer
+from ..checkpoint.fetching import place
 from ..errors import Finding, UserError
 from ..zoo import weights as named_weights
 from .examination import Examination, note, warning
@@ -54,7 +53,4 @@ def is_here(path: str) -> bool:
         return True
     if named_weights.parsed(path):
         return named_weights.is_here(path)
-    if path.startswith("detectron2://"):
-        path = "https://dl.fbaipublicfiles.com/detectron2/" + path[len("detectron2://") :]
-    parsed = urlparse(path)
-    return os.path.isfile(os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/")))
+    return os.path.isfile(place(path))
