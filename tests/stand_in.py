@@ -175,7 +175,8 @@ def everywhere(server: Server, monkeypatch, cache) -> None:
     monkeypatch.setenv("FVCORE_CACHE", str(cache))
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr(fetching, "PAUSE", 0.01)
-    monkeypatch.setattr(fetching, "TIMEOUT", 0.3)
+    monkeypatch.setattr(fetching, "TIMEOUT", 0.5)
+    monkeypatch.setattr(fetching, "TRIES", 3)
     for name, value in {
         "ENDPOINT": server.url,
         "HUGGINGFACE_CO_URL_TEMPLATE": server.url + "/{repo_id}/resolve/{revision}/{filename}",

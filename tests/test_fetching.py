@@ -11,7 +11,7 @@ from detectron2.utils.file_io import PathManager
 from stand_in import CHUNK, everywhere, serve
 
 from backbones import UserError
-from backbones.checkpoint import fetch, fetch_hub
+from backbones.checkpoint import fetch, fetch_hub, fetching
 
 DATA = hashlib.shake_256(b"weights").digest(40 * CHUNK)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -79,18 +79,18 @@ def test_redirects(server, code):
         ({"status": 403}, "HTTP 403 Forbidden", 1),
         ({"status": 404}, "HTTP 404 Not Found", 1),
         ({"status": 410}, "HTTP 410 Gone", 1),
-        ({"status": 503}, "HTTP 503 Service Unavailable", 4),
+        ({"status": 503}, "HTTP 503 Service Unavailable", 3),
         ({"to": f"/{NAME}"}, "HTTP 302 Found", None),
-        ({"ends": 0, "ranges": False}, f"the server ended at 0 of {len(DATA)} bytes", 4),
-        ({"ends": 3 * CHUNK, "ranges": False}, f"the server ended at {3 * CHUNK} of {len(DATA)} bytes", 4),
-        ({"stalls": CHUNK, "ranges": False}, "timed out: nothing came for 0.3 s", 4),
+        ({"ends": 0, "ranges": False}, f"the server ended at 0 of {len(DATA)} bytes", 3),
+        ({"ends": 3 * CHUNK, "ranges": False}, f"the server ended at {3 * CHUNK} of {len(DATA)} bytes", 3),
+        ({"stalls": CHUNK, "ranges": False}, "timed out: nothing came for 0.5 s", 3),
         ({"data": b""}, "an empty file", 1),
         ({"data": b"\n<!DOCTYPE html>" + DATA}, "a web page in its place", 1),
         ({"data": DATA[:-1] + b"?"}, f"not {SHA256[:8]}", 1),
     ],
 )
 def test_what_cannot_be_had(server, tmp_path, behaviour, said, asked):
-    """One line with the reason; four tries at most, one where another cannot help; nothing that counts stays behind."""
+    """One line with the reason; three tries at most, one where another cannot help; nothing that counts stays behind."""
     server.put(NAME, **{"data": DATA, **behaviour})
     message = refused(URL, PathManager, "" if said.startswith("a web") else SHA256[:8])
     assert said in message and f"downloaded from {server.url}" in message
@@ -115,22 +115,24 @@ def test_no_network(server, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "behaviour, asked", [({"first": [500, 503]}, 3), ({"first": [429], "headers": {"Retry-After": "0"}}, 2), ({"pause": 0.015}, 1)]
+    "behaviour, asked", [({"first": [500, 503]}, 3), ({"first": [429], "headers": {"Retry-After": "0"}}, 2), ({"pause": 0.03}, 1)]
 )
-def test_what_passes(server, behaviour, asked):
+def test_what_passes(server, behaviour, asked, monkeypatch):
     """The last takes longer, all in all, than a server may between two bytes."""
+    monkeypatch.setattr(fetching, "TIMEOUT", 1)
     server.put(NAME, DATA, **behaviour)
     assert content(fetch(URL, PathManager, SHA256)) == DATA
     assert server.asked[NAME] == asked
 
 
 @pytest.mark.parametrize("how", ["ends", "stalls"])
-def test_a_broken_download_goes_on(server, how):
+def test_a_broken_download_goes_on(server, how, monkeypatch):
     """Within one call, and after one that gave up; the server is asked for the rest alone."""
     server.put(NAME, DATA, **{how: 3 * CHUNK}, times=1)
     assert content(fetch(URL, PathManager, SHA256)) == DATA
     assert server.ranges(NAME) == ["", f"bytes={3 * CHUNK}-"]
     other = NAME.replace("x.pth", "y.pth")
+    monkeypatch.setattr(fetching, "TRIES", 1)
     server.put(other, DATA, **{how: 5 * CHUNK})
     refused("https://" + other, PathManager, SHA256)
     server.put(other, DATA)
@@ -233,7 +235,8 @@ def test_a_killed_download_goes_on(server, tmp_path, script):
     assert server.ranges(NAME) == ["", f"bytes={have}-"]
 
 
-def test_two_processes_download_once(server, tmp_path, script):
+def test_two_processes_download_once(server, tmp_path, script, monkeypatch):
+    monkeypatch.setattr(fetching, "TIMEOUT", 30)
     server.put(NAME, DATA, pause=0.01)
     out = tmp_path / "out.txt"
     out.touch()

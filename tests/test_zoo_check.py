@@ -52,7 +52,7 @@ def test_every_address_has_a_release():
         ({"first": [503, 429]}, "alive", "", ["HEAD"] * 3),
         ({"status": 404}, "dead", "HTTP 404 Not Found", ["HEAD"]),
         ({"status": 403}, "dead", "HTTP 403 Forbidden", ["HEAD", "GET"]),
-        ({"status": 500}, "dead", "HTTP 500 Internal Server Error", ["HEAD"] * 4),
+        ({"status": 500}, "dead", "HTTP 500 Internal Server Error", ["HEAD"] * 3),
         ({"headers": {"Content-Type": "text/html; charset=utf-8"}}, "dead", "a web page in its place", ["HEAD"]),
     ],
 )
