@@ -1,7 +1,7 @@
 """The data: every annotation, a sample of the images, and whether anchors meet the boxes."""
 
 import importlib.util
-from typing import Iterator, Sequence
+from typing import Iterator
 
 import numpy as np
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
@@ -13,6 +13,7 @@ from ..data.inspection import copies, inspect
 from ..data.sources import Use, sources
 from ..errors import Finding
 from ..evaluation.coco import evaluate
+from ..recipe.rules import unmatched
 from .examination import Examination, note, warning
 
 
@@ -92,19 +93,3 @@ def _anchors(examination: Examination) -> Iterator[Finding]:
     spread = f"boxes are {low:.0f} to {high:.0f} pixels (the middle nine tenths, median {middle:.0f}) as the network sees them"
     advice = "set the anchors' sizes and aspect ratios after them, or resize otherwise" if missed.mean() > 0.05 else ""
     yield (warning if missed.mean() > 0.2 else note)(f"{said}; {spread}", advice)
-
-
-def unmatched(boxes: np.ndarray, anchors: Sequence[np.ndarray], strides: Sequence[int], offset: float, threshold: float = 0.5) -> np.ndarray:
-    """Which boxes (N, 4) x0, y0, x1, y1 no anchor meets with at least that IoU, (N,) bool; ``anchors`` (A, 4) of each level lie around 0, 0."""
-    best = np.zeros(len(boxes))
-    centers, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    for cell, stride in zip(anchors, strides):
-        # of the anchors of one form, the one whose centre is nearest overlaps most
-        place = centers / stride - offset
-        distance = np.abs(place - np.maximum(np.round(place), 0)) * stride
-        for x0, y0, x1, y1 in np.asarray(cell, float):
-            own = np.array([x1 - x0, y1 - y0])
-            overlap = np.minimum(sides / 2, distance + own / 2) - np.maximum(-sides / 2, distance - own / 2)
-            inter = overlap.clip(min=0).prod(1)
-            best = np.maximum(best, inter / (sides.prod(1) + own.prod() - inter))
-    return best < threshold

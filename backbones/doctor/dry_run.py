@@ -42,7 +42,7 @@ def dry_run(examination: Examination) -> Iterator[Finding]:
             front = _small_run(examination, folder, stack)
             batch = front.settings.SOLVER.IMS_PER_BATCH
             stage = "training"
-            times, losses = _train(front, resume=False)
+            times, losses = train_some(front, resume=False)
             if torch.device(front.settings.MODEL.DEVICE).type == "cuda":
                 yield note(f"the peak of memory on the GPU was {size_in_words(torch.cuda.max_memory_allocated())}")
             yield note(f"2 steps of {batch} images: losses {', '.join(f'{v:.3g}' for v in losses)}")
@@ -52,7 +52,7 @@ def dry_run(examination: Examination) -> Iterator[Finding]:
                 yield _evaluate(examination, front, final, stack)
             stage = "resuming"
             front.set("SOLVER.MAX_ITER", 3)
-            more, losses = _train(front, resume=True)
+            more, losses = train_some(front, resume=True)
             yield note(f"saved {size_in_words(os.path.getsize(final))}, resumed and trained one step more: loss {losses[-1]:.3g}")
             yield _hours(examination, batch, min(times + more))
         except torch.cuda.OutOfMemoryError:
@@ -80,7 +80,7 @@ def _small_run(examination: Examination, folder: str, stack: contextlib.ExitStac
     )
 
 
-def _train(front: Front, resume: bool) -> tuple[list[float], list[float]]:
+def train_some(front: Front, resume: bool) -> tuple[list[float], list[float]]:
     """(seconds, total loss) of each step. Raises FloatingPointError where a loss is not finite."""
     seed_all_rng(max(front.settings.SEED, 0))
     watch = _Watch()

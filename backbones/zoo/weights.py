@@ -11,7 +11,7 @@ where their licence is accepted or their source is named, and never else.
 
 import dataclasses
 import functools
-import importlib
+import importlib.util
 import logging
 import os
 import re
@@ -198,13 +198,20 @@ def parsed(address: str) -> tuple[str, str] | None:
     raise unknown(f"weights of {scheme}", rest, ids, "MODEL.WEIGHTS", "missing-weights")
 
 
+def here(release: Release) -> bool:
+    """Whether a release needs no download."""
+    if release.package:
+        return importlib.util.find_spec(release.source.replace("-", "_")) is not None
+    return os.path.isfile(_kept(release))
+
+
 def is_here(address: str) -> bool:
     """Whether weights by an address of ours need no download, or cannot be downloaded."""
     name, wanted = parsed(address) or ("", "")
     if not wanted and local(name):
         return True
     candidates = _candidates(name, wanted, ())[0]
-    return not candidates or os.path.isfile(_kept(candidates[0]))
+    return not candidates or here(candidates[0])
 
 
 def find(address: str, accepted: Collection[str] = ()) -> tuple[str, Release | None]:

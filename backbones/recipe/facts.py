@@ -1,0 +1,99 @@
+"""What rules go by: numbers of the data."""
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from ..data.dataset import Dataset
+from ..data.image_files import evenly
+
+_SAMPLED = 5000  # objects whose masks are looked at
+# a mask that fills so much of its box is the box
+RECTANGLE = 0.98
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Numbers of the data to train on, and how much there is to evaluate on. Sizes are in pixels of the files."""
+
+    images: int
+    short: np.ndarray  # the shorter side of each image (N,)
+    long: np.ndarray
+    boxes: np.ndarray  # width and height of each object (M, 2), crowds left out
+    shorter: np.ndarray  # the shorter side of each object's image (M,)
+    counts: dict[str, int]  # objects of each class
+    shares: dict[str, float]  # of each class, the part of the images that have it
+    empty: int  # images without objects
+    per_image: np.ndarray  # objects of each image that has some
+    masks: float  # the part of the objects with a mask that is no rectangle
+    rectangles: float  # with a mask that is one
+    keypoints: float  # with a visible keypoint
+    keypoint_names: tuple[str, ...]
+    tested: int  # images to evaluate on
+
+    @property
+    def objects(self) -> int:
+        return len(self.boxes)
+
+    def sides(self, short: float, most: float = np.inf) -> np.ndarray:
+        """The square roots of the boxes' areas once images are resized to a shorter side of ``short``."""
+        return np.sqrt(self.boxes.prod(1)) * short / self.shorter
+
+
+def facts_of(training: Sequence[Dataset], testing: Sequence[Dataset]) -> Facts:
+    """Of data sets as `data.reader.read` gives them."""
+    images = [image for data in training for image in data.images]
+    sides = np.array([(min(i["width"], i["height"]), max(i["width"], i["height"])) for i in images], float).reshape(-1, 2)
+    boxes, shorter, numbers, names, per_class = [], [], [], [], []
+    kinds = np.zeros(3)
+    looked = 0
+    for index, data in enumerate(training):
+        size = {image["id"]: min(image["width"], image["height"]) for image in data.images}
+        objects = [a for a in data.annotations if not a["iscrowd"]]
+        boxes += [a["bbox"][2:] for a in objects]
+        shorter += [size[a["image_id"]] for a in objects]
+        numbers += [(index, a["image_id"]) for a in objects]
+        per_class += [data.classes[data.class_of[a["category_id"]]] for a in objects]
+        names = names or data.keypoint_names
+        for a in evenly(objects, _SAMPLED):
+            looked += 1
+            kinds[0 if _is_rectangle(a) else 1] += bool(a.get("segmentation"))
+            kinds[2] += any(a.get("keypoints", [])[2::3])
+    counts = {name: 0 for data in training for name in data.classes}
+    for name in per_class:
+        counts[name] += 1
+    having = {name: len({place for place, own in zip(numbers, per_class) if own == name}) for name in counts}
+    _, per_image = np.unique(np.array([hash(place) for place in numbers]), return_counts=True)
+    rectangles, masks, keypoints = (kinds / max(looked, 1)).tolist()
+    return Facts(
+        images=len(images),
+        short=sides[:, 0],
+        long=sides[:, 1],
+        boxes=np.array(boxes, float).reshape(-1, 2),
+        shorter=np.array(shorter, float),
+        counts=counts,
+        shares={name: count / max(len(images), 1) for name, count in having.items()},
+        empty=len(images) - len(per_image),
+        per_image=per_image,
+        masks=masks,
+        rectangles=rectangles,
+        keypoints=keypoints,
+        keypoint_names=tuple(names),
+        tested=sum(len(data.images) for data in testing if data.labelled),
+    )
+
+
+def _is_rectangle(annotation: dict) -> bool:
+    mask, (width, height) = annotation.get("segmentation"), annotation["bbox"][2:]
+    if isinstance(mask, dict):
+        area = float(mask_util.area(mask if isinstance(mask["counts"], (str, bytes)) else mask_util.frPyObjects(mask, *mask["size"])))
+    else:
+        area = sum(_shoelace(np.array(polygon, float).reshape(-1, 2)) for polygon in mask or ())
+    return area >= RECTANGLE * width * height
+
+
+def _shoelace(points: np.ndarray) -> float:
+    x, y = points.T
+    return float(abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2)

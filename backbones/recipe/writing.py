@@ -1,0 +1,43 @@
+"""The recipe as a YAML that needs no other file: each line says why it is there."""
+
+from typing import Any, Iterator, Mapping
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from ..config import add_backbones_config, flat
+from .rules import Choice
+
+_OTHERS = "of this project's recipe for COCO"
+
+
+def text(cfg: CfgNode, choices: Mapping[str, Choice], head: str) -> str:
+    """``head`` as comments, then every key that is chosen or differs from the defaults, with its reason behind it."""
+    defaults = get_cfg()
+    add_backbones_config(defaults)
+    usual = flat(defaults)
+    values = {key: value for key, value in flat(cfg).items() if key in choices or usual.get(key) != value}
+    tree: dict[str, Any] = {}
+    for key, value in values.items():
+        *path, leaf = key.split(".")
+        node = tree
+        for part in path:
+            node = node.setdefault(part, {})
+        node[leaf] = (value, choices[key].reason if key in choices else _OTHERS)
+    tree["VERSION"] = (2, "of the config's format")
+    return "\n".join([*(f"# {line}".rstrip() for line in head.splitlines()), *_lines(tree, "")]) + "\n"
+
+
+def _lines(node: Mapping[str, Any], indent: str) -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from _lines(value, indent + "  ")
+        else:
+            yield f"{indent}{key}: {_scalar(value[0])}  # {' '.join(value[1].split())}"
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f'"{value!r}"' if value else '"()"'
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...").strip()

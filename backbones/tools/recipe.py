@@ -1,0 +1,77 @@
+"""Works a config out from your data, this machine and the time there is: every line of it says why it is as it is.
+
+backbones recipe --train train.json --val val.json --minutes 60 --output my.yaml
+backbones train --config-file my.yaml
+
+`backbones train --auto --train train.json --val val.json` does both.
+"""
+
+import argparse
+import os
+import re
+
+import torch
+
+from ..config import add_data_arguments, check_device, check_output_file
+from ..errors import UserError
+from ..files import write_whole
+from . import parser_of, program, run
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a recipe goes by, beside the data."""
+    group = parser.add_argument_group("what a recipe goes by")
+    text = "what to learn (default: what the annotations have)"
+    group.add_argument("--task", default="auto", choices=("auto", "boxes", "masks", "keypoints"), help=text)
+    group.add_argument("--minutes", type=float, default=60.0, metavar="M", help="time for the training (default: %(default)g)")
+    group.add_argument("--iterations", type=int, metavar="N", help="length of the training, in the place of --minutes")
+    text = "longest time that inference may take for an image on this device, such as 30ms"
+    group.add_argument("--latency", type=_seconds, default=0.0, metavar="MS", help=text)
+    group.add_argument("--from-scratch", action="store_true", help="begin with random weights even where there are others")
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s)?", text)
+    if not match or not float(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r}: a time such as 30ms is wanted")
+    return float(match[1]) * (1 if match[2] == "s" else 0.001)
+
+
+def design(args: argparse.Namespace, output: str, say=print) -> None:
+    """Works a recipe out and writes it to ``output``. Raises UserError."""
+    from ..recipe.design import Design
+    from ..recipe.writing import text
+
+    if not args.train_json:
+        raise UserError("--train is missing: a recipe follows from the data to train on", "missing-argument", "--train")
+    for flag, value in (("--minutes", args.minutes), ("--iterations", args.iterations)):
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"{flag} {value:g}: it must be positive", "value", flag)
+    if not args.val_json and not args.val_split:
+        args.val_split = 0.2
+        say("--val is missing: a fifth of the images is held out to evaluate on (--val-split 0.2)")
+    work = Design(args, say)
+    recipe = work.run()
+    command = f"backbones train --config-file {output}"
+    head = f"Worked out by `backbones recipe`; train with:\n  {command}\nEach line says why it is as it is. Change what you like."
+    write_whole(output, text(recipe.cfg, work.choices, head))
+
+
+def main() -> None:
+    parser = parser_of(program("recipe"), __doc__)
+    add_data_arguments(parser)
+    add_recipe_arguments(parser)
+    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="how many GPUs will train (default: %(default)s)")
+    parser.add_argument("--device", default="", help="what will train (default: a GPU where there is one)")
+    parser.add_argument("--output", required=True, metavar="FILE", help="the config to write")
+    args = parser.parse_args()
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    check_device(args.device, "--device", "{} {}")
+    check_output_file(args.output, "--output")
+    args.output_dir = os.path.join("output", os.path.splitext(os.path.basename(args.output))[0])
+    design(args, args.output)
+    print(f"{args.output}: train with `backbones train --config-file {args.output}`")
+
+
+if __name__ == "__main__":
+    run(main)
