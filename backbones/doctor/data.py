@@ -6,13 +6,15 @@ from typing import Iterator
 import numpy as np
 from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
-from ..config import architecture
+from ..config import architecture, get, learns
 from ..data.dataset import Dataset
 from ..data.image_files import evenly
 from ..data.inspection import copies, inspect
 from ..data.sources import Use, sources
 from ..errors import Finding
 from ..evaluation.coco import evaluate
+from ..recipe import rules
+from ..recipe.facts import facts_of
 from ..recipe.rules import unmatched
 from .examination import Examination, note, warning
 
@@ -49,6 +51,34 @@ def data(examination: Examination) -> Iterator[Finding]:
         if source.testing and front.knows(key) and most > limit:
             yield warning(f"{source.name}: an image has {most} objects, {front.name(key)} is {limit}", f"set it to {most}")
     yield from _anchors(examination)
+    yield from _by_the_rules(examination)
+
+
+def _by_the_rules(examination: Examination) -> Iterator[Finding]:
+    """Where the config is far from what `backbones recipe` would make of the data."""
+    cfg, front, solver = examination.cfg, examination.front, examination.cfg.SOLVER
+    sound = [looked for looked in examination.data if not looked.error()]
+    training, testing = [d for d in sound if d.source.training], [d for d in sound if d.source.testing]
+    if not training or learns(cfg, "class"):
+        return
+    facts = facts_of(training, testing)
+    seen, wanted = solver.MAX_ITER * solver.IMS_PER_BATCH / max(facts.images, 1), rules.passes(facts.images)
+    key = front.name("SOLVER.MAX_ITER")
+    if seen > 3 * wanted:
+        count = max(round(wanted * facts.images / solver.IMS_PER_BATCH), 100)
+        said = f"{key} {solver.MAX_ITER} is {seen:,.0f} passes over {facts.images} images: after some {wanted:.0f} they are known by heart"
+        yield warning(said, f"set it to {count}, and where the rate falls with it; or take `backbones recipe`")
+    elif seen < 1:
+        yield warning(f"{key} {solver.MAX_ITER} is {seen:.2f} passes over {facts.images} images: not all are seen")
+    if not facts.objects:
+        return
+    size, reason = rules.image_size(facts, 8 if architecture(cfg).dense else 4)
+    own = cfg.INPUT.MIN_SIZE_TEST
+    if front.knows("INPUT.MIN_SIZE_TEST") and own and not 0.6 <= own / size <= 1.7:
+        yield warning(f"{front.name('INPUT.MIN_SIZE_TEST')} {own}, where {size} would follow from the objects: {reason}", f"set it to {size}")
+    for choice in rules.sampling(facts):
+        if front.knows(choice.key) and choice.key != "DATALOADER.REPEAT_THRESHOLD" and get(cfg, choice.key) != choice.value:
+            yield note(f"{front.name(choice.key)} {get(cfg, choice.key)}: {choice.reason}", f"set it to {choice.value}")
 
 
 def _truth(looked: Dataset, most: int = 50_000) -> Iterator[Finding]:
@@ -92,4 +122,8 @@ def _anchors(examination: Examination) -> Iterator[Finding]:
     said = f"{missed.mean():.1%} of the training boxes meet no anchor with IoU 0.5"
     spread = f"boxes are {low:.0f} to {high:.0f} pixels (the middle nine tenths, median {middle:.0f}) as the network sees them"
     advice = "set the anchors' sizes and aspect ratios after them, or resize otherwise" if missed.mean() > 0.05 else ""
+    training = [looked for looked in examination.data if looked.source.training and not looked.error()]
+    if advice and training and examination.front.knows("MODEL.ANCHOR_GENERATOR.SIZES"):
+        fitted = rules.anchors(facts_of(training, []), examination.cfg, examination.cfg.INPUT.MIN_SIZE_TEST or 800)
+        advice = "; ".join(f"set {choice.key} {choice.value} ({choice.reason})" for choice in fitted)
     yield (warning if missed.mean() > 0.2 else note)(f"{said}; {spread}", advice)

@@ -8,6 +8,7 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
 from detectron2.data import transforms as T
+from detectron2.modeling.roi_heads.keypoint_head import KRCNNConvDeconvUpsampleHead
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer
@@ -21,6 +22,16 @@ from .fit import Fit
 from .hooks import draw_predictions, validation_losses
 from .job import Job
 from .tracking import tracker_findings
+
+
+def arranged(model: nn.Module, memory_format: str) -> nn.Module:
+    """``model`` in MODEL.MEMORY_FORMAT."""
+    if memory_format != "channels_last":
+        return model
+    for module in model.modules():
+        if isinstance(module, KRCNNConvDeconvUpsampleHead):  # whose loss needs the other order
+            module.score_lowres.register_forward_hook(lambda module, inputs, output: output.contiguous())
+    return model.to(memory_format=torch.channels_last)
 
 
 class Front(ABC):

@@ -30,7 +30,7 @@ from ..evaluation.build import coco_evaluator
 from ..solver import scale_learning_rate
 from ..swap import use_backbone, use_weights
 from .fit import broadcast_buffers
-from .front import Front
+from .front import Front, arranged
 from .job import Job
 from .lazy_keys import FRACTIONS, KEYS, LISTS, NAMES, resizing
 
@@ -183,7 +183,7 @@ class PythonFront(Front):
 
     def build_model(self) -> nn.Module:
         model = self._instantiate("model").to(self.settings.MODEL.DEVICE)
-        return model.to(memory_format=torch.channels_last) if self.settings.MODEL.MEMORY_FORMAT == "channels_last" else model
+        return arranged(model, self.settings.MODEL.MEMORY_FORMAT)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         self.cfg.optimizer.params.model = model

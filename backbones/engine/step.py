@@ -22,6 +22,13 @@ from ..errors import UserError
 _LEAST_SCALE = 1e-4  # from 65536 after thirty iterations in which gradients overflowed
 
 
+_NO_MEMORY = "out of memory"
+
+
+class OutOfMemory(UserError):
+    """A step needs more memory than the device has."""
+
+
 class Diverged(UserError, FloatingPointError):
     """Losses that are infinite or not a number."""
 
@@ -84,7 +91,10 @@ class Steps(SimpleTrainer):
             with contextlib.nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():
                 found = self._forward(batch)
                 total: Any = sum(found.values()) / self.accumulate
-                (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
+                try:
+                    (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
+                except torch.cuda.OutOfMemoryError:
+                    raise self._out_of_memory(len(batch)) from None  # what it holds of the graph would stay in memory
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach() / self.accumulate
         self.after_backward()
@@ -118,7 +128,11 @@ class Steps(SimpleTrainer):
                 found = self.model(batch)
         except FloatingPointError as error:  # detectron2's own check of proposals
             failed = str(error)
+        except torch.cuda.OutOfMemoryError:
+            failed = _NO_MEMORY
         failed = self._agree(failed)
+        if failed == _NO_MEMORY:
+            raise self._out_of_memory(len(batch))
         if failed:
             raise self._diverged(failed)
         return {"total_loss": found} if isinstance(found, torch.Tensor) else found
@@ -164,6 +178,17 @@ class Steps(SimpleTrainer):
             f"training diverged at iteration {self.iter}: {names}. Its weights are those of the last checkpoint. Lower the rate ({rate}), "
             f"lengthen its warm-up ({warmup}), or clip gradients ({clip})",
             code="diverged",
+        )
+
+    def _out_of_memory(self, images: int) -> "OutOfMemory":
+        key, amp, kept = map(self.name, ("SOLVER.ACCUMULATE", "SOLVER.AMP.ENABLED", "MODEL.ACTIVATIONS"))
+        parts = 2 * self.accumulate
+        return OutOfMemory(
+            f"the device has not enough memory for {images} images at once, at iteration {self.iter}: set {key} {parts}, which takes the same "
+            f"batch in smaller parts, {amp} True or {kept} lean",
+            "resources",
+            key,
+            parts,
         )
 
     def _count_skipped(self, batch: list[dict[str, Any]]) -> None:

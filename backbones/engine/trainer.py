@@ -35,7 +35,7 @@ from ..evaluation import build_evaluator
 from ..solver import build_lr_scheduler, build_optimizer, scale_learning_rate
 from ..swap import use_backbone, use_weights
 from .fit import Fit, broadcast_buffers
-from .front import Front
+from .front import Front, arranged
 from .launch import once_a_machine
 
 
@@ -63,7 +63,7 @@ class Trainer(Fit, DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = super().build_model(cfg)
-        return model.to(memory_format=torch.channels_last) if cfg.MODEL.MEMORY_FORMAT == "channels_last" else model
+        return arranged(model, cfg.MODEL.MEMORY_FORMAT)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import logging
 import math
 import tempfile
 from typing import Any, Callable, Iterable, Iterator
@@ -14,7 +13,7 @@ from detectron2.data import MetadataCatalog
 from .. import zoo
 from ..config import apply_data_arguments, put
 from ..doctor.dry_run import register_part, train_some
-from ..doctor.examination import Examination
+from ..doctor.examination import Examination, quiet
 from ..engine import YamlFront
 from ..errors import UserError
 from ..meta import conv_counts, on_meta
@@ -248,7 +247,9 @@ class Design:
             seconds = self._fastest()
             limit = max(int(60 * args.minutes * (1 - EVALUATION) / seconds), 20)
             limited = f"{args.minutes:g} minutes, {seconds:.2f} s a step"
-        self.take(rules.schedule(facts, batch, limit, limited))
+        each = 0.5 * facts.tested * seconds / batch  # an evaluation's seconds, by those of a step
+        evaluations = min(max(int(60 * args.minutes * EVALUATION / each), 1), 10) if each else 10
+        self.take(rules.schedule(facts, batch, limit, limited, evaluations))
         workers = 0 if self.small else 4
         self.take([Choice("DATALOADER.NUM_WORKERS", workers, "the cores train" if self.small else "detectron2's")])
         if facts.tested:
@@ -257,14 +258,13 @@ class Design:
 
     def _fastest(self) -> float:
         """Seconds a step, the faster of two ways; the fast one only where its losses follow the plain one's."""
-        ways = {key: row for key, row in _FAST.items() if not (key == "MODEL.MEMORY_FORMAT" and self.cfg.MODEL.KEYPOINT_ON)}
         plain, losses = self._steps({})
-        fast, others = self._steps({key: value for key, (value, _) in ways.items()}) if self._has_bf16() else (math.inf, [])
+        fast, others = self._steps({key: value for key, (value, _) in _FAST.items()}) if self._has_bf16() else (math.inf, [])
         follows = bool(others) and all(math.isfinite(b) and abs(a - b) <= 0.1 * abs(a) for a, b in zip(losses, others))
         if fast < 0.95 * plain and follows:
             apart = max(abs(a - b) / a for a, b in zip(losses, others))
             said = f"a step takes {fast:.2f} s in place of {plain:.2f}, and losses follow within {apart:.1%}"
-            self.take(Choice(key, value, f"{why}: {said}" if i == 0 else why) for i, (key, (value, why)) in enumerate(ways.items()))
+            self.take(Choice(key, value, f"{why}: {said}" if i == 0 else why) for i, (key, (value, why)) in enumerate(_FAST.items()))
             return fast
         tried = f"bfloat16 was no faster ({fast:.2f} s)" if math.isfinite(fast) else "this device has no bfloat16"
         self.say(f"plain float32: {plain:.2f} s a step, {tried if follows or not math.isfinite(fast) else 'bfloat16 changes the losses'}")
@@ -281,8 +281,7 @@ class Design:
         """(seconds of the fastest step after the first, the losses) of a few steps of the recipe as it is so far, on some of its images."""
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recipe-"))
-            for name in ("backbones", "detectron2", "fvcore"):
-                stack.enter_context(_quiet(name))
+            stack.enter_context(quiet())
             front = YamlFront(self.cfg.clone())
             front.register(True, self.cfg.DATASETS.TRAIN, replaced=True)
             examination = Examination(front)
@@ -295,17 +294,6 @@ class Design:
             }  # fmt: skip
             times, losses = train_some(front.clone(*[item for pair in pairs.items() for item in pair]), resume=False)
         return min(times[1:]), losses
-
-
-@contextlib.contextmanager
-def _quiet(name: str) -> Iterator[None]:
-    logger = logging.getLogger(name)
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def _unflippable(cfg: CfgNode) -> str:

@@ -46,7 +46,8 @@ def facts_of(training: Sequence[Dataset], testing: Sequence[Dataset]) -> Facts:
     """Of data sets as `data.reader.read` gives them."""
     images = [image for data in training for image in data.images]
     sides = np.array([(min(i["width"], i["height"]), max(i["width"], i["height"])) for i in images], float).reshape(-1, 2)
-    boxes, shorter, numbers, names, per_class = [], [], [], [], []
+    boxes, shorter, numbers, per_class = [], [], [], []
+    names: list[str] = []
     kinds = np.zeros(3)
     looked = 0
     for index, data in enumerate(training):

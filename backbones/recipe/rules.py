@@ -99,9 +99,8 @@ def anchors(facts: Facts, cfg: CfgNode, short: int) -> Iterator[Choice]:
     ratios = max(tries, key=lambda key: (tries[key] > tries[tuple(old_ratios)] + 0.01, tries[key])) if tries else tuple(old_ratios)
     after = tries[ratios]
     if after <= before + 0.005:
-        yield Choice(
-            "MODEL.ANCHOR_GENERATOR.SIZES", old_sizes, f"kept: {before:.1%} of the boxes meet one with IoU 0.5, and {after:.1%} of fitted ones"
-        )
+        said = f"kept: {before:.1%} of the boxes meet one with IoU 0.5, and {after:.1%} one that is fitted"
+        yield Choice("MODEL.ANCHOR_GENERATOR.SIZES", old_sizes, said)
         return
     yield Choice(
         "MODEL.ANCHOR_GENERATOR.SIZES",
@@ -211,12 +210,12 @@ def flips(facts: Facts, known: str = "") -> Iterator[Choice]:
 
 
 def passes(images: int) -> float:
-    """How often a training sees each image, where time does not limit it: as COCO's 3x, and more often where there are fewer, at most 300 times."""
+    """How often each image is seen where time does not limit it: as in COCO's 3x, more often where there are fewer, at most 300 times."""
     return min(COCO_PASSES * math.sqrt(COCO_IMAGES / max(images, 1)), 300.0)
 
 
-def schedule(facts: Facts, batch: int, limit: int | None, limited: str) -> Iterator[Choice]:
-    """``limit``: iterations that there is time for."""
+def schedule(facts: Facts, batch: int, limit: int | None, limited: str, evaluations: int = 10) -> Iterator[Choice]:
+    """``limit``: iterations that there is time for; ``evaluations``: how often there is."""
     wanted = max(round(passes(facts.images) * facts.images / batch), 100)
     count = min(wanted, limit) if limit is not None else wanted
     seen = count * batch / max(facts.images, 1)
@@ -228,11 +227,13 @@ def schedule(facts: Facts, batch: int, limit: int | None, limited: str) -> Itera
     )
     yield Choice("SOLVER.MAX_ITER", count, why)
     yield Choice("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "falls to 0 at the end of any length: no steps to set")
+    yield Choice("SOLVER.STEPS", (), "the cosine has none")
     warmup = min(max(count // 10, 10), 1000)
     yield Choice("SOLVER.WARMUP_ITERS", warmup, "a tenth of the training, at most detectron2's 1000")
-    period = max(count // 10, 1) if facts.tested else 0
-    yield Choice("TEST.EVAL_PERIOD", period, f"ten evaluations on {facts.tested} images" if period else "there is nothing to evaluate on")
-    yield Choice("SOLVER.CHECKPOINT_PERIOD", max(count // 10, 1), "as often")
+    period = max(count // evaluations, 1) if facts.tested else 0
+    said = f"{evaluations} evaluations on {facts.tested} images"
+    yield Choice("TEST.EVAL_PERIOD", period, said if period else "there is nothing to evaluate on")
+    yield Choice("SOLVER.CHECKPOINT_PERIOD", max(count // 10, 1), "ten times")
     yield Choice("MODEL_EMA.ENABLED", True, "an average of the weights is smoother than the last ones")
     decay = round(1 - max(20 / count, 1e-4), 5)
     yield Choice("MODEL_EMA.DECAY", decay, f"over some {round(1 / (1 - decay))} iterations, the last twentieth of the training")

@@ -9,6 +9,20 @@ from ..config import add_backbones_config, flat
 from .rules import Choice
 
 _OTHERS = "of this project's recipe for COCO"
+# of keys that follow from others
+_KNOWN = {
+    "MODEL.DEVICE": "what it was worked out for",
+    "MODEL.PIXEL_MEAN": "as the weights want it",
+    "MODEL.PIXEL_STD": "as the weights want it",
+    "INPUT.FORMAT": "as the weights want it",
+    "INPUT.NORMALIZATION": "what the weights say of their images counts",
+    "DATASETS.CLASSES": "the data's",
+    "DATASETS.KEYPOINTS": "the data's",
+    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": "the data's",
+    "TEST.KEYPOINT_OKS_SIGMAS": "one for each keypoint, all alike",
+    "INPUT.MASK_FORMAT": "some masks are run lengths",
+    "OUTPUT_DIR": "after this file's name",
+}
 
 
 def text(cfg: CfgNode, choices: Mapping[str, Choice], head: str) -> str:
@@ -23,7 +37,7 @@ def text(cfg: CfgNode, choices: Mapping[str, Choice], head: str) -> str:
         node = tree
         for part in path:
             node = node.setdefault(part, {})
-        node[leaf] = (value, choices[key].reason if key in choices else _OTHERS)
+        node[leaf] = (value, choices[key].reason if key in choices else _KNOWN.get(key, _OTHERS))
     tree["VERSION"] = (2, "of the config's format")
     return "\n".join([*(f"# {line}".rstrip() for line in head.splitlines()), *_lines(tree, "")]) + "\n"
 

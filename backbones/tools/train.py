@@ -8,22 +8,26 @@ torchrun --nproc-per-node 8 -m backbones train --config-file faster_rcnn_V_39_FP
 import argparse
 import contextlib
 import errno
+import gc
 import logging
 import os
 import sys
 from typing import NoReturn, Sequence
 
+import torch
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 
-from ..config import add_data_arguments, check_device
+from ..config import add_data_arguments, check_device, check_output_dir
 from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
 from ..engine import Front, add_config_arguments, clear, count_processes, launch, lock, open_named, stay_in_moved_folder
+from ..engine.step import OutOfMemory
 from ..errors import UserError
 from ..files import write_whole
 from . import parser_of, program
+from .recipe import add_recipe_arguments, design
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -37,6 +41,8 @@ def argument_parser() -> argparse.ArgumentParser:
         "--new-schedule", action="store_true", help="with --resume: the learning rate and schedule of the config, not the run's"
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate, train nothing")
+    text = "work the config out from the data of --train and the time of --minutes (see `backbones recipe`), and train with it"
+    parser.add_argument("--auto", action="store_true", help=text)
     gpus = "number of GPUs per machine; with MODEL.DEVICE cpu, number of processes"
     for flag, value, text in (
         ("--num-gpus", 1, gpus),
@@ -46,6 +52,7 @@ def argument_parser() -> argparse.ArgumentParser:
         parser.add_argument(flag, type=int, default=value, metavar="N", help=f"{text} (default: %(default)s)")
     parser.add_argument("--dist-url", default="auto", metavar="URL", help="where the processes meet (default: a free port of this machine)")
     add_data_arguments(parser)
+    add_recipe_arguments(parser)
     parser.add_argument("--optimize", action="store_true", help="with --eval-only: a faster model that gives the same results")
     parser.add_argument(
         "--precision", default="float32", choices=PRECISIONS, help="of --optimize; bfloat16 changes results, and by how much is printed"
@@ -66,6 +73,8 @@ def read_config(args: argparse.Namespace) -> Front:
             raise UserError(f"{flag} goes with {other}", code="missing-argument", key=flag)
     if args.overwrite and (args.resume or args.eval_only):
         raise UserError("--overwrite is for a new run: it does not go with --resume or --eval-only", code="conflict", key="--overwrite")
+    if args.auto:
+        _design(args)
     if not args.config_file and not args.opts:
         message = "--config-file is missing: a config's path, or one of the names that `backbones zoo list` gives"
         raise UserError(message, code="missing-argument", key="--config-file")
@@ -75,6 +84,23 @@ def read_config(args: argparse.Namespace) -> Front:
     if args.resume:
         stay_in_moved_folder(front, args.opts)
     return front
+
+
+def _design(args: argparse.Namespace) -> None:
+    """Writes the recipe into the output folder, or takes the one that is there with --resume, and makes it the config."""
+    for flag, value in (("--config-file", args.config_file), ("--backbone", args.backbone), ("--eval-only", args.eval_only)):
+        if value:
+            raise UserError(f"--auto works the config out itself: it does not go with {flag}", "conflict", "--auto")
+    given = dict(zip(args.opts[::2], args.opts[1::2]))
+    args.output_dir, args.gpus = given.get("OUTPUT_DIR", os.path.join("output", "auto")), args.num_gpus
+    args.device = given.get("MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
+    args.config_file = os.path.join(args.output_dir, "recipe.yaml")
+    check_output_dir(args.output_dir)
+    if args.resume and os.path.isfile(args.config_file):
+        return
+    os.makedirs(args.output_dir, exist_ok=True)
+    clear(args.output_dir, args.overwrite, "")
+    design(args, args.config_file)
 
 
 def main(args: argparse.Namespace, front: Front) -> None:
@@ -112,14 +138,27 @@ def run(args: argparse.Namespace, front: Front) -> None:
         if comm.is_main_process():
             front.verify(results)
         return
-    try:
-        fit = front.fit(allow_partial_weights=args.allow_partial_weights)
-        fit.resume_or_load(resume=args.resume, new_schedule=args.new_schedule)
-    except UserError:
-        if before is not None and comm.is_main_process():  # what was refused is not the run's config
-            write_whole(left, before)
-        raise
-    fit.train()
+    resume = args.resume
+    while True:
+        try:
+            fit = front.fit(allow_partial_weights=args.allow_partial_weights)
+            fit.resume_or_load(resume=resume, new_schedule=args.new_schedule)
+        except UserError:
+            if before is not None and comm.is_main_process():  # what was refused is not the run's config
+                write_whole(left, before)
+            raise
+        try:
+            fit.train()
+            return
+        except OutOfMemory as error:
+            if not args.auto or front.settings.SOLVER.IMS_PER_BATCH % (comm.get_world_size() * error.suggestion):
+                raise
+            logging.getLogger("backbones").warning(f"--auto: {error}. Trying {error.key} {error.suggestion}")
+            front.set("SOLVER.ACCUMULATE", error.suggestion)
+            resume = resume or fit.checkpointer.has_checkpoint()
+        del fit
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def fail(error: UserError) -> NoReturn:
