@@ -32,7 +32,7 @@ CLASSES = [str(digit) for digit in range(10)]
 STUFF = ["stripes", "checks", "dots", "clouds"]
 KEYPOINTS = ["top", "bottom", "left", "right"]
 
-_HELD_OUT = 450  # of the 1,797 digits, at the end
+HELD_OUT = 450  # of the 1,797 digits, at the end
 _STUFF_ID = 101  # first category id of the stuff in the panoptic annotations
 
 
@@ -131,9 +131,9 @@ def generate(folder: str = "", progress: Callable[[Iterable[int]], Iterable[int]
         raise UserError(f"the digits cannot be made in {parent!r}: {error.strerror}. DETECTRON2_DATASETS names another place") from error
     with temporary:
         partial = os.path.join(temporary.name, "digits")
-        digits, labels = _handwriting()
+        digits, labels = handwriting()
         for seed, (split, count) in enumerate(SPLITS.items()):
-            held_out = slice(-_HELD_OUT, None) if split == "val" else slice(None, -_HELD_OUT)
+            held_out = slice(-HELD_OUT, None) if split == "val" else slice(None, -HELD_OUT)
             _write_split(_paths(partial, split), digits[held_out], labels[held_out], count, seed, progress)
         with open(os.path.join(partial, "version.json"), "w") as f:
             json.dump(wanted, f)
@@ -154,7 +154,7 @@ def _stamped(stamp: str) -> Any:
         return None
 
 
-def _handwriting() -> tuple[np.ndarray, np.ndarray]:
+def handwriting() -> tuple[np.ndarray, np.ndarray]:
     """All digits as (1797, 8, 8) float32 in [0, 1], and their classes."""
     try:
         from sklearn.datasets import load_digits
@@ -172,7 +172,7 @@ def _write_split(paths: dict[str, str], digits: np.ndarray, labels: np.ndarray, 
     images, panoptic = [], []
     for image_id in progress(range(1, count + 1)):
         # a generator of its own: a scene does not depend on how many came before
-        scene = _Scene(np.random.default_rng((VERSION, seed, image_id)), digits, labels)
+        scene = Scene(np.random.default_rng((VERSION, seed, image_id)), digits, labels)
         stem = f"{image_id:06d}"
         cv2.imwrite(os.path.join(paths["images"], stem + ".jpg"), scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
         cv2.imwrite(os.path.join(paths["stuff"], stem + ".png"), scene.stuff)
@@ -195,20 +195,30 @@ def _write_split(paths: dict[str, str], digits: np.ndarray, labels: np.ndarray, 
         json.dump({"info": about, "images": images, "annotations": panoptic, "categories": categories}, f)
 
 
-class _Scene:
-    """One scene: ``image`` (BGR), ``stuff`` (0 for things, else the texture's place in STUFF plus 1), ``segment_ids`` and annotations."""
+class Scene:
+    """One scene, ``size`` pixels a side, of ``count`` digits whose ``sides`` lie in a range.
 
-    def __init__(self, rng: np.random.Generator, digits: np.ndarray, labels: np.ndarray):
-        self.image, self.stuff = _background(rng, IMAGE_SIZE)
+    It has ``image`` (BGR), ``stuff`` (0 for things, else the texture's place in STUFF plus 1), ``segment_ids`` and ``annotations``.
+    """
+
+    def __init__(
+        self,
+        rng: np.random.Generator,
+        digits: np.ndarray,
+        labels: np.ndarray,
+        size: int = IMAGE_SIZE,
+        sides: tuple[int, int] = (36, 85),
+        count: tuple[int, int] = (2, 7),
+    ):
+        self.image, self.stuff = _background(rng, size)
         self.annotations: list[dict[str, Any]] = []
         self._taken = np.zeros(self.stuff.shape, bool)
         self._instances = np.zeros(self.stuff.shape, np.int32)
-        for _ in range(rng.integers(2, 7)):
+        for _ in range(rng.integers(*count)):
             index = rng.integers(len(digits))
-            self._place(rng, digits[index], int(labels[index]))
+            self._place(rng, digits[index], int(labels[index]), int(rng.integers(*sides)))
 
-    def _place(self, rng: np.random.Generator, digit: np.ndarray, label: int) -> None:
-        size = int(rng.integers(36, 85))
+    def _place(self, rng: np.random.Generator, digit: np.ndarray, label: int, size: int) -> None:
         ink = cv2.resize(np.pad(digit, 1), (size, size), interpolation=cv2.INTER_CUBIC)
         turn = cv2.getRotationMatrix2D((size / 2 - 0.5, size / 2 - 0.5), rng.uniform(-15, 15), 1.0)
         ink = np.clip(cv2.warpAffine(ink, turn, (size, size), flags=cv2.INTER_CUBIC), 0, 1)
@@ -218,7 +228,7 @@ class _Scene:
         if not silhouette.any():
             return
         for _ in range(20):  # places until one is free; a crowded scene gets by with fewer digits
-            x, y = (int(v) for v in rng.integers(0, IMAGE_SIZE - size + 1, 2))
+            x, y = (int(v) for v in rng.integers(0, len(self.image) - size + 1, 2))
             window = (slice(y, y + size), slice(x, x + size))
             if not (self._taken[window] & silhouette).any():
                 break

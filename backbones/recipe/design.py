@@ -1,5 +1,6 @@
 """From data, machine and time to a config: facts, rules, and what has to be measured, in the order in which one needs the other."""
 
+import argparse
 import contextlib
 import dataclasses
 import math
@@ -11,10 +12,10 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
 from .. import zoo
-from ..config import apply_data_arguments, put
+from ..config import add_data_arguments, apply_data_arguments, put
 from ..doctor.dry_run import register_part, train_some
 from ..doctor.examination import Examination, quiet
-from ..engine import YamlFront
+from ..engine import Front, YamlFront, open_config
 from ..errors import UserError
 from ..meta import conv_counts, on_meta
 from ..registry import create
@@ -215,7 +216,7 @@ class Design:
         self._use(cheapest[0], "", "")
         self.take(rules.heads(self.facts, self.cfg, self.small))
         self.cfg.SOLVER.IMS_PER_BATCH = self._batch()
-        seconds, _ = self._steps({}, count=3)
+        seconds, _ = self._steps({}, 3)
         self.say = quiet
         needed = max(300, min(3 * self.facts.images // self._batch(), 5000))
         most = 60 * self.args.minutes * (1 - EVALUATION) / needed
@@ -270,6 +271,11 @@ class Design:
         self.say(f"plain float32: {plain:.2f} s a step, {tried if follows or not math.isfinite(fast) else 'bfloat16 changes the losses'}")
         return plain
 
+    def _steps(self, more: dict[str, Any], count: int = 4) -> tuple[float, list[float]]:
+        front = YamlFront(self.cfg.clone())
+        front.register(True, self.cfg.DATASETS.TRAIN, replaced=True)
+        return steps(front, more, count)
+
     def _has_bf16(self) -> bool:
         if self.args.device.startswith("cuda"):
             return torch.cuda.is_bf16_supported()
@@ -277,23 +283,33 @@ class Design:
             return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
         return False
 
-    def _steps(self, more: dict[str, Any], count: int = 4) -> tuple[float, list[float]]:
-        """(seconds of the fastest step after the first, the losses) of a few steps of the recipe as it is so far, on some of its images."""
-        with contextlib.ExitStack() as stack:
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recipe-"))
-            stack.enter_context(quiet())
-            front = YamlFront(self.cfg.clone())
-            front.register(True, self.cfg.DATASETS.TRAIN, replaced=True)
-            examination = Examination(front)
-            name = "recipe:train"
-            register_part(name, self.cfg.DATASETS.TRAIN[0], examination.some_records(count * self.cfg.SOLVER.IMS_PER_BATCH), folder, stack)
-            pairs = {
-                "OUTPUT_DIR": folder, "DATASETS.TRAIN": (name,), "DATASETS.TEST": (), "SOLVER.MAX_ITER": count, "SOLVER.WARMUP_ITERS": 0,
-                "SOLVER.BASE_LR": 0.001, "SEED": 1, "MODEL.WEIGHTS": "", "DATALOADER.NUM_WORKERS": 0, "SOLVER.CHECKPOINT_PERIOD": 10_000,
-                "SOLVER.STEPS": (), "DATALOADER.SAMPLER_TRAIN": "TrainingSampler", "MODEL_EMA.ENABLED": False, "TEST.EVAL_PERIOD": 0, **more,
-            }  # fmt: skip
-            times, losses = train_some(front.clone(*[item for pair in pairs.items() for item in pair]), resume=False)
-        return min(times[1:]), losses
+
+def steps(front: Front, more: dict[str, Any], count: int = 4) -> tuple[float, list[float]]:
+    """(seconds of the fastest step after the first, the losses) of a few steps of a config with ``more`` keys set, on some of its images."""
+    cfg = front.settings
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recipe-"))
+        stack.enter_context(quiet())
+        examination, name = Examination(front), "recipe:train"
+        register_part(name, cfg.DATASETS.TRAIN[0], examination.some_records(count * cfg.SOLVER.IMS_PER_BATCH), folder, stack)
+        pairs = {
+            "OUTPUT_DIR": folder, "DATASETS.TRAIN": (name,), "DATASETS.TEST": (), "SOLVER.MAX_ITER": count, "SOLVER.WARMUP_ITERS": 0,
+            "SOLVER.BASE_LR": 0.001, "SEED": 1, "MODEL.WEIGHTS": "", "DATALOADER.NUM_WORKERS": 0, "SOLVER.CHECKPOINT_PERIOD": 10_000,
+            "SOLVER.STEPS": (), "DATALOADER.SAMPLER_TRAIN": "TrainingSampler", "MODEL_EMA.ENABLED": False, "TEST.EVAL_PERIOD": 0,
+            "TEST.BEST_METRIC": "", **more,
+        }  # fmt: skip
+        times, losses = train_some(front.clone(*[item for pair in pairs.items() for item in pair]), resume=False)
+    return min(times[1:]), losses
+
+
+def seconds_a_step(config: str, opts: list[str], backbone: str, data: list[str]) -> float:
+    """Of a config's training on own data, the flags ``data``, as the recipe measures its own."""
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    front = open_config(config, ["MODEL.DEVICE", "cpu", *opts], backbone)
+    front.apply_data_arguments(parser.parse_args(data), True)
+    front.register(True, [*front.settings.DATASETS.TRAIN], replaced=True)
+    return steps(front, {})[0]
 
 
 def _unflippable(cfg: CfgNode) -> str:

@@ -42,8 +42,8 @@ def machine() -> str:
     return f"{where}, Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}"
 
 
-def train(config: str, output: str, opts: list[str], backbone: str = "") -> dict[str, object]:
-    """Trains one config with the command that a user would give, and returns its row."""
+def train(config: str, output: str, opts: list[str], backbone: str = "", data: Sequence[str] = ()) -> dict[str, object]:
+    """Trains one config with the command that a user would give, and returns its row; ``data`` are the flags of own data."""
     front = open_config(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own = " ".join(front.override(key, value) for key, value in (("MODEL.DEVICE", device), ("OUTPUT_DIR", output))).split(" ")
@@ -51,7 +51,7 @@ def train(config: str, output: str, opts: list[str], backbone: str = "") -> dict
     settings = open_config(config, overrides).settings
     other = ["--backbone", backbone] if backbone else []
     start = time.monotonic()
-    code = subprocess.call([sys.executable, "-m", "backbones", "train", "--overwrite", "--config-file", front.path, *other, *overrides])
+    code = subprocess.call([sys.executable, "-m", "backbones", "train", "--overwrite", "--config-file", front.path, *other, *data, *overrides])
     if code:
         raise UserError(f"training {config} ended with exit code {code}: see {os.path.join(output, 'log.txt')}")
     minutes = (time.monotonic() - start) / 60
@@ -61,7 +61,7 @@ def train(config: str, output: str, opts: list[str], backbone: str = "") -> dict
     return {
         "config": os.path.relpath(front.path, zoo.config_root()),
         **({"backbone": backbone} if backbone else {}),
-        "data": settings.DATASETS.TEST[0],
+        "data": "own_val" if data else settings.DATASETS.TEST[0],
         **figures,
         "iterations": settings.SOLVER.MAX_ITER,
         "minutes": round(minutes, 1),
