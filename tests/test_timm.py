@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from choices import cases
+from choices import cases, share
 from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.modeling import build_model
@@ -38,6 +38,7 @@ DAILY = ["convnext_atto.d2_in1k", "mambaout_femto", "mobilenetv3_small_100", "re
 ALSO = "densenet121 ese_vovnet19b_dw fastvit_t8 pvt_v2_b0 regnetx_002 repvgg_a0 swin_tiny_patch4_window7_224 tf_efficientnet_lite0 vgg11_bn"
 DOZEN = [*DAILY, *ALSO.split()]
 EVERY = cases(NETWORKS, tried=DOZEN, daily=DAILY)
+YAMLS = [name for name in (*zoo.list_configs(), *zoo.list_detectron2_configs()) if name.endswith(".yaml")]
 CONFIGS = ["COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", "COCO-Detection/retinanet_R_50_FPN_1x.yaml"]
 
 
@@ -330,10 +331,10 @@ def test_a_dilated_last_stage():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto.d2_in1k"])
-def test_any_config(name):
-    """Every YAML of detectron2's zoo builds with it, but those with deformable stages; Python configs and channels of the image too."""
-    for config in (name for name in zoo.list_detectron2_configs() if name.endswith(".yaml")):
+@pytest.mark.parametrize("name, configs", [("resnet18", share(YAMLS, 0, 2)), ("convnext_atto.d2_in1k", share(YAMLS, 1, 2))])
+def test_any_config(name, configs):
+    """Every YAML of ours and of detectron2's zoo builds with one of both, but those with deformable stages; Python configs too."""
+    for config in configs:
         cfg = swapped(config, name)
         if any(cfg.MODEL.TIMM.DEFORM_ON_PER_STAGE):
             with pytest.raises(UserError, match="no deformable stages"):
@@ -341,7 +342,8 @@ def test_any_config(name):
             continue
         cfg.MODEL.DEVICE = "meta"
         with on_meta():
-            build_model(cfg)
+            model = build_model(cfg)
+        assert sum(isinstance(module, backbones.timm.TimmNetwork) for module in model.modules()) == 1
     for config in ("COCO-Detection/retinanet_R_50_FPN_1x.py", "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.py"):
         cfg = open_config(config, ["train.device=cpu"], f"timm/{name}").cfg
         with torch.device("meta"):
