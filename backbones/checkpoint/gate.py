@@ -154,7 +154,7 @@ class GatedCheckpointer(DetectionCheckpointer):
 
     def is_last(self, name: str) -> bool:
         """Whether some process has written ``name``.pth as the last checkpoint of the folder."""
-        with contextlib.suppress(OSError), open(os.path.join(self.save_dir, "last_checkpoint")) as f:
+        with contextlib.suppress(OSError), open(os.path.join(self.save_dir, "last_checkpoint"), encoding="utf-8") as f:
             return f.read() == f"{name}.pth"
         return False
 

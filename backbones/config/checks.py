@@ -179,11 +179,24 @@ def check_output_file(path: str, key: str) -> None:
 def check_device(device: str, key: str = "MODEL.DEVICE", form: str = "{} {}") -> None:
     """Raises UserError where torch cannot use ``device``, the value of ``key``; ``form`` is how an override is written."""
     try:
-        kind = torch.device(device).type
+        wanted = torch.device(device)
     except RuntimeError:
         raise unknown(key, device, ("cuda", "cpu", "mps"), key) from None
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(kind, True):
-        name = "GPU" if kind == "cuda" else "Apple GPU"
-        said = f"{key} is {device!r}, but torch sees no {name} here. To run on the CPU, add: {form.format(key, 'cpu')}"
+    missing = _missing(wanted)
+    if missing:
+        said = f"{key} is {device!r}, but {missing}. To run on the CPU, add: {form.format(key, 'cpu')}"
         raise UserError(said, "device", key, "cpu")
+
+
+def _missing(device: torch.device) -> str:
+    """What keeps torch from using a device, or ""."""
+    if device.type == "cuda":  # without waking a GPU, whose memory the processes of the run need
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return "" if (device.index or 0) < count else f"torch sees {f'{count} GPUs, numbered from 0,' if count else 'no GPU'} here"
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        return "torch sees no Apple GPU here" if torch.backends.mps.is_built() else "this torch is built without support for Apple GPUs"
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # each kind of device has its own
+        return f"torch cannot use it here: {one_line(error).partition('. ')[0].rstrip('.!')}"
+    return ""

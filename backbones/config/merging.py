@@ -30,7 +30,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
     if not os.path.isfile(path):
         raise UserError(f"config file {path!r} is not there", "missing-file", "--config-file")
     try:
-        with open(path) as f:
+        with open(path, encoding="utf-8") as f:
             if not isinstance(yaml.compose(f), yaml.MappingNode):
                 raise UserError(f"config file {path!r} holds no KEY: VALUE pairs", "syntax", "--config-file")
         content = CfgNode(cfg.load_yaml_with_base(path, allow_unsafe=True))
@@ -80,7 +80,7 @@ def bases(path: str) -> list[str]:
 
 
 def _content(path: str) -> dict[str, Any]:
-    with open(path) as f:
+    with open(path, encoding="utf-8") as f:
         return yaml.unsafe_load(f) or {}  # as when it is merged
 
 

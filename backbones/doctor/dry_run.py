@@ -151,7 +151,7 @@ def register_part(name: str, whole: str, records: list[dict], folder: str, stack
     """Registers ``records`` of the data set ``whole`` as ``name``, until ``stack`` ends."""
     about = {key: value for key, value in MetadataCatalog.get(whole).as_dict().items() if key not in ("name", "json_file")}
     if about.get("panoptic_json"):
-        with open(about["panoptic_json"]) as f:
+        with open(about["panoptic_json"], encoding="utf-8") as f:
             content = json.load(f)
         ids = {record["image_id"] for record in records}
         content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]

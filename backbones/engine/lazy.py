@@ -39,7 +39,7 @@ def is_python(path: str) -> bool:
     """Whether a config file is Python's, or the config.yaml that a run of such a config leaves."""
     if path.endswith(".py") or not path.endswith((".yaml", ".yml")):
         return path.endswith(".py")
-    with open(path, errors="replace") as f:
+    with open(path, encoding="utf-8", errors="replace") as f:
         return re.search(r"^(?:dataloader|lr_multiplier):", f.read(1 << 20), re.M) is not None
 
 

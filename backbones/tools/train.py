@@ -97,7 +97,7 @@ def run(args: argparse.Namespace, front: Front) -> None:
         clear(output, args.overwrite, front.settings.MODEL.WEIGHTS)
     left, before = os.path.join(output, "config.yaml"), None
     if args.resume and os.path.isfile(left):
-        with open(left) as f:
+        with open(left, encoding="utf-8") as f:
             before = f.read()
     default_setup(front.cfg, args)
     setup_logger(output, distributed_rank=comm.get_rank(), name="backbones")
