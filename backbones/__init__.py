@@ -3,7 +3,13 @@
 Importing this package registers every builder in detectron2's ``BACKBONE_REGISTRY`` and the offline ``digits`` data sets in its catalogues.
 """
 
+import os
+import sys
 import warnings
+
+if os.path.basename(sys.argv[0]) in ("-m", "backbones", "train_net.py"):  # this project's commands, while they import what they need
+    _hook = sys.excepthook
+    sys.excepthook = lambda kind, *error: print("interrupted", file=sys.stderr) if kind is KeyboardInterrupt else _hook(kind, *error)
 
 try:
     import detectron2  # noqa: F401

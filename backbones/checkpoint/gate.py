@@ -183,7 +183,8 @@ class GatedCheckpointer(DetectionCheckpointer):
         self._averaged = checkpointables is not None or "trainer" not in self.checkpointables
         local = fetch(path, self.path_manager) if "://" in path else path.partition("?")[0]
         if path and not self.path_manager.isfile(local):
-            raise UserError(f"checkpoint {path!r} is not there", "missing-file", "MODEL.WEIGHTS")
+            what = "a folder: name a file in it" if self.path_manager.isdir(local) else "not there"
+            raise UserError(f"checkpoint {path!r} is {what}", "missing-file", "MODEL.WEIGHTS")
         # not detectron2's, which parses the query too, and cannot load again after a failure
         rest: dict[str, Any] = Checkpointer.load(self, local, checkpointables)
         return rest

@@ -86,6 +86,14 @@ def _combinations(cfg: CfgNode) -> Iterator[UserError]:
     if images.RESIZE < images.SIZE:
         said = f"{images.RESIZE} must be at least SIZE {images.SIZE}, the middle that is taken of it"
         yield _conflict("INPUT.CLASSIFICATION.RESIZE", images.SIZE, said)
+    sides, crop = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sides) != 2 or sides[0] > sides[1]):
+        said = f"{sides} must be two sides, the smaller first, where MIN_SIZE_TRAIN_SAMPLING is 'range'"
+        yield _conflict("INPUT.MIN_SIZE_TRAIN", (min(sides), max(sides)), said)
+    relative = crop.TYPE.startswith("relative")
+    if crop.ENABLED and not (len(crop.SIZE) == 2 and all(0 < v <= 1 if relative else type(v) is int and v >= 1 for v in crop.SIZE)):
+        wanted = "parts of an image's height and width, above 0 and at most 1" if relative else "a height and a width in whole pixels"
+        yield _conflict("INPUT.CROP.SIZE", None, f"{crop.SIZE} must be {wanted}, where TYPE is {crop.TYPE!r}")
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         if len(get(cfg, key)) != channels:

@@ -128,8 +128,13 @@ def _hours(examination: Examination, batch: int, seconds: float) -> Finding:
     alone = f" on each of {examination.processes} processes, were they as fast as this one" if examination.processes > 1 else ""
     return note(
         f"an estimate: {seconds:.2f} s a step of {batch} images, {whole:.2f} s one of {examination.per_process()}{alone}; "
-        f"{steps:.0f} steps take some {whole * steps / 3600:.1f} hours, evaluations apart"
+        f"{steps:.0f} steps take some {_time_in_words(whole * steps)}, evaluations apart"
     )
+
+
+def _time_in_words(seconds: float) -> str:
+    unit, size = next(((unit, size) for unit, size in (("hours", 3600), ("minutes", 60)) if seconds >= size), ("seconds", 1))
+    return f"{seconds / size:.1f} {unit}"
 
 
 class _Watch(HookBase):
