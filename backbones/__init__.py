@@ -3,6 +3,14 @@
 Importing this package registers every builder in detectron2's ``BACKBONE_REGISTRY`` and the offline ``digits`` data sets in its catalogues.
 """
 
+import os
+import sys
+import warnings
+
+if os.path.basename(sys.argv[0]) in ("-m", "backbones", "train_net.py"):  # this project's commands, while they import what they need
+    _hook = sys.excepthook
+    sys.excepthook = lambda kind, *error: print("interrupted", file=sys.stderr) if kind is KeyboardInterrupt else _hook(kind, *error)
+
 try:
     import detectron2  # noqa: F401
 except ImportError as error:
@@ -18,6 +26,9 @@ except ImportError as error:
         f"backbones needs OpenCV, which cannot be imported ({error}): `pip install opencv-python`, or `pip install opencv-python-headless` "
         "where there is no libGL"
     ) from None
+with warnings.catch_warnings():  # fvcore scripts its losses as detectron2 imports them; what others script is still warned of
+    warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
+    from detectron2 import modeling as _  # noqa: F401
 
 from . import detectors, maedet, mobilenetv2, regnet, resnet, shufflenetv2, timm, vovnet, zoo  # noqa: F401  for registration
 from .config import add_backbones_config, add_vovnet_config, check_config

@@ -39,4 +39,4 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(2)
     module, _, function = VERBS[verb][0].partition(":")
     sys.argv = [f"backbones {verb}", *arguments[1:]]
-    run(getattr(importlib.import_module(module), function))
+    run(lambda: getattr(importlib.import_module(module), function)())

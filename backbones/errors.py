@@ -60,7 +60,8 @@ def unknown(what: str, value: Any, allowed: Iterable[Any], key: str = "", code: 
     names = [str(name) for name in allowed]
     value = value if len(str(value)) <= 200 else str(value)[:200] + "..."
     # a difference in case alone is no difference to people
-    close = [name for name in names if name.lower() == str(value).lower()] or difflib.get_close_matches(str(value), names, n=1, cutoff=0.4)
+    lowered = {name.lower(): name for name in reversed(names)}
+    close = [lowered[name] for name in difflib.get_close_matches(str(value).lower(), lowered, n=1, cutoff=0.4)]
     hint = f" Did you mean {close[0]!r}?" if close else ""
     shown = ", ".join(repr(name) for name in names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
     suggestion = allowed[names.index(close[0])] if close else None

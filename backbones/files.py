@@ -14,7 +14,7 @@ def replacing(path: str) -> Iterator[str]:
     partial = path + ".partial"
     try:
         yield partial
-        with open(partial, "rb") as f:
+        with open(partial, "r+b") as f:  # Windows flushes no file that is open for reading alone
             os.fsync(f.fileno())
         os.replace(partial, path)
     except BaseException:
@@ -27,7 +27,7 @@ def write_whole(path: str, text: str) -> None:
     """Writes a file so that it is there whole or as it was before. Raises UserError where it cannot be."""
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with replacing(path) as partial, open(partial, "w") as f:
+        with replacing(path) as partial, open(partial, "w", encoding="utf-8") as f:
             f.write(text)
     except OSError as error:
         raise UserError(f"{path!r} cannot be written: {error.strerror}", "cannot-write") from error

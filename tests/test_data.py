@@ -277,7 +277,7 @@ def test_images_that_are_left_out(own, spoil):
     spoil(os.path.join(own[1], "a.jpg"))
     cfg.INPUT.UNREADABLE = "skip"
     register_from_config(cfg)
-    assert "left out: 2 (1 object of such an image, 1 image left out)" in MetadataCatalog.get("mine").said[0]
+    assert "left out: 1 image and 1 object (1 object of such an image, 1 image left out)" in MetadataCatalog.get("mine").said[0]
     assert [os.path.basename(record["file_name"]) for record in DatasetCatalog.get("mine")] == ["b.jpg"]
 
 

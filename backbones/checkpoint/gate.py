@@ -154,7 +154,7 @@ class GatedCheckpointer(DetectionCheckpointer):
 
     def is_last(self, name: str) -> bool:
         """Whether some process has written ``name``.pth as the last checkpoint of the folder."""
-        with contextlib.suppress(OSError), open(os.path.join(self.save_dir, "last_checkpoint")) as f:
+        with contextlib.suppress(OSError), open(os.path.join(self.save_dir, "last_checkpoint"), encoding="utf-8") as f:
             return f.read() == f"{name}.pth"
         return False
 
@@ -183,7 +183,8 @@ class GatedCheckpointer(DetectionCheckpointer):
         self._averaged = checkpointables is not None or "trainer" not in self.checkpointables
         local = fetch(path, self.path_manager) if "://" in path else path.partition("?")[0]
         if path and not self.path_manager.isfile(local):
-            raise UserError(f"checkpoint {path!r} is not there", "missing-file", "MODEL.WEIGHTS")
+            what = "a folder: name a file in it" if self.path_manager.isdir(local) else "not there"
+            raise UserError(f"checkpoint {path!r} is {what}", "missing-file", "MODEL.WEIGHTS")
         # not detectron2's, which parses the query too, and cannot load again after a failure
         rest: dict[str, Any] = Checkpointer.load(self, local, checkpointables)
         return rest

@@ -143,7 +143,7 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
     UserError, which calls the file a ``kind``, if it is missing, damaged, no checkpoint, or holds any other object.
     """
     if not os.path.isfile(path):
-        raise UserError(f"{kind} {path!r} is not there", "missing-file")
+        raise UserError(f"{kind} {path!r} is {'a folder: name a file in it' if os.path.isdir(path) else 'not there'}", "missing-file")
     try:
         with open(path, "rb") as f:
             start = f.read(512)

@@ -86,6 +86,14 @@ def _combinations(cfg: CfgNode) -> Iterator[UserError]:
     if images.RESIZE < images.SIZE:
         said = f"{images.RESIZE} must be at least SIZE {images.SIZE}, the middle that is taken of it"
         yield _conflict("INPUT.CLASSIFICATION.RESIZE", images.SIZE, said)
+    sides, crop = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP
+    if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sides) != 2 or sides[0] > sides[1]):
+        said = f"{sides} must be two sides, the smaller first, where MIN_SIZE_TRAIN_SAMPLING is 'range'"
+        yield _conflict("INPUT.MIN_SIZE_TRAIN", (min(sides), max(sides)), said)
+    relative = crop.TYPE.startswith("relative")
+    if crop.ENABLED and not (len(crop.SIZE) == 2 and all(0 < v <= 1 if relative else type(v) is int and v >= 1 for v in crop.SIZE)):
+        wanted = "parts of an image's height and width, above 0 and at most 1" if relative else "a height and a width in whole pixels"
+        yield _conflict("INPUT.CROP.SIZE", None, f"{crop.SIZE} must be {wanted}, where TYPE is {crop.TYPE!r}")
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         if len(get(cfg, key)) != channels:
@@ -179,11 +187,24 @@ def check_output_file(path: str, key: str) -> None:
 def check_device(device: str, key: str = "MODEL.DEVICE", form: str = "{} {}") -> None:
     """Raises UserError where torch cannot use ``device``, the value of ``key``; ``form`` is how an override is written."""
     try:
-        kind = torch.device(device).type
+        wanted = torch.device(device)
     except RuntimeError:
         raise unknown(key, device, ("cuda", "cpu", "mps"), key) from None
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(kind, True):
-        name = "GPU" if kind == "cuda" else "Apple GPU"
-        said = f"{key} is {device!r}, but torch sees no {name} here. To run on the CPU, add: {form.format(key, 'cpu')}"
+    missing = _missing(wanted)
+    if missing:
+        said = f"{key} is {device!r}, but {missing}. To run on the CPU, add: {form.format(key, 'cpu')}"
         raise UserError(said, "device", key, "cpu")
+
+
+def _missing(device: torch.device) -> str:
+    """What keeps torch from using a device, or ""."""
+    if device.type == "cuda":  # without waking a GPU, whose memory the processes of the run need
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        return "" if (device.index or 0) < count else f"torch sees {f'{count} GPUs, numbered from 0,' if count else 'no GPU'} here"
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        return "torch sees no Apple GPU here" if torch.backends.mps.is_built() else "this torch is built without support for Apple GPUs"
+    try:
+        torch.zeros(1, device=device).cpu()
+    except Exception as error:  # each kind of device has its own
+        return f"torch cannot use it here: {one_line(error).partition('. ')[0].rstrip('.!')}"
+    return ""

@@ -62,6 +62,7 @@ def _is_range(value: Any) -> bool:
 _SIZE = (lambda v: len(v) == 2 and all(type(side) is int and side >= 1 for side in v), "a height and a width in pixels")
 _RANGE = (lambda v: not v or _is_range(v), "[] or a lowest and a higher value")
 _PART = (_is_part, "the least and the most part of an image, from 0 to 1")
+_SIDES = (lambda v: isinstance(v, int) or len(v) > 0 and all(type(s) is int and s >= 0 for s in v), "one or more whole numbers of pixels")
 _NO_MASK = ("stop", "box", "skip")
 _MAPPERS = ("detectron2", "exact", "fast")
 _RES = ["res2", "res3", "res4", "res5"]
@@ -195,6 +196,11 @@ KEYS: tuple[Key, ...] = (
     Key("DATASETS.IMAGE_FOLDERS", [], "for classification, [name, folder] each; the folder's own folders are the classes"),
     # detectron2's own
     Key("INPUT.FORMAT", THEIRS, "channel order of images", ("BGR", "RGB", "L", "YUV-BT.601")),
+    Key("INPUT.MIN_SIZE_TRAIN", THEIRS, "shorter sides that training images are resized to", test=_SIDES),
+    Key("INPUT.MIN_SIZE_TRAIN_SAMPLING", THEIRS, "one of those sides, or any between two", ("choice", "range")),
+    Key("INPUT.RANDOM_FLIP", THEIRS, "how training images are mirrored", ("none", "horizontal", "vertical")),
+    Key("INPUT.CROP.TYPE", THEIRS, "what INPUT.CROP.SIZE is", ("relative_range", "relative", "absolute", "absolute_range")),
+    Key("TEST.AUG.MIN_SIZES", THEIRS, "shorter sides of test-time augmentation", test=_SIDES),
     Key("INPUT.MASK_FORMAT", THEIRS, "what masks are kept as", ("polygon", "bitmask")),
     Key("SOLVER.LR_SCHEDULER_NAME", THEIRS, "schedule of the learning rate", LR_SCHEDULERS),
     Key("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", THEIRS, "what of gradients is clipped", CLIP_TYPES),

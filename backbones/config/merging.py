@@ -15,10 +15,12 @@ from .keys import all_keys, flat, get, put
 
 # keys that name a file, which lies beside the config or where the run starts
 _FILES = ("MODEL.MAEDET.STRUCTURE", "MODEL.SHUFFLENETV2.SUBNET")
-# what detectron2, yacs and Python raise for values that cannot be merged
+# what a value of each type is, in words
+KINDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False", tuple: "a list", list: "a list"}
 # what images become for the network; setting one of them takes it from the weights, see INPUT.NORMALIZATION
 IMAGES = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
 _WHOSE = "INPUT.NORMALIZATION"
+# what detectron2, yacs and Python raise for values that cannot be merged
 _OF_MERGING = (KeyError, ValueError, AssertionError, AttributeError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError)
 
 
@@ -30,7 +32,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
     if not os.path.isfile(path):
         raise UserError(f"config file {path!r} is not there", "missing-file", "--config-file")
     try:
-        with open(path) as f:
+        with open(path, encoding="utf-8") as f:
             if not isinstance(yaml.compose(f), yaml.MappingNode):
                 raise UserError(f"config file {path!r} holds no KEY: VALUE pairs", "syntax", "--config-file")
         content = CfgNode(cfg.load_yaml_with_base(path, allow_unsafe=True))
@@ -38,7 +40,13 @@ def merge_file(cfg: CfgNode, path: str) -> None:
             known = set(all_keys(cfg))
             for key in all_keys(content):
                 _check_key(cfg, key, known, path)
-        cfg.merge_from_file(path, allow_unsafe=True)
+        try:
+            cfg.merge_from_file(path, allow_unsafe=True)
+        except ValueError:  # each by itself: which of them it is
+            for key, value in flat(content).items():
+                if key in all_keys(cfg):
+                    _merge(cfg.clone(), key, value, f"config file {path!r}: ")
+            raise
         for key in _FILES:
             _find_beside(cfg, path, key)
         put(cfg, _WHOSE, _normalization(path) or get(cfg, _WHOSE))
@@ -80,7 +88,7 @@ def bases(path: str) -> list[str]:
 
 
 def _content(path: str) -> dict[str, Any]:
-    with open(path) as f:
+    with open(path, encoding="utf-8") as f:
         return yaml.unsafe_load(f) or {}  # as when it is merged
 
 
@@ -99,12 +107,22 @@ def merge_overrides(cfg: CfgNode, opts: list[str]) -> None:
         _check_key(cfg, key, known, "the command line")
         if key in known and isinstance(get(cfg, key), float) and re.fullmatch(r"[-+]?\d+", value):
             value += ".0"  # 1 is a number where 0.02 is one, which detectron2 denies
-        try:
-            cfg.merge_from_list([key, value])
-        except _OF_MERGING as error:
-            raise UserError(f"{key} {value}: {one_line(error)}", "syntax", key) from error
+        _merge(cfg, key, value)
     if any(key in opts[::2] for key in IMAGES) and _WHOSE not in opts[::2]:
         put(cfg, _WHOSE, "config")
+
+
+def _merge(cfg: CfgNode, key: str, value: Any, where: str = "") -> None:
+    """``cfg.merge_from_list`` of one key. Raises UserError for a value of another type than the key's."""
+    try:
+        cfg.merge_from_list([key, value])
+    except ValueError as error:  # of yacs, which knows what was there
+        has = get(cfg, key)
+        raise UserError(
+            f"{where}{key} is {value!r}: it must be {KINDS.get(type(has), 'KEY: VALUE pairs')}, such as {has!r}", "syntax", key
+        ) from error
+    except _OF_MERGING as error:
+        raise UserError(f"{where}{key} {value}: {one_line(error)}", "syntax", key) from error
 
 
 def _check_key(cfg: CfgNode, key: str, known: Collection[str], where: str) -> None:

@@ -135,7 +135,7 @@ def generate(folder: str = "", progress: Callable[[Iterable[int]], Iterable[int]
         for seed, (split, count) in enumerate(SPLITS.items()):
             held_out = slice(-HELD_OUT, None) if split == "val" else slice(None, -HELD_OUT)
             _write_split(_paths(partial, split), digits[held_out], labels[held_out], count, seed, progress)
-        with open(os.path.join(partial, "version.json"), "w") as f:
+        with open(os.path.join(partial, "version.json"), "w", encoding="utf-8") as f:
             json.dump(wanted, f)
         if os.path.exists(folder) and _stamped(stamp) != wanted:  # of an older version
             shutil.rmtree(folder)
@@ -188,9 +188,9 @@ def _write_split(paths: dict[str, str], digits: np.ndarray, labels: np.ndarray, 
     ]
     stuff = [{"id": _STUFF_ID + i, "name": name, "supercategory": "texture", "isthing": 0} for i, name in enumerate(STUFF)]
     about = {"description": "digits: scenes of handwritten digits (UCI, CC BY 4.0)", "version": str(VERSION)}
-    with open(paths["instances"], "w") as f:
+    with open(paths["instances"], "w", encoding="utf-8") as f:
         json.dump({"info": about, "images": images, "annotations": annotations, "categories": things}, f)
-    with open(paths["panoptic"] + ".json", "w") as f:
+    with open(paths["panoptic"] + ".json", "w", encoding="utf-8") as f:
         categories = [{"id": c["id"], "name": c["name"], "supercategory": "digit", "isthing": 1} for c in things] + stuff
         json.dump({"info": about, "images": images, "annotations": panoptic, "categories": categories}, f)
 

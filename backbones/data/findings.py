@@ -166,6 +166,7 @@ KINDS: dict[str, Kind] = {
         "error", "image files of the test data are trained on", "remove them from one of the two: figures would be too good"
     ),
 }
+_IMAGES = ("malformed image", "image left out")  # what is left out whole; the others are parts of images
 SHOWN = 5  # names that are kept of each kind: there may be millions
 
 
@@ -217,13 +218,15 @@ class Findings:
         return UserError(said, "missing-file" if kind == "missing file" else "data", KINDS[kind].key)
 
     def effects(self) -> str:
-        """ "left out: 3 (2 empty box, 1 no box); repaired: 4 (4 area)"; what did not happen is not listed, but for "left out: 0"."""
+        """ "left out: 3 (2 empty box, 1 no box); repaired: 4 (4 area)", images apart from the rest; what did not happen is not listed, but for "left out: 0"."""
         parts = []
         for effect in (_LEFT, _MENDED):
             kinds = [kind for kind in KINDS if kind in self.counts and KINDS[kind].effect == effect]
             listed = f" ({', '.join(f'{self.counts[kind]} {kind}' for kind in kinds)})" if kinds else ""
             if kinds or effect == _LEFT:
-                parts.append(f"{effect}: {sum(self.counts[kind] for kind in kinds)}{listed}")
+                images, others = (sum(self.counts[kind] for kind in kinds if (kind in _IMAGES) == of) for of in (True, False))
+                total = f"{images} image{'s'[: images != 1]} and {others} object{'s'[: others != 1]}" if images and others else images + others
+                parts.append(f"{effect}: {total}{listed}")
         return "; ".join(parts)
 
     def lines(self) -> Iterator[Finding]:

@@ -1,5 +1,6 @@
 """Records of a data set in one file that processes of a machine map into memory: together they take the room of one."""
 
+import contextlib
 import mmap
 import os
 import pickle
@@ -45,7 +46,7 @@ class Packed(Sequence):
 
     def forget(self) -> None:
         """Removes the file's name, when all who are to read it have it open."""
-        if os.path.isfile(self.path):
+        with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows keeps a file while it is open
             os.remove(self.path)
 
     def __getstate__(self) -> dict[str, Any]:

@@ -90,7 +90,8 @@ def parse(path: str, images: str, called: str) -> dict[str, Any]:
 def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
     name = f"{source.called}annotation file {source.json_file!r}"
     if files and not os.path.isdir(source.image_root):
-        raise UserError(f"{source.called}image folder {source.image_root!r} is not there", "missing-file")
+        what = "is a file" if os.path.isfile(source.image_root) else "is not there"
+        raise UserError(f"{source.called}image folder {source.image_root!r} {what}", "missing-file")
     content = parse(source.json_file, source.image_root if files else "", source.called)
     missing = [key for key in ("images", "categories") if key not in content]
     # where the classes are another data set's, a set to predict alone needs none

@@ -30,6 +30,7 @@ class Use:
     @classmethod
     def of(cls, cfg: CfgNode) -> "Use":
         sizes = cfg.INPUT.MIN_SIZE_TRAIN
+        sides = [v for v in (sizes if isinstance(sizes, (list, tuple)) else [sizes]) if isinstance(v, (int, float))]  # others are refused later
         return cls(
             masks=learns(cfg, "masks"),
             keypoints=learns(cfg, "keypoints"),
@@ -42,7 +43,7 @@ class Use:
             scaled=bool(cfg.INPUT.VALUE_RANGE),
             max_pixels=cfg.INPUT.MAX_PIXELS,
             format=cfg.INPUT.FORMAT,
-            shortest=float(np.median(sizes if isinstance(sizes, (list, tuple)) else [sizes])),
+            shortest=float(np.median(sides or [800.0])),
             longest=float(cfg.INPUT.MAX_SIZE_TRAIN),
         )
 

@@ -128,8 +128,13 @@ def _hours(examination: Examination, batch: int, seconds: float) -> Finding:
     alone = f" on each of {examination.processes} processes, were they as fast as this one" if examination.processes > 1 else ""
     return note(
         f"an estimate: {seconds:.2f} s a step of {batch} images, {whole:.2f} s one of {examination.per_process()}{alone}; "
-        f"{steps:.0f} steps take some {whole * steps / 3600:.1f} hours, evaluations apart"
+        f"{steps:.0f} steps take some {_time_in_words(whole * steps)}, evaluations apart"
     )
+
+
+def _time_in_words(seconds: float) -> str:
+    unit, size = next(((unit, size) for unit, size in (("hours", 3600), ("minutes", 60)) if seconds >= size), ("seconds", 1))
+    return f"{seconds / size:.1f} {unit}"
 
 
 class _Watch(HookBase):
@@ -151,7 +156,7 @@ def register_part(name: str, whole: str, records: list[dict], folder: str, stack
     """Registers ``records`` of the data set ``whole`` as ``name``, until ``stack`` ends."""
     about = {key: value for key, value in MetadataCatalog.get(whole).as_dict().items() if key not in ("name", "json_file")}
     if about.get("panoptic_json"):
-        with open(about["panoptic_json"]) as f:
+        with open(about["panoptic_json"], encoding="utf-8") as f:
             content = json.load(f)
         ids = {record["image_id"] for record in records}
         content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]

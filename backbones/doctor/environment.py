@@ -37,7 +37,8 @@ def environment(examination: Examination) -> Iterator[Finding]:
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     total, free = memory_of_machine()
-    yield note(f"{cores} cores, {size_in_words(total)} of memory, {size_in_words(free)} free")
+    memory = f"{size_in_words(total)} of memory, {size_in_words(free)} free" if total else "how much memory it has, the system does not say"
+    yield note(f"{cores} cores, {memory}")
     yield from _gpus(examination)
     if os.path.isdir("/dev/shm"):
         shared = shutil.disk_usage("/dev/shm")
@@ -98,7 +99,9 @@ def _disk(examination: Examination) -> Iterator[Finding]:
 
 
 def memory_of_machine() -> tuple[int, int]:
-    """(all, free) bytes."""
+    """(all, free) bytes; 0 where the system does not say."""
+    if not hasattr(os, "sysconf"):  # on Windows
+        return 0, 0
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, IndexError), open("/proc/meminfo") as f:
         return total, 1024 * int(re.findall(r"MemAvailable:\s+(\d+)", f.read())[0])

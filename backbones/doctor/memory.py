@@ -42,11 +42,12 @@ def memory(examination: Examination) -> Iterator[Finding]:
     # beside what is kept for it, the backward pass works on some of it: of CPUs as much again was measured
     amp, on_gpu = cfg.SOLVER.AMP.ENABLED, device.type == "cuda"
     peak = exact + kept * (1.25 if on_gpu else 2) * (0.6 if amp else 1)
+    there = f"{where}: {size_in_words(room)}" if room else f"how much {where} is, the system does not say"
     yield note(
         f"an estimate: {count} images of {short}x{long} keep activations of {size_in_words(kept)}{' without AMP' if amp else ''} for the "
-        f"backward pass, and a step's peak is some {size_in_words(peak)} a process; {where}: {size_in_words(room)}"
+        f"backward pass, and a step's peak is some {size_in_words(peak)} a process; {there}"
     )
-    if peak * shares > 0.9 * room:
+    if room and peak * shares > 0.9 * room:
         yield warning(
             f"a step may need {size_in_words(peak * shares)} of {size_in_words(room)}, by this estimate",
             f"{examination.lower_memory()}, use more processes or smaller images",

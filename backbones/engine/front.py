@@ -16,6 +16,7 @@ from ..config import IMAGES
 from ..data import dataset_findings, follow, register_from_config, register_held_out, register_image_folders
 from ..data.loader import NamesFiles
 from ..errors import UserError
+from ..evaluation.figures import metric_findings
 from ..swap import use_structure
 from ..zoo import weights
 from .fit import Fit
@@ -95,6 +96,8 @@ class Front(ABC):
         """All that is wrong."""
         yield from self.config_findings(training, processes)
         yield from self.data_findings(training)
+        if training and self.knows("MODEL.MASK_ON"):
+            yield from metric_findings(self.settings)
         yield from tracker_findings(self.settings, self.name)
 
     def check_resize(self) -> None:

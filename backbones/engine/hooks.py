@@ -15,7 +15,6 @@ from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from detectron2.utils.visualizer import Visualizer
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -166,7 +165,7 @@ class KeepBest(HookBase):
             name = headline(evaluation.figures, self.metric)
             if name is not None:
                 finish = self._compare(name, evaluation.figures[name], evaluation.iteration)
-            else:
+            elif evaluation.figures or self.metric != "auto":  # of data without annotations there are none
                 there = ", ".join(evaluation.figures) or "none"
                 key = self.trainer.job.name("TEST.BEST_METRIC")
                 logging.getLogger(__name__).warning(f"{key} {self.metric!r} is not among the evaluation's figures: {there}")
@@ -278,6 +277,8 @@ def draw_predictions(
     model: nn.Module, records: Iterable[dict[str, Any]], mapper: Callable, metadata: Any, image_format: str
 ) -> dict[str, np.ndarray]:
     """What ``model`` finds in the images of ``records``, as a picture (H, W, 3) RGB by number and name; of other models than detectors none."""
+    from detectron2.utils.visualizer import Visualizer  # whose matplotlib takes long to import
+
     training, pictures = model.training, {}
     model.eval()
     for i, record in enumerate(records):

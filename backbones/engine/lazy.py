@@ -39,7 +39,7 @@ def is_python(path: str) -> bool:
     """Whether a config file is Python's, or the config.yaml that a run of such a config leaves."""
     if path.endswith(".py") or not path.endswith((".yaml", ".yml")):
         return path.endswith(".py")
-    with open(path, errors="replace") as f:
+    with open(path, encoding="utf-8", errors="replace") as f:
         return re.search(r"^(?:dataloader|lr_multiplier):", f.read(1 << 20), re.M) is not None
 
 
@@ -354,9 +354,8 @@ def _assign(settings: CfgNode, key: str, value: Any, place: str) -> None:
         value = float(value)
     elif isinstance(old, tuple) and isinstance(value, list):
         value = tuple(value)
-    kinds = {str: "text", int: "a whole number", float: "a number", bool: "True or False", tuple: "a list", list: "a list"}
     if type(value) is not type(old) and not (isinstance(old, (tuple, list)) and isinstance(value, (tuple, list))):
-        raise UserError(f"{place} is {value!r}: it must be {kinds.get(type(old), type(old).__name__)}", key=place)
+        raise UserError(f"{place} is {value!r}: it must be {config.KINDS.get(type(old), type(old).__name__)}", key=place)
     put(settings, key, value)
 
 
@@ -374,9 +373,10 @@ def _plain(value: Any) -> Any:
 def _check_key(cfg: DictConfig, key: str) -> None:
     """Raises UserError for an override of what is neither there nor an argument of what is to be called there."""
     node: Any = OmegaConf.to_container(cfg, resolve=False)
-    for part in key.split("."):
+    parts = key.split(".")
+    for i, part in enumerate(parts):
         if isinstance(node, list):
-            node = {str(i): item for i, item in enumerate(node)}
+            node = {str(place): item for place, item in enumerate(node)}
         if isinstance(node, dict) and part in node:
             node = node[part]
             continue
@@ -388,7 +388,8 @@ def _check_key(cfg: DictConfig, key: str) -> None:
                 return
             allowed = [*allowed, *parameters]
         allowed = sorted(set(map(str, allowed)) - {"_target_", "self"})
-        raise unknown(f"config key {key!r}, of whose parts", part, allowed, key=key, code="unknown-key")
+        before = "".join(f"{name}." for name in parts[:i])
+        raise unknown("config key", before + part, [before + name for name in allowed], key=key, code="unknown-key")
 
 
 def _missing(error: ModuleNotFoundError, what: str) -> UserError:

@@ -1,12 +1,11 @@
 """What a run has to know of itself to be continued as if it had not ended, and to be alone in its folder."""
 
 import contextlib
-import fcntl
 import glob
 import logging
 import os
 import shutil
-from typing import Any, Iterator
+from typing import IO, Any, Iterator
 
 import torch
 import yaml
@@ -18,6 +17,11 @@ from ..config import KEYS, first_difference, flat
 from ..data.loader import TrainLoader
 from ..errors import UserError
 from .job import Job
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
 
 # keys that change neither what is learned nor from what
 _FREE = ("OUTPUT_DIR", "VIS_PERIOD", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.MAX_ITER", "MODEL.WEIGHTS", "MODEL.DEVICE")
@@ -173,10 +177,24 @@ def lock(folder: str) -> Iterator[None]:
         raise UserError(f"OUTPUT_DIR {folder!r} cannot be written: {error.strerror}") from error
     with file:
         try:
-            # not flock, which the loader's workers would hold on to after a kill, until they notice
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _hold(file)
         except (BlockingIOError, PermissionError) as error:
-            raise UserError(f"another run is training in OUTPUT_DIR {folder!r}: take another one, or end it first") from error
+            raise UserError(f"another run is training in OUTPUT_DIR {folder!r}: take another one, or end it first", "folder-in-use") from error
         except OSError as error:  # a file system without locks
-            logging.getLogger(__name__).warning(f"OUTPUT_DIR {folder!r} cannot be kept from other runs: {error.strerror}")
+            logging.getLogger(__name__).warning(f"OUTPUT_DIR {folder!r} cannot be kept from other runs: {error.strerror or error}")
         yield
+
+
+def _hold(file: IO) -> None:
+    """Raises BlockingIOError or PermissionError where another process holds the file, another OSError where there are no locks."""
+    if fcntl is not None:  # not flock, portalocker's choice, which the loader's workers would hold on to after a kill, until they notice
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return
+    import portalocker
+
+    try:
+        portalocker.lock(file, portalocker.LockFlags.EXCLUSIVE | portalocker.LockFlags.NON_BLOCKING)
+    except portalocker.AlreadyLocked as error:
+        raise BlockingIOError(str(error)) from error
+    except portalocker.LockException as error:
+        raise OSError(str(error)) from error

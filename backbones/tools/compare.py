@@ -11,6 +11,7 @@ import sys
 from functools import partial
 from typing import Any
 
+from detectron2.data import DatasetCatalog
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -109,13 +110,17 @@ def plot(result: dict[str, Any], output: str) -> None:
 
 def dataset_of(config: str, run: str, name: str | None) -> str:
     """The name of the data to compare on, made known where a config, or the one that a run left, brings them along."""
-    left = os.path.join(run, "config.yaml")
+    folder = run if os.path.isdir(run) else os.path.join(os.path.dirname(run), "..")  # of inference/coco_instances_results.json
+    left = os.path.normpath(os.path.join(folder, "config.yaml"))
     if config or os.path.isfile(left):
         front = open_config(config or left)
         name = name or next(iter(front.settings.DATASETS.TEST), None)
         front.register(names=[name] if name else None)
     if not name:
         raise UserError("on what data were they evaluated? Name it by --dataset or --annotations", code="missing-argument", key="--dataset")
+    if name.startswith("own_") and name not in DatasetCatalog:  # as --train and --val name them
+        said = f"data set {name!r} is of a run: name its config.yaml by --config-file, or the annotations by --annotations"
+        raise UserError(said, "unknown-name", "--dataset")
     return name
 
 

@@ -17,12 +17,11 @@ from typing import NoReturn, Sequence
 import torch
 from detectron2.engine import default_setup
 from detectron2.utils import comm
-from detectron2.utils.logger import setup_logger
 
 from ..config import add_data_arguments, check_device, check_output_dir
 from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
-from ..engine import Front, add_config_arguments, clear, count_processes, launch, lock, open_named, stay_in_moved_folder
+from ..engine import Front, add_config_arguments, clear, count_processes, launch, lock, open_named, set_up_logs, stay_in_moved_folder
 from ..engine.step import OutOfMemory
 from ..errors import UserError
 from ..files import write_whole
@@ -123,10 +122,10 @@ def run(args: argparse.Namespace, front: Front) -> None:
         clear(output, args.overwrite, front.settings.MODEL.WEIGHTS)
     left, before = os.path.join(output, "config.yaml"), None
     if args.resume and os.path.isfile(left):
-        with open(left) as f:
+        with open(left, encoding="utf-8") as f:
             before = f.read()
+    set_up_logs(output)
     default_setup(front.cfg, args)
-    setup_logger(output, distributed_rank=comm.get_rank(), name="backbones")
     for line in front.said:
         logging.getLogger("backbones").log(logging.WARNING if " -> " in line else logging.INFO, line)
     if args.eval_only:

@@ -1,9 +1,11 @@
 """Looks into the model zoo: what configs there are, what is known of one, and its released weights.
 
 backbones zoo list "*mask*V_39*"
-python -m backbones.tools.zoo show faster_rcnn_V_39_FPN_3x.yaml
-python -m backbones.tools.zoo download RegNetX-3.2GF
-python -m backbones.tools.zoo check "RegNet*"
+backbones zoo show faster_rcnn_V_39_FPN_3x.yaml
+backbones zoo download RegNetX-3.2GF
+backbones zoo check "RegNet*" --json
+
+Each command has flags of its own: `backbones zoo check --help` says those of check.
 """
 
 import dataclasses

@@ -23,7 +23,7 @@ SIZE = (800, 1344)
 
 
 def _data(name: str) -> dict:
-    with open(os.path.join(os.path.dirname(zoo.__file__), name)) as f:
+    with open(os.path.join(os.path.dirname(zoo.__file__), name), encoding="utf-8") as f:
         return json.load(f)
 
 

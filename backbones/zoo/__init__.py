@@ -1,5 +1,6 @@
 """Configs and released checkpoints by name, as ``detectron2.model_zoo`` gives them, for our configs and for detectron2's own."""
 
+import difflib
 import functools
 import os
 from typing import Any
@@ -78,6 +79,15 @@ def get_config_file(name: str) -> str:
                 return os.path.join(root, found[0])
         if flat:
             raise UserError(f"config {name!r} is not one but several: {', '.join(flat)}", "unknown-name", "--config-file", flat[0])
+    if os.path.isdir(name):
+        raise UserError(f"config {name!r} is a folder: name a file in it", "missing-file", "--config-file")
+    folder = os.path.dirname(name)
+    if name.startswith((".", "~", os.sep)) or folder and os.path.isdir(folder):  # a path, not a name
+        inside = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+        close = difflib.get_close_matches(os.path.basename(name), [file for file in inside if file.endswith(_ENDINGS)], 1)
+        hint = f" Did you mean {os.path.join(folder, close[0])!r}?" if close else ""
+        where = "" if inside else f", nor is its folder {folder!r}" if folder and not os.path.isdir(folder) else ""
+        raise UserError(f"config {name!r} is not there{where}.{hint}", "missing-file", "--config-file", next(iter(close), None))
     ours, theirs = map(_names, roots)
     names = [*ours, *theirs, *sorted(set(map(os.path.basename, ours)))]
     raise unknown("config (neither a file nor a name in the zoos)", name, names, "--config-file")

@@ -43,7 +43,7 @@ def load(path: str, images: str = "") -> dict[str, Any] | None:
     if kind is None:
         return None
     if not os.path.isdir(images):
-        raise UserError(f"image folder {images!r} is not there", "missing-file")
+        raise UserError(f"image folder {images!r} is {'a file' if os.path.isfile(images) else 'not there'}", "missing-file")
     content = {"yolo": yolo.read, "voc": voc.read, "labelme": labelme.read}[kind](path, images)
     if not content["images"]:
         raise UserError(f"{path!r} has no images", "data")
@@ -105,4 +105,6 @@ def _image_folder(path: str) -> str:
             return voc.image_folder(voc_root) if _kind(path) == "voc" else yolo.image_folder([path])
         return folder
     places = [os.path.join(path, "images"), os.path.join(path, voc.PICTURES), yolo.mirrored(path, "labels", "images")]
+    if os.path.basename(os.path.abspath(path)) == voc.ANNOTATIONS:
+        places.append(os.path.join(os.path.dirname(os.path.abspath(path)), voc.PICTURES))
     return next((place for place in places if place and has(place, SUFFIXES)), path)

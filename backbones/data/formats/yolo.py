@@ -54,7 +54,7 @@ def has_labels(folder: str) -> bool:
 
 
 def _is_label(path: str) -> bool:
-    with open(path, errors="replace") as f:
+    with open(path, encoding="utf-8", errors="replace") as f:
         return YOLO_LINE.fullmatch(f.readline(10_000)) is not None
 
 

@@ -1,0 +1,55 @@
+"""The figures that an evaluation will give, as far as they are known before it."""
+
+from typing import Iterator
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from ..config import learns
+from ..errors import UserError, unknown
+
+_BOXES = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+_RARE = (*_BOXES, "APr", "APc", "APf")
+_COCO = {"boxes": ("bbox", _BOXES), "masks": ("segm", _BOXES), "keypoints": ("keypoints", ("AP", "AP50", "AP75", "APm", "APl"))}
+_PROPOSALS = tuple(f"AR{size}@{count}" for size in ("", "s", "m", "l") for count in (100, 1000))
+_SEMANTIC = ("mIoU", "fwIoU", "mACC", "pACC")
+_PANOPTIC = tuple(f"{figure}{part}" for part in ("", "_th", "_st") for figure in ("PQ", "SQ", "RQ"))
+# evaluator_type -> task -> figures; those of COCO's follow from what the model learns
+_OTHERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "coco_panoptic_seg": {"sem_seg": _SEMANTIC, "panoptic_seg": _PANOPTIC},
+    "sem_seg": {"sem_seg": _SEMANTIC},
+    "cityscapes_instance": {"segm": ("AP", "AP50")},
+    "cityscapes_sem_seg": {"sem_seg": ("IoU", "iIoU", "IoU_sup", "iIoU_sup")},
+    "pascal_voc": {"bbox": ("AP", "AP50", "AP75")},
+    "classification": {"classification": ("top1", "top5")},
+    "lvis": {"bbox": _RARE, "segm": _RARE},
+}
+
+
+def figures_of(cfg: CfgNode, name: str) -> list[str] | None:
+    """The figures on a data set for evaluation, such as "bbox/AP", without those of single classes; None where they are not known."""
+    kind, labelled = (MetadataCatalog.get(name).get(key, other) for key, other in (("evaluator_type", None), ("labelled", True)))
+    if kind != "coco" and kind not in _OTHERS:
+        return None
+    if not labelled:
+        return []
+    tasks = dict(_OTHERS.get(kind, {}))
+    if kind in ("coco", "coco_panoptic_seg"):
+        tasks.update(figures for task, figures in _COCO.items() if learns(cfg, task))
+        if learns(cfg, "proposals"):
+            tasks["box_proposals"] = _PROPOSALS
+    return [f"{task}/{figure}" for task, figures in tasks.items() for figure in figures] or None
+
+
+def metric_findings(cfg: CfgNode) -> Iterator[UserError]:
+    """A TEST.BEST_METRIC that no evaluation of the config's data gives."""
+    wanted, known = cfg.TEST.BEST_METRIC, [figures_of(cfg, name) for name in cfg.DATASETS.TEST]
+    if wanted in ("auto", "") or not known or None in known:
+        return
+    possible = list(dict.fromkeys(figure for figures in known for figure in figures or ()))
+    named = wanted
+    for name in cfg.DATASETS.TEST:
+        named = named.removeprefix(f"{name}/")
+    of_a_class = named.split("-")[0] in possible or named.split("/")[0] == "sem_seg" and "-" in named
+    if named not in possible and not of_a_class and not named.startswith("validation"):
+        yield unknown("TEST.BEST_METRIC", wanted, possible, "TEST.BEST_METRIC")

@@ -1,0 +1,273 @@
+"""What users of comparable projects met as a traceback or as noise: one line, or nothing."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import pytest
+import torch
+from answers import full_marks
+from conftest import ROOT, few_digits
+from detectron2.data import DatasetCatalog
+from small_data import picture, voc_object, voc_xml, write
+
+import backbones
+from backbones import zoo
+from backbones.config import check_config, check_device, config_findings, merge_overrides
+from backbones.data.formats import load
+from backbones.data.sources import Use
+from backbones.engine import open_config
+from backbones.evaluation import build_evaluator
+from backbones.evaluation.figures import figures_of, metric_findings
+from backbones.tools import compare
+
+CONFIG = "digits/faster_rcnn_digits.yaml"
+
+
+def python(*args, **env):
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    return subprocess.run([sys.executable, *args], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+
+
+def config(*overrides):
+    cfg = zoo.get_config(CONFIG)
+    merge_overrides(cfg, ["MODEL.DEVICE", "cpu", *overrides])
+    return cfg
+
+
+def said(call, *args):
+    with pytest.raises(backbones.UserError) as caught:
+        call(*args)
+    assert "\n" not in str(caught.value)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    "overrides, words, suggestion",
+    [
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING range INPUT.MIN_SIZE_TRAIN (160,200,240)", "must be two sides", (160, 240)),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING range INPUT.MIN_SIZE_TRAIN (240,160)", "the smaller first", (160, 240)),
+        ("INPUT.MIN_SIZE_TRAIN ()", "one or more whole numbers", None),
+        ("INPUT.MIN_SIZE_TRAIN ('a',)", "one or more whole numbers", None),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING ranges", "Did you mean 'range'", "range"),
+        ("INPUT.RANDOM_FLIP both", "Allowed: 'none', 'horizontal', 'vertical'", None),
+        ("INPUT.CROP.ENABLED True INPUT.CROP.SIZE (384,600)", "must be parts of an image's height and width", None),
+        ("INPUT.CROP.ENABLED True INPUT.CROP.TYPE absolute", "must be a height and a width in whole pixels", None),
+        ("TEST.AUG.MIN_SIZES ()", "one or more whole numbers", None),
+    ],
+)
+def test_lists_that_do_not_fit(overrides, words, suggestion):
+    cfg = config(*overrides.split())
+    Use.of(cfg)  # which is asked before the check
+    error = said(check_config, cfg)
+    assert words in str(error) and (suggestion is None or error.suggestion == suggestion)
+
+
+def test_a_suggested_range_is_taken():
+    cfg = config("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "(96,128)")
+    assert not list(config_findings(cfg))
+
+
+@pytest.mark.parametrize(
+    "key, value, words",
+    [
+        ("TEST.PICTURES", "abc", "TEST.PICTURES is 'abc': it must be a whole number, such as 4"),
+        ("SOLVER.AMP.ENABLED", "maybe", "it must be True or False"),
+        ("DATASETS.TEST", "own_val", "DATASETS.TEST is 'own_val': it must be a list"),
+    ],
+)
+def test_values_of_another_type(key, value, words, tmp_path):
+    """On the command line and in a file."""
+    assert re.search(words, str(said(config, key, value)))
+    *nodes, leaf = key.split(".")
+    text = "".join(f"{'  ' * i}{node}:\n" for i, node in enumerate(nodes)) + f"{'  ' * len(nodes)}{leaf}: {value}\n"
+    path = tmp_path / "own.yaml"
+    path.write_text(f'_BASE_: "{zoo.get_config_file(CONFIG)}"\n{text}')
+    error = said(zoo.get_config, str(path))
+    assert repr(str(path)) in str(error) and re.search(words, str(error))
+
+
+def test_configs_that_are_not_there(tmp_path):
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "mine.yaml").write_text("SEED: 1\n")
+    assert "is a folder" in str(said(zoo.get_config_file, str(tmp_path / "folder.yaml")))
+    error = said(zoo.get_config_file, str(tmp_path / "mien.yaml"))
+    assert str(error).endswith(f"is not there. Did you mean {str(tmp_path / 'mine.yaml')!r}?") and error.code == "missing-file"
+    assert "nor is its folder" in str(said(zoo.get_config_file, str(tmp_path / "none" / "mine.yaml")))
+    assert "unknown config" in str(said(zoo.get_config_file, "COCO-Detection/faster_rcnn_V_39_FPN_4x"))
+
+
+def test_a_name_of_the_zoo_that_is_a_folder_here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "faster_rcnn_V_39_FPN_3x").mkdir()  # as an OUTPUT_DIR may be called
+    assert zoo.get_config_file("faster_rcnn_V_39_FPN_3x").endswith("faster_rcnn_V_39_FPN_3x.yaml")
+
+
+def test_weights_that_are_a_folder(tmp_path):
+    from backbones.checkpoint import GatedCheckpointer, read_checkpoint
+
+    assert "is a folder" in str(said(read_checkpoint, str(tmp_path)))
+    assert "is a folder" in str(said(GatedCheckpointer(backbones.create("V-19-slim-dw-eSE")).load, str(tmp_path)))
+
+
+def test_keys_of_python_configs():
+    error = said(open_config, "COCO-Detection/fcos_R_50_FPN_1x.py", ["model.backbon.x=3"])
+    assert "unknown config key: 'model.backbon'. Did you mean 'model.backbone'?" in str(error) and error.suggestion == "model.backbone"
+
+
+@pytest.mark.parametrize("wanted, suggestion", [("bbox/AP5O", "bbox/AP5"), ("ap50", "bbox/AP50"), ("segm/AP", "bbox/AP")])
+def test_a_best_metric_that_nothing_gives(wanted, suggestion):
+    (error,) = metric_findings(config("TEST.BEST_METRIC", wanted))
+    assert error.suggestion.startswith(suggestion[:-1]) and "Allowed: 'bbox/AP'" in str(error)
+
+
+@pytest.mark.parametrize("wanted", ["auto", "", "bbox/AP75", "digits_val/bbox/AP", "bbox/AP-7", "validation/total_loss"])
+def test_best_metrics_that_are_given(wanted):
+    assert not list(metric_findings(config("TEST.BEST_METRIC", wanted)))
+
+
+def test_figures_are_those_of_an_evaluation(tmp_path):
+    cfg = config("OUTPUT_DIR", str(tmp_path))
+    DatasetCatalog.get("digits_val")  # made where it is not there
+    given = full_marks(build_evaluator(cfg, "digits_val"), "digits_val")
+    assert set(figures_of(cfg, "digits_val")) == {f"bbox/{name}" for name in given["bbox"] if "-" not in name}
+
+
+def test_a_voc_folder_of_annotations_alone(tmp_path):
+    picture(tmp_path / "JPEGImages/a.jpg")
+    write(tmp_path / "Annotations/a.xml", voc_xml(voc_object("dog", 1, 1, 60, 60)))
+    content = load(str(tmp_path / "Annotations"))
+    assert [image["file_name"] for image in content["images"]] == ["a.jpg"] and content["images"][0]["width"] == 160
+
+
+def test_a_file_where_images_are_wanted(tmp_path):
+    picture(tmp_path / "JPEGImages/a.jpg")
+    write(tmp_path / "Annotations/a.xml", voc_xml(voc_object("dog", 1, 1, 60, 60)))
+    assert "is a file" in str(said(load, str(tmp_path), str(tmp_path / "JPEGImages/a.jpg")))
+
+
+def test_compare_takes_the_config_of_the_run(tmp_path):
+    """Of a file in its folder too; where there is none, it says what to name."""
+    results = tmp_path / "inference" / "coco_instances_results.json"
+    write(results, json.dumps([]))
+    error = said(compare.dataset_of, "", str(results), "own_val")
+    assert "--config-file" in str(error) and error.key == "--dataset"
+    (tmp_path / "config.yaml").write_text(zoo.get_config(CONFIG).dump())
+    assert compare.dataset_of("", str(results), None) == "digits_val"
+
+
+@pytest.mark.slow
+def test_importing_is_quiet_and_users_are_warned():
+    """Of what they script themselves, where this torch warns at all."""
+    result = python("-W", "default", "-c", "import backbones, torch\nprint('imported')\ntorch.jit.script(torch.nn.Identity())")
+    assert result.stdout == "imported\n"
+    assert len(re.findall("FutureWarning: `torch.jit.script`", result.stderr)) == _scripting_is_warned_of(), result.stderr
+
+
+def _scripting_is_warned_of():
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        torch.jit.script(torch.nn.Identity())
+    return any("deprecated" in str(warning.message) for warning in seen)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["train_net.py"], ["-m", "backbones", "zoo", "list"], ["-m", "backbones.tools.demo"]])
+def test_interrupted_in_the_first_second(command):
+    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    time.sleep(1.5)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=100)[1]
+    assert process.returncode in (-signal.SIGINT, 130) and "Traceback" not in error, error
+
+
+@pytest.mark.slow
+def test_log_files_have_no_colours(tmp_path):
+    code = f"""
+import logging
+from backbones.engine import set_up_logs
+set_up_logs({str(tmp_path)!r})
+for name in ("detectron2", "fvcore", "backbones"):
+    logging.getLogger(name).warning("\\x1b[38;5;245m# a comment\\x1b[39m")
+"""
+    result = python("-c", code, FORCE_COLOR="1")
+    for text in (result.stdout, (tmp_path / "log.txt").read_text()):
+        assert text.count("# a comment") == 3 and "\x1b" not in text
+
+
+@pytest.mark.parametrize(
+    "device, words", [("cuda", "torch sees no GPU here"), ("meta", "torch cannot use it here"), ("gpu", "Allowed: 'cuda'")]
+)
+def test_devices(device, words, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert words in str(said(check_device, device))
+    assert check_device("cpu") is None
+
+
+def test_apple_gpus(monkeypatch):
+    for built, words in ((True, "torch sees no Apple GPU here"), (False, "built without support for Apple GPUs")):
+        monkeypatch.setattr(torch.backends.mps, "is_built", lambda built=built: built)
+        monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+        assert words in str(said(check_device, "mps"))
+    monkeypatch.setattr(torch, "zeros", lambda *args, device: torch.ones(1))
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert check_device("mps") is None
+
+
+def test_a_gpu_that_is_not_among_those_here(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert check_device("cuda:1") is None
+    assert "torch sees 2 GPUs, numbered from 0, here" in str(said(check_device, "cuda:2"))
+
+
+@pytest.mark.slow
+def test_training_without_what_linux_alone_has(tmp_path):
+    """No fcntl, /proc, /dev/shm nor signals of POSIX's; workers begin as on macOS and Windows."""
+    made = few_digits(tmp_path, {"train": 4, "val": 2})
+    data = [text for split, paths in made.items() for text in (f"--{split}-json", paths[0], f"--{split}-images", paths[1])]
+    options = (
+        "SOLVER.MAX_ITER 2 SOLVER.IMS_PER_BATCH 2 DATALOADER.NUM_WORKERS 1 MODEL.DEVICE cpu INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64"
+    )
+    common = ["--config-file", CONFIG, *data, "OUTPUT_DIR", str(tmp_path / "run"), *options.split()]
+    result = python("tests/elsewhere.py", "train", *common)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert (tmp_path / "run" / "model_final.pth").is_file() and (tmp_path / "run" / "inference" / "coco_instances_results.json").is_file()
+
+
+def test_memory_that_the_system_does_not_tell(monkeypatch):
+    from backbones.doctor.environment import memory_of_machine
+
+    assert memory_of_machine()[0] > 0
+    monkeypatch.delattr("os.sysconf")
+    assert memory_of_machine() == (0, 0)
+
+
+@pytest.mark.slow
+def test_a_folder_is_held_without_fcntl(tmp_path):
+    """By portalocker: another process is refused, until the first lets go."""
+    code = """
+import sys
+from backbones import UserError
+from backbones.engine import lock, resume
+resume.fcntl = None
+try:
+    with lock(sys.argv[1]):
+        print("held", flush=True)
+        sys.stdin.readline()
+except UserError as error:
+    print(error.code, flush=True)
+"""
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    first = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout.readline() == "held\n"
+        assert python("-c", code, str(tmp_path)).stdout == "folder-in-use\n"
+    finally:
+        first.communicate("\n", timeout=100)
+    assert subprocess.run(command, cwd=ROOT, input="\n", capture_output=True, text=True, timeout=300).stdout == "held\n"
