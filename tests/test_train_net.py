@@ -356,4 +356,4 @@ def test_augmentation(tmp_path, tiny):
     assert "Evaluating with test-time augmentation" in output and len(re.findall(r"Task: bbox", output)) == 2
     assert (tmp_path / "inference_TTA").is_dir()
     result = command(*run, *aug, "MODEL.META_ARCHITECTURE", "PanopticFPN")
-    assert result.returncode == 2 and "TEST.AUG is for boxes and masks of R-CNNs" in result.stderr
+    assert result.returncode == 2 and "TEST.AUG is for R-CNNs, RetinaNet and GFL" in result.stderr
