@@ -14,14 +14,16 @@ from backbones.tools.train import argument_parser, read_config
 
 
 def main(args, front):
+    torch.manual_seed(comm.get_rank())  # so that all runs begin with the weights of the first process
     trainer = front.fit()
     trainer.resume_or_load(args.resume, args.new_schedule)
+    validated = front.validate(trainer.model) if front.settings.TEST.LOSS else {}
     paths = []
     trainer.register_hooks([hooks.CallbackHook(after_step=lambda t: paths.append([net.choices for net in supernets(t.model)]))])
     trainer.train()
     weights = {name.replace("module.", ""): p.detach() for name, p in trainer.model.named_parameters()}
     torch.save(
-        {"weights": weights, "processes": comm.get_world_size(), "paths": paths},
+        {"weights": weights, "processes": comm.get_world_size(), "paths": paths, "validated": validated},
         os.path.join(front.settings.OUTPUT_DIR, f"rank{comm.get_rank()}.pth"),
     )
 

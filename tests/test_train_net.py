@@ -101,6 +101,34 @@ def test_two_processes_train_in_step(tiny, tmp_path, torchrun):
         assert torch.equal(value, initial[name]), name
 
 
+@pytest.mark.parametrize("kind", ["retinanet", "gfl"])
+def test_dense_detectors_in_several_processes(kind, tiny, tmp_path):
+    """A run that is continued has the weights, bit by bit, and the normalizer of one that is not. Losses of test data are those of one process."""
+
+    def run(name, processes, *more):
+        arguments = ["--config-file", f"digits/{kind}_digits.yaml", "--num-gpus", processes, "--dist-url", "auto", *tiny, "MODEL.WEIGHTS", ""]
+        succeed(*more[:2], *arguments, "OUTPUT_DIR", tmp_path / name, *more[2:], script="tests/in_step.py")
+        state = torch.load(tmp_path / name / "model_final.pth", weights_only=True)["trainer"]["_trainer"]["moving_values"]
+        return state, torch.load(tmp_path / name / "rank0.pth", weights_only=True)
+
+    if kind == "retinanet":
+        arguments = "--resume", "--new-schedule", "SOLVER.MAX_ITER", 4, "SOLVER.CHECKPOINT_PERIOD", 2, "SEED", 1
+        whole, first = run("whole", 2, *arguments)
+        (tmp_path / "parts").mkdir()
+        shutil.copy(tmp_path / "whole/model_0000001.pth", tmp_path / "parts")
+        (tmp_path / "parts/last_checkpoint").write_text("model_0000001.pth")
+        parts, again = run("parts", 2, *arguments)
+        assert whole == parts and list(whole) == [""] and whole[""] != 100
+        assert all(torch.equal(value, again["weights"][name]) for name, value in first["weights"].items())
+    seen = []
+    for processes in (1, 2):  # of five images, so that one process has one more
+        weights = ["SOLVER.MAX_ITER", 1, "TEST.LOSS", "True", "SEED", 1]
+        seen.append(run(f"validated{processes}", processes, "--resume", "--new-schedule", *weights)[1]["validated"]["validation"])
+    assert seen[0].keys() == seen[1].keys() and seen[0]["total_loss"] > 0
+    for name, value in seen[0].items():
+        assert value == pytest.approx(seen[1][name], rel=1e-5), name
+
+
 SUPERNET = ["MODEL.SHUFFLENETV2.SUPERNET", "True", "MODEL.SHUFFLENETV2.WIDTH", "0.25", "MODEL.SHUFFLENETV2.NORM", "BN"]
 
 
@@ -356,4 +384,4 @@ def test_augmentation(tmp_path, tiny):
     assert "Evaluating with test-time augmentation" in output and len(re.findall(r"Task: bbox", output)) == 2
     assert (tmp_path / "inference_TTA").is_dir()
     result = command(*run, *aug, "MODEL.META_ARCHITECTURE", "PanopticFPN")
-    assert result.returncode == 2 and "TEST.AUG is for boxes and masks of R-CNNs" in result.stderr
+    assert result.returncode == 2 and "TEST.AUG is for R-CNNs, RetinaNet and GFL" in result.stderr

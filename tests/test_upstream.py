@@ -38,6 +38,10 @@ INHERITED = {
         *("_output_dir", "_do_evaluation", "_max_dets_per_image", "_kpt_oks_sigmas", "_logger"),
     ),
     "detectron2.modeling.roi_heads.CascadeROIHeads": ("_init_mask_head", "_forward_box", "_create_proposals_from_boxes", "_run_stage"),
+    "detectron2.modeling.GeneralizedRCNNWithTTA": (
+        *("_inference_one_image", "_get_augmented_inputs", "_turn_off_roi_heads", "_get_augmented_boxes", "_merge_detections"),
+        *("_batch_inference", "_rescale_detected_boxes", "_reduce_pred_masks"),
+    ),
     "detectron2.modeling.roi_heads.Res5ROIHeads": ("_build_res5_block",),
 }
 

@@ -16,7 +16,7 @@ class Architecture:
     classes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key of a number -> list in the data's metadata that has as many
     dense: bool = False  # without proposals, on features from P3 on, as RetinaNet
     anchors: str = "MODEL.RPN.IN_FEATURES"  # key of the features that anchors of several sizes lie on; "": there are none
-    augmented: bool = False  # whether detectron2's test-time augmentation takes it
+    augmented: bool = False  # whether test-time augmentation takes it
 
 
 _RPN, _ROI_HEADS, _SEGMENTATION = (f"MODEL.{part}.IN_FEATURES" for part in ("RPN", "ROI_HEADS", "SEM_SEG_HEAD"))
@@ -28,6 +28,7 @@ _RETINANET = Architecture(
     classes={"MODEL.RETINANET.NUM_CLASSES": "thing_classes"},
     dense=True,
     anchors="MODEL.RETINANET.IN_FEATURES",
+    augmented=True,
 )
 ARCHITECTURES: dict[str, Architecture] = {
     "GeneralizedRCNN": Architecture(("boxes", "masks", "keypoints"), (_RPN, _ROI_HEADS), _INSTANCES, augmented=True),
@@ -35,7 +36,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "ProposalNetwork": Architecture(("proposals",), (_RPN,)),
     "RetinaNet": _RETINANET,
     "MMDetRetinaNet": _RETINANET,
-    "GFL": Architecture(("boxes",), ("MODEL.GFL.IN_FEATURES",), {"MODEL.GFL.NUM_CLASSES": "thing_classes"}, dense=True, anchors=""),
+    "GFL": Architecture(
+        ("boxes",), ("MODEL.GFL.IN_FEATURES",), {"MODEL.GFL.NUM_CLASSES": "thing_classes"}, dense=True, anchors="", augmented=True
+    ),
     "ImageClassifier": Architecture(("class",), (), {"MODEL.CLASSIFIER.NUM_CLASSES": "classes"}, anchors=""),
     "SemanticSegmentor": Architecture(("semantic",), (_SEGMENTATION,), _STUFF, anchors=""),
 }
@@ -44,7 +47,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 def architecture(cfg: CfgNode) -> Architecture:
     """The row of a config's meta-architecture; of the user's own, what the name says."""
     name = cfg.MODEL.META_ARCHITECTURE
-    own = dataclasses.replace(_RETINANET, features=None) if "RetinaNet" in name else Architecture()
+    own = dataclasses.replace(_RETINANET, features=None, augmented=False) if "RetinaNet" in name else Architecture()
     return ARCHITECTURES.get(name, own)
 
 

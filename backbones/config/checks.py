@@ -100,9 +100,9 @@ def _combinations(cfg: CfgNode) -> Iterator[UserError]:
             said = f"has {len(get(cfg, key))} values, but images in INPUT.FORMAT {cfg.INPUT.FORMAT!r} have {channels} channels"
             yield _conflict(key, None, said)
     unfit = [] if architecture(cfg).augmented else [f"META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}"]
-    unfit += [key for key in ("KEYPOINT_ON", "LOAD_PROPOSALS") if cfg.MODEL[key]]
+    unfit += ["LOAD_PROPOSALS"] if cfg.MODEL.LOAD_PROPOSALS else []
     if cfg.TEST.AUG.ENABLED and unfit:
-        said = f"TEST.AUG is for boxes and masks of R-CNNs, not with MODEL.{unfit[0]}: set TEST.AUG.ENABLED False"
+        said = f"TEST.AUG is for R-CNNs, RetinaNet and GFL, not with MODEL.{unfit[0]}: set TEST.AUG.ENABLED False"
         yield UserError(said, "conflict", "TEST.AUG.ENABLED", False)
 
 

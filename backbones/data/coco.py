@@ -178,5 +178,9 @@ def follow(cfg: CfgNode, replaced: bool) -> Iterator[tuple[str, Any, str]]:
         sigmas = [] if len(names) == 17 else [round(1 / len(names), 4)] * len(names)
         yield "TEST.KEYPOINT_OKS_SIGMAS", sigmas, "one for each keypoint, all alike" if sigmas else "those of COCO's 17 keypoints"
     unknown = next((about.keypoint_flips_unknown for about in own if about.get("keypoint_flips_unknown")), "")
-    if unknown and cfg.INPUT.RANDOM_FLIP == "horizontal":
-        yield "INPUT.RANDOM_FLIP", "none", f"{unknown}, so that images cannot be flipped; DATASETS.KEYPOINT_FLIPS names the pairs"
+    if unknown:
+        reason = f"{unknown}, so that images cannot be flipped; DATASETS.KEYPOINT_FLIPS names the pairs"
+        if cfg.INPUT.RANDOM_FLIP == "horizontal":
+            yield "INPUT.RANDOM_FLIP", "none", reason
+        if cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.FLIP:
+            yield "TEST.AUG.FLIP", False, reason

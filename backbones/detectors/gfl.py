@@ -328,7 +328,9 @@ class GFL(DenseDetector):
             loss_dfl = (loss_dfl * weight).sum()
 
             sums = torch.stack((counts.clamp(min=1).sum().float(), weight.sum()))
-            total, weights = differentiable_all_reduce(sums) / comm.get_world_size()
+            if torch.is_grad_enabled():  # where processes share their gradients; a loss on test data is of its own images alone
+                sums = differentiable_all_reduce(sums) / comm.get_world_size()
+            total, weights = sums
             weights = torch.where(weights > 0, weights, torch.ones_like(weights))  # a floor would change the beginning of training
             return {
                 "loss_cls": loss_cls / total.clamp(min=1) * self.loss_weights[0],

@@ -254,7 +254,7 @@ class Front(ABC):
         self.names += sorted(set(DatasetCatalog) - before)
         for key, value, reason in list(follow(self.settings, replaced)):
             stated = self.opts[::2].count(key) if self.words == 2 else any(item.startswith(f"{self.name(key)}=") for item in self.opts)
-            if stated and key != "INPUT.RANDOM_FLIP":  # a flip that mixes up left and right is never meant
+            if stated and key not in ("INPUT.RANDOM_FLIP", "TEST.AUG.FLIP"):  # a flip that mixes up left and right is never meant
                 continue
             self.set(key, value)
             if key == "INPUT.RANDOM_FLIP" and not self.knows(key):

@@ -121,7 +121,9 @@ class PreciseBN(hooks.PreciseBN):
         if isinstance(self.loader, TrainLoader):
             self.loader.go_to(self.seed() + 1 + self.trainer.iter, 0)
         self._data_iter = None
+        values = moving_values(self.trainer.model)
         super().update_stats()
+        set_moving_values(self.trainer.model, values)  # its batches are none of training
 
 
 class KeepBest(HookBase):
@@ -255,6 +257,7 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
         with torch.no_grad(), EventStorage():
             for number, batch in zip(mine, loader):
                 seed_random_numbers(number)
+                set_moving_values(model, values)  # of which an image's losses depend on no other image, in however many processes
                 losses = model(batch)
                 if number < len(records) and "unreadable" not in batch[0]:  # then it is of another image
                     for name, value in losses.items():

@@ -12,7 +12,6 @@ import yaml
 from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
@@ -26,6 +25,7 @@ from ..data import dataset_findings, images
 from ..data.loader import evaluation_loader, train_loader
 from ..data.mapper import Mapper
 from ..errors import UserError, raised, unknown
+from ..evaluation import augmented
 from ..evaluation.build import coco_evaluator
 from ..solver import scale_learning_rate
 from ..swap import use_backbone, use_weights
@@ -264,8 +264,7 @@ class PythonFront(Front):
 
     def evaluate_augmented(self, model: nn.Module) -> dict[str, Any]:
         broadcast_buffers(model)
-        augmented = GeneralizedRCNNWithTTA(self.settings, model)
-        results = inference_on_dataset(augmented, self._test_loader(), self._evaluator("inference_TTA"))
+        results = inference_on_dataset(augmented(self.settings, model), self._test_loader(), self._evaluator("inference_TTA"))
         return {f"{name}_TTA": value for name, value in results.items()}
 
     def _test_loader(self) -> Any:

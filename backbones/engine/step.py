@@ -12,9 +12,11 @@ from typing import Any, Callable, Iterable
 import torch
 import torch.distributed as dist
 from detectron2.engine import SimpleTrainer
+from detectron2.modeling.meta_arch.dense_detector import DenseDetector
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..data.loader import seed_random_numbers
 from ..errors import UserError
@@ -33,15 +35,25 @@ class Diverged(UserError, FloatingPointError):
     """Losses that are infinite or not a number."""
 
 
-def moving_values(model: nn.Module) -> dict[str, Any]:
-    """What dense detectors of detectron2 keep over iterations beside their weights, by module."""
-    return {name: module.loss_normalizer for name, module in model.named_modules() if hasattr(module, "loss_normalizer")}
+def _dense(model: nn.Module) -> dict[str, Any]:
+    """The dense detectors in a model, by names that are the same in one process and in several."""
+    whole = model.module if isinstance(model, DistributedDataParallel) else model
+    return {name: module for name, module in whole.named_modules() if isinstance(module, DenseDetector)}
+
+
+def moving_values(model: nn.Module) -> dict[str, float]:
+    """What dense detectors of detectron2 keep over iterations beside their weights, by module: the mean number of positive anchors."""
+    return {name: module.loss_normalizer for name, module in _dense(model).items() if hasattr(module, "loss_normalizer")}
 
 
 def set_moving_values(model: nn.Module, values: dict[str, Any]) -> None:
-    for name, module in model.named_modules():
+    """Undoes what `moving_values` has seen change; modules without a value begin anew."""
+    values = {name.removeprefix("module").removeprefix("."): value for name, value in values.items()}  # as earlier versions named them
+    for name, module in _dense(model).items():
         if name in values:
             module.loss_normalizer = values[name]
+        elif hasattr(module, "loss_normalizer"):
+            del module.loss_normalizer
 
 
 class Steps(SimpleTrainer):
@@ -97,6 +109,7 @@ class Steps(SimpleTrainer):
                     raise self._out_of_memory(len(batch)) from None  # what it holds of the graph would stay in memory
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach() / self.accumulate
+        self._share_moving_values()
         self.after_backward()
         self._write_metrics(self._read(losses), data_time)
         if self.grad_scaler is None:
@@ -148,6 +161,14 @@ class Steps(SimpleTrainer):
                 said = comm.all_gather(failed)
                 failed = failed or next(filter(None, said))
         return failed
+
+    def _share_moving_values(self) -> None:
+        """Makes them the mean of all processes, as one batch of all their images would have it, so that the first one's checkpoint has all."""
+        values = moving_values(self.model)
+        if values and comm.get_world_size() > 1:
+            mean = torch.tensor(list(values.values()), dtype=torch.float64)
+            dist.all_reduce(mean, group=self.group)
+            set_moving_values(self.model, dict(zip(values, (mean / comm.get_world_size()).tolist())))
 
     def note(self, number: int) -> None:
         """That this process got a signal."""

@@ -13,7 +13,6 @@ from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer
 from detectron2.evaluation import DatasetEvaluator, inference_on_dataset, print_csv_format, verify_results
-from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
 from torch import nn
@@ -32,7 +31,7 @@ from ..data.classification import ClassificationMapper
 from ..data.loader import build_train_loader, evaluation_loader, share
 from ..data.mapper import FasterMapper, Mapper
 from ..errors import UserError
-from ..evaluation import build_evaluator
+from ..evaluation import augmented, build_evaluator
 from ..solver import build_lr_scheduler, build_optimizer, scale_learning_rate
 from ..swap import use_backbone, use_weights
 from .fit import Fit, broadcast_buffers
@@ -115,7 +114,7 @@ class Trainer(Fit, DefaultTrainer):
         logging.getLogger(__name__).info("Evaluating with test-time augmentation ...")
         folder = f"{cfg.OUTPUT_DIR}/inference_TTA"
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
-        results = cls.test(cfg, GeneralizedRCNNWithTTA(cfg, model), evaluators)
+        results = cls.test(cfg, augmented(cfg, model), evaluators)
         return {f"{name}_TTA": value for name, value in results.items()}
 
 

@@ -1,5 +1,6 @@
-"""The evaluator that fits a data set."""
+"""The evaluator that fits a data set, and test-time augmentation."""
 
+from .augmented import augmented
 from .build import build_evaluator
 
-__all__ = ["build_evaluator"]
+__all__ = ["augmented", "build_evaluator"]
