@@ -8,6 +8,8 @@ import numpy as np
 
 from ..data import check_paths, images
 from ..data.annotations import faults, integer, numbers, parse
+from ..drawing import Mark, colour, mask_of
+from ..drawing import draw as draw_marks
 from ..engine import open_config
 from ..errors import UserError, unknown
 from . import parser_of, picture, program, run
@@ -63,8 +65,7 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     They are evenly chosen, or with ``worst`` those of the most `mistakes`, the worst first. ``reading``: the arguments of `images.read`.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
-    from detectron2.structures import Boxes, BoxMode, Instances
-    from detectron2.utils.visualizer import Visualizer
+    from detectron2.structures import BoxMode
 
     if dataset not in DatasetCatalog:
         raise unknown("data set", dataset, sorted(DatasetCatalog.keys()))
@@ -80,29 +81,30 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
         chosen = [dicts[i] for i in np.argsort(-np.array(number), kind="stable")[:count]]
     else:
         chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(count, len(dicts))).astype(int)]
-    # alone of detectron2's, the class list has no keypoint names here: they would cover the picture
-    plain = MetadataCatalog.get(f"{dataset}:drawing").set(thing_classes=metadata.thing_classes)
-    shown = ("bbox", "bbox_mode", "category_id", "segmentation")
-    height = max(240, *(min(d["height"], 480) for d in chosen))
     tiles = []
     for d in chosen:
-        np.random.seed(0)  # detectron2 draws its colours from numpy's global generator: the same picture every time
         image = images.read(d["file_name"], "RGB", **reading)  # as training does, turned as its EXIF tag says
-        scale = height / image.shape[0]
-        truth = Visualizer(image, plain, scale=scale).draw_dataset_dict(
-            {**d, "annotations": [{key: a[key] for key in shown if key in a} for a in d.get("annotations", ())]}
-        )
-        kept = [r for r in by_image[d["image_id"]] if r["score"] >= threshold]
-        instances = Instances(image.shape[:2])
-        boxes = np.array([r["bbox"] for r in kept], float).reshape(-1, 4)
-        instances.pred_boxes = Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
-        instances.scores = np.array([r["score"] for r in kept])
-        instances.pred_classes = np.array([to_class.get(r["category_id"], r["category_id"]) for r in kept], int)
-        if kept and all("segmentation" in r for r in kept):
-            instances.pred_masks = [r["segmentation"] for r in kept]
-        found = Visualizer(image, plain, scale=scale).draw_instance_predictions(instances)
-        tiles.append(np.hstack([truth.get_image(), np.full((truth.get_image().shape[0], 4, 3), 255, np.uint8), found.get_image()]))
+        shape = image.shape[:2]
+        truth = [
+            _mark(BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS), a["category_id"], "", a, shape, metadata.thing_classes)
+            for a in d.get("annotations", ())
+        ]
+        found = [
+            _mark(
+                BoxMode.convert(list(r["bbox"]), BoxMode.XYWH_ABS, BoxMode.XYXY_ABS),
+                to_class.get(r["category_id"], r["category_id"]), f" {100 * r['score']:.0f}", r, shape, metadata.thing_classes,
+            )
+            for r in by_image[d["image_id"]]
+            if r["score"] >= threshold
+        ]  # fmt: skip
+        left, right = draw_marks(image, truth), draw_marks(image, found)
+        tiles.append(np.hstack([left, np.full((len(left), 4, 3), 255, np.uint8), right]))
     write_grid(tiles, output, 3 if len(tiles) >= 6 else 1, "ground truth | detections")
+
+
+def _mark(box: list[float], number: int, score: str, entry: dict[str, Any], shape: tuple[int, int], names: list[str]) -> Mark:
+    mask = mask_of(entry["segmentation"], *shape) if entry.get("segmentation") else None
+    return Mark(box, f"{names[number] if number < len(names) else number}{score}", colour(number), mask)
 
 
 def write_grid(tiles: list[np.ndarray], output: str, columns: int, title: str) -> None:
