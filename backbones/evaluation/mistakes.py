@@ -39,6 +39,8 @@ class Judged:
 def tide(dataset: dict[str, Any], results: list[dict], task: str = "bbox") -> dict[str, Any]:
     """TIDE's errors by tidecv, at IoU 0.5: AP50, and of each of `KINDS` how many, and the AP50 that is lost by them.
 
+    As in the package, a detection in a crowd is no false positive and costs nothing, but is counted among the kinds, mostly as background.
+
     Raises UserError without the package.
     """
     try:

@@ -1,8 +1,8 @@
 """Says what went wrong in a run's last evaluation: kinds of errors, classes taken for others, AP by size and crowding, and the worst images.
 
-It reads RUN/inference/coco_instances_results.json and the data of RUN/config.yaml, and writes errors.html and errors.json into RUN. Kinds of errors
-are those of TIDE, counted by the package tidecv (pip install 'backbones[errors]'). With --corruptions it evaluates the run's model on test images
-that are blurred, noisy, compressed, too bright or flat.
+It reads RUN/inference/coco_instances_results.json and the data of RUN/config.yaml, and writes errors.html and errors.json into RUN. The kinds are
+those of TIDE, counted by the package tidecv (pip install 'backbones[errors]'). With --corruptions it evaluates the run's model on test images that
+are blurred, noisy, compressed, too bright or flat.
 """
 
 import base64
@@ -39,11 +39,18 @@ def examine(dataset: dict[str, Any], results: list[dict], task: str, threshold: 
     """All figures of an evaluation, and by image id what met what."""
     judged = judge(dataset, results, threshold)
     names, table = confusion(dataset, judged)
+    try:
+        kinds = tide(dataset, results, task)
+    except UserError as error:  # all else needs no package
+        if error.code != "missing-package":
+            raise
+        print(f"no kinds of errors: {error}")
+        kinds = None
     figures = {
         "task": task,
         "threshold": threshold,
         "images": len(dataset["images"]),
-        "errors": tide(dataset, results, task),
+        "errors": kinds,
         "confusion": {"classes": names, "counts": table.tolist()},
         "AP by": by_kind_of_object(dataset, results, task),
     }
@@ -52,21 +59,22 @@ def examine(dataset: dict[str, Any], results: list[dict], task: str, threshold: 
 
 def tables(figures: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]]]]:
     """(heading, head, rows) of what is printed and stands on the page."""
+    out: list[tuple[str, list[str], list[list[Any]]]] = []
     errors, meaning = figures["errors"], dict(KINDS.values())
-    kinds = [[name, row["count"], f"{row['dAP']:.2f}", meaning[name]] for name, row in errors["kinds"].items()]
-    kinds += [[name, errors[name]["count"], f"{errors[name]['dAP']:.2f}", "all of them"] for name in ("false positives", "false negatives")]
+    if errors:
+        kinds = [[name, row["count"], f"{row['dAP']:.2f}", meaning[name]] for name, row in errors["kinds"].items()]
+        kinds += [[name, errors[name]["count"], f"{errors[name]['dAP']:.2f}", "all of them"] for name in ("false positives", "false negatives")]
+        heading = f"Kinds of errors (TIDE): AP50 of {figures['task']} is {errors['AP50']:.2f}, dAP what each kind takes away"
+        out.append((heading, ["", "count", "dAP", ""], kinds))
     names, counts = figures["confusion"]["classes"], figures["confusion"]["counts"]
     off = [(counts[i][j], a, b) for i, a in enumerate(names) for j, b in enumerate(names) if i != j and counts[i][j]]
     taken = [[truth, found, n] for n, truth, found in sorted(off, key=lambda row: -row[0])[:SHOWN]]
-    ap = lambda row: "-" if row["AP"] is None else f"{row['AP']:.2f}"  # noqa: E731
-    out: list[tuple[str, list[str], list[list[Any]]]] = [
-        (
-            f"Kinds of errors (TIDE): AP50 of {figures['task']} is {errors['AP50']:.2f}, dAP what each kind takes away",
-            ["", "count", "dAP", ""],
-            kinds,
-        ),
-        (f"Taken for each other: IoU 0.5 of boxes, scores from {figures['threshold']:g}", ["is", "found as", "times"], taken),
-    ]
+
+    def ap(row: dict[str, Any]) -> str:
+        return "-" if row["AP"] is None else f"{row['AP']:.2f}"
+
+    heading = f"Taken for each other: IoU 0.5 of boxes, scores from {figures['threshold']:g}"
+    out.append((heading, ["is", "found as", "times"], taken))
     for by, rows in figures["AP by"].items():
         out.append((f"AP of {figures['task']} by {by}", ["", "objects", "AP"], [[row["name"], row["objects"], ap(row)] for row in rows]))
     if "corruptions" in figures:
@@ -163,6 +171,8 @@ def main() -> None:
     results = check_results(content, dataset, task, file)
     if task == "segm":  # judged by their boxes
         results = [{**r, "bbox": entry["bbox"]} for r, entry in zip(results, content)]
+    else:  # masks that are not judged only cover what is
+        dataset = {**dataset, "annotations": [{k: v for k, v in a.items() if k != "segmentation"} for a in dataset["annotations"]]}
     figures, judged = examine(dataset, results, task, args.conf_threshold)
     figures.update(run=args.run, dataset=name)
     if args.corruptions:
