@@ -62,14 +62,8 @@ def draw(image: np.ndarray, marks: Sequence[Mark], size: int = 15) -> np.ndarray
         if not mark.label:
             continue
         w, h = pen.textlength(mark.label, font=font) + 6, size + 5
-        beside = [
-            (x0 - 3, y0 - h - 3),
-            (x0 - 3, y1 + 3),
-            (x1 + 4, y0 - 3),
-            (x0 - w - 4, y0 - 3),
-            (x1 - w + 3, y0 - h - 3),
-            (x1 - w + 3, y1 + 3),
-        ]
+        above, under = y0 - h - 4, y1 + 4
+        beside = [(x0 - 3, above), (x0 - 3, under), (x1 + 5, y0 - 3), (x0 - w - 5, y0 - 3), (x1 - w + 3, above), (x1 - w + 3, under)]
         places = [_moved_in(x, y, w, h, page.size) for x, y in beside]
         place = min(places, key=lambda place: _covered(place, taken))
         taken = np.vstack([taken, place])

@@ -286,7 +286,7 @@ def draw_predictions(
         marks = _found(found[found.scores >= min(0.5, best * 0.999)], metadata)
         picture = draw(pixels, marks)
         if "annotations" in record:
-            picture = beside(draw(pixels, _truth(record, metadata, pixels.shape[:2])), picture)
+            picture = beside(draw(pixels, _truth(record, metadata, pixels.shape[:2], found.has("pred_masks"))), picture)
         pictures[f"{i}_{os.path.splitext(os.path.basename(record['file_name']))[0]}"] = picture
     model.train(training)
     return pictures
@@ -310,14 +310,14 @@ def _found(found: Any, metadata: Any) -> list[Mark]:
     return marks
 
 
-def _truth(record: dict[str, Any], metadata: Any, shape: tuple[int, int]) -> list[Mark]:
-    """The objects of ``record`` in an image that was resized to ``shape``."""
+def _truth(record: dict[str, Any], metadata: Any, shape: tuple[int, int], masks: bool) -> list[Mark]:
+    """The objects of ``record`` in an image that was resized to ``shape``; their ``masks`` only where the model finds some, as they cover what is."""
     marks = []
     sy, sx = (new / old for new, old in zip(shape, (record["height"], record["width"])))
     for a in record["annotations"]:
         box = np.array(BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)) * (sx, sy, sx, sy)
         mask = points = None
-        if a.get("segmentation"):
+        if masks and a.get("segmentation"):
             whole = Image.fromarray(mask_of(a["segmentation"], record["height"], record["width"]))
             mask = np.asarray(whole.resize(shape[::-1], Image.Resampling.NEAREST))
         if a.get("keypoints"):

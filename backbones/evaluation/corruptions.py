@@ -6,6 +6,7 @@ functions of scikit-image that are gone. Its snow, frost and fog are not here.
 
 import copy
 import io
+import math
 import os
 import tempfile
 import zlib
@@ -68,7 +69,8 @@ def evaluate(front: Any, dataset: str, task: str, severities: Sequence[int], wei
         model = front.build_model()
         front.load_for_evaluation(model)
         model.eval()
-        records, reading, result = DatasetCatalog.get(dataset), images.settings(front.settings), {}
+        records, reading = DatasetCatalog.get(dataset), images.settings(front.settings)
+        result: dict[str, list[float]] = {}
         about = copy.copy(MetadataCatalog.get(dataset).as_dict())
         for kind in ("as they are", *CORRUPTIONS):
             result[kind] = []
@@ -86,6 +88,7 @@ def evaluate(front: Any, dataset: str, task: str, severities: Sequence[int], wei
                 finally:
                     DatasetCatalog.remove(name)
                     MetadataCatalog.remove(name)
-                result[kind].append(float(found[task]["AP"]))
+                ap = float(found[task]["AP"])
+                result[kind].append(0.0 if math.isnan(ap) else ap)  # it is no number where nothing is found at all
         result["as they are"] *= len(severities)
     return result

@@ -1,8 +1,8 @@
 """Says what went wrong in a run's last evaluation: kinds of errors, classes taken for others, AP by size and crowding, and the worst images.
 
-It reads RUN/inference/coco_instances_results.json and the data of RUN/config.yaml, and writes errors.html and errors.json into RUN. The kinds are
-those of TIDE, counted by the package tidecv (pip install 'backbones[errors]'). With --corruptions it evaluates the run's model on test images that
-are blurred, noisy, compressed, too bright or flat.
+It reads RUN/inference/coco_instances_results.json and the data of RUN/config.yaml, and writes errors.html and errors.json into RUN.
+The kinds are those of TIDE, counted by the package tidecv (pip install 'backbones[errors]'). With --corruptions it evaluates the run's
+model on test images that are blurred, noisy, compressed, too bright or flat.
 """
 
 import base64

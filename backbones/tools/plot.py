@@ -61,8 +61,7 @@ def plot(folder: str, output: str) -> None:
             quality.plot(*series(rows, key), "o-", label=key if i else f"{key} (leads)", linewidth=1 if i else 2.5, clip_on=False)
         ends = sorted(tuple(values[-1] for values in series(rows, key)[::-1]) for key in measured)
         for i, (y, x) in enumerate(ends):  # the lowest first, each a line above the one before
-            quality.annotate(f"{y:.1f}", (x, y), xytext=(8, 12 * i - 4), textcoords="offset points", fontsize=9)
-        below.margins(x=0.1)  # room for them
+            quality.annotate(f"{y:.1f}", (x, y), xytext=(-8, 12 * i + 6), textcoords="offset points", ha="right", fontsize=9)
         quality.set(ylabel="AP, PQ", ylim=(0, 108))
         quality.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(measured), fontsize=8, frameon=False)  # above, on no curve
     figure.savefig(output, dpi=110)
@@ -78,8 +77,10 @@ def plot_several(folders: Sequence[str], output: str) -> None:
         if common:
             x, y = series(rows, common[0])
             below.plot(x, y, "o-", color=line.get_color())
-            below.annotate(f"{y[-1]:.1f}", (x[-1], y[-1]), xytext=(4, 0), textcoords="offset points", color=line.get_color(), fontsize=8)
-    below.margins(x=0.1, y=0.15)  # room for the last figures
+            below.annotate(
+                f"{y[-1]:.1f}", (x[-1], y[-1]), xytext=(-6, 5), textcoords="offset points", ha="right", color=line.get_color(), fontsize=8
+            )
+    below.margins(y=0.2)  # room for the last figures
     losses.legend(loc="best", fontsize=8)
     below.set(xlabel="iteration", ylabel=common[0] if common else "no figure that all have")
     figure.savefig(output, dpi=110)

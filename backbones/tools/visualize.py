@@ -81,30 +81,22 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
         chosen = [dicts[i] for i in np.argsort(-np.array(number), kind="stable")[:count]]
     else:
         chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(count, len(dicts))).astype(int)]
+    masks = any("segmentation" in r for d in chosen for r in by_image[d["image_id"]])  # else those of the truth only cover what is
     tiles = []
     for d in chosen:
         image = images.read(d["file_name"], "RGB", **reading)  # as training does, turned as its EXIF tag says
-        shape = image.shape[:2]
-        truth = [
-            _mark(BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS), a["category_id"], "", a, shape, metadata.thing_classes)
-            for a in d.get("annotations", ())
-        ]
-        found = [
-            _mark(
-                BoxMode.convert(list(r["bbox"]), BoxMode.XYWH_ABS, BoxMode.XYXY_ABS),
-                to_class.get(r["category_id"], r["category_id"]), f" {100 * r['score']:.0f}", r, shape, metadata.thing_classes,
-            )
-            for r in by_image[d["image_id"]]
-            if r["score"] >= threshold
-        ]  # fmt: skip
+
+        def mark(entry: dict[str, Any], mode: Any, number: int, score: str = "", shape=image.shape[:2]) -> Mark:
+            name = metadata.thing_classes[number] if number < len(metadata.thing_classes) else number
+            mask = mask_of(entry["segmentation"], *shape) if masks and entry.get("segmentation") else None
+            return Mark(BoxMode.convert(list(entry["bbox"]), mode, BoxMode.XYXY_ABS), f"{name}{score}", colour(number), mask)
+
+        truth = [mark(a, a["bbox_mode"], a["category_id"]) for a in d.get("annotations", ())]
+        kept = [r for r in by_image[d["image_id"]] if r["score"] >= threshold]
+        found = [mark(r, BoxMode.XYWH_ABS, to_class.get(r["category_id"], r["category_id"]), f" {100 * r['score']:.0f}") for r in kept]
         left, right = draw_marks(image, truth), draw_marks(image, found)
         tiles.append(np.hstack([left, np.full((len(left), 4, 3), 255, np.uint8), right]))
     write_grid(tiles, output, 3 if len(tiles) >= 6 else 1, "ground truth | detections")
-
-
-def _mark(box: list[float], number: int, score: str, entry: dict[str, Any], shape: tuple[int, int], names: list[str]) -> Mark:
-    mask = mask_of(entry["segmentation"], *shape) if entry.get("segmentation") else None
-    return Mark(box, f"{names[number] if number < len(names) else number}{score}", colour(number), mask)
 
 
 def write_grid(tiles: list[np.ndarray], output: str, columns: int, title: str) -> None:
@@ -112,14 +104,14 @@ def write_grid(tiles: list[np.ndarray], output: str, columns: int, title: str) -
     import cv2
 
     h, w = (max(t.shape[i] for t in tiles) for i in (0, 1))
-    pad, head = 10, 26
+    pad, head = 10, 30
     rows = -(-len(tiles) // columns)
     grid = np.full((head + rows * (h + pad), columns * (w + pad) + pad, 3), 255, np.uint8)
     for i, tile in enumerate(tiles):
         y, x = head + i // columns * (h + pad), pad + i % columns * (w + pad)
         grid[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
     for c in range(min(columns, len(tiles))):
-        cv2.putText(grid, title, (pad + c * (w + pad), 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(grid, title, (pad + c * (w + pad), 21), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 0, 0), 1, cv2.LINE_AA)
     if not cv2.imwrite(output, grid[:, :, ::-1]):
         raise UserError(f"cannot write {output!r}")
 
