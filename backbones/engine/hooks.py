@@ -311,7 +311,7 @@ def _found(found: Any, metadata: Any) -> list[Mark]:
 
 
 def _truth(record: dict[str, Any], metadata: Any, shape: tuple[int, int], masks: bool) -> list[Mark]:
-    """The objects of ``record`` in an image that was resized to ``shape``; their ``masks`` only where the model finds some, as they cover what is."""
+    """The objects of ``record`` in an image that was resized to ``shape``. Their ``masks`` cover what is: only where the model finds some."""
     marks = []
     sy, sx = (new / old for new, old in zip(shape, (record["height"], record["width"])))
     for a in record["annotations"]:

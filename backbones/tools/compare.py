@@ -157,6 +157,12 @@ def main() -> None:
     contents = [parse(file, "result file") for file in files]
     if args.task == "auto":
         args.task = leading_task(*contents)
+        left = args.config_file or os.path.join(args.a, "config.yaml")
+        if args.task == "keypoints" and not args.oks_sigmas and os.path.isfile(left):
+            args.oks_sigmas = list(open_config(left).settings.TEST.KEYPOINT_OKS_SIGMAS)
+        if args.task == "keypoints" and len(contents[0][0]["keypoints"]) != 3 * (len(args.oks_sigmas) or 17):
+            print("keypoints other than COCO's have no AP without --oks-sigmas: boxes are compared")
+            args.task = "bbox"
         print(f"AP of {args.task}, which leads: --task names another of those in the results")
     if args.annotations:
         path, dataset = args.annotations, read_truth(args.annotations, "", args.task, print)
