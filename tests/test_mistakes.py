@@ -3,6 +3,7 @@
 import json
 import sys
 
+import matplotlib
 import numpy as np
 import pytest
 from PIL import Image
@@ -44,7 +45,9 @@ def data():
 
 def test_kinds_of_errors_are_tides():
     pytest.importorskip("tidecv")
+    before = dict(matplotlib.rcParams)
     figures = tide(*data())
+    assert dict(matplotlib.rcParams) == before  # tidecv sets colours for all pictures
     counts = {name: row["count"] for name, row in figures["kinds"].items()}
     assert counts == {
         "classification": 1,

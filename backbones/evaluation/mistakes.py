@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+import matplotlib
 import numpy as np
 
 from ..errors import UserError
@@ -62,7 +63,9 @@ def tide(dataset: dict[str, Any], results: list[dict], task: str = "bbox") -> di
         add(a["image_id"], a["category_id"], **{key: shape})
     for r in results:
         found.add_detection(r["image_id"], r["category_id"], r["score"], **{key: r["segmentation" if task == "segm" else "bbox"]})
-    run = TIDE().evaluate(truth, found, mode=TIDE.MASK if task == "segm" else TIDE.BOX)
+    with matplotlib.rc_context():  # it sets colours for all pictures of the process
+        evaluator = TIDE()
+    run = evaluator.evaluate(truth, found, mode=TIDE.MASK if task == "segm" else TIDE.BOX)
     counts, lost, special = run.count_errors(), run.fix_main_errors(), run.fix_special_errors()
     false = {
         "FalsePos": sum(used[1] is False for data in run.ap_data.objs.values() for used in data.data_points.values()),
