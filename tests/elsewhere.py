@@ -1,4 +1,4 @@
-"""The console command on a machine that lacks what Windows and macOS lack, as far as Linux can play it: `python tests/elsewhere.py VERB ...`."""
+"""The console command on a machine that lacks what Windows and macOS lack, as far as Linux plays it: `python tests/elsewhere.py VERB ...`."""
 
 import builtins
 import multiprocessing

@@ -35,6 +35,7 @@ TOOLS = [
     "demo",
     "digits",
     "doctor",
+    "errors",
     "export",
     "findings_table",
     "plot",

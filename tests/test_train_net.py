@@ -103,7 +103,7 @@ def test_two_processes_train_in_step(tiny, tmp_path, torchrun):
 
 @pytest.mark.parametrize("kind", ["retinanet", "gfl"])
 def test_dense_detectors_in_several_processes(kind, tiny, tmp_path):
-    """A run that is continued has the weights, bit by bit, and the normalizer of one that is not. Losses of test data are those of one process."""
+    """A run that is continued has the weights, bit by bit, and the normalizer of one that is not; test losses are those of one process."""
 
     def run(name, processes, *more):
         arguments = ["--config-file", f"digits/{kind}_digits.yaml", "--num-gpus", processes, "--dist-url", "auto", *tiny, "MODEL.WEIGHTS", ""]

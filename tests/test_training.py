@@ -168,11 +168,22 @@ def test_pictures():
     example = {"image": torch.zeros(3, 120, 160, dtype=torch.uint8), "height": 60, "width": 80}
     records = [{"file_name": "a/1.jpg"}, {"file_name": "b/1.jpg"}]
     pictures = hooks.draw_predictions(Finds(), records, lambda record: example, metadata, "BGR")
+    margin = 23  # for labels; the image is enlarged four times
+    assert list(pictures) == ["0_1", "1_1"] and pictures["0_1"].shape == (480 + 2 * margin, 640 + 2 * margin, 3)
+    rows, columns = np.nonzero(pictures["0_1"][margin:-margin, margin:-margin].sum(axis=2))
+    assert len(rows) > 0.9 * 16 * 64 * 48
+    assert abs(columns.min() / 4 - 16) <= 1 and abs(columns.max() / 4 - 80) <= 1 and rows.max() / 4 <= 61
+    truth = {"annotations": [{"bbox": [8, 6, 40, 30], "bbox_mode": 0, "category_id": 1}], "height": 60, "width": 80}
+    both = hooks.draw_predictions(Finds(), [{**records[0], **truth}], lambda record: example, MetadataCatalog.get("drawn"), "BGR")["0_1"]
     MetadataCatalog.remove("drawn")
-    assert list(pictures) == ["0_1", "1_1"] and pictures["0_1"].shape == (120, 160, 3)
-    rows, columns = np.nonzero(pictures["0_1"].sum(axis=2))
-    assert len(rows) > 0.9 * 64 * 48
-    assert abs(columns.min() - 16) <= 3 and abs(columns.max() - 80) <= 3 and rows.max() <= 63
+    left = both[26 + margin : -margin, margin : margin + 640].sum(axis=2)  # the truth, below its title
+    rows, columns = np.nonzero(left)
+    assert (
+        abs(columns.min() / 4 - 16) <= 1
+        and abs(columns.max() / 4 - 80) <= 1
+        and abs(rows.max() / 4 - 60) <= 1
+        and left[100:200, 120:280].max() == 0
+    )
 
     class Segments(Finds):
         def forward(self, batch):

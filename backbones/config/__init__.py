@@ -4,11 +4,19 @@ from .architectures import ARCHITECTURES, architecture, learns
 from .checks import check_config, check_device, check_output_dir, check_output_file, config_findings, from_libraries, training_findings
 from .keys import KEYS, add_backbones_config, add_vovnet_config, all_keys, flat, get, put
 from .merging import (
-    IMAGES, KINDS, add_data_arguments, apply_data_arguments, bases, first_difference, make_files_absolute, merge_file, merge_overrides
+    IMAGES,
+    KINDS,
+    add_data_arguments,
+    apply_data_arguments,
+    bases,
+    first_difference,
+    make_files_absolute,
+    merge_file,
+    merge_overrides,
 )  # fmt: skip
 
 __all__ = [
-    "ARCHITECTURES", "IMAGES", "KEYS", "KINDS", "add_backbones_config", "add_data_arguments", "add_vovnet_config", "all_keys", "apply_data_arguments",
-    "architecture", "bases", "check_config", "check_device", "check_output_dir", "check_output_file", "config_findings", "first_difference",
-    "flat", "from_libraries", "get", "learns", "make_files_absolute", "merge_file", "merge_overrides", "put", "training_findings",
+    "ARCHITECTURES", "IMAGES", "KEYS", "KINDS", "add_backbones_config", "add_data_arguments", "add_vovnet_config", "all_keys",
+    "apply_data_arguments", "architecture", "bases", "check_config", "check_device", "check_output_dir", "check_output_file", "config_findings",
+    "first_difference", "flat", "from_libraries", "get", "learns", "make_files_absolute", "merge_file", "merge_overrides", "put", "training_findings",
 ]  # fmt: skip

@@ -161,7 +161,11 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL_EMA.DECAY", 0.9998, "how much of it stays in a step", test=(lambda v: 0 <= v < 1, "at least 0 and below 1")),
     *(Key(f"SOLVER.DDP.{option}", False, "option of torch's DistributedDataParallel") for option in _DDP),
     Key("TEST.COCO_EVALUATOR", "fastest", "faster-coco-eval where installed, or detectron2's: the same figures", ("fastest", "detectron2")),
-    Key("TEST.BEST_METRIC", "auto", 'figure, as "bbox/AP", whose best checkpoint is kept; "auto": the first AP, PQ, mIoU or top-1; "": none'),
+    Key(
+        "TEST.BEST_METRIC",
+        "auto",
+        'figure, as "bbox/AP", whose best checkpoint is kept; "auto": AP of masks, else keypoints, else boxes; PQ, mIoU, top-1; "": none',
+    ),
     Key("TEST.PATIENCE", 0, "evaluations without a better figure after which training ends; 0: it does not", least=0),
     Key("TEST.LOSS", False, "each evaluation in training also gives the losses on the test data"),
     Key("TEST.PICTURES", 4, "test images with detections that each evaluation in training draws, in OUTPUT_DIR/pictures", least=0),

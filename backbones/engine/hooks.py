@@ -13,8 +13,10 @@ import torch
 from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
+from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
+from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -23,6 +25,8 @@ from tqdm import tqdm
 from .. import upstream
 from ..checkpoint import GatedCheckpointer
 from ..data.loader import Examples, TrainLoader, seed_random_numbers, share
+from ..drawing import Mark, beside, colour, draw, mask_of
+from ..evaluation.leading import headline
 from ..shufflenetv2 import ShuffleNetV2Supernet, random_path
 from .step import moving_values, set_moving_values
 
@@ -82,20 +86,6 @@ class Evaluate(HookBase):
         self.last = Evaluation(self.trainer.done - 1, {name: float(value) for name, value in flatten_results_dict(results or {}).items()})
         self.trainer.storage.put_scalars(smoothing_hint=False, cur_iter=written_at, **self.last.figures)
         comm.synchronize()
-
-
-# which figure tells the best checkpoint, where the config leaves it open: the first of these
-_HEADLINES = ("segm/AP", "keypoints/AP", "panoptic_seg/PQ", "bbox/AP", "box_proposals/AR@1000", "sem_seg/mIoU", "classification/top1")
-
-
-def headline(names: Iterable[str], wanted: str = "auto") -> str | None:
-    """Of an evaluation's figures the one that is ``wanted``, alone or after a data set's name; None where it is not among them."""
-    names = list(names)
-    for figure in _HEADLINES if wanted == "auto" else (wanted,):
-        for name in names:
-            if name == figure or name.endswith(f"/{figure}"):
-                return name
-    return None
 
 
 class EvaluateAtTheEnd(Evaluate):
@@ -279,9 +269,10 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
 def draw_predictions(
     model: nn.Module, records: Iterable[dict[str, Any]], mapper: Callable, metadata: Any, image_format: str
 ) -> dict[str, np.ndarray]:
-    """What ``model`` finds in the images of ``records``, as a picture (H, W, 3) RGB by number and name; of other models than detectors none."""
-    from detectron2.utils.visualizer import Visualizer  # whose matplotlib takes long to import
+    """What ``model`` finds in the images of ``records``, beside their truth where they have one, as a picture (H, W, 3) RGB by number and name.
 
+    Of other models than detectors there is none.
+    """
     training, pictures = model.training, {}
     model.eval()
     for i, record in enumerate(records):
@@ -295,10 +286,47 @@ def draw_predictions(
         found = output["instances"].to("cpu")
         best = float(found.scores.max()) if len(found) else 0.0
         pixels = convert_image_to_rgb(example["image"].permute(1, 2, 0).cpu().numpy(), image_format)
-        drawn = Visualizer(pixels, metadata).draw_instance_predictions(found[found.scores >= min(0.5, best * 0.999)])
-        pictures[f"{i}_{os.path.splitext(os.path.basename(record['file_name']))[0]}"] = drawn.get_image()
+        marks = _found(found[found.scores >= min(0.5, best * 0.999)], metadata)
+        picture = draw(pixels, marks)
+        if "annotations" in record:
+            picture = beside(draw(pixels, _truth(record, metadata, pixels.shape[:2], found.has("pred_masks"))), picture)
+        pictures[f"{i}_{os.path.splitext(os.path.basename(record['file_name']))[0]}"] = picture
     model.train(training)
     return pictures
+
+
+def _name(metadata: Any, number: int) -> str:
+    names = metadata.get("thing_classes") or ()
+    return str(names[number]) if number < len(names) else str(number)
+
+
+def _found(found: Any, metadata: Any) -> list[Mark]:
+    fields = found.get_fields()
+    boxes = found.pred_boxes.tensor.tolist() if "pred_boxes" in fields else []
+    marks = []
+    for i, box in enumerate(boxes):
+        number = int(found.pred_classes[i]) if "pred_classes" in fields else 0
+        label = f"{_name(metadata, number)} {100 * float(found.scores[i]):.0f}"
+        mask = found.pred_masks[i].numpy() if "pred_masks" in fields else None
+        points = found.pred_keypoints[i].numpy() if "pred_keypoints" in fields else None
+        marks.append(Mark(box, label, colour(number), mask, points))
+    return marks
+
+
+def _truth(record: dict[str, Any], metadata: Any, shape: tuple[int, int], masks: bool) -> list[Mark]:
+    """The objects of ``record`` in an image that was resized to ``shape``. Their ``masks`` cover what is: only where the model finds some."""
+    marks = []
+    sy, sx = (new / old for new, old in zip(shape, (record["height"], record["width"])))
+    for a in record["annotations"]:
+        box = np.array(BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)) * (sx, sy, sx, sy)
+        mask = points = None
+        if masks and a.get("segmentation"):
+            whole = Image.fromarray(mask_of(a["segmentation"], record["height"], record["width"]))
+            mask = np.asarray(whole.resize(shape[::-1], Image.Resampling.NEAREST))
+        if a.get("keypoints"):
+            points = np.array(a["keypoints"], float).reshape(-1, 3) * (sx, sy, 1)
+        marks.append(Mark(box.tolist(), _name(metadata, a["category_id"]), colour(a["category_id"]), mask, points))
+    return marks
 
 
 class Progress(HookBase):

@@ -204,5 +204,6 @@ def plot_search(problem: SearchProblem, state: State, history: list, best: Candi
                     axis.plot([getattr(costs, name) / scale], [costs.score], "k.", markersize=4)
         axis.axvline(problem.budget[name] / scale, color="gray", linestyle="--", label="budget")
         axis.set(xlabel=label, ylabel="score")
-        axis.legend(fontsize=8, loc="upper left")
+        axis.margins(x=0.2, y=0.15)  # names stay inside
+        axis.legend(fontsize=8, loc="best")
     figure.savefig(path, dpi=110)

@@ -19,6 +19,7 @@ from ..data.annotations import parse
 from ..engine import open_config
 from ..errors import UserError, unknown
 from ..evaluation.comparison import beyond_chance, compare
+from ..evaluation.leading import leading_task
 from ..evaluation.results import TASKS, check_keypoints, check_results, read_truth, results_file, truth_of
 from ..files import replacing, write_whole
 from . import parser_of, picture, program, run
@@ -133,7 +134,8 @@ def main() -> None:
     text = "a data set of detectron2's catalogue, or of the config; default: what A was evaluated on"
     data.add_argument("--dataset", metavar="NAME", help=text)
     parser.add_argument("--config-file", default="", metavar="FILE", help="a config that names your own data (default: config.yaml of A's run)")
-    parser.add_argument("--task", default="bbox", help=f"one of {', '.join(TASKS)} (default: %(default)s)")
+    text = f"one of {', '.join(TASKS)} (default: masks where both results have them, else keypoints, else boxes)"
+    parser.add_argument("--task", default="auto", help=text)
     parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap, at least 100 (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     parser.add_argument("--confidence", type=float, default=95, help="of the intervals, in percent (default: %(default)s)")
@@ -141,7 +143,7 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE", help="write all numbers, those of all classes too")
     parser.add_argument("--plot", metavar="FILE", help="draw the differences and their intervals: .png, .jpg, .pdf or .svg")
     args = parser.parse_args()
-    if args.task not in TASKS:
+    if args.task not in (*TASKS, "auto"):
         raise unknown("--task", args.task, TASKS)
     if not 100 <= args.samples <= 100000:
         raise UserError(f"--samples {args.samples}: an interval needs at least 100, and more than 100000 are not kept in memory")
@@ -156,12 +158,22 @@ def main() -> None:
     if args.json and os.path.isdir(args.json):
         raise UserError(f"--json {args.json!r} is a folder")
 
+    files = [results_file(args.a), results_file(args.b)]
+    contents = [parse(file, "result file") for file in files]
+    if args.task == "auto":
+        args.task = leading_task(*contents)
+        left = args.config_file or os.path.join(args.a, "config.yaml")
+        if args.task == "keypoints" and not args.oks_sigmas and os.path.isfile(left):
+            args.oks_sigmas = list(open_config(left).settings.TEST.KEYPOINT_OKS_SIGMAS)
+        if args.task == "keypoints" and len(contents[0][0]["keypoints"]) != 3 * (len(args.oks_sigmas) or 17):
+            print("keypoints other than COCO's have no AP without --oks-sigmas: boxes are compared")
+            args.task = "bbox"
+        print(f"AP of {args.task}, which leads: --task names another of those in the results")
     if args.annotations:
         path, dataset = args.annotations, read_truth(args.annotations, "", args.task, print)
     else:
         path, dataset = truth_of(dataset_of(args.config_file, args.a, args.dataset), args.task)
-    files = [results_file(args.a), results_file(args.b)]
-    results = [check_results(parse(file, "result file"), dataset, args.task, file) for file in files]
+    results = [check_results(content, dataset, args.task, file) for content, file in zip(contents, files)]
     if args.task == "keypoints":
         check_keypoints(dataset, results, args.oks_sigmas)
     progress = partial(tqdm, desc="classes", unit="class", mininterval=0.1 if sys.stderr.isatty() else 15)

@@ -5,6 +5,7 @@ import os
 from typing import Sequence
 
 from ..errors import UserError
+from ..evaluation.leading import LEADING
 from . import parser_of, picture, program, run
 
 
@@ -40,9 +41,6 @@ def series(rows: list[dict[str, float]], key: str) -> tuple[list[int], list[floa
     return [i for i, _ in points], [value for _, value in points]
 
 
-_QUALITY = ("bbox/AP", "segm/AP", "keypoints/AP", "panoptic_seg/PQ", "sem_seg/mIoU", "classification/top1")
-
-
 def plot(folder: str, output: str) -> None:
     """Writes the picture of one run; the upper half shows losses, the lower the learning rate, and AP where it was measured."""
     rows = read_metrics(folder)
@@ -56,30 +54,33 @@ def plot(folder: str, output: str) -> None:
     losses.legend(loc="best", fontsize=8)
     below.plot(*series(rows, "lr"), color="tab:gray")
     below.set(xlabel="iteration", ylabel="learning rate")
-    measured = [key for key in _QUALITY if series(rows, key)[0]]
+    measured = [key for key in LEADING if series(rows, key)[0]]
     if measured:
         quality = below.twinx()
-        for key in measured:
-            quality.plot(*series(rows, key), "o-", label=key)
+        for i, key in enumerate(measured):  # the first leads
+            quality.plot(*series(rows, key), "o-", label=key if i else f"{key} (leads)", linewidth=1 if i else 2.5, clip_on=False)
         ends = sorted(tuple(values[-1] for values in series(rows, key)[::-1]) for key in measured)
         for i, (y, x) in enumerate(ends):  # the lowest first, each a line above the one before
-            quality.annotate(f"{y:.1f}", (x, y), xytext=(-8, 12 * i - 12), textcoords="offset points", ha="right")
-        quality.set(ylabel="AP, PQ", ylim=(0, 100))
-        quality.legend(loc="lower left", fontsize=8)
+            quality.annotate(f"{y:.1f}", (x, y), xytext=(-8, 12 * i + 6), textcoords="offset points", ha="right", fontsize=9)
+        quality.set(ylabel="AP, PQ", ylim=(0, 108))
+        quality.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(measured), fontsize=8, frameon=False)  # above, on no curve
     figure.savefig(output, dpi=110)
 
 
 def plot_several(folders: Sequence[str], output: str) -> None:
     """Writes the picture of several runs: the total loss of each above, the first figure of quality that all have below."""
     runs = {folder: read_metrics(folder) for folder in folders}
-    common = [key for key in _QUALITY if all(series(rows, key)[0] for rows in runs.values())]
+    common = [key for key in LEADING if all(series(rows, key)[0] for rows in runs.values())]
     figure, losses, below = _figure(output, f"Training of {len(runs)} runs")
     for folder, rows in runs.items():
         (line,) = losses.plot(*series(rows, "total_loss"), label=folder)
         if common:
             x, y = series(rows, common[0])
             below.plot(x, y, "o-", color=line.get_color())
-            below.annotate(f"{y[-1]:.1f}", (x[-1], y[-1]), xytext=(4, 0), textcoords="offset points", color=line.get_color(), fontsize=8)
+            below.annotate(
+                f"{y[-1]:.1f}", (x[-1], y[-1]), xytext=(-6, 5), textcoords="offset points", ha="right", color=line.get_color(), fontsize=8
+            )
+    below.margins(y=0.2)  # room for the last figures
     losses.legend(loc="best", fontsize=8)
     below.set(xlabel="iteration", ylabel=common[0] if common else "no figure that all have")
     figure.savefig(output, dpi=110)

@@ -8,6 +8,8 @@ import numpy as np
 
 from ..data import check_paths, images
 from ..data.annotations import faults, integer, numbers, parse
+from ..drawing import Mark, colour, mask_of
+from ..drawing import draw as draw_marks
 from ..engine import open_config
 from ..errors import UserError, unknown
 from . import parser_of, picture, program, run
@@ -63,8 +65,7 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     They are evenly chosen, or with ``worst`` those of the most `mistakes`, the worst first. ``reading``: the arguments of `images.read`.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
-    from detectron2.structures import Boxes, BoxMode, Instances
-    from detectron2.utils.visualizer import Visualizer
+    from detectron2.structures import BoxMode
 
     if dataset not in DatasetCatalog:
         raise unknown("data set", dataset, sorted(DatasetCatalog.keys()))
@@ -80,28 +81,21 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
         chosen = [dicts[i] for i in np.argsort(-np.array(number), kind="stable")[:count]]
     else:
         chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(count, len(dicts))).astype(int)]
-    # alone of detectron2's, the class list has no keypoint names here: they would cover the picture
-    plain = MetadataCatalog.get(f"{dataset}:drawing").set(thing_classes=metadata.thing_classes)
-    shown = ("bbox", "bbox_mode", "category_id", "segmentation")
-    height = max(240, *(min(d["height"], 480) for d in chosen))
+    masks = any("segmentation" in r for d in chosen for r in by_image[d["image_id"]])  # else those of the truth only cover what is
     tiles = []
     for d in chosen:
-        np.random.seed(0)  # detectron2 draws its colours from numpy's global generator: the same picture every time
         image = images.read(d["file_name"], "RGB", **reading)  # as training does, turned as its EXIF tag says
-        scale = height / image.shape[0]
-        truth = Visualizer(image, plain, scale=scale).draw_dataset_dict(
-            {**d, "annotations": [{key: a[key] for key in shown if key in a} for a in d.get("annotations", ())]}
-        )
+
+        def mark(entry: dict[str, Any], mode: Any, number: int, score: str = "", shape=image.shape[:2]) -> Mark:
+            name = metadata.thing_classes[number] if number < len(metadata.thing_classes) else number
+            mask = mask_of(entry["segmentation"], *shape) if masks and entry.get("segmentation") else None
+            return Mark(BoxMode.convert(list(entry["bbox"]), mode, BoxMode.XYXY_ABS), f"{name}{score}", colour(number), mask)
+
+        truth = [mark(a, a["bbox_mode"], a["category_id"]) for a in d.get("annotations", ())]
         kept = [r for r in by_image[d["image_id"]] if r["score"] >= threshold]
-        instances = Instances(image.shape[:2])
-        boxes = np.array([r["bbox"] for r in kept], float).reshape(-1, 4)
-        instances.pred_boxes = Boxes(BoxMode.convert(boxes, BoxMode.XYWH_ABS, BoxMode.XYXY_ABS))
-        instances.scores = np.array([r["score"] for r in kept])
-        instances.pred_classes = np.array([to_class.get(r["category_id"], r["category_id"]) for r in kept], int)
-        if kept and all("segmentation" in r for r in kept):
-            instances.pred_masks = [r["segmentation"] for r in kept]
-        found = Visualizer(image, plain, scale=scale).draw_instance_predictions(instances)
-        tiles.append(np.hstack([truth.get_image(), np.full((truth.get_image().shape[0], 4, 3), 255, np.uint8), found.get_image()]))
+        found = [mark(r, BoxMode.XYWH_ABS, to_class.get(r["category_id"], r["category_id"]), f" {100 * r['score']:.0f}") for r in kept]
+        left, right = draw_marks(image, truth), draw_marks(image, found)
+        tiles.append(np.hstack([left, np.full((len(left), 4, 3), 255, np.uint8), right]))
     write_grid(tiles, output, 3 if len(tiles) >= 6 else 1, "ground truth | detections")
 
 
@@ -110,14 +104,14 @@ def write_grid(tiles: list[np.ndarray], output: str, columns: int, title: str) -
     import cv2
 
     h, w = (max(t.shape[i] for t in tiles) for i in (0, 1))
-    pad, head = 10, 26
+    pad, head = 10, 30
     rows = -(-len(tiles) // columns)
     grid = np.full((head + rows * (h + pad), columns * (w + pad) + pad, 3), 255, np.uint8)
     for i, tile in enumerate(tiles):
         y, x = head + i // columns * (h + pad), pad + i % columns * (w + pad)
         grid[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
     for c in range(min(columns, len(tiles))):
-        cv2.putText(grid, title, (pad + c * (w + pad), 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        cv2.putText(grid, title, (pad + c * (w + pad), 21), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 0, 0), 1, cv2.LINE_AA)
     if not cv2.imwrite(output, grid[:, :, ::-1]):
         raise UserError(f"cannot write {output!r}")
 

@@ -1,0 +1,115 @@
+"""Pictures for eyes: small images are enlarged before boxes are drawn, and labels stand beside the objects, not on them."""
+
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+SIDE = 480  # least pixels of the shorter side, as far as `_MOST` allows
+_MOST = 8  # times an image is enlarged
+_LONGEST = 1400
+# Okabe and Ito's colours, which the colour-blind tell apart, less black and yellow; each stands out from light and dark
+COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (0, 114, 178))
+RIGHT, ASIDE, WRONG = (0, 158, 115), (230, 159, 0), (213, 50, 40)
+
+
+@dataclass
+class Mark:
+    """What is drawn of an object: its box (x0, y0, x1, y1) in the image's pixels, a label, and what else there is."""
+
+    box: Sequence[float]
+    label: str = ""
+    colour: tuple[int, int, int] = COLOURS[0]
+    mask: np.ndarray | None = None  # (H, W) bool
+    points: np.ndarray | None = None  # (K, 3) x, y, and whether there is one
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    return COLOURS[number % len(COLOURS)]
+
+
+def draw(image: np.ndarray, marks: Sequence[Mark], size: int = 15) -> np.ndarray:
+    """The RGB ``image`` (H, W, 3), enlarged where it is small, with ``marks``, in a margin that has room for labels.
+
+    Boxes have a dark line outside their coloured one, so that they show on any ground. Of the places beside a box, a label takes the one that
+    covers the least of other boxes and labels.
+    """
+    height, width = image.shape[:2]
+    scale = min(max(SIDE / min(height, width), 1.0), _MOST, max(_LONGEST / max(height, width), 1e-3))
+    shown = (max(round(width * scale), 1), max(round(height * scale), 1))
+    canvas = Image.fromarray(np.ascontiguousarray(image)).convert("RGB").resize(shown, Image.Resampling.LANCZOS)
+    for mark in marks:
+        if mark.mask is not None:
+            filter_ = Image.fromarray(np.asarray(mark.mask, np.uint8) * 100).resize(shown, Image.Resampling.NEAREST)
+            canvas.paste(mark.colour, (0, 0, *shown), filter_)
+    margin = size + 8
+    page = Image.new("RGB", (shown[0] + 2 * margin, shown[1] + 2 * margin), (128, 128, 128))
+    page.paste(canvas, (margin, margin))
+    pen, font = ImageDraw.Draw(page), _font(size)
+    boxes = [_within(np.asarray(mark.box, float) * scale + margin, page.size) for mark in marks]
+    for mark, (x0, y0, x1, y1) in zip(marks, boxes):
+        pen.rectangle((x0 - 3, y0 - 3, x1 + 3, y1 + 3), outline=(20, 20, 20))
+        pen.rectangle((x0 - 2, y0 - 2, x1 + 2, y1 + 2), outline=mark.colour, width=2)
+        for x, y, there in () if mark.points is None else np.asarray(mark.points, float):
+            if there > 0:
+                x, y = x * scale + margin, y * scale + margin
+                pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=mark.colour, outline=(20, 20, 20))
+    taken = np.array(boxes, float).reshape(-1, 4)
+    for mark, (x0, y0, x1, y1) in zip(marks, boxes):
+        if not mark.label:
+            continue
+        w, h = pen.textlength(mark.label, font=font) + 6, size + 5
+        above, under = y0 - h - 4, y1 + 4
+        beside = [(x0 - 3, above), (x0 - 3, under), (x1 + 5, y0 - 3), (x0 - w - 5, y0 - 3), (x1 - w + 3, above), (x1 - w + 3, under)]
+        places = [_moved_in(x, y, w, h, page.size) for x, y in beside]
+        place = min(places, key=lambda place: _covered(place, taken))
+        taken = np.vstack([taken, place])
+        pen.rectangle(tuple(place), fill=mark.colour)
+        dark = np.dot(mark.colour, (0.299, 0.587, 0.114)) > 130
+        pen.text((place[0] + 3, place[1] + 1), mark.label, fill=(0, 0, 0) if dark else (255, 255, 255), font=font)
+    return np.asarray(page)
+
+
+def beside(left: np.ndarray, right: np.ndarray, titles: Sequence[str] = ("truth", "found")) -> np.ndarray:
+    """Two pictures of one height, one beside the other, with their titles above."""
+    head, gap = 26, 6
+    page = Image.new("RGB", (left.shape[1] + gap + right.shape[1], left.shape[0] + head), (255, 255, 255))
+    for x, tile, title in ((0, left, titles[0]), (left.shape[1] + gap, right, titles[1])):
+        page.paste(Image.fromarray(tile), (x, head))
+        ImageDraw.Draw(page).text((x + 4, 3), title, fill=(0, 0, 0), font=_font(16))
+    return np.asarray(page)
+
+
+def mask_of(segmentation: Any, height: int, width: int) -> np.ndarray:
+    """Polygons or run lengths as pixels, (H, W) bool."""
+    from pycocotools import mask as coding
+
+    if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
+        return coding.decode(segmentation).astype(bool)
+    runs = coding.frPyObjects(segmentation, height, width)
+    return coding.decode(coding.merge(runs) if isinstance(runs, list) else runs).astype(bool)
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    import matplotlib  # brings one along
+
+    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+
+def _within(box: np.ndarray, size: tuple[int, int]) -> list[float]:
+    x, y = np.sort(np.clip(box[[0, 2]], 0, size[0])), np.sort(np.clip(box[[1, 3]], 0, size[1]))
+    return [float(v) for v in (x[0], y[0], x[1], y[1])]
+
+
+def _moved_in(x: float, y: float, w: float, h: float, size: tuple[int, int]) -> list[float]:
+    x, y = max(min(x, size[0] - w), 0.0), max(min(y, size[1] - h), 0.0)
+    return [x, y, x + w, y + h]
+
+
+def _covered(place: Sequence[float], boxes: np.ndarray) -> float:
+    sides = np.minimum(boxes[:, 2:], place[2:]) - np.maximum(boxes[:, :2], place[:2])
+    return float(np.clip(sides, 0, None).prod(1).sum())

@@ -1,0 +1,25 @@
+"""Which figure of an evaluation leads: by one rule for model_best.pth, `compare`, `plot` and `errors`.
+
+The AP of the finest that a model learns: of masks, else of keypoints, else of boxes. Who trains a Mask R-CNN wants its masks.
+"""
+
+from typing import Iterable
+
+LEADING = ("segm/AP", "keypoints/AP", "panoptic_seg/PQ", "bbox/AP", "box_proposals/AR@1000", "sem_seg/mIoU", "classification/top1")
+
+
+def headline(names: Iterable[str], wanted: str = "auto") -> str | None:
+    """Of an evaluation's figures the one that is ``wanted``, alone or after a data set's name; None where it is not among them."""
+    names = list(names)
+    for figure in LEADING if wanted == "auto" else (wanted,):
+        for name in names:
+            if name == figure or name.endswith(f"/{figure}"):
+                return name
+    return None
+
+
+def leading_task(*results: list) -> str:
+    """The task of COCO's results, "segm", "keypoints" or "bbox", that leads of those that all of them are of."""
+    fields = {"segm": "segmentation", "keypoints": "keypoints"}
+    firsts = [found[0] for found in results if found and isinstance(found, list) and isinstance(found[0], dict)]
+    return next((task for task, field in fields.items() if firsts and all(field in first for first in firsts)), "bbox")
