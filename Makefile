@@ -8,6 +8,7 @@
 # make benchmark    trains every config of configs/quickstart and records what they reach, for model_zoo.md (half an hour on 2 cores)
 # make search-demo  DetNAS on digits: supernet, search, what it finds trained (under 20 minutes on 2 cores)
 # make search-proof after it: what the search found beside random networks of the same cost, each trained alike (an hour on 2 cores)
+# make recipes      recipes of `backbones recipe` beside ones by hand, on four small data sets (hours on one core)
 # make transfer     EfficientNet-Lite0 with ImageNet's weights beside from scratch, on digits (about 40 minutes on one core)
 # STACK=current|compiled|auto chooses what .venv is made of, see requirements/setup.sh. PYTHON=/path/to/python uses an environment that
 # has detectron2 already, and sets nothing up.
@@ -26,7 +27,7 @@ ifneq ($(filter-out auto $(built),$(STACK)),)
 endif
 endif
 
-.PHONY: help setup quickstart test test-all lint check resume-proof fuzz benchmark search-demo search-proof transfer lock clean
+.PHONY: help setup quickstart test test-all lint check resume-proof fuzz benchmark search-demo search-proof transfer recipes lock clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -74,6 +75,9 @@ search-proof: $(ready)
 transfer: $(ready)
 	OMP_NUM_THREADS=1 $(PYTHON) -m backbones.tools.transfer
 	$(PYTHON) -m backbones.tools.zoo_table
+
+recipes: $(ready)
+	OMP_NUM_THREADS=1 $(PYTHON) -m backbones.tools.recipes
 
 # new locks after a change of requirements/*.in; needs uv
 UV_COMPILE = uv pip compile --universal --generate-hashes --no-header --no-annotate --quiet

@@ -14,6 +14,7 @@ VERBS = {
     "export": ("backbones.tools.export:main", "export a detector to ONNX, OpenVINO or TorchScript"),
     "convert": ("backbones.convert.__main__:main", "convert checkpoints of other projects"),
     "visualize": ("backbones.tools.visualize:main", "draw detections beside the truth"),
+    "recipe": ("backbones.tools.recipe:main", "work a config out from your data, this machine and the time there is"),
     "errors": ("backbones.tools.errors:main", "say what went wrong in an evaluation, and show the worst images"),
     "compare": ("backbones.tools.compare:main", "compare two evaluations: is one better beyond chance?"),
     "plot": ("backbones.tools.plot:main", "plot the curves of trainings"),

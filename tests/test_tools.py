@@ -40,6 +40,8 @@ TOOLS = [
     "findings_table",
     "plot",
     "quickstart",
+    "recipe",
+    "recipes",
     "search_demo",
     "train",
     "transfer",

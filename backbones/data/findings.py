@@ -218,7 +218,7 @@ class Findings:
         return UserError(said, "missing-file" if kind == "missing file" else "data", KINDS[kind].key)
 
     def effects(self) -> str:
-        """ "left out: 3 (2 empty box, 1 no box); repaired: 4 (4 area)", images apart; what did not happen is not listed, but for "left out: 0"."""
+        """ "left out: 3 (2 empty box, 1 no box); repaired: 4 (4 area)", images apart; what did not happen is not listed."""
         parts = []
         for effect in (_LEFT, _MENDED):
             kinds = [kind for kind in KINDS if kind in self.counts and KINDS[kind].effect == effect]

@@ -172,7 +172,7 @@ def heads(facts: Facts, cfg: CfgNode, small: bool) -> Iterator[Choice]:
         yield Choice("MODEL.ROI_MASK_HEAD.NUM_CONV", 2, "two layers of 64: a CPU's mask head")
         yield Choice("MODEL.ROI_MASK_HEAD.CONV_DIM", 64, "likewise")
     if cfg.MODEL.KEYPOINT_ON:
-        yield Choice("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [64] * 4, "four layers of 64: a CPU's keypoint head")
+        yield Choice("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (64,) * 4, "four layers of 64: a CPU's keypoint head")
 
 
 def sampling(facts: Facts) -> Iterator[Choice]:
@@ -235,7 +235,7 @@ def schedule(facts: Facts, batch: int, limit: int | None, limited: str, evaluati
     yield Choice("TEST.EVAL_PERIOD", period, said if period else "there is nothing to evaluate on")
     yield Choice("SOLVER.CHECKPOINT_PERIOD", max(count // 10, 1), "ten times")
     yield Choice("MODEL_EMA.ENABLED", True, "an average of the weights is smoother than the last ones")
-    decay = round(1 - max(20 / count, 1e-4), 5)
+    decay = round(1 - min(max(20 / count, 1e-4), 0.5), 5)
     yield Choice("MODEL_EMA.DECAY", decay, f"over some {round(1 / (1 - decay))} iterations, the last twentieth of the training")
 
 

@@ -1,0 +1,190 @@
+"""Recipes: each rule on data made to need it, the file that is written, memory that runs out, and the way from data to a trained detector."""
+
+import argparse
+import os
+
+import numpy as np
+import pytest
+import torch
+from conftest import few_digits
+
+from backbones import UserError, zoo
+from backbones.config import add_data_arguments, check_config, get
+from backbones.engine import open_config, step
+from backbones.recipe import rules
+from backbones.recipe.design import Design, candidates
+from backbones.recipe.facts import Facts
+from backbones.recipe.writing import text
+from backbones.tools import recipe, train
+
+
+def facts(images=300, side=480.0, objects=5, sizes=(20, 200), **more):
+    """Of images ``side`` by 4/3 ``side`` with so many objects each, whose sides lie between two sizes."""
+    rng = np.random.default_rng(0)
+    sides = np.exp(rng.uniform(*np.log(sizes), images * objects))
+    counts = {"cup": images * objects // 2, "plate": images * objects - images * objects // 2}
+    usual = dict(
+        images=images,
+        short=np.full(images, side),
+        long=np.full(images, side * 4 / 3),
+        boxes=np.stack([sides, sides], 1),
+        shorter=np.full(images * objects, side),
+        counts=counts,
+        shares={"cup": 0.9, "plate": 0.9},
+        empty=0,
+        per_image=np.full(images, objects),
+        masks=0.0,
+        rectangles=0.0,
+        keypoints=0.0,
+        keypoint_names=(),
+        tested=50,
+    )
+    return Facts(**{**usual, **more})
+
+
+def chosen(choices):
+    return {choice.key: choice.value for choice in choices}
+
+
+@pytest.mark.parametrize(
+    "more, kind",
+    [
+        ({}, "boxes"),
+        ({"masks": 0.9}, "masks"),
+        ({"rectangles": 0.9, "masks": 0.1}, "boxes"),
+        ({"keypoints": 0.8, "masks": 0.9}, "keypoints"),
+    ],
+)
+def test_task(more, kind):
+    assert rules.task(facts(**more))[0] == kind
+    assert rules.task(facts(**more), "boxes")[0] == "boxes"
+
+
+def test_size_follows_from_small_objects():
+    """Small objects ask for larger images, at most twice as large; large ones for smaller images, down to 320 pixels."""
+    assert rules.image_size(facts(sizes=(12, 100)), 4)[0] > rules.image_size(facts(sizes=(30, 200)), 4)[0]
+    assert rules.image_size(facts(sizes=(4, 6)), 4)[0] == 960
+    assert rules.image_size(facts(sizes=(200, 400)), 4)[0] == 320
+    size, reason = rules.image_size(facts(side=160.0, sizes=(30, 80)), 4)
+    assert size == 160 and "cells" in reason
+
+
+def test_cocos_numbers_lead_to_cocos_recipe():
+    """117,000 images of 480 by 640 with COCO's spread of sizes: 800 pixels, some 270,000 iterations of 16 images, its anchors and rate."""
+    coco = facts(images=20_000, objects=7, sizes=(10, 420))
+    whole = facts(images=rules.COCO_IMAGES, objects=0, short=coco.short, long=coco.long, boxes=coco.boxes, shorter=coco.shorter)
+    assert 640 <= rules.image_size(whole, 4)[0] <= 960
+    schedule = chosen(rules.schedule(whole, 16, None, ""))
+    assert schedule["SOLVER.MAX_ITER"] == pytest.approx(270_000, rel=0.01)
+    assert chosen(rules.rate(16, True, False)) == {"SOLVER.BASE_LR": 0.02}
+    assert rules.passes(rules.COCO_IMAGES) == pytest.approx(36.5) and rules.passes(60) == 300
+
+
+def test_anchors_are_fitted_where_they_miss():
+    cfg = zoo.get_config("Base-RCNN-VoVNet-FPN.yaml")
+    (kept,) = rules.anchors(facts(sizes=(40, 400)), cfg, 480)
+    assert kept.value == cfg.MODEL.ANCHOR_GENERATOR.SIZES and kept.reason.startswith("kept")
+    tiny = facts(sizes=(8, 24))
+    fitted = next(rules.anchors(tiny, cfg, 480))
+    assert fitted.value != cfg.MODEL.ANCHOR_GENERATOR.SIZES and len(fitted.value) == 5
+    boxes, strides = tiny.boxes, (4, 8, 16, 32, 64)
+    before, after = (rules.met(boxes, sizes, [0.5, 1.0, 2.0], strides) for sizes in (cfg.MODEL.ANCHOR_GENERATOR.SIZES, fitted.value))
+    assert after > before + 0.2 and f"{before:.1%}" in fitted.reason and f"{after:.1%}" in fitted.reason
+    wide = facts(sizes=(40, 400))
+    wide = facts(boxes=wide.boxes * [4, 0.5])
+    ratios = chosen(rules.anchors(wide, cfg, 480))["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"]
+    assert all(ratio < 0.3 for ratio in ratios[0])
+
+
+def test_rare_classes_and_empty_images():
+    rare = facts(counts={"cup": 900, "plate": 800, "spoon": 4}, shares={"cup": 0.9, "plate": 0.8, "spoon": 0.01})
+    assert chosen(rules.sampling(rare))["DATALOADER.SAMPLER_TRAIN"] == "RepeatFactorTrainingSampler"
+    assert chosen(rules.sampling(facts())) == {}
+    assert chosen(rules.sampling(facts(empty=30))) == {"DATALOADER.FILTER_EMPTY_ANNOTATIONS": False}
+    assert chosen(rules.sampling(facts(empty=200))) == {"DATALOADER.FILTER_EMPTY_ANNOTATIONS": True}
+
+
+def test_flips():
+    for names, none in ((["left shoe", "right shoe"], True), (list("0123"), True), (["cup", "plate"], False), (["upright"], False)):
+        assert bool(chosen(rules.flips(facts(counts=dict.fromkeys(names, 5))))) == none
+    assert chosen(rules.flips(facts(), "pairs are unknown")) == {"INPUT.RANDOM_FLIP": "none"}
+
+
+def test_schedule_within_the_time():
+    short = chosen(rules.schedule(facts(), 8, 100, "3 minutes"))
+    assert short["SOLVER.MAX_ITER"] == 100 and short["SOLVER.WARMUP_ITERS"] == 10 and short["TEST.EVAL_PERIOD"] == 10
+    assert chosen(rules.schedule(facts(tested=0), 8, 100, ""))["TEST.EVAL_PERIOD"] == 0
+    one = chosen(rules.schedule(facts(images=1, objects=1), 8, None, ""))
+    assert one["SOLVER.MAX_ITER"] == 100  # a hundred at least, also of a single image
+
+
+def test_candidates_are_published_ones():
+    found = list(candidates())
+    figures = [ap for _, ap in found if ap]
+    assert figures == sorted(figures, reverse=True) and dict(found)["V-39-eSE"] == 42.7 and found[-1][1] is None
+
+
+def asked(data, tmp_path, **more):
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    recipe.add_recipe_arguments(parser)
+    flags = [item for split, (file, folder) in data.items() for item in (f"--{split}", file, f"--{split}-images", folder)]
+    args = parser.parse_args([*flags, "--iterations", "6"])
+    return argparse.Namespace(**{**vars(args), "gpus": 1, "device": "cpu", "output_dir": str(tmp_path / "run"), **more})
+
+
+@pytest.mark.parametrize("task", ["boxes", "masks", "keypoints"])
+def test_the_file_needs_no_other(task, tmp_path):
+    """Every line says why; the config that it gives is the one that was worked out, and can be trained."""
+    data = few_digits(tmp_path, {"train": 8, "val": 4})
+    design = Design(asked(data, tmp_path, task=task, from_scratch=True), say=lambda line: None)
+    result = design.run()
+    written = text(result.cfg, design.choices, "head\n  command")
+    (tmp_path / "my.yaml").write_text(written)
+    assert all("  # " in line for line in written.splitlines() if not line.startswith("#") and not line.endswith(":"))
+    front = open_config(str(tmp_path / "my.yaml"))
+    for key in (*design.choices, "MODEL.ROI_HEADS.NUM_CLASSES", "DATASETS.CLASSES"):
+        assert get(front.cfg, key) == get(result.cfg, key), key
+    assert front.cfg.MODEL.MASK_ON == (task == "masks") and front.cfg.MODEL.KEYPOINT_ON == (task == "keypoints")
+    check_config(front.cfg, training=True)
+
+
+def test_what_cannot_be(tmp_path):
+    with pytest.raises(UserError, match="--train is missing"):
+        recipe.design(argparse.Namespace(train_json="", val_json="", val_split=0, minutes=1, iterations=None), "x.yaml")
+    with pytest.raises(UserError, match="--minutes -1: it must be positive"):
+        recipe.design(argparse.Namespace(train_json="t.json", val_json="", val_split=0, minutes=-1, iterations=None), "x.yaml")
+    for flags in (["--config-file", "x.yaml"], ["--backbone", "V-39-eSE"], ["--eval-only"]):
+        with pytest.raises(UserError, match="--auto works the config out itself"):
+            train.read_config(train.argument_parser().parse_args(["--auto", *flags]))
+
+
+@pytest.mark.slow
+def test_auto_trains_and_halves_what_memory_cannot_hold(tmp_path, monkeypatch, capsys):
+    """From data to a trained detector in one command; a batch that is too large is taken in parts, and without --auto one line says how."""
+    data = few_digits(tmp_path, {"train": 8, "val": 4})
+    flags = [item for split, (file, folder) in data.items() for item in (f"--{split}", file, f"--{split}-images", folder)]
+    (kind,) = [kind for kind in vars(step).values() if isinstance(kind, type) and "_forward" in vars(kind)]
+    plain = kind._forward
+
+    def short(self, batch):
+        if len(batch) > 4:
+            model, self.model = self.model, _Full()
+            try:
+                return plain(self, batch)
+            finally:
+                self.model = model
+        return plain(self, batch)
+
+    class _Full(torch.nn.Module):
+        def forward(self, batch):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+
+    monkeypatch.setattr(kind, "_forward", short)
+    options = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run")]
+    train.command_line(["--auto", "--task", "boxes", "--from-scratch", "--iterations", "2", *flags, *options])
+    assert "Trying SOLVER.ACCUMULATE 2" in capsys.readouterr().out
+    assert os.path.isfile(tmp_path / "run" / "recipe.yaml") and os.path.isfile(tmp_path / "run" / "model_final.pth")
+    with pytest.raises(SystemExit):
+        train.command_line(["--config-file", str(tmp_path / "run" / "recipe.yaml"), "--overwrite", *options])
+    assert "not enough memory for 8 images at once, at iteration 0: set SOLVER.ACCUMULATE 2" in capsys.readouterr().err
