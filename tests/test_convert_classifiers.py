@@ -248,7 +248,7 @@ OTHERS = {
     "no bytes": (lambda path, w: path.write_bytes(b""), [], "0 bytes.: it is damaged or of another format: empty"),
     "zip": (write_zip, [], "damaged or of another format"),
     "cut": (cut, [], "damaged or of another format"),
-    "folder": (lambda path, w: path.mkdir(), [], "is not there"),
+    "folder": (lambda path, w: path.mkdir(), [], "is a folder: name a file in it"),
 }
 
 
