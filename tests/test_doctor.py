@@ -443,7 +443,7 @@ def test_sound_run_leaves_nothing_behind(data, capsys, monkeypatch, tmp_path):
         "2 steps of 2 images: losses",
         "evaluated bbox on 3 images",
         "resumed and trained one step more",
-        "seconds, evaluations apart",
+        "minutes, evaluations apart",
     ):
         assert part in out
     assert {os.path.join(folder, f) for folder, _, files in os.walk(data.folder) for f in files} == before
@@ -562,11 +562,11 @@ def test_mistakes(data, capsys, tmp_path):
         code, out = examine(capsys, *arguments)
         assert code == 2 and words in out and "Traceback" not in out, (arguments, out)
     code, out = examine(capsys, "--no-run", "--images", "1", "SOLVER.MAX_ITR", "3", "SOLVER.STEPS", "x=", *data.overrides())
-    assert code == 1 and "Did you mean 'SOLVER.MAX_ITER'" in out and "SOLVER.STEPS x=" in out
+    assert code == 1 and "Did you mean 'SOLVER.MAX_ITER'" in out and "SOLVER.STEPS is 'x=': it must be a list" in out
     wrong = ["train.max_itr=3", "train.seed=abc", "SEED", "train.device=cpu", "train.eval_period=-1", f"train.output_dir={data.path('output')}"]
     code, out = examine(capsys, "--config-file", os.path.join(ROOT, "configs", "lazy", "retinanet_V_39_FPN_1x.py"), "--no-run", *wrong)
     assert code == 1 and "Traceback" not in out
-    for words in ("Did you mean 'max_iter'", "train.seed is 'abc': it must be a whole number", "not 'SEED'", "train.eval_period is -1"):
+    for words in ("Did you mean 'train.max_iter'", "train.seed is 'abc': it must be a whole number", "not 'SEED'", "train.eval_period is -1"):
         assert words in out, (words, out)
 
 

@@ -334,7 +334,7 @@ def test_python_configs(tmp_path):
     for bad, words in (
         ([], "weights/RegNetX-200MF.pth"),
         ([final, "model.backbone.bottom_up.name=RegNetX-400MF"], "does not fit"),
-        ([final, "model.num_classesx=3"], "Did you mean 'num_classes'"),
+        ([final, "model.num_classesx=3"], "Did you mean 'model.num_classes'"),
     ):
         result = command(*shared, "--eval-only", *opts, *bad)
         assert result.returncode == 2 and "Traceback" not in result.stderr and words in result.stderr
