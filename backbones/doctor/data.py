@@ -74,7 +74,7 @@ def _by_the_rules(examination: Examination) -> Iterator[Finding]:
         return
     size, reason = rules.image_size(facts, 8 if architecture(cfg).dense else 4)
     own = cfg.INPUT.MIN_SIZE_TEST
-    if front.knows("INPUT.MIN_SIZE_TEST") and own and not 0.6 <= own / size <= 1.7:
+    if front.knows("INPUT.MIN_SIZE_TEST") and own and not 0.5 <= own / size <= 2.5:
         yield warning(f"{front.name('INPUT.MIN_SIZE_TEST')} {own}, where {size} would follow from the objects: {reason}", f"set it to {size}")
     for choice in rules.sampling(facts):
         if front.knows(choice.key) and choice.key != "DATALOADER.REPEAT_THRESHOLD" and get(cfg, choice.key) != choice.value:
