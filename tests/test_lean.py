@@ -109,7 +109,7 @@ def test_the_backbone_is_what_compile_is_for(monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
     monkeypatch.setattr(Trainer, "build_train_loader", classmethod(lambda cls, cfg: []))
     cfg = zoo.get_config("faster_rcnn_V_39_FPN_3x.yaml")
-    cfg.MODEL.DEVICE, cfg.MODEL.COMPILE = "cpu", True
+    cfg.MODEL.DEVICE, cfg.MODEL.COMPILE, cfg.MODEL.WEIGHTS = "cpu", True, ""
     assert compiled == [Trainer(cfg).model.backbone.bottom_up]
 
 

@@ -21,6 +21,7 @@ from ..meta import conv_counts, on_meta
 from ..registry import create
 from ..swap import network_of, use_backbone
 from ..timing import now
+from ..upstream import cpu_has_bfloat16
 from ..zoo import checking, weights
 from . import rules
 from .facts import Facts, facts_of
@@ -279,9 +280,7 @@ class Design:
     def _has_bf16(self) -> bool:
         if self.args.device.startswith("cuda"):
             return torch.cuda.is_bf16_supported()
-        with contextlib.suppress(Exception):
-            return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-        return False
+        return cpu_has_bfloat16()
 
 
 def steps(front: Front, more: dict[str, Any], count: int = 4) -> tuple[float, list[float]]:
