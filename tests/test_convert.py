@@ -70,7 +70,7 @@ def timm_names() -> dict:
     for ours in backbones.list_backbones():
         for options in ({}, {"rounding": "torchvision"}):
             own = timm.own_name(ours, options)
-            if own and timm_library.is_model(own):
+            if own and timm_library.is_model(own) and (not options or "RegNet" in ours):
                 names[own] = (ours, options)
     return names
 

@@ -39,7 +39,7 @@ def photo() -> np.ndarray:
 
 def small_config(kind: str, backbone: str = "V-19-slim-dw-eSE"):
     cfg = zoo.get_config(MORE_KINDS[kind])
-    use_backbone(cfg, backbone)
+    use_backbone(cfg, backbone, own_weights=True)
     cfg.MODEL.VOVNET.NORM = cfg.MODEL.MOBILENETV2.NORM = cfg.MODEL.REGNET.NORM = "BN"
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
     if not kind.startswith("MMDet"):  # heads are the same code however wide they are; of those, random weights make more near ties then
