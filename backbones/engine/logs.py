@@ -2,6 +2,7 @@
 
 import logging
 import re
+from typing import Any
 
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
@@ -20,6 +21,10 @@ class _Plain(logging.Formatter):
         return _CODES.sub("", self.formatter.format(record))
 
 
+def _is_terminal(stream: Any) -> bool:
+    return not getattr(stream, "closed", False) and bool(getattr(stream, "isatty", bool)())
+
+
 def set_up_logs(folder: str) -> None:
     """As detectron2's ``setup_logger`` for all that a run logs, in this process of it; to be called before its ``default_setup``."""
     rank = comm.get_rank()
@@ -27,5 +32,5 @@ def set_up_logs(folder: str) -> None:
     loggers = [setup_logger(folder, distributed_rank=rank, name="fvcore"), setup_logger(folder, distributed_rank=rank)]
     loggers.append(setup_logger(folder, distributed_rank=rank, name="backbones"))
     for handler in (handler for logger in loggers for handler in logger.handlers):
-        if isinstance(handler, logging.StreamHandler) and not getattr(handler.stream, "isatty", bool)() and handler.formatter:
+        if isinstance(handler, logging.StreamHandler) and handler.formatter and not _is_terminal(handler.stream):
             handler.setFormatter(_Plain(handler.formatter))
