@@ -41,7 +41,7 @@ def small_config(kind: str, backbone: str = "V-19-slim-dw-eSE"):
     cfg = zoo.get_config(MORE_KINDS[kind])
     use_backbone(cfg, backbone, own_weights=True)
     cfg.MODEL.VOVNET.NORM = cfg.MODEL.MOBILENETV2.NORM = cfg.MODEL.REGNET.NORM = "BN"
-    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", ""
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.PIXEL_STD = "cpu", "", [1.0, 1.0, 1.0]
     if not kind.startswith("MMDet"):  # heads are the same code however wide they are; of those, random weights make more near ties then
         cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = WIDTH
         cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS, cfg.MODEL.ROI_BOX_HEAD.FC_DIM = (WIDTH, WIDTH), 4 * WIDTH

@@ -32,5 +32,10 @@ def set_up_logs(folder: str) -> None:
     loggers = [setup_logger(folder, distributed_rank=rank, name="fvcore"), setup_logger(folder, distributed_rank=rank)]
     loggers.append(setup_logger(folder, distributed_rank=rank, name="backbones"))
     for handler in (handler for logger in loggers for handler in logger.handlers):
-        if isinstance(handler, logging.StreamHandler) and handler.formatter and not _is_terminal(handler.stream):
+        if (
+            isinstance(handler, logging.StreamHandler)
+            and handler.formatter
+            and not isinstance(handler.formatter, _Plain)
+            and not _is_terminal(handler.stream)
+        ):
             handler.setFormatter(_Plain(handler.formatter))
