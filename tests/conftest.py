@@ -4,6 +4,7 @@ import atexit
 import gc
 import hashlib
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -135,6 +136,16 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True)
 def seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def own_logs():
+    """What a run in this process adds to the loggers goes with the test, whose output is closed then."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "backbones")]
+    before = [list(logger.handlers) for logger in loggers]
+    yield
+    for logger, handlers in zip(loggers, before):
+        logger.handlers = handlers
 
 
 def few_digits(folder, counts):

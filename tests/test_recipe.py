@@ -160,7 +160,7 @@ def test_what_cannot_be(tmp_path):
 
 
 @pytest.mark.slow
-def test_auto_trains_and_halves_what_memory_cannot_hold(tmp_path, monkeypatch, capsys):
+def test_auto_trains_and_halves_what_memory_cannot_hold(tmp_path, monkeypatch, capfd, own_logs):
     """From data to a trained detector in one command; a batch that is too large is taken in parts, and without --auto one line says how."""
     data = few_digits(tmp_path, {"train": 8, "val": 4})
     flags = [item for split, (file, folder) in data.items() for item in (f"--{split}", file, f"--{split}-images", folder)]
@@ -183,8 +183,8 @@ def test_auto_trains_and_halves_what_memory_cannot_hold(tmp_path, monkeypatch, c
     monkeypatch.setattr(kind, "_forward", short)
     options = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run")]
     train.command_line(["--auto", "--task", "boxes", "--from-scratch", "--iterations", "2", *flags, *options])
-    assert "Trying SOLVER.ACCUMULATE 2" in capsys.readouterr().out
+    assert "Trying SOLVER.ACCUMULATE 2" in capfd.readouterr().out
     assert os.path.isfile(tmp_path / "run" / "recipe.yaml") and os.path.isfile(tmp_path / "run" / "model_final.pth")
     with pytest.raises(SystemExit):
         train.command_line(["--config-file", str(tmp_path / "run" / "recipe.yaml"), "--overwrite", *options])
-    assert "not enough memory for 8 images at once, at iteration 0: set SOLVER.ACCUMULATE 2" in capsys.readouterr().err
+    assert "not enough memory for 8 images at once, at iteration 0: set SOLVER.ACCUMULATE 2" in capfd.readouterr().err

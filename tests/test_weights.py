@@ -369,7 +369,7 @@ def test_own_weights_leave_the_norm_alone():
 
 
 @pytest.mark.slow
-def test_from_nothing_to_a_run(server, tmp_path, any_hash, capsys):  # noqa: F811
+def test_from_nothing_to_a_run(server, tmp_path, any_hash, capfd, own_logs):  # noqa: F811
     """The first command a user types: it trains with timm's weights; what the run leaves says all, and evaluates by the same config."""
     name, spec = "V-19-dw-eSE", "timm:ese_vovnet19b_dw.ra_in1k"
     served(server, name, [spec])
@@ -381,7 +381,7 @@ def test_from_nothing_to_a_run(server, tmp_path, any_hash, capsys):  # noqa: F81
     made = few_digits(tmp_path, {"train": 4, "val": 2})
     data = [item for split, (file, folder) in made.items() for item in (f"--{split}", file, f"--{split}-images", folder)]
     train.command_line(["--config-file", "faster_rcnn_V_19_dw_FPNLite_3x.yaml", *data, *common])
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert f"MODEL.WEIGHTS backbones://{name} is {spec}" in said or f"backbones://{name}@{spec}" in said
     left = open_config(os.path.join(output, "config.yaml"))
     assert left.settings.MODEL.WEIGHTS == f"backbones://{name}@{spec}" and left.settings.INPUT.NORMALIZATION == "config"
@@ -391,11 +391,11 @@ def test_from_nothing_to_a_run(server, tmp_path, any_hash, capsys):  # noqa: F81
     assert stated["format"] == "BGR" and stated["pixel_std"] == pytest.approx(images["pixel_std"])
     final = ["MODEL.WEIGHTS", os.path.join(output, "model_final.pth")]
     train.command_line(["--config-file", "faster_rcnn_V_19_dw_FPNLite_3x.yaml", "--eval-only", *data[4:], *common, *final])
-    assert "as the weights say" in capsys.readouterr().out
+    assert "as the weights say" in capfd.readouterr().out
 
 
 @pytest.mark.slow
-def test_a_published_row_from_its_address_to_its_figures(server, tmp_path, any_hash, capsys):  # noqa: F811
+def test_a_published_row_from_its_address_to_its_figures(server, tmp_path, any_hash, capfd, own_logs):  # noqa: F811
     """A detector of MMDetection's: a file of another hash is refused, the right one converted; evaluation needs nothing else."""
     from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
 
@@ -419,6 +419,6 @@ def test_a_published_row_from_its_address_to_its_figures(server, tmp_path, any_h
         + ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", "64", "OUTPUT_DIR", str(tmp_path / "run"), "TEST.EXPECTED_RESULTS", "[]"]
         + ["DATALOADER.NUM_WORKERS", "0"]
     )
-    said = capsys.readouterr().out
+    said = capfd.readouterr().out
     assert "bbox" in said and "| backbone | " in said
     assert server.asked[url.partition("://")[2]] == 2  # once with each hash
