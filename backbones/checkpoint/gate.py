@@ -324,7 +324,11 @@ def images_of(model: nn.Module) -> dict[str, Any]:
     """What images a detector takes: ``format``, ``pixel_mean``, ``pixel_std``; empty for a model that leaves them as they are."""
     if not hasattr(model, "pixel_mean"):
         return {}
-    images: dict[str, Any] = {name: getattr(model, name).flatten().tolist() for name in ("pixel_mean", "pixel_std")}
+    images: dict[str, Any] = {
+        # as the config has them, not as single precision does
+        name: [round(value, 4) for value in getattr(model, name).flatten().tolist()]
+        for name in ("pixel_mean", "pixel_std")
+    }
     form = getattr(model, "input_format", None)
     return {"format": form, **images} if form else images
 

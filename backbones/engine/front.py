@@ -219,6 +219,8 @@ class Front(ABC):
         begun = resume and checkpointer.has_checkpoint()
         path = checkpointer.get_checkpoint_file() if begun else s.MODEL.WEIGHTS
         leaves = s.INPUT.NORMALIZATION == "weights"
+        if leaves:  # what is settled here stays
+            self.set("INPUT.NORMALIZATION", "config")
         if not path or not (leaves or weights.parsed(path)):
             return
         address, images, overrides = weights.follow(path, self.accepted)
@@ -231,7 +233,6 @@ class Front(ABC):
             s = self.settings
             whose = "as the weights say" if images else f"as the config says: the weights {address!r} say nothing of their images"
             self.said.append(f"images: {s.INPUT.FORMAT}, mean {s.MODEL.PIXEL_MEAN}, deviation {s.MODEL.PIXEL_STD}, {whose}")
-            self.set("INPUT.NORMALIZATION", "config")
             use_structure(self.cfg, overrides)
 
     def check_model(self) -> None:
