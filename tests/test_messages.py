@@ -30,7 +30,7 @@ CONFIG = "digits/faster_rcnn_digits.yaml"
 
 
 def python(*args, **env):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", **env}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": ROOT, **env}
     return subprocess.run([sys.executable, *args], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
 
 
