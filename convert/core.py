@@ -1,7 +1,6 @@
 """What every source shares: reading, finding out which network a file holds, the proof, writing."""
 
 import dataclasses
-import inspect
 import itertools
 import json
 import math
@@ -238,19 +237,12 @@ def listed(wrong: Sequence[str], most: int) -> str:
 
 
 def as_it_is(contents: dict[str, Any], images: Mapping[str, Any], name: str) -> Converted:
-    """A file that the network ``name`` takes by its own key names, with what images it expects. Raises UserError for one of another network."""
-    weights = under(contents, "model", "state_dict")
-    options = inspect.signature(registry.family_of(name).network).parameters
-    network = registry.create(name, **({"norm": "BN"} if "norm" in options else {}))
-    wrong = registry.misfits(network.translate_state_dict(weights), network, "num_batches_tracked$")
-    outside = [line for line in wrong if line.startswith("unknown ") and network.classifier.match(line[len("unknown ") :])]
-    wrong = [line for line in wrong if line not in outside]
-    if wrong:
-        raise UserError(f"the file is not of {name}, {listed(wrong, 8)}", "misfit-weights")
-    provenance = {"network": name, "channel_order": f"{images['format']}, as in the source"}
+    """A file of the network ``name``, in the order of channels that it has. Raises UserError for one of another network."""
+    model = registry.translate(name, under(contents, "model", "state_dict"))
     proof = {"run": False, "why": "the network is the library's own"}
     expects = Preprocessing(images["format"], tuple(images["pixel_mean"]), tuple(images["pixel_std"]))
-    return Converted(weights, expects, {**provenance, "proof": proof})
+    provenance = {"network": name, "channel_order": f"{images['format']}, as in the source", "proof": proof}
+    return Converted(under_bottom_up(model), expects, provenance)
 
 
 def convert_backbone(

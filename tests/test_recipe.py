@@ -36,7 +36,6 @@ def facts(images=300, side=480.0, objects=5, sizes=(20, 200), **more):
         masks=0.0,
         rectangles=0.0,
         keypoints=0.0,
-        keypoint_names=(),
         tested=50,
     )
     return Facts(**{**usual, **more})
@@ -138,13 +137,13 @@ def test_the_file_needs_no_other(task, tmp_path):
     """Every line says why; the config that it gives is the one that was worked out, and can be trained."""
     data = few_digits(tmp_path, {"train": 8, "val": 4})
     design = Design(asked(data, tmp_path, task=task, from_scratch=True), say=lambda line: None)
-    result = design.run()
-    written = text(result.cfg, design.choices, "head\n  command")
+    design.run()
+    written = text(design.cfg, design.choices, "head\n  command")
     (tmp_path / "my.yaml").write_text(written)
     assert all("  # " in line for line in written.splitlines() if not line.startswith("#") and not line.endswith(":"))
     front = open_config(str(tmp_path / "my.yaml"))
     for key in (*design.choices, "MODEL.ROI_HEADS.NUM_CLASSES", "DATASETS.CLASSES"):
-        assert get(front.cfg, key) == get(result.cfg, key), key
+        assert get(front.cfg, key) == get(design.cfg, key), key
     assert front.cfg.MODEL.MASK_ON == (task == "masks") and front.cfg.MODEL.KEYPOINT_ON == (task == "keypoints")
     check_config(front.cfg, training=True)
 

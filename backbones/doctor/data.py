@@ -14,7 +14,7 @@ from ..data.sources import Use, sources
 from ..errors import Finding
 from ..evaluation.coco import evaluate
 from ..recipe import rules
-from ..recipe.facts import facts_of
+from ..recipe.facts import Facts, facts_of
 from ..recipe.rules import unmatched
 from .examination import Examination, note, warning
 
@@ -50,18 +50,17 @@ def data(examination: Examination) -> Iterator[Finding]:
         key, limit, most = "TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE, looked.most()
         if source.testing and front.knows(key) and most > limit:
             yield warning(f"{source.name}: an image has {most} objects, {front.name(key)} is {limit}", f"set it to {most}")
-    yield from _anchors(examination)
-    yield from _by_the_rules(examination)
-
-
-def _by_the_rules(examination: Examination) -> Iterator[Finding]:
-    """Where the config is far from what `backbones recipe` would make of the data."""
-    cfg, front, solver = examination.cfg, examination.front, examination.cfg.SOLVER
     sound = [looked for looked in examination.data if not looked.error()]
     training, testing = [d for d in sound if d.source.training], [d for d in sound if d.source.testing]
-    if not training or learns(cfg, "class"):
-        return
-    facts = facts_of(training, testing)
+    facts = facts_of(training, testing) if training and not learns(cfg, "class") else None
+    yield from _anchors(examination, facts)
+    if facts is not None:
+        yield from _by_the_rules(examination, facts)
+
+
+def _by_the_rules(examination: Examination, facts: Facts) -> Iterator[Finding]:
+    """Where the config is far from what `backbones recipe` would make of the data."""
+    cfg, front, solver = examination.cfg, examination.front, examination.cfg.SOLVER
     seen, wanted = solver.MAX_ITER * solver.IMS_PER_BATCH / max(facts.images, 1), rules.passes(facts.images)
     key = front.name("SOLVER.MAX_ITER")
     if seen > 3 * wanted:
@@ -112,7 +111,7 @@ def training_boxes(examination: Examination, most: int = 20000) -> np.ndarray:
     return evenly(np.concatenate([np.zeros((0, 4)), *boxes]), most)
 
 
-def _anchors(examination: Examination) -> Iterator[Finding]:
+def _anchors(examination: Examination, facts: Facts | None) -> Iterator[Finding]:
     generator, boxes = anchor_generator(examination), training_boxes(examination)
     if generator is None or not len(boxes):
         return
@@ -122,8 +121,7 @@ def _anchors(examination: Examination) -> Iterator[Finding]:
     said = f"{missed.mean():.1%} of the training boxes meet no anchor with IoU 0.5"
     spread = f"boxes are {low:.0f} to {high:.0f} pixels (the middle nine tenths, median {middle:.0f}) as the network sees them"
     advice = "set the anchors' sizes and aspect ratios after them, or resize otherwise" if missed.mean() > 0.05 else ""
-    training = [looked for looked in examination.data if looked.source.training and not looked.error()]
-    if advice and training and examination.front.knows("MODEL.ANCHOR_GENERATOR.SIZES"):
-        fitted = rules.anchors(facts_of(training, []), examination.cfg, examination.cfg.INPUT.MIN_SIZE_TEST or 800)
+    if advice and facts is not None and examination.front.knows("MODEL.ANCHOR_GENERATOR.SIZES"):
+        fitted = rules.anchors(facts, examination.cfg, examination.cfg.INPUT.MIN_SIZE_TEST or 800)
         advice = "; ".join(f"set {choice.key} {choice.value} ({choice.reason})" for choice in fitted)
     yield (warning if missed.mean() > 0.2 else note)(f"{said}; {spread}", advice)

@@ -7,7 +7,7 @@ import math
 import os
 import tempfile
 import time
-from typing import Iterator
+from typing import Any, Iterator
 
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog, get_detection_dataset_dicts
@@ -67,16 +67,24 @@ def _small_run(examination: Examination, folder: str, stack: contextlib.ExitStac
     # a GPU is to show that it has room for all, a CPU's time is in proportion
     batch = examination.per_process() if on_gpu else max(min(examination.per_process(), 1_500_000 // math.prod(examination.largest())), 1)
     parts = whole.SOLVER.ACCUMULATE
-    register_part("doctor:train", whole.DATASETS.TRAIN[0], examination.some_records(4 * batch), folder, stack)
+    return in_small(
+        *(examination, folder, stack, 4 * batch, "MODEL.WEIGHTS", examination.weights, "SOLVER.IMS_PER_BATCH", batch, "SOLVER.MAX_ITER", 2),
+        *("SOLVER.ACCUMULATE", parts if batch % parts == 0 else 1, "DATALOADER.NUM_WORKERS", min(whole.DATALOADER.NUM_WORKERS, 2)),
+        *("SOLVER.BASE_LR", whole.SOLVER.BASE_LR * batch / examination.per_process()),  # as two steps at another batch would have it
+    )
+
+
+def in_small(examination: Examination, folder: str, stack: contextlib.ExitStack, images: int, *pairs: Any) -> Front:
+    """The config on so many of its images, without all that goes on beside training, and with keys set; its data go with ``stack``."""
+    data, name = examination.cfg.DATASETS, "part:train"
+    register_part(name, data.TRAIN[0], examination.some_records(images), folder, stack)
     return examination.front.clone(
-        *("OUTPUT_DIR", folder, "MODEL.WEIGHTS", examination.weights, "DATASETS.TRAIN", ("doctor:train",), "DATASETS.TEST", ()),
-        *("DATASETS.PROPOSAL_FILES_TRAIN", tuple(whole.DATASETS.PROPOSAL_FILES_TRAIN[:1]), "DATASETS.PROPOSAL_FILES_TEST", ()),
-        *("SOLVER.IMS_PER_BATCH", batch, "SOLVER.MAX_ITER", 2, "SOLVER.STEPS", (), "SOLVER.REFERENCE_WORLD_SIZE", 0),
-        *("SOLVER.ACCUMULATE", parts if batch % parts == 0 else 1, "SOLVER.CHECKPOINT_PERIOD", 1000, "SOLVER.REFERENCE_BATCH", 0),
+        *("OUTPUT_DIR", folder, "DATASETS.TRAIN", (name,), "DATASETS.TEST", ()),
+        *("DATASETS.PROPOSAL_FILES_TRAIN", tuple(data.PROPOSAL_FILES_TRAIN[:1]), "DATASETS.PROPOSAL_FILES_TEST", ()),
+        *("SOLVER.STEPS", (), "SOLVER.REFERENCE_WORLD_SIZE", 0, "SOLVER.CHECKPOINT_PERIOD", 1000, "SOLVER.REFERENCE_BATCH", 0),
         *("TEST.EVAL_PERIOD", 0, "TEST.EXPECTED_RESULTS", [], "TEST.AUG.ENABLED", False, "TEST.PRECISE_BN.ENABLED", False),
         *("TEST.BEST_METRIC", "", "TEST.PATIENCE", 0, "TEST.LOSS", False, "TEST.PICTURES", 0, "TRACKING.WANDB", "", "TRACKING.MLFLOW", ""),
-        *("DATALOADER.NUM_WORKERS", min(whole.DATALOADER.NUM_WORKERS, 2), "VIS_PERIOD", 0),
-        *("SOLVER.BASE_LR", whole.SOLVER.BASE_LR * batch / examination.per_process()),  # as two steps at another batch would have it
+        *("VIS_PERIOD", 0, *pairs),
     )
 
 

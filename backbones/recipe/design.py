@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import copy
 import dataclasses
 import math
 import tempfile
@@ -9,11 +10,11 @@ from typing import Any, Callable, Iterable, Iterator
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .. import zoo
 from ..config import add_data_arguments, apply_data_arguments, put
-from ..doctor.dry_run import register_part, train_some
+from ..doctor.dry_run import in_small, train_some
 from ..doctor.examination import Examination, quiet
 from ..engine import Front, YamlFront, open_config
 from ..errors import UserError
@@ -24,7 +25,7 @@ from ..timing import now
 from ..upstream import cpu_has_bfloat16
 from ..zoo import checking, weights
 from . import rules
-from .facts import Facts, facts_of
+from .facts import facts_of
 from .rules import Choice
 
 BASE = "Base-RCNN-VoVNet-FPN.yaml"
@@ -42,18 +43,8 @@ _FAST = {
 EVALUATION = 0.15  # of the time is for evaluations
 
 
-@dataclasses.dataclass
-class Recipe:
-    """A config and why each of its keys is as it is. ``said``: lines on what was measured, for whoever watches."""
-
-    cfg: CfgNode
-    facts: Facts
-    choices: list[Choice]
-    said: list[str]
-
-
 class Design:
-    """Works out one recipe.
+    """Works out one recipe: after `run`, ``cfg`` is the config, and ``choices`` say by key why it is as it is.
 
     Args:
         args: the flags of `tools.recipe`: data, ``task``, ``minutes``, ``iterations``, ``gpus``, ``latency``, ``device``, ``output_dir``.
@@ -73,7 +64,7 @@ class Design:
             self.choices[choice.key] = choice
             self.say(f"{choice.key} {choice.value}: {choice.reason}")
 
-    def run(self) -> Recipe:
+    def run(self) -> None:
         """Raises UserError for data that cannot be read, and where no network can be trained in the time."""
         self._data()
         self._task()
@@ -83,13 +74,8 @@ class Design:
         self.take(rules.anchors(self.facts, self.cfg, self.cfg.INPUT.MIN_SIZE_TEST))
         self.take(rules.sampling(self.facts))
         self._time()
-        return Recipe(self.cfg, self.facts, list(self.choices.values()), [])
 
     # the data
-
-    def _front(self) -> YamlFront:
-        cfg = self.cfg.clone()
-        return YamlFront(cfg)
 
     def _data(self) -> None:
         cfg, args = self.cfg, self.args
@@ -114,8 +100,6 @@ class Design:
             reader = MetadataCatalog.get(about.part_of).get("reader") if about.get("held_out") else about.get("reader")
             data = reader.dataset()
             if about.get("held_out"):
-                from detectron2.data import DatasetCatalog
-
                 kept = {record["image_id"] for record in DatasetCatalog.get(name)}
                 data = dataclasses.replace(
                     data,
@@ -142,21 +126,20 @@ class Design:
     # the network
 
     def _network(self) -> None:
-        ranked = list(candidates())
-        alive = [(name, ap, address) for name, ap in ranked for address in [_alive(name)] if address]
+        ranked = dict(candidates())
+        alive = [(name, ranked[name], address) for name, address in available(ranked, self.say).items()]
         self.pretrained = bool(alive) and not self.args.from_scratch
         if not self.pretrained:
             reason = "as asked" if self.args.from_scratch else "no network's weights can be had here"
             self._use(SCRATCH, "", f"from scratch, {reason}: the smallest published network needs the fewest images")
             return
         for name, ap, address in self._affordable(alive):
-            figure = f"published with box AP {ap} on COCO" if ap else "ImageNet weights"
-            self._use(name, address, f"{figure}, the best whose weights can be had here")
-            seconds = self._latency()
-            if self.args.latency and seconds > self.args.latency:
-                self.say(f"{name}: {1000 * seconds:.0f} ms an image, more than the {1000 * self.args.latency:.0f} asked for")
-                continue
-            return
+            seconds = self._with(name, address)._latency() if self.args.latency else 0.0
+            if seconds <= self.args.latency:
+                figure = f"published with box AP {ap} on COCO" if ap else "ImageNet weights"
+                self._use(name, address, f"{figure}, the best whose weights can be had here")
+                return
+            self.say(f"{name}: {1000 * seconds:.0f} ms an image, more than the {1000 * self.args.latency:.0f} asked for")
         raise UserError(f"no network with weights is within --latency {1000 * self.args.latency:.0f}ms on this device", "value", "--latency")
 
     def _use(self, name: str, address: str, reason: str) -> None:
@@ -188,13 +171,17 @@ class Design:
         if self.small or not address:
             self.take([Choice("MODEL.FPN.NORM", "BN", "a short training learns faster with norms")])
 
+    def _with(self, name: str, address: str = "") -> "Design":
+        """A trial of a network, of which nothing stays."""
+        trial = copy.copy(self)
+        trial.cfg, trial.choices, trial.say = self.cfg.clone(), {}, lambda line: None
+        trial._use(name, address, "")
+        return trial
+
     def _latency(self) -> float:
-        """Seconds that inference takes for an image of the size of COCO's, where that is asked for."""
-        if not self.args.latency:
-            return 0.0
-        front = YamlFront(self.cfg.clone())
-        model: Any = front.build_model().eval()
-        size, _ = rules.image_size(self.facts, 4)
+        """Seconds that inference takes for an image of 3:4."""
+        model: Any = YamlFront(self.cfg.clone()).build_model().eval()
+        size = self.cfg.INPUT.MIN_SIZE_TEST
         image = {"image": torch.zeros(3, size, rules.round_to(size * 4 / 3), device=self.args.device)}
         times = []
         with torch.no_grad():
@@ -213,12 +200,10 @@ class Design:
             image = torch.empty(1, 3, size, size, device="meta")
             cost = {name: conv_counts(create(name).eval(), image)[0] for name, _, _ in alive}
         cheapest = min(alive, key=lambda row: cost[row[0]])
-        quiet, self.say = self.say, lambda line: None
-        self._use(cheapest[0], "", "")
-        self.take(rules.heads(self.facts, self.cfg, self.small))
-        self.cfg.SOLVER.IMS_PER_BATCH = self._batch()
-        seconds, _ = self._steps({}, 3)
-        self.say = quiet
+        trial = self._with(cheapest[0])
+        trial.take(rules.heads(self.facts, trial.cfg, self.small))
+        trial.cfg.SOLVER.IMS_PER_BATCH = self._batch()
+        seconds, _ = trial._steps({}, 3)
         needed = max(300, min(3 * self.facts.images // self._batch(), 5000))
         most = 60 * self.args.minutes * (1 - EVALUATION) / needed
         within = [row for row in alive if seconds * cost[row[0]] / cost[cheapest[0]] <= most]
@@ -235,10 +220,10 @@ class Design:
     def _images(self) -> None:
         size, reason = rules.image_size(self.facts, 4)
         self.take([Choice("INPUT.MIN_SIZE_TEST", size, reason)])
-        self.take(rules.sizes(self.facts, size, True))
+        self.take(rules.sizes(self.facts, size))
 
     def _time(self) -> None:
-        args, facts, cfg = self.args, self.facts, self.cfg
+        args, facts = self.args, self.facts
         batch = self._batch()
         reason = "a CPU takes more, smaller steps in the same time" if self.small else "detectron2's"
         self.take([Choice("SOLVER.IMS_PER_BATCH", batch, reason)])
@@ -255,8 +240,7 @@ class Design:
         workers = 0 if self.small else 4
         self.take([Choice("DATALOADER.NUM_WORKERS", workers, "the cores train" if self.small else "detectron2's")])
         if facts.tested:
-            metric = "segm/AP" if cfg.MODEL.MASK_ON else "keypoints/AP" if cfg.MODEL.KEYPOINT_ON else "bbox/AP"
-            self.take([Choice("TEST.BEST_METRIC", metric, "model_best.pth is kept by it")])
+            self.take([Choice("TEST.BEST_METRIC", "auto", "model_best.pth is kept by the AP that leads")])
 
     def _fastest(self) -> float:
         """Seconds a step, the faster of two ways; the fast one only where its losses follow the plain one's."""
@@ -285,19 +269,16 @@ class Design:
 
 def steps(front: Front, more: dict[str, Any], count: int = 4) -> tuple[float, list[float]]:
     """(seconds of the fastest step after the first, the losses) of a few steps of a config with ``more`` keys set, on some of its images."""
-    cfg = front.settings
+    batch = front.settings.SOLVER.IMS_PER_BATCH
+    alone = {
+        "SOLVER.MAX_ITER": count, "SOLVER.WARMUP_ITERS": 0, "SOLVER.BASE_LR": 0.001, "SEED": 1, "MODEL.WEIGHTS": "", "MODEL_EMA.ENABLED": False,
+        "DATALOADER.NUM_WORKERS": 0, "DATALOADER.SAMPLER_TRAIN": "TrainingSampler", **more,
+    }  # fmt: skip
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recipe-"))
         stack.enter_context(quiet())
-        examination, name = Examination(front), "recipe:train"
-        register_part(name, cfg.DATASETS.TRAIN[0], examination.some_records(count * cfg.SOLVER.IMS_PER_BATCH), folder, stack)
-        pairs = {
-            "OUTPUT_DIR": folder, "DATASETS.TRAIN": (name,), "DATASETS.TEST": (), "SOLVER.MAX_ITER": count, "SOLVER.WARMUP_ITERS": 0,
-            "SOLVER.BASE_LR": 0.001, "SEED": 1, "MODEL.WEIGHTS": "", "DATALOADER.NUM_WORKERS": 0, "SOLVER.CHECKPOINT_PERIOD": 10_000,
-            "SOLVER.STEPS": (), "DATALOADER.SAMPLER_TRAIN": "TrainingSampler", "MODEL_EMA.ENABLED": False, "TEST.EVAL_PERIOD": 0,
-            "TEST.BEST_METRIC": "", **more,
-        }  # fmt: skip
-        times, losses = train_some(front.clone(*[item for pair in pairs.items() for item in pair]), resume=False)
+        pairs = [item for pair in alone.items() for item in pair]
+        times, losses = train_some(in_small(Examination(front), folder, stack, count * batch, *pairs), resume=False)
     return min(times[1:]), losses
 
 
@@ -330,16 +311,28 @@ def candidates() -> Iterator[tuple[str, float | None]]:
         yield name, None
 
 
-def _alive(name: str) -> str:
-    """The address of weights of a network that can be had now, or ""."""
-    with contextlib.suppress(UserError):
-        if weights.local(name):
-            return weights.PREFIX + name
-        free = [release for release in weights.releases(name) if not (release.gone or release.restricted)]
-        for release in free:
-            if weights.here(release):
-                return release.address
-        for release in free[:1]:
-            if checking.check([release], timeout=3)[release.place].state in ("alive", "moved"):
-                return release.address
-    return ""
+def available(names: Iterable[str], say: Callable[[str], None]) -> dict[str, str]:
+    """Of each network whose weights can be had now, in the same order, their address. What hosts answer is asked for all at once."""
+    found, asked = {}, {}
+    for name in names:
+        try:
+            own, free = weights.local(name), [release for release in weights.releases(name) if release.free]
+        except UserError as error:
+            say(f"{name} is left out: {error}")
+            continue
+        there = next((release.address for release in free if weights.here(release)), "")
+        if own or there:
+            found[name] = weights.PREFIX + name if own else there
+        elif free:
+            asked[name] = free[0]
+    try:
+        answers = checking.check(asked.values(), timeout=3) if asked else {}
+    except UserError as error:
+        say(f"{len(asked)} networks are left out, whose weights are not here: {error}")
+        answers = {}
+    alive = {
+        name: release.address
+        for name, release in asked.items()
+        if release.place in answers and answers[release.place].state in ("alive", "moved")
+    }
+    return {name: {**found, **alive}[name] for name in names if name in found or name in alive}

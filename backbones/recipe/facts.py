@@ -1,5 +1,6 @@
 """What rules go by: numbers of the data."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Sequence
 
@@ -30,16 +31,11 @@ class Facts:
     masks: float  # the part of the objects with a mask that is no rectangle
     rectangles: float  # with a mask that is one
     keypoints: float  # with a visible keypoint
-    keypoint_names: tuple[str, ...]
     tested: int  # images to evaluate on
 
     @property
     def objects(self) -> int:
         return len(self.boxes)
-
-    def sides(self, short: float, most: float = np.inf) -> np.ndarray:
-        """The square roots of the boxes' areas once images are resized to a shorter side of ``short``."""
-        return np.sqrt(self.boxes.prod(1)) * short / self.shorter
 
 
 def facts_of(training: Sequence[Dataset], testing: Sequence[Dataset]) -> Facts:
@@ -47,7 +43,7 @@ def facts_of(training: Sequence[Dataset], testing: Sequence[Dataset]) -> Facts:
     images = [image for data in training for image in data.images]
     sides = np.array([(min(i["width"], i["height"]), max(i["width"], i["height"])) for i in images], float).reshape(-1, 2)
     boxes, shorter, numbers, per_class = [], [], [], []
-    names: list[str] = []
+    counts: Counter[str] = Counter()
     kinds = np.zeros(3)
     looked = 0
     for index, data in enumerate(training):
@@ -57,16 +53,13 @@ def facts_of(training: Sequence[Dataset], testing: Sequence[Dataset]) -> Facts:
         shorter += [size[a["image_id"]] for a in objects]
         numbers += [(index, a["image_id"]) for a in objects]
         per_class += [data.classes[data.class_of[a["category_id"]]] for a in objects]
-        names = names or data.keypoint_names
         for a in evenly(objects, _SAMPLED):
             looked += 1
             kinds[0 if _is_rectangle(a) else 1] += bool(a.get("segmentation"))
             kinds[2] += any(a.get("keypoints", [])[2::3])
-    counts = {name: 0 for data in training for name in data.classes}
-    for name in per_class:
-        counts[name] += 1
-    having = {name: len({place for place, own in zip(numbers, per_class) if own == name}) for name in counts}
-    _, per_image = np.unique(np.array([hash(place) for place in numbers]), return_counts=True)
+        counts.update(data.counts())
+    having = Counter(name for _, name in set(zip(numbers, per_class)))  # images of each class
+    per_image = np.array(list(Counter(numbers).values()), int)
     rectangles, masks, keypoints = (kinds / max(looked, 1)).tolist()
     return Facts(
         images=len(images),
@@ -74,14 +67,13 @@ def facts_of(training: Sequence[Dataset], testing: Sequence[Dataset]) -> Facts:
         long=sides[:, 1],
         boxes=np.array(boxes, float).reshape(-1, 2),
         shorter=np.array(shorter, float),
-        counts=counts,
-        shares={name: count / max(len(images), 1) for name, count in having.items()},
+        counts=dict(counts),
+        shares={name: having[name] / max(len(images), 1) for name in counts},
         empty=len(images) - len(per_image),
         per_image=per_image,
         masks=masks,
         rectangles=rectangles,
         keypoints=keypoints,
-        keypoint_names=tuple(names),
         tested=sum(len(data.images) for data in testing if data.labelled),
     )
 

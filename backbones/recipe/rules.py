@@ -64,7 +64,7 @@ def round_to(size: float, step: int = 32) -> int:
     return max(int(round(size / step)) * step, step)
 
 
-def sizes(facts: Facts, short: int, flips: bool) -> Iterator[Choice]:
+def sizes(facts: Facts, short: int) -> Iterator[Choice]:
     ratio = float(np.quantile(facts.long / facts.short, 0.95))
     longest = round_to(short * min(ratio, 2.0)) if ratio > 1.67 else round_to(short * 1.6667)
     low = round_to(0.8 * short)

@@ -18,7 +18,7 @@ import platform
 import subprocess
 import sys
 import time
-from typing import Sequence
+from typing import Mapping, Sequence
 
 import torch
 
@@ -69,6 +69,11 @@ def train(config: str, output: str, opts: list[str], backbone: str = "", data: S
         "seed": settings.SEED,
         "command": " ".join(["backbones benchmark", config, *other, *(("--opts", *opts) if opts else ())]),
     }
+
+
+def words(options: Mapping[str, object]) -> list[str]:
+    """Overrides of a command line."""
+    return [str(part) for pair in options.items() for part in pair]
 
 
 def record(row: dict[str, object], path: str, keys: Sequence[str] = ("config", "backbone", "machine", "seed")) -> None:

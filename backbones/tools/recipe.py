@@ -51,20 +51,24 @@ def design(args: argparse.Namespace, output: str, say=print) -> None:
         args.val_split = 0.2
         say("--val is missing: a fifth of the images is held out to evaluate on (--val-split 0.2)")
     work = Design(args, say)
-    recipe = work.run()
+    work.run()
     command = f"backbones train --config-file {output}"
     head = f"Worked out by `backbones recipe`; train with:\n  {command}\nEach line says why it is as it is. Change what you like."
-    write_whole(output, text(recipe.cfg, work.choices, head))
+    write_whole(output, text(work.cfg, work.choices, head))
 
 
-def main() -> None:
+def argument_parser() -> argparse.ArgumentParser:
     parser = parser_of(program("recipe"), __doc__)
     add_data_arguments(parser)
     add_recipe_arguments(parser)
     parser.add_argument("--gpus", type=int, default=1, metavar="N", help="how many GPUs will train (default: %(default)s)")
     parser.add_argument("--device", default="", help="what will train (default: a GPU where there is one)")
     parser.add_argument("--output", required=True, metavar="FILE", help="the config to write")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = argument_parser().parse_args()
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(args.device, "--device", "{} {}")
     check_output_file(args.output, "--output")

@@ -1,13 +1,12 @@
 """What recipes are worth: on four small data sets, beside COCO's 3x recipe scaled by hand, and beside configs tuned by hand for such data.
 
 backbones benchmark trains one config; this makes the data sets from real handwriting, works the recipes out, and trains every way for the same
-minutes: the number of iterations follows from a few measured steps. Rows go to the file and from there into model_zoo.md (`make recipes`).
+minutes: the number of iterations follows from a few measured steps. Each run's row goes to the file (`make recipes`).
 """
 
-import argparse
 import json
 import os
-from typing import Any, Iterator
+from typing import Any, Iterator, NamedTuple, Sequence
 
 import cv2
 import numpy as np
@@ -17,9 +16,8 @@ from ..config import check_output_file
 from ..data import digits
 from ..errors import UserError
 from ..recipe.design import EVALUATION, seconds_a_step
-from . import parser_of, program, run
-from .benchmark import record, train
-from .recipe import design
+from . import parser_of, program, recipe, run
+from .benchmark import record, train, words
 
 NETWORK = "timm/tf_efficientnet_lite0.in1k"
 # name -> images to train on, those to evaluate on, side of the images, sides of the digits, digits an image, classes
@@ -29,6 +27,7 @@ SETS: dict[str, dict[str, Any]] = {
     "masks, a rare class": {"task": "masks", "train": 120, "val": 100, "classes": {0: 1.0, 1: 1.0, 2: 0.03}},
     "keypoints": {"task": "keypoints", "train": 120, "val": 100, "one": True},
 }
+WAYS = ("recipe", "3x by hand", "tuned by hand")
 _KIND = {"boxes": "faster", "masks": "mask", "keypoints": "keypoint"}
 
 
@@ -76,27 +75,41 @@ _FIELDS = {
 }
 
 
-def by_hand(kind: str) -> dict[str, Any]:
-    """COCO's 3x for a batch of 2, as detectron2's documentation says: a rate in proportion; steps at 7/9 and 8/9."""
-    return {"SOLVER.IMS_PER_BATCH": 2, "SOLVER.BASE_LR": 0.0025, "MODEL.MASK_ON": kind == "masks", "MODEL.KEYPOINT_ON": kind == "keypoints"}
+class Way(NamedTuple):
+    """One way to train on a data set: a config, the flags and overrides that go with it, and another backbone."""
+
+    name: str
+    config: str
+    opts: list[str]
+    backbone: str = ""
+    data: Sequence[str] = ()
 
 
-def ways(name: str, folder: str, args: argparse.Namespace) -> Iterator[tuple[str, str, list[str], str]]:
-    """(way, config, overrides, backbone)"""
+def ways(name: str, folder: str, data: list[str], wanted: Sequence[str], minutes: float) -> Iterator[Way]:
+    """The ways of a data set that are wanted, each as long as it may be: a recipe, or so many iterations as a few measured steps allow."""
     kind = SETS[name]["task"]
-    yield "3x by hand", "COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml", _words(by_hand(kind)), NETWORK
-    yield "tuned by hand", f"digits/{_KIND[kind]}_rcnn_digits.yaml", [], ""
-    yield "recipe", os.path.join(folder, "recipe.yaml"), [], ""
-
-
-def _words(options: dict[str, Any]) -> list[str]:
-    return [str(part) for pair in options.items() for part in pair]
+    # as detectron2's documentation says: a rate in proportion to the batch, and steps at 7/9 and 8/9
+    scaled = {"SOLVER.IMS_PER_BATCH": 2, "SOLVER.BASE_LR": 0.0025, "MODEL.MASK_ON": kind == "masks", "MODEL.KEYPOINT_ON": kind == "keypoints"}
+    for way in (
+        Way(WAYS[1], "COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml", words(scaled), NETWORK, data),
+        Way(WAYS[2], f"digits/{_KIND[kind]}_rcnn_digits.yaml", [], "", data),
+    ):
+        if way.name in wanted:
+            count = max(int(60 * minutes * (1 - EVALUATION) / seconds_a_step(way.config, way.opts, way.backbone, data)), 5)
+            steps = {"SOLVER.MAX_ITER": count, "SOLVER.STEPS": (count * 7 // 9, count * 8 // 9), "SOLVER.WARMUP_ITERS": min(1000, count // 5)}
+            yield way._replace(opts=[*way.opts, *words(steps)])
+    if WAYS[0] in wanted:
+        way = Way(WAYS[0], os.path.join(folder, "recipe.yaml"), [])
+        args = recipe.argument_parser().parse_args([*data, "--minutes", str(minutes), "--device", "cpu", "--output", way.config])
+        args.output_dir = os.path.join(folder, "out")
+        recipe.design(args, way.config, say=lambda line: None)
+        yield way
 
 
 def main() -> None:
     parser = parser_of(program("recipes"), __doc__)
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, help="(default: all)")
-    parser.add_argument("--ways", nargs="+", default=["recipe", "3x by hand", "tuned by hand"], help="(default: all)")
+    parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="(default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=(1, 2, 3), help="(default: 1 2 3)")
     parser.add_argument("--minutes", type=float, default=3.0, help="of each training (default: %(default)g)")
     parser.add_argument("--output", default="output/recipes", metavar="DIR", help="where the runs go (default: %(default)s)")
@@ -106,37 +119,15 @@ def main() -> None:
     check_output_file(args.json, "--json")
     if not args.minutes > 0:
         raise UserError(f"--minutes {args.minutes:g}: it must be positive", "value", "--minutes")
-    for seed in args.seeds:
-        for name in args.sets:
-            folder = os.path.abspath(os.path.join(args.output, name.replace(" ", "_").replace(",", "")))
-            made = make(name, folder)
-            data = [item for split, (file, root) in made.items() for item in (f"--{split}", file, f"--{split}-images", root)]
-            for way, config, opts, backbone in ways(name, folder, args):
-                if way in args.ways:
-                    _one(args, name, seed, folder, data, made, way, config, opts, backbone)
-
-
-def _one(
-    args: Any, name: str, seed: int, folder: str, data: list[str], made: Any, way: str, config: str, opts: list[str], backbone: str
-) -> None:
-    if way == "recipe":
-        train_part, val_part = made["train"], made["val"]
-        asked = argparse.Namespace(
-            train_json=train_part[0], train_images=train_part[1], val_json=val_part[0], val_images=val_part[1], val_split=0,
-            task="auto", minutes=args.minutes, iterations=None, latency=0.0, from_scratch=False, gpus=1, device="cpu",
-            output_dir=os.path.join(folder, "out"),
-        )  # fmt: skip
-        design(asked, config, say=lambda line: None)
-        data = []
-    else:
-        seconds = seconds_a_step(config, opts, backbone, data)
-        count = max(int(60 * args.minutes * (1 - EVALUATION) / seconds), 5)
-        steps = {"SOLVER.MAX_ITER": count, "SOLVER.STEPS": (count * 7 // 9, count * 8 // 9), "SOLVER.WARMUP_ITERS": min(1000, count // 5)}
-        opts = [*opts, *_words(steps)]
-    output = os.path.join(folder, f"{way.replace(' ', '_')}_{seed}")
-    row = train(config, output, [*opts, "SEED", str(seed), "MODEL.DEVICE", "cpu"], backbone, data)
-    row = {"set": name, "way": way, **row, "config": os.path.basename(config), "data": name, "command": "make recipes"}
-    record(row, args.json, ("set", "way", "machine", "seed"))
+    for name in args.sets:
+        folder = os.path.abspath(os.path.join(args.output, name.replace(" ", "_").replace(",", "")))
+        data = [item for split, (file, root) in make(name, folder).items() for item in (f"--{split}", file, f"--{split}-images", root)]
+        for way in ways(name, folder, data, args.ways, args.minutes):
+            for seed in args.seeds:
+                output = os.path.join(folder, f"{way.name.replace(' ', '_')}_{seed}")
+                row = train(way.config, output, [*way.opts, "SEED", str(seed), "MODEL.DEVICE", "cpu"], way.backbone, way.data)
+                row = {"set": name, "way": way.name, **row, "config": os.path.basename(way.config), "data": name, "command": "make recipes"}
+                record(row, args.json, ("set", "way", "machine", "seed"))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ..convert.core import write
 from ..convert.efficientnet_lite import NETWORK, convert_installed
 from ..data import digits
 from . import parser_of, program, run
-from .benchmark import record, train
+from .benchmark import record, train, words
 from .digits import make
 
 CONFIG = "digits/faster_rcnn_digits.yaml"
@@ -54,8 +54,7 @@ def main() -> None:
         for scenes in args.scenes:
             for way, own in WAYS.items():
                 options = {**RECIPE, **data(scenes), **own, "MODEL.WEIGHTS": weights if way == "ImageNet" else "", "SEED": seed}
-                opts = [str(part) for pair in options.items() for part in pair]
-                row = train(CONFIG, os.path.join(args.output, f"{way}_{scenes}_{seed}"), opts, NETWORK)
+                row = train(CONFIG, os.path.join(args.output, f"{way}_{scenes}_{seed}"), words(options), NETWORK)
                 row = {"scenes": scenes, "start": way, **row, "command": "make transfer"}
                 record(row, args.json, ("scenes", "start", "machine", "seed"))
                 print(json.dumps(row), flush=True)

@@ -64,7 +64,7 @@ def list_entries(pattern: str) -> str:
         network = registry.is_network(name)
         known = {} if network else zoo.published(name)
         releases = _releases(name)
-        first = next((release for release in releases if not (release.gone or release.restricted)), releases[0] if releases else None)
+        first = next((release for release in releases if release.free), releases[0] if releases else None)
         figures = ", ".join(f"{kind} {value}" for kind, value in known.get("published_ap", {}).items())
         if first:
             figures = f"top-1 {first.top1:.1f}" if network and first.top1 else figures

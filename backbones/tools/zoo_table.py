@@ -92,11 +92,8 @@ def _weights() -> str:
     rows = []
     for name in registry.list_backbones():
         there = weights.releases(name)
-        free = [release for release in there if not (release.gone or release.restricted)]
-        cells = [
-            "<br>".join(f"`{r.spec}` ({', '.join([r.licence, *([f'{r.top1:.1f}'] if r.top1 else [])])})" for r in some)
-            for some in (free, [r for r in there if r not in free and not r.gone], [r for r in there if r.gone])
-        ]
+        kinds = ([r for r in there if r.free], [r for r in there if not r.free and not r.gone], [r for r in there if r.gone])
+        cells = ["<br>".join(f"`{r.spec}` ({', '.join([r.licence, *([f'{r.top1:.1f}'] if r.top1 else [])])})" for r in some) for some in kinds]
         family = registry.family_of(name).name
         rows.append((name, cells[0] or f"from scratch: {_SCRATCH.get(family, _SCRATCH[''])}", *cells[1:]))
     known = weights.data()["sources"].items()

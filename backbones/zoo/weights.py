@@ -62,6 +62,11 @@ class Release:
         return f"{PREFIX}{self.name}@{self.spec}"
 
     @property
+    def free(self) -> bool:
+        """Whether it is taken without being named."""
+        return not (self.gone or self.restricted)
+
+    @property
     def place(self) -> str:
         """Where its file is."""
         return self.url or (f"hub:{self.hub}" if self.hub else f"package:{self.source}")
@@ -104,39 +109,36 @@ def stem(path: str) -> str:
 
 def _detector(name: str) -> list[Release]:
     wanted = name.removesuffix(".yaml")
-    rows = [(stem(config), row) for config, row in models().items() if "checkpoint" in row]
+    rows = {stem(config): row for config, row in models().items() if "checkpoint" in row}
     # by its file name alone too, which of several data sets means COCO's
-    rows = [pair for pair in rows if wanted in (pair[0], os.path.basename(pair[0]))]
-    for whole, row in sorted(rows, key=lambda pair: (pair[0] != wanted, not pair[0].startswith("COCO-")))[:1]:
-        source, url = row["about"], row["checkpoint"]
-        own = os.path.splitext(os.path.basename(url.partition("?")[0]))[0]
-        return [
-            Release(
-                whole, row["source"], own, source["title"], source["licence"], url=url, sha256=row.get("sha256", ""),
-                restricted=source.get("restricted", ""), gone=source.get("gone", ""), converter=source.get("converter", ""),
-            )
-        ]  # fmt: skip
-    return []
+    named = [whole for whole in rows if wanted in (whole, os.path.basename(whole))]
+    if not named:
+        return []
+    whole = min(named, key=lambda whole: (whole != wanted, not whole.startswith("COCO-")))
+    row = rows[whole]
+    source, url = row["about"], row["checkpoint"]
+    own = stem(os.path.basename(url.partition("?")[0]))
+    return [
+        Release(
+            whole, row["source"], own, source["title"], source["licence"], url=url, sha256=row.get("sha256", ""),
+            restricted=source.get("restricted", ""), gone=source.get("gone", ""), converter=source.get("converter", ""),
+        )
+    ]  # fmt: skip
 
 
 def _of_library(name: str) -> list[Release]:
     """What a network's own library has for it, in the form that the library has it."""
-    row, found = registry.family_of(name).pretrained(name), []
-    own = data()["packages"].get(name.partition(".")[0])
-    if own:
-        images = data()["sources"][own["source"]]["preprocessing"]
-        found = [Release(name, own["source"], own["id"], own["source"], own["licence"], images, package=own["package"])]
-    if row is None:
-        return found
-    source, own = row["name"].split("/", 1)
-    places = {key: row[key] for key in ("hub", "url") if key in row}
-    licence = _LICENCES.get(row.get("licence", "").lower(), row.get("licence", "not stated"))
-    return [
-        Release(
-            row["name"], source, own, data()["sources"][source]["title"], licence, row["preprocessing"], **places, restricted=forbids(licence)
-        ),
-        *found,
-    ]
+    found = []
+    row, packaged = registry.family_of(name).pretrained(name), data()["packages"].get(name.partition(".")[0])
+    if row is not None:
+        source, own = row["name"].split("/", 1)
+        title, places = data()["sources"][source]["title"], {key: row[key] for key in ("hub", "url") if key in row}
+        licence = _LICENCES.get(row.get("licence", "").lower(), row.get("licence", "not stated"))
+        found.append(Release(row["name"], source, own, title, licence, row["preprocessing"], **places, restricted=forbids(licence)))
+    if packaged:
+        source, images = packaged["source"], data()["sources"][packaged["source"]]["preprocessing"]
+        found.append(Release(name, source, packaged["id"], source, packaged["licence"], images, package=packaged["package"]))
+    return found
 
 
 def forbids(licence: str) -> str:
@@ -154,7 +156,7 @@ def releases(name: str) -> list[Release]:
 
 def released(name: str) -> Release | None:
     """The weights that a network begins with: the first that is there, and free to use."""
-    return next((release for release in releases(name) if not (release.gone or release.restricted)), None)
+    return next((release for release in releases(name) if release.free), None)
 
 
 def local(name: str) -> str:
@@ -253,7 +255,7 @@ def _candidates(name: str, wanted: str, accepted: Collection[str]) -> tuple[list
     """Which releases may be taken, in order, and of the others why not. Raises UserError for a name or a source that there is none of."""
     rows = releases(name)
     if not rows:
-        there = [os.path.splitext(file)[0] for file in sorted(os.listdir(folder()) if os.path.isdir(folder()) else [])]
+        there = [stem(file) for file in sorted(os.listdir(folder()) if os.path.isdir(folder()) else [])]
         raise unknown(
             f"weights, neither released nor in {folder()!r}",
             name,
@@ -284,8 +286,8 @@ def _log(release: Release) -> None:
     images = release.preprocessing
     expects = f"; it expects {images['format']} images, mean {images['pixel_mean']}, deviation {images['pixel_std']}" if images else ""
     level = logging.WARNING if release.restricted else logging.INFO
-    forbids = f", {release.restricted}" if release.restricted else ""
-    logging.getLogger(__name__).log(level, f"weights of {release.name}: {release.spec}, licence {release.licence}{forbids}{expects}")
+    but = f", {release.restricted}" if release.restricted else ""
+    logging.getLogger(__name__).log(level, f"weights of {release.name}: {release.spec}, licence {release.licence}{but}{expects}")
 
 
 def _kept(release: Release) -> str:
