@@ -1,7 +1,10 @@
-"""Log lines that go into files, or to whatever is no terminal, have no colour codes."""
+"""Log lines that go into files, or to whatever is no terminal, have no colour codes; and log files on a full disk."""
 
 import logging
+import os
 import re
+import sys
+from functools import partial
 from typing import Any
 
 from detectron2.utils import comm
@@ -39,3 +42,16 @@ def set_up_logs(folder: str) -> None:
             and not _is_terminal(handler.stream)
         ):
             handler.setFormatter(_Plain(handler.formatter))
+        if isinstance(handler, logging.StreamHandler) and handler.stream not in (sys.stdout, sys.stderr) and hasattr(handler.stream, "fileno"):
+            setattr(handler, "handleError", partial(_end, handler))  # noqa: B010  which mypy does not let one assign
+
+
+def _end(handler: logging.StreamHandler, record: logging.LogRecord) -> None:
+    """Says once that a log file cannot be written, and goes on without. Python says so for each line, with a traceback."""
+    error, stream = sys.exc_info()[1], handler.stream
+    if not isinstance(error, OSError):
+        return logging.StreamHandler.handleError(handler, record)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())  # what is in its buffer would be said at the end again
+    os.close(nowhere)
+    print(f"warning: {stream.name!r} cannot be written: {error.strerror}. The run goes on without it", file=sys.stderr, flush=True)

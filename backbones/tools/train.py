@@ -110,7 +110,7 @@ def main(args: argparse.Namespace, front: Front) -> None:
     except UserError as error:
         fail(error)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
             raise
         message = f"{error.filename or 'a file'!r} cannot be written: {error.strerror}. Checkpoints that were written are whole"
         fail(UserError(message, code="cannot-write"))
