@@ -24,6 +24,7 @@ from ..detectors import LastStageROIHeads
 from ..errors import UserError
 from ..files import replacing, write_whole
 from ..layers import without_wrappers
+from .classes import by_name, names_in
 from .fetching import fetch
 from .reading import HEURISTICS, read_checkpoint
 
@@ -57,6 +58,7 @@ class LoadReport:
     new: list[str]
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]  # key, shape in the file, shape in the model
     unused: list[str]
+    classes: str = ""  # a table of those that were matched by name
 
     def unfilled(self, *parts: str) -> list[str]:
         """The keys that kept their initial values, in the named parts or in all."""
@@ -75,7 +77,7 @@ class LoadReport:
         for what, keys in (("new", self.new), ("unused", self.unused)):
             if keys:
                 lines.append(f"  {what}: {', '.join(keys[:5])}" + (f" and {len(keys) - 5} more" if len(keys) > 5 else ""))
-        return f"Weights loaded from {self.path}:\n" + "\n".join(lines)
+        return "\n".join([f"Weights loaded from {self.path}:", *lines, *filter(None, [self.classes])])
 
     def refuse(self, require: str, hint: str = PARTIAL) -> None:
         """Raises UserError where the file filled less than ``require``, see `GatedCheckpointer`; ``hint`` says what to do."""
@@ -109,12 +111,16 @@ class GatedCheckpointer(DetectionCheckpointer):
         require: what a loaded file must fill completely: "all" of the model (evaluation, resuming), its "backbone" (training), or
             "nothing". Anything less raises UserError.
         hint: how a user loads what fits all the same, where there is a way.
+        classes: the model's and those of weights to begin with, or {} for those that the file names: rows go by name, see `classes.by_name`.
 
     After a load, ``report`` is its `LoadReport`.
     """
 
-    def __init__(self, model: nn.Module, save_dir: str = "", *, require: str = "backbone", hint: str = PARTIAL, **kwargs: Any):
+    def __init__(
+        self, model: nn.Module, save_dir: str = "", *, require: str = "backbone", hint: str = PARTIAL, classes: Any = None, **kwargs: Any
+    ):
         super().__init__(model, save_dir, **kwargs)
+        self.names: tuple[dict[str, list[str]], ...] = classes or ({}, {})
         assert require in ("all", "backbone", "nothing"), require
         self.require, self.hint = require, hint
         self.report: LoadReport | None = None
@@ -180,6 +186,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         """As detectron2's. Raises UserError for a file that is missing, is no checkpoint, or does not fit."""
         self._loading = path
         # a resumed training needs the weights themselves; everything else takes their average if there is one
+        self._beginning = checkpointables is not None
         self._averaged = checkpointables is not None or "trainer" not in self.checkpointables
         local = fetch(path, self.path_manager) if "://" in path else path.partition("?")[0]
         if path and not self.path_manager.isfile(local):
@@ -256,6 +263,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         from_caffe2 = checkpoint.get("__author__") == "Caffe2"
         if checkpoint.pop("matching_heuristics", False):
             weights = align_and_update_state_dicts(own, weights, c2_conversion=from_caffe2)
+        weights, matched = by_name(model, weights, self.names[1] or names_in(checkpoint), self.names[0] if self._beginning else {})
         checkpoint["model"] = dict(weights)
         try:
             incompatible = super()._load_model(checkpoint)
@@ -272,6 +280,7 @@ class GatedCheckpointer(DetectionCheckpointer):
             new=[key for key in own if key not in weights and not ignored.match(key)],
             mismatched=[(key, tuple(file), tuple(shape)) for key, file, shape in incompatible.incorrect_shapes],
             unused=[key for key in incompatible.unexpected_keys if not ignored.match(key)],
+            classes=matched,
         )
         logging.getLogger(__name__).info(self.report.table())
         self.report.refuse(self.require, overrides_of(checkpoint) + self.hint)

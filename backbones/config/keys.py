@@ -153,6 +153,9 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.MEMORY_FORMAT", "contiguous", "channels_last is faster on most CPUs, and on GPUs with AMP", ("contiguous", "channels_last")),
     Key("MODEL.COMPILE", False, "the backbone is compiled in training, by torch.compile"),
     # training
+    Key(
+        "MODEL.WEIGHTS_CLASSES", "", "classes of MODEL.WEIGHTS, if the file does not name them: a data set's name, or names with commas between"
+    ),
     Key("SOLVER.AMP.PRECISION", "float16", "of the fast operations under AMP", ("float16", "bfloat16")),
     Key("SOLVER.FUSED", False, "the optimizer's step as one kernel, which rounds in another order"),
     Key("SOLVER.ACCUMULATE", 1, "parts that the images of a step are split into, worked on one after the other", least=1),

@@ -25,9 +25,22 @@ def register_image_folders(cfg: CfgNode) -> None:
     for name, folder in entries(cfg, "IMAGE_FOLDERS", {"'name'": str, "'folder'": str}):
         if is_registered(name, "dirname", folder, "IMAGE_FOLDERS"):
             continue
-        classes, records = _read(name, folder)
+        classes, records, about = *_read(name, folder), {}
+        if cfg.DATASETS.CLASSES and list(classes) != list(cfg.DATASETS.CLASSES):
+            about = {"file_classes": classes}
+            classes, records = _numbered(name, classes, records, tuple(cfg.DATASETS.CLASSES))
         DatasetCatalog.register(name, lambda records=records: [dict(record) for record in records])
-        MetadataCatalog.get(name).set(evaluator_type="classification", dirname=folder, classes=classes)
+        MetadataCatalog.get(name).set(evaluator_type="classification", dirname=folder, classes=classes, **about)
+
+
+def _numbered(name: str, classes: tuple[str, ...], records: tuple[dict[str, Any], ...], wanted: tuple[str, ...]) -> tuple[Any, Any]:
+    """``wanted``, and the records of these classes with their numbers there. Raises UserError where none is left."""
+    number = {each: i for i, each in enumerate(wanted)}
+    kept = tuple({**record, "label": number[classes[record["label"]]]} for record in records if classes[record["label"]] in number)
+    if not kept:
+        said = f"data set {name!r}: none of its classes, such as {classes[0]!r}, is in DATASETS.CLASSES, such as {wanted[0]!r}"
+        raise UserError(said, "classes", "DATASETS.CLASSES")
+    return wanted, kept
 
 
 @functools.lru_cache(maxsize=8)

@@ -123,6 +123,7 @@ def _register(reader: Reader, cfg: CfgNode) -> None:
         thing_dataset_id_to_contiguous_id=data.ids(),
         reader=reader,
         truth=reader.truth,
+        file_classes=[*(category["name"] for category in data.categories), *data.foreign],
         labelled=data.labelled,
         mask_runs=data.runs,
         most_objects=data.most(),

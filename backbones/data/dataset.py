@@ -38,6 +38,7 @@ class Dataset:
         classes: their names as the model numbers them; those of `Use.classes` where it names some.
         class_of: category id -> number of the class.
         keypoint_names: of the objects' classes.
+        foreign: classes of the file that the model does not have.
         findings: what was repaired, left out, or is wrong. Where a finding is an error, the lists may lack what it concerns.
         labelled: whether the file has annotations. A test set without is predicted, and not scored.
         runs: objects whose masks are run lengths, which need INPUT.MASK_FORMAT bitmask.
@@ -52,6 +53,7 @@ class Dataset:
     classes: list[str] = field(default_factory=list)
     class_of: dict[int, int] = field(default_factory=dict)
     keypoint_names: list[str] = field(default_factory=list)
+    foreign: list[str] = field(default_factory=list)
     labelled: bool = True
     runs: int = 0
     own_ids: list[Any] | None = None

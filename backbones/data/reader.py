@@ -158,6 +158,7 @@ def number_classes(data: Dataset, wanted: tuple[str, ...]) -> None:
     data.class_of = {c["id"]: number[c["name"]] for c in categories if c["name"] in number}
     data.categories = [c for c in categories if c["id"] in data.class_of]
     foreign = {c["id"]: c["name"] for c in categories if c["id"] not in data.class_of}
+    data.foreign += list(foreign.values())
     if foreign and not data.class_of and data.labelled:
         data.findings.add("other classes", f"{listed(foreign.values())} here, {listed(wanted)} there")
     for i in foreign:

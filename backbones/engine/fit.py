@@ -60,7 +60,8 @@ class Fit(TrainerBase):
         self.scheduler = job.scheduler
         self.signals = Signals(self._trainer.note)
         state: dict[str, Any] = {"trainer": weakref.proxy(self), "run": self.run, **({"ema": self.ema.average} if self.ema else {})}
-        self.checkpointer = GatedCheckpointer(model, job.output_dir, require="nothing" if allow_partial_weights else "backbone", **state)
+        named, require = (self.run.names(), job.init_classes), "nothing" if allow_partial_weights else "backbone"
+        self.checkpointer = GatedCheckpointer(model, job.output_dir, require=require, classes=named, **state)
         self.start_iter, self.max_iter = 0, job.max_iter
         self.done = 0  # iterations
         self.evaluation = Evaluate(job.eval_period, self._evaluate, self.signals.waiting)

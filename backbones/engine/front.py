@@ -11,14 +11,16 @@ from detectron2.data import transforms as T
 from detectron2.modeling.roi_heads.keypoint_head import KRCNNConvDeconvUpsampleHead
 from torch import nn
 
-from ..checkpoint import GatedCheckpointer
-from ..config import IMAGES
+from ..checkpoint import GatedCheckpointer, names_in
+from ..config import IMAGES, architecture, get
 from ..data import dataset_findings, follow, register_from_config, register_held_out, register_image_folders
+from ..data.holdout import HELD_OUT, KEPT
 from ..data.loader import NamesFiles
 from ..errors import UserError
 from ..evaluation.figures import metric_findings
 from ..swap import use_structure
 from ..zoo import weights
+from . import classes
 from .fit import Fit
 from .hooks import draw_predictions, validation_losses
 from .job import Job
@@ -162,6 +164,7 @@ class Front(ABC):
             max_iter=s.SOLVER.MAX_ITER,
             name=self.name,
             init_checkpoint=s.MODEL.WEIGHTS,
+            init_classes=classes.stated(s),
             seed=s.SEED,
             batch=s.SOLVER.IMS_PER_BATCH,
             accumulate=s.SOLVER.ACCUMULATE,
@@ -202,12 +205,39 @@ class Front(ABC):
         """
         training, s = not args.eval_only, self.settings
         replaced = self.apply_data_arguments(args, training)
+        known = [] if training else self.follow_classes(getattr(args, "resume", False))
         self.register(training, [*(s.DATASETS.TRAIN if training else ()), *s.DATASETS.TEST], replaced)
         for problem in self.findings(training, processes):
             raise problem
+        self.said += classes.of_files(list(s.DATASETS.TEST), known)
         self.follow_weights(getattr(args, "resume", False))  # last, as it may be a download
         self.settings.freeze()
         return self
+
+    def follow_classes(self, resume: bool) -> list[str]:
+        """The names of the classes of the weights that are to be evaluated, if they are known: the model has these, and own data match them."""
+        s = self.settings
+        checkpointer = GatedCheckpointer(nn.Identity(), s.OUTPUT_DIR)
+        begun = resume and checkpointer.has_checkpoint()
+        names = classes.of_weights(s, checkpointer.get_checkpoint_file() if begun else s.MODEL.WEIGHTS).get("classes", [])
+        own = {str(entry[0]) for entries in (s.DATASETS.REGISTER, s.DATASETS.IMAGE_FOLDERS) for entry in entries if entry}
+        tests = [name.removesuffix(HELD_OUT).removesuffix(KEPT) for name in s.DATASETS.TEST]
+        before = list(s.DATASETS.CLASSES)
+        if not names or not tests or not own.issuperset(tests):
+            return []
+        if before and len(before) == len(names) and not set(before) & set(names):  # the same under other names, as the config says
+            self.said.append(
+                f"the weights call their classes {names[0]!r} and so on, {self.name('DATASETS.CLASSES')} {before[0]!r}: -> by number"
+            )
+            return before
+        if before != names:
+            self.set("DATASETS.CLASSES", names)
+        for key in (
+            key for key, field in architecture(s).classes.items() if field in ("thing_classes", "classes") and get(s, key) != len(names)
+        ):
+            self.set(key, len(names))
+            self.said.append(f"{self.name(key)} is set to {len(names)}: the weights have as many classes")
+        return names
 
     def follow_weights(self, resume: bool = False) -> None:
         """Settles which file MODEL.WEIGHTS names, and fetches it; where the config leaves its images to the weights, sets what they say.
@@ -298,8 +328,7 @@ class Front(ABC):
             message = f"weights are needed: add {self.override('MODEL.WEIGHTS', '/path/to/model_final.pth')}{hint}"
             raise UserError(message, code="missing-weights", key=self.name("MODEL.WEIGHTS"), suggestion=final if hint else None)
         run = checkpointer.resume_or_load(weights, resume=resume).get("run")
-        classes = run.get("classes") if isinstance(run, dict) else None
-        return list(map(str, classes)) if isinstance(classes, list) else []
+        return names_in({"run": run}).get("classes", [])
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """The losses on each data set for evaluation."""

@@ -23,6 +23,7 @@ class Job:
     max_iter: int
     name: Callable[[str], str]
     init_checkpoint: str = ""
+    init_classes: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # what they are called, where the file does not say: `classes`
     seed: int = -1  # below 0: a random one
     batch: int = 0  # images an iteration, over all processes
     accumulate: int = 1  # batches of the loader that an iteration takes

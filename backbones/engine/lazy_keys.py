@@ -8,6 +8,7 @@ KEYS = {
     "SEED": "train.seed",
     "MODEL.DEVICE": "train.device",
     "MODEL.WEIGHTS": "train.init_checkpoint",
+    "MODEL.WEIGHTS_CLASSES": "train.weights_classes",
     "MODEL.ACTIVATIONS": "train.activations",
     "MODEL.COMPILE": "train.compile",
     "MODEL.MEMORY_FORMAT": "train.memory_format",

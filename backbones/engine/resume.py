@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from ..config import KEYS, first_difference, flat
 from ..data.loader import TrainLoader
 from ..errors import UserError
+from .classes import names_of
 from .job import Job
 
 try:
@@ -24,7 +25,16 @@ except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
 # keys that change neither what is learned nor from what
-_FREE = ("OUTPUT_DIR", "VIS_PERIOD", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD", "SOLVER.MAX_ITER", "MODEL.WEIGHTS", "MODEL.DEVICE")
+_FREE = (
+    "OUTPUT_DIR",
+    "VIS_PERIOD",
+    "DATALOADER.NUM_WORKERS",
+    "SOLVER.CHECKPOINT_PERIOD",
+    "SOLVER.MAX_ITER",
+    "MODEL.WEIGHTS",
+    "MODEL.WEIGHTS_CLASSES",
+    "MODEL.DEVICE",
+)
 _FREE_GROUPS = ("TEST.", "TRACKING.", "DATASETS.TEST", "DATASETS.PROPOSAL_FILES_TEST", "ONE_SHOT.")
 # likewise of Python configs, beside what they call the keys above
 _FREE_IN_PYTHON = ("dataloader.test.", "dataloader.evaluator.", "train.checkpointer.", "train.log_period", "train.ddp.")
@@ -46,18 +56,17 @@ class Run:
             "batch": self.job.batch,
             "accumulate": self.job.accumulate,
             "start": list(self.start),
-            "classes": self._classes(),
+            "classes": self.names().get("classes", []),
+            "stuff": self.names().get("stuff", []),
             "config": yaml.safe_dump(self.job.config),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.loaded = state_dict
 
-    def _classes(self) -> list[str]:
-        if self.job.dataset is None:
-            return []
-        metadata = MetadataCatalog.get(self.job.dataset)
-        return list(map(str, metadata.get("thing_classes") or metadata.get("classes") or metadata.get("stuff_classes") or []))
+    def names(self) -> dict[str, list[str]]:
+        """Of the classes that the model learns: `classes.names_of`."""
+        return {} if self.job.dataset is None else names_of(MetadataCatalog.get(self.job.dataset))
 
     def go_on(self, iteration: int) -> int:
         """Puts the loader to where training goes on, says what is not as it was, and returns the seed.
@@ -84,7 +93,7 @@ class Run:
         return self.seed
 
     def _compare(self, loaded: dict[str, Any]) -> None:
-        before, now = loaded["classes"], self._classes()
+        before, now = loaded["classes"], self.names().get("classes", [])
         if before != now:
             was, is_now = first_difference(before, now)
             raise UserError(

@@ -1,0 +1,128 @@
+"""Weights of a model that has learned other classes, or the same in another order: rows of layers that stand for classes go by name.
+
+Without, rows go by number, and those of another class are taken for it wherever the numbers of classes are equal.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Iterator, Sequence
+
+import torch
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.modeling.meta_arch.semantic_seg import SemSegFPNHead
+from detectron2.modeling.roi_heads.fast_rcnn import FastRCNNOutputLayers
+from detectron2.modeling.roi_heads.mask_head import MaskRCNNConvUpsampleHead
+from tabulate import tabulate
+from torch import Tensor, nn
+
+from ..detectors.classifier import ImageClassifier
+from ..detectors.gfl import GFLHead
+
+_NAMELESS = (
+    "the weights do not name their classes, so that layers of another number of classes begin anew. MODEL.WEIGHTS_CLASSES names them: a data "
+    "set such as coco_2017_val, or names with commas between them"
+)
+_SHOWN = 12  # names in a line of a table
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How a layer's rows are numbered: anchor by anchor, in each class by class, ``each`` rows a class; then ``others``, for background."""
+
+    layer: str
+    each: int = 1
+    others: int = 0
+    stuff: bool = False  # classes of pixels, not of objects
+
+    def anchors(self, rows: int, classes: int) -> int:
+        """How many anchors a layer of so many rows has; 0 where its rows do not stand for classes."""
+        count, rest = divmod(rows - self.others, self.each * classes) if classes else (0, 1)
+        return 0 if rest else count
+
+
+def rows_of(model: nn.Module) -> Iterator[Rows]:
+    """The layers of a model whose rows stand for its classes, or do so where it has parts for each class."""
+    for name, module in model.named_modules():
+        prefix = f"{name}." if name else ""
+        if isinstance(module, FastRCNNOutputLayers):
+            yield Rows(f"{prefix}cls_score", others=1)
+            yield Rows(f"{prefix}bbox_pred", each=4)
+        elif isinstance(module, (RetinaNetHead, GFLHead)):
+            yield Rows(f"{prefix}cls_score")
+        elif isinstance(module, (MaskRCNNConvUpsampleHead, SemSegFPNHead)):
+            yield Rows(f"{prefix}predictor", stuff=isinstance(module, SemSegFPNHead))
+        elif isinstance(module, ImageClassifier):
+            yield Rows(f"{prefix}fc")
+
+
+@dataclass
+class Match:
+    """The names of ``theirs`` and ``ours``, classes of weights and of a model or of its data."""
+
+    theirs: Sequence[str]
+    ours: Sequence[str]
+
+    def __post_init__(self) -> None:
+        place = {name: i for i, name in enumerate(self.theirs)}
+        self.pairs = [(i, place[name]) for i, name in enumerate(self.ours) if name in place]
+        self.shared = [self.ours[i] for i, _ in self.pairs]
+        self.ours_alone = [name for name in self.ours if name not in place]
+        self.theirs_alone = [name for name in self.theirs if name not in set(self.ours)]
+
+    def table(self, shared: str, ours: str, theirs: str) -> str:
+        """Which classes went where, in these words; and names that are almost the same."""
+        parts = ((shared, self.shared), (ours, self.ours_alone), (theirs, self.theirs_alone))
+        rows = [(what, len(names), listed(names)) for what, names in parts if names]
+        plain = {_plain(name): name for name in self.theirs_alone}
+        close = [f"{name!r} and {plain[_plain(name)]!r}" for name in self.ours_alone if _plain(name) in plain]
+        hint = f"\n  names match letter by letter: {', '.join(close[:5])} are two" if close else ""
+        return tabulate(rows, ("classes by name", "number", "which"), "pipe") + hint
+
+
+def _plain(name: str) -> str:
+    return "".join(letter for letter in name.casefold() if letter.isalnum())
+
+
+def listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
+
+
+def by_name(model: nn.Module, weights: dict[str, Any], theirs: dict[str, list[str]], ours: dict[str, list[str]]) -> tuple[dict[str, Any], str]:
+    """``weights`` whose rows of classes are where ``model`` has them, with its own initial ones for new classes; and a table of the classes.
+
+    ``theirs`` and ``ours`` are lists of names by "classes" and "stuff". Layers of which nothing is known, or where the names are the same,
+    stay as they are; the table is empty then.
+    """
+    own, weights = model.state_dict(), dict(weights)
+    tables: dict[str, str] = {}
+    for rows in rows_of(model) if ours else ():
+        kind = "stuff" if rows.stuff and "stuff" in ours else "classes"
+        match = Match(theirs.get(kind, []), ours.get(kind, []))
+        if not match.theirs and rows.layer + ".weight" in weights and len(weights[rows.layer + ".weight"]) != len(own[rows.layer + ".weight"]):
+            tables.setdefault(kind, _NAMELESS)
+        if not match.theirs or not match.ours or list(match.theirs) == list(match.ours):
+            continue
+        for key in (f"{rows.layer}.weight", f"{rows.layer}.bias"):
+            if key not in own or key not in weights:
+                continue
+            new, old = own[key].clone(), torch.as_tensor(weights[key])
+            anchors = rows.anchors(len(new), len(match.ours))
+            if anchors and anchors == rows.anchors(len(old), len(match.theirs)) and new.shape[1:] == old.shape[1:]:
+                weights[key] = _placed(new, old, rows, anchors, match)
+                what = "taken from the weights", "new, with initial rows", "of the weights alone, dropped"
+                tables[kind] = match.table(*what)
+    return weights, "\n".join(tables.values())
+
+
+def _placed(new: Tensor, old: Tensor, rows: Rows, anchors: int, match: Match) -> Tensor:
+    to, place = (torch.tensor([pair[i] for pair in match.pairs], dtype=torch.long) for i in range(2))
+    ours, theirs = (tensor[: len(tensor) - rows.others] for tensor in (new, old))
+    blocks = ours.reshape(anchors, len(match.ours), rows.each, *new.shape[1:])
+    blocks[:, to] = theirs.reshape(anchors, len(match.theirs), rows.each, *old.shape[1:])[:, place].to(blocks)
+    return torch.cat((blocks.reshape(ours.shape), old[len(old) - rows.others :].to(new)))
+
+
+def names_in(checkpoint: dict[str, Any]) -> dict[str, list[str]]:
+    """The names of classes that a checkpoint of this project's training holds, by "classes" and "stuff"; of others none."""
+    run = checkpoint.get("run")
+    found = {kind: run.get(kind) for kind in ("classes", "stuff")} if isinstance(run, dict) else {}
+    return {kind: list(map(str, names)) for kind, names in found.items() if isinstance(names, list) and names}

@@ -1,0 +1,258 @@
+"""Weights of other classes, matched by name: layers of every head, and what training and evaluation make of subsets and supersets."""
+
+import argparse
+import json
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
+from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
+from PIL import Image
+
+from backbones import UserError, zoo
+from backbones.checkpoint import GatedCheckpointer
+from backbones.checkpoint.classes import by_name, rows_of
+from backbones.config import add_data_arguments, architecture, merge_overrides, put
+from backbones.engine import Fit, open_config
+from backbones.engine.classes import stated
+
+OURS, THEIRS = ["robot", "plate", "cup", "mug"], ["cup", "fork", "plate"]
+SHARED = [(1, 2), (2, 0)]  # plate and cup: ours, theirs
+HEADS = {
+    "Faster R-CNN": ("digits/faster_rcnn_digits.yaml", [], 2),
+    "Cascade R-CNN": (
+        "digits/faster_rcnn_digits.yaml",
+        ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads", "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"],
+        3,
+    ),
+    "masks": ("digits/mask_rcnn_digits.yaml", [], 3),
+    "keypoints": ("digits/keypoint_rcnn_digits.yaml", [], 2),
+    "RetinaNet": ("digits/retinanet_digits.yaml", [], 1),
+    "GFL": ("digits/gfl_digits.yaml", [], 1),
+    "classifier": ("digits/classification_digits.yaml", [], 1),
+    "panoptic": ("digits/panoptic_fpn_digits.yaml", [], 4),
+}
+
+
+def model_of(path, overrides, count):
+    cfg = zoo.get_config(path)
+    merge_overrides(cfg, [*overrides, "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""])
+    for key, field in architecture(cfg).classes.items():
+        if field != "keypoint_names":
+            put(cfg, key, count)
+    return build_model(cfg)
+
+
+def by_class(module, layer, classes):
+    """What a layer makes of some input, with the classes in the last place but one."""
+    torch.manual_seed(1)
+    part = module.get_submodule(layer.layer)
+    x = torch.randn(2, part.weight.shape[1], *[4] * (part.weight.dim() - 2))
+    with torch.no_grad():
+        output = part(x)
+    if output.dim() == 4:  # as dense detectors read it
+        output = permute_to_N_HWA_K(output, classes)[..., None]
+    else:
+        output = output[:, : output.shape[1] - layer.others].reshape(2, classes, layer.each)
+    return output
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_layers_of_classes(kind):
+    """Of shared classes they compute what they did, exactly, and of new ones what they did before the load."""
+    path, overrides, expected = HEADS[kind]
+    torch.manual_seed(0)
+    old, new = (model_of(path, overrides, len(names)) for names in (THEIRS, OURS))
+    names = [{"classes": each, "stuff": each} for each in (THEIRS, OURS)]
+    weights, table = by_name(new, old.state_dict(), *names)
+    layers = [rows for rows in rows_of(new) if rows.anchors(len(new.get_submodule(rows.layer).weight), len(OURS))]
+    before = {rows: by_class(new, rows, len(OURS)) for rows in layers}
+    assert len(layers) == expected + (kind == "Cascade R-CNN") * 0 and "robot, mug" in table and "plate, cup" in table and "fork" in table
+    new.load_state_dict(weights)
+    for rows in layers:
+        given, found = by_class(old, rows, len(THEIRS)), by_class(new, rows, len(OURS))
+        for ours, theirs in SHARED:
+            torch.testing.assert_close(found[..., ours, :], given[..., theirs, :], rtol=0, atol=1e-6)
+        for ours in (0, 3):
+            torch.testing.assert_close(found[..., ours, :], before[rows][..., ours, :], rtol=0, atol=1e-6)
+        if rows.others:
+            assert torch.equal(weights[f"{rows.layer}.weight"][-1], old.state_dict()[f"{rows.layer}.weight"][-1])
+    untouched = [key for key, value in old.state_dict().items() if not any(key.startswith(f"{rows.layer}.") for rows in layers)]
+    assert all(torch.equal(weights[key], old.state_dict()[key]) for key in untouched)
+
+
+def test_the_same_classes_stay_and_nameless_ones_are_said():
+    model = model_of(*HEADS["RetinaNet"][:2], 3)
+    weights = {key: value + 1 for key, value in model.state_dict().items()}
+    for theirs in ({}, {"classes": THEIRS}, {"classes": THEIRS[:2]}):  # unknown, the same, of a file that has another number of rows
+        ours = THEIRS if theirs != {"classes": THEIRS[:2]} else OURS
+        found, table = by_name(model, weights, theirs, {"classes": ours})
+        assert table == "" and all(torch.equal(found[key], value) for key, value in weights.items())
+    other = model_of(*HEADS["RetinaNet"][:2], 4)
+    assert "MODEL.WEIGHTS_CLASSES names them" in by_name(other, weights, {}, {"classes": OURS})[1]
+    _, table = by_name(other, weights, {"classes": ["Cup", "fork", "plate"]}, {"classes": OURS})
+    assert "names match letter by letter: 'cup' and 'Cup' are two" in table
+
+
+def test_the_gate_matches_weights_to_begin_with_alone(tmp_path, caplog):
+    path = str(tmp_path / "model_0000001.pth")
+    old, new = (model_of(*HEADS["RetinaNet"][:2], 3) for _ in range(2))
+    torch.save({"model": old.state_dict(), "run": {"classes": THEIRS}}, path)
+    weights, turned = old.head.cls_score.bias.data.clone().reshape(9, 3), [2, 0, 1]
+    old.head.cls_score.bias.data += torch.arange(27)
+    torch.save({"model": old.state_dict(), "run": {"classes": THEIRS}}, path)
+    names = ({"classes": [THEIRS[i] for i in turned]}, {})
+    checkpointer = GatedCheckpointer(new, classes=names)
+    checkpointer.load(path, checkpointables=[])
+    weights = old.head.cls_score.bias.data.reshape(-1, 3)
+    assert torch.equal(new.head.cls_score.bias.data.reshape(-1, 3), weights[:, turned])
+    assert "taken from the weights" in checkpointer.report.table()
+    checkpointer.load(path)  # a run that goes on has its classes checked elsewhere
+    assert torch.equal(new.head.cls_score.bias.data.reshape(-1, 3), weights) and checkpointer.report.classes == ""
+
+
+def test_names_that_a_config_states():
+    cfg = zoo.get_config("digits/retinanet_digits.yaml")
+    found = {}
+    for cfg.MODEL.WEIGHTS_CLASSES in ("", "cup, fork,plate", "coco_2017_val", "coco_2017_val_panoptic_separated"):
+        found[cfg.MODEL.WEIGHTS_CLASSES] = stated(cfg)
+    assert found[""] == {} and found["cup, fork,plate"] == {"classes": THEIRS}
+    assert len(found["coco_2017_val"]["classes"]) == 80 and found["coco_2017_val"]["classes"][0] == "person"
+    assert len(found["coco_2017_val_panoptic_separated"]["stuff"]) == 54
+    for cfg.MODEL.WEIGHTS_CLASSES, words in (
+        ("coco_2017_vla", "Did you mean 'coco_2017_val'"),
+        ("a,b,a", "'a' is empty or stands there twice"),
+    ):
+        with pytest.raises(UserError, match=words):
+            stated(cfg)
+
+
+# training and evaluation
+
+
+def data(folder, names):
+    """A data set of an image with an object of each class, whose ids go down. Returns the flag's value."""
+    folder.mkdir()
+    Image.new("RGB", (96, 96), (90, 90, 90)).save(folder / "a.png")
+    boxes = [
+        {"id": i + 1, "image_id": 1, "category_id": 9 - i, "bbox": [5 + 9 * i, 8, 30, 30], "area": 900, "iscrowd": 0} for i in range(len(names))
+    ]
+    categories = [{"id": 9 - i, "name": name} for i, name in enumerate(names)]
+    content = {"images": [{"id": 1, "file_name": "a.png", "width": 96, "height": 96}], "annotations": boxes, "categories": categories}
+    (folder / "a.json").write_text(json.dumps(content))
+    return str(folder / "a.json")
+
+
+@pytest.fixture
+def catalogue():
+    before = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
+def weights(tmp_path):
+    model = model_of(*HEADS["RetinaNet"][:2], 3)
+    model.head.cls_score.bias.data += torch.arange(len(model.head.cls_score.bias))
+    torch.save({"model": model.state_dict(), "run": {"classes": THEIRS}}, tmp_path / "weights.pth")
+    return str(tmp_path / "weights.pth")
+
+
+def prepared(config, arguments, opts, eval_only):
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    args = parser.parse_args(arguments)
+    args.eval_only = eval_only
+    return open_config(config, opts).prepare(args, 1)
+
+
+@pytest.mark.parametrize(
+    "names, evaluated, left_out, ignored",
+    [
+        (["plate"], "plate", None, "cup, fork"),
+        (["plate", "fork", "cup"], None, None, None),
+        (["robot", "cup", "fork", "plate"], "cup, fork, plate", "robot", None),
+        (["robot", "cup"], "cup", "robot", "fork, plate"),
+    ],
+    ids=["subset", "other order", "superset", "both"],
+)
+@pytest.mark.parametrize("known", ["by the file", "by the config"])
+def test_evaluation(names, evaluated, left_out, ignored, known, tmp_path, weights, catalogue):
+    """Of data with other classes than the weights: the model has those of the weights, and objects have their numbers there."""
+    opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", weights]
+    if known == "by the config":
+        torch.save(torch.load(weights)["model"], weights)
+        opts += ["MODEL.WEIGHTS_CLASSES", ",".join(THEIRS)]
+    front = prepared("digits/retinanet_digits.yaml", ["--val", data(tmp_path / "data", names)], opts, True)
+    assert front.settings.MODEL.RETINANET.NUM_CLASSES == 3 and list(front.settings.DATASETS.CLASSES) == THEIRS
+    (record,) = DatasetCatalog.get("own_val")
+    kept = [name for name in names if name in THEIRS]
+    assert sorted(a["category_id"] for a in record["annotations"]) == sorted(THEIRS.index(name) for name in kept)
+    tables = [line for line in front.said if "classes by name " in line]
+    assert len(tables) == (evaluated is not None)
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in tables[0].splitlines()[3:]] if tables else []
+    found = {what.split(":")[0]: which for what, _, which in rows}
+    expected = {"evaluated": evaluated, "of the data alone": left_out, "of the model alone": ignored}
+    assert found == {what: which for what, which in expected.items() if which}
+    model = front.build_model()
+    front.load_for_evaluation(model)
+    assert torch.equal(
+        model.head.cls_score.bias, torch.load(weights, weights_only=True).get("model", torch.load(weights))["head.cls_score.bias"]
+    )
+
+
+def test_evaluation_without_a_shared_class_is_refused(tmp_path, weights, catalogue):
+    opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", weights]
+    with pytest.raises(UserError, match="no class has the name"):
+        prepared("digits/retinanet_digits.yaml", ["--val", data(tmp_path / "data", ["robot"])], opts, True)
+
+
+def test_fine_tuning(tmp_path, weights, catalogue):
+    """``--train`` on more classes begins with the rows of those that the weights know; the next checkpoint has the new names."""
+    opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run"), "MODEL.WEIGHTS", weights, "SOLVER.IMS_PER_BATCH", "1", "SEED", "1"]
+    front = prepared("digits/retinanet_digits.yaml", ["--train", data(tmp_path / "data", OURS[::-1])], opts, False)
+    fit = front.fit()
+    assert isinstance(fit, Fit)
+    fresh = fit.model.head.cls_score.bias.data.clone().reshape(-1, 4)
+    fit.resume_or_load(resume=False)
+    found, given = fit.model.head.cls_score.bias.data.reshape(-1, 4), torch.load(weights)["model"]["head.cls_score.bias"].reshape(-1, 3)
+    assert fit.run.names() == {"classes": OURS}
+    for ours, theirs in SHARED:
+        assert torch.equal(found[:, ours], given[:, theirs])
+    assert torch.equal(found[:, [0, 3]], fresh[:, [0, 3]])
+    assert fit.run.state_dict()["classes"] == OURS
+    fit.data_loader  # noqa: B018
+
+
+def test_python_configs_likewise(tmp_path, catalogue):
+    torch.save({"model": {}, "run": {"classes": THEIRS}}, tmp_path / "weights.pth")
+    opts = ["train.device=cpu", f"train.init_checkpoint={tmp_path}/weights.pth", f"train.output_dir={tmp_path}"]
+    front = prepared("lazy/retinanet_V_39_FPN_1x.py", ["--val", data(tmp_path / "data", ["plate", "robot"])], opts, True)
+    assert front.cfg.model.num_classes == 3 and list(front.cfg.train.classes) == THEIRS
+    assert front.settings.MODEL.RETINANET.NUM_CLASSES == 3 and any("of the model alone" in line for line in front.said)
+
+
+def test_folders_of_images_likewise(tmp_path, catalogue):
+    for name in ("plate", "robot"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(tmp_path / "images" / name / "a.png")
+    torch.save({"model": {}, "run": {"classes": THEIRS}}, tmp_path / "weights.pth")
+    opts = [
+        "MODEL.DEVICE",
+        "cpu",
+        "MODEL.WEIGHTS",
+        str(tmp_path / "weights.pth"),
+        "OUTPUT_DIR",
+        str(tmp_path),
+        "DATASETS.TEST",
+        "('of_folders',)",
+    ]
+    opts += ["DATASETS.IMAGE_FOLDERS", str([["of_folders", str(tmp_path / "images")]])]
+    front = prepared("digits/classification_digits.yaml", [], opts, True)
+    assert [record["label"] for record in DatasetCatalog.get("of_folders")] == [2] and front.settings.MODEL.CLASSIFIER.NUM_CLASSES == 3
+    assert any("of the data alone" in line and "robot" in line for line in front.said)
+    assert isinstance(front.settings, CfgNode)
