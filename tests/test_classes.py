@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
 from detectron2.modeling.meta_arch.dense_detector import permute_to_N_HWA_K
@@ -15,7 +14,7 @@ from backbones import UserError, zoo
 from backbones.checkpoint import GatedCheckpointer
 from backbones.checkpoint.classes import by_name, rows_of
 from backbones.config import add_data_arguments, architecture, merge_overrides, put
-from backbones.engine import Fit, open_config
+from backbones.engine import open_config
 from backbones.engine.classes import stated
 
 OURS, THEIRS = ["robot", "plate", "cup", "mug"], ["cup", "fork", "plate"]
@@ -69,14 +68,14 @@ def test_layers_of_classes(kind):
     weights, table = by_name(new, old.state_dict(), *names)
     layers = [rows for rows in rows_of(new) if rows.anchors(len(new.get_submodule(rows.layer).weight), len(OURS))]
     before = {rows: by_class(new, rows, len(OURS)) for rows in layers}
-    assert len(layers) == expected + (kind == "Cascade R-CNN") * 0 and "robot, mug" in table and "plate, cup" in table and "fork" in table
+    assert len(layers) == expected and "robot, mug" in table and "plate, cup" in table and "fork" in table
     new.load_state_dict(weights)
     for rows in layers:
         given, found = by_class(old, rows, len(THEIRS)), by_class(new, rows, len(OURS))
         for ours, theirs in SHARED:
-            torch.testing.assert_close(found[..., ours, :], given[..., theirs, :], rtol=0, atol=1e-6)
+            torch.testing.assert_close(found[..., ours, :], given[..., theirs, :], rtol=0, atol=1e-5)
         for ours in (0, 3):
-            torch.testing.assert_close(found[..., ours, :], before[rows][..., ours, :], rtol=0, atol=1e-6)
+            torch.testing.assert_close(found[..., ours, :], before[rows][..., ours, :], rtol=0, atol=1e-5)
         if rows.others:
             assert torch.equal(weights[f"{rows.layer}.weight"][-1], old.state_dict()[f"{rows.layer}.weight"][-1])
     untouched = [key for key, value in old.state_dict().items() if not any(key.startswith(f"{rows.layer}.") for rows in layers)]
@@ -99,8 +98,7 @@ def test_the_same_classes_stay_and_nameless_ones_are_said():
 def test_the_gate_matches_weights_to_begin_with_alone(tmp_path, caplog):
     path = str(tmp_path / "model_0000001.pth")
     old, new = (model_of(*HEADS["RetinaNet"][:2], 3) for _ in range(2))
-    torch.save({"model": old.state_dict(), "run": {"classes": THEIRS}}, path)
-    weights, turned = old.head.cls_score.bias.data.clone().reshape(9, 3), [2, 0, 1]
+    turned = [2, 0, 1]
     old.head.cls_score.bias.data += torch.arange(27)
     torch.save({"model": old.state_dict(), "run": {"classes": THEIRS}}, path)
     names = ({"classes": [THEIRS[i] for i in turned]}, {})
@@ -192,10 +190,10 @@ def test_evaluation(names, evaluated, left_out, ignored, known, tmp_path, weight
     (record,) = DatasetCatalog.get("own_val")
     kept = [name for name in names if name in THEIRS]
     assert sorted(a["category_id"] for a in record["annotations"]) == sorted(THEIRS.index(name) for name in kept)
-    tables = [line for line in front.said if "classes by name " in line]
+    tables = [line for line in front.said if "| classes by name" in line]
     assert len(tables) == (evaluated is not None)
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in tables[0].splitlines()[3:]] if tables else []
-    found = {what.split(":")[0]: which for what, _, which in rows}
+    found = {what.split(":")[0]: ", ".join(sorted(which.split(", "))) for what, _, which in rows}
     expected = {"evaluated": evaluated, "of the data alone": left_out, "of the model alone": ignored}
     assert found == {what: which for what, which in expected.items() if which}
     model = front.build_model()
@@ -216,7 +214,6 @@ def test_fine_tuning(tmp_path, weights, catalogue):
     opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run"), "MODEL.WEIGHTS", weights, "SOLVER.IMS_PER_BATCH", "1", "SEED", "1"]
     front = prepared("digits/retinanet_digits.yaml", ["--train", data(tmp_path / "data", OURS[::-1])], opts, False)
     fit = front.fit()
-    assert isinstance(fit, Fit)
     fresh = fit.model.head.cls_score.bias.data.clone().reshape(-1, 4)
     fit.resume_or_load(resume=False)
     found, given = fit.model.head.cls_score.bias.data.reshape(-1, 4), torch.load(weights)["model"]["head.cls_score.bias"].reshape(-1, 3)
@@ -225,7 +222,6 @@ def test_fine_tuning(tmp_path, weights, catalogue):
         assert torch.equal(found[:, ours], given[:, theirs])
     assert torch.equal(found[:, [0, 3]], fresh[:, [0, 3]])
     assert fit.run.state_dict()["classes"] == OURS
-    fit.data_loader  # noqa: B018
 
 
 def test_python_configs_likewise(tmp_path, catalogue):
@@ -255,4 +251,3 @@ def test_folders_of_images_likewise(tmp_path, catalogue):
     front = prepared("digits/classification_digits.yaml", [], opts, True)
     assert [record["label"] for record in DatasetCatalog.get("of_folders")] == [2] and front.settings.MODEL.CLASSIFIER.NUM_CLASSES == 3
     assert any("of the data alone" in line and "robot" in line for line in front.said)
-    assert isinstance(front.settings, CfgNode)
