@@ -31,6 +31,12 @@ def colour(number: int) -> tuple[int, int, int]:
     return COLOURS[number % len(COLOURS)]
 
 
+def scale_of(image: np.ndarray, wanted: float, longest: int = 1600) -> float:
+    """``wanted``, or less where an image (H, W, ...) would become longer than ``longest``; each side stays a pixel at least."""
+    sides = image.shape[:2]
+    return max(min(wanted, longest / max(sides)), 1 / min(sides))
+
+
 def draw(image: np.ndarray, marks: Sequence[Mark], size: int = 15) -> np.ndarray:
     """The RGB ``image`` (H, W, 3), enlarged where it is small, with ``marks``, in a margin that has room for labels.
 

@@ -227,7 +227,7 @@ def test_merge(tmp_path):
 
 
 @pytest.mark.parametrize("count", [1, 5])
-def test_show(tmp_path, count):
+def test_show(tmp_path, count, capsys):
     path, _ = coco(tmp_path / "d")
     output = str(tmp_path / f"pictures/{count}.png")
     lines = list(dataset.show(path, output, str(tmp_path / "d/images"), count))
@@ -240,8 +240,25 @@ def test_show(tmp_path, count):
     with pytest.raises(UserError, match="missing image .*0.jpg"):
         list(dataset.show(path, output, str(tmp_path / "d/images"), count))
     write(tmp_path / "d/images/0.jpg", "no image")
-    with pytest.raises(UserError, match="0.jpg' cannot be read"):
-        list(dataset.show(path, output, str(tmp_path / "d/images"), count))
+    if count == 1:
+        with pytest.raises(UserError, match="none of the 1 images can be read"):
+            list(dataset.show(path, output, str(tmp_path / "d/images"), count))
+    else:
+        assert list(dataset.show(path, output, str(tmp_path / "d/images"), count))[0].startswith(f"{output}: 4 images, ")
+    assert "left out: image" in (said := capsys.readouterr().err) and "0.jpg' cannot be read" in said
+
+
+def test_show_thin_and_deep_images(tmp_path):
+    """A picture of bounded size, however thin its images."""
+    path, content = coco(tmp_path / "d", count=3)
+    for i, pixels in enumerate((np.zeros((1, 600, 3), np.uint8), np.zeros((600, 1, 3), np.uint8), np.full((40, 50), 40000, np.uint16))):
+        name = content["images"][i]["file_name"] = f"{i}.png"
+        content["images"][i].update(height=pixels.shape[0], width=pixels.shape[1])
+        Image.fromarray(pixels).save(tmp_path / "d/images" / name)
+    write(tmp_path / "d/coco.json", json.dumps({**content, "annotations": []}))
+    (line,) = list(dataset.show(path, str(tmp_path / "a.png"), str(tmp_path / "d/images")))[:1]
+    drawn = np.asarray(Image.open(tmp_path / "a.png"))
+    assert ": 3 images" in line and max(drawn.shape) < 5000 and (drawn == 156).any()
 
 
 @pytest.mark.parametrize(

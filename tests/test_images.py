@@ -10,13 +10,14 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
+from detectron2.structures import BoxMode
 from PIL import Image
 
 from backbones import UserError, zoo
 from backbones.config import merge_overrides
 from backbones.data import images
 from backbones.data.classification import ClassificationMapper
-from backbones.data.loader import Examples, NamesFiles, Readable
+from backbones.data.loader import NamesFiles, Readable
 from backbones.data.mapper import FasterMapper, Mapper
 from backbones.deploy import Runner
 from backbones.deploy.export import export
@@ -186,19 +187,23 @@ def test_classifiers_see_grey_images_too(tmp_path):
 @pytest.mark.parametrize("size", [(1, 3000), (3000, 1)])
 @pytest.mark.parametrize("mapper", ["detectron2", "exact", "fast"])
 def test_images_thinner_than_a_pixel(mapper, size, tmp_path):
-    """Training refuses them by name; in use their thin side is a pixel."""
+    """Their thin side is a pixel, alike in training and in use; objects and their masks stay within it."""
     path, cfg = write(tmp_path, "RGB", *size), config("INPUT.MAPPER", mapper)
     kind, record = Mapper if mapper == "detectron2" else FasterMapper, {"file_name": path}
     expected = (1, 128) if size[0] == 1 else (128, 1)
+    record = {**record, "height": size[0], "width": size[1]}
     assert kind(cfg, False)(record)["image"].shape[1:] == expected
     assert resized(images.read(path, "BGR"), about(cfg)).shape[1:] == expected
-    with pytest.raises(images.UnusableImage, match="RGB.png' is thinner than a pixel when it is resized"):
-        kind(cfg, True)(record)
-    good = {"file_name": write(tmp_path, "L")}
-    example = Examples([record, good], kind(cfg, True), skip=True)[0]
-    assert example["file_name"] == good["file_name"] and len(example["unreadable"]) == 1 and "RGB.png" in example["unreadable"][0]
-    with pytest.raises(UserError, match="RGB.png.*INPUT.UNREADABLE skip"):
-        Examples([record], kind(cfg, True))[0]
+    long = [0.0, 0.0, 1500.0, 1.0] if size[0] == 1 else [0.0, 0.0, 1.0, 1500.0]
+    x0, y0, x1, y1 = long
+    polygon = [[x0, y0, x1, y0, x1, y1, x0, y1]]
+    record["annotations"] = [{"bbox": long, "bbox_mode": BoxMode.XYXY_ABS, "category_id": 0, "segmentation": polygon, "iscrowd": 0}]
+    cfg.MODEL.MASK_ON, cfg.INPUT.MASK_FORMAT, cfg.INPUT.RANDOM_FLIP = True, "bitmask", "none"
+    example = kind(cfg, True)(record)
+    assert example["image"].shape[1:] == expected
+    (box,), (mask,) = example["instances"].gt_boxes.tensor.tolist(), example["instances"].gt_masks.tensor
+    assert box == [0, 0, 64, 1] if size[0] == 1 else box == [0, 0, 1, 64]
+    assert mask.shape == expected and mask.sum() == 64
 
 
 def test_evaluation_goes_on_without_what_cannot_be_read(tmp_path, caplog):
@@ -258,6 +263,47 @@ def test_a_list_of_files_goes_on_after_a_bad_one(deployed, tmp_path, monkeypatch
     with pytest.raises(UserError, match="^3 of 5 images"):
         demo.main()
     assert "60x40 pixels, drawn at 30x20" in capsys.readouterr().out and Image.open(tmp_path / "out" / "a0.png").size == (30, 20)
+
+
+def test_folders_in_folders(deployed, tmp_path, monkeypatch, capsys):
+    """Without --recursive they are counted; with it pictures keep their places. What is hidden, or the output itself, is no input."""
+    path, weights = deployed
+    for name in ("in/a.png", "in/deep/a.png", "in/deep/er/b.JPG", "in/deep/.thumbs/c.png", "in/._a.png", "in/out/old.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels(20, 30)).save(tmp_path / name)
+    Image.fromarray(pixels(20, 30)).save(tmp_path / "in" / "plain", "GIF")
+    folder, out = str(tmp_path / "in"), str(tmp_path / "in" / "out")
+    arguments = ["demo", "--config-file", path, "--input", folder, str(tmp_path / "in" / "plain"), "--output", out]
+    monkeypatch.setattr(sys, "argv", [*arguments, *weights])
+    demo.main()
+    assert f"{folder}: 1 images; 2 more in folders in it are left out: --recursive takes them too" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "in" / "out").iterdir()) == ["a.png", "old.png", "plain.png"]
+    monkeypatch.setattr(sys, "argv", [*arguments, "--recursive", *weights])
+    demo.main()
+    written = sorted(str(p.relative_to(out)) for p in (tmp_path / "in" / "out").rglob("*") if p.is_file())
+    assert written == ["a.png", "deep/a.png", "deep/er/b.JPG", "old.png", "plain.png"] and "left out" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="holds no image.*; 1 are in folders in it: add --recursive"):
+        (tmp_path / "in" / "deep" / "a.png").unlink()
+        demo.images_of([str(tmp_path / "in" / "deep")])
+
+
+def test_a_list_goes_on_without_memory_for_one(deployed, tmp_path, monkeypatch, capsys):
+    path, weights = deployed
+    for name in ("a.png", "b.png"):
+        Image.fromarray(pixels(20, 30)).save(tmp_path / name)
+    read = demo.read_image
+
+    def short_of_memory(file, **reading):
+        if file.endswith("a.png"):
+            raise MemoryError
+        return read(file, **reading)
+
+    monkeypatch.setattr(demo, "read_image", short_of_memory)
+    files = [str(tmp_path / name) for name in ("a.png", "b.png")]
+    monkeypatch.setattr(sys, "argv", ["demo", "--config-file", path, "--input", *files, "--output", str(tmp_path / "out"), *weights])
+    with pytest.raises(UserError, match="^1 of 2 images cannot be read$"):
+        demo.main()
+    assert "a.png' takes more memory than there is" in capsys.readouterr().err and (tmp_path / "out" / "b.png").is_file()
 
 
 def test_grey_file_gives_what_its_model_gives(deployed, tmp_path):

@@ -131,16 +131,12 @@ def tensor(image: np.ndarray) -> torch.Tensor:
 
 
 class Input(T.AugInput):
-    """Pixels (H, W, C) that detectron2's augmentations transform. Resizing leaves each side a pixel at least, not none where it is rounded so;
-    ``thin`` says whether that was needed."""
-
-    thin = False
+    """Pixels (H, W, C) that detectron2's augmentations transform. Resizing leaves each side a pixel at least, where rounding gives none."""
 
     def transform(self, tfm: Transform) -> None:
         self.keep_a_pixel(tfm)
         super().transform(tfm)
 
     def keep_a_pixel(self, tfm: Transform) -> None:
-        if isinstance(tfm, T.ResizeTransform) and min(tfm.new_h, tfm.new_w) < 1:
-            self.thin = True
+        if isinstance(tfm, T.ResizeTransform):
             tfm.new_h, tfm.new_w = max(tfm.new_h, 1), max(tfm.new_w, 1)

@@ -56,7 +56,7 @@ class _Size(images.Input):
 class Mapper(DatasetMapper):
     """detectron2's ``DatasetMapper``, with the same calls and config; ``reading``: how files are read, of `images.settings`.
 
-    Raises UnusableImage in training for an image that resizing makes thinner than a pixel; in evaluation a side of it is a pixel then.
+    Of an image that resizing makes thinner than a pixel, a side is a pixel.
     """
 
     @configurable
@@ -78,11 +78,8 @@ class Mapper(DatasetMapper):
         if labels is not None:
             with images.opened(labels, self.reading.get("max_pixels", 0)) as image:
                 labels = utils.convert_PIL_to_numpy(turned(image) if self.reading.get("exif", "turn") == "turn" else image, "L").squeeze(2)
-        record["image"], transforms, thin = self.transformed(record, labels)
+        record["image"], transforms = self.transformed(record, labels)
         image_shape = tuple(record["image"].shape[1:])
-        if thin and self.is_train:
-            sizes = f"{record['width']}x{record['height']} becomes {image_shape[1]}x{image_shape[0]}"
-            raise images.UnusableImage(f"image {record['file_name']!r} is thinner than a pixel when it is resized: {sizes}", "data")
         if labels is not None:
             record["sem_seg"] = torch.as_tensor(transforms.apply_segmentation(labels).astype("long"))
         if self.proposal_topk is not None:
@@ -93,12 +90,12 @@ class Mapper(DatasetMapper):
             self._transform_annotations(record, transforms, image_shape)
         return record
 
-    def transformed(self, record: dict[str, Any], labels: np.ndarray | None) -> tuple[Tensor, T.TransformList, bool]:
-        """A record's image (C, H, W), what made it of the file's pixels, and whether it is thinner than a pixel by that."""
+    def transformed(self, record: dict[str, Any], labels: np.ndarray | None) -> tuple[Tensor, T.TransformList]:
+        """A record's image (C, H, W), and what made it of the file's pixels."""
         drawn = images.Input(images.read(record["file_name"], self.image_format, **self.reading), sem_seg=labels)
         utils.check_image_size(record, drawn.image)
         transforms = self.augmentations(drawn)
-        return images.tensor(drawn.image), transforms, drawn.thin
+        return images.tensor(drawn.image), transforms
 
 
 class FasterMapper(Mapper):
@@ -124,14 +121,14 @@ class FasterMapper(Mapper):
             result["annotations"] = [dict(annotation) for annotation in record["annotations"]]
         return result
 
-    def transformed(self, record: dict[str, Any], labels: np.ndarray | None) -> tuple[Tensor, T.TransformList, bool]:
+    def transformed(self, record: dict[str, Any], labels: np.ndarray | None) -> tuple[Tensor, T.TransformList]:
         if not self.blind:
             return super().transformed(record, labels)
         source = _read(record["file_name"], self.fast, **self.reading)
         drawn = _Size(*(source.shape[:2] if isinstance(source, np.ndarray) else source.size[::-1]))
         utils.check_image_size(record, drawn.image)
         transforms = self.augmentations(drawn)
-        return _transform(source, _flatten(transforms), self.image_format, self.fast), transforms, drawn.thin
+        return _transform(source, _flatten(transforms), self.image_format, self.fast), transforms
 
     def _transform_annotations(self, dataset_dict, transforms, image_shape) -> None:
         annotations = [a for a in dataset_dict["annotations"] if a.get("iscrowd", 0) == 0]

@@ -11,6 +11,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 
+from ..drawing import scale_of
 from ..errors import SEVERITIES, Finding
 from .data import anchor_generator, training_boxes
 from .examination import Examination, words
@@ -94,7 +95,7 @@ def samples(examination: Examination, count: int = 8) -> Iterator[tuple[str, str
         try:
             example = mapper(record)
             image = convert_image_to_rgb(example["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
-            drawer = Visualizer(image, plain, scale=max(1.0, 320 / min(image.shape[:2])))
+            drawer = Visualizer(image, plain, scale=scale_of(image, max(1.0, 320 / min(image.shape[:2])), max(1600, *image.shape[:2])))
             said = f"{name}: {image.shape[1]}x{image.shape[0]}"
             if "width" in record:
                 said += f", of {record['width']}x{record['height']}"

@@ -22,10 +22,11 @@ from ..data.annotations import mask_fault, numbers
 from ..data.findings import KINDS
 from ..data.formats import to_yolo
 from ..data.sources import Source, Use
+from ..drawing import scale_of
 from ..errors import UserError
 from ..files import write_whole
 from . import parser_of, picture, program, run
-from .visualize import write_grid
+from .visualize import pixels_of, write_grid
 
 Part = tuple[dict[str, Any], str]  # data in COCO's form, and the folder of the images
 
@@ -175,7 +176,6 @@ def merge(input: list[str], output: str, images: Sequence[str] = ()) -> Iterator
 def show(input: str, output: str, images: str = "", num: int = 12) -> Iterator[str]:
     """Writes one picture of ``num`` images, evenly chosen, with their annotations. Yields a line that says so, and what was left out."""
     from detectron2.data import Metadata
-    from detectron2.data.detection_utils import read_image
     from detectron2.structures import BoxMode
     from detectron2.utils.visualizer import Visualizer
 
@@ -192,23 +192,27 @@ def show(input: str, output: str, images: str = "", num: int = 12) -> Iterator[s
         if a["image_id"] in objects:
             shown = {key: a[key] for key in ("bbox", "segmentation") if a.get(key)}
             objects[a["image_id"]].append({**shown, "bbox_mode": BoxMode.XYWH_ABS, "category_id": number[a["category_id"]]})
-    tiles = []
+    tiles, drawn = [], []
     for image in chosen:
         file = os.path.join(root, image["file_name"])
         if not os.path.isfile(file):
             raise UserError(f"image {file!r} is not there", "missing-file", "--images")
-        try:
-            pixels = read_image(file, "RGB")
-        except Exception as error:  # Pillow raises anything for a damaged file
-            raise UserError(f"image {file!r} cannot be read: {error}", "data") from error
+        pixels = pixels_of(file, value_range=(0, 65535))
+        if pixels is None:
+            continue
+        drawn.append(image)
         its = objects[image["id"]]
         if not all("segmentation" in a for a in its):  # detectron2 draws the masks of all or of none
             its = [{key: value for key, value in a.items() if key != "segmentation"} for a in its]
         np.random.seed(0)  # detectron2 draws its colours from numpy's global generator: the same picture every time
-        scale = max(240, min(image["height"], 480)) / pixels.shape[0]
+        scale = scale_of(pixels, max(240, min(image["height"], 480)) / pixels.shape[0])
         tiles.append(Visualizer(pixels, about, scale=scale).draw_dataset_dict({"annotations": its}).get_image())
+    if not tiles:
+        raise UserError(f"none of the {len(chosen)} images can be read", "bad-file")
     write_grid(tiles, output, min(4, len(tiles)), "annotations")
-    yield from _lines(output, {**content, "images": chosen, "annotations": [a for its in objects.values() for a in its]}, content["notes"])
+    yield from _lines(
+        output, {**content, "images": drawn, "annotations": [a for image in drawn for a in objects[image["id"]]]}, content["notes"]
+    )
 
 
 def main() -> None:

@@ -28,25 +28,43 @@ IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
 _MOST_DRAWN = 32_000_000  # pixels of a picture, of which drawing one takes a hundred bytes
 
 
-def images_of(inputs: list[str]) -> list[str]:
-    """The files of ``inputs``, of which folders give all their images. Raises UserError for what is not there."""
+def images_of(inputs: list[str], recursive: bool = False, output: str = "") -> tuple[list[str], list[str]]:
+    """The files of ``inputs``, and what they are called in the folder of pictures. Raises UserError for what is not there.
+
+    Folders give their images, with ``recursive`` those of folders in them too, but for hidden ones and those in ``output``. Without, it is
+    said how many are left out.
+    """
     files: list[str] = []
+    names: list[str] = []
     for path in inputs:
         if os.path.isdir(path):
-            found = sorted(os.path.join(path, name) for name in os.listdir(path) if name.lower().endswith(IMAGES))
-            if not found:
-                raise UserError(f"folder {path!r} holds no image: {', '.join(IMAGES)}")
-            files += found
+            own, deeper = [], []
+            for folder, folders, inside in os.walk(path):
+                folders[:] = [name for name in folders if not name.startswith(".") and not _is_same(os.path.join(folder, name), output)]
+                images = [os.path.join(folder, name) for name in inside if name.lower().endswith(IMAGES) and not name.startswith(".")]
+                (own if recursive or folder == path else deeper).extend(images)
+            if not own:
+                hint = f"; {len(deeper)} are in folders in it: add --recursive" if deeper else ""
+                raise UserError(f"folder {path!r} holds no image: {', '.join(IMAGES)}{hint}")
+            if deeper:
+                print(f"{path}: {len(own)} images; {len(deeper)} more in folders in it are left out: --recursive takes them too")
+            files += sorted(own)
+            names += [os.path.relpath(file, path) for file in sorted(own)]
         elif os.path.isfile(path):
             files.append(path)
+            names.append(os.path.basename(path))
         else:
             hint = ": config overrides stand behind --opts" if path.partition(".")[0].isupper() else ""
             raise UserError(f"--input {path!r} is not there{hint}")
-    return files
+    return files, names
 
 
-def targets_of(files: list[str], output: str) -> list[str]:
-    """Where the pictures go: into the folder ``output``, or of one file to ``output`` itself where that is named as a picture."""
+def _is_same(folder: str, output: str) -> bool:
+    return bool(output) and os.path.realpath(folder) == os.path.realpath(output)
+
+
+def targets_of(files: list[str], output: str, names: list[str] | None = None) -> list[str]:
+    """Where the pictures go: by ``names`` into the folder ``output``, or of one file to ``output`` itself where that is named as a picture."""
     if not output:
         return [""] * len(files)
     if output.lower().endswith(IMAGES):
@@ -54,16 +72,18 @@ def targets_of(files: list[str], output: str) -> list[str]:
             raise UserError(f"--output {output!r} is one picture, but there are {len(files)} images: name a folder")
         targets = [output]
     else:
-        targets = [os.path.join(output, os.path.basename(file)) for file in files]
+        targets = [os.path.join(output, name) for name in names or map(os.path.basename, files)]
+        # of kinds that OpenCV does not write, and of none
+        targets = [target if target.lower().endswith(IMAGES) else f"{target}.png" for target in targets]
         twice = next((t for t in targets if targets.count(t) > 1), None)
         if twice:
             raise UserError(f"two of the images are named {os.path.basename(twice)!r}: give their folders one after the other")
     for target, file in zip(targets, files):
         if os.path.abspath(target) == os.path.abspath(file):
             raise UserError(f"--output {output!r} would write over {file!r}")
-    folder = os.path.dirname(os.path.abspath(targets[0]))
-    check_output_dir(folder, key="--output")
-    os.makedirs(folder, exist_ok=True)
+    for folder in sorted({os.path.dirname(os.path.abspath(target)) for target in targets}):
+        check_output_dir(folder, key="--output")
+        os.makedirs(folder, exist_ok=True)
     return targets
 
 
@@ -168,6 +188,7 @@ def main() -> None:
     parser.add_argument("--exported", default="", metavar="FILE", help="a detector that backbones.tools.export wrote, in a config's place")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--input", nargs="+", metavar="PATH", help="images, or folders of images")
+    parser.add_argument("--recursive", action="store_true", help="take the images of folders in those folders too")
     what.add_argument("--video-input", metavar="FILE", help="a video")
     what.add_argument("--webcam", action="store_true", help="the first camera")
     parser.add_argument("--output", default="", metavar="PATH", help="a folder, or of one image or video a file; default: a window")
@@ -182,8 +203,8 @@ def main() -> None:
     if not 0 <= args.confidence_threshold <= 1:
         raise UserError(f"--confidence-threshold {args.confidence_threshold} must be from 0 to 1")
     if args.input:
-        files = images_of(args.input)
-        targets = targets_of(files, args.output)
+        files, names = images_of(args.input, args.recursive, args.output)
+        targets = targets_of(files, args.output, names)
         predict, metadata, reading = load(args)
         _images(files, targets, predict, Drawer(metadata, args.confidence_threshold), reading)
     else:
@@ -198,11 +219,11 @@ def _images(files: list[str], targets: list[str], predict: Callable, drawer: Dra
     for file, target in zip(tqdm(files, unit="image", disable=len(files) == 1), targets):
         try:
             image = read_image(file, **reading)
-        except UserError as error:  # is no reason to leave out the others
-            if len(files) == 1:
+        except (UserError, MemoryError) as error:  # is no reason to leave out the others
+            if len(files) == 1 and isinstance(error, UserError):
                 raise
             bad += 1
-            tqdm.write(f"error: {error}", file=sys.stderr)
+            tqdm.write(f"error: {str(error) or f'image {file!r} takes more memory than there is'}", file=sys.stderr)
             continue
         height, width = image.shape[:2]
         scale = min(1.0, (_MOST_DRAWN / (height * width)) ** 0.5)

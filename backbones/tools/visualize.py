@@ -1,6 +1,7 @@
 """Draws detections beside the ground truth, from the coco_instances_results.json that evaluation writes."""
 
 import os
+import sys
 from collections import defaultdict
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 
 from ..data import check_paths, images
 from ..data.annotations import faults, integer, numbers, parse
+from ..data.loader import unreadable
 from ..drawing import Mark, colour, mask_of
 from ..drawing import draw as draw_marks
 from ..engine import open_config
@@ -84,7 +86,9 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     masks = any("segmentation" in r for d in chosen for r in by_image[d["image_id"]])  # else those of the truth only cover what is
     tiles = []
     for d in chosen:
-        image = images.read(d["file_name"], "RGB", **reading)  # as training does, turned as its EXIF tag says
+        image = pixels_of(d["file_name"], **reading)  # as training does, turned as its EXIF tag says
+        if image is None:
+            continue
 
         def mark(entry: dict[str, Any], mode: Any, number: int, score: str = "", shape=image.shape[:2]) -> Mark:
             name = metadata.thing_classes[number] if number < len(metadata.thing_classes) else number
@@ -96,7 +100,20 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
         found = [mark(r, BoxMode.XYWH_ABS, to_class.get(r["category_id"], r["category_id"]), f" {100 * r['score']:.0f}") for r in kept]
         left, right = draw_marks(image, truth), draw_marks(image, found)
         tiles.append(np.hstack([left, np.full((len(left), 4, 3), 255, np.uint8), right]))
+    if not tiles:
+        raise UserError(f"none of the {len(chosen)} images can be read", "bad-file")
     write_grid(tiles, output, 3 if len(tiles) >= 6 else 1, "ground truth | detections")
+
+
+def pixels_of(path: str, **reading: Any) -> np.ndarray | None:
+    """The pixels (H, W, 3) RGB of a file; of one that cannot be read or used none, and a line that says so."""
+    try:
+        return images.read(path, "RGB", **reading)
+    except images.UNREADABLE as error:
+        print(f"left out: {unreadable({'file_name': path}, error)}", file=sys.stderr)
+    except UserError as error:
+        print(f"left out: {error}", file=sys.stderr)
+    return None
 
 
 def write_grid(tiles: list[np.ndarray], output: str, columns: int, title: str) -> None:
