@@ -223,6 +223,11 @@ class Front(ABC):
         own = {str(entry[0]) for entries in (s.DATASETS.REGISTER, s.DATASETS.IMAGE_FOLDERS) for entry in entries if entry}
         tests = [name.removesuffix(HELD_OUT).removesuffix(KEPT) for name in s.DATASETS.TEST]
         before = list(s.DATASETS.CLASSES)
+        for name in s.DATASETS.TEST if names else ():
+            theirs = classes.names_of(MetadataCatalog.get(name)).get("classes", []) if name in DatasetCatalog else []
+            if theirs != names and sorted(theirs) == sorted(names) and name not in own:
+                said = f"data set {name!r} has the classes of the weights in another order, and only data of DATASETS.REGISTER are matched by name"
+                raise UserError(said, "classes", self.name("DATASETS.TEST"))
         if not names or not tests or not own.issuperset(tests):
             return []
         if before and len(before) == len(names) and not set(before) & set(names):  # the same under other names, as the config says

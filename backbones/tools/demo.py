@@ -38,7 +38,8 @@ def images_of(inputs: list[str], recursive: bool = False, output: str = "") -> t
     names: list[str] = []
     for path in inputs:
         if os.path.isdir(path):
-            own, deeper = [], []
+            own: list[str] = []
+            deeper: list[str] = []
             for folder, folders, inside in os.walk(path):
                 folders[:] = [name for name in folders if not name.startswith(".") and not _is_same(os.path.join(folder, name), output)]
                 images = [os.path.join(folder, name) for name in inside if name.lower().endswith(IMAGES) and not name.startswith(".")]
