@@ -209,9 +209,24 @@ def test_evaluation_without_a_shared_class_is_refused(tmp_path, weights, catalog
         prepared("digits/retinanet_digits.yaml", ["--val", data(tmp_path / "data", ["robot"])], opts, True)
 
 
-def test_fine_tuning(tmp_path, weights, catalogue):
+@pytest.mark.parametrize("stated", [[], ["MODEL.WEIGHTS_CLASSES", ",".join(THEIRS)]], ids=["by the file", "by the config"])
+def test_fine_tuning(stated, tmp_path, weights, catalogue):
     """``--train`` on more classes begins with the rows of those that the weights know; the next checkpoint has the new names."""
-    opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run"), "MODEL.WEIGHTS", weights, "SOLVER.IMS_PER_BATCH", "1", "SEED", "1"]
+    opts = [
+        "MODEL.DEVICE",
+        "cpu",
+        "OUTPUT_DIR",
+        str(tmp_path / "run"),
+        "MODEL.WEIGHTS",
+        weights,
+        "SOLVER.IMS_PER_BATCH",
+        "1",
+        "SEED",
+        "1",
+        *stated,
+    ]
+    if stated:  # which prevails
+        torch.save({"model": torch.load(weights)["model"], "run": {"classes": ["a", "b", "c"]}}, weights)
     front = prepared("digits/retinanet_digits.yaml", ["--train", data(tmp_path / "data", OURS[::-1])], opts, False)
     fit = front.fit()
     fresh = fit.model.head.cls_score.bias.data.clone().reshape(-1, 4)
@@ -222,6 +237,23 @@ def test_fine_tuning(tmp_path, weights, catalogue):
         assert torch.equal(found[:, ours], given[:, theirs])
     assert torch.equal(found[:, [0, 3]], fresh[:, [0, 3]])
     assert fit.run.state_dict()["classes"] == OURS
+
+
+def test_detectron2s_data_in_another_order_are_refused(tmp_path):
+    names = list(MetadataCatalog.get("voc_2007_val").thing_classes)
+    torch.save({"model": {}, "run": {"classes": names[::-1]}}, tmp_path / "weights.pth")
+    opts = [
+        "MODEL.DEVICE",
+        "cpu",
+        "MODEL.WEIGHTS",
+        str(tmp_path / "weights.pth"),
+        "DATASETS.TEST",
+        "('voc_2007_val',)",
+        "OUTPUT_DIR",
+        str(tmp_path),
+    ]
+    with pytest.raises(UserError, match="has the classes of the weights in another order"):
+        prepared("digits/retinanet_digits.yaml", [], opts, True)
 
 
 def test_python_configs_likewise(tmp_path, catalogue):

@@ -24,13 +24,13 @@ from backbones.config import merge_overrides
 from backbones.data import register_digits
 from backbones.data.loader import Batches, Examples, TrainLoader, build_train_loader, seed_random_numbers
 from backbones.engine import Trainer, YamlFront, hooks, tracking
-from backbones.engine.step import Steps
+from backbones.engine.step import Steps, moving_values, set_moving_values
 
 CONFIG = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
 
 
-def config(*overrides):
-    cfg = zoo.get_config(CONFIG)
+def config(*overrides, path=CONFIG):
+    cfg = zoo.get_config(path)
     small = ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TRAIN", "(64,96)", "INPUT.MIN_SIZE_TEST", "64", "SOLVER.IMS_PER_BATCH", "4"]
     merge_overrides(cfg, [*small, *map(str, overrides)])
     return cfg
@@ -145,6 +145,25 @@ def test_losses_of_the_test_data():
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     alone = [hooks.validation_losses(model, [record], mapper, 0)["loss_rpn_loc"] for record in records]
     assert losses[0]["loss_rpn_loc"] == pytest.approx(np.mean(alone), rel=0.5)  # other proposals are sampled
+
+
+def test_normalizers_of_dense_detectors():
+    """Those of other heads are constants of the config. A loss of test data depends on its own image, and moves nothing."""
+    keypoints = Trainer.build_model(config(path="digits/keypoint_rcnn_digits.yaml"))
+    assert moving_values(keypoints) == {}
+    register_digits()
+    cfg = config(path="digits/retinanet_digits.yaml")
+    model = Trainer.build_model(cfg).train()
+    set_moving_values(model, {"module": 9.0})  # as runs of several processes once named it
+    assert moving_values(model) == {"": 9.0}
+    records, mapper = DatasetCatalog.get("digits_val")[:2], YamlFront(cfg).mapper(False, annotated=True)
+    alone = [hooks.validation_losses(model, [record], mapper, 0) for record in records]
+    together = hooks.validation_losses(model, records[::-1], mapper, 0)
+    for name, value in together.items():
+        assert value == pytest.approx((alone[0][name] + alone[1][name]) / 2, rel=1e-5), name
+    assert moving_values(model) == {"": 9.0} and alone[0] != alone[1]
+    set_moving_values(model, {})
+    assert moving_values(model) == {}
 
 
 class Finds(nn.Module):
