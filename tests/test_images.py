@@ -173,6 +173,15 @@ def test_same_pixels_in_training_and_in_use(format, mapper, tmp_path):
             assert torch.equal(found.float(), expected.float())
 
 
+@pytest.mark.parametrize("format", FORMATS)
+def test_pictures_of_what_a_network_sees(format, tmp_path):
+    """In any format as the file is, but for grey ones; to two levels."""
+    path = write(tmp_path, "RGB")
+    found = images.shown(images.tensor(images.read(path, format)), format)
+    expected = images.read(path, "RGB") if format != "L" else np.repeat(images.read(path, "L"), 3, axis=2)
+    assert found.dtype == np.uint8 and np.abs(found.astype(int) - expected).max() <= 2
+
+
 def test_classifiers_see_grey_images_too(tmp_path):
     mapper = ClassificationMapper(False, 32, 40, (0.08, 1.0), 0.0, False, "L", {"value_range": (0, 65535)})
     values = np.linspace(0, 65535, 64 * 64).reshape(64, 64)

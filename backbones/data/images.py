@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
-from detectron2.data.detection_utils import SizeMismatchError, convert_PIL_to_numpy
+from detectron2.data.detection_utils import SizeMismatchError, convert_image_to_rgb, convert_PIL_to_numpy
 from detectron2.utils.file_io import PathManager
 from fvcore.transforms.transform import Transform
 from PIL import Image
@@ -128,6 +128,11 @@ def tensor(image: np.ndarray) -> torch.Tensor:
     """Pixels (H, W, C) as models take them, (C, H, W): uint8, or float32, where detectron2's mapper leaves float64 that no model takes."""
     pixels = image if image.dtype == np.uint8 else image.astype(np.float32)
     return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
+
+
+def shown(image: torch.Tensor, format: str) -> np.ndarray:
+    """A model's image (C, H, W) in INPUT.FORMAT ``format``, as `tensor` gives it, for eyes: (H, W, 3) RGB uint8."""
+    return convert_image_to_rgb(image.permute(1, 2, 0).cpu().numpy(), format).round().clip(0, 255).astype(np.uint8)
 
 
 class Input(T.AugInput):

@@ -11,6 +11,7 @@ import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.utils.env import seed_all_rng
 
+from ..data import images
 from ..drawing import scale_of
 from ..errors import SEVERITIES, Finding
 from .data import anchor_generator, training_boxes
@@ -79,7 +80,6 @@ def charts(examination: Examination) -> Iterator[tuple[str, str]]:
 
 def samples(examination: Examination, count: int = 8) -> Iterator[tuple[str, str]]:
     """(caption, PNG in base64) of training examples as they come out of the mapper: resized, flipped, cropped, with their objects."""
-    from detectron2.data.detection_utils import convert_image_to_rgb
     from detectron2.utils.visualizer import Visualizer
     from PIL import Image
 
@@ -94,7 +94,7 @@ def samples(examination: Examination, count: int = 8) -> Iterator[tuple[str, str
         name = os.path.basename(str(record.get("file_name")))
         try:
             example = mapper(record)
-            image = convert_image_to_rgb(example["image"].permute(1, 2, 0), cfg.INPUT.FORMAT)
+            image = images.shown(example["image"], cfg.INPUT.FORMAT)
             drawer = Visualizer(image, plain, scale=scale_of(image, max(1.0, 320 / min(image.shape[:2])), max(1600, *image.shape[:2])))
             said = f"{name}: {image.shape[1]}x{image.shape[0]}"
             if "width" in record:

@@ -10,7 +10,6 @@ from typing import Any, Callable, Iterable, Sequence
 
 import numpy as np
 import torch
-from detectron2.data.detection_utils import convert_image_to_rgb
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
 from detectron2.structures import BoxMode
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from .. import upstream
 from ..checkpoint import GatedCheckpointer
+from ..data import images
 from ..data.loader import Examples, TrainLoader, seed_random_numbers, share
 from ..drawing import Mark, beside, colour, draw, mask_of
 from ..evaluation.leading import headline
@@ -285,7 +285,7 @@ def draw_predictions(
             break
         found = output["instances"].to("cpu")
         best = float(found.scores.max()) if len(found) else 0.0
-        pixels = convert_image_to_rgb(example["image"].permute(1, 2, 0).cpu().numpy(), image_format)
+        pixels = images.shown(example["image"], image_format)
         marks = _found(found[found.scores >= min(0.5, best * 0.999)], metadata)
         picture = draw(pixels, marks)
         if "annotations" in record:
