@@ -226,7 +226,7 @@ class Front(ABC):
         for name in s.DATASETS.TEST if names else ():
             theirs = classes.names_of(MetadataCatalog.get(name)).get("classes", []) if name in DatasetCatalog else []
             if theirs != names and sorted(theirs) == sorted(names) and name not in own:
-                said = f"data set {name!r} has the classes of the weights in another order, and only data of DATASETS.REGISTER are matched by name"
+                said = f"data set {name!r} has the classes of the weights in another order: only data of DATASETS.REGISTER are matched by name"
                 raise UserError(said, "classes", self.name("DATASETS.TEST"))
         if not names or not tests or not own.issuperset(tests):
             return []
