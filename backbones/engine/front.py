@@ -220,7 +220,12 @@ class Front(ABC):
         checkpointer = GatedCheckpointer(nn.Identity(), s.OUTPUT_DIR)
         begun = resume and checkpointer.has_checkpoint()
         names = classes.of_weights(s, checkpointer.get_checkpoint_file() if begun else s.MODEL.WEIGHTS).get("classes", [])
-        own = {str(entry[0]) for entries in (s.DATASETS.REGISTER, s.DATASETS.IMAGE_FOLDERS) for entry in entries if entry}
+        own = {
+            str(entry[0])
+            for entries in (s.DATASETS.REGISTER, s.DATASETS.IMAGE_FOLDERS)
+            for entry in entries
+            if isinstance(entry, (list, tuple)) and entry
+        }
         tests = [name.removesuffix(HELD_OUT).removesuffix(KEPT) for name in s.DATASETS.TEST]
         before = list(s.DATASETS.CLASSES)
         for name in s.DATASETS.TEST if names else ():
