@@ -9,12 +9,11 @@ import torch
 from conftest import few_digits
 
 from backbones import UserError, zoo
-from backbones.config import add_data_arguments, check_config, get
+from backbones.config import add_data_arguments, check_config, get, written
 from backbones.engine import open_config, step
 from backbones.recipe import rules
 from backbones.recipe.design import Design, candidates
 from backbones.recipe.facts import Facts
-from backbones.recipe.writing import text
 from backbones.tools import recipe, train
 
 
@@ -138,9 +137,9 @@ def test_the_file_needs_no_other(task, tmp_path):
     data = few_digits(tmp_path, {"train": 8, "val": 4})
     design = Design(asked(data, tmp_path, task=task, from_scratch=True), say=lambda line: None)
     design.run()
-    written = text(design.cfg, design.choices, "head\n  command")
-    (tmp_path / "my.yaml").write_text(written)
-    assert all("  # " in line for line in written.splitlines() if not line.startswith("#") and not line.endswith(":"))
+    text = written(design.cfg, "head\n  command", {key: choice.reason for key, choice in design.choices.items()}, lambda key: "it follows")
+    (tmp_path / "my.yaml").write_text(text)
+    assert all("  # " in line for line in text.splitlines() if not line.startswith("#") and not line.endswith(":"))
     front = open_config(str(tmp_path / "my.yaml"))
     for key in (*design.choices, "MODEL.ROI_HEADS.NUM_CLASSES", "DATASETS.CLASSES"):
         assert get(front.cfg, key) == get(design.cfg, key), key

@@ -12,7 +12,7 @@ import time
 import pytest
 import torch
 import yaml
-from conftest import alive, load_record, warm
+from conftest import ROOT, alive, load_record, warm
 from detectron2.modeling import build_backbone
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,9 +21,9 @@ import backbones
 from backbones import UserError, zoo
 from backbones.layers import rounded
 from backbones.maedet import Block, parse_structure, read_structure
-from backbones.search import exact, zero_shot
+from backbones.search import exact, structure_config, zero_shot
 from backbones.search.entropy import STRUCTURES, Meter, monte_carlo, plain
-from backbones.search.evolution import Evolution, SearchProblem, Space, State
+from backbones.search.evolution import BUDGETS, Evolution, SearchProblem, Space, State
 from backbones.search.latency import LatencyTable, build_table, load_table, measured
 from backbones.search.structure_config import load_structure_config, problem_of
 from backbones.search.structure_search import find_exact
@@ -160,7 +160,7 @@ def test_a_search_that_is_killed_in_the_middle_of_a_word(tmp_path):
     (tmp_path / "half.py").write_text("""
 import os, signal, struct
 from multiprocessing.connection import Connection
-from backbones.search.evolution import Evolution, State
+from backbones.search.evolution import BUDGETS, Evolution, State
 from backbones.search.structure_config import load_structure_config, problem_of
 
 def send(connection, task):
@@ -224,8 +224,11 @@ def test_what_a_search_leaves(tmp_path):
     arguments = ["search", "--config", str(config), "--seed", "3", "--output", str(tmp_path / "s"), "--workers", "1"]
     zero_shot.main(arguments)
     assert (tmp_path / "s" / "search.png").stat().st_size > 10000
-    cfg = zoo.get_config(str(tmp_path / "s" / "detector.yaml"))
-    assert cfg.MODEL.META_ARCHITECTURE == "GFL"
+    text = (tmp_path / "s" / "detector.yaml").read_text()
+    assert "_BASE_" not in text and zoo.config_root() not in text  # it can be sent to somebody
+    cfg, used = (zoo.get_config(path) for path in (str(tmp_path / "s" / "detector.yaml"), "digits/gfl_digits.yaml"))
+    used.MODEL.MAEDET, used.OUTPUT_DIR = cfg.MODEL.MAEDET, cfg.OUTPUT_DIR
+    assert cfg == used and cfg.MODEL.META_ARCHITECTURE == "GFL"
     structure = read_structure(cfg.MODEL.MAEDET.STRUCTURE)
     about = json.loads((tmp_path / "s" / "best.json").read_text())
     assert Meter().measure(plain(structure)).score == about["score"] and about["seed"] == 3
@@ -379,9 +382,10 @@ def test_latency(tmp_path):
     [
         ({"buget": {}}, "key in .*'buget'. Did you mean 'budget'"),
         ({"budget": {"flop": 1e9}}, "budget in .*'flop'. Did you mean 'flops'"),
-        ({"budget": {"flops": "18.8e9"}}, "budget flops is '18.8e9'.*a point and a sign"),
-        ({"budget": {"flops": 1e9}}, "budget flops 1 G is impossible: the start has 7.745 G already"),
-        ({"budget": {"layers": 12}}, "budget layers 12 is impossible: the start has 16"),
+        ({"budget": {"flops": "18.8 G"}}, "budget flops is '18.8 G': it must be a number above 0"),
+        ({"budget": {"flops": "nan"}}, "budget flops is nan: it must be a number above 0"),
+        ({"budget": {"flops": 1e9}}, "budget flops 1 G is less than the 7.745 G of the start: take a smaller start"),
+        ({"budget": {"layers": 12}}, "budget layers 12 is less than the 16 of the start"),
         ({"budget": {"latency": 0.1}}, "a budget of latency and a latency_table need each other"),
         ({"budget": [3]}, "budget is .3.: it must be KEY: VALUE pairs"),
         ({"space": {"kernels": [4]}}, "space kernels is"),
@@ -389,8 +393,10 @@ def test_latency(tmp_path):
         ({"space": {"stem": 30}}, "space in .*'stem'"),
         ({"stage_weights": [1, 2]}, "stage_weights is .*: it must be five numbers"),
         ({"population": 0}, "population is 0"),
-        ({"start": None}, "start is None: it must be a list of blocks, or a structure file"),
-        ({"start": "nowhere.txt"}, "'nowhere.txt' is not there"),
+        ({"start": None}, "start is None: it must be the name of a structure, a structure file, or a list of blocks"),
+        ({"start": "nowhere.txt"}, "neither a structure file nor a name: 'nowhere.txt'"),
+        ({"start": "MAEDET-S"}, "Did you mean 'MAE-DET-S'"),
+        ({"budget": {"flops": 1e5}, "start": ""}, "is less than the .* of the start"),
         ({"start": [{"class": "Conv"}]}, "class in .*block 0: 'Conv'"),
         ({"detector": "gfl_MAE_DET_X"}, "gfl_MAE_DET_X"),
         ({"detector": "faster_rcnn_R_50_FPN_3x.yaml"}, "'build_resnet_fpn_backbone', where the network found is to stand"),
@@ -411,6 +417,31 @@ def test_mistakes_in_a_config(change, words, tmp_path):
     with pytest.raises(UserError, match=words) as error:
         problem_of(load_structure_config(str(small_config(tmp_path / "c.yaml", **change))))
     assert "\n" not in str(error.value)
+
+
+def test_a_budget_is_enough(tmp_path, capsys):
+    """The family's own start and depth stand in for what a config leaves out, and numbers are as people type them."""
+    own = tmp_path / "own.yaml"
+    own.write_text("budget: {flops: 5e9, parameters: 8E6}\n")
+    problem, start = problem_of(load_structure_config(str(own)))
+    assert problem.budget == {"flops": 5e9, "parameters": 8e6, "layers": 91}
+    assert problem.fits(problem.meter.measure(start)) and not problem.outside(start)
+    said = capsys.readouterr().out
+    assert "begins with the paper's start at 1/2 of its widths" in said and "it is 91, the paper's" in said
+    own.write_text("budget: {flops: 19e9, layers: 91}\n")
+    assert problem_of(load_structure_config(str(own)))[1] == problem_of(load_structure_config(R50))[1]
+    own.write_text("budget: {flops: 20e9}\nspace: {max_layers: 5}\nstart: R-50\n")
+    problem, start = problem_of(load_structure_config(str(own)))
+    assert "layers" not in problem.budget and start == plain(STRUCTURES["R-50"])
+    assert capsys.readouterr().out == ""
+
+
+def test_every_key_is_explained():
+    """docs/search.md has the tables that the verb prints, and every key is in them."""
+    with open(os.path.join(ROOT, "docs", "search.md")) as f:
+        assert structure_config.keys() in f.read(), "paste in what `python -m backbones.search.zero_shot keys` prints"
+    named = {"budget", "start", "detector", *BUDGETS, *(field.name for field in dataclasses.fields(Space))}
+    assert all(f"| `{name}`" in structure_config.keys() for name in named)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from .merging import (
     merge_file,
     merge_overrides,
 )  # fmt: skip
+from .writing import written
 
 __all__ = [
     "ARCHITECTURES",
@@ -42,4 +43,5 @@ __all__ = [
     "merge_overrides",
     "put",
     "training_findings",
+    "written",
 ]

@@ -10,22 +10,20 @@ would have given.
 """
 
 import argparse
-import json
 import logging
 import os
 import sys
-from typing import Any, Sequence
+from typing import Sequence
 
 import numpy as np
 import torch
-import yaml
 from detectron2.config import CfgNode, get_cfg
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from matplotlib.figure import Figure
 
-from ..config import add_backbones_config, all_keys, architecture, check_config, check_output_dir, get, learns, merge_file
+from ..config import add_backbones_config, architecture, check_config, check_output_dir, learns, written
 from ..data import check_datasets, check_paths
 from ..data.holdout import HELD_OUT, KEPT
 from ..engine import Front, launch, open_config
@@ -113,7 +111,7 @@ def search(args: argparse.Namespace, front: Front) -> None:
     archive = search_paths(cfg, sampler, evaluator)
     if not comm.is_main_process():
         return
-    best = write_result(cfg, args.config_file, table, archive)
+    best = write_result(cfg, table, archive)
     write_weights(evaluator, best, os.path.join(cfg.OUTPUT_DIR, "best_subnet.pth"))
     parts = {name: sorted(e.seconds[name] for e in archive)[len(archive) // 2] for name in best.seconds}
     print(f"{len(archive)} paths; the best: {list(best.path)}, {table.kind} {best.cost:.4g}")
@@ -124,7 +122,7 @@ def search(args: argparse.Namespace, front: Front) -> None:
     print(f"train it by itself: backbones train --config-file {detector}, with MODEL.WEIGHTS of step 4, best_subnet.yaml as a classifier")
 
 
-def write_result(cfg: CfgNode, config_file: str, table: CostTable, archive: Sequence[Evaluated]) -> Evaluated:
+def write_result(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated]) -> Evaluated:
     """The best path as a subnet file and a config, and the pictures."""
     best = max(archive, key=lambda e: e.score)
     net = subnet_of(cfg, best.path)
@@ -133,7 +131,7 @@ def write_result(cfg: CfgNode, config_file: str, table: CostTable, archive: Sequ
         f"width: {cfg.MODEL.SHUFFLENETV2.WIDTH!r}\nscore: {best.score!r}  # {cfg.ONE_SHOT.METRIC} on {cfg.ONE_SHOT.DATASET}\n"
         f"{table.kind}: {best.cost!r}\n"
     )
-    config = "# What a one-shot search found, to be trained by itself\n" + yaml.safe_dump(_own_config(cfg, config_file), sort_keys=False)
+    config = written(_own_config(cfg), "What a one-shot search found, to be trained by itself", {})
     try:
         for filename, text in (("best_subnet.yaml", subnet), ("detector.yaml", config)):
             write_whole(os.path.join(cfg.OUTPUT_DIR, filename), text)
@@ -144,33 +142,18 @@ def write_result(cfg: CfgNode, config_file: str, table: CostTable, archive: Sequ
     return best
 
 
-def _own_config(cfg: CfgNode, config_file: str) -> dict[str, Any]:
-    """What the config of the found network says beside the supernet's file: all that the command line changed, and the network in its place."""
-    before = get_cfg()
-    add_backbones_config(before)
-    merge_file(before, config_file)
-    known = set(all_keys(before))
-    values = {key: get(cfg, key) for key in all_keys(cfg) if key not in known or get(cfg, key) != get(before, key)}
-    values = {key: value for key, value in values.items() if not key.startswith("ONE_SHOT.")}
+def _own_config(cfg: CfgNode) -> CfgNode:
+    """The config of the network that was found: the supernet's, without the search and what was held out for it."""
+    own, defaults = cfg.clone(), get_cfg()
+    own.defrost()
+    add_backbones_config(defaults)
+    own.ONE_SHOT = defaults.ONE_SHOT
     whole = {entry[0] + KEPT: entry[0] for entry in cfg.DATASETS.HOLD_OUT}  # nothing is held out any more
-    values.update(
-        {
-            "MODEL.WEIGHTS": "",
-            "MODEL.SHUFFLENETV2.SUPERNET": False,
-            "MODEL.SHUFFLENETV2.SUBNET": "best_subnet.yaml",
-            "DATASETS.TRAIN": [whole.get(name, name) for name in cfg.DATASETS.TRAIN],
-            "DATASETS.HOLD_OUT": [],
-            "OUTPUT_DIR": os.path.join(cfg.OUTPUT_DIR, "training"),
-        }
-    )
-    result: dict[str, Any] = {"_BASE_": os.path.abspath(config_file)}
-    for key, value in values.items():
-        *nodes, leaf = key.split(".")
-        node = result
-        for name in nodes:
-            node = node.setdefault(name, {})
-        node[leaf] = json.loads(json.dumps(value))
-    return result
+    own.DATASETS.TRAIN = tuple(whole.get(name, name) for name in cfg.DATASETS.TRAIN)
+    own.DATASETS.HOLD_OUT = defaults.DATASETS.HOLD_OUT
+    own.MODEL.WEIGHTS, own.MODEL.SHUFFLENETV2.SUPERNET, own.MODEL.SHUFFLENETV2.SUBNET = "", False, "best_subnet.yaml"
+    own.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "training")
+    return own
 
 
 def write_weights(evaluator: PathEvaluator, best: Evaluated, path: str) -> None:

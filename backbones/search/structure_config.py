@@ -1,73 +1,118 @@
 """The config of a training-free search: its keys, and the problem that they state."""
 
+import contextlib
 import math
 import os
 from typing import Any, Callable, NamedTuple
 
+from tabulate import tabulate
+
 from .. import zoo
 from ..documents import read_yaml, reading
 from ..errors import UserError, unknown
-from ..maedet import parse_structure, read_structure
+from ..layers import rounded
+from ..maedet import Structure, parse_structure, read_structure
 from ..registry import BUILDERS
-from .entropy import STAGE_WEIGHTS, Meter, plain
-from .evolution import BUDGETS, Candidate, SearchProblem, Space
+from .entropy import STAGE_WEIGHTS, STRUCTURES, Meter, plain
+from .evolution import Candidate, SearchProblem, Space
 from .latency import load_table
 
 
 class _Key(NamedTuple):
-    """A key of the config: its default, what its value must be in words, and whether a value is that."""
+    """A key of the config: its default, what its value must be in words, whether a value is that, and what it is for."""
 
     default: Any
     wanted: str
     fits: Callable[[Any], bool]
+    meaning: str = ""
 
 
 def _number(value: Any) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
 
 
-def _count(default: Any, least: int) -> _Key:
-    return _Key(default, f"a whole number, {least} or more", lambda v: type(v) is int and v >= least)
+def _count(default: Any, least: int, meaning: str) -> _Key:
+    return _Key(default, f"a whole number, {least} or more", lambda v: type(v) is int and v >= least, meaning)
 
 
-_WIDTH = _Key(None, "a multiple of 8", lambda v: type(v) is int and v > 0 and v % 8 == 0)
-_PAIRS = _Key({}, "KEY: VALUE pairs", lambda v: isinstance(v, dict))
+def _pairs(meaning: str) -> _Key:
+    return _Key({}, "KEY: VALUE pairs", lambda v: isinstance(v, dict), meaning)
 
 
-def _file(default: str) -> _Key:
-    return _Key(default, "a file's name", lambda v: isinstance(v, str))
+def _width(meaning: str) -> _Key:
+    return _Key(None, "a multiple of 8", lambda v: type(v) is int and v > 0 and v % 8 == 0, meaning)
+
+
+def _file(default: str, meaning: str) -> _Key:
+    return _Key(default, "a file's name", lambda v: isinstance(v, str), meaning)
+
+
+def _most(meaning: str) -> _Key:
+    return _Key(None, "a number above 0", lambda v: _number(v) and v > 0, meaning)
 
 
 _KEYS = {
-    "image_size": _count(480, 32),  # side of the square images that operations are counted at
-    "stage_weights": _Key(  # of the features' entropies, at strides 2 to 32
+    "budget": _pairs("the most that a structure may cost; see below"),
+    "image_size": _count(480, 32, "side of the square image that operations are counted at, in pixels"),
+    "start": _Key(
+        "",
+        "the name of a structure, a structure file, or a list of blocks",
+        lambda v: isinstance(v, (str, list)),
+        "what the search begins with: a name such as `MAE-DET-S` or `R-50`, a structure file, or a list of blocks. "
+        "By default the paper's start, narrowed until it is within the budget",
+    ),
+    "space": _pairs("which structures there are; see below"),
+    "detector": _file("COCO-Detection/gfl_MAE_DET_S_FPN_73e.yaml", "the config that the result is put into"),
+    "latency_table": _file("", "the file of the verb `latency`, for a budget of latency; it lies beside the config or where the search starts"),
+    "stage_weights": _Key(
         list(STAGE_WEIGHTS),
         "five numbers, 0 or more and not all 0",
         lambda v: isinstance(v, list) and len(v) == 5 and all(_number(w) and w >= 0 for w in v) and any(v),
+        "how much the entropy of the features at strides 2, 4, 8, 16 and 32 counts",
     ),
-    "budget": _PAIRS,  # the most of flops, parameters, layers, latency (seconds)
-    "latency_table": _file(""),  # of the verb `latency`, for a budget of latency; relative to the config or to where one is
-    "start": _Key(None, "a list of blocks, or a structure file", lambda v: v is not None),
-    "space": _PAIRS,  # of evolution.Space
-    "population": _count(256, 1),
-    "candidates": _count(100000, 1),
-    "islands": _count(4, 1),  # populations that evolve apart for a round
-    "round": _count(256, 1),  # candidates of each
-    "detector": _file("COCO-Detection/gfl_MAE_DET_S_FPN_73e.yaml"),  # the config that the result is put into
+    "candidates": _count(100000, 1, "structures that are tried"),
+    "population": _count(256, 1, "structures that are kept"),
+    "islands": _count(4, 1, "populations that evolve apart for a round, each in a process of its own where there are enough"),
+    "round": _count(256, 1, "candidates of an island before all islands share their best"),
+}
+_BUDGET = {
+    "flops": _most("multiply-adds of the network for one image of `image_size`; `5e9` is 5 billion"),
+    "parameters": _most("weights of the network"),
+    "layers": _most("convolutions of the network; a bottleneck has 3. By default 91, where `max_layers` says nothing either"),
+    "latency": _most("seconds for one image, by the `latency_table`"),
 }
 _SPACE = {
-    "max_stem": _WIDTH,
-    "max_channels": _WIDTH,
+    "max_stem": _width("widest stem, in channels"),
+    "max_channels": _width("widest block, in channels"),
     "kernels": _Key(
         None,
         "a list of 1, 3, 5, 7, 9 or 11",
         lambda v: isinstance(v, list) and bool(v) and all(type(k) is int and k in (1, 3, 5, 7, 9, 11) for k in v),
+        "kernel sizes of the bottlenecks",
     ),
-    "max_expansion": _count(None, 1),
-    "min_bottleneck": _Key(None, "a number above 0, at most 1", lambda v: _number(v) and 0 < v <= 1),
-    "max_layers": _count(None, 0),
+    "max_expansion": _count(None, 1, "most that a block may be wider than the block before it, as a factor"),
+    "min_bottleneck": _Key(
+        None, "a number above 0, at most 1", lambda v: _number(v) and 0 < v <= 1, "narrowest bottleneck, as a part of its block's width"
+    ),
+    "max_layers": _count(None, 0, "most bottlenecks of a block; 0: 3 of the first, an equal share of the budget's layers of each other"),
 }
-_MOST = _Key(None, "a number above 0 (YAML wants a point and a sign, as in 18.8e+9)", lambda v: _number(v) and v > 0)
+# the paper's own, for the budget of ResNet-50
+_START, _LAYERS = "search/maedet_r50_budget.yaml", 91
+
+
+def keys() -> str:
+    """All keys as tables, for the docs."""
+    space = Space()
+    defaults = {name: list(value) if isinstance(value := getattr(space, name), tuple) else value for name in _SPACE}
+    parts = []
+    for head, rows, of in (("key", _KEYS, {}), ("key of `budget`", _BUDGET, {}), ("key of `space`", _SPACE, defaults)):
+        table = [(f"`{name}`", _shown(of.get(name, row.default)), row.meaning) for name, row in rows.items()]
+        parts.append(tabulate(table, (head, "default", "meaning"), "pipe", disable_numparse=True))
+    return "\n\n".join(parts)
+
+
+def _shown(value: Any) -> str:
+    return f"`{value}`" if value not in ("", {}, None) else ""
 
 
 def _check(values: dict[str, Any], keys: dict[str, _Key], path: str, section: str) -> None:
@@ -90,11 +135,12 @@ def load_structure_config(path: str) -> dict[str, Any]:
         raise UserError(f"config {path!r} holds no KEY: VALUE pairs")
     config = {**{name: key.default for name, key in _KEYS.items()}, **own}
     _check(config, _KEYS, path, "key")
-    _check(config["budget"], dict.fromkeys(BUDGETS, _MOST), path, "budget")
+    config["budget"] = {name: _as_number(value) for name, value in config["budget"].items()}
+    _check(config["budget"], _BUDGET, path, "budget")
     _check(config["space"], _SPACE, path, "space")
     beside = os.path.dirname(os.path.abspath(path))
-    start = config["start"]
-    config["start"] = read_structure(_near(start, beside)) if isinstance(start, str) else parse_structure(start, f"{path!r}: start")
+    if config["start"]:
+        config["start"] = _start_of(config["start"], beside, path)
     if ("latency" in config["budget"]) != bool(config["latency_table"]):
         raise UserError(f"{path!r}: a budget of latency and a latency_table need each other")
     config["table"] = load_table(_near(config["latency_table"], beside)) if config["latency_table"] else None
@@ -105,7 +151,31 @@ def load_structure_config(path: str) -> dict[str, Any]:
         raise UserError(
             f"{path!r}: detector {config['detector']!r} has {builder!r}, where the network found is to stand: take one with MAE-DET"
         )
+    if config["budget"] and "layers" not in config["budget"] and not config["space"].get("max_layers"):
+        config["budget"]["layers"] = _LAYERS
+        print(
+            f"note: the budget says nothing of layers, without which the deepest network scores best: it is {_LAYERS}, the paper's", flush=True
+        )
+    config["start"] = config["start"] or _own_start(config)
     return config
+
+
+def _as_number(value: Any) -> Any:
+    """1e9 is a number to people, where YAML 1.1 wants 1.0e+9."""
+    with contextlib.suppress(ValueError):
+        return float(value) if isinstance(value, str) else value
+    return value
+
+
+def _start_of(start: str | list, beside: str, path: str) -> Structure:
+    if isinstance(start, list):
+        return parse_structure(start, f"{path!r}: start")
+    if start in STRUCTURES:
+        return STRUCTURES[start]
+    file = _near(start, beside)
+    if not os.path.isfile(file):
+        raise unknown(f"start in {path!r}, neither a structure file nor a name", start, STRUCTURES)
+    return read_structure(file)
 
 
 def _in_zoo(path: str) -> str:
@@ -131,8 +201,23 @@ def problem_of(config: dict[str, Any]) -> tuple[SearchProblem, Candidate]:
     costs = meter.measure(start)
     for name, most in problem.budget.items():
         if getattr(costs, name) > most:
-            raise UserError(f"budget {name} {amount(name, most)} is impossible: the start has {amount(name, getattr(costs, name))} already")
+            has = amount(name, getattr(costs, name))
+            raise UserError(f"budget {name} {amount(name, most)} is less than the {has} of the start: take a smaller start, or a larger budget")
     return problem, start
+
+
+def _own_start(config: dict[str, Any]) -> Structure:
+    """The paper's start, or the widest part of it that is within the budget; the narrowest where none is."""
+    meter = Meter(config["image_size"], table=config["table"])
+    for part in (1, 2, 4, 8):
+        blocks = parse_structure(read_yaml(_in_zoo(_START))["start"])
+        start = tuple(b._replace(channels=rounded(b.channels / part), bottleneck=b.bottleneck and rounded(b.bottleneck / part)) for b in blocks)
+        costs = meter.measure(plain(start))
+        if all(getattr(costs, name) <= most for name, most in config["budget"].items()):
+            break
+    if part > 1:
+        print(f"note: the search begins with the paper's start at 1/{part} of its widths, as the budget has no room for more", flush=True)
+    return start
 
 
 def amount(name: str, value: float) -> str:

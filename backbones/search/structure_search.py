@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 
 from .. import zoo
+from ..config import written
 from ..documents import read_json, reading
 from ..errors import UserError
 from ..files import write_whole
@@ -140,15 +141,11 @@ def described(costs: Costs, budget: dict[str, float]) -> str:
 def write_result(config: dict[str, Any], problem: SearchProblem, best: Candidate, output: str, how: dict[str, Any]) -> None:
     structure = tuple(Block(*block) for block in best)
     costs = problem.meter.measure(best)
-    detector = zoo.get_config_file(config["detector"])
-    text = f"""# The structure of highest entropy that a search found; its numbers are in best.json
-_BASE_: {json.dumps(detector)}
-MODEL:
-  MAEDET:
-    STRUCTURE: "best_structure.txt"
-    WIDTH: 1.0
-OUTPUT_DIR: {json.dumps(os.path.join(output, "training"))}
-"""
+    detector = zoo.get_config(config["detector"])
+    detector.MODEL.MAEDET.STRUCTURE, detector.MODEL.MAEDET.WIDTH = "best_structure.txt", 1.0
+    detector.OUTPUT_DIR = os.path.join(output, "training")
+    head = f"The structure of highest entropy that a search found, in {config['detector']}. Its numbers are in best.json."
+    text = written(detector, head, {})
     about = {**describe(best, problem.meter), "budget": problem.budget, **how}
     for name, content in (
         ("best_structure.txt", format_structure(structure)),
@@ -187,20 +184,22 @@ def plot_search(problem: SearchProblem, state: State, history: list, best: Candi
     names = list(problem.budget)[:3]
     figure = Figure(figsize=(5 * (1 + len(names)), 4), layout="constrained")
     axes = figure.subplots(1, 1 + len(names), squeeze=False)[0]
-    axes[0].step([done for done, _ in history], [score for _, score in history], where="post")
-    axes[0].set(xlabel="candidates", ylabel="score of the best")
+    axes[0].step([done / 1000 for done, _ in history], [score for _, score in history], where="post")
+    axes[0].set(xlabel="candidates, in thousands", ylabel="score of the best")
     measured_ = [problem.meter.measure(structure) for _, structure in state.population]
     own = problem.meter.measure(best)
     units = {"flops": (1e9, f"GFLOPs at {problem.meter.image_size} pixels"), "parameters": (1e6, "million parameters"), "layers": (1, "layers")}
     for axis, name in zip(axes[1:], names):
         scale, label = units.get(name, (1e-3, "milliseconds"))
         axis.scatter([getattr(c, name) / scale for c in measured_], [c.score for c in measured_], s=8, label="last population")
-        axis.scatter([getattr(own, name) / scale], [own.score], marker="*", s=140, color="tab:red", label="the best", zorder=3)
+        axis.scatter([getattr(own, name) / scale], [own.score], marker="*", s=140, facecolors="none", edgecolors="tab:red", label="the best")
         for known, structure in STRUCTURES.items():
             if not problem.meter.table:
                 costs = problem.meter.measure(plain(structure))
                 if getattr(costs, name) <= 2 * problem.budget[name]:
-                    axis.annotate(known, (getattr(costs, name) / scale, costs.score), fontsize=8, ha="center", va="bottom")
+                    axis.annotate(
+                        known, (getattr(costs, name) / scale, costs.score), fontsize=8, va="center", xytext=(5, 0), textcoords="offset points"
+                    )
                     axis.plot([getattr(costs, name) / scale], [costs.score], "k.", markersize=4)
         axis.axvline(problem.budget[name] / scale, color="gray", linestyle="--", label="budget")
         axis.set(xlabel=label, ylabel="score")

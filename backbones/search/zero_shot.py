@@ -25,7 +25,7 @@ from ..tools import parser_of, run
 from .entropy import STRUCTURES, Costs, Meter, monte_carlo, plain
 from .evolution import Evolution, State
 from .latency import build_table, load_table, measured
-from .structure_config import load_structure_config, problem_of
+from .structure_config import keys, load_structure_config, problem_of
 from .structure_search import describe, described, find_exact, rounds_of, search_structures, write_result
 
 # milliseconds a candidate of the original's own loop on one core, single process, without building the networks that it builds besides
@@ -75,7 +75,7 @@ def _latency(args) -> None:
             raise UserError(f"{name} is {value}: it must be from {least} to {most}{', and odd' * (name == '--kernels')}")
     table = build_table(args.image_size, args.device, args.kernels, args.max_channels, args.batch, args.seconds)
     table.save(args.output)  # whatever becomes of the check
-    start = plain(load_structure_config("search/maedet_r50_budget.yaml")["start"])
+    _, start = problem_of(load_structure_config("search/maedet_r50_budget.yaml"))
     meter, checks = Meter(table.image_size, table=table), {}
     for name, structure in (("R-50", plain(STRUCTURES["R-50"])), ("MAE-DET-S", plain(STRUCTURES["MAE-DET-S"])), ("the search's start", start)):
         if {b[1] for b in structure[1:]} <= set(args.kernels):
@@ -177,7 +177,7 @@ def argument_parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("score", help="score and costs of a structure")
     verb.add_argument("name", metavar="NAME_OR_FILE", help=f"a structure file, or one of {', '.join(STRUCTURES)}")
     verb.add_argument("--json", action="store_true", help="on one line, for programs")
-    verb.add_argument("--image-size", type=int, default=480, help="that operations are counted at (default: %(default)s)")
+    verb.add_argument("--image-size", "--size", type=int, default=480, help="that operations are counted at (default: %(default)s)")
     verb.add_argument("--latency-table", default="", metavar="FILE", help="of the verb latency, for seconds too")
     verb.add_argument("--monte-carlo", action="store_true", help="also measure it on random images, to check the closed form")
     verb.add_argument("--seed", type=int, default=0, help="of those (default: %(default)s)")
@@ -195,6 +195,7 @@ def argument_parser() -> argparse.ArgumentParser:
     verb.add_argument("--config", **config)
     verb.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     verb.add_argument("--json", default="", metavar="FILE", help="where the figures go")
+    verbs.add_parser("keys", help="every key of a search's config, its default and meaning")
     return parser
 
 
@@ -211,7 +212,7 @@ def main(arguments: list[str] | None = None) -> None:
         _check_folder(args.output)
         search_structures(config, args.seed, args.output, args.workers, args.resume)
     else:
-        {"exact": _exact, "score": _score, "latency": _latency, "benchmark": _benchmark}[args.verb](args)
+        {"exact": _exact, "score": _score, "latency": _latency, "benchmark": _benchmark, "keys": lambda args: print(keys())}[args.verb](args)
 
 
 if __name__ == "__main__":

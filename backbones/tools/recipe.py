@@ -12,10 +12,25 @@ import re
 
 import torch
 
-from ..config import add_data_arguments, check_device, check_output_file
+from ..config import add_data_arguments, check_device, check_output_file, written
 from ..errors import UserError
 from ..files import write_whole
 from . import parser_of, program, run
+
+# why keys are as they are that follow from others
+_FOLLOWING = {
+    "MODEL.DEVICE": "what it was worked out for",
+    "MODEL.PIXEL_MEAN": "as the weights want it",
+    "MODEL.PIXEL_STD": "as the weights want it",
+    "INPUT.FORMAT": "as the weights want it",
+    "INPUT.NORMALIZATION": "what the weights say of their images counts",
+    "DATASETS.CLASSES": "the data's",
+    "DATASETS.KEYPOINTS": "the data's",
+    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": "the data's",
+    "TEST.KEYPOINT_OKS_SIGMAS": "one for each keypoint, all alike",
+    "INPUT.MASK_FORMAT": "some masks are run lengths",
+    "OUTPUT_DIR": "after this file's name",
+}
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,7 +55,6 @@ def _seconds(text: str) -> float:
 def design(args: argparse.Namespace, output: str, say=print) -> None:
     """Works a recipe out and writes it to ``output``. Raises UserError."""
     from ..recipe.design import Design
-    from ..recipe.writing import text
 
     if not args.train_json:
         raise UserError("--train is missing: a recipe follows from the data to train on", "missing-argument", "--train")
@@ -54,7 +68,8 @@ def design(args: argparse.Namespace, output: str, say=print) -> None:
     work.run()
     command = f"backbones train --config-file {output}"
     head = f"Worked out by `backbones recipe`; train with:\n  {command}\nEach line says why it is as it is. Change what you like."
-    write_whole(output, text(work.cfg, work.choices, head))
+    reasons = {key: choice.reason for key, choice in work.choices.items()}
+    write_whole(output, written(work.cfg, head, reasons, lambda key: _FOLLOWING.get(key, "of this project's recipe for COCO")))
 
 
 def argument_parser() -> argparse.ArgumentParser:

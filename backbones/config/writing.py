@@ -1,0 +1,41 @@
+"""A config as one YAML that needs no other file."""
+
+from typing import Any, Callable, Iterator, Mapping
+
+import yaml
+from detectron2.config import CfgNode, get_cfg
+
+from .keys import add_backbones_config, flat
+
+
+def written(cfg: CfgNode, head: str, reasons: Mapping[str, str], reason: Callable[[str], str] = lambda key: "") -> str:
+    """``head`` as comments, then every key with one of the ``reasons`` and every other that differs from the defaults, with its ``reason``."""
+    defaults = get_cfg()
+    add_backbones_config(defaults)
+    usual = flat(defaults)
+    tree: dict[str, Any] = {}
+    for key, value in flat(cfg).items():
+        if key in reasons or usual.get(key) != value:
+            *path, leaf = key.split(".")
+            node = tree
+            for part in path:
+                node = node.setdefault(part, {})
+            node[leaf] = (value, reasons[key] if key in reasons else reason(key))
+    tree["VERSION"] = (defaults.VERSION, "of the config's format")
+    return "\n".join([*(f"# {line}".rstrip() for line in head.splitlines()), *_lines(tree, "")]) + "\n"
+
+
+def _lines(node: Mapping[str, Any], indent: str) -> Iterator[str]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield f"{indent}{key}:"
+            yield from _lines(value, indent + "  ")
+        else:
+            why = " ".join(value[1].split())
+            yield f"{indent}{key}: {_scalar(value[0])}" + (f"  # {why}" if why else "")
+
+
+def _scalar(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f'"{value!r}"' if value else '"()"'
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...").strip()
