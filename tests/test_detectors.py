@@ -6,6 +6,7 @@ vovnet-detectron2's by its YAML's name, its checkpoint keys, detectron2's own ch
 import glob
 import itertools
 import os
+import re
 
 import numpy as np
 import pytest
@@ -14,7 +15,8 @@ from choices import cases, turns
 from conftest import HERE, fill, load_record
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.modeling import build_model
-from detectron2.structures import pairwise_iou
+from detectron2.structures import Boxes, Instances, PolygonMasks, pairwise_iou
+from detectron2.utils.events import EventStorage
 
 from backbones import zoo
 from backbones.checkpoint import GatedCheckpointer
@@ -148,3 +150,38 @@ def test_detectors_of_mmdetection(filename, image, tmp_path):
 def test_detectors_of_both_projects_are_recorded():
     assert all(set(load_record("detectors", name)["images"]) == set(IMAGES) for name in (*RECORDS, *MMDET))
     assert len(RECORDS) == 2 and len(MMDET) >= 8 and set(CONFIGS) <= set(MMDET)
+
+
+def test_a_cascade_learns_in_stages():
+    """Each stage's losses have its weight; boxes' are detectron2's own of the same proposals, masks are of the stage's own objects."""
+    cfg = zoo.get_config("reproduce/cascade_mask_rcnn_RegNetX_400MF_FPN_3x.yaml")
+    merge_overrides(
+        cfg, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "64", "MODEL.BACKBONE.FREEZE_AT", "0"]
+    )
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    merge_overrides(cfg, ["MODEL.ROI_HEADS.NAME", "CascadeROIHeads"])
+    plain = build_model(cfg)
+    weights = model.state_dict()
+    plain.load_state_dict({key.replace("mask_head.0.", "mask_head."): weights[key] for key in weights if not re.search("mask_head.[12]", key)})
+    truth = Instances((128, 160))
+    corners = torch.tensor([[10.0, 20, 70, 90], [60, 30, 150, 110]])
+    truth.gt_boxes, truth.gt_classes = Boxes(corners), torch.tensor([3, 7])
+    truth.gt_masks = PolygonMasks([[np.array([x0, y0, x1, y0, x1, y1])] for x0, y0, x1, y1 in corners.tolist()])
+    image = {"image": torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8), "instances": truth, "height": 128, "width": 160}
+    losses = []
+    for each in (model, plain):
+        torch.manual_seed(1)
+        with EventStorage():
+            losses.append(each.train()([image]))
+    mine, theirs = losses
+    names = {f"loss_{what}_stage{stage}" for what in ("cls", "box_reg", "mask") for stage in range(3)}
+    assert set(mine) == {*names, "loss_rpn_cls", "loss_rpn_loc"}
+    for stage, weight in enumerate((1.0, 0.5, 0.25)):
+        for what in ("cls", "box_reg"):
+            key = f"loss_{what}_stage{stage}"
+            assert mine[key].item() == pytest.approx(weight * theirs[key].item(), rel=1e-5)
+    assert mine["loss_mask_stage0"].item() == pytest.approx(theirs["loss_mask"].item(), rel=1e-5) and mine["loss_mask_stage0"] > 0
+    sum(mine.values()).backward()
+    for stage in range(3):
+        assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.roi_heads.mask_head[stage].predictor.parameters())

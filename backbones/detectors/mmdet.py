@@ -14,12 +14,14 @@ from detectron2.modeling.meta_arch import RetinaNet
 from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
-from detectron2.structures import Boxes, Instances
+from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
+from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms
 
-STAGE_WEIGHTS = (1.0, 0.5, 0.25)  # of the losses of a cascade's mask heads
+STAGE_WEIGHTS = (1.0, 0.5, 0.25)  # of the losses of a cascade's stages
 
 
 def highest(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
@@ -100,14 +102,9 @@ class MMDetRetinaNet(RetinaNet):
 
 
 class StagedMaskHeads(nn.ModuleList):
-    """A mask head for each stage of the cascade; their masks are averaged, as probabilities."""
+    """A mask head for each stage of the cascade; in inference their masks are averaged, as probabilities."""
 
-    def forward(self, x: Tensor, instances: list):
-        if self.training:
-            losses = {}
-            for stage, (head, weight) in enumerate(zip(self, STAGE_WEIGHTS)):
-                losses.update({f"{key}_stage{stage}": weight * value for key, value in head(x, instances).items()})
-            return losses
+    def forward(self, x: Tensor, instances: list) -> list:
         masks = [0.0] * len(instances)
         for head in self:
             # a head writes its masks into the instances
@@ -121,7 +118,8 @@ class StagedMaskHeads(nn.ModuleList):
 class MMDetCascadeROIHeads(CascadeROIHeads):
     """Differs from detectron2's `CascadeROIHeads`: the stages' logits are averaged, not their probabilities, and each has a mask head.
 
-    In training all mask heads see the proposals of detectron2's one head, with the stage weights 1, 0.5 and 0.25.
+    In training, boxes and masks of a stage learn from its own proposals, with weights of 1, 0.5 and 0.25. As in detectron2, and not in
+    MMDetection, the later stages take all boxes of the stage before, not a new sample of them.
     """
 
     @classmethod
@@ -134,20 +132,48 @@ class MMDetCascadeROIHeads(CascadeROIHeads):
             result["mask_head"] = StagedMaskHeads([build_mask_head(cfg, pooled) for _ in STAGE_WEIGHTS])
         return result
 
+    def _match_and_label_boxes(self, proposals, stage, targets):
+        for found, truth in zip(proposals, targets):
+            if truth.has("gt_masks") and len(truth):
+                matched, _ = self.proposal_matchers[stage](pairwise_iou(truth.gt_boxes, found.proposal_boxes))
+                found.gt_masks = truth.gt_masks[matched]
+        return super()._match_and_label_boxes(proposals, stage, targets)
+
+    def _run_stage(self, features, proposals, stage):
+        pooled = self.box_pooler(features, [p.proposal_boxes for p in proposals])
+        return self.box_predictor[stage](self.box_head[stage](pooled))
+
+    def _losses(self, features, stage: int, outputs, proposals) -> dict[str, Tensor]:
+        with get_event_storage().name_scope(f"stage{stage}"):
+            losses = self.box_predictor[stage].losses(outputs, proposals)
+        if self.mask_on:
+            objects, _ = select_foreground_proposals(proposals, self.num_classes)
+            pooled = self.mask_pooler([features[name] for name in self.mask_in_features], [each.proposal_boxes for each in objects])
+            losses.update(self.mask_head[stage](pooled, objects))
+        return {f"{key}_stage{stage}": STAGE_WEIGHTS[stage] * value for key, value in losses.items()}
+
+    def _forward_mask(self, features, instances):
+        return {} if self.training else super()._forward_mask(features, instances)  # a stage's losses are together
+
     def _forward_box(self, features, proposals, targets=None):
-        if self.training:
-            return super()._forward_box(features, proposals, targets)
-        features = [features[name] for name in self.box_in_features]
+        levels = [features[name] for name in self.box_in_features]
         image_sizes = [p.image_size for p in proposals]
         logits: Any = 0.0
         boxes: list[Tensor] = []
-        for stage in range(self.num_cascade_stages):
+        losses: dict[str, Tensor] = {}
+        for stage, predictor in enumerate(self.box_predictor):
             if stage > 0:
                 proposals = self._create_proposals_from_boxes(boxes, image_sizes)
-            scores, deltas = self._run_stage(features, proposals, stage)
-            logits = logits + scores / self.num_cascade_stages
-            predictor = self.box_predictor[stage]
+                if self.training:
+                    proposals = self._match_and_label_boxes(proposals, stage, targets)
+            scores, deltas = self._run_stage(levels, proposals, stage)
+            if self.training:
+                losses.update(self._losses(features, stage, (scores, deltas), proposals))
+            else:
+                logits = logits + scores / self.num_cascade_stages
             boxes = predictor.predict_boxes((scores, deltas), proposals)
+        if self.training:
+            return losses
         probabilities = F.softmax(logits, dim=-1).split([p.proposal_boxes.tensor.shape[0] for p in proposals])  # not len: for traces
         return fast_rcnn_inference(
             boxes, probabilities, image_sizes, predictor.test_score_thresh, predictor.test_nms_thresh, predictor.test_topk_per_image
