@@ -280,11 +280,16 @@ def test_progress(monkeypatch):
 def test_trackers(monkeypatch, tmp_path):
     """Each figure once, at its iteration; what is no number is left out."""
     seen = {"wandb": [], "mlflow": [], "parameters": {}}
-    run = types.SimpleNamespace(log=lambda figures, step: seen["wandb"].append((step, figures)), finish=lambda: seen["wandb"].append("end"))
-    wandb = types.SimpleNamespace(init=lambda project, dir, config, resume: seen.update(config=config, project=project) or run)
+    run = types.SimpleNamespace(
+        log=lambda figures, step: seen["wandb"].append((step, figures)), finish=lambda: seen["wandb"].append("end"), id="w7"
+    )
+    asked = {"wandb": [], "mlflow": []}
+    wandb = types.SimpleNamespace(
+        init=lambda project, dir, config, id, resume: asked["wandb"].append(id) or seen.update(config=config, project=project) or run
+    )
     mlflow = types.SimpleNamespace(
         set_experiment=lambda name: seen.update(experiment=name),
-        start_run=lambda: None,
+        start_run=lambda run_id: asked["mlflow"].append(run_id) or types.SimpleNamespace(info=types.SimpleNamespace(run_id="m8")),
         end_run=lambda: seen["mlflow"].append("end"),
         log_params=lambda parameters: seen["parameters"].update(parameters) or 0 < len(parameters) <= 100 or pytest.fail("too many"),
         log_metrics=lambda figures, step: seen["mlflow"].append((step, figures)),
@@ -294,7 +299,9 @@ def test_trackers(monkeypatch, tmp_path):
     cfg = config("TRACKING.WANDB", "cups", "TRACKING.MLFLOW", "plates", "OUTPUT_DIR", tmp_path)
     assert not list(tracking.tracker_findings(cfg))
     job = types.SimpleNamespace(wandb="cups", mlflow="plates", output_dir=str(tmp_path), config=YamlFront(cfg).plain(), name=str)
-    writers = tracking.trackers(job)
+    begun = {}
+    writers = tracking.trackers(job, begun)
+    tracking.Writers(writers, period=20).before_train()
     assert (seen["project"], seen["experiment"]) == ("cups", "plates")
     assert seen["config"]["SOLVER"]["IMS_PER_BATCH"] == 4 and seen["parameters"]["SOLVER.IMS_PER_BATCH"] == "4"
     with EventStorage(0) as storage:
@@ -310,6 +317,14 @@ def test_trackers(monkeypatch, tmp_path):
             writer.close()
     assert seen["wandb"] == [(0, {"total_loss": 2.0}), (1, {"bbox/AP": 30.0, "box_proposals/AR@100": 40.0}), "end"]
     assert seen["mlflow"][1] == (1, {"bbox/AP": 30.0, "box_proposals/AR_at_100": 40.0})
+    # a training that goes on is the same run, whose parameters stay
+    assert begun == {"wandb": "w7", "mlflow": "m8"}
+    seen["parameters"].clear()
+    tracking.Writers(tracking.trackers(job, begun), period=20).before_train()
+    assert asked == {"wandb": [None, "w7"], "mlflow": [None, "m8"]} and not seen["parameters"]
+    monkeypatch.setenv("WANDB_RUN_ID", "mine")
+    tracking.trackers(job, begun)[0].begin()
+    assert asked["wandb"][-1] == "mine"
     monkeypatch.setitem(sys.modules, "wandb", None)
     (problem,) = tracking.tracker_findings(cfg, {"TRACKING.WANDB": "train.tracking.wandb"}.get)
     assert (problem.code, problem.key, problem.suggestion) == ("missing-package", "train.tracking.wandb", "wandb")

@@ -41,12 +41,13 @@ _FREE_IN_PYTHON = ("dataloader.test.", "dataloader.evaluator.", "train.checkpoin
 
 
 class Run:
-    """The seed of a run and its place in the data; every checkpoint holds them, beside the config and the names of classes."""
+    """The seed of a run, its place in the data and its ids at trackers; checkpoints hold them, beside the config and the names of classes."""
 
     def __init__(self, job: Job):
         self.job = job
         self.seed = job.seed if job.seed >= 0 else comm.shared_random_seed()
         self.loaded: dict[str, Any] | None = None
+        self.tracked: dict[str, str] = {}  # ids of the runs at trackers
         self.start = (0, 0)  # an iteration, and how many batches had been taken before it
 
     def state_dict(self) -> dict[str, Any]:
@@ -58,6 +59,7 @@ class Run:
             "start": list(self.start),
             "classes": self.names().get("classes", []),
             "stuff": self.names().get("stuff", []),
+            "tracked": dict(self.tracked),
             "config": yaml.safe_dump(self.job.config),
         }
 
@@ -76,6 +78,7 @@ class Run:
         batch = iteration * self.job.accumulate
         if self.loaded is not None:
             self.seed = self.loaded["seed"]
+            self.tracked.update(self.loaded.get("tracked", {}))
             self._compare(self.loaded)
             was = self.loaded["processes"], self.loaded["batch"], self.loaded["accumulate"]
             now = comm.get_world_size(), self.job.batch, self.job.accumulate

@@ -2,9 +2,11 @@
 
 import importlib
 import math
+import os
 from typing import Any, Callable, Iterator
 
 from detectron2.config import CfgNode
+from detectron2.engine.hooks import PeriodicWriter
 from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..config import flat, get
@@ -13,10 +15,16 @@ from .job import Job
 
 
 class _Tracker(EventWriter):
-    """Passes on every figure once, and at each evaluation its pictures."""
+    """Passes on every figure once, and at each evaluation its pictures.
 
-    def __init__(self) -> None:
-        self._last = -1
+    ``begun``: the runs' ids by tracker, which a training's checkpoints hold, so that one that is resumed goes on in the same run.
+    """
+
+    def __init__(self, job: Job, begun: dict[str, str]):
+        self.job, self.begun, self._last = job, begun, -1
+
+    def begin(self) -> None:
+        raise NotImplementedError
 
     def write(self) -> None:
         storage = get_event_storage()
@@ -33,12 +41,13 @@ class _Tracker(EventWriter):
 
 
 class WandbWriter(_Tracker):
-    """A run in a project; its config is the run's own. With WANDB_RUN_ID in the environment, a resumed training goes on in the same run."""
+    """A run in a project; its config is the run's own. WANDB_RUN_ID in the environment says which run it is, before a checkpoint does."""
 
-    def __init__(self, job: Job):
-        super().__init__()
-        wandb = _module("wandb", job.name("TRACKING.WANDB"))
-        self.run = wandb.init(project=job.wandb, dir=job.output_dir, config=job.config, resume="allow")
+    def begin(self) -> None:
+        wandb = _module("wandb", self.job.name("TRACKING.WANDB"))
+        known = os.environ.get("WANDB_RUN_ID") or self.begun.get("wandb")
+        self.run = wandb.init(project=self.job.wandb, dir=self.job.output_dir, config=self.job.config, id=known, resume="allow")
+        self.begun["wandb"] = str(self.run.id)
 
     def log(self, figures: dict[str, float], iteration: int) -> None:
         self.run.log(figures, step=iteration)
@@ -50,12 +59,12 @@ class WandbWriter(_Tracker):
 class MLflowWriter(_Tracker):
     """A run in an experiment; its parameters are the config's keys."""
 
-    def __init__(self, job: Job):
-        super().__init__()
-        self.mlflow = _module("mlflow", job.name("TRACKING.MLFLOW"))
-        self.mlflow.set_experiment(job.mlflow)
-        self.mlflow.start_run()
-        parameters = {key: str(value)[:500] for key, value in flat(job.config).items()}
+    def begin(self) -> None:
+        self.mlflow = _module("mlflow", self.job.name("TRACKING.MLFLOW"))
+        self.mlflow.set_experiment(self.job.mlflow)
+        known = self.begun.get("mlflow")
+        self.begun["mlflow"] = str(self.mlflow.start_run(run_id=known).info.run_id)
+        parameters = {key: str(value)[:500] for key, value in flat(self.job.config).items()} if not known else {}  # they cannot change
         keys = sorted(parameters)
         for i in range(0, len(keys), 100):  # so many at once, as its server takes them
             self.mlflow.log_params({key: parameters[key] for key in keys[i : i + 100]})
@@ -67,9 +76,18 @@ class MLflowWriter(_Tracker):
         self.mlflow.end_run()
 
 
-def trackers(job: Job) -> list[EventWriter]:
+def trackers(job: Job, begun: dict[str, str]) -> list[_Tracker]:
     """The writers that a run asks for."""
-    return [writer(job) for writer, wanted in ((WandbWriter, job.wandb), (MLflowWriter, job.mlflow)) if wanted]
+    return [writer(job, begun) for writer, wanted in ((WandbWriter, job.wandb), (MLflowWriter, job.mlflow)) if wanted]
+
+
+class Writers(PeriodicWriter):
+    """detectron2's hook; trackers begin with the training, when it is known whether it goes on with another."""
+
+    def before_train(self) -> None:
+        for writer in self._writers:
+            if isinstance(writer, _Tracker):
+                writer.begin()
 
 
 def tracker_findings(cfg: CfgNode, name: Callable[[str], str] = str) -> Iterator[UserError]:
