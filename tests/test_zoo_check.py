@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 from stand_in import everywhere, serve
@@ -136,6 +137,14 @@ def test_last_seen(server, tmp_path):
     assert checking.last_seen(place)[0] == "dead" and checking.last_seen(release.place)[0] == "dead"  # what was found before is kept
     (tmp_path / "backbones" / "checked.json").write_text("{")
     assert checking.last_seen(place) is None
+
+
+def test_a_full_disk_takes_nothing_from_the_answers(server, tmp_path, caplog):
+    server.put(PYCLS, DATA)
+    (tmp_path / "backbones").mkdir()
+    os.symlink("/dev/full", tmp_path / "backbones" / "checked.json.partial")
+    assert rows("RegNetX-200MF")["pycls:RegNetX-200MF"]["state"] == "alive"
+    assert "the answers are not kept" in caplog.text and "No space left on device" in caplog.text
 
 
 def test_no_network(server, tmp_path, monkeypatch):

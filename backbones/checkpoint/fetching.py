@@ -1,5 +1,6 @@
 """Downloading weights: whole and of the right hash, or not at all."""
 
+import errno
 import http.client
 import logging
 import os
@@ -25,6 +26,8 @@ TRIES = 4
 PAUSE = 1.0  # seconds before the second try, doubled before each one after it
 _LARGE = 8 << 20  # bytes from which on a terminal shows progress
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"  # what detectron2:// stands for
+# what a disk answers that takes no file
+_DISK = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS)
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
@@ -136,15 +139,29 @@ def fetch(url: str, path_manager: Any, sha256: str = "") -> str:
     except Exception as error:  # each of iopath's handlers has its own
         mirror = os.getenv("BACKBONES_MIRROR") if place(url) else ""
         via = f" from {mirror}" if mirror else ""
-        raise UserError(f"checkpoint {url!r} cannot be downloaded{via}: {reason(error)[0]}", "download") from error
+        why = _of_disk(error, get_cache_dir(), "FVCORE_CACHE") or reason(error)[0]
+        raise UserError(f"checkpoint {url!r} cannot be downloaded{via}: {why}", "download") from error
+
+
+def _of_disk(error: Exception, folder: str, variable: str) -> str:
+    """What to say where the cache takes no file; "" of other errors."""
+    if not isinstance(error, OSError) or error.errno not in _DISK:
+        return ""
+    return f"nothing can be written to {folder!r} ({error.strerror}); the variable {variable} names another folder"
+
+
+def cached(*parts: str) -> str:
+    """The path of a file in detectron2's cache: what a read-only one holds is found, the rest goes where detectron2 puts it."""
+    there = os.path.join(os.path.expanduser(os.getenv("FVCORE_CACHE", "~/.torch/iopath_cache")), *parts)
+    return there if os.path.isfile(there) else os.path.join(get_cache_dir(), *parts)
 
 
 def place(url: str) -> str:
     """Where `fetch` keeps the file of an address, which need not be there yet; "" for addresses that are others' to fetch."""
     parsed = urlparse(url)
     if parsed.scheme == "detectron2":  # where detectron2 has it from this one
-        return os.path.join(get_cache_dir(), "detectron2", parsed.netloc, parsed.path.lstrip("/"))
-    return os.path.join(get_cache_dir(), parsed.netloc, parsed.path.lstrip("/")) if parsed.scheme in ("http", "https") else ""
+        return cached("detectron2", parsed.netloc, parsed.path.lstrip("/"))
+    return cached(parsed.netloc, parsed.path.lstrip("/")) if parsed.scheme in ("http", "https") else ""
 
 
 def _fetch(url: str, path: str, sha256: str) -> None:
@@ -154,7 +171,7 @@ def _fetch(url: str, path: str, sha256: str) -> None:
     def there() -> bool:
         return os.path.isfile(path) and (not sha256 or digest(path).startswith(sha256))
 
-    if there():  # without a lock: a file has its name only once it is whole, and the cache of a cluster may be read-only
+    if there():  # without a lock: a file has its name only once it is whole, and the cache may be read-only
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with file_lock(path):  # one process downloads, the others wait and find it
@@ -265,7 +282,8 @@ def fetch_hub(repo_id: str, filename: str = "model.safetensors", revision: str |
         return path
     except Exception as error:  # of the hub, and of its HTTP client, which is another one in each major version
         what = f"{repo_id}/{filename}" + (f"@{revision}" if revision else "")
-        raise UserError(f"checkpoint {what!r} of {constants.ENDPOINT} cannot be downloaded: {hub_reason(error)[0]}", "download") from error
+        why = _of_disk(error, constants.HF_HUB_CACHE, "HF_HOME") or hub_reason(error)[0]
+        raise UserError(f"checkpoint {what!r} of {constants.ENDPOINT} cannot be downloaded: {why}", "download") from error
 
 
 def ask_hub(repo_id: str, filename: str = "model.safetensors", revision: str | None = None, timeout: float = 0) -> tuple[str, Any]:

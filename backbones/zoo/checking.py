@@ -3,6 +3,7 @@
 import dataclasses
 import datetime
 import json
+import logging
 import os
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, Iterable
@@ -112,9 +113,12 @@ def _kept() -> dict[str, Any]:
 
 def _keep(answers: dict[str, Answer]) -> None:
     today = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    with file_lock(_file()):  # two checks at once: neither's answers are lost
-        rows = {place: {**dataclasses.asdict(answer), "date": today} for place, answer in answers.items()}
-        write_whole(_file(), json.dumps({**_kept(), **rows}, indent=1) + "\n")
+    rows = {place: {**dataclasses.asdict(answer), "date": today} for place, answer in answers.items()}
+    try:
+        with file_lock(_file()):  # two checks at once: neither's answers are lost
+            write_whole(_file(), json.dumps({**_kept(), **rows}, indent=1) + "\n")
+    except (OSError, UserError) as error:  # a full disk takes nothing from what was asked
+        logging.getLogger(__name__).warning(f"the answers are not kept for `zoo list` and `show`: {error}")
 
 
 def last_seen(address: str) -> tuple[str, str] | None:

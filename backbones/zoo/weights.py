@@ -18,10 +18,11 @@ import re
 from typing import Any, Collection, Mapping
 
 from detectron2.utils.file_io import PathManager
-from iopath.common.file_io import PathHandler, file_lock, get_cache_dir
+from iopath.common.file_io import PathHandler, file_lock
 
 from .. import registry
 from ..checkpoint import fetch, fetch_hub, read_checkpoint
+from ..checkpoint.fetching import cached
 from ..documents import read_json
 from ..errors import UserError, unknown
 
@@ -293,7 +294,7 @@ def _log(release: Release) -> None:
 def _kept(release: Release) -> str:
     """Where the converted file lies, once it is there."""
     file = re.sub(r"[^\w.-]", "_", f"{release.name}-{release.id}") + ".pth"
-    return os.path.join(get_cache_dir(), "backbones", release.source, file)
+    return cached("backbones", release.source, file)
 
 
 def _converted(release: Release) -> str:
