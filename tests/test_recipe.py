@@ -11,7 +11,7 @@ from conftest import few_digits
 from backbones import UserError, zoo
 from backbones.config import add_data_arguments, check_config, get
 from backbones.engine import open_config, step
-from backbones.recipe import rules
+from backbones.recipe import measuring, rules
 from backbones.recipe.design import Design, candidates
 from backbones.recipe.facts import Facts
 from backbones.recipe.writing import text
@@ -68,6 +68,44 @@ def test_size_follows_from_small_objects():
     assert size == 160 and "cells" in reason
 
 
+def test_size_gives_way_to_time():
+    """Whole images where there is time; then parts of them, so that objects keep their size; then smaller images; at last the fastest."""
+    small = facts(side=640.0, sizes=(10, 20))
+    wanted, _ = rules.image_size(small, 4)
+
+    def seconds(view):  # a thousand images in training, of so many megapixels, and a hundred in an evaluation
+        return 1e-6 * view.size**2 * (1000 * view.part**2 + 100)
+
+    whole, parts, smaller = (rules.within(small, wanted, seconds, limit) for limit in (2000, 500, 100))
+    assert 1120 <= wanted <= 1280 and whole == (wanted, 1.0)
+    assert parts.size == wanted and parts.part < 0.7 and seconds(parts) <= 500
+    assert smaller.size < wanted and smaller.part < 1 and seconds(smaller) <= 100 < seconds(smaller._replace(size=smaller.size + 32))
+    assert rules.within(small, wanted, seconds, 0.1) == min(rules.views(small, wanted), key=seconds)
+    assert all(view.part == 1 for view in rules.views(facts(side=640.0, sizes=(200, 400)), 640))  # large objects are not cut up
+    choices = chosen(rules.sizes(small, rules.View(640, 0.25)))
+    assert choices["INPUT.CROP.SIZE"] == [0.25, 0.25] and max(choices["INPUT.MIN_SIZE_TRAIN"]) == 160 < choices["INPUT.MAX_SIZE_TEST"]
+    assert "INPUT.CROP.ENABLED" not in chosen(rules.sizes(small, rules.View(640)))
+
+
+def test_measuring_is_bounded(monkeypatch, tmp_path):
+    """Steps that would take too long are not measured: what small ones tell is taken, and the image size follows from it."""
+    data = few_digits(tmp_path, {"train": 8, "val": 4})
+    said, sizes = [], []
+
+    def steps(front, more, count=4):
+        sizes.append(more["INPUT.MIN_SIZE_TRAIN"][0])
+        return [0.2 * (more["INPUT.MIN_SIZE_TRAIN"][0] / 100) ** 2] * 3, [1.0] * 4
+
+    monkeypatch.setattr(measuring, "steps", steps)
+    monkeypatch.setattr(measuring, "latency", lambda cfg, ratio: 0.5)
+    design = Design(asked(data, tmp_path, task="boxes", from_scratch=True, iterations=None, minutes=1), say=said.append)
+    design.run()
+    assert sizes == [128, 256] and any("too long to measure" in line for line in said)
+    seconds = 8 * design.pace.of(0.81 * 160**2)
+    assert design.cfg.SOLVER.MAX_ITER == pytest.approx((60 - 4 * 4 * 0.5) / seconds, abs=1)
+    assert measuring.length(10, 0.5, 60) == (1080, 1) and measuring.length(10, 0.5, 1) == (1180, 10) and measuring.length(10, 0.5, 0)[1] == 10
+
+
 def test_cocos_numbers_lead_to_cocos_recipe():
     """117,000 images of 480 by 640 with COCO's spread of sizes: 800 pixels, some 270,000 iterations of 16 images, its anchors and rate."""
     coco = facts(images=20_000, objects=7, sizes=(10, 420))
@@ -89,6 +127,9 @@ def test_anchors_are_fitted_where_they_miss():
     boxes, strides = tiny.boxes, (4, 8, 16, 32, 64)
     before, after = (rules.met(boxes, sizes, [0.5, 1.0, 2.0], strides) for sizes in (cfg.MODEL.ANCHOR_GENERATOR.SIZES, fitted.value))
     assert after > before + 0.2 and f"{before:.1%}" in fitted.reason and f"{after:.1%}" in fitted.reason
+    tall = facts(sizes=(9, 18))
+    choices = chosen(rules.anchors(tall, cfg, 480))["MODEL.ANCHOR_GENERATOR.SIZES"]
+    assert rules.met(tall.boxes, choices, [0.5, 1.0, 2.0], strides) > 0.9  # small boxes all lie on the finest levels
     wide = facts(sizes=(40, 400))
     wide = facts(boxes=wide.boxes * [4, 0.5])
     ratios = chosen(rules.anchors(wide, cfg, 480))["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"]
