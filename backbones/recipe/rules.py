@@ -15,6 +15,7 @@ from .facts import Facts
 # of COCO 2017 train, by which the rules are set: images, and passes over them of detectron2's 3x schedule
 COCO_IMAGES, COCO_PASSES = 118_287, 36.5
 REFERENCE_BATCH, REFERENCE_RATE = 16, 0.02
+SHORT_RATE = 0.1  # for as many images, where norms keep features in their range
 # a side of the smallest tenth of COCO's objects is some 5 cells of the finest features at 800 pixels
 CELLS = 5
 MET = 0.95  # the part of the boxes that anchors should meet with IoU 0.5
@@ -279,13 +280,11 @@ def schedule(facts: Facts, batch: int, limit: int | None, limited: str, evaluati
 
 
 def rate(batch: int, pretrained: bool, small: bool) -> Iterator[Choice]:
-    if pretrained:
-        value = REFERENCE_RATE * batch / REFERENCE_BATCH
-        yield Choice("SOLVER.BASE_LR", round(value, 5), f"detectron2's {REFERENCE_RATE} for {REFERENCE_BATCH} images, in proportion to {batch}")
-    else:
-        yield Choice(
-            "SOLVER.BASE_LR", round(0.1 * batch / 16, 5), "from scratch with batch norms everywhere: 0.1 for 16 images, as the quickstart's"
-        )
+    """``small``: a CPU trains, which has norms in the FPN and clips gradients; both allow a higher rate."""
+    reference = REFERENCE_RATE if pretrained and not small else SHORT_RATE
+    why = "detectron2's" if reference == REFERENCE_RATE else "with batch norms in the FPN, as the quickstart's"
+    said = f"{why} {reference} for {REFERENCE_BATCH} images, in proportion to {batch}"
+    yield Choice("SOLVER.BASE_LR", round(reference * batch / REFERENCE_BATCH, 5), said)
     if small:
         yield Choice("SOLVER.CLIP_GRADIENTS.ENABLED", True, "so that no batch throws a short training out of its way")
         yield Choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "the norm of all gradients together")
