@@ -114,7 +114,8 @@ def _worked_out(way: str, name: str, folder: str, data: list[str], minutes: floa
         own = {"SOLVER.IMS_PER_BATCH": 2, "SOLVER.BASE_LR": 0.0025, "MODEL.MASK_ON": kind == "masks", "MODEL.KEYPOINT_ON": kind == "keypoints"}
         found = Way(way, "COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml", words(own), NETWORK, data)
     else:
-        found = Way(way, f"digits/{_KIND[kind]}_rcnn_digits.yaml", [], "", data)
+        sigmas = {"TEST.KEYPOINT_OKS_SIGMAS": [0.25] * len(digits.KEYPOINTS)} if kind == "keypoints" else {}  # as all own data are evaluated
+        found = Way(way, f"digits/{_KIND[kind]}_rcnn_digits.yaml", words(sigmas), "", data)
     count = iterations_of(found.config, found.opts, found.backbone, data, minutes, SETS[name]["val"])
     steps = {"SOLVER.MAX_ITER": count, "SOLVER.STEPS": (count * 7 // 9, count * 8 // 9), "SOLVER.WARMUP_ITERS": min(1000, count // 5)}
     return found._replace(opts=[*found.opts, *words(steps)])
