@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -14,10 +15,10 @@ from backbones import UserError, zoo
 from backbones.benchmark import tables
 from backbones.config import add_data_arguments, check_config, get
 from backbones.engine import open_config, step
-from backbones.recipe import measuring, rules
+from backbones.recipe import design, measuring, rules
 from backbones.recipe.design import Design, candidates
 from backbones.recipe.facts import Facts
-from backbones.recipe.writing import text
+from backbones.recipe.writing import beside_3x, text
 from backbones.tools import recipe, recipes, train
 
 
@@ -101,23 +102,51 @@ def test_measuring_is_bounded(monkeypatch, tmp_path):
 
     monkeypatch.setattr(measuring, "steps", steps)
     monkeypatch.setattr(measuring, "latency", lambda cfg, ratio: 0.5)
-    design = Design(asked(data, tmp_path, task="boxes", from_scratch=True, iterations=None, minutes=1), say=said.append)
-    design.run()
+    work = Design(asked(data, tmp_path, task="boxes", from_scratch=True, iterations=None, minutes=1), say=said.append)
+    work.run()
     assert sizes == [128, 256] and any("too long to measure" in line for line in said)
-    seconds = 8 * design.pace.of(0.81 * 160**2)
-    assert design.cfg.SOLVER.MAX_ITER == pytest.approx((60 - 4 * 4 * 0.5) / seconds, abs=1)
+    seconds = 8 * work.pace.of(0.81 * 160**2)
+    assert work.cfg.SOLVER.MAX_ITER == pytest.approx((60 - 4 * 4 * 0.5) / seconds, abs=1)
     assert measuring.length(10, 0.5, 60) == (1080, 1) and measuring.length(10, 0.5, 1) == (1180, 10) and measuring.length(10, 0.5, 0)[1] == 10
 
 
-def test_cocos_numbers_lead_to_cocos_recipe():
-    """117,000 images of 480 by 640 with COCO's spread of sizes: 800 pixels, some 270,000 iterations of 16 images, its anchors and rate."""
-    coco = facts(images=20_000, objects=7, sizes=(10, 420))
-    whole = facts(images=rules.COCO_IMAGES, objects=0, short=coco.short, long=coco.long, boxes=coco.boxes, shorter=coco.shorter)
-    assert 640 <= rules.image_size(whole, 4)[0] <= 960
-    schedule = chosen(rules.schedule(whole, 16, None, ""))
-    assert schedule["SOLVER.MAX_ITER"] == pytest.approx(270_000, rel=0.01)
-    assert chosen(rules.rate(16, True, False)) == {"SOLVER.BASE_LR": 0.02}
+def test_cocos_numbers_lead_to_cocos_recipe(tmp_path, monkeypatch):
+    """COCO 2017 train: 118,287 images, 7.3 objects each, 41 % of them with masks below 32x32 pixels and 24 % above 96x96, as its page says."""
+    middle, spread = 3.99, 1.18  # of the logarithm of a box's side: both shares, with masks that fill 60 % of their boxes
+    levels = (np.arange(20_000) + 0.5) / 20_000
+    sides = np.exp(middle + spread * np.array([NormalDist().inv_cdf(level) for level in levels])).clip(1, 480)
+    filled = (0.6 * sides**2) ** 0.5
+    assert (filled < 32).mean() == pytest.approx(0.41, abs=0.02) and (filled > 96).mean() == pytest.approx(0.24, abs=0.02)
+    coco = facts(
+        images=rules.COCO_IMAGES,
+        objects=0,
+        boxes=np.stack([sides, sides], 1),
+        shorter=np.full(len(sides), 480.0),
+        per_image=np.array([1, 3, 5, 7, 9, 14, 12] * 100),
+        counts={f"class {i}": 10_000 for i in range(80)},
+        shares={f"class {i}": 0.05 for i in range(80)},
+        tested=5000,
+    )
+    monkeypatch.setattr(design, "facts_of", lambda training, testing: coco)
+    args = asked(few_digits(tmp_path, {"train": 4, "val": 4}), tmp_path, gpus=8, device="cuda", iterations=10**6, task="boxes")
+    work = Design(args, say=lambda line: None)
+    work.run()
+    cfg = work.cfg
+    assert cfg.SOLVER.MAX_ITER == pytest.approx(270_000, rel=0.01) and cfg.SOLVER.IMS_PER_BATCH == 16 and cfg.SOLVER.BASE_LR == 0.02
+    assert cfg.INPUT.MIN_SIZE_TEST == pytest.approx(800, rel=0.05) and cfg.INPUT.MAX_SIZE_TEST == pytest.approx(1333, rel=0.05)
+    assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[32], [64], [128], [256], [512]] and cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == 512
+    same, others = beside_3x(cfg)
+    assert "SOLVER.MAX_ITER" in same and "INPUT.MIN_SIZE_TEST" in same and "SOLVER.LR_SCHEDULER_NAME WarmupCosineLR" in others
+    assert all(work.choices[key].reason for key in ("SOLVER.LR_SCHEDULER_NAME", "MODEL.BACKBONE.FREEZE_AT", "MODEL_EMA.ENABLED"))
     assert rules.passes(rules.COCO_IMAGES) == pytest.approx(36.5) and rules.passes(60) == 300
+
+
+def test_gpus_of_another_machine(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for flags, words in ((["--minutes", "60"], "--minutes"), (["--iterations", "9", "--latency", "30ms"], "--latency")):
+        monkeypatch.setattr(sys, "argv", ["recipe", "--train", "t.json", "--gpus", "8", "--output", "my.yaml", *flags])
+        with pytest.raises(UserError, match=f"{words} with --gpus 8: this machine has no GPU"):
+            recipe.main()
 
 
 def test_anchors_are_fitted_where_they_miss():
@@ -180,14 +209,14 @@ def asked(data, tmp_path, **more):
 def test_the_file_needs_no_other(task, tmp_path):
     """Every line says why; the config that it gives is the one that was worked out, and can be trained."""
     data = few_digits(tmp_path, {"train": 8, "val": 4})
-    design = Design(asked(data, tmp_path, task=task, from_scratch=True), say=lambda line: None)
-    design.run()
-    written = text(design.cfg, design.choices, "head\n  command")
+    work = Design(asked(data, tmp_path, task=task, from_scratch=True), say=lambda line: None)
+    work.run()
+    written = text(work.cfg, work.choices, "head\n  command")
     (tmp_path / "my.yaml").write_text(written)
     assert all("  # " in line for line in written.splitlines() if not line.startswith("#") and not line.endswith(":"))
     front = open_config(str(tmp_path / "my.yaml"))
-    for key in (*design.choices, "MODEL.ROI_HEADS.NUM_CLASSES", "DATASETS.CLASSES"):
-        assert get(front.cfg, key) == get(design.cfg, key), key
+    for key in (*work.choices, "MODEL.ROI_HEADS.NUM_CLASSES", "DATASETS.CLASSES"):
+        assert get(front.cfg, key) == get(work.cfg, key), key
     assert front.cfg.MODEL.MASK_ON == (task == "masks") and front.cfg.MODEL.KEYPOINT_ON == (task == "keypoints")
     check_config(front.cfg, training=True)
 
