@@ -14,6 +14,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .. import zoo
 from ..config import apply_data_arguments, put
+from ..doctor import memory
+from ..doctor.examination import Examination, quiet
 from ..engine import YamlFront
 from ..errors import UserError
 from ..meta import conv_counts, on_meta
@@ -205,8 +207,8 @@ class Design:
         with self._measuring():
             return measuring.latency(self.cfg, self._ratio())
 
-    def _ratio(self) -> float:
-        return min(float(np.median(self.facts.long / self.facts.short)), 2.0)
+    def _ratio(self, level: float = 0.5) -> float:
+        return min(float(np.quantile(self.facts.long / self.facts.short, level)), 2.0)
 
     @contextlib.contextmanager
     def _measuring(self) -> Iterator[None]:
@@ -267,6 +269,7 @@ class Design:
         batch = self._batch()
         reason = "a CPU takes more, smaller steps in the same time" if self.small else "detectron2's"
         self.take([Choice("SOLVER.IMS_PER_BATCH", batch, reason)])
+        self._memory()
         self.take(rules.rate(batch, self.pretrained, self.small))
         limit, evaluations, limited = args.iterations, 10, f"--iterations {args.iterations}"
         if limit is None:
@@ -280,6 +283,20 @@ class Design:
         self.take([Choice("DATALOADER.NUM_WORKERS", workers, "the cores train" if self.small else "detectron2's")])
         if facts.tested:
             self.take([Choice("TEST.BEST_METRIC", "auto", "model_best.pth is kept by the AP that leads")])
+
+    def _memory(self) -> None:
+        """The batch in as many parts as the memory asks for. Raises UserError where there is no room for one image."""
+        args, batch = self.args, max(self._batch() // max(self.args.gpus, 1), 1)
+        if args.device.startswith("cuda") and not torch.cuda.is_available():  # the recipe is for another machine
+            return
+        with self._measuring(), quiet():
+            examination = Examination(self._front(self.cfg))
+            peak = memory.peak(examination, args.device)
+            step = examination.divisibility()
+        short = max(self.cfg.INPUT.MIN_SIZE_TRAIN)
+        sides = (short, min(short * self._ratio(0.95), self.cfg.INPUT.MAX_SIZE_TRAIN))
+        pixels = math.prod(math.ceil(side / step) * step for side in sides)
+        self.take(rules.parts(batch, lambda images: peak.of(images, pixels), memory.room(args.device)))
 
     def _fastest(self) -> float:
         """Seconds a step, the faster of two ways; the fast one only where its losses follow the plain one's."""

@@ -10,6 +10,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import numpy as np
 from detectron2.config import CfgNode
 
+from ..errors import UserError
 from .facts import Facts
 
 # of COCO 2017 train, by which the rules are set: images, and passes over them of detectron2's 3x schedule
@@ -20,6 +21,7 @@ SHORT_RATE = 0.1  # for as many images, where norms keep features in their range
 CELLS = 5
 MET = 0.83  # the part of the boxes that anchors should meet with IoU 0.5: COCO's own meet some 84 % of boxes as large as COCO's
 FEW_IMAGES = 1000
+ROOM = 0.8  # of the free memory a step may take
 
 
 class Choice(NamedTuple):
@@ -277,6 +279,25 @@ def schedule(facts: Facts, batch: int, limit: int | None, limited: str, evaluati
     yield Choice("MODEL_EMA.ENABLED", True, "an average of the weights is smoother than the last ones")
     decay = round(1 - min(max(20 / count, 1e-4), 0.5), 5)
     yield Choice("MODEL_EMA.DECAY", decay, f"over some {round(1 / (1 - decay))} iterations: a twentieth of the training, at most 10,000")
+
+
+def parts(batch: int, peak: Callable[[int], float], room: float) -> Iterator[Choice]:
+    """``peak``: bytes that a step of so many images takes in one process; ``room``: bytes that there are, 0 where nobody knows.
+
+    Raises UserError where there is no room for one image.
+    """
+    fits = [count for count in range(1, batch + 1) if batch % count == 0 and peak(count) <= ROOM * room]
+    need, there = (f"{value / 2**30:.2f} GiB" for value in (peak(batch), room))
+    if not room or batch in fits:
+        there = there if room else "the system does not say of how much"
+        yield Choice("SOLVER.ACCUMULATE", 1, f"{batch} images at once take some {need} of memory, measured in small; there are {there}")
+        return
+    if not fits:
+        said = f"an image takes some {peak(1) / 2**30:.2f} GiB of memory in training, and there are {there}"
+        raise UserError(f"{said}: use smaller images, or a machine with more", "resources", "INPUT.MIN_SIZE_TRAIN")
+    count = batch // fits[-1]
+    said = f"{batch} images at once would take some {need} of memory, of which there are {there}; {fits[-1]} take {peak(fits[-1]) / 2**30:.2f}"
+    yield Choice("SOLVER.ACCUMULATE", count, said)
 
 
 def rate(batch: int, pretrained: bool, small: bool) -> Iterator[Choice]:
