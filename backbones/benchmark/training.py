@@ -1,6 +1,8 @@
 """A training step of backbones: what it takes and what it keeps, beside the plain implementation; on a GPU of whole detectors too."""
 
 import copy
+import itertools
+import os
 from typing import Any, Callable, Iterator
 
 import torch
@@ -35,6 +37,23 @@ def kept_bytes(network: nn.Module, images: Any) -> int:
     count = sum(kept.values())
     del features
     return count
+
+
+def peak_bytes(run: Callable[[], object], device: str = "cpu") -> int:
+    """Bytes that torch has for ``run`` at its peak, beside those that it had before."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        run()
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes to the terminal past Python
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    events: Any = (event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]")
+    changes = sorted((event.start_ns() if hasattr(event, "start_ns") else event.start_us(), event.nbytes()) for event in events)
+    return max(itertools.accumulate(count for _, count in changes), default=0)
 
 
 def _step(network: nn.Module, images: torch.Tensor) -> Callable[[], None]:

@@ -1,13 +1,15 @@
 """The memory that a step of training needs, from the model's own numbers and two small steps."""
 
+import functools
 import math
-from typing import Any, Iterator
+from typing import Any, Iterator, NamedTuple
 
 import torch
 from detectron2.structures import Instances
 from detectron2.utils.events import EventStorage
+from torch import nn
 
-from ..benchmark.training import kept_bytes
+from ..benchmark.training import kept_bytes, peak_bytes
 from ..errors import Finding, UserError
 from ..lean import keep_activations
 from .environment import memory_of_machine
@@ -56,24 +58,74 @@ def memory(examination: Examination) -> Iterator[Finding]:
 
 def activations(examination: Examination) -> tuple[float, float]:
     """Bytes that a step of one image keeps: (those of any image, those of each pixel), from two small sizes."""
-    if not examination.front.knows("INPUT.MIN_SIZE_TRAIN"):
-        raise UserError("images are resized by something else than ResizeShortestEdge")
-    record, step = max(examination.some_records(50), key=lambda r: len(r.get("annotations", ()))), examination.divisibility()
-    model: Any = examination.build().train()
-    keep_activations(model, examination.cfg.MODEL.ACTIVATIONS)
+    model: Any = _trained(examination)
     points = []
-    for size in (7 * 32, 11 * 32):
-        size = math.ceil(size / step) * step
-        sides = ("INPUT.MIN_SIZE_TRAIN", (size, size), "INPUT.MAX_SIZE_TRAIN", 2 * size, "INPUT.CLASSIFICATION.SIZE", size)
-        example = examination.front.clone(*sides, "INPUT.CROP.ENABLED", False).mapper(training=True)(record)
-        if "instances" in example and hasattr(model, "roi_heads") and len(example["instances"]):
-            # as many objects as heads for masks and keypoints will find once they are trained
-            heads, objects = model.roi_heads, example["instances"]
-            wanted = math.ceil(heads.batch_size_per_image * heads.positive_fraction)
-            example["instances"] = Instances.cat([objects] * math.ceil(wanted / len(objects)))
-        area = math.prod(math.ceil(side / step) * step for side in example["image"].shape[1:])
+    for size in _SIZES:
+        example, area = _example(examination, model, size)
         with EventStorage():
             points.append((area, kept_bytes(model, [example])))
     (small, few), (large, many) = points
     slope = max((many - few) / (large - small), 0.0)
     return max(few - slope * small, 0.0), slope
+
+
+_SIZES = (7 * 32, 11 * 32)
+
+
+def room(device: str) -> int:
+    """Bytes that are free on a device, 0 where the system does not say."""
+    return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else memory_of_machine()[1]
+
+
+class Peak(NamedTuple):
+    """Bytes of a step of training: those that do not depend on its images, those of each image, and those of each of its pixels."""
+
+    fixed: float
+    image: float
+    pixel: float
+
+    def of(self, images: int, pixels: float) -> float:
+        return self.fixed + images * (self.image + self.pixel * pixels)
+
+
+def peak(examination: Examination, device: str = "cpu", sizes: tuple[int, int] = _SIZES) -> Peak:
+    """From small steps: of two images at two sizes, and of four. Weights, buffers and the optimizer's momentum are counted."""
+    model: Any = _trained(examination).to(device)
+    (small, area), (large, larger) = (_example(examination, model, size) for size in sizes)
+    found = []
+    for batch in ([small] * 2, [small] * 2, [small] * 4, [large] * 2):  # the first makes what stays; less than two may be less than gradients
+        model.zero_grad()
+        found.append(peak_bytes(functools.partial(step_backward, model, batch), device))
+    _, two, four, other = found
+    pixel = max((other - two) / 2 / (larger - area), 0.0)
+    own = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    momentum = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    return Peak(own + momentum + max(2 * two - four, 0.0), max((four - two) / 2 - pixel * area, 0.0), pixel)
+
+
+def step_backward(model: nn.Module, batch: list[dict[str, Any]]) -> None:
+    with EventStorage():
+        sum(model(batch).values()).backward()
+
+
+def _trained(examination: Examination) -> nn.Module:
+    """The model as training has it. Raises UserError where images are not resized by their shorter side."""
+    if not examination.front.knows("INPUT.MIN_SIZE_TRAIN"):
+        raise UserError("images are resized by something else than ResizeShortestEdge")
+    model = examination.build().train()
+    keep_activations(model, examination.cfg.MODEL.ACTIVATIONS)
+    return model
+
+
+def _example(examination: Examination, model: Any, size: int) -> tuple[dict[str, Any], int]:
+    """(what the model takes, its pixels with padding) of an image with many objects."""
+    record, step = max(examination.some_records(50), key=lambda r: len(r.get("annotations", ()))), examination.divisibility()
+    size = math.ceil(size / step) * step
+    sides = ("INPUT.MIN_SIZE_TRAIN", (size, size), "INPUT.MAX_SIZE_TRAIN", 2 * size, "INPUT.CLASSIFICATION.SIZE", size)
+    example = examination.front.clone(*sides, "INPUT.CROP.ENABLED", False).mapper(training=True)(record)
+    if "instances" in example and hasattr(model, "roi_heads") and len(example["instances"]):
+        # as many objects as heads for masks and keypoints will find once they are trained
+        heads, objects = model.roi_heads, example["instances"]
+        wanted = math.ceil(heads.batch_size_per_image * heads.positive_fraction)
+        example["instances"] = Instances.cat([objects] * math.ceil(wanted / len(objects)))
+    return example, math.prod(math.ceil(side / step) * step for side in example["image"].shape[1:])

@@ -1,22 +1,22 @@
 """From data, machine and time to a config: facts, rules, and what has to be measured, in the order in which one needs the other."""
 
-import argparse
 import contextlib
 import copy
 import dataclasses
 import math
-import tempfile
+import statistics
 from typing import Any, Callable, Iterable, Iterator
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .. import zoo
-from ..config import add_data_arguments, apply_data_arguments, put
-from ..doctor.dry_run import in_small, train_some
+from ..config import apply_data_arguments, put
+from ..doctor import memory
 from ..doctor.examination import Examination, quiet
-from ..engine import Front, YamlFront, open_config
+from ..engine import YamlFront
 from ..errors import UserError
 from ..meta import conv_counts, on_meta
 from ..registry import create
@@ -24,7 +24,7 @@ from ..swap import network_of, use_backbone
 from ..timing import now
 from ..upstream import cpu_has_bfloat16
 from ..zoo import checking, weights
-from . import rules
+from . import measuring, rules
 from .facts import facts_of
 from .rules import Choice
 
@@ -40,7 +40,7 @@ _FAST = {
     "MODEL.MEMORY_FORMAT": ("channels_last", "the order that fast convolutions want"),
     "SOLVER.FUSED": (True, "the optimizer's step in one kernel"),
 }
-EVALUATION = 0.15  # of the time is for evaluations
+_INFERENCE = 0.7  # of the time that an image takes in a step, before it is measured
 
 
 class Design:
@@ -57,6 +57,7 @@ class Design:
         self.cfg = zoo.get_config(BASE)
         self.cfg.MODEL.WEIGHTS = ""
         self.small = args.device == "cpu"
+        self.allowed, self.measured = 60 * args.minutes * measuring.SHARE, 0.0  # seconds for measuring, and those that it took
 
     def take(self, choices: Iterable[Choice]) -> None:
         for choice in choices:
@@ -68,9 +69,8 @@ class Design:
         """Raises UserError for data that cannot be read, and where no network can be trained in the time."""
         self._data()
         self._task()
-        self._images()
         self._network()
-        self.take(rules.heads(self.facts, self.cfg, self.small))
+        self.take(rules.heads(self.facts, self.cfg, self.small, self.view.part))
         self.take(rules.anchors(self.facts, self.cfg, self.cfg.INPUT.MIN_SIZE_TEST))
         self.take(rules.sampling(self.facts))
         self._time()
@@ -123,24 +123,48 @@ class Design:
         front.register(True, [*self.cfg.DATASETS.TRAIN, *self.cfg.DATASETS.TEST], replaced=True)  # what keypoints and masks need
         self.take(rules.flips(self.facts, _unflippable(self.cfg)))
 
-    # the network
+    # images and the network
 
     def _network(self) -> None:
         ranked = dict(candidates())
-        alive = [(name, ranked[name], address) for name, address in available(ranked, self.say).items()]
-        self.pretrained = bool(alive) and not self.args.from_scratch
-        if not self.pretrained:
-            reason = "as asked" if self.args.from_scratch else "no network's weights can be had here"
-            self._use(SCRATCH, "", f"from scratch, {reason}: the smallest published network needs the fewest images")
-            return
-        for name, ap, address in self._affordable(alive):
-            seconds = self._with(name, address)._latency() if self.args.latency else 0.0
-            if seconds <= self.args.latency:
-                figure = f"published with box AP {ap} on COCO" if ap else "ImageNet weights"
-                self._use(name, address, f"{figure}, the best whose weights can be had here")
+        alive = [] if self.args.from_scratch else [(name, ranked[name], address) for name, address in available(ranked, self.say).items()]
+        self.pretrained = bool(alive)
+        networks = alive or [(SCRATCH, None, "")]
+        cost = costs([name for name, _, _ in networks])
+        cheapest = min(networks, key=lambda row: cost[row[0]])
+        self._images(cheapest[0])
+        for name, ap, address in self._affordable(networks, cheapest, cost):
+            if self._is_quick(name, address):
+                self._use(name, address, self._why(ap))
                 return
-            self.say(f"{name}: {1000 * seconds:.0f} ms an image, more than the {1000 * self.args.latency:.0f} asked for")
-        raise UserError(f"no network with weights is within --latency {1000 * self.args.latency:.0f}ms on this device", "value", "--latency")
+        self._shrink(*cheapest)
+
+    def _why(self, ap: float | None) -> str:
+        if self.pretrained:
+            return f"{f'published with box AP {ap} on COCO' if ap else 'ImageNet weights'}, the best whose weights can be had here"
+        reason = "as asked" if self.args.from_scratch else "no network's weights can be had here"
+        return f"from scratch, {reason}: the smallest published network needs the fewest images"
+
+    def _is_quick(self, name: str, address: str) -> bool:
+        if not self.args.latency:
+            return True
+        seconds = self._with(name, address)._latency()
+        if seconds > self.args.latency:
+            size = self.cfg.INPUT.MIN_SIZE_TEST
+            self.say(f"{name}: {1000 * seconds:.0f} ms an image of {size} pixels, more than the {1000 * self.args.latency:.0f} asked for")
+        return seconds <= self.args.latency
+
+    def _shrink(self, name: str, ap: float | None, address: str) -> None:
+        """The fastest network at the largest size of images at which it is within the latency. Raises UserError where there is none."""
+        wanted, least = self.cfg.INPUT.MIN_SIZE_TEST, rules.round_to(rules.least_size(self.facts))
+        for size in range(wanted - 32, least - 1, -32):
+            self._see(rules.View(size), f"the objects ask for {wanted}, but --latency {1000 * self.args.latency:.0f}ms does not allow more")
+            if self._is_quick(name, address):
+                self._use(name, address, self._why(ap))
+                return
+        raise UserError(
+            f"no network is within --latency {1000 * self.args.latency:.0f}ms here, at {least} pixels neither", "value", "--latency"
+        )
 
     def _use(self, name: str, address: str, reason: str) -> None:
         use_backbone(self.cfg, name, own_weights=True)
@@ -179,73 +203,111 @@ class Design:
         return trial
 
     def _latency(self) -> float:
-        """Seconds that inference takes for an image of 3:4."""
-        model: Any = YamlFront(self.cfg.clone()).build_model().eval()
-        size = self.cfg.INPUT.MIN_SIZE_TEST
-        image = {"image": torch.zeros(3, size, rules.round_to(size * 4 / 3), device=self.args.device)}
-        times = []
-        with torch.no_grad():
-            for _ in range(4):
-                begun = now()
-                model([image])
-                times.append(now() - begun)
-        return min(times)
+        """Seconds that inference takes for an image."""
+        with self._measuring():
+            return measuring.latency(self.cfg, self._ratio())
 
-    def _affordable(self, alive: list[tuple[str, float | None, str]]) -> list[tuple[str, float | None, str]]:
-        """Without those whose steps, by their multiply-adds, take too long for the time; the cheapest stays, and its step is measured."""
+    def _ratio(self, level: float = 0.5) -> float:
+        return min(float(np.quantile(self.facts.long / self.facts.short, level)), 2.0)
+
+    @contextlib.contextmanager
+    def _measuring(self) -> Iterator[None]:
+        begun = now()
+        yield
+        self.measured += now() - begun
+
+    def _affordable(
+        self, alive: list[tuple[str, float | None, str]], cheapest: tuple[str, float | None, str], cost: dict[str, float]
+    ) -> list[tuple[str, float | None, str]]:
+        """Without those whose steps, by their multiply-adds, take too long for the time; the cheapest stays."""
         if self.args.iterations is not None or len(alive) == 1:
             return alive
-        size = self.cfg.INPUT.MIN_SIZE_TEST
-        with on_meta():
-            image = torch.empty(1, 3, size, size, device="meta")
-            cost = {name: conv_counts(create(name).eval(), image)[0] for name, _, _ in alive}
-        cheapest = min(alive, key=lambda row: cost[row[0]])
-        trial = self._with(cheapest[0])
-        trial.take(rules.heads(self.facts, trial.cfg, self.small))
-        trial.cfg.SOLVER.IMS_PER_BATCH = self._batch()
-        seconds, _ = trial._steps({}, 3)
-        needed = max(300, min(3 * self.facts.images // self._batch(), 5000))
-        most = 60 * self.args.minutes * (1 - EVALUATION) / needed
-        within = [row for row in alive if seconds * cost[row[0]] / cost[cheapest[0]] <= most]
-        self.say(
-            f"{len(alive)} networks have weights; {len(within)} make {needed} steps in the time ({cheapest[0]} takes {seconds:.2f} s each)"
-        )
+        within = [row for row in alive if self._seconds(self.view, cost[row[0]] / cost[cheapest[0]]) <= 60 * self.args.minutes]
+        needed = rules.steps_needed(self.facts, self._batch())
+        self.say(f"{len(alive)} networks have weights; {len(within)} make {needed} steps in the time")
         return within or [cheapest]
 
     def _batch(self) -> int:
         return 8 if self.small else rules.REFERENCE_BATCH
 
-    # images and time
-
-    def _images(self) -> None:
+    def _images(self, name: str) -> None:
+        """The size of images, by the objects and by the time: ``name`` is the cheapest network that can be had, and is measured."""
         size, reason = rules.image_size(self.facts, 4)
-        self.take([Choice("INPUT.MIN_SIZE_TEST", size, reason)])
-        self.take(rules.sizes(self.facts, size))
+        self.view = rules.View(size)
+        if self.args.iterations is not None:
+            self._see(self.view, reason)
+            return
+        trial = self._with(name)
+        trial.take(rules.heads(self.facts, trial.cfg, self.small))
+        with self._measuring():
+            self.pace = measuring.pace(self._front(trial.cfg), (128, 256) if self.small else (320, 640), self._ratio())
+        needed, minutes = rules.steps_needed(self.facts, self._batch()), self.args.minutes
+        view = rules.within(self.facts, size, self._seconds, 60 * minutes)
+        if view == self.view:
+            self._see(view, reason)
+        else:
+            took = f"{needed} steps of {self._batch()} images take some {self._seconds(self.view) / 60:.1f} minutes with an evaluation"
+            taken = f"{self._seconds(view) / 60:.1f} at {view.size}" + (f" in parts of {view.part:g} times the sides" if view.part < 1 else "")
+            self._see(view, f"the objects ask for {size} ({reason}), but there {took}, and {taken}; there are {minutes:g}")
+
+    def _see(self, view: rules.View, reason: str) -> None:
+        self.view = view
+        self.take([Choice("INPUT.MIN_SIZE_TEST", view.size, reason)])
+        self.take(rules.sizes(self.facts, view))
+
+    def _seconds(self, view: rules.View, times: float = 1.0) -> float:
+        """Of as many steps as training needs, and an evaluation; of a network with so many ``times`` the multiply-adds of the measured one."""
+        pace, pixels = dataclasses.replace(self.pace, pixel=self.pace.pixel * times), self._ratio() * view.size**2
+        # the sizes of training are 0.9 times that of evaluation in the mean; a part of an image has its share of the objects
+        training = rules.steps_needed(self.facts, self._batch()) * self._batch() * view.part**2 * pace.of(0.81 * pixels)
+        return training + self.facts.tested * _INFERENCE * pace.of(pixels)
+
+    # time
 
     def _time(self) -> None:
         args, facts = self.args, self.facts
         batch = self._batch()
         reason = "a CPU takes more, smaller steps in the same time" if self.small else "detectron2's"
         self.take([Choice("SOLVER.IMS_PER_BATCH", batch, reason)])
+        self._memory()
         self.take(rules.rate(batch, self.pretrained, self.small))
-        limit, limited = args.iterations, f"--iterations {args.iterations}"
-        seconds = 0.0
+        limit, evaluations, limited = args.iterations, 10, f"--iterations {args.iterations}"
         if limit is None:
             seconds = self._fastest()
-            limit = max(int(60 * args.minutes * (1 - EVALUATION) / seconds), 20)
-            limited = f"{args.minutes:g} minutes, {seconds:.2f} s a step"
-        each = 0.5 * facts.tested * seconds / batch  # an evaluation's seconds, by those of a step
-        evaluations = min(max(int(60 * args.minutes * EVALUATION / each), 1), 10) if each else 10
+            evaluation = facts.tested * self._latency()
+            limit, evaluations = measuring.length(args.minutes, seconds, evaluation)
+            limited = f"{args.minutes:g} minutes, {seconds:.2f} s a step, evaluations take {evaluations} times {evaluation:.0f} s"
+            self.say(f"measuring took {self.measured:.0f} s")
         self.take(rules.schedule(facts, batch, limit, limited, evaluations))
         workers = 0 if self.small else 4
         self.take([Choice("DATALOADER.NUM_WORKERS", workers, "the cores train" if self.small else "detectron2's")])
         if facts.tested:
             self.take([Choice("TEST.BEST_METRIC", "auto", "model_best.pth is kept by the AP that leads")])
 
+    def _memory(self) -> None:
+        """The batch in as many parts as the memory asks for. Raises UserError where there is no room for one image."""
+        args, batch = self.args, max(self._batch() // max(self.args.gpus, 1), 1)
+        if args.device.startswith("cuda") and not torch.cuda.is_available():  # the recipe is for another machine
+            return
+        with self._measuring(), quiet():
+            examination = Examination(self._front(self.cfg))
+            peak = memory.peak(examination, args.device)
+            step = examination.divisibility()
+        short = max(self.cfg.INPUT.MIN_SIZE_TRAIN)
+        sides = (short, min(short * self._ratio(0.95), self.cfg.INPUT.MAX_SIZE_TRAIN))
+        pixels = math.prod(math.ceil(side / step) * step for side in sides)
+        self.take(rules.parts(batch, lambda images: peak.of(images, pixels), memory.room(args.device)))
+
     def _fastest(self) -> float:
         """Seconds a step, the faster of two ways; the fast one only where its losses follow the plain one's."""
-        plain, losses = self._steps({})
-        fast, others = self._steps({key: value for key, (value, _) in _FAST.items()}) if self._has_bf16() else (math.inf, [])
+        expected = self._batch() * self.view.part**2 * self.pace.of(0.81 * self._ratio() * self.view.size**2)
+        ways = 2 if self._has_bf16() else 1
+        count = min(int((self.allowed - self.measured) / (ways * expected)), 6)
+        if count < 3:
+            self.say(f"a step takes some {expected:.1f} s: too long to measure more than the small ones that tell it")
+            return expected
+        plain, losses = self._steps({}, count)
+        fast, others = self._steps({key: value for key, (value, _) in _FAST.items()}, count) if ways == 2 else (math.inf, [])
         follows = bool(others) and all(math.isfinite(b) and abs(a - b) <= 0.1 * abs(a) for a, b in zip(losses, others))
         if fast < 0.95 * plain and follows:
             apart = max(abs(a - b) / a for a, b in zip(losses, others))
@@ -256,10 +318,15 @@ class Design:
         self.say(f"plain float32: {plain:.2f} s a step, {tried if follows or not math.isfinite(fast) else 'bfloat16 changes the losses'}")
         return plain
 
-    def _steps(self, more: dict[str, Any], count: int = 4) -> tuple[float, list[float]]:
-        front = YamlFront(self.cfg.clone())
-        front.register(True, self.cfg.DATASETS.TRAIN, replaced=True)
-        return steps(front, more, count)
+    def _steps(self, more: dict[str, Any], count: int) -> tuple[float, list[float]]:
+        with self._measuring():
+            times, losses = measuring.steps(self._front(self.cfg), more, count)
+        return statistics.mean(times), losses
+
+    def _front(self, cfg: CfgNode) -> YamlFront:
+        front = YamlFront(cfg.clone())
+        front.register(True, cfg.DATASETS.TRAIN, replaced=True)
+        return front
 
     def _has_bf16(self) -> bool:
         if self.args.device.startswith("cuda"):
@@ -267,36 +334,18 @@ class Design:
         return cpu_has_bfloat16()
 
 
-def steps(front: Front, more: dict[str, Any], count: int = 4) -> tuple[float, list[float]]:
-    """(seconds of the fastest step after the first, the losses) of a few steps of a config with ``more`` keys set, on some of its images."""
-    batch = front.settings.SOLVER.IMS_PER_BATCH
-    alone = {
-        "SOLVER.MAX_ITER": count, "SOLVER.WARMUP_ITERS": 0, "SOLVER.BASE_LR": 0.001, "SEED": 1, "MODEL.WEIGHTS": "", "MODEL_EMA.ENABLED": False,
-        "DATALOADER.NUM_WORKERS": 0, "DATALOADER.SAMPLER_TRAIN": "TrainingSampler", **more,
-    }  # fmt: skip
-    with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recipe-"))
-        stack.enter_context(quiet())
-        pairs = [item for pair in alone.items() for item in pair]
-        times, losses = train_some(in_small(Examination(front), folder, stack, count * batch, *pairs), resume=False)
-    return min(times[1:]), losses
-
-
-def seconds_a_step(config: str, opts: list[str], backbone: str, data: list[str]) -> float:
-    """Of a config's training on own data, the flags ``data``, as the recipe measures its own."""
-    parser = argparse.ArgumentParser()
-    add_data_arguments(parser)
-    front = open_config(config, ["MODEL.DEVICE", "cpu", *opts], backbone)
-    front.apply_data_arguments(parser.parse_args(data), True)
-    front.register(True, [*front.settings.DATASETS.TRAIN], replaced=True)
-    return steps(front, {})[0]
-
-
 def _unflippable(cfg: CfgNode) -> str:
     if not cfg.MODEL.KEYPOINT_ON:
         return ""
     names = (MetadataCatalog.get(name) for name in cfg.DATASETS.TRAIN)
     return next((about.keypoint_flips_unknown for about in names if about.get("keypoint_flips_unknown")), "")
+
+
+def costs(names: Iterable[str]) -> dict[str, float]:
+    """Multiply-adds of each network for an image of 320 x 320."""
+    with on_meta():
+        image = torch.empty(1, 3, 320, 320, device="meta")
+        return {name: conv_counts(create(name).eval(), image)[0] for name in names}
 
 
 def candidates() -> Iterator[tuple[str, float | None]]:

@@ -5,20 +5,23 @@ The doctor goes by the same rules.
 
 import math
 import re
-from typing import Any, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
 
+from ..errors import UserError
 from .facts import Facts
 
 # of COCO 2017 train, by which the rules are set: images, and passes over them of detectron2's 3x schedule
 COCO_IMAGES, COCO_PASSES = 118_287, 36.5
 REFERENCE_BATCH, REFERENCE_RATE = 16, 0.02
+SHORT_RATE = 0.1  # for as many images, where norms keep features in their range
 # a side of the smallest tenth of COCO's objects is some 5 cells of the finest features at 800 pixels
 CELLS = 5
-MET = 0.95  # the part of the boxes that anchors should meet with IoU 0.5
+MET = 0.83  # the part of the boxes that anchors should meet with IoU 0.5: COCO's own meet some 84 % of boxes as large as COCO's
 FEW_IMAGES = 1000
+ROOM = 0.8  # of the free memory a step may take
 
 
 class Choice(NamedTuple):
@@ -42,42 +45,77 @@ def task(facts: Facts, wanted: str = "auto") -> tuple[str, str]:
     return "boxes", f"{facts.masks:.0%} of the objects have masks, {facts.keypoints:.0%} keypoints"
 
 
-def image_size(facts: Facts, stride: int, most: int = 0) -> tuple[int, str]:
-    """(the shorter side that images are resized to, the reason); ``stride`` is of the finest features, ``most`` the largest side to be had."""
+def image_size(facts: Facts, stride: int) -> tuple[int, str]:
+    """(the shorter side that images are resized to, the reason); ``stride`` is of the finest features."""
     own = float(np.median(facts.short))
     if not facts.objects:
         return round_to(own), "no objects: the images' own size"
     smallest = float(np.quantile(np.sqrt(facts.boxes.prod(1)) / facts.shorter, 0.1))  # of the image's shorter side
     wanted = CELLS * stride / smallest
-    low, high = min(own, 320.0), min(2 * own, 1333.0)
-    size = min(max(wanted, low), high)
+    size = min(max(wanted, least_size(facts)), 2 * own, 1333.0)
     cells = f"{smallest * size / stride:.1f} cells of P{int(math.log2(stride))}"
     reason = f"the smallest tenth of the objects then have sides up to {smallest * size:.0f} pixels, {cells}"
     if size < wanted:
         reason += f" (the rule asks for {CELLS}: {wanted:.0f} pixels, but images are enlarged to at most twice their {own:.0f})"
-    if most and size > most:
-        size, reason = most, reason + f"; {most} is what the time allows"
     return round_to(size), reason
+
+
+def least_size(facts: Facts) -> float:
+    return min(float(np.median(facts.short)), 320.0)
+
+
+class View(NamedTuple):
+    """How large images are seen: their shorter side, and the part of both sides that training takes of them at a time."""
+
+    size: int
+    part: float = 1.0
+
+
+def views(facts: Facts, wanted: int) -> Iterator[View]:
+    """From the size that the objects ask for downwards: each whole, then in parts, at least four times as large as large objects."""
+    large = float(np.quantile(np.sqrt(facts.boxes.prod(1)) / facts.shorter, 0.95)) if facts.objects else 1.0
+    least = round_to(least_size(facts))
+    for size in (*range(wanted, least, -32), least):
+        yield View(size)
+        for part in (0.7, 0.5, 0.35, 0.25):
+            if part * size >= max(160, 4 * large * size):
+                yield View(size, part)
+
+
+def within(facts: Facts, wanted: int, seconds: Callable[[View], float], limit: float) -> View:
+    """The first of `views` for which training and an evaluation, that take so many seconds, are done within the limit, else the fastest."""
+    every = list(views(facts, wanted))
+    return next((view for view in every if seconds(view) <= limit), min(every, key=seconds))
+
+
+def steps_needed(facts: Facts, batch: int) -> int:
+    """How many steps a training should have at least: three passes, and with few images as many as move pretrained weights over."""
+    return max(300, min(3 * facts.images // batch, 5000))
 
 
 def round_to(size: float, step: int = 32) -> int:
     return max(int(round(size / step)) * step, step)
 
 
-def sizes(facts: Facts, short: int) -> Iterator[Choice]:
+def sizes(facts: Facts, view: View) -> Iterator[Choice]:
     ratio = float(np.quantile(facts.long / facts.short, 0.95))
-    longest = round_to(short * min(ratio, 2.0)) if ratio > 1.67 else round_to(short * 1.6667)
-    low = round_to(0.8 * short)
-    many = tuple(range(low, short + 1, 32)) if short >= 160 else (short,)
-    yield Choice(
-        "INPUT.MIN_SIZE_TRAIN", many, f"0.8 to 1 times the size of evaluation, as detectron2's 640 to 800, in steps of 32 ({len(many)} sizes)"
-    )
-    yield Choice("INPUT.MAX_SIZE_TRAIN", longest, f"the longer side is at most {ratio:.2f} times the shorter in 95 % of the images")
-    yield Choice("INPUT.MAX_SIZE_TEST", longest, "as in training")
+    longest = round_to(view.size * min(ratio, 2.0)) if ratio > 1.67 else round_to(view.size * 1.6667)
+    short = round_to(view.size * view.part)
+    many = tuple(range(round_to(0.8 * short), short + 1, 32)) if short >= 160 else (short,)
+    said = f"0.8 to 1 times the size of evaluation, as detectron2's 640 to 800, in steps of 32 ({len(many)} sizes)"
+    if view.part < 1:
+        yield Choice("INPUT.CROP.ENABLED", True, "training sees a part of an image at a time, at full size: more steps in the same time")
+        yield Choice("INPUT.CROP.TYPE", "relative", "of the image's height and width")
+        yield Choice("INPUT.CROP.SIZE", [view.part, view.part], "the largest part for which there is time; four large objects fit in a row")
+        said += ", of such a part"
+    yield Choice("INPUT.MIN_SIZE_TRAIN", many, said)
+    about = f"the longer side is at most {ratio:.2f} times the shorter in 95 % of the images"
+    yield Choice("INPUT.MAX_SIZE_TRAIN", round_to(longest * view.part), about)
+    yield Choice("INPUT.MAX_SIZE_TEST", longest, "likewise, of whole images" if view.part < 1 else "as in training")
 
 
 def anchors(facts: Facts, cfg: CfgNode, short: int) -> Iterator[Choice]:
-    """Kept where they meet the boxes, else from the data: five sizes from the smallest to the largest twentieth, ratios by quantiles."""
+    """Kept where they meet the boxes, else from the data: sizes from the smallest twentieth up, ratios by quantiles, as few as meet most."""
     dense = "RetinaNet" in cfg.MODEL.META_ARCHITECTURE
     strides = (8, 16, 32, 64, 128) if dense else (4, 8, 16, 32, 64)
     boxes = facts.boxes * (short / facts.shorter)[:, None]
@@ -90,27 +128,33 @@ def anchors(facts: Facts, cfg: CfgNode, short: int) -> Iterator[Choice]:
         return
     sides = np.sqrt(boxes.prod(1))
     low, high = np.quantile(sides, (0.05, 0.95))
-    steps = np.geomspace(max(low, 4.0), max(high, 1.5 * low, 8.0), len(strides))
-    octaves = [2 ** (i / 3) for i in range(3)] if dense else [1.0]
-    new_sizes = [[round(float(side * octave), 1) for octave in octaves] for side in steps]
     shapes = np.quantile(np.log(boxes[:, 1] / boxes[:, 0]), (0.1, 0.5, 0.9))
     fitted = sorted({round(float(np.exp(value)), 2) for value in shapes})
-    tries = {tuple(ratios): met(boxes, new_sizes, ratios, strides) for ratios in (old_ratios, fitted)}
-    ratios = max(tries, key=lambda key: (tries[key] > tries[tuple(old_ratios)] + 0.01, tries[key])) if tries else tuple(old_ratios)
-    after = tries[ratios]
-    if after <= before + 0.005:
-        said = f"kept: {before:.1%} of the boxes meet one with IoU 0.5, and {after:.1%} one that is fitted"
-        yield Choice("MODEL.ANCHOR_GENERATOR.SIZES", old_sizes, said)
-        return
-    yield Choice(
-        "MODEL.ANCHOR_GENERATOR.SIZES",
-        new_sizes,
-        f"boxes are {low:.0f} to {high:.0f} pixels: {before:.1%} of them met an anchor, now {after:.1%}",
-    )
-    if list(ratios) != list(old_ratios):
+    best = Anchors(before, old_sizes, list(old_ratios))
+    for octaves in (3,) if dense else (1, 2):  # sizes of a level, whose features are twice as coarse as those of the level before
+        own = [[round(float(max(low, 4.0) * 2 ** (level + i / octaves)), 1) for i in range(octaves)] for level in range(len(strides))]
+        for ratios in (list(old_ratios), fitted):
+            share = met(boxes, own, ratios, strides)
+            if share > best.share + (0.005 if best.sizes is old_sizes else 0.02):
+                best = Anchors(share, own, ratios)
+    if best.share == before:
         yield Choice(
-            "MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [list(ratios)], "height by width of the boxes: their first tenth, median, last tenth"
+            "MODEL.ANCHOR_GENERATOR.SIZES", old_sizes, f"kept: {before:.1%} of the boxes meet one with IoU 0.5, and no more one that fits"
         )
+        return
+    said = f"boxes are {low:.0f} to {high:.0f} pixels: {before:.1%} of them met an anchor, now {best.share:.1%}"
+    yield Choice("MODEL.ANCHOR_GENERATOR.SIZES", best.sizes, said)
+    if best.ratios == fitted:
+        said = "height by width of the boxes: their first tenth, median, last tenth"
+        yield Choice("MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", [best.ratios], said)
+
+
+class Anchors(NamedTuple):
+    """The part of the boxes that meet them, their sizes on each level, and their ratios."""
+
+    share: float
+    sizes: list[list[float]]
+    ratios: list[float]
 
 
 def met(boxes: np.ndarray, sizes_: Sequence[Sequence[float]], ratios: Sequence[float], strides: Sequence[int]) -> float:
@@ -140,8 +184,8 @@ def unmatched(boxes: np.ndarray, anchors: Sequence[np.ndarray], strides: Sequenc
     return best < threshold
 
 
-def heads(facts: Facts, cfg: CfgNode, small: bool) -> Iterator[Choice]:
-    """``small``: a CPU trains."""
+def heads(facts: Facts, cfg: CfgNode, small: bool, part: float = 1.0) -> Iterator[Choice]:
+    """``small``: a CPU trains; ``part`` of both sides of an image at a time."""
     most = int(facts.per_image.max()) if len(facts.per_image) else 0
     usual = int(np.quantile(facts.per_image, 0.95)) if len(facts.per_image) else 1
     limit = cfg.TEST.DETECTIONS_PER_IMAGE
@@ -151,18 +195,16 @@ def heads(facts: Facts, cfg: CfgNode, small: bool) -> Iterator[Choice]:
         )
     if not small or cfg.MODEL.META_ARCHITECTURE != "GeneralizedRCNN":
         return
-    regions = min(max(round_to(8 * usual, 16), 32), cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE)
-    yield Choice(
-        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", regions, f"eight for each of the {usual} objects that images have at most (95 % of them)"
-    )
+    seen = max(math.ceil(usual * part**2), 1)
+    regions = min(max(round_to(8 * seen, 16), 32), 128)
+    said = f"eight for each of the {seen} objects that images {'' if part == 1 else 'and their parts '}have at most (95 % of them), 32 to 128"
+    yield Choice("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", regions, said)
     yield Choice("MODEL.ROI_HEADS.POSITIVE_FRACTION", 0.5, "of so few")
-    proposals = max(round_to(20 * usual, 50), 250)
-    yield Choice(
-        "MODEL.RPN.POST_NMS_TOPK_TRAIN", min(proposals, 1000), f"enough for {usual} objects; a CPU spends most of a step behind the backbone"
-    )
-    yield Choice("MODEL.RPN.PRE_NMS_TOPK_TRAIN", min(2 * proposals, 2000), "twice as many")
-    yield Choice("MODEL.RPN.POST_NMS_TOPK_TEST", max(min(proposals, 1000), 100), "as in training")
-    yield Choice("MODEL.RPN.PRE_NMS_TOPK_TEST", min(2 * proposals, 1000), "as in training")
+    training, testing = (min(max(round_to(20 * count, 50), 250), 1000) for count in (seen, usual))
+    yield Choice("MODEL.RPN.POST_NMS_TOPK_TRAIN", training, f"enough for {seen} objects; a CPU spends most of a step behind the backbone")
+    yield Choice("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 2 * training, "twice as many")
+    yield Choice("MODEL.RPN.POST_NMS_TOPK_TEST", testing, f"enough for {usual} objects")
+    yield Choice("MODEL.RPN.PRE_NMS_TOPK_TEST", min(2 * testing, 1000), "twice as many")
     yield Choice("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 128, "half of the usual: images have few objects")
     yield Choice("MODEL.RPN.CONV_DIMS", [64], "narrow layers train faster on a CPU, and few images do not fill wide ones")
     yield Choice("MODEL.FPN.OUT_CHANNELS", 128, "likewise (FPNLite)")
@@ -231,22 +273,39 @@ def schedule(facts: Facts, batch: int, limit: int | None, limited: str, evaluati
     warmup = min(max(count // 10, 10), 1000)
     yield Choice("SOLVER.WARMUP_ITERS", warmup, "a tenth of the training, at most detectron2's 1000")
     period = max(count // evaluations, 1) if facts.tested else 0
-    said = f"{evaluations} evaluations on {facts.tested} images"
+    said = f"{evaluations} evaluation{'s' if evaluations > 1 else ''} on {facts.tested} images"
     yield Choice("TEST.EVAL_PERIOD", period, said if period else "there is nothing to evaluate on")
-    yield Choice("SOLVER.CHECKPOINT_PERIOD", max(count // 10, 1), "ten times")
+    yield Choice("SOLVER.CHECKPOINT_PERIOD", min(period or max(count // 10, 1), 5000), "with each evaluation, or as often as detectron2's")
     yield Choice("MODEL_EMA.ENABLED", True, "an average of the weights is smoother than the last ones")
     decay = round(1 - min(max(20 / count, 1e-4), 0.5), 5)
-    yield Choice("MODEL_EMA.DECAY", decay, f"over some {round(1 / (1 - decay))} iterations, the last twentieth of the training")
+    yield Choice("MODEL_EMA.DECAY", decay, f"over some {round(1 / (1 - decay))} iterations: a twentieth of the training, at most 10,000")
+
+
+def parts(batch: int, peak: Callable[[int], float], room: float) -> Iterator[Choice]:
+    """``peak``: bytes that a step of so many images takes in one process; ``room``: bytes that there are, 0 where nobody knows.
+
+    Raises UserError where there is no room for one image.
+    """
+    fits = [count for count in range(1, batch + 1) if batch % count == 0 and peak(count) <= ROOM * room]
+    need, there = (f"{value / 2**30:.2f} GiB" for value in (peak(batch), room))
+    if not room or batch in fits:
+        there = there if room else "the system does not say of how much"
+        yield Choice("SOLVER.ACCUMULATE", 1, f"{batch} images at once take some {need} of memory, measured in small; there are {there}")
+        return
+    if not fits:
+        said = f"an image takes some {peak(1) / 2**30:.2f} GiB of memory in training, and there are {there}"
+        raise UserError(f"{said}: use smaller images, or a machine with more", "resources", "INPUT.MIN_SIZE_TRAIN")
+    count = batch // fits[-1]
+    said = f"{batch} images at once would take some {need} of memory, of which there are {there}; {fits[-1]} take {peak(fits[-1]) / 2**30:.2f}"
+    yield Choice("SOLVER.ACCUMULATE", count, said)
 
 
 def rate(batch: int, pretrained: bool, small: bool) -> Iterator[Choice]:
-    if pretrained:
-        value = REFERENCE_RATE * batch / REFERENCE_BATCH
-        yield Choice("SOLVER.BASE_LR", round(value, 5), f"detectron2's {REFERENCE_RATE} for {REFERENCE_BATCH} images, in proportion to {batch}")
-    else:
-        yield Choice(
-            "SOLVER.BASE_LR", round(0.1 * batch / 16, 5), "from scratch with batch norms everywhere: 0.1 for 16 images, as the quickstart's"
-        )
+    """``small``: a CPU trains, which has norms in the FPN and clips gradients; both allow a higher rate."""
+    reference = REFERENCE_RATE if pretrained and not small else SHORT_RATE
+    why = "detectron2's" if reference == REFERENCE_RATE else "with batch norms in the FPN, as the quickstart's"
+    said = f"{why} {reference} for {REFERENCE_BATCH} images, in proportion to {batch}"
+    yield Choice("SOLVER.BASE_LR", round(reference * batch / REFERENCE_BATCH, 5), said)
     if small:
         yield Choice("SOLVER.CLIP_GRADIENTS.ENABLED", True, "so that no batch throws a short training out of its way")
         yield Choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "the norm of all gradients together")

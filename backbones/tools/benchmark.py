@@ -24,6 +24,7 @@ import torch
 
 from .. import zoo
 from ..benchmark import speed
+from ..benchmark.tables import FIGURES
 from ..config import check_device, check_output_file
 from ..engine import open_config
 from ..errors import UserError
@@ -31,7 +32,7 @@ from ..files import write_whole
 from ..registry import family_of
 from ..timing import processor
 from . import parser_of, picture, plot, program, run
-from .zoo_table import FIGURES, backbone_gmacs
+from .zoo_table import backbone_gmacs
 
 SUITES = ("inference", "training", "data", "evaluation", "gpu")
 

@@ -12,25 +12,10 @@ import re
 
 import torch
 
-from ..config import add_data_arguments, check_device, check_output_file, written
+from ..config import add_data_arguments, check_device, check_output_file
 from ..errors import UserError
 from ..files import write_whole
 from . import parser_of, program, run
-
-# why keys are as they are that follow from others
-_FOLLOWING = {
-    "MODEL.DEVICE": "what it was worked out for",
-    "MODEL.PIXEL_MEAN": "as the weights want it",
-    "MODEL.PIXEL_STD": "as the weights want it",
-    "INPUT.FORMAT": "as the weights want it",
-    "INPUT.NORMALIZATION": "what the weights say of their images counts",
-    "DATASETS.CLASSES": "the data's",
-    "DATASETS.KEYPOINTS": "the data's",
-    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": "the data's",
-    "TEST.KEYPOINT_OKS_SIGMAS": "one for each keypoint, all alike",
-    "INPUT.MASK_FORMAT": "some masks are run lengths",
-    "OUTPUT_DIR": "after this file's name",
-}
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +40,7 @@ def _seconds(text: str) -> float:
 def design(args: argparse.Namespace, output: str, say=print) -> None:
     """Works a recipe out and writes it to ``output``. Raises UserError."""
     from ..recipe.design import Design
+    from ..recipe.writing import beside_3x, text
 
     if not args.train_json:
         raise UserError("--train is missing: a recipe follows from the data to train on", "missing-argument", "--train")
@@ -67,9 +53,11 @@ def design(args: argparse.Namespace, output: str, say=print) -> None:
     work = Design(args, say)
     work.run()
     command = f"backbones train --config-file {output}"
-    head = f"Worked out by `backbones recipe`; train with:\n  {command}\nEach line says why it is as it is. Change what you like."
-    reasons = {key: choice.reason for key, choice in work.choices.items()}
-    write_whole(output, written(work.cfg, head, reasons, lambda key: _FOLLOWING.get(key, "of this project's recipe for COCO")))
+    lines = list(beside_3x(work.cfg))
+    for line in lines:
+        say(line)
+    head = [f"Worked out by `backbones recipe`; train with:\n  {command}\nEach line says why it is as it is. Change what you like.", *lines]
+    write_whole(output, text(work.cfg, work.choices, "\n".join(head)))
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -82,10 +70,25 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _elsewhere(args: argparse.Namespace) -> None:
+    """For GPUs of another machine. Raises UserError for what only they can tell."""
+    for flag, value, wanted in (
+        ("--minutes", args.iterations is None, "--iterations says the length"),
+        ("--latency", args.latency, "leave it out"),
+    ):
+        if value:
+            raise UserError(f"{flag} with --gpus {args.gpus}: this machine has no GPU to measure on; {wanted}", "device", flag)
+    args.device = "cuda"
+    print(f"this machine has no GPU: the recipe is for {args.gpus} of another one, and nothing is measured")
+
+
 def main() -> None:
     args = argument_parser().parse_args()
-    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(args.device, "--device", "{} {}")
+    if args.gpus > 1 and not args.device and not torch.cuda.is_available():
+        _elsewhere(args)
+    else:
+        args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        check_device(args.device, "--device", "{} {}")
     check_output_file(args.output, "--output")
     args.output_dir = os.path.join("output", os.path.splitext(os.path.basename(args.output))[0])
     design(args, args.output)

@@ -1,9 +1,12 @@
 """What recipes are worth: on four small data sets, beside COCO's 3x recipe scaled by hand, and beside configs tuned by hand for such data.
 
 backbones benchmark trains one config; this makes the data sets from real handwriting, works the recipes out, and trains every way for the same
-minutes: the number of iterations follows from a few measured steps. Each run's row goes to the file (`make recipes`).
+minutes: the number of iterations follows from a few measured steps. Each run's row goes to the file (`make recipes`). A second start goes on:
+runs of the same config whose rows are there are left out, and configs are worked out anew only where the rules have changed.
 """
 
+import glob
+import hashlib
 import json
 import os
 from typing import Any, Iterator, NamedTuple, Sequence
@@ -12,12 +15,14 @@ import cv2
 import numpy as np
 
 from .. import zoo
+from ..benchmark import speed
 from ..config import check_output_file
 from ..data import digits
 from ..errors import UserError
-from ..recipe.design import EVALUATION, seconds_a_step
+from ..files import write_whole
+from ..recipe.measuring import iterations_of
 from . import parser_of, program, recipe, run
-from .benchmark import record, train, words
+from .benchmark import machine, record, train, words
 
 NETWORK = "timm/tf_efficientnet_lite0.in1k"
 # name -> images to train on, those to evaluate on, side of the images, sides of the digits, digits an image, classes
@@ -86,24 +91,45 @@ class Way(NamedTuple):
 
 
 def ways(name: str, folder: str, data: list[str], wanted: Sequence[str], minutes: float) -> Iterator[Way]:
-    """The ways of a data set that are wanted, each as long as it may be: a recipe, or so many iterations as a few measured steps allow."""
-    kind = SETS[name]["task"]
-    # as detectron2's documentation says: a rate in proportion to the batch, and steps at 7/9 and 8/9
-    scaled = {"SOLVER.IMS_PER_BATCH": 2, "SOLVER.BASE_LR": 0.0025, "MODEL.MASK_ON": kind == "masks", "MODEL.KEYPOINT_ON": kind == "keypoints"}
-    for way in (
-        Way(WAYS[1], "COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml", words(scaled), NETWORK, data),
-        Way(WAYS[2], f"digits/{_KIND[kind]}_rcnn_digits.yaml", [], "", data),
-    ):
-        if way.name in wanted:
-            count = max(int(60 * minutes * (1 - EVALUATION) / seconds_a_step(way.config, way.opts, way.backbone, data)), 5)
-            steps = {"SOLVER.MAX_ITER": count, "SOLVER.STEPS": (count * 7 // 9, count * 8 // 9), "SOLVER.WARMUP_ITERS": min(1000, count // 5)}
-            yield way._replace(opts=[*way.opts, *words(steps)])
-    if WAYS[0] in wanted:
-        way = Way(WAYS[0], os.path.join(folder, "recipe.yaml"), [])
-        args = recipe.argument_parser().parse_args([*data, "--minutes", str(minutes), "--device", "cpu", "--output", way.config])
+    """The ways of a data set that are wanted, each as long as it may be; those of an earlier start where nothing has changed."""
+    path, source = os.path.join(folder, "ways.json"), {"minutes": minutes, "machine": machine(), "rules": _rules()}
+    known = json.load(open(path)) if os.path.isfile(path) else {}
+    for way in wanted:
+        if known.get(way, {}).get("source") != source:
+            known[way] = {"source": source, "way": _worked_out(way, name, folder, data, minutes)}
+            write_whole(path, json.dumps(known, indent=1) + "\n")
+        yield Way(*known[way]["way"])
+
+
+def _worked_out(way: str, name: str, folder: str, data: list[str], minutes: float) -> Way:
+    """A recipe, or a config with as many iterations as a few measured steps allow."""
+    if way == "recipe":
+        found = Way(way, os.path.join(folder, "recipe.yaml"), [])
+        args = recipe.argument_parser().parse_args([*data, "--minutes", str(minutes), "--device", "cpu", "--output", found.config])
         args.output_dir = os.path.join(folder, "out")
-        recipe.design(args, way.config, say=lambda line: None)
-        yield way
+        recipe.design(args, found.config, say=lambda line: None)
+        return found
+    kind = SETS[name]["task"]
+    if way == "3x by hand":  # as detectron2's documentation says: a rate in proportion to the batch, and steps at 7/9 and 8/9
+        own = {"SOLVER.IMS_PER_BATCH": 2, "SOLVER.BASE_LR": 0.0025, "MODEL.MASK_ON": kind == "masks", "MODEL.KEYPOINT_ON": kind == "keypoints"}
+        found = Way(way, "COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml", words(own), NETWORK, data)
+    else:
+        sigmas = {"TEST.KEYPOINT_OKS_SIGMAS": [0.25] * len(digits.KEYPOINTS)} if kind == "keypoints" else {}  # as all own data are evaluated
+        found = Way(way, f"digits/{_KIND[kind]}_rcnn_digits.yaml", words(sigmas), "", data)
+    count = iterations_of(found.config, found.opts, found.backbone, data, minutes, SETS[name]["val"])
+    steps = {"SOLVER.MAX_ITER": count, "SOLVER.STEPS": (count * 7 // 9, count * 8 // 9), "SOLVER.WARMUP_ITERS": min(1000, count // 5)}
+    return found._replace(opts=[*found.opts, *words(steps)])
+
+
+def _rules() -> str:
+    """What ways follow from, beside data, machine and time: changed rules make others."""
+    folder = os.path.dirname(os.path.dirname(__file__))
+    files = sorted(glob.glob(os.path.join(folder, "recipe", "*.py"))) + [__file__]
+    return _digest(*(open(file, encoding="utf-8").read() for file in files))
+
+
+def _digest(*texts: str) -> str:
+    return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
 
 
 def main() -> None:
@@ -123,10 +149,17 @@ def main() -> None:
         folder = os.path.abspath(os.path.join(args.output, name.replace(" ", "_").replace(",", "")))
         data = [item for split, (file, root) in make(name, folder).items() for item in (f"--{split}", file, f"--{split}-images", root)]
         for way in ways(name, folder, data, args.ways, args.minutes):
+            with open(zoo.get_config_file(way.config) if way.config in zoo.list_configs() else way.config, encoding="utf-8") as f:
+                contents = _digest(f.read(), *way.opts)
             for seed in args.seeds:
+                own = {"set": name, "way": way.name, "asked_minutes": args.minutes, "contents": contents, "seed": seed, "machine": machine()}
+                done = speed.read(args.json) if os.path.isfile(args.json) else []
+                if any(all(row.get(key) == value for key, value in own.items()) for row in done):
+                    print(f"{name}, {way.name}, seed {seed}: in {args.json} already, skipped", flush=True)
+                    continue
                 output = os.path.join(folder, f"{way.name.replace(' ', '_')}_{seed}")
                 row = train(way.config, output, [*way.opts, "SEED", str(seed), "MODEL.DEVICE", "cpu"], way.backbone, way.data)
-                row = {"set": name, "way": way.name, **row, "config": os.path.basename(way.config), "data": name, "command": "make recipes"}
+                row = {**own, **row, "config": os.path.basename(way.config), "data": name, "command": "make recipes"}
                 record(row, args.json, ("set", "way", "machine", "seed"))
 
 

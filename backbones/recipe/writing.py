@@ -1,0 +1,60 @@
+"""The recipe as a YAML that needs no other file: each line says why it is there."""
+
+from typing import Any, Iterator, Mapping
+
+from detectron2.config import CfgNode
+
+from ..config import flat, written
+from .rules import Choice
+
+_OTHERS = "of this project's recipe for COCO"
+# of keys that follow from others
+_KNOWN = {
+    "MODEL.DEVICE": "what it was worked out for",
+    "MODEL.PIXEL_MEAN": "as the weights want it",
+    "MODEL.PIXEL_STD": "as the weights want it",
+    "INPUT.FORMAT": "as the weights want it",
+    "INPUT.NORMALIZATION": "what the weights say of their images counts",
+    "DATASETS.CLASSES": "the data's",
+    "DATASETS.KEYPOINTS": "the data's",
+    "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": "the data's",
+    "TEST.KEYPOINT_OKS_SIGMAS": "one for each keypoint, all alike",
+    "INPUT.MASK_FORMAT": "some masks are run lengths",
+    "OUTPUT_DIR": "after this file's name",
+}
+
+
+# detectron2's 3x recipe of Faster R-CNN on COCO
+THREE_TIMES = {
+    "INPUT.MIN_SIZE_TEST": 800,
+    "INPUT.MAX_SIZE_TEST": 1333,
+    "INPUT.RANDOM_FLIP": "horizontal",
+    "MODEL.ANCHOR_GENERATOR.SIZES": [[32], [64], [128], [256], [512]],
+    "MODEL.BACKBONE.FREEZE_AT": 2,
+    "SOLVER.IMS_PER_BATCH": 16,
+    "SOLVER.BASE_LR": 0.02,
+    "SOLVER.MAX_ITER": 270_000,
+    "SOLVER.WARMUP_ITERS": 1000,
+    "SOLVER.LR_SCHEDULER_NAME": "WarmupMultiStepLR",
+    "MODEL_EMA.ENABLED": False,
+}
+
+
+def beside_3x(cfg: CfgNode) -> Iterator[str]:
+    """Lines on where a recipe is detectron2's 3x recipe for COCO, within 5 %, and where it is not; why, the lines of the recipe say."""
+    values = flat(cfg)
+    same = {key for key, theirs in THREE_TIMES.items() if _near(values[key], theirs)}
+    yield f"As in detectron2's 3x recipe for COCO: {', '.join(key for key in THREE_TIMES if key in same) or 'nothing'}."
+    others = [f"{key} {values[key]} ({theirs})" for key, theirs in THREE_TIMES.items() if key not in same]
+    if others:
+        yield f"Other than there: {', '.join(others)}."
+
+
+def _near(value: Any, theirs: Any) -> bool:
+    numbers = isinstance(theirs, (int, float)) and not isinstance(theirs, bool)
+    return abs(value - theirs) <= 0.05 * theirs if numbers else value == theirs
+
+
+def text(cfg: CfgNode, choices: Mapping[str, Choice], head: str) -> str:
+    """``head`` as comments, then every key that is chosen or differs from the defaults, with its reason behind it."""
+    return written(cfg, head, {key: choice.reason for key, choice in choices.items()}, lambda key: _KNOWN.get(key, _OTHERS))
