@@ -261,6 +261,20 @@ def test_the_next_source_is_taken(server, caplog):  # noqa: F811
     assert provenance["licence"] == "MIT" and provenance["proof"]["run"] and len(provenance["sha256"]) == 64
 
 
+def test_a_network_of_timm_comes_from_the_hub(server):  # noqa: F811
+    """As timm itself has it, which knows an older address beside it; what is loaded is its file."""
+    net = timm.create_model("convnext_atto.d2_in1k")
+    server.put_hub("timm/convnext_atto.d2_in1k", {"model.safetensors": save(net.state_dict())})
+    address, images, _ = weights.follow("backbones://timm/convnext_atto.d2_in1k")
+    ours = backbones.create("timm/convnext_atto.d2_in1k")
+    GatedCheckpointer(ours, require="all").load(address)
+    x = torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        theirs = net.eval().forward_intermediates(x, intermediates_only=True)
+        assert all(torch.equal(a, b) for a, b in zip(ours.eval()(x).values(), theirs, strict=True))
+    assert images["format"] == "RGB" and all("/timm/" in path or "/cdn/" in path for _, path, _ in server.log)
+
+
 def test_a_file_of_another_network_is_not_taken(server):  # noqa: F811
     """Nothing of it is kept."""
     served(server, "V-19-dw-eSE", [])
@@ -299,6 +313,32 @@ def test_a_source_that_is_gone_can_be_named(server, any_hash, caplog):  # noqa: 
     assert images["pixel_std"] == [1.0, 1.0, 1.0] and "CC-BY-NC-4.0, not for commercial use" in caplog.text
     net = backbones.create("V-19-slim-dw-eSE")
     GatedCheckpointer(net, require="all").load(address)
+
+
+@pytest.mark.parametrize(
+    "address, said, suggestion",
+    [
+        (
+            "https://www.dropbox.com/s/q98pypf96rhtd8y/vovnet39_ese_detectron2.pth",
+            "timm:ese_vovnet39b.ra_in1k .Apache-2.0",
+            "backbones://V-39-eSE",
+        ),
+        ("https://dl.dropbox.com/s/q98pypf96rhtd8y/vovnet39_ese_detectron2.pth?dl=1", "timm:ese_vovnet39b.ra_in1k", "backbones://V-39-eSE"),
+        (
+            "https://dl.fbaipublicfiles.com/pycls/dds_baselines/160905981/RegNetX-200MF_dds_8gpu.pyth",
+            "timm:regnetx_002",
+            "backbones://RegNetX-200MF",
+        ),
+        ("https://www.dropbox.com/s/1mlv31coewx8trd/vovnet99_ese_detectron2.pth", "no other source of V-99-eSE is known", None),
+        ("https://example.org/x.pth", "HTTP 403 Forbidden$", None),
+    ],
+)
+def test_a_dead_address_names_living_ones(address, said, suggestion, server):  # noqa: F811
+    server.put(address.partition("://")[2].partition("?")[0], status=403)
+    front = open_config("faster_rcnn_V_39_FPN_3x.yaml", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", address])
+    with pytest.raises(UserError, match=said) as caught:
+        front.follow_weights()
+    assert "HTTP 403 Forbidden" in str(caught.value) and caught.value.suggestion == suggestion
 
 
 # images follow the weights

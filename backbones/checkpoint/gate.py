@@ -228,7 +228,9 @@ class GatedCheckpointer(DetectionCheckpointer):
         for key, value in weights.items():
             if not isinstance(key, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
                 known = next((name for name in ("state_dict", "model_state", "model_state_dict") if name in weights), None)
-                hint = f": its weights stand under {known!r}, which is another project's layout" if known else ""
+                hint = (
+                    f": its weights stand under {known!r}, as another project has them, whose file `backbones convert` takes" if known else ""
+                )
                 said = f"{key!r} is a {type(value).__name__}, not a tensor{hint}"
                 raise UserError(f"checkpoint {filename!r} is not a state dict: {said}", "bad-file")
         return data

@@ -16,6 +16,7 @@ import logging
 import os
 import re
 from typing import Any, Collection, Mapping
+from urllib.parse import urlparse
 
 from detectron2.utils.file_io import PathManager
 from iopath.common.file_io import PathHandler, file_lock
@@ -133,9 +134,11 @@ def _of_library(name: str) -> list[Release]:
     row, packaged = registry.family_of(name).pretrained(name), data()["packages"].get(name.partition(".")[0])
     if row is not None:
         source, own = row["name"].split("/", 1)
-        title, places = data()["sources"][source]["title"], {key: row[key] for key in ("hub", "url") if key in row}
+        title, place = data()["sources"][source]["title"], next(key for key in ("hub", "url") if key in row)  # as timm itself
         licence = _LICENCES.get(row.get("licence", "").lower(), row.get("licence", "not stated"))
-        found.append(Release(row["name"], source, own, title, licence, row["preprocessing"], **places, restricted=forbids(licence)))
+        found.append(
+            Release(row["name"], source, own, title, licence, row["preprocessing"], **{place: row[place]}, restricted=forbids(licence))
+        )
     if packaged:
         source, images = packaged["source"], data()["sources"][packaged["source"]]["preprocessing"]
         found.append(Release(name, source, packaged["id"], source, packaged["licence"], images, package=packaged["package"]))
@@ -325,6 +328,18 @@ def _converted(release: Release) -> str:
     return kept
 
 
+def _instead(url: str) -> tuple[str, str | None]:
+    """What to say of other sources behind an address that failed, and the first of them; the host may be another, as of old links."""
+    names = [
+        name for name, rows in data()["weights"].items() for row in rows if "url" in row and urlparse(row["url"]).path == urlparse(url).path
+    ]
+    others = [release for name in names for release in releases(name) if release.free and release.url != url]
+    if not others:
+        return (f"; no other source of {names[0]} is known" if names else ""), None
+    listed = ", ".join(f"{release.address} ({release.licence})" for release in others[:3])
+    return f"; of {others[0].name} there are also {PREFIX}{others[0].name}, which takes the first of {listed}", PREFIX + others[0].name
+
+
 def follow(address: str, accepted: Collection[str] = ()) -> tuple[str, Mapping[str, Any] | None, list[str]]:
     """(address, what the weights say of their images or None, what of the structure) of what MODEL.WEIGHTS names, which is there afterwards.
 
@@ -334,7 +349,11 @@ def follow(address: str, accepted: Collection[str] = ()) -> tuple[str, Mapping[s
         path, release = find(address, accepted)
         address = release.address if release else address
     else:
-        path = fetch(address, PathManager) if "://" in address else address.partition("?")[0]
+        try:
+            path = fetch(address, PathManager) if "://" in address else address.partition("?")[0]
+        except UserError as error:
+            said, suggestion = _instead(address)
+            raise UserError(f"{error}{said}", error.code, "MODEL.WEIGHTS", suggestion) from error
     if not os.path.isfile(path):
         return address, None, []  # the gate says so
     return (address, *stated(read_checkpoint(path)))
