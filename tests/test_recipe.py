@@ -189,7 +189,7 @@ def test_flips():
 
 def test_schedule_within_the_time():
     short = chosen(rules.schedule(facts(), 8, 100, "3 minutes"))
-    assert short["SOLVER.MAX_ITER"] == 100 and short["SOLVER.WARMUP_ITERS"] == 10 and short["TEST.EVAL_PERIOD"] == 10
+    assert short["SOLVER.MAX_ITER"] == 100 and short["SOLVER.WARMUP_ITERS"] == 25 and short["TEST.EVAL_PERIOD"] == 10
     assert chosen(rules.schedule(facts(tested=0), 8, 100, ""))["TEST.EVAL_PERIOD"] == 0
     one = chosen(rules.schedule(facts(images=1, objects=1), 8, None, ""))
     assert one["SOLVER.MAX_ITER"] == 100  # a hundred at least, also of a single image
@@ -340,6 +340,7 @@ def test_recipes_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):
         return {"config": config, "ap": 50.0, "iterations": 9, "minutes": 0.1, "seed": int(trained[-1])}
 
     monkeypatch.setattr(recipes, "_worked_out", way)
+    monkeypatch.setattr(recipes, "_in_a_process", lambda call, *args: call(*args))
     monkeypatch.setattr(recipes, "train", fake)
     monkeypatch.setattr(recipes, "make", lambda name, folder: os.makedirs(folder, exist_ok=True) or {})
 

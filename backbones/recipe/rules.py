@@ -77,7 +77,7 @@ def views(facts: Facts, wanted: int) -> Iterator[View]:
     least = round_to(least_size(facts))
     for size in (*range(wanted, least, -32), least):
         yield View(size)
-        for part in (0.7, 0.5, 0.35, 0.25):
+        for part in (0.7, 0.5, 0.35, 0.25, 0.18, 0.125):
             if part * size >= max(160, 4 * large * size):
                 yield View(size, part)
 
@@ -270,8 +270,9 @@ def schedule(facts: Facts, batch: int, limit: int | None, limited: str, evaluati
     yield Choice("SOLVER.MAX_ITER", count, why)
     yield Choice("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "falls to 0 at the end of any length: no steps to set")
     yield Choice("SOLVER.STEPS", (), "the cosine has none")
-    warmup = min(max(count // 10, 10), 1000)
-    yield Choice("SOLVER.WARMUP_ITERS", warmup, "a tenth of the training, at most detectron2's 1000")
+    warmup = min(max(count // 10, 50), count // 4, 1000)
+    said = "a tenth of the training, 50 at least where that is not over a quarter of it, at most detectron2's 1000"
+    yield Choice("SOLVER.WARMUP_ITERS", warmup, said)
     period = max(count // evaluations, 1) if facts.tested else 0
     said = f"{evaluations} evaluation{'s' if evaluations > 1 else ''} on {facts.tested} images"
     yield Choice("TEST.EVAL_PERIOD", period, said if period else "there is nothing to evaluate on")
@@ -309,4 +310,5 @@ def rate(batch: int, pretrained: bool, small: bool) -> Iterator[Choice]:
     if small:
         yield Choice("SOLVER.CLIP_GRADIENTS.ENABLED", True, "so that no batch throws a short training out of its way")
         yield Choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "the norm of all gradients together")
-        yield Choice("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 10.0, "far above what trained networks have")
+        said = "where objects are few and small, larger first steps leave heads that call all of them background"
+        yield Choice("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0, said)

@@ -9,7 +9,9 @@ import glob
 import hashlib
 import json
 import os
-from typing import Any, Iterator, NamedTuple, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import cv2
 import numpy as np
@@ -96,9 +98,15 @@ def ways(name: str, folder: str, data: list[str], wanted: Sequence[str], minutes
     known = json.load(open(path)) if os.path.isfile(path) else {}
     for way in wanted:
         if known.get(way, {}).get("source") != source:
-            known[way] = {"source": source, "way": _worked_out(way, name, folder, data, minutes)}
+            known[way] = {"source": source, "way": _in_a_process(_worked_out, way, name, folder, data, minutes)}
             write_whole(path, json.dumps(known, indent=1) + "\n")
         yield Way(*known[way]["way"])
+
+
+def _in_a_process(call: Callable[..., Any], *args: Any) -> Any:
+    """Of its own: what measuring takes of memory is given back before training begins."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(call, *args).result()
 
 
 def _worked_out(way: str, name: str, folder: str, data: list[str], minutes: float) -> Way:
