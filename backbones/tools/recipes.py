@@ -129,6 +129,12 @@ def _worked_out(way: str, name: str, folder: str, data: list[str], minutes: floa
     return found._replace(opts=[*found.opts, *words(steps)])
 
 
+def _processor() -> float:
+    """Seconds of processor time of the commands that have ended: equal minutes, were the machine busy with others."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def _rules() -> str:
     """What ways follow from, beside data, machine and time: changed rules make others."""
     folder = os.path.dirname(os.path.dirname(__file__))
@@ -166,8 +172,16 @@ def main() -> None:
                     print(f"{name}, {way.name}, seed {seed}: in {args.json} already, skipped", flush=True)
                     continue
                 output = os.path.join(folder, f"{way.name.replace(' ', '_')}_{seed}")
+                begun = _processor()
                 row = train(way.config, output, [*way.opts, "SEED", str(seed), "MODEL.DEVICE", "cpu"], way.backbone, way.data)
-                row = {**own, **row, "config": os.path.basename(way.config), "data": name, "command": "make recipes"}
+                row = {
+                    **own,
+                    **row,
+                    "processor_minutes": round((_processor() - begun) / 60, 2),
+                    "config": os.path.basename(way.config),
+                    "data": name,
+                    "command": "make recipes",
+                }
                 record(row, args.json, ("set", "way", "machine", "seed"))
 
 
