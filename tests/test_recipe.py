@@ -189,10 +189,18 @@ def test_flips():
 
 def test_schedule_within_the_time():
     short = chosen(rules.schedule(facts(), 8, 100, "3 minutes"))
-    assert short["SOLVER.MAX_ITER"] == 100 and short["SOLVER.WARMUP_ITERS"] == 25 and short["TEST.EVAL_PERIOD"] == 10
+    assert short["SOLVER.MAX_ITER"] == 100 and short["SOLVER.WARMUP_ITERS"] == 10 and short["TEST.EVAL_PERIOD"] == 10
     assert chosen(rules.schedule(facts(tested=0), 8, 100, ""))["TEST.EVAL_PERIOD"] == 0
     one = chosen(rules.schedule(facts(images=1, objects=1), 8, None, ""))
     assert one["SOLVER.MAX_ITER"] == 100  # a hundred at least, also of a single image
+
+
+def test_small_objects_are_learnt_gently():
+    """Where they are smaller than the rule for sizes asks: a longer warm-up, and gradients clipped tighter."""
+    assert rules.gentle(facts(side=640.0, sizes=(10, 20)), 640, 4) and not rules.gentle(facts(side=640.0, sizes=(10, 20)), 1280, 4)
+    assert chosen(rules.schedule(facts(), 8, 100, "", gently=True))["SOLVER.WARMUP_ITERS"] == 25
+    values = [chosen(rules.rate(8, True, True, gently))["SOLVER.CLIP_GRADIENTS.CLIP_VALUE"] for gently in (False, True)]
+    assert values == [10.0, 1.0]
 
 
 def test_batch_by_memory():

@@ -272,7 +272,8 @@ class Design:
         reason = "a CPU takes more, smaller steps in the same time" if self.small else "detectron2's"
         self.take([Choice("SOLVER.IMS_PER_BATCH", batch, reason)])
         self._memory()
-        self.take(rules.rate(batch, self.pretrained, self.small))
+        gently = self.small and rules.gentle(facts, self.view.size, 4)
+        self.take(rules.rate(batch, self.pretrained, self.small, gently))
         limit, evaluations, limited = args.iterations, 10, f"--iterations {args.iterations}"
         if limit is None:
             seconds = self._fastest()
@@ -280,7 +281,7 @@ class Design:
             limit, evaluations = measuring.length(args.minutes, seconds, evaluation)
             limited = f"{args.minutes:g} minutes, {seconds:.2f} s a step, evaluations take {evaluations} times {evaluation:.0f} s"
             self.say(f"measuring took {self.measured:.0f} s")
-        self.take(rules.schedule(facts, batch, limit, limited, evaluations))
+        self.take(rules.schedule(facts, batch, limit, limited, evaluations, gently))
         workers = 0 if self.small else 4
         self.take([Choice("DATALOADER.NUM_WORKERS", workers, "the cores train" if self.small else "detectron2's")])
         if facts.tested:
