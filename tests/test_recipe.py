@@ -112,7 +112,9 @@ def test_measuring_is_bounded(monkeypatch, tmp_path):
     assert sizes == [128, 256] and any("too long to measure" in line for line in said)
     seconds = 8 * work.pace.of(0.81 * 160**2)
     assert work.cfg.SOLVER.MAX_ITER == pytest.approx((60 - 4 * 4 * 0.5) / seconds, abs=1)
-    assert measuring.length(10, 0.5, 60) == (1080, 1) and measuring.length(10, 0.5, 1) == (1180, 10) and measuring.length(10, 0.5, 0)[1] == 10
+    assert (
+        measuring.length(10, 0.5, 60) == (1080, 1) and measuring.length(10, 0.5, 1) == (1180, 10) and measuring.length(10, 0.5, 0) == (1200, 10)
+    )
 
 
 def test_cocos_numbers_lead_to_cocos_recipe(tmp_path, monkeypatch):
@@ -195,6 +197,14 @@ def test_schedule_within_the_time():
     assert one["SOLVER.MAX_ITER"] == 100  # a hundred at least, also of a single image
 
 
+def test_small_objects_are_learnt_gently():
+    """Where they are smaller than the rule for sizes asks: a longer warm-up, and gradients clipped tighter."""
+    assert rules.gentle(facts(side=640.0, sizes=(10, 20)), 640, 4) and not rules.gentle(facts(side=640.0, sizes=(10, 20)), 1280, 4)
+    assert chosen(rules.schedule(facts(), 8, 100, "", gently=True))["SOLVER.WARMUP_ITERS"] == 25
+    values = [chosen(rules.rate(8, True, True, gently))["SOLVER.CLIP_GRADIENTS.CLIP_VALUE"] for gently in (False, True)]
+    assert values == [10.0, 1.0]
+
+
 def test_batch_by_memory():
     """The largest part of a batch that fits in four fifths of what is free; an image that does not fit is said in one line."""
 
@@ -260,6 +270,18 @@ def test_the_file_needs_no_other(task, tmp_path):
         assert get(front.cfg, key) == get(work.cfg, key), key
     assert front.cfg.MODEL.MASK_ON == (task == "masks") and front.cfg.MODEL.KEYPOINT_ON == (task == "keypoints")
     check_config(front.cfg, training=True)
+
+
+@pytest.mark.parametrize("images, held_out", [(8, True), (1, False)])
+def test_no_validation_set(images, held_out, tmp_path, capsys):
+    """A fifth is held out; of a single image none can be, and it is trained on without evaluations."""
+    data = few_digits(tmp_path, {"train": images})
+    args = asked(data, tmp_path, task="boxes", from_scratch=True)
+    recipe.design(args, str(tmp_path / "my.yaml"))
+    cfg = open_config(str(tmp_path / "my.yaml")).cfg
+    assert bool(cfg.DATASETS.TEST) == bool(cfg.TEST.EVAL_PERIOD) == held_out
+    assert ("none can be held out: nothing is evaluated" in capsys.readouterr().out) == (not held_out)
+    assert cfg.MODEL.BACKBONE.FREEZE_AT == 0 and cfg.SOLVER.MAX_ITER == 6
 
 
 def test_what_cannot_be(tmp_path):
@@ -337,9 +359,13 @@ def test_recipes_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):
 
     def fake(config, output, opts, backbone, data):
         trained.append(opts[opts.index("SEED") + 1])
+        os.makedirs(output, exist_ok=True)
+        with open(os.path.join(output, "log.txt"), "w") as f:
+            f.write("Overall training speed: 7 iterations in 0:01:30 (1.3 s / it)")
         return {"config": config, "ap": 50.0, "iterations": 9, "minutes": 0.1, "seed": int(trained[-1])}
 
     monkeypatch.setattr(recipes, "_worked_out", way)
+    monkeypatch.setattr(recipes, "_in_a_process", lambda call, *args: call(*args))
     monkeypatch.setattr(recipes, "train", fake)
     monkeypatch.setattr(recipes, "make", lambda name, folder: os.makedirs(folder, exist_ok=True) or {})
 
@@ -356,14 +382,15 @@ def test_recipes_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipes, "_rules", lambda: "others")
     start("--seeds", "1", "--minutes", "4")  # worked out anew; the config is the same, and so are its rows
     assert len(worked_out) == 3 and len(trained) == 4
-    assert len(json.loads((tmp_path / "rows.json").read_text())["runs"]) == 2
+    rows = json.loads((tmp_path / "rows.json").read_text())["runs"]
+    assert [(row["seed"], row["training_minutes"]) for row in rows] == [(1, 1.5), (2, 1.5)]
 
 
 def test_table_of_recipes(tmp_path, monkeypatch):
     """No file, no table; of a file that is not complete, what is there."""
     monkeypatch.setattr(tables, "path", lambda name: str(tmp_path / name))
     assert tables.recipes() == ""
-    usual = {"set": "a", "iterations": 100, "minutes": 3.0, "machine": "one", "command": "make recipes"}
+    usual = {"set": "a", "iterations": 100, "minutes": 4.0, "training_minutes": 3.0, "machine": "one", "command": "make recipes"}
     rows = [
         {**usual, "way": "recipe", "seed": 1, "ap": 50.0},
         {**usual, "way": "recipe", "seed": 2, "ap": 54.0},

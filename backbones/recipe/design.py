@@ -134,7 +134,7 @@ class Design:
         cheapest = min(networks, key=lambda row: cost[row[0]])
         self._images(cheapest[0])
         for name, ap, address in self._affordable(networks, cheapest, cost):
-            if self._is_quick(name, address):
+            if self._slowness(name, address) <= 1:
                 self._use(name, address, self._why(ap))
                 return
         self._shrink(*cheapest)
@@ -145,26 +145,28 @@ class Design:
         reason = "as asked" if self.args.from_scratch else "no network's weights can be had here"
         return f"from scratch, {reason}: the smallest published network needs the fewest images"
 
-    def _is_quick(self, name: str, address: str) -> bool:
+    def _slowness(self, name: str, address: str) -> float:
+        """How many times as long as --latency an image takes."""
         if not self.args.latency:
-            return True
+            return 0.0
         seconds = self._with(name, address)._latency()
         if seconds > self.args.latency:
             size = self.cfg.INPUT.MIN_SIZE_TEST
             self.say(f"{name}: {1000 * seconds:.0f} ms an image of {size} pixels, more than the {1000 * self.args.latency:.0f} asked for")
-        return seconds <= self.args.latency
+        return seconds / self.args.latency
 
     def _shrink(self, name: str, ap: float | None, address: str) -> None:
-        """The fastest network at the largest size of images at which it is within the latency. Raises UserError where there is none."""
-        wanted, least = self.cfg.INPUT.MIN_SIZE_TEST, rules.round_to(rules.least_size(self.facts))
-        for size in range(wanted - 32, least - 1, -32):
-            self._see(rules.View(size), f"the objects ask for {wanted}, but --latency {1000 * self.args.latency:.0f}ms does not allow more")
-            if self._is_quick(name, address):
-                self._use(name, address, self._why(ap))
-                return
-        raise UserError(
-            f"no network is within --latency {1000 * self.args.latency:.0f}ms here, at {least} pixels neither", "value", "--latency"
-        )
+        """The fastest network at a size of images at which it is within the latency. Raises UserError where there is none."""
+        size = wanted = self.cfg.INPUT.MIN_SIZE_TEST
+        least, asked = rules.round_to(rules.least_size(self.facts)), f"--latency {1000 * self.args.latency:.0f}ms"
+        slowness = self._slowness(name, address)
+        while slowness > 1 and size > least:  # the time goes with the pixels, more or less
+            size = max(min(size - 32, rules.round_to(size / math.sqrt(slowness))), least)
+            self._see(rules.View(size), f"the objects ask for {wanted}, but {asked} does not allow more")
+            slowness = self._slowness(name, address)
+        if slowness > 1:
+            raise UserError(f"no network is within {asked} here, at {least} pixels neither", "value", "--latency")
+        self._use(name, address, self._why(ap))
 
     def _use(self, name: str, address: str, reason: str) -> None:
         use_backbone(self.cfg, name, own_weights=True)
@@ -196,10 +198,11 @@ class Design:
             self.take([Choice("MODEL.FPN.NORM", "BN", "a short training learns faster with norms")])
 
     def _with(self, name: str, address: str = "") -> "Design":
-        """A trial of a network, of which nothing stays."""
+        """A trial of a network with its heads, of which nothing stays."""
         trial = copy.copy(self)
         trial.cfg, trial.choices, trial.say = self.cfg.clone(), {}, lambda line: None
         trial._use(name, address, "")
+        trial.take(rules.heads(self.facts, trial.cfg, self.small))
         return trial
 
     def _latency(self) -> float:
@@ -238,7 +241,6 @@ class Design:
             self._see(self.view, reason)
             return
         trial = self._with(name)
-        trial.take(rules.heads(self.facts, trial.cfg, self.small))
         with self._measuring():
             self.pace = measuring.pace(self._front(trial.cfg), (128, 256) if self.small else (320, 640), self._ratio())
         needed, minutes = rules.steps_needed(self.facts, self._batch()), self.args.minutes
@@ -270,7 +272,8 @@ class Design:
         reason = "a CPU takes more, smaller steps in the same time" if self.small else "detectron2's"
         self.take([Choice("SOLVER.IMS_PER_BATCH", batch, reason)])
         self._memory()
-        self.take(rules.rate(batch, self.pretrained, self.small))
+        gently = self.small and rules.gentle(facts, self.view.size, 4)
+        self.take(rules.rate(batch, self.pretrained, self.small, gently))
         limit, evaluations, limited = args.iterations, 10, f"--iterations {args.iterations}"
         if limit is None:
             seconds = self._fastest()
@@ -278,7 +281,7 @@ class Design:
             limit, evaluations = measuring.length(args.minutes, seconds, evaluation)
             limited = f"{args.minutes:g} minutes, {seconds:.2f} s a step, evaluations take {evaluations} times {evaluation:.0f} s"
             self.say(f"measuring took {self.measured:.0f} s")
-        self.take(rules.schedule(facts, batch, limit, limited, evaluations))
+        self.take(rules.schedule(facts, batch, limit, limited, evaluations, gently))
         workers = 0 if self.small else 4
         self.take([Choice("DATALOADER.NUM_WORKERS", workers, "the cores train" if self.small else "detectron2's")])
         if facts.tested:

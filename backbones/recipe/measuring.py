@@ -62,7 +62,9 @@ def steps(front: Front, more: dict[str, Any], count: int = 4) -> tuple[list[floa
 
 def latency(cfg: CfgNode, ratio: float, count: int = 3) -> float:
     """Seconds that inference takes for an image, the fastest of ``count`` after a first."""
-    model: Any = YamlFront(cfg.clone()).build_model().eval()
+    cfg = cfg.clone()
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0  # as many detections as there can be: heads for masks and keypoints work on each
+    model: Any = YamlFront(cfg).build_model().eval()
     size = cfg.INPUT.MIN_SIZE_TEST
     # a plain image has no objects: noise, of which heads get as many proposals as they take
     noise = np.random.default_rng(0).integers(0, 255, (3, size, round(size * ratio)))
@@ -76,17 +78,17 @@ def latency(cfg: CfgNode, ratio: float, count: int = 3) -> float:
     return min(times[1:])
 
 
-def length(minutes: float, step: float, evaluation: float, most: int = 10) -> tuple[int, int]:
-    """(iterations, evaluations) that ``minutes`` allow, by the seconds of each; ``most`` evaluations, where they take little of the time."""
-    evaluations = min(max(int(60 * minutes * EVALUATION / evaluation), 1), most) if evaluation else most
+def length(minutes: float, step: float, evaluation: float) -> tuple[int, int]:
+    """(iterations, evaluations) that ``minutes`` allow, by the seconds of each; ten evaluations, where they take little of the time."""
+    evaluations = min(max(int(60 * minutes * EVALUATION / evaluation), 1), 10) if evaluation else 10
     return max(int((60 * minutes - evaluations * evaluation) / step), 20), evaluations
 
 
-def iterations_of(config: str, opts: list[str], backbone: str, data: Sequence[str], minutes: float, images: int) -> int:
-    """As many as ``minutes`` allow a config on own square images, by the flags ``data``, and an evaluation, as a recipe counts its own."""
+def iterations_of(config: str, opts: list[str], backbone: str, data: Sequence[str], minutes: float) -> int:
+    """As many as ``minutes`` allow a config on own data, by the flags ``data``, in training alone: evaluation comes on top."""
     parser = argparse.ArgumentParser()
     add_data_arguments(parser)
     front = open_config(config, ["MODEL.DEVICE", "cpu", *opts], backbone)
     front.apply_data_arguments(parser.parse_args(data), True)
     front.register(True, [*front.settings.DATASETS.TRAIN], replaced=True)
-    return length(minutes, statistics.mean(steps(front, {})[0]), images * latency(front.settings, 1.0), 1)[0]
+    return length(minutes, statistics.mean(steps(front, {})[0]), 0.0)[0]

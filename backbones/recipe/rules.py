@@ -50,7 +50,7 @@ def image_size(facts: Facts, stride: int) -> tuple[int, str]:
     own = float(np.median(facts.short))
     if not facts.objects:
         return round_to(own), "no objects: the images' own size"
-    smallest = float(np.quantile(np.sqrt(facts.boxes.prod(1)) / facts.shorter, 0.1))  # of the image's shorter side
+    smallest = smallest_tenth(facts)
     wanted = CELLS * stride / smallest
     size = min(max(wanted, least_size(facts)), 2 * own, 1333.0)
     cells = f"{smallest * size / stride:.1f} cells of P{int(math.log2(stride))}"
@@ -58,6 +58,16 @@ def image_size(facts: Facts, stride: int) -> tuple[int, str]:
     if size < wanted:
         reason += f" (the rule asks for {CELLS}: {wanted:.0f} pixels, but images are enlarged to at most twice their {own:.0f})"
     return round_to(size), reason
+
+
+def smallest_tenth(facts: Facts) -> float:
+    """The side that a tenth of the objects are smaller than, as a part of the image's shorter side."""
+    return float(np.quantile(np.sqrt(facts.boxes.prod(1)) / facts.shorter, 0.1))
+
+
+def gentle(facts: Facts, size: int, stride: int) -> bool:
+    """Whether a training is to begin gently: many objects are smaller than they should be."""
+    return smallest_tenth(facts) * size / stride < 0.8 * CELLS
 
 
 def least_size(facts: Facts) -> float:
@@ -77,7 +87,7 @@ def views(facts: Facts, wanted: int) -> Iterator[View]:
     least = round_to(least_size(facts))
     for size in (*range(wanted, least, -32), least):
         yield View(size)
-        for part in (0.7, 0.5, 0.35, 0.25):
+        for part in (0.7, 0.5, 0.35, 0.25, 0.18, 0.125):
             if part * size >= max(160, 4 * large * size):
                 yield View(size, part)
 
@@ -256,8 +266,8 @@ def passes(images: int) -> float:
     return min(COCO_PASSES * math.sqrt(COCO_IMAGES / max(images, 1)), 300.0)
 
 
-def schedule(facts: Facts, batch: int, limit: int | None, limited: str, evaluations: int = 10) -> Iterator[Choice]:
-    """``limit``: iterations that there is time for; ``evaluations``: how often there is."""
+def schedule(facts: Facts, batch: int, limit: int | None, limited: str, evaluations: int = 10, gently: bool = False) -> Iterator[Choice]:
+    """``limit``: iterations that there is time for; ``evaluations``: how often there is; ``gently``: see `gentle`."""
     wanted = max(round(passes(facts.images) * facts.images / batch), 100)
     count = min(wanted, limit) if limit is not None else wanted
     seen = count * batch / max(facts.images, 1)
@@ -270,8 +280,9 @@ def schedule(facts: Facts, batch: int, limit: int | None, limited: str, evaluati
     yield Choice("SOLVER.MAX_ITER", count, why)
     yield Choice("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "falls to 0 at the end of any length: no steps to set")
     yield Choice("SOLVER.STEPS", (), "the cosine has none")
-    warmup = min(max(count // 10, 10), 1000)
-    yield Choice("SOLVER.WARMUP_ITERS", warmup, "a tenth of the training, at most detectron2's 1000")
+    warmup = min(max(count // (4 if gently else 10), 10), 1000)
+    said = f"a {'quarter' if gently else 'tenth'} of the training, at most detectron2's 1000"
+    yield Choice("SOLVER.WARMUP_ITERS", warmup, said)
     period = max(count // evaluations, 1) if facts.tested else 0
     said = f"{evaluations} evaluation{'s' if evaluations > 1 else ''} on {facts.tested} images"
     yield Choice("TEST.EVAL_PERIOD", period, said if period else "there is nothing to evaluate on")
@@ -300,8 +311,8 @@ def parts(batch: int, peak: Callable[[int], float], room: float) -> Iterator[Cho
     yield Choice("SOLVER.ACCUMULATE", count, said)
 
 
-def rate(batch: int, pretrained: bool, small: bool) -> Iterator[Choice]:
-    """``small``: a CPU trains, which has norms in the FPN and clips gradients; both allow a higher rate."""
+def rate(batch: int, pretrained: bool, small: bool, gently: bool = False) -> Iterator[Choice]:
+    """``small``: a CPU trains, which has norms in the FPN and clips gradients; both allow a higher rate. ``gently``: see `gentle`."""
     reference = REFERENCE_RATE if pretrained and not small else SHORT_RATE
     why = "detectron2's" if reference == REFERENCE_RATE else "with batch norms in the FPN, as the quickstart's"
     said = f"{why} {reference} for {REFERENCE_BATCH} images, in proportion to {batch}"
@@ -309,4 +320,8 @@ def rate(batch: int, pretrained: bool, small: bool) -> Iterator[Choice]:
     if small:
         yield Choice("SOLVER.CLIP_GRADIENTS.ENABLED", True, "so that no batch throws a short training out of its way")
         yield Choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "the norm of all gradients together")
-        yield Choice("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 10.0, "far above what trained networks have")
+        if gently:
+            said = "objects are smaller than they should be: larger first steps would leave heads that call all of them background"
+        else:
+            said = "far above what trained networks have"
+        yield Choice("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0 if gently else 10.0, said)

@@ -66,6 +66,8 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]
         kinds += [[name, errors[name]["count"], f"{errors[name]['dAP']:.2f}", "all of them"] for name in ("false positives", "false negatives")]
         heading = f"Kinds of errors (TIDE): AP50 of {figures['task']} is {errors['AP50']:.2f}, dAP what each kind takes away"
         out.append((heading, ["", "count", "dAP", ""], kinds))
+    else:
+        out.append(("Kinds of errors (TIDE)", ["not counted: pip install 'backbones[errors]' brings the package that counts them"], []))
     names, counts = figures["confusion"]["classes"], figures["confusion"]["counts"]
     off = [(counts[i][j], a, b) for i, a in enumerate(names) for j, b in enumerate(names) if i != j and counts[i][j]]
     taken = [[truth, found, n] for n, truth, found in sorted(off, key=lambda row: -row[0])[:SHOWN]]

@@ -1,15 +1,19 @@
 """What recipes are worth: on four small data sets, beside COCO's 3x recipe scaled by hand, and beside configs tuned by hand for such data.
 
 backbones benchmark trains one config; this makes the data sets from real handwriting, works the recipes out, and trains every way for the same
-minutes: the number of iterations follows from a few measured steps. Each run's row goes to the file (`make recipes`). A second start goes on:
-runs of the same config whose rows are there are left out, and configs are worked out anew only where the rules have changed.
+minutes: the number of iterations follows from a few measured steps. A recipe's minutes hold its evaluations, those of the other ways do not.
+Each run's row goes to the file (`make recipes`). A second start goes on: runs of the same config whose rows are there are left out, and configs
+are worked out anew only where the rules have changed.
 """
 
 import glob
 import hashlib
 import json
 import os
-from typing import Any, Iterator, NamedTuple, Sequence
+import re
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import cv2
 import numpy as np
@@ -96,9 +100,15 @@ def ways(name: str, folder: str, data: list[str], wanted: Sequence[str], minutes
     known = json.load(open(path)) if os.path.isfile(path) else {}
     for way in wanted:
         if known.get(way, {}).get("source") != source:
-            known[way] = {"source": source, "way": _worked_out(way, name, folder, data, minutes)}
+            known[way] = {"source": source, "way": _in_a_process(_worked_out, way, name, folder, data, minutes)}
             write_whole(path, json.dumps(known, indent=1) + "\n")
         yield Way(*known[way]["way"])
+
+
+def _in_a_process(call: Callable[..., Any], *args: Any) -> Any:
+    """Of its own: what measuring takes of memory is given back before training begins."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        return pool.submit(call, *args).result()
 
 
 def _worked_out(way: str, name: str, folder: str, data: list[str], minutes: float) -> Way:
@@ -116,9 +126,22 @@ def _worked_out(way: str, name: str, folder: str, data: list[str], minutes: floa
     else:
         sigmas = {"TEST.KEYPOINT_OKS_SIGMAS": [0.25] * len(digits.KEYPOINTS)} if kind == "keypoints" else {}  # as all own data are evaluated
         found = Way(way, f"digits/{_KIND[kind]}_rcnn_digits.yaml", words(sigmas), "", data)
-    count = iterations_of(found.config, found.opts, found.backbone, data, minutes, SETS[name]["val"])
+    count = iterations_of(found.config, found.opts, found.backbone, data, minutes)
     steps = {"SOLVER.MAX_ITER": count, "SOLVER.STEPS": (count * 7 // 9, count * 8 // 9), "SOLVER.WARMUP_ITERS": min(1000, count // 5)}
     return found._replace(opts=[*found.opts, *words(steps)])
+
+
+def _minutes_of_steps(output: str) -> float:
+    """Of a run, evaluations apart, as its log has them."""
+    with open(os.path.join(output, "log.txt"), encoding="utf-8") as f:
+        hours, minutes, seconds = re.findall(r"Overall training speed: \d+ iterations in (?:.* )?(\d+):(\d+):(\d+)", f.read())[-1]
+    return round(60 * int(hours) + int(minutes) + int(seconds) / 60, 2)
+
+
+def _processor() -> float:
+    """Seconds of processor time of the commands that have ended: equal minutes, were the machine busy with others."""
+    times = os.times()
+    return times.children_user + times.children_system
 
 
 def _rules() -> str:
@@ -158,8 +181,17 @@ def main() -> None:
                     print(f"{name}, {way.name}, seed {seed}: in {args.json} already, skipped", flush=True)
                     continue
                 output = os.path.join(folder, f"{way.name.replace(' ', '_')}_{seed}")
+                begun = _processor()
                 row = train(way.config, output, [*way.opts, "SEED", str(seed), "MODEL.DEVICE", "cpu"], way.backbone, way.data)
-                row = {**own, **row, "config": os.path.basename(way.config), "data": name, "command": "make recipes"}
+                row = {
+                    **own,
+                    **row,
+                    "training_minutes": _minutes_of_steps(output),
+                    "processor_minutes": round((_processor() - begun) / 60, 2),
+                    "config": os.path.basename(way.config),
+                    "data": name,
+                    "command": "make recipes",
+                }
                 record(row, args.json, ("set", "way", "machine", "seed"))
 
 
