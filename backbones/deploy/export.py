@@ -29,7 +29,7 @@ from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
 from ..data import images
-from ..detectors.classifier import ImageClassifier
+from ..detectors import ImageClassifier, InOrder
 from ..errors import UserError, unknown
 from .names import names_of
 from .optimize import optimize
@@ -178,7 +178,7 @@ def export(
     about = describe(cfg, model, part, names or names_of(cfg)[0])
     inputs = [resized(image, {**about, **{key: int(about[key] * scale) for key in ("min_size", "max_size")}}) for scale in (1.0, 0.7)]
     write = partial(_written, traceable, inputs, about, path, kind, tolerance)
-    with torch.no_grad(), _tracing():
+    with torch.no_grad(), InOrder(), _tracing():
         before = [traceable(x) for x in inputs]
         empty = [x for x, found in zip(inputs, before) if part == "detector" and "boxes" in traceable.fields and not len(found[0])]
         if not empty:
