@@ -16,9 +16,11 @@ from torchvision import ops
 from backbones import UserError, create, use_backbone, zoo
 from backbones.deploy import Runner, optimize
 from backbones.deploy.export import FORMATS, TOLERANCES, Tolerance, export, match
+from backbones.deploy.low_precision import check_precision, lower
 from backbones.deploy.optimize import fold_norms
 from backbones.deploy.predictor import Predictor
 from backbones.deploy.roi_align import CPUPooler, roi_align
+from backbones.detectors import InOrder
 from backbones.tools import demo
 
 MORE_KINDS = {
@@ -318,6 +320,130 @@ def test_files_that_are_none(tmp_path):
     torch.jit.save(torch.jit.trace(torch.nn.Identity(), torch.ones(1)), str(tmp_path / "foreign.ts"))
     with pytest.raises(UserError, match="is no file that backbones exported"):
         Runner(str(tmp_path / "foreign.ts"))
+
+
+def test_equal_scores_are_ranked_by_place():
+    """As a stable sort does, whatever the number of equal ones; NaN first, as ``topk`` has it. Out of training alone."""
+    torch.manual_seed(0)
+    for x in (torch.randn(5000).round(), torch.zeros(700), torch.randn(30), torch.tensor([1.0, float("nan"), 1.0, float("nan"), 2.0])):
+        for count in (1, 3, min(1000, len(x)), len(x)):
+            with InOrder():
+                values, places = x.topk(count)
+                rows = torch.stack((x, x.flip(0))).topk(count, dim=1)
+                ranked = x.sort(descending=True)[1]
+            expected = x.sort(descending=True, stable=True)
+            torch.testing.assert_close(values, expected[0][:count], rtol=0, atol=0, equal_nan=True)
+            assert torch.equal(places, expected[1][:count]) and torch.equal(rows.indices[0], places) and torch.equal(ranked, expected[1])
+            torch.testing.assert_close(rows.values[0], rows.values[1], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", cases(("Faster", "RetinaNet", "GFLV2", "MMDetRPN"), tried=("Faster", "RetinaNet"), daily=[]))
+def test_exports_of_flat_images(kind, tmp_path):
+    """Nearly all scores are exactly equal there; the check holds, and so does the file on another such image."""
+    cfg, image, model, _ = alive(kind, "MobileNetV2")
+    flat = np.full((200, 260, 3), 120, np.uint8)
+    flat[60:100, 60:140] = image[60:100, 60:140]
+    path = str(tmp_path / "a.onnx")
+    export(cfg, model, path, "onnx", flat)
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    blank = np.full((160, 200, 3), 90, np.uint8)
+    expected, found = boxes_of(Predictor(cfg)(blank)), boxes_of(Runner(path)(blank))
+    assert len(expected["boxes"]) == len(found["boxes"]) == len(match(expected, found, Tolerance(0.1, 1e-3)))
+
+
+ALONE = (
+    "import runpy, sys; sys.modules.update(dict.fromkeys({blocked}, None)); sys.argv = {argv}; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+@pytest.mark.parametrize(
+    "kind, form", cases((("Mask", "onnx"), ("Keypoint", "onnx"), ("Mask", "torchscript")), tried=(("Keypoint", "onnx"),), daily=[])
+)
+def test_the_file_beside_an_export_runs_it_alone(kind, form, tmp_path):
+    """Boxes to 0.1 pixels, masks but for a pixel in a thousand, keypoints to 0.1 pixels, without torch where the runtime is not torch."""
+    import subprocess
+    import sys
+
+    from PIL import Image
+
+    from backbones.deploy import run_exported
+
+    cfg, image, model, _ = alive(kind, "MobileNetV2")
+    path = str(tmp_path / f"detector{FORMATS[form]}")
+    export(cfg, model, path, form, image)
+    beside = tmp_path / "run_exported.py"
+    with open(run_exported.__file__) as ours:
+        assert beside.read_text() == ours.read()
+    Image.fromarray(image[:, :, ::-1]).save(tmp_path / "a.png")
+    blocked = ["backbones", "detectron2", "cv2", *(["torch", "torchvision"] if form == "onnx" else [])]
+    argv = [str(beside), path, str(tmp_path / "a.png"), "--threshold", "0", "--draw", str(tmp_path / "drawn")]
+    ran = subprocess.run([sys.executable, "-c", ALONE.format(blocked=blocked, argv=argv)], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    (objects,) = [json.loads(line)["objects"] for line in ran.stdout.splitlines()]
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    expected = Predictor(cfg)(image)["instances"]
+    found = {
+        "boxes": torch.tensor([one["box"] for one in objects]),
+        "scores": torch.tensor([one["score"] for one in objects]),
+        "classes": torch.tensor(
+            [
+                int(one["class"]) if one["class"].isdigit() else run_exported.Detector(path).about["classes"].index(one["class"])
+                for one in objects
+            ]
+        ),
+    }
+    pairs = match(boxes_of({"instances": expected}), found, Tolerance(0.1, 1e-3)).tolist()
+    assert len(expected) >= 10 and len(pairs) >= 0.98 * max(len(expected), len(objects))
+    for i, j in pairs:
+        if kind == "Mask":
+            ends = np.cumsum(objects[j]["mask"]["counts"])
+            mask = (np.searchsorted(ends, np.arange(image.shape[0] * image.shape[1]), side="right") % 2).reshape(image.shape[1], -1).T
+            assert (mask != expected.pred_masks[i].numpy()).mean() < 1e-3
+    if kind == "Keypoint":
+        off = [np.abs(np.array(objects[j]["keypoints"])[:, :2] - expected.pred_keypoints[i, :, :2].numpy()).max(axis=1) for i, j in pairs]
+        assert np.median(np.concatenate(off)) < 0.1
+    assert np.abs(np.asarray(Image.open(tmp_path / "drawn" / "a.png")).astype(int) - image[:, :, ::-1]).max() > 30
+    contract = run_exported.Detector(path).about["contract"]
+    assert contract[0].startswith("image: float32 (3, H, W)") and [line.partition(":")[0] for line in contract[1:-1]] == Runner(path).fields
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, form", cases((("GFLV2", "onnx"), ("Faster", "openvino")), tried=(("GFLV2", "onnx"),), daily=[]))
+def test_int8(kind, form, tmp_path):
+    """The file is smaller than half, its scores are near, it says how it was made, and too much loss is refused."""
+    cfg, image, model, _ = alive(kind, "MobileNetV2")
+    source, path = str(tmp_path / "a.onnx"), str(tmp_path / "small" / f"b{FORMATS[form]}")
+    os.makedirs(tmp_path / "small")
+    export(cfg, model, source, "onnx", image)
+    given = {"images": [image, image[:, ::-1]], "said": "a photograph"}
+    aps = iter((50.0, 49.0, 50.0, 49.9))
+    evaluate = lambda runner: {"bbox": {"AP": next(aps)}}
+    with pytest.raises(UserError, match=r"more than --max-drop 0.5 allows \(bbox/AP 50.00 -> 49.00\): it is not written"):
+        lower(source, path, form, "int8", evaluate=evaluate, **given)
+    assert os.listdir(tmp_path / "small") == []
+    assert lower(source, path, form, "int8", evaluate=evaluate, **given) == {"bbox/AP": (50.0, 49.9)}
+    about = Runner(path).about
+    assert about["precision"] == "int8" and about["calibration"] == {"images": 2, "of": "a photograph", "method": "MinMax"}
+    assert about["AP"] == {"bbox/AP": [50.0, 49.9]}
+    files = [name for name in os.listdir(tmp_path / "small") if name.startswith("b.")]
+    assert sum(os.path.getsize(tmp_path / "small" / name) for name in files) < 0.5 * os.path.getsize(source)
+    expected, found = (runner(image)["instances"].scores for runner in (Runner(source), Runner(path)))
+    assert len(found) and abs(float(expected[:10].mean() - found[:10].mean())) < 0.1
+
+
+@pytest.mark.parametrize(
+    "kind, precision, calibrated, said",
+    [
+        ("torchscript", "int8", True, "precision of format torchscript"),
+        ("onnx", "bfloat16", False, "precision of format onnx"),
+        ("onnx", "int8", False, "--calibrate"),
+    ],
+)
+def test_precisions_that_are_none(kind, precision, calibrated, said):
+    with pytest.raises(UserError, match=said):
+        check_precision(kind, precision, calibrated)
 
 
 @pytest.mark.slow

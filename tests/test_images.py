@@ -151,7 +151,7 @@ def about(cfg):
 @pytest.mark.parametrize("format", FORMATS)
 @pytest.mark.parametrize("mapper", ["detectron2", "exact"])
 def test_same_pixels_in_training_and_in_use(format, mapper, tmp_path):
-    """What a network sees of a file: of the mapper of training and of evaluation, of Runner, and of Predictor; exactly, but for the rounding of YUV."""
+    """What a network sees of a file: of the mapper of training and of evaluation, of Runner, and of Predictor; exactly, YUV to 1e-6."""
     cfg = config("INPUT.MAPPER", mapper, "INPUT.RANDOM_FLIP", "none", "INPUT.VALUE_RANGE", "[0, 65535]", format=format)
     seen = []
     predictor = Predictor.__new__(Predictor)

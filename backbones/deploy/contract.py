@@ -11,27 +11,27 @@ from ..detectors import ImageClassifier
 
 # by name of output; N objects of one image, in the order of their scores
 OUTPUTS = {
-    "boxes": "float32 (N, 4): left, upper, right, lower, in pixels of the resized image; times original / resized side they are those of the original",
+    "boxes": "float32 (N, 4): left, upper, right, lower, in pixels of the resized image",
     "scores": "float32 (N,), 0 to 1; of a classifier (1, classes)",
     "classes": "int64 (N,): places in the list `classes`",
-    "masks": "float32 (N, 1, M, M): the part of each cell of its box that is object; stretched onto the box, 0.5 and more is object",
-    "heatmaps": "float32 (N, keypoints, M, M): of each box, stretched onto it by bicubic interpolation; a keypoint is where its map is highest",
-    "sem_seg": "float32 (classes of `stuff`, H, W) at the size of the resized image or padded beyond it: the class of a pixel has the largest value",
+    "masks": "float32 (N, 1, M, M): stretched onto its box, 0.5 and more is object",
+    "heatmaps": "float32 (N, keypoints, M, M): stretched onto its box by bicubic interpolation, a keypoint is at the highest place",
+    "sem_seg": "float32 (classes of `stuff`, H, W), of the resized image or padded beyond it: a pixel's class has the largest value",
     "proposals": "float32 (N, 4): boxes that may hold an object, as boxes",
     "objectness": "float32 (N,): logits of proposals",
 }
 _IMAGE = (
-    "image: float32 (3, H, W), channels first, {format}, 0 to 255, neither normalized nor padded: the file does both. One image a call, of any size; "
-    "the model was evaluated on images resized by Pillow's bilinear filter so that the shorter side is {min_size}, but the longer one {max_size} at "
-    "most, both rounded half up"
+    "image: float32 (3, H, W), channels first, {format}, 0 to 255, neither normalized nor padded: the file does both. One image a call, of any "
+    "size; the model was evaluated on images resized by Pillow's bilinear filter so that the shorter side is {min_size}, but the longer one "
+    "{max_size} at most, both rounded half up"
 )
 _BATCH = (
     "image: float32 (images, 3, H, W), channels first, {format}, 0 to 255, not normalized: the file does it. H and W are multiples of "
     "{size_divisibility}: zeros are added at the right and below"
 )
 _CROP = (
-    "image: float32 (3, {crop}, {crop}), channels first, {format}, 0 to 255, not normalized: the file does it. Resized by Pillow's bilinear filter so that "
-    "the shorter side is {resize}, then the middle cut out"
+    "image: float32 (3, {crop}, {crop}), channels first, {format}, 0 to 255, not normalized: the file does it. Resized by Pillow's bilinear filter "
+    "so that the shorter side is {resize}, then the middle cut out"
 )
 FEATURES = "float32 (images, channels, H / stride, W / stride)"
 

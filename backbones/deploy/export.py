@@ -1,9 +1,9 @@
 """Exports detectors, or backbone and FPN, to TorchScript, ONNX and OpenVINO. A file that computes something else is not written.
 
 A detector's file takes one image of any size, resized and in the format that the file's description names, and gives what the detector
-finds before it is brought to the original image's size; `Runner` does the rest, and so does `run_exported`, which is put beside the file and needs
-nothing of this project. A backbone's file takes a batch whose sides the description's ``size_divisibility`` divides, and gives the features. Both
-subtract the mean themselves. `contract` says all of it, and is in the file.
+finds before it is brought to the original image's size; `Runner` does the rest, and so does `run_exported`, which is put beside the file and
+needs nothing of this project. A backbone's file takes a batch whose sides the description's ``size_divisibility`` divides, and gives the
+features. Both subtract the mean themselves. `contract` says all of it, and is in the file.
 """
 
 import contextlib
@@ -62,8 +62,8 @@ TOLERANCES = {
 
 
 _REMEDY = (
-    ": it is not written. Either the runtime computes something else than the model (another --format, or version of it, may not), or scores of the "
-    "--image differ by less than rounding, as those of random weights do (another image, or trained weights)"
+    ": it is not written. Either the runtime computes something else than the model (another --format, or version of it, may not), or scores of "
+    "the --image differ by less than rounding, as those of random weights do (another image, or trained weights)"
 )
 
 

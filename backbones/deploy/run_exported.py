@@ -65,7 +65,7 @@ LOADERS = {".onnx": _onnx, ".xml": _openvino, ".ts": _torchscript}
 
 
 def read(path: str, about: dict[str, Any]) -> np.ndarray:
-    """An image file as (H, W, 3) RGB uint8: turned as its EXIF tag says, deep values in the file's range, unless the model was trained otherwise."""
+    """An image file as (H, W, 3) RGB uint8: turned by its EXIF tag and of 8 bits, as the model was trained."""
     reading = about.get("reading", {})
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened) if reading.get("exif", "turn") == "turn" else opened

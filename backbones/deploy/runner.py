@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
 from detectron2.structures import Boxes, Instances
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import UserError, unknown
 from . import run_exported
@@ -72,8 +72,10 @@ class Runner:
         "instances", and of what has them "sem_seg" and "panoptic_seg"; of a classifier "scores"."""
         if self.about["part"] != "detector":
             raise UserError("this file is of a backbone: call features(image)", "unsupported")
-        size = size or image.shape[:2]
-        x = resized(image, self.about)
+        return self.predict(resized(image, self.about), size or image.shape[:2])
+
+    def predict(self, x: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+        """Predictions for an image of ``size`` that is resized already, in the file's format, (C, H, W) float32."""
         outputs = dict(zip(self.fields, self._call(x.numpy())))
         found = {name: torch.from_numpy(value) for name, value in run_exported.finished(outputs, x.shape[1:], size).items()}
         if "boxes" not in found and "proposals" not in found:
@@ -88,3 +90,14 @@ class Runner:
             return {"instances": instances}
         panoptic = combine_semantic_and_instance_outputs(instances, found["sem_seg"].argmax(dim=0), *self.about["panoptic"])
         return {"instances": instances, "sem_seg": found["sem_seg"], "panoptic_seg": panoptic}
+
+
+class RunnerModel(nn.Module):
+    """A `Runner` in the place of a model, to be evaluated: maps detectron2's list of dicts to a list of predictions."""
+
+    def __init__(self, runner: Runner):
+        super().__init__()
+        self.runner = runner
+
+    def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        return [self.runner.predict(x["image"].float(), (x["height"], x["width"])) for x in inputs]
