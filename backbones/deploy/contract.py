@@ -30,8 +30,8 @@ _BATCH = (
     "{size_divisibility}: zeros are added at the right and below"
 )
 _CROP = (
-    "image: float32 (3, {crop}, {crop}), channels first, {format}, 0 to 255, not normalized: the file does it. Resized by Pillow's bilinear filter "
-    "so that the shorter side is {resize}, then the middle cut out"
+    "image: float32 (3, {crop}, {crop}), channels first, {format}, 0 to 255, not normalized: the file does it. Resized by Pillow's bilinear "
+    "filter so that the shorter side is {resize}, then the middle cut out"
 )
 FEATURES = "float32 (images, channels, H / stride, W / stride)"
 

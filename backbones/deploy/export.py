@@ -62,7 +62,7 @@ TOLERANCES = {
 
 
 _REMEDY = (
-    ": it is not written. Either the runtime computes something else than the model (another --format, or version of it, may not), or scores of "
+    ": it is not written. Either the runtime computes something else (another --format, or version of it, may not), or scores of "
     "the --image differ by less than rounding, as those of random weights do (another image, or trained weights)"
 )
 

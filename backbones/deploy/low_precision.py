@@ -1,7 +1,7 @@
 """Exported files in int8 and in 16 bits, made from a float32 ONNX file that has been compared with its model.
 
 int8: convolutions and matrix products of the whole detector, weights per channel, activations in the ranges that they have on calibration
-images. The same quantized graph serves ONNX Runtime and OpenVINO. What it costs in AP is measured where there is data to, and too much is refused.
+images. The same quantized graph serves ONNX Runtime and OpenVINO. What it costs in AP is measured where there is data to; too much is refused.
 """
 
 import importlib.util

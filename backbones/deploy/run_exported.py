@@ -123,7 +123,7 @@ def prepared(image: np.ndarray, about: dict[str, Any]) -> np.ndarray:
         sized = sized.resize([int(about["resize"] * v / short) for v in sized.size], Image.Resampling.BILINEAR)
         left, upper = (int(round((v - side) / 2)) for v in sized.size)
         sized = sized.crop((left, upper, left + side, upper + side))
-    new = sized.size[::-1] if about["crop"] else sides(*image.shape[:2], about)
+    new = sized.size[::-1] if about["crop"] else sides(image.shape[0], image.shape[1], about)
     if about["input_format"] == "L":
         sized = sized.convert("L")
     if not yuv:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-def top(x: Tensor, count: int | Tensor) -> tuple[Tensor, Tensor]:
+def top(x: Tensor, count: Any) -> tuple[Tensor, Tensor]:
     """The ``count`` largest of (N,) values, in order, and their places. Much faster than a stable sort of them all."""
     least = x.topk(count)[0][-1:]
     places = (~(x < least)).nonzero()[:, 0]  # NaN too, which topk takes for the largest
@@ -31,7 +31,7 @@ def _topk(x: Tensor, k: Any, dim: int = -1, largest: bool = True, sorted: bool =
     if x.dim() == 1:
         return torch.return_types.topk(top(x, k))
     rows = [top(row, k) for row in x]
-    return torch.return_types.topk(torch.stack(parts) for parts in zip(*rows))
+    return torch.return_types.topk((torch.stack([values for values, _ in rows]), torch.stack([places for _, places in rows])))
 
 
 def _sort(x: Tensor, dim: int = -1, descending: bool = False, stable: bool = True) -> Any:

@@ -128,9 +128,8 @@ def main() -> None:
             differences = given(exact, "onnx")
             figures = lower(exact, args.output, args.format, args.precision, samples, args.calibrate or "", evaluate, args.max_drop)
     print(predictor.said)
-    print(
-        f"{args.output}: {os.path.getsize(args.output) / 1e6:.1f} MB. {'It' if args.precision == 'float32' else 'In float32 it'} differs from the model by at most:"
-    )
+    it = "It" if args.precision == "float32" else "In float32 it"
+    print(f"{args.output}: {os.path.getsize(args.output) / 1e6:.1f} MB. {it} differs from the model by at most:")
     for name, value in differences.items():
         unit = {"boxes": " pixels", "scores": ""}.get(name, " of the largest value")
         print(f"  {name}: {value:.2g}{unit}")
