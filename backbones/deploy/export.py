@@ -35,6 +35,7 @@ from ..errors import UserError, unknown
 from . import run_exported
 from .contract import contract, describe
 from .names import names_of
+from .onnx_graph import portable
 from .optimize import optimize
 from .runner import FIELDS, Runner, resized
 
@@ -271,6 +272,7 @@ def _write_onnx(traceable: Traceable, sample: Tensor, path: str, about: dict[str
     options.update(input_names=["image"], output_names=list(traceable.fields), dynamic_axes={"image": axes})
     torch.onnx.export(traceable, (sample,), path, opset_version=OPSET, **options)
     model = onnx.load(path)
+    portable(model.graph)
     onnx.helper.set_model_props(model, {"backbones": json.dumps(about)})
     onnx.save(model, path)
 

@@ -65,14 +65,20 @@ LOADERS = {".onnx": _onnx, ".xml": _openvino, ".ts": _torchscript}
 
 
 def read(path: str, about: dict[str, Any]) -> np.ndarray:
-    """An image file as (H, W, 3) RGB uint8: turned by its EXIF tag and of 8 bits, as the model was trained."""
+    """An image file as (H, W, 3) RGB uint8: turned by its EXIF tag and of 8 bits, as the model was trained.
+
+    Raises ValueError where values have more bits and nothing says which range of them becomes 0 to 255.
+    """
     reading = about.get("reading", {})
     with Image.open(path) as opened:
         image = ImageOps.exif_transpose(opened) if reading.get("exif", "turn") == "turn" else opened
         if image.mode[0] in "IF":  # more than 8 bits
-            low, high = reading.get("value_range") or (0, 65535)
-            values = (np.asarray(image, np.float32) - low) * (255 / (high - low))
-            image = Image.fromarray(values.round().clip(0, 255).astype(np.uint8))
+            values = np.nan_to_num(np.asarray(image, np.float32))
+            if not reading.get("value_range"):
+                said = f"its values have more than 8 bits and go from {values.min():g} to {values.max():g}"
+                raise ValueError(f"{said}: say which range becomes 0 to 255, such as --value-range 0 65535")
+            low, high = reading["value_range"]
+            image = Image.fromarray(((values - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8))
         return np.asarray(image.convert("RGB"))
 
 
@@ -263,16 +269,23 @@ def main() -> None:
     parser.add_argument("file", help="the exported file: .onnx, .xml or .ts")
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--threshold", type=float, default=0.5, help="smallest score that is told (default: %(default)s)")
+    parser.add_argument(
+        "--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="what becomes 0 and 255 where values have more bits"
+    )
     parser.add_argument("--draw", metavar="FOLDER", help="where pictures of what was found go")
     args = parser.parse_args()
     if os.path.splitext(args.file)[1] not in LOADERS or not os.path.isfile(args.file):
         sys.exit(f"error: {args.file!r} is not there, or does not end in {', '.join(LOADERS)}")
+    if args.value_range and not args.value_range[0] < args.value_range[1]:
+        sys.exit(f"error: --value-range {args.value_range[0]:g} {args.value_range[1]:g}: the first must be less than the second")
     detector, bad = Detector(args.file), 0
+    if args.value_range:
+        detector.about.setdefault("reading", {})["value_range"] = args.value_range
     os.makedirs(args.draw or ".", exist_ok=True)
     for path in args.images:
         try:
             image = read(path, detector.about)
-        except (OSError, SyntaxError, ValueError) as error:
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             print(f"error: {path!r} cannot be read: {error}", file=sys.stderr)
             bad += 1
             continue

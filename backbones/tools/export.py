@@ -58,7 +58,7 @@ def calibration(front: Front, source: str, count: int) -> Iterator[np.ndarray]:
 
     reading = images.settings(front.settings)
     if os.path.isdir(source):
-        files = images_of([source])
+        files = images_of([source], recursive=True)[0]
     else:
         front.register()
         if source not in DatasetCatalog:
@@ -98,7 +98,9 @@ def main() -> None:
     parser.add_argument("--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS.values())}, after the format")
     precisions = sorted({"float32", *(name for names in PRECISIONS.values() for name in names)})
     parser.add_argument("--precision", default="float32", choices=precisions, help="int8 needs --calibrate (default: float32)")
-    parser.add_argument("--calibrate", metavar="DATA", help="a data set's name, or a folder of images, that int8 takes its ranges from")
+    parser.add_argument(
+        "--calibrate", metavar="DATA", help="a data set's name, or a folder of images (and of folders), that int8 takes its ranges from"
+    )
     parser.add_argument("--images", type=int, default=128, help="number of images to calibrate on (default: %(default)s)")
     parser.add_argument("--max-drop", type=float, default=0.5, help="points of AP on DATASETS.TEST that may be lost (default: %(default)s)")
     add_config_arguments(parser, required=True)
