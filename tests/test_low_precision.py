@@ -10,7 +10,7 @@ from PIL import Image
 from backbones import UserError
 from backbones.deploy import Runner
 from backbones.deploy.export import FORMATS, export
-from backbones.deploy.low_precision import check_precision, lower
+from backbones.deploy.low_precision import averages, check_precision, lower
 from backbones.engine import YamlFront
 from backbones.tools.export import calibration
 
@@ -63,3 +63,16 @@ def test_images_to_calibrate_on(tmp_path):
     assert len(list(calibration(front, str(tmp_path), 100))) == 9
     with pytest.raises(UserError, match="data set or folder, of --calibrate"):
         calibration(front, str(tmp_path / "none"), 3)
+
+
+def test_figures_that_may_not_drop():
+    """One of each task, and none of single classes."""
+    results = {
+        "panoptic_seg": {"PQ": 40.0, "SQ": 70.0},
+        "sem_seg": {"mIoU": 50.0, "mACC": 60.0},
+        "bbox": {"AP": 30.0, "AP-one": 1.0},
+        "classification": {"top1": 90.0, "top5": 99.0},
+    }
+    assert averages(results) == {"panoptic_seg/PQ": 40.0, "sem_seg/mIoU": 50.0, "bbox/AP": 30.0, "classification/top1": 90.0}
+    assert averages({"a": {"bbox": {"AP": 30.0}}, "b": {"bbox": {"AP": float("nan")}}}) == {"a/bbox/AP": 30.0, "b/bbox/AP": 0.0}
+    assert averages({"bbox": {}}) == averages({}) == {}

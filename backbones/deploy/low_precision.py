@@ -13,8 +13,10 @@ import tempfile
 from typing import Any, Callable, Iterable
 
 import numpy as np
+from detectron2.evaluation.testing import flatten_results_dict
 
 from ..errors import UserError, unknown
+from ..evaluation.leading import headline
 from . import run_exported
 from .runner import Runner
 
@@ -47,12 +49,12 @@ def lower(
     evaluate: Callable[[Runner], dict[str, Any]] | None = None,
     max_drop: float = 0.5,
 ) -> dict[str, tuple[float, float]]:
-    """Writes what the float32 ONNX file ``source`` computes to ``path`` in another precision; returns each AP before and after.
+    """Writes what the float32 ONNX file ``source`` computes to ``path`` in another precision; returns each figure before and after.
 
     Args:
         images: (H, W, 3) BGR uint8, to calibrate on; ``said`` names where they are from. They are read one at a time.
-        evaluate: gives the results of a file; without it AP is not known.
-        max_drop: points of AP that may be lost.
+        evaluate: gives the results of a file; without it what is lost is not known.
+        max_drop: points of each of `averages` that may be lost.
 
     Raises UserError where more is lost: then there is no file.
     """
@@ -68,8 +70,8 @@ def lower(
         _write(lowered, temporary, kind, about)
         figures: dict[str, tuple[float, float]] = {}
         if evaluate:
-            before, after = (_averages(evaluate(Runner(file))) for file in (source, temporary))
-            figures = {name: (value, after[name]) for name, value in before.items()}
+            before, after = (averages(evaluate(Runner(file))) for file in (source, temporary))
+            figures = {name: (value, after.get(name, 0.0)) for name, value in before.items()}
             lost = max((first - second for first, second in figures.values()), default=0.0)
             if not lost <= max_drop:
                 words = ", ".join(f"{name} {first:.2f} -> {second:.2f}" for name, (first, second) in figures.items())
@@ -86,9 +88,10 @@ def lower(
     return figures
 
 
-def _averages(results: dict[str, Any]) -> dict[str, float]:
-    """The APs, by task, or what else results have of a single figure."""
-    return {f"{task}/AP": figures["AP"] for task, figures in results.items() if isinstance(figures, dict) and "AP" in figures}
+def averages(results: dict[str, Any]) -> dict[str, float]:
+    """The figure of each task in an evaluation's results, of each data set: AP, PQ, mIoU, recall or top-1; 0 where nothing was found."""
+    flat = flatten_results_dict(results)
+    return {name: float(np.nan_to_num(value)) for name, value in flat.items() if headline([name])}
 
 
 def _quantize(source: str, path: str, images: Iterable[np.ndarray], about: dict[str, Any]) -> int:

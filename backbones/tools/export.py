@@ -102,7 +102,9 @@ def main() -> None:
         "--calibrate", metavar="DATA", help="a data set's name, or a folder of images (and of folders), that int8 takes its ranges from"
     )
     parser.add_argument("--images", type=int, default=128, help="number of images to calibrate on (default: %(default)s)")
-    parser.add_argument("--max-drop", type=float, default=0.5, help="points of AP on DATASETS.TEST that may be lost (default: %(default)s)")
+    parser.add_argument(
+        "--max-drop", type=float, default=0.5, help="points of AP, PQ, mIoU or top-1 that may be lost on DATASETS.TEST (default: %(default)s)"
+    )
     add_config_arguments(parser, required=True)
     args = parser.parse_args()
     check_target(args.format, args.output)
@@ -131,7 +133,8 @@ def main() -> None:
             figures = lower(exact, args.output, args.format, args.precision, samples, args.calibrate or "", evaluate, args.max_drop)
     print(predictor.said)
     it = "It" if args.precision == "float32" else "In float32 it"
-    print(f"{args.output}: {os.path.getsize(args.output) / 1e6:.1f} MB. {it} differs from the model by at most:")
+    files = [args.output, f"{os.path.splitext(args.output)[0]}.bin"] if args.format == "openvino" else [args.output]
+    print(f"{' and '.join(files)}: {sum(map(os.path.getsize, files)) / 1e6:.1f} MB. {it} differs from the model by at most:")
     for name, value in differences.items():
         unit = {"boxes": " pixels", "scores": ""}.get(name, " of the largest value")
         print(f"  {name}: {value:.2g}{unit}")
