@@ -1,68 +1,21 @@
-"""What is optimized or exported computes what the model computes."""
+"""What is optimized computes what the model computes."""
 
 import copy
 import itertools
-import json
-import os
 
-import numpy as np
 import pytest
 import torch
 from choices import SMALLEST, cases, turns
-from lively import lively_model
-from test_matrix import KINDS
+from lively import MORE_KINDS, alive, boxes_of
 from torchvision import ops
 
-from backbones import UserError, create, use_backbone, zoo
-from backbones.deploy import Runner, optimize
-from backbones.deploy.export import FORMATS, TOLERANCES, Tolerance, export, match
+from backbones import UserError, create
+from backbones.deploy import optimize
+from backbones.deploy.export import Tolerance, match
 from backbones.deploy.optimize import fold_norms
-from backbones.deploy.predictor import Predictor
 from backbones.deploy.roi_align import CPUPooler, roi_align
-from backbones.tools import demo
 
-MORE_KINDS = {
-    **KINDS,
-    "RPN": "COCO-Detection/rpn_R_50_FPN_1x.yaml",
-    "MMDetRetinaNet": "retinanet_RegNetX_800MF_FPN_1x.yaml",
-    "MMDetRPN": "faster_rcnn_RegNetX_3.2GF_FPN_1x.yaml",
-}
 MEMORY_FORMATS = ("channels_last", "contiguous")
-WIDTH = 64
-
-
-def photo() -> np.ndarray:
-    from sklearn.datasets import load_sample_image
-
-    return np.ascontiguousarray(load_sample_image("china.jpg")[::2, ::2, ::-1])
-
-
-def small_config(kind: str, backbone: str = "V-19-slim-dw-eSE"):
-    cfg = zoo.get_config(MORE_KINDS[kind])
-    use_backbone(cfg, backbone, own_weights=True)
-    cfg.MODEL.VOVNET.NORM = cfg.MODEL.MOBILENETV2.NORM = cfg.MODEL.REGNET.NORM = "BN"
-    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.PIXEL_STD = "cpu", "", [1.0, 1.0, 1.0]
-    if not kind.startswith("MMDet"):  # heads are the same code however wide they are; of those, random weights make more near ties then
-        cfg.MODEL.FPN.OUT_CHANNELS = cfg.MODEL.ROI_MASK_HEAD.CONV_DIM = cfg.MODEL.SEM_SEG_HEAD.CONVS_DIM = WIDTH
-        cfg.MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS, cfg.MODEL.ROI_BOX_HEAD.FC_DIM = (WIDTH, WIDTH), 4 * WIDTH
-    cfg.MODEL.RPN.POST_NMS_TOPK_TEST, cfg.TEST.DETECTIONS_PER_IMAGE = 60, 30
-    cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST = 160, 320
-    return cfg
-
-
-def alive(kind: str, backbone: str = "V-19-slim-dw-eSE"):
-    """(config, image, model, and what it finds)"""
-    cfg, image = small_config(kind, backbone), photo()
-    x = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
-    model = lively_model(cfg, x)
-    return cfg, image, model, [{"image": x, "height": x.shape[1], "width": x.shape[2]}]
-
-
-def boxes_of(result) -> dict:
-    found = result["instances"] if "instances" in result else result["proposals"]
-    names = {"pred_boxes": "boxes", "proposal_boxes": "boxes", "scores": "scores", "pred_classes": "classes"}
-    fields = {names[k]: v for k, v in found.get_fields().items() if k in names}
-    return {k: v if isinstance(v, torch.Tensor) else v.tensor for k, v in fields.items()}
 
 
 @pytest.mark.parametrize("sampling_ratio, aligned", itertools.product((0, 1, 2), (True, False)))
@@ -183,215 +136,6 @@ def test_measured_memory_format():
 def test_unknown_options(options):
     with pytest.raises(UserError, match="memory format|precision|size"):
         optimize(create("MobileNetV2"), **options)
-
-
-# every kind of detector in one format; OpenVINO's files are made of ONNX's, so that they prove those too
-EXPORTS = {
-    "onnx": ("Faster", "Keypoint", "C4", "DC5", "RPN", "MMDetRetinaNet", "MMDetRPN", "RetinaNet"),
-    "torchscript": ("GFLV2", "Mask", "Cascade"),
-    "openvino": ("Panoptic",),
-}
-TRIED = [(kind, form) for form, kinds in EXPORTS.items() for kind in kinds]
-
-
-@pytest.mark.parametrize("kind, form", cases(itertools.product(MORE_KINDS, FORMATS), TRIED, daily=[("RPN", "onnx"), ("GFLV2", "torchscript")]))
-def test_exported_detectors(kind, form, tmp_path):
-    """The file, called as a predictor, gives what the predictor of the model gives, on an image of another shape than it was traced on too."""
-    cfg, image, model, _ = alive(kind, "MobileNetV2")
-    path = str(tmp_path / f"detector{FORMATS[form]}")
-    differences = export(cfg, model, path, form, image)
-    assert max(differences.get("boxes", 0), differences.get("proposals", 0)) <= TOLERANCES[form].pixels
-    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
-    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
-    predictor, runner = Predictor(cfg), Runner(path)
-    assert runner.about["part"] == "detector" and runner.about["size_divisibility"] == model.backbone.size_divisibility
-    for view in (image, np.ascontiguousarray(image[:, :150])):
-        expected, found = predictor(view), runner(view)
-        assert set(found) == set(expected)
-        ours, theirs = boxes_of(expected), boxes_of(found)
-        pairs = match(ours, theirs, Tolerance(2 * TOLERANCES[form].pixels, TOLERANCES[form].score))
-        assert len(ours["boxes"]) and len(pairs) >= 0.9 * max(len(ours["boxes"]), len(theirs["boxes"]))
-        a, b = (r["instances" if "instances" in r else "proposals"] for r in (expected, found))
-        assert a.image_size == b.image_size == view.shape[:2]
-        if a.has("pred_masks"):
-            same = (a.pred_masks[pairs[:, 0]] == b.pred_masks[pairs[:, 1]]).float().mean()
-            assert same > 0.999
-        if a.has("pred_keypoints"):
-            off = (a.pred_keypoints[pairs[:, 0]] - b.pred_keypoints[pairs[:, 1]])[..., :2].abs().amax(-1)
-            assert off.median() < 0.1
-        if "sem_seg" in expected:
-            assert (expected["sem_seg"].argmax(0) == found["sem_seg"].argmax(0)).float().mean() > 0.999
-            assert (expected["panoptic_seg"][0] == found["panoptic_seg"][0]).float().mean() > 0.95
-
-
-@pytest.mark.parametrize(
-    "name, form",
-    cases(
-        itertools.product(SMALLEST, FORMATS),
-        tried={*turns(SMALLEST, list(FORMATS)), *itertools.product(["MobileNetV2"], FORMATS)},
-        daily=[("MobileNetV2", form) for form in FORMATS],
-    ),
-)
-def test_exported_backbones(name, form, tmp_path):
-    cfg, image, model, _ = alive("RetinaNet", name)
-    path = str(tmp_path / f"backbone{FORMATS[form]}")
-    differences = export(cfg, model, path, form, image, part="backbone")
-    assert set(differences) == {"p3", "p4", "p5", "p6", "p7"} and max(differences.values()) <= TOLERANCES[form].features
-    features = Runner(path).features(image[:100])
-    assert {key: value.shape[1] for key, value in features.items()} == {f"p{i}": WIDTH for i in range(3, 8)}
-
-
-def test_exported_classifier(tmp_path):
-    cfg = zoo.get_config("digits/classification_digits.yaml")
-    cfg.MODEL.DEVICE = "cpu"
-    from detectron2.modeling import build_model
-
-    from backbones.data.classification import ClassificationMapper
-
-    model = build_model(cfg).eval()
-    image = photo()
-    path = str(tmp_path / "classifier.onnx")
-    export(cfg, model, path, "onnx", image)
-    import cv2
-
-    cv2.imwrite(str(tmp_path / "photo.png"), image)
-    record = ClassificationMapper.from_cfg(cfg, is_train=False)({"file_name": str(tmp_path / "photo.png")})
-    with torch.no_grad():
-        expected = model([{"image": record["image"].float()}])[0]["scores"]
-    torch.testing.assert_close(Runner(path)(image)["scores"], expected, rtol=0, atol=2e-3)
-
-
-class OtherInTraces(torch.nn.Module):
-    def __init__(self, head):
-        super().__init__()
-        self.head = head
-
-    def forward(self, features):
-        logits, deltas = self.head(features)
-        return logits, ([x + 0.5 for x in deltas] if torch.jit.is_tracing() else deltas)
-
-
-def test_an_export_that_differs_is_refused(tmp_path):
-    """A file whose detections are not the model's is not written: here the model answers otherwise in a trace."""
-    cfg, image, model, _ = alive("RetinaNet")
-    model.head = OtherInTraces(model.head)
-    with pytest.raises(UserError, match="agree: it is not written"):
-        export(cfg, model, str(tmp_path / "a.ts"), "torchscript", image)
-    with pytest.raises(UserError, match="finds nothing"):
-        model.test_score_thresh = 2.0
-        export(cfg, model, str(tmp_path / "a.ts"), "torchscript", image)
-    assert os.listdir(tmp_path) == []
-
-
-def test_an_export_of_a_detector_that_finds_nothing(tmp_path, caplog):
-    """It is checked with a lower threshold, and keeps its own."""
-    cfg, image, model, inputs = alive("RetinaNet")
-    model.test_score_thresh = 2.0
-    with torch.no_grad():
-        assert not len(model(inputs)[0]["instances"])
-    assert export(cfg, model, str(tmp_path / "a.ts"), "torchscript", image)["scores"] <= TOLERANCES["torchscript"].score
-    assert "checked with a lower threshold" in caplog.text and model.test_score_thresh == 2.0
-    assert not len(Runner(str(tmp_path / "a.ts"))(image)["instances"])
-
-
-def test_backbone_that_differs_is_refused(tmp_path):
-    cfg, image, model, _ = alive("Faster")
-    with pytest.raises(UserError, match="differs from the model's by .* more than is allowed"):
-        export(cfg, model, str(tmp_path / "a.onnx"), "onnx", image, "backbone", Tolerance(0, 0, features=1e-12))
-    assert os.listdir(tmp_path) == []
-
-
-def test_files_that_are_none(tmp_path):
-    for name in ("a.ts", "a.onnx", "a.xml"):
-        path = str(tmp_path / name)
-        with pytest.raises(UserError, match="is not there"):
-            Runner(path)
-        for content in (b"", b"nonsense" * 100, json.dumps({"fields": []}).encode()):
-            with open(path, "wb") as f:
-                f.write(content)
-            with pytest.raises(UserError, match="is no file that backbones exported") as error:
-                Runner(path)
-            assert "\n" not in str(error.value)
-    (tmp_path / "a.pth").touch()
-    with pytest.raises(UserError, match="kind of exported file"):
-        Runner(str(tmp_path / "a.pth"))
-    torch.jit.save(torch.jit.trace(torch.nn.Identity(), torch.ones(1)), str(tmp_path / "foreign.ts"))
-    with pytest.raises(UserError, match="is no file that backbones exported"):
-        Runner(str(tmp_path / "foreign.ts"))
-
-
-@pytest.mark.slow
-def test_tools(tmp_path, monkeypatch, capsys):
-    """Export and demo as commands: the picture of the exported file's detections is that of the model's."""
-    import cv2
-
-    from backbones.tools import export as tool
-
-    cfg, image, model, _ = alive("Mask")
-    cfg.OUTPUT_DIR = str(tmp_path)
-    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
-    (tmp_path / "config.yaml").write_text(cfg.dump())
-    for name in ("in/a.png", "in/b.png"):
-        os.makedirs(tmp_path / "in", exist_ok=True)
-        cv2.imwrite(str(tmp_path / name), image)
-    weights = ["MODEL.WEIGHTS", str(tmp_path / "model.pth")]
-    common = ["--config-file", str(tmp_path / "config.yaml")]
-    exported = str(tmp_path / "detector.onnx")
-    one = str(tmp_path / "in" / "a.png")
-    monkeypatch.setattr("sys.argv", ["export", *common, "--format", "onnx", "--output", exported, "--image", one, *weights])
-    tool.main()
-    assert "boxes" in capsys.readouterr().out
-    pictures = {}
-    for name, options in {
-        "model": [*common, *weights],
-        "faster": [*common, "--optimize", *weights],
-        "exported": ["--exported", exported],
-    }.items():
-        out = str(tmp_path / name)
-        monkeypatch.setattr("sys.argv", ["demo", "--input", str(tmp_path / "in"), "--output", out, "--confidence-threshold", "0.6", *options])
-        np.random.seed(0)  # of the colours
-        demo.main()
-        assert sorted(os.listdir(out)) == ["a.png", "b.png"]
-        pictures[name] = cv2.imread(os.path.join(out, "a.png")).astype(int)
-        assert pictures[name].shape == image.shape and (np.abs(pictures[name] - image) > 30).mean() > 0.01
-    for name in ("faster", "exported"):  # the same boxes in the same colours, but for a pixel here and there
-        assert (np.abs(pictures[name] - pictures["model"]) > 30).mean() < 0.01
-    video = str(tmp_path / "in.avi")
-    writer = cv2.VideoWriter(video, cv2.VideoWriter_fourcc(*"MJPG"), 5.0, (image.shape[1], image.shape[0]))
-    for _ in range(3):
-        writer.write(image)
-    writer.release()
-    monkeypatch.setattr("sys.argv", ["demo", "--exported", exported, "--video-input", video, "--output", str(tmp_path / "out.mp4")])
-    demo.main()
-    assert "3 frames" in capsys.readouterr().out
-    assert cv2.VideoCapture(str(tmp_path / "out.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
-
-
-@pytest.mark.parametrize(
-    "arguments, said",
-    [
-        (["--input", "nowhere.jpg", "--exported", "a.onnx"], "'nowhere.jpg' is not there"),
-        (["--input", __file__], "name what is to predict"),
-        (["--video-input", "nowhere.mp4", "--exported", "nowhere.onnx"], "'nowhere.onnx' is not there"),
-        (["--input", __file__, "--exported", "a.onnx", "--optimize"], "do not go with it"),
-        (["--input", __file__, "--exported", "a.onnx", "--confidence-threshold", "2"], "must be from 0 to 1"),
-        (["--input", __file__, __file__, "--exported", "a.onnx", "--output", "a.png"], "name a folder"),
-        (["--input", os.path.dirname(__file__), "--exported", "a.onnx"], "holds no image"),
-    ],
-)
-def test_mistakes_in_demo(arguments, said, monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["demo", *arguments])
-    with pytest.raises(UserError, match=said):
-        demo.main()
-    assert os.listdir(tmp_path) == []
-
-
-def test_no_input_is_written_over(tmp_path):
-    file = tmp_path / "a.png"
-    file.touch()
-    with pytest.raises(UserError, match="would write over"):
-        demo.targets_of([str(file)], str(tmp_path))
 
 
 def test_copies_stay_independent():

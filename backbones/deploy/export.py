@@ -1,8 +1,9 @@
 """Exports detectors, or backbone and FPN, to TorchScript, ONNX and OpenVINO. A file that computes something else is not written.
 
 A detector's file takes one image of any size, resized and in the format that the file's description names, and gives what the detector
-finds before it is brought to the original image's size; `Runner` does the rest. A backbone's file takes a batch whose sides the description's
-``size_divisibility`` divides, and gives the features. Both subtract the mean themselves.
+finds before it is brought to the original image's size; `Runner` does the rest, and so does `run_exported`, which is put beside the file and
+needs nothing of this project. A backbone's file takes a batch whose sides the description's ``size_divisibility`` divides, and gives the
+features. Both subtract the mean themselves. `contract` says all of it, and is in the file.
 """
 
 import contextlib
@@ -12,6 +13,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -28,10 +30,12 @@ from detectron2.modeling.roi_heads import BaseKeypointRCNNHead
 from detectron2.structures import ImageList, Instances
 from torch import Tensor, nn
 
-from ..data import images
-from ..detectors.classifier import ImageClassifier
+from ..detectors import ImageClassifier, InOrder
 from ..errors import UserError, unknown
+from . import run_exported
+from .contract import contract, describe
 from .names import names_of
+from .onnx_graph import portable
 from .optimize import optimize
 from .runner import FIELDS, Runner, resized
 
@@ -56,6 +60,12 @@ TOLERANCES = {
     "onnx": Tolerance(0.1, 1e-3, features=5e-4),
     "openvino": Tolerance(0.1, 1e-3, features=5e-4),
 }
+
+
+_REMEDY = (
+    ": it is not written. Either the runtime computes something else (another --format, or version of it, may not), or scores of "
+    "the --image differ by less than rounding, as those of random weights do (another image, or trained weights)"
+)
 
 
 class Heatmaps(nn.Module):
@@ -116,28 +126,6 @@ def _found(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
     return {**{name: value if isinstance(value, Tensor) else value.tensor for name, value in found.items()}, **extra}
 
 
-def describe(cfg: CfgNode, model: Any, part: str, names: Metadata) -> dict[str, Any]:
-    """What a user of the file needs to know, besides the names of tensors; ``names`` of classes."""
-    from .. import __version__
-
-    panoptic = isinstance(model, PanopticFPN) and part == "detector"
-    sides = cfg.INPUT.CLASSIFICATION if isinstance(model, ImageClassifier) else {}
-    return {
-        "backbones": __version__,
-        "part": part,
-        "input_format": cfg.INPUT.FORMAT,
-        "min_size": cfg.INPUT.MIN_SIZE_TEST,
-        "max_size": cfg.INPUT.MAX_SIZE_TEST,
-        "resize": sides.get("RESIZE", 0),
-        "crop": sides.get("SIZE", 0),
-        "size_divisibility": model.backbone.size_divisibility,
-        "classes": list(names.get("thing_classes") or names.get("classes") or ()),
-        "stuff": list(names.get("stuff_classes") or ()),
-        "reading": images.settings(cfg),
-        "panoptic": ([model.combine_overlap_thresh, model.combine_stuff_area_thresh, model.combine_instances_score_thresh] if panoptic else []),
-    }
-
-
 @contextlib.contextmanager
 def _tracing() -> Iterator[None]:
     """Traces ``len`` of tensors in detectron2's modules too. Hides warnings about branches on types and lengths: parity is checked."""
@@ -178,7 +166,7 @@ def export(
     about = describe(cfg, model, part, names or names_of(cfg)[0])
     inputs = [resized(image, {**about, **{key: int(about[key] * scale) for key in ("min_size", "max_size")}}) for scale in (1.0, 0.7)]
     write = partial(_written, traceable, inputs, about, path, kind, tolerance)
-    with torch.no_grad(), _tracing():
+    with torch.no_grad(), InOrder(), _tracing():
         before = [traceable(x) for x in inputs]
         empty = [x for x, found in zip(inputs, before) if part == "detector" and "boxes" in traceable.fields and not len(found[0])]
         if not empty:
@@ -210,6 +198,7 @@ def _written(
 ) -> dict[str, float]:
     """Writes a file that gives what was found ``before`` in the inputs, or only tries to. Returns its largest differences, by name."""
     about = {**about, "fields": list(traceable.fields)}
+    about["contract"] = contract(about)
     place = os.path.dirname(os.path.abspath(path))
     with tempfile.TemporaryDirectory(dir=place) as folder:
         temporary = os.path.join(folder, os.path.basename(path))
@@ -221,7 +210,9 @@ def _written(
         runner = Runner(temporary)
         found = [runner.run(x) for x in inputs]
         compared = [_compare(dict(zip(traceable.fields, b)), f, about["part"], tolerance) for b, f in zip(before, found)]
-        for name in os.listdir(folder) if keep else ():  # of OpenVINO two files
+        if keep:
+            shutil.copyfile(run_exported.__file__, os.path.join(folder, "run_exported.py"))
+        for name in os.listdir(folder) if keep else ():  # of OpenVINO two more
             os.replace(os.path.join(folder, name), os.path.join(place, name))
     return {name: max(sizes[name] for sizes in compared) for name in compared[0]}
 
@@ -281,6 +272,7 @@ def _write_onnx(traceable: Traceable, sample: Tensor, path: str, about: dict[str
     options.update(input_names=["image"], output_names=list(traceable.fields), dynamic_axes={"image": axes})
     torch.onnx.export(traceable, (sample,), path, opset_version=OPSET, **options)
     model = onnx.load(path)
+    portable(model.graph)
     onnx.helper.set_model_props(model, {"backbones": json.dumps(about)})
     onnx.save(model, path)
 
@@ -313,7 +305,7 @@ def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], part: str, t
         pairs = match(expected, found, tolerance)
         own, others = len(expected["boxes"]), len(found["boxes"])
         if len(pairs) < tolerance.agreeing * max(own, others):
-            raise UserError(f"of {own} detections and the file's {others} only {len(pairs)} agree: it is not written", "mismatch")
+            raise UserError(f"of {own} detections and the file's {others} only {len(pairs)} agree{_REMEDY}", "mismatch")
         ours, theirs = pairs.unbind(dim=1)
         limits = {"masks": 0.02, "heatmaps": 0.02, "sem_seg": 10 * tolerance.features}
         for name, value in expected.items():
@@ -329,7 +321,7 @@ def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], part: str, t
     for name, most in limits.items():
         if not differences.get(name, 0.0) <= most:
             off_by = f"differs from the model's by {differences[name]:.3g}, more than is allowed, {most:g}"
-            raise UserError(f"the exported {name} {off_by}: it is not written", "mismatch")
+            raise UserError(f"the exported {name} {off_by}{_REMEDY}", "mismatch")
     return differences
 
 

@@ -24,6 +24,7 @@ from ..config import add_backbones_config, apply_data_arguments, check_device, c
 from ..data import dataset_findings, images
 from ..data.loader import evaluation_loader, train_loader
 from ..data.mapper import Mapper
+from ..detectors import ranked
 from ..errors import UserError, raised, unknown
 from ..evaluation import augmented
 from ..evaluation.build import coco_evaluator
@@ -183,7 +184,7 @@ class PythonFront(Front):
 
     def build_model(self) -> nn.Module:
         model = self._instantiate("model").to(self.settings.MODEL.DEVICE)
-        return arranged(model, self.settings.MODEL.MEMORY_FORMAT)
+        return arranged(ranked(model), self.settings.MODEL.MEMORY_FORMAT)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         self.cfg.optimizer.params.model = model

@@ -30,6 +30,7 @@ from ..config import (
 from ..data.classification import ClassificationMapper
 from ..data.loader import build_train_loader, evaluation_loader, share
 from ..data.mapper import FasterMapper, Mapper
+from ..detectors import ranked
 from ..errors import UserError
 from ..evaluation import augmented, build_evaluator
 from ..solver import build_lr_scheduler, build_optimizer, scale_learning_rate
@@ -63,7 +64,7 @@ class Trainer(Fit, DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = super().build_model(cfg)
-        return arranged(model, cfg.MODEL.MEMORY_FORMAT)
+        return arranged(ranked(model), cfg.MODEL.MEMORY_FORMAT)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

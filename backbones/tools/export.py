@@ -3,11 +3,15 @@
 backbones export --config-file faster_rcnn_V_39_FPN_3x.yaml --format onnx --output detector.onnx MODEL.WEIGHTS model_final.pth
 backbones demo --exported detector.onnx --input street.jpg --output found
 
+backbones export --config-file ... --format onnx --precision int8 --calibrate coco_2017_train --output small.onnx MODEL.WEIGHTS model_final.pth
+
 The file is traced and checked on --image, at two sizes; where it differs by more than rounding it is not written.
 """
 
 import os
-from typing import Any
+import tempfile
+from functools import partial
+from typing import Any, Callable, Iterator
 
 import numpy as np
 
@@ -15,7 +19,7 @@ from ..config import check_output_dir
 from ..data import check_paths, images
 from ..data.loader import unreadable
 from ..engine import Front, add_config_arguments, open_named
-from ..errors import UserError
+from ..errors import UserError, unknown
 from . import parser_of, program, run
 
 
@@ -46,8 +50,45 @@ def sample(front: Front, path: str | None) -> np.ndarray:
     return read_image(next((r for r in records if r.get("annotations")), records[0])["file_name"], **reading)
 
 
+def calibration(front: Front, source: str, count: int) -> Iterator[np.ndarray]:
+    """Up to ``count`` images, evenly from a folder or a known data set. Raises UserError for what is neither."""
+    from detectron2.data import DatasetCatalog
+
+    from .demo import images_of
+
+    reading = images.settings(front.settings)
+    if os.path.isdir(source):
+        files = images_of([source], recursive=True)[0]
+    else:
+        front.register()
+        if source not in DatasetCatalog:
+            raise unknown("data set or folder, of --calibrate", source, DatasetCatalog.list())
+        check_paths(source)
+        files = [record["file_name"] for record in DatasetCatalog.get(source)]
+    chosen = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).astype(int))
+    return (read_image(files[i], **reading) for i in chosen)
+
+
+def evaluator(front: Front) -> Callable[[Any], dict[str, Any]] | None:
+    """What evaluates a `Runner` on the config's test data; None, with a line that says so, where that is not here."""
+    from ..deploy.runner import RunnerModel
+
+    try:
+        front.register()
+        for name in front.settings.DATASETS.TEST:
+            check_paths(name)
+    except UserError as error:
+        print(f"AP is not measured, and --max-drop does not hold: {error}")
+        return None
+    if not front.evaluates:
+        print("AP is not measured, and --max-drop does not hold: DATASETS.TEST is empty")
+        return None
+    return lambda runner: front.evaluate(RunnerModel(runner))
+
+
 def main() -> None:
     from ..deploy.export import FORMATS, PARTS, check_target, export
+    from ..deploy.low_precision import PRECISIONS, check_precision, lower
     from ..deploy.predictor import Predictor
 
     parser = parser_of(program("export"), __doc__)
@@ -55,9 +96,21 @@ def main() -> None:
     parser.add_argument("--part", default="detector", choices=PARTS, help="backbone: with its FPN, the file gives features (default: detector)")
     parser.add_argument("--image", metavar="FILE", help="what the export is traced and checked on (default: an image of DATASETS.TEST)")
     parser.add_argument("--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS.values())}, after the format")
+    precisions = sorted({"float32", *(name for names in PRECISIONS.values() for name in names)})
+    parser.add_argument("--precision", default="float32", choices=precisions, help="int8 needs --calibrate (default: float32)")
+    parser.add_argument(
+        "--calibrate", metavar="DATA", help="a data set's name, or a folder of images (and of folders), that int8 takes its ranges from"
+    )
+    parser.add_argument("--images", type=int, default=128, help="number of images to calibrate on (default: %(default)s)")
+    parser.add_argument(
+        "--max-drop", type=float, default=0.5, help="points of AP, PQ, mIoU or top-1 that may be lost on DATASETS.TEST (default: %(default)s)"
+    )
     add_config_arguments(parser, required=True)
     args = parser.parse_args()
     check_target(args.format, args.output)
+    check_precision(args.format, args.precision, bool(args.calibrate))
+    if args.images < 1:
+        raise UserError(f"--images {args.images} must be at least 1", key="--images")
     folder = os.path.dirname(os.path.abspath(args.output))
     check_output_dir(folder, key="the folder of --output")
     front = open_named(args)
@@ -68,12 +121,26 @@ def main() -> None:
     image = sample(front, args.image)
     os.makedirs(folder, exist_ok=True)
     predictor = Predictor(front)
-    differences = export(front.settings, predictor.model, args.output, args.format, image, args.part, names=predictor.metadata)
+    given = partial(export, front.settings, predictor.model, image=image, part=args.part, names=predictor.metadata)
+    if args.precision == "float32":
+        differences, figures = given(args.output, args.format), {}
+    else:
+        evaluate = evaluator(front) if args.part == "detector" else None
+        samples = calibration(front, args.calibrate, args.images) if args.precision == "int8" else iter(())
+        with tempfile.TemporaryDirectory(dir=folder) as place:
+            exact = os.path.join(place, "float32.onnx")
+            differences = given(exact, "onnx")
+            figures = lower(exact, args.output, args.format, args.precision, samples, args.calibrate or "", evaluate, args.max_drop)
     print(predictor.said)
-    print(f"{args.output}: {os.path.getsize(args.output) / 1e6:.1f} MB. It differs from the model by at most:")
+    it = "It" if args.precision == "float32" else "In float32 it"
+    files = [args.output, f"{os.path.splitext(args.output)[0]}.bin"] if args.format == "openvino" else [args.output]
+    print(f"{' and '.join(files)}: {sum(map(os.path.getsize, files)) / 1e6:.1f} MB. {it} differs from the model by at most:")
     for name, value in differences.items():
         unit = {"boxes": " pixels", "scores": ""}.get(name, " of the largest value")
         print(f"  {name}: {value:.2g}{unit}")
+    for name, (before, after) in figures.items():
+        print(f"{args.precision}: {name} {before:.2f} -> {after:.2f}")
+    print(f"To run it without this package: python {os.path.join(folder, 'run_exported.py')} {args.output} IMAGE")
 
 
 if __name__ == "__main__":

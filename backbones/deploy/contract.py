@@ -1,0 +1,72 @@
+"""What an exported file says of itself: what it takes and gives, as data for `run_exported`, and in words for whoever writes their own code."""
+
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.data.catalog import Metadata
+from detectron2.modeling import PanopticFPN
+
+from ..data import images
+from ..detectors import ImageClassifier
+
+# by name of output; N objects of one image, in the order of their scores
+OUTPUTS = {
+    "boxes": "float32 (N, 4): left, upper, right, lower, in pixels of the resized image",
+    "scores": "float32 (N,), 0 to 1; of a classifier (1, classes)",
+    "classes": "int64 (N,): places in the list `classes`",
+    "masks": "float32 (N, 1, M, M): stretched onto its box, 0.5 and more is object",
+    "heatmaps": "float32 (N, keypoints, M, M): stretched onto its box by bicubic interpolation, a keypoint is at the highest place",
+    "sem_seg": "float32 (classes of `stuff`, H, W), of the resized image or padded beyond it: a pixel's class has the largest value",
+    "proposals": "float32 (N, 4): boxes that may hold an object, as boxes",
+    "objectness": "float32 (N,): logits of proposals",
+}
+_IMAGE = (
+    "image: float32 (3, H, W), channels first, {format}, 0 to 255, neither normalized nor padded: the file does both. One image a call, of any "
+    "size; the model was evaluated on images resized by Pillow's bilinear filter so that the shorter side is {min_size}, but the longer one "
+    "{max_size} at most, both rounded half up"
+)
+_BATCH = (
+    "image: float32 (images, 3, H, W), channels first, {format}, 0 to 255, not normalized: the file does it. H and W are multiples of "
+    "{size_divisibility}: zeros are added at the right and below"
+)
+_CROP = (
+    "image: float32 (3, {crop}, {crop}), channels first, {format}, 0 to 255, not normalized: the file does it. Resized by Pillow's bilinear "
+    "filter so that the shorter side is {resize}, then the middle cut out"
+)
+FEATURES = "float32 (images, channels, H / stride, W / stride)"
+
+
+def describe(cfg: CfgNode, model: Any, part: str, names: Metadata) -> dict[str, Any]:
+    """What a user of the file needs to know; ``names`` of classes. `contract` adds what is known once it has run."""
+    from .. import __version__
+
+    panoptic = isinstance(model, PanopticFPN) and part == "detector"
+    sides = cfg.INPUT.CLASSIFICATION if isinstance(model, ImageClassifier) else {}
+    return {
+        "backbones": __version__,
+        "part": part,
+        "input_format": cfg.INPUT.FORMAT,
+        "min_size": cfg.INPUT.MIN_SIZE_TEST,
+        "max_size": cfg.INPUT.MAX_SIZE_TEST,
+        "resize": sides.get("RESIZE", 0),
+        "crop": sides.get("SIZE", 0),
+        "size_divisibility": model.backbone.size_divisibility,
+        "precision": "float32",
+        "classes": list(names.get("thing_classes") or names.get("classes") or ()),
+        "stuff": list(names.get("stuff_classes") or ()),
+        "keypoints": list(names.get("keypoint_names") or ()),
+        "reading": images.settings(cfg),
+        "panoptic": ([model.combine_overlap_thresh, model.combine_stuff_area_thresh, model.combine_instances_score_thresh] if panoptic else []),
+    }
+
+
+def contract(about: dict[str, Any]) -> list[str]:
+    """In words: the input, each of ``about["fields"]`` in order, and which files belong together."""
+    image = _CROP if about["crop"] else _BATCH if about["part"] == "backbone" else _IMAGE
+    if not about["min_size"] and image is _IMAGE:
+        image = _IMAGE.partition("; the model")[0] + "; the model was evaluated on images of their own size"
+    return [
+        image.format(**{**about, "format": about["input_format"]}),
+        *(f"{name}: {OUTPUTS.get(name, FEATURES)}" for name in about["fields"]),
+        "files: the .bin beside an .xml belongs to it. run_exported.py does all of this with numpy and Pillow",
+    ]

@@ -1,0 +1,144 @@
+"""Exported files in int8 and in 16 bits, made from a float32 ONNX file that has been compared with its model.
+
+int8: convolutions and matrix products of the whole detector, weights per channel, activations in the ranges that they have on calibration
+images. The same quantized graph serves ONNX Runtime and OpenVINO. What it costs in AP is measured where there is data to; too much is refused.
+"""
+
+import importlib.util
+import json
+import logging
+import os
+import shutil
+import tempfile
+from typing import Any, Callable, Iterable
+
+import numpy as np
+from detectron2.evaluation.testing import flatten_results_dict
+
+from ..errors import UserError, unknown
+from ..evaluation.leading import headline
+from . import run_exported
+from .runner import Runner
+
+# ONNX Runtime has no bfloat16 convolutions on CPUs, and a trace keeps the precision of its model
+PRECISIONS = {"torchscript": (), "onnx": ("int8",), "openvino": ("int8", "bfloat16", "float16")}
+QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
+
+
+def check_precision(kind: str, precision: str, calibrated: bool) -> None:
+    """Raises UserError where a format has no such precision, or what it needs is missing."""
+    if precision == "float32":
+        return
+    if precision not in PRECISIONS[kind]:
+        raise unknown(f"precision of format {kind}", precision, ("float32", *PRECISIONS[kind]))
+    if precision == "int8" and not calibrated:
+        raise UserError("int8 needs images to find ranges on: --calibrate, a data set's name or a folder", "missing-argument", "--calibrate")
+    if importlib.util.find_spec("onnxruntime") is None:
+        raise UserError(
+            "low precision needs a package that is not installed: pip install onnx onnxruntime", "missing-package", "", "onnxruntime"
+        )
+
+
+def lower(
+    source: str,
+    path: str,
+    kind: str,
+    precision: str,
+    images: Iterable[np.ndarray] = (),
+    said: str = "",
+    evaluate: Callable[[Runner], dict[str, Any]] | None = None,
+    max_drop: float = 0.5,
+) -> dict[str, tuple[float, float]]:
+    """Writes what the float32 ONNX file ``source`` computes to ``path`` in another precision; returns each figure before and after.
+
+    Args:
+        images: (H, W, 3) BGR uint8, to calibrate on; ``said`` names where they are from. They are read one at a time.
+        evaluate: gives the results of a file; without it what is lost is not known.
+        max_drop: points of each of `averages` that may be lost.
+
+    Raises UserError where more is lost: then there is no file.
+    """
+    about = Runner(source).about
+    place = os.path.dirname(os.path.abspath(path))
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        temporary, lowered = os.path.join(folder, os.path.basename(path)), source
+        about["precision"] = precision
+        if precision == "int8":
+            lowered = os.path.join(folder, "quantized.onnx")
+            count = _quantize(source, lowered, images, about)
+            about["calibration"] = {"images": count, "of": said, "method": "MinMax"}
+        _write(lowered, temporary, kind, about)
+        figures: dict[str, tuple[float, float]] = {}
+        if evaluate:
+            before, after = (averages(evaluate(Runner(file))) for file in (source, temporary))
+            figures = {name: (value, after.get(name, 0.0)) for name, value in before.items()}
+            lost = max((first - second for first, second in figures.values()), default=0.0)
+            if not lost <= max_drop:
+                words = ", ".join(f"{name} {first:.2f} -> {second:.2f}" for name, (first, second) in figures.items())
+                said = f"{precision} loses more than --max-drop {max_drop:g} allows ({words}): it is not written. Give other --calibrate images"
+                raise UserError(said, "mismatch", "--max-drop", max_drop)
+            about["AP"] = figures
+            _write(lowered, temporary, kind, about)
+        shutil.copyfile(run_exported.__file__, os.path.join(folder, "run_exported.py"))
+        stem = os.path.splitext(os.path.basename(path))[0]
+        for name in os.listdir(folder):
+            if os.path.splitext(name)[0] in (stem, "run_exported"):
+                os.replace(os.path.join(folder, name), os.path.join(place, name))
+    logging.getLogger(__name__).info(f"{path}: {precision}, {about.get('calibration', 'not calibrated')}")
+    return figures
+
+
+def averages(results: dict[str, Any]) -> dict[str, float]:
+    """The figure of each task in an evaluation's results, of each data set: AP, PQ, mIoU, recall or top-1; 0 where nothing was found."""
+    flat = flatten_results_dict(results)
+    return {name: float(np.nan_to_num(value)) for name, value in flat.items() if headline([name])}
+
+
+def _quantize(source: str, path: str, images: Iterable[np.ndarray], about: dict[str, Any]) -> int:
+    """Writes a quantized graph; returns how many images it was calibrated on."""
+    from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    class Reader(CalibrationDataReader):
+        count = 0
+
+        def __init__(self) -> None:
+            self.images = iter(images)
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            image = next(self.images, None)
+            if image is None:
+                return None
+            self.count += 1
+            return {"image": run_exported.prepared(image[:, :, ::-1], about)}
+
+    reader, sound = Reader(), f"{path}.sound.onnx"
+    quant_pre_process(source, sound, skip_symbolic_shape=True)  # folds constants; the shapes of detections are not known
+    quantize_static(
+        sound,
+        path,
+        reader,
+        quant_format=QuantFormat.QDQ,
+        per_channel=True,
+        activation_type=QuantType.QUInt8,
+        weight_type=QuantType.QInt8,
+        calibrate_method=CalibrationMethod.MinMax,
+        op_types_to_quantize=list(QUANTIZED),
+    )
+    return reader.count
+
+
+def _write(source: str, path: str, kind: str, about: dict[str, Any]) -> None:
+    """Writes a graph with what is said of it, in a format."""
+    if kind == "onnx":
+        import onnx
+
+        model = onnx.load(source)
+        onnx.helper.set_model_props(model, {"backbones": json.dumps(about)})
+        onnx.save(model, path)
+    else:
+        import openvino
+
+        converted = openvino.convert_model(source)
+        converted.set_rt_info(json.dumps(about), "backbones")
+        openvino.save_model(converted, path, compress_to_fp16=about["precision"] == "float16")

@@ -1,0 +1,30 @@
+"""Says in an ONNX graph what torch's exporter leaves to be guessed, so that every runtime reads it alike."""
+
+from typing import Any, Collection
+
+
+def portable(graph: Any, known: Collection[str] = ()) -> None:
+    """Mends a graph in place, and those within its nodes; ``known`` are names of constants around it.
+
+    A constant without elements becomes one that is filled: OpenVINO takes it for a scalar, and of an image in which nothing is found it gives
+    a box of the image before. A 0 in a shape that is computed means 0, not "as it was": ONNX Runtime may else put a -1 beside it, and stop.
+    """
+    from onnx import TensorProto, helper
+
+    known = {*known, *(tensor.name for tensor in graph.initializer)}
+    known.update(name for node in graph.node if node.op_type == "Constant" for name in node.output)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                portable(attribute.g, known)
+        if node.op_type == "Reshape" and node.input[1] not in known:
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("allowzero", 1))
+        elif node.op_type == "Constant" and 0 in node.attribute[0].t.dims:
+            empty, shape = node.attribute[0].t, f"{node.output[0]}_shape"
+            graph.initializer.append(helper.make_tensor(shape, TensorProto.INT64, [len(empty.dims)], list(empty.dims)))
+            fill = helper.make_tensor("value", empty.data_type, [1], [0])
+            del node.attribute[:]
+            node.op_type = "ConstantOfShape"
+            node.input.append(shape)
+            node.attribute.append(helper.make_attribute("value", fill))

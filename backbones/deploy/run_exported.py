@@ -1,0 +1,300 @@
+"""Finds objects in images with a file that `backbones export` wrote. Each image's are printed as a line of JSON.
+
+python run_exported.py detector.onnx street.jpg other.png --threshold 0.5 --draw found
+
+This file stands beside the exported one and is all the code it takes: numpy, Pillow, and for .onnx onnxruntime, for .xml openvino (the .bin
+beside it belongs to it), for .ts torch and torchvision. `Detector` is the same for use in code. What the file takes and gives is in its own
+metadata, as JSON under the name "backbones": `Detector.about`, of which "contract" says in words what this code does.
+"""
+
+import argparse
+import json
+import os
+import sys
+from typing import Any, Callable, Sequence
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+
+TO_YUV = [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]]  # BT.601
+COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
+
+
+def load(path: str, threads: int = 0) -> tuple[Callable[[np.ndarray], list[np.ndarray]], dict[str, Any]]:
+    """(what maps an image as `prepared` makes it to the file's outputs, what the file says of itself). 0 threads: as the runtime chooses."""
+    return LOADERS[os.path.splitext(path)[1]](path, threads)
+
+
+def _onnx(path: str, threads: int):
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = onnxruntime.InferenceSession(path, options, providers=onnxruntime.get_available_providers())
+    return lambda x: session.run(None, {"image": x}), json.loads(session.get_modelmeta().custom_metadata_map["backbones"])
+
+
+def _openvino(path: str, threads: int):
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(path)
+    about = json.loads(model.get_rt_info("backbones").astype(str))
+    hint = {"bfloat16": "bf16", "float16": "f16"}.get(about.get("precision", ""), "f32")
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint})
+    return lambda x: [np.array(value) for value in compiled([x]).values()], about  # copies: the next call uses their memory again
+
+
+def _torchscript(path: str, threads: int):
+    import torch
+    import torchvision  # noqa: F401  its operators are in the file
+
+    files = {"backbones.json": ""}
+    module = torch.jit.load(path, map_location="cpu", _extra_files=files)
+    if threads:
+        torch.set_num_threads(threads)
+
+    def call(x: np.ndarray) -> list[np.ndarray]:
+        with torch.no_grad():
+            return [value.numpy() for value in module(torch.from_numpy(x))]
+
+    return call, json.loads(files["backbones.json"])
+
+
+LOADERS = {".onnx": _onnx, ".xml": _openvino, ".ts": _torchscript}
+
+
+def read(path: str, about: dict[str, Any]) -> np.ndarray:
+    """An image file as (H, W, 3) RGB uint8: turned by its EXIF tag and of 8 bits, as the model was trained.
+
+    Raises ValueError where values have more bits and nothing says which range of them becomes 0 to 255.
+    """
+    reading = about.get("reading", {})
+    with Image.open(path) as opened:
+        image = ImageOps.exif_transpose(opened) if reading.get("exif", "turn") == "turn" else opened
+        if image.mode[0] in "IF":  # more than 8 bits
+            values = np.nan_to_num(np.asarray(image, np.float32))
+            if not reading.get("value_range"):
+                said = f"its values have more than 8 bits and go from {values.min():g} to {values.max():g}"
+                raise ValueError(f"{said}: say which range becomes 0 to 255, such as --value-range 0 65535")
+            low, high = reading["value_range"]
+            image = Image.fromarray(((values - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8))
+        return np.asarray(image.convert("RGB"))
+
+
+def sides(height: int, width: int, about: dict[str, Any]) -> tuple[int, int]:
+    """What (height, width) become: the shorter side "min_size", but the longer one "max_size" at most. "min_size" 0: they stay."""
+    if not about["min_size"]:
+        return height, width
+    scale = about["min_size"] / min(height, width)
+    new = (about["min_size"], scale * width) if height < width else (scale * height, about["min_size"])
+    if max(new) > about["max_size"]:
+        scale = about["max_size"] / max(new)
+        new = new[0] * scale, new[1] * scale
+    return max(int(new[0] + 0.5), 1), max(int(new[1] + 0.5), 1)
+
+
+def weights(at: np.ndarray, size: int, cubic: bool = False, repeat: bool = True) -> np.ndarray:
+    """(N, size): how much each of ``size`` cells counts at (N,) places between them; beyond the last cell it repeats, or there is nothing."""
+    low = np.floor(at)
+    t = at - low
+    if cubic:  # torch's, with -0.75
+        far = [((-0.75 * x + 3.75) * x - 6) * x + 3 for x in (t + 1, 2 - t)]
+        near = [(1.25 * x - 2.25) * x * x + 1 for x in (t, 1 - t)]
+        taps = [(-1, far[0]), (0, near[0]), (1, near[1]), (2, far[1])]
+    else:
+        taps = [(0, 1 - t), (1, t)]
+    result = np.zeros((len(at), size))
+    for offset, share in taps:
+        place = (low + offset).astype(int)
+        inside = (place >= 0) & (place < size)
+        np.add.at(result, (np.arange(len(at)), place.clip(0, size - 1)), share if repeat else share * inside)
+    return result
+
+
+def scaled(maps: np.ndarray, height: int, width: int, cubic: bool = False) -> np.ndarray:
+    """Maps (..., h, w) as (..., height, width), interpolated."""
+    rows, columns = (
+        weights((np.arange(new) + 0.5) * (old / new) - 0.5, old, cubic) for new, old in zip((height, width), maps.shape[-2:], strict=True)
+    )
+    return rows @ maps @ columns.T
+
+
+def prepared(image: np.ndarray, about: dict[str, Any]) -> np.ndarray:
+    """What the file takes, (C, H', W') float32 from 0 to 255 in its "input_format", of an image (H, W, 3) RGB uint8; of a backbone a batch."""
+    sized = Image.fromarray(np.ascontiguousarray(image))
+    yuv = about["input_format"] == "YUV-BT.601"
+    if about["crop"]:  # a classifier's
+        short, side = min(sized.size), about["crop"]
+        sized = sized.resize([int(about["resize"] * v / short) for v in sized.size], Image.Resampling.BILINEAR)
+        left, upper = (int(round((v - side) / 2)) for v in sized.size)
+        sized = sized.crop((left, upper, left + side, upper + side))
+    new = sized.size[::-1] if about["crop"] else sides(image.shape[0], image.shape[1], about)
+    if about["input_format"] == "L":
+        sized = sized.convert("L")
+    if not yuv:
+        sized = sized.resize(new[::-1], Image.Resampling.BILINEAR)
+    x = np.atleast_3d(np.asarray(sized)).transpose(2, 0, 1)
+    if yuv:  # whose values are no integers
+        x = scaled(np.einsum("ij,jhw->ihw", TO_YUV, x / 255.0), *new)
+    elif about["input_format"] == "BGR":
+        x = x[::-1]
+    x = np.ascontiguousarray(x, np.float32)
+    if about["part"] == "detector":
+        return x
+    step = max(about["size_divisibility"], 1)
+    return np.pad(x, ((0, 0), (0, -x.shape[1] % step), (0, -x.shape[2] % step)))[None]
+
+
+def pasted(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A mask (M, M) of what is in a box, as (height, width) of bool."""
+    result = np.zeros((height, width), bool)
+    x0, y0 = np.maximum(np.floor(box[:2]).astype(int) - 1, 0)
+    x1, y1 = np.minimum(np.ceil(box[2:]).astype(int) + 1, (width, height))
+    rows, columns = (
+        weights((np.arange(first, last) + 0.5 - box[axis]) / (box[axis + 2] - box[axis]) * size - 0.5, size, repeat=False)
+        for first, last, axis, size in ((y0, y1, 1, mask.shape[0]), (x0, x1, 0, mask.shape[1]))
+    )
+    result[y0:y1, x0:x1] = rows @ mask @ columns.T >= 0.5
+    return result
+
+
+def peaks(heatmaps: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """(K, 3): x, y and score of each of (K, M, M) maps' highest place, within a box of the same unit."""
+    side = np.maximum(box[2:] - box[:2], 1)
+    width, height = np.ceil(side).astype(int)
+    maps = scaled(heatmaps, height, width, cubic=True).reshape(len(heatmaps), -1)
+    place, highest = maps.argmax(axis=1), maps.max(axis=1)
+    xy = (np.stack((place % width, place // width), axis=1) + 0.5) * (side / (width, height)) + box[:2]
+    scores = 1 / np.exp(heatmaps.reshape(len(heatmaps), -1) - highest[:, None]).sum(axis=1)
+    return np.column_stack((xy, scores)).astype(np.float32)
+
+
+def finished(found: dict[str, np.ndarray], seen: Sequence[int], size: Sequence[int]) -> dict[str, np.ndarray]:
+    """What a file found in an image of the (height, width) it has ``seen``, in pixels of an image of ``size``.
+
+    "boxes" or "proposals" (N, 4) are left, upper, right, lower; "scores" and "classes" (N,); "masks" (N, height, width) of bool; "keypoints"
+    (N, K, 3) are x, y, score; "sem_seg" (classes, height, width).
+    """
+    (height, width), result = size, dict(found)
+    scale = np.array((width / seen[1], height / seen[0]), np.float32)
+    name = next((name for name in ("boxes", "proposals") if name in found), "")
+    if name:
+        boxes = np.clip(found[name] * np.tile(scale, 2), 0, np.array((width, height) * 2, np.float32))
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        result.update({key: value[kept] for key, value in found.items() if key != "sem_seg"})
+        result[name] = boxes = boxes[kept]
+    if "masks" in found:
+        masks = [pasted(mask[0], box, height, width) for mask, box in zip(result["masks"], boxes)]
+        result["masks"] = np.stack(masks) if masks else np.zeros((0, height, width), bool)
+    if "heatmaps" in found:
+        maps = result.pop("heatmaps")
+        points = [peaks(of_box, box) for of_box, box in zip(maps, found["boxes"][kept])]
+        result["keypoints"] = np.stack(points) * (*scale, np.float32(1)) if points else np.zeros((0, maps.shape[1], 3), np.float32)
+    if "sem_seg" in found:
+        result["sem_seg"] = scaled(found["sem_seg"][:, : seen[0], : seen[1]], height, width).astype(np.float32)
+    return result
+
+
+class Detector:
+    """An exported file; ``about`` is what it says of itself."""
+
+    def __init__(self, path: str, threads: int = 0):
+        self._call, self.about = load(path, threads)
+
+    def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
+        """What is in an image (H, W, 3) RGB uint8, in its pixels: see `finished`. Of a backbone its features, of a classifier its scores."""
+        x = prepared(image, self.about)
+        found = dict(zip(self.about["fields"], self._call(x)))
+        return found if self.about["part"] == "backbone" else finished(found, x.shape[1:], image.shape[:2])
+
+    def name(self, label: int, kind: str = "classes") -> str:
+        """The name of a class, or of one of "stuff"; its number where the file has none."""
+        names = self.about.get(kind) or ()
+        return names[label] if label < len(names) else str(label)
+
+
+def runs(mask: np.ndarray) -> dict[str, Any]:
+    """A mask (H, W) as COCO's uncompressed run lengths: how many pixels are 0, then 1, then 0, ..., column by column."""
+    pixels = np.concatenate(([False], mask.T.ravel()))
+    ends = np.flatnonzero(pixels[1:] != pixels[:-1])
+    return {"size": list(mask.shape), "counts": np.diff(np.concatenate(([0], ends, [mask.size]))).tolist()}
+
+
+def described(found: dict[str, np.ndarray], detector: Detector, threshold: float) -> dict[str, Any]:
+    """What was found, for JSON."""
+    if "sem_seg" in found:
+        labels, counts = np.unique(found["sem_seg"].argmax(axis=0), return_counts=True)
+        areas = {"pixels": {detector.name(int(label), "stuff"): int(count) for label, count in zip(labels, counts)}}
+    else:
+        areas = {}
+    if "boxes" not in found:
+        if detector.about["part"] == "backbone":
+            return {name: list(value.shape) for name, value in found.items()}
+        if "proposals" in found:
+            return {"proposals": found["proposals"].round(2).tolist()}
+        order = np.argsort(-found["scores"].ravel(), kind="stable")[:5]
+        return {"scores": {detector.name(int(i)): round(float(found["scores"].ravel()[i]), 4) for i in order}}
+    objects = []
+    for i in np.flatnonzero(found["scores"] >= threshold):
+        one = {"class": detector.name(int(found["classes"][i])), "score": round(float(found["scores"][i]), 4)}
+        one["box"] = [round(float(v), 2) for v in found["boxes"][i]]
+        if "keypoints" in found:
+            one["keypoints"] = [[round(float(v), 2) for v in point] for point in found["keypoints"][i]]
+        if "masks" in found:
+            one["mask"] = runs(found["masks"][i])
+        objects.append(one)
+    return {"objects": objects, **areas}
+
+
+def drawn(image: np.ndarray, found: dict[str, np.ndarray], detector: Detector, threshold: float) -> Image.Image:
+    """A picture of the objects."""
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    pen = ImageDraw.Draw(picture)
+    for i in np.flatnonzero(found["scores"] >= threshold) if "boxes" in found else ():
+        colour, box = COLOURS[int(found["classes"][i]) % len(COLOURS)], found["boxes"][i].tolist()
+        if "masks" in found:
+            picture.paste(colour, mask=Image.fromarray(found["masks"][i].astype(np.uint8) * 110))
+        pen.rectangle(box, outline=colour, width=2)
+        for x, y, _ in found["keypoints"][i] if "keypoints" in found else ():
+            pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
+        text, corner = f"{detector.name(int(found['classes'][i]))} {found['scores'][i]:.2f}", (box[0] + 2, max(box[1] - 11, 0))
+        pen.rectangle(pen.textbbox(corner, text), fill=colour)
+        pen.text(corner, text, fill="white")
+    return picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", help="the exported file: .onnx, .xml or .ts")
+    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("--threshold", type=float, default=0.5, help="smallest score that is told (default: %(default)s)")
+    parser.add_argument(
+        "--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="what becomes 0 and 255 where values have more bits"
+    )
+    parser.add_argument("--draw", metavar="FOLDER", help="where pictures of what was found go")
+    args = parser.parse_args()
+    if os.path.splitext(args.file)[1] not in LOADERS or not os.path.isfile(args.file):
+        sys.exit(f"error: {args.file!r} is not there, or does not end in {', '.join(LOADERS)}")
+    if args.value_range and not args.value_range[0] < args.value_range[1]:
+        sys.exit(f"error: --value-range {args.value_range[0]:g} {args.value_range[1]:g}: the first must be less than the second")
+    detector, bad = Detector(args.file), 0
+    if args.value_range:
+        detector.about.setdefault("reading", {})["value_range"] = args.value_range
+    os.makedirs(args.draw or ".", exist_ok=True)
+    for path in args.images:
+        try:
+            image = read(path, detector.about)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            print(f"error: {path!r} cannot be read: {error}", file=sys.stderr)
+            bad += 1
+            continue
+        found = detector(image)
+        print(json.dumps({"file": path, "height": image.shape[0], "width": image.shape[1], **described(found, detector, args.threshold)}))
+        if args.draw:
+            drawn(image, found, detector, args.threshold).save(os.path.join(args.draw, f"{os.path.splitext(os.path.basename(path))[0]}.png"))
+    sys.exit(min(bad, 1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""What is exported computes what the model computes; what does not is refused."""
+
+import itertools
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from choices import SMALLEST, cases, turns
+from lively import MORE_KINDS, WIDTH, alive, boxes_of, photo
+
+from backbones import UserError, zoo
+from backbones.deploy import Runner
+from backbones.deploy.export import FORMATS, TOLERANCES, Tolerance, export, match
+from backbones.deploy.predictor import Predictor
+
+# every kind of detector in one format; OpenVINO's files are made of ONNX's, so that they prove those too
+EXPORTS = {
+    "onnx": ("Faster", "Keypoint", "C4", "DC5", "RPN", "MMDetRetinaNet", "MMDetRPN", "RetinaNet"),
+    "torchscript": ("GFLV2", "Mask", "Cascade"),
+    "openvino": ("Panoptic",),
+}
+TRIED = [(kind, form) for form, kinds in EXPORTS.items() for kind in kinds]
+
+
+@pytest.mark.parametrize("kind, form", cases(itertools.product(MORE_KINDS, FORMATS), TRIED, daily=[("RPN", "onnx"), ("GFLV2", "torchscript")]))
+def test_exported_detectors(kind, form, tmp_path):
+    """The file, called as a predictor, gives what the predictor of the model gives, on an image of another shape than it was traced on too."""
+    cfg, image, model, _ = alive(kind, "MobileNetV2")
+    path = str(tmp_path / f"detector{FORMATS[form]}")
+    differences = export(cfg, model, path, form, image)
+    assert max(differences.get("boxes", 0), differences.get("proposals", 0)) <= TOLERANCES[form].pixels
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    predictor, runner = Predictor(cfg), Runner(path)
+    assert runner.about["part"] == "detector" and runner.about["size_divisibility"] == model.backbone.size_divisibility
+    for view in (image, np.ascontiguousarray(image[:, :150])):
+        expected, found = predictor(view), runner(view)
+        assert set(found) == set(expected)
+        ours, theirs = boxes_of(expected), boxes_of(found)
+        pairs = match(ours, theirs, Tolerance(2 * TOLERANCES[form].pixels, TOLERANCES[form].score))
+        assert len(ours["boxes"]) and len(pairs) >= 0.9 * max(len(ours["boxes"]), len(theirs["boxes"]))
+        a, b = (r["instances" if "instances" in r else "proposals"] for r in (expected, found))
+        assert a.image_size == b.image_size == view.shape[:2]
+        if a.has("pred_masks"):
+            same = (a.pred_masks[pairs[:, 0]] == b.pred_masks[pairs[:, 1]]).float().mean()
+            assert same > 0.999
+        if a.has("pred_keypoints"):
+            off = (a.pred_keypoints[pairs[:, 0]] - b.pred_keypoints[pairs[:, 1]])[..., :2].abs().amax(-1)
+            assert off.median() < 0.1
+        if "sem_seg" in expected:
+            assert (expected["sem_seg"].argmax(0) == found["sem_seg"].argmax(0)).float().mean() > 0.999
+            assert (expected["panoptic_seg"][0] == found["panoptic_seg"][0]).float().mean() > 0.95
+
+
+@pytest.mark.parametrize(
+    "name, form",
+    cases(
+        itertools.product(SMALLEST, FORMATS),
+        tried={*turns(SMALLEST, list(FORMATS)), *itertools.product(["MobileNetV2"], FORMATS)},
+        daily=[("MobileNetV2", form) for form in FORMATS],
+    ),
+)
+def test_exported_backbones(name, form, tmp_path):
+    cfg, image, model, _ = alive("RetinaNet", name)
+    path = str(tmp_path / f"backbone{FORMATS[form]}")
+    differences = export(cfg, model, path, form, image, part="backbone")
+    assert set(differences) == {"p3", "p4", "p5", "p6", "p7"} and max(differences.values()) <= TOLERANCES[form].features
+    features = Runner(path).features(image[:100])
+    assert {key: value.shape[1] for key, value in features.items()} == {f"p{i}": WIDTH for i in range(3, 8)}
+
+
+def test_exported_classifier(tmp_path):
+    cfg = zoo.get_config("digits/classification_digits.yaml")
+    cfg.MODEL.DEVICE = "cpu"
+    from detectron2.modeling import build_model
+
+    from backbones.data.classification import ClassificationMapper
+
+    model = build_model(cfg).eval()
+    image = photo()
+    path = str(tmp_path / "classifier.onnx")
+    export(cfg, model, path, "onnx", image)
+    import cv2
+
+    cv2.imwrite(str(tmp_path / "photo.png"), image)
+    record = ClassificationMapper.from_cfg(cfg, is_train=False)({"file_name": str(tmp_path / "photo.png")})
+    with torch.no_grad():
+        expected = model([{"image": record["image"].float()}])[0]["scores"]
+    torch.testing.assert_close(Runner(path)(image)["scores"], expected, rtol=0, atol=2e-3)
+
+
+class OtherInTraces(torch.nn.Module):
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, features):
+        logits, deltas = self.head(features)
+        return logits, ([x + 0.5 for x in deltas] if torch.jit.is_tracing() else deltas)
+
+
+def test_an_export_that_differs_is_refused(tmp_path):
+    """A file whose detections are not the model's is not written: here the model answers otherwise in a trace."""
+    cfg, image, model, _ = alive("RetinaNet")
+    model.head = OtherInTraces(model.head)
+    with pytest.raises(UserError, match="agree: it is not written"):
+        export(cfg, model, str(tmp_path / "a.ts"), "torchscript", image)
+    with pytest.raises(UserError, match="finds nothing"):
+        model.test_score_thresh = 2.0
+        export(cfg, model, str(tmp_path / "a.ts"), "torchscript", image)
+    assert os.listdir(tmp_path) == []
+
+
+def test_an_export_of_a_detector_that_finds_nothing(tmp_path, caplog):
+    """It is checked with a lower threshold, and keeps its own."""
+    cfg, image, model, inputs = alive("RetinaNet")
+    model.test_score_thresh = 2.0
+    with torch.no_grad():
+        assert not len(model(inputs)[0]["instances"])
+    assert export(cfg, model, str(tmp_path / "a.ts"), "torchscript", image)["scores"] <= TOLERANCES["torchscript"].score
+    assert "checked with a lower threshold" in caplog.text and model.test_score_thresh == 2.0
+    assert not len(Runner(str(tmp_path / "a.ts"))(image)["instances"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "kind, form", cases((("Faster", "onnx"), ("Faster", "openvino"), ("RetinaNet", "openvino")), tried=(("Faster", "openvino"),))
+)
+def test_exported_files_find_nothing_where_there_is_nothing(kind, form, tmp_path):
+    """Also after an image in which they found something."""
+    cfg, image, model, _ = alive(kind, "MobileNetV2")
+    modules = [module for module in model.modules() if hasattr(module, "test_score_thresh")]
+    export(cfg, model, str(tmp_path / f"all{FORMATS[form]}"), form, image)
+    blank = np.full((160, 200, 3), 90, np.uint8)
+    highest, other = (Runner(str(tmp_path / f"all{FORMATS[form]}"))(view)["instances"].scores.max().item() for view in (image, blank))
+    assert highest > other
+    for module in modules:
+        module.test_score_thresh = (highest + other) / 2
+    export(cfg, model, str(tmp_path / f"few{FORMATS[form]}"), form, image)
+    runner = Runner(str(tmp_path / f"few{FORMATS[form]}"))
+    assert [bool(len(runner(view)["instances"])) for view in (image, blank, image, blank)] == [True, False, True, False]
+
+
+def test_backbone_that_differs_is_refused(tmp_path):
+    cfg, image, model, _ = alive("Faster")
+    with pytest.raises(UserError, match="differs from the model's by .* more than is allowed"):
+        export(cfg, model, str(tmp_path / "a.onnx"), "onnx", image, "backbone", Tolerance(0, 0, features=1e-12))
+    assert os.listdir(tmp_path) == []
+
+
+def test_files_that_are_none(tmp_path):
+    for name in ("a.ts", "a.onnx", "a.xml"):
+        path = str(tmp_path / name)
+        with pytest.raises(UserError, match="is not there"):
+            Runner(path)
+        for content in (b"", b"nonsense" * 100, json.dumps({"fields": []}).encode()):
+            with open(path, "wb") as f:
+                f.write(content)
+            with pytest.raises(UserError, match="is no file that backbones exported") as error:
+                Runner(path)
+            assert "\n" not in str(error.value)
+    (tmp_path / "a.pth").touch()
+    with pytest.raises(UserError, match="kind of exported file"):
+        Runner(str(tmp_path / "a.pth"))
+    torch.jit.save(torch.jit.trace(torch.nn.Identity(), torch.ones(1)), str(tmp_path / "foreign.ts"))
+    with pytest.raises(UserError, match="is no file that backbones exported"):
+        Runner(str(tmp_path / "foreign.ts"))

@@ -1,0 +1,78 @@
+"""Exports in int8 and in 16 bits."""
+
+import os
+
+import pytest
+from choices import cases
+from lively import alive, small_config
+from PIL import Image
+
+from backbones import UserError
+from backbones.deploy import Runner
+from backbones.deploy.export import FORMATS, export
+from backbones.deploy.low_precision import averages, check_precision, lower
+from backbones.engine import YamlFront
+from backbones.tools.export import calibration
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind, form", cases((("GFLV2", "onnx"), ("Faster", "openvino")), tried=(("GFLV2", "onnx"),), daily=[]))
+def test_int8(kind, form, tmp_path):
+    """The file is smaller than half, its scores are near, it says how it was made, and too much loss is refused."""
+    cfg, image, model, _ = alive(kind, "MobileNetV2")
+    source, path = str(tmp_path / "a.onnx"), str(tmp_path / "small" / f"b{FORMATS[form]}")
+    os.makedirs(tmp_path / "small")
+    export(cfg, model, source, "onnx", image)
+    given = {"images": [image, image[:, ::-1]], "said": "a photograph"}
+    aps = iter((50.0, 49.0, 50.0, 49.9))
+    evaluate = lambda runner: {"bbox": {"AP": next(aps)}}
+    with pytest.raises(UserError, match=r"more than --max-drop 0.5 allows \(bbox/AP 50.00 -> 49.00\): it is not written"):
+        lower(source, path, form, "int8", evaluate=evaluate, **given)
+    assert os.listdir(tmp_path / "small") == []
+    assert lower(source, path, form, "int8", evaluate=evaluate, **given) == {"bbox/AP": (50.0, 49.9)}
+    about = Runner(path).about
+    assert about["precision"] == "int8" and about["calibration"] == {"images": 2, "of": "a photograph", "method": "MinMax"}
+    assert about["AP"] == {"bbox/AP": [50.0, 49.9]}
+    files = [name for name in os.listdir(tmp_path / "small") if name.startswith("b.")]
+    assert sum(os.path.getsize(tmp_path / "small" / name) for name in files) < 0.5 * os.path.getsize(source)
+    expected, found = (runner(image)["instances"].scores for runner in (Runner(source), Runner(path)))
+    assert len(found) and abs(float(expected[:10].mean() - found[:10].mean())) < 0.1
+
+
+@pytest.mark.parametrize(
+    "kind, precision, calibrated, said",
+    [
+        ("torchscript", "int8", True, "precision of format torchscript"),
+        ("onnx", "bfloat16", False, "precision of format onnx"),
+        ("onnx", "int8", False, "--calibrate"),
+    ],
+)
+def test_precisions_that_are_none(kind, precision, calibrated, said):
+    with pytest.raises(UserError, match=said):
+        check_precision(kind, precision, calibrated)
+
+
+def test_images_to_calibrate_on(tmp_path):
+    """Evenly from a folder and those in it."""
+    for i in range(9):
+        os.makedirs(tmp_path / str(i % 2), exist_ok=True)
+        Image.new("RGB", (40, 30), (i, i, i)).save(tmp_path / str(i % 2) / f"{i}.png")
+    front = YamlFront(small_config("Faster", "MobileNetV2"))
+    chosen = [int(image[0, 0, 0]) for image in calibration(front, str(tmp_path), 3)]
+    assert chosen == [0, 8, 7]  # of 0 2 4 6 8 1 3 5 7
+    assert len(list(calibration(front, str(tmp_path), 100))) == 9
+    with pytest.raises(UserError, match="data set or folder, of --calibrate"):
+        calibration(front, str(tmp_path / "none"), 3)
+
+
+def test_figures_that_may_not_drop():
+    """One of each task, and none of single classes."""
+    results = {
+        "panoptic_seg": {"PQ": 40.0, "SQ": 70.0},
+        "sem_seg": {"mIoU": 50.0, "mACC": 60.0},
+        "bbox": {"AP": 30.0, "AP-one": 1.0},
+        "classification": {"top1": 90.0, "top5": 99.0},
+    }
+    assert averages(results) == {"panoptic_seg/PQ": 40.0, "sem_seg/mIoU": 50.0, "bbox/AP": 30.0, "classification/top1": 90.0}
+    assert averages({"a": {"bbox": {"AP": 30.0}}, "b": {"bbox": {"AP": float("nan")}}}) == {"a/bbox/AP": 30.0, "b/bbox/AP": 0.0}
+    assert averages({"bbox": {}}) == averages({}) == {}

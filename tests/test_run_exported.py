@@ -1,0 +1,159 @@
+"""What stands beside an exported file runs it alone, and the demo runs it with this package."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import torch
+from choices import cases
+from lively import alive, boxes_of
+
+from backbones import UserError
+from backbones.deploy import Runner
+from backbones.deploy.export import FORMATS, Tolerance, export, match
+from backbones.deploy.predictor import Predictor
+from backbones.tools import demo
+
+ALONE = (
+    "import runpy, sys; sys.modules.update(dict.fromkeys({blocked}, None)); sys.argv = {argv}; runpy.run_path(sys.argv[0], run_name='__main__')"
+)
+
+
+@pytest.mark.parametrize(
+    "kind, form", cases((("Mask", "onnx"), ("Keypoint", "onnx"), ("Mask", "torchscript")), tried=(("Keypoint", "onnx"),), daily=[])
+)
+def test_the_file_beside_an_export_runs_it_alone(kind, form, tmp_path):
+    """Boxes to 0.1 pixels, masks but for a pixel in a thousand, keypoints to 0.1 pixels, without torch where the runtime is not torch."""
+    import subprocess
+    import sys
+
+    from PIL import Image
+
+    from backbones.deploy import run_exported
+
+    cfg, image, model, _ = alive(kind, "MobileNetV2")
+    path = str(tmp_path / f"detector{FORMATS[form]}")
+    export(cfg, model, path, form, image)
+    beside = tmp_path / "run_exported.py"
+    with open(run_exported.__file__) as ours:
+        assert beside.read_text() == ours.read()
+    Image.fromarray(image[:, :, ::-1]).save(tmp_path / "a.png")
+    blocked = ["backbones", "detectron2", "cv2", *(["torch", "torchvision"] if form == "onnx" else [])]
+    argv = [str(beside), path, str(tmp_path / "a.png"), "--threshold", "0", "--draw", str(tmp_path / "drawn")]
+    ran = subprocess.run([sys.executable, "-c", ALONE.format(blocked=blocked, argv=argv)], cwd=tmp_path, capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    (objects,) = [json.loads(line)["objects"] for line in ran.stdout.splitlines()]
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
+    expected = Predictor(cfg)(image)["instances"]
+    found = {
+        "boxes": torch.tensor([one["box"] for one in objects]),
+        "scores": torch.tensor([one["score"] for one in objects]),
+        "classes": torch.tensor(
+            [
+                int(one["class"]) if one["class"].isdigit() else run_exported.Detector(path).about["classes"].index(one["class"])
+                for one in objects
+            ]
+        ),
+    }
+    pairs = match(boxes_of({"instances": expected}), found, Tolerance(0.1, 1e-3)).tolist()
+    assert len(expected) >= 10 and len(pairs) >= 0.98 * max(len(expected), len(objects))
+    for i, j in pairs:
+        if kind == "Mask":
+            ends = np.cumsum(objects[j]["mask"]["counts"])
+            mask = (np.searchsorted(ends, np.arange(image.shape[0] * image.shape[1]), side="right") % 2).reshape(image.shape[1], -1).T
+            assert (mask != expected.pred_masks[i].numpy()).mean() < 1e-3
+    if kind == "Keypoint":
+        off = [np.abs(np.array(objects[j]["keypoints"])[:, :2] - expected.pred_keypoints[i, :, :2].numpy()).max(axis=1) for i, j in pairs]
+        assert np.median(np.concatenate(off)) < 0.1
+    assert np.abs(np.asarray(Image.open(tmp_path / "drawn" / "a.png")).astype(int) - image[:, :, ::-1]).max() > 30
+    contract = run_exported.Detector(path).about["contract"]
+    assert contract[0].startswith("image: float32 (3, H, W)") and [line.partition(":")[0] for line in contract[1:-1]] == Runner(path).fields
+
+
+def test_images_of_more_than_8_bits(tmp_path):
+    """The file beside an export guesses no range: the model's, or one that is given, or a line that says which values there are."""
+    from PIL import Image
+
+    from backbones.deploy import run_exported
+
+    Image.fromarray((np.arange(600, dtype=np.uint16) * 100).reshape(20, 30)).save(tmp_path / "deep.png")
+    with pytest.raises(ValueError, match="from 0 to 59900: say which range becomes 0 to 255, such as --value-range 0 65535"):
+        run_exported.read(str(tmp_path / "deep.png"), {"reading": {"value_range": []}})
+    pixels = run_exported.read(str(tmp_path / "deep.png"), {"reading": {"value_range": [100, 25600]}})
+    assert pixels.shape == (20, 30, 3) and pixels[0, :4, 0].tolist() == [0, 0, 1, 2] and pixels.max() == 255
+
+
+@pytest.mark.slow
+def test_tools(tmp_path, monkeypatch, capsys):
+    """Export and demo as commands: the picture of the exported file's detections is that of the model's."""
+    import cv2
+
+    from backbones.tools import export as tool
+
+    cfg, image, model, _ = alive("Mask")
+    cfg.OUTPUT_DIR = str(tmp_path)
+    torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
+    (tmp_path / "config.yaml").write_text(cfg.dump())
+    for name in ("in/a.png", "in/b.png"):
+        os.makedirs(tmp_path / "in", exist_ok=True)
+        cv2.imwrite(str(tmp_path / name), image)
+    weights = ["MODEL.WEIGHTS", str(tmp_path / "model.pth")]
+    common = ["--config-file", str(tmp_path / "config.yaml")]
+    exported = str(tmp_path / "detector.onnx")
+    one = str(tmp_path / "in" / "a.png")
+    monkeypatch.setattr("sys.argv", ["export", *common, "--format", "onnx", "--output", exported, "--image", one, *weights])
+    tool.main()
+    assert "boxes" in capsys.readouterr().out
+    pictures = {}
+    for name, options in {
+        "model": [*common, *weights],
+        "faster": [*common, "--optimize", *weights],
+        "exported": ["--exported", exported],
+    }.items():
+        out = str(tmp_path / name)
+        monkeypatch.setattr("sys.argv", ["demo", "--input", str(tmp_path / "in"), "--output", out, "--confidence-threshold", "0.6", *options])
+        np.random.seed(0)  # of the colours
+        demo.main()
+        assert sorted(os.listdir(out)) == ["a.png", "b.png"]
+        pictures[name] = cv2.imread(os.path.join(out, "a.png")).astype(int)
+        assert pictures[name].shape == image.shape and (np.abs(pictures[name] - image) > 30).mean() > 0.01
+    for name in ("faster", "exported"):  # the same boxes in the same colours, but for a pixel here and there
+        assert (np.abs(pictures[name] - pictures["model"]) > 30).mean() < 0.01
+    video = str(tmp_path / "in.avi")
+    writer = cv2.VideoWriter(video, cv2.VideoWriter_fourcc(*"MJPG"), 5.0, (image.shape[1], image.shape[0]))
+    for _ in range(3):
+        writer.write(image)
+    writer.release()
+    monkeypatch.setattr("sys.argv", ["demo", "--exported", exported, "--video-input", video, "--output", str(tmp_path / "out.mp4")])
+    demo.main()
+    assert "3 frames" in capsys.readouterr().out
+    assert cv2.VideoCapture(str(tmp_path / "out.mp4")).get(cv2.CAP_PROP_FRAME_COUNT) == 3
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--input", "nowhere.jpg", "--exported", "a.onnx"], "'nowhere.jpg' is not there"),
+        (["--input", __file__], "name what is to predict"),
+        (["--video-input", "nowhere.mp4", "--exported", "nowhere.onnx"], "'nowhere.onnx' is not there"),
+        (["--input", __file__, "--exported", "a.onnx", "--optimize"], "do not go with it"),
+        (["--input", __file__, "--exported", "a.onnx", "--confidence-threshold", "2"], "must be from 0 to 1"),
+        (["--input", __file__, __file__, "--exported", "a.onnx", "--output", "a.png"], "name a folder"),
+        (["--input", os.path.dirname(__file__), "--exported", "a.onnx"], "holds no image"),
+    ],
+)
+def test_mistakes_in_demo(arguments, said, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["demo", *arguments])
+    with pytest.raises(UserError, match=said):
+        demo.main()
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_input_is_written_over(tmp_path):
+    file = tmp_path / "a.png"
+    file.touch()
+    with pytest.raises(UserError, match="would write over"):
+        demo.targets_of([str(file)], str(tmp_path))
