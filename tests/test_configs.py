@@ -388,6 +388,7 @@ MISTAKES = [
     (["MODEL.ROI_BOX_HEAD.BBOX_REG_LOSS_TYPE", "iou"], ["Did you mean 'giou'"]),
     (["MODEL.ANCHOR_GENERATOR.SIZES", "[[32],[64]]"], ["sizes of length 2", "5"]),
     (["MODEL.FPN.OUT_CHANNELS", "0"], ["MODEL.FPN.OUT_CHANNELS is 0"]),
+    (["MODEL.PIXEL_STD", "['a', 'b', 'c']"], ["MODEL.PIXEL_STD ['a', 'b', 'c'] must be 3 numbers"]),
     (["MODEL.PIXEL_MEAN", "[1.0]"], ["MODEL.PIXEL_MEAN has 1", "'BGR'", "3 channels"]),
     (["MODEL.VOVNET.NORM", "SyncBN"], ["SyncBN", "naiveSyncBN"]),
 ]
@@ -423,6 +424,7 @@ def test_no_gpu():
         ("MODEL:\n  FPN:\n    NOMR: BN\n", "Did you mean 'MODEL.FPN.NORM'"),
         ("MODEL: [1\n", "config file"),
         ("_BASE_: nowhere.yaml\n", "nowhere.yaml"),
+        ("SOLVER: {BASE_LR: 1}\n", "SOLVER.BASE_LR is 1: write it with a point, 1.0"),
         ("MODEL:\n  MASK_ON: 3\n", "config file"),
         ("- a\n- b\n", "holds no KEY: VALUE pairs"),
         ("", "holds no KEY: VALUE pairs"),

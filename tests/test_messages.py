@@ -24,7 +24,7 @@ from backbones.data.sources import Use
 from backbones.engine import open_config
 from backbones.evaluation import build_evaluator
 from backbones.evaluation.figures import figures_of, metric_findings
-from backbones.tools import compare
+from backbones.tools import compare, export
 
 CONFIG = "digits/faster_rcnn_digits.yaml"
 
@@ -271,3 +271,7 @@ except UserError as error:
     finally:
         first.communicate("\n", timeout=100)
     assert subprocess.run(command, cwd=ROOT, input="\n", capture_output=True, text=True, timeout=300).stdout == "held\n"
+
+
+def test_a_folder_as_the_image_of_an_export(tmp_path):
+    assert "is a folder: name one of its images" in str(said(export.sample, open_config(CONFIG, []), str(tmp_path)))

@@ -1,5 +1,6 @@
 """What is wrong with a config as a whole, known before anything heavy starts."""
 
+import math
 import os
 import sysconfig
 import traceback
@@ -96,7 +97,9 @@ def _combinations(cfg: CfgNode) -> Iterator[UserError]:
         yield _conflict("INPUT.CROP.SIZE", None, f"{crop.SIZE} must be {wanted}, where TYPE is {crop.TYPE!r}")
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
-        if len(get(cfg, key)) != channels:
+        if not all(type(value) in (int, float) and math.isfinite(value) for value in get(cfg, key)):
+            yield _conflict(key, None, f"{get(cfg, key)} must be {channels} numbers")
+        elif len(get(cfg, key)) != channels:
             said = f"has {len(get(cfg, key))} values, but images in INPUT.FORMAT {cfg.INPUT.FORMAT!r} have {channels} channels"
             yield _conflict(key, None, said)
     unfit = [] if architecture(cfg).augmented else [f"META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}"]

@@ -45,6 +45,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         except ValueError:  # each by itself: which of them it is
             for key, value in flat(content).items():
                 if key in all_keys(cfg):
+                    _check_point(cfg, key, value, path)
                     _merge(cfg.clone(), key, value, f"config file {path!r}: ")
             raise
         for key in _FILES:
@@ -56,6 +57,12 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         raise UserError(f"config file {path!r}: its _BASE_ leads back to itself", "syntax", "--config-file") from None
     except Exception as error:  # a Python expression in it may raise anything
         raise UserError(f"config file {path!r}: {one_line(error)}", "syntax", "--config-file") from error
+
+
+def _check_point(cfg: CfgNode, key: str, value: Any, path: str) -> None:
+    """detectron2 takes no 1 for 1.0. Raises UserError with what it takes."""
+    if type(value) is int and isinstance(get(cfg, key), float):
+        raise UserError(f"config file {path!r}: {key} is {value}: write it with a point, {float(value)}", "syntax", key, float(value))
 
 
 def _find_beside(cfg: CfgNode, path: str, key: str) -> None:

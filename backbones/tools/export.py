@@ -36,6 +36,8 @@ def sample(front: Front, path: str | None) -> np.ndarray:
     from detectron2.data import DatasetCatalog
 
     reading = images.settings(front.settings)
+    if path and os.path.isdir(path):
+        raise UserError(f"--image {path!r} is a folder: name one of its images", "value", "--image")
     if path:
         return read_image(path, **reading)
     name = next(iter(front.settings.DATASETS.TEST), "")
