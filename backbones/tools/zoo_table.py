@@ -40,7 +40,7 @@ def render() -> str:
     counted: dict[str, float] = {}
     sections = [_section(key, source, counted) for key, source in recorded("models.json")["sources"].items()]
     rest = (_configs_without_figures(counted), _search(), _one_shot(), speed(), _measured(), transfer(), recipes())
-    return "\n".join([_HEAD, _backbones(), _weights(), _timm(), "## Detectors on COCO\n", *sections, *rest])
+    return "\n".join([_HEAD, _backbones(), _weights(), _timm(), "## Detectors on COCO\n", *sections, *filter(None, rest)])
 
 
 _HEAD = """# Model zoo
