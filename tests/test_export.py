@@ -143,6 +143,23 @@ def test_exported_files_find_nothing_where_there_is_nothing(kind, form, tmp_path
     assert [bool(len(runner(view)["instances"])) for view in (image, blank, image, blank)] == [True, False, True, False]
 
 
+def test_graphs_leave_nothing_to_guess():
+    """A computed shape's 0 means 0, one in a constant shape what it meant; a constant without elements is filled, in branches too."""
+    onnx = pytest.importorskip("onnx")
+    from backbones.deploy.onnx_graph import portable
+
+    branch = onnx.parser.parse_graph("b () => (int64[0] e) { e = Constant <value = int64[0] {}> () }")
+    graph = onnx.parser.parse_graph(
+        "g (float[N, 1, 4] x, int64[2] s) => (float[A, 4] y, float[C, 4] z) { c = Constant <value = int64[2] {0, 4}> () "
+        "y = Reshape (x, s) z = Reshape (x, c) }"
+    )
+    portable(branch)
+    portable(graph)
+    assert [node.op_type for node in branch.node] == ["ConstantOfShape"] and list(branch.node[0].output) == ["e"]
+    assert onnx.numpy_helper.to_array(branch.initializer[0]).tolist() == [0]
+    assert [[a.i for a in node.attribute] for node in graph.node if node.op_type == "Reshape"] == [[1], []]
+
+
 def test_backbone_that_differs_is_refused(tmp_path):
     cfg, image, model, _ = alive("Faster")
     with pytest.raises(UserError, match="differs from the model's by .* more than is allowed"):
