@@ -301,7 +301,7 @@ def test_trackers(monkeypatch, tmp_path):
     job = types.SimpleNamespace(wandb="cups", mlflow="plates", output_dir=str(tmp_path), config=YamlFront(cfg).plain(), name=str)
     begun = {}
     writers = tracking.trackers(job, begun)
-    tracking.Writers(writers, period=20).before_train()
+    tracking.Writers([], writers, 20).before_train()
     assert (seen["project"], seen["experiment"]) == ("cups", "plates")
     assert seen["config"]["SOLVER"]["IMS_PER_BATCH"] == 4 and seen["parameters"]["SOLVER.IMS_PER_BATCH"] == "4"
     with EventStorage(0) as storage:
@@ -320,7 +320,7 @@ def test_trackers(monkeypatch, tmp_path):
     # a training that goes on is the same run, whose parameters stay
     assert begun == {"wandb": "w7", "mlflow": "m8"}
     seen["parameters"].clear()
-    tracking.Writers(tracking.trackers(job, begun), period=20).before_train()
+    tracking.Writers([], tracking.trackers(job, begun), 20).before_train()
     assert asked == {"wandb": [None, "w7"], "mlflow": [None, "m8"]} and not seen["parameters"]
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
     tracking.trackers(job, begun)[0].begin()

@@ -95,7 +95,7 @@ class Fit(TrainerBase):
             KeepBest(self.checkpointer, self.evaluation, job.best_metric, job.patience) if job.best_metric and job.evaluate else None,
             augmented,
             Progress() if Progress.is_wanted() else None,
-            Writers([*self.build_writers(), *trackers(job, self.run.tracked)], period=job.log_period) if main else None,
+            Writers(self.build_writers(), trackers(job, self.run.tracked), job.log_period) if main else None,
         ]
         return [hook for hook in built if hook is not None]
 

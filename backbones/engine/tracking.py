@@ -84,10 +84,13 @@ def trackers(job: Job, begun: dict[str, str]) -> list[_Tracker]:
 class Writers(PeriodicWriter):
     """detectron2's hook; trackers begin with the training, when it is known whether it goes on with another."""
 
+    def __init__(self, writers: list[EventWriter], trackers: list[_Tracker], period: int):
+        super().__init__([*writers, *trackers], period=period)
+        self.trackers = trackers
+
     def before_train(self) -> None:
-        for writer in self._writers:
-            if isinstance(writer, _Tracker):
-                writer.begin()
+        for tracker in self.trackers:
+            tracker.begin()
 
 
 def tracker_findings(cfg: CfgNode, name: Callable[[str], str] = str) -> Iterator[UserError]:
