@@ -20,6 +20,7 @@ import sys
 import time
 from typing import Mapping, Sequence
 
+import numpy as np
 import torch
 
 from .. import zoo
@@ -58,7 +59,9 @@ def train(config: str, output: str, opts: list[str], backbone: str = "", data: S
     minutes = (time.monotonic() - start) / 60
     final = plot.read_metrics(output)[-1]
     plot.plot(output, os.path.join(output, "training.png"))
-    figures = {name: round(final[metric], 4) for name, (_, metric) in FIGURES.items() if metric in final}
+    figures = {
+        name: round(float(np.nan_to_num(final[metric])), 4) for name, (_, metric) in FIGURES.items() if metric in final
+    }  # NaN: no detections
     return {
         "config": os.path.relpath(front.path, zoo.config_root()),
         **({"backbone": backbone} if backbone else {}),
