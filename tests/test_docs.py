@@ -205,6 +205,8 @@ def flags_of(words):
     """(the beginning of a command, whose --help is to be asked, its flags)"""
     if words[0] == "torchrun":
         words = ["python", "-m", "torch.distributed.run", *words[1 : words.index("train_net.py")]]
+    if words[0] == "backbones":
+        words = ["python", "-m", *words]
     first = next((i for i, word in enumerate(words) if word.startswith("--")), len(words))
     return tuple(words[:first]), {word for word in words if word.startswith("--")}
 
@@ -214,7 +216,7 @@ def test_flags(checkout):
     """Every flag of a command is in its --help, and every flag that the text names in one of them."""
     asked = {("python", os.path.join(ROOT, "backbones", "deploy", "run_exported.py")): []}  # what stands beside exported files
     for page, words in every_command():
-        if tool(words):
+        if tool(words) or words[0] == "backbones":
             start, flags = flags_of(words)
             asked.setdefault(start, []).append((page, flags))
     helps = run_steps([[*start, "--help"] for start in asked], checkout)
