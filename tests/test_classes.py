@@ -227,7 +227,10 @@ def test_fine_tuning(stated, tmp_path, weights, catalogue):
     ]
     if stated:  # which prevails
         torch.save({"model": torch.load(weights)["model"], "run": {"classes": ["a", "b", "c"]}}, weights)
-    front = prepared("digits/retinanet_digits.yaml", ["--train", data(tmp_path / "data", OURS[::-1])], opts, False)
+    front = prepared(
+        "digits/retinanet_digits.yaml", ["--train", data(tmp_path / "data", OURS[::-1]), "--val", data(tmp_path / "val", OURS)], opts, False
+    )
+    assert not any("| classes by name" in line for line in front.said)  # a training's data have the classes that it learns
     fit = front.fit()
     fresh = fit.model.head.cls_score.bias.data.clone().reshape(-1, 4)
     fit.resume_or_load(resume=False)

@@ -491,3 +491,44 @@ def test_a_published_row_from_its_address_to_its_figures(server, tmp_path, any_h
     said = capfd.readouterr().out
     assert "bbox" in said and "| backbone | " in said
     assert server.asked[url.partition("://")[2]] == 2  # once with each hash
+
+
+def test_licences_are_known_names():
+    """In any case of letters; what no weights have is refused, with the nearest that some have."""
+    assert open_config("digits/faster_rcnn_digits.yaml", accepted=["cc-by-nc-4.0", "gemma"]).accepted == ["CC-BY-NC-4.0", "gemma"]
+    with pytest.raises(UserError, match="unknown licence: 'CC-BY-NC4.0'. Did you mean 'CC-BY-NC-4.0'") as caught:
+        open_config("digits/faster_rcnn_digits.yaml", accepted=["CC-BY-NC4.0"])
+    assert caught.value.key == "--accept-licence"
+
+
+def test_weights_that_are_not_there_are_said_at_once(tmp_path, monkeypatch):
+    """Before data are read: a file's neighbour, a source, or one of timm's names stands in the line."""
+    (tmp_path / "model_best.pth").write_bytes(b"")
+    for given, near in (
+        (tmp_path / "model_bset.pth", tmp_path / "model_best.pth"),
+        ("vovnet", "vovnet-detectron2"),
+        ("timm://resnet18", "resnet18."),
+    ):
+        front = open_config("digits/faster_rcnn_digits.yaml", ["MODEL.WEIGHTS", str(given), "MODEL.DEVICE", "cpu"])
+        with pytest.raises(UserError, match="Did you mean") as caught:
+            front.follow_weights()
+        assert f"'{near}" in str(caught.value) and caught.value.key == "MODEL.WEIGHTS"
+
+
+def test_a_source_that_is_gone_is_asked_where_it_is_named():
+    """A restricted one only by its licence or its whole address."""
+    (release,) = weights.releases("V-19-slim-dw-eSE")
+    assert release.gone and release.licence == "CC-BY-NC-4.0"
+    for wanted, accepted, taken in (
+        ("", (), []),
+        ("", ("CC-BY-NC-4.0",), []),
+        (release.source, (), []),
+        (release.source, ("CC-BY-NC-4.0",), [release]),
+        (release.spec, (), [release]),
+    ):
+        assert weights._candidates(release.name, wanted, accepted)[0] == taken
+
+
+def test_show_says_what_cannot_be_a_backbone():
+    assert "it cannot be a backbone: timm/vit_base_patch16_224 has features of strides 16, 16, 16" in zoo_tool.show("timm/vit_base_patch16_224")
+    assert "--backbone timm/resnet18 " in zoo_tool.show("timm/resnet18")

@@ -103,6 +103,8 @@ _OTHER = {
     b"\x89HDF": "an HDF5 file, such as Keras writes",
     b"\x89PNG": "an image",
     b"\xff\xd8\xff": "an image",
+    b"{": "JSON or other text",
+    b"[": "JSON or other text",
     b"\x1f\x8b": "a gzip archive, which is to be unpacked first",
 }
 

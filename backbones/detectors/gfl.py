@@ -29,7 +29,6 @@ from torch import Tensor, nn
 from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from ..errors import UserError
-from .ranking import in_order
 
 # images are padded to it, and what lies beyond an image's own padding in a batch of larger ones is neither object nor background
 PADDING = 32
@@ -352,7 +351,6 @@ class GFL(DenseDetector):
             results.append(self.inference_single_image(anchors, [x[i] for x in scores], [x[i] for x in distributions], image_size))
         return results
 
-    @in_order
     def inference_single_image(
         self, anchors: list[Boxes], scores: list[Tensor], distributions: list[Tensor], image_size: tuple[int, int]
     ) -> Instances:

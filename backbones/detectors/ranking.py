@@ -16,6 +16,8 @@ from detectron2.modeling.roi_heads import CascadeROIHeads, FastRCNNOutputLayers
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .gfl import GFL
+
 
 def top(x: Tensor, count: Any) -> tuple[Tensor, Tensor]:
     """The ``count`` largest of (N,) values, in order, and their places. Much faster than a stable sort of them all."""
@@ -68,6 +70,7 @@ _RANKING = (
     (CascadeROIHeads, "forward"),
     (RetinaNet, "inference_single_image"),
     (FCOS, "inference_single_image"),
+    (GFL, "inference_single_image"),
 )
 
 
@@ -78,7 +81,7 @@ class _Ranked:
 def ranked(model: nn.Module) -> nn.Module:
     """The model itself, in which from now on equal scores are in the order of their places. Where scores differ, results are what they were.
 
-    Only its own modules change: each that ranks boxes becomes one of a subclass of what it was.
+    Only its own modules change: each that ranks boxes becomes one of a subclass of what it was, which can be traced, but not scripted.
     """
     for module in model.modules():
         for base, name in _RANKING:

@@ -16,7 +16,7 @@ from ..config import IMAGES, architecture, get
 from ..data import dataset_findings, follow, register_from_config, register_held_out, register_image_folders
 from ..data.holdout import HELD_OUT, KEPT
 from ..data.loader import NamesFiles
-from ..errors import UserError
+from ..errors import UserError, unknown
 from ..evaluation.figures import metric_findings
 from ..swap import use_structure
 from ..zoo import weights
@@ -209,7 +209,7 @@ class Front(ABC):
         self.register(training, [*(s.DATASETS.TRAIN if training else ()), *s.DATASETS.TEST], replaced)
         for problem in self.findings(training, processes):
             raise problem
-        self.said += classes.of_files(list(s.DATASETS.TEST), known)
+        self.said += classes.of_files(list(s.DATASETS.TEST), known) if known else []
         self.follow_weights(getattr(args, "resume", False))  # last, as it may be a download
         self.settings.freeze()
         return self
@@ -261,6 +261,8 @@ class Front(ABC):
         leaves = s.INPUT.NORMALIZATION == "weights"
         if leaves:  # what is settled here stays
             self.set("INPUT.NORMALIZATION", "config")
+        if not begun:
+            _check_is_there(path)
         if not path or not (leaves or weights.parsed(path)):
             return
         address, images, overrides = weights.follow(path, self.accepted)
@@ -355,3 +357,15 @@ class Front(ABC):
         """Pictures of what is found in the first images for evaluation."""
         records = get_detection_dataset_dicts([self.settings.DATASETS.TEST[0]], filter_empty=False)[: self.settings.TEST.PICTURES]
         return draw_predictions(model, records, NamesFiles(self.mapper(False), self.skips), self.metadata(), self.settings.INPUT.FORMAT)
+
+
+def _check_is_there(path: str) -> None:
+    """Raises UserError where MODEL.WEIGHTS is a file of this machine that is not there, before anything heavy begins."""
+    file = path.partition("?")[0]
+    if not file or "://" in file or os.path.exists(file):
+        return
+    folder = os.path.dirname(file) or "."
+    beside = [os.path.join(os.path.dirname(file), name) for name in sorted(os.listdir(folder) if os.path.isdir(folder) else [])]
+    files = [name for name in beside if name.endswith((".pth", ".pkl", ".safetensors"))]
+    sources = list(weights.data()["sources"])
+    raise unknown("weights, neither a file that is there nor a source", path, [*files, *sources], "MODEL.WEIGHTS", "missing-file")

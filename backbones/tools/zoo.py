@@ -20,7 +20,8 @@ from tabulate import tabulate
 
 from .. import registry, zoo
 from ..engine import open_config
-from ..errors import UserError
+from ..errors import UserError, raised, unknown
+from ..meta import on_meta
 from ..zoo import checking, weights
 from . import parser_of, program, run
 
@@ -84,7 +85,9 @@ def _lines(releases: list[weights.Release]) -> list[str]:
         images = release.preprocessing
         if images:
             lines += [f"    expects {images['format']} images, mean {images['pixel_mean']}, deviation {images['pixel_std']}"]
-        lines += [f"    not taken unless it is named: {why}" for why in filter(None, (release.gone, release.restricted))]
+        lines += [f"    not taken unless its source is named: it is {release.gone}"] if release.gone else []
+        accept = f"not taken without --accept-licence {release.licence} or this whole address"
+        lines += [f"    {accept}: {release.restricted}"] if release.restricted else []
     return lines
 
 
@@ -92,6 +95,12 @@ def show(name: str) -> str:
     """What is known of one entry, and how to use it."""
     if registry.is_network(name):
         return _show_network(name)
+    for problem in raised(zoo.get_config_file, name):
+        if problem.code != "unknown-name" or " is not one but several" in str(problem):
+            raise problem
+        configs = [*zoo.list_configs(python=True), *zoo.list_detectron2_configs()]
+        networks = registry.list_backbones("timm/*" if name.startswith("timm/") else "*")
+        raise unknown("config or network", name, [*networks, *map(os.path.basename, configs)])
     path, known = zoo.get_config_file(name), zoo.published(name)
     settings, releases = open_config(name).settings, _releases(name)
     lines = [path]
@@ -134,6 +143,10 @@ def _show_network(name: str) -> str:
         lines += [f"weights here: {local}"]
     lines += [f"weights, in the order in which MODEL.WEIGHTS {weights.PREFIX}{name} tries them:"] if releases else ["no weights: from scratch"]
     lines += _lines(releases)
+    with on_meta():
+        unfit = raised(registry.create, name)
+    if unfit:
+        return "\n".join([*lines, f"it cannot be a backbone: {unfit[0]}"])
     command = f"backbones train --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --backbone {name} --num-gpus 8"
     return "\n".join([*lines, "in any config:", f"  {command}"])
 

@@ -135,7 +135,7 @@ def _of_library(name: str) -> list[Release]:
     if row is not None:
         source, own = row["name"].split("/", 1)
         title, place = data()["sources"][source]["title"], next(key for key in ("hub", "url") if key in row)  # as timm itself
-        licence = _LICENCES.get(row.get("licence", "").lower(), row.get("licence", "not stated"))
+        licence = _of_timm(row.get("licence", "not stated"))
         found.append(
             Release(row["name"], source, own, title, licence, row["preprocessing"], **{place: row[place]}, restricted=forbids(licence))
         )
@@ -149,6 +149,24 @@ def forbids(licence: str) -> str:
     """What a licence forbids, "" where it is known to forbid nothing."""
     known: dict[str, str] = data()["licences"]
     return known.get(licence, "of a licence that is not known here: read it before you use them")
+
+
+def known_licences(names: Collection[str]) -> list[str]:
+    """The names of licences that a user accepts. Raises UserError for one that no weights have."""
+    found = list(data()["licences"])
+    if not set(names) <= set(found) and importlib.util.find_spec("timm"):
+        family = registry.FAMILIES["timm"]
+        rows = (family.pretrained(name) for name in family.specs)
+        found += sorted({_of_timm(row["licence"]) for row in rows if row and "licence" in row} - set(found))
+    spelt = {licence.lower(): licence for licence in found}
+    for name in names:
+        if name.lower() not in spelt:
+            raise unknown("licence", name, found, "--accept-licence")
+    return [spelt[name.lower()] for name in names]
+
+
+def _of_timm(licence: str) -> str:
+    return _LICENCES.get(licence.lower(), licence)
 
 
 def releases(name: str) -> list[Release]:
@@ -201,6 +219,8 @@ def parsed(address: str) -> tuple[str, str] | None:
     if any(f"{scheme}/{rest}" in family.specs for family in registry.FAMILIES.values() if family.name == scheme and "." in rest):
         return f"{scheme}/{rest}", f"{scheme}:{rest}"
     ids = [row["id"] for rows in data()["weights"].values() for row in rows if row["source"] == scheme]
+    own = [name.partition("/")[2] for family in registry.FAMILIES.values() if family.name == scheme for name in family.specs]
+    ids = [name for name in own if name.startswith(rest + ".")] or sorted({*ids, *own})
     raise unknown(f"weights of {scheme}", rest, ids, "MODEL.WEIGHTS", "missing-weights")
 
 
@@ -275,7 +295,7 @@ def _candidates(name: str, wanted: str, accepted: Collection[str]) -> tuple[list
     take, others = [], []
     refused: dict[tuple[str, str], list[str]] = {}
     for row in rows:
-        if row.gone and row.spec != wanted:
+        if row.gone and not wanted:
             others.append(f"{row.spec} is {row.gone}")
         elif row.restricted and row.spec != wanted and row.licence not in accepted:
             refused.setdefault((row.licence, row.restricted), []).append(row.spec)
