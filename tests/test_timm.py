@@ -1,5 +1,6 @@
 """Networks of timm: the same features, in every part of this project that takes a backbone; and those that are refused."""
 
+import itertools
 import sys
 
 import numpy as np
@@ -330,11 +331,11 @@ def test_a_dilated_last_stage():
         assert (name, shape.stride) == ("res5", 16) and dilated(image)["res5"].shape[2:] == (8, 10) and plain(image)["res5"].shape[2:] == (4, 5)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name, configs", [("resnet18", share(YAMLS, 0, 2)), ("convnext_atto.d2_in1k", share(YAMLS, 1, 2))])
-def test_any_config(name, configs):
-    """Every YAML of ours and of detectron2's zoo builds with one of both, but those with deformable stages; Python configs too."""
-    for config in configs:
+@pytest.mark.parametrize("number", cases(range(10), tried=(2, 5), daily=[]))
+@pytest.mark.parametrize("name", ["resnet18", "convnext_atto.d2_in1k"])
+def test_any_config(name, number):
+    """Every YAML of ours and of detectron2's zoo builds with both, but those with deformable stages; Python configs too."""
+    for config in share(YAMLS, number + (name == "resnet18"), 10):
         cfg = swapped(config, name)
         if any(cfg.MODEL.TIMM.DEFORM_ON_PER_STAGE):
             with pytest.raises(UserError, match="no deformable stages"):
@@ -352,10 +353,15 @@ def test_any_config(name, configs):
     assert backbones.create(f"timm/{name}", in_channels=1)(torch.rand(1, 1, 64, 64))["res5"].isfinite().all()
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind, ending", [("torchscript", "ts"), ("onnx", "onnx")])
-@pytest.mark.parametrize("name", ["resnet18", "convnext_atto.d2_in1k"])
-def test_optimized_and_exported(name, kind, ending, tmp_path):
+@pytest.mark.parametrize(
+    "name, kind",
+    cases(
+        itertools.product(("resnet18", "convnext_atto.d2_in1k"), ("torchscript", "onnx")),
+        tried=(("resnet18", "torchscript"), ("convnext_atto.d2_in1k", "onnx")),
+        daily=[],
+    ),
+)
+def test_optimized_and_exported(name, kind, tmp_path):
     """`export` itself compares the file with the model, at two sizes."""
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
@@ -368,6 +374,6 @@ def test_optimized_and_exported(name, kind, ending, tmp_path):
         plain, faster = model.backbone(x), optimize(model, size=(128, 160)).backbone(x)
         for key in plain:
             torch.testing.assert_close(faster[key], plain[key], rtol=0, atol=1e-4 * plain[key].abs().max().item())
-    path = str(tmp_path / f"detector.{ending}")
+    path = str(tmp_path / ("detector.ts" if kind == "torchscript" else "detector.onnx"))
     export(cfg, model, path, kind, image)
     assert Runner(path)
