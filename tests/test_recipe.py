@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import few_digits
+from PIL import Image
 
 from backbones import UserError, zoo
 from backbones.benchmark.training import peak_bytes
@@ -113,6 +114,51 @@ def test_measuring_is_bounded(monkeypatch, tmp_path):
     assert (
         measuring.length(10, 0.5, 60) == (1080, 1) and measuring.length(10, 0.5, 1) == (1180, 10) and measuring.length(10, 0.5, 0) == (1200, 10)
     )
+
+
+def test_too_little_time_is_said(monkeypatch, tmp_path):
+    """There are 20 steps at least: where they, or the 300 that a training should have, take longer than --minutes, the file says how long."""
+    data = few_digits(tmp_path, {"train": 8, "val": 4})
+    monkeypatch.setattr(measuring, "steps", lambda front, more, count=4: ([more.get("INPUT.MIN_SIZE_TRAIN", (160,))[0] / 10] * 3, [1.0] * 4))
+    monkeypatch.setattr(measuring, "latency", lambda cfg, ratio: 0.5)
+    said = []
+    work = Design(asked(data, tmp_path, task="boxes", from_scratch=True, iterations=None, minutes=1), say=said.append)
+    work.run()
+    length, size = (work.choices[key].reason for key in ("SOLVER.MAX_ITER", "INPUT.MIN_SIZE_TEST"))
+    seconds, evaluations = 8 * work.pace.of(0.81 * 160**2), -(-work.cfg.SOLVER.MAX_ITER // work.cfg.TEST.EVAL_PERIOD)
+    minutes = (20 * seconds + evaluations * 4 * 0.5) / 60
+    assert minutes > 1 and work.cfg.SOLVER.MAX_ITER == 20
+    assert f"1 minutes are too few for the least of 20 steps: this takes {minutes:.1f} minutes" in length
+    least = work._seconds(work.view) / 60
+    assert f"1 minutes are too few for 300 steps of 8 images and an evaluation at any size, which take {least:.1f} at least" in size
+    assert any(line.endswith(length) for line in said) and any(line.endswith(size) for line in said)
+    enough = Design(asked(data, tmp_path, task="boxes", from_scratch=True, iterations=None, minutes=10_000), say=said.append)
+    enough.run()
+    assert not any("too few for" in choice.reason for choice in enough.choices.values())
+
+
+def test_reasons_are_true_and_stand_alone(monkeypatch, tmp_path):
+    """Keys are sorted in the file: no reason may point to the one before. Figures are those of the value."""
+    monkeypatch.setattr(design, "candidates", lambda: iter([("RegNetX-400MF", None)]))
+    monkeypatch.setattr(design, "available", lambda names, say: {name: f"backbones://{name}" for name in names})
+    work = Design(asked(few_digits(tmp_path, {"train": 8, "val": 4}), tmp_path, task="masks"), say=lambda line: None)
+    work.run()
+    lines = {line.split(":")[0].strip(): line for line in text(work.cfg, work.choices, "").splitlines()}
+    assert not [line for line in lines.values() if any(word in line for word in ("likewise", "twice as many", "of so few"))]
+    written = text(work.cfg, work.choices, "").splitlines()
+    assert any("NAME: RegNetX-400MF  # of the network that was chosen" in line for line in written)
+    assert all("file's name" not in line for line in written) and "the folder that training writes into" in lines["OUTPUT_DIR"]
+    sizes = {c.key: c for c in rules.sizes(facts(), rules.View(256))}["INPUT.MIN_SIZE_TRAIN"]
+    assert sizes.value == (192, 224, 256) and sizes.reason.startswith("0.75 to 1 times the 256 pixels")
+    for tested, iterations, evaluations, period, said in (
+        (50, 20, 3, 7, "3 evaluations"),
+        (50, 25, 10, 3, "9 evaluations"),
+        (0, 20, 10, 0, ""),
+    ):
+        choices = {c.key: c for c in rules.schedule(facts(tested=tested), 8, iterations, "", evaluations)}
+        assert choices["TEST.EVAL_PERIOD"].value == period and choices["TEST.EVAL_PERIOD"].reason.startswith(said)
+        assert choices["SOLVER.CHECKPOINT_PERIOD"].reason.startswith("with each evaluation") == bool(tested)
+        assert choices["SOLVER.WARMUP_ITERS"].value == 10 and "at least 10" in choices["SOLVER.WARMUP_ITERS"].reason
 
 
 def test_cocos_numbers_lead_to_cocos_recipe(tmp_path, monkeypatch):
@@ -278,8 +324,27 @@ def test_no_validation_set(images, held_out, tmp_path, capsys):
     recipe.design(args, str(tmp_path / "my.yaml"))
     cfg = open_config(str(tmp_path / "my.yaml")).cfg
     assert bool(cfg.DATASETS.TEST) == bool(cfg.TEST.EVAL_PERIOD) == held_out
-    assert ("none can be held out: nothing is evaluated" in capsys.readouterr().out) == (not held_out)
+    said = capsys.readouterr().out
+    assert ("none can be held out: nothing is evaluated" in said) != ("a fifth of the images is held out" in said) == held_out
     assert cfg.MODEL.BACKBONE.FREEZE_AT == 0 and cfg.SOLVER.MAX_ITER == 6
+
+
+def test_data_with_a_validation_set_of_their_own(tmp_path, capsys):
+    """A folder of splits needs no --val, and nothing is held out; of data that are not there nothing is said of --val."""
+    for split in ("train", "val"):
+        for kind in ("images", "labels"):
+            (tmp_path / kind / split).mkdir(parents=True)
+        for i in range(2):
+            Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / "images" / split / f"{i}.png")
+            (tmp_path / "labels" / split / f"{i}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    (tmp_path / "data.yaml").write_text(f"path: {tmp_path}\ntrain: images/train\nval: images/val\nnames: [cup]\n")
+    args = asked({}, tmp_path, train_json=str(tmp_path / "data.yaml"), task="boxes", from_scratch=True)
+    recipe.design(args, str(tmp_path / "my.yaml"))
+    cfg = open_config(str(tmp_path / "my.yaml")).cfg
+    assert cfg.DATASETS.TEST == ("own_val",) and not cfg.DATASETS.HOLD_OUT and "--val is missing" not in capsys.readouterr().out
+    with pytest.raises(UserError, match="nowhere.json' is not there"):
+        recipe.design(asked({}, tmp_path, train_json="nowhere.json"), str(tmp_path / "my.yaml"))
+    assert capsys.readouterr().out == ""
 
 
 def test_what_cannot_be(tmp_path):
@@ -290,6 +355,10 @@ def test_what_cannot_be(tmp_path):
     for flags in (["--config-file", "x.yaml"], ["--backbone", "V-39-eSE"], ["--eval-only"]):
         with pytest.raises(UserError, match="--auto works the config out itself"):
             train.read_config(train.argument_parser().parse_args(["--auto", *flags]))
+    for flag in ("--weights", "MODEL.WEIGHTS"):
+        match = f"does not go with {flag}. Work it out with `backbones recipe --output my.yaml`, then .* --config-file my.yaml {flag} x.pth`"
+        with pytest.raises(UserError, match=match):
+            train.read_config(train.argument_parser().parse_args(["--auto", "--train", "t.json", flag, "x.pth"]))
 
 
 @pytest.mark.slow

@@ -18,20 +18,15 @@ from ..doctor import memory
 from ..doctor.examination import Examination, quiet
 from ..engine import YamlFront
 from ..errors import UserError
-from ..meta import conv_counts, on_meta
-from ..registry import create
-from ..swap import network_of, use_backbone
+from ..swap import use_backbone
 from ..timing import now
 from ..upstream import cpu_has_bfloat16
-from ..zoo import checking, weights
 from . import measuring, rules
-from .facts import facts_of
-from .rules import Choice
+from .facts import Facts, facts_of
+from .networks import available, candidates, costs
+from .rules import BASE, Choice
 
-BASE = "Base-RCNN-VoVNet-FPN.yaml"
 SCRATCH = "V-19-slim-dw-eSE"
-# which weights that no detector was published with are worth a try, after all others
-_MORE = ("timm/tf_efficientnet_lite0.in1k",)
 # the plain way to train, and the one that is faster on processors and GPUs that have what it needs
 _FAST = {
     "SOLVER.AMP.ENABLED": (True, "half precision"),
@@ -79,19 +74,36 @@ class Design:
 
     def _data(self) -> None:
         cfg, args = self.cfg, self.args
-        apply_data_arguments(cfg, args)
         cfg.OUTPUT_DIR, cfg.MODEL.DEVICE = args.output_dir, args.device
-        front = YamlFront(cfg)
-        front.register(True, [*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST], replaced=True)
-        for problem in front.data_findings(True):
-            raise problem
-        self.facts = facts_of(*(self._read(names) for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST)))
+        asked = args.val_split
+        apply_data_arguments(cfg, args)
+        missing = not cfg.DATASETS.TEST
+        held_out = "--val is missing: a fifth of the images is held out to evaluate on (--val-split 0.2)" if missing else ""
+        try:
+            self.facts = self._facts(0.2 if missing else asked)
+        except UserError as error:
+            if not missing or error.key != "DATASETS.HOLD_OUT":
+                raise
+            held_out = "--val is missing, and of a single image none can be held out: nothing is evaluated"
+            self.facts = self._facts(asked)
+        if missing:
+            self.say(held_out)
         if not self.facts.objects:
             raise UserError("the training data have no objects: there is nothing to learn", "data", "--train")
-        for key in ("DATASETS.REGISTER", "DATASETS.TRAIN", "DATASETS.TEST", "DATASETS.HOLD_OUT"):
-            self.choices[key] = Choice(key, cfg.DATASETS[key.split(".")[1]], "as the command line says")
+        for key, reason in (("REGISTER", ""), ("TRAIN", held_out), ("TEST", held_out), ("HOLD_OUT", held_out)):
+            self.choices[f"DATASETS.{key}"] = Choice(f"DATASETS.{key}", cfg.DATASETS[key], reason or "as the command line says")
         facts = self.facts
         self.say(f"data: {facts.images} images, {facts.objects} objects of {len(facts.counts)} classes; {facts.tested} images to evaluate on")
+
+    def _facts(self, val_split: float) -> Facts:
+        """With so much of the images held out. Raises UserError."""
+        self.args.val_split = val_split
+        apply_data_arguments(self.cfg, self.args)
+        front, names = YamlFront(self.cfg), self.cfg.DATASETS
+        front.register(True, [*names.TRAIN, *names.TEST], replaced=True)
+        for problem in front.data_findings(True):
+            raise problem
+        return facts_of(self._read(names.TRAIN), self._read(names.TEST))
 
     def _read(self, names: Iterable[str]) -> list[Any]:
         found = []
@@ -173,11 +185,11 @@ class Design:
         self.cfg.MODEL.WEIGHTS = address
         few = self.facts.images < rules.FEW_IMAGES
         node = f"MODEL.{self.cfg.MODEL.BACKBONE.NAME.removeprefix('build_').removesuffix('_fpn_backbone').upper()}"
-        self.take([Choice("MODEL.BACKBONE.NAME", self.cfg.MODEL.BACKBONE.NAME, reason)])
+        self.take([Choice("MODEL.BACKBONE.NAME", self.cfg.MODEL.BACKBONE.NAME, f"{name}, {reason}")])
         if address:
             self.take(
                 [
-                    Choice("MODEL.WEIGHTS", address, "downloaded, or from where it lies, when training starts"),
+                    Choice("MODEL.WEIGHTS", address, "pretrained weights of the network: training downloads them unless they are here already"),
                     Choice(f"{node}.NORM", "FrozenBN", "the statistics of the weights: batches are too small to learn new ones"),
                     Choice(
                         "MODEL.BACKBONE.FREEZE_AT",
@@ -189,7 +201,7 @@ class Design:
         else:
             self.take(
                 [
-                    Choice("MODEL.WEIGHTS", "", "nothing to begin with"),
+                    Choice("MODEL.WEIGHTS", "", "none: training begins with random weights"),
                     Choice(f"{node}.NORM", "BN" if self.args.gpus <= 1 else "SyncBN", "random weights need norms that learn their statistics"),
                     Choice("MODEL.BACKBONE.FREEZE_AT", 0, "random layers are not to stay random"),
                 ]
@@ -245,12 +257,15 @@ class Design:
             self.pace = measuring.pace(self._front(trial.cfg), (128, 256) if self.small else (320, 640), self._ratio())
         needed, minutes = rules.steps_needed(self.facts, self._batch()), self.args.minutes
         view = rules.within(self.facts, size, self._seconds, 60 * minutes)
-        if view == self.view:
-            self._see(view, reason)
-        else:
-            took = f"{needed} steps of {self._batch()} images take some {self._seconds(self.view) / 60:.1f} minutes with an evaluation"
-            taken = f"{self._seconds(view) / 60:.1f} at {view.size}" + (f" in parts of {view.part:g} times the sides" if view.part < 1 else "")
-            self._see(view, f"the objects ask for {size} ({reason}), but there {took}, and {taken}; there are {minutes:g}")
+        took, taken = (self._seconds(seen) / 60 for seen in (self.view, view))
+        steps = f"{needed} steps of {self._batch()} images and an evaluation"
+        if view != self.view:
+            parts = f" in parts of {view.part:g} times the sides" if view.part < 1 else ""
+            reason = f"the objects ask for {size} ({reason}), but there {steps} take some {took:.1f} minutes"
+            reason += f", and {taken:.1f} at {view.size}{parts}; there are {minutes:g}"
+        if taken > minutes:
+            reason += f"; {minutes:g} minutes are too few for {steps} at any size, which take {taken:.1f} at least: training will be shorter"
+        self._see(view, reason)
 
     def _see(self, view: rules.View, reason: str) -> None:
         self.view = view
@@ -279,11 +294,14 @@ class Design:
             seconds = self._fastest()
             evaluation = facts.tested * self._latency()
             limit, evaluations = measuring.length(args.minutes, seconds, evaluation)
-            limited = f"{args.minutes:g} minutes, {seconds:.2f} s a step, evaluations take {evaluations} times {evaluation:.0f} s"
-            self.say(f"measuring took {self.measured:.0f} s")
+            takes, limited = (limit * seconds + evaluations * evaluation) / 60, f"{args.minutes:g} minutes"
+            if limit == measuring.LEAST and takes > args.minutes:
+                limited += f" are too few for the least of {limit} steps: this takes {takes:.1f} minutes"
+            limited += f", {seconds:.2f} s a step and {evaluations} x {evaluation:.0f} s of evaluation"
+            self.say(f"measuring took {self.measured:.0f} s, beside the {args.minutes:g} minutes for training")
         self.take(rules.schedule(facts, batch, limit, limited, evaluations, gently))
         workers = 0 if self.small else 4
-        self.take([Choice("DATALOADER.NUM_WORKERS", workers, "the cores train" if self.small else "detectron2's")])
+        self.take([Choice("DATALOADER.NUM_WORKERS", workers, "none: the CPU's cores train" if self.small else "detectron2's")])
         if facts.tested:
             self.take([Choice("TEST.BEST_METRIC", "auto", "model_best.pth is kept by the AP that leads")])
 
@@ -342,49 +360,3 @@ def _unflippable(cfg: CfgNode) -> str:
         return ""
     names = (MetadataCatalog.get(name) for name in cfg.DATASETS.TRAIN)
     return next((about.keypoint_flips_unknown for about in names if about.get("keypoint_flips_unknown")), "")
-
-
-def costs(names: Iterable[str]) -> dict[str, float]:
-    """Multiply-adds of each network for an image of 320 x 320."""
-    with on_meta():
-        image = torch.empty(1, 3, 320, 320, device="meta")
-        return {name: conv_counts(create(name).eval(), image)[0] for name in names}
-
-
-def candidates() -> Iterator[tuple[str, float | None]]:
-    """(network, box AP on COCO) of the published Faster R-CNNs on FPN of our families, best first; then other networks, without a figure."""
-    best: dict[str, float] = {}
-    for config, row in weights.models().items():
-        if row["source"] in ("vovnet-detectron2", "mmdetection") and "faster_rcnn" in config and "box" in row["published_ap"]:
-            name = network_of(zoo.get_config(config))
-            best[name] = max(best.get(name, 0.0), row["published_ap"]["box"])
-    yield from sorted(best.items(), key=lambda pair: -pair[1])
-    for name in _MORE:
-        yield name, None
-
-
-def available(names: Iterable[str], say: Callable[[str], None]) -> dict[str, str]:
-    """Of each network whose weights can be had now, in the same order, their address. What hosts answer is asked for all at once."""
-    found, asked = {}, {}
-    for name in names:
-        try:
-            own, free = weights.local(name), [release for release in weights.releases(name) if release.free]
-        except UserError as error:
-            say(f"{name} is left out: {error}")
-            continue
-        there = next((release.address for release in free if weights.here(release)), "")
-        if own or there:
-            found[name] = weights.PREFIX + name if own else there
-        elif free:
-            asked[name] = free[0]
-    try:
-        answers = checking.check(asked.values(), timeout=3) if asked else {}
-    except UserError as error:
-        say(f"{len(asked)} networks are left out, whose weights are not here: {error}")
-        answers = {}
-    alive = {
-        name: release.address
-        for name, release in asked.items()
-        if release.place in answers and answers[release.place].state in ("alive", "moved")
-    }
-    return {name: {**found, **alive}[name] for name in names if name in found or name in alive}

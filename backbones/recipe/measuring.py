@@ -1,4 +1,4 @@
-"""What has to be measured: steps of training and inference on some of the data, in a share of the time that there is."""
+"""What has to be measured: steps of training and inference on some of the data."""
 
 import argparse
 import contextlib
@@ -18,8 +18,9 @@ from ..doctor.examination import Examination, quiet
 from ..engine import Front, YamlFront, open_config
 from ..timing import now
 
-SHARE = 0.15  # of the time that there is for training, measuring takes no more
-EVALUATION = 0.15  # and evaluations no more, but one
+SHARE = 0.15  # of the time that there is for training: whole steps are measured only while measuring has taken less
+EVALUATION = 0.15  # of that time evaluations take no more, but one
+LEAST = 20  # steps, also where the time is too short for them
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ def latency(cfg: CfgNode, ratio: float, count: int = 3) -> float:
 
 
 def length(minutes: float, step: float, evaluation: float) -> tuple[int, int]:
-    """(iterations, evaluations) that ``minutes`` allow, by the seconds of each; ten evaluations, where they take little of the time."""
+    """(iterations, evaluations) that ``minutes`` allow, by the seconds of each: at least `LEAST`, and ten, where they take little time."""
     evaluations = min(max(int(60 * minutes * EVALUATION / evaluation), 1), 10) if evaluation else 10
-    return max(int((60 * minutes - evaluations * evaluation) / step), 20), evaluations
+    return max(int((60 * minutes - evaluations * evaluation) / step), LEAST), evaluations
 
 
 def iterations_of(config: str, opts: list[str], backbone: str, data: Sequence[str], minutes: float) -> int:

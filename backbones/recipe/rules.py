@@ -13,6 +13,7 @@ from detectron2.config import CfgNode
 from ..errors import UserError
 from .facts import Facts
 
+BASE = "Base-RCNN-VoVNet-FPN.yaml"  # this project's recipe for COCO, which the rules change
 # of COCO 2017 train, by which the rules are set: images, and passes over them of detectron2's 3x schedule
 COCO_IMAGES, COCO_PASSES = 118_287, 36.5
 REFERENCE_BATCH, REFERENCE_RATE = 16, 0.02
@@ -35,7 +36,7 @@ class Choice(NamedTuple):
 def task(facts: Facts, wanted: str = "auto") -> tuple[str, str]:
     """("boxes", "masks" or "keypoints", the reason)."""
     if wanted != "auto":
-        return wanted, "as asked"
+        return wanted, f"as --task {wanted} says"
     if facts.keypoints >= 0.5:
         return "keypoints", f"{facts.keypoints:.0%} of the objects have visible keypoints"
     if facts.masks + facts.rectangles >= 0.5 and facts.masks > facts.rectangles:
@@ -112,16 +113,19 @@ def sizes(facts: Facts, view: View) -> Iterator[Choice]:
     longest = round_to(view.size * min(ratio, 2.0)) if ratio > 1.67 else round_to(view.size * 1.6667)
     short = round_to(view.size * view.part)
     many = tuple(range(round_to(0.8 * short), short + 1, 32)) if short >= 160 else (short,)
-    said = f"0.8 to 1 times the size of evaluation, as detectron2's 640 to 800, in steps of 32 ({len(many)} sizes)"
+    said = (
+        f"the {view.size} pixels of evaluation" if view.part == 1 else f"{short} pixels, about {view.part:g} of the {view.size} of evaluation"
+    )
+    if len(many) > 1:
+        said = f"{many[0] / short:.2g} to 1 times {said}, in steps of 32 (of detectron2's 640 to 800 it is 0.8 to 1)"
     if view.part < 1:
         yield Choice("INPUT.CROP.ENABLED", True, "training sees a part of an image at a time, at full size: more steps in the same time")
-        yield Choice("INPUT.CROP.TYPE", "relative", "of the image's height and width")
+        yield Choice("INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE is a part of the image's height and width")
         yield Choice("INPUT.CROP.SIZE", [view.part, view.part], "the largest part for which there is time; four large objects fit in a row")
-        said += ", of such a part"
     yield Choice("INPUT.MIN_SIZE_TRAIN", many, said)
     about = f"the longer side is at most {ratio:.2f} times the shorter in 95 % of the images"
     yield Choice("INPUT.MAX_SIZE_TRAIN", round_to(longest * view.part), about)
-    yield Choice("INPUT.MAX_SIZE_TEST", longest, "likewise, of whole images" if view.part < 1 else "as in training")
+    yield Choice("INPUT.MAX_SIZE_TEST", longest, f"{about}, of which evaluation sees the whole" if view.part < 1 else "as INPUT.MAX_SIZE_TRAIN")
 
 
 def anchors(facts: Facts, cfg: CfgNode, short: int) -> Iterator[Choice]:
@@ -209,22 +213,28 @@ def heads(facts: Facts, cfg: CfgNode, small: bool, part: float = 1.0) -> Iterato
     regions = min(max(round_to(8 * seen, 16), 32), 128)
     said = f"eight for each of the {seen} objects that images {'' if part == 1 else 'and their parts '}have at most (95 % of them), 32 to 128"
     yield Choice("MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", regions, said)
-    yield Choice("MODEL.ROI_HEADS.POSITIVE_FRACTION", 0.5, "of so few")
+    said = f"half of an image's {regions} regions may be objects, detectron2's is 0.25 of 512: few regions are to show enough objects"
+    yield Choice("MODEL.ROI_HEADS.POSITIVE_FRACTION", 0.5, said)
     training, testing = (min(max(round_to(20 * count, 50), 250), 1000) for count in (seen, usual))
-    yield Choice("MODEL.RPN.POST_NMS_TOPK_TRAIN", training, f"enough for {seen} objects; a CPU spends most of a step behind the backbone")
-    yield Choice("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 2 * training, "twice as many")
-    yield Choice("MODEL.RPN.POST_NMS_TOPK_TEST", testing, f"enough for {usual} objects")
-    yield Choice("MODEL.RPN.PRE_NMS_TOPK_TEST", min(2 * testing, 1000), "twice as many")
-    yield Choice("MODEL.RPN.BATCH_SIZE_PER_IMAGE", 128, "half of the usual: images have few objects")
-    yield Choice("MODEL.RPN.CONV_DIMS", [64], "narrow layers train faster on a CPU, and few images do not fill wide ones")
-    yield Choice("MODEL.FPN.OUT_CHANNELS", 128, "likewise (FPNLite)")
-    yield Choice("MODEL.ROI_BOX_HEAD.FC_DIM", 256, "likewise")
+    said = "proposals: 20 for each of the {} objects of an image, 250 to 1000"
+    yield Choice("MODEL.RPN.POST_NMS_TOPK_TRAIN", training, f"{said.format(seen)}; a CPU spends most of a step behind the backbone")
+    yield Choice("MODEL.RPN.PRE_NMS_TOPK_TRAIN", 2 * training, f"of each level, before NMS leaves {training} (POST_NMS_TOPK_TRAIN)")
+    yield Choice("MODEL.RPN.POST_NMS_TOPK_TEST", testing, said.format(usual))
+    yield Choice("MODEL.RPN.PRE_NMS_TOPK_TEST", min(2 * testing, 1000), f"of each level, before NMS leaves {testing} (POST_NMS_TOPK_TEST)")
+    yield Choice(
+        "MODEL.RPN.BATCH_SIZE_PER_IMAGE", 128, f"anchors of an image, half of detectron2's 256: 95 % of the images have at most {usual} objects"
+    )
+    narrow = "are narrow: they train faster on a CPU, and few images do not fill wide ones"
+    yield Choice("MODEL.RPN.CONV_DIMS", [64], f"64 channels in the place of 256 {narrow}")
+    yield Choice("MODEL.FPN.OUT_CHANNELS", 128, f"128 channels in the place of 256 {narrow} (FPNLite)")
+    yield Choice("MODEL.ROI_BOX_HEAD.FC_DIM", 256, f"256 channels in the place of 1024 {narrow}")
     yield Choice("MODEL.ROI_BOX_HEAD.POOLER_SAMPLING_RATIO", 2, "a fixed number of samples: faster than one that follows the box")
     if cfg.MODEL.MASK_ON:
-        yield Choice("MODEL.ROI_MASK_HEAD.NUM_CONV", 2, "two layers of 64: a CPU's mask head")
-        yield Choice("MODEL.ROI_MASK_HEAD.CONV_DIM", 64, "likewise")
+        yield Choice("MODEL.ROI_MASK_HEAD.NUM_CONV", 2, "two layers in the place of four: a CPU's mask head")
+        yield Choice("MODEL.ROI_MASK_HEAD.CONV_DIM", 64, "64 channels in the place of 256: a CPU's mask head")
     if cfg.MODEL.KEYPOINT_ON:
-        yield Choice("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (64,) * 4, "four layers of 64: a CPU's keypoint head")
+        said = "four layers of 64 channels in the place of eight of 512: a CPU's keypoint head"
+        yield Choice("MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (64,) * 4, said)
 
 
 def sampling(facts: Facts) -> Iterator[Choice]:
@@ -239,7 +249,9 @@ def sampling(facts: Facts) -> Iterator[Choice]:
                 "RepeatFactorTrainingSampler",
                 f"{len(rare)} classes are rare, {name!r} with {facts.counts[name]} objects most: their images are shown more often",
             )
-            yield Choice("DATALOADER.REPEAT_THRESHOLD", round(middle / 2, 4), f"half of the median class's share of images, {middle:.3g}")
+            yield Choice(
+                "DATALOADER.REPEAT_THRESHOLD", round(middle / 2, 4), f"half of {middle:.3g}, the part of the images that have the median class"
+            )
     share = facts.empty / max(facts.images, 1)
     if facts.empty and share <= 0.5:
         yield Choice("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, f"{facts.empty} images ({share:.0%}) without objects teach what is none")
@@ -278,18 +290,23 @@ def schedule(facts: Facts, batch: int, limit: int | None, limited: str, evaluati
         else ", by the square root of COCO's number over theirs"
     )
     yield Choice("SOLVER.MAX_ITER", count, why)
-    yield Choice("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "falls to 0 at the end of any length: no steps to set")
-    yield Choice("SOLVER.STEPS", (), "the cosine has none")
+    yield Choice("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "the rate falls to 0 at the end of any length: no steps to set")
+    yield Choice("SOLVER.STEPS", (), "WarmupCosineLR has none")
     warmup = min(max(count // (4 if gently else 10), 10), 1000)
-    said = f"a {'quarter' if gently else 'tenth'} of the training, at most detectron2's 1000"
+    said = f"a {'quarter' if gently else 'tenth'} of the training, at least 10, at most detectron2's 1000"
     yield Choice("SOLVER.WARMUP_ITERS", warmup, said)
-    period = max(count // evaluations, 1) if facts.tested else 0
-    said = f"{evaluations} evaluation{'s' if evaluations > 1 else ''} on {facts.tested} images"
+    period = math.ceil(count / evaluations) if facts.tested else 0
+    times = math.ceil(count / period) if period else 0
+    said = f"{times} evaluation{'s' if times > 1 else ''} on {facts.tested} images"
     yield Choice("TEST.EVAL_PERIOD", period, said if period else "there is nothing to evaluate on")
-    yield Choice("SOLVER.CHECKPOINT_PERIOD", min(period or max(count // 10, 1), 5000), "with each evaluation, or as often as detectron2's")
+    often = period or math.ceil(count / 10)
+    said = "with each evaluation" if period else "ten times in the training: there are no evaluations to go with"
+    yield Choice("SOLVER.CHECKPOINT_PERIOD", min(often, 5000), said if often <= 5000 else "detectron2's")
     yield Choice("MODEL_EMA.ENABLED", True, "an average of the weights is smoother than the last ones")
     decay = round(1 - min(max(20 / count, 1e-4), 0.5), 5)
-    yield Choice("MODEL_EMA.DECAY", decay, f"over some {round(1 / (1 - decay))} iterations: a twentieth of the training, at most 10,000")
+    yield Choice(
+        "MODEL_EMA.DECAY", decay, f"over some {round(1 / (1 - decay))} iterations: a twentieth of the training, 2 at least and 10,000 at most"
+    )
 
 
 def parts(batch: int, peak: Callable[[int], float], room: float) -> Iterator[Choice]:
@@ -321,7 +338,7 @@ def rate(batch: int, pretrained: bool, small: bool, gently: bool = False) -> Ite
         yield Choice("SOLVER.CLIP_GRADIENTS.ENABLED", True, "so that no batch throws a short training out of its way")
         yield Choice("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "full_model", "the norm of all gradients together")
         if gently:
-            said = "objects are smaller than they should be: larger first steps would leave heads that call all of them background"
+            said = "of the gradients' norm: objects are small, and larger first steps would leave heads that call all of them background"
         else:
-            said = "far above what trained networks have"
+            said = "of the gradients' norm: far above that of trained networks"
         yield Choice("SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 1.0 if gently else 10.0, said)

@@ -4,23 +4,25 @@ from typing import Any, Iterator, Mapping
 
 from detectron2.config import CfgNode
 
-from ..config import flat, written
-from .rules import Choice
+from .. import zoo
+from ..config import flat, get, written
+from .rules import BASE, Choice
 
 _OTHERS = "of this project's recipe for COCO"
 # of keys that follow from others
 _KNOWN = {
-    "MODEL.DEVICE": "what it was worked out for",
+    "MODEL.DEVICE": "the device that the recipe was worked out for",
     "MODEL.PIXEL_MEAN": "as the weights want it",
     "MODEL.PIXEL_STD": "as the weights want it",
     "INPUT.FORMAT": "as the weights want it",
-    "INPUT.NORMALIZATION": "what the weights say of their images counts",
+    "INPUT.NORMALIZATION": "channel order, mean and deviation are those that the weights name",
     "DATASETS.CLASSES": "the data's",
     "DATASETS.KEYPOINTS": "the data's",
+    "DATASETS.KEYPOINT_FLIPS": "the data's",
     "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": "the data's",
     "TEST.KEYPOINT_OKS_SIGMAS": "one for each keypoint, all alike",
     "INPUT.MASK_FORMAT": "some masks are run lengths",
-    "OUTPUT_DIR": "after this file's name",
+    "OUTPUT_DIR": "the folder that training writes into",
 }
 
 
@@ -57,4 +59,9 @@ def _near(value: Any, theirs: Any) -> bool:
 
 def text(cfg: CfgNode, choices: Mapping[str, Choice], head: str) -> str:
     """``head`` as comments, then every key that is chosen or differs from the defaults, with its reason behind it."""
-    return written(cfg, head, {key: choice.reason for key, choice in choices.items()}, lambda key: _KNOWN.get(key, _OTHERS))
+    base = flat(zoo.get_config(BASE))
+
+    def reason(key: str) -> str:
+        return _KNOWN.get(key) or (_OTHERS if base.get(key) == get(cfg, key) else "of the network that was chosen: see MODEL.BACKBONE.NAME")
+
+    return written(cfg, head, {key: choice.reason for key, choice in choices.items()}, reason)

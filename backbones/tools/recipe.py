@@ -47,21 +47,8 @@ def design(args: argparse.Namespace, output: str, say=print) -> None:
     for flag, value in (("--minutes", args.minutes), ("--iterations", args.iterations)):
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{flag} {value:g}: it must be positive", "value", flag)
-    none = args.val_split
-    held_out = not args.val_json and not none
-    if held_out:
-        args.val_split = 0.2
-        say("--val is missing: a fifth of the images is held out to evaluate on (--val-split 0.2)")
     work = Design(args, say)
-    try:
-        work.run()
-    except UserError as error:
-        if not held_out or error.key != "DATASETS.HOLD_OUT":
-            raise
-        say("of a single image none can be held out: nothing is evaluated")
-        args.val_split = none
-        work = Design(args, say)
-        work.run()
+    work.run()
     command = f"backbones train --config-file {output}"
     lines = list(beside_3x(work.cfg))
     for line in lines:

@@ -91,6 +91,10 @@ def _design(args: argparse.Namespace) -> None:
         if value:
             raise UserError(f"--auto works the config out itself: it does not go with {flag}", "conflict", "--auto")
     given = dict(zip(args.opts[::2], args.opts[1::2]))
+    for name, weights in (("--weights", args.weights), ("MODEL.WEIGHTS", given.get("MODEL.WEIGHTS", ""))):
+        if weights:  # the recipe chose network, norms and rate for other weights
+            said = f"--auto works the config out itself: it does not go with {name}. Work it out with `backbones recipe --output my.yaml`"
+            raise UserError(f"{said}, then `backbones train --config-file my.yaml {name} {weights}`", "conflict", "--auto")
     args.output_dir, args.gpus = given.get("OUTPUT_DIR", os.path.join("output", "auto")), args.num_gpus
     args.device = given.get("MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
     args.config_file = os.path.join(args.output_dir, "recipe.yaml")

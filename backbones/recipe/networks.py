@@ -1,0 +1,61 @@
+"""Which networks can be had, best first, and what each costs."""
+
+from typing import Callable, Iterable, Iterator
+
+import torch
+
+from .. import zoo
+from ..errors import UserError
+from ..meta import conv_counts, on_meta
+from ..registry import create
+from ..swap import network_of
+from ..zoo import checking, weights
+
+# which weights that no detector was published with are worth a try, after all others
+_MORE = ("timm/tf_efficientnet_lite0.in1k",)
+
+
+def costs(names: Iterable[str]) -> dict[str, float]:
+    """Multiply-adds of each network for an image of 320 x 320."""
+    with on_meta():
+        image = torch.empty(1, 3, 320, 320, device="meta")
+        return {name: conv_counts(create(name).eval(), image)[0] for name in names}
+
+
+def candidates() -> Iterator[tuple[str, float | None]]:
+    """(network, box AP on COCO) of the published Faster R-CNNs on FPN of our families, best first; then other networks, without a figure."""
+    best: dict[str, float] = {}
+    for config, row in weights.models().items():
+        if row["source"] in ("vovnet-detectron2", "mmdetection") and "faster_rcnn" in config and "box" in row["published_ap"]:
+            name = network_of(zoo.get_config(config))
+            best[name] = max(best.get(name, 0.0), row["published_ap"]["box"])
+    yield from sorted(best.items(), key=lambda pair: -pair[1])
+    for name in _MORE:
+        yield name, None
+
+
+def available(names: Iterable[str], say: Callable[[str], None]) -> dict[str, str]:
+    """Of each network whose weights can be had now, in the same order, their address. What hosts answer is asked for all at once."""
+    found, asked = {}, {}
+    for name in names:
+        try:
+            own, free = weights.local(name), [release for release in weights.releases(name) if release.free]
+        except UserError as error:
+            say(f"{name} is left out: {error}")
+            continue
+        there = next((release.address for release in free if weights.here(release)), "")
+        if own or there:
+            found[name] = weights.PREFIX + name if own else there
+        elif free:
+            asked[name] = free[0]
+    try:
+        answers = checking.check(asked.values(), timeout=3) if asked else {}
+    except UserError as error:
+        say(f"{len(asked)} networks are left out, whose weights are not here: {error}")
+        answers = {}
+    alive = {
+        name: release.address
+        for name, release in asked.items()
+        if release.place in answers and answers[release.place].state in ("alive", "moved")
+    }
+    return {name: {**found, **alive}[name] for name in names if name in found or name in alive}
