@@ -49,7 +49,15 @@ def test_table_of_recipes(tmp_path, monkeypatch):
     """No file, no table; of a file that is not complete, what is there."""
     monkeypatch.setattr(tables, "path", lambda name: str(tmp_path / name))
     assert tables.recipes() == ""
-    usual = {"set": "a", "iterations": 100, "minutes": 4.0, "training_minutes": 3.0, "machine": "one", "command": "make recipes"}
+    usual = {
+        "set": "a",
+        "iterations": 100,
+        "minutes": 4.0,
+        "asked_minutes": 3.0,
+        "training_minutes": 3.0,
+        "machine": "one",
+        "command": "make recipes",
+    }
     rows = [
         {**usual, "way": "recipe", "seed": 1, "ap": 50.0},
         {**usual, "way": "recipe", "seed": 2, "ap": 54.0},

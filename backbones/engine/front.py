@@ -1,5 +1,6 @@
 """What a config says of a run, whichever kind it is. All that takes a config takes it as a `Front`: training, evaluation and every tool."""
 
+import difflib
 import os
 from abc import ABC, abstractmethod
 from typing import Any, Callable, Collection, Iterator, Sequence
@@ -16,7 +17,7 @@ from ..config import IMAGES, architecture, get
 from ..data import dataset_findings, follow, register_from_config, register_held_out, register_image_folders
 from ..data.holdout import HELD_OUT, KEPT
 from ..data.loader import NamesFiles
-from ..errors import UserError, unknown
+from ..errors import UserError
 from ..evaluation.figures import metric_findings
 from ..swap import use_structure
 from ..zoo import weights
@@ -367,5 +368,6 @@ def _check_is_there(path: str) -> None:
     folder = os.path.dirname(file) or "."
     beside = [os.path.join(os.path.dirname(file), name) for name in sorted(os.listdir(folder) if os.path.isdir(folder) else [])]
     files = [name for name in beside if name.endswith((".pth", ".pkl", ".safetensors"))]
-    sources = list(weights.data()["sources"])
-    raise unknown("weights, neither a file that is there nor a source", path, [*files, *sources], "MODEL.WEIGHTS", "missing-file")
+    near = difflib.get_close_matches(path, [*files, *weights.data()["sources"]], 1, 0.4)
+    hint = f". Did you mean {near[0]!r}?" if near else ""
+    raise UserError(f"checkpoint {path!r} is not there{hint}", "missing-file", "MODEL.WEIGHTS", next(iter(near), None))

@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, help="(default: all)")
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="(default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=(1, 2, 3), help="(default: 1 2 3)")
-    parser.add_argument("--minutes", type=float, default=3.0, help="of each training (default: %(default)g)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="of each training (default: %(default)g)")
     parser.add_argument("--output", default="output/recipes", metavar="DIR", help="where the runs go (default: %(default)s)")
     default = os.path.join(os.path.dirname(zoo.__file__), "recipes.json")
     parser.add_argument("--json", default=default, metavar="FILE", help="where the rows go (default: recipes.json of backbones/zoo)")
