@@ -130,6 +130,7 @@ machine that had other work; from scratch every layer is trained, which takes lo
 def recipes() -> str:
     """Nothing where nothing was measured yet."""
     runs = recorded("recipes.json")["runs"] if os.path.isfile(path("recipes.json")) else []
+    sets = {r["set"] for r in runs}
     if not runs:
         return ""
     return f"""## Recipes
@@ -138,7 +139,7 @@ What `backbones recipe` works out, untouched, on four small data sets made from 
 schedule and batch are scaled by hand as detectron2's documentation says, and the digits' config, tuned by hand for such data. All get the
 same minutes; those of the recipe hold its evaluations too, those of the others do not. The first two begin with the same weights, the tuned
 one from scratch. Figures: the mean of the seeds, and the lowest and highest; 0 where nothing was found. Minutes: of the iterations alone, on
-a machine that had other work, {runs[0]["asked_minutes"]:g} asked for; at least 20 iterations. Sets measured so far: {len({r["set"] for r in runs})} of 4.
+a machine that had other work, {runs[0]["asked_minutes"]:g} asked for; at least 20 iterations. Sets measured so far: {len(sets)} of 4.
 {_origin(runs)}
 
 {_means(runs, ("set", "way"), ("ap", "mask_ap", "keypoint_ap"), "training_minutes")}
