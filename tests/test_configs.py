@@ -123,6 +123,7 @@ def test_no_config_asks_a_host_that_is_gone():
             assert "dropbox" not in f.read(), path
 
 
+@pytest.mark.slow
 def test_no_config_begins_with_weights_that_are_gone():
     """Each one's first source is not known to be dead, or it has none at all, and the error says how to begin without."""
     names, without = zoo.list_configs(python=True), set()

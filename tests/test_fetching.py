@@ -372,6 +372,7 @@ def test_hub_without_network(server, monkeypatch):
     assert "no such host, or no network" in refused_by_hub(REPO)
 
 
+@pytest.mark.slow
 def test_the_hubs_variables(server, tmp_path):
     """HF_ENDPOINT, HF_HOME and HF_TOKEN, in processes of their own, which read them as people set them; the first one is killed half-way."""
     server.put_hub(REPO, {"model.safetensors": DATA}, stalls=3 * CHUNK, times=1)
