@@ -246,7 +246,7 @@ def test_small_objects_are_learnt_gently():
     """Where they are smaller than the rule for sizes asks: a longer warm-up, and gradients clipped tighter."""
     assert rules.gentle(facts(side=640.0, sizes=(10, 20)), 640, 4) and not rules.gentle(facts(side=640.0, sizes=(10, 20)), 1280, 4)
     assert chosen(rules.schedule(facts(), 8, 100, "", gently=True))["SOLVER.WARMUP_ITERS"] == 25
-    values = [chosen(rules.rate(8, True, True, gently))["SOLVER.CLIP_GRADIENTS.CLIP_VALUE"] for gently in (False, True)]
+    values = [chosen(rules.rate(8, True, gently))["SOLVER.CLIP_GRADIENTS.CLIP_VALUE"] for gently in (False, True)]
     assert values == [10.0, 1.0]
 
 

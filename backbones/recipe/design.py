@@ -288,7 +288,7 @@ class Design:
         self.take([Choice("SOLVER.IMS_PER_BATCH", batch, reason)])
         self._memory()
         gently = self.small and rules.gentle(facts, self.view.size, 4)
-        self.take(rules.rate(batch, self.pretrained, self.small, gently))
+        self.take(rules.rate(batch, self.small, gently))
         limit, evaluations, limited = args.iterations, 10, f"--iterations {args.iterations}"
         if limit is None:
             seconds = self._fastest()

@@ -328,9 +328,9 @@ def parts(batch: int, peak: Callable[[int], float], room: float) -> Iterator[Cho
     yield Choice("SOLVER.ACCUMULATE", count, said)
 
 
-def rate(batch: int, pretrained: bool, small: bool, gently: bool = False) -> Iterator[Choice]:
+def rate(batch: int, small: bool, gently: bool = False) -> Iterator[Choice]:
     """``small``: a CPU trains, which has norms in the FPN and clips gradients; both allow a higher rate. ``gently``: see `gentle`."""
-    reference = REFERENCE_RATE if pretrained and not small else SHORT_RATE
+    reference = SHORT_RATE if small else REFERENCE_RATE
     why = "detectron2's" if reference == REFERENCE_RATE else "with batch norms in the FPN, as the quickstart's"
     said = f"{why} {reference} for {REFERENCE_BATCH} images, in proportion to {batch}"
     yield Choice("SOLVER.BASE_LR", round(reference * batch / REFERENCE_BATCH, 5), said)
