@@ -1,8 +1,8 @@
 # make quickstart   train and evaluate a detector on real images (about 6 minutes on 2 cores)
-# make test         every proof once (about 11 minutes on 2 cores)
+# make test         every proof once (about 17 minutes on 2 cores)
 # make test-all     all tests: every network in every test, every config, every kind of detector in every format
 # make lint         ruff, black and mypy
-# make check        the tests that developers run daily, about 2 minutes
+# make check        the tests that developers run daily, under 3 minutes
 # make resume-proof a run killed at 20 random moments, beside one that was not (some 4 minutes)
 # make fuzz         tens of thousands of damaged files for every reader (half an hour)
 # make benchmark    trains every config of configs/quickstart and records what they reach, for model_zoo.md (half an hour on 2 cores)

@@ -1,6 +1,7 @@
 """Writing files that a killed run does not leave half-written, and telling contents apart."""
 
 import contextlib
+import difflib
 import hashlib
 import os
 from typing import Iterator
@@ -40,3 +41,11 @@ def sha256(path: str) -> str:
         for block in iter(lambda: f.read(1 << 20), b""):
             digest.update(block)
     return digest.hexdigest()
+
+
+def nearest(path: str, endings: tuple[str, ...]) -> str:
+    """The file of one of the ``endings`` beside a ``path`` that is not there, whose name is nearest to its own; "" where none is near."""
+    folder, name = os.path.split(path)
+    beside = sorted(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else []
+    close = difflib.get_close_matches(name, [file for file in beside if file.endswith(endings)], 1)
+    return os.path.join(folder, close[0]) if close else ""

@@ -139,6 +139,18 @@ def seeded():
 
 
 @pytest.fixture
+def catalogue():
+    """Data sets that a test registers go with it."""
+    from detectron2.data import DatasetCatalog, MetadataCatalog
+
+    before = set(DatasetCatalog)
+    yield
+    for name in set(DatasetCatalog) - before:
+        DatasetCatalog.remove(name)
+        MetadataCatalog.remove(name)
+
+
+@pytest.fixture
 def own_logs():
     """What a run in this process adds to the loggers goes with the test, whose output is closed then."""
     loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "backbones")]

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 from conftest import HERE, warm
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from PIL import Image
 
 import backbones
@@ -107,13 +107,7 @@ def folders(tmp_path_factory):
     return root
 
 
-@pytest.fixture(autouse=True)
-def clean_catalogues():
-    before = set(DatasetCatalog)
-    yield
-    for name in set(DatasetCatalog) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+pytestmark = pytest.mark.usefixtures("catalogue")
 
 
 def flags(folder):

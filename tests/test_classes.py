@@ -144,15 +144,6 @@ def data(folder, names):
 
 
 @pytest.fixture
-def catalogue():
-    before = set(DatasetCatalog)
-    yield
-    for name in set(DatasetCatalog) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-
-
-@pytest.fixture
 def weights(tmp_path):
     model = model_of(*HEADS["RetinaNet"][:2], 3)
     model.head.cls_score.bias.data += torch.arange(len(model.head.cls_score.bias))

@@ -8,7 +8,6 @@ random inputs in test_fuzz.py; configs in test_configs.py.
 
 import contextlib
 import json
-import logging
 import multiprocessing
 import os
 import pathlib
@@ -34,7 +33,8 @@ from backbones.engine import Trainer, step
 from backbones.engine.launch import _meet
 from backbones.tools import train
 
-pytestmark = pytest.mark.slow  # each row is quick, but there are many
+# each row is quick, but there are many; data sets and handlers of a run go with its test
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("catalogue", "own_logs")]
 
 CONFIG = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
 SMALL = (
@@ -42,19 +42,6 @@ SMALL = (
 DATALOADER.NUM_WORKERS 0 TEST.PICTURES 0 DATASETS.TEST () TEST.EVAL_PERIOD 0 SOLVER.LR_SCHEDULER_NAME WarmupMultiStepLR SOLVER.STEPS ()
 SOLVER.WARMUP_ITERS 0 SOLVER.BASE_LR 0.0001""".split()
 )
-
-
-@pytest.fixture(autouse=True)
-def alone():
-    """Data sets and handlers of a run go with its test."""
-    before = set(DatasetCatalog)
-    handlers = {name: list(logging.getLogger(name).handlers) for name in ("detectron2", "fvcore", "backbones")}
-    yield
-    for name in set(DatasetCatalog) - before:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
-    for name, kept in handlers.items():
-        logging.getLogger(name).handlers[:] = kept
 
 
 class Data:

@@ -7,7 +7,6 @@ import contextlib
 import logging
 import os
 import re
-import zipfile
 from dataclasses import dataclass
 from typing import Any, Iterator
 
@@ -26,7 +25,7 @@ from ..files import replacing, write_whole
 from ..layers import without_wrappers
 from .classes import by_name, names_in
 from .fetching import fetch
-from .reading import HEURISTICS, read_checkpoint
+from .reading import HEURISTICS, is_whole, read_checkpoint
 
 PARTIAL = "To load what fits all the same: --allow-partial-weights"
 # training may start without these in a backbone's file: sampling offsets begin at zero
@@ -173,11 +172,11 @@ class GatedCheckpointer(DetectionCheckpointer):
     def get_checkpoint_file(self) -> str:
         """The last checkpoint that was written to its end."""
         path: str = super().get_checkpoint_file()
-        if not path or "://" in path or _is_whole(path):
+        if not path or "://" in path or is_whole(path):
             return path
         numbered: list[str] = [p for p in self.get_all_checkpoint_files() if re.fullmatch(r"model_\d+\.pth", os.path.basename(p))]
         for other in sorted(numbered, reverse=True):
-            if _is_whole(other):
+            if is_whole(other):
                 logging.getLogger(__name__).warning(f"checkpoint {path!r} was not written to its end: going on from {other!r}")
                 return other
         return path
@@ -299,16 +298,6 @@ def _without_scalars(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_scalars(item) for key, item in value.items()}
     return type(value)(map(_without_scalars, value)) if type(value) in (list, tuple) else value
-
-
-def _is_whole(path: str) -> bool:
-    """Whether a file of torch has its end. torch's older format does not tell; then, whether it has a beginning."""
-    try:
-        with open(path, "rb") as f:
-            start = f.read(2)
-    except OSError:
-        return False
-    return zipfile.is_zipfile(path) if start == b"PK" else start[:1] == b"\x80"
 
 
 def check_meant_for(model: nn.Module, checkpoint: dict[str, Any], path: str, hint: str) -> None:

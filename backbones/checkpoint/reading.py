@@ -5,6 +5,7 @@ import os
 import pickle
 import re
 import types
+import zipfile
 from collections import OrderedDict
 from typing import Any, Sequence
 
@@ -190,3 +191,13 @@ def _read_safetensors(path: str) -> dict[str, Any]:
         model = {key: file.get_tensor(key) for key in file.keys()}
         about = (file.metadata() or {}).get("backbones")
     return {"model": model, **(json.loads(about) if about else {})}
+
+
+def is_whole(path: str) -> bool:
+    """Whether a file of torch has its end. torch's older format does not tell; then, whether it has a beginning."""
+    try:
+        with open(path, "rb") as f:
+            start = f.read(2)
+    except OSError:
+        return False
+    return zipfile.is_zipfile(path) if start == b"PK" else start[:1] == b"\x80"

@@ -13,7 +13,6 @@ import io
 import json
 import logging
 import os
-import shutil
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -32,12 +31,12 @@ from torch import Tensor, nn
 
 from ..detectors import ImageClassifier, InOrder
 from ..errors import UserError, unknown
-from . import run_exported
 from .contract import contract, describe
 from .names import names_of
 from .onnx_graph import portable
 from .optimize import optimize
 from .runner import FIELDS, Runner, resized
+from .saving import deliver, save_onnx, save_openvino
 
 FORMATS = {"torchscript": ".ts", "onnx": ".onnx", "openvino": ".xml"}
 PARTS = ("detector", "backbone")
@@ -211,9 +210,7 @@ def _written(
         found = [runner.run(x) for x in inputs]
         compared = [_compare(dict(zip(traceable.fields, b)), f, about["part"], tolerance) for b, f in zip(before, found)]
         if keep:
-            shutil.copyfile(run_exported.__file__, os.path.join(folder, "run_exported.py"))
-        for name in os.listdir(folder) if keep else ():  # of OpenVINO two more
-            os.replace(os.path.join(folder, name), os.path.join(place, name))
+            deliver(folder, place)
     return {name: max(sizes[name] for sizes in compared) for name in compared[0]}
 
 
@@ -273,19 +270,14 @@ def _write_onnx(traceable: Traceable, sample: Tensor, path: str, about: dict[str
     torch.onnx.export(traceable, (sample,), path, opset_version=OPSET, **options)
     model = onnx.load(path)
     portable(model.graph)
-    onnx.helper.set_model_props(model, {"backbones": json.dumps(about)})
-    onnx.save(model, path)
+    save_onnx(model, path, about)
 
 
 def _write_openvino(traceable: Traceable, sample: Tensor, path: str, about: dict[str, Any]) -> None:
-    import openvino
-
     with tempfile.TemporaryDirectory() as folder:
         onnx_path = os.path.join(folder, "model.onnx")
         _write_onnx(traceable, sample, onnx_path, about)
-        model = openvino.convert_model(onnx_path)
-    model.set_rt_info(json.dumps(about), "backbones")
-    openvino.save_model(model, path, compress_to_fp16=False)
+        save_openvino(onnx_path, path, about)
 
 
 _WRITERS = {"torchscript": _write_torchscript, "onnx": _write_onnx, "openvino": _write_openvino}

@@ -5,10 +5,8 @@ images. The same quantized graph serves ONNX Runtime and OpenVINO. What it costs
 """
 
 import importlib.util
-import json
 import logging
 import os
-import shutil
 import tempfile
 from typing import Any, Callable, Iterable
 
@@ -19,6 +17,7 @@ from ..errors import UserError, unknown
 from ..evaluation.leading import headline
 from . import run_exported
 from .runner import Runner
+from .saving import deliver, save_onnx, save_openvino
 
 # ONNX Runtime has no bfloat16 convolutions on CPUs, and a trace keeps the precision of its model
 PRECISIONS = {"torchscript": (), "onnx": ("int8",), "openvino": ("int8", "bfloat16", "float16")}
@@ -60,11 +59,11 @@ def lower(
     """
     about = Runner(source).about
     place = os.path.dirname(os.path.abspath(path))
-    with tempfile.TemporaryDirectory(dir=place) as folder:
+    with tempfile.TemporaryDirectory(dir=place) as folder, tempfile.TemporaryDirectory(dir=place) as scratch:
         temporary, lowered = os.path.join(folder, os.path.basename(path)), source
         about["precision"] = precision
         if precision == "int8":
-            lowered = os.path.join(folder, "quantized.onnx")
+            lowered = os.path.join(scratch, "quantized.onnx")
             count = _quantize(source, lowered, images, about)
             about["calibration"] = {"images": count, "of": said, "method": "MinMax"}
         _write(lowered, temporary, kind, about)
@@ -79,11 +78,7 @@ def lower(
                 raise UserError(said, "mismatch", "--max-drop", max_drop)
             about["AP"] = figures
             _write(lowered, temporary, kind, about)
-        shutil.copyfile(run_exported.__file__, os.path.join(folder, "run_exported.py"))
-        stem = os.path.splitext(os.path.basename(path))[0]
-        for name in os.listdir(folder):
-            if os.path.splitext(name)[0] in (stem, "run_exported"):
-                os.replace(os.path.join(folder, name), os.path.join(place, name))
+        deliver(folder, place)
     logging.getLogger(__name__).info(f"{path}: {precision}, {about.get('calibration', 'not calibrated')}")
     return figures
 
@@ -133,12 +128,6 @@ def _write(source: str, path: str, kind: str, about: dict[str, Any]) -> None:
     if kind == "onnx":
         import onnx
 
-        model = onnx.load(source)
-        onnx.helper.set_model_props(model, {"backbones": json.dumps(about)})
-        onnx.save(model, path)
+        save_onnx(onnx.load(source), path, about)
     else:
-        import openvino
-
-        converted = openvino.convert_model(source)
-        converted.set_rt_info(json.dumps(about), "backbones")
-        openvino.save_model(converted, path, compress_to_fp16=about["precision"] == "float16")
+        save_openvino(source, path, about)

@@ -19,6 +19,7 @@ from ..data.holdout import HELD_OUT, KEPT
 from ..data.loader import NamesFiles
 from ..errors import UserError
 from ..evaluation.figures import metric_findings
+from ..files import nearest
 from ..swap import use_structure
 from ..zoo import weights
 from . import classes
@@ -365,9 +366,7 @@ def _check_is_there(path: str) -> None:
     file = path.partition("?")[0]
     if not file or "://" in file or os.path.exists(file):
         return
-    folder = os.path.dirname(file) or "."
-    beside = [os.path.join(os.path.dirname(file), name) for name in sorted(os.listdir(folder) if os.path.isdir(folder) else [])]
-    files = [name for name in beside if name.endswith((".pth", ".pkl", ".safetensors"))]
-    near = difflib.get_close_matches(path, [*files, *weights.data()["sources"]], 1, 0.4)
-    hint = f". Did you mean {near[0]!r}?" if near else ""
-    raise UserError(f"checkpoint {path!r} is not there{hint}", "missing-file", "MODEL.WEIGHTS", next(iter(near), None))
+    sources = difflib.get_close_matches(path, weights.data()["sources"], 1, 0.4)
+    near = nearest(file, (".pth", ".pkl", ".safetensors")) or next(iter(sources), None)
+    hint = f". Did you mean {near!r}?" if near else ""
+    raise UserError(f"checkpoint {path!r} is not there{hint}", "missing-file", "MODEL.WEIGHTS", near)

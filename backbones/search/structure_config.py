@@ -208,12 +208,11 @@ def problem_of(config: dict[str, Any]) -> tuple[SearchProblem, Candidate]:
 
 def _own_start(config: dict[str, Any]) -> Structure:
     """The paper's start, or the widest part of it that is within the budget; the narrowest where none is."""
-    meter = Meter(config["image_size"], table=config["table"])
+    problem = SearchProblem(Meter(config["image_size"], table=config["table"]), Space(), config["budget"])
+    blocks = parse_structure(read_yaml(_in_zoo(_START))["start"])
     for part in (1, 2, 4, 8):
-        blocks = parse_structure(read_yaml(_in_zoo(_START))["start"])
         start = tuple(b._replace(channels=rounded(b.channels / part), bottleneck=b.bottleneck and rounded(b.bottleneck / part)) for b in blocks)
-        costs = meter.measure(plain(start))
-        if all(getattr(costs, name) <= most for name, most in config["budget"].items()):
+        if problem.fits(problem.meter.measure(plain(start))):
             break
     if part > 1:
         print(f"note: the search begins with the paper's start at 1/{part} of its widths, as the budget has no room for more", flush=True)

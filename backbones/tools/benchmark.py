@@ -59,9 +59,8 @@ def train(config: str, output: str, opts: list[str], backbone: str = "", data: S
     minutes = (time.monotonic() - start) / 60
     final = plot.read_metrics(output)[-1]
     plot.plot(output, os.path.join(output, "training.png"))
-    figures = {
-        name: round(float(np.nan_to_num(final[metric])), 4) for name, (_, metric) in FIGURES.items() if metric in final
-    }  # NaN: no detections
+    there = {name: final[metric] for name, (_, metric) in FIGURES.items() if metric in final}
+    figures = {name: round(float(np.nan_to_num(value)), 4) for name, value in there.items()}  # NaN: nothing was found
     return {
         "config": os.path.relpath(front.path, zoo.config_root()),
         **({"backbone": backbone} if backbone else {}),

@@ -20,7 +20,7 @@ from tabulate import tabulate
 
 from .. import registry, zoo
 from ..engine import open_config
-from ..errors import UserError, raised, unknown
+from ..errors import UserError, raised
 from ..meta import on_meta
 from ..zoo import checking, weights
 from . import parser_of, program, run
@@ -95,13 +95,8 @@ def show(name: str) -> str:
     """What is known of one entry, and how to use it."""
     if registry.is_network(name):
         return _show_network(name)
-    for problem in raised(zoo.get_config_file, name):
-        if problem.code != "unknown-name" or " is not one but several" in str(problem):
-            raise problem
-        configs = [*zoo.list_configs(python=True), *zoo.list_detectron2_configs()]
-        networks = registry.list_backbones("timm/*" if name.startswith("timm/") else "*")
-        raise unknown("config or network", name, [*networks, *map(os.path.basename, configs)])
-    path, known = zoo.get_config_file(name), zoo.published(name)
+    networks = registry.list_backbones("timm/*" if name.startswith("timm/") else "*")
+    path, known = zoo.get_config_file(name, networks), zoo.published(name)
     settings, releases = open_config(name).settings, _releases(name)
     lines = [path]
     if known:

@@ -1,9 +1,8 @@
 """Configs and released checkpoints by name, as ``detectron2.model_zoo`` gives them, for our configs and for detectron2's own."""
 
-import difflib
 import functools
 import os
-from typing import Any
+from typing import Any, Iterable
 
 import detectron2
 import torch
@@ -13,6 +12,7 @@ from omegaconf import DictConfig
 
 from ..config import add_backbones_config, merge_file
 from ..errors import UserError, unknown
+from ..files import nearest
 from . import weights
 
 _ENDINGS = (".yaml", ".py")
@@ -56,12 +56,12 @@ def list_detectron2_configs() -> list[str]:
     return [name for name in _names(_detectron2_root()) if not name.startswith("common" + os.sep)]
 
 
-def get_config_file(name: str) -> str:
+def get_config_file(name: str, others: Iterable[str] = ()) -> str:
     """The path of a config: ``name`` is a path, or the name of one of our or detectron2's zoo configs.
 
     Zoo configs are named relative to their root (``COCO-Detection/retinanet_R_50_FPN_1x.yaml``), with or without ``configs/`` before and
     ``.yaml`` behind; by their file name alone too, where COCO's come before those of other data sets. Python configs keep their ``.py``.
-    Raises UserError where there is none.
+    Raises UserError where there is none, which may suggest one of ``others``, names of anything else.
     """
     if os.path.isfile(name):
         return os.path.abspath(name)
@@ -83,13 +83,12 @@ def get_config_file(name: str) -> str:
         raise UserError(f"config {name!r} is a folder: name a file in it", "missing-file", "--config-file")
     folder = os.path.dirname(name)
     if name.startswith((".", "~", os.sep)) or folder and os.path.isdir(folder):  # a path, not a name
-        inside = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
-        close = difflib.get_close_matches(os.path.basename(name), [file for file in inside if file.endswith(_ENDINGS)], 1)
-        hint = f" Did you mean {os.path.join(folder, close[0])!r}?" if close else ""
-        where = "" if inside else f", nor is its folder {folder!r}" if folder and not os.path.isdir(folder) else ""
-        raise UserError(f"config {name!r} is not there{where}.{hint}", "missing-file", "--config-file", next(iter(close), None))
+        close = nearest(name, _ENDINGS)
+        hint = f" Did you mean {close!r}?" if close else ""
+        where = f", nor is its folder {folder!r}" if folder and not os.path.isdir(folder) else ""
+        raise UserError(f"config {name!r} is not there{where}.{hint}", "missing-file", "--config-file", os.path.basename(close) or None)
     ours, theirs = map(_names, roots)
-    names = [*ours, *theirs, *sorted(set(map(os.path.basename, ours)))]
+    names = [*others, *ours, *theirs, *sorted(set(map(os.path.basename, ours)))]
     raise unknown("config (neither a file nor a name in the zoos)", name, names, "--config-file")
 
 
