@@ -24,7 +24,7 @@ def server(tmp_path, monkeypatch):
 
 
 def rows(pattern, **options) -> dict[str, dict]:
-    return {row["source"]: row for row in tool.check(pattern, timeout=0.3, **options)}
+    return {row["source"]: row for row in tool.check(pattern, timeout=5, **options)}
 
 
 def command(monkeypatch, capsys, *arguments) -> tuple[int, str]:
