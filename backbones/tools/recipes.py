@@ -31,10 +31,10 @@ from .benchmark import machine, record, train, words
 NETWORK = "timm/tf_efficientnet_lite0.in1k"
 # name -> images to train on, those to evaluate on, side of the images, sides of the digits, digits an image, classes
 SETS: dict[str, dict[str, Any]] = {
-    "sixty scenes": {"task": "boxes", "train": 60, "val": 100},
+    "sixty scenes": {"task": "boxes", "train": 60, "val": 60},
     "digits of 10 to 20 pixels": {"task": "boxes", "train": 60, "val": 40, "size": 640, "sides": (14, 28), "count": (8, 25)},
-    "masks, a rare class": {"task": "masks", "train": 120, "val": 100, "classes": {0: 1.0, 1: 1.0, 2: 0.03}},
-    "keypoints": {"task": "keypoints", "train": 120, "val": 100, "one": True},
+    "masks, a rare class": {"task": "masks", "train": 120, "val": 60, "classes": {0: 1.0, 1: 1.0, 2: 0.03}},
+    "keypoints": {"task": "keypoints", "train": 120, "val": 40, "one": True},
 }
 WAYS = ("recipe", "3x by hand", "tuned by hand")
 _KIND = {"boxes": "faster", "masks": "mask", "keypoints": "keypoint"}
