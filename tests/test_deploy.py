@@ -1,6 +1,7 @@
 """What is optimized computes what the model computes."""
 
 import copy
+import importlib
 import itertools
 
 import pytest
@@ -12,7 +13,7 @@ from torchvision import ops
 from backbones import UserError, create
 from backbones.deploy import optimize
 from backbones.deploy.export import Tolerance, match
-from backbones.deploy.optimize import fold_norms
+from backbones.deploy.optimize import OneDNNLinear, fold_norms, replace_linears
 from backbones.deploy.roi_align import CPUPooler, roi_align
 
 MEMORY_FORMATS = ("channels_last", "contiguous")
@@ -116,6 +117,25 @@ def test_bfloat16(kind):
     assert found.pred_boxes.tensor.dtype == found.scores.dtype == torch.float32 and found.scores.isfinite().all()
     overlaps = ops.box_iou(expected.pred_boxes.tensor, found.pred_boxes.tensor)
     assert (overlaps.max(dim=1).values > 0.7).float().mean() > 0.4  # of random weights, many stand on an edge
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
+def test_fully_connected_layers(monkeypatch):
+    """By oneDNN the same results to 1e-5, of no rows and of several dimensions too; with gradients it is torch's own layer. As measured."""
+    monkeypatch.setattr(importlib.import_module("backbones.deploy.optimize"), "_faster", lambda usual, other, x: True)
+    net = torch.nn.Sequential(torch.nn.Linear(70, 30), torch.nn.ReLU(), torch.nn.Linear(30, 9, bias=False))
+    other = copy.deepcopy(net)
+    replace_linears(other)
+    assert [type(module) for module in other] == [OneDNNLinear, torch.nn.ReLU, OneDNNLinear] and type(net[0]) is torch.nn.Linear
+    for shape in ((40, 70), (0, 70), (2, 3, 70)):
+        x = torch.randn(shape)
+        with torch.no_grad():
+            torch.testing.assert_close(other(x), net(x), rtol=1e-5, atol=1e-5)
+    other(torch.randn(4, 70)).sum().backward()
+    assert other[0].weight.grad.shape == (30, 70)
+    monkeypatch.setattr(importlib.import_module("backbones.deploy.optimize"), "_faster", lambda usual, other, x: False)
+    replace_linears(net)
+    assert type(net[0]) is torch.nn.Linear
 
 
 def test_measured_memory_format():
