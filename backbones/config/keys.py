@@ -151,7 +151,7 @@ KEYS: tuple[Key, ...] = (
     # "lean" keeps no concatenations nor inputs of frozen norms: the same gradients; "inputs" keeps those of blocks, which are computed again
     Key("MODEL.ACTIVATIONS", "all", 'kept for the backward pass; "lean" takes less memory; "inputs" still less, and more time', ACTIVATIONS),
     Key("MODEL.MEMORY_FORMAT", "contiguous", "channels_last is faster on most CPUs, and on GPUs with AMP", ("contiguous", "channels_last")),
-    Key("MODEL.COMPILE", False, "the backbone is compiled in training, by torch.compile"),
+    Key("MODEL.COMPILE", False, "the backbone is compiled in training, by torch.compile; with --optimize backbone and heads"),
     # training
     Key(
         "MODEL.WEIGHTS_CLASSES", "", "classes of MODEL.WEIGHTS, if the file does not name them: a data set's name, or names with commas between"

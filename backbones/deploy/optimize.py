@@ -7,7 +7,7 @@ import copy
 import logging
 import statistics
 from functools import partial
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import torch
 from detectron2.layers import FrozenBatchNorm2d
@@ -37,6 +37,7 @@ def optimize(
     size: tuple[int, int] = (800, 1088),
     fold: bool = True,
     roi_align: bool = True,
+    compile: bool = False,
 ) -> nn.Module:
     """A copy of a detector or backbone, for inference only, that gives the same results in less time. Of equal scores the first wins, as
     in exported files, see `ranked`.
@@ -49,6 +50,10 @@ def optimize(
         size: the usual height and width of images.
         fold: whether batch norms become part of the convolutions before them.
         roi_align: whether poolers on a CPU use `CPUPooler`.
+        compile: whether torch.compile compiles backbone and heads. The first images then take up to minutes, those of a second size once
+            more. Later images differ from each other in size without that.
+
+    Raises UserError for unknown options, and where torch.compile does not work on this machine.
     """
     if memory_format not in MEMORY_FORMATS:
         raise unknown("memory format", memory_format, MEMORY_FORMATS)
@@ -71,7 +76,11 @@ def optimize(
     if memory_format == "auto":
         memory_format = _faster_format(getattr(model, "backbone", model), size, device)
     model.to(memory_format=torch.channels_last if memory_format == "channels_last" else torch.contiguous_format)
-    logging.getLogger(__name__).info(f"optimized for inference: {memory_format}, {precision}")
+    compiled = ""
+    if compile:
+        _compile(model, device)
+        compiled = ", compiled: the first images take up to minutes"
+    logging.getLogger(__name__).info(f"optimized for inference: {memory_format}, {precision}{compiled}")
     return model
 
 
@@ -129,11 +138,12 @@ def replace_poolers(model: nn.Module) -> None:
 class OneDNNLinear(nn.Linear):
     """A fully connected layer by oneDNN in the place of torch's BLAS, MKL as a rule, which is slow on processors that are not Intel's.
 
-    With gradients, in a trace, on a GPU and in bfloat16 it is ``nn.Linear``.
+    With gradients, in a trace, in torch.compile, on a GPU and in bfloat16 it is ``nn.Linear``.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or torch.jit.is_tracing() or x.device.type != "cpu" or not x.dtype == self.weight.dtype == torch.float32:
+        other = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()
+        if other or x.device.type != "cpu" or not x.dtype == self.weight.dtype == torch.float32:
             return super().forward(x)
         return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
 
@@ -186,11 +196,29 @@ def _to_float32(value):
 def _to_bfloat16(model: nn.Module) -> None:
     if not hasattr(model, "backbone"):
         raise UserError("bfloat16 is for whole detectors: this model has no backbone", "unsupported")
+    for outer, name, part in list(_heavy(model)):
+        setattr(outer, name, Bfloat16(part))
+
+
+def _heavy(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
+    """(the module that holds it, its name there, itself) of each part whose work is convolutions and matrix products."""
     modules = dict(model.named_modules())
     for name in _HEAVY:
         part, (outer, _, leaf) = modules.get(name), name.rpartition(".")
-        if part is not None:  # of a cascade several
-            setattr(modules[outer], leaf, nn.ModuleList(map(Bfloat16, part)) if isinstance(part, nn.ModuleList) else Bfloat16(part))
+        if isinstance(part, nn.ModuleList):  # of a cascade
+            yield from ((part, place, each) for place, each in part.named_children())
+        elif part is not None:
+            yield modules[outer], leaf, part
+
+
+def _compile(model: nn.Module, device: torch.device) -> None:
+    try:  # what it needs, such as a C++ compiler, is told by using it
+        torch.compile(lambda x: x * 2 + 1)(torch.zeros(2, device=device))
+    except Exception as error:  # each backend raises its own
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"torch.compile does not work on this machine: {reason}", "unsupported", "MODEL.COMPILE", False) from error
+    for _, _, part in _heavy(model) if hasattr(model, "backbone") else [(model, "", model)]:
+        part.compile(options={"freezing": True} if device.type == "cpu" else None)
 
 
 def _faster_format(network: nn.Module, size: Sequence[int], device: torch.device) -> str:

@@ -23,13 +23,17 @@ def size_in_mind(cfg: CfgNode) -> tuple[int, int]:
 
 
 def evaluate_optimized(
-    model: nn.Module, precision: str, evaluate: Callable[[nn.Module], dict[str, Any]], size: tuple[int, int] = (800, 1088)
+    model: nn.Module,
+    precision: str,
+    evaluate: Callable[[nn.Module], dict[str, Any]],
+    size: tuple[int, int] = (800, 1088),
+    compile: bool = False,
 ) -> dict[str, Any]:
     """``evaluate`` of the model, or with a ``precision`` of the optimized one; what bfloat16 costs is printed: both are evaluated then."""
     if not precision:
         return evaluate(model)
     before = evaluate(model) if precision == "bfloat16" else {}
-    results = evaluate(optimize(model, precision=precision, size=size))
+    results = evaluate(optimize(model, precision=precision, size=size, compile=compile))
     rows = [
         (f"{task}/{name}", value, results[task][name], results[task][name] - value)
         for task, figures in before.items()
@@ -47,7 +51,7 @@ class Predictor:
 
     Args:
         config: a full config, or an opened one of either kind.
-        precision: "float32" or "bfloat16" for an optimized model, see `optimize`; "" for the model as it is.
+        precision: "float32" or "bfloat16" for an optimized model, see `optimize`, with MODEL.COMPILE compiled; "" for the model as it is.
 
     Attributes:
         metadata: names of classes, for drawing; ``said`` says where they are from. The data of the config need not be there.
@@ -63,7 +67,8 @@ class Predictor:
         classes = front.load_for_evaluation(self.model)
         self.metadata, self.said = names_of(front.settings, classes)
         if precision:
-            self.model = optimize(self.model, precision=precision, size=size_in_mind(front.settings))
+            s = front.settings
+            self.model = optimize(self.model, precision=precision, size=size_in_mind(s), compile=s.MODEL.COMPILE)
         self.resize, self.format, self.reading = front.resize(), front.settings.INPUT.FORMAT, images.settings(front.settings)
 
     def __call__(self, image: np.ndarray, size: tuple[int, int] | None = None) -> dict[str, Any]:

@@ -135,7 +135,9 @@ def run(args: argparse.Namespace, front: Front) -> None:
     if args.eval_only:
         model = front.build_model()
         front.load_for_evaluation(model, resume=args.resume, allow_partial_weights=args.allow_partial_weights)
-        results = evaluate_optimized(model, args.optimize and args.precision, front.evaluate, size_in_mind(front.settings))
+        own = front.settings
+        precision = args.precision if args.optimize else ""
+        results = evaluate_optimized(model, precision, front.evaluate, size_in_mind(own), own.MODEL.COMPILE)
         if front.settings.TEST.AUG.ENABLED:
             results = {**(results or {}), **front.evaluate_augmented(model)}
         if comm.is_main_process():
