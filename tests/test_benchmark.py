@@ -1,5 +1,6 @@
 """The benchmark's arithmetic and files; its timings are no tests."""
 
+import importlib.util
 import json
 import os
 
@@ -10,7 +11,7 @@ from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import UserError, create, timing
-from backbones.benchmark import evaluation, gpu, reading, speed, training
+from backbones.benchmark import deploy, detectors, evaluation, gpu, reading, speed, tables, training
 from backbones.evaluation import coco
 from backbones.lean import keep_activations
 from backbones.tools import benchmark
@@ -87,22 +88,60 @@ def test_kept_bytes():
     assert sum(shares.values()) == pytest.approx(1, abs=1e-3) and shares["convolutions"] > 0.2
 
 
+def _deployed(names, seconds):
+    return [
+        {**row, "shares_of_peak": [0.5, 0.25], "warm_up_seconds": 9.0}
+        for name, eager in zip(names, seconds)
+        for row in timing.rows_of(
+            f"deploy/{name}/480x640", {"eager": [eager], "optimized": [eager / 2], "openvino_int8": [eager / 5]}, "eager", **ABOUT
+        )
+    ]
+
+
 def test_picture(tmp_path):
-    rows = [
-        {**row, "seconds": [0.1 * i, 0.2 * i]}
-        for i, name in enumerate(("V-39-eSE", "R-50"), 1)
-        for row in timing.rows_of(f"inference/{name}/480x640", {"optimized": [0.1], "eager": [0.2]}, "eager", **ABOUT)
+    """A line for each way; what anything faster beats is no part of the front."""
+    rows = _deployed(("V-19-slim-dw-eSE", "V-39-eSE", "retinanet_R-50"), (0.4, 1.0, 1.1))
+    assert list(speed.deployed(rows)["480x640"]) == ["eager", "optimized", "openvino_int8"]
+    assert speed.front([(2, 30, "b"), (1, 20, "a"), (3, 30, "c"), (4, 29, "d"), (5, 31, "e"), (1, 19, "f")]) == [
+        (1, 20, "a"),
+        (2, 30, "b"),
+        (5, 31, "e"),
     ]
     (tmp_path / "speed.json").write_text(json.dumps({"runs": rows}))
-    speed.plot(str(tmp_path / "speed.json"), str(tmp_path / "a.png"), lambda config: 10.0)
+    speed.plot(str(tmp_path / "speed.json"), str(tmp_path / "a.png"))
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
-    assert picture.shape == (495, 1210, 3)
-    for side in np.split(picture, 2, axis=1):  # optimized and eager, two points each and one of the legend
-        blue, grey = ((side == colour).all(-1).sum() for colour in ((31, 119, 180), (127, 127, 127)))
-        assert min(blue, grey) > 3 * 30
-    (tmp_path / "speed.json").write_text("{}")
-    with pytest.raises(UserError, match="is no file of the benchmark"):
-        speed.plot(str(tmp_path / "speed.json"), str(tmp_path / "b.png"), lambda config: 10.0)
+    assert picture.shape == (660, 715, 3)
+    for colour in ((127, 127, 127), (31, 119, 180), (255, 127, 14)):
+        assert (picture == colour).all(-1).sum() > 100
+    for written, words in ({}, "is no file of the benchmark"), ({"runs": []}, "no rows of --suite deploy"):
+        (tmp_path / "speed.json").write_text(json.dumps(written))
+        with pytest.raises(UserError, match=words):
+            speed.plot(str(tmp_path / "speed.json"), str(tmp_path / "b.png"))
+
+
+def test_table_of_deployment():
+    rows = [{"name": "deploy/peak", "gflops": {"float32": 100.0, "bfloat16": 200.0}, **ABOUT}, *_deployed(("V-39-eSE",), (1.0,))]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables._deployed(rows).splitlines() if "V-39" in line]
+    assert cells == [["V-39-eSE", "480x640", "(1000)", "2.00 (500)", "5.00 (200)"], ["V-39-eSE", "480x640", "25 %", "50 %", "50 %"]]
+
+
+@pytest.mark.slow
+@pytest.mark.whole
+def test_deployed_in_every_way(monkeypatch):
+    """In small: a row for each way that is installed here, with its share of what a large convolution reaches."""
+    monkeypatch.setattr(detectors, "DEPLOYED", {"V-19-slim-dw-eSE": detectors.FASTER["V-19-slim-dw-eSE"]})
+    monkeypatch.setattr(deploy, "SIZES", ((96, 128),))
+    ways = {way: options for way, options in deploy.TORCH.items() if "compile" not in options}
+    monkeypatch.setattr(deploy, "TORCH", ways)
+    first, *rows = deploy.suite(3)
+    assert first["name"] == "deploy/peak" and min(first["gflops"].values()) > 1
+    expected = [
+        way for way in (*ways, *deploy.EXPORTED) if way != "float16" and importlib.util.find_spec("openvino" if "openvino" in way else "torch")
+    ]
+    assert sorted(row["name"].split("/")[3] for row in rows) == sorted(f"{way}_vs_eager" for way in expected)
+    for row in rows:
+        assert row["median"] > 0 and all(0 < share < 10 for share in row["shares_of_peak"])
+        assert ("warm_up_seconds" in row) == (row["name"].split("/")[3].removesuffix("_vs_eager") in ways)
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,13 @@ FASTER = {
 }
 RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
+# what is deployed in every way
+DEPLOYED = {
+    **{name: FASTER[name] for name in ("V-19-slim-dw-eSE", "V-39-eSE", "R-50")},
+    "mask_R-50": MASK,
+    "retinanet_R-50": RETINANET,
+    "gfl_R-50": "COCO-Detection/gfl_R_50_FPN_73e.yaml",
+}
 
 
 def config(name: str, norm: str = "BN", device: str = "cpu") -> CfgNode:

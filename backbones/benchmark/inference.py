@@ -30,7 +30,7 @@ PEERS = (
 CONFIGS = {**detectors.FASTER, "mask_R-50": detectors.MASK, "retinanet_R-50": detectors.RETINANET}
 
 
-def _call(model: Callable[[Any], object], inputs: Any) -> Callable[[], object]:
+def call(model: Callable[[Any], object], inputs: Any) -> Callable[[], object]:
     return torch.inference_mode()(partial(model, inputs))
 
 
@@ -43,7 +43,7 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
         for name, config in detectors.FASTER.items():
             eager = detectors.detector(config, device)
             faster = optimize(eager, size=size)
-            run = {"optimized": _call(faster, inputs), "eager": _call(eager, inputs), "detectron2_R-50": _call(reference, inputs)}
+            run = {"optimized": call(faster, inputs), "eager": call(eager, inputs), "detectron2_R-50": call(reference, inputs)}
             times = timing.interleaved(run, count)
             for other in ("eager", "detectron2_R-50"):
                 yield from timing.rows_of(f"inference/{name}/{where}", {k: times[k] for k in ("optimized", other)}, other, **about)
@@ -65,7 +65,7 @@ def parts(model: Any, inputs: list[dict[str, Any]], rounds: int = 7) -> dict[str
         hooks.append(module.register_forward_pre_hook(lambda m, args: begun.update({m: timing.now()})))
         hooks.append(module.register_forward_hook(lambda m, args, output: times[m].append(timing.now() - begun[m])))
     for _ in range(rounds + 1):
-        _call(model, inputs)()
+        call(model, inputs)()
     for hook in hooks:
         hook.remove()
     body, with_fpn, rpn, align, heads, whole = (statistics.median(times[module][1:]) for module in marked)
@@ -101,7 +101,7 @@ def _exports(count: int, about: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _features(model: Any, x: torch.Tensor) -> Callable[[], object]:
-    return _call(lambda image: model.backbone((image - model.pixel_mean) / model.pixel_std), x)
+    return call(lambda image: model.backbone((image - model.pixel_mean) / model.pixel_std), x)
 
 
 def _peers(count: int, size: tuple[int, int], device: str, about: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -112,5 +112,5 @@ def _peers(count: int, size: tuple[int, int], device: str, about: dict[str, Any]
             continue
         peer = detectors.with_timm(CONFIGS[name], kind, device) if library == "timm" else detectors.of_torchvision(kind, size, device)
         ours = optimize(detectors.detector(CONFIGS[name], device), size=size)
-        times = timing.interleaved({"optimized": _call(ours, inputs), other: _call(peer, inputs)}, count)
+        times = timing.interleaved({"optimized": call(ours, inputs), other: call(peer, inputs)}, count)
         yield from timing.rows_of(f"inference/{name}/{where}", times, other, **about)

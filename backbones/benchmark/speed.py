@@ -2,12 +2,12 @@
 
 import math
 import re
-from typing import Any, Callable
+from typing import Any
 
 from .. import zoo
 from ..documents import read_json, reading
 from ..errors import UserError
-from .detectors import FASTER
+from .detectors import DEPLOYED
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -35,47 +35,82 @@ def by_place(rows: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
     return places
 
 
-def plot(path: str, output: str, gmacs: Callable[[str], float]) -> None:
-    """Latency of optimized and eager detectors against their published AP, and against ``gmacs``, a config's name's backbone's operations."""
+# method of --suite deploy -> (colour, line): a hue for each runtime, broken lines for 16 bits, dotted ones for int8
+_LINES = {
+    "eager": ("tab:gray", "-"),
+    "optimized": ("tab:blue", "-"),
+    "compiled": ("tab:cyan", "-"),
+    "bfloat16": ("tab:blue", "--"),
+    "bfloat16_compiled": ("tab:cyan", "--"),
+    "float16": ("tab:purple", "-"),
+    "float16_compiled": ("tab:purple", "--"),
+    "onnx": ("tab:green", "-"),
+    "onnx_int8": ("tab:green", ":"),
+    "openvino": ("tab:orange", "-"),
+    "openvino_bfloat16": ("tab:orange", "--"),
+    "openvino_int8": ("tab:orange", ":"),
+}
+
+
+def deployed(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Of rows of --suite deploy the seconds of an image: size -> method, eager too -> detector."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for row in rows:
+        if match := re.fullmatch(r"deploy/(.+)/(\d{1,6}x\d{1,6})/(\w+)_vs_eager", row["name"]):
+            if match[3] in _LINES and len(row.get("seconds", ())) == 2:
+                methods = found.setdefault(match[2], {"eager": {}})
+                methods.setdefault(match[3], {})[match[1]] = row["seconds"][0]
+                methods["eager"].setdefault(match[1], row["seconds"][1])
+    return found
+
+
+def front(points: list[tuple[float, float, Any]]) -> list[tuple[float, float, Any]]:
+    """Of (cost, worth, what it is) those that nothing cheaper equals in worth, by cost."""
+    best: list[tuple[float, float, Any]] = []
+    for point in sorted(points, key=lambda p: (p[0], -p[1])):
+        if not best or point[1] > best[-1][1]:
+            best.append(point)
+    return best
+
+
+def plot(path: str, output: str) -> None:
+    """Of rows of --suite deploy: published AP against milliseconds an image, a line a way to run a detector, and what nothing faster beats."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
-    (machine, threads, *_), rows = max(by_place(read(path)).items(), key=lambda item: len(item[1]), default=(("", 0), []))
-    points = []
-    for row in rows:
-        match = re.fullmatch(r"inference/(.+)/(\d{1,6}x\d{1,6})/optimized_vs_eager", row["name"])
-        if match and match[1] in FASTER and len(row.get("seconds", ())) == 2:
-            ap = zoo.published(FASTER[match[1]]).get("published_ap", {}).get("box")
-            points.append((match[1], match[2], row["seconds"], ap))
-    if not points:
-        raise UserError(f"{path!r} has no rows of --suite inference", "data")
-    work = {name: gmacs(FASTER[name]) for name in {p[0] for p in points}}
-    figure = Figure(figsize=(11, 4.5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    largest = max((p[1] for p in points), key=lambda size: int(size.partition("x")[0]))
-    for size, marker in zip(sorted({p[1] for p in points}), "os^"):
-        chosen = [p for p in points if p[1] == size]
-        for index, (label, colour) in enumerate((("optimized", "tab:blue"), ("eager", "tab:gray"))):
-            values = [(p[2][index] * 1e3, p[3], work[p[0]], p[0]) for p in chosen]
-            for axis, x, y in ((left, 0, 1), (right, 2, 0)):
-                shown = [v for v in values if v[y]]
-                axis.scatter([v[x] for v in shown], [v[y] for v in shown], marker=marker, color=colour, label=f"{label}, {size}")
-            if index == 0 and size == largest:
-                for latency, ap, operations, name in values:
-                    above = any(ap and other[1] and 0 < other[1] - ap < 0.5 for other in values)
-                    if ap:
-                        left.annotate(name, (latency, ap), fontsize=7, xytext=(6, -8 if above else 4), textcoords="offset points")
-                    right.annotate(name, (operations, latency), fontsize=7, xytext=(-6, 3), ha="right", textcoords="offset points")
-    left.set(xlabel="milliseconds an image", ylabel="published box AP")
-    right.set(xlabel="multiply-adds / 1e9 of the bare backbone at 800x1344", ylabel="milliseconds an image")
-    for axis, set_scale in ((left.xaxis, left.set_xscale), (right.yaxis, right.set_yscale)):
-        set_scale("log")
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter("{x:.0f}")
-    right.set_xlim(left=-35)
-    right.set_xticks([tick for tick in right.get_xticks() if tick >= 0])
-    for axis in (left, right):
-        axis.legend(fontsize=7)
-    figure.suptitle(f"Faster R-CNN on {machine}, {threads} threads", fontsize=9)
+    (machine, threads, *_), rows = max(by_place(read(path)).items(), key=lambda item: len(deployed(item[1])), default=(("", 0), []))
+    sizes = deployed(rows)
+    if not sizes:
+        raise UserError(f"{path!r} has no rows of --suite deploy", "data")
+    figure = Figure(figsize=(6.5 * len(sizes), 6), layout="constrained")
+    for axes, (size, methods) in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sorted(sizes.items(), key=_area)):
+        everything: list[tuple[float, float, Any]] = []
+        for method in (name for name in _LINES if name in methods):
+            colour, style = _LINES[method]
+            aps = {name: zoo.published(DEPLOYED[name]).get("published_ap", {}).get("box") for name in methods[method] if name in DEPLOYED}
+            points = [(1e3 * methods[method][name], ap, (name, method)) for name, ap in aps.items() if ap]
+            everything += points
+            best = front(points)
+            axes.plot(
+                [p[0] for p in best], [p[1] for p in best], style, color=colour, marker="o", ms=5, lw=1.8, label=method.replace("_", ", ")
+            )
+            axes.plot([p[0] for p in points], [p[1] for p in points], "o", color=colour, ms=3, alpha=0.5)
+        best = front(everything)
+        axes.plot([p[0] for p in best], [p[1] for p in best], color="black", lw=7, alpha=0.12, zorder=0, label="nothing faster is better")
+        for cost, ap, (name, method) in best:
+            words = f"{name}\n{method.replace('_', ', ')}"
+            axes.annotate(words, (cost, ap), fontsize=8, xytext=(-8, 4), ha="right", textcoords="offset points")
+        axes.set(xscale="log", xlabel=f"milliseconds an image of {size}", ylabel="published box AP (float32)")
+        axes.margins(x=0.22, y=0.12)
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        axes.grid(alpha=0.25)
+    figure.axes[-1].legend(fontsize=8, loc="lower right")
+    figure.suptitle(f"{machine}, {threads} threads", fontsize=10)
     figure.savefig(output, dpi=110)
+
+
+def _area(item: tuple[str, Any]) -> int:
+    height, _, width = item[0].partition("x")
+    return int(height) * int(width)

@@ -49,10 +49,10 @@ _SUITES = {
 def speed() -> str:
     text = """## Speed
 
-*Measured here*, `python -m backbones.tools.benchmark --suite inference training data evaluation`. Each row compares two ways
+*Measured here*, `python -m backbones.tools.benchmark --suite inference deploy training data evaluation`. Each row compares two ways
 that ran in turn: the median of the rounds' ratios, and the lowest and highest. Run it on your machine: the ratios are of this one.
 
-![latency of detectors beside published AP and operations](docs/latency.png)
+![published AP against latency, a line a way to run a detector](docs/latency.png)
 """
     for (machine, threads, python, torch_version, precision), rows in by_place(recorded("speed.json")["runs"]).items():
         text += f"\n### {machine}, {threads} threads\n\nPython {python}, torch {torch_version}, {precision}.\n"
@@ -72,6 +72,7 @@ that ran in turn: the median of the rounds' ratios, and the lowest and highest. 
                 )
             headings = ("", "size", " ", "beside", "median", "range", "milliseconds", "memory", "difference")
             text += f"\n{about}\n\n{columns_of(dict(zip(headings, zip(*lines))))}\n"
+        text += _deployed(rows)
         text += _packed([row for row in rows if "bytes_of" in row])
         for suite, words in (("inference", "an inference"), ("training", "a training step")):
             split = [row for row in rows if "parts" in row and row["name"].startswith(f"{suite}/")]
@@ -84,6 +85,40 @@ that ran in turn: the median of the rounds' ratios, and the lowest and highest. 
             ]
             text += f"\nWhere {words} spends its time:\n\n{table_of(lines, ('', 'size', '', *names))}\n"
     return text
+
+
+def _deployed(rows: list[dict[str, Any]]) -> str:
+    """Every way to deploy: ratios to eager and milliseconds, and the share of the processor's peak."""
+    found = [row for row in rows if row["name"].startswith("deploy/") and "median" in row]
+    if not found:
+        return ""
+    reached = next(row["gflops"] for row in rows if row["name"] == "deploy/peak")
+    groups: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+    for row in found:
+        _, name, size, way = row["name"].split("/")
+        groups.setdefault((name, size), {})[way.removesuffix("_vs_eager")] = row
+    methods = list(dict.fromkeys(method for ways in groups.values() for method in ways))
+    headings = ["", "size", "eager", *(method.replace("_", ", ") for method in methods)]
+    times, shares = [], []
+    for place, ways in groups.items():
+        first = next(iter(ways.values()))
+        cells = [f"{w['median']:.2f} ({1e3 * w['seconds'][0]:.0f})" if (w := ways.get(method)) else "" for method in methods]
+        times.append((*place, f"({1e3 * first['seconds'][1]:.0f})", *cells))
+        parts = [f"{100 * w['shares_of_peak'][0]:.0f} %" if (w := ways.get(method)) else "" for method in methods]
+        shares.append((*place, f"{100 * first['shares_of_peak'][1]:.0f} %", *parts))
+    waits = [row["warm_up_seconds"] for row in found if "compiled" in row["name"]]
+    waited = f" Compiled ones took {min(waits):.0f} to {max(waits):.0f} seconds for the first image of a size." if waits else ""
+    return f"""
+Whole detectors, from pixels to boxes and masks: how many times as fast as eager, and in brackets milliseconds an image. *optimized*:
+`--optimize`; *compiled*: with `MODEL.COMPILE True`; *bfloat16*: with `--precision bfloat16`; the others are exported files.{waited}
+
+{table_of(times, tuple(headings))}
+
+The same as shares of the processor's peak: a 3x3 convolution of 256 channels reaches {reached["float32"]:.0f} * 10^9 operations a second in
+float32 here, and {reached["bfloat16"]:.0f} in bfloat16. All are shares of the first; operations are those of convolutions and matrix products.
+
+{table_of(shares, tuple(headings))}
+"""
 
 
 def _packed(rows: list[dict[str, Any]]) -> str:

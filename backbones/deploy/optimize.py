@@ -1,6 +1,6 @@
 """Makes a detector faster: folds norms into convolutions, takes the faster memory format, on CPUs a faster RoIAlign and matrix product.
 
-Results stay the same up to rounding. Only bfloat16, which must be asked for, changes them.
+Results stay the same up to rounding. Only 16 bits, which must be asked for, change them.
 """
 
 import copy
@@ -23,7 +23,7 @@ from ..timing import interleaved
 from .roi_align import CPUPooler
 
 MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm, FrozenBatchNorm2d)
 _CONVS = (nn.Conv2d, DeformConv2d)
 # parts of detectors whose work is convolutions and matrix products, and that pass features on
@@ -46,7 +46,7 @@ def optimize(
         model: any detectron2 model, on the device where it is to run.
         memory_format: of the convolutions: "channels_last", "contiguous" (channels first), or "auto": whichever is faster here
             on an image of ``size``; both are run in turn.
-        precision: "bfloat16" runs backbone and heads in it. That changes results: evaluate before use.
+        precision: "bfloat16" and, on a GPU, "float16" run backbone and heads in it. That changes results: evaluate before use.
         size: the usual height and width of images.
         fold: whether batch norms become part of the convolutions before them.
         roi_align: whether poolers on a CPU use `CPUPooler`.
@@ -69,8 +69,8 @@ def optimize(
         fold_norms(model)
     if roi_align and device.type == "cpu":
         replace_poolers(model)
-    if precision == "bfloat16":
-        _to_bfloat16(model)
+    if precision != "float32":
+        _to_half(model, PRECISIONS[precision], device)
     elif device.type == "cpu":
         replace_linears(model)
     if memory_format == "auto":
@@ -161,15 +161,15 @@ def replace_linears(model: nn.Module) -> None:
             module.__class__ = OneDNNLinear
 
 
-class Bfloat16(nn.Module):
-    """Runs a module's convolutions and matrix products in bfloat16: float32 tensors go in and come out, also in lists and dicts."""
+class Half(nn.Module):
+    """Runs a module's convolutions and matrix products in 16 bits: float32 tensors go in and come out, also in lists and dicts."""
 
-    def __init__(self, module: nn.Module):
+    def __init__(self, module: nn.Module, dtype: torch.dtype):
         super().__init__()
-        self.module = module
+        self.module, self.dtype = module, dtype
         for part in module.modules():
             if isinstance(part, (*_CONVS, nn.ConvTranspose2d, nn.Linear)):
-                part.bfloat16()  # once, and not by autocast each time
+                part.to(dtype)  # once, and not by autocast each time
 
     def __getattr__(self, name: str):
         try:
@@ -178,7 +178,7 @@ class Bfloat16(nn.Module):
             return getattr(super().__getattr__("module"), name)
 
     def forward(self, *args):
-        with torch.autocast(next(self.module.parameters()).device.type, torch.bfloat16):
+        with torch.autocast(next(self.module.parameters()).device.type, self.dtype):
             result = self.module(*args)
         return _to_float32(result)
 
@@ -193,11 +193,14 @@ def _to_float32(value):
     return value
 
 
-def _to_bfloat16(model: nn.Module) -> None:
+def _to_half(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    name = str(dtype).rpartition(".")[2]
     if not hasattr(model, "backbone"):
-        raise UserError("bfloat16 is for whole detectors: this model has no backbone", "unsupported")
-    for outer, name, part in list(_heavy(model)):
-        setattr(outer, name, Bfloat16(part))
+        raise UserError(f"{name} is for whole detectors: this model has no backbone", "unsupported")
+    if dtype == torch.float16 and device.type == "cpu":
+        raise UserError("float16 is for GPUs: on a CPU take bfloat16", "unsupported", "--precision", "bfloat16")
+    for outer, place, part in list(_heavy(model)):
+        setattr(outer, place, Half(part, dtype))
 
 
 def _heavy(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:

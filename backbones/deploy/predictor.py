@@ -29,10 +29,10 @@ def evaluate_optimized(
     size: tuple[int, int] = (800, 1088),
     compile: bool = False,
 ) -> dict[str, Any]:
-    """``evaluate`` of the model, or with a ``precision`` of the optimized one; what bfloat16 costs is printed: both are evaluated then."""
+    """``evaluate`` of the model, or with a ``precision`` of the optimized one; what 16 bits cost is printed: both are evaluated then."""
     if not precision:
         return evaluate(model)
-    before = evaluate(model) if precision == "bfloat16" else {}
+    before = evaluate(model) if precision != "float32" else {}
     results = evaluate(optimize(model, precision=precision, size=size, compile=compile))
     rows = [
         (f"{task}/{name}", value, results[task][name], results[task][name] - value)
@@ -41,8 +41,8 @@ def evaluate_optimized(
         if "-" not in name  # not those of single classes
     ]
     if rows and comm.is_main_process():
-        table = tabulate(rows, ("", "float32", "bfloat16", "difference"), "pipe", floatfmt=".3f")
-        logging.getLogger(__name__).info(f"what bfloat16 costs:\n{table}")
+        table = tabulate(rows, ("", "float32", precision, "difference"), "pipe", floatfmt=".3f")
+        logging.getLogger(__name__).info(f"what {precision} costs:\n{table}")
     return results
 
 
@@ -51,7 +51,7 @@ class Predictor:
 
     Args:
         config: a full config, or an opened one of either kind.
-        precision: "float32" or "bfloat16" for an optimized model, see `optimize`, with MODEL.COMPILE compiled; "" for the model as it is.
+        precision: one of `optimize.PRECISIONS` for an optimized model, see `optimize`, with MODEL.COMPILE compiled; "" for the model as it is.
 
     Attributes:
         metadata: names of classes, for drawing; ``said`` says where they are from. The data of the config need not be there.

@@ -1,6 +1,7 @@
 """Measures speed in pairs, or what detectors reach on digits: the figures of model_zoo.md.
 
-backbones benchmark --suite inference training data evaluation --json speed.json --plot latency.png
+backbones benchmark --suite inference training data evaluation --json speed.json
+backbones benchmark --suite deploy --json speed.json --plot latency.png
 backbones benchmark quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml
 
 With --suite, what is compared runs in turn, and each row is the median, lowest and highest ratio of the rounds, with the machine, its threads
@@ -33,9 +34,8 @@ from ..files import write_whole
 from ..registry import family_of
 from ..timing import processor
 from . import parser_of, picture, plot, program, run
-from .zoo_table import backbone_gmacs
 
-SUITES = ("inference", "training", "data", "evaluation", "gpu")
+SUITES = ("inference", "deploy", "training", "data", "evaluation", "gpu")
 
 
 def machine() -> str:
@@ -103,7 +103,7 @@ def measure(args: argparse.Namespace) -> None:
                 ratio = f"{row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
                 print(f"{row['name']}: {ratio} {row['unit']}, {row['pairs']} pairs", flush=True)
     if args.plot:
-        speed.plot(args.json, args.plot, backbone_gmacs)
+        speed.plot(args.json, args.plot)
         print(args.plot)
 
 
@@ -120,7 +120,7 @@ def main() -> None:
         "--images", type=int, default=5000, help="of the annotation file that --suite data reads; COCO has 118287 (default: %(default)s)"
     )
     parser.add_argument("--device", default="", help="of --suite (default: a GPU where there is one)")
-    parser.add_argument("--plot", default="", metavar="FILE", help="with --suite inference: latency against published AP and FLOPs, a picture")
+    parser.add_argument("--plot", default="", metavar="FILE", help="with --suite deploy: published AP against latency, a picture")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides: KEY VALUE each, or key=value of Python configs")
     args = parser.parse_args()
     args.json = args.json or os.path.join(os.path.dirname(zoo.__file__), "speed.json" if args.suite else "measured.json")

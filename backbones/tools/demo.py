@@ -195,7 +195,9 @@ def main() -> None:
     parser.add_argument("--output", default="", metavar="PATH", help="a folder, or of one image or video a file; default: a window")
     parser.add_argument("--confidence-threshold", type=float, default=0.5, help="smallest score to draw (default: %(default)s)")
     parser.add_argument("--optimize", action="store_true", help="predict faster, and the same")
-    parser.add_argument("--precision", default="float32", choices=PRECISIONS, help="of --optimize; bfloat16 changes results a little")
+    parser.add_argument(
+        "--precision", default="float32", choices=PRECISIONS, help="of --optimize; 16 bits change results a little, float16 needs a GPU"
+    )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, such as MODEL.WEIGHTS FILE")
     args, rest = parser.parse_known_args()
     if any(item.startswith("-") for item in rest[:1]):

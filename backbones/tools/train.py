@@ -54,7 +54,10 @@ def argument_parser() -> argparse.ArgumentParser:
     add_recipe_arguments(parser)
     parser.add_argument("--optimize", action="store_true", help="with --eval-only: a faster model that gives the same results")
     parser.add_argument(
-        "--precision", default="float32", choices=PRECISIONS, help="of --optimize; bfloat16 changes results, and by how much is printed"
+        "--precision",
+        default="float32",
+        choices=PRECISIONS,
+        help="of --optimize; 16 bits change results, and by how much is printed; float16 needs a GPU",
     )
     parser.add_argument(
         "--allow-partial-weights", action="store_true", help="go on where weights fill less than all of what they should (see the table)"
