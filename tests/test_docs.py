@@ -10,6 +10,7 @@ import re
 import shlex
 import shutil
 
+import prose
 import pytest
 from conftest import HERE, ROOT, Warm, few_digits
 
@@ -193,6 +194,8 @@ def test_training_commands_can_be_understood(monkeypatch):
             assert not [word for word in args.opts if word.startswith("--")], f"{page}: flags behind overrides are not read: {words}"
             assert not args.backbone or registry.family_of(args.backbone), page
             count += 1
+            if args.auto:
+                continue
             if args.config_file.endswith(".py"):
                 zoo.get_config_file(args.config_file)
                 continue
@@ -230,3 +233,11 @@ def test_flags(checkout):
     for page in PAGES:
         for flag in re.findall(r"`(--[a-z][\w-]*)", read(f"docs/{page}")):
             assert flag in every, f"{page}: {flag}"
+
+
+@pytest.mark.parametrize("page", [*(f"docs/{page}" for page in PAGES), "README.md", "model_zoo.md"])
+def test_sentences_are_short(page):
+    """`python tests/prose.py README.md docs/*.md` lists the longest."""
+    lengths = [len(words) for words in prose.sentences(read(page))]
+    assert lengths and max(lengths) <= prose.MOST and sum(lengths) / len(lengths) <= prose.MEAN
+    assert [len(words) for words in prose.sentences("One `a b` [two](x). Three\nfour, five!\n\n| no |\n")] == [3, 3]

@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -313,6 +314,13 @@ def test_model_zoo_is_up_to_date():
     """`python -m backbones.tools.zoo_table` writes what is there."""
     with open(os.path.join(ROOT, "model_zoo.md")) as f:
         assert f.read() == zoo_table.render()
+
+
+def test_the_table_of_the_readme_is_up_to_date():
+    with open(os.path.join(ROOT, "README.md")) as f:
+        text = f.read()
+    assert text == zoo_table.readme(text) and len(re.findall(r"^\| V-39-eSE +\| 42.7", text, re.M)) == 1
+    assert len(text.splitlines()) <= 150
 
 
 def python(code):

@@ -40,8 +40,8 @@ _SUITES = {
     "`FrozenBatchNorm2d` and concatenation; kept: bytes kept for the backward pass.",
     "data": "`INPUT.MAPPER exact`, the same tensors bit by bit, and `fast`, at most one level off, beside detectron2's mapper, one worker. "
     "Reading: an annotation file as large as COCO's becomes records of boxes or polygons, checks included, beside "
-    "detectron2's `load_coco_json`, in processor time; "
-    "each in a process of its own, whose peak of memory stands beside (GB).",
+    "detectron2's `load_coco_json`, in processor time. "
+    "Each ran in a process of its own, whose peak of memory stands beside (GB).",
     "evaluation": "faster-coco-eval beside pycocotools, with the largest difference of any figure of AP or AR.",
 }
 

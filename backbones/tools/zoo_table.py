@@ -1,6 +1,7 @@
-"""Writes model_zoo.md from the data in backbones/zoo: published and measured figures as recorded, computed ones computed now."""
+"""Writes model_zoo.md, and the table in README.md, from the data in backbones/zoo: figures as recorded there, computed ones computed now."""
 
 import os
+import re
 import statistics
 from typing import Any, Callable
 
@@ -10,7 +11,9 @@ from detectron2.modeling import build_model
 from torch.utils.flop_counter import FlopCounterMode
 
 from .. import registry, zoo
+from ..benchmark.detectors import FASTER
 from ..benchmark.tables import FIGURES, columns_of, recipes, recorded, speed, table_of, transfer
+from ..errors import UserError
 from ..files import write_whole
 from ..meta import conv_counts, on_meta
 from ..zoo import weights
@@ -80,13 +83,17 @@ def _weights() -> str:
         family = registry.family_of(name).name
         rows.append((name, cells[0] or f"from scratch: {_SCRATCH.get(family, _SCRATCH[''])}", *cells[1:]))
     known = weights.data()["sources"].items()
-    sources = "; ".join(f"{key}: {about['title']}" + (f", top-1 {about['top1']}" if "top1" in about else "") for key, about in known)
+    sources = "\n".join(f"- {key}: {about['title']}" + (f", top-1 {about['top1']}" if "top1" in about else "") for key, about in known)
     gone = "; ".join(f"{key}: {about['gone']}" for key, about in known if "gone" in about)
     return f"""### Weights of the backbones
 
 What `MODEL.WEIGHTS backbones://<name>` tries, in this order; `backbones://<name>@<source>:<id>` takes one file. Licence, and top-1 on
 ImageNet in %, *published*. Weights of the third column may not be used for everything: `--accept-licence` takes them, or their full name.
-Whether an address answers today, `backbones zoo check` says. {sources}. Gone: {gone}.
+Whether an address answers today, `backbones zoo check` says.
+
+{sources}
+
+Gone: {gone}.
 
 {table_of(rows, ("backbone", "taken", "taken only by name", "gone"))}
 """
@@ -184,9 +191,9 @@ def _search() -> str:
     return f"""## Training-free search
 
 [{os.path.basename(data["config"])}]({data["config"]}): {limits} at {data["image_size"]} pixels, {data["runs"][0]["candidates"]:,} candidates.
-*Measured here* in one process ({data["machine"]}; `{data["command"]}`): {each:.1f} microseconds a candidate, the median of the seeds,
-{times:.0f} times as fast as the {data["reference_ms"]} milliseconds of the original's own loop (without building the networks that it builds
-besides, one thread; a figure of another machine). *Computed*: the scores. No structure scores more than the last row's, by `zero_shot exact`.
+*Measured here* in one process ({data["machine"]}; `{data["command"]}`): {each:.1f} microseconds a candidate, the median of the seeds.
+The original's own loop takes {data["reference_ms"]} milliseconds, {times:.0f} times as long: one thread, on another machine, without the networks
+that it also builds. *Computed*: the scores. No structure scores more than the last row's, by `zero_shot exact`.
 
 {table_of(rows, ("", "score", *names))}
 """
@@ -209,10 +216,10 @@ beside random ones as costly, trained alike ({_link(data["pretrain"])}, {_link(d
 on {data["dataset"]}, and of the trained detector on digits_val. Found: {data["found"]:.2f}; the random ones: mean {data["others_mean"]:.2f},
 best {data["others_best"]:.2f}. Rank correlation of the two columns: Spearman {data["spearman"]:.2f}, Kendall {data["kendall"]:.2f}.{again}
 
-One evaluation of a path takes {', '.join(first)} and {last} (medians, {data.get("seconds_machine", data["machine"])}). To make it small,
-the path's network is made without memory and takes its slice of the supernet's weights; the images of calibration and evaluation are
-decoded once; where only the backbone has batch norms, it alone runs in recalibration; the detector is optimized as `--optimize` does it{plain};
-and COCO's figures come from faster-coco-eval.
+One evaluation of a path takes {', '.join(first)} and {last} (medians, {data.get("seconds_machine", data["machine"])}). What makes it
+small: the path's network is made without memory and takes its slice of the supernet's weights. Images are decoded once. Where only the
+backbone has batch norms, it alone runs in recalibration. The detector is optimized as `--optimize` does it{plain}. COCO's figures come from
+faster-coco-eval.
 
 {table_of(rows, ("path", "million multiply-adds", "by the supernet", "trained", "choices"))}
 """
@@ -264,12 +271,43 @@ def _link(config: str) -> str:
     return f"[{os.path.basename(config)[: -len('.yaml')]}](configs/{config})"
 
 
+_PLACE = re.compile(r"(<!-- written by python -m backbones.tools.zoo_table -->\n).*?(<!-- end -->)", re.S)
+_READERS_SIZE = "800x1088"
+
+
+def readme(text: str) -> str:
+    """A README with the table that answers whether a network suits: its AP, size and speed, and whether its weights can be had."""
+    measured = {row["name"]: row for row in recorded("speed.json")["runs"]}
+    rows, machine = [], ""
+    for name, config in FASTER.items():
+        row = measured[f"inference/{name}/{_READERS_SIZE}/optimized_vs_detectron2_R-50"]
+        machine = f"{row['machine']}, {row['threads']} threads"
+        first = weights.released(name)
+        theirs = "" if name in registry.list_backbones() else "detectron2"
+        alive = f"{first.spec.partition(':')[0]}, {first.licence}" if first else theirs or "none: from scratch"
+        count = parameters(_on_meta(zoo.get_config(config)))[1]
+        rows.append((name, f"{zoo.published(config)['published_ap']['box']}", f"{count / 1e6:.1f}", f"{row['median']:.2f}", alive))
+    table = table_of(rows, ("network", "COCO box AP", "parameters, M", "speed beside R-50", "ImageNet weights"))
+    words = f"""
+Faster R-CNN with FPN (the first two: FPNLite). AP: *published*, COCO 2017 val. Parameters: *computed*, of the whole detector. Speed: *measured here*
+({machine}), one image of {_READERS_SIZE},
+with `--optimize`, as a multiple of detectron2's R-50 as it is. More figures: [model_zoo.md](model_zoo.md).
+"""
+    return _PLACE.sub(lambda match: f"{match[1]}{table}\n{words}{match[2]}", text)
+
+
 def main() -> None:
     parser = parser_of(program("zoo_table"), __doc__)
     parser.add_argument("--output", default="model_zoo.md", metavar="FILE", help="(default: %(default)s)")
+    parser.add_argument("--readme", default="README.md", metavar="FILE", help="the file whose table is written (default: %(default)s)")
     args = parser.parse_args()
+    if not os.path.isfile(args.readme):
+        raise UserError(f"--readme {args.readme!r} is not there", "missing-file", "--readme")
+    with open(args.readme, encoding="utf-8") as f:
+        text = readme(f.read())
     write_whole(args.output, render())
-    print(args.output)
+    write_whole(args.readme, text)
+    print(args.output, args.readme)
 
 
 if __name__ == "__main__":
