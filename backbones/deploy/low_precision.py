@@ -5,10 +5,11 @@ images. The same quantized graph serves ONNX Runtime and OpenVINO. What it costs
 """
 
 import importlib.util
+import itertools
 import logging
 import os
 import tempfile
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 from detectron2.evaluation.testing import flatten_results_dict
@@ -98,14 +99,17 @@ def _quantize(source: str, path: str, images: Iterable[np.ndarray], about: dict[
         count = 0
 
         def __init__(self) -> None:
-            self.images = iter(images)
+            self.inputs = self.batches()
+
+        def batches(self) -> Iterator[np.ndarray]:
+            source, batch = iter(images), about.get("batch", 0)
+            while some := list(itertools.islice(source, batch or 1)):
+                self.count += len(some)
+                inputs = [run_exported.prepared(image[:, :, ::-1], about) for image in some]
+                yield from (x for _, x in run_exported.stacked(inputs, batch))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            image = next(self.images, None)
-            if image is None:
-                return None
-            self.count += 1
-            return {"image": run_exported.prepared(image[:, :, ::-1], about)}
+            return next(({"image": x} for x in self.inputs), None)
 
     reader, sound = Reader(), f"{path}.sound.onnx"
     quant_pre_process(source, sound, skip_symbolic_shape=True)  # folds constants; the shapes of detections are not known

@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import sys
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
@@ -146,6 +146,43 @@ def prepared(image: np.ndarray, about: dict[str, Any]) -> np.ndarray:
     return np.pad(x, ((0, 0), (0, -x.shape[1] % step), (0, -x.shape[2] % step)))[None]
 
 
+def stacked(inputs: Sequence[np.ndarray], batch: int) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Calls that a file which takes ``batch`` images needs for all ``inputs``: places of inputs of one shape, and (batch, C, H, W) of them.
+
+    Where there are fewer, the last is repeated. 0: it takes one as it is.
+    """
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for place, x in enumerate(inputs):
+        shapes.setdefault(x.shape, []).append(place)
+    for places in shapes.values():
+        for first in range(0, len(places), batch or 1):
+            chosen = places[first : first + (batch or 1)]
+            filled = chosen + chosen[-1:] * (batch - len(chosen))
+            yield chosen, np.stack([inputs[place] for place in filled]) if batch else inputs[chosen[0]]
+
+
+def separated(found: dict[str, np.ndarray], batch: int) -> list[dict[str, np.ndarray]]:
+    """What a file found in each image of its batch."""
+    if not batch:
+        return [found]
+    ends = np.cumsum(found["counts"])[:-1] if "counts" in found else ()
+    parts = {
+        name: np.split(value, ends) if "counts" in found and name != "sem_seg" else list(value)
+        for name, value in found.items()
+        if name != "counts"
+    }
+    return [{name: part[i] for name, part in parts.items()} for i in range(batch)]
+
+
+def results(call: Callable[[np.ndarray], list[np.ndarray]], about: dict[str, Any], inputs: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """What a file finds in each of the inputs, as `prepared` makes them: its outputs by name."""
+    batch = about.get("batch", 0)
+    found: dict[int, dict[str, np.ndarray]] = {}
+    for places, x in stacked(inputs, batch):
+        found.update(zip(places, separated(dict(zip(about["fields"], call(x))), batch)))
+    return [found[place] for place in range(len(inputs))]
+
+
 def pasted(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
     """A mask (M, M) of what is in a box, as (height, width) of bool."""
     result = np.zeros((height, width), bool)
@@ -204,9 +241,15 @@ class Detector:
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """What is in an image (H, W, 3) RGB uint8, in its pixels: see `finished`. Of a backbone its features, of a classifier its scores."""
-        x = prepared(image, self.about)
-        found = dict(zip(self.about["fields"], self._call(x)))
-        return found if self.about["part"] == "backbone" else finished(found, x.shape[1:], image.shape[:2])
+        return self.all([image])[0]
+
+    def all(self, images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """What is in each of some images. A file that takes a batch gets those together that are of one size once resized."""
+        inputs = [prepared(image, self.about) for image in images]
+        found = results(self._call, self.about, inputs)
+        if self.about["part"] == "backbone":
+            return found
+        return [finished(one, x.shape[1:], image.shape[:2]) for one, x, image in zip(found, inputs, images)]
 
     def name(self, label: int, kind: str = "classes") -> str:
         """The name of a class, or of one of "stuff"; its number where the file has none."""
@@ -282,17 +325,20 @@ def main() -> None:
     if args.value_range:
         detector.about.setdefault("reading", {})["value_range"] = args.value_range
     os.makedirs(args.draw or ".", exist_ok=True)
-    for path in args.images:
-        try:
-            image = read(path, detector.about)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            print(f"error: {path!r} cannot be read: {error}", file=sys.stderr)
-            bad += 1
-            continue
-        found = detector(image)
-        print(json.dumps({"file": path, "height": image.shape[0], "width": image.shape[1], **described(found, detector, args.threshold)}))
-        if args.draw:
-            drawn(image, found, detector, args.threshold).save(os.path.join(args.draw, f"{os.path.splitext(os.path.basename(path))[0]}.png"))
+    together = max(detector.about.get("batch", 0), 1)
+    for first in range(0, len(args.images), together):
+        images = []
+        for path in args.images[first : first + together]:
+            try:
+                images.append((path, read(path, detector.about)))
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                print(f"error: {path!r} cannot be read: {error}", file=sys.stderr)
+                bad += 1
+        for (path, image), found in zip(images, detector.all([image for _, image in images])):
+            print(json.dumps({"file": path, "height": image.shape[0], "width": image.shape[1], **described(found, detector, args.threshold)}))
+            if args.draw:
+                name = f"{os.path.splitext(os.path.basename(path))[0]}.png"
+                drawn(image, found, detector, args.threshold).save(os.path.join(args.draw, name))
     sys.exit(min(bad, 1))
 
 
