@@ -30,7 +30,7 @@ from .names import names_of
 from .onnx_graph import portable
 from .optimize import optimize
 from .runner import Runner, resized
-from .saving import deliver, save_onnx, save_openvino
+from .saving import deliver, one_line, save_onnx, save_openvino
 from .traceable import Traceable, finding_more, tracing
 
 FORMATS = {"torchscript": ".ts", "onnx": ".onnx", "openvino": ".xml"}
@@ -143,13 +143,11 @@ def _written(
     place = os.path.dirname(os.path.abspath(path))
     with tempfile.TemporaryDirectory(dir=place) as folder:
         temporary = os.path.join(folder, os.path.basename(path))
-        try:
+        with one_line(f"{type(traceable.model).__name__} cannot be exported to {kind}"):
             _WRITERS[kind](traceable, inputs[0], temporary, about)
-        except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-            reason = " ".join(str(error).split())[-300:]
-            raise UserError(f"{type(traceable.model).__name__} cannot be exported to {kind}: {reason}", "unsupported") from error
-        runner = Runner(temporary)
-        pairs = [pair for each, x in zip(before, inputs) for pair in zip(each, runner.each(x), strict=True)]
+            runner = Runner(temporary)
+            found = [one for x in inputs for one in runner.each(x)]
+        pairs = zip([one for each in before for one in each], found, strict=True)
         compared = [_compare(expected, found, about["part"], tolerance) for expected, found in pairs]
         if keep:
             deliver(folder, place)

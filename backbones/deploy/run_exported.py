@@ -20,9 +20,36 @@ TO_YUV = [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
+class Unusable(RuntimeError):
+    """A line that says why a file cannot be loaded, or run on an input; ``package`` is what to install for it."""
+
+    def __init__(self, said: str, reason: BaseException, package: str = ""):
+        super().__init__(f"{said}: {' '.join(str(reason).split())[:200] or type(reason).__name__}")
+        self.package = package
+
+
 def load(path: str, threads: int = 0) -> tuple[Callable[[np.ndarray], list[np.ndarray]], dict[str, Any]]:
-    """(what maps an image as `prepared` makes it to the file's outputs, what the file says of itself). 0 threads: as the runtime chooses."""
-    return LOADERS[os.path.splitext(path)[1]](path, threads)
+    """(what maps an image as `prepared` makes it to the file's outputs, what the file says of itself). 0 threads: as the runtime chooses.
+
+    It, and what it gives, raises `Unusable`.
+    """
+    try:
+        run, about = LOADERS[os.path.splitext(path)[1]](path, threads)
+        if missing := {"fields", "part", "input_format"} - set(about):
+            raise ValueError(f"it does not say {', '.join(sorted(missing))}")
+    except ImportError as error:
+        package = error.name or "its runtime"
+        raise Unusable(f"{path!r} needs a package that is not installed, pip install {package}", error, package) from error
+    except Exception as error:  # each runtime raises its own
+        raise Unusable(f"{path!r} is no file that backbones exported, or needs another version of its runtime", error) from error
+
+    def call(x: np.ndarray) -> list[np.ndarray]:
+        try:
+            return run(x)
+        except Exception as error:
+            raise Unusable(f"{path!r} cannot be run on an input of {x.shape}", error) from error
+
+    return call, about
 
 
 def _onnx(path: str, threads: int):
@@ -327,20 +354,28 @@ def main() -> None:
     os.makedirs(args.draw or ".", exist_ok=True)
     together = max(detector.about.get("batch", 0), 1)
     for first in range(0, len(args.images), together):
-        images = []
+        images, found = [], []
         for path in args.images[first : first + together]:
             try:
                 images.append((path, read(path, detector.about)))
             except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
                 print(f"error: {path!r} cannot be read: {error}", file=sys.stderr)
                 bad += 1
-        for (path, image), found in zip(images, detector.all([image for _, image in images])):
-            print(json.dumps({"file": path, "height": image.shape[0], "width": image.shape[1], **described(found, detector, args.threshold)}))
+        try:
+            found = detector.all([image for _, image in images])
+        except Unusable as error:
+            print(f"error: {', '.join(path for path, _ in images)}: {error}", file=sys.stderr)
+            bad += 1
+        for (path, image), one in zip(images, found):
+            print(json.dumps({"file": path, "height": image.shape[0], "width": image.shape[1], **described(one, detector, args.threshold)}))
             if args.draw:
                 name = f"{os.path.splitext(os.path.basename(path))[0]}.png"
-                drawn(image, found, detector, args.threshold).save(os.path.join(args.draw, name))
+                drawn(image, one, detector, args.threshold).save(os.path.join(args.draw, name))
     sys.exit(min(bad, 1))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (Unusable, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -41,7 +41,7 @@ class Runner:
         path: ends in .ts, .onnx or .xml.
         threads: of ONNX Runtime and OpenVINO; 0: as many as torch uses.
 
-    Raises UserError for a file that this project did not export.
+    Raises UserError for a file that this project did not export, and for an input that it cannot be run on.
     """
 
     def __init__(self, path: str, threads: int = 0):
@@ -51,13 +51,16 @@ class Runner:
         if kind not in run_exported.LOADERS:
             raise unknown(f"kind of exported file, of {path!r}", kind, run_exported.LOADERS)
         try:
-            self._call, self.about = run_exported.load(path, threads or torch.get_num_threads())
-            self.fields: list[str] = self.about["fields"]
-        except ImportError as error:
-            message = f"{path!r} needs a package that is not installed: pip install {error.name}"
-            raise UserError(message, "missing-package", suggestion=error.name) from error
-        except Exception as error:  # each runtime raises its own
-            raise UserError(f"{path!r} is no file that backbones exported: {' '.join(str(error).split())[:200]}", "bad-file") from error
+            self._run, self.about = run_exported.load(path, threads or torch.get_num_threads())
+        except run_exported.Unusable as error:
+            raise UserError(error, "missing-package" if error.package else "bad-file", suggestion=error.package or None) from error
+        self.fields: list[str] = self.about["fields"]
+
+    def _call(self, x: np.ndarray) -> list[np.ndarray]:
+        try:
+            return self._run(x)
+        except run_exported.Unusable as error:
+            raise UserError(error, "unsupported") from error
 
     def run(self, image: Tensor) -> dict[str, Tensor]:
         """What the file gives for its own kind of input, float32 (3, H, W), or of a backbone or a batch (N, 3, H, W)."""

@@ -140,7 +140,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as place:
             exact = os.path.join(place, "float32.onnx")
             differences = given(exact, "onnx")
-            figures = lower(exact, args.output, args.format, args.precision, samples, args.calibrate or "", evaluate, args.max_drop)
+            figures = lower(exact, args.output, args.format, args.precision, samples, args.calibrate or "", evaluate, args.max_drop, image)
     print(predictor.said)
     it = "It" if args.precision == "float32" else "In float32 it"
     files = [args.output, f"{os.path.splitext(args.output)[0]}.bin"] if args.format == "openvino" else [args.output]
