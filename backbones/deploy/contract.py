@@ -34,6 +34,9 @@ _CROP = (
     "image: float32 {shape}, channels first, {format}, 0 to 255, not normalized: the file does it. Resized by Pillow's bilinear "
     "filter so that the shorter side is {resize}, then the middle cut out"
 )
+_WHOLE = (
+    "image: uint8 {shape}, RGB, {number} a call, of any size: the file resizes and normalizes. Boxes are in its pixels, not in resized ones"
+)
 FEATURES = "float32 (images, channels, H / stride, W / stride)"
 
 
@@ -66,8 +69,10 @@ def contract(about: dict[str, Any]) -> list[str]:
     image = _CROP if about["crop"] else _BATCH if about["part"] == "backbone" else _IMAGE
     if not about["min_size"] and image is _IMAGE:
         image = _IMAGE.partition("; the model")[0] + "; the model was evaluated on images of their own size"
-    batch, size = about.get("batch", 0), [about["crop"]] * 2 if about["crop"] else ["H", "W"]
-    shape = f"({', '.join(map(str, [*([batch] if batch else []), 3, *size]))})"
+    batch, whole_image = about.get("batch", 0), about.get("preprocessing", False)
+    image = _WHOLE if whole_image else image
+    axes = ["H", "W", 3] if whole_image else [3, about["crop"] or "H", about["crop"] or "W"]
+    shape = f"({', '.join(map(str, [*([batch] if batch else []), *axes]))})"
     number = f"{batch} images of one size" if batch > 1 else "One image"
     whole = {name for name in about["fields"] if batch and (name == "sem_seg" or "counts" not in about["fields"])}
     return [

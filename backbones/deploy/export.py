@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
+from PIL import Image
 from torch import Tensor, nn
 
 from ..detectors import InOrder
@@ -29,6 +30,7 @@ from .contract import contract, describe
 from .names import names_of
 from .onnx_graph import portable
 from .optimize import optimize
+from .preprocessing import check_preprocessing
 from .runner import Runner, resized
 from .saving import deliver, one_line, save_onnx, save_openvino
 from .traceable import Traceable, finding_more, tracing
@@ -72,6 +74,7 @@ def export(
     tolerance: Tolerance | None = None,
     names: Metadata | None = None,
     batch: int = 0,
+    include_preprocessing: bool = False,
 ) -> dict[str, float]:
     """Writes ``model`` to ``path`` and returns by how much the file's results differ from the model's own, at two sizes of ``image``.
 
@@ -85,6 +88,8 @@ def export(
         names: of classes, which the file keeps; by default what `names_of` finds.
         batch: how many images of one size the file of a detector takes at once; 0: one, without an axis of its own.
 
+        include_preprocessing: the file takes images (H, W, 3) RGB uint8 of any size, and boxes are in their pixels.
+
     Raises UserError where the file would differ by more than the ``tolerance``, or the format's packages are missing; then there is no file.
     """
     check_target(kind, path)
@@ -93,9 +98,12 @@ def export(
     check_batch(batch, part)
     tolerance = tolerance or TOLERANCES[kind]
     model = optimize(model.cpu(), memory_format="contiguous", roi_align=False)
-    traceable = Traceable(model, part, batch)
     about = {**describe(cfg, model, part, names or names_of(cfg)[0]), "batch": batch}
-    inputs = [_input(image, {**about, **{key: int(about[key] * scale) for key in ("min_size", "max_size")}}) for scale in (1.0, 0.7)]
+    if include_preprocessing:
+        check_preprocessing(about, kind, keypoints=cfg.MODEL.KEYPOINT_ON)
+    traceable = Traceable(model, part, batch, about if include_preprocessing else None)
+    about = {**about, "preprocessing": include_preprocessing}
+    inputs = [_input(image, about, scale) for scale in (1.0, 0.7)]
     write = partial(_written, traceable, inputs, about, path, kind, tolerance)
     with torch.no_grad(), InOrder(), tracing():
         before = [traceable.alone(x) for x in inputs]
@@ -117,9 +125,12 @@ def export(
     return differences
 
 
-def _input(image: np.ndarray, about: dict[str, Any]) -> Tensor:
+def _input(image: np.ndarray, about: dict[str, Any], scale: float) -> Tensor:
     """What a file is checked on. The images of a batch differ, so that one in another's place is seen: moved round, every second mirrored."""
     batch = about["batch"]
+    if about["preprocessing"]:
+        image = np.asarray(Image.fromarray(image).resize([max(int(side * scale), 1) for side in image.shape[1::-1]]))
+    about = {**about, **{key: int(about[key] * scale) for key in ("min_size", "max_size")}}
     if not batch:
         return resized(image, about)
     moved = [np.roll(image, i * image.shape[1] // batch, axis=1) for i in range(batch)]
@@ -181,8 +192,8 @@ def _write_torchscript(traceable: Traceable, sample: Tensor, path: str, about: d
 def _write_onnx(traceable: Traceable, sample: Tensor, path: str, about: dict[str, Any]) -> None:
     import onnx
 
-    rank = sample.dim()
-    axes = {**({0: "images"} if about["part"] == "backbone" else {}), rank - 2: "height", rank - 1: "width"}
+    first = sample.dim() - (3 if about["preprocessing"] else 2)  # of height and width
+    axes = {**({0: "images"} if about["part"] == "backbone" else {}), first: "height", first + 1: "width"}
     # the exporter by trace, which takes whole detectors; since torch 2.9 it is not the default
     options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     options.update(input_names=["image"], output_names=list(traceable.fields), dynamic_axes={"image": axes})

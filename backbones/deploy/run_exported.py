@@ -148,7 +148,12 @@ def scaled(maps: np.ndarray, height: int, width: int, cubic: bool = False) -> np
 
 
 def prepared(image: np.ndarray, about: dict[str, Any]) -> np.ndarray:
-    """What the file takes, (C, H', W') float32 from 0 to 255 in its "input_format", of an image (H, W, 3) RGB uint8; of a backbone a batch."""
+    """What the file takes, (C, H', W') float32 from 0 to 255 in its "input_format", of an image (H, W, 3) RGB uint8; of a backbone a batch.
+
+    With "preprocessing" it is the image itself.
+    """
+    if about.get("preprocessing"):
+        return np.ascontiguousarray(image)
     sized = Image.fromarray(np.ascontiguousarray(image))
     yuv = about["input_format"] == "YUV-BT.601"
     if about["crop"]:  # a classifier's
@@ -199,6 +204,11 @@ def separated(found: dict[str, np.ndarray], batch: int) -> list[dict[str, np.nda
         if name != "counts"
     }
     return [{name: part[i] for name, part in parts.items()} for i in range(batch)]
+
+
+def seen(x: np.ndarray, about: dict[str, Any]) -> Sequence[int]:
+    """(height, width) of what `prepared` made."""
+    return x.shape[:2] if about.get("preprocessing") else x.shape[1:]
 
 
 def results(call: Callable[[np.ndarray], list[np.ndarray]], about: dict[str, Any], inputs: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
@@ -276,7 +286,7 @@ class Detector:
         found = results(self._call, self.about, inputs)
         if self.about["part"] == "backbone":
             return found
-        return [finished(one, x.shape[1:], image.shape[:2]) for one, x, image in zip(found, inputs, images)]
+        return [finished(one, seen(x, self.about), image.shape[:2]) for one, x, image in zip(found, inputs, images)]
 
     def name(self, label: int, kind: str = "classes") -> str:
         """The name of a class, or of one of "stuff"; its number where the file has none."""

@@ -30,7 +30,7 @@ FIELDS = {
 
 def resized(image: np.ndarray, about: dict[str, Any]) -> Tensor:
     """Makes of an image (H, W, 3) BGR what a file expects: in its format and resized, (C, H', W') float32; for a backbone padded,
-    (1, C, H', W')."""
+    (1, C, H', W'); with preprocessing the image itself, RGB uint8."""
     return torch.from_numpy(run_exported.prepared(image[:, :, ::-1], about))
 
 
@@ -93,7 +93,10 @@ class Runner:
         return [self._finished(one, x, size) for one, x, size in zip(found, inputs, sizes)]
 
     def _finished(self, outputs: dict[str, np.ndarray], x: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-        found = {name: torch.from_numpy(value) for name, value in run_exported.finished(outputs, x.shape[1:], size).items()}
+        found = {
+            name: torch.from_numpy(value)
+            for name, value in run_exported.finished(outputs, run_exported.seen(x.numpy(), self.about), size).items()
+        }
         if "boxes" not in found and "proposals" not in found:
             return found
         instances = Instances(tuple(size))

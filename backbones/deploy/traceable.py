@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..detectors import ImageClassifier
 from ..errors import UserError
+from . import preprocessing, run_exported
 from .runner import FIELDS
 
 
@@ -27,7 +28,7 @@ class Heatmaps(nn.Module):
         self.head: Any = head
 
     def forward(self, x: Tensor, instances: list[Instances]) -> list[Instances]:
-        for one, maps in zip(instances, self.head.layers(x).split([len(one) for one in instances])):
+        for one, maps in zip(instances, self.head.layers(x).split([one.pred_boxes.tensor.shape[0] for one in instances])):
             one.pred_keypoint_heatmaps = maps
         return instances
 
@@ -35,12 +36,13 @@ class Heatmaps(nn.Module):
 class Traceable(nn.Module):
     """Maps an image (3, H, W), or ``batch`` images (N, 3, H, W), to a detector's results; or images to its backbone's features.
 
+    With what `describe` gives as ``about`` images are (H, W, 3) RGB uint8 as they are, and boxes in their pixels.
     ``fields`` names what comes. Of a batch, what the images hold follows one after the other, "counts" (N,) objects in each.
     """
 
-    def __init__(self, model: Any, part: str, batch: int = 0):
+    def __init__(self, model: Any, part: str, batch: int = 0, about: dict[str, Any] | None = None):
         super().__init__()
-        self.model, self.part, self.batch = model, part, batch
+        self.model, self.part, self.batch, self.about = model, part, batch, about
         head = getattr(getattr(model, "roi_heads", None), "keypoint_head", None)
         if isinstance(head, BaseKeypointRCNNHead):
             model.roi_heads.keypoint_head = Heatmaps(head)
@@ -53,7 +55,12 @@ class Traceable(nn.Module):
         if self.part == "backbone":
             features = self.model.backbone((image - self.model.pixel_mean) / self.model.pixel_std)
             return tuple(features[name] for name in self.fields)
-        each = _found(self.model, image if self.batch else image[None])
+        images = image if self.batch else image[None]
+        if self.about:
+            x = preprocessing.prepared(images, self.about)
+            each = [preprocessing.in_pixels(one, x.shape[2:], images.shape[1:3]) for one in _found(self.model, x)]
+        else:
+            each = _found(self.model, images)
         found = _together(each) if self.batch else each[0]
         return tuple(found.values())
 
@@ -61,9 +68,15 @@ class Traceable(nn.Module):
         """What the file's input ``x`` is to give, of each image, computed for that image alone. Sets ``fields``."""
         if self.part == "backbone":
             return [dict(zip(self.fields, self(x)))]
-        each = [_found(self.model, image[None])[0] for image in (x if self.batch else x[None])]
+        each = [self._of_one(image) for image in (x if self.batch else x[None])]
         self.fields = tuple(_together(each) if self.batch else each[0])
         return each
+
+    def _of_one(self, image: Tensor) -> dict[str, Tensor]:
+        if not self.about:
+            return _found(self.model, image[None])[0]
+        x = torch.from_numpy(run_exported.prepared(image.numpy(), self.about))  # by Pillow itself
+        return preprocessing.in_pixels(_found(self.model, x[None])[0], x.shape[1:], image.shape[:2])
 
 
 def _padded(pad: Callable[[list[Any]], ImageList], images: Any) -> ImageList:

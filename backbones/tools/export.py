@@ -103,6 +103,11 @@ def main() -> None:
         metavar="N",
         help="the detector's file takes N images of one size a call (default: one, without that axis)",
     )
+    parser.add_argument(
+        "--include-preprocessing",
+        action="store_true",
+        help="the file takes uint8 images (H, W, 3) RGB of any size, and gives boxes in their pixels",
+    )
     parser.add_argument("--image", metavar="FILE", help="what the export is traced and checked on (default: an image of DATASETS.TEST)")
     parser.add_argument("--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS.values())}, after the format")
     precisions = sorted({"float32", *(name for names in PRECISIONS.values() for name in names)})
@@ -119,6 +124,10 @@ def main() -> None:
     check_target(args.format, args.output)
     check_batch(args.batch, args.part)
     check_precision(args.format, args.precision, bool(args.calibrate))
+    if args.include_preprocessing and args.precision != "float32":
+        raise UserError(
+            f"--include-preprocessing: resizing needs float32, but --precision is {args.precision}", "conflict", "--include-preprocessing"
+        )
     if args.images < 1:
         raise UserError(f"--images {args.images} must be at least 1", key="--images")
     folder = os.path.dirname(os.path.abspath(args.output))
@@ -132,6 +141,7 @@ def main() -> None:
     os.makedirs(folder, exist_ok=True)
     predictor = Predictor(front)
     given = partial(export, front.settings, predictor.model, image=image, part=args.part, names=predictor.metadata, batch=args.batch)
+    given = partial(given, include_preprocessing=args.include_preprocessing)
     if args.precision == "float32":
         differences, figures = given(args.output, args.format), {}
     else:
