@@ -111,7 +111,8 @@ def export(
         if not empty:
             differences = write(before)
         else:
-            said = f"the detector finds nothing in the image at {empty[0].shape[-2]}x{empty[0].shape[-1]} that an export could be checked on"
+            height, width = empty[0].shape[-3:-1] if include_preprocessing else empty[0].shape[-2:]
+            said = f"the detector finds nothing in the image at {height}x{width} that an export could be checked on"
             try:
                 with finding_more(traceable, empty):
                     more = [traceable.alone(x) for x in inputs]
