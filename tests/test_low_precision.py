@@ -2,6 +2,7 @@
 
 import os
 
+import numpy as np
 import pytest
 from choices import cases
 from lively import alive, small_config
@@ -11,6 +12,7 @@ from backbones import UserError
 from backbones.deploy import Runner
 from backbones.deploy.export import FORMATS, export
 from backbones.deploy.low_precision import averages, check_precision, lower
+from backbones.deploy.saving import save_onnx
 from backbones.engine import YamlFront
 from backbones.tools.export import calibration
 
@@ -37,6 +39,23 @@ def test_int8(kind, form, tmp_path):
     assert sum(os.path.getsize(tmp_path / "small" / name) for name in files) < 0.5 * os.path.getsize(source)
     expected, found = (runner(image)["instances"].scores for runner in (Runner(source), Runner(path)))
     assert len(found) and abs(float(expected[:10].mean() - found[:10].mean())) < 0.1
+
+
+def test_a_graph_that_cannot_be_lowered(tmp_path):
+    """No images to calibrate on, and a graph that does not take the sample, are one line, and there is no file."""
+    import onnx
+
+    about = {"fields": ["scores"], "part": "detector", "input_format": "RGB", "crop": 0, "min_size": 0, "max_size": 8}
+    graph = onnx.parser.parse_graph("g (float[3, 8, 8] image) => (float[3, 8, 8] scores) { scores = Relu (image) }")
+    source = str(tmp_path / "a.onnx")
+    save_onnx(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), source, about)
+    for form in ("onnx", "openvino"):
+        with pytest.raises(UserError, match="int8 of this model cannot be made: .") as error:
+            lower(source, str(tmp_path / f"b{FORMATS[form]}"), form, "int8", [])
+        assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="cannot be run on an input of"):
+        lower(source, str(tmp_path / "b.xml"), "openvino", "bfloat16", sample=np.zeros((8, 16, 3), np.uint8))
+    assert os.listdir(tmp_path) == ["a.onnx"]
 
 
 @pytest.mark.parametrize(

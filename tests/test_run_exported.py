@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ from choices import cases
 from lively import alive, boxes_of
 
 from backbones import UserError
-from backbones.deploy import Runner
+from backbones.deploy import Runner, run_exported
 from backbones.deploy.export import FORMATS, Tolerance, export, match
 from backbones.deploy.predictor import Predictor
+from backbones.deploy.saving import save_onnx
 from backbones.tools import demo
 
 ALONE = (
@@ -25,12 +28,7 @@ ALONE = (
 )
 def test_the_file_beside_an_export_runs_it_alone(kind, form, tmp_path):
     """Boxes to 0.1 pixels, masks but for a pixel in a thousand, keypoints to 0.1 pixels, without torch where the runtime is not torch."""
-    import subprocess
-    import sys
-
     from PIL import Image
-
-    from backbones.deploy import run_exported
 
     cfg, image, model, _ = alive(kind, "MobileNetV2")
     path = str(tmp_path / f"detector{FORMATS[form]}")
@@ -75,8 +73,6 @@ def test_the_file_beside_an_export_runs_it_alone(kind, form, tmp_path):
 def test_images_of_more_than_8_bits(tmp_path):
     """The file beside an export guesses no range: the model's, or one that is given, or a line that says which values there are."""
     from PIL import Image
-
-    from backbones.deploy import run_exported
 
     Image.fromarray((np.arange(600, dtype=np.uint16) * 100).reshape(20, 30)).save(tmp_path / "deep.png")
     with pytest.raises(ValueError, match="from 0 to 59900: say which range becomes 0 to 255, such as --value-range 0 65535"):
@@ -157,3 +153,50 @@ def test_no_input_is_written_over(tmp_path):
     file.touch()
     with pytest.raises(UserError, match="would write over"):
         demo.targets_of([str(file)], str(tmp_path))
+
+
+def stand_alone(path, *arguments):
+    """Runs the file beside an exported one as a program: (exit code, lines of errors). A traceback is none."""
+    command = [sys.executable, "-c", ALONE.format(blocked=arguments[0], argv=[run_exported.__file__, path, *arguments[1:]])]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    return ran.returncode, ran.stderr.splitlines()
+
+
+def small_onnx(path, **about):
+    """A graph that takes a pair of images alone, and says of itself what is given."""
+    import onnx
+
+    graph = onnx.parser.parse_graph("g (float[2, 3, 8, 8] image) => (float[2, 3, 8, 8] scores) { scores = Relu (image) }")
+    save_onnx(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), path, about)
+
+
+def test_files_and_inputs_that_cannot_be_used(tmp_path):
+    """A package that is missing, a broken file, one that says too little, an input of another size: a line each, here and beside the file."""
+    from PIL import Image
+
+    path, image = str(tmp_path / "a.onnx"), str(tmp_path / "a.png")
+    Image.new("RGB", (8, 8)).save(image)
+    small_onnx(path, fields=["scores"], part="detector")
+    with pytest.raises(UserError, match="does not say input_format"):
+        Runner(path)
+    about = {"fields": ["scores"], "part": "detector", "input_format": "RGB", "crop": 0, "min_size": 0, "max_size": 8, "classes": ["x"]}
+    small_onnx(path, **about)
+    with pytest.raises(UserError, match=r"a.onnx' cannot be run on an input of \(3, 8, 8\): .*[Ii]nvalid") as error:
+        Runner(path).run(torch.zeros(3, 8, 8))
+    assert error.value.code == "unsupported"
+    code, lines = stand_alone(path, [], image)
+    assert code == 1 and len(lines) == 1 and "a.png: " in lines[0] and "cannot be run on an input of (3, 8, 8)" in lines[0]
+    code, lines = stand_alone(path, ["onnxruntime"], image)
+    assert code == 1 and len(lines) == 1 and "needs a package that is not installed, pip install onnxruntime" in lines[0]
+    with open(path, "wb") as f:
+        f.write(b"nonsense")
+    code, lines = stand_alone(path, [], image)
+    assert code == 1 and len(lines) == 1 and "is no file that backbones exported, or needs another version" in lines[0]
+
+
+def test_a_runtime_that_is_not_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    (tmp_path / "a.xml").touch()
+    with pytest.raises(UserError, match="pip install openvino") as error:
+        Runner(str(tmp_path / "a.xml"))
+    assert error.value.code == "missing-package" and error.value.suggestion == "openvino"

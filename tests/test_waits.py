@@ -21,11 +21,11 @@ from detectron2.engine import SimpleTrainer
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks
 from detectron2.utils.events import EventStorage
-import waits
+import pretend
 from backbones import use_backbone, zoo
 from backbones.engine.step import Steps
 
-device = waits.setup()
+device = pretend.setup()
 objects = Instances((96, 128))
 objects.gt_boxes = Boxes(torch.tensor([[10.0, 10.0, 60.0, 70.0], [40.0, 20.0, 120.0, 90.0]]))
 objects.gt_classes = torch.tensor([1, 2])
@@ -35,16 +35,16 @@ for name in sys.argv[1:]:
     cfg = zoo.get_config(name)
     use_backbone(cfg, "RegNetX-200MF")
     cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.REGNET.NORM, cfg.MODEL.DEVICE = "", 0, "BN", str(device)
-    with waits.Counting():
+    with pretend.OnDevice():
         model, counts = build_model(cfg), []
         for kind in (SimpleTrainer, Steps):
             trainer = kind(model, [batch], torch.optim.SGD(model.parameters(), lr=1e-9))
             trainer.iter = 1
             with EventStorage(1):
                 torch.manual_seed(0)
-                waits.waits.clear()
+                pretend.waits.clear()
                 trainer.run_step()
-            counts.append(len(waits.waits))
+            counts.append(len(pretend.waits))
     print(*counts)
 """
 

@@ -19,9 +19,10 @@ OUTPUTS = {
     "sem_seg": "float32 (classes of `stuff`, H, W), of the resized image or padded beyond it: a pixel's class has the largest value",
     "proposals": "float32 (N, 4): boxes that may hold an object, as boxes",
     "objectness": "float32 (N,): logits of proposals",
+    "counts": "int64 ({batch},): how many objects each image has; all others follow one another, image by image",
 }
 _IMAGE = (
-    "image: float32 (3, H, W), channels first, {format}, 0 to 255, neither normalized nor padded: the file does both. One image a call, of any "
+    "image: float32 {shape}, channels first, {format}, 0 to 255, neither normalized nor padded: the file does both. {number} a call, of any "
     "size; the model was evaluated on images resized by Pillow's bilinear filter so that the shorter side is {min_size}, but the longer one "
     "{max_size} at most, both rounded half up"
 )
@@ -30,8 +31,11 @@ _BATCH = (
     "{size_divisibility}: zeros are added at the right and below"
 )
 _CROP = (
-    "image: float32 (3, {crop}, {crop}), channels first, {format}, 0 to 255, not normalized: the file does it. Resized by Pillow's bilinear "
+    "image: float32 {shape}, channels first, {format}, 0 to 255, not normalized: the file does it. Resized by Pillow's bilinear "
     "filter so that the shorter side is {resize}, then the middle cut out"
+)
+_WHOLE = (
+    "image: uint8 {shape}, RGB, {number} a call, of any size: the file resizes and normalizes. Boxes are in its pixels, not in resized ones"
 )
 FEATURES = "float32 (images, channels, H / stride, W / stride)"
 
@@ -65,8 +69,14 @@ def contract(about: dict[str, Any]) -> list[str]:
     image = _CROP if about["crop"] else _BATCH if about["part"] == "backbone" else _IMAGE
     if not about["min_size"] and image is _IMAGE:
         image = _IMAGE.partition("; the model")[0] + "; the model was evaluated on images of their own size"
+    batch, whole_image = about.get("batch", 0), about.get("preprocessing", False)
+    image = _WHOLE if whole_image else image
+    axes = ["H", "W", 3] if whole_image else [3, about["crop"] or "H", about["crop"] or "W"]
+    shape = f"({', '.join(map(str, [*([batch] if batch else []), *axes]))})"
+    number = f"{batch} images of one size" if batch > 1 else "One image"
+    whole = {name for name in about["fields"] if batch and (name == "sem_seg" or "counts" not in about["fields"])}
     return [
-        image.format(**{**about, "format": about["input_format"]}),
-        *(f"{name}: {OUTPUTS.get(name, FEATURES)}" for name in about["fields"]),
+        image.format(**{**about, "format": about["input_format"], "shape": shape, "number": number}),
+        *(f"{name}: {'of each image, ' * (name in whole)}{OUTPUTS.get(name, FEATURES).format(batch=batch)}" for name in about["fields"]),
         "files: the .bin beside an .xml belongs to it. run_exported.py does all of this with numpy and Pillow",
     ]

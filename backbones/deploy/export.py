@@ -2,41 +2,38 @@
 
 A detector's file takes one image of any size, resized and in the format that the file's description names, and gives what the detector
 finds before it is brought to the original image's size; `Runner` does the rest, and so does `run_exported`, which is put beside the file and
-needs nothing of this project. A backbone's file takes a batch whose sides the description's ``size_divisibility`` divides, and gives the
-features. Both subtract the mean themselves. `contract` says all of it, and is in the file.
+needs nothing of this project. With a batch it takes so many images of one size, and gives what is in all of them and how many objects are
+whose. A backbone's file takes a batch whose sides the description's ``size_divisibility`` divides, and gives the features. All subtract the
+mean themselves. `contract` says all of it, and is in the file.
 """
 
-import contextlib
 import importlib.util
 import inspect
-import io
 import json
 import logging
 import os
 import tempfile
-import warnings
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data.catalog import Metadata
-from detectron2.modeling import GeneralizedRCNN, PanopticFPN, ProposalNetwork
-from detectron2.modeling.meta_arch.dense_detector import DenseDetector
-from detectron2.modeling.roi_heads import BaseKeypointRCNNHead
-from detectron2.structures import ImageList, Instances
+from PIL import Image
 from torch import Tensor, nn
 
-from ..detectors import ImageClassifier, InOrder
+from ..detectors import InOrder
 from ..errors import UserError, unknown
 from .contract import contract, describe
 from .names import names_of
 from .onnx_graph import portable
 from .optimize import optimize
-from .runner import FIELDS, Runner, resized
-from .saving import deliver, save_onnx, save_openvino
+from .preprocessing import check_preprocessing
+from .runner import Runner, resized
+from .saving import deliver, one_line, save_onnx, save_openvino
+from .traceable import Traceable, finding_more, tracing
 
 FORMATS = {"torchscript": ".ts", "onnx": ".onnx", "openvino": ".xml"}
 PARTS = ("detector", "backbone")
@@ -67,74 +64,6 @@ _REMEDY = (
 )
 
 
-class Heatmaps(nn.Module):
-    """A keypoint head that leaves its maps to `Runner`: other runtimes cannot search for peaks region by region."""
-
-    def __init__(self, head: BaseKeypointRCNNHead):
-        super().__init__()
-        self.head: Any = head
-
-    def forward(self, x: Tensor, instances: list[Instances]) -> list[Instances]:
-        instances[0].pred_keypoint_heatmaps = self.head.layers(x)  # of the one image
-        return instances
-
-
-class Traceable(nn.Module):
-    """Maps an image (3, H, W) to a detector's results, or images (N, 3, H, W) to its backbone's features; ``fields`` names them."""
-
-    def __init__(self, model: Any, part: str):
-        super().__init__()
-        self.model, self.part = model, part
-        head = getattr(getattr(model, "roi_heads", None), "keypoint_head", None)
-        if isinstance(head, BaseKeypointRCNNHead):
-            model.roi_heads.keypoint_head = Heatmaps(head)
-        self.fields: tuple[str, ...] = tuple(model.backbone.output_shape()) if part == "backbone" else ()
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        if self.part == "backbone":
-            features = self.model.backbone((image - self.model.pixel_mean) / self.model.pixel_std)
-            return tuple(features[name] for name in self.fields)
-        found = _found(self.model, image)
-        self.fields = tuple(found)
-        return tuple(found.values())
-
-
-def _found(model: nn.Module, image: Tensor) -> dict[str, Tensor]:
-    """What a detector finds in an image, before it is scaled to the original size."""
-    inputs = [{"image": image}]
-    extra: dict[str, Tensor] = {}
-    if isinstance(model, ImageClassifier):
-        return {"scores": model(inputs)[0]["scores"]}
-    if isinstance(model, PanopticFPN):
-        (instances,), sem_seg = model.inference(inputs, do_postprocess=False)
-        extra = {"sem_seg": sem_seg[0]}
-    elif isinstance(model, GeneralizedRCNN):
-        instances = model.inference(inputs, do_postprocess=False)[0]
-    elif isinstance(model, DenseDetector):
-        images = model.preprocess_image(inputs)
-        features = model.backbone(images.tensor)
-        features = [features[name] for name in model.head_in_features]
-        instances = model.forward_inference(images, features, model.head(features))[0]
-    elif isinstance(model, ProposalNetwork):
-        images = ImageList.from_tensors([(image - model.pixel_mean) / model.pixel_std], model.backbone.size_divisibility)
-        instances = model.proposal_generator(images, model.backbone(images.tensor), None)[0][0]
-    else:
-        message = f"{type(model).__name__} cannot be exported as a whole: take its backbone, --part backbone"
-        raise UserError(message, "unsupported", "--part", "backbone")
-    found = {name: instances.get(field) for name, field in FIELDS.items() if instances.has(field)}
-    return {**{name: value if isinstance(value, Tensor) else value.tensor for name, value in found.items()}, **extra}
-
-
-@contextlib.contextmanager
-def _tracing() -> Iterator[None]:
-    """Traces ``len`` of tensors in detectron2's modules too. Hides warnings about branches on types and lengths: parity is checked."""
-    from detectron2.export.torchscript_patch import patch_builtin_len
-
-    with patch_builtin_len(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
-
-
 def export(
     cfg: CfgNode,
     model: nn.Module,
@@ -144,8 +73,12 @@ def export(
     part: str = "detector",
     tolerance: Tolerance | None = None,
     names: Metadata | None = None,
+    batch: int = 0,
+    include_preprocessing: bool = False,
 ) -> dict[str, float]:
     """Writes ``model`` to ``path`` and returns by how much the file's results differ from the model's own, at two sizes of ``image``.
+
+    Of a batch, each image's results are compared with those of the model for that image alone.
 
     Args:
         cfg, model: a detector of detectron2 or of this project, filled.
@@ -153,29 +86,37 @@ def export(
         image: (H, W, 3) BGR uint8; a detector must find something in it.
         part: one of PARTS.
         names: of classes, which the file keeps; by default what `names_of` finds.
+        batch: how many images of one size the file of a detector takes at once; 0: one, without an axis of its own.
+
+        include_preprocessing: the file takes images (H, W, 3) RGB uint8 of any size, and boxes are in their pixels.
 
     Raises UserError where the file would differ by more than the ``tolerance``, or the format's packages are missing; then there is no file.
     """
     check_target(kind, path)
     if part not in PARTS:
         raise unknown("part", part, PARTS)
+    check_batch(batch, part)
     tolerance = tolerance or TOLERANCES[kind]
     model = optimize(model.cpu(), memory_format="contiguous", roi_align=False)
-    traceable = Traceable(model, part)
-    about = describe(cfg, model, part, names or names_of(cfg)[0])
-    inputs = [resized(image, {**about, **{key: int(about[key] * scale) for key in ("min_size", "max_size")}}) for scale in (1.0, 0.7)]
+    about = {**describe(cfg, model, part, names or names_of(cfg)[0]), "batch": batch}
+    if include_preprocessing:
+        check_preprocessing(about, kind, keypoints=cfg.MODEL.KEYPOINT_ON)
+    traceable = Traceable(model, part, batch, about if include_preprocessing else None)
+    about = {**about, "preprocessing": include_preprocessing}
+    inputs = [_input(image, about, scale) for scale in (1.0, 0.7)]
     write = partial(_written, traceable, inputs, about, path, kind, tolerance)
-    with torch.no_grad(), InOrder(), _tracing():
-        before = [traceable(x) for x in inputs]
-        empty = [x for x, found in zip(inputs, before) if part == "detector" and "boxes" in traceable.fields and not len(found[0])]
+    with torch.no_grad(), InOrder(), tracing():
+        before = [traceable.alone(x) for x in inputs]
+        empty = [x for x, each in zip(inputs, before) if not all(len(one["boxes"]) for one in each if "boxes" in one)]
         if not empty:
             differences = write(before)
         else:
-            said = f"the detector finds nothing in the image at {empty[0].shape[-2]}x{empty[0].shape[-1]} that an export could be checked on"
+            height, width = empty[0].shape[-3:-1] if include_preprocessing else empty[0].shape[-2:]
+            said = f"the detector finds nothing in the image at {height}x{width} that an export could be checked on"
             try:
-                with _finding_more(model, empty):
-                    more = [traceable(x) for x in inputs]
-                    assert all(len(found[0]) for found in more), "a threshold below the highest score lets nothing through"
+                with finding_more(traceable, empty):
+                    more = [traceable.alone(x) for x in inputs]
+                    assert all(len(one["boxes"]) for each in more for one in each), "a threshold below the highest score lets nothing through"
                     differences = write(more, keep=False)
             except UserError as error:
                 raise UserError(f"{said}: give another, or weights", "data") from error
@@ -185,6 +126,18 @@ def export(
     return differences
 
 
+def _input(image: np.ndarray, about: dict[str, Any], scale: float) -> Tensor:
+    """What a file is checked on. The images of a batch differ, so that one in another's place is seen: moved round, every second mirrored."""
+    batch = about["batch"]
+    if about["preprocessing"]:
+        image = np.asarray(Image.fromarray(image).resize([max(int(side * scale), 1) for side in image.shape[1::-1]]))
+    about = {**about, **{key: int(about[key] * scale) for key in ("min_size", "max_size")}}
+    if not batch:
+        return resized(image, about)
+    moved = [np.roll(image, i * image.shape[1] // batch, axis=1) for i in range(batch)]
+    return torch.stack([resized(view[:, :: -1 if i % 2 else 1], about) for i, view in enumerate(moved)])
+
+
 def _written(
     traceable: Traceable,
     inputs: list[Tensor],
@@ -192,55 +145,25 @@ def _written(
     path: str,
     kind: str,
     tolerance: Tolerance,
-    before: list,
+    before: list[list[dict[str, Tensor]]],
     keep: bool = True,
 ) -> dict[str, float]:
-    """Writes a file that gives what was found ``before`` in the inputs, or only tries to. Returns its largest differences, by name."""
+    """Writes a file that gives what was found ``before`` in each image of the inputs, or only tries to. Returns its largest differences,
+    by name."""
     about = {**about, "fields": list(traceable.fields)}
     about["contract"] = contract(about)
     place = os.path.dirname(os.path.abspath(path))
     with tempfile.TemporaryDirectory(dir=place) as folder:
         temporary = os.path.join(folder, os.path.basename(path))
-        try:
+        with one_line(f"{type(traceable.model).__name__} cannot be exported to {kind}"):
             _WRITERS[kind](traceable, inputs[0], temporary, about)
-        except (RuntimeError, ValueError, TypeError, torch.onnx.errors.OnnxExporterError) as error:
-            reason = " ".join(str(error).split())[-300:]
-            raise UserError(f"{type(traceable.model).__name__} cannot be exported to {kind}: {reason}", "unsupported") from error
-        runner = Runner(temporary)
-        found = [runner.run(x) for x in inputs]
-        compared = [_compare(dict(zip(traceable.fields, b)), f, about["part"], tolerance) for b, f in zip(before, found)]
+            runner = Runner(temporary)
+            found = [one for x in inputs for one in runner.each(x)]
+        pairs = zip([one for each in before for one in each], found, strict=True)
+        compared = [_compare(expected, found, about["part"], tolerance) for expected, found in pairs]
         if keep:
             deliver(folder, place)
     return {name: max(sizes[name] for sizes in compared) for name in compared[0]}
-
-
-def _edge(scores: Tensor, count: int) -> float:
-    """A threshold that about ``count`` scores exceed, in the widest gap there, which rounding does not cross."""
-    if not len(scores):
-        raise UserError("it finds nothing at all", "data")
-    best = scores.sort(descending=True).values[: 2 * count]
-    gaps = best[:-1] - best[1:]
-    if not gaps.any():  # all are alike
-        return float(best[0]) / 2
-    place = int(gaps.argmax())
-    return float(best[place : place + 2].mean())
-
-
-@contextlib.contextmanager
-def _finding_more(model: nn.Module, inputs: list[Tensor], count: int = 10) -> Iterator[None]:
-    """Lowers a detector's threshold of scores so that it finds something in each input. Raises UserError where that cannot be."""
-    modules: list[Any] = [module for module in model.modules() if hasattr(module, "test_score_thresh")]
-    thresholds = [module.test_score_thresh for module in modules]
-    try:
-        for module in modules:
-            module.test_score_thresh = 0.0
-        lowered = min(_edge(_found(model, x)["scores"], count) for x in inputs)
-        for module in modules:
-            module.test_score_thresh = lowered
-        yield
-    finally:
-        for module, threshold in zip(modules, thresholds):
-            module.test_score_thresh = threshold
 
 
 def check_target(kind: str, path: str) -> None:
@@ -255,6 +178,13 @@ def check_target(kind: str, path: str) -> None:
         raise UserError(f"format {kind} needs a package that is not installed: pip install {missing}", "missing-package", "", missing)
 
 
+def check_batch(batch: int, part: str) -> None:
+    """Raises UserError for a number of images that a file cannot take; 0 is none."""
+    if batch < 0 or batch and part == "backbone":
+        said = "a backbone's file takes any number of images" if batch > 0 else "at least one image"
+        raise UserError(f"--batch {batch}: {said}", "value", "--batch")
+
+
 def _write_torchscript(traceable: Traceable, sample: Tensor, path: str, about: dict[str, Any]) -> None:
     traced = torch.jit.freeze(torch.jit.trace(traceable, (sample,), check_trace=False).eval())
     torch.jit.save(traced, path, _extra_files={"backbones.json": json.dumps(about)})
@@ -263,7 +193,8 @@ def _write_torchscript(traceable: Traceable, sample: Tensor, path: str, about: d
 def _write_onnx(traceable: Traceable, sample: Tensor, path: str, about: dict[str, Any]) -> None:
     import onnx
 
-    axes = {0: "images", 2: "height", 3: "width"} if about["part"] == "backbone" else {1: "height", 2: "width"}
+    first = sample.dim() - (3 if about["preprocessing"] else 2)  # of height and width
+    axes = {**({0: "images"} if about["part"] == "backbone" else {}), first: "height", first + 1: "width"}
     # the exporter by trace, which takes whole detectors; since torch 2.9 it is not the default
     options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     options.update(input_names=["image"], output_names=list(traceable.fields), dynamic_axes={"image": axes})
@@ -286,7 +217,8 @@ _WRITERS = {"torchscript": _write_torchscript, "onnx": _write_onnx, "openvino": 
 def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], part: str, tolerance: Tolerance) -> dict[str, float]:
     """The largest differences, by name. Raises UserError where one is beyond the tolerance."""
     differences: dict[str, float] = {}
-    if part == "backbone" or "boxes" not in expected:
+    objects = next((name for name in ("boxes", "proposals") if part == "detector" and name in expected), "")
+    if not objects:
         limits = dict.fromkeys(expected, tolerance.features)
         for name, value in expected.items():
             if value.shape != found[name].shape:
@@ -294,20 +226,22 @@ def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], part: str, t
                 raise UserError(f"the exported {name} is {shapes[0]}, and the model's {shapes[1]}: it is not written", "mismatch")
             differences[name] = _largest(value, found[name])
     else:
-        pairs = match(expected, found, tolerance)
-        own, others = len(expected["boxes"]), len(found["boxes"])
+        pairs = match({**expected, "boxes": expected[objects]}, {**found, "boxes": found[objects]}, tolerance)
+        own, others = len(expected[objects]), len(found[objects])
         if len(pairs) < tolerance.agreeing * max(own, others):
             raise UserError(f"of {own} detections and the file's {others} only {len(pairs)} agree{_REMEDY}", "mismatch")
         ours, theirs = pairs.unbind(dim=1)
-        limits = {"masks": 0.02, "heatmaps": 0.02, "sem_seg": 10 * tolerance.features}
+        limits = {"masks": 0.02, "heatmaps": 0.02, "sem_seg": 10 * tolerance.features, "objectness": tolerance.features}
         for name, value in expected.items():
             if not len(pairs) and name != "sem_seg":
                 differences[name] = 0.0
-            elif name in ("boxes", "scores"):  # which agree
+            elif name in (objects, "scores"):  # which agree
                 differences[name] = (value[ours] - found[name][theirs]).abs().max().item()
             elif name in ("masks", "heatmaps"):
                 off = (value[ours] - found[name][theirs]).abs().flatten(1).mean(dim=1) / value.abs().max()
                 differences[name] = off.quantile(tolerance.agreeing).item()
+            elif name == "objectness":
+                differences[name] = _largest(value[ours], found[name][theirs])
             elif name == "sem_seg":
                 differences[name] = _largest(value, found[name])
     for name, most in limits.items():

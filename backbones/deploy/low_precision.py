@@ -5,19 +5,21 @@ images. The same quantized graph serves ONNX Runtime and OpenVINO. What it costs
 """
 
 import importlib.util
+import itertools
 import logging
 import os
 import tempfile
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
+import torch
 from detectron2.evaluation.testing import flatten_results_dict
 
 from ..errors import UserError, unknown
 from ..evaluation.leading import headline
 from . import run_exported
 from .runner import Runner
-from .saving import deliver, save_onnx, save_openvino
+from .saving import deliver, one_line, save_onnx, save_openvino
 
 # ONNX Runtime has no bfloat16 convolutions on CPUs, and a trace keeps the precision of its model
 PRECISIONS = {"torchscript": (), "onnx": ("int8",), "openvino": ("int8", "bfloat16", "float16")}
@@ -47,6 +49,7 @@ def lower(
     said: str = "",
     evaluate: Callable[[Runner], dict[str, Any]] | None = None,
     max_drop: float = 0.5,
+    sample: np.ndarray | None = None,
 ) -> dict[str, tuple[float, float]]:
     """Writes what the float32 ONNX file ``source`` computes to ``path`` in another precision; returns each figure before and after.
 
@@ -54,19 +57,24 @@ def lower(
         images: (H, W, 3) BGR uint8, to calibrate on; ``said`` names where they are from. They are read one at a time.
         evaluate: gives the results of a file; without it what is lost is not known.
         max_drop: points of each of `averages` that may be lost.
+        sample: (H, W, 3) BGR uint8, which the file must run on.
 
-    Raises UserError where more is lost: then there is no file.
+    Raises UserError where more is lost, or the runtimes cannot make or run the file: then there is none.
     """
     about = Runner(source).about
     place = os.path.dirname(os.path.abspath(path))
     with tempfile.TemporaryDirectory(dir=place) as folder, tempfile.TemporaryDirectory(dir=place) as scratch:
         temporary, lowered = os.path.join(folder, os.path.basename(path)), source
         about["precision"] = precision
-        if precision == "int8":
-            lowered = os.path.join(scratch, "quantized.onnx")
-            count = _quantize(source, lowered, images, about)
-            about["calibration"] = {"images": count, "of": said, "method": "MinMax"}
-        _write(lowered, temporary, kind, about)
+        with one_line(f"{precision} of this model cannot be made"):
+            if precision == "int8":
+                lowered = os.path.join(scratch, "quantized.onnx")
+                count = _quantize(source, lowered, images, about)
+                about["calibration"] = {"images": count, "of": said, "method": "MinMax"}
+            _write(lowered, temporary, kind, about)
+            runner, views = Runner(temporary), [] if sample is None else [run_exported.prepared(sample[:, :, ::-1], about)]
+            for _, x in run_exported.stacked(views, about.get("batch", 0)):
+                runner.run(torch.from_numpy(x))
         figures: dict[str, tuple[float, float]] = {}
         if evaluate:
             before, after = (averages(evaluate(Runner(file))) for file in (source, temporary))
@@ -98,14 +106,17 @@ def _quantize(source: str, path: str, images: Iterable[np.ndarray], about: dict[
         count = 0
 
         def __init__(self) -> None:
-            self.images = iter(images)
+            self.inputs = self.batches()
+
+        def batches(self) -> Iterator[np.ndarray]:
+            source, batch = iter(images), about.get("batch", 0)
+            while some := list(itertools.islice(source, batch or 1)):
+                self.count += len(some)
+                inputs = [run_exported.prepared(image[:, :, ::-1], about) for image in some]
+                yield from (x for _, x in run_exported.stacked(inputs, batch))
 
         def get_next(self) -> dict[str, np.ndarray] | None:
-            image = next(self.images, None)
-            if image is None:
-                return None
-            self.count += 1
-            return {"image": run_exported.prepared(image[:, :, ::-1], about)}
+            return next(({"image": x} for x in self.inputs), None)
 
     reader, sound = Reader(), f"{path}.sound.onnx"
     quant_pre_process(source, sound, skip_symbolic_shape=True)  # folds constants; the shapes of detections are not known

@@ -11,7 +11,7 @@ import argparse
 import json
 import os
 import sys
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageOps
@@ -20,9 +20,36 @@ TO_YUV = [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, 
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
+class Unusable(RuntimeError):
+    """A line that says why a file cannot be loaded, or run on an input; ``package`` is what to install for it."""
+
+    def __init__(self, said: str, reason: BaseException, package: str = ""):
+        super().__init__(f"{said}: {' '.join(str(reason).split())[:200] or type(reason).__name__}")
+        self.package = package
+
+
 def load(path: str, threads: int = 0) -> tuple[Callable[[np.ndarray], list[np.ndarray]], dict[str, Any]]:
-    """(what maps an image as `prepared` makes it to the file's outputs, what the file says of itself). 0 threads: as the runtime chooses."""
-    return LOADERS[os.path.splitext(path)[1]](path, threads)
+    """(what maps an image as `prepared` makes it to the file's outputs, what the file says of itself). 0 threads: as the runtime chooses.
+
+    It, and what it gives, raises `Unusable`.
+    """
+    try:
+        run, about = LOADERS[os.path.splitext(path)[1]](path, threads)
+        if missing := {"fields", "part", "input_format"} - set(about):
+            raise ValueError(f"it does not say {', '.join(sorted(missing))}")
+    except ImportError as error:
+        package = error.name or "its runtime"
+        raise Unusable(f"{path!r} needs a package that is not installed, pip install {package}", error, package) from error
+    except Exception as error:  # each runtime raises its own
+        raise Unusable(f"{path!r} is no file that backbones exported, or needs another version of its runtime", error) from error
+
+    def call(x: np.ndarray) -> list[np.ndarray]:
+        try:
+            return run(x)
+        except Exception as error:
+            raise Unusable(f"{path!r} cannot be run on an input of {x.shape}", error) from error
+
+    return call, about
 
 
 def _onnx(path: str, threads: int):
@@ -121,7 +148,12 @@ def scaled(maps: np.ndarray, height: int, width: int, cubic: bool = False) -> np
 
 
 def prepared(image: np.ndarray, about: dict[str, Any]) -> np.ndarray:
-    """What the file takes, (C, H', W') float32 from 0 to 255 in its "input_format", of an image (H, W, 3) RGB uint8; of a backbone a batch."""
+    """What the file takes, (C, H', W') float32 from 0 to 255 in its "input_format", of an image (H, W, 3) RGB uint8; of a backbone a batch.
+
+    With "preprocessing" it is the image itself.
+    """
+    if about.get("preprocessing"):
+        return np.ascontiguousarray(image)
     sized = Image.fromarray(np.ascontiguousarray(image))
     yuv = about["input_format"] == "YUV-BT.601"
     if about["crop"]:  # a classifier's
@@ -144,6 +176,48 @@ def prepared(image: np.ndarray, about: dict[str, Any]) -> np.ndarray:
         return x
     step = max(about["size_divisibility"], 1)
     return np.pad(x, ((0, 0), (0, -x.shape[1] % step), (0, -x.shape[2] % step)))[None]
+
+
+def stacked(inputs: Sequence[np.ndarray], batch: int) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Calls that a file which takes ``batch`` images needs for all ``inputs``: places of inputs of one shape, and (batch, C, H, W) of them.
+
+    Where there are fewer, the last is repeated. 0: it takes one as it is.
+    """
+    shapes: dict[tuple[int, ...], list[int]] = {}
+    for place, x in enumerate(inputs):
+        shapes.setdefault(x.shape, []).append(place)
+    for places in shapes.values():
+        for first in range(0, len(places), batch or 1):
+            chosen = places[first : first + (batch or 1)]
+            filled = chosen + chosen[-1:] * (batch - len(chosen))
+            yield chosen, np.stack([inputs[place] for place in filled]) if batch else inputs[chosen[0]]
+
+
+def separated(found: dict[str, np.ndarray], batch: int) -> list[dict[str, np.ndarray]]:
+    """What a file found in each image of its batch."""
+    if not batch:
+        return [found]
+    ends = np.cumsum(found["counts"])[:-1] if "counts" in found else ()
+    parts = {
+        name: np.split(value, ends) if "counts" in found and name != "sem_seg" else list(value)
+        for name, value in found.items()
+        if name != "counts"
+    }
+    return [{name: part[i] for name, part in parts.items()} for i in range(batch)]
+
+
+def seen(x: np.ndarray, about: dict[str, Any]) -> Sequence[int]:
+    """(height, width) of what `prepared` made."""
+    return x.shape[:2] if about.get("preprocessing") else x.shape[1:]
+
+
+def results(call: Callable[[np.ndarray], list[np.ndarray]], about: dict[str, Any], inputs: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+    """What a file finds in each of the inputs, as `prepared` makes them: its outputs by name."""
+    batch = about.get("batch", 0)
+    found: dict[int, dict[str, np.ndarray]] = {}
+    for places, x in stacked(inputs, batch):
+        found.update(zip(places, separated(dict(zip(about["fields"], call(x))), batch)))
+    return [found[place] for place in range(len(inputs))]
 
 
 def pasted(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -204,9 +278,15 @@ class Detector:
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """What is in an image (H, W, 3) RGB uint8, in its pixels: see `finished`. Of a backbone its features, of a classifier its scores."""
-        x = prepared(image, self.about)
-        found = dict(zip(self.about["fields"], self._call(x)))
-        return found if self.about["part"] == "backbone" else finished(found, x.shape[1:], image.shape[:2])
+        return self.all([image])[0]
+
+    def all(self, images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
+        """What is in each of some images. A file that takes a batch gets those together that are of one size once resized."""
+        inputs = [prepared(image, self.about) for image in images]
+        found = results(self._call, self.about, inputs)
+        if self.about["part"] == "backbone":
+            return found
+        return [finished(one, seen(x, self.about), image.shape[:2]) for one, x, image in zip(found, inputs, images)]
 
     def name(self, label: int, kind: str = "classes") -> str:
         """The name of a class, or of one of "stuff"; its number where the file has none."""
@@ -282,19 +362,30 @@ def main() -> None:
     if args.value_range:
         detector.about.setdefault("reading", {})["value_range"] = args.value_range
     os.makedirs(args.draw or ".", exist_ok=True)
-    for path in args.images:
+    together = max(detector.about.get("batch", 0), 1)
+    for first in range(0, len(args.images), together):
+        images, found = [], []
+        for path in args.images[first : first + together]:
+            try:
+                images.append((path, read(path, detector.about)))
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+                print(f"error: {path!r} cannot be read: {error}", file=sys.stderr)
+                bad += 1
         try:
-            image = read(path, detector.about)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            print(f"error: {path!r} cannot be read: {error}", file=sys.stderr)
+            found = detector.all([image for _, image in images])
+        except Unusable as error:
+            print(f"error: {', '.join(path for path, _ in images)}: {error}", file=sys.stderr)
             bad += 1
-            continue
-        found = detector(image)
-        print(json.dumps({"file": path, "height": image.shape[0], "width": image.shape[1], **described(found, detector, args.threshold)}))
-        if args.draw:
-            drawn(image, found, detector, args.threshold).save(os.path.join(args.draw, f"{os.path.splitext(os.path.basename(path))[0]}.png"))
+        for (path, image), one in zip(images, found):
+            print(json.dumps({"file": path, "height": image.shape[0], "width": image.shape[1], **described(one, detector, args.threshold)}))
+            if args.draw:
+                name = f"{os.path.splitext(os.path.basename(path))[0]}.png"
+                drawn(image, one, detector, args.threshold).save(os.path.join(args.draw, name))
     sys.exit(min(bad, 1))
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (Unusable, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -4,7 +4,7 @@ What files take and give is in `run_exported`, which also stands beside each; he
 """
 
 import os
-from typing import Any
+from typing import Any, Sequence
 
 import numpy as np
 import torch
@@ -30,7 +30,7 @@ FIELDS = {
 
 def resized(image: np.ndarray, about: dict[str, Any]) -> Tensor:
     """Makes of an image (H, W, 3) BGR what a file expects: in its format and resized, (C, H', W') float32; for a backbone padded,
-    (1, C, H', W')."""
+    (1, C, H', W'); with preprocessing the image itself, RGB uint8."""
     return torch.from_numpy(run_exported.prepared(image[:, :, ::-1], about))
 
 
@@ -41,7 +41,7 @@ class Runner:
         path: ends in .ts, .onnx or .xml.
         threads: of ONNX Runtime and OpenVINO; 0: as many as torch uses.
 
-    Raises UserError for a file that this project did not export.
+    Raises UserError for a file that this project did not export, and for an input that it cannot be run on.
     """
 
     def __init__(self, path: str, threads: int = 0):
@@ -51,17 +51,26 @@ class Runner:
         if kind not in run_exported.LOADERS:
             raise unknown(f"kind of exported file, of {path!r}", kind, run_exported.LOADERS)
         try:
-            self._call, self.about = run_exported.load(path, threads or torch.get_num_threads())
-            self.fields: list[str] = self.about["fields"]
-        except ImportError as error:
-            message = f"{path!r} needs a package that is not installed: pip install {error.name}"
-            raise UserError(message, "missing-package", suggestion=error.name) from error
-        except Exception as error:  # each runtime raises its own
-            raise UserError(f"{path!r} is no file that backbones exported: {' '.join(str(error).split())[:200]}", "bad-file") from error
+            self._run, self.about = run_exported.load(path, threads or torch.get_num_threads())
+        except run_exported.Unusable as error:
+            raise UserError(error, "missing-package" if error.package else "bad-file", suggestion=error.package or None) from error
+        self.fields: list[str] = self.about["fields"]
+
+    def _call(self, x: np.ndarray) -> list[np.ndarray]:
+        try:
+            return self._run(x)
+        except run_exported.Unusable as error:
+            raise UserError(error, "unsupported") from error
 
     def run(self, image: Tensor) -> dict[str, Tensor]:
-        """What the file gives for its own kind of input, float32 (3, H, W), or of a backbone (N, 3, H, W)."""
+        """What the file gives for its own kind of input, float32 (3, H, W), or of a backbone or a batch (N, 3, H, W)."""
         return {name: torch.from_numpy(value) for name, value in zip(self.fields, self._call(image.numpy()))}
+
+    def each(self, image: Tensor) -> list[dict[str, Tensor]]:
+        """What `run` gives, of each image of a batch; of a file without one all of it."""
+        outputs = dict(zip(self.fields, self._call(image.numpy())))
+        each = run_exported.separated(outputs, self.about.get("batch", 0))
+        return [{name: torch.from_numpy(value) for name, value in one.items()} for one in each]
 
     def features(self, image: np.ndarray) -> dict[str, Tensor]:
         """The features of an image (H, W, 3) BGR uint8, padded to the sizes that the backbone takes."""
@@ -76,8 +85,18 @@ class Runner:
 
     def predict(self, x: Tensor, size: tuple[int, int]) -> dict[str, Any]:
         """Predictions for an image of ``size`` that is resized already, in the file's format, (C, H, W) float32."""
-        outputs = dict(zip(self.fields, self._call(x.numpy())))
-        found = {name: torch.from_numpy(value) for name, value in run_exported.finished(outputs, x.shape[1:], size).items()}
+        return self.predict_all([x], [size])[0]
+
+    def predict_all(self, inputs: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
+        """As `predict`, for several images. A file with a batch takes those of one size together."""
+        found = run_exported.results(self._call, self.about, [x.numpy() for x in inputs])
+        return [self._finished(one, x, size) for one, x, size in zip(found, inputs, sizes)]
+
+    def _finished(self, outputs: dict[str, np.ndarray], x: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+        found = {
+            name: torch.from_numpy(value)
+            for name, value in run_exported.finished(outputs, run_exported.seen(x.numpy(), self.about), size).items()
+        }
         if "boxes" not in found and "proposals" not in found:
             return found
         instances = Instances(tuple(size))
@@ -100,4 +119,4 @@ class RunnerModel(nn.Module):
         self.runner = runner
 
     def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return [self.runner.predict(x["image"].float(), (x["height"], x["width"])) for x in inputs]
+        return self.runner.predict_all([x["image"].float() for x in inputs], [(x["height"], x["width"]) for x in inputs])

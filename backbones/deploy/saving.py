@@ -1,11 +1,25 @@
 """Writes exported files with what they say of themselves, and puts them where they are wanted once all of them are there."""
 
+import contextlib
 import json
 import os
 import shutil
-from typing import Any
+from typing import Any, Iterator
 
+from ..errors import UserError
 from . import run_exported
+
+
+@contextlib.contextmanager
+def one_line(said: str) -> Iterator[None]:
+    """What torch or a runtime raises, each its own kind, becomes a UserError that begins with what is ``said``."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[-300:]
+        raise UserError(f"{said}: {reason or type(error).__name__}", "unsupported") from error
 
 
 def save_onnx(model: Any, path: str, about: dict[str, Any]) -> None:

@@ -89,13 +89,25 @@ def evaluator(front: Front) -> Callable[[Any], dict[str, Any]] | None:
 
 
 def main() -> None:
-    from ..deploy.export import FORMATS, PARTS, check_target, export
+    from ..deploy.export import FORMATS, PARTS, check_batch, check_target, export
     from ..deploy.low_precision import PRECISIONS, check_precision, lower
     from ..deploy.predictor import Predictor
 
     parser = parser_of(program("export"), __doc__)
     parser.add_argument("--format", required=True, choices=FORMATS, help="onnx and openvino need those packages: pip install -e '.[openvino]'")
     parser.add_argument("--part", default="detector", choices=PARTS, help="backbone: with its FPN, the file gives features (default: detector)")
+    parser.add_argument(
+        "--batch",
+        type=int,
+        default=0,
+        metavar="N",
+        help="the detector's file takes N images of one size a call (default: one, without that axis)",
+    )
+    parser.add_argument(
+        "--include-preprocessing",
+        action="store_true",
+        help="the file takes uint8 images (H, W, 3) RGB of any size, and gives boxes in their pixels",
+    )
     parser.add_argument("--image", metavar="FILE", help="what the export is traced and checked on (default: an image of DATASETS.TEST)")
     parser.add_argument("--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS.values())}, after the format")
     precisions = sorted({"float32", *(name for names in PRECISIONS.values() for name in names)})
@@ -110,7 +122,12 @@ def main() -> None:
     add_config_arguments(parser, required=True)
     args = parser.parse_args()
     check_target(args.format, args.output)
+    check_batch(args.batch, args.part)
     check_precision(args.format, args.precision, bool(args.calibrate))
+    if args.include_preprocessing and args.precision != "float32":
+        raise UserError(
+            f"--include-preprocessing: resizing needs float32, but --precision is {args.precision}", "conflict", "--include-preprocessing"
+        )
     if args.images < 1:
         raise UserError(f"--images {args.images} must be at least 1", key="--images")
     folder = os.path.dirname(os.path.abspath(args.output))
@@ -123,7 +140,8 @@ def main() -> None:
     image = sample(front, args.image)
     os.makedirs(folder, exist_ok=True)
     predictor = Predictor(front)
-    given = partial(export, front.settings, predictor.model, image=image, part=args.part, names=predictor.metadata)
+    given = partial(export, front.settings, predictor.model, image=image, part=args.part, names=predictor.metadata, batch=args.batch)
+    given = partial(given, include_preprocessing=args.include_preprocessing)
     if args.precision == "float32":
         differences, figures = given(args.output, args.format), {}
     else:
@@ -132,13 +150,13 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as place:
             exact = os.path.join(place, "float32.onnx")
             differences = given(exact, "onnx")
-            figures = lower(exact, args.output, args.format, args.precision, samples, args.calibrate or "", evaluate, args.max_drop)
+            figures = lower(exact, args.output, args.format, args.precision, samples, args.calibrate or "", evaluate, args.max_drop, image)
     print(predictor.said)
     it = "It" if args.precision == "float32" else "In float32 it"
     files = [args.output, f"{os.path.splitext(args.output)[0]}.bin"] if args.format == "openvino" else [args.output]
     print(f"{' and '.join(files)}: {sum(map(os.path.getsize, files)) / 1e6:.1f} MB. {it} differs from the model by at most:")
     for name, value in differences.items():
-        unit = {"boxes": " pixels", "scores": ""}.get(name, " of the largest value")
+        unit = {"boxes": " pixels", "proposals": " pixels", "scores": ""}.get(name, " of the largest value")
         print(f"  {name}: {value:.2g}{unit}")
     for name, (before, after) in figures.items():
         print(f"{args.precision}: {name} {before:.2f} -> {after:.2f}")

@@ -1,8 +1,16 @@
-"""Counts how often a training step waits for its device, on a pretend accelerator: tensors that claim to be on one and are computed on the CPU.
+"""A pretend accelerator: tensors that claim to be on a device of their own and are computed on the CPU. Needs torch 2.9 or newer.
 
-What needs the value of a tensor of the device (``item``, ``tolist``, a copy to the CPU) is a wait. Needs torch 2.9 or newer.
+python pretend.py COMMANDS
+
+COMMANDS: a JSON list of commands of Python programs, lists of words, which run one after the other on the device ``pretend:0``.
+
+What mixes its tensors with the CPU's fails as on a GPU. What needs the value of one (``item``, ``tolist``, a copy to the CPU) waits on it, and
+is counted. It has no kernels of its own: autocast casts nothing.
 """
 
+import json
+import runpy
+import sys
 from typing import Any, Callable
 
 import torch
@@ -13,6 +21,8 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 aten = torch.ops.aten
 DEVICE = torch.device("cpu")  # until `setup`
 waits: list[str] = []
+# of tensors on the device these take indices of the CPU
+INDEXED = (aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
 
 
 class _Module:
@@ -68,6 +78,13 @@ class _Tensor(torch.Tensor):
     def unsqueeze_(self, dim):
         return self.unsqueeze(dim)
 
+    def __getitem__(self, index):  # torch makes room for the numbers of lists in kernels of the device alone
+        places = [torch.tensor(one) if isinstance(one, list) else one for one in (index if isinstance(index, tuple) else [index])]
+        return super().__getitem__(tuple(places) if isinstance(index, tuple) else places[0])
+
+    def __reduce_ex__(self, protocol):  # in files they are tensors of the CPU
+        return self.inner.__reduce_ex__(protocol)
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return _run(function, args, kwargs or {})
@@ -98,6 +115,9 @@ def _run(function: Any, args: tuple, kwargs: dict) -> Any:
         return args[0]
     if function is aten._local_scalar_dense.default and there:
         waits.append("item")
+    elsewhere = [tuple(t.shape) for t in tensors if t.dim() and not isinstance(t, _Tensor)] if there else []
+    if elsewhere and not (function in INDEXED and isinstance(args[0], _Tensor)):
+        raise RuntimeError(f"{function}: all tensors must be on one device, but of shapes {elsewhere} some are on the CPU")
     rest = {**kwargs, **({"device": torch.device("cpu")} if wanted is not None else {})}
     result = function(*tree_map(_unwrap, args), **tree_map(_unwrap, rest))
     if not (_is_device(wanted) if wanted is not None else there):
@@ -107,8 +127,31 @@ def _run(function: Any, args: tuple, kwargs: dict) -> Any:
     return tree_map(_wrap, result)
 
 
-class Counting(TorchDispatchMode):
+class OnDevice(TorchDispatchMode):
     """Around all that runs on the device."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return _run(function, args, kwargs or {})
+
+
+def main() -> None:
+    setup()
+    for command in json.loads(sys.argv[1]):
+        sys.argv, before = command, len(waits)
+        try:
+            with OnDevice():
+                (
+                    runpy.run_path(command[0], run_name="__main__")
+                    if command[0].endswith(".py")
+                    else runpy.run_module(command[0], run_name="__main__")
+                )
+        except SystemExit as ended:
+            if ended.code:
+                sys.exit(f"{command}: {ended.code}")
+        if "pretend:0" in command and len(waits) == before:
+            sys.exit(f"{command}: nothing ran on the device")
+
+
+if __name__ == "__main__":
+    sys.modules["pretend"] = sys.modules["__main__"]
+    main()
