@@ -7,8 +7,12 @@ does not matter either.
 
 import itertools
 import logging
+import multiprocessing
+import os
 import random
 import signal
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator, Sequence
 
@@ -240,6 +244,20 @@ def _settle(worker: int) -> None:
     # a signal that goes to all processes of a run stops it after its iteration, which needs the workers; they end with the run
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    end_with_parent(worker)
+
+
+def end_with_parent(worker: int) -> None:
+    """Ends this worker where the process that it reads for is killed. torch's own watch does not where a batch waits in a full pipe."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_watch, args=(parent.pid,), daemon=True).start()
+
+
+def _watch(parent: int | None) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _train_records(cfg: CfgNode) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from .. import upstream
 from ..checkpoint import GatedCheckpointer
 from ..data import images
-from ..data.loader import Examples, TrainLoader, seed_random_numbers, share
+from ..data.loader import Examples, TrainLoader, end_with_parent, seed_random_numbers, share
 from ..drawing import Mark, beside, colour, draw, mask_of
 from ..evaluation.leading import headline
 from ..shufflenetv2 import ShuffleNetV2Supernet, random_path
@@ -242,7 +242,8 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
     # as many in each process, which wait for each other in some losses: what is there twice does not count
     mine = range(comm.get_rank(), -(-len(records) // world) * world, world)
     order = [i % len(records) for i in mine]
-    loader = DataLoader(Examples(records, mapper, skip), batch_size=1, sampler=order, num_workers=workers, collate_fn=share)
+    options: dict[str, Any] = dict(num_workers=workers, collate_fn=share, worker_init_fn=end_with_parent)
+    loader = DataLoader(Examples(records, mapper, skip), batch_size=1, sampler=order, **options)
     try:
         with torch.no_grad(), EventStorage():
             for number, batch in zip(mine, loader):
