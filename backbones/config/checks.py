@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
-from ..errors import UserError, raised, unknown
+from ..errors import UserError, counted, raised, unknown
 from ..layers import COMMON_NORMS, NORMS
 from ..meta import on_meta
 from ..registry import FAMILIES
@@ -115,7 +115,7 @@ def training_findings(cfg: CfgNode, processes: int, device: str, name: Callable[
     unit = (reference or processes) * parts
     if batch % unit:
         key = name("SOLVER.IMS_PER_BATCH")
-        among = f"SOLVER.REFERENCE_WORLD_SIZE {reference}" if reference else f"{processes} processes"
+        among = f"SOLVER.REFERENCE_WORLD_SIZE {reference}" if reference else f"{counted(processes, 'process')}"
         among += f" times {name('SOLVER.ACCUMULATE')} {parts}" if parts > 1 else ""
         yield UserError(f"{key} {batch} cannot be shared evenly among {among}", "batch", key, max(batch // unit, 1) * unit)
     if cfg.TEST.PATIENCE and not (cfg.TEST.EVAL_PERIOD and cfg.TEST.BEST_METRIC and cfg.DATASETS.TEST):

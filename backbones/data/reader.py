@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..documents import read_json
-from ..errors import UserError
+from ..errors import UserError, counted
 from . import formats, objects
 from .annotations import id_of, is_plain
 from .dataset import Dataset, without_collections
@@ -57,7 +57,7 @@ def _read(source: Source, use: Use, images: int | None, progress: Progress, file
     if not data.images and not data.error():
         data.findings.add("no images")
     if source.training and not data.error() and all(a["iscrowd"] for a in data.annotations):
-        data.findings.add("no objects", f"of {len(data.images)} images")
+        data.findings.add("no objects", f"of {counted(len(data.images), 'image')}")
     return data
 
 
@@ -291,7 +291,7 @@ class _Annotations:
                 entries[i]["iscrowd"] = 0
         elif crowds:
             alone = len(crowds) + len(ignored) == len(order) and self.data.source.training
-            self.say.add("crowds alone" if alone else "crowds", f"{len(crowds)} of {len(order)} objects", len(crowds))
+            self.say.add("crowds alone" if alone else "crowds", f"{len(crowds)} of {counted(len(order), 'object')}", len(crowds))
         self.data.annotations = [entries[i] for i in order] if len(order) < len(entries) else entries
         if not sound:
             self.data.own_ids = [a.get("id") for a in self.data.annotations]

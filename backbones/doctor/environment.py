@@ -13,7 +13,7 @@ import detectron2
 import torch
 import torchvision
 
-from ..errors import Finding
+from ..errors import Finding, counted
 from .examination import Examination, error, note, size_in_words, warning
 
 # modules that are not needed: what each gives
@@ -88,7 +88,7 @@ def _disk(examination: Examination) -> Iterator[Finding]:
     if model is not None:
         size = 4 * (sum(t.numel() for t in model.state_dict().values()) + sum(p.numel() for p in model.parameters() if p.requires_grad))
         count = -(-cfg.SOLVER.MAX_ITER // max(cfg.SOLVER.CHECKPOINT_PERIOD, 1)) + 1
-        about = f"{count} checkpoints of {size_in_words(size)}, with the optimizer's state, are {size_in_words(count * size)}"
+        about = f"{counted(count, 'checkpoint')} of {size_in_words(size)}, with the optimizer's state: {size_in_words(count * size)}"
         said, advice = (
             f"{about}; {folder!r} has {size_in_words(free)} free",
             f"raise {name('SOLVER.CHECKPOINT_PERIOD')}, or name another folder",

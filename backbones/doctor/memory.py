@@ -11,7 +11,7 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ..benchmark.training import kept_bytes, peak_bytes
-from ..errors import Finding, UserError
+from ..errors import Finding, UserError, counted
 from ..lean import keep_activations
 from .environment import memory_of_machine
 from .examination import Examination, note, quiet, size_in_words, sizes_of, warning, words
@@ -35,8 +35,8 @@ def memory(examination: Examination) -> Iterator[Finding]:
     amp = " without AMP" if cfg.SOLVER.AMP.ENABLED else ""
     there = f"{step.where}: {size_in_words(step.room)}" if step.room else f"how much {step.where} is, the system does not say"
     yield note(
-        f"an estimate: {step.images} images of {step.sides} keep activations of {size_in_words(step.kept)}{amp} for the backward pass, and a "
-        f"step's peak is some {size_in_words(step.peak)} a process; {there}"
+        f"an estimate: {counted(step.images, 'image')} of {step.sides}, activations of {size_in_words(step.kept)}{amp} for the backward "
+        f"pass; a step's peak is some {size_in_words(step.peak)} a process; {there}"
     )
     yield from shortage(examination, step)
 
@@ -76,7 +76,8 @@ def shortage(examination: Examination, step: Estimate) -> Iterator[Finding]:
         advice = (
             f"{examination.lower_memory(max(parts, 2))}, use {'more processes' if step.shares == 1 else 'fewer processes'} or smaller images"
         )
-        yield warning(f"{step.images} images of {step.sides} at once may need {need} of memory, by an estimate, and {there} are free", advice)
+        said = f"{counted(step.images, 'image')} of {step.sides} at once may need {need} of memory, by an estimate, and {there} are free"
+        yield warning(said, advice)
 
 
 # more than the networks here take in training, so that where it fits nothing need be measured
