@@ -1,13 +1,19 @@
 """What users stumbled over: flags by another tool's name, one bad input among good ones, words that are not true."""
 
+import logging
+import math
+import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 
 from backbones import UserError
+from backbones.data import formats
+from backbones.engine.hooks import Evaluation, KeepBest
 from backbones.errors import counted
-from backbones.tools import demo, errors, visualize
+from backbones.tools import demo, errors, recipe, visualize
 
 
 @pytest.mark.parametrize("flag", ["--confidence-threshold", "--conf-threshold", "--threshold"])
@@ -58,3 +64,52 @@ def test_one_bad_input_ends_no_list(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="'gone.png' is not there; folder 'empty' holds no image"):
         demo.main()
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("text, minutes", [("30", 30), ("1.5", 1.5), ("90m", 90), ("90 min", 90), ("2h", 120), ("1h30m", 90), ("1h 30", 90)])
+def test_times_as_people_write_them(text, minutes):
+    assert recipe.argument_parser().parse_args(["--minutes", text, "--output", "a.yaml"]).minutes == minutes
+
+
+@pytest.mark.parametrize("text", ["soon", "2d", "h", "", "1:30"])
+def test_times_that_are_none(text, capsys):
+    with pytest.raises(SystemExit):
+        recipe.argument_parser().parse_args(["--minutes", text, "--output", "a.yaml"])
+    assert "such as 90m, 2h or 1h30m" in capsys.readouterr().err
+
+
+def _coco(path, name):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 30)).save(path.parent / "a.png")
+    path.parent.joinpath(name).write_text("{}")
+
+
+@pytest.mark.parametrize("name", ["_annotations.coco.json", "annotations.json", "instances_all.json"])
+def test_a_folder_stands_for_the_annotations_in_it(name, tmp_path):
+    """By the names that tools give the file, or where it is the only one; the folders of splits too. Of several, all are named."""
+    for folder in ("all", "both/train", "both/valid"):
+        _coco(tmp_path / folder / "a.png", name)
+    whole, both = str(tmp_path / "all"), str(tmp_path / "both")
+    assert formats.splits(whole) == {"": (os.path.join(whole, name), whole)}
+    found = {split: os.path.join(both, folder) for split, folder in (("train", "train"), ("val", "valid"))}
+    assert formats.splits(both) == {split: (os.path.join(folder, name), folder) for split, folder in found.items()}
+    (tmp_path / "all" / name).rename(tmp_path / "all" / "one.json")
+    (tmp_path / "all" / "other.json").write_text("{}")
+    with pytest.raises(UserError, match="one.json', '.*other.json': name the file of the annotations"):
+        formats.load(whole)
+
+
+def test_a_figure_without_a_value(tmp_path, caplog):
+    """A first evaluation that has none, as where a model finds nothing, keeps no checkpoint and says why; the next one does."""
+    caplog.set_level(logging.INFO, "backbones")
+    saved = []
+    checkpointer = SimpleNamespace(save=lambda name, **more: saved.append(more["best"]))
+    evaluation = SimpleNamespace(last=None)
+    hook = KeepBest(checkpointer, evaluation, "auto")
+    for number, value in enumerate((math.nan, 0.2, math.nan)):
+        evaluation.last = Evaluation(number, {"bbox/AP": value})
+        hook.after_step()
+    assert saved == [{"bbox/AP": 0.2}]
+    first, _, last = caplog.messages
+    assert first.startswith("there is no model_best.pth yet: bbox/AP has no value, as nothing was found")
+    assert last.startswith("model_best.pth stays as it is: bbox/AP has no value")
