@@ -86,9 +86,11 @@ def _coco_in(folder: str) -> str:
     """The path of a folder's COCO file; "" where it holds data of another form, or several files that may be it."""
     there = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     named = [name for name in _COCO if name in there]
-    files = named or [name for name in there if name.lower().endswith(".json")]
-    of_an_image = any(os.path.splitext(name)[0] + ".json" in files for name in there if name.lower().endswith(SUFFIXES))  # labelme's
-    return os.path.join(folder, files[0]) if named or len(files) == 1 and not of_an_image and not _kind(folder) else ""
+    if named:
+        return os.path.join(folder, named[0])
+    files = [name for name in there if name.lower().endswith(".json")]
+    of_an_image = files and any(name.lower().endswith(SUFFIXES) and os.path.splitext(name)[0] == files[0][:-5] for name in there)  # labelme's
+    return os.path.join(folder, files[0]) if len(files) == 1 and not of_an_image and not _kind(folder) else ""
 
 
 def _kind(path: str) -> str | None:
