@@ -1,5 +1,6 @@
 """What users stumbled over: flags by another tool's name, one bad input among good ones, words that are not true."""
 
+import json
 import logging
 import math
 import os
@@ -11,6 +12,7 @@ from PIL import Image
 
 from backbones import UserError
 from backbones.data import formats
+from backbones.engine import open_config
 from backbones.engine.hooks import Evaluation, KeepBest
 from backbones.errors import counted
 from backbones.tools import demo, errors, recipe, visualize
@@ -113,3 +115,21 @@ def test_a_figure_without_a_value(tmp_path, caplog):
     first, _, last = caplog.messages
     assert first.startswith("there is no model_best.pth yet: bbox/AP has no value, as nothing was found")
     assert last.startswith("model_best.pth stays as it is: bbox/AP has no value")
+
+
+@pytest.mark.parametrize("other, words", [("Cup ", "'Cup ' (1, there spelt 'cup')"), ("fork", "'fork' (1)")])
+def test_classes_of_two_data_sets_that_differ_in_spelling(other, words, tmp_path, catalogue):
+    """What is evaluated on has a class of almost the training data's name: that is said, where its objects are left out."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    register = []
+    for name, classes in (("own_train", ["cup", "plate"]), ("own_val", [other, "plate"])):
+        objects = [{"id": i, "image_id": 1, "category_id": i, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0} for i in (1, 2)]
+        categories = [{"id": i, "name": each} for i, each in enumerate(classes, 1)]
+        images = [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"images": images, "annotations": objects, "categories": categories}))
+        register.append([name, str(tmp_path / f"{name}.json"), str(tmp_path)])
+    front = open_config("digits/faster_rcnn_digits.yaml", ["DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)"])
+    front.cfg.DATASETS.REGISTER = register
+    front.register(True)
+    (line,) = [line for line in front.said if ": class of other data" in line]
+    assert words in line and "classes that the model does not have" in line

@@ -23,7 +23,7 @@ from ..detectors import LastStageROIHeads
 from ..errors import UserError
 from ..files import replacing, write_whole
 from ..layers import without_wrappers
-from .classes import by_name, names_in
+from .classes import ROWS, by_name, names_in
 from .fetching import fetch
 from .reading import HEURISTICS, is_whole, read_checkpoint
 
@@ -95,6 +95,8 @@ class LoadReport:
         if not keys or parts and all(_LEARNED.match(key) for key in keys):
             return
         total = [key for key in self.total if not parts or part_of(key) in parts]
+        if set(keys) <= {key for key, _, _ in self.mismatched if ROWS.search(key)}:
+            hint = f"Its classes are of another number: MODEL.WEIGHTS_CLASSES names them, and data are matched by name. {hint}"
         shapes = {key: f" (file {file}, model {own})" for key, file, own in self.mismatched}
         raise UserError(
             f"checkpoint {self.path!r} does not fit: {len(keys)} of {len(total)} weights of the {'backbone' if parts else 'model'} would keep "

@@ -201,7 +201,7 @@ def about(name: str) -> tuple[Mapping[str, Any] | None, list[str]]:
     """`stated` of the weights that ``backbones://NAME`` takes first, without a download."""
     path, release = local(name), released(name)
     if path:
-        return stated(read_checkpoint(path))
+        return stated(read_checkpoint(path, lazy=True))
     return (release.preprocessing, list(release.overrides)) if release else (None, [])
 
 
@@ -376,7 +376,7 @@ def follow(address: str, accepted: Collection[str] = ()) -> tuple[str, Mapping[s
             raise UserError(f"{error}{said}", error.code, "MODEL.WEIGHTS", suggestion) from error
     if not os.path.isfile(path):
         return address, None, []  # the gate says so
-    return (address, *stated(read_checkpoint(path)))
+    return (address, *stated(read_checkpoint(path, lazy=True)))
 
 
 class Handler(PathHandler):
