@@ -24,6 +24,7 @@ from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.samplers import TrainingSampler
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from PIL import UnidentifiedImageError
 from torch.utils import data as torchdata
 
 from .. import upstream
@@ -46,7 +47,11 @@ def unreadable(record: dict[str, Any], error: BaseException) -> str:
     """One line that says which image cannot be read, and why."""
     if isinstance(error, UnusableImage):
         return str(error)
-    return f"image {record.get('file_name')!r} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if isinstance(error, UnidentifiedImageError):  # which names an object of Python's
+        size = os.path.getsize(record["file_name"]) if os.path.isfile(str(record.get("file_name"))) else 1
+        why = "it holds no image of a known kind" if size else "the file is empty"
+    return f"image {record.get('file_name')!r} cannot be read: {why}"
 
 
 def refusal(problem: str, skip: bool | None) -> UserError:

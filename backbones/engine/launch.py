@@ -27,9 +27,12 @@ T = TypeVar("T")
 
 
 def count_processes(args) -> int:
-    """How many processes the run will have, over all machines."""
+    """How many processes the run will have, over all machines. Raises UserError for counts that cannot be."""
     if _torchrun():
         return int(os.environ["WORLD_SIZE"])
+    for flag, count, least in (("--num-gpus", args.num_gpus, 0), ("--num-machines", args.num_machines, 1)):  # detectron2 takes 0 GPUs as 1
+        if count < least:
+            raise UserError(f"{flag} {count}: it must be at least 1", "value", flag, 1)
     return max(args.num_gpus, 1) * args.num_machines
 
 
@@ -63,6 +66,7 @@ def launch(main: Callable, args: argparse.Namespace, device: str, prepare: Calla
         finally:
             dist.destroy_process_group()
         return
+    count_processes(args)
     _check_gpus(args.num_gpus if cuda else 0)
     if args.num_machines > 1 and args.dist_url == "auto":
         message = "--dist-url auto is for one machine: with --num-machines, name the first machine, such as tcp://10.0.0.1:29500"

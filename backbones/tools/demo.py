@@ -17,13 +17,14 @@ import numpy as np
 from tqdm import tqdm
 
 from ..config import check_output_dir
+from ..data.formats.building import SUFFIXES
 from ..deploy.optimize import PRECISIONS
 from ..engine import add_config_arguments, open_named
 from ..errors import UserError, counted
 from . import add_threshold, parser_of, program, run
 from .export import read_image
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # that OpenCV writes
 
 _MOST_DRAWN = 32_000_000  # pixels of a picture, of which drawing one takes a hundred bytes
 
@@ -45,11 +46,11 @@ def images_of(inputs: list[str], recursive: bool = False, output: str = "") -> t
             deeper: list[str] = []
             for folder, folders, inside in os.walk(path):
                 folders[:] = [name for name in folders if not name.startswith(".") and not _is_same(os.path.join(folder, name), output)]
-                images = [os.path.join(folder, name) for name in inside if name.lower().endswith(IMAGES) and not name.startswith(".")]
+                images = [os.path.join(folder, name) for name in inside if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
                 (own if recursive or folder == path else deeper).extend(images)
             if not own:
                 hint = f"; {len(deeper)} are in folders in it: add --recursive" if deeper else ""
-                wrong.append(UserError(f"folder {path!r} holds no image: {', '.join(IMAGES)}{hint}", "missing-file", "--input"))
+                wrong.append(UserError(f"folder {path!r} holds no image: {', '.join(SUFFIXES)}{hint}", "missing-file", "--input"))
                 continue
             if deeper:
                 print(f"{path}: {counted(len(own), 'image')}; in folders in it, left out: {len(deeper)}. --recursive takes them too")
@@ -230,7 +231,7 @@ def _images(files: list[str], targets: list[str], predict: Callable, drawer: Dra
     import cv2
 
     bad = 0
-    for file, target in zip(tqdm(files, unit="image", disable=len(files) == 1), targets):
+    for file, target in zip(tqdm(files, unit="image", disable=len(files) == 1 or None), targets):
         try:
             image = read_image(file, **reading)
         except (UserError, MemoryError) as error:  # is no reason to leave out the others
@@ -282,7 +283,7 @@ def _video(source: Any, output: str, predict: Callable, drawer: Drawer) -> None:
             raise UserError(f"--output {output!r} cannot be written")
     done = 0
     try:
-        for frame in tqdm(frames, total=count or None, unit="frame"):
+        for frame in tqdm(frames, total=count or None, unit="frame", disable=None):
             drawn = drawer(frame, predict(frame))
             done += 1
             if writer:
