@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import sys
 import tempfile
@@ -71,6 +72,9 @@ def launch(main: Callable, args: argparse.Namespace, device: str, prepare: Calla
     if args.num_machines > 1 and args.dist_url == "auto":
         message = "--dist-url auto is for one machine: with --num-machines, name the first machine, such as tcp://10.0.0.1:29500"
         raise UserError(message, code="missing-argument", key="--dist-url")
+    if args.dist_url != "auto" and not re.match(r"(tcp://[^/]+:\d+|file:///.+|env://)", args.dist_url):
+        message = f"--dist-url {args.dist_url!r} is no place to meet: name the first machine and a port, such as tcp://10.0.0.1:29500"
+        raise UserError(message, "value", "--dist-url")
     if not 0 <= args.machine_rank < args.num_machines:
         message = f"--machine-rank {args.machine_rank} is not from 0 to --num-machines {args.num_machines} - 1"
         raise UserError(message, key="--machine-rank")
