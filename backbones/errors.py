@@ -68,6 +68,16 @@ def unknown(what: str, value: Any, allowed: Iterable[Any], key: str = "", code: 
     return UserError(f"unknown {what}: {value!r}.{hint} Allowed: {shown or 'none'}.", code, key, suggestion)
 
 
+def plain(name: str) -> str:
+    """A name without what people do not look at: case, spaces and signs."""
+    return "".join(letter for letter in name.casefold() if letter.isalnum()) or name
+
+
+def counted(number: int, name: str) -> str:
+    """ "1 image", "2 images", "0 classes": ``name`` is of one."""
+    return f"{number} {name}{'' if number == 1 else 'es' if name.endswith(('s', 'x')) else 's'}"
+
+
 def raised(check: Callable[..., Any], *arguments: Any) -> list[UserError]:
     """The UserError that a call raises, if it does."""
     try:

@@ -23,7 +23,7 @@ with open(os.path.join(SETS, "sets.json")) as f:
 # what is said, beside the count of images and objects: of those that are refused in the error, of others on a line of training
 SAID = {
     "roboflow_boxes": "group category .1.: .*'kitchen-things'",
-    "roboflow_masks_same_name": "6 images, 12 objects of 1 classes",
+    "roboflow_masks_same_name": "6 images, 12 objects of 1 class",
     "cvat_boxes": "12 objects of 2 classes; left out: 0; crowds: 0$",
     "cvat_brush_masks": "every object is marked as a crowd .*: 12 of 12 objects. .*DATASETS.CROWDS",
     "labelstudio_boxes": "12 annotation ids",
@@ -41,7 +41,7 @@ SAID = {
     "lvis_v1": "file of address .6.",
     "crowdhuman": "box beyond edge .12.: .*clipped",
     "crowdhuman_odgt": "odgt, one JSON object a line: convert",
-    "wholebody": "12 objects of 1 classes",
+    "wholebody": "12 objects of 1 class",
     "camera_traps": "image ids .6.",
     "taco": "12 objects of 3 classes; left out: 0; crowds: 0$",
     "dota_converted": "box beyond edge .1.: .*clipped",

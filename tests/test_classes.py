@@ -92,7 +92,7 @@ def test_the_same_classes_stay_and_nameless_ones_are_said():
     other = model_of(*HEADS["RetinaNet"][:2], 4)
     assert "MODEL.WEIGHTS_CLASSES names them" in by_name(other, weights, {}, {"classes": OURS})[1]
     _, table = by_name(other, weights, {"classes": ["Cup", "fork", "plate"]}, {"classes": OURS})
-    assert "names match letter by letter: 'cup' and 'Cup' are two" in table
+    assert "names match letter by letter: 'cup' and 'Cup' are two -> rename them" in table
 
 
 def test_the_gate_matches_weights_to_begin_with_alone(tmp_path, caplog):
@@ -109,6 +109,33 @@ def test_the_gate_matches_weights_to_begin_with_alone(tmp_path, caplog):
     assert "taken from the weights" in checkpointer.report.table()
     checkpointer.load(path)  # a run that goes on has its classes checked elsewhere
     assert torch.equal(new.head.cls_score.bias.data.reshape(-1, 3), weights) and checkpointer.report.classes == ""
+
+
+def test_weights_of_another_number_of_classes_are_said_with_the_remedy(tmp_path):
+    """Where nothing but the layers of classes differs, and there alone."""
+    path, of_another = str(tmp_path / "model.pth"), "Its classes are of another number: MODEL.WEIGHTS_CLASSES names them"
+    old, new = (model_of(*HEADS["RetinaNet"][:2], count) for count in (3, 4))
+    for weights, said in ((old.state_dict(), True), ({k: v for k, v in old.state_dict().items() if "bbox_subnet" not in k}, False)):
+        torch.save({"model": weights}, path)
+        with pytest.raises(UserError, match="does not fit") as caught:
+            GatedCheckpointer(new, require="all").load(path)
+        assert (of_another in str(caught.value)) == said
+
+
+def test_an_evaluation_reads_its_weights_once(tmp_path, monkeypatch):
+    """What stands beside the tensors is looked at without them."""
+    file, path = "digits/retinanet_digits.yaml", str(tmp_path / "model.pth")
+    front = open_config(file, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", path])
+    about = {"format": "RGB", "pixel_mean": [1.0, 2.0, 3.0], "pixel_std": [4.0, 5.0, 6.0]}
+    torch.save({"model": front.build_model().state_dict(), "run": {"classes": list("0123456789")}, "preprocessing": about}, path)
+    read, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *args, **more: (read.append(more.get("mmap", False)), load(*args, **more))[1])
+    front.cfg.INPUT.NORMALIZATION = "weights"
+    front.follow_classes(False)
+    front.follow_weights()
+    assert front.settings.INPUT.FORMAT == "RGB" and list(front.settings.MODEL.PIXEL_MEAN) == [1.0, 2.0, 3.0]
+    front.load_for_evaluation(front.build_model())
+    assert read == [True, True, False]
 
 
 def test_names_that_a_config_states():

@@ -217,7 +217,7 @@ def test_mended_data(own, kind, change, objects):
 )
 def test_nothing_to_mend(own, change):
     register_from_config(changed(own, change))
-    assert MetadataCatalog.get("mine").said == ["mine: 1 images, 1 objects of 2 classes; left out: 0; crowds: 0"]
+    assert MetadataCatalog.get("mine").said == ["mine: 1 image, 1 object of 2 classes; left out: 0; crowds: 0"]
 
 
 def test_numbers_of_images_are_those_of_their_places(own):
@@ -253,7 +253,7 @@ def test_evaluation_goes_by_the_classes_of_data_whose_images_are_gone(own, tmp_p
 def test_sound_data_stay_as_they_are(own):
     """Record by record what detectron2's own loader gives."""
     register_from_config(changed(own, more("annotations", 0, id=5, bbox=[0.5, 0.25, 3, 7], category_id=3)))
-    assert MetadataCatalog.get("mine").said == ["mine: 1 images, 2 objects of 2 classes; left out: 0; crowds: 0"]
+    assert MetadataCatalog.get("mine").said == ["mine: 1 image, 2 objects of 2 classes; left out: 0; crowds: 0"]
     assert DatasetCatalog.get("mine") == load_coco_json(*own, "mine as detectron2 has it")
 
 
@@ -384,7 +384,7 @@ def test_masks(own, mask, words):
 def test_crowds_as_objects(own):
     cfg = changed(own, lambda c: c["annotations"][0].update(iscrowd=1))
     cfg.DATASETS.TRAIN = ("mine",)
-    with pytest.raises(backbones.UserError, match="crowds alone .*: 1 of 1 objects. .*DATASETS.CROWDS"):
+    with pytest.raises(backbones.UserError, match="crowds alone .*: 1 of 1 object. .*DATASETS.CROWDS"):
         register_from_config(cfg)
     cfg.DATASETS.CROWDS = "objects"
     register_from_config(cfg)
@@ -426,7 +426,7 @@ def test_data_without_annotations(own):
     """To predict on; training says that there is nothing to learn."""
     cfg = changed(own, lambda c: c.pop("annotations"))
     register_from_config(cfg)
-    assert MetadataCatalog.get("mine").said[0].startswith("mine: 1 images, no annotations: predicted, not scored")
+    assert MetadataCatalog.get("mine").said[0].startswith("mine: 1 image, no annotations: predicted, not scored")
     assert "annotations" not in DatasetCatalog.get("mine")[0] and "annotations" not in MetadataCatalog.get("mine").truth()
     cfg.DATASETS.TRAIN = ("mine",)
     with pytest.raises(backbones.UserError, match="no annotations: there is nothing to train on"):
@@ -547,7 +547,7 @@ def test_images_of_too_many_pixels(own):
 
 def test_nothing_is_left_to_train_on(own):
     cfg = merged(changed(own, lambda c: c["annotations"][0].update(bbox=None)), "DATASETS.TRAIN", "('mine',)")
-    with pytest.raises(backbones.UserError, match="no objects .* of 1 images"):
+    with pytest.raises(backbones.UserError, match="no objects .* of 1 image"):
         register_from_config(cfg)
 
 

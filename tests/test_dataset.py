@@ -15,7 +15,7 @@ from small_data import EXAMPLES, SIZE, boxes, coco, damaged, labelme_data, voc_d
 
 from backbones import cli
 from backbones.data import formats, split
-from backbones.errors import UserError
+from backbones.errors import UserError, counted
 from backbones.tools import dataset, run
 
 ROUNDING = 1e-4  # pixels: 8 decimals of an image of 160 pixels are 1e-6
@@ -117,7 +117,8 @@ def test_convert_to_coco(kind, request, tmp_path):
         file = str(tmp_path / "made" / (f"x_{name}.json" if name else "x.json"))
         content = formats.load(path, images)
         assert (
-            f"{file}: {len(content['images'])} images, {len(content['annotations'])} objects of {len(content['categories'])} classes" in lines
+            f"{file}: {counted(len(content['images']), 'image')}, {counted(len(content['annotations']), 'object')} "
+            f"of {counted(len(content['categories']), 'class')}" in lines
         )
         assert all(any(text in line for line in lines) for text in content["notes"])
         assert_same(places(file), sorted((os.path.realpath(os.path.join(images, i)), k, b) for i, k, b in boxes(content)), 0)
@@ -200,7 +201,7 @@ def test_split_says_what_cannot_be(tmp_path):
     content["annotations"] = [{"id": i, "image_id": 10 + k, "category_id": c, "bbox": [1, 1, 5, 5]} for i, (k, c) in enumerate(pairs, 1)]
     write(tmp_path / "d/coco.json", json.dumps(content))
     lines = list(dataset.divide(path, str(tmp_path / "parts"), str(tmp_path / "d/images"), 0.34))
-    assert lines[-1].startswith("  1 classes are in one part alone")
+    assert lines[-1].startswith("  in one part alone, as others are in their images: 1 class, ")
 
 
 def test_merge(tmp_path):
@@ -231,7 +232,7 @@ def test_show(tmp_path, count, capsys):
     path, _ = coco(tmp_path / "d")
     output = str(tmp_path / f"pictures/{count}.png")
     lines = list(dataset.show(path, output, str(tmp_path / "d/images"), count))
-    assert lines[0].startswith(f"{output}: {count} images, ")
+    assert lines[0].startswith(f"{output}: {counted(count, 'image')}, ")
     drawn = np.asarray(Image.open(output))
     assert drawn.shape[0] > 240 and len(np.unique(drawn.reshape(-1, 3), axis=0)) > 3
     plain = (np.abs(drawn.astype(int) - (90, 120, 60)).max(2) < 4).mean()  # of the images, without an annotation

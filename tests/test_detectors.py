@@ -21,6 +21,7 @@ from detectron2.utils.events import EventStorage
 from backbones import zoo
 from backbones.checkpoint import GatedCheckpointer
 from backbones.config import merge_overrides
+from backbones.detectors import MMDetCascadeROIHeads
 from convert import __main__ as cli
 
 ALL = sorted(os.path.basename(path) for path in glob.glob(os.path.join(HERE, "data", "detectors", "*.json")))
@@ -152,8 +153,11 @@ def test_detectors_of_both_projects_are_recorded():
     assert len(RECORDS) == 2 and len(MMDET) >= 8 and set(CONFIGS) <= set(MMDET)
 
 
-def test_a_cascade_learns_in_stages():
-    """Each stage's losses have its weight; boxes' are detectron2's own of the same proposals, masks are of the stage's own objects."""
+def test_a_cascade_learns_in_stages(monkeypatch):
+    """Each stage's losses have its weight, and are of a sample of its own, to which the true boxes are added.
+
+    The first stage's are detectron2's own, of the same proposals.
+    """
     cfg = zoo.get_config("reproduce/cascade_mask_rcnn_RegNetX_400MF_FPN_3x.yaml")
     merge_overrides(
         cfg, ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "64", "MODEL.BACKBONE.FREEZE_AT", "0"]
@@ -169,7 +173,13 @@ def test_a_cascade_learns_in_stages():
     truth.gt_boxes, truth.gt_classes = Boxes(corners), torch.tensor([3, 7])
     truth.gt_masks = PolygonMasks([[np.array([x0, y0, x1, y0, x1, y1])] for x0, y0, x1, y1 in corners.tolist()])
     image = {"image": torch.randint(0, 256, (3, 128, 160), dtype=torch.uint8), "instances": truth, "height": 128, "width": 160}
-    losses = []
+    losses, samples, own = [], {}, MMDetCascadeROIHeads._losses
+
+    def seen(self, features, stage, outputs, proposals):
+        samples[stage] = proposals[0], self.box_predictor[stage].losses(outputs, proposals)
+        return own(self, features, stage, outputs, proposals)
+
+    monkeypatch.setattr(MMDetCascadeROIHeads, "_losses", seen)
     for each in (model, plain):
         torch.manual_seed(1)
         with EventStorage():
@@ -177,10 +187,17 @@ def test_a_cascade_learns_in_stages():
     mine, theirs = losses
     names = {f"loss_{what}_stage{stage}" for what in ("cls", "box_reg", "mask") for stage in range(3)}
     assert set(mine) == {*names, "loss_rpn_cls", "loss_rpn_loc"}
-    for stage, weight in enumerate((1.0, 0.5, 0.25)):
+    for stage, (weight, least) in enumerate(((1.0, 0.5), (0.5, 0.6), (0.25, 0.7))):
+        sample, unweighted = samples[stage]
         for what in ("cls", "box_reg"):
-            key = f"loss_{what}_stage{stage}"
-            assert mine[key].item() == pytest.approx(weight * theirs[key].item(), rel=1e-5)
+            assert mine[f"loss_{what}_stage{stage}"].item() == pytest.approx(weight * unweighted[f"loss_{what}"].item(), rel=1e-5)
+        objects = sample.gt_classes < 80
+        overlap = pairwise_iou(sample.proposal_boxes, truth.gt_boxes).max(dim=1).values
+        assert len(sample) <= 64 and objects.sum() <= 16 and torch.equal(objects, overlap >= least) and sample.has("gt_masks")
+        assert (overlap == 1).sum() == len(truth), "the true boxes, and not again what became of them in the stage before"
+    for what in ("cls", "box_reg"):
+        key = f"loss_{what}_stage0"
+        assert mine[key].item() == pytest.approx(theirs[key].item(), rel=1e-5)
     assert mine["loss_mask_stage0"].item() == pytest.approx(theirs["loss_mask"].item(), rel=1e-5) and mine["loss_mask_stage0"] > 0
     sum(mine.values()).backward()
     for stage in range(3):

@@ -287,7 +287,7 @@ def test_folders_in_folders(deployed, tmp_path, monkeypatch, capsys):
     arguments = ["demo", "--config-file", path, "--input", folder, str(tmp_path / "in" / "plain"), "--output", out]
     monkeypatch.setattr(sys, "argv", [*arguments, *weights])
     demo.main()
-    assert f"{folder}: 1 images; 2 more in folders in it are left out: --recursive takes them too" in capsys.readouterr().out
+    assert f"{folder}: 1 image; in folders in it, left out: 2. --recursive takes them too" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "in" / "out").iterdir()) == ["a.png", "old.png", "plain.png"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--recursive", *weights])
     demo.main()

@@ -27,3 +27,24 @@ def test_a_full_disk_is_said_once(tmp_path, capfd):
     assert "Logging error" not in printed.err and "Traceback" not in printed.err
     (line,) = [line for line in printed.err.splitlines() if line.startswith("warning: ")]
     assert "log.txt' cannot be written: No space left on device" in line
+
+
+def test_pages_are_in_the_file_alone(tmp_path, capfd):
+    """Of configs and models the terminal has a heading that says where the rest is; tables of figures it has whole."""
+    loggers = [logging.getLogger(name) for name in ("detectron2", "fvcore", "backbones")]
+    before = [list(logger.handlers) for logger in loggers]
+    config, table = "Running with full config:\n" + "KEY: 1\n" * 500, "Evaluation results for bbox:\n|  AP  |\n| 12.3 |"
+    try:
+        set_up_logs(str(tmp_path))
+        set_up_logs(str(tmp_path))  # as a second run in one process does
+        loggers[0].info(config)
+        loggers[2].info(table)
+    finally:
+        for logger, old in zip(loggers, before):
+            for handler in logger.handlers[len(old) :]:
+                handler.flush()
+            logger.handlers[:] = old
+    printed, written = capfd.readouterr().out, (tmp_path / "log.txt").read_text()
+    assert written.count("KEY: 1\n") == 500 and table in written
+    assert "KEY" not in printed and table in printed
+    assert f"Running with full config: 500 lines in {tmp_path / 'log.txt'}\n" in printed

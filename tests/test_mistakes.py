@@ -74,7 +74,7 @@ def test_masks_have_kinds_of_errors():
 
 def test_without_tidecv_one_line_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "tidecv", None)
-    with pytest.raises(UserError, match=r"backbones\[errors\]"):
+    with pytest.raises(UserError, match="the package tidecv is not installed: pip install tidecv"):
         tide(*data())
 
 
@@ -175,7 +175,7 @@ def finished(tmp_path):
 
 def test_tool(finished, monkeypatch, capsys):
     pytest.importorskip("tidecv")
-    code, said = command(monkeypatch, capsys, finished, "--num", 3)
+    code, said = command(monkeypatch, capsys, finished, "--num", 3, "--conf-threshold", "0.5")  # as it was called once
     assert code == 0, said.err
     figures = json.loads((finished / "errors.json").read_text())
     assert figures["errors"]["kinds"]["missed"]["count"] == 2 and figures["confusion"]["classes"] == ["cup", "plate", "background"]
@@ -187,7 +187,7 @@ def test_tool(finished, monkeypatch, capsys):
 def test_tool_without_tidecv_does_the_rest(finished, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tidecv", None)
     code, said = command(monkeypatch, capsys, finished)
-    assert code == 0 and "no kinds of errors" in said.out and "backbones[errors]" in said.out
+    assert code == 0 and said.out.count("pip install tidecv") == 1
     assert json.loads((finished / "errors.json").read_text())["errors"] is None and (finished / "errors.html").exists()
 
 

@@ -3,6 +3,7 @@
 Without, rows go by number, and those of another class are taken for it wherever the numbers of classes are equal.
 """
 
+import re
 from dataclasses import dataclass
 from typing import Any, Iterator, Sequence
 
@@ -16,11 +17,13 @@ from torch import Tensor, nn
 
 from ..detectors.classifier import ImageClassifier
 from ..detectors.gfl import GFLHead
+from ..errors import plain
 
 _NAMELESS = (
     "the weights do not name their classes, so that layers of another number of classes begin anew. MODEL.WEIGHTS_CLASSES names them: a data "
     "set such as coco_2017_val, or names with commas between them"
 )
+ROWS = re.compile(r"\.(cls_score|bbox_pred|predictor|fc)\.(weight|bias)$")  # layers as `rows_of` finds them
 _SHOWN = 12  # names in a line of a table
 
 
@@ -72,14 +75,11 @@ class Match:
         """Which classes went where, in these words; and names that are almost the same."""
         parts = ((shared, self.shared), (ours, self.ours_alone), (theirs, self.theirs_alone))
         rows = [(what, len(names), listed(names)) for what, names in parts if names]
-        plain = {_plain(name): name for name in self.theirs_alone}
-        close = [f"{name!r} and {plain[_plain(name)]!r}" for name in self.ours_alone if _plain(name) in plain]
-        hint = f"\n  names match letter by letter: {', '.join(close[:5])} are two" if close else ""
+        near = {plain(name): name for name in self.theirs_alone}
+        close = [f"{name!r} and {near[plain(name)]!r}" for name in self.ours_alone if plain(name) in near]
+        remedy = "rename them in the annotations, or call those of the weights so by MODEL.WEIGHTS_CLASSES"
+        hint = f"\n  names match letter by letter: {', '.join(close[:5])} are two -> {remedy}" if close else ""
         return tabulate(rows, ("classes by name", "number", "which"), "pipe") + hint
-
-
-def _plain(name: str) -> str:
-    return "".join(letter for letter in name.casefold() if letter.isalnum())
 
 
 def listed(names: Sequence[str]) -> str:

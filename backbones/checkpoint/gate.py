@@ -23,7 +23,7 @@ from ..detectors import LastStageROIHeads
 from ..errors import UserError
 from ..files import replacing, write_whole
 from ..layers import without_wrappers
-from .classes import by_name, names_in
+from .classes import ROWS, by_name, names_in
 from .fetching import fetch
 from .reading import HEURISTICS, is_whole, read_checkpoint
 
@@ -95,6 +95,8 @@ class LoadReport:
         if not keys or parts and all(_LEARNED.match(key) for key in keys):
             return
         total = [key for key in self.total if not parts or part_of(key) in parts]
+        if set(keys) <= {key for key, _, _ in self.mismatched if ROWS.search(key)}:
+            hint = f"Its classes are of another number: MODEL.WEIGHTS_CLASSES names them, and data are matched by name. {hint}"
         shapes = {key: f" (file {file}, model {own})" for key, file, own in self.mismatched}
         raise UserError(
             f"checkpoint {self.path!r} does not fit: {len(keys)} of {len(total)} weights of the {'backbone' if parts else 'model'} would keep "
@@ -170,14 +172,15 @@ class GatedCheckpointer(DetectionCheckpointer):
             write_whole(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def get_checkpoint_file(self) -> str:
-        """The last checkpoint that was written to its end."""
+        """The last checkpoint that was written to its end, also where ``last_checkpoint`` names none that is here."""
         path: str = super().get_checkpoint_file()
         if not path or "://" in path or is_whole(path):
             return path
-        numbered: list[str] = [p for p in self.get_all_checkpoint_files() if re.fullmatch(r"model_\d+\.pth", os.path.basename(p))]
-        for other in sorted(numbered, reverse=True):
+        others: list[str] = [p for p in self.get_all_checkpoint_files() if re.fullmatch(r"model_(\d+|final)\.pth", os.path.basename(p))]
+        for other in sorted(others, key=os.path.getmtime, reverse=True):
             if is_whole(other):
-                logging.getLogger(__name__).warning(f"checkpoint {path!r} was not written to its end: going on from {other!r}")
+                what = "was not written to its end" if os.path.isfile(path) else "is not there, though last_checkpoint names it"
+                logging.getLogger(__name__).warning(f"checkpoint {path!r} {what}: going on from {other!r}")
                 return other
         return path
 
@@ -198,6 +201,7 @@ class GatedCheckpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         if resume and self.has_checkpoint():
             path = self.get_checkpoint_file()
+            self.hint = f"A run goes on with the same model: its config is {os.path.join(self.save_dir, 'config.yaml')!r}"
             if self.require != "nothing":
                 self.require = "all"
             rest = self.load(path)

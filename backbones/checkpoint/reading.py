@@ -139,10 +139,11 @@ def _pickle_module(inert: Sequence[str]) -> types.SimpleNamespace:
     )
 
 
-def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoint") -> dict[str, Any]:
+def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoint", lazy: bool = False) -> dict[str, Any]:
     """The contents of a local ``.pth``, ``.pyth``, ``.pkl`` or ``.safetensors`` file, on the CPU.
 
-    It may hold tensors, arrays and plain containers; nothing in it is executed. Objects of the ``inert`` packages are ignored. Raises
+    It may hold tensors, arrays and plain containers; nothing in it is executed. Objects of the ``inert`` packages are ignored. ``lazy``: for
+    who looks at what stands beside the tensors; those of torch's files are not read before they are used, those of safetensors left out. Raises
     UserError, which calls the file a ``kind``, if it is missing, damaged, no checkpoint, or holds any other object.
     """
     if not os.path.isfile(path):
@@ -159,10 +160,10 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
             with open(path, "rb") as f:
                 data = _arrays(_unpickler(_STAND_INS)(f, encoding="latin1").load(), {})
         elif path.endswith(".safetensors") or start[8:10] == b'{"':
-            data = _read_safetensors(path)
+            data = _read_safetensors(path, lazy)
         else:
             try:
-                data = torch.load(path, map_location="cpu", weights_only=True)
+                data = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy and start[:2] == b"PK")
             except pickle.UnpicklingError:
                 if not inert:
                     raise
@@ -184,11 +185,11 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
     return data
 
 
-def _read_safetensors(path: str) -> dict[str, Any]:
+def _read_safetensors(path: str, lazy: bool) -> dict[str, Any]:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        model = {key: file.get_tensor(key) for key in file.keys()}
+        model = {} if lazy else {key: file.get_tensor(key) for key in file.keys()}
         about = (file.metadata() or {}).get("backbones")
     return {"model": model, **(json.loads(about) if about else {})}
 

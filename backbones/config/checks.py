@@ -12,7 +12,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
-from ..errors import UserError, raised, unknown
+from ..errors import UserError, counted, raised, unknown
 from ..layers import COMMON_NORMS, NORMS
 from ..meta import on_meta
 from ..registry import FAMILIES
@@ -73,6 +73,14 @@ def _conflict(key: str, suggestion: Any, said: str) -> UserError:
     return UserError(f"{key} {said}", "conflict", key, suggestion)
 
 
+# the shorter sides that images are resized to, the most that the longer one may have, and detectron2's default of that
+_SIDES = (
+    ("INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", 1333),
+    ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", 1333),
+    ("TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", 4000),
+)
+
+
 def _combinations(cfg: CfgNode) -> Iterator[UserError]:
     """Keys whose values do not go together."""
     supernet, parts, images = cfg.MODEL.SHUFFLENETV2.SUPERNET, cfg.SOLVER.ACCUMULATE, cfg.INPUT.CLASSIFICATION
@@ -91,6 +99,10 @@ def _combinations(cfg: CfgNode) -> Iterator[UserError]:
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sides) != 2 or sides[0] > sides[1]):
         said = f"{sides} must be two sides, the smaller first, where MIN_SIZE_TRAIN_SAMPLING is 'range'"
         yield _conflict("INPUT.MIN_SIZE_TRAIN", (min(sides), max(sides)), said)
+    for key, longest, usual in _SIDES:
+        shorter = get(cfg, key)
+        if get(cfg, longest) < 1 and any(shorter if isinstance(shorter, (list, tuple)) else [shorter]):
+            yield _conflict(longest, usual, f"{get(cfg, longest)} must be at least 1: it is the most that a side may have")
     relative = crop.TYPE.startswith("relative")
     if crop.ENABLED and not (len(crop.SIZE) == 2 and all(0 < v <= 1 if relative else type(v) is int and v >= 1 for v in crop.SIZE)):
         wanted = "parts of an image's height and width, above 0 and at most 1" if relative else "a height and a width in whole pixels"
@@ -115,7 +127,7 @@ def training_findings(cfg: CfgNode, processes: int, device: str, name: Callable[
     unit = (reference or processes) * parts
     if batch % unit:
         key = name("SOLVER.IMS_PER_BATCH")
-        among = f"SOLVER.REFERENCE_WORLD_SIZE {reference}" if reference else f"{processes} processes"
+        among = f"SOLVER.REFERENCE_WORLD_SIZE {reference}" if reference else f"{counted(processes, 'process')}"
         among += f" times {name('SOLVER.ACCUMULATE')} {parts}" if parts > 1 else ""
         yield UserError(f"{key} {batch} cannot be shared evenly among {among}", "batch", key, max(batch // unit, 1) * unit)
     if cfg.TEST.PATIENCE and not (cfg.TEST.EVAL_PERIOD and cfg.TEST.BEST_METRIC and cfg.DATASETS.TEST):

@@ -31,6 +31,9 @@ def merge_file(cfg: CfgNode, path: str) -> None:
     """
     if not os.path.isfile(path):
         raise UserError(f"config file {path!r} is not there", "missing-file", "--config-file")
+    if path.lower().endswith((".pth", ".pkl", ".safetensors", ".onnx", ".ts")):
+        said = f"--config-file {path!r} is a file of weights, which go with MODEL.WEIGHTS: name a config too"
+        raise UserError(said, "syntax", "--config-file")
     try:
         with open(path, encoding="utf-8") as f:
             if not isinstance(yaml.compose(f), yaml.MappingNode):
@@ -107,6 +110,9 @@ def merge_overrides(cfg: CfgNode, opts: list[str]) -> None:
     python = next((item for item in opts[::2] if re.match(r"[a-z][\w.]*=", item)), None)
     if python:
         raise UserError(f"{python!r} is an override of Python configs: those of YAML configs are KEY VALUE", "syntax", python)
+    joined = next((item for item in opts if item.partition("=")[0] in all_keys(cfg) and "=" in item), None)
+    if joined:
+        raise UserError(f"{joined!r}: overrides of YAML configs have a space, as {joined.replace('=', ' ', 1)}", "syntax", joined)
     if len(opts) % 2:
         raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(opts)}", "syntax", opts[-1])
     known = set(all_keys(cfg))

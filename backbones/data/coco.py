@@ -80,6 +80,9 @@ def register_from_config(cfg: CfgNode, names: Collection[str] | None = None) -> 
     training = {name.removesuffix(KEPT) for name in cfg.DATASETS.TRAIN}
     use, new = Use.of(cfg), []
     classes = use.classes
+    twice = next((name for name in classes if classes.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"DATASETS.CLASSES: the name {twice!r} stands there twice", "value", "DATASETS.CLASSES")
     found.sort(key=lambda entry: entry[0] not in training)
     if not classes and wanted is not None and found and found[0][0] in training - wanted:  # the classes of a model that is only evaluated
         with contextlib.suppress(UserError):

@@ -10,7 +10,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from ..errors import UserError
+from ..errors import UserError, counted
 from .annotations import numbers
 from .findings import Findings, short
 from .sources import Source, Use
@@ -79,9 +79,9 @@ class Dataset:
         """The line that is said of each data set."""
         crowds = sum(1 for a in self.annotations if a["iscrowd"])
         some = f"{len(self.class_of)} of " if len(self.class_of) < len(self.classes) else ""
-        about = f"{len(self.annotations) - crowds} objects of {some}{len(self.classes)} classes"
+        about = f"{counted(len(self.annotations) - crowds, 'object')} of {some}{counted(len(self.classes), 'class')}"
         about = about if self.labelled else "no annotations: predicted, not scored"
-        return f"{self.source.name}: {len(self.images)} images, {about}; {self.findings.effects()}; crowds: {crowds}"
+        return f"{self.source.name}: {counted(len(self.images), 'image')}, {about}; {self.findings.effects()}; crowds: {crowds}"
 
     def counts(self) -> dict[str, int]:
         """The number of objects of each class, in their order; crowds are not counted."""

@@ -46,9 +46,11 @@ KINDS: dict[str, Kind] = {
     "orphan annotation": Kind("warning", "annotations are of images that the file does not list", "list the images, or remove them", _LEFT),
     "object of such an image": Kind("note", "objects are of images that are left out", "nothing", _LEFT),
     "unknown category": Kind("warning", "annotations are of categories that the file does not list", "list the categories", _LEFT),
-    "class of other data": Kind("warning", "objects are of classes that the training data do not have", "rename them, or train on them", _LEFT),
-    "other classes": Kind("error", "no class has the name of one of the training data", "give classes the same names"),
-    "classes by name": Kind("note", "the classes have other ids than in the training data: they are matched by name", "nothing"),
+    "class of other data": Kind("warning", "objects are of classes that the model does not have", "rename them, or train on them", _LEFT),
+    "other classes": Kind(
+        "error", "no class has the name of one of the model's (those of its weights or training data)", "give classes the same names"
+    ),
+    "classes by name": Kind("note", "the classes have other ids than the model's: they are matched by name", "nothing"),
     # boxes
     "no box": Kind("warning", "objects have no box [x, y, width, height] of finite numbers", "draw or remove them", _LEFT),
     "empty box": Kind("warning", "boxes have no area or a negative side", "redraw them as x, y, width, height", _LEFT),

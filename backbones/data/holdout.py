@@ -7,7 +7,7 @@ from typing import Collection, Hashable, Iterator, Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..errors import UserError, unknown
+from ..errors import UserError, counted, unknown
 from .split import held_out
 
 KEPT, HELD_OUT = "_kept", "_held_out"
@@ -48,14 +48,14 @@ def register_held_out(cfg: CfgNode, training: bool = True, names: Collection[str
         if name not in DatasetCatalog:
             raise unknown("data set in DATASETS.HOLD_OUT", name, sorted(DatasetCatalog.keys()), "DATASETS.HOLD_OUT")
         if seen.setdefault(name, count) != count:
-            said = f"DATASETS.HOLD_OUT: {name!r} stands there with {seen[name]} and with {count} images"
+            said = f"DATASETS.HOLD_OUT: {name!r} stands there with {seen[name]} and with {counted(count, 'image')}"
             raise UserError(said, "conflict", "DATASETS.HOLD_OUT")
         if training and (name in cfg.DATASETS.TRAIN or name + HELD_OUT in cfg.DATASETS.TRAIN):
             said = f"DATASETS.HOLD_OUT: what is held out of {name!r} would be trained on: set DATASETS.TRAIN to {name + KEPT!r}"
             raise UserError(said, "conflict", "DATASETS.TRAIN", (name + KEPT,))
         if count <= 0 or count > 1 and count != int(count):
             raise UserError(
-                f"DATASETS.HOLD_OUT: {count} images of {name!r}: it must be 1 or more, or a part between 0 and 1", "value", "DATASETS.HOLD_OUT"
+                f"DATASETS.HOLD_OUT: {count} of {name!r}: it must be 1 image or more, or a part between 0 and 1", "value", "DATASETS.HOLD_OUT"
             )
         if name + HELD_OUT in DatasetCatalog:
             if MetadataCatalog.get(name + HELD_OUT).get("held_out") == count:
@@ -89,7 +89,7 @@ def _part(name: str, count: float, inside: bool) -> list[dict]:
     records = DatasetCatalog.get(name)
     number = _number(count, len(records))
     if number >= len(records):
-        said = f"DATASETS.HOLD_OUT: {number} images of {name!r}, which has {len(records)}: none would be left to train on"
+        said = f"DATASETS.HOLD_OUT: {counted(number, 'image')} of {name!r}, which has {len(records)}: none would be left to train on"
         raise UserError(said, "data", "DATASETS.HOLD_OUT")
     if count < 1:  # with all classes in both parts, as far as that can be
         classes: list[set[Hashable]] = [{a["category_id"] for a in record.get("annotations", ())} for record in records]

@@ -7,8 +7,12 @@ does not matter either.
 
 import itertools
 import logging
+import multiprocessing
+import os
 import random
 import signal
+import threading
+import time
 from dataclasses import dataclass
 from typing import Any, Callable, Iterator, Sequence
 
@@ -20,6 +24,7 @@ from detectron2.data import DatasetFromList, get_detection_dataset_dicts
 from detectron2.data.samplers import TrainingSampler
 from detectron2.structures import Instances
 from detectron2.utils import comm
+from PIL import UnidentifiedImageError
 from torch.utils import data as torchdata
 
 from .. import upstream
@@ -42,7 +47,11 @@ def unreadable(record: dict[str, Any], error: BaseException) -> str:
     """One line that says which image cannot be read, and why."""
     if isinstance(error, UnusableImage):
         return str(error)
-    return f"image {record.get('file_name')!r} cannot be read: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if isinstance(error, UnidentifiedImageError):  # which names an object of Python's
+        size = os.path.getsize(record["file_name"]) if os.path.isfile(str(record.get("file_name"))) else 1
+        why = "it holds no image of a known kind" if size else "the file is empty"
+    return f"image {record.get('file_name')!r} cannot be read: {why}"
 
 
 def refusal(problem: str, skip: bool | None) -> UserError:
@@ -240,6 +249,20 @@ def _settle(worker: int) -> None:
     # a signal that goes to all processes of a run stops it after its iteration, which needs the workers; they end with the run
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
+    end_with_parent(worker)
+
+
+def end_with_parent(worker: int) -> None:
+    """Ends this worker where the process that it reads for is killed. torch's own watch does not where a batch waits in a full pipe."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_watch, args=(parent.pid,), daemon=True).start()
+
+
+def _watch(parent: int | None) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
 
 
 def _train_records(cfg: CfgNode) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..documents import read_json
-from ..errors import UserError
+from ..errors import UserError, counted, plain
 from . import formats, objects
 from .annotations import id_of, is_plain
 from .dataset import Dataset, without_collections
@@ -57,7 +57,7 @@ def _read(source: Source, use: Use, images: int | None, progress: Progress, file
     if not data.images and not data.error():
         data.findings.add("no images")
     if source.training and not data.error() and all(a["iscrowd"] for a in data.annotations):
-        data.findings.add("no objects", f"of {len(data.images)} images")
+        data.findings.add("no objects", f"of {counted(len(data.images), 'image')}")
     return data
 
 
@@ -160,11 +160,14 @@ def number_classes(data: Dataset, wanted: tuple[str, ...]) -> None:
     foreign = {c["id"]: c["name"] for c in categories if c["id"] not in data.class_of}
     data.foreign += list(foreign.values())
     if foreign and not data.class_of and data.labelled:
-        data.findings.add("other classes", f"{listed(foreign.values())} here, {listed(wanted)} there")
+        spelt = " (two spellings of the same)" if set(map(plain, foreign.values())) & set(map(plain, wanted)) else ""
+        data.findings.add("other classes", f"{listed(foreign.values())} here, {listed(wanted)} there{spelt}")
     for i in foreign:
         count = sum(a["category_id"] == i for a in data.annotations)
         if count:
-            data.findings.add("class of other data", f"{short(foreign[i])} ({count})", count)
+            near = next((name for name in wanted if plain(name) == plain(foreign[i])), None)
+            there = f", there spelt {short(near)}" if near else ""
+            data.findings.add("class of other data", f"{short(foreign[i])} ({count}{there})", count)
     if foreign:
         data.keep([i for i, a in enumerate(data.annotations) if a["category_id"] not in foreign])
     order = [data.class_of[i] for i in sorted(data.class_of)]
@@ -291,7 +294,7 @@ class _Annotations:
                 entries[i]["iscrowd"] = 0
         elif crowds:
             alone = len(crowds) + len(ignored) == len(order) and self.data.source.training
-            self.say.add("crowds alone" if alone else "crowds", f"{len(crowds)} of {len(order)} objects", len(crowds))
+            self.say.add("crowds alone" if alone else "crowds", f"{len(crowds)} of {counted(len(order), 'object')}", len(crowds))
         self.data.annotations = [entries[i] for i in order] if len(order) < len(entries) else entries
         if not sound:
             self.data.own_ids = [a.get("id") for a in self.data.annotations]

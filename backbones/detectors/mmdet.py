@@ -15,7 +15,7 @@ from detectron2.modeling.proposal_generator import RPN
 from detectron2.modeling.roi_heads import CascadeROIHeads
 from detectron2.modeling.roi_heads.fast_rcnn import fast_rcnn_inference
 from detectron2.modeling.roi_heads.roi_heads import select_foreground_proposals
-from detectron2.structures import Boxes, Instances, pairwise_iou
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -114,13 +114,20 @@ class StagedMaskHeads(nn.ModuleList):
         return instances
 
 
+def _are_true(proposals: Instances, truth: Instances) -> Tensor:
+    """Which of the N proposals are true boxes: (N,) bool."""
+    return (proposals.proposal_boxes.tensor[:, None] == truth.gt_boxes.tensor).all(dim=2).any(dim=1)
+
+
 @ROI_HEADS_REGISTRY.register()
 class MMDetCascadeROIHeads(CascadeROIHeads):
     """Differs from detectron2's `CascadeROIHeads`: the stages' logits are averaged, not their probabilities, and each has a mask head.
 
-    In training, boxes and masks of a stage learn from its own proposals, with weights of 1, 0.5 and 0.25. As in detectron2, and not in
-    MMDetection, the later stages take all boxes of the stage before, not a new sample of them.
+    In training, boxes and masks of a stage learn with weights of 1, 0.5 and 0.25, from its own sample of the boxes of the stage before, to
+    which the true boxes are added; what has become of those in the stage before is left out.
     """
+
+    proposal_matcher: Any  # of the stage that is sampled for
 
     @classmethod
     def _init_mask_head(cls, cfg, input_shape) -> dict:
@@ -133,11 +140,15 @@ class MMDetCascadeROIHeads(CascadeROIHeads):
         return result
 
     def _match_and_label_boxes(self, proposals, stage, targets):
-        for found, truth in zip(proposals, targets):
-            if truth.has("gt_masks") and len(truth):
-                matched, _ = self.proposal_matchers[stage](pairwise_iou(truth.gt_boxes, found.proposal_boxes))
-                found.gt_masks = truth.gt_masks[matched]
-        return super()._match_and_label_boxes(proposals, stage, targets)
+        for found in proposals:  # without them none are added
+            found.objectness_logits = found.proposal_boxes.tensor.new_zeros(len(found))
+        first = self.proposal_matcher
+        self.proposal_matcher = self.proposal_matchers[stage]
+        try:
+            with get_event_storage().name_scope(f"stage{stage}"):
+                return self.label_and_sample_proposals(proposals, targets)
+        finally:
+            self.proposal_matcher = first
 
     def _run_stage(self, features, proposals, stage):
         pooled = self.box_pooler(features, [p.proposal_boxes for p in proposals])
@@ -172,6 +183,8 @@ class MMDetCascadeROIHeads(CascadeROIHeads):
             else:
                 logits = logits + scores / self.num_cascade_stages
             boxes = predictor.predict_boxes((scores, deltas), proposals)
+            if self.training:
+                boxes = [each[~_are_true(p, truth)] for each, p, truth in zip(boxes, proposals, targets)]
         if self.training:
             return losses
         probabilities = F.softmax(logits, dim=-1).split([p.proposal_boxes.tensor.shape[0] for p in proposals])  # not len: for traces

@@ -11,7 +11,7 @@ from ..data.dataset import Dataset
 from ..data.image_files import evenly
 from ..data.inspection import copies, inspect
 from ..data.sources import Use, sources
-from ..errors import Finding
+from ..errors import Finding, counted
 from ..evaluation.coco import evaluate
 from ..recipe import rules
 from ..recipe.facts import Facts, facts_of
@@ -46,7 +46,7 @@ def data(examination: Examination) -> Iterator[Finding]:
         ordered = sorted(counts, key=lambda name: counts[name])
         yield note(f"{source.name}: of its classes least {ordered[0]!r} ({counts[ordered[0]]}), most {ordered[-1]!r} ({counts[ordered[-1]]})")
         if examination.images is not None and len(looked.images) > examination.images:
-            yield note(f"{source.name}: {examination.images} of {len(looked.images)} images were read", "--images all reads all")
+            yield note(f"{source.name}: {examination.images} of {counted(len(looked.images), 'image')} were read", "--images all reads all")
         key, limit, most = "TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE, looked.most()
         if source.testing and front.knows(key) and most > limit:
             yield warning(f"{source.name}: an image has {most} objects, {front.name(key)} is {limit}", f"set it to {most}")
@@ -68,7 +68,7 @@ def _by_the_rules(examination: Examination, facts: Facts) -> Iterator[Finding]:
         said = f"{key} {solver.MAX_ITER} is {seen:,.0f} passes over {facts.images} images: after some {wanted:.0f} they are known by heart"
         yield warning(said, f"set it to {count}, and where the rate falls with it; or take `backbones recipe`")
     elif seen < 1:
-        yield warning(f"{key} {solver.MAX_ITER} is {seen:.2f} passes over {facts.images} images: not all are seen")
+        yield warning(f"{key} {solver.MAX_ITER} is {seen:.2f} passes over {counted(facts.images, 'image')}: not all are seen")
     if not facts.objects:
         return
     size, reason = rules.image_size(facts, 8 if architecture(cfg).dense else 4)

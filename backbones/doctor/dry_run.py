@@ -17,7 +17,7 @@ from detectron2.utils.env import seed_all_rng
 
 from ..data.image_files import evenly
 from ..engine.front import Front
-from ..errors import Finding
+from ..errors import Finding, counted
 from ..files import write_whole
 from .examination import Examination, error, note, size_in_words, words
 
@@ -126,7 +126,7 @@ def _evaluate(examination: Examination, front: Front, final: str, stack: context
             ):
                 model.eval()([mapper(record)])
         done = "found objects in"
-    return note(f"{done} {len(chosen)} images of {name} with the weights that were saved: {time.perf_counter() - begun:.1f} s")
+    return note(f"{done} {counted(len(chosen), 'image')} of {name} with the weights that were saved: {time.perf_counter() - begun:.1f} s")
 
 
 def _hours(examination: Examination, batch: int, seconds: float) -> Finding:

@@ -6,13 +6,14 @@ import os
 import platform
 import re
 import shutil
+from pathlib import Path
 from typing import Iterator
 
 import detectron2
 import torch
 import torchvision
 
-from ..errors import Finding
+from ..errors import Finding, counted
 from .examination import Examination, error, note, size_in_words, warning
 
 # modules that are not needed: what each gives
@@ -87,7 +88,7 @@ def _disk(examination: Examination) -> Iterator[Finding]:
     if model is not None:
         size = 4 * (sum(t.numel() for t in model.state_dict().values()) + sum(p.numel() for p in model.parameters() if p.requires_grad))
         count = -(-cfg.SOLVER.MAX_ITER // max(cfg.SOLVER.CHECKPOINT_PERIOD, 1)) + 1
-        about = f"{count} checkpoints of {size_in_words(size)}, with the optimizer's state, are {size_in_words(count * size)}"
+        about = f"{counted(count, 'checkpoint')} of {size_in_words(size)}, with the optimizer's state: {size_in_words(count * size)}"
         said, advice = (
             f"{about}; {folder!r} has {size_in_words(free)} free",
             f"raise {name('SOLVER.CHECKPOINT_PERIOD')}, or name another folder",
@@ -99,10 +100,36 @@ def _disk(examination: Examination) -> Iterator[Finding]:
 
 
 def memory_of_machine() -> tuple[int, int]:
-    """(all, free) bytes; 0 where the system does not say."""
+    """(all, free) bytes that this process may have, within the limits of its container or job; 0 where the system does not say."""
     if not hasattr(os, "sysconf"):  # on Windows
         return 0, 0
-    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     with contextlib.suppress(OSError, IndexError), open("/proc/meminfo") as f:
-        return total, 1024 * int(re.findall(r"MemAvailable:\s+(\d+)", f.read())[0])
-    return total, total
+        free = 1024 * int(re.findall(r"MemAvailable:\s+(\d+)", f.read())[0])
+    limits = list(limits_of_memory())
+    return min([total, *(limit for limit, _ in limits)]), min([free, *(left for _, left in limits)])
+
+
+def limits_of_memory(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> Iterator[tuple[int, int]]:
+    """(limit, what is left of it) in bytes, of each control group that this process is in and that has a limit."""
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = Path(own).read_text().splitlines()
+    for line in lines:
+        kinds, path = line.split(":", 2)[1:]
+        if kinds and "memory" not in kinds.split(","):
+            continue
+        top = Path(root, "memory" if kinds else "")  # version 1 has a folder for memory, version 2 one for all
+        limit, usage, cached = (
+            ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            if kinds
+            else ("memory.max", "memory.current", "inactive_file")
+        )
+        group = top / path.lstrip("/")
+        for folder in (group, *group.parents):  # a limit holds for all groups within; the path may be the host's, of which only the top is here
+            with contextlib.suppress(OSError, ValueError, StopIteration):  # "max" is no number
+                most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+                stated = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
+                yield most, max(most - used + next(int(value) for name, value in stated if name == cached), 0)
+            if folder == top:
+                break

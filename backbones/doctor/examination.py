@@ -120,7 +120,9 @@ class Examination:
         """(shorter, longer) side in pixels of the largest training image, padded as the network does it."""
         cfg = self.cfg.INPUT
         short, most = max(sizes_of(cfg.MIN_SIZE_TRAIN)), cfg.MAX_SIZE_TRAIN
-        sizes = [(i["width"], i["height"]) for data in self.data if data.source.training for i in data.images]
+        images = [i for data in self.data if data.source.training for i in data.images]
+        read = [] if images else self.__dict__.get("records", [])  # where nothing else has read the data
+        sizes = [(i["width"], i["height"]) for i in (*images, *read) if "width" in i and "height" in i]
         if learns(self.cfg, "class"):
             sides = (self.cfg.INPUT.CLASSIFICATION.SIZE,) * 2
         elif sizes:
@@ -132,10 +134,13 @@ class Examination:
         step = self.divisibility()
         return tuple(math.ceil(round(side) / step) * step for side in sorted(sides))
 
-    def lower_memory(self) -> str:
-        """Advice."""
+    def lower_memory(self, parts: int = 2) -> str:
+        """Advice; ``parts``: into how many a batch is to be divided at least."""
         name, override = self.front.name, self.front.override
-        fewer = f"lower {name('SOLVER.IMS_PER_BATCH')} with {name('SOLVER.BASE_LR')}"
+        now, batch = self.cfg.SOLVER.ACCUMULATE, self.per_process()
+        fitting = next((n for n in range(parts * now, batch + 1) if batch % n == 0), None)
+        same = f"set {override('SOLVER.ACCUMULATE', fitting)} (the same batch in more parts), " if fitting else ""
+        fewer = f"{same}lower {name('SOLVER.IMS_PER_BATCH')} with {name('SOLVER.BASE_LR')}"
         return f"{fewer}, set {override('SOLVER.AMP.ENABLED', True)} or {override('MODEL.ACTIVATIONS', 'lean')}"
 
     def divisibility(self) -> int:

@@ -1,5 +1,6 @@
 """The memory that a step of training needs, from the model's own numbers and two small steps."""
 
+import contextlib
 import functools
 import math
 from typing import Any, Iterator, NamedTuple
@@ -10,10 +11,10 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from ..benchmark.training import kept_bytes, peak_bytes
-from ..errors import Finding, UserError
+from ..errors import Finding, UserError, counted
 from ..lean import keep_activations
 from .environment import memory_of_machine
-from .examination import Examination, note, size_in_words, warning, words
+from .examination import Examination, note, quiet, size_in_words, sizes_of, warning, words
 
 
 def memory(examination: Examination) -> Iterator[Finding]:
@@ -21,39 +22,85 @@ def memory(examination: Examination) -> Iterator[Finding]:
     if model is None:
         yield note("the model cannot be built: no estimate")
         return
-    parameters = 4 * sum(t.numel() for t in [*model.parameters(), *model.buffers()])
-    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    exact = parameters + 2 * trained
+    parameters, trained, exact = exact_bytes(model)
     yield note(f"weights {size_in_words(parameters)}, gradients {size_in_words(trained)}, momentum {size_in_words(trained)}: exactly")
     if not examination.sound:
         yield note("the config cannot be built: activations were not measured")
         return
     try:
-        fixed, slope = activations(examination)
+        step = estimate(examination, exact)
     except Exception as problem:
         yield note(f"activations were not measured: {words(problem)}")
         return
-    short, long = examination.largest()
+    amp = " without AMP" if cfg.SOLVER.AMP.ENABLED else ""
+    there = f"{step.where}: {size_in_words(step.room)}" if step.room else f"how much {step.where} is, the system does not say"
+    yield note(
+        f"an estimate: {counted(step.images, 'image')} of {step.sides}, activations of {size_in_words(step.kept)}{amp} for the backward "
+        f"pass; a step's peak is some {size_in_words(step.peak)} a process; {there}"
+    )
+    yield from shortage(examination, step)
+
+
+class Estimate(NamedTuple):
+    """Of a step of training; bytes. ``room`` is what there is of ``where`` for ``shares`` processes, 0 where the system does not say."""
+
+    images: int  # at once
+    sides: str
+    kept: float
+    peak: float
+    room: int
+    where: str
+    shares: int
+
+
+def estimate(examination: Examination, exact: float) -> Estimate:
+    """``exact``: bytes that do not depend on images."""
+    cfg, (fixed, slope), (short, long) = examination.cfg, activations(examination), examination.largest()
     count = max(examination.per_process() // max(cfg.SOLVER.ACCUMULATE, 1), 1)
     kept = count * (fixed + slope * short * long)
-    device = torch.device(cfg.MODEL.DEVICE)
-    if device.type == "cuda" and torch.cuda.is_available():
-        room, where, shares = torch.cuda.mem_get_info()[1], torch.cuda.get_device_name(), 1
+    on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
+    if on_gpu and torch.cuda.is_available():
+        free, where, shares = torch.cuda.mem_get_info()[1], torch.cuda.get_device_name(), 1
     else:
-        room, where, shares = memory_of_machine()[1], "this machine's free memory", max(examination.gpus, 1)
+        free, where, shares = memory_of_machine()[1], "this machine's free memory", max(examination.gpus, 1)
     # beside what is kept for it, the backward pass works on some of it: of CPUs as much again was measured
-    amp, on_gpu = cfg.SOLVER.AMP.ENABLED, device.type == "cuda"
-    peak = exact + kept * (1.25 if on_gpu else 2) * (0.6 if amp else 1)
-    there = f"{where}: {size_in_words(room)}" if room else f"how much {where} is, the system does not say"
-    yield note(
-        f"an estimate: {count} images of {short}x{long} keep activations of {size_in_words(kept)}{' without AMP' if amp else ''} for the "
-        f"backward pass, and a step's peak is some {size_in_words(peak)} a process; {there}"
-    )
-    if room and peak * shares > 0.9 * room:
-        yield warning(
-            f"a step may need {size_in_words(peak * shares)} of {size_in_words(room)}, by this estimate",
-            f"{examination.lower_memory()}, use more processes or smaller images",
+    peak = exact + kept * (1.25 if on_gpu else 2) * (0.6 if cfg.SOLVER.AMP.ENABLED else 1)
+    return Estimate(count, f"{short}x{long}", kept, peak, free, where, shares)
+
+
+def shortage(examination: Examination, step: Estimate) -> Iterator[Finding]:
+    """A warning where a step may not find the memory that it needs."""
+    if step.room and step.peak * step.shares > 0.9 * step.room:
+        need, there = size_in_words(step.peak * step.shares), size_in_words(step.room)
+        parts = math.ceil(step.peak * step.shares / (0.9 * step.room))
+        advice = (
+            f"{examination.lower_memory(max(parts, 2))}, use {'more processes' if step.shares == 1 else 'fewer processes'} or smaller images"
         )
+        said = f"{counted(step.images, 'image')} of {step.sides} at once may need {need} of memory, by an estimate, and {there} are free"
+        yield warning(said, advice)
+
+
+# more than the networks here take in training, so that where it fits nothing need be measured
+_BYTES_PER_PIXEL = 8000
+
+
+def too_much_for_cpu(examination: Examination) -> Iterator[Finding]:
+    """`shortage` of a run on a CPU, which the system ends without a word where memory is short. Costs nothing where that cannot be."""
+    cfg, free = examination.cfg, memory_of_machine()[1]
+    pixels = (max(sizes_of(cfg.INPUT.MIN_SIZE_TRAIN)) or cfg.INPUT.MAX_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN
+    images = max(examination.per_process() // max(cfg.SOLVER.ACCUMULATE, 1), 1) * max(examination.gpus, 1)
+    if torch.device(cfg.MODEL.DEVICE).type != "cpu" or not free or images * pixels * _BYTES_PER_PIXEL < free:
+        return
+    with contextlib.suppress(Exception), quiet():  # the training itself says what is wrong with it
+        if examination.records and examination.model is not None:
+            yield from shortage(examination, estimate(examination, exact_bytes(examination.model)[2]))
+
+
+def exact_bytes(model: nn.Module) -> tuple[int, int, int]:
+    """Of weights and buffers, of gradients, and of both with the optimizer's momentum."""
+    own = 4 * sum(t.numel() for t in [*model.parameters(), *model.buffers()])
+    trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return own, trained, own + 2 * trained
 
 
 def activations(examination: Examination) -> tuple[float, float]:

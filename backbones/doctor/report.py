@@ -13,7 +13,7 @@ from detectron2.utils.env import seed_all_rng
 
 from ..data import images
 from ..drawing import scale_of
-from ..errors import SEVERITIES, Finding
+from ..errors import SEVERITIES, Finding, counted
 from .data import anchor_generator, training_boxes
 from .examination import Examination, words
 
@@ -107,7 +107,7 @@ def samples(examination: Examination, count: int = 8) -> Iterator[tuple[str, str
                 drawer.overlay_instances(
                     labels=labels, boxes=fields.get("gt_boxes"), masks=fields.get("gt_masks"), keypoints=fields.get("gt_keypoints")
                 )
-                said += f", {len(labels)} objects"
+                said += f", {counted(len(labels), 'object')}"
             elif "label" in example or "label" in record:
                 label = int(example["label"] if "label" in example else record["label"])
                 said += f", {classes[label] if label < len(classes) else label}"

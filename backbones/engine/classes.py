@@ -42,7 +42,7 @@ def of_weights(cfg: CfgNode, path: str) -> dict[str, list[str]]:
     if names or not path.endswith(".pth") or not os.path.isfile(path):
         return names
     try:
-        return names_in(read_checkpoint(path))
+        return names_in(read_checkpoint(path, lazy=True))
     except UserError:
         return {}  # the gate says so
 

@@ -21,7 +21,7 @@ from torch import nn
 
 from ..checkpoint import GatedCheckpointer
 from ..data.loader import say_left_out
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..lean import keep_activations
 from ..shufflenetv2 import supernets
 from .hooks import EMA, Evaluate, EvaluateAtTheEnd, KeepBest, PreciseBN, Progress, SamplePath
@@ -224,7 +224,7 @@ class Fit(TrainerBase):
         if comm.is_main_process():
             self.checkpointer.save(name, iteration=self.done - 1)
             logger.warning(
-                f"ended by {signal.Signals(number).name} after {self.done} iterations: {name}.pth is saved, --resume goes on from it"
+                f"ended by {signal.Signals(number).name} after {counted(self.done, 'iteration')}: {name}.pth is saved, --resume goes on from it"
             )
         else:
             # the end of this process may end the first in the middle of its checkpoint; but one that does not begin may wait for this one

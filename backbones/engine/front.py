@@ -206,6 +206,8 @@ class Front(ABC):
         What comes of it goes with the front, by pickle, to processes that have not read the data themselves.
         """
         training, s = not args.eval_only, self.settings
+        if not training:
+            self.check_has_weights(getattr(args, "resume", False))
         replaced = self.apply_data_arguments(args, training)
         known = [] if training else self.follow_classes(getattr(args, "resume", False))
         self.register(training, [*(s.DATASETS.TRAIN if training else ()), *s.DATASETS.TEST], replaced)
@@ -334,15 +336,20 @@ class Front(ABC):
 
         Raises UserError where there is nothing to load, or where any weight would keep its initial value.
         """
-        folder, weights = self.settings.OUTPUT_DIR, self.settings.MODEL.WEIGHTS
-        checkpointer = GatedCheckpointer(model, folder, require="nothing" if allow_partial_weights else "all")
-        if not weights and not (resume and checkpointer.has_checkpoint()):
+        self.check_has_weights(resume)
+        s = self.settings
+        checkpointer = GatedCheckpointer(model, s.OUTPUT_DIR, require="nothing" if allow_partial_weights else "all")
+        run = checkpointer.resume_or_load(s.MODEL.WEIGHTS, resume=resume).get("run")
+        return names_in({"run": run}).get("classes", [])
+
+    def check_has_weights(self, resume: bool) -> None:
+        """Raises UserError where there is nothing to evaluate."""
+        folder = self.settings.OUTPUT_DIR
+        if not self.settings.MODEL.WEIGHTS and not (resume and GatedCheckpointer(nn.Identity(), folder).has_checkpoint()):
             final = os.path.join(folder, "model_final.pth")
             hint = f", such as {final}" if os.path.isfile(final) else ""
             message = f"weights are needed: add {self.override('MODEL.WEIGHTS', '/path/to/model_final.pth')}{hint}"
             raise UserError(message, code="missing-weights", key=self.name("MODEL.WEIGHTS"), suggestion=final if hint else None)
-        run = checkpointer.resume_or_load(weights, resume=resume).get("run")
-        return names_in({"run": run}).get("classes", [])
 
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """The losses on each data set for evaluation."""

@@ -24,8 +24,9 @@ from tqdm import tqdm
 from .. import upstream
 from ..checkpoint import GatedCheckpointer
 from ..data import images
-from ..data.loader import Examples, TrainLoader, seed_random_numbers, share
+from ..data.loader import Examples, TrainLoader, end_with_parent, seed_random_numbers, share
 from ..drawing import Mark, beside, colour, draw, mask_of
+from ..errors import counted
 from ..evaluation.leading import headline
 from ..shufflenetv2 import ShuffleNetV2Supernet, random_path
 from .step import moving_values, set_moving_values
@@ -145,7 +146,7 @@ class KeepBest(HookBase):
     def after_train(self) -> None:
         self.after_step()
         if self.best_iteration >= 0 and comm.is_main_process():
-            logging.getLogger(__name__).info(f"best: {self.best:.4f} after {self.best_iteration + 1} iterations, in model_best.pth")
+            logging.getLogger(__name__).info(f"best: {self.best:.4f} after {counted(self.best_iteration + 1, 'iteration')}, in model_best.pth")
 
     def after_step(self) -> None:
         evaluation = self.evaluation.last
@@ -175,8 +176,11 @@ class KeepBest(HookBase):
             logger.info(f"{name} {value:.4f} is the best so far: model_best.pth")
             return False
         self.without += 1
-        than = f"{self.best:.4f} after {self.best_iteration + 1} iterations" if self.best_iteration >= 0 else "nothing"
-        logger.info(f"{name} {value:.4f} is not better than {than}: model_best.pth stays as it is")
+        stays = "model_best.pth stays as it is" if self.best_iteration >= 0 else "there is no model_best.pth yet"
+        if math.isnan(value):
+            logger.warning(f"{stays}: {name} has no value, as nothing was found, or there is nothing to find")
+        else:
+            logger.info(f"{stays}: {name} {value:.4f} is not better than {self.best:.4f} after {self.best_iteration + 1} iterations")
         if self.patience and self.without >= self.patience:
             logger.info(
                 f"no better one in as many evaluations as {self.trainer.job.name('TEST.PATIENCE')} allows, {self.without}: training ends here"
@@ -242,7 +246,8 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
     # as many in each process, which wait for each other in some losses: what is there twice does not count
     mine = range(comm.get_rank(), -(-len(records) // world) * world, world)
     order = [i % len(records) for i in mine]
-    loader = DataLoader(Examples(records, mapper, skip), batch_size=1, sampler=order, num_workers=workers, collate_fn=share)
+    options: dict[str, Any] = dict(num_workers=workers, collate_fn=share, worker_init_fn=end_with_parent)
+    loader = DataLoader(Examples(records, mapper, skip), batch_size=1, sampler=order, **options)
     try:
         with torch.no_grad(), EventStorage():
             for number, batch in zip(mine, loader):

@@ -5,6 +5,7 @@ import contextlib
 import multiprocessing
 import os
 import pickle
+import re
 import signal
 import sys
 import tempfile
@@ -27,9 +28,12 @@ T = TypeVar("T")
 
 
 def count_processes(args) -> int:
-    """How many processes the run will have, over all machines."""
+    """How many processes the run will have, over all machines. Raises UserError for counts that cannot be."""
     if _torchrun():
         return int(os.environ["WORLD_SIZE"])
+    for flag, count, least in (("--num-gpus", args.num_gpus, 0), ("--num-machines", args.num_machines, 1)):  # detectron2 takes 0 GPUs as 1
+        if count < least:
+            raise UserError(f"{flag} {count}: it must be at least 1", "value", flag, 1)
     return max(args.num_gpus, 1) * args.num_machines
 
 
@@ -63,10 +67,14 @@ def launch(main: Callable, args: argparse.Namespace, device: str, prepare: Calla
         finally:
             dist.destroy_process_group()
         return
+    count_processes(args)
     _check_gpus(args.num_gpus if cuda else 0)
     if args.num_machines > 1 and args.dist_url == "auto":
         message = "--dist-url auto is for one machine: with --num-machines, name the first machine, such as tcp://10.0.0.1:29500"
         raise UserError(message, code="missing-argument", key="--dist-url")
+    if args.dist_url != "auto" and not re.match(r"(tcp://[^/]+:\d+|file:///.+|env://)", args.dist_url):
+        message = f"--dist-url {args.dist_url!r} is no place to meet: name the first machine and a port, such as tcp://10.0.0.1:29500"
+        raise UserError(message, "value", "--dist-url")
     if not 0 <= args.machine_rank < args.num_machines:
         message = f"--machine-rank {args.machine_rank} is not from 0 to --num-machines {args.num_machines} - 1"
         raise UserError(message, key="--machine-rank")

@@ -1,4 +1,4 @@
-"""Log lines that go into files, or to whatever is no terminal, have no colour codes; and log files on a full disk."""
+"""Log lines: those for pages of configs and models are in the file alone; those in files have no colour codes; files on a full disk."""
 
 import logging
 import os
@@ -9,6 +9,8 @@ from typing import Any
 
 from detectron2.utils import comm
 from detectron2.utils.logger import setup_logger
+
+from ..errors import counted
 
 _CODES = re.compile("\x1b\\[[0-9;]*m")
 
@@ -24,6 +26,24 @@ class _Plain(logging.Formatter):
         return _CODES.sub("", self.formatter.format(record))
 
 
+# how messages begin that go on for pages: hundreds of lines before the first that says something of the run
+_PAGES = ("Environment info:", "Contents of args.config_file=", "Running with full config:", "Model:")
+
+
+class _Short(logging.Formatter):
+    """Another formatter's lines, but of pages the heading alone, and where the rest is."""
+
+    def __init__(self, formatter: logging.Formatter, file: str):
+        super().__init__()
+        self.formatter, self.file = formatter, file
+
+    def format(self, record: logging.LogRecord) -> str:
+        heading, *rest = self.formatter.format(record).splitlines() or [""]
+        if rest and record.getMessage().startswith(_PAGES):
+            return f"{heading} {counted(len(rest), 'line')} in {self.file}"
+        return "\n".join((heading, *rest))
+
+
 def _is_terminal(stream: Any) -> bool:
     return not getattr(stream, "closed", False) and bool(getattr(stream, "isatty", bool)())
 
@@ -34,7 +54,13 @@ def set_up_logs(folder: str) -> None:
     # the first two as default_setup calls it, which keeps what the first call has made
     loggers = [setup_logger(folder, distributed_rank=rank, name="fvcore"), setup_logger(folder, distributed_rank=rank)]
     loggers.append(setup_logger(folder, distributed_rank=rank, name="backbones"))
+    file = os.path.join(folder, "log.txt")
     for handler in (handler for logger in loggers for handler in logger.handlers):
+        printed = isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr)
+        if printed and handler.formatter and os.path.isfile(file):  # without the file they are all that there is
+            while isinstance(handler.formatter, (_Short, _Plain)):  # of an earlier run in this process
+                handler.formatter = handler.formatter.formatter
+            handler.setFormatter(_Short(handler.formatter, file))
         if (
             isinstance(handler, logging.StreamHandler)
             and handler.formatter

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 
 from ..config import KEYS, first_difference, flat
 from ..data.loader import TrainLoader
-from ..errors import UserError
+from ..errors import UserError, counted
 from .classes import names_of
 from .job import Job
 
@@ -100,8 +100,8 @@ class Run:
         if before != now:
             was, is_now = first_difference(before, now)
             raise UserError(
-                f"--resume: the run in {self.job.output_dir!r} has {len(before)} classes, the training data now {len(now)}: {was!r} of the one "
-                f"stands where the other has {is_now!r}. For a new run take another folder, and this one's weights to begin with"
+                f"--resume: the run in {self.job.output_dir!r} has {counted(len(before), 'class')}, now {len(now)}: {was!r} of the "
+                f"one stands where the other has {is_now!r}. For a new run take another folder, and this one's weights to begin with"
             )
         old, new = flat(yaml.safe_load(loaded["config"])), flat(self.job.config)
         groups = (*_FREE_GROUPS, *_FREE_IN_PYTHON)
@@ -173,7 +173,8 @@ def clear(folder: str, overwrite: bool, weights: str) -> None:
     if overwrite and there:
         for path in there:
             shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
-        logging.getLogger(__name__).warning(f"--overwrite: the earlier run in {folder!r} is removed, {len(checkpoints)} checkpoints among it")
+        with_it = counted(len(checkpoints), "checkpoint")
+        logging.getLogger(__name__).warning(f"--overwrite: the earlier run in {folder!r} is removed, {with_it} among it")
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.loader import seed_random_numbers
-from ..errors import UserError
+from ..errors import UserError, counted
 
 _LEAST_SCALE = 1e-4  # from 65536 after thirty iterations in which gradients overflowed
 
@@ -205,8 +205,8 @@ class Steps(SimpleTrainer):
         key, amp, kept = map(self.name, ("SOLVER.ACCUMULATE", "SOLVER.AMP.ENABLED", "MODEL.ACTIVATIONS"))
         parts = 2 * self.accumulate
         return OutOfMemory(
-            f"the device has not enough memory for {images} images at once, at iteration {self.iter}: set {key} {parts}, which takes the same "
-            f"batch in smaller parts, {amp} True or {kept} lean",
+            f"the device has not enough memory for {counted(images, 'image')} at once, at iteration {self.iter}: set {key} {parts}, which "
+            f"takes the same batch in smaller parts, {amp} True or {kept} lean",
             "resources",
             key,
             parts,

@@ -9,6 +9,7 @@ import tempfile
 import uuid
 from typing import Any, Sequence
 
+import numpy as np
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import COCOEvaluator
 
@@ -94,7 +95,7 @@ class FastCOCOEvaluator(COCOEvaluator):
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
             self._logger.info(f"Saving results to {path}")
-            write_whole(path, json.dumps(results))
+            write_whole(path, json.dumps(results, default=np.generic.item))  # ids of images may be numpy's
         if not self._do_evaluation:
             return
         for task in sorted(self._tasks or self._tasks_from_predictions(results)):

@@ -48,7 +48,8 @@ def tide(dataset: dict[str, Any], results: list[dict], task: str = "bbox") -> di
         with contextlib.redirect_stdout(io.StringIO()):
             from tidecv import TIDE, Data
     except ImportError as error:
-        said = f"kinds of errors are counted by tidecv, which cannot be imported ({error}): pip install 'backbones[errors]'"
+        why = "is not installed" if isinstance(error, ModuleNotFoundError) and error.name == "tidecv" else f"cannot be imported ({error})"
+        said = f"kinds of errors (TIDE) are not counted: the package tidecv {why}: pip install tidecv"
         raise UserError(said, "missing-package", "tidecv") from error
     evaluation = pycocotools_evaluation(dataset, results, task)  # which gives polygons as run lengths
     truth, found = Data("truth"), Data("found", max_dets=100)

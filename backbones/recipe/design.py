@@ -17,7 +17,7 @@ from ..config import apply_data_arguments, put
 from ..doctor import memory
 from ..doctor.examination import Examination, quiet
 from ..engine import YamlFront
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..swap import use_backbone
 from ..timing import now
 from ..upstream import cpu_has_bfloat16
@@ -93,7 +93,8 @@ class Design:
         for key, reason in (("REGISTER", ""), ("TRAIN", held_out), ("TEST", held_out), ("HOLD_OUT", held_out)):
             self.choices[f"DATASETS.{key}"] = Choice(f"DATASETS.{key}", cfg.DATASETS[key], reason or "as the command line says")
         facts = self.facts
-        self.say(f"data: {facts.images} images, {facts.objects} objects of {len(facts.counts)} classes; {facts.tested} images to evaluate on")
+        there = f"{counted(facts.images, 'image')}, {counted(facts.objects, 'object')} of {counted(len(facts.counts), 'class')}"
+        self.say(f"data: {there}; {counted(facts.tested, 'image')} to evaluate on")
 
     def _facts(self, val_split: float) -> Facts:
         """With so much of the images held out. Raises UserError."""

@@ -10,7 +10,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 import numpy as np
 from detectron2.config import CfgNode
 
-from ..errors import UserError
+from ..errors import UserError, counted
 from .facts import Facts
 
 BASE = "Base-RCNN-VoVNet-FPN.yaml"  # this project's recipe for COCO, which the rules change
@@ -247,17 +247,18 @@ def sampling(facts: Facts) -> Iterator[Choice]:
             yield Choice(
                 "DATALOADER.SAMPLER_TRAIN",
                 "RepeatFactorTrainingSampler",
-                f"{len(rare)} classes are rare, {name!r} with {facts.counts[name]} objects most: their images are shown more often",
+                f"rare classes: {len(rare)}, {name!r} with {counted(facts.counts[name], 'object')} most: their images are shown more often",
             )
             yield Choice(
                 "DATALOADER.REPEAT_THRESHOLD", round(middle / 2, 4), f"half of {middle:.3g}, the part of the images that have the median class"
             )
     share = facts.empty / max(facts.images, 1)
     if facts.empty and share <= 0.5:
-        yield Choice("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, f"{facts.empty} images ({share:.0%}) without objects teach what is none")
+        said = f"{counted(facts.empty, 'image')} ({share:.0%}) without objects, to learn what is none"
+        yield Choice("DATALOADER.FILTER_EMPTY_ANNOTATIONS", False, said)
     elif facts.empty:
         yield Choice(
-            "DATALOADER.FILTER_EMPTY_ANNOTATIONS", True, f"{facts.empty} images ({share:.0%}) without objects would be most of the training"
+            "DATALOADER.FILTER_EMPTY_ANNOTATIONS", True, f"else {facts.empty} without objects ({share:.0%}) would be most of the training"
         )
 
 
@@ -283,7 +284,7 @@ def schedule(facts: Facts, batch: int, limit: int | None, limited: str, evaluati
     wanted = max(round(passes(facts.images) * facts.images / batch), 100)
     count = min(wanted, limit) if limit is not None else wanted
     seen = count * batch / max(facts.images, 1)
-    why = f"{seen:.0f} passes over {facts.images} images"
+    why = f"{seen:.0f} passes over {counted(facts.images, 'image')}"
     why += (
         f": {limited} (without a limit {passes(facts.images):.0f} passes)"
         if count < wanted
@@ -297,7 +298,7 @@ def schedule(facts: Facts, batch: int, limit: int | None, limited: str, evaluati
     yield Choice("SOLVER.WARMUP_ITERS", warmup, said)
     period = math.ceil(count / evaluations) if facts.tested else 0
     times = math.ceil(count / period) if period else 0
-    said = f"{times} evaluation{'s' if times > 1 else ''} on {facts.tested} images"
+    said = f"{times} evaluation{'s' if times > 1 else ''} on {counted(facts.tested, 'image')}"
     yield Choice("TEST.EVAL_PERIOD", period, said if period else "there is nothing to evaluate on")
     often = period or math.ceil(count / 10)
     said = "with each evaluation" if period else "ten times in the training: there are no evaluations to go with"

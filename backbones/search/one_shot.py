@@ -27,7 +27,7 @@ from ..config import add_backbones_config, architecture, check_config, check_out
 from ..data import check_datasets, check_paths
 from ..data.holdout import HELD_OUT, KEPT
 from ..engine import Front, launch, open_config
-from ..errors import UserError, raised, unknown
+from ..errors import UserError, counted, raised, unknown
 from ..files import replacing, write_whole
 from ..layers import STAGES
 from ..shufflenetv2 import CHOICES, SPECS
@@ -114,7 +114,7 @@ def search(args: argparse.Namespace, front: Front) -> None:
     best = write_result(cfg, table, archive)
     write_weights(evaluator, best, os.path.join(cfg.OUTPUT_DIR, "best_subnet.pth"))
     parts = {name: sorted(e.seconds[name] for e in archive)[len(archive) // 2] for name in best.seconds}
-    print(f"{len(archive)} paths; the best: {list(best.path)}, {table.kind} {best.cost:.4g}")
+    print(f"{counted(len(archive), 'path')}; the best: {list(best.path)}, {table.kind} {best.cost:.4g}")
     print(f"{settings.METRIC} of the best on {settings.DATASET}: {best.score:.2f}")
     print("a path takes " + ", ".join(f"{seconds:.2f} s {name}" for name, seconds in parts.items()) + " (medians)")
     detector, weights = (os.path.join(cfg.OUTPUT_DIR, name) for name in ("detector.yaml", "best_subnet.pth"))

@@ -39,8 +39,9 @@ def _score(args) -> None:
         structure = plain(read_structure(args.name), repr(args.name))
     else:
         raise unknown("structure, neither a file nor a name", args.name, STRUCTURES)
-    if not 32 <= args.image_size <= 1 << 16 or not 0 <= args.seed < 1 << 63:
-        raise UserError(f"--image-size {args.image_size} and --seed {args.seed} must be 32 or more, and 0 or more")
+    for flag, value, least, most in (("--image-size", args.image_size, 32, 1 << 16), ("--seed", args.seed, 0, (1 << 63) - 1)):
+        if not least <= value <= most:
+            raise UserError(f"{flag} {value} must be from {least} to {most}", "value", flag)
     table = load_table(args.latency_table) if args.latency_table else None
     result = {"name": args.name, **describe(structure, Meter(table.image_size if table else args.image_size, table=table))}
     if args.monte_carlo:

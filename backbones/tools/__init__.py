@@ -1,6 +1,7 @@
 """Thin command lines over the package: ``backbones VERB --help``, also ``python -m backbones.tools.VERB --help``."""
 
 import argparse
+import contextlib
 import os
 import sys
 from typing import Callable
@@ -29,6 +30,19 @@ def parser_of(prog: str, text: str) -> argparse.ArgumentParser:
     """A tool's parser, whose help has the first line of ``text`` above the flags and the rest below."""
     summary, _, details = text.partition("\n")
     return argparse.ArgumentParser(prog=prog, description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def _score(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} must be from 0 to 1, such as 0.5")
+
+
+def add_threshold(parser: argparse.ArgumentParser, text: str) -> None:
+    """``--confidence-threshold``, as detectron2's demo calls it, and the names that other tools gave it."""
+    flags = ("--confidence-threshold", "--conf-threshold", "--threshold")
+    parser.add_argument(*flags, type=_score, default=0.5, metavar="SCORE", help=f"{text} (default: %(default)s)")
 
 
 def picture(path: str, kinds=(".png", ".jpg", ".jpeg")) -> None:

@@ -23,7 +23,7 @@ from ..data.findings import KINDS
 from ..data.formats import to_yolo
 from ..data.sources import Source, Use
 from ..drawing import scale_of
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..files import write_whole
 from . import parser_of, picture, program, run
 from .visualize import pixels_of, write_grid
@@ -100,7 +100,9 @@ def merged(every: list[Part]) -> tuple[dict[str, Any], dict[str, int]]:
 
 
 def _summary(content: dict[str, Any]) -> str:
-    return f"{len(content['images'])} images, {len(content['annotations'])} objects of {len(content['categories'])} classes"
+    kinds = {"images": "image", "annotations": "object", "categories": "class"}
+    images, objects, classes = (counted(len(content[key]), name) for key, name in kinds.items())
+    return f"{images}, {objects} of {classes}"
 
 
 def _lines(written: str, content: dict[str, Any], notes: dict[str, int]) -> Iterator[str]:
@@ -158,7 +160,7 @@ def divide(input: str, output: str, images: str = "", val: float = 0.2, seed: in
         _write_coco(part, root, os.path.join(output, f"{name}.json"))
         yield from _lines(os.path.join(output, f"{name}.json"), part, content["notes"] if name == "train" else {})
     if alone:
-        yield f"  {len(alone)} classes are in one part alone, as others are in their images: {', '.join(alone[:10])}"
+        yield f"  in one part alone, as others are in their images: {counted(len(alone), 'class')}, {', '.join(alone[:10])}"
 
 
 def merge(input: list[str], output: str, images: Sequence[str] = ()) -> Iterator[str]:

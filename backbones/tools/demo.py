@@ -17,38 +17,43 @@ import numpy as np
 from tqdm import tqdm
 
 from ..config import check_output_dir
+from ..data.formats.building import SUFFIXES
 from ..deploy.optimize import PRECISIONS
 from ..engine import add_config_arguments, open_named
-from ..errors import UserError
-from . import parser_of, program, run
+from ..errors import UserError, counted
+from . import add_threshold, parser_of, program, run
 from .export import read_image
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # that OpenCV writes
 
 _MOST_DRAWN = 32_000_000  # pixels of a picture, of which drawing one takes a hundred bytes
 
 
-def images_of(inputs: list[str], recursive: bool = False, output: str = "") -> tuple[list[str], list[str]]:
-    """The files of ``inputs``, and what they are called in the folder of pictures. Raises UserError for what is not there.
+def images_of(inputs: list[str], recursive: bool = False, output: str = "") -> tuple[list[str], list[str], list[UserError]]:
+    """The files of ``inputs``, what they are called in the folder of pictures, and what is wrong with the other inputs.
+
+    Raises UserError where none gives a file.
 
     Folders give their images, with ``recursive`` those of folders in them too, but for hidden ones and those in ``output``. Without, it is
     said how many are left out.
     """
     files: list[str] = []
     names: list[str] = []
+    wrong: list[UserError] = []
     for path in inputs:
         if os.path.isdir(path):
             own: list[str] = []
             deeper: list[str] = []
             for folder, folders, inside in os.walk(path):
                 folders[:] = [name for name in folders if not name.startswith(".") and not _is_same(os.path.join(folder, name), output)]
-                images = [os.path.join(folder, name) for name in inside if name.lower().endswith(IMAGES) and not name.startswith(".")]
+                images = [os.path.join(folder, name) for name in inside if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
                 (own if recursive or folder == path else deeper).extend(images)
             if not own:
                 hint = f"; {len(deeper)} are in folders in it: add --recursive" if deeper else ""
-                raise UserError(f"folder {path!r} holds no image: {', '.join(IMAGES)}{hint}")
+                wrong.append(UserError(f"folder {path!r} holds no image: {', '.join(SUFFIXES)}{hint}", "missing-file", "--input"))
+                continue
             if deeper:
-                print(f"{path}: {len(own)} images; {len(deeper)} more in folders in it are left out: --recursive takes them too")
+                print(f"{path}: {counted(len(own), 'image')}; in folders in it, left out: {len(deeper)}. --recursive takes them too")
             files += sorted(own)
             names += [os.path.relpath(file, path) for file in sorted(own)]
         elif os.path.isfile(path):
@@ -56,8 +61,10 @@ def images_of(inputs: list[str], recursive: bool = False, output: str = "") -> t
             names.append(os.path.basename(path))
         else:
             hint = ": config overrides stand behind --opts" if path.partition(".")[0].isupper() else ""
-            raise UserError(f"--input {path!r} is not there{hint}")
-    return files, names
+            wrong.append(UserError(f"--input {path!r} is not there{hint}", "missing-file", "--input"))
+    if not files:
+        raise wrong[0] if len(wrong) == 1 else UserError("; ".join(map(str, wrong)), "missing-file", "--input")
+    return files, names, wrong
 
 
 def _is_same(folder: str, output: str) -> bool:
@@ -193,7 +200,7 @@ def main() -> None:
     what.add_argument("--video-input", metavar="FILE", help="a video")
     what.add_argument("--webcam", action="store_true", help="the first camera")
     parser.add_argument("--output", default="", metavar="PATH", help="a folder, or of one image or video a file; default: a window")
-    parser.add_argument("--confidence-threshold", type=float, default=0.5, help="smallest score to draw (default: %(default)s)")
+    add_threshold(parser, "smallest score to draw")
     parser.add_argument("--optimize", action="store_true", help="predict faster, and the same")
     parser.add_argument(
         "--precision", default="float32", choices=PRECISIONS, help="of --optimize; 16 bits change results a little, float16 needs a GPU"
@@ -203,23 +210,28 @@ def main() -> None:
     if any(item.startswith("-") for item in rest[:1]):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.opts = [*rest, *args.opts]
-    if not 0 <= args.confidence_threshold <= 1:
-        raise UserError(f"--confidence-threshold {args.confidence_threshold} must be from 0 to 1")
     if args.input:
-        files, names = images_of(args.input, args.recursive, args.output)
+        files, names, wrong = images_of(args.input, args.recursive, args.output)
         targets = targets_of(files, args.output, names)
+        for error in wrong:  # before the model loads; the others go on
+            print(f"error: {error}", file=sys.stderr)
         predict, metadata, reading = load(args)
-        _images(files, targets, predict, Drawer(metadata, args.confidence_threshold), reading)
+        bad = _images(files, targets, predict, Drawer(metadata, args.confidence_threshold), reading)
+        without = [f"{len(wrong)} of {counted(len(args.input), 'input')} gave no image"] if wrong else []
+        unread = [f"{bad} of {counted(len(files), 'image')} cannot be read"] if bad else []
+        if wrong or bad:  # each was said by name
+            raise UserError("; ".join(without + unread), "bad-file" if bad else "missing-file", "--input")
     else:
         predict, metadata, _ = load(args)
         _video(0 if args.webcam else args.video_input, args.output, predict, Drawer(metadata, args.confidence_threshold, video=True))
 
 
-def _images(files: list[str], targets: list[str], predict: Callable, drawer: Drawer, reading: dict[str, Any]) -> None:
+def _images(files: list[str], targets: list[str], predict: Callable, drawer: Drawer, reading: dict[str, Any]) -> int:
+    """How many files cannot be read. Raises UserError where there is one alone."""
     import cv2
 
     bad = 0
-    for file, target in zip(tqdm(files, unit="image", disable=len(files) == 1), targets):
+    for file, target in zip(tqdm(files, unit="image", disable=len(files) == 1 or None), targets):
         try:
             image = read_image(file, **reading)
         except (UserError, MemoryError) as error:  # is no reason to leave out the others
@@ -238,18 +250,17 @@ def _images(files: list[str], targets: list[str], predict: Callable, drawer: Dra
         words = "" if scale == 1 else f"{width}x{height} pixels, drawn at {size[1]}x{size[0]}, "
         if "instances" in predictions:
             scores = predictions["instances"].scores
-            found = f"{int((scores >= drawer.threshold).sum())} objects, "
+            found = f"{counted(int((scores >= drawer.threshold).sum()), 'object')}, "
             if len(scores) and scores.max() < drawer.threshold:
                 found = f"no objects with a score of {drawer.threshold:g} (--confidence-threshold), the highest is {float(scores.max()):.2f}, "
             words += found
         tqdm.write(f"{target or file}: {words}{seconds:.2f} s", file=sys.stdout)
         if not target:
             if not show(drawn, 0):
-                return
+                break
         elif not cv2.imwrite(target, drawn):
             raise UserError(f"{target!r} cannot be written")
-    if bad:
-        raise UserError(f"{bad} of {len(files)} images cannot be read", "bad-file")
+    return bad
 
 
 def _video(source: Any, output: str, predict: Callable, drawer: Drawer) -> None:
@@ -272,7 +283,7 @@ def _video(source: Any, output: str, predict: Callable, drawer: Drawer) -> None:
             raise UserError(f"--output {output!r} cannot be written")
     done = 0
     try:
-        for frame in tqdm(frames, total=count or None, unit="frame"):
+        for frame in tqdm(frames, total=count or None, unit="frame", disable=None):
             drawn = drawer(frame, predict(frame))
             done += 1
             if writer:
@@ -289,7 +300,7 @@ def _video(source: Any, output: str, predict: Callable, drawer: Drawer) -> None:
     if not done:
         raise UserError(f"{source!r} holds no frame that can be read")
     if output:
-        print(f"{output}: {done} frames")
+        print(f"{output}: {counted(done, 'frame')}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Says what went wrong in a run's last evaluation: kinds of errors, classes taken for others, AP by size and crowding, and the worst images.
 
 It reads RUN/inference/coco_instances_results.json and the data of RUN/config.yaml, and writes errors.html and errors.json into RUN.
-The kinds are those of TIDE, counted by the package tidecv (pip install 'backbones[errors]'). With --corruptions it evaluates the run's
+The kinds are those of TIDE, counted by the package tidecv (pip install tidecv). With --corruptions it evaluates the run's
 model on test images that are blurred, noisy, compressed, too bright or flat.
 """
 
@@ -25,7 +25,7 @@ from ..evaluation.leading import leading_task
 from ..evaluation.mistakes import KINDS, Judged, by_kind_of_object, confusion, judge, tide
 from ..evaluation.results import check_results, results_file, truth_of
 from ..files import write_whole
-from . import parser_of, program, run
+from . import add_threshold, parser_of, program, run
 
 SHOWN = 20  # rows of the confusion's list
 
@@ -44,7 +44,7 @@ def examine(dataset: dict[str, Any], results: list[dict], task: str, threshold: 
     except UserError as error:  # all else needs no package
         if error.code != "missing-package":
             raise
-        print(f"no kinds of errors: {error}")
+        print(error)
         kinds = None
     figures = {
         "task": task,
@@ -67,7 +67,7 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]
         heading = f"Kinds of errors (TIDE): AP50 of {figures['task']} is {errors['AP50']:.2f}, dAP what each kind takes away"
         out.append((heading, ["", "count", "dAP", ""], kinds))
     else:
-        out.append(("Kinds of errors (TIDE)", ["not counted: pip install 'backbones[errors]' brings the package that counts them"], []))
+        out.append(("Kinds of errors (TIDE)", ["not counted: the package that counts them is missing (pip install tidecv)"], []))
     names, counts = figures["confusion"]["classes"], figures["confusion"]["counts"]
     off = [(counts[i][j], a, b) for i, a in enumerate(names) for j, b in enumerate(names) if i != j and counts[i][j]]
     taken = [[truth, found, n] for n, truth, found in sorted(off, key=lambda row: -row[0])[:SHOWN]]
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument(
         "--task", default="auto", choices=("auto", "bbox", "segm"), help="default: masks where the results have them, else boxes"
     )
-    parser.add_argument("--conf-threshold", type=float, default=0.5, help="smallest score of confusion and pictures (default: %(default)s)")
+    add_threshold(parser, "smallest score of confusion and pictures")
     parser.add_argument("--num", type=int, default=12, help="how many of the worst images to show (default: %(default)s)")
     parser.add_argument("--output", metavar="FILE", help="the page to write (default: errors.html in RUN); the .json stands beside it")
     parser.add_argument(
@@ -149,8 +149,8 @@ def main() -> None:
     parser.add_argument("--severities", type=int, nargs="+", default=[1, 3, 5], help="of the damage, from 1 to 5 (default: 1 3 5)")
     parser.add_argument("--weights", metavar="FILE", help="of the damaged images' evaluation (default: model_final.pth in RUN)")
     args = parser.parse_args()
-    if args.num < 0 or not 0 <= args.conf_threshold <= 1:
-        raise UserError(f"--num {args.num} must be 0 or more, and --conf-threshold {args.conf_threshold:g} from 0 to 1")
+    if args.num < 0:
+        raise UserError(f"--num {args.num} must be 0 or more", key="--num")
     if not all(1 <= severity <= 5 for severity in args.severities):
         raise UserError(f"--severities {' '.join(map(str, args.severities))}: they go from 1 to 5", key="--severities")
     file, left = results_file(args.run), os.path.join(args.run, "config.yaml")
@@ -175,14 +175,14 @@ def main() -> None:
         results = [{**r, "bbox": entry["bbox"]} for r, entry in zip(results, content)]
     else:  # masks that are not judged only cover what is
         dataset = {**dataset, "annotations": [{k: v for k, v in a.items() if k != "segmentation"} for a in dataset["annotations"]]}
-    figures, judged = examine(dataset, results, task, args.conf_threshold)
+    figures, judged = examine(dataset, results, task, args.confidence_threshold)
     figures.update(run=args.run, dataset=name)
     if args.corruptions:
         figures["severities"] = args.severities
         figures["corruptions"] = corruptions.evaluate(
             front, name, task, args.severities, args.weights or os.path.join(args.run, "model_final.pth")
         )
-    for heading, head, rows in tables(figures):
+    for heading, head, rows in (table for table in tables(figures) if table[2]):  # of one without rows a line has said why
         print(f"\n{heading}\n{tabulate(rows, head, 'pipe')}")
 
     from detectron2.data import DatasetCatalog

@@ -7,6 +7,7 @@ backbones train --config-file my.yaml
 """
 
 import argparse
+import contextlib
 import os
 import re
 
@@ -23,11 +24,22 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("what a recipe goes by")
     text = "what to learn (default: what the annotations have)"
     group.add_argument("--task", default="auto", choices=("auto", "boxes", "masks", "keypoints"), help=text)
-    group.add_argument("--minutes", type=float, default=60.0, metavar="M", help="time for the training (default: %(default)g)")
+    text = "time for the training, in minutes or such as 2h, 90m or 1h30m (default: %(default)g)"
+    group.add_argument("--minutes", type=_minutes, default=60.0, metavar="TIME", help=text)
     group.add_argument("--iterations", type=int, metavar="N", help="length of the training, in the place of --minutes")
     text = "longest time that inference may take for an image on this device, such as 30ms"
     group.add_argument("--latency", type=_seconds, default=0.0, metavar="MS", help=text)
     group.add_argument("--from-scratch", action="store_true", help="begin with random weights even where there are others")
+
+
+def _minutes(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        return float(text)
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"(?:{number}\s*h)?\s*(?:{number}\s*(?:m|min)?)?", text.strip())
+    if not match or not any(match.groups()):
+        raise argparse.ArgumentTypeError(f"{text!r}: minutes such as 30, or a time such as 90m, 2h or 1h30m, are wanted")
+    return 60 * float(match[1] or 0) + float(match[2] or 0)
 
 
 def _seconds(text: str) -> float:

@@ -21,6 +21,8 @@ from detectron2.utils import comm
 from ..config import add_data_arguments, check_device, check_output_dir
 from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
+from ..doctor.examination import Examination
+from ..doctor.memory import too_much_for_cpu
 from ..engine import Front, add_config_arguments, clear, count_processes, launch, lock, open_named, set_up_logs, stay_in_moved_folder
 from ..engine.step import OutOfMemory
 from ..errors import UserError
@@ -109,6 +111,16 @@ def _design(args: argparse.Namespace) -> None:
     design(args, args.config_file)
 
 
+def prepare(args: argparse.Namespace, front: Front) -> Front:
+    """The config as all processes of this machine take it, with what is to be said of it. Raises UserError."""
+    processes = count_processes(args)
+    front.prepare(args, processes)
+    if not args.eval_only:
+        here = processes // max(args.num_machines, 1)
+        front.said += [f"{finding.message} -> {finding.advice}" for finding in too_much_for_cpu(Examination(front, processes, gpus=here))]
+    return front
+
+
 def main(args: argparse.Namespace, front: Front) -> None:
     """One process of the run."""
     try:
@@ -181,7 +193,7 @@ def command_line(arguments: Sequence[str] | None = None) -> None:
     args = argument_parser().parse_args(arguments)
     try:
         front = read_config(args)
-        launch(main, args, front.settings.MODEL.DEVICE, lambda: front.prepare(args, count_processes(args)))
+        launch(main, args, front.settings.MODEL.DEVICE, lambda: prepare(args, front))
     except UserError as error:
         fail(error)
     except KeyboardInterrupt:

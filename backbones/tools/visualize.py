@@ -14,7 +14,7 @@ from ..drawing import Mark, colour, mask_of
 from ..drawing import draw as draw_marks
 from ..engine import open_config
 from ..errors import UserError, unknown
-from . import parser_of, picture, program, run
+from . import add_threshold, parser_of, picture, program, run
 
 _FIELDS = {
     "image_id": ("a number or a name", lambda value: isinstance(value, (int, str))),
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write, .png or .jpg")
     parser.add_argument("--config-file", metavar="FILE", help="a config that names your own data, such as OUTPUT_DIR/config.yaml")
     parser.add_argument("--num", type=int, default=12, help="how many images to draw (default: %(default)s)")
-    parser.add_argument("--conf-threshold", type=float, default=0.5, help="smallest score to draw (default: %(default)s)")
+    add_threshold(parser, "smallest score to draw")
     parser.add_argument("--worst", action="store_true", help="the images with the most mistakes, the worst first")
     args = parser.parse_args()
     if args.num < 1:
@@ -150,7 +150,7 @@ def main() -> None:
         front = open_config(args.config_file)
         front.register(names=[args.dataset])
         reading = images.settings(front.settings)
-    draw(args.input, args.dataset, args.output, args.num, args.conf_threshold, args.worst, **reading)
+    draw(args.input, args.dataset, args.output, args.num, args.confidence_threshold, args.worst, **reading)
     print(args.output)
 
 

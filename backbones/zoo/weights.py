@@ -25,7 +25,7 @@ from .. import registry
 from ..checkpoint import fetch, fetch_hub, read_checkpoint
 from ..checkpoint.fetching import cached
 from ..documents import read_json
-from ..errors import UserError, unknown
+from ..errors import UserError, counted, unknown
 
 PREFIX = "backbones://"
 # as people write them
@@ -201,7 +201,7 @@ def about(name: str) -> tuple[Mapping[str, Any] | None, list[str]]:
     """`stated` of the weights that ``backbones://NAME`` takes first, without a download."""
     path, release = local(name), released(name)
     if path:
-        return stated(read_checkpoint(path))
+        return stated(read_checkpoint(path, lazy=True))
     return (release.preprocessing, list(release.overrides)) if release else (None, [])
 
 
@@ -257,12 +257,12 @@ def find(address: str, accepted: Collection[str] = ()) -> tuple[str, Release | N
             path = _converted(release)
         except UserError as error:
             failed.append(f"{release.spec}: {error}")
-            more = " The next source is tried." if release is not candidates[-1] else ""
-            logging.getLogger(__name__).warning(f"weights of {name} from {release.spec} cannot be used: {error}.{more}")
             continue
+        for problem in failed:  # of all of them the error tells instead
+            logging.getLogger(__name__).warning(f"weights of {name} are taken from {release.spec}, as another source cannot be used: {problem}")
         _log(release)
         return path, release
-    said = "; ".join(failed[:2]) + f" and {len(failed) - 2} more sources, as said above" * (len(failed) > 2) or "there is no source to take"
+    said = "; ".join(failed[:2]) + (f" and {counted(len(failed) - 2, 'more source')}" if failed[2:] else "") or "there is no source to take"
     if others:
         said += f". Not tried: {'; '.join(others)}"
     where = os.path.join(folder(), name + ".pth")
@@ -376,7 +376,7 @@ def follow(address: str, accepted: Collection[str] = ()) -> tuple[str, Mapping[s
             raise UserError(f"{error}{said}", error.code, "MODEL.WEIGHTS", suggestion) from error
     if not os.path.isfile(path):
         return address, None, []  # the gate says so
-    return (address, *stated(read_checkpoint(path)))
+    return (address, *stated(read_checkpoint(path, lazy=True)))
 
 
 class Handler(PathHandler):

@@ -15,7 +15,7 @@ from .naming import foreign
 __all__ = ["foreign", "load", "splits"]
 
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-_ROBOFLOW = "_annotations.coco.json"
+_COCO = ("_annotations.coco.json", "annotations.json")  # as Roboflow and others name the file among its images
 _ALLOWED = "COCO's JSON file, a YOLO data.yaml or folder, a Pascal VOC folder or list, a folder of labelme's files"
 
 
@@ -39,7 +39,10 @@ def load(path: str, images: str = "") -> dict[str, Any] | None:
         path = yolo.yaml_in(path) or path
     kind = _kind(path)
     if kind is None and os.path.isdir(path):
-        raise UserError(f"folder {path!r} has no annotations that can be read. Allowed: {_ALLOWED}.", "bad-file")
+        near = [os.path.join(place, name) for place in (path, os.path.dirname(os.path.abspath(path))) for name in sorted(os.listdir(place))]
+        files = ", ".join(repr(file) for file in near if file.lower().endswith(".json"))
+        hint = f" In it and beside it are {files}: name the file of the annotations." if files else ""
+        raise UserError(f"folder {path!r} has no annotations that can be read. Allowed: {_ALLOWED}.{hint}", "bad-file")
     if kind is None:
         return None
     if not os.path.isdir(images):
@@ -55,7 +58,8 @@ def load(path: str, images: str = "") -> dict[str, Any] | None:
 def splits(path: str) -> dict[str, tuple[str, str]]:
     """The parts of the data at a path: "train", "val" and "test", or "" for all -> (annotations, image folder), as `load` takes them.
 
-    They are those of a YOLO data.yaml, of the lists of a Pascal VOC folder, or folders train, val (valid) and test, as Roboflow writes them.
+    They are those of a YOLO data.yaml, of the lists of a Pascal VOC folder, or folders train, val (valid) and test, as Roboflow writes them;
+    a folder's COCO file is its only .json, or is found by its name.
     Raises UserError where a data.yaml cannot be read or its images for training or validation are not there.
     """
     if yolo.is_yaml(path) and os.path.isfile(path):
@@ -66,8 +70,8 @@ def splits(path: str) -> dict[str, tuple[str, str]]:
     found = yolo.splits(inside) if inside else voc.splits(path)
     for split, names in () if found else _SPLITS.items():
         for folder in (os.path.join(place, name) for name in names for place in (path, os.path.join(path, "images"))):
-            if os.path.isfile(os.path.join(folder, _ROBOFLOW)):
-                found.setdefault(split, (os.path.join(folder, _ROBOFLOW), folder))
+            if os.path.isdir(folder) and _coco_in(folder):
+                found.setdefault(split, (_coco_in(folder), _image_folder(folder)))
             elif os.path.isdir(folder) and _kind(folder):
                 found.setdefault(split, (folder, _image_folder(folder)))
     files = {split: os.path.join(path, f"{split}.json") for split in ("train", "val")}
@@ -75,8 +79,18 @@ def splits(path: str) -> dict[str, tuple[str, str]]:
         return {split: (file, path) for split, file in files.items()}
     if found:
         return found
-    own = os.path.join(path, _ROBOFLOW)
-    return {"": (own, path) if os.path.isfile(own) else (path, _image_folder(path))}
+    return {"": (_coco_in(path) or path, _image_folder(path))}
+
+
+def _coco_in(folder: str) -> str:
+    """The path of a folder's COCO file; "" where it holds data of another form, or several files that may be it."""
+    there = sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    named = [name for name in _COCO if name in there]
+    if named:
+        return os.path.join(folder, named[0])
+    files = [name for name in there if name.lower().endswith(".json")]
+    of_an_image = files and any(name.lower().endswith(SUFFIXES) and os.path.splitext(name)[0] == files[0][:-5] for name in there)  # labelme's
+    return os.path.join(folder, files[0]) if len(files) == 1 and not of_an_image and not _kind(folder) else ""
 
 
 def _kind(path: str) -> str | None:
