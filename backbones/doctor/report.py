@@ -5,14 +5,15 @@ import collections
 import html
 import io
 import os
-from typing import Any, Iterator
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 from detectron2.data import MetadataCatalog
+from detectron2.structures import PolygonMasks
 from detectron2.utils.env import seed_all_rng
 
 from ..data import images
-from ..drawing import scale_of
+from ..drawing import SIDE, Mark, colour, draw, mask_of, scale_of
 from ..errors import SEVERITIES, Finding, counted
 from .data import anchor_generator, training_boxes
 from .examination import Examination, words
@@ -95,37 +96,53 @@ def samples(examination: Examination, count: int = 8) -> Iterator[tuple[str, str
         try:
             example = mapper(record)
             image = images.shown(example["image"], cfg.INPUT.FORMAT)
-            drawer = Visualizer(image, plain, scale=scale_of(image, max(1.0, 320 / min(image.shape[:2])), max(1600, *image.shape[:2])))
             said = f"{name}: {image.shape[1]}x{image.shape[0]}"
             if "width" in record:
                 said += f", of {record['width']}x{record['height']}"
+            scale = 1.0
             if "sem_seg" in example:
-                drawer.draw_sem_seg(example["sem_seg"], area_threshold=0, alpha=0.4)
+                scale = scale_of(image, max(1.0, SIDE / min(image.shape[:2])), max(1600, *image.shape[:2]))
+                drawer = Visualizer(image, plain, scale=scale)
+                image = drawer.draw_sem_seg(example["sem_seg"], area_threshold=0, alpha=0.4).get_image()
+            marks: list[Mark] = []
             if "instances" in example:
-                fields = example["instances"].get_fields()
-                labels = [classes[i] if i < len(classes) else str(int(i)) for i in fields["gt_classes"]]
-                drawer.overlay_instances(
-                    labels=labels, boxes=fields.get("gt_boxes"), masks=fields.get("gt_masks"), keypoints=fields.get("gt_keypoints")
-                )
-                said += f", {counted(len(labels), 'object')}"
+                marks = _marks(example["instances"].get_fields(), classes, example["image"].shape[1:], scale)
+                said += f", {counted(len(example['instances']), 'object')}"
             elif "label" in example or "label" in record:
                 label = int(example["label"] if "label" in example else record["label"])
                 said += f", {classes[label] if label < len(classes) else label}"
-            picture = Image.fromarray(drawer.output.get_image())
+            picture = Image.fromarray(draw(image, marks))
         except Exception as problem:  # of one image; the data section has said why
             yield f"{name}: {words(problem)}", ""
             continue
-        picture.thumbnail((480, 480))
         buffer = io.BytesIO()
         picture.save(buffer, "PNG")
         yield said, base64.b64encode(buffer.getvalue()).decode()
 
 
+def _marks(fields: dict[str, Any], classes: list[str], shape: Sequence[int], scale: float) -> list[Mark]:
+    """The objects of a training example, to be drawn on its image of ``shape`` times ``scale``."""
+    marks = []
+    for i, box in enumerate(fields["gt_boxes"].tensor.tolist() if "gt_boxes" in fields else ()):
+        number = int(fields["gt_classes"][i])
+        mask = points = None
+        if isinstance(masks := fields.get("gt_masks"), PolygonMasks):
+            mask = mask_of([polygon.tolist() for polygon in masks.polygons[i]], *shape)
+        elif masks is not None:
+            mask = masks.tensor[i].numpy()
+        if "gt_keypoints" in fields:
+            points = fields["gt_keypoints"].tensor[i].numpy() * (scale, scale, 1)
+        label = classes[number] if number < len(classes) else str(number)
+        marks.append(Mark([side * scale for side in box], label, colour(number), mask, points))
+    return marks
+
+
 _STYLE = """body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;color:#222}
 h2{border-bottom:1px solid #ccc;margin-top:1.6em}td{padding:.25em .7em .25em 0;vertical-align:top;overflow-wrap:anywhere}
 .error{color:#b00020;font-weight:600}.warning{color:#9a6200;font-weight:600}.note{color:#567}.advice{color:#2a6}
+.error,.warning,.note{white-space:nowrap}
 figure{display:inline-block;margin:.5em 1em .5em 0;vertical-align:top;max-width:100%}figure img{max-width:100%}
-figcaption{font-size:13px;color:#555;max-width:480px}
+figcaption{font-size:13px;color:#555;max-width:520px}
 pre{background:#f5f5f5;padding:.7em;overflow:auto}"""
 
 

@@ -192,8 +192,8 @@ def _search() -> str:
 
 [{os.path.basename(data["config"])}]({data["config"]}): {limits} at {data["image_size"]} pixels, {data["runs"][0]["candidates"]:,} candidates.
 *Measured here* in one process ({data["machine"]}; `{data["command"]}`): {each:.1f} microseconds a candidate, the median of the seeds.
-The original's own loop takes {data["reference_ms"]} milliseconds, {times:.0f} times as long: one thread, on another machine, without the networks
-that it also builds. *Computed*: the scores. No structure scores more than the last row's, by `zero_shot exact`.
+The original's own loop takes {data["reference_ms"]} milliseconds, {times:.0f} times as long: one thread, on another machine, without the
+networks that it also builds. *Computed*: the scores. No structure scores more than the last row's, by `zero_shot exact`.
 
 {table_of(rows, ("", "score", *names))}
 """
@@ -289,9 +289,8 @@ def readme(text: str) -> str:
         rows.append((name, f"{zoo.published(config)['published_ap']['box']}", f"{count / 1e6:.1f}", f"{row['median']:.2f}", alive))
     table = table_of(rows, ("network", "COCO box AP", "parameters, M", "speed beside R-50", "ImageNet weights"))
     words = f"""
-Faster R-CNN with FPN (the first two: FPNLite). AP: *published*, COCO 2017 val. Parameters: *computed*, of the whole detector. Speed: *measured here*
-({machine}), one image of {_READERS_SIZE},
-with `--optimize`, as a multiple of detectron2's R-50 as it is. More figures: [model_zoo.md](model_zoo.md).
+Faster R-CNN with FPN (the first two: FPNLite). AP: *published*, COCO 2017 val. Parameters: *computed*, of the whole detector.
+Speed: *measured here* ({machine}), one image of {_READERS_SIZE}, with `--optimize`, as a multiple of detectron2's R-50 as it is. [model_zoo.md](model_zoo.md) has more.
 """
     return _PLACE.sub(lambda match: f"{match[1]}{table}\n{words}{match[2]}", text)
 
