@@ -160,7 +160,7 @@ def command(monkeypatch, capsys, *arguments):
 
 
 @pytest.fixture
-def finished(tmp_path):
+def finished(tmp_path, catalogue):
     """What a run leaves: a config that names its data, and detections."""
     dataset, found = data()
     for image in dataset["images"]:
