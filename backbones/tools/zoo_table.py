@@ -290,7 +290,8 @@ def readme(text: str) -> str:
     table = table_of(rows, ("network", "COCO box AP", "parameters, M", "speed beside R-50", "ImageNet weights"))
     words = f"""
 Faster R-CNN with FPN (the first two: FPNLite). AP: *published*, COCO 2017 val. Parameters: *computed*, of the whole detector.
-Speed: *measured here* ({machine}), one image of {_READERS_SIZE}, with `--optimize`, as a multiple of detectron2's R-50 as it is. [model_zoo.md](model_zoo.md) has more.
+Speed: *measured here* ({machine}), one image of {_READERS_SIZE}, with `--optimize`, as a multiple of detectron2's R-50 as it is.
+[model_zoo.md](model_zoo.md) has more.
 """
     return _PLACE.sub(lambda match: f"{match[1]}{table}\n{words}{match[2]}", text)
 
