@@ -162,6 +162,29 @@ machine that had other work; from scratch every layer is trained, which takes lo
 """
 
 
+# way of int8.json -> its heading; O: ONNX Runtime, V: OpenVINO
+_PRECISIONS = {
+    "float32": "float32",
+    "int8 MinMax onnxruntime": "MinMax, O",
+    "int8 MinMax openvino": "MinMax, V",
+    "int8 Percentile onnxruntime": "percentile, O",
+    "int8 Percentile openvino": "percentile, V",
+    "int8 NNCF openvino": "NNCF, V",
+    "bfloat16 openvino": "bfloat16, V",
+    "float16 openvino": "float16, V",
+}
+
+
+def int8() -> str:
+    """What low precision costs trained detectors."""
+    data = recorded("int8.json")
+    rows = [(f"{row['detector']}, {row['figure']}", *(f"{row[way]:.2f}" if way in row else "" for way in _PRECISIONS)) for row in data["rows"]]
+    return f"""On {data["data"]}, calibrated on {data["calibration"]}; O: ONNX Runtime, V: OpenVINO. *Measured here*.
+
+{table_of(rows, ("", *_PRECISIONS.values()))}
+"""
+
+
 def recipes() -> str:
     """Nothing where nothing was measured yet."""
     runs = recorded("recipes.json")["runs"] if os.path.isfile(path("recipes.json")) else []

@@ -1,4 +1,4 @@
-"""Writes model_zoo.md, and the table in README.md, from the data in backbones/zoo: figures as recorded there, computed ones computed now."""
+"""Writes model_zoo.md, and tables of README.md and docs, from the data in backbones/zoo: figures as recorded, computed ones computed now."""
 
 import os
 import re
@@ -12,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import registry, zoo
 from ..benchmark.detectors import FASTER
-from ..benchmark.tables import FIGURES, columns_of, recipes, recorded, speed, table_of, transfer
-from ..errors import UserError
+from ..benchmark.tables import FIGURES, columns_of, int8, recipes, recorded, speed, table_of, transfer
 from ..files import write_whole
 from ..meta import conv_counts, on_meta
 from ..zoo import weights
@@ -271,12 +270,11 @@ def _link(config: str) -> str:
     return f"[{os.path.basename(config)[: -len('.yaml')]}](configs/{config})"
 
 
-_PLACE = re.compile(r"(<!-- written by python -m backbones.tools.zoo_table -->\n).*?(<!-- end -->)", re.S)
 _READERS_SIZE = "800x1088"
 
 
-def readme(text: str) -> str:
-    """A README with the table that answers whether a network suits: its AP, size and speed, and whether its weights can be had."""
+def _readers() -> str:
+    """Whether a network suits: its AP, size and speed, and whether its weights can be had."""
     measured = {row["name"]: row for row in recorded("speed.json")["runs"]}
     rows, machine = [], ""
     for name, config in FASTER.items():
@@ -287,27 +285,36 @@ def readme(text: str) -> str:
         alive = f"{first.spec.partition(':')[0]}, {first.licence}" if first else theirs or "none: from scratch"
         count = parameters(_on_meta(zoo.get_config(config)))[1]
         rows.append((name, f"{zoo.published(config)['published_ap']['box']}", f"{count / 1e6:.1f}", f"{row['median']:.2f}", alive))
-    table = table_of(rows, ("network", "COCO box AP", "parameters, M", "speed beside R-50", "ImageNet weights"))
-    words = f"""
+    return f"""{table_of(rows, ("network", "COCO box AP", "parameters, M", "speed beside R-50", "ImageNet weights"))}
+
 Faster R-CNN with FPN (the first two: FPNLite). AP: *published*, COCO 2017 val. Parameters: *computed*, of the whole detector.
 Speed: *measured here* ({machine}), one image of {_READERS_SIZE}, with `--optimize`, as a multiple of detectron2's R-50 as it is.
 [model_zoo.md](model_zoo.md) has more.
 """
-    return _PLACE.sub(lambda match: f"{match[1]}{table}\n{words}{match[2]}", text)
+
+
+# page -> the table that stands between two comments on it
+PAGES = {"README.md": _readers, os.path.join("docs", "deploy.md"): int8}
+_PLACE = re.compile(r"(<!-- written by python -m backbones.tools.zoo_table -->\n).*?(<!-- end -->)", re.S)
+
+
+def filled(page: str, text: str) -> str:
+    """The text of one of `PAGES` with its table as it is now."""
+    table = PAGES[page]()
+    return _PLACE.sub(lambda match: f"{match[1]}{table}{match[2]}", text)
 
 
 def main() -> None:
     parser = parser_of(program("zoo_table"), __doc__)
     parser.add_argument("--output", default="model_zoo.md", metavar="FILE", help="(default: %(default)s)")
-    parser.add_argument("--readme", default="README.md", metavar="FILE", help="the file whose table is written (default: %(default)s)")
     args = parser.parse_args()
-    if not os.path.isfile(args.readme):
-        raise UserError(f"--readme {args.readme!r} is not there", "missing-file", "--readme")
-    with open(args.readme, encoding="utf-8") as f:
-        text = readme(f.read())
-    write_whole(args.output, render())
-    write_whole(args.readme, text)
-    print(args.output, args.readme)
+    pages = {}
+    for page in filter(os.path.isfile, PAGES):
+        with open(page, encoding="utf-8") as f:
+            pages[page] = filled(page, f.read())
+    for path, text in {args.output: render(), **pages}.items():
+        write_whole(path, text)
+        print(path)
 
 
 if __name__ == "__main__":
