@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import re
 import runpy
 import shutil
 import subprocess
