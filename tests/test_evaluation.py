@@ -1,5 +1,7 @@
 """Every task finds what it needs in the digits: a step of training, and full marks for perfect answers."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from detectron2.utils.events import EventStorage
 import backbones
 from backbones import zoo
 from backbones.config import check_config, merge_overrides
-from backbones.data import check_datasets
+from backbones.data import check_datasets, register_held_out
 from backbones.evaluation import build_evaluator
 from backbones.evaluation.build import coco_evaluator
 from backbones.evaluation.coco import FastCOCOEvaluator
@@ -70,6 +72,18 @@ def test_perfect_answers_get_full_marks(task, tmp_path):
     }
     for kind, metric in marks[task]:
         assert results[kind][metric] == pytest.approx(100, abs=1e-6), (kind, metric)
+
+
+def test_a_part_of_panoptic_data(tmp_path, catalogue):
+    """What is held out is evaluated alone, as often as one likes, though the file of segments is of all images."""
+    cfg = config("panoptic", tmp_path)
+    cfg.DATASETS.HOLD_OUT = [["digits_val_panoptic_separated", 3]]
+    register_held_out(cfg)
+    name = "digits_val_panoptic_separated_held_out"
+    for output in (tmp_path / "a", tmp_path / "b"):
+        results = full_marks(build_evaluator(cfg, name, str(output)), name)
+        assert results["panoptic_seg"]["PQ"] == pytest.approx(100) and results["segm"]["AP"] == pytest.approx(100)
+        assert len(json.loads((output / f"{name}_truth.json").read_text())["images"]) == 3
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import contextlib
 import gc
-import json
 import math
 import os
 import tempfile
@@ -18,7 +17,7 @@ from detectron2.utils.env import seed_all_rng
 from ..data.image_files import evenly
 from ..engine.front import Front
 from ..errors import Finding, counted
-from ..files import write_whole
+from ..evaluation.build import write_panoptic_part
 from .examination import Examination, error, note, size_in_words, words
 
 _WITH_PARTS = ("coco", "coco_panoptic_seg", "sem_seg", "classification")  # evaluator types that take a part of the data
@@ -164,13 +163,9 @@ def register_part(name: str, whole: str, records: list[dict], folder: str, stack
     """Registers ``records`` of the data set ``whole`` as ``name``, until ``stack`` ends."""
     about = {key: value for key, value in MetadataCatalog.get(whole).as_dict().items() if key not in ("name", "json_file")}
     if about.get("panoptic_json"):
-        with open(about["panoptic_json"], encoding="utf-8") as f:
-            content = json.load(f)
-        ids = {record["image_id"] for record in records}
-        content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
-        content["images"] = [image for image in content["images"] if image["id"] in ids]
-        about["panoptic_json"] = os.path.join(folder, f"panoptic_{len(os.listdir(folder))}.json")
-        write_whole(about["panoptic_json"], json.dumps(content))
+        path = os.path.join(folder, f"panoptic_{len(os.listdir(folder))}.json")
+        write_panoptic_part(about["panoptic_json"], records, path)
+        about["panoptic_json"] = path
     DatasetCatalog.register(name, lambda: records)
     MetadataCatalog.get(name).set(**about)
     stack.callback(MetadataCatalog.remove, name)

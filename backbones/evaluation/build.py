@@ -1,6 +1,7 @@
 """Which of detectron2's evaluators a data set calls for."""
 
 import importlib.util
+import json
 import os
 from collections import OrderedDict
 from types import ModuleType
@@ -9,13 +10,14 @@ from typing import Any, Callable
 import numpy as np
 from detectron2 import evaluation
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from PIL import Image
 
 from ..data import check_packages
 from ..errors import unknown
+from ..files import write_whole
 from .coco import FastCOCOEvaluator
 
 
@@ -92,7 +94,27 @@ def _read_labels(filename: str, dtype=None) -> np.ndarray:
 
 
 def _panoptic(cfg: CfgNode, dataset_name: str, output_dir: str) -> evaluation.COCOPanopticEvaluator:
+    about = MetadataCatalog.get(dataset_name)
+    if about.get("part_of"):  # its file of segments is of the whole, and each of its images must have been predicted
+        path = os.path.join(output_dir, f"{dataset_name}_truth.json")
+        if comm.is_main_process():
+            os.makedirs(output_dir, exist_ok=True)
+            write_panoptic_part(about.panoptic_json, DatasetCatalog.get(dataset_name), path)
+        whole, dataset_name = dataset_name, f"{dataset_name}_truth"
+        MetadataCatalog.pop(dataset_name, None)
+        kept = {key: value for key, value in MetadataCatalog.get(whole).as_dict().items() if key not in ("name", "panoptic_json")}
+        MetadataCatalog.get(dataset_name).set(**kept, panoptic_json=path)
     return evaluation.COCOPanopticEvaluator(dataset_name, output_dir)
+
+
+def write_panoptic_part(source: str, records: list[dict[str, Any]], path: str) -> None:
+    """Writes what a file of COCO's panoptic format says of the images of ``records``."""
+    with open(source, encoding="utf-8") as f:
+        content = json.load(f)
+    ids = {record["image_id"] for record in records}
+    content["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+    content["images"] = [image for image in content["images"] if image["id"] in ids]
+    write_whole(path, json.dumps(content))
 
 
 class ClassificationEvaluator(evaluation.DatasetEvaluator):
