@@ -157,7 +157,8 @@ def anchors(text):
 @pytest.mark.parametrize("page", [*(f"docs/{page}" for page in PAGES), "README.md"])
 def test_links_and_paths(page):
     text = read(page)
-    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+    for target in re.findall(r"\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"", text):
+        target = "".join(target)
         if "://" in target:
             continue
         path, _, anchor = target.partition("#")
