@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from backbones.engine import set_up_logs
+from backbones.engine import log_the_end, set_up_logs
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="only Linux has it")
@@ -39,6 +39,7 @@ def test_pages_are_in_the_file_alone(tmp_path, capfd):
         set_up_logs(str(tmp_path))  # as a second run in one process does
         loggers[0].info(config)
         loggers[2].info(table)
+        log_the_end("training diverged")
     finally:
         for logger, old in zip(loggers, before):
             for handler in logger.handlers[len(old) :]:
@@ -47,4 +48,5 @@ def test_pages_are_in_the_file_alone(tmp_path, capfd):
     printed, written = capfd.readouterr().out, (tmp_path / "log.txt").read_text()
     assert written.count("KEY: 1\n") == 500 and table in written
     assert "KEY" not in printed and table in printed
+    assert "diverged" not in printed and "training diverged" in written.splitlines()[-1]
     assert f"Running with full config: 500 lines in {tmp_path / 'log.txt'}\n" in printed

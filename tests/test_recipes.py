@@ -4,6 +4,9 @@ import json
 import os
 import sys
 
+import pytest
+
+from backbones import UserError
 from backbones.benchmark import tables
 from backbones.tools import recipes
 
@@ -45,6 +48,44 @@ def test_recipes_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):
     assert [(row["seed"], row["training_minutes"]) for row in rows] == [(1, 1.5), (2, 1.5)]
 
 
+def test_a_way_that_diverges_is_a_row(tmp_path, monkeypatch):
+    """With an AP of 0; whatever else ends a training ends the measurement."""
+    said = ["training diverged at iteration 22"]
+
+    def fake(config, output, *rest):
+        os.makedirs(output, exist_ok=True)
+        with open(os.path.join(output, "log.txt"), "w") as f:
+            f.write(said[0])
+        raise UserError("ended with exit code 2")
+
+    monkeypatch.setattr(
+        recipes, "_worked_out", lambda name, *others: recipes.Way(name, "digits/mask_rcnn_digits.yaml", ["SOLVER.MAX_ITER", "9"])
+    )
+    monkeypatch.setattr(recipes, "_in_a_process", lambda call, *args: call(*args))
+    monkeypatch.setattr(recipes, "train", fake)
+    monkeypatch.setattr(recipes, "make", lambda name, folder: os.makedirs(folder, exist_ok=True) or {})
+    flags = [
+        "--sets",
+        "masks, a rare class",
+        "--ways",
+        "3x by hand",
+        "--seeds",
+        "1",
+        "--output",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "rows.json"),
+    ]
+    monkeypatch.setattr(sys, "argv", ["recipes", *flags])
+    recipes.main()
+    (row,) = json.loads((tmp_path / "rows.json").read_text())["runs"]
+    assert row["diverged"] and row["ap"] == row["mask_ap"] == 0
+    said[0] = "out of memory"
+    monkeypatch.setattr(sys, "argv", ["recipes", *flags, "--minutes", "3"])
+    with pytest.raises(UserError, match="exit code 2"):
+        recipes.main()
+
+
 def test_table_of_recipes(tmp_path, monkeypatch):
     """No file, no table; of a file that is not complete, what is there."""
     monkeypatch.setattr(tables, "path", lambda name: str(tmp_path / name))
@@ -54,7 +95,7 @@ def test_table_of_recipes(tmp_path, monkeypatch):
         "iterations": 100,
         "minutes": 4.0,
         "asked_minutes": 3.0,
-        "training_minutes": 3.0,
+        "processor_minutes": 3.0,
         "machine": "one",
         "command": "make recipes",
     }

@@ -196,11 +196,12 @@ def recipes() -> str:
 What `backbones recipe` works out, untouched, on four small data sets made from real handwriting. Beside it: COCO's 3x config, of which classes,
 schedule and batch are scaled by hand as detectron2's documentation says, and the digits' config, tuned by hand for such data. All get the
 same minutes; those of the recipe hold its evaluations too, those of the others do not. The first two begin with the same weights, the tuned
-one from scratch. Figures: the mean of the seeds, and the lowest and highest; 0 where nothing was found. Minutes: of the iterations alone, on
-a machine that had other work, {runs[0]["asked_minutes"]:g} asked for; at least 20 iterations. Sets measured so far: {len(sets)} of 4.
+one from scratch. Figures: the mean of the seeds, and the lowest and highest; 0 where nothing was found, or training diverged.
+The number of iterations follows from a few measured steps: {runs[0]["asked_minutes"]:g} minutes asked for, at least 20 iterations.
+Minutes: processor time, all evaluations included. Sets measured so far: {len(sets)} of 4.
 {_origin(runs)}
 
-{_means(runs, ("set", "way"), ("ap", "mask_ap", "keypoint_ap"), "training_minutes")}
+{_means(runs, ("set", "way"), ("ap", "mask_ap", "keypoint_ap"), "processor_minutes")}
 """
 
 

@@ -5,7 +5,7 @@ from .front import Front
 from .job import Job
 from .launch import count_processes, launch
 from .lazy import PythonFront
-from .logs import set_up_logs
+from .logs import log_the_end, set_up_logs
 from .opening import add_config_arguments, open_config, open_named, stay_in_moved_folder
 from .resume import clear, lock
 from .trainer import Trainer, YamlFront
@@ -24,6 +24,7 @@ __all__ = [
     "lock",
     "open_config",
     "open_named",
+    "log_the_end",
     "set_up_logs",
     "stay_in_moved_folder",
 ]

@@ -72,6 +72,15 @@ def set_up_logs(folder: str) -> None:
             setattr(handler, "handleError", partial(_end, handler))  # noqa: B010  which mypy does not let one assign
 
 
+def log_the_end(message: str) -> None:
+    """A last line in the log file, of what ends a run: the terminal has it already."""
+    logger = logging.getLogger("backbones")
+    record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, message, (), None)
+    for handler in logger.handlers:
+        if isinstance(handler, logging.StreamHandler) and handler.stream not in (sys.stdout, sys.stderr):
+            handler.handle(record)
+
+
 def _end(handler: logging.StreamHandler, record: logging.LogRecord) -> None:
     """Says once that a log file cannot be written, and goes on without. Python says so for each line, with a traceback."""
     error, stream = sys.exc_info()[1], handler.stream

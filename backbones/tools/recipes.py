@@ -77,6 +77,7 @@ def make(name: str, folder: str) -> dict[str, tuple[str, str]]:
     return found
 
 
+_FIGURES = {"boxes": ("ap", "ap50"), "masks": ("ap", "ap50", "mask_ap"), "keypoints": ("ap", "ap50", "keypoint_ap")}
 _FIELDS = {
     "boxes": ("bbox", "area"),
     "masks": ("bbox", "area", "segmentation"),
@@ -138,6 +139,12 @@ def _minutes_of_steps(output: str) -> float:
     return round(60 * int(hours) + int(minutes) + int(seconds) / 60, 2)
 
 
+def _diverged(output: str) -> bool:
+    """Whether a run ended because its weights or losses are no numbers any more."""
+    with open(os.path.join(output, "log.txt"), encoding="utf-8") as f:
+        return "diverged" in f.read()
+
+
 def _processor() -> float:
     """Seconds of processor time of the commands that have ended: equal minutes, were the machine busy with others."""
     times = os.times()
@@ -182,11 +189,16 @@ def main() -> None:
                     continue
                 output = os.path.join(folder, f"{way.name.replace(' ', '_')}_{seed}")
                 begun = _processor()
-                row = train(way.config, output, [*way.opts, "SEED", str(seed), "MODEL.DEVICE", "cpu"], way.backbone, way.data)
+                try:
+                    row = train(way.config, output, [*way.opts, "SEED", str(seed), "MODEL.DEVICE", "cpu"], way.backbone, way.data)
+                    row["training_minutes"] = _minutes_of_steps(output)
+                except UserError:
+                    if not _diverged(output):
+                        raise
+                    row = {**dict.fromkeys(_FIGURES[SETS[name]["task"]], 0.0), "diverged": True}
                 row = {
                     **own,
                     **row,
-                    "training_minutes": _minutes_of_steps(output),
                     "processor_minutes": round((_processor() - begun) / 60, 2),
                     "config": os.path.basename(way.config),
                     "data": name,

@@ -23,7 +23,18 @@ from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
 from ..doctor.examination import Examination
 from ..doctor.memory import too_much_for_cpu
-from ..engine import Front, add_config_arguments, clear, count_processes, launch, lock, open_named, set_up_logs, stay_in_moved_folder
+from ..engine import (
+    Front,
+    add_config_arguments,
+    clear,
+    count_processes,
+    launch,
+    lock,
+    log_the_end,
+    open_named,
+    set_up_logs,
+    stay_in_moved_folder,
+)
 from ..engine.step import OutOfMemory
 from ..errors import UserError
 from ..files import write_whole
@@ -127,6 +138,7 @@ def main(args: argparse.Namespace, front: Front) -> None:
         with contextlib.nullcontext() if args.eval_only else lock(front.settings.OUTPUT_DIR):
             run(args, front)
     except UserError as error:
+        log_the_end(str(error))
         fail(error)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
