@@ -25,6 +25,9 @@ train_loader_parts = build._train_loader_from_config
 # Turns a Pillow image as its EXIF tag says. The public `read_image` does so only with a file that it opens, and converts to numpy.
 turned = detection_utils._apply_exif_orientation
 
+# (x, weight, bias, "none", [], "") -> what `torch.nn.functional.linear` computes, by oneDNN. No public name exists; None where torch lacks it.
+onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
 
 def seeded(sampler: Any, seed: int) -> Sampler:
     """A training sampler with another seed. detectron2 sets a random one when it makes the sampler, and offers no way to change it."""

@@ -15,6 +15,7 @@ from backbones.deploy import optimize
 from backbones.deploy.export import Tolerance, match
 from backbones.deploy.optimize import OneDNNLinear, fold_norms, replace_linears
 from backbones.deploy.roi_align import CPUPooler, roi_align
+from backbones.upstream import onednn_linear
 
 MEMORY_FORMATS = ("channels_last", "contiguous")
 
@@ -119,7 +120,7 @@ def test_bfloat16(kind):
     assert (overlaps.max(dim=1).values > 0.7).float().mean() > 0.4  # of random weights, many stand on an edge
 
 
-@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no oneDNN")
+@pytest.mark.skipif(onednn_linear is None, reason="this torch has no oneDNN")
 def test_fully_connected_layers(monkeypatch):
     """By oneDNN the same results to 1e-5, of no rows and of several dimensions too; with gradients it is torch's own layer. As measured."""
     monkeypatch.setattr(importlib.import_module("backbones.deploy.optimize"), "_faster", lambda usual, other, x: True)

@@ -120,7 +120,7 @@ def test_held_out_images_are_nobody_elses():
     for entry, words in (
         (["digits_train"], "is not of the form"),
         (["digit_train", 3], "Did you mean 'digits_train'"),
-        (["digits_val", 0], "1 or more"),
+        (["digits_val", 0], "1 image or more"),
         (["digits_val", True], "is not of the form"),
     ):
         cfg.DATASETS.HOLD_OUT = [entry]

@@ -176,7 +176,7 @@ def test_flags_of_own_data(run, data, tmp_path, capfd):
         (flags[2:], "--train-images is there without --train"),
         (val, "--val is there without --train"),
         (["--train", "nowhere.json", "--train-images", "."], "is not there"),
-        (["--eval-only", *flags], "--train is there without --val"),
+        (["--eval-only", *flags, "MODEL.WEIGHTS", CONFIG], "--train is there without --val"),
         ([*flags, "--val-split", "1.5"], "--val-split 1.5: a part of the images, between 0 and 1"),
     ):
         with pytest.raises(SystemExit) as stop:

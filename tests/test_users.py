@@ -122,13 +122,13 @@ def test_classes_of_two_data_sets_that_differ_in_spelling(other, words, tmp_path
     """What is evaluated on has a class of almost the training data's name: that is said, where its objects are left out."""
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     register = []
-    for name, classes in (("own_train", ["cup", "plate"]), ("own_val", [other, "plate"])):
+    for name, classes in (("spelt_train", ["cup", "plate"]), ("spelt_val", [other, "plate"])):
         objects = [{"id": i, "image_id": 1, "category_id": i, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0} for i in (1, 2)]
         categories = [{"id": i, "name": each} for i, each in enumerate(classes, 1)]
         images = [{"id": 1, "file_name": "a.png", "width": 40, "height": 30}]
         (tmp_path / f"{name}.json").write_text(json.dumps({"images": images, "annotations": objects, "categories": categories}))
         register.append([name, str(tmp_path / f"{name}.json"), str(tmp_path)])
-    front = open_config("digits/faster_rcnn_digits.yaml", ["DATASETS.TRAIN", "('own_train',)", "DATASETS.TEST", "('own_val',)"])
+    front = open_config("digits/faster_rcnn_digits.yaml", ["DATASETS.TRAIN", "('spelt_train',)", "DATASETS.TEST", "('spelt_val',)"])
     front.cfg.DATASETS.REGISTER = register
     front.register(True)
     (line,) = [line for line in front.said if ": class of other data" in line]

@@ -20,6 +20,7 @@ from ..detectors import ranked
 from ..errors import UserError, unknown
 from ..layers import ConvNormAct, DeformConv2d
 from ..timing import interleaved
+from ..upstream import onednn_linear
 from .roi_align import CPUPooler
 
 MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
@@ -145,13 +146,13 @@ class OneDNNLinear(nn.Linear):
         other = torch.is_grad_enabled() or torch.jit.is_tracing() or torch.compiler.is_compiling()
         if other or x.device.type != "cpu" or not x.dtype == self.weight.dtype == torch.float32:
             return super().forward(x)
-        return torch.ops.mkldnn._linear_pointwise(x, self.weight, self.bias, "none", [], "")
+        return onednn_linear(x, self.weight, self.bias, "none", [], "")
 
 
 def replace_linears(model: nn.Module) -> None:
     """Gives a model `OneDNNLinear`s, in place, where its largest layer is faster so with a thousand rows, see `timing.interleaved`."""
     linears = [module for module in model.modules() if type(module) is nn.Linear]
-    if not linears or not hasattr(torch.ops.mkldnn, "_linear_pointwise") or not torch.backends.mkldnn.is_available():
+    if not linears or onednn_linear is None or not torch.backends.mkldnn.is_available():
         return
     largest = max(linears, key=lambda module: module.weight.numel())
     x, other = torch.rand(1000, largest.in_features), copy.copy(largest)
