@@ -1,4 +1,4 @@
-"""Who may import whom: the storeys of docs/architecture.md, from the ground up."""
+"""Who may import whom: the layers of docs/architecture.md, from the ground up."""
 
 import ast
 import glob
@@ -8,8 +8,8 @@ import re
 from conftest import ROOT
 
 
-def storeys():
-    """The parts of each storey, from the page's table; the lowest first."""
+def layers():
+    """The parts of each layer, from the page's table; the lowest first."""
     with open(os.path.join(ROOT, "docs", "architecture.md"), encoding="utf-8") as f:
         rows = re.findall(r"^\| \d \| .*?\| (.*?) \|$", f.read(), re.M)
     return [re.findall(r"`(\w+)`", row) for row in reversed(rows)]
@@ -31,13 +31,13 @@ def imports(path, package):
 
 
 def test_nothing_imports_what_stands_above_it():
-    levels = {part: level for level, parts in enumerate(storeys()) for part in parts}
+    levels = {part: level for level, parts in enumerate(layers()) for part in parts}
     found = set()
     for path in glob.glob(os.path.join(ROOT, "backbones", "**", "*.py"), recursive=True):
         own = os.path.relpath(path, ROOT)[: -len(".py")].split(os.sep)
         if own[1] in ("__init__", "__main__"):  # the package's own face takes what it shows from everywhere
             continue
-        assert own[1] in levels, f"{own[1]} stands in no storey of docs/architecture.md"
+        assert own[1] in levels, f"{own[1]} stands in no layer of docs/architecture.md"
         for part in imports(path, own[:-1]):
             if part in levels and levels[part] > levels[own[1]]:
                 found.add(f"{'/'.join(own)} imports {part}")

@@ -282,13 +282,13 @@ def _readers() -> str:
         machine = f"{row['machine']}, {row['threads']} threads"
         first = weights.released(name)
         theirs = "" if name in registry.list_backbones() else "detectron2"
-        alive = f"{first.spec.partition(':')[0]}, {first.licence}" if first else theirs or "none: from scratch"
+        alive = f"{first.spec.partition(':')[0]}, {first.licence}" if first else theirs or "gone: bring a file, or from scratch"
         count = parameters(_on_meta(zoo.get_config(config)))[1]
         rows.append((name, f"{zoo.published(config)['published_ap']['box']}", f"{count / 1e6:.1f}", f"{row['median']:.2f}", alive))
-    return f"""{table_of(rows, ("network", "COCO box AP", "parameters, M", "speed beside R-50", "ImageNet weights"))}
+    return f"""{table_of(rows, ("network", "COCO box AP", "parameters, M", "speedup", "ImageNet weights"))}
 
 Faster R-CNN with FPN (the first two: FPNLite). AP: *published*, COCO 2017 val. Parameters: *computed*, of the whole detector.
-Speed: *measured here* ({machine}), one image of {_READERS_SIZE}, with `--optimize`, as a multiple of detectron2's R-50 as it is.
+Speedup: *measured here* ({machine}), one image of {_READERS_SIZE}, with `--optimize`, over detectron2's R-50 without it.
 [model_zoo.md](model_zoo.md) has more.
 """
 
