@@ -65,6 +65,7 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
                     except UserError as error:  # no compiler is here, or the device has no such precision
                         _left_out(method, error)
                         continue
+                    torch.compiler.reset()  # it compiles a function so often, and then no more, for all models together
                     begun = timing.now()
                     call(models[method], inputs)()
                     warm_up[method] = round(timing.now() - begun, 2)

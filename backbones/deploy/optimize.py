@@ -222,7 +222,9 @@ def _compile(model: nn.Module, device: torch.device) -> None:
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"torch.compile does not work on this machine: {reason}", "unsupported", "MODEL.COMPILE", False) from error
     for _, _, part in _heavy(model) if hasattr(model, "backbone") else [(model, "", model)]:
-        part.compile(options={"freezing": True} if device.type == "cpu" else None)
+        # what is inside `Half`: torch counts how often a function is compiled, and this one all parts would share
+        module = part.module if isinstance(part, Half) else part
+        module.compile(options={"freezing": True} if device.type == "cpu" else None)
 
 
 def _faster_format(network: nn.Module, size: Sequence[int], device: torch.device) -> str:
