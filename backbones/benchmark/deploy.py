@@ -55,6 +55,7 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             files = _export(config, folder, device)
             for size in SIZES:
+                torch.compiler.reset()  # it compiles a function so often, and then no more, for all models together
                 inputs = detectors.image_for(size, device)
                 work = operations(eager, inputs)
                 models: dict[str, nn.Module] = {"eager": eager, **{key: RunnerModel(Runner(path)) for key, path in files.items()}}
@@ -65,7 +66,6 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
                     except UserError as error:  # no compiler is here, or the device has no such precision
                         _left_out(method, error)
                         continue
-                    torch.compiler.reset()  # it compiles a function so often, and then no more, for all models together
                     begun = timing.now()
                     call(models[method], inputs)()
                     warm_up[method] = round(timing.now() - begun, 2)
