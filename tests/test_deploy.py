@@ -104,7 +104,9 @@ def test_same_boxes(kind, memory_format):
     assert all(torch.equal(again[key], value) for key, value in expected.items())
 
 
-@pytest.mark.parametrize("kind", cases(("Faster", "RetinaNet", "GFLV2", "Cascade"), tried=("Faster", "GFLV2"), daily=["GFLV2"]))
+@pytest.mark.parametrize(
+    "kind", cases(("Faster", "Mask", "RetinaNet", "GFLV2", "Cascade", "Panoptic"), tried=("Mask", "GFLV2"), daily=["GFLV2"])
+)
 def test_bfloat16(kind):
     """Computes in bfloat16 and answers in float32, near what it answered."""
     _, _, model, inputs = alive(kind)
@@ -115,6 +117,10 @@ def test_bfloat16(kind):
     with torch.no_grad():
         found, expected = faster(inputs)[0]["instances"], model(inputs)[0]["instances"]
     assert seen == [torch.bfloat16]
+    masks = found.get("pred_masks") if found.has("pred_masks") else torch.zeros(1)
+    assert masks.dtype in (torch.float32, torch.bool) and (
+        kind != "Mask" or next(faster.roi_heads.mask_head.parameters()).dtype == torch.bfloat16
+    )
     assert found.pred_boxes.tensor.dtype == found.scores.dtype == torch.float32 and found.scores.isfinite().all()
     overlaps = ops.box_iou(expected.pred_boxes.tensor, found.pred_boxes.tensor)
     assert (overlaps.max(dim=1).values > 0.7).float().mean() > 0.4  # of random weights, many stand on an edge
@@ -169,7 +175,7 @@ def test_copies_stay_independent():
         torch.testing.assert_close(twice(image)["res5"], once(image)["res5"], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind, parts", [("Faster", 3), ("Cascade", 5), ("RetinaNet", 2)])
+@pytest.mark.parametrize("kind, parts", [("Faster", 3), ("Cascade", 6), ("Mask", 4), ("RetinaNet", 2)])
 def test_compiled_parts(kind, parts, monkeypatch):
     """Backbone and heads, also those in bfloat16, each box head of a cascade; where torch.compile fails, one line says why."""
     compiled = []

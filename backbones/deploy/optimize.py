@@ -13,6 +13,7 @@ import torch
 from detectron2.layers import FrozenBatchNorm2d
 from detectron2.layers.batch_norm import NaiveSyncBatchNorm
 from detectron2.modeling.roi_heads import FastRCNNConvFCHead
+from detectron2.structures import Instances
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
@@ -28,7 +29,7 @@ PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": t
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm, FrozenBatchNorm2d)
 _CONVS = (nn.Conv2d, DeformConv2d)
 # parts of detectors whose work is convolutions and matrix products, and that pass features on
-_HEAVY = ("backbone", "proposal_generator.rpn_head", "roi_heads.box_head", "head")
+_HEAVY = ("backbone", "proposal_generator.rpn_head", "roi_heads.box_head", "roi_heads.mask_head", "sem_seg_head", "head")
 
 
 def optimize(
@@ -178,15 +179,18 @@ class Half(nn.Module):
         except AttributeError:  # what detectors ask of a backbone: size_divisibility, output_shape, ...
             return getattr(super().__getattr__("module"), name)
 
-    def forward(self, *args):
+    def forward(self, *args, **kwargs):
         with torch.autocast(next(self.module.parameters()).device.type, self.dtype):
-            result = self.module(*args)
+            result = self.module(*args, **kwargs)
         return _to_float32(result)
 
 
 def _to_float32(value):
     if isinstance(value, Tensor):
         return value.float() if value.is_floating_point() else value
+    if isinstance(value, Instances):  # a mask head's
+        for key, field in value.get_fields().items():
+            value.set(key, _to_float32(field))
     if isinstance(value, dict):
         return {key: _to_float32(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
