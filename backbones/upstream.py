@@ -26,7 +26,7 @@ train_loader_parts = build._train_loader_from_config
 turned = detection_utils._apply_exif_orientation
 
 # (x, weight, bias, "none", [], "") -> what `torch.nn.functional.linear` computes, by oneDNN. No public name exists; None where torch lacks it.
-onednn_linear = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+onednn_linear: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 def seeded(sampler: Any, seed: int) -> Sampler:
