@@ -110,7 +110,7 @@ def test_picture(tmp_path):
     (tmp_path / "speed.json").write_text(json.dumps({"runs": rows}))
     speed.plot(str(tmp_path / "speed.json"), str(tmp_path / "a.png"))
     picture = np.asarray(Image.open(tmp_path / "a.png").convert("RGB"))
-    assert picture.shape == (660, 715, 3)
+    assert picture.shape == (660, 935, 3)
     for colour in ((127, 127, 127), (31, 119, 180), (255, 127, 14)):
         assert (picture == colour).all(-1).sum() > 100
     for written, words in ({}, "is no file of the benchmark"), ({"runs": []}, "no rows of --suite deploy"):

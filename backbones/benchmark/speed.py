@@ -82,7 +82,7 @@ def plot(path: str, output: str) -> None:
     sizes = deployed(rows)
     if not sizes:
         raise UserError(f"{path!r} has no rows of --suite deploy", "data")
-    figure = Figure(figsize=(6.5 * len(sizes), 6), layout="constrained")
+    figure = Figure(figsize=(6.5 * len(sizes) + 2, 6), layout="constrained")
     for axes, (size, methods) in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sorted(sizes.items(), key=_area)):
         everything: list[tuple[float, float, Any]] = []
         for method in (name for name in _LINES if name in methods):
@@ -101,12 +101,12 @@ def plot(path: str, output: str) -> None:
             words = f"{name}\n{method.replace('_', ', ')}"
             axes.annotate(words, (cost, ap), fontsize=8, xytext=(-8, 4), ha="right", textcoords="offset points")
         axes.set(xscale="log", xlabel=f"milliseconds an image of {size}", ylabel="published box AP (float32)")
-        axes.margins(x=0.22, y=0.12)
+        axes.margins(x=0.3, y=0.12)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter("{x:.0f}")
         axes.grid(alpha=0.25)
-    figure.axes[-1].legend(fontsize=8, loc="lower right")
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), fontsize=9, loc="outside right center", handlelength=4)
     figure.suptitle(f"{machine}, {threads} threads", fontsize=10)
     figure.savefig(output, dpi=110)
 
