@@ -12,6 +12,7 @@ from typing import Any, Iterator
 import numpy as np
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from .. import timing
 from ..deploy import Runner, optimize
@@ -39,7 +40,6 @@ EXPORTED = {
     "openvino_bfloat16": ("openvino", "bfloat16", False),
     "openvino_int8": ("openvino", "int8", False),
 }
-METHODS = (*TORCH, *EXPORTED)
 CALIBRATION = 8  # images, of noise: speed does not ask for more
 # random weights leave scores closer together than a trained detector's: files are compared with their model, but not refused for that
 _LOOSE = Tolerance(2.0, 0.05, agreeing=0.5, features=1e-2)
@@ -82,8 +82,6 @@ def _left_out(method: str, reason: object) -> None:
 
 def operations(model: nn.Module, inputs: Any) -> float:
     """10^9 floating-point operations of the convolutions and matrix products, two for a multiply-add."""
-    from torch.utils.flop_counter import FlopCounterMode
-
     with FlopCounterMode(display=False) as counter:
         call(model, inputs)()
     return counter.get_total_flops() / 1e9

@@ -100,9 +100,9 @@ def _panoptic(cfg: CfgNode, dataset_name: str, output_dir: str) -> evaluation.CO
         if comm.is_main_process():
             os.makedirs(output_dir, exist_ok=True)
             write_panoptic_part(about.panoptic_json, DatasetCatalog.get(dataset_name), path)
-        whole, dataset_name = dataset_name, f"{dataset_name}_truth"
-        MetadataCatalog.pop(dataset_name, None)
-        kept = {key: value for key, value in MetadataCatalog.get(whole).as_dict().items() if key not in ("name", "panoptic_json")}
+        dataset_name = f"{dataset_name}_truth"
+        MetadataCatalog.pop(dataset_name, None)  # of an earlier evaluation
+        kept = {key: value for key, value in about.as_dict().items() if key not in ("name", "panoptic_json")}
         MetadataCatalog.get(dataset_name).set(**kept, panoptic_json=path)
     return evaluation.COCOPanopticEvaluator(dataset_name, output_dir)
 
