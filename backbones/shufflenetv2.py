@@ -29,11 +29,24 @@ from .layers import STAGES, Conv, ConvNormAct, Options, StagedBackbone, StagePla
 CHOICES = ("shuffle_3x3", "shuffle_5x5", "shuffle_7x7", "shuffle_xception")
 SPLITS = ("halves", "input")  # of a reducing block's width: in two halves, or as much as its input has and the rest
 SHUFFLES = ("after", "before", "alternate")  # channels interleaved after each block, before each that keeps the size, or every second one taken
+SAMPLINGS = ("uniform", "fair")  # of paths in a supernet's training: each alone, or by fours in which every block takes each choice once
 
 
 def random_path(blocks: int, rng: random.Random) -> tuple[int, ...]:
     """A choice for each of so many blocks, uniform."""
     return tuple(int(rng.random() * len(CHOICES)) for _ in range(blocks))
+
+
+def path_at(blocks: int, seed: int, step: int, sampling: str = "uniform") -> tuple[int, ...]:
+    """The path that a supernet of so many ``blocks`` trains in iteration ``step``: it follows from ``seed`` and ``step`` alone.
+
+    "fair" is the strict fairness of Chu et al., "FairNAS: Rethinking Evaluation Fairness of Weight Sharing Neural Architecture Search", with a
+    step of the optimizer for each of its paths.
+    """
+    if sampling == "uniform":
+        return random_path(blocks, random.Random(f"{seed}/{step}"))
+    rng = random.Random(f"{seed}/fair/{step // len(CHOICES)}")
+    return tuple(rng.sample(range(len(CHOICES)), len(CHOICES))[step % len(CHOICES)] for _ in range(blocks))
 
 
 def interleave(x: Tensor) -> Tensor:
@@ -250,7 +263,17 @@ class Choices(nn.ModuleList):
 
 
 class ShuffleNetV2Supernet(ShuffleNetV2):
-    """All choices of every block at once; the one that `set_path` names last runs. ``choices`` are what it begins with."""
+    """All choices of every block at once; the one that `set_path` names last runs. ``choices`` are what it begins with.
+
+    Args:
+        sampling: which paths are trained, among SAMPLINGS.
+    """
+
+    def __init__(self, *args: Any, sampling: str = "uniform", **kwargs: Any):
+        if sampling not in SAMPLINGS:
+            raise unknown("MODEL.SHUFFLENETV2.SAMPLING", sampling, SAMPLINGS)
+        super().__init__(*args, **kwargs)
+        self._sampling = sampling
 
     def _block(self, index: int, in_channels: int, out_channels: int, reduces: bool, norm: str, plan: StagePlan) -> nn.Module:
         block = Choices(
@@ -267,6 +290,10 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
         self.choices = check_choices(path, self.blocks)
         for block, choice in zip((module for module in self.modules() if isinstance(module, Choices)), self.choices):
             block.active = choice
+
+    def train_path(self, seed: int, step: int) -> None:
+        """Sets the path that iteration ``step`` of a training trains."""
+        self.set_path(path_at(sum(self.blocks), seed, step, self._sampling))
 
     def subnet_state_dict(self, path: Sequence[int]) -> dict[str, Tensor]:
         """The weights of a path, with the names that a `ShuffleNetV2` of those choices has."""
@@ -370,8 +397,8 @@ def build(cfg: CfgNode, input_shape: ShapeSpec) -> ShuffleNetV2:
     if node.SUBNET:
         stated = {"network": node.NAME, "split": spec["split"], "shuffle": spec["shuffle"], "width": node.WIDTH}
         spec["choices"] = read_choices(node.SUBNET, spec["blocks"], stated)
-    network = ShuffleNetV2Supernet if node.SUPERNET else ShuffleNetV2
-    return network(**spec, **common_options(cfg, node, input_shape), width=node.WIDTH)
+    options = {**spec, **common_options(cfg, node, input_shape), "width": node.WIDTH}
+    return ShuffleNetV2Supernet(**options, sampling=node.SAMPLING) if node.SUPERNET else ShuffleNetV2(**options)
 
 
 FAMILY = register("shufflenetv2", ShuffleNetV2, SPECS, build, variant_key="MODEL.SHUFFLENETV2.NAME")

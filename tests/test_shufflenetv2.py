@@ -3,6 +3,7 @@
 import glob
 import os
 
+import numpy as np
 import pytest
 import torch
 from conftest import HERE, fill, filled_input, load_record
@@ -12,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import backbones
 from backbones import UserError, shufflenetv2
-from backbones.shufflenetv2 import CHOICES, SPECS, ShuffleNetV2, ShuffleNetV2Supernet, read_choices
+from backbones.shufflenetv2 import CHOICES, SAMPLINGS, SPECS, ShuffleNetV2, ShuffleNetV2Supernet, path_at, read_choices
 
 FILES = sorted(os.path.basename(path) for path in glob.glob(os.path.join(HERE, "data", "detnas", "*_*.json")))
 RECORDS = [name for name in FILES if name.startswith(("authors", "mmrazor")) and "lastlayer" not in name]
@@ -166,6 +167,18 @@ def dialects():
 def test_subnet_files(text, tmp_path):
     (tmp_path / "subnet.yaml").write_text(text)
     assert read_choices(str(tmp_path / "subnet.yaml"), BLOCKS) == SEARCHED
+
+
+@pytest.mark.parametrize("sampling", SAMPLINGS)
+def test_paths_of_a_training(sampling):
+    """They follow from seed and step alone; "fair" has each choice once in four, in every block, and blocks that do not move together."""
+    paths = [path_at(20, 3, step, sampling) for step in range(400)]
+    assert paths == [path_at(20, 3, step, sampling) for step in range(400)] and paths != [path_at(20, 4, step, sampling) for step in range(400)]
+    fours = [{path[block] for path in paths[i : i + 4]} for i in range(0, 400, 4) for block in range(20)]
+    assert all(len(four) == 4 for four in fours) == (sampling == "fair")
+    assert len(set(paths)) > 390
+    together = np.mean([a == b for path in paths for a, b in zip(path, path[1:])])
+    assert abs(together - 0.25) < 0.03  # 7600 pairs: a deviation of 0.005
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import io
 import itertools
 import logging
+import math
 import sys
 import types
 
@@ -126,6 +127,33 @@ def test_headlines():
     assert hooks.headline(["lr", "own/bbox/AP", "other/bbox/AP"]) == "own/bbox/AP"
     assert hooks.headline(["bbox/AP", "bbox/AP50"], "bbox/AP50") == "bbox/AP50"
     assert hooks.headline(["sem_seg/mIoU"]) == "sem_seg/mIoU" and hooks.headline(["loss"]) is None
+
+
+@pytest.mark.parametrize(
+    "figures, classes, said",
+    [
+        ({"classification/top1": 15.0}, 10, "classification/top1 is 15.0, and guessing among 10 classes gives 10.0"),
+        ({"classification/top1": 20.0}, 10, ""),
+        ({"classification/top1": 54.0}, 2, "guessing among 2 classes gives 50.0"),
+        ({"classification/top1": 60.0}, 2, ""),
+        ({"classification/top1": 1.0}, 1000, ""),
+        ({"classification/top1": 100.0}, 1, ""),
+        ({"bbox/AP": 0.3}, 10, "bbox/AP is 0.3, and next to nothing is found"),
+        ({"bbox/AP": 40.0, "segm/AP": math.nan}, 10, "segm/AP is nan"),
+        ({"bbox/AP": 5.0}, 10, ""),
+        ({}, 10, ""),
+    ],
+)
+def test_a_run_that_learned_nothing_says_so(figures, classes, said, caplog):
+    evaluation = types.SimpleNamespace(last=hooks.Evaluation(9, figures))
+    hook = hooks.Learned(evaluation, classes)
+    hook.trainer = types.SimpleNamespace(done=10, max_iter=10, job=types.SimpleNamespace(name=str))
+    hook.after_train()
+    assert said in caplog.text and bool(caplog.text) == bool(said)
+    caplog.clear()
+    hook.trainer.done = 5  # stopped: it is to go on
+    hook.after_train()
+    assert not caplog.text
 
 
 def test_losses_of_the_test_data():

@@ -95,6 +95,7 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.SHUFFLENETV2.CHOICES", [], "0 to 3 for every block (shufflenetv2.CHOICES), used instead of those of NAME"),
     Key("MODEL.SHUFFLENETV2.SUBNET", "", "a file of choices: ours, MMRazor's or a list; relative paths as for MAEDET.STRUCTURE"),
     Key("MODEL.SHUFFLENETV2.SUPERNET", False, "all choices at once, to be trained for a search"),
+    Key("MODEL.SHUFFLENETV2.SAMPLING", "uniform", 'of the paths that a supernet trains; "fair": of four, each choice of a block once', ("uniform", "fair")),
     Key("MODEL.SHUFFLENETV2.SPLIT", "", 'how blocks split channels, one of shufflenetv2.SPLITS; "": as the released network of NAME'),
     Key("MODEL.SHUFFLENETV2.SHUFFLE", "", 'how blocks shuffle channels, one of shufflenetv2.SHUFFLES; "": as the network of NAME'),
     Key("MODEL.SHUFFLENETV2.WIDTH", 1.0, "factor of all widths, which are rounded to multiples of 4"),

@@ -24,7 +24,7 @@ from ..data.loader import say_left_out
 from ..errors import UserError, counted
 from ..lean import keep_activations
 from ..shufflenetv2 import supernets
-from .hooks import EMA, Evaluate, EvaluateAtTheEnd, KeepBest, PreciseBN, Progress, SamplePath
+from .hooks import EMA, Evaluate, EvaluateAtTheEnd, KeepBest, Learned, PreciseBN, Progress, SamplePath
 from .job import Job
 from .resume import Run, keep_schedule
 from .signals import Interrupted, Signals, exit_code
@@ -94,6 +94,7 @@ class Fit(TrainerBase):
             self.evaluation,
             KeepBest(self.checkpointer, self.evaluation, job.best_metric, job.patience) if job.best_metric and job.evaluate else None,
             augmented,
+            Learned(self.evaluation, len(self.run.names().get("classes", ()))) if main and job.evaluate else None,
             Progress() if Progress.is_wanted() else None,
             Writers(self.build_writers(), trackers(job, self.run.tracked), job.log_period) if main else None,
         ]

@@ -4,7 +4,6 @@ import dataclasses
 import logging
 import math
 import os
-import random
 import sys
 from typing import Any, Callable, Iterable, Sequence
 
@@ -28,7 +27,7 @@ from ..data.loader import Examples, TrainLoader, end_with_parent, seed_random_nu
 from ..drawing import Mark, beside, colour, draw, mask_of
 from ..errors import counted
 from ..evaluation.leading import headline
-from ..shufflenetv2 import ShuffleNetV2Supernet, random_path
+from ..shufflenetv2 import ShuffleNetV2Supernet
 from .step import moving_values, set_moving_values
 
 
@@ -189,6 +188,37 @@ class KeepBest(HookBase):
         return False
 
 
+class Learned(HookBase):
+    """Says at the end of a run where what it reached is what guessing reaches.
+
+    Args:
+        evaluation: whose figures are looked at.
+        classes: how many there are to guess among, of a classifier.
+    """
+
+    def __init__(self, evaluation: Evaluate, classes: int):
+        self.evaluation, self.classes = evaluation, classes
+
+    def after_train(self) -> None:
+        figures = self.evaluation.last.figures if self.evaluation.last is not None else {}
+        name = headline(figures)
+        if name is None or self.trainer.done < self.trainer.max_iter:
+            return
+        value, found = figures[name], "next to nothing is found"
+        if name.endswith("top1"):
+            if self.classes < 2:
+                return
+            chance = 100 / self.classes
+            found, above = f"guessing among {self.classes} classes gives {chance:.1f}", min(0.6 * chance, 0.1 * (100 - chance))
+        else:
+            chance, above = 0.0, 1.0
+        if not value >= chance + above:  # so of NaN too
+            rate, length = map(self.trainer.job.name, ("SOLVER.BASE_LR", "SOLVER.MAX_ITER"))
+            logging.getLogger(__name__).warning(
+                f"nothing was learned: {name} is {value:.1f}, and {found}. Change the rate ({rate}), train longer ({length}), or start from weights"
+            )
+
+
 class EMA(HookBase):
     """An exponential moving average of weights and buffers, by torch's ``AveragedModel``; evaluations look at it.
 
@@ -217,7 +247,7 @@ class EMA(HookBase):
 
 
 class SamplePath(HookBase):
-    """Sets the path of each iteration, from the seed and its number alone: the same in every process and after a resume.
+    """Sets the path of each iteration: the same in every process and after a resume.
 
     Gradients of the other choices stay None, so that neither decay nor momentum moves them.
     """
@@ -227,7 +257,7 @@ class SamplePath(HookBase):
 
     def before_step(self) -> None:
         for net in self.nets:
-            net.set_path(random_path(sum(net.blocks), random.Random(f"{self.seed}/{self.trainer.iter}")))
+            net.train_path(self.seed, self.trainer.iter)
 
 
 def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers: int, skip: bool | None = None) -> dict[str, float]:
