@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 import backbones
 from backbones import UserError, zoo
 from backbones.layers import rounded
-from backbones.maedet import Block, parse_structure, read_structure
-from backbones.search import exact, structure_config, zero_shot
+from backbones.maedet import MAEDET, Block, parse_structure, read_structure
+from backbones.search import exact, structure_config, structure_search, zero_shot
 from backbones.search.entropy import STRUCTURES, Meter, monte_carlo, plain
 from backbones.search.evolution import BUDGETS, Evolution, SearchProblem, Space, State
 from backbones.search.latency import LatencyTable, build_table, load_table, measured
+from backbones.search.runtimes import RUNTIMES, check_runtime, prepared, seconds
 from backbones.search.structure_config import load_structure_config, problem_of
 from backbones.search.structure_search import find_exact
 from backbones.tools import analyze
@@ -161,6 +162,7 @@ def test_a_search_that_is_killed_in_the_middle_of_a_word(tmp_path):
 import os, signal, struct
 from multiprocessing.connection import Connection
 from backbones.search.evolution import BUDGETS, Evolution, State
+from backbones.search.runtimes import RUNTIMES, check_runtime, prepared, seconds
 from backbones.search.structure_config import load_structure_config, problem_of
 
 def send(connection, task):
@@ -352,19 +354,22 @@ def test_latency(tmp_path):
         by_hand += table.conv(8, 8, 3, 2, side) + table.conv(8, 16, 1, 1, side // 2)
         channels, side = 16, side // 2
     assert costs.latency == pytest.approx(by_hand)
-    assert measured(structure, table, "cpu", 1e-3) > 0
+    assert measured(structure, table, 1e-3) > 0
+    elsewhere = LatencyTable(64, table.entries, {**table.about, "device": "another"})
+    with pytest.raises(UserError, match="measured with device 'another'"):
+        measured(structure, elsewhere)
     config = small_config(
         tmp_path / "c.yaml",
         image_size=64,
         candidates=1000,
-        budget={"latency": 2 * costs.latency, "layers": 30},
+        budget={"latency": 100.0, "layers": 30},
         latency_table="latency.json",
         space={"max_channels": 64, "max_stem": 16},
         start=[_entry(b, before) for b, before in zip(structure, (3, 8, 16, 16, 16))],
     )
     zero_shot.main(["search", "--config", str(config), "--output", str(tmp_path / "s"), "--workers", "1"])
     about = json.loads((tmp_path / "s" / "best.json").read_text())
-    assert 0 < about["latency"] <= 2 * costs.latency
+    assert 0 < about["measured_latency"] <= 100 and about["runtime"] == "eager" and about["searches"] == 1
     with pytest.raises(UserError, match="no bound is known for a budget of latency"):
         zero_shot.main(["exact", "--config", str(config)])
     lacking = LatencyTable(64, {key: rows for key, rows in table.entries.items() if not key.startswith("5")}, table.about)
@@ -375,6 +380,87 @@ def test_latency(tmp_path):
         path.write_text(text)
         with pytest.raises(UserError, match="no latency table"):
             load_table(str(path))
+
+
+def budgeted(tmp_path, **changes):
+    """A search of a few seconds with a budget of latency, and its table."""
+    rows = {(i, o): 1e-6 * i * o for i in (8, 16, 32, 64) for o in (8, 16, 32, 64)}
+    entries = {f"{k}/{stride}/{side}": rows for k in (1, 3, 5) for stride in (1, 2) for side in (64, 32, 16, 8, 4, 2)}
+    table = LatencyTable(64, {**entries, "3/2/64": {(3, o): 1e-5 * o for o in (8, 16)}}, {"runtime": "eager"})
+    table.save(str(tmp_path / "made.json"))
+    start = [_entry(b, before) for b, before in zip(((8, 3, 2, 0, 0), *((16, 3, 2, 1, 8) for _ in range(4))), (3, 8, 16, 16, 16))]
+    about = {"image_size": 64, "candidates": 3000, "round": 32, "budget": {"latency": 0.006, "layers": 60}, "latency_table": "made.json"}
+    about.update(space={"max_channels": 64, "max_stem": 16}, start=start)
+    return small_config(tmp_path / "budgeted.yaml", **{**about, **changes})
+
+
+@pytest.mark.parametrize("ratio, searches", [(1.0, 1), (0.98, 1), (1.4, 2), (0.7, 2)])
+def test_a_budget_of_latency_is_kept_where_it_is_measured(ratio, searches, tmp_path, monkeypatch, capsys):
+    """Whole networks that take so many times what the table says: the search ends within 5 % below the budget. ``searches``: at least."""
+    monkeypatch.setattr(structure_search, "measured", lambda structure, table: ratio * Meter(64, table=table).measure(structure).latency)
+    zero_shot.main(["search", "--config", str(budgeted(tmp_path)), "--output", str(tmp_path / "s"), "--workers", "1"])
+    about = json.loads((tmp_path / "s" / "best.json").read_text())
+    assert 0.95 * 0.006 <= about["measured_latency"] <= 0.006 and about["searches"] == searches
+    assert about["latency"] == pytest.approx(about["measured_latency"], rel=0.04)  # the table is corrected
+    assert capsys.readouterr().out.count("latency: asked 6 ms, by the table") == searches
+    zero_shot.main(["search", "--config", str(budgeted(tmp_path)), "--output", str(tmp_path / "s"), "--workers", "1", "--resume"])
+    assert json.loads((tmp_path / "s" / "best.json").read_text()) == about
+
+
+def test_a_budget_of_latency_that_goes_on_after_a_kill(tmp_path, monkeypatch):
+    """Between two searches, and after the first measurement."""
+    config, calls = budgeted(tmp_path), []
+
+    def taken(structure, table):
+        calls.append(structure)
+        if len(calls) in stops:
+            raise KeyboardInterrupt
+        return 1.4 * Meter(64, table=table).measure(structure).latency
+
+    monkeypatch.setattr(structure_search, "measured", taken)
+    stops: set[int] = set()
+    zero_shot.main(["search", "--config", str(config), "--output", str(tmp_path / "whole"), "--workers", "1"])
+    stops, calls[:] = {2, 6}, []
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            zero_shot.main(["search", "--config", str(config), "--output", str(tmp_path / "killed"), "--workers", "1", "--resume"])
+    zero_shot.main(["search", "--config", str(config), "--output", str(tmp_path / "killed"), "--workers", "1", "--resume"])
+    whole, killed = (json.loads((tmp_path / name / "best.json").read_text()) for name in ("whole", "killed"))
+    assert whole == killed
+
+
+def test_a_budget_of_latency_that_nothing_keeps(tmp_path, monkeypatch):
+    monkeypatch.setattr(structure_search, "measured", lambda structure, table: 1.0)
+    with pytest.raises(UserError, match="budget latency 5.88 ms is less than .* of the start|none of the structures"):
+        zero_shot.main(["search", "--config", str(budgeted(tmp_path)), "--output", str(tmp_path / "s"), "--workers", "1"])
+    assert not (tmp_path / "s" / "best.json").exists()
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_runtimes(runtime):
+    """What each runs is the network: 1e-4 of a feature's largest value in float32, 5 % in 16 bits and 15 % in int8."""
+    for package in {"onnx": ("onnxruntime",), "openvino": ("openvino",), "": ()}[RUNTIMES[runtime][0]]:
+        pytest.importorskip(package)
+    torch.manual_seed(0)
+    structure = [Block(8, 3, 2), *(Block(16, 3, 2, 1, 8) for _ in range(4))]
+    network, x = MAEDET(structure, norm="BN").eval(), torch.rand(1, 3, 64, 64)
+    found = prepared(network, x, runtime)()
+    with torch.no_grad():
+        expected = list(network(x).values())
+    found = [torch.as_tensor(value) for value in (found.values() if isinstance(found, dict) else found)]
+    tolerance = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.15}[RUNTIMES[runtime][1]]
+    assert len(found) == len(expected) == 4
+    for value, other in zip(found, expected):
+        torch.testing.assert_close(value.float(), other, rtol=0, atol=tolerance * other.abs().max().item())
+    assert seconds(prepared(network, x, runtime), 1e-3) > 0
+
+
+def test_runtimes_that_cannot_be(monkeypatch):
+    with pytest.raises(UserError, match="'onxx'. Did you mean 'onnx'"):
+        check_runtime("onxx", "cpu", "--runtime")
+    with pytest.raises(UserError, match="--runtime openvino runs on the CPU, not on cuda"):
+        check_runtime("openvino", "cuda", "--runtime")
+    check_runtime("optimized", "cuda", "--runtime")
 
 
 @pytest.mark.parametrize(

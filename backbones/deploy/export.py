@@ -8,7 +8,6 @@ mean themselves. `contract` says all of it, and is in the file.
 """
 
 import importlib.util
-import inspect
 import json
 import logging
 import os
@@ -32,12 +31,11 @@ from .onnx_graph import portable
 from .optimize import optimize
 from .preprocessing import check_preprocessing
 from .runner import Runner, resized
-from .saving import deliver, one_line, save_onnx, save_openvino
+from .saving import deliver, one_line, save_onnx, save_openvino, trace_onnx
 from .traceable import Traceable, finding_more, tracing
 
 FORMATS = {"torchscript": ".ts", "onnx": ".onnx", "openvino": ".xml"}
 PARTS = ("detector", "backbone")
-OPSET = 17
 
 
 @dataclass(frozen=True)
@@ -191,15 +189,9 @@ def _write_torchscript(traceable: Traceable, sample: Tensor, path: str, about: d
 
 
 def _write_onnx(traceable: Traceable, sample: Tensor, path: str, about: dict[str, Any]) -> None:
-    import onnx
-
     first = sample.dim() - (3 if about["preprocessing"] else 2)  # of height and width
     axes = {**({0: "images"} if about["part"] == "backbone" else {}), first: "height", first + 1: "width"}
-    # the exporter by trace, which takes whole detectors; since torch 2.9 it is not the default
-    options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
-    options.update(input_names=["image"], output_names=list(traceable.fields), dynamic_axes={"image": axes})
-    torch.onnx.export(traceable, (sample,), path, opset_version=OPSET, **options)
-    model = onnx.load(path)
+    model = trace_onnx(traceable, sample, path, traceable.fields, axes)
     portable(model.graph)
     save_onnx(model, path, about)
 

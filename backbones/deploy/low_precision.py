@@ -69,8 +69,8 @@ def lower(
         with one_line(f"{precision} of this model cannot be made"):
             if precision == "int8":
                 lowered = os.path.join(scratch, "quantized.onnx")
-                count = _quantize(source, lowered, images, about)
-                about["calibration"] = {"images": count, "of": said, "method": "MinMax"}
+                about["calibration"] = {"images": 0, "of": said, "method": "MinMax"}
+                quantize(source, lowered, _calibration(images, about))
             _write(lowered, temporary, kind, about)
             runner, views = Runner(temporary), [] if sample is None else [run_exported.prepared(sample[:, :, ::-1], about)]
             for _, x in run_exported.stacked(views, about.get("batch", 0)):
@@ -97,33 +97,21 @@ def averages(results: dict[str, Any]) -> dict[str, float]:
     return {name: float(np.nan_to_num(value)) for name, value in flat.items() if headline([name])}
 
 
-def _quantize(source: str, path: str, images: Iterable[np.ndarray], about: dict[str, Any]) -> int:
-    """Writes a quantized graph; returns how many images it was calibrated on."""
+def quantize(source: str, path: str, inputs: Iterator[np.ndarray]) -> None:
+    """Writes the float32 ONNX file ``source`` to ``path`` with its QUANTIZED operators in int8, calibrated on ``inputs``."""
     from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     class Reader(CalibrationDataReader):
-        count = 0
-
-        def __init__(self) -> None:
-            self.inputs = self.batches()
-
-        def batches(self) -> Iterator[np.ndarray]:
-            source, batch = iter(images), about.get("batch", 0)
-            while some := list(itertools.islice(source, batch or 1)):
-                self.count += len(some)
-                inputs = [run_exported.prepared(image[:, :, ::-1], about) for image in some]
-                yield from (x for _, x in run_exported.stacked(inputs, batch))
-
         def get_next(self) -> dict[str, np.ndarray] | None:
-            return next(({"image": x} for x in self.inputs), None)
+            return next(({"image": x} for x in inputs), None)
 
-    reader, sound = Reader(), f"{path}.sound.onnx"
+    sound = f"{path}.sound.onnx"
     quant_pre_process(source, sound, skip_symbolic_shape=True)  # folds constants; the shapes of detections are not known
     quantize_static(
         sound,
         path,
-        reader,
+        Reader(),
         quant_format=QuantFormat.QDQ,
         per_channel=True,
         activation_type=QuantType.QUInt8,
@@ -131,7 +119,15 @@ def _quantize(source: str, path: str, images: Iterable[np.ndarray], about: dict[
         calibrate_method=CalibrationMethod.MinMax,
         op_types_to_quantize=list(QUANTIZED),
     )
-    return reader.count
+
+
+def _calibration(images: Iterable[np.ndarray], about: dict[str, Any]) -> Iterator[np.ndarray]:
+    """Images as the file takes them. ``about["calibration"]["images"]`` counts them."""
+    source, batch = iter(images), about.get("batch", 0)
+    while some := list(itertools.islice(source, batch or 1)):
+        about["calibration"]["images"] += len(some)
+        inputs = [run_exported.prepared(image[:, :, ::-1], about) for image in some]
+        yield from (x for _, x in run_exported.stacked(inputs, batch))
 
 
 def _write(source: str, path: str, kind: str, about: dict[str, Any]) -> None:

@@ -1,13 +1,19 @@
 """Writes exported files with what they say of themselves, and puts them where they are wanted once all of them are there."""
 
 import contextlib
+import inspect
 import json
 import os
 import shutil
-from typing import Any, Iterator
+from typing import Any, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
 
 from ..errors import UserError
 from . import run_exported
+
+OPSET = 17
 
 
 @contextlib.contextmanager
@@ -20,6 +26,17 @@ def one_line(said: str) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split())[-300:]
         raise UserError(f"{said}: {reason or type(error).__name__}", "unsupported") from error
+
+
+def trace_onnx(module: nn.Module, sample: Tensor, path: str, outputs: Sequence[str], axes: Mapping[int, str] | None = None) -> Any:
+    """The ONNX model of a trace, by way of a file at ``path``. ``axes`` of its input "image" have names: their sizes may differ."""
+    import onnx
+
+    # the exporter by trace, which takes whole detectors; since torch 2.9 it is not the default
+    options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
+    options.update(input_names=["image"], output_names=list(outputs), dynamic_axes={"image": dict(axes)} if axes else None)
+    torch.onnx.export(module, (sample,), path, opset_version=OPSET, **options)
+    return onnx.load(path)
 
 
 def save_onnx(model: Any, path: str, about: dict[str, Any]) -> None:

@@ -215,7 +215,7 @@ class Learned(HookBase):
         if not value >= chance + above:  # so of NaN too
             rate, length = map(self.trainer.job.name, ("SOLVER.BASE_LR", "SOLVER.MAX_ITER"))
             logging.getLogger(__name__).warning(
-                f"nothing was learned: {name} is {value:.1f}, and {found}. Change the rate ({rate}), train longer ({length}), or start from weights"
+                f"nothing was learned: {name} is {value:.1f}, and {found}. Change {rate}, raise {length}, or start from weights"
             )
 
 

@@ -1,19 +1,24 @@
-"""Seconds of a structure on the device at hand: the sum over its convolutions, from a table that is measured once."""
+"""Seconds of a structure on the device at hand: the sum over its convolutions, from a table that is measured once.
+
+What stands between convolutions is not in the sum. A search measures what it finds, and corrects the table by a factor.
+"""
 
 import dataclasses
 import json
 import math
-import platform
 from typing import Any, Sequence
 
 import torch
-from torch.utils.benchmark import Timer
 
+from .. import timing
+from ..config import check_device
 from ..documents import read_json, reading
 from ..errors import UserError
 from ..files import write_whole
+from ..layers import ConvNormAct
 from ..maedet import MAEDET, Block
 from . import progress
+from .runtimes import check_runtime, prepared, seconds
 
 _CHANNELS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 _MOST_MACS = 8e9  # of one image: larger convolutions are reckoned from smaller ones
@@ -21,15 +26,17 @@ _MOST_MACS = 8e9  # of one image: larger convolutions are reckoned from smaller 
 
 @dataclasses.dataclass(frozen=True)
 class LatencyTable:
-    """Seconds of convolutions with ReLU, at each power of two of their widths.
+    """Seconds of convolutions with norm and ReLU, at each power of two of their widths.
 
     ``entries`` by "kernel/stride/side": rows of (in, out, seconds); between them seconds are a straight line in logarithms, and outside they
-    grow like the multiply-adds of the nearest. ``about``: the device, and all else they depend on.
+    grow like the multiply-adds of the nearest. ``about``: the device, and all else they depend on. ``factor``: by how much whole networks take
+    longer than their convolutions, which is part of all seconds that it gives.
     """
 
     image_size: int
     entries: dict[str, dict[tuple[int, int], float]]
     about: dict[str, Any]
+    factor: float = 1.0
 
     def conv(self, in_channels: int, out_channels: int, kernel: int, stride: int, side: int) -> float:
         """Seconds of one convolution of (side, side) pixels. Raises UserError for a kernel, stride and side that were not measured."""
@@ -45,7 +52,7 @@ class LatencyTable:
         for row in (low, high):
             a, b = _around(out_channels, sorted(o for i, o in measured if i == row))
             values.append(_between(out_channels, a, b, measured[row, a], measured[row, b]))
-        return _between(in_channels, low, high, *values)
+        return self.factor * _between(in_channels, low, high, *values)
 
     def save(self, path: str) -> None:
         """Writes it as JSON, whole or not at all."""
@@ -80,8 +87,10 @@ def _between(value: int, low: int, high: int, at_low: float, at_high: float) -> 
     return math.exp((1 - part) * math.log(at_low) + part * math.log(at_high))
 
 
-def build_table(image_size: int, device: str, kernels: Sequence[int], max_channels: int, batch: int, seconds: float) -> LatencyTable:
-    """Measures on ``device``, each convolution for about so many ``seconds``; times are of one image of a ``batch``."""
+def build_table(
+    image_size: int, device: str, kernels: Sequence[int], max_channels: int, batch: int, enough: float, runtime: str = "eager"
+) -> LatencyTable:
+    """Measures on ``device`` and in ``runtime``, each convolution for about ``enough`` seconds; times are of one image of a ``batch``."""
     widths = [c for c in _CHANNELS if c <= max_channels]
     stem = [c for c in widths if c <= 128]
     jobs = [(3, out, k, 2, image_size) for k in (3, 5, 7) for out in stem]
@@ -89,33 +98,35 @@ def build_table(image_size: int, device: str, kernels: Sequence[int], max_channe
         jobs += [(i, o, 1, 1, side) for i in widths for o in widths]
         jobs += [(w, w, k, stride, side) for k in sorted({1, *kernels}) for stride in (1, 2) for w in widths if k * stride > 1]
     entries: dict[str, dict[tuple[int, int], float]] = {}
-    with torch.no_grad():
-        jobs = [job for job in jobs if job[0] * job[1] * job[2] ** 2 * (job[4] / job[3]) ** 2 <= _MOST_MACS]
-        for i, o, k, stride, side in progress(iterable=jobs, unit="convolution"):
-            module = torch.nn.Sequential(torch.nn.Conv2d(i, o, k, stride, k // 2), torch.nn.ReLU(inplace=True)).to(device).eval()
-            entries.setdefault(f"{k}/{stride}/{side}", {})[i, o] = median_seconds(
-                module, torch.rand(batch, i, side, side, device=device), seconds
-            )
-    cuda = torch.device(device).type == "cuda"
-    about = {
-        "device": torch.cuda.get_device_name(device) if cuda else platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "batch": batch,
-        "precision": "fp32",
-    }
-    return LatencyTable(image_size, entries, about)
+    jobs = [job for job in jobs if job[0] * job[1] * job[2] ** 2 * (job[4] / job[3]) ** 2 <= _MOST_MACS]
+    for i, o, k, stride, side in progress(iterable=jobs, unit="convolution"):
+        run = prepared(ConvNormAct(i, o, k, stride, norm="BN").to(device).eval(), _images(batch, i, side, device), runtime, "channels_last")
+        entries.setdefault(f"{k}/{stride}/{side}", {})[i, o] = seconds(run, enough) / batch
+    return LatencyTable(image_size, entries, {**_about(device), "on": device, "runtime": runtime, "batch": batch})
 
 
-def median_seconds(module: torch.nn.Module, x: torch.Tensor, enough: float) -> float:
-    """Median time of one image of the batch ``x``, of about ``enough`` seconds of runs."""
-    module(x)
-    timer = Timer("module(x)", globals={"module": module, "x": x}, num_threads=torch.get_num_threads())
-    return timer.blocked_autorange(min_run_time=enough).median / len(x)
+def _about(device: str) -> dict[str, Any]:
+    """What seconds depend on, beside the runtime."""
+    about = timing.about(device)
+    return {"device": about["machine"], "threads": about["threads"], "torch": torch.__version__}
 
 
-def measured(structure: Sequence[tuple[int, int, int, int, int]], table: LatencyTable, device: str, seconds: float = 0.5) -> float:
-    """Seconds of a whole structure as the ``table`` was measured: its network, with batch norms folded into its convolutions."""
-    net = MAEDET([Block(*block) for block in structure], norm="").to(device).eval()
-    with torch.no_grad():
-        return median_seconds(net, torch.rand(table.about.get("batch", 1), 3, table.image_size, table.image_size, device=device), seconds)
+def _images(batch: int, channels: int, side: int, device: str) -> torch.Tensor:
+    return torch.rand(batch, channels, side, side, device=device)
+
+
+def measured(structure: Sequence[tuple[int, int, int, int, int]], table: LatencyTable, enough: float = 0.5) -> float:
+    """Seconds of a whole structure for one image, on the device and in the runtime that the ``table`` was measured on and in.
+
+    Raises UserError where this is another machine.
+    """
+    about = table.about
+    device, runtime, batch = str(about.get("on", "cpu")), str(about.get("runtime", "eager")), int(about.get("batch", 1))
+    check_runtime(runtime, device, "the latency table's runtime")
+    check_device(device, "the latency table's device")
+    here = _about(device)
+    for what in ("device", "threads"):
+        if about.get(what) != here[what]:
+            raise UserError(f"the latency table was measured with {what} {about.get(what)!r}, and here it is {here[what]!r}: measure it anew")
+    net = MAEDET([Block(*block) for block in structure], norm="BN").to(device).eval()
+    return seconds(prepared(net, _images(batch, 3, table.image_size, device), runtime), enough) / batch

@@ -10,6 +10,7 @@ would have given.
 """
 
 import argparse
+import dataclasses
 import logging
 import os
 import sys
@@ -34,7 +35,20 @@ from ..shufflenetv2 import CHOICES, SPECS
 from ..tools import run
 from ..tools.train import fail
 from .path_evaluator import PathEvaluator
-from .paths import METHODS, CostTable, Evaluated, PathSampler, cost_table, load_costs, pareto, search_paths, state_file, subnet_of
+from .paths import (
+    METHODS,
+    CostTable,
+    Evaluated,
+    PathSampler,
+    cost_table,
+    load_costs,
+    pareto,
+    path_seconds,
+    search_paths,
+    state_file,
+    subnet_of,
+)
+from .runtimes import check_runtime
 
 
 def open_supernet(args: argparse.Namespace) -> Front:
@@ -88,6 +102,7 @@ def prepare(front: Front, args: argparse.Namespace) -> Front:
             if shared:
                 message = f"ONE_SHOT.DATASET {cfg.ONE_SHOT.DATASET!r} and {name!r} of DATASETS.{key} share {len(shared)} images"
                 raise UserError(f"{message}: a search is to look at neither", "conflict", "ONE_SHOT.DATASET")
+    check_runtime(cfg.ONE_SHOT.RUNTIME, model.DEVICE, "ONE_SHOT.RUNTIME")
     check_output_dir(cfg.OUTPUT_DIR)
     if os.path.isfile(state_file(cfg)) and not args.resume:
         message = f"a search is in {cfg.OUTPUT_DIR!r} already: go on with it by --resume, or set another OUTPUT_DIR"
@@ -111,7 +126,8 @@ def search(args: argparse.Namespace, front: Front) -> None:
     archive = search_paths(cfg, sampler, evaluator)
     if not comm.is_main_process():
         return
-    best = write_result(cfg, table, archive)
+    best = best_of(cfg, table, archive)
+    write_result(cfg, table, archive, best)
     write_weights(evaluator, best, os.path.join(cfg.OUTPUT_DIR, "best_subnet.pth"))
     parts = {name: sorted(e.seconds[name] for e in archive)[len(archive) // 2] for name in best.seconds}
     print(f"{counted(len(archive), 'path')}; the best: {list(best.path)}, {table.kind} {best.cost:.4g}")
@@ -122,9 +138,27 @@ def search(args: argparse.Namespace, front: Front) -> None:
     print(f"train it by itself: backbones train --config-file {detector}, with MODEL.WEIGHTS of step 4, best_subnet.yaml as a classifier")
 
 
-def write_result(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated]) -> Evaluated:
+def best_of(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated]) -> Evaluated:
+    """The path of the highest score; where seconds are limited, of those that are within the limit where they are measured.
+
+    Raises UserError where none is.
+    """
+    by_score = sorted(archive, key=lambda e: -e.score)
+    if table.kind != "latency":
+        return by_score[0]
+    asked = cfg.ONE_SHOT.MAX_COST
+    for e in by_score:
+        taken = path_seconds(cfg, e.path)
+        words = f"asked {1e3 * asked:.4g} ms, by the table {1e3 * e.cost:.4g} ms, measured {1e3 * taken:.4g} ms in {cfg.ONE_SHOT.RUNTIME}"
+        print(f"latency of {list(e.path)}, score {e.score:.2f}: {words}", flush=True)
+        if taken <= asked:
+            return dataclasses.replace(e, cost=taken)
+    said = f"ONE_SHOT.MAX_COST {asked:.4g}: none of {counted(len(archive), 'path')} takes as little where it is measured. Search again"
+    raise UserError(f"{said}, with a limit that is a little lower, or more generations", "value", "ONE_SHOT.MAX_COST")
+
+
+def write_result(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated], best: Evaluated) -> None:
     """The best path as a subnet file and a config, and the pictures."""
-    best = max(archive, key=lambda e: e.score)
     net = subnet_of(cfg, best.path)
     subnet = (
         f"network: {cfg.MODEL.SHUFFLENETV2.NAME}\nchoices: [{', '.join(map(str, best.path))}]\nsplit: {net.split}\nshuffle: {net.shuffle}\n"
@@ -139,7 +173,6 @@ def write_result(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated]) -
         _plot_path(cfg, best)
     except OSError as error:
         raise UserError(f"the result cannot be written: {error}") from error
-    return best
 
 
 def _own_config(cfg: CfgNode) -> CfgNode:

@@ -3,18 +3,19 @@
 Its state is saved after every path, so that it can be killed and go on.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import random
+import statistics
 from typing import Any, Callable, Iterable, Sequence
 
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.utils import comm
-from torch import nn
 
 from ..config import all_keys, get
 from ..documents import read_json, reading
@@ -24,9 +25,10 @@ from ..layers import STAGES
 from ..meta import conv_counts, on_meta
 from ..shufflenetv2 import CHOICES, FAMILY, SPECS, ShuffleNetV2, random_path
 from . import progress
-from .latency import median_seconds
+from .runtimes import prepared, seconds
 
 Path = tuple[int, ...]
+_WHOLE = 5  # paths that are measured whole to correct a table of seconds
 METHODS = ("evolution", "random")
 # keys that a search may be resumed with other values of
 _NO_MATTER = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", "DATALOADER.NUM_WORKERS", "ONE_SHOT.GENERATIONS", "SOLVER.", "VIS_PERIOD", "SEED")
@@ -48,27 +50,39 @@ class CostTable:
 
 
 def cost_table(cfg: CfgNode, kind: str, size: Sequence[int]) -> CostTable:
-    """The costs of all choices of ``cfg``'s backbone: "parameters", or on one image of ``size`` its "macs" or "latency" in seconds."""
+    """The costs of all choices of ``cfg``'s backbone: "parameters", or on one image of ``size`` its "macs" or "latency" in seconds.
+
+    Seconds are those of the blocks, measured one by one in ONE_SHOT.RUNTIME, times what whole paths take longer than their blocks.
+    """
     measure = {
         "macs": lambda unit, x: conv_counts(unit, x)[0],
         "parameters": lambda unit, x: sum(p.numel() for p in unit.parameters()),
-        "latency": lambda unit, x: median_seconds(unit, x, 0.02),
+        "latency": lambda unit, x: seconds(prepared(unit, x, cfg.ONE_SHOT.RUNTIME, "channels_last"), 0.02),
     }[kind]
-    device = cfg.MODEL.DEVICE if kind == "latency" else "meta"
-    every = []
+    timed, count = kind == "latency", sum(SPECS[cfg.MODEL.SHUFFLENETV2.NAME].blocks)
+    device, every = cfg.MODEL.DEVICE if timed else "meta", []
     with torch.no_grad():
         for choice in range(len(CHOICES)):
-            with on_meta():
-                net = subnet_of(cfg, (choice,) * sum(SPECS[cfg.MODEL.SHUFFLENETV2.NAME].blocks))
-            net = net.to_empty(device=device).eval()
-            for tensor in [*net.parameters(), *net.buffers()]:
-                nn.init.ones_(tensor) if tensor.is_floating_point() else None
-            x, costs = torch.zeros(1, 3, *size, device=device), []
+            with contextlib.nullcontext() if timed else on_meta():
+                net = subnet_of(cfg, (choice,) * count).to(device).eval()
+            x, costs = torch.rand(1, len(cfg.MODEL.PIXEL_MEAN), *size, device=device), []
             for unit in [net.stem, *(block for name in STAGES[1:] for block in getattr(net, name))]:
                 costs.append(measure(unit, x))
                 x = unit(x)
             every.append(costs)
-    return CostTable(kind, every[-1][0], tuple(zip(*(costs[1:] for costs in every))))
+    table = CostTable(kind, every[-1][0], tuple(zip(*(costs[1:] for costs in every))))
+    if not timed:
+        return table
+    paths = [random_path(count, random.Random(i)) for i in range(_WHOLE)]
+    factor = statistics.median(path_seconds(cfg, path) / table.cost(path) for path in paths)
+    return CostTable(kind, factor * table.base, tuple(tuple(factor * cost for cost in row) for row in table.blocks))
+
+
+def path_seconds(cfg: CfgNode, path: Sequence[int], enough: float = 0.3) -> float:
+    """What a whole path takes for an image of ONE_SHOT.COST_SIZE in ONE_SHOT.RUNTIME, measured for about ``enough`` seconds."""
+    net, channels = subnet_of(cfg, path).to(cfg.MODEL.DEVICE).eval(), len(cfg.MODEL.PIXEL_MEAN)
+    x = torch.rand(1, channels, *cfg.ONE_SHOT.COST_SIZE, device=cfg.MODEL.DEVICE)
+    return seconds(prepared(net, x, cfg.ONE_SHOT.RUNTIME), enough)
 
 
 def subnet_of(cfg: CfgNode, path: Sequence[int]) -> ShuffleNetV2:

@@ -156,7 +156,6 @@ def load_structure_config(path: str) -> dict[str, Any]:
         print(
             f"note: the budget says nothing of layers, without which the deepest network scores best: it is {_LAYERS}, the paper's", flush=True
         )
-    config["start"] = config["start"] or _own_start(config)
     return config
 
 
@@ -192,7 +191,7 @@ def problem_of(config: dict[str, Any]) -> tuple[SearchProblem, Candidate]:
     limits: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config["space"].items()}
     space = Space(**limits)
     meter = Meter(config["image_size"], tuple(float(w) for w in config["stage_weights"]), config["table"])
-    problem, start = SearchProblem(meter, space, dict(config["budget"])), plain(config["start"], "the start")
+    problem, start = SearchProblem(meter, space, dict(config["budget"])), plain(with_start(config)["start"], "the start")
     for i, block in enumerate(start[1:], 1):
         if not block[3]:
             raise UserError(f"the start: block {i} is a convolution behind the stem, which the search does not know")
@@ -206,17 +205,20 @@ def problem_of(config: dict[str, Any]) -> tuple[SearchProblem, Candidate]:
     return problem, start
 
 
-def _own_start(config: dict[str, Any]) -> Structure:
-    """The paper's start, or the widest part of it that is within the budget; the narrowest where none is."""
+def with_start(config: dict[str, Any]) -> dict[str, Any]:
+    """``config`` with a start: where it names none the paper's, or the widest part of that which is within the budget, or the narrowest.
+
+    "narrowed" is then by how much.
+    """
+    if config["start"]:
+        return config
     problem = SearchProblem(Meter(config["image_size"], table=config["table"]), Space(), config["budget"])
     blocks = parse_structure(read_yaml(_in_zoo(_START))["start"])
     for part in (1, 2, 4, 8):
         start = tuple(b._replace(channels=rounded(b.channels / part), bottleneck=b.bottleneck and rounded(b.bottleneck / part)) for b in blocks)
         if problem.fits(problem.meter.measure(plain(start))):
             break
-    if part > 1:
-        print(f"note: the search begins with the paper's start at 1/{part} of its widths, as the budget has no room for more", flush=True)
-    return start
+    return {**config, "start": start, "narrowed": part}
 
 
 def amount(name: str, value: float) -> str:

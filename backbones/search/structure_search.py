@@ -1,6 +1,8 @@
 """MAE-DET's search, by evolution, which can be killed at any moment and goes on to the same result, or through the whole space; its result."""
 
+import dataclasses
 import json
+import math
 import os
 import time
 from typing import Any, Sequence
@@ -18,61 +20,157 @@ from ..meta import conv_counts, on_meta
 from . import exact, progress
 from .entropy import STRUCTURES, Costs, Meter, Plain, plain
 from .evolution import BUDGETS, Candidate, Evolution, SearchProblem, State
-from .structure_config import amount, problem_of
+from .latency import measured
+from .structure_config import amount, problem_of, with_start
+
+# of a budget of latency: what is found takes this part of it at least, later searches aim at that, and there are so many
+LEAST, AIM, TRIES = 0.95, 0.98, 8
+_MEASURED = 3  # structures of each search, the best ones
 
 
 def search_structures(config: dict[str, Any], seed: int, output: str, workers: int, resume: bool) -> Candidate:
-    """Runs, or goes on with, the evolution in the folder ``output``, and writes its result there."""
-    problem, start = problem_of(config)
-    path = os.path.join(output, "state.json")
-    identity = identity_of(config, seed)
-    if os.path.isfile(path) and not resume:
+    """Runs, or goes on with, the evolution in the folder ``output``, and writes its result there.
+
+    With a budget of latency, what is found is measured. Where it takes more than the budget, or much less, the table is corrected by what was
+    measured, and the search begins anew. Raises UserError where nothing that is found is within the budget.
+    """
+    run = _Run(config, seed, os.path.join(output, "state.json"), workers)
+    if os.path.isfile(run.path) and not resume:
         raise UserError(f"a search is in {output!r} already: go on with it by --resume, or take another --output")
-    if not os.path.isfile(path) and os.path.lexists(os.path.join(output, "best.json")):
+    if not os.path.isfile(run.path) and os.path.lexists(os.path.join(output, "best.json")):
         raise UserError(f"{output!r} holds another result: take another --output")
-    outside = problem.outside(start)
+    outside = run.problem.outside(run.start)
     if outside:
         print(f"note: the start is not of the space, and keeps what is not until it changes: its {outside}", flush=True)
-    state = State(0, [(problem.meter.measure(start).score, start)])
-    history: list[list[float]] = []
-    if resume and os.path.isfile(path):
-        state, history = load_state(path, identity, problem)
+    if resume and os.path.isfile(run.path):
+        run.load()
     elif resume:
         print(f"--resume: no search is in {output!r}, it starts anew", flush=True)
-    size = config["islands"] * config["round"]
-    rounds = rounds_of(config)
-    begun, first, saved = time.monotonic(), state.rounds, time.monotonic()
-    islands = {"size": config["population"], "islands": config["islands"], "round_size": config["round"], "workers": workers}
-    with Evolution(problem, state, seed, **islands) as evolution:
-        with progress(total=rounds * size, initial=first * size, unit=" candidates", smoothing=0.1) as bar:
-            while evolution.state.rounds < rounds:
-                evolution.round()
-                score, best = evolution.state.population[-1]
-                done = evolution.state.rounds * size
-                if not history or score > history[-1][1]:
-                    history.append([done, score])
-                bar.update(size)
-                used = problem.meter.measure(best)
-                bar.set_postfix_str(
-                    f"score {score:.2f}, "
-                    + ", ".join(f"{name} {100 * getattr(used, name) / most:.1f}%" for name, most in problem.budget.items()),
-                    refresh=False,
-                )
-                if time.monotonic() - saved > 0.2 or evolution.state.rounds == rounds:
-                    population = [structure for _, structure in evolution.state.population]
-                    saved_state = {"search": identity, "rounds": evolution.state.rounds, "history": history, "population": population}
-                    write_whole(path, json.dumps(saved_state))
-                    saved = time.monotonic()
-    seconds, state = time.monotonic() - begun, evolution.state
-    best = state.population[-1][1]
-    made = (state.rounds - first) * size
-    if made:
-        print(
-            f"{made} candidates in {seconds:.1f} s, {1e6 * seconds / made:.1f} microseconds each, {min(workers, config['islands'])} processes"
-        )
-    write_result(config, problem, best, output, {"seed": seed, "candidates": state.rounds * size, "by": "evolution"})
-    plot_search(problem, state, history, best, os.path.join(output, "search.png"))
+    how: dict[str, Any] = {"seed": seed, "by": "evolution"}
+    if "latency" in config["budget"]:
+        best, taken = _within(run)
+        how.update(measured_latency=taken, runtime=config["table"].about.get("runtime", "eager"), searches=len(run.tries))
+    else:
+        best = run.evolve()
+    write_result(config, run.problem, best, output, {**how, "candidates": run.state.rounds * config["islands"] * config["round"]})
+    plot_search(run.problem, run.state, run.history, best, os.path.join(output, "search.png"))
     return best
+
+
+def _within(run: "_Run") -> tuple[Candidate, float]:
+    """The best structure that takes no longer than the budget of latency where it is measured, and its seconds there."""
+    table, asked = run.config["table"], run.config["budget"]["latency"]
+
+    def fits(taken: dict[str, Any]) -> bool:
+        return taken["measured"] <= asked and (taken["measured"] >= LEAST * asked or taken["limited"])
+
+    while len(run.tries) < TRIES and not (run.tries and fits(run.tries[-1])):
+        run.evolve()
+        best = [structure for _, structure in run.state.population[::-1][:_MEASURED]]
+        times = [measured(structure, table) for structure in best]
+        i = next((i for i, seconds in enumerate(times) if seconds <= asked), 0)
+        costs = run.problem.meter.measure(best[i])
+        words = (amount("latency", seconds) for seconds in (asked, costs.latency, times[i]))
+        print("latency: asked {}, by the table {}, measured {}".format(*words), flush=True)
+        limited = costs.latency < LEAST * run.problem.budget["latency"]  # by the other budgets, or the space
+        taken = {"structure": best[i], "score": costs.score, "predicted": costs.latency, "measured": times[i], "limited": limited}
+        run.tries.append(taken)
+        if not fits(run.tries[-1]) and len(run.tries) < TRIES:
+            run.begin(run.factor * times[i] / costs.latency)
+        run.save()
+    found = [taken for taken in run.tries if taken["measured"] <= asked]
+    if not found:
+        least = amount("latency", min(taken["measured"] for taken in run.tries))
+        said = f"none of the structures that {TRIES} searches found takes {amount('latency', asked)}: the fastest takes {least}"
+        raise UserError(f"{said}. Give a larger budget, or a smaller start", "value", "budget")
+    chosen = max(found, key=lambda taken: taken["score"])
+    if chosen["measured"] < LEAST * asked:
+        why = "space and other limits allow no more" if chosen["limited"] else "times vary on this machine"
+        print(f"note: what was found takes {100 * chosen['measured'] / asked:.0f} % of the budget of latency: {why}", flush=True)
+    return _candidate(chosen["structure"]), chosen["measured"]
+
+
+class _Run:
+    """A search that is under way: its population, and what was measured of earlier ones."""
+
+    def __init__(self, config: dict[str, Any], seed: int, path: str, workers: int):
+        self.config, self.seed, self.path, self.workers = config, seed, path, workers
+        self.identity = identity_of(config, seed)
+        self.narrowed = 1
+        self.tries: list[dict[str, Any]] = []
+        self.begin(1.0)
+
+    def correct(self, factor: float) -> None:
+        """The table gives ``factor`` times the seconds of convolutions. Raises UserError where the start is not within the budget then."""
+        self.factor, config = factor, self.config
+        if factor != 1.0:
+            budget = {**config["budget"], "latency": AIM * config["budget"]["latency"]}
+            config = {**config, "table": dataclasses.replace(config["table"], factor=factor), "budget": budget}
+        config = with_start(config)
+        narrowed = config.get("narrowed", 1)
+        if narrowed > self.narrowed:
+            print(
+                f"note: the search begins with the paper's start at 1/{narrowed} of its widths, as the budget has no room for more", flush=True
+            )
+        self.narrowed = narrowed
+        self.problem, self.start = problem_of(config)
+
+    def begin(self, factor: float) -> None:
+        self.correct(factor)
+        self.history: list[list[float]] = []
+        self.state = State(0, [(self.problem.meter.measure(self.start).score, self.start)])
+
+    def evolve(self) -> Candidate:
+        """Goes on to the last round; the best structure."""
+        config, size, rounds = self.config, self.config["islands"] * self.config["round"], rounds_of(self.config)
+        begun, first, saved = time.monotonic(), self.state.rounds, time.monotonic()
+        islands = {"size": config["population"], "islands": config["islands"], "round_size": config["round"], "workers": self.workers}
+        # another seed each time, so that no search only repeats the one before
+        with Evolution(self.problem, self.state, self.seed + 7919 * len(self.tries), **islands) as evolution:
+            with progress(total=rounds * size, initial=first * size, unit=" candidates", smoothing=0.1) as bar:
+                while evolution.state.rounds < rounds:
+                    evolution.round()
+                    self.state = evolution.state
+                    score, best = self.state.population[-1]
+                    if not self.history or score > self.history[-1][1]:
+                        self.history.append([self.state.rounds * size, score])
+                    bar.update(size)
+                    used = self.problem.meter.measure(best)
+                    bar.set_postfix_str(
+                        f"score {score:.2f}, "
+                        + ", ".join(f"{name} {100 * getattr(used, name) / most:.1f}%" for name, most in self.problem.budget.items()),
+                        refresh=False,
+                    )
+                    if time.monotonic() - saved > 0.2 or self.state.rounds == rounds:
+                        self.save()
+                        saved = time.monotonic()
+        seconds, made = time.monotonic() - begun, (self.state.rounds - first) * size
+        if made:
+            each = 1e6 * seconds / made
+            print(f"{made} candidates in {seconds:.1f} s, {each:.1f} microseconds each, {min(self.workers, config['islands'])} processes")
+        return self.state.population[-1][1]
+
+    def save(self) -> None:
+        """All of it, whole or not at all."""
+        population = [structure for _, structure in self.state.population]
+        about = {"search": self.identity, "rounds": self.state.rounds, "history": self.history, "population": population}
+        write_whole(self.path, json.dumps({**about, "factor": self.factor, "tries": self.tries}))
+
+    def load(self) -> None:
+        """What `save` wrote. Raises UserError for the state of any other search."""
+        self.state, self.history = load_state(self.path, self.identity, self.problem)
+        with reading(f"{self.path!r} is no state of a search"):
+            data = read_json(self.path)
+            factor, tries = data.get("factor", 1.0), data.get("tries", [])  # earlier versions measured nothing
+            values = [factor, *(taken[key] for taken in tries for key in ("score", "predicted", "measured"))]
+            if not all(type(value) in (int, float) and 0 < value < math.inf for value in values):
+                raise ValueError("what it says was measured is not positive")
+            self.tries = [{**taken, "structure": _candidate(taken["structure"]), "limited": bool(taken["limited"])} for taken in tries]
+        self.correct(factor)
+
+
+def _candidate(structure: Any) -> Any:
+    return tuple(tuple(int(n) for n in block) for block in structure)
 
 
 def rounds_of(config: dict[str, Any]) -> int:
@@ -82,7 +180,8 @@ def rounds_of(config: dict[str, Any]) -> int:
 
 def identity_of(config: dict[str, Any], seed: int) -> dict[str, Any]:
     """All that the result follows from, but for how many candidates there are to be."""
-    kept = {key: value for key, value in config.items() if key not in ("candidates", "detector", "table", "latency_table")}
+    others = ("candidates", "detector", "table", "latency_table", "narrowed")
+    kept = {key: value for key, value in with_start(config).items() if key not in others}
     table = config["table"]
     entries = sorted((key, sorted([*widths, s] for widths, s in rows.items())) for key, rows in table.entries.items()) if table else None
     return json.loads(json.dumps({**kept, "seed": seed, "table": entries}))
@@ -93,7 +192,7 @@ def load_state(path: str, identity: dict[str, Any], problem: SearchProblem) -> t
     with reading(f"{path!r} is no state of a search"):
         data = read_json(path)
         differ = [key for key in identity if data["search"].get(key) != identity[key]]
-        structures: Any = [tuple(tuple(int(n) for n in block) for block in structure) for structure in data["population"]]
+        structures: Any = [_candidate(structure) for structure in data["population"]]
         strides = [block[2] for block in identity["start"]]
         for structure in structures:
             if [block[2] for block in structure if len(block) == 5 and min(block[:2]) > 0] != strides:
@@ -186,12 +285,12 @@ def plot_search(problem: SearchProblem, state: State, history: list, best: Candi
     axes = figure.subplots(1, 1 + len(names), squeeze=False)[0]
     axes[0].step([done / 1000 for done, _ in history], [score for _, score in history], where="post")
     axes[0].set(xlabel="candidates, in thousands", ylabel="score of the best")
-    measured_ = [problem.meter.measure(structure) for _, structure in state.population]
+    known_costs = [problem.meter.measure(structure) for _, structure in state.population]
     own = problem.meter.measure(best)
     units = {"flops": (1e9, f"GFLOPs at {problem.meter.image_size} pixels"), "parameters": (1e6, "million parameters"), "layers": (1, "layers")}
     for axis, name in zip(axes[1:], names):
         scale, label = units.get(name, (1e-3, "milliseconds"))
-        axis.scatter([getattr(c, name) / scale for c in measured_], [c.score for c in measured_], s=8, label="last population")
+        axis.scatter([getattr(c, name) / scale for c in known_costs], [c.score for c in known_costs], s=8, label="last population")
         axis.scatter([getattr(own, name) / scale], [own.score], marker="*", s=140, facecolors="none", edgecolors="tab:red", label="the best")
         for known, structure in STRUCTURES.items():
             if not problem.meter.table:

@@ -25,6 +25,7 @@ from ..tools import parser_of, run
 from .entropy import STRUCTURES, Costs, Meter, monte_carlo, plain
 from .evolution import Evolution, State
 from .latency import build_table, load_table, measured
+from .runtimes import RUNTIMES, check_runtime
 from .structure_config import keys, load_structure_config, problem_of
 from .structure_search import describe, described, find_exact, rounds_of, search_structures, write_result
 
@@ -65,6 +66,7 @@ def _latency(args) -> None:
     if args.device.partition(":")[0] not in ("cpu", "cuda", "mps"):
         raise unknown("--device", args.device, ("cpu", "cuda", "mps"))
     check_output_file(args.output, "--output")
+    check_runtime(args.runtime, args.device, "--runtime")
     for name, value, least, most in (
         ("--image-size", args.image_size, 32, 4096),
         ("--batch", args.batch, 1, 1024),
@@ -74,13 +76,13 @@ def _latency(args) -> None:
     ):
         if not least <= value <= most or (name == "--kernels" and value % 2 == 0):
             raise UserError(f"{name} is {value}: it must be from {least} to {most}{', and odd' * (name == '--kernels')}")
-    table = build_table(args.image_size, args.device, args.kernels, args.max_channels, args.batch, args.seconds)
+    table = build_table(args.image_size, args.device, args.kernels, args.max_channels, args.batch, args.seconds, args.runtime)
     table.save(args.output)  # whatever becomes of the check
     _, start = problem_of(load_structure_config("search/maedet_r50_budget.yaml"))
     meter, checks = Meter(table.image_size, table=table), {}
     for name, structure in (("R-50", plain(STRUCTURES["R-50"])), ("MAE-DET-S", plain(STRUCTURES["MAE-DET-S"])), ("the search's start", start)):
         if {b[1] for b in structure[1:]} <= set(args.kernels):
-            predicted, taken = meter.measure(structure).latency, measured(structure, table, args.device)
+            predicted, taken = meter.measure(structure).latency, measured(structure, table)
             checks[name] = {"predicted": predicted, "measured": taken}
             print(f"{name}: {predicted * 1e3:.2f} ms by the table, {taken * 1e3:.2f} ms measured, ratio {predicted / taken:.2f}")
     table.about["checks"] = checks
@@ -186,6 +188,7 @@ def argument_parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("latency", help="measure convolutions on this device, for budgets in seconds")
     verb.add_argument("--output", required=True, metavar="FILE", help="the table, as JSON")
     verb.add_argument("--device", default="cpu", help="(default: %(default)s)")
+    verb.add_argument("--runtime", default="eager", help=f"how the network is to run: {', '.join(RUNTIMES)} (default: %(default)s)")
     verb.add_argument("--image-size", type=int, default=480, help="as that of the search (default: %(default)s)")
     verb.add_argument("--kernels", type=int, nargs="+", default=[3, 5], help="of the bottlenecks (default: 3 5)")
     verb.add_argument("--max-channels", type=int, default=2048, help="(default: %(default)s)")

@@ -1,0 +1,106 @@
+"""How a network is to run: what the seconds of a budget are measured by."""
+
+import os
+import tempfile
+from functools import partial
+from typing import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.benchmark import Timer
+
+from ..deploy import optimize, run_exported
+from ..deploy.export import check_target
+from ..deploy.low_precision import quantize
+from ..deploy.optimize import Half
+from ..deploy.saving import one_line, save_onnx, save_openvino, trace_onnx
+from ..errors import UserError, unknown
+
+# of torch, or (format, precision) of an exported file
+RUNTIMES: dict[str, tuple[str, str]] = {
+    "eager": ("", "float32"),
+    "optimized": ("", "float32"),
+    "bfloat16": ("", "bfloat16"),
+    "onnx": ("onnx", "float32"),
+    "onnx_int8": ("onnx", "int8"),
+    "openvino": ("openvino", "float32"),
+    "openvino_bfloat16": ("openvino", "bfloat16"),
+    "openvino_int8": ("openvino", "int8"),
+}
+
+
+def check_runtime(runtime: str, device: str, key: str) -> None:
+    """Raises UserError for a runtime that is unknown, not installed, or not for ``device``. ``key`` is the flag or config key that names it."""
+    if runtime not in RUNTIMES:
+        raise unknown(key, runtime, RUNTIMES, key)
+    kind = RUNTIMES[runtime][0]
+    if kind and torch.device(device).type != "cpu":
+        raise UserError(f"{key} {runtime} runs on the CPU, not on {device}: take eager or optimized", "conflict", key, "optimized")
+    if kind:
+        check_target(kind, "network.onnx" if kind == "onnx" else "network.xml")
+        if RUNTIMES[runtime][1] == "int8":
+            check_target("onnx", "network.onnx")
+
+
+class _Features(nn.Module):
+    """A network's features as a tuple, as exporters want them."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        y = self.network(x)
+        return tuple(y.values()) if isinstance(y, dict) else (y,)
+
+
+def prepared(network: nn.Module, x: Tensor, runtime: str, memory_format: str = "auto") -> Callable[[], object]:
+    """What runs ``network``, which is on its device and in evaluation mode, on ``x`` in a runtime.
+
+    ``memory_format``: as `optimize` takes it. Raises UserError where the runtime cannot run it.
+    """
+    kind, precision = RUNTIMES[runtime]
+    if runtime == "eager":
+        return _call(network, x)
+    size = (x.shape[-2], x.shape[-1])
+    fast = optimize(network, memory_format="contiguous" if kind else memory_format, size=size)
+    if memory_format == "channels_last" and not kind:
+        x = x.contiguous(memory_format=torch.channels_last)
+    if not kind:
+        return _call(fast if precision == "float32" else Half(fast, torch.bfloat16), x)
+    with tempfile.TemporaryDirectory() as folder, one_line(f"{runtime} cannot run this network"), torch.no_grad():
+        return partial(_exported(_Features(fast), x, kind, precision, folder), x.numpy())
+
+
+def _call(network: nn.Module, x: Tensor) -> Callable[[], object]:
+    def run() -> object:
+        with torch.no_grad():
+            return network(x)
+
+    return run
+
+
+def _exported(network: nn.Module, x: Tensor, kind: str, precision: str, folder: str) -> Callable[[np.ndarray], object]:
+    source, path = (os.path.join(folder, f"{name}.onnx") for name in ("exact", "network"))
+    names = [f"feature{i}" for i in range(len(network(x)))]
+    about = {"precision": precision, "fields": names, "part": "backbone", "input_format": "RGB"}
+    model = trace_onnx(network, x, source, names)
+    save_onnx(model, source, about)
+    if precision == "int8":
+        quantize(source, path, iter([x.numpy()]))
+        import onnx
+
+        save_onnx(onnx.load(path), path, about)
+    else:
+        path = source
+    if kind == "openvino":
+        save_openvino(path, os.path.join(folder, "network.xml"), about)
+        path = os.path.join(folder, "network.xml")
+    return run_exported.load(path, torch.get_num_threads())[0]
+
+
+def seconds(run: Callable[[], object], enough: float) -> float:
+    """Median time of ``run``, of about ``enough`` seconds of runs."""
+    run()
+    return Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()).blocked_autorange(min_run_time=enough).median
