@@ -35,6 +35,7 @@ _FAST = {
     "MODEL.MEMORY_FORMAT": ("channels_last", "the order that fast convolutions want"),
     "SOLVER.FUSED": (True, "the optimizer's step in one kernel"),
 }
+_STEPS = 12  # that are measured at most, in each way
 _INFERENCE = 0.7  # of the time that an image takes in a step, before it is measured
 
 
@@ -324,7 +325,7 @@ class Design:
         """Seconds a step, the faster of two ways; the fast one only where its losses follow the plain one's."""
         expected = self._batch() * self.view.part**2 * self.pace.of(0.81 * self._ratio() * self.view.size**2)
         ways = 2 if self._has_bf16() else 1
-        count = min(int((self.allowed - self.measured) / (ways * expected)), 6)
+        count = min(int((self.allowed - self.measured) / (ways * expected)), _STEPS)
         if count < 3:
             self.say(f"a step takes some {expected:.1f} s: too long to measure more than the small ones that tell it")
             return expected
@@ -343,7 +344,8 @@ class Design:
     def _steps(self, more: dict[str, Any], count: int) -> tuple[float, list[float]]:
         with self._measuring():
             times, losses = measuring.steps(self._front(self.cfg), more, count)
-        return statistics.mean(times), losses
+        # the first image of each size takes longer: the device prepares its operations
+        return statistics.mean(times[len(times) // 3 :]), losses
 
     def _front(self, cfg: CfgNode) -> YamlFront:
         front = YamlFront(cfg.clone())
