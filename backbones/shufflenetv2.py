@@ -263,7 +263,7 @@ class Choices(nn.ModuleList):
 
 
 class ShuffleNetV2Supernet(ShuffleNetV2):
-    """All choices of every block at once; the one that `set_path` names last runs. ``choices`` are what it begins with.
+    """All choices of every block at once; the one that `set_path` names last runs. ``choices`` are what it begins with; they stay ``given``.
 
     Args:
         sampling: which paths are trained, among SAMPLINGS.
@@ -273,7 +273,7 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
         if sampling not in SAMPLINGS:
             raise unknown("MODEL.SHUFFLENETV2.SAMPLING", sampling, SAMPLINGS)
         super().__init__(*args, **kwargs)
-        self._sampling = sampling
+        self._sampling, self.given = sampling, self.choices
 
     def _block(self, index: int, in_channels: int, out_channels: int, reduces: bool, norm: str, plan: StagePlan) -> nn.Module:
         block = Choices(
@@ -290,6 +290,10 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
         self.choices = check_choices(path, self.blocks)
         for block, choice in zip((module for module in self.modules() if isinstance(module, Choices)), self.choices):
             block.active = choice
+
+    def idle(self) -> list[nn.Module]:
+        """The choices that do not run."""
+        return [choice for module in self.modules() if isinstance(module, Choices) for i, choice in enumerate(module) if i != module.active]
 
     def train_path(self, seed: int, step: int) -> None:
         """Sets the path that iteration ``step`` of a training trains."""

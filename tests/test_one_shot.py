@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import time
 
@@ -19,12 +20,13 @@ from torch import nn
 
 from backbones import UserError, zoo
 from backbones.checkpoint import GatedCheckpointer
-from backbones.config import check_config, merge_overrides
-from backbones.data import digits, register_from_config, register_held_out
+from backbones.config import merge_overrides
+from backbones.data import digits, register_digits, register_from_config, register_held_out
+from backbones.engine import Trainer
 from backbones.search import one_shot
 from backbones.search.path_evaluator import PathEvaluator
 from backbones.search.paths import METHODS, CostTable, Evaluated, PathSampler, cost_table, identity_of, load_archive, pareto
-from backbones.shufflenetv2 import SPECS, ShuffleNetV2, read_choices
+from backbones.shufflenetv2 import SPECS, ShuffleNetV2, path_at, read_choices, supernets
 
 pytestmark = pytest.mark.slow
 
@@ -339,9 +341,48 @@ def test_norms_beyond_the_backbone(tiny, tmp_path, norm):
     assert torch.equal(norms[0].running_mean, norms[1].running_mean) and norms[0].running_mean.abs().max() > 0
 
 
-def test_supernets_and_precise_norms_exclude_each_other():
-    with pytest.raises(UserError, match="would set the norms of all choices"):
-        check_config(config("TEST.PRECISE_BN.ENABLED", True))
+@pytest.mark.slow
+def test_precise_norms_are_those_of_the_path_that_is_evaluated(tmp_path):
+    """Of the config's path, in every evaluation; the norms of other choices stay as training left them. Statistics to 1e-5."""
+    cfg = config(
+        "TEST.PRECISE_BN.ENABLED",
+        True,
+        "TEST.PRECISE_BN.NUM_ITER",
+        2,
+        "SOLVER.MAX_ITER",
+        3,
+        "TEST.EVAL_PERIOD",
+        2,
+        "INPUT.MIN_SIZE_TRAIN",
+        "(64,)",
+    )
+    merge_overrides(cfg, ["OUTPUT_DIR", str(tmp_path), "SOLVER.IMS_PER_BATCH", "2", "DATASETS.TRAIN", "('digits_train',)", "SEED", "3"])
+    merge_overrides(cfg, ["DATASETS.HOLD_OUT", "[]"])
+    register_digits()
+    seen = []
+
+    class Looking(Trainer):
+        @classmethod
+        def test(cls, cfg, model, evaluators=None):
+            (net,) = supernets(model)
+            statistics = {key: value.clone() for key, value in net.state_dict().items() if key.endswith("running_var")}
+            seen.append((net.choices, statistics))
+            return {}
+
+    trainer = Looking(cfg)
+    trainer.resume_or_load(resume=False)
+    (net,) = supernets(trainer.model)
+    trainer.train()
+    first = tuple(SPECS["DetNAS-300M"].choices)
+    assert [path for path, _ in seen] == [first, first] and net.given == first
+    trained = [path_at(20, 3, step) for step in range(3)]
+    for name, value in seen[-1][1].items():
+        found = re.match(r"res\d\.block\d+\.(\d)\.", name)
+        index = net._released.index(name.split(f".{found[1]}.")[0]) if found else 0
+        if not found or int(found[1]) == first[index]:
+            assert not torch.equal(value, torch.ones_like(value)), name
+        elif all(path[index] != int(found[1]) for path in trained):
+            assert torch.equal(value, torch.ones_like(value)), name  # as it was initialized: neither trained nor set to zero
 
 
 @pytest.mark.slow

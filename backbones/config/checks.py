@@ -89,9 +89,6 @@ def _combinations(cfg: CfgNode) -> Iterator[UserError]:
             yield _conflict(key, False, "is for networks that stay the same, not for MODEL.SHUFFLENETV2.SUPERNET")
     if cfg.SOLVER.DDP.STATIC_GRAPH and parts > 1:
         yield _conflict("SOLVER.DDP.STATIC_GRAPH", False, f"is for steps that are all alike, not for SOLVER.ACCUMULATE {parts}")
-    if supernet and cfg.TEST.PRECISE_BN.ENABLED:
-        said = "would set the norms of all choices that do not run to zero: it is not for MODEL.SHUFFLENETV2.SUPERNET"
-        yield _conflict("TEST.PRECISE_BN.ENABLED", False, said)
     if images.RESIZE < images.SIZE:
         said = f"{images.RESIZE} must be at least SIZE {images.SIZE}, the middle that is taken of it"
         yield _conflict("INPUT.CLASSIFICATION.RESIZE", images.SIZE, said)

@@ -69,7 +69,12 @@ class Fit(TrainerBase):
         if sampled:
             averaged = supernets(self.ema.average) if self.ema else []
             self.register_hooks([SamplePath([*sampled, *averaged], job.seed)])
-            logger.info("a supernet: what evaluations during its training show is its last path's, with norms that all paths have moved")
+            said = "the path that the config names, with norms of its own"
+            if not job.precise_bn:
+                said = (
+                    f"its last path, with norms that all paths have moved; {job.name('TEST.PRECISE_BN.ENABLED')} True gives it norms of its own"
+                )
+            logger.info(f"a supernet: evaluations during its training show {said}")
 
     model = property(lambda self: self._trainer.model)
     optimizer = property(lambda self: self._trainer.optimizer)

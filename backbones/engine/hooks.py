@@ -27,7 +27,7 @@ from ..data.loader import Examples, TrainLoader, end_with_parent, seed_random_nu
 from ..drawing import Mark, beside, colour, draw, mask_of
 from ..errors import counted
 from ..evaluation.leading import headline
-from ..shufflenetv2 import ShuffleNetV2Supernet
+from ..shufflenetv2 import ShuffleNetV2Supernet, supernets
 from .step import moving_values, set_moving_values
 
 
@@ -96,7 +96,8 @@ class EvaluateAtTheEnd(Evaluate):
 
 
 class PreciseBN(hooks.PreciseBN):
-    """As detectron2's, on images that follow from ``seed()`` and the iteration alone.
+    """As detectron2's, on images that follow from ``seed()`` and the iteration alone. Of a supernet it is the path of the config that gets
+    norms of its own, and is then evaluated; those of choices that do not run stay as they are.
 
     Args:
         loader: its own one; that its images follow holds of those of `data.loader`.
@@ -111,8 +112,15 @@ class PreciseBN(hooks.PreciseBN):
         if isinstance(self.loader, TrainLoader):
             self.loader.go_to(self.seed() + 1 + self.trainer.iter, 0)
         self._data_iter = None
-        values = moving_values(self.trainer.model)
+        values, nets = moving_values(self.trainer.model), supernets(self._model)
+        for net in nets:
+            net.set_path(net.given)
+        resting = [module for net in nets for choice in net.idle() for module in choice.modules() if module.training]
+        for module in resting:
+            module.training = False
         super().update_stats()
+        for module in resting:
+            module.training = True
         set_moving_values(self.trainer.model, values)  # its batches are none of training
 
 
