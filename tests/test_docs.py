@@ -12,9 +12,12 @@ import shutil
 
 import prose
 import pytest
+import yaml
 from conftest import HERE, ROOT, Warm, few_digits
 
-PAGES = sorted(os.path.basename(path) for path in glob.glob(os.path.join(ROOT, "docs", "*.md")))
+DOCS = os.path.join(ROOT, "docs")
+PAGES = sorted(os.path.relpath(path, DOCS) for path in glob.glob(os.path.join(DOCS, "**", "*.md"), recursive=True))
+BESIDE = ("README.md", "model_zoo.md", "CONTRIBUTING.md", "CHANGELOG.md")
 SCENES = {"train": 24, "val": 8}
 
 # added to the end of commands that take overrides: seconds in the place of minutes, no GPU, and detections of what has learned nothing
@@ -149,12 +152,22 @@ def test_all_tasks_have_a_page_and_all_pages_are_listed():
     assert len([page for page in PAGES if list(steps(page))]) >= 6
 
 
+def test_the_site_has_every_page():
+    """mkdocs.yml: pages in the navigation, each once. `make site` builds it, and is no part of the tests."""
+    site = yaml.safe_load(read("mkdocs.yml"))
+    beside = site["extra"]["beside"]
+    named = [page for part in site["nav"] for pages in part.values() for row in pages for page in row.values()]
+    assert sorted(named) == sorted([*(page for page in PAGES if f"docs/{page}" not in beside), *beside.values()])
+    assert {*BESIDE, "docs/README.md"} == set(beside)
+
+
 def anchors(text):
     """GitHub's names of a page's headings."""
+    text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
     return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in re.findall(r"^#+ (.*)$", text, re.M)}
 
 
-@pytest.mark.parametrize("page", [*(f"docs/{page}" for page in PAGES), "README.md"])
+@pytest.mark.parametrize("page", [*(f"docs/{page}" for page in PAGES), *BESIDE])
 def test_links_and_paths(page):
     text = read(page)
     for target in re.findall(r"\]\(([^)\s]+)\)|<img[^>]* src=\"([^\"]+)\"", text):
@@ -165,8 +178,19 @@ def test_links_and_paths(page):
         path = os.path.normpath(os.path.join(os.path.dirname(page), path)) if path else page
         assert os.path.exists(os.path.join(ROOT, path)), f"{page}: {target}"
         assert not anchor or anchor in anchors(read(path)), f"{page}: {target}"
+    if page == "CONTRIBUTING.md":  # of files that are yet to be written
+        return
     for path in re.findall(r"(?<![\w/.$:-])(?:backbones|configs|convert|docs|requirements|tests)/[\w./-]*\w", text):
         assert os.path.exists(os.path.join(ROOT, path)), f"{page}: {path}"
+
+
+@pytest.mark.parametrize("page", [*(f"docs/{page}" for page in PAGES), *BESIDE])
+def test_lists_begin_after_an_empty_line(page):
+    """The site's Markdown makes no list of others, unlike the code host's."""
+    text = re.sub(r"^```.*?^```$", "", read(page), flags=re.M | re.S)
+    item = re.compile(r"\s*(?:[-*]|\d+\.) ")
+    for before, line in zip(text.split("\n"), text.split("\n")[1:]):
+        assert not item.match(line) or not before.strip() or item.match(before) or before.startswith("  "), f"{page}: {line}"
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -236,7 +260,7 @@ def test_flags(checkout):
             assert flag in every, f"{page}: {flag}"
 
 
-@pytest.mark.parametrize("page", [*(f"docs/{page}" for page in PAGES), "README.md", "model_zoo.md"])
+@pytest.mark.parametrize("page", [*(f"docs/{page}" for page in PAGES), *BESIDE])
 def test_sentences_are_short(page):
     """`python tests/prose.py README.md docs/*.md` lists the longest."""
     lengths = [len(words) for words in prose.sentences(read(page))]
