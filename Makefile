@@ -51,9 +51,9 @@ lint: $(ready)
 	$(PYTHON) -m black --check --quiet .
 	$(PYTHON) -m mypy
 
-# tools of its own: they read the code and import nothing of it
+# tools of its own: they read the code and import nothing of it. With --quiet --strict would see no warning
 site: build/site-venv/.installed
-	NO_MKDOCS_2_WARNING=1 build/site-venv/bin/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 build/site-venv/bin/mkdocs build --strict
 
 build/site-venv/.installed: requirements/docs.txt
 	rm -rf build/site-venv
