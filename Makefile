@@ -72,7 +72,7 @@ fuzz: $(ready)
 
 benchmark: $(ready)
 	$(PYTHON) -m backbones.tools.benchmark
-	$(PYTHON) -m backbones.tools.zoo_table
+	$(PYTHON) -m backbones.tools.docs
 
 search-demo: $(ready)
 	@$(PYTHON) -m backbones.tools.search_demo
@@ -81,11 +81,11 @@ search-proof: $(ready)
 	$(PYTHON) -m backbones.search.rank_correlation --config-file digits/detnas_supernet_digits.yaml --paths 8 \
 		--subnet output/detnas/search/best_subnet.yaml --pretrain digits/detnas_subnet_classes_digits.yaml --train digits/detnas_subnet_digits.yaml \
 		--json backbones/zoo/one_shot.json MODEL.WEIGHTS output/detnas/supernet/model_final.pth MODEL.DEVICE cpu OUTPUT_DIR output/detnas/rank
-	$(PYTHON) -m backbones.tools.zoo_table
+	$(PYTHON) -m backbones.tools.docs
 
 transfer: $(ready)
 	OMP_NUM_THREADS=1 $(PYTHON) -m backbones.tools.transfer
-	$(PYTHON) -m backbones.tools.zoo_table
+	$(PYTHON) -m backbones.tools.docs
 
 recipes: $(ready)
 	OMP_NUM_THREADS=1 $(PYTHON) -m backbones.tools.recipes

@@ -3,6 +3,8 @@
 import functools
 import json
 import os
+import pkgutil
+import re
 import runpy
 import shutil
 import subprocess
@@ -20,11 +22,15 @@ from pycocotools.cocoeval import COCOeval
 
 import backbones
 from backbones import UserError, zoo
+from backbones.cli import VERBS
 from backbones.config import merge_overrides
+from backbones.config.keys import KEYS
 from backbones.data import digits, register_digits
 from backbones.data.findings import KINDS
-from backbones.tools import analyze, benchmark, findings_table, plot, visualize, zoo_table
+from backbones.errors import CODES
+from backbones.tools import analyze, benchmark, plot, visualize
 from backbones.tools import zoo as zoo_tool
+from backbones.tools.docs import figures, reference
 
 PARAMETERS = load_record("complexity.json")["parameters"]
 TOOLS = [
@@ -34,10 +40,10 @@ TOOLS = [
     "dataset",
     "demo",
     "digits",
+    "docs",
     "doctor",
     "errors",
     "export",
-    "findings_table",
     "plot",
     "quickstart",
     "recipe",
@@ -47,7 +53,6 @@ TOOLS = [
     "transfer",
     "visualize",
     "zoo",
-    "zoo_table",
 ]
 
 
@@ -60,14 +65,15 @@ def tool(name, *args, code=0):
 @pytest.mark.parametrize("name", TOOLS)
 def test_help(name, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", [name, "--help"])
-    monkeypatch.delitem(sys.modules, f"backbones.tools.{name}", raising=False)  # which runpy would warn of
+    for module in (f"backbones.tools.{name}", f"backbones.tools.{name}.__main__"):
+        monkeypatch.delitem(sys.modules, module, raising=False)  # which runpy would warn of
     with pytest.raises(SystemExit) as stop:
         runpy.run_module(f"backbones.tools.{name}", run_name="__main__", alter_sys=True)
     assert stop.value.code in (0, None) and "usage: python -m backbones.tools." + name in capsys.readouterr().out
 
 
 def test_all_tools_are_tested():
-    found = {f[:-3] for f in os.listdir(os.path.join(ROOT, "backbones", "tools")) if f.endswith(".py")} - {"__init__"}
+    found = {module.name for module in pkgutil.iter_modules([os.path.join(ROOT, "backbones", "tools")])}
     assert found == set(TOOLS)
 
 
@@ -235,7 +241,7 @@ def test_deformable_convolutions_are_counted(modulated):
             backbones.create("RegNetX-400MF", deform_on_per_stage=(on, False, False, False), deform_modulated=modulated == "True")
             for on in (False, True)
         ]
-    assert 1e9 * (zoo_table.conv_gmacs(nets[1]) - zoo_table.conv_gmacs(nets[0])) == pytest.approx(more * 800 * 1344)
+    assert 1e9 * (figures.conv_gmacs(nets[1]) - figures.conv_gmacs(nets[0])) == pytest.approx(more * 800 * 1344)
 
 
 @pytest.mark.slow
@@ -299,28 +305,43 @@ def test_analyze_mistakes():
     assert "at least 1" in tool("analyze", "--backbone", "V-19-eSE", "--size", "0", "5", code=2)
 
 
-def test_findings_are_up_to_date():
-    """`python -m backbones.tools.findings_table` writes what is there, with a row for each kind."""
-    with open(os.path.join(ROOT, "docs", "findings.md")) as f:
-        text = f.read()
-    assert text == findings_table.render()
-    rows = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
-    assert sorted(row for row in rows if row != "kind") == sorted(KINDS)
+@pytest.mark.parametrize("page", reference.PAGES)
+def test_generated_pages_are_up_to_date(page):
+    """`python -m backbones.tools.docs` writes what is there."""
+    with open(os.path.join(ROOT, page), encoding="utf-8") as f:
+        assert f.read() == reference.PAGES[page]()
+
+
+def test_the_reference_is_whole():
+    """Every key, code and finding has its row, every verb its section, and every flag of a verb's help stands in it."""
+    rows = lambda text: [line.split("|")[1].strip(" `\\*") for line in text.splitlines() if line.startswith("| ")]
+    assert {key.name for key in KEYS} <= set(rows(reference.config()))
+    assert set(CODES) <= set(rows(reference.errors()))
+    assert sorted(row for row in rows(reference.findings()) if row != "kind") == sorted(KINDS)
+    sections = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", reference.commands(), re.M | re.S))
+    assert {f"backbones {verb}" for verb in VERBS} <= set(sections)
+    for name, flags in {
+        "export": ["--calibrate", "--max-drop"],
+        "dataset": ["--val", "--seed"],
+        "search": ["--workers"],
+        "demo": ["--webcam"],
+    }.items():
+        assert all(f"`{flag}`" in sections[f"backbones {name}"] for flag in flags), name
 
 
 @pytest.mark.slow
 def test_model_zoo_is_up_to_date():
-    """`python -m backbones.tools.zoo_table` writes what is there."""
+    """`python -m backbones.tools.docs` writes what is there."""
     with open(os.path.join(ROOT, "model_zoo.md")) as f:
-        assert f.read() == zoo_table.render()
+        assert f.read() == figures.render()
 
 
 @pytest.mark.parametrize("page, cells", [("README.md", ["V-39-eSE", "42.7"]), ("docs/deploy.md", ["GFL, digits, bbox/AP", "34.18"])])
 def test_tables_of_pages_are_up_to_date(page, cells):
-    """`python -m backbones.tools.zoo_table` writes what is there; README is no longer than a reader stays."""
+    """`python -m backbones.tools.docs` writes what is there; README is no longer than a reader stays."""
     with open(os.path.join(ROOT, page)) as f:
         text = f.read()
-    assert text == zoo_table.filled(page, text)
+    assert text == figures.filled(page, text)
     assert cells in [[cell.strip() for cell in line.split("|")[1:3]] for line in text.splitlines()]
     assert page != "README.md" or len(text.splitlines()) <= 150
 

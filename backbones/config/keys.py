@@ -93,7 +93,7 @@ KEYS: tuple[Key, ...] = (
     *_shared("MODEL.MAEDET", _RES),
     Key("MODEL.SHUFFLENETV2.NAME", "DetNAS-300M", 'any of list_backbones("DetNAS-*")'),
     Key("MODEL.SHUFFLENETV2.CHOICES", [], "0 to 3 for every block (shufflenetv2.CHOICES), used instead of those of NAME"),
-    Key("MODEL.SHUFFLENETV2.SUBNET", "", "a file of choices: ours, MMRazor's or a list; relative paths as for MAEDET.STRUCTURE"),
+    Key("MODEL.SHUFFLENETV2.SUBNET", "", "a file of choices: ours, MMRazor's or a list; relative paths as for MODEL.MAEDET.STRUCTURE"),
     Key("MODEL.SHUFFLENETV2.SUPERNET", False, "all choices at once, to be trained for a search"),
     Key(
         "MODEL.SHUFFLENETV2.SAMPLING",

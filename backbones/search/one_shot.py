@@ -246,7 +246,8 @@ def _process(args: argparse.Namespace, front: Front) -> None:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = default_argument_parser(epilog="")
+    parser = default_argument_parser()
+    parser.epilog = None  # examples of detectron2's own script
     parser.prog = sys.argv[0] if sys.argv[0].startswith("backbones ") else "python -m backbones.search.one_shot"
     parser.description = __doc__
     parser.set_defaults(dist_url="auto")

@@ -168,7 +168,7 @@ def argument_parser() -> argparse.ArgumentParser:
     verb.add_argument("--seed", type=int, default=0, help="of all choices (default: %(default)s)")
     verb.add_argument("--output", required=True, metavar="DIR", help="where everything goes")
     verb.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes; the result does not depend on it (default: %(default)s)"
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes; the result does not depend on it (default: one a CPU core)"
     )
     verb.add_argument("--candidates", type=int, help="how many, instead of the config's")
     verb.add_argument("--resume", action="store_true", help="go on with the search in DIR, to the same result as if it had not been stopped")

@@ -13,7 +13,9 @@ def make(folder: str = "") -> str:
 
 def main() -> None:
     parser = parser_of(program("digits"), __doc__)
-    parser.add_argument("--output", default="", metavar="DIR", help=f"the folder to make (default: {digits.root()})")
+    parser.add_argument(
+        "--output", default="", metavar="DIR", help="the folder to make (default: digits in $DETECTRON2_DATASETS, or in datasets)"
+    )
     args = parser.parse_args()
     print(f"{make(args.output)}: {', '.join(f'digits_{split} {count} scenes' for split, count in digits.SPLITS.items())}")
 

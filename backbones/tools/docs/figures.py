@@ -1,4 +1,4 @@
-"""Writes model_zoo.md, and tables of README.md and docs, from the data in backbones/zoo: figures as recorded, computed ones computed now."""
+"""model_zoo.md, and the tables of figures on README.md and in docs, from backbones/zoo: as recorded; computed ones are computed now."""
 
 import os
 import re
@@ -10,14 +10,12 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch.utils.flop_counter import FlopCounterMode
 
-from .. import registry, zoo
-from ..benchmark.detectors import FASTER
-from ..benchmark.tables import FIGURES, columns_of, int8, recipes, recorded, speed, table_of, transfer
-from ..files import write_whole
-from ..meta import conv_counts, on_meta
-from ..zoo import weights
-from . import parser_of, program, run
-from .analyze import parameters
+from ... import registry, zoo
+from ...benchmark.detectors import FASTER
+from ...benchmark.tables import FIGURES, columns_of, int8, recipes, recorded, speed, table_of, transfer
+from ...meta import conv_counts, on_meta
+from ...zoo import weights
+from ..analyze import parameters
 
 SIZE = (800, 1344)
 
@@ -47,7 +45,7 @@ def render() -> str:
 
 _HEAD = """# Model zoo
 
-Written by `python -m backbones.tools.zoo_table`; do not edit. Each figure says whether it is *published*, *computed* or *measured here*.
+Written by `python -m backbones.tools.docs`; do not edit. Each figure says whether it is *published*, *computed* or *measured here*.
 """
 
 
@@ -295,27 +293,10 @@ Speedup: *measured here* ({machine}), one image of {_READERS_SIZE}, with `--opti
 
 # page -> the table that stands between two comments on it
 PAGES = {"README.md": _readers, os.path.join("docs", "deploy.md"): int8}
-_PLACE = re.compile(r"(<!-- written by python -m backbones.tools.zoo_table -->\n).*?(<!-- end -->)", re.S)
+_PLACE = re.compile(r"(<!-- written by python -m backbones.tools.docs -->\n).*?(<!-- end -->)", re.S)
 
 
 def filled(page: str, text: str) -> str:
     """The text of one of `PAGES` with its table as it is now."""
     table = PAGES[page]()
     return _PLACE.sub(lambda match: f"{match[1]}{table}{match[2]}", text)
-
-
-def main() -> None:
-    parser = parser_of(program("zoo_table"), __doc__)
-    parser.add_argument("--output", default="model_zoo.md", metavar="FILE", help="(default: %(default)s)")
-    args = parser.parse_args()
-    pages = {}
-    for page in filter(os.path.isfile, PAGES):
-        with open(page, encoding="utf-8") as f:
-            pages[page] = filled(page, f.read())
-    for path, text in {args.output: render(), **pages}.items():
-        write_whole(path, text)
-        print(path)
-
-
-if __name__ == "__main__":
-    run(main)

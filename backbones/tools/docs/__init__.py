@@ -1,0 +1,1 @@
+"""What is written of the docs by `python -m backbones.tools.docs`."""

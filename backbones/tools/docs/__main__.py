@@ -1,0 +1,31 @@
+"""Writes what follows from code and data: model_zoo.md, tables of figures, docs/reference, docs/findings.md and the tutorial's notebook.
+
+Run it in the project's folder, after a change of a key, a flag, an error's code, a finding or a figure. What is already right stays as it is.
+"""
+
+import os
+
+from ...files import write_whole
+from .. import parser_of, program, run
+from . import figures, reference
+
+
+def written() -> dict[str, str]:
+    """Path -> text of every page that is written whole, or has a table that is."""
+    pages = {"model_zoo.md": figures.render(), **{path: render() for path, render in reference.PAGES.items()}}
+    for page in figures.PAGES:
+        with open(page, encoding="utf-8") as f:
+            pages[page] = figures.filled(page, f.read())
+    return pages
+
+
+def main() -> None:
+    parser_of(program("docs"), __doc__).parse_args()
+    for path, text in written().items():
+        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+        write_whole(path, text)
+        print(path)
+
+
+if __name__ == "__main__":
+    run(main)

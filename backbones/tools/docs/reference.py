@@ -1,0 +1,237 @@
+"""docs/reference and docs/findings.md, from the tables of keys, codes and findings, and from the parsers of all commands."""
+
+import argparse
+import contextlib
+import importlib
+import sys
+from typing import Any, Iterator
+from unittest import mock
+
+from detectron2.config import get_cfg
+
+from ...benchmark.tables import columns_of
+from ...cli import VERBS
+from ...config.keys import KEYS, THEIRS, Key, get
+from ...data.findings import KINDS, Kind
+from ...engine import lazy_keys
+from ...errors import CODES
+from ...search.structure_config import keys as keys_of_searches
+
+_WRITTEN = "Written by `python -m backbones.tools.docs`; do not edit."
+
+
+def _cell(text: str) -> str:
+    """Text in a table, as it is: no part of it becomes a tag, a column or emphasis."""
+    text = " ".join(text.split())
+    for sign, shown in (("<", "&lt;"), ("|", "\\|"), ("*", "\\*")):
+        text = text.replace(sign, shown)
+    return text
+
+
+def _section(key: Key) -> str:
+    """The heading that a key stands under: a node of MODEL that is ours has its own."""
+    parts = key.name.split(".")
+    return ".".join(parts[:2]) if parts[0] == "MODEL" and len(parts) > 2 and key.default is not THEIRS else parts[0]
+
+
+def _values(key: Key) -> str:
+    if callable(key.allowed):
+        return "any that is registered"
+    if key.allowed:
+        return " ".join(f"`{value!r}`" for value in key.allowed)
+    limits = [f"at least {key.least}"] if key.least is not None else []
+    return " and ".join([*limits, *([key.test[1]] if key.test else [])])
+
+
+def config() -> str:
+    theirs = get_cfg()
+    sections: dict[str, list[Key]] = {}
+    for key in KEYS:
+        sections.setdefault(_section(key), []).append(key)
+    text = f"""# Config keys
+
+{_WRITTEN} `backbones/config/keys.py` has the texts.
+
+These are the keys that this project adds to detectron2's, and those of detectron2 whose values it checks. A star marks the latter, which
+keep detectron2's defaults. [detectron2's own page](https://detectron2.readthedocs.io/en/latest/modules/config.html) has its other keys.
+On a command line an override is `KEY VALUE`. Of a Python config it is `name=value`, by the name in the last column.
+"""
+    for heading, keys in sections.items():
+        columns = {
+            "key": [f"`{key.name}`" + " \\*" * (key.default is THEIRS) for key in keys],
+            "default": [f"`{(get(theirs, key.name) if key.default is THEIRS else key.default)!r}`" for key in keys],
+            "meaning": [_cell(key.text) for key in keys],
+            "values": [_cell(_values(key)) for key in keys],
+            "Python config": [f"`{lazy_keys.KEYS[key.name]}`" if key.name in lazy_keys.KEYS else "" for key in keys],
+        }
+        text += f"\n## {heading}\n\n{columns_of(columns)}\n"
+    return f"{text}\n## Searches without training\n\nOf the YAML file that `backbones search --config` takes:\n\n{keys_of_searches()}\n"
+
+
+# what is no verb of `backbones`: module and function -> how it is started
+_OTHERS = {"backbones.deploy.run_exported:main": "python run_exported.py"}
+_OTHERS |= {
+    f"backbones.{name}:main": f"python -m backbones.{name}"
+    for name in ("search.rank_correlation", *(f"tools.{name}" for name in "digits docs quickstart recipes search_demo transfer".split()))
+}
+
+
+class _Made(Exception):
+    """Carries a parser."""
+
+
+def _parser(module: str, function: str, program: str) -> argparse.ArgumentParser:
+    """The parser that a command makes; nothing more of the command is run."""
+
+    def stop(self: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
+        raise _Made(self)
+
+    methods = dict.fromkeys(("parse_args", "parse_known_args", "parse_intermixed_args"), stop)
+    with mock.patch.multiple(argparse.ArgumentParser, **methods), mock.patch.object(sys, "argv", [program]):
+        try:
+            getattr(importlib.import_module(module), function)()
+        except _Made as made:
+            return made.args[0]
+    raise AssertionError(f"{module} parses nothing")
+
+
+def _takes(action: argparse.Action) -> str:
+    if action.nargs == 0:
+        return ""
+    if action.choices and action.metavar is None:
+        names = " ".join(f"`{choice}`" for choice in action.choices)
+    else:
+        metavar = action.metavar or action.dest.upper()
+        names = f"`{' '.join(metavar) if isinstance(metavar, tuple) else metavar}`"
+    return names + (" ..." if action.nargs in ("+", "*", argparse.REMAINDER) else "")
+
+
+def _meaning(action: argparse.Action) -> str:
+    text = (action.help or "") % vars(action)
+    return _cell(text) + (" (needed)" if action.option_strings and action.required else "")
+
+
+def _flags(parser: argparse.ArgumentParser) -> str:
+    actions = [action for action in parser._actions if action.dest != "help" and action.help is not argparse.SUPPRESS]
+    columns = {
+        "flag": [", ".join(f"`{flag}`" for flag in action.option_strings) for action in actions],
+        "takes": [_cell(_takes(action)) for action in actions],
+        "meaning": [_meaning(action) for action in actions],
+    }
+    return columns_of(columns) if actions else "It takes no flags."
+
+
+def _command(name: str, parser: argparse.ArgumentParser) -> Iterator[str]:
+    summary, _, details = f"{parser.description or ''}\n\n{parser.epilog or ''}".strip().partition("\n\n")
+    yield f"## {name}\n\n{_cell(summary)}"
+    if details.strip():
+        yield f"```text\n{details.strip()}\n```"
+    verbs = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not verbs:
+        yield _flags(parser)
+    for action in verbs:
+        about = {choice.dest: choice.help or "" for choice in action._choices_actions}
+        for verb, one in action.choices.items():
+            text = about.get(verb, "")
+            yield f"### {name} {verb}\n\n{_cell(text[:1].upper() + text[1:])}."
+            yield _flags(one)
+
+
+def commands() -> str:
+    parts = [f"""# Commands
+
+{_WRITTEN} `backbones VERB --help` says the same.
+
+In a checkout, without an installation, `python -m backbones VERB` stands for `backbones VERB`. `python train_net.py` is `backbones train`."""]
+    for verb, (place, _) in VERBS.items():
+        module, _, function = place.partition(":")
+        parts += _command(f"backbones {verb}", _parser(module, function, f"backbones {verb}"))
+    for place, start in _OTHERS.items():
+        module, _, function = place.partition(":")
+        with contextlib.suppress(ModuleNotFoundError):
+            module = importlib.import_module(f"{module}.__main__").__name__
+        parts += _command(start, _parser(module, function, start))
+    return "\n\n".join(parts) + "\n"
+
+
+_EXITS = {
+    "0": "done",
+    "1": "an unforeseen error with its traceback; of `doctor`, `zoo check` and a verified evaluation: something is not as it should be",
+    "2": "a mistake that you can mend: the last line says what is wrong, what is allowed, and the nearest match",
+    "130": "stopped by Ctrl-C; a training has written a checkpoint",
+    "143": "stopped by SIGTERM; a training has written a checkpoint",
+}
+
+
+def errors() -> str:
+    codes = columns_of({"code": [f"`{code}`" for code in CODES], "what is wrong": [_cell(text) for text in CODES.values()]})
+    exits = columns_of({"exit code": list(_EXITS), "meaning": list(_EXITS.values())})
+    return f"""# Errors
+
+{_WRITTEN} `backbones/errors.py` has the codes.
+
+A mistake of the user ends a command with one line and exit code 2. In Python the same is a `backbones.UserError`, which is a `ValueError`. It
+has these attributes:
+
+- `code`: what kind of mistake it is, one of the table below. Programs go by it; no text needs to be parsed.
+- `key`: the config key or the flag that is wrong, or `""`.
+- `suggestion`: the value to set it to, or `None`.
+
+```python
+import backbones
+
+try:
+    backbones.create("V-38-eSE")
+except backbones.UserError as error:
+    print(error)  # unknown backbone: 'V-38-eSE'. Did you mean 'V-39-eSE'? Allowed: ...
+    assert (error.code, error.suggestion) == ("unknown-name", "V-39-eSE")
+```
+
+The findings of the [doctor](commands.md#backbones-doctor) and of [reading data](../findings.md) carry the same codes.
+
+## Codes
+
+{codes}
+
+## Exit codes
+
+{exits}
+"""
+
+
+_REFUSED = "An error names the first places. A key, where there is one, changes what is done. Of `train and test` only the doctor knows."
+
+
+def findings() -> str:
+    # heading, what a reader learns from the table, and which rows it has
+    parts = (
+        ("Training stops", _REFUSED, lambda kind: kind.severity == "error"),
+        ("Left out", "The entry is not used, and counted.", lambda kind: kind.effect == "left out"),
+        ("Repaired", "There is one sensible meaning, which is taken and counted.", lambda kind: kind.effect == "repaired"),
+        ("Said", "Nothing is changed.", lambda kind: kind.severity != "error" and not kind.effect),
+    )
+    text = f"""# What is found in data
+
+{_WRITTEN} [Train on my data](train-my-data.md) shows how you come across these.
+
+Training says in one line what it left out and repaired. `python -m backbones.tools.doctor` lists the same findings, and some of its own.
+"""
+    for heading, about, belongs in parts:
+        rows: dict[str, Kind] = {name: kind for name, kind in KINDS.items() if belongs(kind)}
+        columns = {
+            "kind": list(rows),
+            "what it is": [kind.message for kind in rows.values()],
+            "what you can do": ["" if kind.advice == "nothing" else kind.advice for kind in rows.values()],
+            "key": [f"`{kind.key}`" if kind.key else "" for kind in rows.values()],
+        }
+        text += f"\n## {heading}\n\n{about}\n\n{columns_of(columns)}\n"
+    return text
+
+
+# page -> its text
+PAGES = {
+    "docs/findings.md": findings,
+    "docs/reference/config.md": config,
+    "docs/reference/commands.md": commands,
+    "docs/reference/errors.md": errors,
+}
