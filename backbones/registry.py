@@ -54,17 +54,28 @@ def list_backbones(pattern: str = "*") -> list[str]:
 
 
 def get_spec(name: str) -> Any:
-    """The row of that network: a frozen dataclass of its structure. Raises UserError for an unknown name."""
+    """The row of that network: a frozen dataclass of its structure, with widths in channels.
+
+    The papers of the families are on the front page. Raises UserError for an unknown name.
+    """
     return family_of(name).specs[name]
 
 
 def create(name: str, **overrides: Any) -> StagedBackbone:
-    """A bare backbone, with detectron2's ``Backbone`` API.
+    """A bare backbone with random weights, and with detectron2's ``Backbone`` API.
 
-    ``overrides`` are keyword arguments of the family's class: ``out_features``, ``norm``, ``freeze_at``, ``in_channels``, ... and any field
-    of its spec. Raises UserError for a name or an argument that does not exist.
+    It maps images (N, 3, H, W) to a dict of features, (N, channels, H / stride, W / stride) each; `StagedBackbone.output_shape` has their
+    channels and strides.
 
-    >>> create("V-39-eSE", norm="BN", out_features=("stage3", "stage4", "stage5"))
+    Args:
+        name: one of `list_backbones`.
+        overrides: keyword arguments of the family's class: ``out_features``, ``norm``, ``freeze_at``, ``in_channels``, and any field of
+            its spec.
+
+    Raises UserError for a name or an argument that does not exist.
+
+    Examples:
+        >>> create("V-39-eSE", norm="BN", out_features=("stage3", "stage4", "stage5"))
     """
     family = family_of(name)
     allowed = inspect.signature(family.network).parameters

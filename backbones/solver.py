@@ -18,7 +18,7 @@ LR_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGamm
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     """As detectron2's, with ``SOLVER.FUSED`` in one kernel.
 
-    With ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE "full_model"`` the norm of all gradients is clipped, as MMDetection does.
+    With ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE "full_model"`` the norm of all gradients together is clipped to ``CLIP_VALUE``, as MMDetection does.
     """
     clip = cfg.SOLVER.CLIP_GRADIENTS
     together = clip.ENABLED and clip.CLIP_TYPE == "full_model"

@@ -6,6 +6,7 @@ A page's blocks run from top to bottom in a folder that looks like a checkout, w
 import glob
 import json
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -160,6 +161,17 @@ def test_the_site_has_every_page():
     named = [page for part in site["nav"] for pages in part.values() for row in pages for page in row.values()]
     assert sorted(named) == sorted([*(page for page in PAGES if f"docs/{page}" not in beside), *beside.values()])
     assert {*BESIDE, "docs/README.md"} == set(beside)
+
+
+def test_the_site_has_a_docstring_for_every_public_name():
+    import backbones
+
+    named = re.findall(r"^::: ([\w.]+)(?:\n    options:\n      members: \[(.*)\])?", read("docs/reference/api.md"), re.M)
+    assert {f"backbones.{name}" for name in backbones.__all__} - {name for name, _ in named} == {"backbones.add_vovnet_config", "backbones.zoo"}
+    for name, members in named:
+        found = pkgutil.resolve_name(name)
+        assert found.__doc__, name
+        assert all(getattr(found, member).__doc__ for member in members.split(", ") if member), name
 
 
 def anchors(text):

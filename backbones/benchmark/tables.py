@@ -3,7 +3,7 @@
 import json
 import os
 import statistics
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Mapping, Sequence
 
 from tabulate import tabulate
 
@@ -25,7 +25,7 @@ def table_of(rows: list[tuple], headers: tuple) -> str:
     return tabulate(rows, headers, "pipe", disable_numparse=True)
 
 
-def columns_of(columns: dict[str, Sequence[Any]]) -> str:
+def columns_of(columns: Mapping[str, Sequence[Any]]) -> str:
     """A table of those columns that have anything in them."""
     kept = {heading: cells for heading, cells in columns.items() if any(cell != "" for cell in cells)}
     return table_of(list(zip(*kept.values())), tuple(kept))

@@ -23,7 +23,13 @@ from .merging import one_line
 
 
 def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> None:
-    """Raises the first of `config_findings`."""
+    """Raises UserError, the first of `config_findings`, where a config's model or solver cannot be built.
+
+    Args:
+        cfg: a config with this project's keys; it stays as it is.
+        training: whether it is to be trained with.
+        processes: how many will train.
+    """
     for error in config_findings(cfg, training, processes):
         raise error
 

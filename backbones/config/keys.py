@@ -245,7 +245,7 @@ KEYS: tuple[Key, ...] = (
 
 
 def add_backbones_config(cfg: CfgNode) -> None:
-    """Adds this project's keys with their defaults to a detectron2 config; keys that are there already keep their values."""
+    """Adds this project's keys with their defaults to a detectron2 config, in place; keys that are there already keep their values."""
     for key in KEYS:
         if key.default is THEIRS:
             continue

@@ -79,13 +79,13 @@ def export(
     Of a batch, each image's results are compared with those of the model for that image alone.
 
     Args:
-        cfg, model: a detector of detectron2 or of this project, filled.
+        cfg: the config of the model.
+        model: a detector of detectron2 or of this project, filled.
         path: ends in what FORMATS has for ``kind``, one of it.
         image: (H, W, 3) BGR uint8; a detector must find something in it.
         part: one of PARTS.
         names: of classes, which the file keeps; by default what `names_of` finds.
         batch: how many images of one size the file of a detector takes at once; 0: one, without an axis of its own.
-
         include_preprocessing: the file takes images (H, W, 3) RGB uint8 of any size, and boxes are in their pixels.
 
     Raises UserError where the file would differ by more than the ``tolerance``, or the format's packages are missing; then there is no file.

@@ -142,6 +142,13 @@ def get(name: str, trained: bool = False, device: str | None = None):
     """The model of that config, with the weights its config (or ``trained``) names, in training mode.
 
     Every weight of a ``trained`` model must be in its file, and all of the backbone's in any other (see `checkpoint.GatedCheckpointer`).
+
+    Args:
+        name: of `list_configs` or `list_detectron2_configs`, or a path.
+        trained: take the detector that was released for the config.
+        device: as torch names it; by default a GPU where there is one.
+
+    Raises UserError for an unknown name, and for weights that cannot be had or do not fit.
     """
     from ..checkpoint import GatedCheckpointer
 

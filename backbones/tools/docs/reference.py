@@ -86,7 +86,7 @@ def _parser(module: str, function: str, program: str) -> argparse.ArgumentParser
     def stop(self: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         raise _Made(self)
 
-    methods = dict.fromkeys(("parse_args", "parse_known_args", "parse_intermixed_args"), stop)
+    methods: dict[str, Any] = dict.fromkeys(("parse_args", "parse_known_args", "parse_intermixed_args"), stop)
     with mock.patch.multiple(argparse.ArgumentParser, **methods), mock.patch.object(sys, "argv", [program]):
         try:
             getattr(importlib.import_module(module), function)()
