@@ -16,6 +16,8 @@ import pytest
 import yaml
 from conftest import HERE, ROOT, Warm, few_digits
 
+from backbones.cli import VERBS
+
 DOCS = os.path.join(ROOT, "docs")
 PAGES = sorted(os.path.relpath(path, DOCS) for path in glob.glob(os.path.join(DOCS, "**", "*.md"), recursive=True))
 BESIDE = ("README.md", "model_zoo.md", "CONTRIBUTING.md", "CHANGELOG.md")
@@ -28,7 +30,7 @@ SMALL = """
     DATALOADER.NUM_WORKERS 0 MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.001 ONE_SHOT.GENERATIONS 1 ONE_SHOT.POPULATION 2 ONE_SHOT.PARENTS 1
     ONE_SHOT.MUTATIONS 1 ONE_SHOT.CROSSOVERS 0 ONE_SHOT.CALIBRATION_IMAGES 4 ONE_SHOT.CALIBRATION_BATCH 2
 """.split()
-TAKES_OVERRIDES = ("train_net.py", "backbones.tools.doctor", "backbones.search.one_shot")
+TAKES_OVERRIDES = ("train_net.py", "backbones.tools.train", "backbones.tools.doctor", "backbones.search.one_shot")
 
 
 def shrunk(words):
@@ -37,6 +39,8 @@ def shrunk(words):
     if name in TAKES_OVERRIDES:
         held_out = ["DATASETS.HOLD_OUT", "[['digits_train', 4]]"] if "digits/detnas_supernet_digits.yaml" in words else []
         return [*words, *SMALL, *held_out, "SOLVER.MAX_ITER", "6" if "--resume" in words else "4"]
+    if "--minutes" in words:
+        words[words.index("--minutes") + 1] = "0.1"
     if name == "backbones.search.zero_shot" and "search" in words:
         return [*words, "--candidates", "2000", "--workers", "1"]
     return words
@@ -53,7 +57,10 @@ def read(name):
 
 
 def blocks(page):
-    """(language, content) of the fenced blocks of a page."""
+    """(language, content) of the fenced blocks of a page, or of the cells of a notebook."""
+    if page.endswith(".ipynb"):
+        code = ["".join(cell["source"]) for cell in json.loads(read(os.path.join("docs", page)))["cells"] if cell["cell_type"] == "code"]
+        return [("bash", text.removeprefix("%%bash\nset -e\n")) if text.startswith("%%bash") else ("python", text) for text in code]
     return re.findall(r"^```(\w*)\n(.*?)^```$", read(os.path.join("docs", page)), re.M | re.S)
 
 
@@ -67,9 +74,11 @@ def commands(content):
 
 
 def tool(words):
-    """train_net.py, or the module of ``python -m``; "" of other commands."""
+    """train_net.py, or the module of ``python -m`` or of a verb of ``backbones``; "" of other commands."""
     if "train_net.py" in words:
         return "train_net.py"
+    if words[0] == "backbones":
+        return VERBS[words[1]][0].partition(":")[0]
     return words[2] if words[:2] == ["python", "-m"] else ""
 
 
@@ -79,7 +88,8 @@ def steps(page):
         if language == "python":
             yield shrunk_code(content)
         elif language == "bash" and not needs_more(content):
-            yield from map(shrunk, commands(content))
+            for words in map(shrunk, commands(content)):
+                yield ["python", "-m", *words] if words[0] == "backbones" else words
 
 
 def every_command():
@@ -92,6 +102,8 @@ def every_command():
     yield from (("README.md", words) for words in commands("\n".join(indented)))
 
 
+# a page that is a notebook too runs as that: `test_generated_pages_are_up_to_date` shows that both are the same
+ALSO_NOTEBOOKS = [os.path.splitext(page)[0] + ".ipynb" if page == "tutorial.md" else page for page in PAGES]
 _env = {key: value for key, value in os.environ.items() if key != "BACKBONES_WEIGHTS"}
 warm = Warm(env={**_env, "OMP_NUM_THREADS": "1", "DETECTRON2_DATASETS": "datasets", "PYTHONPATH": ROOT, "PYTHONWARNINGS": "ignore"})
 
@@ -124,7 +136,7 @@ def run_steps(every, folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [page for page in PAGES if list(steps(page))])
+@pytest.mark.parametrize("page", [page for page in ALSO_NOTEBOOKS if list(steps(page))])
 def test_page_runs(page, checkout):
     every = list(steps(page))
     for step, (code, output) in zip(every, run_steps(every, checkout)):

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib
 import sys
+from functools import partial
 from typing import Any, Iterator
 from unittest import mock
 
@@ -16,6 +17,7 @@ from ...data.findings import KINDS, Kind
 from ...engine import lazy_keys
 from ...errors import CODES
 from ...search.structure_config import keys as keys_of_searches
+from .notebook import notebook
 
 _WRITTEN = "Written by `python -m backbones.tools.docs`; do not edit."
 
@@ -234,4 +236,5 @@ PAGES = {
     "docs/reference/config.md": config,
     "docs/reference/commands.md": commands,
     "docs/reference/errors.md": errors,
+    "docs/tutorial.ipynb": partial(notebook, "docs/tutorial.md"),
 }
