@@ -105,7 +105,7 @@ KINDS: dict[str, Kind] = {
     "count of keypoints": Kind("note", "num_keypoints is not the number of labelled keypoints: it is counted anew", "nothing", _MENDED),
     "keypoint names": Kind("note", "keypoints have no names: they are numbered", "nothing", _MENDED),
     # images
-    "no images": Kind("error", "none of the images can be used", "see what is said of them"),
+    "no images": Kind("error", "none of the images can be used", "see what is reported of them"),
     "file separators": Kind("note", "names have backslashes, or begin with a slash: they are paths in the image folder", "nothing", _MENDED),
     "file by its end": Kind("note", "images were found in another folder than the file says, by the end of their path", "nothing", _MENDED),
     "file by case": Kind("note", "images were found by a name of other upper and lower case", "nothing", _MENDED),

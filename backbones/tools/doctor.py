@@ -1,7 +1,7 @@
 """Looks for everything that would spoil a training before it starts, and lists it: environment, config, weights, data, memory, a dry run.
 
 backbones doctor --config-file faster_rcnn_V_39_FPN_3x.yaml
-backbones doctor --config-file cups.yaml --num-gpus 8 --images all --report doctor.html SOLVER.IMS_PER_BATCH 32
+backbones doctor --config-file photos.yaml --num-gpus 8 --images all --report doctor.html SOLVER.IMS_PER_BATCH 32
 
 Each line is an error (training would stop, or its figures mean nothing), a warning (it would most likely be worse than it could), or a note.
 Ends with 0 where there is no error, with 1 where there is one, and with 2 where the command line cannot be understood. Nothing is written

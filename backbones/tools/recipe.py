@@ -1,9 +1,9 @@
 """Works a config out from your data, this machine and the time there is: every line of it says why it is as it is.
 
-backbones recipe --train train.json --val val.json --minutes 60 --output my.yaml
-backbones train --config-file my.yaml
+backbones recipe --train photos --val-split 0.2 --minutes 60 --output photos.yaml
+backbones train --config-file photos.yaml
 
-`backbones train --auto --train train.json --val val.json` does both.
+`backbones train --auto --train photos --val-split 0.2` does both.
 """
 
 import argparse

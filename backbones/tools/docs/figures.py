@@ -61,7 +61,7 @@ def _backbones() -> str:
     return f"""## Backbones
 
 *Computed.* Param.: millions of parameters; with affine: and of the weights of frozen norms, which detectron2 keeps as buffers. GFLOPs:
-multiply-adds / 1e9 of the convolutions of the bare backbone on one image of {SIZE[0]}x{SIZE[1]}. `python -m backbones.tools.analyze` counts
+multiply-adds / 1e9 of the convolutions of the bare backbone on one image of {SIZE[0]}x{SIZE[1]}. `backbones analyze` counts
 any of them at any size. Top-1: on ImageNet, %, *published*, of the weights that `MODEL.WEIGHTS backbones://<name>` takes first.
 
 {table_of(rows, ("backbone", "Param.", "with affine", "GFLOPs", "top-1"))}
@@ -235,7 +235,7 @@ def _measured() -> str:
 
 The same recipe and the same number of images for each, without pretraining: how fast they learn, more than how far they come; where there are
 several seeds, how much of that is chance. Written by
-`python -m backbones.tools.benchmark digits/faster_rcnn_digits.yaml --backbone RegNetX-400MF` and likewise; another seed by `--opts SEED 2`.
+`backbones benchmark digits/faster_rcnn_digits.yaml --backbone RegNetX-400MF` and likewise; another seed by `--opts SEED 2`.
 
 {_runs(budgeted, _network)}
 """

@@ -5,7 +5,7 @@ import contextlib
 import importlib
 import sys
 from functools import partial
-from typing import Any, Iterator
+from typing import Any, Callable, Iterator
 from unittest import mock
 
 from detectron2.config import get_cfg
@@ -210,13 +210,13 @@ def findings() -> str:
         ("Training stops", _REFUSED, lambda kind: kind.severity == "error"),
         ("Left out", "The entry is not used, and counted.", lambda kind: kind.effect == "left out"),
         ("Repaired", "There is one sensible meaning, which is taken and counted.", lambda kind: kind.effect == "repaired"),
-        ("Said", "Nothing is changed.", lambda kind: kind.severity != "error" and not kind.effect),
+        ("Reported", "Nothing is changed.", lambda kind: kind.severity != "error" and not kind.effect),
     )
     text = f"""# What is found in data
 
 {_WRITTEN} [Train on my data](train-my-data.md) shows how you come across these.
 
-Training says in one line what it left out and repaired. `python -m backbones.tools.doctor` lists the same findings, and some of its own.
+Training says in one line what it left out and repaired. `backbones doctor` lists the same findings, and some of its own.
 """
     for heading, about, belongs in parts:
         rows: dict[str, Kind] = {name: kind for name, kind in KINDS.items() if belongs(kind)}
@@ -231,7 +231,7 @@ Training says in one line what it left out and repaired. `python -m backbones.to
 
 
 # page -> its text
-PAGES = {
+PAGES: dict[str, Callable[[], str]] = {
     "docs/findings.md": findings,
     "docs/reference/config.md": config,
     "docs/reference/commands.md": commands,
