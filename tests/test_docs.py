@@ -186,6 +186,13 @@ def test_the_site_has_a_docstring_for_every_public_name():
         assert all(getattr(found, member).__doc__ for member in members.split(", ") if member), name
 
 
+def test_versions_are_those_of_the_locks():
+    rows = dict(re.findall(r"^\| (\w+)(?:, optional)? \| \d.*? \| (.*) \|$", read("docs/install.md"), re.M))
+    for package in ("torch", "torchvision", "numpy", "timm"):
+        locked = [re.search(rf"^{package}==([\d.]+)", read(f"requirements/{stack}.txt"), re.M)[1] for stack in ("compiled", "current")]
+        assert rows[package] == ", ".join(dict.fromkeys(locked))
+
+
 def anchors(text):
     """GitHub's names of a page's headings."""
     text = re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
