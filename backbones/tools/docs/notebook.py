@@ -15,8 +15,8 @@ def _cell(number: int, kind: str, text: str) -> dict[str, Any]:
 def notebook(path: str) -> str:
     """The notebook of a Markdown page, as the text of a file: nbformat 4.5, without outputs. Commands are cells of %%bash."""
     with open(path, encoding="utf-8") as f:
-        parts = _BLOCK.split(f.read())
-    parts[0] = parts[0].rstrip() + f"\n\n*Written from {path} by `python -m backbones.tools.docs`.*\n"
+        title, _, text = f.read().partition("\n")
+    parts = _BLOCK.split(f"{title}\n\n*Written from {path} by `python -m backbones.tools.docs`.*\n{text}")
     cells = [("markdown", parts[0])]
     for language, block, text in zip(parts[1::3], parts[2::3], parts[3::3]):
         cells.append(("code", block if language == "python" else f"%%bash\nset -e\n{block}"))
