@@ -31,6 +31,7 @@ from backbones.errors import CODES
 from backbones.tools import analyze, benchmark, plot, visualize
 from backbones.tools import zoo as zoo_tool
 from backbones.tools.docs import figures, reference
+from backbones.tools.docs.__main__ import written
 
 PARAMETERS = load_record("complexity.json")["parameters"]
 TOOLS = [
@@ -306,9 +307,10 @@ def test_analyze_mistakes():
 
 
 @pytest.mark.parametrize("page", reference.PAGES)
-def test_generated_pages_are_up_to_date(page):
+def test_generated_pages_are_up_to_date(page, monkeypatch):
     """`python -m backbones.tools.docs` writes what is there."""
-    with open(os.path.join(ROOT, page), encoding="utf-8") as f:
+    monkeypatch.chdir(ROOT)
+    with open(page, encoding="utf-8") as f:
         assert f.read() == reference.PAGES[page]()
 
 
@@ -330,10 +332,20 @@ def test_the_reference_is_whole():
 
 
 @pytest.mark.slow
-def test_model_zoo_is_up_to_date():
-    """`python -m backbones.tools.docs` writes what is there."""
-    with open(os.path.join(ROOT, "model_zoo.md")) as f:
-        assert f.read() == figures.render()
+def test_all_that_is_written_is_up_to_date(monkeypatch):
+    """`python -m backbones.tools.docs` changes nothing: model_zoo.md, tables of figures, and the pages above."""
+    monkeypatch.chdir(ROOT)
+    pages = written()
+    assert {"model_zoo.md", "README.md", *reference.PAGES} <= set(pages)
+    for page, text in pages.items():
+        with open(page, encoding="utf-8") as f:
+            assert f.read() == text, page
+
+
+def test_docs_are_written_in_a_checkout_alone(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="'README.md' is not here"):
+        written()
 
 
 @pytest.mark.parametrize("page, cells", [("README.md", ["V-39-eSE", "42.7"]), ("docs/deploy.md", ["GFL, digits, bbox/AP", "34.18"])])

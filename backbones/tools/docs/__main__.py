@@ -5,13 +5,17 @@ Run it in the project's folder, after a change of a key, a flag, an error's code
 
 import os
 
+from ...errors import UserError
 from ...files import write_whole
 from .. import parser_of, program, run
 from . import figures, reference
 
 
 def written() -> dict[str, str]:
-    """Path -> text of every page that is written whole, or has a table that is."""
+    """Path -> text of every page that is written whole, or has a table that is. Raises UserError outside the project's folder."""
+    missing = [path for path in (*figures.PAGES, "mkdocs.yml") if not os.path.isfile(path)]
+    if missing:
+        raise UserError(f"{missing[0]!r} is not here: run this in the folder of the project's checkout", "missing-file")
     pages = {"model_zoo.md": figures.render(), **{path: render() for path, render in reference.PAGES.items()}}
     for page in figures.PAGES:
         with open(page, encoding="utf-8") as f:
