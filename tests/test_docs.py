@@ -41,7 +41,7 @@ def shrunk(words):
         return [*words, *SMALL, *held_out, "SOLVER.MAX_ITER", "6" if "--resume" in words else "4"]
     if "--minutes" in words:
         words[words.index("--minutes") + 1] = "0.1"
-    if name == "backbones.search.zero_shot" and "search" in words:
+    if words[:3] == ["backbones", "search", "search"]:
         return [*words, "--candidates", "2000", "--workers", "1"]
     return words
 
