@@ -45,6 +45,11 @@ def add_threshold(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument(*flags, type=_score, default=0.5, metavar="SCORE", help=f"{text} (default: %(default)s)")
 
 
+def task_named(text: str) -> str:
+    """What ``--task`` means, by COCO's name, also where it was written as a recipe has it."""
+    return {"boxes": "bbox", "masks": "segm"}.get(text, text)
+
+
 def picture(path: str, kinds=(".png", ".jpg", ".jpeg")) -> None:
     """Makes the folder of a picture. Raises UserError where no picture of one of these ``kinds`` can be written to ``path``."""
     kind = os.path.splitext(path)[1].lower()

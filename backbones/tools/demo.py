@@ -300,7 +300,9 @@ def _video(source: Any, output: str, predict: Callable, drawer: Drawer) -> None:
     if not done:
         raise UserError(f"{source!r} holds no frame that can be read")
     if output:
-        print(f"{output}: {counted(done, 'frame')}")
+        # what a file states is a guess where its frames are not of one length
+        missing = f"; {source!r} states {count}: it is cut off, or damaged" if done < 0.95 * count else ""
+        print(f"{output}: {counted(done, 'frame')}{missing}")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ _PARTS = (
     ("Training stops", _REFUSED, lambda kind: kind.severity == "error"),
     ("Left out", "The entry is not used, and counted.", lambda kind: kind.effect == "left out"),
     ("Repaired", "There is one sensible meaning, which is taken and counted.", lambda kind: kind.effect == "repaired"),
-    ("Said", "Nothing is changed.", lambda kind: kind.severity != "error" and not kind.effect),
+    ("Said", "Nothing is changed.", lambda kind: kind.severity != "error" and kind.effect in ("", "read in part")),
 )
 
 

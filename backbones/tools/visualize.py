@@ -14,6 +14,7 @@ from ..drawing import Mark, colour, mask_of
 from ..drawing import draw as draw_marks
 from ..engine import open_config
 from ..errors import UserError, unknown
+from ..evaluation.results import config_of, results_file
 from . import add_threshold, parser_of, picture, program, run
 
 _FIELDS = {
@@ -135,10 +136,10 @@ def write_grid(tiles: list[np.ndarray], output: str, columns: int, title: str) -
 
 def main() -> None:
     parser = parser_of(program("visualize"), __doc__)
-    parser.add_argument("--input", required=True, metavar="JSON", help="OUTPUT_DIR/inference/coco_instances_results.json of a run")
-    parser.add_argument("--dataset", required=True, help="name of the data set that was evaluated")
+    parser.add_argument("--input", required=True, metavar="RUN", help="the OUTPUT_DIR of a run, or its inference/coco_instances_results.json")
+    parser.add_argument("--dataset", metavar="NAME", help="the data that were evaluated (default: the first of the config's DATASETS.TEST)")
     parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write, .png or .jpg")
-    parser.add_argument("--config-file", metavar="FILE", help="a config that names your own data, such as OUTPUT_DIR/config.yaml")
+    parser.add_argument("--config-file", metavar="FILE", help="a config that names your own data (default: config.yaml of the run)")
     parser.add_argument("--num", type=int, default=12, help="how many images to draw (default: %(default)s)")
     add_threshold(parser, "smallest score to draw")
     parser.add_argument("--worst", action="store_true", help="the images with the most mistakes, the worst first")
@@ -146,11 +147,15 @@ def main() -> None:
     if args.num < 1:
         raise UserError(f"--num {args.num}: draw at least one image")
     reading: dict[str, Any] = {}
-    if args.config_file:
-        front = open_config(args.config_file)
-        front.register(names=[args.dataset])
+    config, name = args.config_file or config_of(args.input), args.dataset
+    if config:
+        front = open_config(config)
+        name = name or next(iter(front.settings.DATASETS.TEST), None)
+        front.register(names=[name] if name else None)
         reading = images.settings(front.settings)
-    draw(args.input, args.dataset, args.output, args.num, args.confidence_threshold, args.worst, **reading)
+    if not name:
+        raise UserError("on what data was it evaluated? Name it by --dataset", "missing-argument", "--dataset")
+    draw(results_file(args.input), name, args.output, args.num, args.confidence_threshold, args.worst, **reading)
     print(args.output)
 
 
