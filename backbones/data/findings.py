@@ -214,12 +214,13 @@ class Findings:
         listed = f": {', '.join(names)}{more}" if names else ""
         return f"{kind} ({count}): {KINDS[kind].message}{listed}"
 
-    def error(self, called: str, json_file: str) -> UserError | None:
+    def error(self, called: str, json_file: str, image_root: str) -> UserError | None:
         """The first kind for which training refuses the data, as an error, which begins by what the data are ``called``."""
         kind = next((kind for kind in KINDS if kind in self.counts and KINDS[kind].severity == "error"), None)
         if kind is None:
             return None
-        said = f"{called}{os.path.basename(json_file)!r}: {self.sentence(kind)}. To mend it: {KINDS[kind].advice}"
+        where = f", in {image_root!r} and the folders in it" if kind == "missing image" else ""
+        said = f"{called}{os.path.basename(json_file)!r}: {self.sentence(kind)}{where}. To mend it: {KINDS[kind].advice}"
         return UserError(said, "missing-file" if kind == "missing file" else "data", KINDS[kind].key)
 
     def effects(self) -> str:
