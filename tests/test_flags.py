@@ -61,11 +61,27 @@ def test_tasks_by_either_name(task, words, tmp_path, monkeypatch, capsys):
         assert parser.parse_args(["--output", "a.yaml", "--task", task]).task == {"segm": "masks", "bbox": "boxes"}[words]
 
 
-@pytest.mark.parametrize("value", ["2", "-0.1", "half"])
-def test_scores_of_exported_files(value, monkeypatch, capsys):
+@pytest.mark.parametrize("value", ["2", "-0.1", "nan"])
+def test_scores_of_exported_files(value, tmp_path, monkeypatch):
     from backbones.deploy import run_exported
 
-    monkeypatch.setattr(sys, "argv", ["run_exported", "a.onnx", "a.png", f"--threshold={value}"])
-    with pytest.raises(SystemExit, match="2"):
+    (tmp_path / "a.onnx").touch()
+    monkeypatch.setattr(sys, "argv", ["run_exported", str(tmp_path / "a.onnx"), "a.png", f"--threshold={value}"])
+    with pytest.raises(SystemExit, match=f"error: --confidence-threshold {value} must be from 0 to 1"):
         run_exported.main()
-    assert "--confidence-threshold" in capsys.readouterr().err
+
+
+def test_pictures_of_one_name_do_not_replace_each_other(tmp_path, monkeypatch):
+    from backbones.deploy import run_exported
+
+    (tmp_path / "a.onnx").touch()
+    monkeypatch.setattr(sys, "argv", ["run_exported", str(tmp_path / "a.onnx"), "here/a.png", "there/a.jpg", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit, match="two of the images have one name"):
+        run_exported.main()
+
+
+@pytest.mark.parametrize("scores, words", [([0.1, 0.29], "the highest is 0.29"), ([0.1, 0.6], ""), ([], "")])
+def test_a_threshold_that_hides_everything_says_so(scores, words):
+    from backbones.tools import nothing_shown
+
+    assert nothing_shown(scores, 0.5).endswith(words) and bool(nothing_shown(scores, 0.5)) == bool(words)

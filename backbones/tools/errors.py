@@ -25,7 +25,7 @@ from ..evaluation.leading import leading_task
 from ..evaluation.mistakes import KINDS, Judged, by_kind_of_object, confusion, judge, tide
 from ..evaluation.results import check_results, results_file, truth_of
 from ..files import write_whole
-from . import add_threshold, parser_of, program, run, task_named
+from . import add_threshold, nothing_shown, parser_of, program, run, task_named
 
 SHOWN = 20  # rows of the confusion's list
 
@@ -181,6 +181,9 @@ def main() -> None:
         dataset = {**dataset, "annotations": [{k: v for k, v in a.items() if k != "segmentation"} for a in dataset["annotations"]]}
     figures, judged = examine(dataset, results, task, args.confidence_threshold)
     figures.update(run=args.run, dataset=name)
+    said = nothing_shown((result["score"] for result in results), args.confidence_threshold)
+    if said:
+        print(f"{said}: every object counts as missed in the confusion and the pictures")
     if args.corruptions:
         figures["severities"] = args.severities
         figures["corruptions"] = corruptions.evaluate(

@@ -15,7 +15,7 @@ from ..drawing import draw as draw_marks
 from ..engine import open_config
 from ..errors import UserError, unknown
 from ..evaluation.results import config_of, results_file
-from . import add_threshold, parser_of, picture, program, run
+from . import add_threshold, nothing_shown, parser_of, picture, program, run
 
 _FIELDS = {
     "image_id": ("a number or a name", lambda value: isinstance(value, (int, str))),
@@ -101,6 +101,9 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
         found = [mark(r, BoxMode.XYWH_ABS, to_class.get(r["category_id"], r["category_id"]), f" {100 * r['score']:.0f}") for r in kept]
         left, right = draw_marks(image, truth), draw_marks(image, found)
         tiles.append(np.hstack([left, np.full((len(left), 4, 3), 255, np.uint8), right]))
+    said = nothing_shown((r["score"] for d in chosen for r in by_image[d["image_id"]]), threshold)
+    if said:
+        print(said)
     if not tiles:
         raise UserError(f"none of the {len(chosen)} images can be read", "bad-file")
     write_grid(tiles, output, 3 if len(tiles) >= 6 else 1, "ground truth | detections")
