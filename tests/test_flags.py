@@ -85,3 +85,13 @@ def test_a_threshold_that_hides_everything_says_so(scores, words):
     from backbones.tools import nothing_shown
 
     assert nothing_shown(scores, 0.5).endswith(words) and bool(nothing_shown(scores, 0.5)) == bool(words)
+
+
+def test_networks_of_timm_without_their_prefix():
+    from backbones import UserError, create
+    from backbones.tools import zoo
+
+    for call in (create, zoo.show):
+        with pytest.raises(UserError, match="'resnet50'. Did you mean 'timm/resnet50'") as error:
+            call("resnet50")
+        assert error.value.suggestion == "timm/resnet50"

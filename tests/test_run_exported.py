@@ -42,7 +42,7 @@ def test_the_file_beside_an_export_runs_it_alone(kind, form, tmp_path):
     ran = subprocess.run([sys.executable, "-c", ALONE.format(blocked=blocked, argv=argv)], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert "no objects with a score" not in ran.stderr
-    argv[argv.index("--threshold") + 1] = "1"  # which no score reaches
+    argv = [*argv[:-2], "--threshold", "1"]  # which no score reaches
     high = subprocess.run([sys.executable, "-c", ALONE.format(blocked=blocked, argv=argv)], cwd=tmp_path, capture_output=True, text=True)
     assert json.loads(high.stdout)["objects"] == []
     assert "a.png: no objects with a score of 1 (--confidence-threshold), the highest is " in high.stderr

@@ -95,6 +95,9 @@ def show(name: str) -> str:
     """What is known of one entry, and how to use it."""
     if registry.is_network(name):
         return _show_network(name)
+    full = registry.full_name(name)
+    if full:
+        raise UserError(f"unknown config or network: {name!r}. Did you mean {full!r}?", "unknown-name", "NAME", full)
     networks = registry.list_backbones("timm/*" if name.startswith("timm/") else "*")
     path, known = zoo.get_config_file(name, networks), zoo.published(name)
     settings, releases = open_config(name).settings, _releases(name)
