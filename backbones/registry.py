@@ -44,7 +44,14 @@ def family_of(name: str) -> Family:
     for family in FAMILIES.values():
         if isinstance(name, str) and name in family.specs:
             return family
+    if full_name(name):
+        raise UserError(f"unknown backbone: {name!r}. Did you mean {full_name(name)!r}?", "unknown-name", "--backbone", full_name(name))
     raise unknown("backbone", name, list_backbones())
+
+
+def full_name(name: str) -> str:
+    """The network that is meant by its name without its family's prefix, such as timm's resnet50; "" where there is none."""
+    return next((f.prefix + name for f in FAMILIES.values() if f.prefix and isinstance(name, str) and f.prefix + name in f.specs), "")
 
 
 def list_backbones(pattern: str = "*") -> list[str]:

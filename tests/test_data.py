@@ -116,7 +116,9 @@ REFUSED = {
     "'images' is empty": lambda c: c["images"].clear(),
     r"duplicate image id \(1\): .*: 1 \('b.jpg'\)": more("images", 0, file_name="b.jpg"),
     r"duplicate category id \(1\): .*: 7: 'cup' and 'pot'": more("categories", 0, name="pot"),
-    r"missing image \(1\): .*: 'b.jpg'. To mend it: .*INPUT.UNREADABLE skip": lambda c: c["images"][0].update(file_name="b.jpg"),
+    r"missing image \(1\): .*: 'b.jpg', in '.*images' and the folders in it. To mend it: .*INPUT.UNREADABLE skip": lambda c: c["images"][
+        0
+    ].update(file_name="b.jpg"),
     r"image of other size \(1\): .*: 'a.jpg' \(10x8, not 8x10\)": lambda c: c["images"][0].update(width=8, height=10),
     r"address \(1\): .*: 's3://bucket/a.jpg'": lambda c: c["images"][0].update(file_name="s3://bucket/a.jpg"),
     r"boxes as fractions \(1\)": lambda c: c["annotations"][0].update(bbox=[0.1, 0.1, 0.5, 0.5]),

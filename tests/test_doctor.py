@@ -53,6 +53,11 @@ def picture(path, seed, mode="RGB", **options):
     Image.fromarray(noise).convert(mode).save(path, **options)
 
 
+def album(path, count):
+    first, *others = (Image.new("RGB", (WIDTH, HEIGHT), (40 * i, 0, 0)) for i in range(count))
+    first.save(path, save_all=True, append_images=others)
+
+
 def content(names):
     return {
         "images": [{"id": i, "file_name": name, "width": WIDTH, "height": HEIGHT} for i, name in enumerate(names, 1)],
@@ -124,7 +129,7 @@ def clean_catalogues():
     for name in left:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
-    assert all(name.startswith("doctors_") for name in left), left
+    assert all(name.startswith(("doctors_", "own_")) for name in left), left
 
 
 def examine(capsys, *arguments):
@@ -244,6 +249,7 @@ BROKEN = [
     ("image of other size", change("images", 1, width=HEIGHT, height=WIDTH), "'train1.png' (100x80, not 80x100)"),
     ("EXIF orientation", file("train1.png", turned), "'train1.png' (6)"),
     ("turned image", both(file("train1.png", turned), change("images", 1, width=HEIGHT, height=WIDTH)), "'train1.png'"),
+    ("several pictures", file("train1.png", lambda path: album(path, 2)), "'train1.png' (2)"),
     ("grey image", file("train1.png", lambda path: picture(path, 1, "L")), "'train1.png' (L)"),
     ("alpha image", file("train1.png", lambda path: picture(path, 1, "RGBA")), "'train1.png' (RGBA)"),
     ("CMYK image", file("train1.png", lambda path: picture(path, 1, "CMYK", format="TIFF")), "'train1.png' (CMYK)"),
@@ -342,6 +348,16 @@ def test_whatever_stands_in_a_file_is_listed(data):
 
 # kinds that count objects which are left out
 OF_OBJECTS = ("malformed annotation", "orphan annotation", "object of such an image", "unknown category", "no box", "empty box", "box outside")
+
+
+def test_a_part_that_is_held_out_has_the_classes_of_the_data(data):
+    """As in training, --val-split included."""
+    parser = doctor.argument_parser()
+    arguments = ["--config-file", "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml", "--train", data.path("train.json")]
+    front, found, replaced = doctor.read_config(parser.parse_args([*arguments, "--val-split", "0.25"]))
+    said = list(look_at_config(Examination(front, processes=1, replaced=replaced)))
+    assert not found and not [finding for finding in said if finding.severity == "error"]
+    assert any("MODEL.ROI_HEADS.NUM_CLASSES is set to 2: the data have as many classes" in finding.message for finding in said)
 
 
 def test_data_that_are_both(data):

@@ -424,6 +424,44 @@ def test_labelme_refused(labelme, content, words):
         formats.load(str(labelme))
 
 
+@pytest.mark.parametrize(
+    "file, images",
+    [
+        ("annotations/person_keypoints_default.json", "images/default"),  # CVAT's
+        ("annotations/instances_default.json", "images"),  # CVAT's of old
+        ("annotations/instances_train2017.json", "train2017"),  # COCO's own
+        ("annotations/labels.json", "annotations"),
+        ("labels.json", ""),
+    ],
+)
+def test_where_the_images_of_coco_files_are(file, images, tmp_path):
+    """By the file, and where it is alone by its folder, and by that above."""
+    for name in (file, f"{images}/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / file).write_text('{"images": [], "categories": [], "annotations": []}')
+    Image.new("RGB", (8, 6)).save(tmp_path / images / "a.png")
+    for named in (file, os.path.dirname(file), "."):
+        ((found, folder),) = formats.splits(str(tmp_path / named)).values()
+        assert os.path.samefile(found, tmp_path / file) and os.path.samefile(folder, tmp_path / images)
+
+
+@pytest.mark.parametrize("layout", ["{split}/annotations/instances_default.json", "annotations/instances_{split}2017.json"])
+def test_parts_of_coco_files(layout, tmp_path):
+    for split in ("train", "val"):
+        path = tmp_path / layout.format(split=split)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+    found = formats.splits(str(tmp_path))
+    assert {split: os.path.relpath(file, tmp_path) for split, (file, _) in found.items()} == {
+        s: layout.format(split=s) for s in ("train", "val")
+    }
+    (tmp_path / "annotations").mkdir(exist_ok=True)
+    (tmp_path / "annotations" / "captions_val2017.json").write_text("{}")
+    if layout.startswith("ann"):  # which one of two it is, nobody knows
+        with pytest.raises(UserError, match="captions_val2017.json.*instances_train2017.json.*name the file of the annotations"):
+            formats.load(str(tmp_path))
+
+
 def test_left_to_the_reader_of_coco(tmp_path, yolo):
     coco = {"images": [], "categories": [], "annotations": []}
     for part in ("train", "valid"):

@@ -19,7 +19,9 @@ from backbones.data import images
 from backbones.data.classification import ClassificationMapper
 from backbones.data.loader import NamesFiles, Readable
 from backbones.data.mapper import FasterMapper, Mapper
-from backbones.deploy import Runner
+from backbones.data.reader import read as read_data
+from backbones.data.sources import Source, Use
+from backbones.deploy import Runner, run_exported
 from backbones.deploy.export import export
 from backbones.deploy.names import names_of
 from backbones.deploy.predictor import Predictor
@@ -236,6 +238,45 @@ def test_python_configs_read_files_likewise():
     for mapper in (front.mapper(True), front.mapper(False), front.mapper(False, annotated=True)):
         assert type(mapper) is Mapper and mapper.reading == expected
     assert front.settings.INPUT.VALUE_RANGE == [0, 4095]
+
+
+def album(path, count, **how):
+    """A file of several pictures."""
+    first, *others = (Image.fromarray(pixels(20, 30, seed)) for seed in range(count))
+    first.save(path, save_all=True, append_images=others, **how)
+    return str(path)
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.tif", "a.webp"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_files_of_several_pictures_say_so(name, count, tmp_path, capsys):
+    """Where training and evaluation read their data, in the tools and beside an exported file: the first is taken, and one line says it."""
+    path, said = album(tmp_path / name, count), f"the first of {count} pictures in it is taken"
+    content = {
+        "images": [{"id": 1, "file_name": name, "width": 30, "height": 20}],
+        "categories": [{"id": 1, "name": "cup"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 1, 9, 9], "area": 81, "iscrowd": 0}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    data = read_data(Source("cups", str(tmp_path / "a.json"), str(tmp_path)), Use())
+    assert not data.error() and ("several pictures" in data.findings.counts) == (count > 1)
+    assert ("read in part: 1 (1 several pictures)" in data.summary()) == (count > 1)
+    first = demo.read_image(path)
+    assert (said in capsys.readouterr().err) == (count > 1)
+    assert np.array_equal(run_exported.read(path, {})[:, :, ::-1], first)
+    assert (said in capsys.readouterr().err) == (count > 1)
+
+
+def test_a_photo_and_its_previews_are_one_picture(tmp_path, capsys):
+    demo.read_image(album(tmp_path / "a.jpg", 2, format="MPO"))
+    assert not capsys.readouterr().err
+
+
+def test_a_film_that_is_cut_off(tmp_path, monkeypatch, capsys):
+    frames = iter([pixels()] * 3)
+    monkeypatch.setattr(demo, "frames_of", lambda source: (frames, 9, 25.0, (70, 50)))
+    demo._video("film.mp4", str(tmp_path / "out.avi"), lambda frame: {}, lambda frame, predictions: frame)
+    assert "3 frames; 'film.mp4' states 9: it is cut off, or damaged" in capsys.readouterr().out
 
 
 # inference without data

@@ -176,6 +176,26 @@ def _scripting_is_warned_of():
     return any("deprecated" in str(warning.message) for warning in seen)
 
 
+_THEIR_CODE = """
+import logging, numpy as np, torch
+from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
+from detectron2.structures import Keypoints
+def main():
+    DefaultAnchorGenerator(sizes=[[8]], aspect_ratios=[1.0], strides=[8])([torch.zeros(1, 1, 2, 2)])
+    Keypoints([np.zeros((3, 3)), np.zeros((3, 3))])
+    logging.getLogger("torch.fx._symbolic_trace").warning("is_fx_tracing will return true for both")
+    logging.getLogger("torch.fx._symbolic_trace").warning("something else")
+"""
+
+
+@pytest.mark.slow
+def test_what_torch_says_of_others_code_is_no_output_of_a_command():
+    said = python("-c", _THEIR_CODE + "main()").stderr
+    assert all(words in said for words in ("torch.meshgrid", "extremely slow", "is_fx_tracing", "something else"))
+    said = python("-c", "from backbones.tools import run" + _THEIR_CODE + "run(main)").stderr
+    assert said.count("\n") == 1 and "something else" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [["train_net.py"], ["-m", "backbones", "zoo", "list"], ["-m", "backbones.tools.demo"]])
 def test_interrupted_in_the_first_second(command):

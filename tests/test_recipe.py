@@ -197,7 +197,7 @@ def test_gpus_of_another_machine(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     for flags, words in ((["--minutes", "60"], "--minutes"), (["--iterations", "9", "--latency", "30ms"], "--latency")):
         monkeypatch.setattr(sys, "argv", ["recipe", "--train", "t.json", "--gpus", "8", "--output", "my.yaml", *flags])
-        with pytest.raises(UserError, match=f"{words} with --gpus 8: this machine has no GPU"):
+        with pytest.raises(UserError, match=f"{words} with --num-gpus 8: this machine has no GPU"):
             recipe.main()
 
 

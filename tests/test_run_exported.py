@@ -41,6 +41,11 @@ def test_the_file_beside_an_export_runs_it_alone(kind, form, tmp_path):
     argv = [str(beside), path, str(tmp_path / "a.png"), "--threshold", "0", "--draw", str(tmp_path / "drawn")]
     ran = subprocess.run([sys.executable, "-c", ALONE.format(blocked=blocked, argv=argv)], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
+    assert "no objects with a score" not in ran.stderr
+    argv = [*argv[:-2], "--threshold", "1"]  # which no score reaches
+    high = subprocess.run([sys.executable, "-c", ALONE.format(blocked=blocked, argv=argv)], cwd=tmp_path, capture_output=True, text=True)
+    assert json.loads(high.stdout)["objects"] == []
+    assert "a.png: no objects with a score of 1 (--confidence-threshold), the highest is " in high.stderr
     (objects,) = [json.loads(line)["objects"] for line in ran.stdout.splitlines()]
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")

@@ -468,7 +468,10 @@ def test_runtimes_that_cannot_be(monkeypatch):
     [
         ({"buget": {}}, "key in .*'buget'. Did you mean 'budget'"),
         ({"budget": {"flop": 1e9}}, "budget in .*'flop'. Did you mean 'flops'"),
-        ({"budget": {"flops": "18.8 G"}}, "budget flops is '18.8 G': it must be a number above 0"),
+        ({"budget": {"flops": "18.8 T"}}, "budget flops is '18.8 T': it must be a number above 0"),
+        ({"budget": {"flops": "5 ms"}}, "budget flops is '5 ms': it must be a number above 0"),
+        ({"budget": {"FLOPs": "1 G"}}, "budget flops 1 G is less than the 7.745 G of the start: take a smaller start"),
+        ({"budget": {"parameters": "0.1M", "layers": "1e2"}}, "budget parameters 0.1 M is less than the"),
         ({"budget": {"flops": "nan"}}, "budget flops is nan: it must be a number above 0"),
         ({"budget": {"flops": 1e9}}, "budget flops 1 G is less than the 7.745 G of the start: take a smaller start"),
         ({"budget": {"layers": 12}}, "budget layers 12 is less than the 16 of the start"),

@@ -180,7 +180,11 @@ def follow(cfg: CfgNode, replaced: bool) -> Iterator[tuple[str, Any, str]]:
         yield "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", len(names), "the data have as many keypoints"
     if replaced and len(names) != (len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or 17):
         sigmas = [] if len(names) == 17 else [round(1 / len(names), 4)] * len(names)
-        yield "TEST.KEYPOINT_OKS_SIGMAS", sigmas, "one for each keypoint, all alike" if sigmas else "those of COCO's 17 keypoints"
+        yield "TEST.KEYPOINT_OKS_SIGMAS", sigmas, (
+            "one for each keypoint, all alike; COCO's are 0.025 to 0.107, and smaller ones are stricter"
+            if sigmas
+            else "those of COCO's 17 keypoints"
+        )
     unknown = next((about.keypoint_flips_unknown for about in own if about.get("keypoint_flips_unknown")), "")
     if unknown:
         reason = f"{unknown}, so that images cannot be flipped; DATASETS.KEYPOINT_FLIPS names the pairs"

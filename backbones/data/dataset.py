@@ -60,7 +60,7 @@ class Dataset:
 
     def error(self) -> UserError | None:
         """Why the data cannot be used, if they cannot."""
-        return self.findings.error(self.source.called, self.source.json_file)
+        return self.findings.error(self.source.called, self.source.json_file, self.source.image_root)
 
     def name(self, place: int) -> str:
         """What a finding calls an annotation: its id in the file, and its image."""

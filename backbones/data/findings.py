@@ -19,7 +19,7 @@ class Kind(NamedTuple):
     key: str = ""  # the config key that changes what is done
 
 
-_LEFT, _MENDED = "left out", "repaired"
+_LEFT, _PART, _MENDED = "left out", "read in part", "repaired"
 _SKIP = "put them there, remove their entries, or leave them out: INPUT.UNREADABLE skip"
 _NO_MASK = 'draw them; or set DATASETS.NO_MASK: "box" takes the box as the mask, "skip" leaves the object out'
 KINDS: dict[str, Kind] = {
@@ -145,6 +145,9 @@ KINDS: dict[str, Kind] = {
         'name the values that become 0 and 255: INPUT.VALUE_RANGE "[0, 65535]"',
         key="INPUT.VALUE_RANGE",
     ),
+    "several pictures": Kind(
+        "note", "files hold several pictures, as animations and documents do: the first is the image", "save each in its own file", _PART
+    ),
     # what only the doctor looks for
     "category gaps": Kind(
         "note", "category ids have gaps: classes are numbered in their order", "nothing, if no other tool takes ids for classes"
@@ -211,18 +214,19 @@ class Findings:
         listed = f": {', '.join(names)}{more}" if names else ""
         return f"{kind} ({count}): {KINDS[kind].message}{listed}"
 
-    def error(self, called: str, json_file: str) -> UserError | None:
+    def error(self, called: str, json_file: str, image_root: str) -> UserError | None:
         """The first kind for which training refuses the data, as an error, which begins by what the data are ``called``."""
         kind = next((kind for kind in KINDS if kind in self.counts and KINDS[kind].severity == "error"), None)
         if kind is None:
             return None
-        said = f"{called}{os.path.basename(json_file)!r}: {self.sentence(kind)}. To mend it: {KINDS[kind].advice}"
+        where = f", in {image_root!r} and the folders in it" if kind == "missing image" else ""
+        said = f"{called}{os.path.basename(json_file)!r}: {self.sentence(kind)}{where}. To mend it: {KINDS[kind].advice}"
         return UserError(said, "missing-file" if kind == "missing file" else "data", KINDS[kind].key)
 
     def effects(self) -> str:
         """ "left out: 3 (2 empty box, 1 no box); repaired: 4 (4 area)", images apart; what did not happen is not listed."""
         parts = []
-        for effect in (_LEFT, _MENDED):
+        for effect in (_LEFT, _PART, _MENDED):
             kinds = [kind for kind in KINDS if kind in self.counts and KINDS[kind].effect == effect]
             listed = f" ({', '.join(f'{self.counts[kind]} {kind}' for kind in kinds)})" if kinds else ""
             if kinds or effect == _LEFT:

@@ -9,7 +9,7 @@ from typing import Any, Iterator
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 
-from .images import UnusableImage, opened
+from .images import UnusableImage, opened, pictures_in
 from .sources import Use
 
 _MOST = 2_000_000  # files that a folder is searched for
@@ -97,7 +97,7 @@ def look(path: str, stated: dict[str, Any], use: Use, pixels: bool = True) -> It
         try:
             with opened(path, use.max_pixels) as picture:
                 mode, turn, plain = picture.mode, picture.getexif().get(274, 1), picture.size
-                transparent = "transparency" in picture.info
+                transparent, pictures = "transparency" in picture.info, pictures_in(picture)
                 if pixels:
                     picture.load()
                     if mode not in ("RGB", "L"):
@@ -114,6 +114,8 @@ def look(path: str, stated: dict[str, Any], use: Use, pixels: bool = True) -> It
             yield ("truncated image", "") if "truncated" in reason.lower() else ("unreadable image", f" ({reason})")
             return
     wanted, turned = (stated["width"], stated["height"]), plain[::-1] if turn in _TURNED else plain
+    if pictures > 1:
+        yield "several pictures", f" ({pictures})"
     size = turned if use.exif == "turn" else plain
     if size != wanted:
         kind = "turned image" if turn in _TURNED and wanted == plain else "image of other size"

@@ -14,6 +14,7 @@ SAMPLED = 500  # images whose headers are read: enough for a systematic mistake,
 _BIG = 10**6  # pixels that no side of an image has
 _UNREADABLE = ("unreadable image", "truncated image", "empty image", "large image")
 REFUSED = (*_UNREADABLE, "image of other size", "turned image", "deep image")
+TOLD = (*REFUSED, "several pictures")  # by the reader; of the others the doctor alone knows
 Progress = Callable[..., Iterable]
 
 
@@ -118,7 +119,7 @@ def _headers(data: Dataset, use: Use, images: list[dict], left_out: dict[Any, bo
         for kind, about in look(path, image, use, pixels=False):
             if kind in _UNREADABLE and use.skip:
                 kind = "image left out"
-            if kind in REFUSED or kind == "image left out":
+            if kind in TOLD or kind == "image left out":
                 data.findings.add(kind, short(image["file_name"]) + about)
             if kind in (*_UNREADABLE, "image left out"):
                 bad.add(image["id"])

@@ -79,6 +79,18 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def pictures_in(image: Image.Image) -> int:
+    """How many pictures an opened file holds, of which `read` gives the first: frames of an animation, or pages.
+
+    A photo and the previews or depths of it that a phone stores beside it are one.
+    """
+    if image.format == "MPO":
+        return 1
+    with contextlib.suppress(Exception):  # of a file that is damaged behind its first picture
+        return getattr(image, "n_frames", 1)
+    return 1
+
+
 def is_turned(image: Image.Image) -> bool:
     """Whether an image's EXIF tag says that it is to be turned or mirrored."""
     return _orientation(image) in range(2, 9)

@@ -14,7 +14,7 @@ from .coco import Reader
 from .dataset import Dataset
 from .findings import Findings, short
 from .image_files import evenly, look
-from .image_list import REFUSED, SAMPLED, Progress
+from .image_list import SAMPLED, TOLD, Progress
 from .reader import read
 from .sources import Source, Use
 
@@ -90,7 +90,7 @@ def _pixels(data: Dataset, use: Use, count: int | None, progress: Progress) -> N
     for image in progress(evenly(data.images, count), desc=f"{data.source.name}: images", unit="image"):
         path = os.path.join(data.source.image_root, image["file_name"])
         for kind, about in look(path, image, use):
-            if kind not in data.findings.counts or kind not in REFUSED:  # which the reader has said of the same images
+            if kind not in data.findings.counts or kind not in TOLD:  # which the reader has said of the same images
                 data.findings.add(kind, short(image["file_name"]) + about)
 
 

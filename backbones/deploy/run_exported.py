@@ -1,6 +1,6 @@
 """Finds objects in images with a file that `backbones export` wrote. Each image's are printed as a line of JSON.
 
-python run_exported.py detector.onnx street.jpg other.png --threshold 0.5 --draw found
+python run_exported.py detector.onnx street.jpg other.png --confidence-threshold 0.5 --output found
 
 This file stands beside the exported one and is all the code it takes: numpy, Pillow, and for .onnx onnxruntime, for .xml openvino (the .bin
 beside it belongs to it), for .ts torch and torchvision. `Detector` is the same for use in code. What the file takes and gives is in its own
@@ -98,6 +98,9 @@ def read(path: str, about: dict[str, Any]) -> np.ndarray:
     """
     reading = about.get("reading", {})
     with Image.open(path) as opened:
+        pictures = getattr(opened, "n_frames", 1)
+        if pictures > 1 and opened.format != "MPO":  # a photo with previews of it
+            print(f"{path}: the first of {pictures} pictures in it is taken", file=sys.stderr)
         image = ImageOps.exif_transpose(opened) if reading.get("exif", "turn") == "turn" else opened
         if image.mode[0] in "IF":  # more than 8 bits
             values = np.nan_to_num(np.asarray(image, np.float32))
@@ -348,20 +351,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", help="the exported file: .onnx, .xml or .ts")
     parser.add_argument("images", nargs="+", help="image files")
-    parser.add_argument("--threshold", type=float, default=0.5, help="smallest score that is told (default: %(default)s)")
-    parser.add_argument(
-        "--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="what becomes 0 and 255 where values have more bits"
-    )
-    parser.add_argument("--draw", metavar="FOLDER", help="where pictures of what was found go")
+    flags = ("--confidence-threshold", "--conf-threshold", "--threshold")
+    parser.add_argument(*flags, type=float, default=0.5, metavar="SCORE", help="smallest score that is told (default: %(default)s)")
+    parser.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of more than 8 bits, what becomes 0 and 255")
+    parser.add_argument("--output", "--draw", metavar="FOLDER", help="where pictures of what was found go")
     args = parser.parse_args()
     if os.path.splitext(args.file)[1] not in LOADERS or not os.path.isfile(args.file):
         sys.exit(f"error: {args.file!r} is not there, or does not end in {', '.join(LOADERS)}")
     if args.value_range and not args.value_range[0] < args.value_range[1]:
         sys.exit(f"error: --value-range {args.value_range[0]:g} {args.value_range[1]:g}: the first must be less than the second")
-    detector, bad = Detector(args.file), 0
+    if not 0 <= args.confidence_threshold <= 1:
+        sys.exit(f"error: --confidence-threshold {args.confidence_threshold:g} must be from 0 to 1, such as 0.5")
+    names = {path: f"{os.path.splitext(os.path.basename(path))[0]}.png" for path in args.images}
+    if args.output and len(set(names.values())) < len(names):
+        sys.exit("error: --output is one folder, but two of the images have one name: give their folders one after the other")
+    detector, bad, threshold = Detector(args.file), 0, args.confidence_threshold
     if args.value_range:
         detector.about.setdefault("reading", {})["value_range"] = args.value_range
-    os.makedirs(args.draw or ".", exist_ok=True)
+    os.makedirs(args.output or ".", exist_ok=True)
     together = max(detector.about.get("batch", 0), 1)
     for first in range(0, len(args.images), together):
         images, found = [], []
@@ -377,10 +384,12 @@ def main() -> None:
             print(f"error: {', '.join(path for path, _ in images)}: {error}", file=sys.stderr)
             bad += 1
         for (path, image), one in zip(images, found):
-            print(json.dumps({"file": path, "height": image.shape[0], "width": image.shape[1], **described(one, detector, args.threshold)}))
-            if args.draw:
-                name = f"{os.path.splitext(os.path.basename(path))[0]}.png"
-                drawn(image, one, detector, args.threshold).save(os.path.join(args.draw, name))
+            print(json.dumps({"file": path, "height": image.shape[0], "width": image.shape[1], **described(one, detector, threshold)}))
+            high = max(one["scores"], default=1) if "boxes" in one else 1
+            if high < threshold:
+                print(f"{path}: no objects with a score of {threshold:g} (--confidence-threshold), the highest is {high:.2f}", file=sys.stderr)
+            if args.output:
+                drawn(image, one, detector, threshold).save(os.path.join(args.output, names[path]))
     sys.exit(min(bad, 1))
 
 

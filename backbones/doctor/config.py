@@ -10,6 +10,7 @@ from detectron2.layers import FrozenBatchNorm2d
 
 from ..config import add_backbones_config, bases, learns, merge_file
 from ..data import check_paths, follow, register_from_config, register_held_out, register_image_folders
+from ..data.holdout import HELD_OUT, KEPT
 from ..engine.tracking import tracker_findings
 from ..errors import Finding, UserError, raised
 from .examination import Examination, listed, note, sizes_of, warning
@@ -35,7 +36,8 @@ def config(examination: Examination) -> Iterator[Finding]:
             errors = raised(register, alone)
             found += map(Finding.of, errors)
             if errors and isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str):
-                examination.refused |= {entry[0] + suffix for suffix in (("_kept", "_held_out") if key == "HOLD_OUT" else ("",))}
+                examination.refused |= {entry[0] + suffix for suffix in ((KEPT, HELD_OUT) if key == "HOLD_OUT" else ("",))}
+    found += _followed(examination)  # of parts that are held out, too
     of_config = list(listed(front.config_findings(True, examination.processes)))
     if examination.model is None and all(finding.code == "device" for finding in of_config):
         of_config += listed(_building(examination))
@@ -58,20 +60,27 @@ def config(examination: Examination) -> Iterator[Finding]:
 
 def _own_data(examination: Examination) -> Iterator[Finding]:
     """Registers the data sets of the config, those to train on first, as the others go by their classes. Their flaws are listed as data."""
-    cfg, front = examination.cfg, examination.front
-    for entry in sorted(cfg.DATASETS.REGISTER, key=lambda e: not (isinstance(e, (list, tuple)) and e and e[0] in cfg.DATASETS.TRAIN)):
+    cfg = examination.cfg
+    train, test = ([name.removesuffix(HELD_OUT).removesuffix(KEPT) for name in names] for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
+    for entry in sorted(cfg.DATASETS.REGISTER, key=lambda e: not (isinstance(e, (list, tuple)) and e and e[0] in train)):
         formed = isinstance(entry, (list, tuple)) and len(entry) == 3 and all(isinstance(part, str) for part in entry)
         alone = cfg.clone()
         alone.DATASETS.REGISTER = [entry]
         errors = raised(register_from_config, alone)
         if errors and isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str):
             examination.refused.add(entry[0])
-        used = formed and entry[0] in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
+        used = formed and entry[0] in (*train, *test)
         yield from (Finding.of(error) for error in errors if not used or error.code == "conflict")
-        for key, value, reason in list(follow(cfg, examination.replaced)):
-            front.set(key, value)
-            if reason:
-                yield note(f"{front.name(key)} is set to {value}: {reason}")
+        yield from _followed(examination)
+
+
+def _followed(examination: Examination) -> Iterator[Finding]:
+    """Sets what the config has to say for its data, as training does."""
+    front = examination.front
+    for key, value, reason in list(follow(examination.cfg, examination.replaced)):
+        front.set(key, value)
+        if reason:
+            yield note(f"{front.name(key)} is set to {value}: {reason}")
 
 
 def _building(examination: Examination) -> Iterator[UserError]:

@@ -43,10 +43,13 @@ def data(examination: Examination) -> Iterator[Finding]:
         counts, source = looked.counts(), looked.source
         if not counts or not looked.labelled:
             continue
-        ordered = sorted(counts, key=lambda name: counts[name])
-        yield note(f"{source.name}: of its classes least {ordered[0]!r} ({counts[ordered[0]]}), most {ordered[-1]!r} ({counts[ordered[-1]]})")
+        if len(counts) > 1:
+            ordered = sorted(counts, key=lambda name: counts[name])
+            yield note(
+                f"{source.name}: of its classes least {ordered[0]!r} ({counts[ordered[0]]}), most {ordered[-1]!r} ({counts[ordered[-1]]})"
+            )
         if examination.images is not None and len(looked.images) > examination.images:
-            yield note(f"{source.name}: {examination.images} of {counted(len(looked.images), 'image')} were read", "--images all reads all")
+            yield note(f"{source.name}: {examination.images} of {counted(len(looked.images), 'image')} were read", "--num all reads all")
         key, limit, most = "TEST.DETECTIONS_PER_IMAGE", cfg.TEST.DETECTIONS_PER_IMAGE, looked.most()
         if source.testing and front.knows(key) and most > limit:
             yield warning(f"{source.name}: an image has {most} objects, {front.name(key)} is {limit}", f"set it to {most}")

@@ -22,6 +22,7 @@ from detectron2.utils import comm
 from torch.distributed.rendezvous import rendezvous
 
 from ..errors import UserError
+from .logs import hush
 from .signals import exit_code
 
 T = TypeVar("T")
@@ -48,6 +49,7 @@ def launch(main: Callable, args: argparse.Namespace, device: str, prepare: Calla
     are started on each of ``args.num_machines`` machines: one a GPU, or where ``device`` is "cpu", talking by gloo, as many as asked for.
     ``args.resume`` is set where ``torchrun`` has started a training anew.
     """
+    hush()
     cuda = torch.device(device).type == "cuda"
     if _torchrun():
         local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
@@ -101,6 +103,7 @@ def launch(main: Callable, args: argparse.Namespace, device: str, prepare: Calla
 
 
 def _begin(main: Callable, args: argparse.Namespace, packed: bytes) -> None:
+    hush()
     main(args, cloudpickle.loads(packed))
 
 

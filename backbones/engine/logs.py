@@ -4,6 +4,7 @@ import logging
 import os
 import re
 import sys
+import warnings
 from functools import partial
 from typing import Any
 
@@ -13,6 +14,27 @@ from detectron2.utils.logger import setup_logger
 from ..errors import counted
 
 _CODES = re.compile("\x1b\\[[0-9;]*m")
+
+
+# what torch says of detectron2's code and of fvcore's, and who runs a command can do nothing about: how the messages begin
+_OF_THEIR_CODE = (
+    ("torch.meshgrid: in an upcoming release", UserWarning),
+    ("Creating a tensor from a list of numpy.ndarrays is extremely slow", UserWarning),
+    ("`broadcast_buffers` is deprecated", FutureWarning),
+)
+_OF_THEIR_LOGS = {"torch.fx._symbolic_trace": "is_fx_tracing will return true", "torch.utils.cpp_extension": "No CUDA runtime is found"}
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(_OF_THEIR_LOGS[record.name])
+
+
+def hush() -> None:
+    """Keeps those messages out of a command's output. Who imports the package is warned as ever: their own code may be meant."""
+    for start, category in _OF_THEIR_CODE:
+        warnings.filterwarnings("ignore", start, category)
+    for name in _OF_THEIR_LOGS:
+        logging.getLogger(name).addFilter(_is_ours)
 
 
 class _Plain(logging.Formatter):

@@ -93,6 +93,13 @@ def truth_of(name: str, task: str) -> tuple[str, dict[str, Any]]:
     return path, read_truth(path, metadata.get("image_root") or "", task)
 
 
+def config_of(path: str) -> str:
+    """The config.yaml that a run left, where ``path`` is its folder or the results in it; "" where there is none."""
+    folder = path if os.path.isdir(path) else os.path.join(os.path.dirname(path), "..")  # of inference/coco_instances_results.json
+    left = os.path.normpath(os.path.join(folder, "config.yaml"))
+    return left if os.path.isfile(left) else ""
+
+
 def results_file(path: str) -> str:
     """The results inside, if ``path`` is the folder of a run; else ``path``."""
     return os.path.join(path, "inference", "coco_instances_results.json") if os.path.isdir(path) else path

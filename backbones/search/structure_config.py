@@ -3,6 +3,7 @@
 import contextlib
 import math
 import os
+import re
 from typing import Any, Callable, NamedTuple
 
 from tabulate import tabulate
@@ -135,7 +136,7 @@ def load_structure_config(path: str) -> dict[str, Any]:
         raise UserError(f"config {path!r} holds no KEY: VALUE pairs")
     config = {**{name: key.default for name, key in _KEYS.items()}, **own}
     _check(config, _KEYS, path, "key")
-    config["budget"] = {name: _as_number(value) for name, value in config["budget"].items()}
+    config["budget"] = {str(name).lower(): _as_number(str(name).lower(), value) for name, value in config["budget"].items()}
     _check(config["budget"], _BUDGET, path, "budget")
     _check(config["space"], _SPACE, path, "space")
     beside = os.path.dirname(os.path.abspath(path))
@@ -159,10 +160,14 @@ def load_structure_config(path: str) -> dict[str, Any]:
     return config
 
 
-def _as_number(value: Any) -> Any:
-    """1e9 is a number to people, where YAML 1.1 wants 1.0e+9."""
+def _as_number(cost: str, value: Any) -> Any:
+    """1e9 is a number to people, where YAML 1.1 wants 1.0e+9; and so are 1 G, 10M and 30 ms, as `amount` writes them."""
+    units = {"ms": 1e-3, "s": 1.0} if cost == "latency" else {"k": 1e3, "m": 1e6, "g": 1e9}
+    match = re.fullmatch(r"(.*?)\s*([a-z]*)", value.strip().lower()) if isinstance(value, str) else None
     with contextlib.suppress(ValueError):
-        return float(value) if isinstance(value, str) else value
+        if match and match[2] in units:
+            return float(match[1]) * units[match[2]]
+        return float(value) if match else value
     return value
 
 

@@ -1,10 +1,10 @@
 """MAE-DET's training-free search: the structure of highest entropy within a budget, found without a network ever being built.
 
-python -m backbones.search.zero_shot search --config configs/search/maedet_r50_budget.yaml --seed 0 --output output/search
-python -m backbones.search.zero_shot exact --config configs/search/maedet_r50_budget.yaml --output output/exact
+python -m backbones.search.zero_shot search --config-file configs/search/maedet_r50_budget.yaml --seed 0 --output output/search
+python -m backbones.search.zero_shot exact --config-file configs/search/maedet_r50_budget.yaml --output output/exact
 python -m backbones.search.zero_shot score MAE-DET-S --json
 python -m backbones.search.zero_shot latency --device cpu --output latency.json
-python -m backbones.search.zero_shot benchmark --config configs/search/maedet_r50_budget.yaml --seeds 0 1 2
+python -m backbones.search.zero_shot benchmark --config-file configs/search/maedet_r50_budget.yaml --seeds 0 1 2
 
 `search` is the paper's evolution, `exact` goes through the whole space instead, and proves that nothing in it scores more. Both write
 best_structure.txt, which MODEL.MAEDET.STRUCTURE takes, and detector.yaml, which `backbones train` trains.
@@ -126,7 +126,7 @@ def _benchmark(args) -> None:
         "budget": problem.budget,
         "machine": machine(),
         "reference_ms": REFERENCE_MS,
-        "command": f"python -m backbones.search.zero_shot benchmark --config {args.config} --seeds {' '.join(map(str, args.seeds))}",
+        "command": f"python -m backbones.search.zero_shot benchmark --config-file {args.config} --seeds {' '.join(map(str, args.seeds))}",
         "runs": rows,
     }
     if exact:
@@ -164,7 +164,7 @@ def argument_parser() -> argparse.ArgumentParser:
     config: dict[str, Any] = {"required": True, "metavar": "FILE", "help": "a search's config, such as configs/search/maedet_r50_budget.yaml"}
 
     verb = verbs.add_parser("search", help="evolve structures within a budget")
-    verb.add_argument("--config", **config)
+    verb.add_argument("--config-file", "--config", dest="config", **config)
     verb.add_argument("--seed", type=int, default=0, help="of all choices (default: %(default)s)")
     verb.add_argument("--output", required=True, metavar="DIR", help="where everything goes")
     verb.add_argument(
@@ -174,7 +174,7 @@ def argument_parser() -> argparse.ArgumentParser:
     verb.add_argument("--resume", action="store_true", help="go on with the search in DIR, to the same result as if it had not been stopped")
 
     verb = verbs.add_parser("exact", help="the best structure there is within a budget, and the proof")
-    verb.add_argument("--config", **config)
+    verb.add_argument("--config-file", "--config", dest="config", **config)
     verb.add_argument("--output", default="", metavar="DIR", help="where it goes (default: it is printed)")
 
     verb = verbs.add_parser("score", help="score and costs of a structure")
@@ -189,14 +189,14 @@ def argument_parser() -> argparse.ArgumentParser:
     verb.add_argument("--output", required=True, metavar="FILE", help="the table, as JSON")
     verb.add_argument("--device", default="cpu", help="(default: %(default)s)")
     verb.add_argument("--runtime", default="eager", help=f"how the network is to run: {', '.join(RUNTIMES)} (default: %(default)s)")
-    verb.add_argument("--image-size", type=int, default=480, help="as that of the search (default: %(default)s)")
+    verb.add_argument("--image-size", "--size", type=int, default=480, help="as that of the search (default: %(default)s)")
     verb.add_argument("--kernels", type=int, nargs="+", default=[3, 5], help="of the bottlenecks (default: 3 5)")
     verb.add_argument("--max-channels", type=int, default=2048, help="(default: %(default)s)")
     verb.add_argument("--batch", type=int, default=1, help="images at once; times are of one (default: %(default)s)")
     verb.add_argument("--seconds", type=float, default=0.02, help="of measuring each convolution (default: %(default)s)")
 
     verb = verbs.add_parser("benchmark", help="what the search reaches, how fast, and how far from the best there is")
-    verb.add_argument("--config", **config)
+    verb.add_argument("--config-file", "--config", dest="config", **config)
     verb.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     verb.add_argument("--json", default="", metavar="FILE", help="where the figures go")
     verbs.add_parser("keys", help="every key of a search's config, its default and meaning")

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import os
 import sys
-from typing import Callable
+from typing import Any, Callable
 
 from ..config import check_output_file
 from ..errors import UserError, unknown
@@ -12,6 +12,9 @@ from ..errors import UserError, unknown
 
 def run(main: Callable[[], None], prefix: str = "") -> None:
     """Runs a tool's ``main``; a user's mistake becomes one line, which begins with ``prefix``, and exit code 2."""
+    from ..engine.logs import hush  # not before --help has answered
+
+    hush()
     try:
         main()
     except UserError as error:
@@ -43,6 +46,17 @@ def add_threshold(parser: argparse.ArgumentParser, text: str) -> None:
     """``--confidence-threshold``, as detectron2's demo calls it, and the names that other tools gave it."""
     flags = ("--confidence-threshold", "--conf-threshold", "--threshold")
     parser.add_argument(*flags, type=_score, default=0.5, metavar="SCORE", help=f"{text} (default: %(default)s)")
+
+
+def nothing_shown(scores: Any, threshold: float) -> str:
+    """What to say where there are ``scores``, and none of them reaches the threshold; else ""."""
+    highest = max((float(score) for score in scores), default=1.0)
+    return f"no objects with a score of {threshold:g} (--confidence-threshold), the highest is {highest:.2f}" if highest < threshold else ""
+
+
+def task_named(text: str) -> str:
+    """What ``--task`` means, by COCO's name, also where it was written as a recipe has it."""
+    return {"boxes": "bbox", "masks": "segm"}.get(text, text)
 
 
 def picture(path: str, kinds=(".png", ".jpg", ".jpeg")) -> None:

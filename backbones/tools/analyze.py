@@ -79,21 +79,23 @@ def main() -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--backbone", metavar="NAME", help="of backbones.list_backbones()")
     what.add_argument("--config-file", metavar="FILE", help="a config's path or name")
-    parser.add_argument("--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"), help="image size (default: 800 1344)")
+    parser.add_argument(
+        "--image-size", "--size", type=int, nargs=2, default=(800, 1344), metavar=("H", "W"), help="image size (default: 800 1344)"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE each, or key=value of a Python config")
     args = parser.parse_args()
-    if min(args.size) < 1:
-        raise UserError(f"--size {args.size[0]} {args.size[1]}: both sides must be at least 1")
+    if min(args.image_size) < 1:
+        raise UserError(f"--image-size {args.image_size[0]} {args.image_size[1]}: both sides must be at least 1")
     if args.backbone and args.opts:
         raise UserError(f"overrides go with --config-file, not with --backbone: {' '.join(args.opts)}")
-    result = analyze(args.backbone or args.config_file, bool(args.backbone), tuple(args.size), args.opts)
+    result = analyze(args.backbone or args.config_file, bool(args.backbone), tuple(args.image_size), args.opts)
     if args.json:
-        print(json.dumps({"size": list(args.size), "parts": result}, indent=1))
+        print(json.dumps({"size": list(args.image_size), "parts": result}, indent=1))
         return
     rows = [
         (
-            part if v.get("size", list(args.size)) == list(args.size) else f"{part} at {v['size'][0]}x{v['size'][1]}",
+            part if v.get("size", list(args.image_size)) == list(args.image_size) else f"{part} at {v['size'][0]}x{v['size'][1]}",
             f"{v['parameters']:,}",
             f"{v['with_affine']:,}",
             *(f"{v[k]:.2f}" if k in v else "" for k in ("gmacs_conv", "gmacs_all")),
@@ -101,7 +103,7 @@ def main() -> None:
         )
         for part, v in result.items()
     ]
-    headers = ("", "Param.", "with affine", f"GFLOPs {args.size[0]}x{args.size[1]}, conv", "all", "activations / 1e6")
+    headers = ("", "Param.", "with affine", f"GFLOPs {args.image_size[0]}x{args.image_size[1]}, conv", "all", "activations / 1e6")
     print(tabulate(rows, headers, "pipe", disable_numparse=True))
 
 

@@ -97,7 +97,7 @@ def measure(args: argparse.Namespace) -> None:
         picture(args.plot)
     for name in args.suite:
         suite = importlib.import_module(f"..benchmark.{name}", __package__).suite
-        for row in suite(args.pairs, device, *([args.images] if name == "data" else [])):
+        for row in suite(args.pairs, device, *([args.num] if name == "data" else [])):
             record(row, args.json, ("name", "machine", "threads"))
             if "median" in row:
                 ratio = f"{row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
@@ -117,7 +117,12 @@ def main() -> None:
     parser.add_argument("--suite", nargs="+", default=[], choices=SUITES, help="measure speed: no config is trained")
     parser.add_argument("--pairs", type=int, default=9, help="rounds of --suite (default: %(default)s)")
     parser.add_argument(
-        "--images", type=int, default=5000, help="of the annotation file that --suite data reads; COCO has 118287 (default: %(default)s)"
+        "--num",
+        "--images",
+        type=int,
+        default=5000,
+        metavar="N",
+        help="of the annotation file that --suite data reads; COCO has 118287 (default: %(default)s)",
     )
     parser.add_argument("--device", default="", help="of --suite (default: a GPU where there is one)")
     parser.add_argument("--plot", default="", metavar="FILE", help="with --suite deploy: published AP against latency, a picture")

@@ -20,9 +20,9 @@ from ..engine import open_config
 from ..errors import UserError, unknown
 from ..evaluation.comparison import beyond_chance, compare
 from ..evaluation.leading import leading_task
-from ..evaluation.results import TASKS, check_keypoints, check_results, read_truth, results_file, truth_of
+from ..evaluation.results import TASKS, check_keypoints, check_results, config_of, read_truth, results_file, truth_of
 from ..files import replacing, write_whole
-from . import parser_of, picture, program, run
+from . import parser_of, picture, program, run, task_named
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 SHOWN = 20  # classes in the printed table
@@ -111,10 +111,9 @@ def plot(result: dict[str, Any], output: str) -> None:
 
 def dataset_of(config: str, run: str, name: str | None) -> str:
     """The name of the data to compare on, made known where a config, or the one that a run left, brings them along."""
-    folder = run if os.path.isdir(run) else os.path.join(os.path.dirname(run), "..")  # of inference/coco_instances_results.json
-    left = os.path.normpath(os.path.join(folder, "config.yaml"))
-    if config or os.path.isfile(left):
-        front = open_config(config or left)
+    config = config or config_of(run)
+    if config:
+        front = open_config(config)
         name = name or next(iter(front.settings.DATASETS.TEST), None)
         front.register(names=[name] if name else None)
     if not name:
@@ -135,7 +134,7 @@ def main() -> None:
     data.add_argument("--dataset", metavar="NAME", help=text)
     parser.add_argument("--config-file", default="", metavar="FILE", help="a config that names your own data (default: config.yaml of A's run)")
     text = f"one of {', '.join(TASKS)} (default: masks where both results have them, else keypoints, else boxes)"
-    parser.add_argument("--task", default="auto", help=text)
+    parser.add_argument("--task", default="auto", type=task_named, help=text)
     parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap, at least 100 (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     parser.add_argument("--confidence", type=float, default=95, help="of the intervals, in percent (default: %(default)s)")

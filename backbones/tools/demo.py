@@ -21,7 +21,7 @@ from ..data.formats.building import SUFFIXES
 from ..deploy.optimize import PRECISIONS
 from ..engine import add_config_arguments, open_named
 from ..errors import UserError, counted
-from . import add_threshold, parser_of, program, run
+from . import add_threshold, nothing_shown, parser_of, program, run
 from .export import read_image
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # that OpenCV writes
@@ -250,10 +250,7 @@ def _images(files: list[str], targets: list[str], predict: Callable, drawer: Dra
         words = "" if scale == 1 else f"{width}x{height} pixels, drawn at {size[1]}x{size[0]}, "
         if "instances" in predictions:
             scores = predictions["instances"].scores
-            found = f"{counted(int((scores >= drawer.threshold).sum()), 'object')}, "
-            if len(scores) and scores.max() < drawer.threshold:
-                found = f"no objects with a score of {drawer.threshold:g} (--confidence-threshold), the highest is {float(scores.max()):.2f}, "
-            words += found
+            words += f"{nothing_shown(scores, drawer.threshold) or counted(int((scores >= drawer.threshold).sum()), 'object')}, "
         tqdm.write(f"{target or file}: {words}{seconds:.2f} s", file=sys.stdout)
         if not target:
             if not show(drawn, 0):
@@ -300,7 +297,9 @@ def _video(source: Any, output: str, predict: Callable, drawer: Drawer) -> None:
     if not done:
         raise UserError(f"{source!r} holds no frame that can be read")
     if output:
-        print(f"{output}: {counted(done, 'frame')}")
+        # what a file states is a guess where its frames are not of one length
+        missing = f"; {source!r} states {count}: it is cut off, or damaged" if done < 0.95 * count else ""
+        print(f"{output}: {counted(done, 'frame')}{missing}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
 """Looks for everything that would spoil a training before it starts, and lists it: environment, config, weights, data, memory, a dry run.
 
 backbones doctor --config-file faster_rcnn_V_39_FPN_3x.yaml
-backbones doctor --config-file photos.yaml --num-gpus 8 --images all --report doctor.html SOLVER.IMS_PER_BATCH 32
+backbones doctor --config-file photos.yaml --num-gpus 8 --num all --output doctor.html SOLVER.IMS_PER_BATCH 32
 
 Each line is an error (training would stop, or its figures mean nothing), a warning (it would most likely be worse than it could), or a note.
 Ends with 0 where there is no error, with 1 where there is one, and with 2 where the command line cannot be understood. Nothing is written
-but what --report names; the dry run works in a temporary folder.
+but what --output names; the dry run works in a temporary folder.
 """
 
 import argparse
@@ -56,7 +56,7 @@ def examine(args: argparse.Namespace, say: Callable[[str], None] = print) -> tup
         front,
         processes=count_processes(args),
         gpus=args.num_gpus,
-        images=args.images,
+        images=args.num,
         download=args.download,
         resume=args.resume,
         partial=args.allow_partial_weights,
@@ -99,7 +99,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="as training will have it")
     parser.add_argument(
-        "--images", type=_images, default=500, metavar="N|all", help="how many images of each data set are read (default: %(default)s)"
+        "--num", "--images", type=_images, default=500, metavar="N|all", help="how many images of each data set are read (default: %(default)s)"
     )
     parser.add_argument("--resume", action="store_true", help="as training will have it")
     parser.add_argument("--allow-partial-weights", action="store_true", help="as training will have it")
@@ -107,7 +107,9 @@ def argument_parser() -> argparse.ArgumentParser:
         parser.add_argument(name, help=argparse.SUPPRESS)
     parser.add_argument("--no-run", action="store_true", help="leave out the dry run")
     parser.add_argument("--download", action="store_true", help="download weights that are not on this machine, as training does")
-    parser.add_argument("--report", default="", metavar="FILE", help="write all of it, with charts and training samples, into this .html")
+    parser.add_argument(
+        "--output", "--report", default="", metavar="FILE", help="write all of it, with charts and training samples, into this .html"
+    )
     add_data_arguments(parser)
     add_config_arguments(parser)
     return parser
@@ -115,16 +117,16 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = argument_parser().parse_args()
-    if args.report:
-        if not args.report.lower().endswith((".html", ".htm")):
-            raise UserError(f"--report {args.report!r} must end in .html", "value", "--report")
-        if os.path.isdir(args.report):
-            raise UserError(f"--report {args.report!r} is a folder", "cannot-write", "--report")
-        check_output_dir(os.path.dirname(os.path.abspath(args.report)), "the folder of --report")
+    if args.output:
+        if not args.output.lower().endswith((".html", ".htm")):
+            raise UserError(f"--output {args.output!r} must end in .html", "value", "--output")
+        if os.path.isdir(args.output):
+            raise UserError(f"--output {args.output!r} is a folder", "cannot-write", "--output")
+        check_output_dir(os.path.dirname(os.path.abspath(args.output)), "the folder of --output")
     if min(args.num_gpus, args.num_machines) < 1:
         raise UserError("--num-gpus and --num-machines must be at least 1", "value", "--num-gpus")
     examination, sections = examine(args)
-    if args.report:
+    if args.output:
         pictures: dict[str, list[tuple[str, str]]] = {"data": []}
         for draw in (charts, samples):
             with quiet():
@@ -133,8 +135,8 @@ def main() -> None:
                 except Exception as problem:  # the findings are worth a page without them
                     pictures["data"].append((f"no {draw.__name__}: {words(problem)}", ""))
         title = f"Doctor: {os.path.basename(args.config_file) or 'defaults'}"
-        write_whole(args.report, page(title, sections, examination.text, pictures))
-        print(args.report)
+        write_whole(args.output, page(title, sections, examination.text, pictures))
+        print(args.output)
     print(totals(sections))
     sys.exit(1 if any(f.severity == "error" for findings in sections.values() for f in findings) else 0)
 

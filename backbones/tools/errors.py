@@ -25,7 +25,7 @@ from ..evaluation.leading import leading_task
 from ..evaluation.mistakes import KINDS, Judged, by_kind_of_object, confusion, judge, tide
 from ..evaluation.results import check_results, results_file, truth_of
 from ..files import write_whole
-from . import add_threshold, parser_of, program, run
+from . import add_threshold, nothing_shown, parser_of, program, run, task_named
 
 SHOWN = 20  # rows of the confusion's list
 
@@ -138,7 +138,11 @@ def main() -> None:
     parser.add_argument("run", metavar="RUN", help="the OUTPUT_DIR of a run, with its config.yaml and inference/")
     parser.add_argument("--dataset", metavar="NAME", help="the data that were evaluated (default: the first of the config's DATASETS.TEST)")
     parser.add_argument(
-        "--task", default="auto", choices=("auto", "bbox", "segm"), help="default: masks where the results have them, else boxes"
+        "--task",
+        default="auto",
+        type=task_named,
+        choices=("auto", "bbox", "segm"),
+        help="default: masks where the results have them, else boxes",
     )
     add_threshold(parser, "smallest score of confusion and pictures")
     parser.add_argument("--num", type=int, default=12, help="how many of the worst images to show (default: %(default)s)")
@@ -177,6 +181,9 @@ def main() -> None:
         dataset = {**dataset, "annotations": [{k: v for k, v in a.items() if k != "segmentation"} for a in dataset["annotations"]]}
     figures, judged = examine(dataset, results, task, args.confidence_threshold)
     figures.update(run=args.run, dataset=name)
+    said = nothing_shown((result["score"] for result in results), args.confidence_threshold)
+    if said:
+        print(f"{said}: every object counts as missed in the confusion and the pictures")
     if args.corruptions:
         figures["severities"] = args.severities
         figures["corruptions"] = corruptions.evaluate(

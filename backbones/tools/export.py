@@ -9,6 +9,7 @@ The file is traced and checked on --image, at two sizes; where it differs by mor
 """
 
 import os
+import sys
 import tempfile
 from functools import partial
 from typing import Any, Callable, Iterator
@@ -26,9 +27,14 @@ from . import parser_of, program, run
 def read_image(path: str, **reading: Any) -> np.ndarray:
     """(H, W, 3) BGR uint8, read as `data.images.settings` say. Raises UserError for what is no image, or cannot be used as it is."""
     try:
-        return np.ascontiguousarray(images.read(path, "BGR", **reading))
+        pixels = np.ascontiguousarray(images.read(path, "BGR", **reading))
+        with images.opened(path, reading.get("max_pixels", 0)) as image:
+            pictures = images.pictures_in(image)
     except images.UNREADABLE as error:
         raise UserError(unreadable({"file_name": path}, error), "bad-file") from error
+    if pictures > 1:
+        print(f"{path}: the first of {pictures} pictures in it is taken", file=sys.stderr)
+    return pixels
 
 
 def sample(front: Front, path: str | None) -> np.ndarray:
@@ -108,14 +114,16 @@ def main() -> None:
         action="store_true",
         help="the file takes uint8 images (H, W, 3) RGB of any size, and gives boxes in their pixels",
     )
-    parser.add_argument("--image", metavar="FILE", help="what the export is traced and checked on (default: an image of DATASETS.TEST)")
+    parser.add_argument(
+        "--image", "--input", metavar="FILE", help="what the export is traced and checked on (default: an image of DATASETS.TEST)"
+    )
     parser.add_argument("--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS.values())}, after the format")
     precisions = sorted({"float32", *(name for names in PRECISIONS.values() for name in names)})
     parser.add_argument("--precision", default="float32", choices=precisions, help="int8 needs --calibrate (default: float32)")
     parser.add_argument(
         "--calibrate", metavar="DATA", help="a data set's name, or a folder of images (and of folders), that int8 takes its ranges from"
     )
-    parser.add_argument("--images", type=int, default=128, help="number of images to calibrate on (default: %(default)s)")
+    parser.add_argument("--num", "--images", type=int, default=128, metavar="N", help="number of images to calibrate on (default: %(default)s)")
     parser.add_argument(
         "--max-drop", type=float, default=0.5, help="points of AP, PQ, mIoU or top-1 that may be lost on DATASETS.TEST (default: %(default)s)"
     )
@@ -128,8 +136,8 @@ def main() -> None:
         raise UserError(
             f"--include-preprocessing: resizing needs float32, but --precision is {args.precision}", "conflict", "--include-preprocessing"
         )
-    if args.images < 1:
-        raise UserError(f"--images {args.images} must be at least 1", key="--images")
+    if args.num < 1:
+        raise UserError(f"--num {args.num} must be at least 1", key="--num")
     folder = os.path.dirname(os.path.abspath(args.output))
     check_output_dir(folder, key="the folder of --output")
     front = open_named(args)
@@ -146,7 +154,7 @@ def main() -> None:
         differences, figures = given(args.output, args.format), {}
     else:
         evaluate = evaluator(front) if args.part == "detector" else None
-        samples = calibration(front, args.calibrate, args.images) if args.precision == "int8" else iter(())
+        samples = calibration(front, args.calibrate, args.num) if args.precision == "int8" else iter(())
         with tempfile.TemporaryDirectory(dir=folder) as place:
             exact = os.path.join(place, "float32.onnx")
             differences = given(exact, "onnx")

@@ -23,7 +23,10 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """What a recipe goes by, beside the data."""
     group = parser.add_argument_group("what a recipe goes by")
     text = "what to learn (default: what the annotations have)"
-    group.add_argument("--task", default="auto", choices=("auto", "boxes", "masks", "keypoints"), help=text)
+    named = {"bbox": "boxes", "segm": "masks"}  # as an evaluation has it
+    group.add_argument(
+        "--task", default="auto", type=lambda text: named.get(text, text), choices=("auto", "boxes", "masks", "keypoints"), help=text
+    )
     text = "time for the training, in minutes or such as 2h, 90m or 1h30m (default: %(default)g)"
     group.add_argument("--minutes", type=_minutes, default=60.0, metavar="TIME", help=text)
     group.add_argument("--iterations", type=int, metavar="N", help="length of the training, in the place of --minutes")
@@ -73,7 +76,9 @@ def argument_parser() -> argparse.ArgumentParser:
     parser = parser_of(program("recipe"), __doc__)
     add_data_arguments(parser)
     add_recipe_arguments(parser)
-    parser.add_argument("--gpus", type=int, default=1, metavar="N", help="how many GPUs will train (default: %(default)s)")
+    parser.add_argument(
+        "--num-gpus", "--gpus", type=int, default=1, dest="gpus", metavar="N", help="how many GPUs will train (default: %(default)s)"
+    )
     parser.add_argument("--device", default="", help="what will train (default: a GPU where there is one)")
     parser.add_argument("--output", required=True, metavar="FILE", help="the config to write")
     return parser
@@ -86,7 +91,7 @@ def _elsewhere(args: argparse.Namespace) -> None:
         ("--latency", args.latency, "leave it out"),
     ):
         if value:
-            raise UserError(f"{flag} with --gpus {args.gpus}: this machine has no GPU to measure on; {wanted}", "device", flag)
+            raise UserError(f"{flag} with --num-gpus {args.gpus}: this machine has no GPU to measure on; {wanted}", "device", flag)
     args.device = "cuda"
     print(f"this machine has no GPU: the recipe is for {args.gpus} of another one, and nothing is measured")
 

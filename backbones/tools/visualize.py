@@ -14,7 +14,8 @@ from ..drawing import Mark, colour, mask_of
 from ..drawing import draw as draw_marks
 from ..engine import open_config
 from ..errors import UserError, unknown
-from . import add_threshold, parser_of, picture, program, run
+from ..evaluation.results import config_of, results_file
+from . import add_threshold, nothing_shown, parser_of, picture, program, run
 
 _FIELDS = {
     "image_id": ("a number or a name", lambda value: isinstance(value, (int, str))),
@@ -100,6 +101,9 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
         found = [mark(r, BoxMode.XYWH_ABS, to_class.get(r["category_id"], r["category_id"]), f" {100 * r['score']:.0f}") for r in kept]
         left, right = draw_marks(image, truth), draw_marks(image, found)
         tiles.append(np.hstack([left, np.full((len(left), 4, 3), 255, np.uint8), right]))
+    said = nothing_shown((r["score"] for d in chosen for r in by_image[d["image_id"]]), threshold)
+    if said:
+        print(said)
     if not tiles:
         raise UserError(f"none of the {len(chosen)} images can be read", "bad-file")
     write_grid(tiles, output, 3 if len(tiles) >= 6 else 1, "ground truth | detections")
@@ -135,10 +139,10 @@ def write_grid(tiles: list[np.ndarray], output: str, columns: int, title: str) -
 
 def main() -> None:
     parser = parser_of(program("visualize"), __doc__)
-    parser.add_argument("--input", required=True, metavar="JSON", help="OUTPUT_DIR/inference/coco_instances_results.json of a run")
-    parser.add_argument("--dataset", required=True, help="name of the data set that was evaluated")
+    parser.add_argument("--input", required=True, metavar="RUN", help="the OUTPUT_DIR of a run, or its inference/coco_instances_results.json")
+    parser.add_argument("--dataset", metavar="NAME", help="the data that were evaluated (default: the first of the config's DATASETS.TEST)")
     parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write, .png or .jpg")
-    parser.add_argument("--config-file", metavar="FILE", help="a config that names your own data, such as OUTPUT_DIR/config.yaml")
+    parser.add_argument("--config-file", metavar="FILE", help="a config that names your own data (default: config.yaml of the run)")
     parser.add_argument("--num", type=int, default=12, help="how many images to draw (default: %(default)s)")
     add_threshold(parser, "smallest score to draw")
     parser.add_argument("--worst", action="store_true", help="the images with the most mistakes, the worst first")
@@ -146,11 +150,15 @@ def main() -> None:
     if args.num < 1:
         raise UserError(f"--num {args.num}: draw at least one image")
     reading: dict[str, Any] = {}
-    if args.config_file:
-        front = open_config(args.config_file)
-        front.register(names=[args.dataset])
+    config, name = args.config_file or config_of(args.input), args.dataset
+    if config:
+        front = open_config(config)
+        name = name or next(iter(front.settings.DATASETS.TEST), None)
+        front.register(names=[name] if name else None)
         reading = images.settings(front.settings)
-    draw(args.input, args.dataset, args.output, args.num, args.confidence_threshold, args.worst, **reading)
+    if not name:
+        raise UserError("on what data was it evaluated? Name it by --dataset", "missing-argument", "--dataset")
+    draw(results_file(args.input), name, args.output, args.num, args.confidence_threshold, args.worst, **reading)
     print(args.output)
 
 

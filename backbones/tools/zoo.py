@@ -95,6 +95,9 @@ def show(name: str) -> str:
     """What is known of one entry, and how to use it."""
     if registry.is_network(name):
         return _show_network(name)
+    full = registry.full_name(name)
+    if full:
+        raise UserError(f"unknown config or network: {name!r}. Did you mean {full!r}?", "unknown-name", "NAME", full)
     networks = registry.list_backbones("timm/*" if name.startswith("timm/") else "*")
     path, known = zoo.get_config_file(name, networks), zoo.published(name)
     settings, releases = open_config(name).settings, _releases(name)
@@ -182,9 +185,11 @@ def check_table(rows: list[dict[str, Any]]) -> str:
 
 
 def _check(args: Any) -> None:
-    if args.jobs < 1 or not 0 < args.timeout < float("inf"):
-        raise UserError(f"--jobs {args.jobs} --timeout {args.timeout:g}: both must be positive", key="--jobs" if args.jobs < 1 else "--timeout")
-    rows = check(args.name, args.jobs, args.timeout)
+    if args.workers < 1 or not 0 < args.timeout < float("inf"):
+        raise UserError(
+            f"--workers {args.workers} --timeout {args.timeout:g}: both must be positive", key="--workers" if args.workers < 1 else "--timeout"
+        )
+    rows = check(args.name, args.workers, args.timeout)
     print(json.dumps(rows, indent=1) if args.json else check_table(rows))
     sys.exit(any(row["state"] == "dead" and not row["gone"] for row in rows))
 
@@ -209,7 +214,7 @@ def main() -> None:
             one.add_argument("name", metavar="NAME", help="a config or network that `list` lists")
         one.set_defaults(action=action)
     one.add_argument("--json", action="store_true", help="print JSON")
-    one.add_argument("--jobs", type=int, default=8, metavar="N", help="addresses asked at a time (default: 8)")
+    one.add_argument("--workers", "--jobs", type=int, default=8, metavar="N", help="addresses asked at a time (default: 8)")
     one.add_argument("--timeout", type=float, default=10, metavar="S", help="seconds that a server may take to answer (default: 10)")
     args = parser.parse_args()
     args.action(args)

@@ -5,6 +5,7 @@ outlines; globox has boxes alone; datumaro asks for numpy 2.2 and Pillow 12; pyl
 """
 
 import os
+import re
 from typing import Any
 
 from ...errors import UserError
@@ -16,6 +17,7 @@ __all__ = ["foreign", "load", "splits"]
 
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _COCO = ("_annotations.coco.json", "annotations.json")  # as Roboflow and others name the file among its images
+_ANNOTATIONS = "annotations"  # the folder that COCO's own files and CVAT's exports lie in, beside those of images
 _ALLOWED = "COCO's JSON file, a YOLO data.yaml or folder, a Pascal VOC folder or list, a folder of labelme's files"
 
 
@@ -39,7 +41,8 @@ def load(path: str, images: str = "") -> dict[str, Any] | None:
         path = yolo.yaml_in(path) or path
     kind = _kind(path)
     if kind is None and os.path.isdir(path):
-        near = [os.path.join(place, name) for place in (path, os.path.dirname(os.path.abspath(path))) for name in sorted(os.listdir(place))]
+        places = [place for place in (path, os.path.join(path, _ANNOTATIONS), os.path.dirname(os.path.abspath(path))) if os.path.isdir(place)]
+        near = [os.path.join(place, name) for place in places for name in sorted(os.listdir(place))]
         files = ", ".join(repr(file) for file in near if file.lower().endswith(".json"))
         hint = f" In it and beside it are {files}: name the file of the annotations." if files else ""
         raise UserError(f"folder {path!r} has no annotations that can be read. Allowed: {_ALLOWED}.{hint}", "bad-file")
@@ -58,8 +61,8 @@ def load(path: str, images: str = "") -> dict[str, Any] | None:
 def splits(path: str) -> dict[str, tuple[str, str]]:
     """The parts of the data at a path: "train", "val" and "test", or "" for all -> (annotations, image folder), as `load` takes them.
 
-    They are those of a YOLO data.yaml, of the lists of a Pascal VOC folder, or folders train, val (valid) and test, as Roboflow writes them;
-    a folder's COCO file is its only .json, or is found by its name.
+    They are those of a YOLO data.yaml, of the lists of a Pascal VOC folder, folders train, val (valid) and test, as Roboflow writes them,
+    or COCO's files in ``annotations``; a folder's COCO file is its only .json, or is found by its name.
     Raises UserError where a data.yaml cannot be read or its images for training or validation are not there.
     """
     if yolo.is_yaml(path) and os.path.isfile(path):
@@ -72,14 +75,39 @@ def splits(path: str) -> dict[str, tuple[str, str]]:
         for folder in (os.path.join(place, name) for name in names for place in (path, os.path.join(path, "images"))):
             if os.path.isdir(folder) and _coco_in(folder):
                 found.setdefault(split, (_coco_in(folder), _image_folder(folder)))
+            elif list(_in_annotations(folder)) == [""]:
+                file = _in_annotations(folder)[""]
+                found.setdefault(split, (file, _image_folder(file)))
             elif os.path.isdir(folder) and _kind(folder):
                 found.setdefault(split, (folder, _image_folder(folder)))
     files = {split: os.path.join(path, f"{split}.json") for split in ("train", "val")}
     if not found and all(map(os.path.isfile, files.values())):  # as `backbones dataset split` writes them
         return {split: (file, path) for split, file in files.items()}
+    if not found and not _coco_in(path):
+        found = {split: (file, _image_folder(file)) for split, file in _in_annotations(path).items()}
     if found:
         return found
     return {"": (_coco_in(path) or path, _image_folder(path))}
+
+
+def _in_annotations(path: str) -> dict[str, str]:
+    """The COCO files of a folder's ``annotations``, by the part that their names end in, or "" of one alone; {} where several may be meant."""
+    folder = os.path.join(path, _ANNOTATIONS)
+    names = [name for name in sorted(os.listdir(folder)) if name.lower().endswith(".json")] if os.path.isdir(folder) else []
+    if len(names) == 1:
+        return {"": os.path.join(folder, names[0])}
+    found: dict[str, str] = {}
+    for name in names:  # instances_val2017.json
+        end = re.sub(r"\d+$", "", _end(name).lower())
+        split = next((split for split, called in _SPLITS.items() if end in called), "")
+        if not split or split in found:
+            return {}
+        found[split] = os.path.join(folder, name)
+    return found
+
+
+def _end(file: str) -> str:
+    return os.path.splitext(os.path.basename(file))[0].rpartition("_")[2]
 
 
 def _coco_in(folder: str) -> str:
@@ -117,7 +145,13 @@ def _image_folder(path: str) -> str:
         if path.lower().endswith(".txt") and os.path.isfile(path):
             voc_root = os.path.normpath(os.path.join(folder, "..", ".."))
             return voc.image_folder(voc_root) if _kind(path) == "voc" else yolo.image_folder([path])
-        return folder
+        above, end = os.path.dirname(os.path.abspath(folder)), _end(path)
+        if os.path.basename(os.path.abspath(folder)) != _ANNOTATIONS or has(folder, SUFFIXES):
+            return folder
+        places = [os.path.join(above, "images", end), os.path.join(above, end), os.path.join(above, "images")]
+        return next((place for place in places if os.path.isdir(place)), folder)
+    if os.path.basename(os.path.abspath(path)) == _ANNOTATIONS and _coco_in(path):
+        return _image_folder(_coco_in(path))
     places = [os.path.join(path, "images"), os.path.join(path, voc.PICTURES), yolo.mirrored(path, "labels", "images")]
     if os.path.basename(os.path.abspath(path)) == voc.ANNOTATIONS:
         places.append(os.path.join(os.path.dirname(os.path.abspath(path)), voc.PICTURES))
