@@ -1,5 +1,6 @@
 """The table of all networks by name, and the networks in plain Python."""
 
+import contextlib
 import dataclasses
 import fnmatch
 import functools
@@ -51,7 +52,11 @@ def family_of(name: str) -> Family:
 
 def full_name(name: str) -> str:
     """The network that is meant by its name without its family's prefix, such as timm's resnet50; "" where there is none."""
-    return next((f.prefix + name for f in FAMILIES.values() if f.prefix and isinstance(name, str) and f.prefix + name in f.specs), "")
+    for family in FAMILIES.values():
+        with contextlib.suppress(UserError):  # which a library's names raise, with the nearest of them
+            if family.prefix and isinstance(name, str) and not name.startswith(family.prefix) and family.prefix + name in family.specs:
+                return family.prefix + name
+    return ""
 
 
 def list_backbones(pattern: str = "*") -> list[str]:

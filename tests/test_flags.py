@@ -95,3 +95,5 @@ def test_networks_of_timm_without_their_prefix():
         with pytest.raises(UserError, match="'resnet50'. Did you mean 'timm/resnet50'") as error:
             call("resnet50")
         assert error.value.suggestion == "timm/resnet50"
+        with pytest.raises(UserError, match="'V-38-eSE'. Did you mean 'V-39-eSE'"):
+            call("V-38-eSE")
