@@ -445,10 +445,10 @@ def test_broken_files(text, words, tmp_path):
 
 
 HEADS = ["Cascade", "Keypoint", "Panoptic", "Cityscapes", "LVIS", "PascalVOC"]
-FAMILY_BASES = ["Base-RCNN-MobileNet-FPN", "Base-RCNN-RegNet-FPN", "Base-RCNN-VoVNet-FPN"]
+FAMILY_BASES = sorted(os.path.basename(path)[:-5] for path in glob.glob(os.path.join(zoo.config_root(), "Base-RCNN-*-FPN.yaml")))
 
 
-@pytest.mark.parametrize("head, family", zip(HEADS, itertools.cycle(FAMILY_BASES)))
+@pytest.mark.parametrize("head, family", zip(itertools.cycle(HEADS), FAMILY_BASES * -(-len(HEADS) // len(FAMILY_BASES))))
 def test_heads_go_over_every_family(head, family, tmp_path):
     """Of a list of bases, each relative to its own file, the later wins; the config itself comes last."""
     (tmp_path / "configs").symlink_to(zoo.config_root())

@@ -54,7 +54,8 @@ def swaps():
     product = [
         (config, names)
         for i, config in enumerate(every)
-        for names in ([ONE_OF_EACH[i % 5]], [*ONE_OF_EACH[: i % 5], *ONE_OF_EACH[i % 5 + 1 :]])
+        for one in [ONE_OF_EACH[i % len(ONE_OF_EACH)]]
+        for names in ([one], [name for name in ONE_OF_EACH if name != one])
     ]
     tried = [(config, names) for config, names in product if len(names) == 1 and config in {*THEIRS, *share(OURS, 0, of=3)}]
     return cases(product, tried, daily=[(config, names) for config, names in tried if config in DAILY])
