@@ -194,7 +194,10 @@ def _weights(name: str, norm: str, scratch: str) -> tuple[str, str]:
         return weights.PREFIX + name, ""
     else:
         norm = "SyncBN" if norm in ("FrozenBN", "EvalBN") else norm  # frozen statistics would be of no data
-        known = [f"{release.spec}: {release.gone or release.restricted}" for release in weights.releases(name)]
+        releases = weights.releases(name)
+        known = [f"{release.spec}: {release.gone or release.restricted}" for release in releases]
+        if alive := [release.spec for release in releases if not release.gone]:
+            known[-1] += f". --weights {alive[0]} accepts that licence"
         reason = f"to begin with, neither released nor in {weights.folder()!r}" if not known else f"that can be had ({'; '.join(known)})"
     logging.getLogger(__name__).warning(f"{name} is trained from scratch ({scratch}, norm {norm}): there are no weights of it {reason}")
     return "", norm

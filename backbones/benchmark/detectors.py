@@ -16,7 +16,7 @@ from ..swap import use_backbone
 FASTER = {
     "V-19-slim-dw-eSE": "faster_rcnn_V_19_slim_dw_FPNLite_3x.yaml",
     "MobileNetV2": "faster_rcnn_Mv2_FPNLite_3x.yaml",
-    "RegNetX-3.2GF": "faster_rcnn_RegNetX_3.2GF_FPN_1x.yaml",
+    "RegNetX-3.2GF": "faster_rcnn_RegNetX_3.2GF_FPN_3x.yaml",
     "V-39-eSE": "faster_rcnn_V_39_FPN_3x.yaml",
     "R-50": "COCO-Detection/faster_rcnn_R_50_FPN_3x.yaml",
     "R-101": "COCO-Detection/faster_rcnn_R_101_FPN_3x.yaml",

@@ -126,5 +126,6 @@ def _anchors(examination: Examination, facts: Facts | None) -> Iterator[Finding]
     advice = "set the anchors' sizes and aspect ratios after them, or resize otherwise" if missed.mean() > 0.05 else ""
     if advice and facts is not None and examination.front.knows("MODEL.ANCHOR_GENERATOR.SIZES"):
         fitted = rules.anchors(facts, examination.cfg, examination.cfg.INPUT.MIN_SIZE_TEST or 800)
-        advice = "; ".join(f"set {choice.key} {choice.value} ({choice.reason})" for choice in fitted)
+        others = [choice for choice in fitted if get(examination.cfg, choice.key) != choice.value]
+        advice = "; ".join(f"set {choice.key} {choice.value} ({choice.reason})" for choice in others)
     yield (warning if missed.mean() > 0.2 else note)(f"{said}; {spread}", advice)
