@@ -1,7 +1,7 @@
-"""Training that keeps less for the backward pass: a convolution and its frozen norm as one operation, over pieces joined for it alone.
+"""Training that keeps less for the backward pass: a convolution and its frozen norm are one operation on pieces that are joined only for it.
 
 Torch keeps what a convolution was given until its gradient is computed. Where that is a concatenation, every piece is kept twice, as the
-layers that made the pieces keep them too: here the pieces alone are, and joined anew in the backward pass. A frozen norm's scale goes into the
+layers that made the pieces keep them too. Here only the pieces are kept, and joined again later. A frozen norm's scale goes into the
 weight, so that no pass over the feature is needed for it. The gradients are those of the plain network.
 """
 

@@ -83,18 +83,18 @@ _MOST_BYTES = 1 << 20
 def read_structure(path: str) -> Structure:
     """The structure in a file: a Python literal, a list of blocks or a dict with ``best_structures``. Nothing in it is executed.
 
-    Raises UserError that names the block and the field for anything that is no structure, or that is not supported (quantized, grouped).
+    Raises UserError, naming the block and the field, for anything that is not a structure or not supported (quantized, grouped).
     """
     if not os.path.isfile(path):
-        raise UserError(f"structure file {path!r} is not there")
+        raise UserError(f"structure file {path!r} does not exist")
     try:
         if os.path.getsize(path) > _MOST_BYTES:
-            raise ValueError(f"it has {os.path.getsize(path)} bytes, more than any structure")
+            raise ValueError(f"it has {os.path.getsize(path)} bytes, too many for a structure")
         with open(path, encoding="utf-8-sig") as f:
             content = ast.literal_eval(f.read().strip())
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OSError) as error:
         reason = " ".join(str(getattr(error, "msg", error)).split())[:200]
-        raise UserError(f"structure file {path!r} is no Python literal: {reason}") from error
+        raise UserError(f"structure file {path!r} is not a Python literal: {reason}") from error
     return parse_structure(content, f"structure file {path!r}")
 
 
@@ -103,7 +103,7 @@ def parse_structure(content: Any, what: str = "the structure") -> Structure:
     if isinstance(content, dict):
         found = content.get("best_structures")
         if not isinstance(found, list) or not found:
-            raise UserError(f"{what} has no 'best_structures', which a dict is to have")
+            raise UserError(f"{what} is a dict without 'best_structures'")
         content = found[0]
     if not isinstance(content, (list, tuple)) or not content:
         raise UserError(f"{what} holds {_short(content)}, not a list of blocks")
@@ -127,7 +127,7 @@ def _parse_block(entry: Any, i: int, before: int, what: str) -> Block:
         raise UserError(f"{where} is {_short(entry)}, not a dict")
     name = entry.get("class") if isinstance(entry.get("class"), str) else _short(entry.get("class"))
     if "nbitsA" in entry or "nbitsW" in entry or "Quant" in str(name):
-        raise UserError(f"{where} is of a quantized network (class {name!r}, nbitsA, nbitsW), which this project does not have")
+        raise UserError(f"{where} belongs to a quantized network (class {name!r}, nbitsA, nbitsW), which is not supported")
     if name not in _CLASSES:
         raise unknown(f"class in {where}", name, _CLASSES)
     kind = _CLASSES[name]
@@ -154,7 +154,7 @@ def _parse_block(entry: Any, i: int, before: int, what: str) -> Block:
         if value not in allowed:
             raise unknown(f"value of field {field!r} in {where}", value, allowed)
     if values["in"] != before:
-        raise UserError(f"{where}: field 'in' is {values['in']}, but {'the block before it gives' if i else 'images have'} {before}")
+        raise UserError(f"{where}: field 'in' is {values['in']}, but {'the previous block gives' if i else 'images have'} {before}")
     layers, width = values.get("L", int(kind == "bottleneck")), values.get("btn", 0)
     return Block(values["out"], kernel, values["s"], layers, width, relu=name != "ConvKXBN", forced=kind != "bottleneck")
 

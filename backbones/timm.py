@@ -1,8 +1,8 @@
 """Any network of timm (Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models) that is a chain of stages.
 
-timm itself builds the network, as its ``features_only`` model, whose modules are put into the stages "stem" and "res2" to "res5" by what its
-``feature_info`` says: the features are the same bit by bit. Refused with the reason are networks without a feature at each of the strides 4, 8,
-16 and 32 (plain ViTs), those for images of one size alone, and those whose features are not taken from a chain. Batch norms become the norms
+timm itself builds the network, as its ``features_only`` model. Its modules are put into the stages "stem" and "res2" to "res5" by its
+``feature_info``: the features are the same bit by bit. These networks are refused with a reason: those without features at strides 4, 8,
+16 and 32 (plain ViTs), those for images of a single size, and those whose features do not come from a chain. Batch norms become the norms
 that are asked for; other norms are part of the network and stay. Names are timm's behind "timm/", with or without the tag of weights, as in
 "timm/convnext_tiny.fb_in22k". timm is optional, and imported where it is used.
 """
@@ -38,10 +38,10 @@ def _timm() -> Any:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
-        said = f"the networks {PREFIX}... are timm's, which cannot be imported ({error}): pip install 'backbones[timm]'"
+        said = f"networks named {PREFIX}... need timm, which cannot be imported ({error}): pip install 'backbones[timm]'"
         raise UserError(said, "missing-package") from None
     if tuple(map(int, re.findall(r"\d+", timm.__version__)[:3])) < _OLDEST:
-        said = f"timm {timm.__version__} is too old: version {'.'.join(map(str, _OLDEST))} or newer is needed, pip install -U timm"
+        said = f"timm {timm.__version__} is too old: version {'.'.join(map(str, _OLDEST))} or newer is required: pip install -U timm"
         raise UserError(said, "missing-package")
     return timm
 
@@ -105,7 +105,7 @@ def _created(network: str, **options: Any) -> Any:
     except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         asked = ", ".join(f"{key} {value}" for key, value in options.items() if key != "features_only")
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"timm does not build {PREFIX}{network} with {asked or 'features'}: {reason}", "unsupported") from error
+        raise UserError(f"timm cannot build {PREFIX}{network} with {asked or 'features'}: {reason}", "unsupported") from error
 
 
 def _staged(net: Any, owners: Mapping[str, str], norm: str) -> dict[str, nn.Module]:
@@ -131,9 +131,9 @@ def _about(network: str) -> _About:
             net = _created(network, **copy.deepcopy(options))  # which takes its parts out
     strides = net.feature_info.reduction()
     if not {4, 8, 16, 32} <= set(strides):
-        raise refused(f"{PREFIX}{network} has features of strides {', '.join(map(str, strides))}: detectors here need 4, 8, 16 and 32")
+        raise refused(f"{PREFIX}{network} has features at strides {', '.join(map(str, strides))}: detectors need 4, 8, 16 and 32")
     if type(net).__name__ != "FeatureListNet" or net.concat:
-        raise refused(f"{PREFIX}{network} is no chain of stages: timm takes its features by {type(net).__name__}")
+        raise refused(f"{PREFIX}{network} is not a chain of stages: timm extracts its features with {type(net).__name__}")
     owners = dict(_owners(net, strides))
     reasons = []
     for more in _ANY_SIZE:
@@ -145,9 +145,9 @@ def _about(network: str) -> _About:
         except UserError as error:
             reasons.append(error)
     else:
-        raise refused(f"{PREFIX}{network} does not take images of any size: {reasons[0]}") from reasons[0]
+        raise refused(f"{PREFIX}{network} does not accept images of any size: {reasons[0]}") from reasons[0]
     if shapes[0] != shapes[1]:
-        raise refused(f"{PREFIX}{network} gives features whose sizes do not go with the image's")
+        raise refused(f"{PREFIX}{network} returns features whose sizes are not proportional to the image's")
     classifier = getattr(_timm().get_pretrained_cfg(network), "classifier", None) or "fc"  # two names where it is distilled
     last = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     return _About({**options, **more}, owners, shapes[0], dict(_names(stages)), tuple(whole.state_dict()), last)
@@ -189,7 +189,7 @@ def _shapes(stages: Mapping[str, nn.Module], size: tuple[int, int]) -> dict[str,
             continue
         if not _is_map(x, size):
             shape = "x".join(map(str, x.shape[1:])) if isinstance(x, Tensor) else type(x).__name__
-            raise UserError(f"of {size[0]}x{size[1]} its stage {name} makes {shape}")
+            raise UserError(f"for {size[0]}x{size[1]} its stage {name} returns {shape}")
         result[name] = ShapeSpec(channels=x.shape[1], stride=size[0] // x.shape[2])
     return result
 
@@ -248,15 +248,15 @@ class TimmNetwork(StagedBackbone):
         return next((names[candidate] for candidate in candidates if candidate in names), key)
 
     def translate_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str = "", layouts: Sequence[str] = ()) -> dict[str, Tensor]:
-        """As the base class's. Raises UserError for entries that the network has no place for: a file of a deeper one would fill it too."""
+        """As the base class's. Raises UserError for entries that the network lacks, because a file of a deeper network would fill it too."""
         result, about = super().translate_state_dict(state_dict, prefix, layouts), _about(self.network)
         tops, known = {key.partition(".")[0] for key in about.keys}, {*about.names.values(), *about.keys}
         inside = [key[len(prefix) :] for key in result if key.startswith(prefix)]
         strange = [key for key in inside if key.partition(".")[0] in tops and key not in known and not self.classifier.match(key)]
         strange = [key for key in strange if not _COMPUTED.search(key)]
         if strange:
-            said = f"{PREFIX}{self.network} has no place for {len(strange)} entries of the file, the first is {strange[0]}"
-            raise UserError(f"{said}: it is of another network", "misfit-weights")
+            said = f"{PREFIX}{self.network} has no place for {len(strange)} entries of the file, such as {strange[0]}"
+            raise UserError(f"{said}: it belongs to another network", "misfit-weights")
         return result
 
 

@@ -1,4 +1,4 @@
-"""What every source shares: reading, finding out which network a file holds, the proof, writing."""
+"""What all sources share: reading, identifying the network in a file, the proof, writing."""
 
 import dataclasses
 import itertools
@@ -108,7 +108,7 @@ class Converted:
 
 
 def tensors(state_dict: Any, what: str) -> dict[str, Tensor]:
-    """``state_dict``, where it is one of tensors; raises UserError where it is not."""
+    """The tensors of ``state_dict``; raises UserError for anything else in it."""
     if not isinstance(state_dict, Mapping) or not state_dict:
         found = "empty" if isinstance(state_dict, Mapping) else f"of type {_kind(state_dict)}"
         raise UserError(f"{what} is not a state dict: it is {found}", "bad-file")
@@ -151,15 +151,15 @@ def entry_of(data: dict[str, Any], usual: Sequence[str], wanted: str = "") -> st
     """
     found = state_dicts(data)
     if wanted and found == [""]:
-        raise UserError(f"--key {wanted} has nothing to choose: the file is one state dict itself", "value", "--key")
+        raise UserError(f"--key {wanted} does not apply: the file is a single state dict", "value", "--key")
     if wanted and wanted not in found:
-        raise unknown("state dict of the file", wanted, found, key="--key")
+        raise unknown("state dict in the file", wanted, found, key="--key")
     named = [key for key in usual if key in found] or ([] if found else [key for key in usual if key in data])
     if not wanted and not named and len(found) != 1:
         if found:
             names = ", ".join(found)
-            raise UserError(f"the file holds several state dicts: {names}. Say which by --key", "missing-argument", "--key", found[0])
-        raise UserError(f"the file is not a state dict and holds none: it has {_kinds(data)}", "bad-file")
+            raise UserError(f"the file holds several state dicts: {names}. Choose one with --key", "missing-argument", "--key", found[0])
+        raise UserError(f"the file is not a state dict and does not contain one: it has {_kinds(data)}", "bad-file")
     return wanted or next(iter([*named, *found]))
 
 
@@ -213,12 +213,12 @@ def identify(
     if not tried:
         raise UserError(f"{source.title} has no {', '.join(candidates)}")
     name, wrong = min(tried, key=lambda attempt: len(attempt[1]))
-    differ = f"from {name}, the nearest, {listed(wrong, 8)}"
+    differ = f"compared with {name}, the nearest, {listed(wrong, 8)}"
     if len(wrong) > len(weights) / 2 and not candidates:  # it is something else: what?
         _refuse_others(source, weights)
         modules = list(dict.fromkeys(key.split(".")[0] for key in weights))
         differ = f"it holds {len(weights)} tensors of {', '.join(modules[:12])}{', ...' if len(modules) > 12 else ''}"
-    raise UserError(f"this is none of the networks that {source.title} and this project share; {differ}")
+    raise UserError(f"the file holds none of the networks that {source.title} and this project share; {differ}")
 
 
 def _refuse_others(source: Source, weights: Mapping[str, Tensor]) -> None:
@@ -229,7 +229,7 @@ def _refuse_others(source: Source, weights: Mapping[str, Tensor]) -> None:
         for layout, option in itertools.product(family.network.layouts, options):
             if not registry.attempt(name, weights, layout, option)[1]:
                 keys = "as its authors released it" if layout == "released" else f"with the key names of {layout}"
-                raise UserError(f"the file is not of {source.title}: it holds {name} {keys}", "misfit-weights", "", layout)
+                raise UserError(f"the file is not from {source.title}: it holds {name} {keys}", "misfit-weights", "", layout)
 
 
 def listed(wrong: Sequence[str], most: int) -> str:
@@ -324,11 +324,11 @@ def compare(reference: Network, library: str, weights: Mapping[str, Tensor], our
         own = {key: value for key, value in weights.items() if not classifier.match(key)}
         missing, unexpected = reference.module.load_state_dict(own, strict=False)
     except RuntimeError as error:
-        raise UserError(f"{library} itself does not take this file: {error}") from error
+        raise UserError(f"{library} itself rejects this file: {error}") from error
     missing = [key for key in missing if not key.endswith("num_batches_tracked") and not classifier.match(key)]
     if missing or unexpected:
         counts = f"{len(missing)} entries missing, {len(unexpected)} unexpected"
-        raise UserError(f"{library} itself does not take this file: {counts}: {', '.join([*missing, *unexpected][:5])}")
+        raise UserError(f"{library} itself rejects this file: {counts}: {', '.join([*missing, *unexpected][:5])}")
     image = torch.randn(PROOF_SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         reference.module.double().eval()
@@ -339,13 +339,13 @@ def compare(reference: Network, library: str, weights: Mapping[str, Tensor], our
         if a.shape != b.shape:
             raise UserError(f"{feature} is {tuple(a.shape)}, but {tuple(b.shape)} in {library}")
         if not b.abs().max() > 0:
-            raise UserError(f"the proof failed: {feature} is 0 everywhere, or no number, in {library}")
+            raise UserError(f"the proof failed: {feature} is 0 everywhere or NaN in {library}")
         differences[feature] = float((a - b).abs().max() / b.abs().max())
     wrong = {feature: value for feature, value in differences.items() if not value <= TOLERANCE}  # so that NaN is wrong too
     if wrong:
         shown = ", ".join(f"{feature} by {value:.2g}" for feature, value in wrong.items())
         differ = f"features differ from those of {library}, {shown} of the largest value"
-        raise UserError(f"the proof failed: {differ}, where {TOLERANCE:g} is allowed")
+        raise UserError(f"the proof failed: {differ}; the tolerance is {TOLERANCE:g}")
     return {"run": True, "library": library, "largest_relative_difference": differences, "tolerance": TOLERANCE, "input": list(PROOF_SIZE)}
 
 

@@ -49,7 +49,9 @@ def convert(contents: dict[str, Any]) -> Converted:
     ours, (reference, library) = registry.create(NETWORK), _timms_network()
     given, expected = tensors(contents, "the file"), reference.module.state_dict()
     if _looks(given) != _looks(expected):
-        raise UserError(f"the file is not of {PACKAGE}: it does not hold {NETWORK}'s {len(expected)} tensors in their order", "misfit-weights")
+        raise UserError(
+            f"the file is not from {PACKAGE}: it does not hold {NETWORK}'s {len(expected)} tensors in their order", "misfit-weights"
+        )
     weights: dict[str, Tensor] = dict(zip(expected, given.values()))
     model = registry.translate(NETWORK, weights)
     ours.load_state_dict(model, strict=False)

@@ -148,7 +148,7 @@ def convert_detector(
     version = re.split(r"[^\w.+-]", str(meta.get("mmdet_version", "")))[0] if isinstance(meta, dict) else ""
     if version.startswith(("0.", "1.")):
         raise UserError(
-            f"the file is of MMDetection {version}, which encodes classes and boxes otherwise: upgrade it there to 2.0 or later first"
+            f"the file is from MMDetection {version}, which encodes classes and boxes differently: upgrade it there to 2.0 or later first"
         )
     weights = under(contents, "state_dict")
     # the numbers 0 to 16 of GFL are no weights
@@ -156,7 +156,7 @@ def convert_detector(
     weights = {key: value for key, value in weights.items() if not left.match(key)}
     for key, value in weights.items():
         if not value.numel() or value.dim() != _dims(key):
-            raise UserError(f"the file is of no detector of {source.title}: {key!r} is {tuple(value.shape)}")
+            raise UserError(f"the file is not a detector from {source.title}: {key!r} is {tuple(value.shape)}")
     backbone = {key[len("backbone.") :]: value for key, value in weights.items() if key.startswith("backbone.")}
     family = _family(backbone)
     if family not in ("resnet", *source.layouts):
@@ -165,7 +165,7 @@ def convert_detector(
     if stated and preprocessing:
         said, given = ((*p.pixel_mean, *p.pixel_std) for p in (stated, preprocessing))
         if stated.format != preprocessing.format or not np.allclose(said, given, rtol=1e-3, atol=0):
-            raise UserError(f"the file says that it takes {_words(stated)}, --channels {_words(preprocessing)}: leave the option out")
+            raise UserError(f"the file says that it expects {_words(stated)}, but --channels says {_words(preprocessing)}: omit the option")
     expects = stated or preprocessing or (IMAGENET_BGR if family == "regnet" else IMAGENET_RGB)
     # Caffe's ResNets have the stride in the 1x1 convolution; MMDetection's of that style leave images undivided
     style = re.search(r"\bstyle\s*=\s*['\"](caffe|pytorch)['\"]", _config_text(contents))
@@ -228,7 +228,7 @@ def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: dict[s
     mmdet = _library()
     deformable = any("conv_offset" in key for key in weights)
     if mmdet is None or deformable:
-        return {"run": False, "why": "MMDetection is not installed here" if mmdet is None else "of deformable networks none is run"}
+        return {"run": False, "why": "MMDetection is not installed here" if mmdet is None else "it is not run for deformable networks"}
     if name.startswith("R-"):
         resnets = cfg.MODEL.RESNETS
         groups = {"groups": resnets.NUM_GROUPS, "base_width": resnets.WIDTH_PER_GROUP} if resnets.NUM_GROUPS > 1 else {}
@@ -274,7 +274,7 @@ def _base(weights: Mapping[str, Tensor], family: str) -> tuple[str, list[str]]:
         kinds = sorted({".".join(key.split(".")[:2]) for key in weights if not key.startswith(("backbone.", "neck."))})
         raise UserError(
             f"this detector is not supported: its heads are {', '.join(kinds)}. "
-            "Supported: Faster, Mask, Cascade R-CNN, RetinaNet, and of ResNets GFL"
+            "Supported: Faster, Mask, Cascade R-CNN, RetinaNet, and GFL with a ResNet"
         )
     cascade = heads == ["0", "1", "2"]
     cls = weights.get("roi_head.bbox_head.0.fc_cls.weight" if cascade else "roi_head.bbox_head.fc_cls.weight")
@@ -302,7 +302,7 @@ def _regnet(backbone: dict[str, Tensor], source: Source = SOURCE) -> tuple[str, 
     if any(deformable):
         offsets = backbone[f"layer{deformable.index(True) + 1}.0.conv2.conv_offset.weight"].shape[0]
         if offsets % 18 and offsets % 27:
-            raise UserError(f"the file's deformable convolutions are of no kind known: their offsets have {offsets} channels")
+            raise UserError(f"the file's deformable convolutions are of an unknown kind: their offsets have {offsets} channels")
         modulated = offsets % 27 == 0
         options = {"deform_on_per_stage": deformable, "deform_modulated": modulated, "deform_num_groups": offsets // (27 if modulated else 18)}
         overrides = [item for key, value in options.items() for item in (f"MODEL.REGNET.{key.upper()}", str(value))]
@@ -318,12 +318,10 @@ def _shufflenet(backbone: dict[str, Tensor], source: Source) -> tuple[str, list[
     found = sorted({(int(m[1]), int(m[2]), m[3]) for m in named if m})
     choices = tuple(CHOICES.index(choice) for _, _, choice in found if choice in CHOICES)
     if len(choices) != sum(spec.blocks):
-        raise UserError(
-            f"the file names {len(choices)} choices for {sum(spec.blocks)} blocks: it is of a supernet, or not whole", "unsupported"
-        )
+        raise UserError(f"the file names {len(choices)} choices for {sum(spec.blocks)} blocks: it is a supernet, or incomplete", "unsupported")
     ours, wrong = registry.attempt(name, backbone, source.layouts["shufflenetv2"], {"choices": choices})
     if wrong:
-        raise UserError(f"the file does not fit {name} of the choices {list(choices)}, {listed(wrong, 8)}", "misfit-weights")
+        raise UserError(f"the file does not fit {name} with the choices {list(choices)}, {listed(wrong, 8)}", "misfit-weights")
     return name, [] if choices == spec.choices else ["MODEL.SHUFFLENETV2.CHOICES", str(list(choices))], ours
 
 

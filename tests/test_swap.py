@@ -93,7 +93,7 @@ def test_python_configs_too(config):
     for name in ONE_OF_EACH:
         cfg = open_config(config, ["train.device=cpu"]).cfg
         if config in OTHERS:
-            with pytest.raises(backbones.UserError, match="there is no place for another network"):
+            with pytest.raises(backbones.UserError, match="its network cannot be replaced"):
                 use_backbone(cfg, name)
             continue
         before = cfg.model.backbone
@@ -291,7 +291,7 @@ def test_builders_and_heads_of_the_users_own():
 
     cfg = zoo.get_config("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml")
     cfg.MODEL.ROI_HEADS.NAME = "MyRes5Heads"
-    with pytest.raises(backbones.UserError, match="derive it from backbones.detectors.LastStageROIHeads"):
+    with pytest.raises(backbones.UserError, match="derive its class from backbones.detectors.LastStageROIHeads"):
         use_backbone(cfg, "RegNetX-200MF")
 
 

@@ -192,7 +192,7 @@ def test_visualize(tmp_path, masks):
 
 
 def test_visualize_of_other_data(tmp_path, monkeypatch):
-    with pytest.raises(backbones.UserError, match="'coco_2014_val': json_file .* is not there"):
+    with pytest.raises(backbones.UserError, match="'coco_2014_val': json_file .* does not exist"):
         visualize.draw("x.json", "coco_2014_val", "x.png")
     with pytest.raises(backbones.UserError, match="no objects to draw"):
         visualize.draw(detections(tmp_path, False), "digits_val_panoptic_stuffonly", str(tmp_path / "x.png"))

@@ -8,7 +8,7 @@ from detectron2.config import CfgNode
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """One value of MODEL.META_ARCHITECTURE. The defaults are for a class of the user's own, of which nothing is known."""
+    """One value of MODEL.META_ARCHITECTURE. The defaults are for a user's own class, about which nothing is known."""
 
     # what it learns of images: "proposals", "boxes", "masks" and "keypoints" (each if its _ON is set), "semantic", "class"
     tasks: tuple[str, ...] = ()
@@ -45,7 +45,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture(cfg: CfgNode) -> Architecture:
-    """The row of a config's meta-architecture; of the user's own, what the name says."""
+    """The row of a config's meta-architecture; for a user's own class, what its name suggests."""
     name = cfg.MODEL.META_ARCHITECTURE
     own = dataclasses.replace(_RETINANET, features=None, augmented=False) if "RetinaNet" in name else Architecture()
     return ARCHITECTURES.get(name, own)

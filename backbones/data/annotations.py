@@ -56,7 +56,7 @@ FIELDS: Fields = {
 def parse(path: str, what: str) -> Any:
     """The content of a JSON file. Raises UserError, which calls the file ``what``, if it cannot be read."""
     if not os.path.isfile(path):
-        raise UserError(f"{what} {path!r} is not there", "missing-file")
+        raise UserError(f"{what} {path!r} does not exist", "missing-file")
     try:
         return read_json(path)
     except ValueError as error:

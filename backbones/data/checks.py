@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a data set before training starts."""
+"""Finds what is wrong with a data set before training starts."""
 
 import importlib.util
 import os
@@ -22,10 +22,10 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
 
 
 def dataset_findings(cfg: CfgNode, training: bool, skip: Collection[str] = (), called: Callable[[str], str] = str) -> Iterator[UserError]:
-    """All that is known to be wrong with the data sets of ``cfg.DATASETS.TEST``, and in ``training`` with those of ``TRAIN`` too.
+    """Everything known to be wrong with the data sets of ``cfg.DATASETS.TEST``, and in ``training`` with those of ``TRAIN`` too.
 
-    Such as one that is not registered, whose files are not there, or whose classes are not the model's. Those of the names in ``skip`` are
-    not looked at. ``called`` is what the user calls a key.
+    For example a data set that is not registered, whose files do not exist, or whose classes differ from the model's. Data sets in ``skip`` are
+    not checked. ``called`` gives the user's name for a key.
     """
     need, what = ("DATASETS.TRAIN", "train") if training else ("DATASETS.TEST", "evaluate")
     if not get(cfg, need):
@@ -71,7 +71,7 @@ def _folders(cfg: CfgNode, names: Sequence[tuple[str, str]]) -> Iterator[UserErr
         first = with_classes[0]
         if classes != first[2]:
             one, other = first_difference(first[2], classes)
-            said = f"data sets {first[1]!r} and {name!r} have other classes: {one!r} of the one stands where the other has {other!r}"
+            said = f"data sets {first[1]!r} and {name!r} have different classes: {one!r} in the first is {other!r} in the second"
             yield UserError(said, "classes", key)
 
 
@@ -102,7 +102,7 @@ def check_paths(name: str, key: str = "") -> None:
         if path and "://" not in path and not os.path.exists(path):
             root = os.getenv("DETECTRON2_DATASETS", "datasets")
             hint = f" detectron2 looks under {root!r}, or where the variable DETECTRON2_DATASETS says." if path.startswith(root) else ""
-            raise UserError(f"data set {name!r}: {field} {path!r} is not there.{hint}", "missing-file", key)
+            raise UserError(f"data set {name!r}: {field} {path!r} does not exist.{hint}", "missing-file", key)
 
 
 def _check_proposals(name: str, path: str, key: str) -> None:
@@ -114,7 +114,7 @@ def _check_proposals(name: str, path: str, key: str) -> None:
         raise UserError(f"proposal file {path!r} needs 'ids', 'boxes' and 'objectness_logits', one of each for every image", "bad-file", key)
     missing = {str(record["image_id"]) for record in DatasetCatalog.get(name)} - {str(image) for image in columns[0]}
     if missing:
-        said = f"proposal file {path!r} has none for {len(missing)} images of data set {name!r}, such as {min(missing)}"
+        said = f"proposal file {path!r} has no proposals for {len(missing)} images of data set {name!r}, such as {min(missing)}"
         raise UserError(said, "data", key)
 
 
@@ -129,7 +129,7 @@ def _classes(cfg: CfgNode, name: str, called: Callable[[str], str]) -> Iterator[
 
 def _annotations(cfg: CfgNode, name: str, training: bool, key: str) -> Iterator[UserError]:
     if MetadataCatalog.get(name).get("truth") and learns(cfg, "semantic"):
-        said = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} needs semantic labels, which data set {name!r} has not"
+        said = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} needs semantic labels, which data set {name!r} does not have"
         yield UserError(said, "data", key)
     sigmas, count = cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     if learns(cfg, "keypoints") and not training and len(sigmas or [0] * 17) != count:

@@ -58,7 +58,7 @@ def refusal(problem: str, skip: bool | None) -> UserError:
     """The error for an image that cannot be read; where ``skip`` is False it advises the setting that skips."""
     if skip is None:
         return UserError(problem, "bad-file")
-    return UserError(f"{problem}. To leave out such images: INPUT.UNREADABLE skip", "bad-file", "INPUT.UNREADABLE", "skip")
+    return UserError(f"{problem}. To leave out such images, set INPUT.UNREADABLE skip", "bad-file", "INPUT.UNREADABLE", "skip")
 
 
 @dataclass
@@ -113,7 +113,7 @@ def say_left_out(problems: Sequence[str], what: str, shown: int = 3) -> None:
 
 
 # what evaluators make of an image without detections; others do not know of it
-_EFFECTS = dict.fromkeys(("coco", "lvis", "pascal_voc"), ", in which their objects count as missed")
+_EFFECTS = dict.fromkeys(("coco", "lvis", "pascal_voc"), ", so their objects count as missed")
 _WHOLE = ("coco_panoptic_seg", "cityscapes_instance", "cityscapes_sem_seg", "cityscapes_panoptic_seg")  # that go without no image
 
 
@@ -207,7 +207,7 @@ class TrainLoader:
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker (pid"):
                 raise
-            said = f"a process that reads images was killed, as where memory or {_MORE_SHARED_MEMORY} ({error})"
+            said = f"a process that reads images was killed, probably for lack of memory or {_MORE_SHARED_MEMORY} ({error})"
             raise UserError(said, "resources") from error
         finally:  # now, and not at the end of the process, which would wait for its workers
             if self.workers:
@@ -215,8 +215,8 @@ class TrainLoader:
 
 
 _MORE_SHARED_MEMORY = (
-    "shared memory, /dev/shm, is too small for what DATALOADER.NUM_WORKERS processes hold ready: give it more "
-    "(docker run --shm-size 8g, or --ipc host), or set DATALOADER.NUM_WORKERS to less; with 0 none is needed"
+    "shared memory, /dev/shm, is too small for the batches of DATALOADER.NUM_WORKERS processes: enlarge it "
+    "(docker run --shm-size 8g, or --ipc host), or set a lower DATALOADER.NUM_WORKERS; 0 needs no shared memory"
 )
 
 
@@ -277,7 +277,7 @@ def _train_records(cfg: CfgNode) -> list[dict[str, Any]]:
             raise
     if not records:
         without = ": images without annotations are left out, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"
-        raise UserError(f"DATASETS.TRAIN {names} has no image to train on{without}", "data", "DATASETS.TRAIN")
+        raise UserError(f"DATASETS.TRAIN {names} has no images to train on{without}", "data", "DATASETS.TRAIN")
     return records
 
 
@@ -287,7 +287,7 @@ def build_train_loader(
     """The loader of ``cfg.DATASETS.TRAIN``, sampler and grouping as detectron2's loader has them; without ``mapper``, detectron2's own.
 
     ``share_records(read)`` gives each of the processes that read together what ``read()`` gives in one of them.
-    Raises UserError where no image is left to train on.
+    Raises UserError if no image is left to train on.
     """
     dataset: Sequence = share_records(lambda: _packed(_train_records(cfg))) if share_records else _train_records(cfg)
     if isinstance(dataset, Packed):

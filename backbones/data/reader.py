@@ -68,7 +68,7 @@ def parse(path: str, images: str, called: str) -> dict[str, Any]:
     """
     what = f"{called}annotation file {path!r}"
     if not os.path.exists(path):
-        raise UserError(f"{what} is not there", "missing-file")
+        raise UserError(f"{what} does not exist", "missing-file")
     content: Any = formats.load(path, images)
     if content is not None:
         return content  # with our "notes"
@@ -90,7 +90,7 @@ def parse(path: str, images: str, called: str) -> dict[str, Any]:
 def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
     name = f"{source.called}annotation file {source.json_file!r}"
     if files and not os.path.isdir(source.image_root):
-        what = "is a file" if os.path.isfile(source.image_root) else "is not there"
+        what = "is a file" if os.path.isfile(source.image_root) else "does not exist"
         raise UserError(f"{source.called}image folder {source.image_root!r} {what}", "missing-file")
     content = parse(source.json_file, source.image_root if files else "", source.called)
     missing = [key for key in ("images", "categories") if key not in content]
@@ -315,7 +315,7 @@ def _look_up(entries: list[dict], name: str, at: dict[Any, int]) -> np.ndarray:
 
 
 def _boxes(entries: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 4) of the entries' numbers, NaN where there are none; and (N,) whether they are texts that hold numbers."""
+    """(N, 4) of the entries' numbers, NaN where there are none; and (N,) whether they are numbers written as strings."""
     raw = [entry.get("bbox") for entry in entries]
     texts = np.fromiter((type(box) is list and str in map(type, box) for box in raw), bool, len(raw))
     try:

@@ -19,7 +19,7 @@ def held_out(classes: Sequence[set[Hashable]], share: float, seed: int = 0) -> l
     """
     count = round(share * len(classes))
     if not 0 < share < 1 or not 0 < count < len(classes):
-        raise UserError(f"a share of {share:g} of {len(classes)} images leaves none on one of the two sides", "value")
+        raise UserError(f"a share of {share:g} of {len(classes)} images leaves one of the two parts empty", "value")
     generator = random.Random(seed)
     images: dict[Hashable, list[int]] = {}
     for i in generator.sample(range(len(classes)), len(classes)):

@@ -30,7 +30,7 @@ from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from ..errors import UserError
 
-# images are padded to it, and what lies beyond an image's own padding in a batch of larger ones is neither object nor background
+# images are padded to it; in a batch of larger images, anchors beyond an image's own padding are neither object nor background
 PADDING = 32
 
 
@@ -94,7 +94,7 @@ def atss(anchors: Tensor, per_level: Sequence[int], boxes: Tensor, topk: int) ->
 
 
 class Scale(nn.Module):
-    """Times a learned number, which starts at 1."""
+    """Multiplies by a learned number, which starts at 1."""
 
     def __init__(self):
         super().__init__()
@@ -240,7 +240,7 @@ class GFL(DenseDetector):
         shapes: list[ShapeSpec] = [backbone.output_shape()[name] for name in node.IN_FEATURES]
         if len({shape.channels for shape in shapes}) > 1:
             widths = ", ".join(f"{name} {shape.channels}" for name, shape in zip(node.IN_FEATURES, shapes))
-            raise UserError(f"MODEL.GFL.IN_FEATURES must be of one width, as a FPN's are, but they have {widths} channels")
+            raise UserError(f"MODEL.GFL.IN_FEATURES must have the same width, as an FPN's have, but they have {widths} channels")
         own = ("num_classes", "num_convs", "norm", "reg_max", "quality", "quality_channels", "prior_prob")
         options = {key: node[key.upper()] for key in own}
         head = GFLHead(shapes[0].channels, len(shapes), quality_topk=min(node.QUALITY_TOPK, node.REG_MAX + 1), **options)
@@ -314,7 +314,7 @@ class GFL(DenseDetector):
             center, truth = centers[place], boxes[image, place] / stride[place, None]
             predicted = boxes_around(center, expected_distance(distribution))
             quality = torch.zeros_like(labels, dtype=torch.float32)
-            quality[image, place] = matched_pairwise_iou(Boxes(predicted.detach()), Boxes(truth)).nan_to_num()  # of nothing with nothing 0
+            quality[image, place] = matched_pairwise_iou(Boxes(predicted.detach()), Boxes(truth)).nan_to_num()  # 0 for two empty boxes
 
             logits = self.head.quality is None
             valid = labels >= 0
@@ -328,10 +328,10 @@ class GFL(DenseDetector):
             loss_dfl = (loss_dfl * weight).sum()
 
             sums = torch.stack((counts.clamp(min=1).sum().float(), weight.sum()))
-            if torch.is_grad_enabled():  # where processes share their gradients; a loss on test data is of its own images alone
+            if torch.is_grad_enabled():  # only in training, where processes share gradients; a loss on test data covers its own images
                 sums = differentiable_all_reduce(sums) / comm.get_world_size()
             total, weights = sums
-            weights = torch.where(weights > 0, weights, torch.ones_like(weights))  # a floor would change the beginning of training
+            weights = torch.where(weights > 0, weights, torch.ones_like(weights))  # a lower bound would change the start of training
             return {
                 "loss_cls": loss_cls / total.clamp(min=1) * self.loss_weights[0],
                 "loss_box_reg": loss_box / weights * self.loss_weights[1],

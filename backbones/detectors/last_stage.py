@@ -32,10 +32,10 @@ class LastStageROIHeads(Res5ROIHeads):
         wanted = [family.stages[-2] if family else "res4"]
         given = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
         if given != wanted:
-            message = f"MODEL.ROI_HEADS.IN_FEATURES is {given}: {cls.__name__} runs the last stage, which takes {wanted}"
+            message = f"MODEL.ROI_HEADS.IN_FEATURES is {given}: {cls.__name__} runs the last stage, which needs {wanted}"
             raise UserError(message, "value", "MODEL.ROI_HEADS.IN_FEATURES", wanted)
         if cfg.MODEL.KEYPOINT_ON:
-            raise UserError(f"{cls.__name__} has no keypoint head: take an FPN config for keypoints")
+            raise UserError(f"{cls.__name__} has no keypoint head: use an FPN config for keypoints")
         return {**super().from_config(cfg, input_shape), "stage": family.stages[-1] if family else "res5"}
 
     @configurable

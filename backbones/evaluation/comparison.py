@@ -1,4 +1,4 @@
-"""The difference between two detectors' AP on the same images, and how it varies with the images: a paired bootstrap."""
+"""Compares two detectors' AP on the same images, with a paired bootstrap over images."""
 
 import contextlib
 import io
