@@ -1,4 +1,4 @@
-"""What two or more families share: options, norms, the conv unit, deformable convolution, and the network as a chain of stages."""
+"""What two or more families share: options, norms, the conv unit, deformable convolution, and networks as chains of stages."""
 
 import dataclasses
 import functools
@@ -121,7 +121,7 @@ class StagePlan(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The arguments that every family's network takes beside its structure.
+    """The arguments of every family's network besides its structure.
 
     Args:
         in_channels: channels of the image.
@@ -242,25 +242,25 @@ class StagedBackbone(lean.KeepsActivations, Backbone):
     """A chain of stages, each of which maps (N, C, H, W) to the next feature.
 
     A family's class names its ``stages``, in order, and takes `Options` as keyword arguments. Its constructor adds each stage with
-    `add_stage` and closes with `finish`. It loads released checkpoints directly, inside a detector, or by detectron2's own checkpointer: what
-    they look like, it says by the other attributes below, and by overriding `translate_key` and `complete`.
+    `add_stage` and closes with `finish`. It loads released checkpoints directly, inside a detector, or by detectron2's own checkpointer. Their
+    layout is given by the other attributes below, and by overriding `translate_key` and `complete`.
     """
 
     stages: tuple[str, ...] = STAGES
     __constants__ = ["stages"]  # torch.jit.script reads it
     # the projects whose key names `translate_key` knows
     layouts: Sequence[str] = ("released",)
-    # those whose weights take the images that this project's configs give: they load as they are, the others are converted first
+    # those whose weights expect images as in this project's configs: they load directly, others must be converted first
     native_layouts: Sequence[str] = ("released",)
     # keys of a released layout whose weights expect images in another order than this project's other configs give: (keys, order)
     released_images: tuple[Pattern[str], str] = (_NOTHING, "")
-    # how the weights are used, where their shapes do not say it: saved beside them, and compared when they are loaded
+    # facts about the weights' use that their shapes do not show: saved with them, and compared when they are loaded
     conventions: dict[str, str] = {}
-    # keys behind the last feature, which detection has no use for
+    # keys after the last feature, which detection does not need
     classifier: Pattern[str] = _NOTHING
 
     def __init_subclass__(cls) -> None:
-        """Names the options in its signature, by which overrides are checked."""
+        """Adds the options to the signature, by which overrides are checked."""
         own = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
         cls.__signature__ = inspect.Signature([*own[1:], *inspect.signature(Options).parameters.values()])
 
@@ -328,11 +328,11 @@ class StagedBackbone(lean.KeepsActivations, Backbone):
         return outputs
 
     def translate_key(self, key: str, layout: str) -> str:
-        """A key of a checkpoint in one of the `layouts` as ours; keys that are not of that layout come back as they are."""
+        """A key of a checkpoint in one of the `layouts` as ours; keys of other layouts are returned unchanged."""
         return key
 
     def complete(self, state_dict: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
-        """A translated state dict with what that layout's network does not have filled in, so that ours computes the same."""
+        """Adds to a translated state dict what that layout's network lacks, so that ours computes the same."""
         return state_dict
 
     def translate_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str = "", layouts: Sequence[str] = ()) -> dict[str, Tensor]:

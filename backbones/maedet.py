@@ -7,7 +7,7 @@ over 2x2 pixels before they are projected; no pooling but that.
 Worth knowing:
 - They are trained from scratch: no ImageNet weights are released. The released detectors expect RGB images (`python -m convert lightnas`).
 - The first bottleneck of every group projects its shortcut, also where the shapes agree.
-- The original takes images whose sides 32 divides alone, as its shortcuts round odd sizes down where its convolutions round them up. Here both
+- The original needs image sides divisible by 32, because its shortcuts round odd sizes down but its convolutions round them up. Here both
   round up, so that any size works.
 """
 
@@ -54,7 +54,7 @@ def stage_of(structure: Sequence[Block]) -> list[int]:
 
 
 def check_structure(structure: Sequence[Block], what: str = "the structure") -> Structure:
-    """``structure``, where it is one of five stages at strides 2 to 32. Raises UserError for any other."""
+    """Returns ``structure`` if it has five stages at strides 2 to 32. Raises UserError for any other."""
     if not structure or structure[0].layers or structure[0].stride != 2:
         raise UserError(f"{what} must begin with a convolution of stride 2")
     count = stage_of(structure)[-1] + 1
@@ -145,7 +145,7 @@ def _parse_block(entry: Any, i: int, before: int, what: str) -> Block:
     kernel = values["k"]
     for field, value, allowed in (
         ("s", values["s"], (1, 2)),
-        ("k", kernel, tuple(range(1, 16, 2))),  # even ones would change the size
+        ("k", kernel, tuple(range(1, 16, 2))),  # even kernels would change the size
         ("p", entry.get("p", (kernel - 1) // 2), ((kernel - 1) // 2,)),
         ("g", entry.get("g", 1), (1,)),
         ("act", entry.get("act", "relu"), ("relu",)),
@@ -231,7 +231,7 @@ class MAEDET(StagedBackbone):
         norm = options.norm
         structure = scaled(check_structure(structure), width)
         plans = [StagePlan(2, nn.Conv2d, nn.Conv2d), *options.plans()]
-        self._released: dict[str, str] = {}  # where each of the released blocks stands here
+        self._released: dict[str, str] = {}  # our name of each released block
         numbers = stage_of(structure)
         in_channels, stride = options.in_channels, 1
         for number, name in enumerate(STAGES):

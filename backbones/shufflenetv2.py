@@ -6,7 +6,7 @@ that of MMRazor, any other list of choices, and the supernet that holds all choi
 Worth knowing:
 - The authors' networks and MMRazor's are not the same: the blocks of stride 2 split their width otherwise (``split``), and the channels are
   shuffled elsewhere (``shuffle``). The authors' code itself has two ways: supernets take "before", the networks it released "alternate".
-- The stem and, of the authors', its bias stand before a batch norm; there is no pooling. The last 1x1 convolution is the classifier's alone.
+- The stem, with a bias in the authors' networks, precedes a batch norm; there is no pooling. The last 1x1 convolution is the classifier's.
 - Published "300M" counts the convolutions of the body at 224x224; MMRazor's "0.34G" its whole classifier.
 """
 
@@ -177,7 +177,7 @@ class ShuffleNetV2(StagedBackbone):
         if stem_bias and norm:
             stem.conv.bias = nn.Parameter(torch.zeros(stem_channels))
         self.add_stage("stem", stem, stem_channels, stride=2)
-        self._released: list[str] = []  # where each block, in order, stands here
+        self._released: list[str] = []  # our name of each block, in order
         before, stride = stem_channels, 2
         for name, out, count, plan in zip(STAGES[1:], channels, blocks, options.plans()):
             stage = nn.Sequential()
@@ -200,7 +200,7 @@ class ShuffleNetV2(StagedBackbone):
         return ShuffleBlock(in_channels, out_channels, self.choices[index], reduces, self.split, self.shuffle, norm, plan)
 
     def _place(self, index: int, choice: int) -> str | None:
-        """The prefix of a choice of a block, or None where this network has another."""
+        """The prefix of a choice of a block, or None if this network has a different choice."""
         return f"{self._released[index]}." if index < len(self._released) and self.choices[index] == choice else None
 
     def translate_key(self, key: str, layout: str) -> str:
@@ -256,7 +256,7 @@ def _of_authors(net: ShuffleNetV2, key: str) -> str:
 
 
 class Choices(nn.ModuleList):
-    """All choices of one block, of which the ``active`` one runs."""
+    """All choices of one block; the ``active`` one runs."""
 
     active = 0
 
@@ -266,7 +266,7 @@ class Choices(nn.ModuleList):
 
 
 class ShuffleNetV2Supernet(ShuffleNetV2):
-    """All choices of every block at once; the one that `set_path` names last runs. ``choices`` are what it begins with; they stay ``given``.
+    """All choices of every block at once; the path set last with `set_path` runs. ``choices`` is the initial path, kept as ``given``.
 
     Args:
         sampling: which paths are trained, among SAMPLINGS.
@@ -289,7 +289,7 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
         return f"{self._released[index]}.{choice}." if index < len(self._released) and choice < len(CHOICES) else None
 
     def set_path(self, path: Sequence[int]) -> None:
-        """The choice of every block, in order, that runs from now on."""
+        """Sets the choice of every block, in order."""
         self.choices = check_choices(path, self.blocks)
         for block, choice in zip((module for module in self.modules() if isinstance(module, Choices)), self.choices):
             block.active = choice

@@ -26,11 +26,11 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False
     """Replaces the backbone of ``cfg`` by the network ``name``.
 
     Sets its builder (bare, FPN or RetinaNet's FPN, as before), variant, features and all keys that name them, channel order, mean, deviation
-    and weights (converted ones of that name, with what they say of their images and structure, or those released). Norm, deformable stages,
-    FREEZE_AT, and whether training is from scratch stay as the config has them (it is with GN or LN, of which no weights are, and for networks
-    that have none at all: those get SyncBN for frozen norms); a detector that runs the last stage in its heads (C4) or dilates it (DC5) does so
-    with this network's. Python configs (detectron2's LazyConfig) with an FPN over a ``bottom_up``, or a bare backbone, are changed likewise.
-    With ``own_weights`` the caller will set other weights: missing released weights do not lead to training from scratch.
+    and weights: converted ones of that name, with what they state about their images and structure, or released ones. Norm, deformable stages,
+    FREEZE_AT, and whether training is from scratch stay as in the config. Training is from scratch, though, if there are no weights: with GN
+    or LN, and for networks without any, where SyncBN replaces frozen norms. A detector that runs the last stage in its heads (C4) or dilates
+    it (DC5) does so with this network's. Python configs (detectron2's LazyConfig) with an FPN over a ``bottom_up``, or a bare backbone, are
+    changed likewise. With ``own_weights`` the caller will set other weights: missing released weights do not lead to training from scratch.
 
     Raises UserError for an unknown name, a frozen config, a user's own heads that run ResNet's last stage, or a Python config
     with another structure.

@@ -26,7 +26,7 @@ from .meta import on_meta
 PREFIX = "timm/"
 # its own classes for these only add hooks that detection has no use for: the network is a chain all the same
 _CHAINS = ("EfficientNetFeatures", "MobileNetV3Features")
-# what lets transformers of fixed size take any, where they can
+# options that let transformers of fixed size accept any size, if they can
 _ANY_SIZE: tuple[dict[str, bool], ...] = ({}, {"strict_img_size": False})
 # buffers that older versions saved, and that are computed now
 _COMPUTED = re.compile(r"\.(num_batches_tracked|attn_mask|relative_position_index|relative_coords_table)$")
@@ -59,7 +59,7 @@ class NormAct(nn.Module):
 
 
 class ChannelsLast(nn.ModuleDict):
-    """A stage of modules that map (N, H, W, C), as others see it: (N, C, H, W). The ``first`` one takes an image as it is."""
+    """A stage of modules that map (N, H, W, C), but as (N, C, H, W) from outside. The ``first`` one gets an image directly."""
 
     def __init__(self, first: bool):
         super().__init__()
@@ -128,7 +128,7 @@ def _about(network: str) -> _About:
         options: dict[str, Any] = {"features_only": True}
         if type(net).__name__ in _CHAINS:
             options["feature_cfg"] = {"feature_cls": "list", "flatten_sequential": True}
-            net = _created(network, **copy.deepcopy(options))  # which takes its parts out
+            net = _created(network, **copy.deepcopy(options))  # a copy, because timm removes entries
     strides = net.feature_info.reduction()
     if not {4, 8, 16, 32} <= set(strides):
         raise refused(f"{PREFIX}{network} has features at strides {', '.join(map(str, strides))}: detectors need 4, 8, 16 and 32")
@@ -185,7 +185,7 @@ def _shapes(stages: Mapping[str, nn.Module], size: tuple[int, int]) -> dict[str,
         except (AssertionError, RuntimeError, ValueError) as error:
             raise UserError(" ".join(str(error).split())[:200] or f"its stage {name} fails on {size[0]}x{size[1]}") from error
         if name == STAGES[0] and not _is_map(x, size):
-            result[name] = ShapeSpec()  # between the modules of some transformers: fit for the next one alone
+            result[name] = ShapeSpec()  # inner format of some transformers, only for the next module
             continue
         if not _is_map(x, size):
             shape = "x".join(map(str, x.shape[1:])) if isinstance(x, Tensor) else type(x).__name__
@@ -195,7 +195,7 @@ def _shapes(stages: Mapping[str, nn.Module], size: tuple[int, int]) -> dict[str,
 
 
 def _is_map(x: Any, size: tuple[int, int]) -> bool:
-    """Whether it is a feature (N, C, H, W) of one stride of an image of that ``size``."""
+    """Whether it is a feature map (N, C, H, W) with a single stride for an image of that ``size``."""
     if not isinstance(x, Tensor) or x.dim() != 4:
         return False
     (height, rest), (width, other) = (divmod(side, max(count, 1)) for side, count in zip(size, x.shape[2:]))
@@ -232,7 +232,7 @@ class TimmNetwork(StagedBackbone):
         for name, stage in _staged(_created(network, **more), about.owners, options.norm).items():
             shape = about.shapes[name]
             self.add_stage(name, stage, shape.channels or 0, 16 if dilates and name == STAGES[-1] else shape.stride or 0)
-        if options.in_channels == 3:  # what meets the image has another name in files of this project
+        if options.in_channels == 3:  # the first convolution has another name in this project's files
             first = "|".join(re.escape(key) for key in (about.keys[0], next(iter(about.names))))
             self.released_images = (re.compile(rf"^((module|model)\.)?({first})$"), "RGB")
         head = {key.rpartition(".")[0] or key for key in about.keys if self.translate_key(key, "timm") == key}
@@ -270,7 +270,7 @@ def _known() -> frozenset[str]:
 
 
 class _Specs(Mapping[str, Any]):
-    """A row for each name that timm knows. Asked for a name with the prefix that it does not know, it raises UserError."""
+    """A row for each name that timm knows. Raises UserError for an unknown name with the prefix."""
 
     def __getitem__(self, name: str) -> Any:
         if not name.startswith(PREFIX):
@@ -300,10 +300,10 @@ def images(name: str) -> dict[str, Any]:
 
 
 def pretrained(name: str) -> dict[str, Any] | None:
-    """The weights that timm has for a name, as far as it says so itself; None where it has none.
+    """What timm states about its weights for a name; None if it has none.
 
     ``name`` with the tag (of the default weights where ``name`` has none), ``hub`` (id on the Hugging Face Hub), ``file`` there, ``url``,
-    ``licence``, ``classes``, and ``preprocessing`` as `images` gives it; what timm does not say is left out. It says no accuracy. Raises
+    ``licence``, ``classes``, and ``preprocessing`` as `images` gives it; what timm does not state is left out. It states no accuracy. Raises
     UserError for a name that timm does not know.
     """
     config = _timm().get_pretrained_cfg(name.removeprefix(PREFIX)) if name in SPECS else None

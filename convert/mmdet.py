@@ -6,8 +6,8 @@ What differs there from detectron2, and what becomes of it:
 - Cascade R-CNN averages the logits of its three stages, where detectron2 averages probabilities, and has a mask head in each: they become
   `MMDetCascadeROIHeads`. Its boxes' deviations of 0.033 and 0.067 are not quite detectron2's 1/30 and 1/15: folded into the weights.
 - GFL's 1000 best candidates of a level are places, as when its figures were published; newer versions take pairs of place and class.
-- Classes run from 0, the background last, in both; boxes are encoded alike. Versions before 2.0 did both otherwise, and are refused.
-- Normalisation stands in MMDetection's config: RegNets there take BGR images, ResNets RGB; some RegNets RGB too. What the file says counts
+- Classes run from 0, the background last, in both; boxes are encoded alike. Versions before 2.0 did both differently, and are refused.
+- Normalisation is set in MMDetection's config: RegNets there expect BGR images, ResNets RGB; some RegNets RGB too. The file's statement counts
   (``--channels`` must agree), then ``--channels``, then this rule. First convolutions of RGB are turned, and every converted file takes BGR.
 """
 
@@ -131,7 +131,7 @@ def stated_preprocessing(contents: dict[str, Any]) -> Preprocessing | None:
     else:
         return None
     turned = re.search(r"\b(bgr_to_rgb|to_rgb)\s*=\s*(True|False)", text)
-    # without a word, the larger mean is that of red
+    # if nothing is stated, the larger mean is that of red
     rgb = turned[2] == "True" if turned else values[0][0] > values[0][2]
     return Preprocessing("RGB" if rgb else "BGR", *values)
 
@@ -349,7 +349,7 @@ def _resnet(backbone: dict[str, Tensor], caffe: bool) -> tuple[str, list[str], d
 
 
 def head_key(key: str, kind: str) -> str:
-    """The name here of a key outside the backbone, in a detector of that `_kind`; one that is not known comes back as it is."""
+    """Our name of a key outside the backbone, in a detector of that `_kind`; an unknown key is returned unchanged."""
     first = 2 if "R-CNN" in kind else 3
 
     def neck(m: re.Match[str]) -> str:

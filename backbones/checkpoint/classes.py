@@ -122,7 +122,7 @@ def _placed(new: Tensor, old: Tensor, rows: Rows, anchors: int, match: Match) ->
 
 
 def names_in(checkpoint: dict[str, Any]) -> dict[str, list[str]]:
-    """The names of classes that a checkpoint of this project's training holds, by "classes" and "stuff"; of others none."""
+    """The class names in a checkpoint from this project's training, by "classes" and "stuff"; empty for other checkpoints."""
     run = checkpoint.get("run")
     found = {kind: run.get(kind) for kind in ("classes", "stuff")} if isinstance(run, dict) else {}
     return {kind: list(map(str, names)) for kind, names in found.items() if isinstance(names, list) and names}

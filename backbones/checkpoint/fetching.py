@@ -112,11 +112,11 @@ def patiently(call: Callable[[], T], what: str = "", explain: Callable[[Exceptio
 def fetch(url: str, path_manager: Any, sha256: str = "") -> str:
     """Downloads a file into detectron2's cache, once, and returns its path.
 
-    An interrupted download resumes where it stopped, if the server says that its file is the same. A server gets its own query
+    An interrupted download resumes where it stopped, if the server says that its file is the same. The server receives the query of its address
     (``?dl=1``), which detectron2 would drop. BACKBONES_MIRROR names another server, see `mirrored`.
 
     Args:
-        path_manager: detectron2's, for addresses that are neither http(s) nor detectron2's own.
+        path_manager: detectron2's, for addresses other than http(s) and detectron2://.
         sha256: of the file, or its first digits, in hex. A cached file that differs is downloaded again.
 
     Raises UserError if the file cannot be downloaded, ends early, is a web page, or has another hash.
@@ -136,7 +136,7 @@ def fetch(url: str, path_manager: Any, sha256: str = "") -> str:
         return path
     except UserError:
         raise
-    except Exception as error:  # each of iopath's handlers has its own
+    except Exception as error:  # each of iopath's handlers raises its own errors
         mirror = os.getenv("BACKBONES_MIRROR") if place(url) else ""
         via = f" from {mirror}" if mirror else ""
         why = _of_disk(error, get_cache_dir(), "FVCORE_CACHE") or reason(error)[0]
@@ -159,7 +159,7 @@ def cached(*parts: str) -> str:
 def place(url: str) -> str:
     """Where `fetch` keeps the file of an address, which may not exist yet; "" for addresses that `fetch` does not handle itself."""
     parsed = urlparse(url)
-    if parsed.scheme == "detectron2":  # where detectron2 has it from this one
+    if parsed.scheme == "detectron2":  # detectron2's own server, which detectron2:// stands for
         return cached("detectron2", parsed.netloc, parsed.path.lstrip("/"))
     return cached(parsed.netloc, parsed.path.lstrip("/")) if parsed.scheme in ("http", "https") else ""
 
@@ -171,7 +171,7 @@ def _fetch(url: str, path: str, sha256: str) -> None:
     def there() -> bool:
         return os.path.isfile(path) and (not sha256 or digest(path).startswith(sha256))
 
-    if there():  # without a lock: a file has its name only once it is whole, and the cache may be read-only
+    if there():  # without a lock: a file gets its name only when it is complete, and the cache may be read-only
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with file_lock(path):  # one process downloads, the others wait and find it
@@ -250,7 +250,7 @@ def _version(response: Any) -> str:
 
 
 def _progress(url: str, have: int, total: int | None) -> Any:
-    hidden = True if total is not None and total < _LARGE else None  # None: where there is no terminal
+    hidden = True if total is not None and total < _LARGE else None  # None: hidden if there is no terminal
     return tqdm(desc=os.path.basename(urlparse(url).path), initial=have, total=total, unit="B", unit_scale=True, disable=hidden)
 
 
@@ -267,7 +267,7 @@ def fetch_hub(repo_id: str, filename: str = "model.safetensors", revision: str |
         for name in _names(filename):
             try:
                 path = hf_hub_download(repo_id, name, revision=revision, local_files_only=True)
-            except utils.EntryNotFoundError:  # the one of local files too
+            except utils.EntryNotFoundError:  # also raised for local files
                 continue
             if not _differs(path):
                 return path
@@ -280,7 +280,7 @@ def fetch_hub(repo_id: str, filename: str = "model.safetensors", revision: str |
             _remove(path)
             raise Broken(f"the download has the sha256 {found}, not {wanted} as the hub states, and was removed")
         return path
-    except Exception as error:  # of the hub, and of its HTTP client, which is another one in each major version
+    except Exception as error:  # errors of the hub, and of its HTTP client, which differs between major versions
         what = f"{repo_id}/{filename}" + (f"@{revision}" if revision else "")
         why = _of_disk(error, constants.HF_HUB_CACHE, "HF_HOME") or hub_reason(error)[0]
         raise UserError(f"checkpoint {what!r} of {constants.ENDPOINT} cannot be downloaded: {why}", "download") from error

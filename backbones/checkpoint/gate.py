@@ -28,11 +28,11 @@ from .fetching import fetch
 from .reading import HEURISTICS, is_whole, read_checkpoint
 
 PARTIAL = "To load only what fits: --allow-partial-weights"
-# training may start without these in a backbone's file: sampling offsets begin at zero
+# a backbone's file may lack these for training: sampling offsets start at zero
 _LEARNED = re.compile(r".*\.(offset|conv2_offset)\.\w+$")
 # rows of the table: the first pattern that matches a key names its part
 _PARTS = (
-    ("backbone", r"backbone\.(?!fpn_|top_block\.)|roi_heads\.res5\."),  # detectors without FPN run its last stage in their heads
+    ("backbone", r"backbone\.(?!fpn_|top_block\.)|roi_heads\.res5\."),  # detectors without FPN run the backbone's last stage in their heads
     ("FPN", r"backbone\."),
     ("RPN", r"proposal_generator\."),
     ("box head", r"roi_heads\.box_"),
@@ -50,14 +50,14 @@ def part_of(key: str) -> str:
 
 @dataclass
 class LoadReport:
-    """What one checkpoint did to one model. The lists hold keys of the model's state dict, and ``unused`` keys of the file."""
+    """What one checkpoint filled in one model. The lists hold keys of the model's state dict; ``unused`` holds keys of the file."""
 
     path: str
     total: list[str]
     new: list[str]
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]  # key, shape in the file, shape in the model
     unused: list[str]
-    classes: str = ""  # a table of those that were matched by name
+    classes: str = ""  # a table of the classes that were matched by name
 
     def unfilled(self, *parts: str) -> list[str]:
         """The keys that kept their initial values, in the named parts or in all."""
@@ -185,7 +185,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         return path
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """As detectron2's. Raises UserError for a file that is missing, is no checkpoint, or does not fit."""
+        """Like detectron2's. Raises UserError for a file that is missing, is not a checkpoint, or does not fit."""
         self._loading = path
         # a resumed training needs the weights themselves; everything else takes their average if there is one
         self._beginning = checkpointables is not None
@@ -194,7 +194,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         if path and not self.path_manager.isfile(local):
             what = "is a folder: name a file in it" if self.path_manager.isdir(local) else "does not exist"
             raise UserError(f"checkpoint {path!r} {what}", "missing-file", "MODEL.WEIGHTS")
-        # not detectron2's, which parses the query too, and cannot load again after a failure
+        # not detectron2's ``load``, which also parses the query, and cannot load again after a failure
         rest: dict[str, Any] = Checkpointer.load(self, local, checkpointables)
         return rest
 
@@ -270,16 +270,16 @@ class GatedCheckpointer(DetectionCheckpointer):
         checkpoint["model"] = dict(weights)
         try:
             incompatible = super()._load_model(checkpoint)
-        except RuntimeError as error:  # something that only torch compares
+        except RuntimeError as error:  # mismatches that only torch detects
             said = f"checkpoint {self._loading!r} does not fit the model: {' '.join(str(error).split())[:300]}"
             raise UserError(said, "misfit-weights") from error
-        # counters of batches are no weights, the config sets preprocessing, and Detectron folded statistics into affine weights
+        # batch counters are not weights, the config sets preprocessing, and Detectron folded statistics into affine weights
         folded = r"|.*\.running_(mean|var)" if from_caffe2 else ""
         ignored = re.compile(rf"(.*\.num_batches_tracked|pixel_mean|pixel_std|.*anchor_generator\..*{folded})$")
         self.report = LoadReport(
             path=self._loading,
             total=[key for key in own if not ignored.match(key)],
-            # not torch's own list: frozen norms fill in statistics that a file lacks
+            # not torch's own list, because frozen norms fill in statistics that a file lacks
             new=[key for key in own if key not in weights and not ignored.match(key)],
             mismatched=[(key, tuple(file), tuple(shape)) for key, file, shape in incompatible.incorrect_shapes],
             unused=[key for key in incompatible.unexpected_keys if not ignored.match(key)],
@@ -294,7 +294,7 @@ class GatedCheckpointer(DetectionCheckpointer):
 
 
 def _without_scalars(value: Any) -> Any:
-    """Replaces numpy's numbers by Python's, because `torch.load(weights_only=True)` refuses a file with the former."""
+    """Replaces numpy's numbers by Python's, because `torch.load(weights_only=True)` refuses numpy's."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
@@ -323,11 +323,11 @@ def _of_images(model: nn.Module, stated: Any) -> Iterator[str]:
 
 
 def images_of(model: nn.Module) -> dict[str, Any]:
-    """What images a detector expects: ``format``, ``pixel_mean``, ``pixel_std``; empty for a model that leaves them as they are."""
+    """What images a detector expects: ``format``, ``pixel_mean``, ``pixel_std``; empty for a model that does not normalize them."""
     if not hasattr(model, "pixel_mean"):
         return {}
     images: dict[str, Any] = {
-        # as the config has them, not as single precision does
+        # rounded to the config's values, without the error of single precision
         name: [round(value, 4) for value in getattr(model, name).flatten().tolist()]
         for name in ("pixel_mean", "pixel_std")
     }
@@ -356,7 +356,7 @@ def _of_conventions(model: nn.Module, checkpoint: dict[str, Any]) -> Iterator[st
 
 
 def _of_released(model: nn.Module, checkpoint: dict[str, Any]) -> Iterator[str]:
-    """Released files do not say which images they were trained with; their keys say whose they are."""
+    """Released files do not state which images they expect, but their keys show who released them."""
     form = getattr(model, "input_format", None)
     for backbone in model.modules():
         keys, order = getattr(backbone, "released_images", (re.compile(""), form))
@@ -383,9 +383,11 @@ def with_our_names(model: nn.Module, state_dict: dict[str, Any]) -> dict[str, An
         if not hasattr(backbone, "translate_state_dict"):
             continue
         prefix += "." if prefix else ""
-        own = {key.rpartition(".")[0] for key in backbone.state_dict()}  # its layers: a weight that one of them lacks is the backbone's too
+        own = {
+            key.rpartition(".")[0] for key in backbone.state_dict()
+        }  # its layers: unknown weights of these layers belong to the backbone too
         if prefix and not any(key.startswith(prefix) for key in state_dict):
-            # the file is of the bare network, or of a model with the network right under "backbone."
+            # the file holds a bare network, or a model with the network directly under "backbone."
             outer = "backbone." if any(key.startswith("backbone.") for key in state_dict) else ""
             bare = backbone.translate_state_dict({key[len(outer) :]: value for key, value in state_dict.items() if key.startswith(outer)})
             bare = {prefix + key if key.rpartition(".")[0] in own else outer + key: value for key, value in bare.items()}

@@ -50,7 +50,9 @@ class _Array:
 
 def _read_array(data: bytes, dtype: _DType, shape: Any, order: Any) -> Any:
     array = np.frombuffer(data, dtype.numpy()).reshape(shape, order=order)
-    return np.array(array, dtype=array.dtype.newbyteorder("="), order=order)  # a copy: the original is read-only, and torch has one byte order
+    return np.array(
+        array, dtype=array.dtype.newbyteorder("="), order=order
+    )  # a copy: the original is read-only, and torch supports one byte order
 
 
 def _bytes(data: str | bytes) -> bytes:
@@ -87,7 +89,7 @@ def _unpickler(known: dict[str, Any], inert: Sequence[str] = ()) -> type[pickle.
 
 
 def _arrays(data: Any, known: dict[int, Any]) -> Any:
-    """The same containers, with arrays in place of each `_Array`. ``known`` keeps containers that occur several times the same object."""
+    """The same containers, with arrays in place of each `_Array`. ``known`` keeps containers that occur several times identical."""
     if isinstance(data, _Array):
         return data.value
     if id(data) not in known:
@@ -113,7 +115,7 @@ _OTHER = {
 
 
 class _Inert:
-    """Replaces the objects of a package whose files are read for their tensors alone. It accepts everything and does nothing."""
+    """Replaces the objects of a package whose files are read only for their tensors. It accepts everything and does nothing."""
 
     def _take(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -145,8 +147,8 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
     """The contents of a local ``.pth``, ``.pyth``, ``.pkl`` or ``.safetensors`` file, on the CPU.
 
     It may hold tensors, arrays and plain containers; nothing in it is executed. Objects of the ``inert`` packages are ignored. ``lazy``: for
-    who looks at what stands beside the tensors; those of torch's files are not read before they are used, those of safetensors left out. Raises
-    UserError, which calls the file a ``kind``, if it is missing, damaged, no checkpoint, or holds any other object.
+    readers of the other entries: a torch file's tensors are read only when used, those of safetensors are left out. Raises
+    UserError, which calls the file a ``kind``, if it is missing, damaged, not a checkpoint, or holds any other object.
     """
     if not os.path.isfile(path):
         raise UserError(f"{kind} {path!r} {'is a folder: name a file in it' if os.path.isdir(path) else 'does not exist'}", "missing-file")

@@ -79,7 +79,7 @@ def _conflict(key: str, suggestion: Any, said: str) -> UserError:
     return UserError(f"{key} {said}", "conflict", key, suggestion)
 
 
-# the shorter sides that images are resized to, the most that the longer one may have, and detectron2's default of that
+# key of the shorter sides for resizing, key of the limit on the longer side, and detectron2's default of that limit
 _SIDES = (
     ("INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", 1333),
     ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", 1333),

@@ -57,7 +57,7 @@ def dataset_findings(cfg: CfgNode, training: bool, skip: Collection[str] = (), c
 
 
 def _folders(cfg: CfgNode, names: Sequence[tuple[str, str]]) -> Iterator[UserError]:
-    """Images with classes that go to a detector or others to a classifier, and two sets that number other classes."""
+    """Data sets of the wrong kind for the model, and data sets with different classes."""
     with_classes = []
     for key, name in names:
         classes = MetadataCatalog.get(name).get("classes")
@@ -75,25 +75,25 @@ def _folders(cfg: CfgNode, names: Sequence[tuple[str, str]]) -> Iterator[UserErr
             yield UserError(said, "classes", key)
 
 
-# evaluator types whose package is optional: the module, what pip is to install, and whether reading the data set needs it already
+# evaluator types with an optional package: the module, what pip installs, and whether even reading the data set needs it
 _PACKAGES = {
     "coco_panoptic_seg": [("panopticapi", "panopticapi-lite", False)],
     "cityscapes_panoptic_seg": [*_CITYSCAPES, ("panopticapi", "panopticapi-lite", False)],
     "cityscapes_instance": _CITYSCAPES,
     "cityscapes_sem_seg": _CITYSCAPES,
-    "lvis": [("lvis", "--no-deps lvis", True)],  # it names opencv-python, which would overwrite a headless one
+    "lvis": [("lvis", "--no-deps lvis", True)],  # it requires opencv-python, which would overwrite a headless one
 }
 
 
 def check_packages(name: str, evaluating: bool, key: str = "") -> None:
-    """Raises UserError where a data set, or its evaluation, needs a package that is not installed; ``key`` names the data set in the config."""
+    """Raises UserError if a data set, or its evaluation, needs a package that is not installed; ``key`` names the data set in the config."""
     for module, package, always in _PACKAGES.get(MetadataCatalog.get(name).get("evaluator_type"), ()):
         if (evaluating or always) and importlib.util.find_spec(module) is None:
             raise UserError(f"data set {name!r} needs a package that is not installed: pip install {package}", "missing-package", key, package)
 
 
 def check_paths(name: str, key: str = "") -> None:
-    """Raises UserError where the files of a registered data set are not on the disk; ``key`` names the data set in the config."""
+    """Raises UserError if the files of a registered data set do not exist; ``key`` names the data set in the config."""
     metadata = MetadataCatalog.get(name)
     if metadata.get("generated"):  # made when first read
         return
@@ -106,7 +106,7 @@ def check_paths(name: str, key: str = "") -> None:
 
 
 def _check_proposals(name: str, path: str, key: str) -> None:
-    """Reads the file as numbers alone, as detectron2 then unpickles it with whatever code it holds."""
+    """Reads the file as numbers only, because detectron2 would run any code in it."""
     local = fetch(path, PathManager) if "://" in path else path
     content: Any = read_checkpoint(local, kind="proposal file")
     columns = [content.get(key, content.get(old)) for key, old in (("ids", "indexes"), ("boxes", "boxes"), ("objectness_logits", "scores"))]

@@ -28,7 +28,7 @@ from ..documents import read_json
 from ..errors import UserError, counted, unknown
 
 PREFIX = "backbones://"
-# as people write them
+# spellings that people use
 _LICENCES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-nc-4.0": "CC-BY-NC-4.0", "seer-license": "SEER"}
 _ENDINGS = ("", ".safetensors", ".pth")
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -38,7 +38,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 class Release:
     """One released file. ``preprocessing`` is that of the file as this project has it: networks of RGB are turned to BGR in conversion."""
 
-    name: str  # of the network, or of the config of a whole detector
+    name: str  # of the network, or of a whole detector's config
     source: str
     id: str
     title: str  # of the source
@@ -134,7 +134,7 @@ def _of_library(name: str) -> list[Release]:
     row, packaged = registry.family_of(name).pretrained(name), data()["packages"].get(name.partition(".")[0])
     if row is not None:
         source, own = row["name"].split("/", 1)
-        title, place = data()["sources"][source]["title"], next(key for key in ("hub", "url") if key in row)  # as timm itself
+        title, place = data()["sources"][source]["title"], next(key for key in ("hub", "url") if key in row)  # as for timm itself
         licence = _of_timm(row.get("licence", "not stated"))
         found.append(
             Release(row["name"], source, own, title, licence, row["preprocessing"], **{place: row[place]}, restricted=forbids(licence))
@@ -206,7 +206,7 @@ def about(name: str) -> tuple[Mapping[str, Any] | None, list[str]]:
 
 
 def parsed(address: str) -> tuple[str, str] | None:
-    """(name, what stands behind the @) of an address of ours; None of any other. Raises UserError for an id that no network has."""
+    """(name, the part after the @) of one of our addresses; None for any other. Raises UserError for an id that no network has."""
     scheme, found, rest = address.partition("://")
     if not found or scheme not in ("backbones", *data()["sources"]):
         return None
@@ -241,7 +241,7 @@ def is_here(address: str) -> bool:
 
 
 def find(address: str, accepted: Collection[str] = ()) -> tuple[str, Release | None]:
-    """(local path, release) of weights by an address of ours; the release is None for a file of the user's own.
+    """(local path, release) of weights by an address of ours; the release is None for the user's own file.
 
     ``accepted``: licences that the user agrees to, beside those that forbid nothing. Raises UserError, which lists all sources, if none can
     be used.
@@ -330,7 +330,9 @@ def _converted(release: Release) -> str:
     path = "" if release.package else fetch(release.url, PathManager, release.sha256) if release.url else fetch_hub(release.hub)
     if not release.converter and not release.preprocessing:
         return path
-    command, core = (importlib.import_module(f"backbones.convert.{name}") for name in ("__main__", "core"))  # which need this module
+    command, core = (
+        importlib.import_module(f"backbones.convert.{name}") for name in ("__main__", "core")
+    )  # imported late, because they import this module
 
     os.makedirs(os.path.dirname(kept), exist_ok=True)
     with file_lock(kept):  # one process converts, the others wait and find it

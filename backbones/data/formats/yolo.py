@@ -18,11 +18,11 @@ from .naming import YOLO_LINE, foreign
 _KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _NAMES = ("classes.txt", "obj.names", "labels.txt")  # files of class names, one a line
 _LOOKED_AT = 1000  # files, to see what a folder holds
-_FURTHEST = 2.0  # a value beyond is no fraction of an image, but a number of pixels
+_FURTHEST = 2.0  # a larger value is a number of pixels, not a fraction
 
 
 class Classes(NamedTuple):
-    """``names`` by number, None where nothing says them; of keypoints, how many with how many values each, and which a mirror swaps."""
+    """``names`` by number, None if unknown; for keypoints, their number, the values of each, and which ones swap in a mirror."""
 
     names: dict[int, str] | None = None
     shape: tuple[int, int] | None = None
@@ -48,7 +48,7 @@ def yaml_in(folder: str) -> str | None:
 
 
 def has_labels(folder: str) -> bool:
-    """Whether a folder holds labels, or images some of which have labels in another place."""
+    """Whether a folder holds labels, or images with labels elsewhere."""
     texts = itertools.islice(files(folder, (".txt",)), _LOOKED_AT)
     return any(_is_label(path) for path in texts) or any(_label(path, "") for path in itertools.islice(files(folder, SUFFIXES), _LOOKED_AT))
 
@@ -59,7 +59,7 @@ def _is_label(path: str) -> bool:
 
 
 def splits(path: str) -> dict[str, tuple[str, str]]:
-    """What `formats.splits` says of a data.yaml."""
+    """`formats.splits` for a data.yaml."""
     every = {split: (places, image_folder(places)) for split, places in _places(path).items()}
     roots = [root for _, root in every.values()]
     found = {}
@@ -135,7 +135,7 @@ def read(path: str, images: str) -> dict[str, Any]:
 
 
 def _values(words: list[str], shape: tuple[int, int] | None) -> list[float]:
-    """The numbers of a line. Raises ValueError for what is no label."""
+    """The numbers of a line. Raises ValueError if it is not a label."""
     values = [number(word) for word in words]
     if values[0] != int(values[0]) or values[0] < 0:
         raise ValueError(f"{words[0][:20]!r} is not a class number")
@@ -150,7 +150,7 @@ def _values(words: list[str], shape: tuple[int, int] | None) -> list[float]:
 
 
 def _is_box(count: int, shape: tuple[int, int] | None) -> bool:
-    """Whether so many values are a box: alone, with a confidence, or with keypoints. Others are an outline."""
+    """Whether this number of values makes a box: alone, with a confidence, or with keypoints. Otherwise they are a polygon."""
     return count in (4, 5) or shape is not None and count == 4 + shape[0] * shape[1]
 
 
@@ -184,7 +184,7 @@ def _content(path: str) -> dict[str, Any]:
 
 
 def _places(path: str) -> dict[str, list[str]]:
-    """The folders and lists of images of a data.yaml's splits, all there, as Ultralytics looks for them, and beside the yaml too."""
+    """The folders and lists of images of a data.yaml's splits, which must exist: searched as Ultralytics does, and beside the yaml too."""
     content = _content(path)
     here, stated = os.path.dirname(path) or ".", str(content.get("path") or "").replace("\0", "")
     roots = [os.path.join(here, stated), stated, os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), stated), here]
@@ -247,7 +247,7 @@ def image_folder(places: Iterable[str]) -> str:
 
 
 def _label(picture: str, folder: str) -> str | None:
-    """The file of labels of an image: in ``folder`` if there is one; else in labels/ for images/, in a folder labels, or beside."""
+    """The label file of an image: in ``folder`` if given; else in labels/ for images/, in a folder labels, or beside the image."""
     where, name = os.path.split(os.path.splitext(picture)[0] + ".txt")
     folders = (
         [folder] if folder else [mirrored(where, "images", "labels"), os.path.join(where, "labels"), os.path.join(where, "..", "labels"), where]
@@ -256,7 +256,7 @@ def _label(picture: str, folder: str) -> str | None:
 
 
 def mirrored(folder: str, old: str, new: str) -> str:
-    """A folder with the last of its parts that is ``old`` replaced; "" where there is none."""
+    """A folder with its last part ``old`` replaced; "" if it has none."""
     parts = folder.split(os.sep)
     if old not in parts:
         return ""
