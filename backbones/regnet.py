@@ -215,7 +215,7 @@ def build(cfg: CfgNode, input_shape: ShapeSpec) -> RegNet:
         given = [key.upper() for key, value in numbers.items() if value]
         if given:
             raise UserError(
-                f"MODEL.REGNET.NAME {node.NAME!r} and {', '.join(given)} exclude each other: for a RegNet of other numbers, set NAME ''"
+                f"MODEL.REGNET.NAME {node.NAME!r} and {', '.join(given)} exclude each other: to define a RegNet by numbers, set NAME ''"
             )
         numbers = vars(SPECS[node.NAME])
     return RegNet(**numbers, **common_options(cfg, node, input_shape), rounding=node.ROUNDING)

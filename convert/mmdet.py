@@ -178,7 +178,7 @@ def convert_detector(
     merge_overrides(cfg, overrides)
     for key in overrides[::2] if config else ():
         if get(given, key) != get(cfg, key):
-            raise UserError(f"{config} has {key} {get(given, key)}, where the file's detector needs {get(cfg, key)}")
+            raise UserError(f"{config} has {key} {get(given, key)}, but the file's detector needs {get(cfg, key)}")
     cfg.MODEL.DEVICE, cfg.INPUT.FORMAT = "cpu", "BGR"
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = list(expects.in_bgr().pixel_mean), list(expects.in_bgr().pixel_std)
     if expects.format == "RGB":

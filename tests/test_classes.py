@@ -92,7 +92,7 @@ def test_the_same_classes_stay_and_nameless_ones_are_said():
     other = model_of(*HEADS["RetinaNet"][:2], 4)
     assert "Set MODEL.WEIGHTS_CLASSES" in by_name(other, weights, {}, {"classes": OURS})[1]
     _, table = by_name(other, weights, {"classes": ["Cup", "fork", "plate"]}, {"classes": OURS})
-    assert "names match letter by letter: 'cup' and 'Cup' are two -> rename them" in table
+    assert "names must match exactly: 'cup' and 'Cup' differ -> rename them" in table
 
 
 def test_the_gate_matches_weights_to_begin_with_alone(tmp_path, caplog):
@@ -106,7 +106,7 @@ def test_the_gate_matches_weights_to_begin_with_alone(tmp_path, caplog):
     checkpointer.load(path, checkpointables=[])
     weights = old.head.cls_score.bias.data.reshape(-1, 3)
     assert torch.equal(new.head.cls_score.bias.data.reshape(-1, 3), weights[:, turned])
-    assert "taken from the weights" in checkpointer.report.table()
+    assert "loaded from the weights" in checkpointer.report.table()
     checkpointer.load(path)  # a run that goes on has its classes checked elsewhere
     assert torch.equal(new.head.cls_score.bias.data.reshape(-1, 3), weights) and checkpointer.report.classes == ""
 

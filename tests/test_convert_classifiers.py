@@ -232,7 +232,7 @@ OTHERS = {
     "torchvision's": (
         saved(lambda w: torchvision_models.regnet_x_400mf().state_dict()),
         [],
-        "not of timm: it holds RegNetX-400MF .* torchvision$",
+        "not from timm: it holds RegNetX-400MF .* torchvision$",
     ),
     "detector": (
         saved(lambda w: {**w, "rpn.weight": torch.zeros(1)}),

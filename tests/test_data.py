@@ -333,7 +333,7 @@ def test_turned_images(own):
     register_from_config(changed(own, lambda c: None))
     DatasetCatalog.remove("mine")
     MetadataCatalog.remove("mine")
-    with pytest.raises(backbones.UserError, match="turned image .*unturned image.*INPUT.EXIF"):
+    with pytest.raises(backbones.UserError, match="turned image .*unrotated image.*INPUT.EXIF"):
         register_from_config(changed(own, lambda c: c["images"][0].update(width=8, height=10)))
 
 

@@ -284,7 +284,7 @@ def test_a_disk_that_takes_no_more(server, tmp_path):
     env = {**os.environ, "PYTHONPATH": ROOT, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
     done = warm(script, env=env)
     ours, hubs = done.stdout.splitlines()
-    assert f"cannot write to '{tmp_path}' (File too large); the variable FVCORE_CACHE names another folder" in ours
+    assert f"cannot write to '{tmp_path}' (File too large); to use another folder, set the variable FVCORE_CACHE" in ours
     assert f"cannot write to '{tmp_path / 'home' / 'hub'}' (File too large); the variable HF_HOME names another folder" in hubs
     assert "x.pth" not in cached(tmp_path) and not list((tmp_path / "home").rglob("*.safetensors"))
     assert content(fetch(URL, PathManager, SHA256)) == DATA and server.ranges(NAME) == ["", f"bytes={10 * CHUNK}-"]

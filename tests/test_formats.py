@@ -229,7 +229,7 @@ def test_yolo_left_out(yolo):
         ("data.yaml", "names: [cup, plate]\n", "none of 'train', 'val' and 'test'"),
         ("data.yaml", "train: images/train\nnames: [cup, plate]\nkpt_shape: [17]\n", "kpt_shape must be"),
         ("data.yaml", "train: labels/train\nnames: [cup, plate]\n", "there are no images"),
-        ("labels/train/a.txt", "2 0.5 0.5 0.5 0.5", r"a.txt' line 1: class 2 has no name: '.*data.yaml' has 2, from 0"),
+        ("labels/train/a.txt", "2 0.5 0.5 0.5 0.5", r"a.txt' line 1: class 2 has no name: '.*data.yaml' has 2 names, numbered from 0"),
         ("labels/train/a.txt", "0 0.5 0.5 0.5 0.5\n\n9 0.5 0.5 0.5 0.5", r"a.txt' line 3: class 9 has no name"),
     ],
 )
@@ -379,7 +379,7 @@ def test_labelme_shapes(labelme):
     assert dog["bbox"] == [1, 1, 28, 8] and len(dog["segmentation"]) == 2 and dog["area"] == 64
     assert cat["bbox"] == [31, 1, 8, 8]
     for words, count in (
-        ("joined", 1),
+        ("merged", 1),
         ("'point' of 1", 1),
         ("'line' of 2", 1),
         ("'polygon' of 2", 1),
@@ -458,7 +458,7 @@ def test_parts_of_coco_files(layout, tmp_path):
     (tmp_path / "annotations").mkdir(exist_ok=True)
     (tmp_path / "annotations" / "captions_val2017.json").write_text("{}")
     if layout.startswith("ann"):  # which one of two it is, nobody knows
-        with pytest.raises(UserError, match="captions_val2017.json.*instances_train2017.json.*name the file of the annotations"):
+        with pytest.raises(UserError, match="Name one of these annotation files: .*captions_val2017.json.*instances_train2017.json"):
             formats.load(str(tmp_path))
 
 
@@ -507,7 +507,7 @@ FOREIGN = [
     (b'{"ID": "2,c", "gtboxes": [{"fbox": [1, 2, 3, 4], "tag": "per', None, None),  # cut off, and no line ends: not known to be odgt
     (b'{"source-ref": "s3://b/a.jpg", "boxes": {}}\n{"source-ref": "s3://b/b.jpg"}\n', "SageMaker", "COCO"),
     (b'{"a": 1}\n{"a": 2}\n', "one JSON object per line", "COCO"),
-    (b"ImageId,EncodedPixels\n000.jpg,1 3 10 5\n", "Kaggle", "run lengths"),
+    (b"ImageId,EncodedPixels\n000.jpg,1 3 10 5\n", "Kaggle", "RLE"),
     (b"filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,1,2,3,4,5,6,7\n", "CSV", "COCO"),
     ("\ufefffilename,w\na,1\n".encode("utf-16"), None, None),
     ({"images": [{}], "categories": [{}], "annotations": [{"bbox": []}]}, None, None),

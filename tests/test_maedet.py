@@ -128,7 +128,7 @@ def changed(block, **fields):
         ("__import__('os').system('true')", "not a Python literal"),
         ("[{'class': 'ConvKXBNRELU'", "not a Python literal"),
         ("(" * 5000, "not a Python literal"),
-        (" " * (1 << 21), "more than any structure"),
+        (" " * (1 << 21), "too many for a structure"),
         ("\x00", "not a Python literal"),
         ("[3]", "block 0 is 3, not a dict"),
         ("{[1]: 2}", "not a Python literal"),

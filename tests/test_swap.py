@@ -181,7 +181,7 @@ def test_weights_of_other_norms_are_refused(tmp_path):
     """Batch norm's weights in a group norm would train, and mean nothing."""
     torch.save(backbones.create("RegNetX-400MF", norm="BN").state_dict(), tmp_path / "x.pth")
     cfg = swapped("Misc/mask_rcnn_R_50_FPN_3x_gn.yaml", "RegNetX-400MF")
-    with pytest.raises(backbones.UserError, match="is of a network with batch norms"):
+    with pytest.raises(backbones.UserError, match="belongs to a network with batch norms"):
         GatedCheckpointer(build_model(cfg)).load(str(tmp_path / "x.pth"))
     cfg.MODEL.REGNET.NORM = "BN"
     GatedCheckpointer(build_model(cfg)).load(str(tmp_path / "x.pth"))
@@ -233,7 +233,7 @@ def test_our_python_configs_load():
         (["train.device=null"], "train.device is None: it must be text"),
         (["train.device=cpu", "train.max_iter=abc"], "train.max_iter is 'abc': it must be a whole number"),
         (["train.device=cpu", "train.max_iter=0"], "train.max_iter is 0: it must be at least 1"),
-        (["train.device=cpu", "train.output_dir=/etc/passwd/x"], "train.output_dir '/etc/passwd/x' cannot be made"),
+        (["train.device=cpu", "train.output_dir=/etc/passwd/x"], "train.output_dir '/etc/passwd/x' cannot be created"),
     ],
 )
 def test_mistakes_in_python_configs(opts, words):

@@ -78,7 +78,7 @@ class Match:
         near = {plain(name): name for name in self.theirs_alone}
         close = [f"{name!r} and {near[plain(name)]!r}" for name in self.ours_alone if plain(name) in near]
         remedy = "rename them in the annotations, or name those of the weights in MODEL.WEIGHTS_CLASSES"
-        hint = f"\n  names match letter by letter: {', '.join(close[:5])} are two -> {remedy}" if close else ""
+        hint = f"\n  names must match exactly: {', '.join(close[:5])} differ -> {remedy}" if close else ""
         return tabulate(rows, ("classes by name", "number", "which"), "pipe") + hint
 
 
@@ -108,7 +108,7 @@ def by_name(model: nn.Module, weights: dict[str, Any], theirs: dict[str, list[st
             anchors = rows.anchors(len(new), len(match.ours))
             if anchors and anchors == rows.anchors(len(old), len(match.theirs)) and new.shape[1:] == old.shape[1:]:
                 weights[key] = _placed(new, old, rows, anchors, match)
-                what = "taken from the weights", "new, with initial rows", "of the weights alone, dropped"
+                what = "loaded from the weights", "new, from scratch", "only in the weights, dropped"
                 tables[kind] = match.table(*what)
     return weights, "\n".join(tables.values())
 

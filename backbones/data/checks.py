@@ -101,7 +101,7 @@ def check_paths(name: str, key: str = "") -> None:
         path = metadata.get(field)
         if path and "://" not in path and not os.path.exists(path):
             root = os.getenv("DETECTRON2_DATASETS", "datasets")
-            hint = f" detectron2 looks under {root!r}, or where the variable DETECTRON2_DATASETS says." if path.startswith(root) else ""
+            hint = f" detectron2 looks in {root!r}; to use another folder, set DETECTRON2_DATASETS." if path.startswith(root) else ""
             raise UserError(f"data set {name!r}: {field} {path!r} does not exist.{hint}", "missing-file", key)
 
 

@@ -103,7 +103,7 @@ KINDS: dict[str, Kind] = {
     "no keypoints": Kind("error", "no object has keypoints, but the model learns keypoints", "annotate them (zeros where unknown)"),
     "keypoints absent": Kind("note", "objects have no keypoints: all their keypoints count as unknown", "nothing", _MENDED),
     "number of keypoints": Kind("error", "keypoints are not x, y, visibility for each point", "complete them with zeros"),
-    "keypoint visibility": Kind("warning", "keypoints have a visibility other than 0, 1 and 2", "0: unknown, 1: hidden, 2: seen"),
+    "keypoint visibility": Kind("warning", "keypoints have a visibility that is not 0, 1 or 2", "0: unknown, 1: hidden, 2: seen"),
     "count of keypoints": Kind("note", "num_keypoints is not the number of labelled keypoints: it is recounted", "nothing", _MENDED),
     "keypoint names": Kind("note", "keypoints have no names: they are numbered", "nothing", _MENDED),
     # images
@@ -145,7 +145,7 @@ KINDS: dict[str, Kind] = {
     "turned image": Kind(
         "error",
         "images have an EXIF rotation, but the annotations fit the unrotated image",
-        'to read images without their rotation, set INPUT.EXIF "ignore"',
+        'set INPUT.EXIF "ignore" to read images without their rotation',
         key="INPUT.EXIF",
     ),
     "deep image": Kind(

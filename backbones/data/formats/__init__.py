@@ -44,7 +44,7 @@ def load(path: str, images: str = "") -> dict[str, Any] | None:
         places = [place for place in (path, os.path.join(path, _ANNOTATIONS), os.path.dirname(os.path.abspath(path))) if os.path.isdir(place)]
         near = [os.path.join(place, name) for place in places for name in sorted(os.listdir(place))]
         files = ", ".join(repr(file) for file in near if file.lower().endswith(".json"))
-        hint = f" In it and beside it are {files}: name the file of the annotations." if files else ""
+        hint = f" Name one of these annotation files: {files}." if files else ""
         raise UserError(f"folder {path!r} has no readable annotations. Allowed: {_ALLOWED}.{hint}", "bad-file")
     if kind is None:
         return None
