@@ -76,7 +76,7 @@ _FIELDS = {
     "group": ("in", "out", "k", "L", "btn"),
 }
 _OTHER_FIELDS = ("class", "s", "p", "g", "act", "inner_class", "force_resproj_skip")  # the last says nothing: groups always project
-_MOST = {"L": 1000}  # in all blocks; of any other number 65536: more is no network
+_MOST = {"L": 1000}  # over all blocks; every other number may be up to 65536
 _MOST_BYTES = 1 << 20
 
 

@@ -82,7 +82,7 @@ class Source:
         return entry_of(data, self.entries(data), wanted)
 
     def weights(self, data: dict[str, Any], wanted: str = "") -> dict[str, Tensor]:
-        """The state dict in what a file holds, by default the usual one. Raises UserError where there is none."""
+        """The state dict in what a file holds, by default the usual one. Raises UserError if there is none."""
         weights = at(data, self.entry(data, wanted))
         tidied = self.tidy(weights)
         if len(tidied) != len(weights):

@@ -24,7 +24,7 @@ _FILE = os.path.join("models", "efficientnet-lite0-57934424.pth")
 
 
 def installed() -> str:
-    """The path of the package's file. Raises UserError where the package is not installed."""
+    """The path of the package's file. Raises UserError if the package is not installed."""
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     folders = spec.submodule_search_locations if spec else None
     if not folders:

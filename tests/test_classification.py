@@ -125,7 +125,7 @@ def test_the_same_classes_everywhere(folder, tmp_path):
     cfg.DATASETS.IMAGE_FOLDERS = [["these", folder], ["others", str(other)]]
     register_image_folders(cfg)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("these",), ("others",)
-    with pytest.raises(UserError, match="'these' and 'others' have other classes"):
+    with pytest.raises(UserError, match="'these' and 'others' have different classes"):
         check_datasets(cfg, training=True)
 
 

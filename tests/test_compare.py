@@ -313,7 +313,7 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1.0, 1.0, 5.0, 5.0], "score": 
         (["{a}", "{b}", "--annotations", "{truth}", "--plot", "c.txt"], "kind of picture.*'.png'"),
         (["{a}", "{b}", "--annotations", "{truth}", "--json", "{folder}"], "is a folder"),
         (["{folder}", "{b}", "--annotations", "{truth}"], "coco_instances_results.json' does not exist"),
-        (["{truth}", "{b}", "--annotations", "{truth}"], "there is no list of detections"),
+        (["{truth}", "{b}", "--annotations", "{truth}"], "it is not a list of detections"),
         (["{a}", "{b}", "--annotations", "{a}"], "is COCO results: detections without images and classes"),
     ],
 )
@@ -330,7 +330,7 @@ def test_mistakes(args, words, files, tmp_path, monkeypatch):
         ("", "is not JSON"),
         ("[" * 100000, "is not JSON"),
         ([], "holds no detections"),
-        ({}, "there is no list of detections"),
+        ({}, "it is not a list of detections"),
         ([3], "entry 0 is 3, not an object"),
         ([{**GOOD, "image_id": 999}], "entry 0 has image_id 999, which is not among the 'images'"),
         ([{**GOOD, "category_id": 999}], "entry 0 has category_id 999"),

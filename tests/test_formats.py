@@ -328,7 +328,7 @@ ENTITIES = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10 if i else "ha" * 100}">'
         (voc_xml(size=("a", 2)), "'a' is not a number of pixels"),
         (voc_xml("&e8;", head=f"<!DOCTYPE a [{ENTITIES}]>"), "it has a DOCTYPE"),
         (voc_xml("&e;", head='<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>'), "it has a DOCTYPE"),
-        ("\0\0\0", "it is no text"),
+        ("\0\0\0", "it is not text"),
     ],
 )
 def test_voc_refused(voc, text, words):

@@ -97,7 +97,7 @@ def test_plot(run_folder):
 
 
 def test_plot_mistakes_in_the_output(run_folder):
-    for output, words in (("curve.txt", "kind of picture"), ("metrics.json/curve.png", "cannot be made")):
+    for output, words in (("curve.txt", "kind of picture"), ("metrics.json/curve.png", "cannot be created")):
         with pytest.raises(backbones.UserError, match=words):
             plot.plot(str(run_folder), str(run_folder / output))
 

@@ -34,7 +34,7 @@ def register_image_folders(cfg: CfgNode) -> None:
 
 
 def _numbered(name: str, classes: tuple[str, ...], records: tuple[dict[str, Any], ...], wanted: tuple[str, ...]) -> tuple[Any, Any]:
-    """``wanted``, and the records of these classes with their numbers there. Raises UserError where none is left."""
+    """``wanted``, and the records of these classes with their numbers there. Raises UserError if none is left."""
     number = {each: i for i, each in enumerate(wanted)}
     kept = tuple({**record, "label": number[classes[record["label"]]]} for record in records if classes[record["label"]] in number)
     if not kept:

@@ -30,7 +30,7 @@ class Reader:
         self._packed: Packed | None = None  # records for other processes
 
     def dataset(self) -> Dataset:
-        """Raises UserError where the data cannot be used."""
+        """Raises UserError if the data cannot be used."""
         if self._held is None:
             data = read(self.source, self.use)
             error = data.error()

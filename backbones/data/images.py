@@ -38,7 +38,7 @@ def settings(cfg: CfgNode) -> dict[str, Any]:
 def opened(path: str, max_pixels: int = 0) -> Iterator[Image.Image]:
     """A file as Pillow opens it: its header is read, its pixels are not. Errors of what is done with it are this function's too.
 
-    Raises UnusableImage where it has more than ``max_pixels``, or with 0 than Pillow considers safe, and OSError or SyntaxError
+    Raises UnusableImage if it has more than ``max_pixels``, or with 0 than Pillow considers safe, and OSError or SyntaxError
     where it cannot be read.
     """
     limit = Image.MAX_IMAGE_PIXELS
@@ -101,7 +101,7 @@ def is_turned(image: Image.Image) -> bool:
 def upright(image: Image.Image, path: str, exif: str = "turn", value_range: Sequence[float] = ()) -> Image.Image:
     """An opened image with 8 bits per channel, rotated as its EXIF tag says, or not with "ignore".
 
-    Values of more bits go from ``value_range``, a lowest and a highest one, to 0 and 255. Raises UserError where there is none.
+    Values of more bits go from ``value_range``, a lowest and a highest one, to 0 and 255. Raises UserError if there is none.
     """
     if exif == "turn":
         image = turned(image)

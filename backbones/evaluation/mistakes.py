@@ -156,7 +156,7 @@ def by_kind_of_object(dataset: dict[str, Any], results: list[dict], task: str = 
 
 
 def _aps(evaluation: Any, ranges: list[list[float]]) -> list[float | None]:
-    """AP for each range of areas; None where there is no object."""
+    """AP for each range of areas; None if there is no object."""
     evaluation.params.areaRng, evaluation.params.areaRngLbl = ranges, [str(i) for i in range(len(ranges))]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()

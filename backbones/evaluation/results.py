@@ -94,7 +94,7 @@ def truth_of(name: str, task: str) -> tuple[str, dict[str, Any]]:
 
 
 def config_of(path: str) -> str:
-    """The config.yaml that a run left, where ``path`` is its folder or the results in it; "" where there is none."""
+    """The config.yaml that a run left, where ``path`` is its folder or the results in it; "" if there is none."""
     folder = path if os.path.isdir(path) else os.path.join(os.path.dirname(path), "..")  # of inference/coco_instances_results.json
     left = os.path.normpath(os.path.join(folder, "config.yaml"))
     return left if os.path.isfile(left) else ""

@@ -63,7 +63,7 @@ def splits(path: str) -> dict[str, tuple[str, str]]:
 
     They are those of a YOLO data.yaml, of the lists of a Pascal VOC folder, folders train, val (valid) and test, as Roboflow writes them,
     or COCO's files in ``annotations``; a folder's COCO file is its only .json, or is found by its name.
-    Raises UserError where a data.yaml cannot be read or its images for training or validation do not exist.
+    Raises UserError if a data.yaml cannot be read or its images for training or validation do not exist.
     """
     if yolo.is_yaml(path) and os.path.isfile(path):
         return yolo.splits(path)

@@ -84,7 +84,7 @@ def number(value: Any) -> float:
 
 
 def file_size(path: str) -> tuple[int, int] | None:
-    """Width and height of an image after the turn that its EXIF tag asks for, from its header; None where it cannot be read."""
+    """Width and height of an image after the turn that its EXIF tag asks for, from its header; None if it cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures and odd tags
@@ -116,7 +116,7 @@ def text_of(path: str) -> str:
     if len(content) > _MOST:
         raise ValueError(f"it is larger than {_MOST >> 20} MB")
     if b"\0" in content and content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError("it is no text")
+        raise ValueError("it is not text")
     return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
 
 
