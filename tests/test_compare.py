@@ -329,7 +329,7 @@ def test_mistakes(args, words, files, tmp_path, monkeypatch):
     [
         ("", "is not JSON"),
         ("[" * 100000, "is not JSON"),
-        ([], "holds no detections"),
+        ([], "has no detections"),
         ({}, "it is not a list of detections"),
         ([3], "entry 0 is 3, not an object"),
         ([{**GOOD, "image_id": 999}], "entry 0 has image_id 999, which is not among the 'images'"),
@@ -342,7 +342,7 @@ def test_mistakes(args, words, files, tmp_path, monkeypatch):
         ([{**GOOD, "bbox": [1, 2, 3, None]}], "it must be"),
         ([{**GOOD, "bbox": "wide"}], "bbox 'wide'"),
         ([GOOD, {key: value for key, value in GOOD.items() if key != "score"}], "entry 1 has no score"),
-        ([{"caption": "a cup"}], "the file is of none of the tasks"),
+        ([{"caption": "a cup"}], "the file is for none of the tasks"),
     ],
 )
 def test_mistakes_in_results(content, words, files, tmp_path, monkeypatch):

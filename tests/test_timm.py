@@ -158,7 +158,7 @@ REFUSED = {
     "hrnet_w18": "is not a chain of stages: timm extracts its features with HighResolutionNetFeatures",
     "mvitv2_tiny": "is not a chain of stages: timm extracts its features with FeatureGetterNet",
     "inception_v4": "does not accept images of any size: for 256x320 its stage",
-    "selecsls42": "of 256x320 its stage res2 makes list",
+    "selecsls42": "for 256x320 its stage res2 returns list",
     "resnet51": "unknown backbone: 'timm/resnet51'. Did you mean 'timm/resnet51q'",
     "resnet50.a1_in1": "unknown backbone: 'timm/resnet50.a1_in1'. Did you mean 'timm/resnet50.a1_in1k'",
     "hf-hub:timm/resnet50": "unknown backbone",  # would be downloaded
@@ -178,7 +178,7 @@ def test_what_cannot_be_a_backbone_is_refused(name):
         ({"deform_on_per_stage": (False, True, True, True)}, "no deformable stages"),
         ({"norm": "BNN"}, "Did you mean 'BN'"),
         ({"out_features": ("res6",)}, "unknown feature"),
-        ({"freeze_at": 6}, "more than the 5 stages"),
+        ({"freeze_at": 6}, "exceeds the number of stages, 5"),
         ({"drop_pat": 0.1}, "Did you mean 'drop_path'"),
     ],
 )
