@@ -140,7 +140,7 @@ def test_no_config_begins_with_weights_that_are_gone():
             assert address not in gone, name
     assert len(names) > 230 and len(gone) >= 7 and without == {"V-19-eSE", "V-19-slim-eSE", "V-19-slim-dw-eSE", "V-99-eSE"}
     for name in without:
-        with pytest.raises(UserError, match=f"is on a file-sharing host.*'weights/{name}.pth'; to train from scratch, set MODEL.WEIGHTS ''"):
+        with pytest.raises(UserError, match=f"is on a file-sharing host.*'weights/{name}.pth'; from scratch: set MODEL.WEIGHTS ''"):
             weights.find(weights.PREFIX + name)
 
 

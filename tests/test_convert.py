@@ -374,7 +374,7 @@ class TestMMDetection:
         weights = {key: fill(key, shape) for key, shape in record["keys"]}
         name = "COCO-Detection/retinanet_RegNetX_800MF_FPN_1x.yaml"
         assert mmdet.convert_detector({"state_dict": weights}, config=name).provenance["config"] == name
-        with pytest.raises(UserError, match="has MODEL.REGNET.NAME RegNetX-1.6GF, where the file's detector needs RegNetX-800MF"):
+        with pytest.raises(UserError, match="has MODEL.REGNET.NAME RegNetX-1.6GF, but the file's detector needs RegNetX-800MF"):
             mmdet.convert_detector({"state_dict": weights}, config=name.replace("800MF", "1.6GF"))
 
     @pytest.mark.parametrize(

@@ -133,7 +133,7 @@ def test_other_addresses_are_not_ours(address):
         ("backbones://V-39-eSE@tim", "Did you mean 'timm'|Allowed: 'timm:ese_vovnet39b.ra_in1k'"),
         (
             "backbones://V-99-eSE",
-            "vovnet99_ese_detectron2 is on a file-sharing host.*'.*V-99-eSE.pth'; to train from scratch, set MODEL.WEIGHTS ''",
+            "vovnet99_ese_detectron2 is on a file-sharing host.*'.*V-99-eSE.pth'; from scratch: set MODEL.WEIGHTS ''",
         ),
         ("backbones://faster_rcnn_V_39_FPN_3x", "faster_V_39_eSE_ms_3x is on a file-sharing host"),
     ],

@@ -266,8 +266,8 @@ def find(address: str, accepted: Collection[str] = ()) -> tuple[str, Release | N
     if others:
         said += f". Not tried: {'; '.join(others)}"
     where = os.path.join(folder(), name + ".pth")
-    own = f"To use your own file, original or converted with `python -m convert`, save it as {where!r}"
-    scratch = "to train from scratch, set MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 and the backbone's NORM SyncBN (BN on one GPU)"
+    own = f"Save your own file, original or converted by `python -m convert`, as {where!r}"
+    scratch = "from scratch: set MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 and the backbone's NORM SyncBN (BN on one GPU)"
     raise UserError(
         f"no weights for {address!r}: {said}. {own}" + (f"; {scratch}" if name in data()["weights"] else ""),
         "missing-weights",
@@ -302,9 +302,7 @@ def _candidates(name: str, wanted: str, accepted: Collection[str]) -> tuple[list
         else:
             take.append(row)
     for (licence, why), specs in refused.items():
-        others.append(
-            f"{', '.join(specs)}, {licence}, {why}: add --accept-licence {licence}, or name the source, such as {PREFIX}{name}@{specs[0]}"
-        )
+        others.append(f"{', '.join(specs)}, {licence}, {why}: --accept-licence {licence}, or name one, such as {PREFIX}{name}@{specs[0]}")
     return take, others
 
 
