@@ -7,7 +7,7 @@ import os
 import sys
 import warnings
 
-if os.path.basename(sys.argv[0]) in ("-m", "backbones", "train_net.py"):  # this project's commands, while they import what they need
+if os.path.basename(sys.argv[0]) in ("-m", "backbones", "train_net.py"):  # this project's commands, during their slow imports
     _hook = sys.excepthook
     sys.excepthook = lambda kind, *error: print("interrupted", file=sys.stderr) if kind is KeyboardInterrupt else _hook(kind, *error)
 
@@ -24,9 +24,9 @@ try:
 except ImportError as error:
     raise ImportError(
         f"backbones needs OpenCV, which cannot be imported ({error}): `pip install opencv-python`, or `pip install opencv-python-headless` "
-        "where there is no libGL"
+        "if libGL is missing"
     ) from None
-with warnings.catch_warnings():  # fvcore scripts its losses as detectron2 imports them; what others script is still warned of
+with warnings.catch_warnings():  # fvcore scripts its losses as detectron2 imports them; other uses of scripting still warn
     warnings.filterwarnings("ignore", "`torch.jit.script` is deprecated", FutureWarning)
     from detectron2 import modeling as _  # noqa: F401
 

@@ -1,4 +1,4 @@
-"""The console command: ``backbones VERB ...``, also as ``python -m backbones VERB ...``; ``backbones VERB --help`` says what each takes."""
+"""The console command: ``backbones VERB ...``, also as ``python -m backbones VERB ...``; ``backbones VERB --help`` shows its options."""
 
 import importlib
 import sys
@@ -9,19 +9,19 @@ from .errors import unknown
 VERBS = {
     "train": ("backbones.tools.train:command_line", "train or evaluate a detector, as train_net.py does"),
     "dataset": ("backbones.tools.dataset:main", "convert, split, merge and show annotated images"),
-    "doctor": ("backbones.tools.doctor:main", "look for everything that would spoil a training"),
+    "doctor": ("backbones.tools.doctor:main", "find everything that would spoil a training"),
     "demo": ("backbones.tools.demo:main", "find objects in images, a video or a camera, and draw them"),
     "export": ("backbones.tools.export:main", "export a detector to ONNX, OpenVINO or TorchScript"),
     "convert": ("backbones.convert.__main__:main", "convert checkpoints of other projects"),
-    "visualize": ("backbones.tools.visualize:main", "draw detections beside the truth"),
-    "recipe": ("backbones.tools.recipe:main", "work a config out from your data, this machine and the time there is"),
-    "errors": ("backbones.tools.errors:main", "say what went wrong in an evaluation, and show the worst images"),
-    "compare": ("backbones.tools.compare:main", "compare two evaluations: is one better beyond chance?"),
-    "plot": ("backbones.tools.plot:main", "plot the curves of trainings"),
+    "visualize": ("backbones.tools.visualize:main", "draw detections next to the ground truth"),
+    "recipe": ("backbones.tools.recipe:main", "work out a config for your data, this machine and your time"),
+    "errors": ("backbones.tools.errors:main", "show the kinds of errors in an evaluation, and the worst images"),
+    "compare": ("backbones.tools.compare:main", "compare two evaluations: is the difference significant?"),
+    "plot": ("backbones.tools.plot:main", "plot training curves"),
     "analyze": ("backbones.tools.analyze:main", "count parameters and operations"),
     "benchmark": ("backbones.tools.benchmark:main", "measure speed and memory"),
     "zoo": ("backbones.tools.zoo:main", "list, show, download and check configs and weights"),
-    "search": ("backbones.search.zero_shot:main", "search a network for a budget, without training any"),
+    "search": ("backbones.search.zero_shot:main", "search for a network within a budget, without training"),
     "search-paths": ("backbones.search.one_shot:main", "search the paths of a trained supernet"),
 }
 
@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
         for name, (_, what) in VERBS.items():
             print(f"  {name:<14}{what}")
         return
-    from .tools import run  # not before --help has answered
+    from .tools import run  # heavy, so not needed for --help
 
     if verb not in VERBS:
         print(f"backbones: error: {unknown('verb', verb, VERBS)}", file=sys.stderr)

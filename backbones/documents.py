@@ -1,4 +1,4 @@
-"""JSON and YAML of anybody: read without running out of time or memory, whatever is in it."""
+"""Reads untrusted JSON and YAML without running out of time or memory."""
 
 import codecs
 import contextlib
@@ -13,7 +13,7 @@ from .errors import UserError
 
 
 def read_json(path: str) -> Any:
-    """A JSON file's content, in UTF-8 or, with a byte-order mark, in UTF-16. NaN and Infinity are taken. Raises ValueError for what is none."""
+    """A JSON file's content, in UTF-8 or, with a byte-order mark, in UTF-16. NaN and Infinity are accepted. Raises ValueError."""
     try:
         content = _content(path)
         if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -24,9 +24,9 @@ def read_json(path: str) -> Any:
         except (msgspec.MsgspecError, RecursionError):
             return json.loads(content.decode("utf-8"), parse_int=_whole)
     except UnicodeDecodeError as error:
-        raise ValueError(f"it is no UTF-8 text (byte {error.start} is {error.object[error.start]:#x}): save it as UTF-8") from error
+        raise ValueError(f"it is not UTF-8 text (byte {error.start} is {error.object[error.start]:#x}): save it as UTF-8") from error
     except RecursionError as error:
-        raise ValueError("it is nested too deep") from error
+        raise ValueError("it is nested too deeply") from error
 
 
 def read_yaml(path: str, most: int = 1 << 18) -> Any:
@@ -39,7 +39,7 @@ def read_yaml(path: str, most: int = 1 << 18) -> Any:
 
 @contextlib.contextmanager
 def reading(what: str) -> Iterator[None]:
-    """Content of another form than the reader expects is a UserError, "``what``: ..."."""
+    """Turns errors in content that the reader does not expect into a UserError, "``what``: ..."."""
     try:
         yield
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
@@ -47,8 +47,8 @@ def reading(what: str) -> Iterator[None]:
 
 
 def _content(path: str, most: float = float("inf")) -> bytes:
-    if not os.path.isfile(path):  # a device gives no end of it, and a pipe may never begin
-        raise ValueError("it is no file")
+    if not os.path.isfile(path):  # a device never ends, and a pipe may never begin
+        raise ValueError("it is not a file")
     try:
         if os.path.getsize(path) > most:
             raise ValueError(f"it has {os.path.getsize(path)} bytes, more than {most}")
@@ -65,11 +65,11 @@ def _whole(digits: str) -> int:
 
 
 class _Plain(yaml.SafeLoader):
-    """Plain values: no numbers beyond 64 bits, nor aliases by which a few lines stand for more than any memory holds."""
+    """Plain values: no numbers beyond 64 bits, and no aliases by which a few lines expand beyond any memory."""
 
     def __init__(self, stream):
         super().__init__(stream)
-        self.sizes = {}  # values that each node stands for, with what its aliases repeat
+        self.sizes = {}  # number of values of each node, including those that aliases repeat
 
     def compose_node(self, parent, index):
         if self.flow_level > 100:
@@ -77,7 +77,7 @@ class _Plain(yaml.SafeLoader):
         repeated = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
         if repeated and node not in self.sizes:
-            raise ValueError("an alias (*) is inside of what it repeats")
+            raise ValueError("an alias (*) repeats something that contains it")
         if isinstance(node, yaml.MappingNode):
             parts = [part for pair in node.value for part in pair]
         else:

@@ -1,4 +1,4 @@
-"""Pictures for eyes: small images are enlarged before boxes are drawn, and labels stand beside the objects, not on them."""
+"""Draws pictures for people: small images are enlarged first, and labels are placed beside the objects, not on them."""
 
 import os
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ def colour(number: int) -> tuple[int, int, int]:
 
 
 def scale_of(image: np.ndarray, wanted: float, longest: int = 1600) -> float:
-    """``wanted``, or less where an image (H, W, ...) would become longer than ``longest``; each side stays a pixel at least."""
+    """``wanted``, or less if an image (H, W, ...) would become longer than ``longest``; each side keeps at least a pixel."""
     sides = image.shape[:2]
     return max(min(wanted, longest / max(sides)), 1 / min(sides))
 
@@ -40,7 +40,7 @@ def scale_of(image: np.ndarray, wanted: float, longest: int = 1600) -> float:
 def draw(image: np.ndarray, marks: Sequence[Mark], size: int = 15) -> np.ndarray:
     """The RGB ``image`` (H, W, 3), enlarged where it is small, with ``marks``, in a margin that has room for labels.
 
-    Boxes have a dark line outside their coloured one, so that they show on any ground. Of the places beside a box, a label takes the one that
+    Boxes have a dark line outside their coloured one, to show on any background. A label goes to the place beside its box that
     covers the least of other boxes and labels.
     """
     height, width = image.shape[:2]
@@ -80,7 +80,7 @@ def draw(image: np.ndarray, marks: Sequence[Mark], size: int = 15) -> np.ndarray
 
 
 def beside(left: np.ndarray, right: np.ndarray, titles: Sequence[str] = ("truth", "found")) -> np.ndarray:
-    """Two pictures of one height, one beside the other, with their titles above."""
+    """Two pictures of the same height side by side, with their titles above."""
     head, gap = 26, 6
     page = Image.new("RGB", (left.shape[1] + gap + right.shape[1], left.shape[0] + head), (255, 255, 255))
     for x, tile, title in ((0, left, titles[0]), (left.shape[1] + gap, right, titles[1])):
@@ -90,7 +90,7 @@ def beside(left: np.ndarray, right: np.ndarray, titles: Sequence[str] = ("truth"
 
 
 def mask_of(segmentation: Any, height: int, width: int) -> np.ndarray:
-    """Polygons or run lengths as pixels, (H, W) bool."""
+    """Polygons or RLE as pixels, (H, W) bool."""
     from pycocotools import mask as coding
 
     if isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list):
@@ -101,7 +101,7 @@ def mask_of(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 @lru_cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # brings one along
+    import matplotlib  # includes a font
 
     return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
 

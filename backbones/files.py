@@ -1,4 +1,4 @@
-"""Writing files that a killed run does not leave half-written, and telling contents apart."""
+"""Writes files so that a killed run leaves none half-written, and identifies contents."""
 
 import contextlib
 import difflib
@@ -11,11 +11,11 @@ from .errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
-    """The name of a file beside ``path`` that takes its place when it is written; where that fails, nothing is left of it."""
+    """The name of a temporary file that replaces ``path`` once it is written; if that fails, it is removed."""
     partial = path + ".partial"
     try:
         yield partial
-        with open(partial, "r+b") as f:  # Windows flushes no file that is open for reading alone
+        with open(partial, "r+b") as f:  # Windows flushes only files that are open for writing
             os.fsync(f.fileno())
         os.replace(partial, path)
     except BaseException:
@@ -25,7 +25,7 @@ def replacing(path: str) -> Iterator[str]:
 
 
 def write_whole(path: str, text: str) -> None:
-    """Writes a file so that it is there whole or as it was before. Raises UserError where it cannot be."""
+    """Writes a file completely, or leaves it as it was. Raises UserError if it cannot be written."""
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with replacing(path) as partial, open(partial, "w", encoding="utf-8") as f:
@@ -35,7 +35,7 @@ def write_whole(path: str, text: str) -> None:
 
 
 def sha256(path: str) -> str:
-    """Of a file's content."""
+    """The hash of a file's content."""
     digest = hashlib.sha256()
     with open(path, "rb") as f:
         for block in iter(lambda: f.read(1 << 20), b""):
@@ -44,7 +44,7 @@ def sha256(path: str) -> str:
 
 
 def nearest(path: str, endings: tuple[str, ...]) -> str:
-    """The file of one of the ``endings`` beside a ``path`` that is not there, whose name is nearest to its own; "" where none is near."""
+    """The file with one of the ``endings`` whose name is nearest to that of the missing ``path``, in the same folder; "" if none is near."""
     folder, name = os.path.split(path)
     beside = sorted(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else []
     close = difflib.get_close_matches(name, [file for file in beside if file.endswith(endings)], 1)

@@ -22,7 +22,7 @@ COMMON_KEYS = ("NORM", "DEFORM_ON_PER_STAGE", "DEFORM_MODULATED", "DEFORM_NUM_GR
 
 
 def common_options(cfg: CfgNode, node: CfgNode, input_shape: ShapeSpec) -> dict[str, Any]:
-    """The `layers.Options` that ``cfg`` and the family's own ``node`` of it say."""
+    """The `layers.Options` that ``cfg`` and the family's own ``node`` set."""
     own = {key.lower(): node[key] for key in ("OUT_FEATURES", *COMMON_KEYS)}
     return {"in_channels": input_shape.channels, "freeze_at": cfg.MODEL.BACKBONE.FREEZE_AT, **own}
 
@@ -39,11 +39,11 @@ def _in_shapes(cfg: CfgNode, bottom_up: Backbone) -> list[ShapeSpec]:
 
 
 def build_fpn(cfg: CfgNode, bottom_up: Backbone, top_block: nn.Module) -> FPN:
-    """detectron2's FPN over ``bottom_up`` as ``cfg.MODEL.FPN`` says; raises UserError for features it cannot take."""
+    """detectron2's FPN over ``bottom_up`` as ``cfg.MODEL.FPN`` says; raises UserError for unsuitable features."""
     names = list(cfg.MODEL.FPN.IN_FEATURES)
     strides = [shape.stride for shape in _in_shapes(cfg, bottom_up)]
     if any(b != 2 * a for a, b in zip(strides, strides[1:])):
-        raise UserError(f"MODEL.FPN.IN_FEATURES {names} have strides {strides}: each must be twice the one before")
+        raise UserError(f"MODEL.FPN.IN_FEATURES {names} have strides {strides}: each must be twice the previous one")
     if cfg.MODEL.FPN.NORM not in COMMON_NORMS:
         raise unknown("MODEL.FPN.NORM", cfg.MODEL.FPN.NORM, COMMON_NORMS)
     if cfg.MODEL.FPN.FUSE_TYPE not in ("sum", "avg"):
@@ -85,7 +85,7 @@ def _deepest_level(cfg: CfgNode, bottom_up: Backbone) -> str:
 
 
 def register(*fields: Any, bare_alias: str = "", **more: Any) -> Family:
-    """Adds the family of those ``fields``, and its builders to detectron2's ``BACKBONE_REGISTRY``; ``bare_alias`` also names the bare one."""
+    """Adds the family with these ``fields``, and its builders to detectron2's ``BACKBONE_REGISTRY``; ``bare_alias`` also names the bare one."""
     family = Family(*fields, **more)
 
     def bare(cfg: CfgNode, input_shape: ShapeSpec) -> Backbone:

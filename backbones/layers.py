@@ -1,4 +1,4 @@
-"""What two or more families share: options, norms, the conv unit, deformable convolution, and the network as a chain of stages."""
+"""What two or more families share: options, norms, the conv unit, deformable convolution, and networks as chains of stages."""
 
 import dataclasses
 import functools
@@ -22,7 +22,7 @@ NORMS = (*COMMON_NORMS, "EvalBN")
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")  # of all families but VoVNet
 
-# what data-parallel training, torch.compile and MMRazor put in front of a model's keys, and what a detector puts in front of its backbone's
+# prefixes that data-parallel training, torch.compile and MMRazor add to a model's keys, and those that a detector adds to its backbone's
 _WRAPPERS = re.compile(r"^((module|_orig_mod|architecture(\.model)?)\.)+")
 _OUTER = re.compile(r"^((module|_orig_mod|architecture|model|backbone|bottom_up|body)\.)+")
 _NOTHING = re.compile(r"(?!)")
@@ -33,7 +33,7 @@ Conv = Callable[..., nn.Module]  # what makes a convolution, with the arguments 
 def build_norm(norm: str, channels: int) -> nn.Module:
     """detectron2's norm of that name, or "EvalBN", `EvalBatchNorm2d`; "" gives the identity.
 
-    "GN" takes 32 groups, or where 32 does not divide the channels the largest power of two below it that does (80 channels: 16).
+    "GN" uses 32 groups or, if 32 does not divide the channels, the largest smaller power of two that does (80 channels: 16).
     """
     if norm not in NORMS:
         raise unknown("norm", norm, NORMS)
@@ -45,7 +45,7 @@ def build_norm(norm: str, channels: int) -> nn.Module:
 
 
 def rounded(width: float, multiple: int = 8) -> int:
-    """The multiple nearest to a width, of two equally near ones the larger, at least one."""
+    """The multiple nearest to a width, rounding halves up, and at least ``multiple``."""
     return max(multiple, int(width / multiple + 0.5) * multiple)
 
 
@@ -121,7 +121,7 @@ class StagePlan(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """The arguments that every family's network takes beside its structure.
+    """The arguments of every family's network besides its structure.
 
     Args:
         in_channels: channels of the image.
@@ -150,7 +150,7 @@ class Options:
         dense as it was, where detectron2's ResNet spreads that one too.
         """
         if len(self.deform_on_per_stage) != 4:
-            raise UserError(f"DEFORM_ON_PER_STAGE needs 4 values, one a stage, not {list(self.deform_on_per_stage)}")
+            raise UserError(f"DEFORM_ON_PER_STAGE needs 4 values, one for each stage, not {list(self.deform_on_per_stage)}")
         if self.res5_dilation not in (1, 2):
             raise unknown("RES5_DILATION", self.res5_dilation, (1, 2))
         deformable = functools.partial(DeformConv2d, modulated=self.deform_modulated, deform_groups=self.deform_num_groups)
@@ -198,7 +198,7 @@ class ConvNormAct(lean.KeepsActivations):
 
     @torch.jit.unused
     def keeps_less(self) -> bool:
-        """Whether a backward pass is to come that `lean` has an operation for."""
+        """Whether a backward pass will follow for which `lean` has an operation."""
         if self.activations != "lean" or not torch.is_grad_enabled():
             return False
         traced = torch.jit.is_tracing() or torch.compiler.is_compiling()  # type: ignore[no-untyped-call]
@@ -206,7 +206,7 @@ class ConvNormAct(lean.KeepsActivations):
 
     @torch.jit.unused
     def of_pieces(self, pieces: list[Tensor]) -> Tensor:
-        """The unit's output for the concatenation of ``pieces``, which it need not keep."""
+        """The unit's output for the concatenation of ``pieces``, which need not be kept."""
         y: Tensor = self._joined(pieces) if self.keeps_less() else self(torch.cat(pieces, dim=1))
         return y
 
@@ -216,16 +216,16 @@ class ConvNormAct(lean.KeepsActivations):
 
 
 def spec_of(network: type[nn.Module]) -> Any:
-    """A frozen dataclass of a network's structural arguments, those that can be given by place: what the rows of a family's table are."""
+    """A frozen dataclass of a network's structural arguments, those that can be given by position: the type of the rows in a family's table."""
     parameters = [p for p in inspect.signature(network).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
     fields = [(p.name, p.annotation, *([dataclasses.field(default=p.default)] if p.default is not p.empty else [])) for p in parameters]
     spec = dataclasses.make_dataclass(f"{network.__name__}Spec", fields, frozen=True)
-    spec.__module__ = network.__module__  # where it is to be found again by pickle
+    spec.__module__ = network.__module__  # where pickle looks for it
     return spec
 
 
 def without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict without the prefixes of wrappers. Raises UserError where two entries become one."""
+    """A state dict without the prefixes of wrappers. Raises UserError if two entries get the same name."""
     result: dict[str, Tensor] = {}
     for key, value in state_dict.items():
         _put(result, _WRAPPERS.sub("", key), key, value)
@@ -234,7 +234,7 @@ def without_wrappers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def _put(result: dict[str, Tensor], new: str, key: str, value: Tensor) -> None:
     if new in result:
-        raise UserError(f"checkpoint holds {new!r} twice, under two names; the second is {key!r}")
+        raise UserError(f"checkpoint holds {new!r} twice under different names; the second is {key!r}")
     result[new] = value
 
 
@@ -242,25 +242,25 @@ class StagedBackbone(lean.KeepsActivations, Backbone):
     """A chain of stages, each of which maps (N, C, H, W) to the next feature.
 
     A family's class names its ``stages``, in order, and takes `Options` as keyword arguments. Its constructor adds each stage with
-    `add_stage` and closes with `finish`. It loads released checkpoints directly, inside a detector, or by detectron2's own checkpointer: what
-    they look like, it says by the other attributes below, and by overriding `translate_key` and `complete`.
+    `add_stage` and closes with `finish`. It loads released checkpoints directly, inside a detector, or by detectron2's own checkpointer. Their
+    layout is given by the other attributes below, and by overriding `translate_key` and `complete`.
     """
 
     stages: tuple[str, ...] = STAGES
     __constants__ = ["stages"]  # torch.jit.script reads it
     # the projects whose key names `translate_key` knows
     layouts: Sequence[str] = ("released",)
-    # those whose weights take the images that this project's configs give: they load as they are, the others are converted first
+    # those whose weights expect images as in this project's configs: they load directly, others must be converted first
     native_layouts: Sequence[str] = ("released",)
     # keys of a released layout whose weights expect images in another order than this project's other configs give: (keys, order)
     released_images: tuple[Pattern[str], str] = (_NOTHING, "")
-    # how the weights are used, where their shapes do not say it: saved beside them, and compared when they are loaded
+    # facts about the weights' use that their shapes do not show: saved with them, and compared when they are loaded
     conventions: dict[str, str] = {}
-    # keys behind the last feature, which detection has no use for
+    # keys after the last feature, which detection does not need
     classifier: Pattern[str] = _NOTHING
 
     def __init_subclass__(cls) -> None:
-        """Names the options in its signature, by which overrides are checked."""
+        """Adds the options to the signature, by which overrides are checked."""
         own = [p for p in inspect.signature(cls.__init__).parameters.values() if p.kind is not p.VAR_KEYWORD]
         cls.__signature__ = inspect.Signature([*own[1:], *inspect.signature(Options).parameters.values()])
 
@@ -286,7 +286,7 @@ class StagedBackbone(lean.KeepsActivations, Backbone):
             if name not in self.stages:
                 raise unknown("feature", name, self.stages)
         if not wanted:
-            raise UserError(f"no feature to emit: OUT_FEATURES is empty. Allowed: {', '.join(self.stages)}.")
+            raise UserError(f"OUT_FEATURES is empty, so there are no features to return. Allowed: {', '.join(self.stages)}.")
         self.out_features = [name for name in self.stages if name in wanted]
         for name in self.stages[self.stages.index(self.out_features[-1]) + 1 :]:
             delattr(self, name)
@@ -308,7 +308,7 @@ class StagedBackbone(lean.KeepsActivations, Backbone):
         """
         count = len(self.stages)
         if freeze_at > count:
-            raise UserError(f"FREEZE_AT {freeze_at} is more than the {count} stages there are: 0 freezes none, 1 the stem, {count} all")
+            raise UserError(f"FREEZE_AT {freeze_at} exceeds the number of stages, {count}: 0 freezes none, 1 the stem, {count} all")
         for name in self.stages[: max(freeze_at, 0)]:
             if hasattr(self, name):
                 stage = getattr(self, name).requires_grad_(False)
@@ -328,17 +328,17 @@ class StagedBackbone(lean.KeepsActivations, Backbone):
         return outputs
 
     def translate_key(self, key: str, layout: str) -> str:
-        """A key of a checkpoint in one of the `layouts` as ours; keys that are not of that layout come back as they are."""
+        """A key of a checkpoint in one of the `layouts` as ours; keys of other layouts are returned unchanged."""
         return key
 
     def complete(self, state_dict: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
-        """A translated state dict with what that layout's network does not have filled in, so that ours computes the same."""
+        """Adds to a translated state dict what that layout's network lacks, so that ours computes the same."""
         return state_dict
 
     def translate_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str = "", layouts: Sequence[str] = ()) -> dict[str, Tensor]:
         """The entries under ``prefix`` with this network's key names, the others as they are; from the native ``layouts`` unless named.
 
-        Drops batch counters where this network's norms keep none. Raises UserError where two entries become one.
+        Drops batch counters where this network's norms keep none. Raises UserError if two entries get the same name.
         """
         own = set(self.state_dict())
         result: dict[str, Tensor] = {}

@@ -1,7 +1,7 @@
-"""Training that keeps less for the backward pass: a convolution and its frozen norm as one operation, over pieces joined for it alone.
+"""Training that keeps less for the backward pass: a convolution and its frozen norm are one operation on pieces that are joined only for it.
 
 Torch keeps what a convolution was given until its gradient is computed. Where that is a concatenation, every piece is kept twice, as the
-layers that made the pieces keep them too: here the pieces alone are, and joined anew in the backward pass. A frozen norm's scale goes into the
+layers that made the pieces keep them too. Here only the pieces are kept, and joined again later. A frozen norm's scale goes into the
 weight, so that no pass over the feature is needed for it. The gradients are those of the plain network.
 """
 
@@ -67,7 +67,7 @@ def conv_norm(conv: nn.Module, norm: nn.Module, pieces: Sequence[Tensor]) -> Ten
 
 
 def checkpointed(stage: nn.Module, x: Tensor) -> Tensor:
-    """``stage(x)``, of which the backward pass computes each block again from its input; batch norms count the batch once."""
+    """``stage(x)``, but the backward pass computes each block again from its input; batch norms count the batch once."""
     for block in stage if isinstance(stage, nn.Sequential) else (stage,):
         x = _checkpointed(block, x) if any(p.requires_grad for p in block.parameters()) else block(x)
     return x
@@ -98,7 +98,7 @@ class KeepsActivations(nn.Module):
 
     @torch.jit.unused
     def computes_again(self) -> bool:
-        """Whether a backward pass is to come that computes its blocks again."""
+        """Whether a backward pass will follow that computes its blocks again."""
         return self.activations == "inputs" and self.training and torch.is_grad_enabled()
 
 

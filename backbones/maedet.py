@@ -7,7 +7,7 @@ over 2x2 pixels before they are projected; no pooling but that.
 Worth knowing:
 - They are trained from scratch: no ImageNet weights are released. The released detectors expect RGB images (`python -m convert lightnas`).
 - The first bottleneck of every group projects its shortcut, also where the shapes agree.
-- The original takes images whose sides 32 divides alone, as its shortcuts round odd sizes down where its convolutions round them up. Here both
+- The original needs image sides divisible by 32, because its shortcuts round odd sizes down but its convolutions round them up. Here both
   round up, so that any size works.
 """
 
@@ -54,7 +54,7 @@ def stage_of(structure: Sequence[Block]) -> list[int]:
 
 
 def check_structure(structure: Sequence[Block], what: str = "the structure") -> Structure:
-    """``structure``, where it is one of five stages at strides 2 to 32. Raises UserError for any other."""
+    """Returns ``structure`` if it has five stages at strides 2 to 32. Raises UserError for any other."""
     if not structure or structure[0].layers or structure[0].stride != 2:
         raise UserError(f"{what} must begin with a convolution of stride 2")
     count = stage_of(structure)[-1] + 1
@@ -76,25 +76,25 @@ _FIELDS = {
     "group": ("in", "out", "k", "L", "btn"),
 }
 _OTHER_FIELDS = ("class", "s", "p", "g", "act", "inner_class", "force_resproj_skip")  # the last says nothing: groups always project
-_MOST = {"L": 1000}  # in all blocks; of any other number 65536: more is no network
+_MOST = {"L": 1000}  # over all blocks; every other number may be up to 65536
 _MOST_BYTES = 1 << 20
 
 
 def read_structure(path: str) -> Structure:
     """The structure in a file: a Python literal, a list of blocks or a dict with ``best_structures``. Nothing in it is executed.
 
-    Raises UserError that names the block and the field for anything that is no structure, or that is not supported (quantized, grouped).
+    Raises UserError, naming the block and the field, for anything that is not a structure or not supported (quantized, grouped).
     """
     if not os.path.isfile(path):
-        raise UserError(f"structure file {path!r} is not there")
+        raise UserError(f"structure file {path!r} does not exist")
     try:
         if os.path.getsize(path) > _MOST_BYTES:
-            raise ValueError(f"it has {os.path.getsize(path)} bytes, more than any structure")
+            raise ValueError(f"it has {os.path.getsize(path)} bytes, too many for a structure")
         with open(path, encoding="utf-8-sig") as f:
             content = ast.literal_eval(f.read().strip())
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OSError) as error:
         reason = " ".join(str(getattr(error, "msg", error)).split())[:200]
-        raise UserError(f"structure file {path!r} is no Python literal: {reason}") from error
+        raise UserError(f"structure file {path!r} is not a Python literal: {reason}") from error
     return parse_structure(content, f"structure file {path!r}")
 
 
@@ -103,7 +103,7 @@ def parse_structure(content: Any, what: str = "the structure") -> Structure:
     if isinstance(content, dict):
         found = content.get("best_structures")
         if not isinstance(found, list) or not found:
-            raise UserError(f"{what} has no 'best_structures', which a dict is to have")
+            raise UserError(f"{what} is a dict without 'best_structures'")
         content = found[0]
     if not isinstance(content, (list, tuple)) or not content:
         raise UserError(f"{what} holds {_short(content)}, not a list of blocks")
@@ -127,7 +127,7 @@ def _parse_block(entry: Any, i: int, before: int, what: str) -> Block:
         raise UserError(f"{where} is {_short(entry)}, not a dict")
     name = entry.get("class") if isinstance(entry.get("class"), str) else _short(entry.get("class"))
     if "nbitsA" in entry or "nbitsW" in entry or "Quant" in str(name):
-        raise UserError(f"{where} is of a quantized network (class {name!r}, nbitsA, nbitsW), which this project does not have")
+        raise UserError(f"{where} belongs to a quantized network (class {name!r}, nbitsA, nbitsW), which is not supported")
     if name not in _CLASSES:
         raise unknown(f"class in {where}", name, _CLASSES)
     kind = _CLASSES[name]
@@ -145,7 +145,7 @@ def _parse_block(entry: Any, i: int, before: int, what: str) -> Block:
     kernel = values["k"]
     for field, value, allowed in (
         ("s", values["s"], (1, 2)),
-        ("k", kernel, tuple(range(1, 16, 2))),  # even ones would change the size
+        ("k", kernel, tuple(range(1, 16, 2))),  # even kernels would change the size
         ("p", entry.get("p", (kernel - 1) // 2), ((kernel - 1) // 2,)),
         ("g", entry.get("g", 1), (1,)),
         ("act", entry.get("act", "relu"), ("relu",)),
@@ -154,7 +154,7 @@ def _parse_block(entry: Any, i: int, before: int, what: str) -> Block:
         if value not in allowed:
             raise unknown(f"value of field {field!r} in {where}", value, allowed)
     if values["in"] != before:
-        raise UserError(f"{where}: field 'in' is {values['in']}, but {'the block before it gives' if i else 'images have'} {before}")
+        raise UserError(f"{where}: field 'in' is {values['in']}, but {'the previous block gives' if i else 'images have'} {before}")
     layers, width = values.get("L", int(kind == "bottleneck")), values.get("btn", 0)
     return Block(values["out"], kernel, values["s"], layers, width, relu=name != "ConvKXBN", forced=kind != "bottleneck")
 
@@ -231,7 +231,7 @@ class MAEDET(StagedBackbone):
         norm = options.norm
         structure = scaled(check_structure(structure), width)
         plans = [StagePlan(2, nn.Conv2d, nn.Conv2d), *options.plans()]
-        self._released: dict[str, str] = {}  # where each of the released blocks stands here
+        self._released: dict[str, str] = {}  # our name of each released block
         numbers = stage_of(structure)
         in_channels, stride = options.in_channels, 1
         for number, name in enumerate(STAGES):

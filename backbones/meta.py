@@ -1,4 +1,4 @@
-"""Networks without memory: of which shapes, counts and errors are wanted, and no values."""
+"""Networks without memory: they give shapes, counts and errors, but no values."""
 
 import contextlib
 from typing import Any, Iterator
@@ -11,7 +11,7 @@ _DRAWS = ("normal_", "uniform_", "kaiming_uniform_")
 
 
 class _WithoutDraws(TorchFunctionMode):
-    """Leaves out the draws of initial values: on the meta device they change nothing, and take half the time of making a network."""
+    """Skips the random initial values: on the meta device they change nothing, but take half the time of making a network."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if getattr(function, "__name__", "") in _DRAWS:

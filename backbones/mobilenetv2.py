@@ -59,7 +59,7 @@ class MobileNetV2(StagedBackbone):
         plans = dict(zip(STAGES[1:], options.plans()))
         stages: dict[str, nn.Sequential] = {name: nn.Sequential() for name in STAGES}
         stages["stem"].append(ConvNormAct(options.in_channels, stem_channels, 3, 2, norm=options.norm, act=_relu6))
-        # where each of the released layers features.<i> stands here
+        # our name of each released layer features.<i>
         self._released = ["stem.0"]
         self._starts = [1 + sum(group[3] for group in groups[:i]) for i in range(len(groups))]  # index of the first block of each group
         width, stride = stem_channels, 2

@@ -114,11 +114,11 @@ class RegNet(StagedBackbone):
         stages = stage_widths(depth, w0, wa, wm, group_width, rounding)
         if len(stages) != 4:
             raise UserError(
-                f"these numbers make a RegNet of {len(stages)} stages, of widths {[width for width, _, _ in stages]}: detectors need 4. "
-                "A larger wa or depth, or a smaller wm, makes more."
+                f"these numbers make a RegNet with {len(stages)} stages of widths {[width for width, _, _ in stages]}: detectors need 4. "
+                "For more stages, increase wa or depth, or decrease wm."
             )
         if not 0 <= se_ratio <= 1:
-            raise UserError(f"RegNet's se_ratio is {se_ratio}: it must be from 0, for none, to 1")
+            raise UserError(f"RegNet's se_ratio is {se_ratio}: it must be between 0 (none) and 1")
         self.add_stage("stem", ConvNormAct(options.in_channels, 32, 3, stride=2, norm=options.norm), 32, stride=2)
         width, stride = 32, 2
         for name, (channels, blocks, group), plan in zip(STAGES[1:], stages, options.plans()):
@@ -215,7 +215,7 @@ def build(cfg: CfgNode, input_shape: ShapeSpec) -> RegNet:
         given = [key.upper() for key, value in numbers.items() if value]
         if given:
             raise UserError(
-                f"MODEL.REGNET.NAME {node.NAME!r} and {', '.join(given)} exclude each other: for a RegNet of other numbers, set NAME ''"
+                f"MODEL.REGNET.NAME {node.NAME!r} and {', '.join(given)} exclude each other: to define a RegNet by numbers, set NAME ''"
             )
         numbers = vars(SPECS[node.NAME])
     return RegNet(**numbers, **common_options(cfg, node, input_shape), rounding=node.ROUNDING)

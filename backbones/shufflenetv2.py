@@ -6,7 +6,7 @@ that of MMRazor, any other list of choices, and the supernet that holds all choi
 Worth knowing:
 - The authors' networks and MMRazor's are not the same: the blocks of stride 2 split their width otherwise (``split``), and the channels are
   shuffled elsewhere (``shuffle``). The authors' code itself has two ways: supernets take "before", the networks it released "alternate".
-- The stem and, of the authors', its bias stand before a batch norm; there is no pooling. The last 1x1 convolution is the classifier's alone.
+- The stem, with a bias in the authors' networks, precedes a batch norm; there is no pooling. The last 1x1 convolution is the classifier's.
 - Published "300M" counts the convolutions of the body at 224x224; MMRazor's "0.34G" its whole classifier.
 """
 
@@ -27,18 +27,21 @@ from .fpn import common_options, register
 from .layers import STAGES, Conv, ConvNormAct, Options, StagedBackbone, StagePlan, initialize_convs, rounded, spec_of
 
 CHOICES = ("shuffle_3x3", "shuffle_5x5", "shuffle_7x7", "shuffle_xception")
-SPLITS = ("halves", "input")  # of a reducing block's width: in two halves, or as much as its input has and the rest
+SPLITS = ("halves", "input")  # how a reducing block's width is split: in two halves, or into its input's width and the rest
 SHUFFLES = ("after", "before", "alternate")  # channels interleaved after each block, before each that keeps the size, or every second one taken
-SAMPLINGS = ("uniform", "fair")  # of paths in a supernet's training: each alone, or by fours in which every block takes each choice once
+SAMPLINGS = (
+    "uniform",
+    "fair",
+)  # how paths are drawn in a supernet's training: independently, or in fours in which every block uses each choice once
 
 
 def random_path(blocks: int, rng: random.Random) -> tuple[int, ...]:
-    """A choice for each of so many blocks, uniform."""
+    """A uniformly random choice for each block."""
     return tuple(int(rng.random() * len(CHOICES)) for _ in range(blocks))
 
 
 def path_at(blocks: int, seed: int, step: int, sampling: str = "uniform") -> tuple[int, ...]:
-    """The path that a supernet of so many ``blocks`` trains in iteration ``step``: it follows from ``seed`` and ``step`` alone.
+    """The path that a supernet with this many ``blocks`` trains in iteration ``step``: it depends only on ``seed`` and ``step``.
 
     "fair" is the strict fairness of Chu et al., "FairNAS: Rethinking Evaluation Fairness of Weight Sharing Neural Architecture Search", with a
     step of the optimizer for each of its paths.
@@ -118,7 +121,7 @@ class ShuffleBlock(nn.Module):
 
 
 def check_choices(choices: Any, blocks: Sequence[int], what: str = "the path") -> tuple[int, ...]:
-    """``choices`` where there is one for each block, of stages of so many ``blocks``. Raises UserError that names the block otherwise."""
+    """Returns ``choices`` if there is one for each block; stages have ``blocks``. Raises UserError, naming the block, otherwise."""
     if not isinstance(choices, (list, tuple)) or len(choices) != sum(blocks):
         given = f"{len(choices)} choices" if isinstance(choices, (list, tuple)) else f"a {type(choices).__name__}"
         raise UserError(f"{what} holds {given}, but the network has {sum(blocks)} blocks ({', '.join(map(str, blocks))})")
@@ -174,7 +177,7 @@ class ShuffleNetV2(StagedBackbone):
         if stem_bias and norm:
             stem.conv.bias = nn.Parameter(torch.zeros(stem_channels))
         self.add_stage("stem", stem, stem_channels, stride=2)
-        self._released: list[str] = []  # where each block, in order, stands here
+        self._released: list[str] = []  # our name of each block, in order
         before, stride = stem_channels, 2
         for name, out, count, plan in zip(STAGES[1:], channels, blocks, options.plans()):
             stage = nn.Sequential()
@@ -197,7 +200,7 @@ class ShuffleNetV2(StagedBackbone):
         return ShuffleBlock(in_channels, out_channels, self.choices[index], reduces, self.split, self.shuffle, norm, plan)
 
     def _place(self, index: int, choice: int) -> str | None:
-        """The prefix of a choice of a block, or None where this network has another."""
+        """The prefix of a choice of a block, or None if this network has a different choice."""
         return f"{self._released[index]}." if index < len(self._released) and self.choices[index] == choice else None
 
     def translate_key(self, key: str, layout: str) -> str:
@@ -253,7 +256,7 @@ def _of_authors(net: ShuffleNetV2, key: str) -> str:
 
 
 class Choices(nn.ModuleList):
-    """All choices of one block, of which the ``active`` one runs."""
+    """All choices of one block; the ``active`` one runs."""
 
     active = 0
 
@@ -263,7 +266,7 @@ class Choices(nn.ModuleList):
 
 
 class ShuffleNetV2Supernet(ShuffleNetV2):
-    """All choices of every block at once; the one that `set_path` names last runs. ``choices`` are what it begins with; they stay ``given``.
+    """All choices of every block at once; the path set last with `set_path` runs. ``choices`` is the initial path, kept as ``given``.
 
     Args:
         sampling: which paths are trained, among SAMPLINGS.
@@ -286,7 +289,7 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
         return f"{self._released[index]}.{choice}." if index < len(self._released) and choice < len(CHOICES) else None
 
     def set_path(self, path: Sequence[int]) -> None:
-        """The choice of every block, in order, that runs from now on."""
+        """Sets the choice of every block, in order."""
         self.choices = check_choices(path, self.blocks)
         for block, choice in zip((module for module in self.modules() if isinstance(module, Choices)), self.choices):
             block.active = choice
@@ -340,12 +343,12 @@ SPECS = {
 def read_choices(path: str, blocks: Sequence[int], stated: dict[str, Any] | None = None) -> tuple[int, ...]:
     """The choices in a subnet file: MMRazor's YAML of either version, a plain list of numbers, or a mapping with ``choices``.
 
-    ``blocks`` are the numbers of blocks of the stages, ``stated`` what the file, where it says so, is to say of "network", "split", "shuffle"
-    and "width". Raises UserError that names the block for anything else.
+    ``blocks`` are the numbers of blocks of the stages, ``stated`` the required values of "network", "split", "shuffle" and "width", if the
+    file has them. Raises UserError, naming the block, for anything else.
     """
     what = f"subnet file {path!r}"
     if not os.path.isfile(path):
-        raise UserError(f"{what} is not there")
+        raise UserError(f"{what} does not exist")
     try:
         content = read_yaml(path)
         if isinstance(content, str):  # a tuple, as Python writes it
@@ -357,8 +360,8 @@ def read_choices(path: str, blocks: Sequence[int], stated: dict[str, Any] | None
             if key in content and content[key] != value:
                 name = "NAME" if key == "network" else key.upper()
                 raise UserError(
-                    f"{what} is of {key} {content[key]!r}, but the config's is {value!r}: set MODEL.SHUFFLENETV2.{name} {content[key]!r}, "
-                    "or take that line out of the file"
+                    f"{what} has {key} {content[key]!r}, but the config has {value!r}: set MODEL.SHUFFLENETV2.{name} {content[key]!r}, "
+                    "or remove that line from the file"
                 )
         content = content["choices"]
     if isinstance(content, dict):
@@ -371,10 +374,10 @@ def _from_mapping(content: dict[Any, Any], blocks: Sequence[int], what: str) -> 
     for key, value in content.items():
         match = re.match(r"(?:(?:architecture\.)?backbone\.layers\.(\d)\.(\d+)|stage_(\d)_block_(\d+))$", str(key))
         if not match:
-            raise UserError(f"{what}: {key!r} is no block: backbone.layers.STAGE.BLOCK or stage_STAGE_block_BLOCK")
+            raise UserError(f"{what}: {key!r} is not a block: it must be backbone.layers.STAGE.BLOCK or stage_STAGE_block_BLOCK")
         stage, block = (int(n) for n in match.groups() if n is not None)
         if stage >= len(blocks) or block >= blocks[stage]:
-            raise UserError(f"{what}: {key!r} is none of the blocks there are, {', '.join(map(str, blocks))} of the stages")
+            raise UserError(f"{what}: block {key!r} does not exist: the stages have {', '.join(map(str, blocks))} blocks")
         chosen = value.get("chosen") if isinstance(value, dict) else None
         if isinstance(chosen, list) and len(chosen) == 1:
             chosen = chosen[0]
@@ -383,7 +386,7 @@ def _from_mapping(content: dict[Any, Any], blocks: Sequence[int], what: str) -> 
         found[sum(blocks[:stage]) + block] = CHOICES.index(chosen)
     missing = [i for i in range(sum(blocks)) if i not in found]
     if missing:
-        raise UserError(f"{what} says nothing of block {missing[0]}, and of {len(missing) - 1} more")
+        raise UserError(f"{what} lacks block {missing[0]}, and {len(missing) - 1} more")
     return [found[i] for i in range(sum(blocks))]
 
 
@@ -394,7 +397,7 @@ def build(cfg: CfgNode, input_shape: ShapeSpec) -> ShuffleNetV2:
         raise unknown("MODEL.SHUFFLENETV2.NAME", node.NAME, SPECS)
     spec = dict(vars(SPECS[node.NAME]))
     if node.CHOICES and node.SUBNET:
-        raise UserError("MODEL.SHUFFLENETV2.CHOICES and SUBNET exclude each other: both say what the blocks are")
+        raise UserError("MODEL.SHUFFLENETV2.CHOICES and SUBNET exclude each other: both set the blocks")
     if node.CHOICES:
         spec["choices"] = node.CHOICES
     spec.update({key.lower(): node[key] for key in ("SPLIT", "SHUFFLE") if node[key]})

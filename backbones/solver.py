@@ -41,9 +41,9 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def scale_learning_rate(cfg: CfgNode, name: Callable[[str], str] = str) -> CfgNode:
-    """A config whose BASE_LR is in proportion to its batch, where ``SOLVER.REFERENCE_BATCH`` says what batch it is for; a line says so.
+    """Scales BASE_LR in proportion to the batch, if ``SOLVER.REFERENCE_BATCH`` says which batch it is for, and logs it.
 
-    ``name`` is what the user calls a key.
+    ``name`` gives the user's name for a key.
     """
     solver = cfg.SOLVER
     if solver.REFERENCE_BATCH in (0, solver.IMS_PER_BATCH):
@@ -53,7 +53,7 @@ def scale_learning_rate(cfg: CfgNode, name: Callable[[str], str] = str) -> CfgNo
     scaled.SOLVER.BASE_LR = solver.BASE_LR * solver.IMS_PER_BATCH / solver.REFERENCE_BATCH
     scaled.SOLVER.REFERENCE_BATCH = 0
     logging.getLogger(__name__).info(
-        f"{name('SOLVER.BASE_LR')} {solver.BASE_LR:g} is for {solver.REFERENCE_BATCH} images an iteration: "
+        f"{name('SOLVER.BASE_LR')} {solver.BASE_LR:g} is for {solver.REFERENCE_BATCH} images per iteration: "
         f"with {solver.IMS_PER_BATCH}, {scaled.SOLVER.BASE_LR:g} is used"
     )
     if cfg.is_frozen():

@@ -1,4 +1,4 @@
-"""One word puts a backbone into any config of detectron2's, or of a user's own."""
+"""Puts a backbone into any config, detectron2's or a user's own, by its name."""
 
 import logging
 import re
@@ -23,17 +23,17 @@ _FEATURE_KEYS = dict.fromkeys(("MODEL.FPN.IN_FEATURES", *(key for row in ARCHITE
 
 
 def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False) -> None:
-    """Puts the network ``name`` into ``cfg``, in the place of the backbone that is there.
+    """Replaces the backbone of ``cfg`` by the network ``name``.
 
     Sets its builder (bare, FPN or RetinaNet's FPN, as before), variant, features and all keys that name them, channel order, mean, deviation
-    and weights (converted ones of that name, with what they say of their images and structure, or those released). Norm, deformable stages,
-    FREEZE_AT, and whether training is from scratch stay as the config has them (it is with GN or LN, of which no weights are, and for networks
-    that have none at all: those get SyncBN for frozen norms); a detector that runs the last stage in its heads (C4) or dilates it (DC5) does so
-    with this network's. Python configs (detectron2's LazyConfig) with an FPN over a ``bottom_up``, or a bare backbone, are changed likewise.
-    With ``own_weights`` others than those will be set: nothing is trained from scratch for want of any.
+    and weights: converted ones of that name, with what they state about their images and structure, or released ones. Norm, deformable stages,
+    FREEZE_AT, and whether training is from scratch stay as in the config. Training is from scratch, though, if there are no weights: with GN
+    or LN, and for networks without any, where SyncBN replaces frozen norms. A detector that runs the last stage in its heads (C4) or dilates
+    it (DC5) does so with this network's. Python configs (detectron2's LazyConfig) with an FPN over a ``bottom_up``, or a bare backbone, are
+    changed likewise. With ``own_weights`` the caller will set other weights: missing released weights do not lead to training from scratch.
 
-    Raises UserError for a name that does not exist, a frozen config, heads of the user's own that run ResNet's last stage, or a Python config
-    of another build.
+    Raises UserError for an unknown name, a frozen config, a user's own heads that run ResNet's last stage, or a Python config
+    with another structure.
     """
     family = family_of(name)
     if isinstance(cfg, DictConfig):
@@ -47,12 +47,12 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False
     kept = {key: source[key] for key in COMMON_KEYS}
     defaults = get_cfg()
     add_backbones_config(defaults)
-    # nothing of another network's structure stays
+    # remove every setting of another network's structure
     node = cfg.MODEL[family.name.upper()] = defaults.MODEL[family.name.upper()]
     node.update(kept)
     if family.variant_key:
         put(cfg, family.variant_key, name)
-    # a builder of the user's own may be named as it likes
+    # a user's own builder may have any name
     row = architecture(cfg)
     keys = _FEATURE_KEYS if row.features is None else row.features
     pyramid = "fpn" in before or any(re.fullmatch(r"p\d", feature) for key in keys for feature in get(cfg, key))
@@ -70,7 +70,7 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False
     images, overrides = weights.about(name)
     for key in overrides[::2]:
         if not key.startswith(f"MODEL.{family.name.upper()}."):
-            raise UserError(f"the weights {weights.local(name)!r} ask for {key}, which is no option of {name}", "unknown-key", key)
+            raise UserError(f"the weights {weights.local(name)!r} need {key}, which is not an option of {name}", "unknown-key", key)
     merge_overrides(cfg, overrides)
     cfg.INPUT.NORMALIZATION = "weights"
     if images:
@@ -87,12 +87,12 @@ def _set_last_stage_heads(cfg: CfgNode) -> None:
     if name == "Res5ROIHeads":
         cfg.MODEL.ROI_HEADS.NAME = "LastStageROIHeads"
     elif isinstance(heads, type) and issubclass(heads, Res5ROIHeads) and not issubclass(heads, LastStageROIHeads):
-        said = f"MODEL.ROI_HEADS.NAME {name!r} runs ResNet's last stage: derive it from backbones.detectors.LastStageROIHeads"
+        said = f"MODEL.ROI_HEADS.NAME {name!r} runs ResNet's last stage: derive its class from backbones.detectors.LastStageROIHeads"
         raise UserError(said, "unsupported", "MODEL.ROI_HEADS.NAME")
 
 
 def _feature(feature: str, family: Family) -> str:
-    """res4, or stage4, by the family's own name; what is no stage of a backbone's (p2 to p7) as it is."""
+    """res4 or stage4 under the family's own name; other features (p2 to p7) unchanged."""
     match = re.fullmatch(r"(?:res|stage)([2-5])|s([1-4])", feature)
     return family.stages[int(match[1]) - 1 if match[1] else int(match[2])] if match else feature
 
@@ -103,7 +103,7 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family, own_weights: bool) 
     old = outer if outer is None or "bottom_up" not in outer else outer.bottom_up
     if old is None or ("out_features" not in old and "in_features" not in outer):
         said = "the model of this Python config has neither an FPN over a bottom_up nor a bare backbone with out_features"
-        raise UserError(f"{said}, so there is no place for another network", "unsupported")
+        raise UserError(f"{said}, so its network cannot be replaced", "unsupported")
     features = [_feature(feature, family) for feature in (outer.in_features if old is not outer else old.out_features)]
     options = {"norm": old.get("stages", old).get("norm", "FrozenBN")}
     options.update({key: old[key] for key in ("freeze_at", *(key.lower() for key in COMMON_KEYS[1:])) if key in old})
@@ -146,12 +146,12 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family, own_weights: bool) 
 
 
 def _arguments(overrides: Sequence[str]) -> dict[str, Any]:
-    """Keys of YAML configs as a network's arguments, which their last parts are."""
+    """Turns keys of YAML configs into a network's arguments: their last parts."""
     return {key.rpartition(".")[2].lower(): yaml.safe_load(value) for key, value in zip(overrides[::2], overrides[1::2])}
 
 
 def use_weights(cfg: CfgNode | DictConfig, source: str) -> None:
-    """Lets ``cfg`` begin with other weights, and leaves channel order, mean and deviation of images to them.
+    """Makes ``cfg`` start from other weights, which then determine channel order, mean and standard deviation of images.
 
     ``source``: a path or address, or one of a network's own sources, as in "timm" or "pycls:RegNetX-3.2GF".
     """
@@ -166,7 +166,7 @@ def use_weights(cfg: CfgNode | DictConfig, source: str) -> None:
 
 
 def network_of(cfg: CfgNode | DictConfig) -> str:
-    """The name of the network in a config. Raises UserError where it is none of this project's."""
+    """The name of the network in a config. Raises UserError if it is not one of this project's."""
     if isinstance(cfg, DictConfig):
         node = cfg.model.get("backbone") or {}
         name = node.get("bottom_up", node).get("name", "")
@@ -178,7 +178,7 @@ def network_of(cfg: CfgNode | DictConfig) -> str:
 
 
 def use_structure(cfg: CfgNode | DictConfig, overrides: Sequence[str]) -> None:
-    """Sets what weights need of their network's structure: KEY, VALUE, ... of YAML configs."""
+    """Sets the network structure that weights need: KEY, VALUE, ... as in YAML configs."""
     if isinstance(cfg, CfgNode):
         merge_overrides(cfg, list(overrides))
     elif overrides:
@@ -189,15 +189,15 @@ def use_structure(cfg: CfgNode | DictConfig, overrides: Sequence[str]) -> None:
 def _weights(name: str, norm: str, scratch: str) -> tuple[str, str]:
     """The address of a network's weights, and ""; or "", and the norm to train without: a warning says so, and that ``scratch`` is then set."""
     if norm in ("GN", "LN"):
-        reason = f"with {norm}, which this config's backbone has; for those that there are, set the norm to FrozenBN"
+        reason = f" with this config's norm {norm}; to use the released weights, set the norm to FrozenBN"
     elif weights.released(name) or weights.local(name):
         return weights.PREFIX + name, ""
     else:
-        norm = "SyncBN" if norm in ("FrozenBN", "EvalBN") else norm  # frozen statistics would be of no data
+        norm = "SyncBN" if norm in ("FrozenBN", "EvalBN") else norm  # frozen statistics would not fit any data
         releases = weights.releases(name)
         known = [f"{release.spec}: {release.gone or release.restricted}" for release in releases]
+        reason = f", released or in {weights.folder()!r}" if not known else f" that can be downloaded freely ({'; '.join(known)})"
         if alive := [release.spec for release in releases if not release.gone]:
-            known[-1] += f". --weights {alive[0]} accepts that licence"
-        reason = f"to begin with, neither released nor in {weights.folder()!r}" if not known else f"that can be had ({'; '.join(known)})"
-    logging.getLogger(__name__).warning(f"{name} is trained from scratch ({scratch}, norm {norm}): there are no weights of it {reason}")
+            reason += f". To accept the licence of one, add --weights {alive[0]}"
+    logging.getLogger(__name__).warning(f"{name} is trained from scratch ({scratch}, norm {norm}): it has no weights{reason}")
     return "", norm

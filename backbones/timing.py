@@ -9,14 +9,14 @@ import torch
 
 
 def now() -> float:
-    """The time in seconds, when a GPU has done all that it was given."""
+    """The time in seconds, once a GPU has finished all its work."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
     return time.perf_counter()
 
 
 def interleaved(functions: Mapping[str, Callable[[], object]], pairs: int) -> dict[str, list[float]]:
-    """The seconds of each function in so many rounds, in each of which all run, forth in one and back in the next."""
+    """The seconds of each function in each round. Every round runs all functions, in alternating order."""
     names = list(functions)
     for name in names:  # to warm up
         functions[name]()
@@ -30,7 +30,7 @@ def interleaved(functions: Mapping[str, Callable[[], object]], pairs: int) -> di
 
 
 def processor() -> str:
-    """The CPU's name, or where the system does not tell it, its kind."""
+    """The CPU's name or, if the system does not state it, its type."""
     try:
         with open("/proc/cpuinfo") as f:
             return next(line.partition(":")[2].strip() for line in f if line.startswith("model name"))
@@ -39,7 +39,7 @@ def processor() -> str:
 
 
 def about(device: str = "cpu", precision: str = "float32") -> dict[str, Any]:
-    """What figures depend on: the machine, its threads, the versions."""
+    """What the figures depend on: the machine, its threads, the versions."""
     import detectron2
     import torchvision
 
@@ -50,7 +50,7 @@ def about(device: str = "cpu", precision: str = "float32") -> dict[str, Any]:
 
 
 def rows_of(prefix: str, times: dict[str, list[float]], against: str, **more: Any) -> Iterator[dict[str, Any]]:
-    """A row for each but ``against``: how many times as fast as that it is, as the median, lowest and highest ratio of a round."""
+    """A row for each function but ``against``: its speed relative to that one, as the median, lowest and highest ratio of a round."""
     for name, values in times.items():
         if name == against:
             continue

@@ -1,8 +1,8 @@
 """Any network of timm (Wightman, "PyTorch Image Models", https://github.com/huggingface/pytorch-image-models) that is a chain of stages.
 
-timm itself builds the network, as its ``features_only`` model, whose modules are put into the stages "stem" and "res2" to "res5" by what its
-``feature_info`` says: the features are the same bit by bit. Refused with the reason are networks without a feature at each of the strides 4, 8,
-16 and 32 (plain ViTs), those for images of one size alone, and those whose features are not taken from a chain. Batch norms become the norms
+timm itself builds the network, as its ``features_only`` model. Its modules are put into the stages "stem" and "res2" to "res5" by its
+``feature_info``: the features are the same bit by bit. These networks are refused with a reason: those without features at strides 4, 8,
+16 and 32 (plain ViTs), those for images of a single size, and those whose features do not come from a chain. Batch norms become the norms
 that are asked for; other norms are part of the network and stay. Names are timm's behind "timm/", with or without the tag of weights, as in
 "timm/convnext_tiny.fb_in22k". timm is optional, and imported where it is used.
 """
@@ -26,7 +26,7 @@ from .meta import on_meta
 PREFIX = "timm/"
 # its own classes for these only add hooks that detection has no use for: the network is a chain all the same
 _CHAINS = ("EfficientNetFeatures", "MobileNetV3Features")
-# what lets transformers of fixed size take any, where they can
+# options that let transformers of fixed size accept any size, if they can
 _ANY_SIZE: tuple[dict[str, bool], ...] = ({}, {"strict_img_size": False})
 # buffers that older versions saved, and that are computed now
 _COMPUTED = re.compile(r"\.(num_batches_tracked|attn_mask|relative_position_index|relative_coords_table)$")
@@ -38,10 +38,10 @@ def _timm() -> Any:
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:
-        said = f"the networks {PREFIX}... are timm's, which cannot be imported ({error}): pip install 'backbones[timm]'"
+        said = f"networks named {PREFIX}... need timm, which cannot be imported ({error}): pip install 'backbones[timm]'"
         raise UserError(said, "missing-package") from None
     if tuple(map(int, re.findall(r"\d+", timm.__version__)[:3])) < _OLDEST:
-        said = f"timm {timm.__version__} is too old: version {'.'.join(map(str, _OLDEST))} or newer is needed, pip install -U timm"
+        said = f"timm {timm.__version__} is too old: version {'.'.join(map(str, _OLDEST))} or newer is required: pip install -U timm"
         raise UserError(said, "missing-package")
     return timm
 
@@ -59,7 +59,7 @@ class NormAct(nn.Module):
 
 
 class ChannelsLast(nn.ModuleDict):
-    """A stage of modules that map (N, H, W, C), as others see it: (N, C, H, W). The ``first`` one takes an image as it is."""
+    """A stage of modules that map (N, H, W, C), but as (N, C, H, W) from outside. The ``first`` one gets an image directly."""
 
     def __init__(self, first: bool):
         super().__init__()
@@ -105,7 +105,7 @@ def _created(network: str, **options: Any) -> Any:
     except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         asked = ", ".join(f"{key} {value}" for key, value in options.items() if key != "features_only")
         reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise UserError(f"timm does not build {PREFIX}{network} with {asked or 'features'}: {reason}", "unsupported") from error
+        raise UserError(f"timm cannot build {PREFIX}{network} with {asked or 'features'}: {reason}", "unsupported") from error
 
 
 def _staged(net: Any, owners: Mapping[str, str], norm: str) -> dict[str, nn.Module]:
@@ -128,12 +128,12 @@ def _about(network: str) -> _About:
         options: dict[str, Any] = {"features_only": True}
         if type(net).__name__ in _CHAINS:
             options["feature_cfg"] = {"feature_cls": "list", "flatten_sequential": True}
-            net = _created(network, **copy.deepcopy(options))  # which takes its parts out
+            net = _created(network, **copy.deepcopy(options))  # a copy, because timm removes entries
     strides = net.feature_info.reduction()
     if not {4, 8, 16, 32} <= set(strides):
-        raise refused(f"{PREFIX}{network} has features of strides {', '.join(map(str, strides))}: detectors here need 4, 8, 16 and 32")
+        raise refused(f"{PREFIX}{network} has features at strides {', '.join(map(str, strides))}: detectors need 4, 8, 16 and 32")
     if type(net).__name__ != "FeatureListNet" or net.concat:
-        raise refused(f"{PREFIX}{network} is no chain of stages: timm takes its features by {type(net).__name__}")
+        raise refused(f"{PREFIX}{network} is not a chain of stages: timm extracts its features with {type(net).__name__}")
     owners = dict(_owners(net, strides))
     reasons = []
     for more in _ANY_SIZE:
@@ -145,9 +145,9 @@ def _about(network: str) -> _About:
         except UserError as error:
             reasons.append(error)
     else:
-        raise refused(f"{PREFIX}{network} does not take images of any size: {reasons[0]}") from reasons[0]
+        raise refused(f"{PREFIX}{network} does not accept images of any size: {reasons[0]}") from reasons[0]
     if shapes[0] != shapes[1]:
-        raise refused(f"{PREFIX}{network} gives features whose sizes do not go with the image's")
+        raise refused(f"{PREFIX}{network} returns features whose sizes are not proportional to the image's")
     classifier = getattr(_timm().get_pretrained_cfg(network), "classifier", None) or "fc"  # two names where it is distilled
     last = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     return _About({**options, **more}, owners, shapes[0], dict(_names(stages)), tuple(whole.state_dict()), last)
@@ -185,17 +185,17 @@ def _shapes(stages: Mapping[str, nn.Module], size: tuple[int, int]) -> dict[str,
         except (AssertionError, RuntimeError, ValueError) as error:
             raise UserError(" ".join(str(error).split())[:200] or f"its stage {name} fails on {size[0]}x{size[1]}") from error
         if name == STAGES[0] and not _is_map(x, size):
-            result[name] = ShapeSpec()  # between the modules of some transformers: fit for the next one alone
+            result[name] = ShapeSpec()  # inner format of some transformers, only for the next module
             continue
         if not _is_map(x, size):
             shape = "x".join(map(str, x.shape[1:])) if isinstance(x, Tensor) else type(x).__name__
-            raise UserError(f"of {size[0]}x{size[1]} its stage {name} makes {shape}")
+            raise UserError(f"for {size[0]}x{size[1]} its stage {name} returns {shape}")
         result[name] = ShapeSpec(channels=x.shape[1], stride=size[0] // x.shape[2])
     return result
 
 
 def _is_map(x: Any, size: tuple[int, int]) -> bool:
-    """Whether it is a feature (N, C, H, W) of one stride of an image of that ``size``."""
+    """Whether it is a feature map (N, C, H, W) with a single stride for an image of that ``size``."""
     if not isinstance(x, Tensor) or x.dim() != 4:
         return False
     (height, rest), (width, other) = (divmod(side, max(count, 1)) for side, count in zip(size, x.shape[2:]))
@@ -232,7 +232,7 @@ class TimmNetwork(StagedBackbone):
         for name, stage in _staged(_created(network, **more), about.owners, options.norm).items():
             shape = about.shapes[name]
             self.add_stage(name, stage, shape.channels or 0, 16 if dilates and name == STAGES[-1] else shape.stride or 0)
-        if options.in_channels == 3:  # what meets the image has another name in files of this project
+        if options.in_channels == 3:  # the first convolution has another name in this project's files
             first = "|".join(re.escape(key) for key in (about.keys[0], next(iter(about.names))))
             self.released_images = (re.compile(rf"^((module|model)\.)?({first})$"), "RGB")
         head = {key.rpartition(".")[0] or key for key in about.keys if self.translate_key(key, "timm") == key}
@@ -248,15 +248,15 @@ class TimmNetwork(StagedBackbone):
         return next((names[candidate] for candidate in candidates if candidate in names), key)
 
     def translate_state_dict(self, state_dict: Mapping[str, Tensor], prefix: str = "", layouts: Sequence[str] = ()) -> dict[str, Tensor]:
-        """As the base class's. Raises UserError for entries that the network has no place for: a file of a deeper one would fill it too."""
+        """As the base class's. Raises UserError for entries that the network lacks, because a file of a deeper network would fill it too."""
         result, about = super().translate_state_dict(state_dict, prefix, layouts), _about(self.network)
         tops, known = {key.partition(".")[0] for key in about.keys}, {*about.names.values(), *about.keys}
         inside = [key[len(prefix) :] for key in result if key.startswith(prefix)]
         strange = [key for key in inside if key.partition(".")[0] in tops and key not in known and not self.classifier.match(key)]
         strange = [key for key in strange if not _COMPUTED.search(key)]
         if strange:
-            said = f"{PREFIX}{self.network} has no place for {len(strange)} entries of the file, the first is {strange[0]}"
-            raise UserError(f"{said}: it is of another network", "misfit-weights")
+            said = f"{PREFIX}{self.network} has no place for {len(strange)} entries of the file, such as {strange[0]}"
+            raise UserError(f"{said}: it belongs to another network", "misfit-weights")
         return result
 
 
@@ -270,7 +270,7 @@ def _known() -> frozenset[str]:
 
 
 class _Specs(Mapping[str, Any]):
-    """A row for each name that timm knows. Asked for a name with the prefix that it does not know, it raises UserError."""
+    """A row for each name that timm knows. Raises UserError for an unknown name with the prefix."""
 
     def __getitem__(self, name: str) -> Any:
         if not name.startswith(PREFIX):
@@ -300,10 +300,10 @@ def images(name: str) -> dict[str, Any]:
 
 
 def pretrained(name: str) -> dict[str, Any] | None:
-    """The weights that timm has for a name, as far as it says so itself; None where it has none.
+    """What timm states about its weights for a name; None if it has none.
 
     ``name`` with the tag (of the default weights where ``name`` has none), ``hub`` (id on the Hugging Face Hub), ``file`` there, ``url``,
-    ``licence``, ``classes``, and ``preprocessing`` as `images` gives it; what timm does not say is left out. It says no accuracy. Raises
+    ``licence``, ``classes``, and ``preprocessing`` as `images` gives it; what timm does not state is left out. It states no accuracy. Raises
     UserError for a name that timm does not know.
     """
     config = _timm().get_pretrained_cfg(name.removeprefix(PREFIX)) if name in SPECS else None

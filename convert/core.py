@@ -1,4 +1,4 @@
-"""What every source shares: reading, finding out which network a file holds, the proof, writing."""
+"""What all sources share: reading, identifying the network in a file, the proof, writing."""
 
 import dataclasses
 import itertools
@@ -24,7 +24,7 @@ from backbones.layers import without_wrappers
 
 # the same features in double precision: what differs then differs in structure, not in the order of sums
 TOLERANCE = 1e-5
-# what moving averages count beside the weights
+# counters that moving averages store with the weights
 _COUNTERS = ("n_averaged", "steps")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 PROOF_SIZE = (1, 3, 160, 128)
@@ -47,7 +47,7 @@ class Preprocessing:
         return self if self.format == "BGR" else Preprocessing("BGR", self.pixel_mean[::-1], self.pixel_std[::-1])
 
     def order_in_bgr(self) -> str:
-        """What became of the channels' order in a file that takes BGR."""
+        """What was done about the channel order in a file that expects BGR."""
         return "the first convolution turned from RGB to BGR" if self.format == "RGB" else "BGR, as in the source"
 
 
@@ -67,7 +67,7 @@ class Source:
         entries: for what a file holds, where it keeps its state dict, the usual name first.
         network: the project's own network for a network of ours and the keyword arguments of `create`, with its library's name and version;
             None where the library is not installed.
-        tidy: one key order where the project has several; the network takes the result.
+        tidy: unifies keys if the project has several forms; the network uses the result.
     """
 
     title: str
@@ -82,7 +82,7 @@ class Source:
         return entry_of(data, self.entries(data), wanted)
 
     def weights(self, data: dict[str, Any], wanted: str = "") -> dict[str, Tensor]:
-        """The state dict in what a file holds, by default the usual one. Raises UserError where there is none."""
+        """The state dict in what a file holds, by default the usual one. Raises UserError if there is none."""
         weights = at(data, self.entry(data, wanted))
         tidied = self.tidy(weights)
         if len(tidied) != len(weights):
@@ -108,7 +108,7 @@ class Converted:
 
 
 def tensors(state_dict: Any, what: str) -> dict[str, Tensor]:
-    """``state_dict``, where it is one of tensors; raises UserError where it is not."""
+    """The tensors of ``state_dict``; raises UserError for anything else in it."""
     if not isinstance(state_dict, Mapping) or not state_dict:
         found = "empty" if isinstance(state_dict, Mapping) else f"of type {_kind(state_dict)}"
         raise UserError(f"{what} is not a state dict: it is {found}", "bad-file")
@@ -147,19 +147,19 @@ def state_dicts(data: dict[str, Any]) -> list[str]:
 def entry_of(data: dict[str, Any], usual: Sequence[str], wanted: str = "") -> str:
     """The entry of a file to take, "" for the file itself: the one that is ``wanted``, else the first ``usual`` one, else the only one.
 
-    Raises UserError where there is none, or several of which none is usual.
+    Raises UserError if there is none, or several and none is usual.
     """
     found = state_dicts(data)
     if wanted and found == [""]:
-        raise UserError(f"--key {wanted} has nothing to choose: the file is one state dict itself", "value", "--key")
+        raise UserError(f"--key {wanted} does not apply: the file is a single state dict", "value", "--key")
     if wanted and wanted not in found:
-        raise unknown("state dict of the file", wanted, found, key="--key")
+        raise unknown("state dict in the file", wanted, found, key="--key")
     named = [key for key in usual if key in found] or ([] if found else [key for key in usual if key in data])
     if not wanted and not named and len(found) != 1:
         if found:
             names = ", ".join(found)
-            raise UserError(f"the file holds several state dicts: {names}. Say which by --key", "missing-argument", "--key", found[0])
-        raise UserError(f"the file is not a state dict and holds none: it has {_kinds(data)}", "bad-file")
+            raise UserError(f"the file holds several state dicts: {names}. Choose one with --key", "missing-argument", "--key", found[0])
+        raise UserError(f"the file is not a state dict and does not contain one: it has {_kinds(data)}", "bad-file")
     return wanted or next(iter([*named, *found]))
 
 
@@ -182,12 +182,12 @@ def under(data: dict[str, Any], *usual: str) -> dict[str, Tensor]:
 
 
 def without_outer(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Without the name that a module around the network, such as Lightning's, gives it."""
+    """Removes the prefix of a module around the network, such as Lightning's."""
     return {key[len("model.") :]: value for key, value in weights.items()} if all(key.startswith("model.") for key in weights) else weights
 
 
 def bottom_up(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
-    """The network's part of a detector's weights, without its prefix, and the keys outside of it; all, where there is no such prefix."""
+    """The backbone's part of a detector's weights, without its prefix, and the keys outside it; all weights if there is no such prefix."""
     prefix = next((p for p in ("backbone.bottom_up.", "backbone.") if any(key.startswith(p) for key in weights)), "")
     inside = {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
     return inside, [key for key in weights if not key.startswith(prefix)]
@@ -196,9 +196,9 @@ def bottom_up(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[st
 def identify(
     source: Source, weights: Mapping[str, Tensor], candidates: Sequence[str] = (), options: Sequence[dict[str, Any]] = ({},)
 ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
-    """(name, keyword arguments of `create`, state dict) of the network of ours that the weights fill exactly.
+    """(name, keyword arguments of `create`, state dict) of our network that the weights fill exactly.
 
-    Raises UserError where there is none, with what differs from the nearest.
+    Raises UserError if there is none, listing the differences from the nearest.
     """
     tried: list[tuple[str, list[str]]] = []
     for option in options:
@@ -213,12 +213,12 @@ def identify(
     if not tried:
         raise UserError(f"{source.title} has no {', '.join(candidates)}")
     name, wrong = min(tried, key=lambda attempt: len(attempt[1]))
-    differ = f"from {name}, the nearest, {listed(wrong, 8)}"
-    if len(wrong) > len(weights) / 2 and not candidates:  # it is something else: what?
+    differ = f"compared with {name}, the nearest, {listed(wrong, 8)}"
+    if len(wrong) > len(weights) / 2 and not candidates:  # it is something else: find out what
         _refuse_others(source, weights)
         modules = list(dict.fromkeys(key.split(".")[0] for key in weights))
         differ = f"it holds {len(weights)} tensors of {', '.join(modules[:12])}{', ...' if len(modules) > 12 else ''}"
-    raise UserError(f"this is none of the networks that {source.title} and this project share; {differ}")
+    raise UserError(f"the file holds none of the networks that {source.title} and this project share; {differ}")
 
 
 def _refuse_others(source: Source, weights: Mapping[str, Tensor]) -> None:
@@ -229,7 +229,7 @@ def _refuse_others(source: Source, weights: Mapping[str, Tensor]) -> None:
         for layout, option in itertools.product(family.network.layouts, options):
             if not registry.attempt(name, weights, layout, option)[1]:
                 keys = "as its authors released it" if layout == "released" else f"with the key names of {layout}"
-                raise UserError(f"the file is not of {source.title}: it holds {name} {keys}", "misfit-weights", "", layout)
+                raise UserError(f"the file is not from {source.title}: it holds {name} {keys}", "misfit-weights", "", layout)
 
 
 def listed(wrong: Sequence[str], most: int) -> str:
@@ -262,7 +262,7 @@ def convert_backbone(
     if expects.format == "RGB":
         with torch.device("meta"):
             net = registry.create(name, **option)
-        first = next(f"{key}.weight" for key, module in net.named_modules() if isinstance(module, nn.Conv2d))  # it meets the image
+        first = next(f"{key}.weight" for key, module in net.named_modules() if isinstance(module, nn.Conv2d))  # the first layer
         ours[first] = ours[first].flip(1)
     found = source.network(name, option)
     proof: dict[str, Any] = {"run": False, "why": f"the network of {source.title} is not installed here"}
@@ -279,7 +279,7 @@ def convert_backbone(
 
 
 def _taken(contents: dict[str, Any], entry: str, outside: Sequence[str]) -> str:
-    """What was taken of a file, and everything that was not, in one line."""
+    """What was used from a file, and what was not, in one line."""
     left = [f"{len(outside)} tensors outside the backbone ({', '.join(outside[:2])}{', ...' if len(outside) > 2 else ''})"] if outside else []
     if entry:
         others = [key for key in state_dicts(contents) if key != entry]
@@ -295,7 +295,7 @@ def under_bottom_up(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def renamed(key: str, places: Sequence[tuple[str, Any]]) -> str:
-    """``key``, where the first of the patterns that its beginning matches puts it."""
+    """``key``, renamed by the first pattern that matches its beginning."""
     for pattern, place in places:
         new, count = re.subn("^" + pattern, place, key)
         if count:
@@ -304,7 +304,7 @@ def renamed(key: str, places: Sequence[tuple[str, Any]]) -> str:
 
 
 def check_fit(model: Mapping[str, Tensor], cfg: CfgNode, what: str) -> None:
-    """Raises UserError where ``model`` does not fill the detector of ``cfg`` exactly."""
+    """Raises UserError if ``model`` does not fill the detector of ``cfg`` exactly."""
     cfg = cfg.clone()
     cfg.MODEL.DEVICE = "meta"
     with torch.device("meta"):
@@ -316,19 +316,19 @@ def check_fit(model: Mapping[str, Tensor], cfg: CfgNode, what: str) -> None:
 def compare(reference: Network, library: str, weights: Mapping[str, Tensor], ours: Backbone, flipped: bool) -> dict[str, Any]:
     """The largest difference of every feature between a source's network and ours, relative to the feature's largest value.
 
-    ``weights`` are the source's; ``ours`` is filled already, and takes the channels reversed where ``flipped``. Raises UserError above
-    TOLERANCE, or where the source's own network does not take its weights.
+    ``weights`` are the source's; ``ours`` is already filled, and gets the channels reversed if ``flipped``. Raises UserError above
+    TOLERANCE, or if the source's own network rejects the weights.
     """
     classifier = getattr(ours, "classifier", re.compile("(?!)"))  # of any number of classes, or none
     try:
         own = {key: value for key, value in weights.items() if not classifier.match(key)}
         missing, unexpected = reference.module.load_state_dict(own, strict=False)
     except RuntimeError as error:
-        raise UserError(f"{library} itself does not take this file: {error}") from error
+        raise UserError(f"{library} itself rejects this file: {error}") from error
     missing = [key for key in missing if not key.endswith("num_batches_tracked") and not classifier.match(key)]
     if missing or unexpected:
         counts = f"{len(missing)} entries missing, {len(unexpected)} unexpected"
-        raise UserError(f"{library} itself does not take this file: {counts}: {', '.join([*missing, *unexpected][:5])}")
+        raise UserError(f"{library} itself rejects this file: {counts}: {', '.join([*missing, *unexpected][:5])}")
     image = torch.randn(PROOF_SIZE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     with torch.no_grad():
         reference.module.double().eval()
@@ -339,13 +339,13 @@ def compare(reference: Network, library: str, weights: Mapping[str, Tensor], our
         if a.shape != b.shape:
             raise UserError(f"{feature} is {tuple(a.shape)}, but {tuple(b.shape)} in {library}")
         if not b.abs().max() > 0:
-            raise UserError(f"the proof failed: {feature} is 0 everywhere, or no number, in {library}")
+            raise UserError(f"the proof failed: {feature} is 0 everywhere or NaN in {library}")
         differences[feature] = float((a - b).abs().max() / b.abs().max())
     wrong = {feature: value for feature, value in differences.items() if not value <= TOLERANCE}  # so that NaN is wrong too
     if wrong:
         shown = ", ".join(f"{feature} by {value:.2g}" for feature, value in wrong.items())
         differ = f"features differ from those of {library}, {shown} of the largest value"
-        raise UserError(f"the proof failed: {differ}, where {TOLERANCE:g} is allowed")
+        raise UserError(f"the proof failed: {differ}; the tolerance is {TOLERANCE:g}")
     return {"run": True, "library": library, "largest_relative_difference": differences, "tolerance": TOLERANCE, "input": list(PROOF_SIZE)}
 
 

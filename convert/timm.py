@@ -10,7 +10,7 @@ from .core import IMAGENET_RGB, Network, Preprocessing, Source, without_outer
 
 
 def own_name(name: str, options: dict[str, Any]) -> str | None:
-    """timm's name of a network of ours: regnetx_032, regnety_008_tv, ese_vovnet39b; None where it has none."""
+    """timm's name of a network of ours: regnetx_032, regnety_008_tv, ese_vovnet39b; None if it has none."""
     if name == "MobileNetV2":
         return "mobilenetv2_100"
     match = re.fullmatch(r"RegNet([XY])-([\d.]+)([MG])F", name)

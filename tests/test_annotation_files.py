@@ -40,16 +40,16 @@ SAID = {
     "sahi_slices": "empty box .1.",
     "lvis_v1": "file of address .6.",
     "crowdhuman": "box beyond edge .12.: .*clipped",
-    "crowdhuman_odgt": "odgt, one JSON object a line: convert",
+    "crowdhuman_odgt": "odgt, one JSON object per line: convert",
     "wholebody": "12 objects of 1 class",
     "camera_traps": "image ids .6.",
     "taco": "12 objects of 3 classes; left out: 0; crowds: 0$",
     "dota_converted": "box beyond edge .1.: .*clipped",
-    "exif_unturned_sizes": "EXIF turn, .*unturned.*INPUT.EXIF",
-    "kaggle_rle_string": "Kaggle's texts of starts and lengths",
+    "exif_unturned_sizes": "EXIF rotation, .*unrotated.*INPUT.EXIF",
+    "kaggle_rle_string": "Kaggle's RLE strings of starts and lengths",
     "q_bom": "12 objects",
     "q_utf16": "12 objects",
-    "q_latin1": "no UTF-8 text .*save it as UTF-8",
+    "q_latin1": "not UTF-8 text .*save it as UTF-8",
     "q_nan_area": "1 area",
     "q_xyxy": "boxes as corners .8.: .*DATASETS.BOX_FORMAT",
     "q_normalised": "boxes are fractions of the image",
@@ -59,13 +59,13 @@ SAID = {
     "q_no_area_iscrowd": "12 area, 12 iscrowd",
     "q_upper_suffix": "file by case .6.: .*'train_000.jpg' is 'train_000.JPG'",
     "q_basename_wrong_folder": "file by its end .6.: .*'images/train_000.jpg'",
-    "q_url": "file names are addresses, but images must be on this disk",
+    "q_url": "file names are URLs, but images must be on this disk",
     "q_orphans": "orphan annotation .1.",
     "q_16bit_png": "16 or more bits.*INPUT.VALUE_RANGE",
     "q_val_fewer": "own_val: 3 images, 3 objects of 1 of 2 classes",
     "q_one_bad_box": "no box .1.: .*annotation 2 of 'train_000.jpg'",
-    "q_empty_val_ann": "own_val: 3 images, no annotations: predicted, not scored",
-    "q_unlabelled_no_annotations_key": "own_val: 3 images, no annotations: predicted, not scored",
+    "q_empty_val_ann": "own_val: 3 images, no annotations: predictions only, no evaluation",
+    "q_unlabelled_no_annotations_key": "own_val: 3 images, no annotations: predictions only, no evaluation",
     "m_keypoints_no_names": "INPUT.RANDOM_FLIP is set to none: no keypoint has left or right in its name.*DATASETS.KEYPOINT_FLIPS",
     "m_keypoints_first_other": "12 objects",
     "m_seg_empty_polygon": "no object has a mask",
@@ -216,4 +216,4 @@ def test_command(name, folders, tmp_path):
     results = tmp_path / "run" / "inference" / "coco_instances_results.json"
     assert isinstance(json.loads(results.read_text()), list)
     if "unlabelled" in name:
-        assert f"own_val has no annotations: predictions are in {results}, nothing is scored" in log
+        assert f"own_val has no annotations: predictions are in {results}, without evaluation" in log

@@ -125,7 +125,7 @@ def test_views_of_a_thin_image():
 
 def test_what_has_no_views(detectors):
     cfg, _ = detectors["keypoints"]
-    with pytest.raises(UserError, match="TEST.AUG is for R-CNNs, RetinaNet and GFL, not for Linear"):
+    with pytest.raises(UserError, match="TEST.AUG supports R-CNNs, RetinaNet and GFL, not Linear"):
         augmented(cfg, nn.Linear(1, 1))
     cfg = cfg.clone()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ("coco_2017_val",)

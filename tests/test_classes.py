@@ -90,9 +90,9 @@ def test_the_same_classes_stay_and_nameless_ones_are_said():
         found, table = by_name(model, weights, theirs, {"classes": ours})
         assert table == "" and all(torch.equal(found[key], value) for key, value in weights.items())
     other = model_of(*HEADS["RetinaNet"][:2], 4)
-    assert "MODEL.WEIGHTS_CLASSES names them" in by_name(other, weights, {}, {"classes": OURS})[1]
+    assert "Set MODEL.WEIGHTS_CLASSES" in by_name(other, weights, {}, {"classes": OURS})[1]
     _, table = by_name(other, weights, {"classes": ["Cup", "fork", "plate"]}, {"classes": OURS})
-    assert "names match letter by letter: 'cup' and 'Cup' are two -> rename them" in table
+    assert "names must match exactly: 'cup' and 'Cup' differ -> rename them" in table
 
 
 def test_the_gate_matches_weights_to_begin_with_alone(tmp_path, caplog):
@@ -106,14 +106,14 @@ def test_the_gate_matches_weights_to_begin_with_alone(tmp_path, caplog):
     checkpointer.load(path, checkpointables=[])
     weights = old.head.cls_score.bias.data.reshape(-1, 3)
     assert torch.equal(new.head.cls_score.bias.data.reshape(-1, 3), weights[:, turned])
-    assert "taken from the weights" in checkpointer.report.table()
+    assert "loaded from the weights" in checkpointer.report.table()
     checkpointer.load(path)  # a run that goes on has its classes checked elsewhere
     assert torch.equal(new.head.cls_score.bias.data.reshape(-1, 3), weights) and checkpointer.report.classes == ""
 
 
 def test_weights_of_another_number_of_classes_are_said_with_the_remedy(tmp_path):
     """Where nothing but the layers of classes differs, and there alone."""
-    path, of_another = str(tmp_path / "model.pth"), "Its classes are of another number: MODEL.WEIGHTS_CLASSES names them"
+    path, of_another = str(tmp_path / "model.pth"), "Its number of classes differs: name its classes in MODEL.WEIGHTS_CLASSES"
     old, new = (model_of(*HEADS["RetinaNet"][:2], count) for count in (3, 4))
     for weights, said in ((old.state_dict(), True), ({k: v for k, v in old.state_dict().items() if "bbox_subnet" not in k}, False)):
         torch.save({"model": weights}, path)
@@ -223,7 +223,7 @@ def test_evaluation(names, evaluated, left_out, ignored, known, tmp_path, weight
 
 def test_evaluation_without_a_shared_class_is_refused(tmp_path, weights, catalogue):
     opts = ["MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), "MODEL.WEIGHTS", weights]
-    with pytest.raises(UserError, match="no class has the name"):
+    with pytest.raises(UserError, match="no class has the same name"):
         prepared("digits/retinanet_digits.yaml", ["--val", data(tmp_path / "data", ["robot"])], opts, True)
 
 

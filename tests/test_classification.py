@@ -59,8 +59,8 @@ def test_folders(folder):
     with pytest.raises(UserError, match="'red_and_blue' is taken"):
         registered(os.path.dirname(folder), "red_and_blue")
     for entry, words in (
-        (["x"], "is not of the form"),
-        (["x", "/nowhere"], "'/nowhere' of 'x' is not there"),
+        (["x"], "must have the form"),
+        (["x", "/nowhere"], "'/nowhere' of 'x' does not exist"),
         (["x", f"{folder}/class0"], "class"),
     ):
         cfg = get_cfg()
@@ -102,8 +102,8 @@ def test_figures():
     "overrides, words",
     [
         (["INPUT.CLASSIFICATION.RESIZE", "8"], "must be at least SIZE"),
-        (["INPUT.CLASSIFICATION.SCALE", "[1.0]"], "least and the most part"),
-        (["INPUT.CLASSIFICATION.SCALE", "[-1.0, 0.5]"], "least and the most part"),
+        (["INPUT.CLASSIFICATION.SCALE", "[1.0]"], "smallest and largest fraction"),
+        (["INPUT.CLASSIFICATION.SCALE", "[-1.0, 0.5]"], "smallest and largest fraction"),
         (["INPUT.CLASSIFICATION.COLOR_JITTER", "-1.0"], "at least 0"),
         (["DATASETS.TRAIN", "('digits_train',)"], "has no images with a class each"),
     ],
@@ -125,7 +125,7 @@ def test_the_same_classes_everywhere(folder, tmp_path):
     cfg.DATASETS.IMAGE_FOLDERS = [["these", folder], ["others", str(other)]]
     register_image_folders(cfg)
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = ("these",), ("others",)
-    with pytest.raises(UserError, match="'these' and 'others' have other classes"):
+    with pytest.raises(UserError, match="'these' and 'others' have different classes"):
         check_datasets(cfg, training=True)
 
 

@@ -247,7 +247,7 @@ def test_digits_and_run_folders(task, tmp_path, monkeypatch, capsys):
     assert "B is worse than A" in out and "beyond chance" in out and out.splitlines()[5].split()[3] == "100.00"
     assert "Classes whose interval leaves out 0: 10 of 10" in out
     if task == "keypoints":
-        with pytest.raises(UserError, match="objects have 4 keypoints, and there are 17 OKS sigmas. Name your own by --oks-sigmas"):
+        with pytest.raises(UserError, match="objects have 4 keypoints, but there are 17 OKS sigmas. Set your own with --oks-sigmas"):
             call(monkeypatch, tmp_path / "A", tmp_path / "B", "--dataset", "digits_val", "--task", task)
 
 
@@ -295,15 +295,15 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1.0, 1.0, 5.0, 5.0], "score": 
 @pytest.mark.parametrize(
     "args, words",
     [
-        (["none.json", "{b}", "--annotations", "{truth}"], "result file 'none.json' is not there"),
-        (["{a}", "{b}", "--annotations", "none.json"], "annotation file 'none.json' is not there"),
+        (["none.json", "{b}", "--annotations", "{truth}"], "result file 'none.json' does not exist"),
+        (["{a}", "{b}", "--annotations", "none.json"], "annotation file 'none.json' does not exist"),
         (["{a}", "{b}", "--dataset", "digits_vall"], "unknown data set: 'digits_vall'. Did you mean 'digits_val'"),
         (["{a}", "{b}", "--dataset", "digits_val_panoptic_stuffonly"], "has no annotations in COCO's format"),
-        (["{a}", "{b}", "--dataset", "coco_2014_val"], "json_file .* is not there"),
+        (["{a}", "{b}", "--dataset", "coco_2014_val"], "json_file .* does not exist"),
         (["{a}", "{b}", "--annotations", "{truth}", "--task", "box"], "unknown --task: 'box'. Did you mean 'bbox'"),
         (
             ["{a}", "{b}", "--annotations", "{truth}", "--task", "segm"],
-            "not of task 'segm': a detection has no segmentation; the file is of bbox",
+            "not for task 'segm': a detection has no segmentation; the file is for bbox",
         ),
         (["{a}", "{b}", "--annotations", "{truth}", "--samples", "99"], "--samples 99: an interval needs at least 100"),
         (["{a}", "{b}", "--annotations", "{truth}", "--confidence", "100"], "--confidence 100: it must be a percentage"),
@@ -312,9 +312,9 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1.0, 1.0, 5.0, 5.0], "score": 
         (["{a}", "{b}", "--annotations", "{truth}", "--oks-sigmas", "0"], "--oks-sigmas"),
         (["{a}", "{b}", "--annotations", "{truth}", "--plot", "c.txt"], "kind of picture.*'.png'"),
         (["{a}", "{b}", "--annotations", "{truth}", "--json", "{folder}"], "is a folder"),
-        (["{folder}", "{b}", "--annotations", "{truth}"], "coco_instances_results.json' is not there"),
-        (["{truth}", "{b}", "--annotations", "{truth}"], "there is no list of detections"),
-        (["{a}", "{b}", "--annotations", "{a}"], "is COCO's results, detections without images and classes"),
+        (["{folder}", "{b}", "--annotations", "{truth}"], "coco_instances_results.json' does not exist"),
+        (["{truth}", "{b}", "--annotations", "{truth}"], "it is not a list of detections"),
+        (["{a}", "{b}", "--annotations", "{a}"], "is COCO results: detections without images and classes"),
     ],
 )
 def test_mistakes(args, words, files, tmp_path, monkeypatch):
@@ -329,8 +329,8 @@ def test_mistakes(args, words, files, tmp_path, monkeypatch):
     [
         ("", "is not JSON"),
         ("[" * 100000, "is not JSON"),
-        ([], "holds no detections"),
-        ({}, "there is no list of detections"),
+        ([], "has no detections"),
+        ({}, "it is not a list of detections"),
         ([3], "entry 0 is 3, not an object"),
         ([{**GOOD, "image_id": 999}], "entry 0 has image_id 999, which is not among the 'images'"),
         ([{**GOOD, "category_id": 999}], "entry 0 has category_id 999"),
@@ -342,7 +342,7 @@ def test_mistakes(args, words, files, tmp_path, monkeypatch):
         ([{**GOOD, "bbox": [1, 2, 3, None]}], "it must be"),
         ([{**GOOD, "bbox": "wide"}], "bbox 'wide'"),
         ([GOOD, {key: value for key, value in GOOD.items() if key != "score"}], "entry 1 has no score"),
-        ([{"caption": "a cup"}], "the file is of none of the tasks"),
+        ([{"caption": "a cup"}], "the file is for none of the tasks"),
     ],
 )
 def test_mistakes_in_results(content, words, files, tmp_path, monkeypatch):
@@ -370,7 +370,7 @@ def test_run_lengths_that_do_not_fit(counts):
         results[1]["segmentation"] = {"size": [640, 480], "counts": counts}
     else:
         results[1]["segmentation"] = {**RUNS, "counts": counts}
-    with pytest.raises(UserError, match="entry 1 has a segmentation that is not of compressed run lengths"):
+    with pytest.raises(UserError, match="entry 1 has a segmentation that is not compressed RLE"):
         check_results(results, dataset, "segm", "x.json")
 
 
@@ -441,4 +441,4 @@ def test_as_a_module(files):
     command = [sys.executable, "-m", "backbones.tools.compare", files[0], "none.json", "--annotations", files[2]]
     result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert result.returncode == 2 and result.stdout == "" and "Traceback" not in result.stderr
-    assert result.stderr.splitlines()[-1] == "error: result file 'none.json' is not there"
+    assert result.stderr.splitlines()[-1] == "error: result file 'none.json' does not exist"

@@ -140,7 +140,7 @@ def test_no_config_begins_with_weights_that_are_gone():
             assert address not in gone, name
     assert len(names) > 230 and len(gone) >= 7 and without == {"V-19-eSE", "V-19-slim-eSE", "V-19-slim-dw-eSE", "V-99-eSE"}
     for name in without:
-        with pytest.raises(UserError, match=f"is on a file-sharing host.*'weights/{name}.pth'; from scratch: MODEL.WEIGHTS ''"):
+        with pytest.raises(UserError, match=f"is on a file-sharing host.*'weights/{name}.pth'; from scratch: set MODEL.WEIGHTS ''"):
             weights.find(weights.PREFIX + name)
 
 
@@ -425,12 +425,12 @@ def test_no_gpu():
         ("MODEL:\n  FPN:\n    NOMR: BN\n", "Did you mean 'MODEL.FPN.NORM'"),
         ("MODEL: [1\n", "config file"),
         ("_BASE_: nowhere.yaml\n", "nowhere.yaml"),
-        ("SOLVER: {BASE_LR: 1}\n", "SOLVER.BASE_LR is 1: write it with a point, 1.0"),
+        ("SOLVER: {BASE_LR: 1}\n", "SOLVER.BASE_LR is 1: write it as a decimal, 1.0"),
         ("MODEL:\n  MASK_ON: 3\n", "config file"),
         ("- a\n- b\n", "holds no KEY: VALUE pairs"),
         ("", "holds no KEY: VALUE pairs"),
         ("# only words\n", "holds no KEY: VALUE pairs"),
-        ("_BASE_: broken.yaml\n", "leads back to itself"),
+        ("_BASE_: broken.yaml\n", "refers back to itself"),
         ("MODEL: {WEIGHTS: !!python/object/apply:eval ['1/0']}\n", "division by zero"),
     ],
 )
@@ -520,7 +520,7 @@ def test_a_name_of_several_data_sets_means_coco():
     assert zoo.get_config_file("LVISv1-InstanceSegmentation/mask_rcnn_V_39_FPN_1x.yaml").endswith(
         "LVISv1-InstanceSegmentation/mask_rcnn_V_39_FPN_1x.yaml"
     )
-    with pytest.raises(backbones.UserError, match="is not one but several: LVISv0.5.*, LVISv1"):
+    with pytest.raises(backbones.UserError, match="is ambiguous: LVISv0.5.*, LVISv1"):
         zoo.get_config_file("mask_rcnn_X_101_32x8d_FPN_1x.yaml")
 
 

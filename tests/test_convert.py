@@ -238,7 +238,7 @@ def test_other_preprocessing_is_refused(tmp_path):
     for key, value in (("MODEL.PIXEL_STD", "[1.0, 1.0, 1.0]"), ("INPUT.FORMAT", "RGB"), ("MODEL.PIXEL_MEAN", "[123.675, 116.28, 103.53]")):
         other = cfg.clone()
         merge_overrides(other, [key, value])
-        with pytest.raises(UserError, match=f"expects other images than the config gives it: set {key}"):
+        with pytest.raises(UserError, match=f"expects images of another format than the config states: set {key}"):
             GatedCheckpointer(build_model(other)).load(str(tmp_path / "ours.pth"))
         GatedCheckpointer(build_model(other), require="nothing").load(str(tmp_path / "ours.pth"))
 
@@ -366,7 +366,7 @@ class TestMMDetection:
 
     def test_the_file_and_the_option_agree(self):
         said = {"state_dict": self.detector(), "meta": {"cfg": "mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False"}}
-        with pytest.raises(UserError, match="the file says that it takes BGR images .* leave the option out"):
+        with pytest.raises(UserError, match="the file says that it expects BGR images .* omit the option"):
             mmdet.convert_detector(said, mmdet.IMAGENET_RGB)
 
     def test_a_config_that_computes_something_else_is_refused(self):
@@ -374,7 +374,7 @@ class TestMMDetection:
         weights = {key: fill(key, shape) for key, shape in record["keys"]}
         name = "COCO-Detection/retinanet_RegNetX_800MF_FPN_1x.yaml"
         assert mmdet.convert_detector({"state_dict": weights}, config=name).provenance["config"] == name
-        with pytest.raises(UserError, match="has MODEL.REGNET.NAME RegNetX-1.6GF, where the file's detector needs RegNetX-800MF"):
+        with pytest.raises(UserError, match="has MODEL.REGNET.NAME RegNetX-1.6GF, but the file's detector needs RegNetX-800MF"):
             mmdet.convert_detector({"state_dict": weights}, config=name.replace("800MF", "1.6GF"))
 
     @pytest.mark.parametrize(
@@ -391,7 +391,7 @@ class TestMMDetection:
     @pytest.mark.parametrize("key", ["roi_head.bbox_head.fc_cls.weight", "backbone.layer1.0.conv2.weight", "rpn_head.rpn_cls.bias"])
     @pytest.mark.parametrize("shape", [(), (0,), (0, 5), (2, 2, 2)])
     def test_odd_shapes(self, key, shape):
-        with pytest.raises(UserError, match="is of no detector"):
+        with pytest.raises(UserError, match="is not a detector"):
             mmdet.convert_detector({"state_dict": {**self.detector(), key: torch.zeros(shape)}})
 
     def test_old_versions_are_refused(self):
@@ -451,7 +451,7 @@ def bad_files(folder):
     torch.save({k: v for k, v in good.items() if k != "s2.b1.f.a.weight"}, folder / "missing.pth")
     torch.save({**good, "stem.conv.weight": torch.zeros(64, 3, 3, 3)}, folder / "wide.pth")
     yield ["pycl", "good.pyth", "ours.pth"], ["'pycl'", "Did you mean 'pycls'"]
-    yield ["pycls", "nowhere.pyth", "ours.pth"], ["nowhere.pyth", "is not there"]
+    yield ["pycls", "nowhere.pyth", "ours.pth"], ["nowhere.pyth", "does not exist"]
     yield ["pycls", "truncated.pth", "ours.pth"], ["truncated.pth", "cannot be read"]
     yield ["pycls", "page.pth", "ours.pth"], ["page.pth", "web page"]
     for source in ("pycls", "mmdet", "torchvision", "timm", "detectron2"):
@@ -468,12 +468,12 @@ def bad_files(folder):
     yield ["pycls", "good.pyth", "good.pyth/ours.pth"], ["cannot be written"]
     yield ["pycls", "good.pyth", f"{'o' * 300}.pth"], ["cannot be written"]
     yield ["pycls", "good.pyth", "ours.pth", "--name", "V-39-eSE"], ["pycls has no V-39-eSE"]
-    yield ["pycls", "good.pyth", "ours.pth", "--config-file", "x.yaml"], ["--config-file x.yaml has no meaning for bare networks"]
-    yield ["pycls", "good.pyth", "ours.pth", "MODEL.REGNET.NORM", "BN"], ["MODEL.REGNET.NORM BN has no meaning"]
+    yield ["pycls", "good.pyth", "ours.pth", "--config-file", "x.yaml"], ["--config-file x.yaml does not apply to bare networks"]
+    yield ["pycls", "good.pyth", "ours.pth", "MODEL.REGNET.NORM", "BN"], ["MODEL.REGNET.NORM BN does not apply"]
     for std in (["0", "1", "1"], ["nan", "1", "1"]):
         yield ["pycls", "good.pyth", "ours.pth", "--channels", "RGB", "--pixel-std", *std], ["deviation", "above 0"]
     torch.save({"model_state": good}, folder / "same.pth")
-    yield ["pycls", "same.pth", "same.pth"], ["DST 'same.pth' is SRC itself"]
+    yield ["pycls", "same.pth", "same.pth"], ["DST 'same.pth' is the same file as SRC"]
     last = [key for key in good if key.startswith("s4.") and key.endswith("f.c.weight")][-1]
     variance = [key for key in good if key.startswith("s4.") and key.endswith("running_var")][-1]
     nan, negative = good[last].clone(), good[variance].clone()
@@ -659,7 +659,7 @@ class TestLightNAS:
         assert result.preprocessing.format == "RGB"
         cfg = zoo.get_config("gfl_MAE_DET_S_FPN_73e.yaml")
         merge_overrides(cfg, ["MODEL.DEVICE", "cpu", "MODEL.MAEDET.NORM", "BN", "INPUT.FORMAT", "BGR"])
-        with pytest.raises(UserError, match='expects other images.*INPUT.FORMAT "RGB"'):
+        with pytest.raises(UserError, match='expects images of another format.*INPUT.FORMAT "RGB"'):
             GatedCheckpointer(build_model(cfg), require="all").load(str(tmp_path / "ours.pth"))
 
     @pytest.mark.slow
@@ -697,5 +697,5 @@ class TestLightNAS:
     @pytest.mark.slow
     def test_another_config(self, tmp_path):
         torch.save(self.contents(), tmp_path / "latest.pth")
-        with pytest.raises(UserError, match="no GFL detector with MAE-DET-S"):
+        with pytest.raises(UserError, match="not a GFL detector with MAE-DET-S"):
             run("lightnas", tmp_path / "latest.pth", tmp_path / "ours.pth", "--config-file", "faster_rcnn_V_39_FPN_3x.yaml")

@@ -207,17 +207,21 @@ def changed(**changes):
 
 # what lies there -> (how it is made, options, what the line says)
 OTHERS = {
-    "two": (saved(lambda w: {"student": w, "teacher": w}), [], "holds several state dicts: student, teacher. Say which by --key"),
+    "two": (saved(lambda w: {"student": w, "teacher": w}), [], "holds several state dicts: student, teacher. Choose one with --key"),
     "misspelt": (saved(lambda w: {"model": w, "model_ema": w}), ["--key", "modelema"], "unknown state dict .*Did you mean 'model_ema'"),
-    "nothing to choose": (saved(lambda w: w), ["--key", "model"], "--key model has nothing to choose"),
-    "optimizer": (saved(lambda w: {"optimizer": {"state": {}}, "epoch": 1}), [], r"holds none: it has optimizer \(dict\), epoch \(int\)"),
+    "nothing to choose": (saved(lambda w: w), ["--key", "model"], "--key model does not apply"),
+    "optimizer": (
+        saved(lambda w: {"optimizer": {"state": {}}, "epoch": 1}),
+        [],
+        r"does not contain one: it has optimizer \(dict\), epoch \(int\)",
+    ),
     "optimizer alone": (
         saved(lambda w: torch.optim.SGD([nn.Parameter(torch.ones(1))]).state_dict()),
         [],
         r"state \(dict\), param_groups \(list\)",
     ),
     "arrays unread": (saved(lambda w: {"state_dict": {"x": np.zeros(3)}}), [], "'x' is of type object, unread, not a tensor"),
-    "whole model": (saved(lambda w: nn.Linear(1, 1)), [], "holds code: torch.nn.modules.linear.Linear, where files of tensors"),
+    "whole model": (saved(lambda w: nn.Linear(1, 1)), [], "holds code: torch.nn.modules.linear.Linear, but only files of tensors"),
     "whole model inside": (saved(lambda w: {"model": nn.Linear(1, 1)}), [], "holds code: torch.nn.modules.linear.Linear"),
     "options": (saved(lambda w: argparse.Namespace(a=1)), [], "holds a Python object, not a dict"),
     "list": (saved(lambda w: [w]), [], "holds a list, not a dict"),
@@ -228,7 +232,7 @@ OTHERS = {
     "torchvision's": (
         saved(lambda w: torchvision_models.regnet_x_400mf().state_dict()),
         [],
-        "not of timm: it holds RegNetX-400MF .* torchvision$",
+        "not from timm: it holds RegNetX-400MF .* torchvision$",
     ),
     "detector": (
         saved(lambda w: {**w, "rpn.weight": torch.zeros(1)}),
@@ -241,8 +245,8 @@ OTHERS = {
     "two names": (changed(stem_0__conv__weight=lambda w: w[FIRST]), [], "holds 1 tensors twice"),
     "missing": (saved(lambda w: {k: v for k, v in w.items() if k != FIRST}), [], "1 entries differ: missing stem.0.conv.weight"),
     "script": (lambda path, w: torch.jit.script(nn.Linear(1, 1)).save(str(path)), [], "TorchScript archive"),
-    "pointer": (lambda path, w: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n"), [], "pointer of Git LFS"),
-    "gzip": (lambda path, w: path.write_bytes(gzip.compress(b"x")), [], "gzip archive, which is to be unpacked"),
+    "pointer": (lambda path, w: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d\n"), [], "Git LFS pointer"),
+    "gzip": (lambda path, w: path.write_bytes(gzip.compress(b"x")), [], "gzip archive, which must be unpacked"),
     "HDF5": (lambda path, w: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100)), [], "HDF5 file"),
     "text": (lambda path, w: path.write_text("hello"), [], "damaged or of another format"),
     "no bytes": (lambda path, w: path.write_bytes(b""), [], "0 bytes.: it is damaged or of another format: empty"),
@@ -285,13 +289,13 @@ def test_a_library_of_another_version(weights, tmp_path, monkeypatch):
     other = core.Network(timm_model("ese_vovnet19b_dw", num_classes=0), lambda image: [])
     source = cli.SOURCES["timm"]
     monkeypatch.setitem(cli.SOURCES, "timm", core.dataclasses.replace(source, network=lambda name, options: (other, "timm 9")))
-    with pytest.raises(UserError, match="timm 9 itself does not take this file: .*size mismatch"):
+    with pytest.raises(UserError, match="timm 9 itself rejects this file: .*size mismatch"):
         run("timm", tmp_path / "theirs.pth", tmp_path / "ours.pth")
 
 
 def test_key_belongs_to_bare_networks(tmp_path):
     torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "theirs.pth")
-    with pytest.raises(UserError, match="--key model has no meaning for files of detectron2 with a config"):
+    with pytest.raises(UserError, match="--key model does not apply to files of detectron2 with a config"):
         run(
             "detectron2",
             tmp_path / "theirs.pth",

@@ -68,8 +68,8 @@ def test_register_from_the_command_line(own):
 @pytest.mark.parametrize(
     "entry, words",
     [
-        ("['mine', 'x.json']", "is not of the form"),
-        ("'mine'", "is not of the form"),
+        ("['mine', 'x.json']", "must have the form"),
+        ("'mine'", "must have the form"),
         ("['mine', 'nowhere.json', '{images}']", "'nowhere.json'"),
         ("['mine', '{json}', 'nowhere']", "'nowhere'"),
         ("['mine', '{broken}', '{images}']", "not JSON"),
@@ -116,7 +116,7 @@ REFUSED = {
     "'images' is empty": lambda c: c["images"].clear(),
     r"duplicate image id \(1\): .*: 1 \('b.jpg'\)": more("images", 0, file_name="b.jpg"),
     r"duplicate category id \(1\): .*: 7: 'cup' and 'pot'": more("categories", 0, name="pot"),
-    r"missing image \(1\): .*: 'b.jpg', in '.*images' and the folders in it. To mend it: .*INPUT.UNREADABLE skip": lambda c: c["images"][
+    r"missing image \(1\): .*: 'b.jpg', in '.*images' and the folders in it. To fix it: .*INPUT.UNREADABLE skip": lambda c: c["images"][
         0
     ].update(file_name="b.jpg"),
     r"image of other size \(1\): .*: 'a.jpg' \(10x8, not 8x10\)": lambda c: c["images"][0].update(width=8, height=10),
@@ -313,7 +313,7 @@ def test_encodings(own, encoding):
     assert MetadataCatalog.get("mine").thing_classes == ["plate", "Tässchen"]
     with open(own[0], "w", encoding="latin-1") as f:
         f.write(json.dumps(json.loads(content), ensure_ascii=False))
-    with pytest.raises(backbones.UserError, match="no UTF-8 text .*: save it as UTF-8"):
+    with pytest.raises(backbones.UserError, match="not UTF-8 text .*: save it as UTF-8"):
         register_from_config(config("DATASETS.REGISTER", f"[['other', '{own[0]}', '{own[1]}']]"))
 
 
@@ -333,7 +333,7 @@ def test_turned_images(own):
     register_from_config(changed(own, lambda c: None))
     DatasetCatalog.remove("mine")
     MetadataCatalog.remove("mine")
-    with pytest.raises(backbones.UserError, match="turned image .*unturned image.*INPUT.EXIF"):
+    with pytest.raises(backbones.UserError, match="turned image .*unrotated image.*INPUT.EXIF"):
         register_from_config(changed(own, lambda c: c["images"][0].update(width=8, height=10)))
 
 
@@ -428,7 +428,7 @@ def test_data_without_annotations(own):
     """To predict on; training says that there is nothing to learn."""
     cfg = changed(own, lambda c: c.pop("annotations"))
     register_from_config(cfg)
-    assert MetadataCatalog.get("mine").said[0].startswith("mine: 1 image, no annotations: predicted, not scored")
+    assert MetadataCatalog.get("mine").said[0].startswith("mine: 1 image, no annotations: predictions only, no evaluation")
     assert "annotations" not in DatasetCatalog.get("mine")[0] and "annotations" not in MetadataCatalog.get("mine").truth()
     cfg.DATASETS.TRAIN = ("mine",)
     with pytest.raises(backbones.UserError, match="no annotations: there is nothing to train on"):
@@ -508,7 +508,7 @@ def test_held_out_of_data_that_are_not_needed(own):
 
 def test_data_that_nothing_can_be_compared_by(own, tmp_path):
     register_from_config(merged(changed(own, lambda c: c.pop("annotations")), "INPUT.EXIF", "ignore"))
-    with pytest.raises(backbones.UserError, match="'mine' has no annotations: there is nothing to compare by"):
+    with pytest.raises(backbones.UserError, match="'mine' has no annotations, so there is no ground truth"):
         truth_of("mine", "bbox")
     found = [{"image_id": 1, "category_id": 7, "bbox": [1, 1, 5, 5], "score": 0.9}]
     (tmp_path / "found.json").write_text(json.dumps(found))

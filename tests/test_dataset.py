@@ -83,7 +83,7 @@ def test_to_yolo_of_parts_crowds_and_runs(tmp_path):
     fourth["segmentation"] = [[0, 0, 9, 0, 9, 9]]
     write(tmp_path / "d/coco.json", json.dumps(content))
     lines = list(dataset.convert(path, str(tmp_path / "y"), str(tmp_path / "d/images"), "yolo"))
-    for words in ("1 crowds", "1 objects without an outline", "1 boxes that differ from their outline"):
+    for words in ("1 crowds", "1 objects without a polygon", "1 boxes that differ from their polygon"):
         assert any(words in line for line in lines), lines
     back = formats.load(str(tmp_path / "y"))
     # objects are in the order of their images, as here
@@ -182,7 +182,7 @@ def test_split_of_few(classes, share):
     """Both parts have images, and a class is in one part alone only if no one image could change that without harm."""
     count = round(share * len(classes))
     if not 0 < count < len(classes):
-        with pytest.raises(UserError, match="leaves none on one of the two sides"):
+        with pytest.raises(UserError, match="leaves one of the two parts empty"):
             split.held_out(classes, share)
         return
     held = split.held_out(classes, share)
@@ -306,10 +306,10 @@ def test_unusable_outputs(tmp_path, yolo):
         with pytest.raises(UserError, match="cannot be written"):
             list(verb())
     for change, words in (
-        (lambda c: c["images"][0].update(file_name="../1.jpg"), "several image files fit"),
-        (lambda c: c["images"][0].update(file_name="1.jpg"), "two images are called '1'"),
+        (lambda c: c["images"][0].update(file_name="../1.jpg"), "several image files match"),
+        (lambda c: c["images"][0].update(file_name="1.jpg"), "two images are named '1'"),
         (lambda c: c["images"][0].update(file_name="gone.jpg"), "missing image .*gone.jpg"),
-        (lambda c: c["categories"][0].update(keypoints=["a"]), "one number of keypoints"),
+        (lambda c: c["categories"][0].update(keypoints=["a"]), "the same number of keypoints"),
     ):
         path, content = coco(tmp_path / "d")
         change(content)
@@ -346,11 +346,11 @@ def test_command_line(yolo, tmp_path, monkeypatch, capsys):
         code, output = call(*args.split())
         assert code == 0 and words in output, output
     for args, words in (
-        ("convert nowhere.json --output x.json", "annotation file 'nowhere.json' is not there"),
+        ("convert nowhere.json --output x.json", "annotation file 'nowhere.json' does not exist"),
         ("split cups.json --val 2 --output x", "a share of 2 of 4 images"),
         ("show cups.json --num 0 --output x.png", "--num 0: draw at least one image"),
         ("show cups.json --output x.txt", "unknown kind of picture"),
-        ("convert cups/labels/train/a.txt --output x.json", "a.txt' is YOLO's labels of one image: give the data.yaml"),
+        ("convert cups/labels/train/a.txt --output x.json", "a.txt' is the YOLO labels of one image: give the data.yaml"),
     ):
         code, output = call(*args.split())
         assert code == 2 and words in output and output.count("\n") == 1, output

@@ -167,7 +167,7 @@ def test_an_older_version_is_replaced(tmp_path, monkeypatch):
 def test_what_others_made_is_left_alone(tmp_path):
     (tmp_path / "digits").mkdir()
     (tmp_path / "digits" / "mine.txt").write_text("precious")
-    with pytest.raises(backbones.UserError, match="not made by this project"):
+    with pytest.raises(backbones.UserError, match="this project did not create it"):
         digits.generate(str(tmp_path / "digits"))
     assert (tmp_path / "digits" / "mine.txt").read_text() == "precious"
 

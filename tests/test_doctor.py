@@ -357,7 +357,7 @@ def test_a_part_that_is_held_out_has_the_classes_of_the_data(data):
     front, found, replaced = doctor.read_config(parser.parse_args([*arguments, "--val-split", "0.25"]))
     said = list(look_at_config(Examination(front, processes=1, replaced=replaced)))
     assert not found and not [finding for finding in said if finding.severity == "error"]
-    assert any("MODEL.ROI_HEADS.NUM_CLASSES is set to 2: the data have as many classes" in finding.message for finding in said)
+    assert any("MODEL.ROI_HEADS.NUM_CLASSES is set to 2: the data have this many classes" in finding.message for finding in said)
 
 
 def test_data_that_are_both(data):
@@ -439,7 +439,7 @@ def test_all_mistakes_of_a_config_are_said():
         "SOLVER.MAX_ITER is 0",
         "'bitmap'",
         "PRIOR_PROB is 2.0",
-        "doctors_a: image folder 'nowhere' is not there",
+        "doctors_a: image folder 'nowhere' does not exist",
         "'doctors_b'",
         "NUM_CLASSES is 7",
     ):

@@ -65,7 +65,7 @@ def test_without_a_mirror_the_address_itself_is_asked(server, monkeypatch, tmp_p
     url = server.put("a/x.pth", DATA)
     assert fetch(url, PathManager) == str(tmp_path / server.host / "a" / "x.pth")
     monkeypatch.setenv("BACKBONES_MIRROR", "mirror.example.org")
-    assert "an address is wanted" in pytest.raises(UserError, fetch, URL, PathManager).value.args[0]
+    assert "it must be an address" in pytest.raises(UserError, fetch, URL, PathManager).value.args[0]
 
 
 @pytest.mark.parametrize("code", [301, 302, 307, 308])
@@ -82,11 +82,11 @@ def test_redirects(server, code):
         ({"status": 410}, "HTTP 410 Gone", 1),
         ({"status": 503}, "HTTP 503 Service Unavailable", 3),
         ({"to": f"/{NAME}"}, "HTTP 302 Found", None),
-        ({"ends": 0, "ranges": False}, f"the server ended at 0 of {len(DATA)} bytes", 3),
-        ({"ends": 3 * CHUNK, "ranges": False}, f"the server ended at {3 * CHUNK} of {len(DATA)} bytes", 3),
-        ({"stalls": CHUNK, "ranges": False}, "timed out: nothing came for 0.5 s", 3),
+        ({"ends": 0, "ranges": False}, f"the server stopped at 0 of {len(DATA)} bytes", 3),
+        ({"ends": 3 * CHUNK, "ranges": False}, f"the server stopped at {3 * CHUNK} of {len(DATA)} bytes", 3),
+        ({"stalls": CHUNK, "ranges": False}, "timed out: no data for 0.5 s", 3),
         ({"data": b""}, "an empty file", 1),
-        ({"data": b"\n<!DOCTYPE html>" + DATA}, "a web page in its place", 1),
+        ({"data": b"\n<!DOCTYPE html>" + DATA}, "a web page instead", 1),
         ({"data": DATA[:-1] + b"?"}, f"not {SHA256[:8]}", 1),
     ],
 )
@@ -111,8 +111,8 @@ def test_a_wrong_hash_names_both(server):
 def test_no_network(server, monkeypatch):
     monkeypatch.delenv("BACKBONES_MIRROR")
     assert "connection refused" in refused("http://127.0.0.1:9/x.pth", PathManager)
-    assert "no such host, or no network" in refused("https://nowhere.invalid/x.pth", PathManager)
-    assert "names no file" in refused("https://nowhere.invalid/", PathManager)
+    assert "unknown host, or no network" in refused("https://nowhere.invalid/x.pth", PathManager)
+    assert "does not name a file" in refused("https://nowhere.invalid/", PathManager)
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_a_damaged_file_in_the_cache(server, tmp_path, caplog):
     (tmp_path / NAME).write_bytes(DATA[:-5])
     assert content(fetch(URL, PathManager)) == DATA[:-5]  # its hash is not known
     assert content(fetch(URL, PathManager, SHA256[:12])) == DATA
-    assert f"{path} has the sha256" in caplog.text and "downloaded anew" in caplog.text
+    assert f"{path} has the sha256" in caplog.text and "downloaded again" in caplog.text
     (tmp_path / NAME).write_bytes(DATA[:-5])
     server.files.clear()
     refused(URL, PathManager, SHA256)
@@ -284,8 +284,8 @@ def test_a_disk_that_takes_no_more(server, tmp_path):
     env = {**os.environ, "PYTHONPATH": ROOT, "HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home")}
     done = warm(script, env=env)
     ours, hubs = done.stdout.splitlines()
-    assert f"nothing can be written to '{tmp_path}' (File too large); the variable FVCORE_CACHE names another folder" in ours
-    assert f"nothing can be written to '{tmp_path / 'home' / 'hub'}' (File too large); the variable HF_HOME names another folder" in hubs
+    assert f"cannot write to '{tmp_path}' (File too large); to use another folder, set the variable FVCORE_CACHE" in ours
+    assert f"cannot write to '{tmp_path / 'home' / 'hub'}' (File too large); to use another folder, set the variable HF_HOME" in hubs
     assert "x.pth" not in cached(tmp_path) and not list((tmp_path / "home").rglob("*.safetensors"))
     assert content(fetch(URL, PathManager, SHA256)) == DATA and server.ranges(NAME) == ["", f"bytes={10 * CHUNK}-"]
 
@@ -327,8 +327,8 @@ def test_hub_without_safetensors(server):
 
 def test_hub_refuses(server, monkeypatch):
     server.put_hub(REPO, {"model.safetensors": DATA})
-    assert "no such repository" in refused_by_hub("timm/nothing")
-    assert "no such revision" in refused_by_hub(REPO, revision="v2")
+    assert "the repository does not exist" in refused_by_hub("timm/nothing")
+    assert "does not have this revision" in refused_by_hub(REPO, revision="v2")
     address = f"{REPO}/resolve/main/model.safetensors"
     server.put(address, status=403, headers={"X-Error-Code": "GatedRepo"})
     assert "agreement" in refused_by_hub(REPO)
@@ -369,7 +369,7 @@ def test_hub_without_network(server, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
     assert "connection refused" in refused_by_hub(REPO)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "https://nowhere.invalid/{repo_id}/resolve/{revision}/{filename}")
-    assert "no such host, or no network" in refused_by_hub(REPO)
+    assert "unknown host, or no network" in refused_by_hub(REPO)
 
 
 @pytest.mark.slow

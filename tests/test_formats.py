@@ -63,7 +63,7 @@ def test_yolo(yolo):
     assert boxes(content) == [("a.jpg", "cup", [60, 30, 40, 60]), ("a.jpg", "plate", [32, 24, 16, 12]), ("b.jpg", "plate", [0, 0, 160, 120])]
     assert [a["id"] for a in content["annotations"]] == [1, 2, 3] and {a["iscrowd"] for a in content["annotations"]} == {0}
     assert content["annotations"][0]["area"] == pytest.approx(2400) and "segmentation" not in content["annotations"][0]
-    assert content["notes"] == {"images without a file of labels, which count as images without objects, the first 'bare.jpg'": 1}
+    assert content["notes"] == {"images without a label file, which count as images without objects, the first 'bare.jpg'": 1}
     assert formats.load(str(yolo / "data.yaml")) == content  # the first split
     assert boxes(formats.load(*places["val"])) == [("c.jpg", "cup", [8, 6, 16, 12])]
 
@@ -78,7 +78,7 @@ def test_yolo_without_a_yaml(yolo):
     for path, folder in ((images, ""), (images, images), (str(yolo / "labels/train"), ""), (str(yolo / "labels/train"), images)):
         content = formats.load(path, folder)
         assert len(content["annotations"]) == 3 and len(content["images"]) == 4, path
-        assert [c["name"] for c in content["categories"]] == ["cup", "plate", "spoon"] and noted(content, "names of classes, taken from") == 3
+        assert [c["name"] for c in content["categories"]] == ["cup", "plate", "spoon"] and noted(content, "class names, read from") == 3
     places = {name: (str(yolo / "images" / name),) * 2 for name in ("train", "val")}
     assert formats.splits(str(yolo)) == places
     write(yolo / "train.txt", "./images/train/a.jpg\n\nother/machine/images/train/b.jpg\n")
@@ -140,7 +140,7 @@ def test_yolo_lists(yolo):
     with pytest.raises(UserError, match="several splits have their images in"):
         formats.load(str(yolo / "data.yaml"), str(yolo / "images/train"))
     write(yolo / "data.yaml", "train: [images/train, images/val]\nval: [images/val, images/train/..]\nnames: [cup, plate]\n")
-    with pytest.raises(UserError, match="lie among those of other splits"):
+    with pytest.raises(UserError, match="are mixed with those of other splits"):
         formats.splits(str(yolo / "data.yaml"))
 
 
@@ -208,11 +208,11 @@ def test_yolo_left_out(yolo):
     assert boxes(content) == [("a.jpg", "cup", [40, 30, 80, 60])]
     label = str(yolo / "labels/train/a.txt")
     assert content["notes"] == {
-        f"sixth values of lines left out: they are confidences of detections, the first {label!r} line 1": 1,
-        f"lines left out: they are no label, the first {label!r} line 2: 'nan' is not a number of pixels": 8,
-        f"objects left out: their box has no area, the first {label.replace('a.txt', 'b.txt')!r} line 1": 1,
-        "objects left out: their image cannot be read, so its size is not known, the first 'bare.jpg'": 2,
-        f"files of labels left out: they have no image, the first {label.replace('a.txt', 'gone.txt')!r}": 1,
+        f"sixth values of lines left out because they are confidences of detections, the first {label!r} line 1": 1,
+        f"lines left out because they are not labels, the first {label!r} line 2: 'nan' is not a number of pixels": 8,
+        f"objects left out because their box has no area, the first {label.replace('a.txt', 'b.txt')!r} line 1": 1,
+        "objects left out because their image cannot be read, so its size is unknown, the first 'bare.jpg'": 2,
+        f"label files left out because they have no image, the first {label.replace('a.txt', 'gone.txt')!r}": 1,
     }
     assert {i["file_name"] for i in content["images"] if "width" not in i} == {"bare.jpg"}
 
@@ -220,16 +220,16 @@ def test_yolo_left_out(yolo):
 @pytest.mark.parametrize(
     "name, text, words",
     [
-        ("data.yaml", "train: [\n", "is no YOLO data.yaml"),
-        ("data.yaml", "train: images/train\nval: images/val\n", "'names' must be the classes' names"),
-        ("data.yaml", "train: images/train\nnames: {a: cup}\n", "'names' must be the classes' names"),
+        ("data.yaml", "train: [\n", "is not a YOLO data.yaml"),
+        ("data.yaml", "train: images/train\nval: images/val\n", "'names' must be a list of class names"),
+        ("data.yaml", "train: images/train\nnames: {a: cup}\n", "'names' must be a list of class names"),
         ("data.yaml", "train: images/train\nnames: [cup, cup]\n", "two classes have the name 'cup'"),
-        ("data.yaml", "train: images/trian\nnames: [cup, plate]\n", r"the images of 'train' are not there: '.*images/trian'"),
+        ("data.yaml", "train: images/trian\nnames: [cup, plate]\n", r"the images of 'train' do not exist: '.*images/trian'"),
         ("data.yaml", "train: {}\nval: {a: b}\nnames: [cup, plate]\n", "'val' is not the name of a folder"),
         ("data.yaml", "names: [cup, plate]\n", "none of 'train', 'val' and 'test'"),
         ("data.yaml", "train: images/train\nnames: [cup, plate]\nkpt_shape: [17]\n", "kpt_shape must be"),
         ("data.yaml", "train: labels/train\nnames: [cup, plate]\n", "there are no images"),
-        ("labels/train/a.txt", "2 0.5 0.5 0.5 0.5", r"a.txt' line 1: class 2 has no name: '.*data.yaml' has 2, from 0"),
+        ("labels/train/a.txt", "2 0.5 0.5 0.5 0.5", r"a.txt' line 1: class 2 has no name: '.*data.yaml' has 2 names, numbered from 0"),
         ("labels/train/a.txt", "0 0.5 0.5 0.5 0.5\n\n9 0.5 0.5 0.5 0.5", r"a.txt' line 3: class 9 has no name"),
     ],
 )
@@ -243,10 +243,10 @@ def test_yolo_refused(yolo, name, text, words):
 def test_yolo_labels_of_pixels_or_bytes(yolo):
     for name in "ab":
         write(yolo / f"labels/train/{name}.txt", "0 80 60 40 30")
-    with pytest.raises(UserError, match=r"none of 2 lines is a YOLO label; the first, '.*a.txt' line 1: 80 is no fraction of the image"):
+    with pytest.raises(UserError, match=r"none of 2 lines is a YOLO label; the first, '.*a.txt' line 1: 80 is not a fraction of the image"):
         formats.load(str(yolo))
     (yolo / "labels/train/a.txt").write_bytes(b"0 0.5 0.5 \xff\xff 1")
-    with pytest.raises(UserError, match=r"a.txt' is no file of labels: 'utf-8' codec"):
+    with pytest.raises(UserError, match=r"a.txt' is not a label file: 'utf-8' codec"):
         formats.load(str(yolo))
     (yolo / "labels/train/a.txt").write_bytes("0 0.5 0.5 0.5 0.5".encode("utf-16"))
     write(yolo / "labels/train/b.txt", "")
@@ -295,7 +295,7 @@ def test_voc_in_plain_folders(tmp_path):
     }
     content = formats.load(str(tmp_path / "train"))
     assert [(i["file_name"], i["width"]) for i in content["images"]] == [("a.png", 160)]
-    assert noted(content, "'filename' names another file") == 1 and noted(content, "sizes of images taken from the files") == 1
+    assert noted(content, "'filename' entries that name another file") == 1 and noted(content, "image sizes read from the image files") == 1
     picture(tmp_path / "pictures/old.jpg")
     assert [i["file_name"] for i in formats.load(str(tmp_path / "train"), str(tmp_path / "pictures"))["images"]] == ["old.jpg"]
     os.remove(tmp_path / "train/a.png")  # which COCO's reader then says
@@ -308,7 +308,7 @@ def test_voc_left_out(voc):
     write(voc / "Annotations/a.xml", voc_xml(faulty + outline))
     content = formats.load(str(voc))
     assert boxes(content) == [("a.jpg", "dog", [0, 0, 9, 9]), ("a.jpg", "cat", [0, 0, 9, 9])]
-    for words, count in (("no area", 1), ("no name or no box", 2), ("before the first pixel", 1), ("outlines left out", 1)):
+    for words, count in (("no area", 1), ("no name or no box", 2), ("before the first pixel", 1), ("polygons left out", 1)):
         assert noted(content, words) == count, words
 
 
@@ -318,9 +318,9 @@ ENTITIES = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10 if i else "ha" * 100}">'
 @pytest.mark.parametrize(
     "text, words",
     [
-        ("<annotation><size>", "is no Pascal VOC annotation: no element found"),
-        ("0 0.5 0.5 0.1 0.1", "is no Pascal VOC annotation: syntax error"),
-        ("<html></html>", "its outermost element is 'html'"),
+        ("<annotation><size>", "is not a Pascal VOC annotation: no element found"),
+        ("0 0.5 0.5 0.1 0.1", "is not a Pascal VOC annotation: syntax error"),
+        ("<html></html>", "its root element is 'html'"),
         (voc_xml(voc_object("dog", 1, 2, "x", 4)), "'x' is not a number of pixels"),
         (voc_xml(voc_object("dog", 1, 2, "nan", 4)), "'nan' is not a number of pixels"),
         (voc_xml(voc_object("dog", 1, 2, 1e30, 4)), "'1e[+]30' is not a number of pixels"),
@@ -328,12 +328,12 @@ ENTITIES = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10 if i else "ha" * 100}">'
         (voc_xml(size=("a", 2)), "'a' is not a number of pixels"),
         (voc_xml("&e8;", head=f"<!DOCTYPE a [{ENTITIES}]>"), "it has a DOCTYPE"),
         (voc_xml("&e;", head='<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>'), "it has a DOCTYPE"),
-        ("\0\0\0", "it is no text"),
+        ("\0\0\0", "it is not text"),
     ],
 )
 def test_voc_refused(voc, text, words):
     write(voc / "Annotations/a.xml", text)
-    with pytest.raises(UserError, match=rf"a\.xml' is no Pascal VOC annotation: .*{words.partition(': ')[2] or words}"):
+    with pytest.raises(UserError, match=rf"a\.xml' is not a Pascal VOC annotation: .*{words.partition(': ')[2] or words}"):
         formats.load(str(voc))
 
 
@@ -345,7 +345,7 @@ def test_voc_lists_refused(voc):
     with pytest.raises(UserError, match="has no images"):
         formats.load(str(voc))
     write(voc / "ImageSets/Main/train.txt", "c\n")
-    with pytest.raises(UserError, match="has no objects, and so no classes"):
+    with pytest.raises(UserError, match="has no objects, and therefore no classes"):
         formats.load(str(voc))
 
 
@@ -357,7 +357,7 @@ def test_labelme(labelme):
     assert [a["area"] for a in content["annotations"]] == [400, 400]
     assert content["annotations"][0]["segmentation"] == [[10, 10, 50, 10, 50, 30]]
     assert content["annotations"][1]["segmentation"] == [[90, 80, 70, 80, 70, 60, 90, 60]]
-    assert content["notes"] == {"images left out: they have no .json file": 1}
+    assert content["notes"] == {"images left out because they have no .json file": 1}
 
 
 def test_labelme_shapes(labelme):
@@ -379,7 +379,7 @@ def test_labelme_shapes(labelme):
     assert dog["bbox"] == [1, 1, 28, 8] and len(dog["segmentation"]) == 2 and dog["area"] == 64
     assert cat["bbox"] == [31, 1, 8, 8]
     for words, count in (
-        ("joined", 1),
+        ("merged", 1),
         ("'point' of 1", 1),
         ("'line' of 2", 1),
         ("'polygon' of 2", 1),
@@ -403,7 +403,7 @@ def test_labelme_masks(labelme):
     assert (mask_util.decode(annotation["segmentation"]) == whole).all()
     for points, data in (([[20, 30], [31, 37]], mask["mask"]), ([[150, 30], [160, 37]], mask["mask"]), ([[20, 30], [30, 37]], "AAAA")):
         write(labelme / "a.json", json.dumps(labelme_file([{**mask, "points": points, "mask": data}])))
-        with pytest.raises(UserError, match="a.json' is no sound labelme file: .* shape 1: its mask"):
+        with pytest.raises(UserError, match="a.json' is not a valid labelme file: .* shape 1: its mask"):
             formats.load(str(labelme))
 
 
@@ -420,7 +420,7 @@ def test_labelme_masks(labelme):
 )
 def test_labelme_refused(labelme, content, words):
     write(labelme / "a.json", json.dumps(content))
-    with pytest.raises(UserError, match=f"a.json' is no sound labelme file: .*{words}"):
+    with pytest.raises(UserError, match=f"a.json' is not a valid labelme file: .*{words}"):
         formats.load(str(labelme))
 
 
@@ -458,7 +458,7 @@ def test_parts_of_coco_files(layout, tmp_path):
     (tmp_path / "annotations").mkdir(exist_ok=True)
     (tmp_path / "annotations" / "captions_val2017.json").write_text("{}")
     if layout.startswith("ann"):  # which one of two it is, nobody knows
-        with pytest.raises(UserError, match="captions_val2017.json.*instances_train2017.json.*name the file of the annotations"):
+        with pytest.raises(UserError, match="Name one of these annotation files: .*captions_val2017.json.*instances_train2017.json"):
             formats.load(str(tmp_path))
 
 
@@ -476,9 +476,9 @@ def test_left_to_the_reader_of_coco(tmp_path, yolo):
     assert formats.load(str(tmp_path / "none.json")) is None and formats.load(str(tmp_path / "nowhere")) is None
     assert formats.splits(places["train"][0]) == {"": places["train"]}
     (tmp_path / "hollow").mkdir()
-    with pytest.raises(UserError, match="has no annotations that can be read. Allowed: COCO's JSON file, a YOLO"):
+    with pytest.raises(UserError, match="has no readable annotations. Allowed: COCO's JSON file, a YOLO"):
         formats.load(str(tmp_path / "hollow"))
-    with pytest.raises(UserError, match="image folder '.*elsewhere' is not there"):
+    with pytest.raises(UserError, match="image folder '.*elsewhere' does not exist"):
         formats.load(str(yolo / "data.yaml"), str(tmp_path / "elsewhere"))
 
 
@@ -506,8 +506,8 @@ FOREIGN = [
     (b'{"ID": "2,c", "gtboxes": [{"fbox": [1, 2, 3, 4]}]}\n{"ID": "3", "gtboxes": []}\n', "odgt", "crowdhuman"),
     (b'{"ID": "2,c", "gtboxes": [{"fbox": [1, 2, 3, 4], "tag": "per', None, None),  # cut off, and no line ends: not known to be odgt
     (b'{"source-ref": "s3://b/a.jpg", "boxes": {}}\n{"source-ref": "s3://b/b.jpg"}\n', "SageMaker", "COCO"),
-    (b'{"a": 1}\n{"a": 2}\n', "one JSON object a line", "COCO"),
-    (b"ImageId,EncodedPixels\n000.jpg,1 3 10 5\n", "Kaggle", "run lengths"),
+    (b'{"a": 1}\n{"a": 2}\n', "one JSON object per line", "COCO"),
+    (b"ImageId,EncodedPixels\n000.jpg,1 3 10 5\n", "Kaggle", "RLE"),
     (b"filename,width,height,class,xmin,ymin,xmax,ymax\na.jpg,1,2,3,4,5,6,7\n", "CSV", "COCO"),
     ("\ufefffilename,w\na,1\n".encode("utf-16"), None, None),
     ({"images": [{}], "categories": [{}], "annotations": [{"bbox": []}]}, None, None),

@@ -357,7 +357,7 @@ def test_mistakes():
         (["MODEL.GFL.PRIOR_PROB", "1"], "MODEL.GFL.PRIOR_PROB is 1.0"),
         (
             ["MODEL.BACKBONE.NAME", "build_maedet_backbone", "MODEL.GFL.IN_FEATURES", "['res3','res4','res5']"],
-            "MODEL.GFL.IN_FEATURES must be of one width.*res3 72",
+            "MODEL.GFL.IN_FEATURES must have the same width.*res3 72",
         ),
         (["MODEL.GFL.NUM_CLASSES", "0"], "MODEL.GFL.NUM_CLASSES is 0"),
         (["MODEL.FPN.P6_INPUT", "p4"], "MODEL.FPN.P6_INPUT: 'p4'"),

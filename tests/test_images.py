@@ -126,7 +126,7 @@ def test_limit_of_pixels(tmp_path, monkeypatch):
         images.read(path, "BGR", max_pixels=3499)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     for call in (images.size, lambda path: images.read(path, "BGR")):
-        with pytest.raises(images.UnusableImage, match="RGB.png' has 70x50 pixels, .*to allow it, INPUT.MAX_PIXELS 3500") as error:
+        with pytest.raises(images.UnusableImage, match="RGB.png' has 70x50 pixels, .*to allow it, set INPUT.MAX_PIXELS 3500") as error:
             call(path)
         assert error.value.suggestion == 3500
     assert np.array_equal(images.read(path, "RGB", max_pixels=3500), pixels())
@@ -224,10 +224,10 @@ def test_evaluation_goes_on_without_what_cannot_be_read(tmp_path, caplog):
     (tmp_path / "text.png").write_text("text")
     records = [{"file_name": path} for path in (good, large, str(tmp_path / "text.png"), str(tmp_path / "gone.png"))]
     mapper = FasterMapper(config("INPUT.MAX_PIXELS", 1000), False)
-    loader = Readable([[NamesFiles(mapper, skip=True)(record)] for record in records], ", in which their objects count as missed")
+    loader = Readable([[NamesFiles(mapper, skip=True)(record)] for record in records], ", so their objects count as missed")
     assert [example["file_name"] for (example,) in loader] == [good] and len(loader) == 4
     (said,) = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
-    assert said.startswith("images left out of this evaluation, in which their objects count as missed: 3: ") and "gone.png" in said
+    assert said.startswith("images left out of this evaluation, so their objects count as missed: 3: ") and "gone.png" in said
     with pytest.raises(UserError, match="text.png' cannot be read.*INPUT.UNREADABLE skip"):
         NamesFiles(mapper)(records[2])
 

@@ -121,22 +121,22 @@ def changed(block, **fields):
 @pytest.mark.parametrize(
     "content, words",
     [
-        ("{'best_structures': []}", "has no 'best_structures'"),
-        ("{}", "has no 'best_structures'"),
+        ("{'best_structures': []}", "is a dict without 'best_structures'"),
+        ("{}", "is a dict without 'best_structures'"),
         ("[]", "not a list of blocks"),
         ("3", "not a list of blocks"),
-        ("__import__('os').system('true')", "no Python literal"),
-        ("[{'class': 'ConvKXBNRELU'", "no Python literal"),
-        ("(" * 5000, "no Python literal"),
-        (" " * (1 << 21), "more than any structure"),
-        ("\x00", "no Python literal"),
+        ("__import__('os').system('true')", "not a Python literal"),
+        ("[{'class': 'ConvKXBNRELU'", "not a Python literal"),
+        ("(" * 5000, "not a Python literal"),
+        (" " * (1 << 21), "too many for a structure"),
+        ("\x00", "not a Python literal"),
         ("[3]", "block 0 is 3, not a dict"),
-        ("{[1]: 2}", "no Python literal"),
+        ("{[1]: 2}", "not a Python literal"),
         ("[{'class': ['a']}]", "class in .*block 0"),
         (changed(0, **{"in": 1}), "block 0: field 'in' is 1, but images have 3"),
         (changed(2, dropout_channel=0.5), "field in .*block 2: 'dropout_channel'"),
         (changed(2, **{"class": "SuperResK1KXK"}), "class in .*block 2: 'SuperResK1KXK'. Did you mean 'SuperResK1KXK1'"),
-        (changed(2, **{"class": "SuperQuantResK1KXK1", "nbitsA": [8]}), "block 2 is of a quantized network"),
+        (changed(2, **{"class": "SuperQuantResK1KXK1", "nbitsA": [8]}), "block 2 belongs to a quantized network"),
         (changed(1, k="5"), "block 1: field 'k' is '5'"),
         (changed(1, k=True), "block 1: field 'k' is True"),
         (changed(1, k=4), "field 'k' in .*block 1: 4"),
@@ -145,7 +145,7 @@ def changed(block, **fields):
         (changed(3, s=3), "field 's' in .*block 3: 3"),
         (changed(3, s=1), "has 4 stages, to stride 16"),
         (changed(0, s=1), "must begin with a convolution of stride 2"),
-        (changed(1, out=56), "block 2: field 'in' is 48, but the block before it gives 56"),
+        (changed(1, out=56), "block 2: field 'in' is 48, but the previous block gives 56"),
         (changed(2, act="swish"), "field 'act' in .*block 2: 'swish'"),
         (changed(2, g=2), "field 'g' in .*block 2: 2"),
         (changed(2, inner_class="ResK1DWK1"), "field 'inner_class' in .*block 2"),
@@ -182,7 +182,7 @@ def test_missing_fields_and_files(tmp_path):
     del entries[2]["btn"]
     with pytest.raises(backbones.UserError, match="block 2: field 'btn' is missing"):
         parse_structure(entries)
-    with pytest.raises(backbones.UserError, match="is not there"):
+    with pytest.raises(backbones.UserError, match="does not exist"):
         read_structure(str(tmp_path / "none.txt"))
 
 

@@ -56,7 +56,7 @@ def said(call, *args):
         ("INPUT.MIN_SIZE_TRAIN ('a',)", "one or more whole numbers", None),
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING ranges", "Did you mean 'range'", "range"),
         ("INPUT.RANDOM_FLIP both", "Allowed: 'none', 'horizontal', 'vertical'", None),
-        ("INPUT.CROP.ENABLED True INPUT.CROP.SIZE (384,600)", "must be parts of an image's height and width", None),
+        ("INPUT.CROP.ENABLED True INPUT.CROP.SIZE (384,600)", "must be fractions of an image's height and width", None),
         ("INPUT.CROP.ENABLED True INPUT.CROP.TYPE absolute", "must be a height and a width in whole pixels", None),
         ("TEST.AUG.MIN_SIZES ()", "one or more whole numbers", None),
     ],
@@ -97,8 +97,8 @@ def test_configs_that_are_not_there(tmp_path):
     (tmp_path / "mine.yaml").write_text("SEED: 1\n")
     assert "is a folder" in str(said(zoo.get_config_file, str(tmp_path / "folder.yaml")))
     error = said(zoo.get_config_file, str(tmp_path / "mien.yaml"))
-    assert str(error).endswith(f"is not there. Did you mean {str(tmp_path / 'mine.yaml')!r}?") and error.code == "missing-file"
-    assert "nor is its folder" in str(said(zoo.get_config_file, str(tmp_path / "none" / "mine.yaml")))
+    assert str(error).endswith(f"does not exist. Did you mean {str(tmp_path / 'mine.yaml')!r}?") and error.code == "missing-file"
+    assert "and neither does its folder" in str(said(zoo.get_config_file, str(tmp_path / "none" / "mine.yaml")))
     assert "unknown config" in str(said(zoo.get_config_file, "COCO-Detection/faster_rcnn_V_39_FPN_4x"))
 
 

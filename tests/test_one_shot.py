@@ -120,20 +120,20 @@ def test_held_out_images_are_nobody_elses():
     assert len(held_out) == 150 and not kept & held_out and kept | held_out == every
     assert not held_out & {r["file_name"] for r in DatasetCatalog.get("digits_val")}
     for entry, words in (
-        (["digits_train"], "is not of the form"),
+        (["digits_train"], "must have the form"),
         (["digit_train", 3], "Did you mean 'digits_train'"),
         (["digits_val", 0], "1 image or more"),
-        (["digits_val", True], "is not of the form"),
+        (["digits_val", True], "must have the form"),
     ):
         cfg.DATASETS.HOLD_OUT = [entry]
         with pytest.raises(UserError, match=words):
             register_held_out(cfg)
     cfg.DATASETS.HOLD_OUT = [["digits_val", 5], ["digits_val", 6]]
-    with pytest.raises(UserError, match="stands there with 5 and with 6 images"):
+    with pytest.raises(UserError, match="appears twice, with 5 and with 6 images"):
         register_held_out(cfg)
     cfg.DATASETS.HOLD_OUT = [["digits_val", 250]]
     register_held_out(cfg)
-    with pytest.raises(UserError, match="none would be left"):
+    with pytest.raises(UserError, match="would leave no image"):
         DatasetCatalog.get("digits_val_kept")
 
 
@@ -392,7 +392,7 @@ def test_precise_norms_are_those_of_the_path_that_is_evaluated(tmp_path):
         (["ONE_SHOT.MAX_COST", "1e+6"], "allow no path"),
         (["MODEL.SHUFFLENETV2.SUPERNET", "False"], "is of no supernet"),
         (["MODEL.WEIGHTS", ""], "needs a trained supernet"),
-        (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth' is not there"),
+        (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth' does not exist"),
         (["MODEL.SHUFFLENETV2.SPLIT", "halves"], "does not fit"),
         (["ONE_SHOT.DATASET", "digits_val"], "and 'digits_val' of DATASETS.TEST share 250 images"),
         (["ONE_SHOT.DATASET", "tiny_search"], "and 'tiny_search_kept' of DATASETS.TRAIN share 10 images"),

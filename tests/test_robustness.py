@@ -135,7 +135,7 @@ def trained(result, tmp_path, output="run"):
         (["MODEL.RPN.IN_FEATURES", "['p2','p9']"], "p9"),
         (["INPUT.UNREADABLE", "skp"], "Did you mean 'skip'?"),
         (["MODEL_EMA.DECAY", "1.0"], "MODEL_EMA.DECAY is 1.0"),
-        (["SOLVER.DDP.STATIC_GRAPH", "True", "SOLVER.ACCUMULATE", "2"], "not for SOLVER.ACCUMULATE 2"),
+        (["SOLVER.DDP.STATIC_GRAPH", "True", "SOLVER.ACCUMULATE", "2"], "conflicts with SOLVER.ACCUMULATE 2"),
         (["SOLVER.ACCUMULATE", "3"], "SOLVER.ACCUMULATE 3"),
         (["TRACKING.WANDB", "project"], "pip install wandb"),
         (["TRACKING.MLFLOW", "experiment"], "pip install mlflow"),
@@ -173,17 +173,17 @@ def test_flags_of_own_data(run, data, tmp_path, capfd):
     flags = data.flags()
     val = [flag.replace("train-", "val-") for flag in flags]
     for arguments, words in (
-        (flags[2:], "--train-images is there without --train"),
-        (val, "--val is there without --train"),
-        (["--train", "nowhere.json", "--train-images", "."], "is not there"),
-        (["--eval-only", *flags, "MODEL.WEIGHTS", CONFIG], "--train is there without --val"),
+        (flags[2:], "--train-images is given without --train"),
+        (val, "--val is given without --train"),
+        (["--train", "nowhere.json", "--train-images", "."], "does not exist"),
+        (["--eval-only", *flags, "MODEL.WEIGHTS", CONFIG], "--train is given without --val"),
         ([*flags, "--val-split", "1.5"], "--val-split 1.5: a part of the images, between 0 and 1"),
     ):
         with pytest.raises(SystemExit) as stop:
             train_net.command_line(["--config-file", CONFIG, *arguments, *SMALL, "OUTPUT_DIR", str(tmp_path / "none")])
         assert stop.value.code == 2 and words in capfd.readouterr().err
     data.content["categories"][0]["name"] = "mug"
-    refused(run(data, flags=["--val-json", str(tmp_path / "data" / "other.json"), "--val-images", str(data.folder)]), "is not there")
+    refused(run(data, flags=["--val-json", str(tmp_path / "data" / "other.json"), "--val-images", str(data.folder)]), "does not exist")
     (tmp_path / "data" / "other.json").write_text(json.dumps({**data.content, "categories": [{"id": 1, "name": "cup"}]}))
     flags = ["--val-json", str(tmp_path / "data" / "other.json"), "--val-images", str(data.folder)]
     refused(run(data, "DATASETS.TEST", "('own_val',)", flags=flags), "other classes", "'cup' here, 'mug', 'plate' there")
@@ -260,7 +260,7 @@ def spoil_image(kind, path):
         content = f.read()
     if kind == "truncated":
         content = content[: len(content) // 2]
-    elif kind == "zero bytes":
+    elif kind == "0 bytes":
         content = b""
     elif kind == "text":
         content = b"<html>404</html>"
@@ -286,7 +286,7 @@ def later(monkeypatch, spoil):
     monkeypatch.setattr(train, "run", run)
 
 
-@pytest.mark.parametrize("kind", ["truncated", "zero bytes", "text", "zeros"])
+@pytest.mark.parametrize("kind", ["truncated", "0 bytes", "text", "zeros"])
 def test_unreadable_images_at_the_first_look(kind, run, data, tmp_path):
     """They are named, or with INPUT.UNREADABLE skip left out and counted."""
     for number in (1, 2, 3):
@@ -298,7 +298,7 @@ def test_unreadable_images_at_the_first_look(kind, run, data, tmp_path):
     assert "3 image left out" in (tmp_path / "skipped" / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("kind", ["truncated", "zero bytes", "text", "zeros"])
+@pytest.mark.parametrize("kind", ["truncated", "0 bytes", "text", "zeros"])
 @pytest.mark.parametrize("mapper", ["detectron2", "fast"])
 def test_unreadable_images(kind, mapper, run, data, tmp_path, monkeypatch):
     """The file is named; with INPUT.UNREADABLE skip others take its place, and they are counted."""
@@ -334,7 +334,7 @@ def test_unreadable_images_in_evaluation(workers, run, data, tmp_path):
     refused(run(data, *options, flags=flags), "6.jpg' cannot be read", "INPUT.UNREADABLE skip")
     options += ["INPUT.UNREADABLE", "skip", "TEST.LOSS", True, "TEST.PICTURES", 6]
     trained(run(data, *options, flags=flags, output="skipped"), tmp_path, "skipped")
-    assert left_out(tmp_path / "skipped", "this evaluation, in which their objects count as missed") == [1]
+    assert left_out(tmp_path / "skipped", "this evaluation, so their objects count as missed") == [1]
     assert len(list((tmp_path / "skipped" / "pictures" / "0000002").iterdir())) == 5
     with open(tmp_path / "skipped" / "metrics.json") as f:
         assert np.isfinite(json.loads(f.readlines()[-1])["validation/total_loss"])
@@ -629,7 +629,7 @@ def test_a_checkpoint_that_was_not_written_to_its_end(run, data, tmp_path):
     assert code == 0, error
     with open(folder / "log.txt") as f:
         log = f.read()
-    assert "was not written to its end: going on from" in log and "model_0000001.pth" in log
+    assert "is incomplete: resuming from" in log and "model_0000001.pth" in log
     assert torch.load(folder / "model_final.pth", weights_only=True)["iteration"] == 3
 
 
@@ -650,7 +650,7 @@ def test_going_on_from_weights_alone(run, data, tmp_path):
     trained(run(data), tmp_path)
     final = tmp_path / "run" / "model_final.pth"
     torch.save({"model": torch.load(final, weights_only=True)["model"]}, final)
-    refused(run(data, "SOLVER.MAX_ITER", 4, flags=["--resume"]), "holds weights but not how far training had come")
+    refused(run(data, "SOLVER.MAX_ITER", 4, flags=["--resume"]), "holds weights but no training state")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "ema"])
@@ -755,7 +755,7 @@ def test_learning_rate_follows_the_batch(run, data, tmp_path):
     with open(tmp_path / "run" / "metrics.json") as f:
         assert json.loads(f.readline())["lr"] == pytest.approx(0.001)
     with open(tmp_path / "run" / "log.txt") as f:
-        assert "SOLVER.BASE_LR 0.004 is for 8 images an iteration: with 2, 0.001 is used" in f.read()
+        assert "SOLVER.BASE_LR 0.004 is for 8 images per iteration: with 2, 0.001 is used" in f.read()
 
 
 def test_signals_outside_of_the_main_thread(run, data, tmp_path):

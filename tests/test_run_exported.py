@@ -80,7 +80,7 @@ def test_images_of_more_than_8_bits(tmp_path):
     from PIL import Image
 
     Image.fromarray((np.arange(600, dtype=np.uint16) * 100).reshape(20, 30)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match="from 0 to 59900: say which range becomes 0 to 255, such as --value-range 0 65535"):
+    with pytest.raises(ValueError, match="from 0 to 59900: set the range that becomes 0 to 255, such as --value-range 0 65535"):
         run_exported.read(str(tmp_path / "deep.png"), {"reading": {"value_range": []}})
     pixels = run_exported.read(str(tmp_path / "deep.png"), {"reading": {"value_range": [100, 25600]}})
     assert pixels.shape == (20, 30, 3) and pixels[0, :4, 0].tolist() == [0, 0, 1, 2] and pixels.max() == 255

@@ -544,7 +544,7 @@ def test_every_key_is_explained():
         (["search", "--config", "configs/" + R50, "--output", ""], "--output is empty"),
         (["latency", "--device", "gpu", "--output", "l.json"], "'gpu'"),
         (["latency", "--device", "meta", "--output", "l.json"], "'meta'"),
-        (["latency", "--output", ""], "is no file's name"),
+        (["latency", "--output", ""], "is not a file name"),
         (["latency", "--output", "bad.txt/l.json"], "is a file"),
         (["latency", "--output", "l.json", "--kernels", "4"], "--kernels is 4: .*odd"),
         (["latency", "--output", "l.json", "--seconds", "inf"], "--seconds is inf"),

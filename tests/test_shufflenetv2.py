@@ -185,9 +185,9 @@ def test_paths_of_a_training(sampling):
     "text, words",
     [
         ("backbone.layers.0.0: {chosen: shuffle_9x9}", "choice of 'backbone.layers.0.0' in .*'shuffle_9x9'.*Did you mean 'shuffle_"),
-        ("backbone.layers.0.9: {chosen: shuffle_3x3}", "'backbone.layers.0.9' is none of the blocks there are, 4, 4, 8, 4"),
-        ("neck.0: {chosen: shuffle_3x3}", "'neck.0' is no block"),
-        ("backbone.layers.0.0: {chosen: shuffle_3x3}", "says nothing of block 1, and of 18 more"),
+        ("backbone.layers.0.9: {chosen: shuffle_3x3}", "'backbone.layers.0.9' does not exist: the stages have 4, 4, 8, 4 blocks"),
+        ("neck.0: {chosen: shuffle_3x3}", "'neck.0' is not a block"),
+        ("backbone.layers.0.0: {chosen: shuffle_3x3}", "lacks block 1, and 18 more"),
         ("[0, 1, 2]", "holds 3 choices, but the network has 20 blocks"),
         (str([0] * 19 + [4]), "choice of block 19 in .*: 4"),
         (str([True] * 20), "choice of block 0 in .*: True"),

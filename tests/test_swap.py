@@ -93,7 +93,7 @@ def test_python_configs_too(config):
     for name in ONE_OF_EACH:
         cfg = open_config(config, ["train.device=cpu"]).cfg
         if config in OTHERS:
-            with pytest.raises(backbones.UserError, match="there is no place for another network"):
+            with pytest.raises(backbones.UserError, match="its network cannot be replaced"):
                 use_backbone(cfg, name)
             continue
         before = cfg.model.backbone
@@ -181,7 +181,7 @@ def test_weights_of_other_norms_are_refused(tmp_path):
     """Batch norm's weights in a group norm would train, and mean nothing."""
     torch.save(backbones.create("RegNetX-400MF", norm="BN").state_dict(), tmp_path / "x.pth")
     cfg = swapped("Misc/mask_rcnn_R_50_FPN_3x_gn.yaml", "RegNetX-400MF")
-    with pytest.raises(backbones.UserError, match="is of a network with batch norms"):
+    with pytest.raises(backbones.UserError, match="belongs to a network with batch norms"):
         GatedCheckpointer(build_model(cfg)).load(str(tmp_path / "x.pth"))
     cfg.MODEL.REGNET.NORM = "BN"
     GatedCheckpointer(build_model(cfg)).load(str(tmp_path / "x.pth"))
@@ -233,7 +233,7 @@ def test_our_python_configs_load():
         (["train.device=null"], "train.device is None: it must be text"),
         (["train.device=cpu", "train.max_iter=abc"], "train.max_iter is 'abc': it must be a whole number"),
         (["train.device=cpu", "train.max_iter=0"], "train.max_iter is 0: it must be at least 1"),
-        (["train.device=cpu", "train.output_dir=/etc/passwd/x"], "train.output_dir '/etc/passwd/x' cannot be made"),
+        (["train.device=cpu", "train.output_dir=/etc/passwd/x"], "train.output_dir '/etc/passwd/x' cannot be created"),
     ],
 )
 def test_mistakes_in_python_configs(opts, words):
@@ -291,7 +291,7 @@ def test_builders_and_heads_of_the_users_own():
 
     cfg = zoo.get_config("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml")
     cfg.MODEL.ROI_HEADS.NAME = "MyRes5Heads"
-    with pytest.raises(backbones.UserError, match="derive it from backbones.detectors.LastStageROIHeads"):
+    with pytest.raises(backbones.UserError, match="derive its class from backbones.detectors.LastStageROIHeads"):
         use_backbone(cfg, "RegNetX-200MF")
 
 

@@ -150,15 +150,15 @@ def test_trains_and_finds(name):
 
 
 REFUSED = {
-    "vit_tiny_patch16_224": "features of strides 16, 16, 16: detectors here need 4, 8, 16 and 32",
-    "levit_128s": "features of strides 16, 32, 64",
-    "nest_tiny": "features of strides 4, 8, 16: ",
-    "maxvit_tiny_tf_224": "does not take images of any size: height .64. must be divisible by window .7.",
-    "coatnet_0_224": "does not take images of any size",
-    "hrnet_w18": "is no chain of stages: timm takes its features by HighResolutionNetFeatures",
-    "mvitv2_tiny": "is no chain of stages: timm takes its features by FeatureGetterNet",
-    "inception_v4": "does not take images of any size: of 256x320 its stage",
-    "selecsls42": "of 256x320 its stage res2 makes list",
+    "vit_tiny_patch16_224": "features at strides 16, 16, 16: detectors need 4, 8, 16 and 32",
+    "levit_128s": "features at strides 16, 32, 64",
+    "nest_tiny": "features at strides 4, 8, 16: ",
+    "maxvit_tiny_tf_224": "does not accept images of any size: height .64. must be divisible by window .7.",
+    "coatnet_0_224": "does not accept images of any size",
+    "hrnet_w18": "is not a chain of stages: timm extracts its features with HighResolutionNetFeatures",
+    "mvitv2_tiny": "is not a chain of stages: timm extracts its features with FeatureGetterNet",
+    "inception_v4": "does not accept images of any size: for 256x320 its stage",
+    "selecsls42": "for 256x320 its stage res2 returns list",
     "resnet51": "unknown backbone: 'timm/resnet51'. Did you mean 'timm/resnet51q'",
     "resnet50.a1_in1": "unknown backbone: 'timm/resnet50.a1_in1'. Did you mean 'timm/resnet50.a1_in1k'",
     "hf-hub:timm/resnet50": "unknown backbone",  # would be downloaded
@@ -178,7 +178,7 @@ def test_what_cannot_be_a_backbone_is_refused(name):
         ({"deform_on_per_stage": (False, True, True, True)}, "no deformable stages"),
         ({"norm": "BNN"}, "Did you mean 'BN'"),
         ({"out_features": ("res6",)}, "unknown feature"),
-        ({"freeze_at": 6}, "more than the 5 stages"),
+        ({"freeze_at": 6}, "exceeds the number of stages, 5"),
         ({"drop_pat": 0.1}, "Did you mean 'drop_path'"),
     ],
 )
@@ -189,9 +189,9 @@ def test_mistakes(options, words):
 
 @pytest.mark.slow
 def test_what_only_some_networks_have():
-    with pytest.raises(UserError, match="timm does not build timm/vgg11 with drop_path_rate 0.1"):
+    with pytest.raises(UserError, match="timm cannot build timm/vgg11 with drop_path_rate 0.1"):
         backbones.create("timm/vgg11", drop_path=0.1)
-    with pytest.raises(UserError, match="timm does not build timm/swin_tiny_patch4_window7_224 with .*output_stride 16"):
+    with pytest.raises(UserError, match="timm cannot build timm/swin_tiny_patch4_window7_224 with .*output_stride 16"):
         backbones.create("timm/swin_tiny_patch4_window7_224", res5_dilation=2)
     with pytest.raises(UserError, match="no feature 'stem'"):
         backbones.create("timm/pvt_v2_b0", out_features=("stem", "res5"))
@@ -221,7 +221,7 @@ def test_without_timm(monkeypatch):
 
 def test_a_timm_that_is_too_old(monkeypatch):
     monkeypatch.setattr(timm, "__version__", "1.0.9")
-    with pytest.raises(UserError, match="timm 1.0.9 is too old: version 1.0.24 or newer is needed"):
+    with pytest.raises(UserError, match="timm 1.0.9 is too old: version 1.0.24 or newer is required"):
         backbones.create("timm/resnet18")
 
 
@@ -280,7 +280,7 @@ def test_a_file_of_another_network_is_refused(tmp_path):
     """A deeper one has all of a shallower one's weights; a file for RGB images is not taken for BGR."""
     torch.save(timm.create_model("resnet34", num_classes=3).state_dict(), tmp_path / "34.pth")
     net = backbones.create("timm/resnet18")
-    with pytest.raises(UserError, match="no place for .* entries of the file, the first is layer1.2.conv1.weight: it is of another network"):
+    with pytest.raises(UserError, match="no place for .* entries of the file, such as layer1.2.conv1.weight: it belongs to another network"):
         GatedCheckpointer(net).load(str(tmp_path / "34.pth"))
     cfg = swapped(CONFIGS[0], "resnet18")
     assert cfg.INPUT.FORMAT == "RGB" and cfg.MODEL.PIXEL_MEAN == [123.675, 116.28, 103.53]

@@ -97,7 +97,7 @@ def test_plot(run_folder):
 
 
 def test_plot_mistakes_in_the_output(run_folder):
-    for output, words in (("curve.txt", "kind of picture"), ("metrics.json/curve.png", "cannot be made")):
+    for output, words in (("curve.txt", "kind of picture"), ("metrics.json/curve.png", "cannot be created")):
         with pytest.raises(backbones.UserError, match=words):
             plot.plot(str(run_folder), str(run_folder / output))
 
@@ -192,7 +192,7 @@ def test_visualize(tmp_path, masks):
 
 
 def test_visualize_of_other_data(tmp_path, monkeypatch):
-    with pytest.raises(backbones.UserError, match="'coco_2014_val': json_file .* is not there"):
+    with pytest.raises(backbones.UserError, match="'coco_2014_val': json_file .* does not exist"):
         visualize.draw("x.json", "coco_2014_val", "x.png")
     with pytest.raises(backbones.UserError, match="no objects to draw"):
         visualize.draw(detections(tmp_path, False), "digits_val_panoptic_stuffonly", str(tmp_path / "x.png"))

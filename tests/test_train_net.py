@@ -268,7 +268,7 @@ def mistakes(folder):
     (folder / "truncated.pth").write_bytes((folder / "backbone.pth").read_bytes()[:5000])
     train, evaluate = ["--config-file", QUICKSTART], ["--config-file", QUICKSTART, "--eval-only"]
     yield ["--config-file", "quickstart/faster_rcnn.yaml"], [], ["'quickstart/faster_rcnn.yaml'", "Did you mean"]
-    yield train, ["train.max_iter=2"], ["'train.max_iter=2' is an override of Python configs"]
+    yield train, ["train.max_iter=2"], ["'train.max_iter=2' is an override for Python configs"]
     yield train, ["MODEL.FPN.NOMR", "BN"], ["'MODEL.FPN.NOMR'", "Did you mean 'MODEL.FPN.NORM'"]
     yield train, ["MODEL.BACKBONE.NAME", "build_vovnet"], ["'build_vovnet'", "Did you mean 'build_vovnet_backbone'"]
     yield train, ["MODEL.VOVNET.CONV_BODY", "V-39"], ["'V-39'", "Did you mean 'V-39-eSE'"]
@@ -280,9 +280,9 @@ def mistakes(folder):
         "has 10: set MODEL.ROI_HEADS.NUM_CLASSES 10",
     ]
     yield train, ["DATASETS.TRAIN", "('tiny_trian',)"], ["'tiny_trian'", "Did you mean 'tiny_train'"]
-    yield train, ["DATASETS.REGISTER", "[['x', 'nowhere.json', '.']]", "DATASETS.TRAIN", "('x',)"], ["'nowhere.json'", "is not there"]
-    yield train, ["DATASETS.TRAIN", "('coco_2014_train',)"], ["'coco_2014_train'", "is not there"]
-    yield train, ["MODEL.WEIGHTS", folder / "missing.pth"], ["missing.pth", "is not there"]
+    yield train, ["DATASETS.REGISTER", "[['x', 'nowhere.json', '.']]", "DATASETS.TRAIN", "('x',)"], ["'nowhere.json'", "does not exist"]
+    yield train, ["DATASETS.TRAIN", "('coco_2014_train',)"], ["'coco_2014_train'", "does not exist"]
+    yield train, ["MODEL.WEIGHTS", folder / "missing.pth"], ["missing.pth", "does not exist"]
     yield train, ["MODEL.WEIGHTS", folder / "truncated.pth"], ["truncated.pth", "cannot be read"]
     yield train, ["MODEL.WEIGHTS", folder / "foreign.pth"], ["foreign.pth", "of the backbone", "--allow-partial-weights"]
     yield train, ["MODEL.WEIGHTS", folder / "part.pth"], ["part.pth", "of the backbone", "--allow-partial-weights"]
@@ -384,4 +384,4 @@ def test_augmentation(tmp_path, tiny):
     assert "Evaluating with test-time augmentation" in output and len(re.findall(r"Task: bbox", output)) == 2
     assert (tmp_path / "inference_TTA").is_dir()
     result = command(*run, *aug, "MODEL.META_ARCHITECTURE", "PanopticFPN")
-    assert result.returncode == 2 and "TEST.AUG is for R-CNNs, RetinaNet and GFL" in result.stderr
+    assert result.returncode == 2 and "TEST.AUG supports R-CNNs, RetinaNet and GFL" in result.stderr

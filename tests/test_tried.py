@@ -27,13 +27,13 @@ CONFIG = "digits/faster_rcnn_digits.yaml"
 @pytest.mark.parametrize(
     "arguments, words",
     [
-        (["--config-file", CONFIG, "OUTPUT_DIR=out", "SOLVER.MAX_ITER=2"], "overrides of YAML configs have a space, as OUTPUT_DIR out"),
+        (["--config-file", CONFIG, "OUTPUT_DIR=out", "SOLVER.MAX_ITER=2"], "overrides of YAML configs use a space, as in OUTPUT_DIR out"),
         (["--config-file", CONFIG, "--num-gpus", "-1", "MODEL.DEVICE", "cpu"], "--num-gpus -1: it must be at least 1"),
         (["--config-file", CONFIG, "--num-machines", "0", "MODEL.DEVICE", "cpu"], "--num-machines 0: it must be at least 1"),
         (["--config-file", CONFIG, "--num-gpus", "2", "--dist-url", "here", "MODEL.DEVICE", "cpu"], "--dist-url 'here' is no place to meet"),
         (["--config-file", CONFIG, "INPUT.MAX_SIZE_TRAIN", "0", "MODEL.DEVICE", "cpu"], "INPUT.MAX_SIZE_TRAIN 0 must be at least 1"),
         (["--config-file", CONFIG, "TEST.AUG.MAX_SIZE", "0", "MODEL.DEVICE", "cpu"], "TEST.AUG.MAX_SIZE 0 must be at least 1"),
-        (["--config-file", "weights.pth"], "is a file of weights, which go with MODEL.WEIGHTS"),
+        (["--config-file", "weights.pth"], "is a file of weights: set MODEL.WEIGHTS to it"),
         (["--config-file", CONFIG, "--eval-only", "MODEL.DEVICE", "cpu"], "weights are needed: add MODEL.WEIGHTS"),
     ],
 )
@@ -79,7 +79,7 @@ def test_no_bar_in_what_is_no_terminal(tmp_path, monkeypatch, capsys):
 
 def test_a_class_twice():
     front = open_config(CONFIG, ["DATASETS.CLASSES", "('disc', 'bar', 'disc')"])
-    with pytest.raises(UserError, match="DATASETS.CLASSES: the name 'disc' stands there twice"):
+    with pytest.raises(UserError, match="DATASETS.CLASSES: the name 'disc' appears twice"):
         register_from_config(front.settings)
 
 
@@ -93,12 +93,12 @@ def test_a_last_checkpoint_that_is_not_there(named, tmp_path, caplog):
         os.utime(tmp_path / f"{name}.pth", (i, i))
     (tmp_path / "last_checkpoint").write_text(named)
     assert checkpointer.resume_or_load("", resume=True)["iteration"] == 1
-    assert "is not there, though last_checkpoint names it: going on from" in caplog.text
+    assert "does not exist, although last_checkpoint names it: resuming from" in caplog.text
 
 
 def test_a_run_of_another_model(tmp_path):
     GatedCheckpointer(torch.nn.Linear(2, 1), str(tmp_path)).save("model_final")
-    with pytest.raises(UserError, match="A run goes on with the same model: its config is '.*config.yaml'"):
+    with pytest.raises(UserError, match="A run resumes with the same model: its config is '.*config.yaml'"):
         GatedCheckpointer(torch.nn.Linear(3, 1), str(tmp_path)).resume_or_load("", resume=True)
 
 

@@ -131,7 +131,10 @@ def test_other_addresses_are_not_ours(address):
         ("timm://ese_vovnet39", "Did you mean 'ese_vovnet39b.ra_in1k'"),
         ("backbones://V-39", "Did you mean 'V-39-eSE'"),
         ("backbones://V-39-eSE@tim", "Did you mean 'timm'|Allowed: 'timm:ese_vovnet39b.ra_in1k'"),
-        ("backbones://V-99-eSE", "vovnet99_ese_detectron2 is on a file-sharing host.*'.*V-99-eSE.pth'; from scratch: MODEL.WEIGHTS ''"),
+        (
+            "backbones://V-99-eSE",
+            "vovnet99_ese_detectron2 is on a file-sharing host.*'.*V-99-eSE.pth'; from scratch: set MODEL.WEIGHTS ''",
+        ),
         ("backbones://faster_rcnn_V_39_FPN_3x", "faster_V_39_eSE_ms_3x is on a file-sharing host"),
     ],
 )
@@ -252,7 +255,7 @@ def test_the_next_source_is_taken(server, caplog):  # noqa: F811
     address, images, overrides = weights.follow("backbones://RegNetX-200MF")
     assert address == "backbones://RegNetX-200MF@timm:regnetx_002.pycls_in1k" and overrides == []
     assert images == {"format": "BGR", "pixel_mean": [103.53, 116.28, 123.675], "pixel_std": [57.375, 57.12, 58.395]}
-    said = "weights of RegNetX-200MF are taken from timm:regnetx_002.pycls_in1k, as another source cannot be used: pycls:RegNetX-200MF: "
+    said = "weights of RegNetX-200MF come from timm:regnetx_002.pycls_in1k, because another source cannot be used: pycls:RegNetX-200MF: "
     assert caplog.text.count(said) == 1
     assert "RegNetX-200MF: timm:regnetx_002.pycls_in1k, licence MIT" in caplog.text
     server.files.clear()
@@ -396,7 +399,7 @@ def test_images_set_by_hand_are_kept_and_compared(how, tmp_path):
     assert front.settings.INPUT.NORMALIZATION == "config"
     front.follow_weights()
     assert list(front.settings.MODEL.PIXEL_STD) == [7, 8, 9]
-    with pytest.raises(UserError, match="expects other images than the config gives it: set INPUT.FORMAT"):
+    with pytest.raises(UserError, match="expects images of another format than the config states: set INPUT.FORMAT"):
         GatedCheckpointer(front.build_model()).load(path, checkpointables=[])
 
 
@@ -530,5 +533,5 @@ def test_a_source_that_is_gone_is_asked_where_it_is_named():
 
 
 def test_show_says_what_cannot_be_a_backbone():
-    assert "it cannot be a backbone: timm/vit_base_patch16_224 has features of strides 16, 16, 16" in zoo_tool.show("timm/vit_base_patch16_224")
+    assert "it cannot be a backbone: timm/vit_base_patch16_224 has features at strides 16, 16, 16" in zoo_tool.show("timm/vit_base_patch16_224")
     assert "--backbone timm/resnet18 " in zoo_tool.show("timm/resnet18")

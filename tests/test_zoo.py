@@ -308,9 +308,9 @@ def test_true_proposals_are_all_recalled(tmp_path):
     "opts, words",
     [
         (["DATASETS.PROPOSAL_FILES_TRAIN", "()"], "PROPOSAL_FILES_TRAIN has 0, DATASETS.TRAIN 1"),
-        (["DATASETS.PROPOSAL_FILES_TEST", "('nowhere.pkl',)"], "proposal file 'nowhere.pkl' is not there"),
+        (["DATASETS.PROPOSAL_FILES_TEST", "('nowhere.pkl',)"], "proposal file 'nowhere.pkl' does not exist"),
         (["DATASETS.PROPOSAL_FILES_TEST", "('{bad}',)"], "needs 'ids', 'boxes' and 'objectness_logits'"),
-        (["DATASETS.PROPOSAL_FILES_TEST", "('{few}',)"], "has none for 3 images of data set 'coco_2017_val', such as 2"),
+        (["DATASETS.PROPOSAL_FILES_TEST", "('{few}',)"], "has no proposals for 3 images of data set 'coco_2017_val', such as 2"),
         (["DATASETS.PROPOSAL_FILES_TEST", "('{code}',)"], "it holds code"),
         (["TEST.AUG.ENABLED", "True"], "not with MODEL.LOAD_PROPOSALS"),
     ],

@@ -1,6 +1,6 @@
-"""Weights of a model that has learned other classes, or the same in another order: rows of layers that stand for classes go by name.
+"""Loads weights of a model with different classes, or the same in another order: rows of layers that stand for classes are matched by name.
 
-Without, rows go by number, and those of another class are taken for it wherever the numbers of classes are equal.
+Otherwise rows are matched by number, and rows of one class are used for another if the numbers of classes are equal.
 """
 
 import re
@@ -20,16 +20,16 @@ from ..detectors.gfl import GFLHead
 from ..errors import plain
 
 _NAMELESS = (
-    "the weights do not name their classes, so that layers of another number of classes begin anew. MODEL.WEIGHTS_CLASSES names them: a data "
-    "set such as coco_2017_val, or names with commas between them"
+    "the weights do not name their classes, so layers with a different number of classes start from scratch. Set MODEL.WEIGHTS_CLASSES: a data "
+    "set such as coco_2017_val, or names separated by commas"
 )
 ROWS = re.compile(r"\.(cls_score|bbox_pred|predictor|fc)\.(weight|bias)$")  # layers as `rows_of` finds them
-_SHOWN = 12  # names in a line of a table
+_SHOWN = 12  # names in each line of a table
 
 
 @dataclass(frozen=True)
 class Rows:
-    """How a layer's rows are numbered: anchor by anchor, in each class by class, ``each`` rows a class; then ``others``, for background."""
+    """How a layer's rows are ordered: by anchor, then by class, ``each`` rows for each class; then ``others``, for background."""
 
     layer: str
     each: int = 1
@@ -37,13 +37,13 @@ class Rows:
     stuff: bool = False  # classes of pixels, not of objects
 
     def anchors(self, rows: int, classes: int) -> int:
-        """How many anchors a layer of so many rows has; 0 where its rows do not stand for classes."""
+        """The number of anchors of a layer with this many rows; 0 if its rows do not stand for classes."""
         count, rest = divmod(rows - self.others, self.each * classes) if classes else (0, 1)
         return 0 if rest else count
 
 
 def rows_of(model: nn.Module) -> Iterator[Rows]:
-    """The layers of a model whose rows stand for its classes, or do so where it has parts for each class."""
+    """The layers of a model whose rows stand for its classes, always or if they are class-specific."""
     for name, module in model.named_modules():
         prefix = f"{name}." if name else ""
         if isinstance(module, FastRCNNOutputLayers):
@@ -72,13 +72,13 @@ class Match:
         self.theirs_alone = [name for name in self.theirs if name not in set(self.ours)]
 
     def table(self, shared: str, ours: str, theirs: str) -> str:
-        """Which classes went where, in these words; and names that are almost the same."""
+        """A table of which classes were matched, and names that are almost the same."""
         parts = ((shared, self.shared), (ours, self.ours_alone), (theirs, self.theirs_alone))
         rows = [(what, len(names), listed(names)) for what, names in parts if names]
         near = {plain(name): name for name in self.theirs_alone}
         close = [f"{name!r} and {near[plain(name)]!r}" for name in self.ours_alone if plain(name) in near]
-        remedy = "rename them in the annotations, or call those of the weights so by MODEL.WEIGHTS_CLASSES"
-        hint = f"\n  names match letter by letter: {', '.join(close[:5])} are two -> {remedy}" if close else ""
+        remedy = "rename them in the annotations, or name those of the weights in MODEL.WEIGHTS_CLASSES"
+        hint = f"\n  names must match exactly: {', '.join(close[:5])} differ -> {remedy}" if close else ""
         return tabulate(rows, ("classes by name", "number", "which"), "pipe") + hint
 
 
@@ -87,9 +87,9 @@ def listed(names: Sequence[str]) -> str:
 
 
 def by_name(model: nn.Module, weights: dict[str, Any], theirs: dict[str, list[str]], ours: dict[str, list[str]]) -> tuple[dict[str, Any], str]:
-    """``weights`` whose rows of classes are where ``model`` has them, with its own initial ones for new classes; and a table of the classes.
+    """``weights`` with rows in the order of the classes of ``model``, whose initial rows stay for new classes; and a table of the classes.
 
-    ``theirs`` and ``ours`` are lists of names by "classes" and "stuff". Layers of which nothing is known, or where the names are the same,
+    ``theirs`` and ``ours`` are lists of names by "classes" and "stuff". Layers with unknown names, or with equal lists of names,
     stay as they are; the table is empty then.
     """
     own, weights = model.state_dict(), dict(weights)
@@ -108,7 +108,7 @@ def by_name(model: nn.Module, weights: dict[str, Any], theirs: dict[str, list[st
             anchors = rows.anchors(len(new), len(match.ours))
             if anchors and anchors == rows.anchors(len(old), len(match.theirs)) and new.shape[1:] == old.shape[1:]:
                 weights[key] = _placed(new, old, rows, anchors, match)
-                what = "taken from the weights", "new, with initial rows", "of the weights alone, dropped"
+                what = "loaded from the weights", "new, from scratch", "only in the weights, dropped"
                 tables[kind] = match.table(*what)
     return weights, "\n".join(tables.values())
 
@@ -122,7 +122,7 @@ def _placed(new: Tensor, old: Tensor, rows: Rows, anchors: int, match: Match) ->
 
 
 def names_in(checkpoint: dict[str, Any]) -> dict[str, list[str]]:
-    """The names of classes that a checkpoint of this project's training holds, by "classes" and "stuff"; of others none."""
+    """The class names in a checkpoint from this project's training, by "classes" and "stuff"; empty for other checkpoints."""
     run = checkpoint.get("run")
     found = {kind: run.get(kind) for kind in ("classes", "stuff")} if isinstance(run, dict) else {}
     return {kind: list(map(str, names)) for kind, names in found.items() if isinstance(names, list) and names}

@@ -1,4 +1,4 @@
-"""Downloading weights: whole and of the right hash, or not at all."""
+"""Downloads weights: complete and with the right hash, or not at all."""
 
 import errno
 import http.client
@@ -21,19 +21,19 @@ from ..errors import UserError
 from ..files import sha256 as digest
 from .reading import HEURISTICS
 
-TIMEOUT = 30.0  # seconds that a server may take to accept a connection, and between two bytes
+TIMEOUT = 30.0  # seconds to wait for a connection, and for more data
 TRIES = 4
 PAUSE = 1.0  # seconds before the second try, doubled before each one after it
-_LARGE = 8 << 20  # bytes from which on a terminal shows progress
+_LARGE = 8 << 20  # bytes from which a terminal shows progress
 _DETECTRON2 = "https://dl.fbaipublicfiles.com/detectron2/"  # what detectron2:// stands for
-# what a disk answers that takes no file
+# errors of a disk that cannot be written
 _DISK = (errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EROFS)
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 
 class Broken(OSError):
-    """A download that came to a wrong end. Another try helps if it is ``passing``."""
+    """A download that failed. Another try may help if it is ``passing``."""
 
     def __init__(self, why: str, passing: bool = False):
         super().__init__(why)
@@ -41,7 +41,7 @@ class Broken(OSError):
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Keeps a list of them, asks again in the same way, and knows 308, which Python 3.10 does not."""
+    """Records redirects, repeats the request with the same method, and handles 308, which Python 3.10 does not."""
 
     http_error_308 = urllib.request.HTTPRedirectHandler.http_error_302
 
@@ -56,16 +56,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def mirrored(url: str) -> str:
-    """Where an http(s) address is asked: ``<BACKBONES_MIRROR>/<host>/<path>`` where that variable is set."""
+    """The address to request for an http(s) address: ``<BACKBONES_MIRROR>/<host>/<path>`` if that variable is set."""
     mirror = os.getenv("BACKBONES_MIRROR", "").rstrip("/")
     if mirror and not mirror.startswith(("http://", "https://")):
-        said = f"BACKBONES_MIRROR is {mirror!r}: an address is wanted, such as https://mirror.example.org/weights"
+        said = f"BACKBONES_MIRROR is {mirror!r}: it must be an address, such as https://mirror.example.org/weights"
         raise UserError(said, key="BACKBONES_MIRROR")
     return f"{mirror}/{url.partition('://')[2]}" if mirror and not url.startswith(mirror + "/") else url
 
 
 def request(url: str, headers: dict[str, str], method: str = "GET", timeout: float = 0, seen: list[tuple[int, str]] | None = None) -> Any:
-    """The response of a server, or of the mirror in its place, after the redirects, which ``seen`` gets. Raises what urllib does."""
+    """The response of a server, or of its mirror, after all redirects, which are added to ``seen``. Raises urllib's errors."""
     asked = urllib.request.Request(mirrored(url), method=method, headers={"User-Agent": "backbones", **headers})
     return urllib.request.build_opener(_Redirects([] if seen is None else seen)).open(asked, timeout=timeout or TIMEOUT)
 
@@ -80,11 +80,11 @@ def reason(error: BaseException, timeout: float = 0) -> tuple[str, bool]:
     if isinstance(error, Broken):
         return str(error), error.passing
     if isinstance(error, TimeoutError):
-        return f"timed out: nothing came for {timeout or TIMEOUT:g} s", True
+        return f"timed out: no data for {timeout or TIMEOUT:g} s", True
     if isinstance(error, socket.gaierror):
-        return f"no such host, or no network ({text})", False
+        return f"unknown host, or no network ({text})", False
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"the server's certificate is not accepted: {error.verify_message}", False
+        return f"the server's certificate was rejected: {error.verify_message}", False
     if isinstance(error, ConnectionRefusedError):
         return "connection refused", False
     if isinstance(error, (ConnectionError, http.client.HTTPException, ssl.SSLError)):
@@ -93,7 +93,7 @@ def reason(error: BaseException, timeout: float = 0) -> tuple[str, bool]:
 
 
 def patiently(call: Callable[[], T], what: str = "", explain: Callable[[Exception], tuple[str, bool]] = reason) -> T:
-    """The result of a request, tried again where that may help; each time is logged if ``what`` names it. ``explain`` is as `reason`."""
+    """The result of a request, repeated if that may help; each retry is logged under the name ``what``. ``explain`` is like `reason`."""
     for tried in range(1, TRIES + 1):
         try:
             return call()
@@ -112,14 +112,14 @@ def patiently(call: Callable[[], T], what: str = "", explain: Callable[[Exceptio
 def fetch(url: str, path_manager: Any, sha256: str = "") -> str:
     """Downloads a file into detectron2's cache, once, and returns its path.
 
-    A download that was broken off goes on where it ended, if the server says that its file is the same. A server gets its own query
+    An interrupted download resumes where it stopped, if the server says that its file is the same. The server receives the query of its address
     (``?dl=1``), which detectron2 would drop. BACKBONES_MIRROR names another server, see `mirrored`.
 
     Args:
-        path_manager: detectron2's, for addresses that are neither http(s) nor detectron2's own.
-        sha256: the file's, or how it begins, in hex. A file in the cache that differs is downloaded anew.
+        path_manager: detectron2's, for addresses other than http(s) and detectron2://.
+        sha256: of the file, or its first digits, in hex. A cached file that differs is downloaded again.
 
-    Raises UserError if the file cannot be had, ends early, is a web page, or has another hash.
+    Raises UserError if the file cannot be downloaded, ends early, is a web page, or has another hash.
     """
     bare, _, query = url.partition("?")
     try:
@@ -130,13 +130,13 @@ def fetch(url: str, path_manager: Any, sha256: str = "") -> str:
             return path
         path = str(path_manager.get_local_path(bare))
         if not os.path.isfile(path):
-            raise Broken("no such file, or no such kind of address")
+            raise Broken("the file does not exist, or its kind of address is unknown")
         if sha256 and not digest(path).startswith(sha256.lower()):
             raise Broken(f"{path!r} has the sha256 {digest(path)}, not {sha256}")
         return path
     except UserError:
         raise
-    except Exception as error:  # each of iopath's handlers has its own
+    except Exception as error:  # each of iopath's handlers raises its own errors
         mirror = os.getenv("BACKBONES_MIRROR") if place(url) else ""
         via = f" from {mirror}" if mirror else ""
         why = _of_disk(error, get_cache_dir(), "FVCORE_CACHE") or reason(error)[0]
@@ -144,40 +144,40 @@ def fetch(url: str, path_manager: Any, sha256: str = "") -> str:
 
 
 def _of_disk(error: Exception, folder: str, variable: str) -> str:
-    """What to say where the cache takes no file; "" of other errors."""
+    """The message if the cache cannot be written; "" for other errors."""
     if not isinstance(error, OSError) or error.errno not in _DISK:
         return ""
-    return f"nothing can be written to {folder!r} ({error.strerror}); the variable {variable} names another folder"
+    return f"cannot write to {folder!r} ({error.strerror}); to use another folder, set the variable {variable}"
 
 
 def cached(*parts: str) -> str:
-    """The path of a file in detectron2's cache: what a read-only one holds is found, the rest goes where detectron2 puts it."""
+    """The path of a file in detectron2's cache: files in a read-only cache are found, others go where detectron2 puts them."""
     there = os.path.join(os.path.expanduser(os.getenv("FVCORE_CACHE", "~/.torch/iopath_cache")), *parts)
     return there if os.path.isfile(there) else os.path.join(get_cache_dir(), *parts)
 
 
 def place(url: str) -> str:
-    """Where `fetch` keeps the file of an address, which need not be there yet; "" for addresses that are others' to fetch."""
+    """Where `fetch` keeps the file of an address, which may not exist yet; "" for addresses that `fetch` does not handle itself."""
     parsed = urlparse(url)
-    if parsed.scheme == "detectron2":  # where detectron2 has it from this one
+    if parsed.scheme == "detectron2":  # detectron2's own server, which detectron2:// stands for
         return cached("detectron2", parsed.netloc, parsed.path.lstrip("/"))
     return cached(parsed.netloc, parsed.path.lstrip("/")) if parsed.scheme in ("http", "https") else ""
 
 
 def _fetch(url: str, path: str, sha256: str) -> None:
     if not os.path.basename(path):
-        raise Broken("the address names no file")
+        raise Broken("the address does not name a file")
 
     def there() -> bool:
         return os.path.isfile(path) and (not sha256 or digest(path).startswith(sha256))
 
-    if there():  # without a lock: a file has its name only once it is whole, and the cache may be read-only
+    if there():  # without a lock: a file gets its name only when it is complete, and the cache may be read-only
         return
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with file_lock(path):  # one process downloads, the others wait and find it
         if not there():
             if os.path.isfile(path):
-                _log.warning(f"{path} has the sha256 {digest(path)}, not {sha256}: it is downloaded anew")
+                _log.warning(f"{path} has the sha256 {digest(path)}, not {sha256}: it is downloaded again")
                 os.remove(path)
             _download(url, path, sha256)
 
@@ -194,14 +194,14 @@ def _download(url: str, path: str, sha256: str) -> None:
         if os.path.exists(left):
             os.remove(left)
     if page:
-        raise Broken("the server sent a web page in its place")
+        raise Broken("the server sent a web page instead")
     if not found.startswith(sha256):
-        raise Broken(f"what came has the sha256 {found}, not {sha256}; it is removed")
+        raise Broken(f"the download has the sha256 {found}, not {sha256}, and was removed")
     _log.info(f"downloaded {url} to {path} ({os.path.getsize(path) / 1e6:.1f} MB, sha256 {'checked' if sha256 else 'not known beforehand'})")
 
 
 def _receive(url: str, begun: str, tag: str) -> None:
-    """Brings ``begun`` to its end. The file ``tag`` says which version of the server's file it is the beginning of."""
+    """Completes the partial download ``begun``. The file ``tag`` says which version of the server's file it comes from."""
     have, version = 0, ""
     if os.path.isfile(begun) and os.path.isfile(tag):
         have = os.path.getsize(begun)
@@ -217,11 +217,11 @@ def _receive(url: str, begun: str, tag: str) -> None:
     with response:
         part = response.status == 206
         goes_on = part and _version(response) == version and response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        if part and not goes_on:  # another file, or another part of it, than was asked for
+        if part and not goes_on:  # not the file or the part that was requested
             response.close()
             response = request(url, {})
         if goes_on:
-            _log.info(f"{url}: going on from byte {have}")
+            _log.info(f"{url}: resuming at byte {have}")
         else:
             have = 0
             if os.path.exists(begun):
@@ -238,28 +238,28 @@ def _receive(url: str, begun: str, tag: str) -> None:
             file.flush()
             os.fsync(file.fileno())
     if total is not None and have < total:
-        raise Broken(f"the server ended at {have} of {total} bytes", passing=True)
+        raise Broken(f"the server stopped at {have} of {total} bytes", passing=True)
     if not have:
         raise Broken("the server sent an empty file")
 
 
 def _version(response: Any) -> str:
-    """What tells a server's file from a later one: its ETag, if it is a strong one, else when it was changed, else nothing."""
+    """What identifies the version of a server's file: a strong ETag, else the time of its last change, else nothing."""
     etag: str = response.headers.get("ETag", "")
     return etag if etag.startswith('"') else str(response.headers.get("Last-Modified", ""))
 
 
 def _progress(url: str, have: int, total: int | None) -> Any:
-    hidden = True if total is not None and total < _LARGE else None  # None: where there is no terminal
+    hidden = True if total is not None and total < _LARGE else None  # None: hidden if there is no terminal
     return tqdm(desc=os.path.basename(urlparse(url).path), initial=have, total=total, unit="B", unit_scale=True, disable=hidden)
 
 
 def fetch_hub(repo_id: str, filename: str = "model.safetensors", revision: str | None = None) -> str:
     """Downloads a file of a Hugging Face repository into that hub's cache, once, and returns its path there.
 
-    What is in the cache counts, and is not asked for again. HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HOME and their like are the hub's own.
-    A repository without ``model.safetensors`` is asked for its ``pytorch_model.bin``. Raises UserError if the file cannot be had, or has
-    another sha256 than the hub says.
+    Cached files are used without another request. HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE, HF_HOME and their like are the hub's own.
+    A repository without ``model.safetensors`` is asked for its ``pytorch_model.bin``. Raises UserError if the file cannot be downloaded, or has
+    a sha256 that differs from the hub's.
     """
     from huggingface_hub import constants, hf_hub_download, utils
 
@@ -267,20 +267,20 @@ def fetch_hub(repo_id: str, filename: str = "model.safetensors", revision: str |
         for name in _names(filename):
             try:
                 path = hf_hub_download(repo_id, name, revision=revision, local_files_only=True)
-            except utils.EntryNotFoundError:  # the one of local files too
+            except utils.EntryNotFoundError:  # also raised for local files
                 continue
             if not _differs(path):
                 return path
-            _log.warning(f"{path} has the sha256 {_differs(path)}, not the one of its name: it is downloaded anew")
+            _log.warning(f"{path} has the sha256 {_differs(path)}, which does not match its name: it is downloaded again")
             _remove(path)
-        # asked by itself first: hf_hub_download does not say why it cannot reach the hub, and tries for long
+        # asked separately first: hf_hub_download does not say why it cannot reach the hub, and retries for long
         path = hf_hub_download(repo_id, ask_hub(repo_id, filename, revision)[0], revision=revision)
         found, wanted = _differs(path), os.path.basename(os.path.realpath(path))
         if found:
             _remove(path)
-            raise Broken(f"what came has the sha256 {found}, not {wanted}, which the hub names; it is removed")
+            raise Broken(f"the download has the sha256 {found}, not {wanted} as the hub states, and was removed")
         return path
-    except Exception as error:  # of the hub, and of its HTTP client, which is another one in each major version
+    except Exception as error:  # errors of the hub, and of its HTTP client, which differs between major versions
         what = f"{repo_id}/{filename}" + (f"@{revision}" if revision else "")
         why = _of_disk(error, constants.HF_HUB_CACHE, "HF_HOME") or hub_reason(error)[0]
         raise UserError(f"checkpoint {what!r} of {constants.ENDPOINT} cannot be downloaded: {why}", "download") from error
@@ -304,7 +304,7 @@ def _names(filename: str) -> list[str]:
 
 
 def _differs(path: str) -> str:
-    """The sha256 of a file in the hub's cache, if it is not the one that it is named by there; small files have another kind of name."""
+    """The sha256 of a file in the hub's cache, if it differs from the one in its name; small files have names of another kind."""
     name = os.path.basename(os.path.realpath(path))
     found = digest(path) if len(name) == 64 else name
     return found if found != name else ""
@@ -316,23 +316,26 @@ def _remove(path: str) -> None:
 
 
 def hub_reason(error: BaseException, timeout: float = 0) -> tuple[str, bool]:
-    """`reason`, of what huggingface_hub raises."""
+    """Like `reason`, for the errors of huggingface_hub."""
     from huggingface_hub import constants, utils
 
     if isinstance(error, utils.OfflineModeIsEnabled):
         return f"HF_HUB_OFFLINE is set, and the file is not in {constants.HF_HUB_CACHE!r}", False
     if isinstance(error, utils.GatedRepoError):
-        return "its owners ask for an agreement first (HTTP 403): accept it on its page, then log in with HF_TOKEN or `hf auth login`", False
+        return (
+            "its owners require you to accept an agreement (HTTP 403): accept it on its page, then log in with HF_TOKEN or `hf auth login`",
+            False,
+        )
     if isinstance(error, utils.RepositoryNotFoundError):
-        return "there is no such repository, or it is private and wants HF_TOKEN or `hf auth login`", False
+        return "the repository does not exist, or it is private and needs HF_TOKEN or `hf auth login`", False
     if isinstance(error, utils.RevisionNotFoundError):
-        return "the repository has no such revision", False
-    if isinstance(error, utils.LocalEntryNotFoundError) and error.__cause__:  # what was the matter on the way to the hub
+        return "the repository does not have this revision", False
+    if isinstance(error, utils.LocalEntryNotFoundError) and error.__cause__:  # the cause of the failed connection to the hub
         return hub_reason(error.__cause__, timeout)
     status = getattr(getattr(error, "response", None), "status_code", None)
     if status:
         said, again = reason(HTTPError("", status, "", Message(), None))
-        return f"{said}: HF_TOKEN is missing or not accepted" if status in (401, 403) else said, again
+        return f"{said}: HF_TOKEN is missing or was rejected" if status in (401, 403) else said, again
     cause: BaseException | None = error
     while cause and not isinstance(cause, (socket.gaierror, ConnectionError, TimeoutError, ssl.SSLError)):
         cause = cause.__cause__ or cause.__context__

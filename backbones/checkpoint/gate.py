@@ -1,6 +1,6 @@
 """The load gate: it reports what a checkpoint filled, and refuses weights that do not fit.
 
-detectron2 loads whatever matches and logs the rest. With a file of another network, it silently trains or evaluates random weights.
+detectron2 loads whatever matches and logs the rest. Given a file of another network, it silently trains or evaluates random weights.
 """
 
 import contextlib
@@ -27,12 +27,12 @@ from .classes import ROWS, by_name, names_in
 from .fetching import fetch
 from .reading import HEURISTICS, is_whole, read_checkpoint
 
-PARTIAL = "To load what fits all the same: --allow-partial-weights"
-# training may start without these in a backbone's file: sampling offsets begin at zero
+PARTIAL = "To load only what fits: --allow-partial-weights"
+# a backbone's file may lack these for training: sampling offsets start at zero
 _LEARNED = re.compile(r".*\.(offset|conv2_offset)\.\w+$")
-# rows of the table: the first pattern that a key matches names its part
+# rows of the table: the first pattern that matches a key names its part
 _PARTS = (
-    ("backbone", r"backbone\.(?!fpn_|top_block\.)|roi_heads\.res5\."),  # detectors without FPN run its last stage in their heads
+    ("backbone", r"backbone\.(?!fpn_|top_block\.)|roi_heads\.res5\."),  # detectors without FPN run the backbone's last stage in their heads
     ("FPN", r"backbone\."),
     ("RPN", r"proposal_generator\."),
     ("box head", r"roi_heads\.box_"),
@@ -50,14 +50,14 @@ def part_of(key: str) -> str:
 
 @dataclass
 class LoadReport:
-    """What one checkpoint did to one model. The lists hold keys of the model's state dict, and ``unused`` keys of the file."""
+    """What one checkpoint filled in one model. The lists hold keys of the model's state dict; ``unused`` holds keys of the file."""
 
     path: str
     total: list[str]
     new: list[str]
     mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]]  # key, shape in the file, shape in the model
     unused: list[str]
-    classes: str = ""  # a table of those that were matched by name
+    classes: str = ""  # a table of the classes that were matched by name
 
     def unfilled(self, *parts: str) -> list[str]:
         """The keys that kept their initial values, in the named parts or in all."""
@@ -79,15 +79,15 @@ class LoadReport:
         return "\n".join([f"Weights loaded from {self.path}:", *lines, *filter(None, [self.classes])])
 
     def refuse(self, require: str, hint: str = PARTIAL) -> None:
-        """Raises UserError where the file filled less than ``require``, see `GatedCheckpointer`; ``hint`` says what to do."""
+        """Raises UserError if the file filled less than ``require``, see `GatedCheckpointer`; ``hint`` says what to do."""
         if require == "nothing":
             return
         if require == "backbone":
             of_norms = [key for key in self.unused if part_of(key) in ("FPN", "backbone") and key.endswith(("running_mean", "running_var"))]
             for key in (key for key in of_norms if f"{key.rpartition('.')[0]}.weight" in self.total):
                 raise UserError(
-                    f"checkpoint {self.path!r} is of a network with batch norms, whose statistics ({key}, ...) have no place in "
-                    f"this one's norms: set the backbone's NORM to FrozenBN, BN or SyncBN, or MODEL.WEIGHTS ''. {hint}",
+                    f"checkpoint {self.path!r} belongs to a network with batch norms, whose statistics ({key}, ...) do not fit "
+                    f"this network's norms: set the backbone's NORM to FrozenBN, BN or SyncBN, or MODEL.WEIGHTS ''. {hint}",
                     "misfit-weights",
                 )
         parts = [require] if require == "backbone" else []
@@ -96,7 +96,7 @@ class LoadReport:
             return
         total = [key for key in self.total if not parts or part_of(key) in parts]
         if set(keys) <= {key for key, _, _ in self.mismatched if ROWS.search(key)}:
-            hint = f"Its classes are of another number: MODEL.WEIGHTS_CLASSES names them, and data are matched by name. {hint}"
+            hint = f"Its number of classes differs: name its classes in MODEL.WEIGHTS_CLASSES to match them by name. {hint}"
         shapes = {key: f" (file {file}, model {own})" for key, file, own in self.mismatched}
         raise UserError(
             f"checkpoint {self.path!r} does not fit: {len(keys)} of {len(total)} weights of the {'backbone' if parts else 'model'} would keep "
@@ -111,8 +111,8 @@ class GatedCheckpointer(DetectionCheckpointer):
     Args:
         require: what a loaded file must fill completely: "all" of the model (evaluation, resuming), its "backbone" (training), or
             "nothing". Anything less raises UserError.
-        hint: how a user loads what fits all the same, where there is a way.
-        classes: the model's and those of weights to begin with, or {} for those that the file names: rows go by name, see `classes.by_name`.
+        hint: how a user can load only what fits, if there is a way.
+        classes: classes of the model and of the initial weights ({}: those that the file names), to match rows by name, see `classes.by_name`.
 
     After a load, ``report`` is its `LoadReport`.
     """
@@ -127,7 +127,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         self.report: LoadReport | None = None
 
     def save(self, name: str, tag: bool = True, **kwargs: Any) -> None:
-        """Writes ``name``.pth, whole or not at all, and with ``tag`` records it as the last one. Raises UserError if it cannot."""
+        """Writes ``name``.pth, complete or not at all, and with ``tag`` records it as the last one. Raises UserError if it cannot."""
         if not self.save_dir or not self.save_to_disk:
             return
         kwargs.update(
@@ -144,13 +144,13 @@ class GatedCheckpointer(DetectionCheckpointer):
             with replacing(path) as partial, open(partial, "wb") as f:
                 torch.save(data, f)
         except (OSError, RuntimeError) as error:  # torch's writer has its own words for a full disk
-            said = f"checkpoint {path!r} cannot be written: {' '.join(str(error).split())[:200]}. The earlier ones are whole"
+            said = f"checkpoint {path!r} cannot be written: {' '.join(str(error).split())[:200]}. Earlier checkpoints are intact"
             raise UserError(said, "cannot-write") from error
         if tag:
             self.tag_last_checkpoint(f"{name}.pth")
 
     def forget_last_checkpoint(self) -> None:
-        """Makes sure that nobody resumes from what another run left in the folder."""
+        """Prevents resuming from what another run left in the folder."""
         if self.save_dir and "://" not in self.save_dir:
             with contextlib.suppress(FileNotFoundError):
                 os.remove(os.path.join(self.save_dir, "last_checkpoint"))
@@ -172,42 +172,42 @@ class GatedCheckpointer(DetectionCheckpointer):
             write_whole(os.path.join(self.save_dir, "last_checkpoint"), last_filename_basename)
 
     def get_checkpoint_file(self) -> str:
-        """The last checkpoint that was written to its end, also where ``last_checkpoint`` names none that is here."""
+        """The last complete checkpoint, even if ``last_checkpoint`` names one that does not exist."""
         path: str = super().get_checkpoint_file()
         if not path or "://" in path or is_whole(path):
             return path
         others: list[str] = [p for p in self.get_all_checkpoint_files() if re.fullmatch(r"model_(\d+|final)\.pth", os.path.basename(p))]
         for other in sorted(others, key=os.path.getmtime, reverse=True):
             if is_whole(other):
-                what = "was not written to its end" if os.path.isfile(path) else "is not there, though last_checkpoint names it"
-                logging.getLogger(__name__).warning(f"checkpoint {path!r} {what}: going on from {other!r}")
+                what = "is incomplete" if os.path.isfile(path) else "does not exist, although last_checkpoint names it"
+                logging.getLogger(__name__).warning(f"checkpoint {path!r} {what}: resuming from {other!r}")
                 return other
         return path
 
     def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
-        """As detectron2's. Raises UserError for a file that is missing, is no checkpoint, or does not fit."""
+        """Like detectron2's. Raises UserError for a file that is missing, is not a checkpoint, or does not fit."""
         self._loading = path
         # a resumed training needs the weights themselves; everything else takes their average if there is one
         self._beginning = checkpointables is not None
         self._averaged = checkpointables is not None or "trainer" not in self.checkpointables
         local = fetch(path, self.path_manager) if "://" in path else path.partition("?")[0]
         if path and not self.path_manager.isfile(local):
-            what = "a folder: name a file in it" if self.path_manager.isdir(local) else "not there"
-            raise UserError(f"checkpoint {path!r} is {what}", "missing-file", "MODEL.WEIGHTS")
-        # not detectron2's, which parses the query too, and cannot load again after a failure
+            what = "is a folder: name a file in it" if self.path_manager.isdir(local) else "does not exist"
+            raise UserError(f"checkpoint {path!r} {what}", "missing-file", "MODEL.WEIGHTS")
+        # not detectron2's ``load``, which also parses the query, and cannot load again after a failure
         rest: dict[str, Any] = Checkpointer.load(self, local, checkpointables)
         return rest
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         if resume and self.has_checkpoint():
             path = self.get_checkpoint_file()
-            self.hint = f"A run goes on with the same model: its config is {os.path.join(self.save_dir, 'config.yaml')!r}"
+            self.hint = f"A run resumes with the same model: its config is {os.path.join(self.save_dir, 'config.yaml')!r}"
             if self.require != "nothing":
                 self.require = "all"
             rest = self.load(path)
             if "trainer" in self.checkpointables and "trainer" not in self._found:
-                said = f"--resume: {path!r}, the last checkpoint of {self.save_dir!r}, holds weights but not how far training had come"
-                raise UserError(f"{said}: begin with it by MODEL.WEIGHTS, without --resume", "resume", "--resume")
+                said = f"--resume: {path!r}, the last checkpoint of {self.save_dir!r}, holds weights but no training state"
+                raise UserError(f"{said}: to start from its weights, set MODEL.WEIGHTS and omit --resume", "resume", "--resume")
             return rest
         return self.load(path, checkpointables=[])
 
@@ -223,7 +223,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         self._found = set(data)
         average = data.pop("ema", None) if self._averaged else None
         if isinstance(average, dict):
-            logging.getLogger(__name__).info(f"{filename} holds an average of the weights (MODEL_EMA), which is taken")
+            logging.getLogger(__name__).info(f"{filename} holds an average of the weights (MODEL_EMA), which is used")
             data["model"] = {key[len("module.") :]: value for key, value in average.items() if key.startswith("module.")}
         weights = data["model"]
         if not isinstance(weights, dict):
@@ -231,9 +231,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         for key, value in weights.items():
             if not isinstance(key, str) or not isinstance(value, (torch.Tensor, np.ndarray)):
                 known = next((name for name in ("state_dict", "model_state", "model_state_dict") if name in weights), None)
-                hint = (
-                    f": its weights stand under {known!r}, as another project has them, whose file `backbones convert` takes" if known else ""
-                )
+                hint = f": its weights are under {known!r}, as in another project's files: convert it with `backbones convert`" if known else ""
                 said = f"{key!r} is a {type(value).__name__}, not a tensor{hint}"
                 raise UserError(f"checkpoint {filename!r} is not a state dict: {said}", "bad-file")
         return data
@@ -255,7 +253,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         query = self._loading.partition("?")[2]
         if query == HEURISTICS:
             data["matching_heuristics"] = True
-        elif query and not self._loading.startswith(("http://", "https://")):  # a server's own query is the server's
+        elif query and not self._loading.startswith(("http://", "https://")):  # a query in a URL belongs to the server
             raise UserError(f"checkpoint {self._loading!r}: unknown query {query!r}. Allowed: {HEURISTICS!r}", "value", "MODEL.WEIGHTS")
         return data
 
@@ -272,16 +270,16 @@ class GatedCheckpointer(DetectionCheckpointer):
         checkpoint["model"] = dict(weights)
         try:
             incompatible = super()._load_model(checkpoint)
-        except RuntimeError as error:  # something that only torch compares
+        except RuntimeError as error:  # mismatches that only torch detects
             said = f"checkpoint {self._loading!r} does not fit the model: {' '.join(str(error).split())[:300]}"
             raise UserError(said, "misfit-weights") from error
-        # counters of batches are no weights, the config sets preprocessing, and Detectron folded statistics into affine weights
+        # batch counters are not weights, the config sets preprocessing, and Detectron folded statistics into affine weights
         folded = r"|.*\.running_(mean|var)" if from_caffe2 else ""
         ignored = re.compile(rf"(.*\.num_batches_tracked|pixel_mean|pixel_std|.*anchor_generator\..*{folded})$")
         self.report = LoadReport(
             path=self._loading,
             total=[key for key in own if not ignored.match(key)],
-            # not torch's own list: frozen norms fill in statistics that a file lacks
+            # not torch's own list, because frozen norms fill in statistics that a file lacks
             new=[key for key in own if key not in weights and not ignored.match(key)],
             mismatched=[(key, tuple(file), tuple(shape)) for key, file, shape in incompatible.incorrect_shapes],
             unused=[key for key in incompatible.unexpected_keys if not ignored.match(key)],
@@ -296,7 +294,7 @@ class GatedCheckpointer(DetectionCheckpointer):
 
 
 def _without_scalars(value: Any) -> Any:
-    """Replaces numpy's numbers by Python's, because `torch.load(weights_only=True)` refuses a file with the former."""
+    """Replaces numpy's numbers by Python's, because `torch.load(weights_only=True)` refuses numpy's."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, dict):
@@ -305,9 +303,9 @@ def _without_scalars(value: Any) -> Any:
 
 
 def check_meant_for(model: nn.Module, checkpoint: dict[str, Any], path: str, hint: str) -> None:
-    """Raises UserError for weights that were trained with other images, or in another network of the same shapes: only the AP would tell.
+    """Raises UserError for weights trained with different images, or in another network of the same shapes: only a low AP would show it.
 
-    ``hint`` says how to load them all the same.
+    ``hint`` says how to load them anyway.
     """
     for reason in (*_of_images(model, checkpoint.get("preprocessing")), *_of_conventions(model, checkpoint), *_of_released(model, checkpoint)):
         raise UserError(f"checkpoint {path!r} {reason}. {hint}", "misfit-weights")
@@ -321,15 +319,15 @@ def _of_images(model: nn.Module, stated: Any) -> Iterator[str]:
     keys = {"format": "INPUT.FORMAT", "pixel_mean": "MODEL.PIXEL_MEAN", "pixel_std": "MODEL.PIXEL_STD"}
     wanted = [f'{key} "{stated.get(name)}"' for name, key in keys.items() if not _same(stated.get(name), ours[name])]
     if wanted:
-        yield f"expects other images than the config gives it: set {' '.join(wanted)}"
+        yield f"expects images of another format than the config states: set {' '.join(wanted)}"
 
 
 def images_of(model: nn.Module) -> dict[str, Any]:
-    """What images a detector takes: ``format``, ``pixel_mean``, ``pixel_std``; empty for a model that leaves them as they are."""
+    """What images a detector expects: ``format``, ``pixel_mean``, ``pixel_std``; empty for a model that does not normalize them."""
     if not hasattr(model, "pixel_mean"):
         return {}
     images: dict[str, Any] = {
-        # as the config has them, not as single precision does
+        # rounded to the config's values, without the error of single precision
         name: [round(value, 4) for value in getattr(model, name).flatten().tolist()]
         for name in ("pixel_mean", "pixel_std")
     }
@@ -345,7 +343,7 @@ def _same(a: Any, b: Any) -> bool:
 
 
 def conventions_of(model: nn.Module) -> dict[str, str]:
-    """What the shapes of a model's weights do not say about their use: config key -> value."""
+    """Facts about the use of a model's weights that their shapes do not show: config key -> value."""
     return {key: value for module in model.modules() for key, value in getattr(module, "conventions", {}).items()}
 
 
@@ -358,19 +356,19 @@ def _of_conventions(model: nn.Module, checkpoint: dict[str, Any]) -> Iterator[st
 
 
 def _of_released(model: nn.Module, checkpoint: dict[str, Any]) -> Iterator[str]:
-    """Released files do not say which images they were trained with; their keys say whose they are."""
+    """Released files do not state which images they expect, but their keys show who released them."""
     form = getattr(model, "input_format", None)
     for backbone in model.modules():
         keys, order = getattr(backbone, "released_images", (re.compile(""), form))
         if form and order and order != form and any(keys.search(key) for key in checkpoint["model"]):
             yield (
                 f"holds weights as released, for {order} images, but INPUT.FORMAT is {form!r}: set it and the means in that order, "
-                "or turn the weights by `python -m convert`"
+                "or reorder the weights with `python -m convert`"
             )
 
 
 def overrides_of(checkpoint: dict[str, Any]) -> str:
-    """A sentence on the config that a converted file asks for; empty if it asks for none."""
+    """A sentence on the config that a converted file needs; empty if it needs none."""
     provenance = checkpoint.get("provenance")
     overrides = provenance.get("overrides") if isinstance(provenance, dict) else None
     if not overrides or not isinstance(overrides, list) or not all(isinstance(item, (str, int, float)) for item in overrides[:20]):
@@ -385,9 +383,11 @@ def with_our_names(model: nn.Module, state_dict: dict[str, Any]) -> dict[str, An
         if not hasattr(backbone, "translate_state_dict"):
             continue
         prefix += "." if prefix else ""
-        own = {key.rpartition(".")[0] for key in backbone.state_dict()}  # its layers: a weight that one of them lacks is the backbone's too
+        own = {
+            key.rpartition(".")[0] for key in backbone.state_dict()
+        }  # its layers: unknown weights of these layers belong to the backbone too
         if prefix and not any(key.startswith(prefix) for key in state_dict):
-            # the file is of the bare network, or of a model with the network right under "backbone."
+            # the file holds a bare network, or a model with the network directly under "backbone."
             outer = "backbone." if any(key.startswith("backbone.") for key in state_dict) else ""
             bare = backbone.translate_state_dict({key[len(outer) :]: value for key, value in state_dict.items() if key.startswith(outer)})
             bare = {prefix + key if key.rpartition(".")[0] in own else outer + key: value for key, value in bare.items()}

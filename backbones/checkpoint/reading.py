@@ -1,4 +1,4 @@
-"""Reading checkpoint files without running what is in them."""
+"""Reads checkpoint files without running code in them."""
 
 import json
 import os
@@ -50,7 +50,9 @@ class _Array:
 
 def _read_array(data: bytes, dtype: _DType, shape: Any, order: Any) -> Any:
     array = np.frombuffer(data, dtype.numpy()).reshape(shape, order=order)
-    return np.array(array, dtype=array.dtype.newbyteorder("="), order=order)  # a copy: the original is read-only, and torch has one byte order
+    return np.array(
+        array, dtype=array.dtype.newbyteorder("="), order=order
+    )  # a copy: the original is read-only, and torch supports one byte order
 
 
 def _bytes(data: str | bytes) -> bytes:
@@ -72,20 +74,22 @@ _STAND_INS: dict[str, Any] = {
 
 
 def _unpickler(known: dict[str, Any], inert: Sequence[str] = ()) -> type[pickle._Unpickler]:
-    """An unpickler of what has a ``known`` name; objects of the ``inert`` packages it turns into `_Inert`."""
+    """An unpickler for ``known`` names only; it turns objects of the ``inert`` packages into `_Inert`."""
 
     class Unpickler(pickle._Unpickler):  # in Python: the one in C allocates as many objects as a file claims
         def find_class(self, module: str, name: str) -> Any:
             full = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # numpy 2's name for the same
             if full in known or module.split(".")[0] in inert:
                 return known.get(full, _Inert)
-            raise pickle.UnpicklingError(f"it holds code: {module}.{name}, where files of tensors, such as a model's state_dict(), are read")
+            raise pickle.UnpicklingError(
+                f"it holds code: {module}.{name}, but only files of tensors, such as a model's state_dict(), can be read"
+            )
 
     return Unpickler
 
 
 def _arrays(data: Any, known: dict[int, Any]) -> Any:
-    """The same containers, with arrays in place of each `_Array`. ``known`` keeps containers that occur several times the same object."""
+    """The same containers, with arrays in place of each `_Array`. ``known`` keeps containers that occur several times identical."""
     if isinstance(data, _Array):
         return data.value
     if id(data) not in known:
@@ -98,20 +102,20 @@ def _arrays(data: Any, known: dict[int, Any]) -> Any:
     return known[id(data)]
 
 
-# how files begin that come in place of checkpoints
+# first bytes of files that are mistaken for checkpoints
 _OTHER = {
-    b"version https://git-lfs": "a pointer of Git LFS, whose file git lfs pull fetches",
-    b"\x89HDF": "an HDF5 file, such as Keras writes",
+    b"version https://git-lfs": "a Git LFS pointer (git lfs pull fetches the file)",
+    b"\x89HDF": "an HDF5 file, as Keras writes",
     b"\x89PNG": "an image",
     b"\xff\xd8\xff": "an image",
     b"{": "JSON or other text",
     b"[": "JSON or other text",
-    b"\x1f\x8b": "a gzip archive, which is to be unpacked first",
+    b"\x1f\x8b": "a gzip archive, which must be unpacked first",
 }
 
 
 class _Inert:
-    """Replaces the objects of a package whose files are read for their tensors alone. It accepts everything and does nothing."""
+    """Replaces the objects of a package whose files are read only for their tensors. It accepts everything and does nothing."""
 
     def _take(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -132,7 +136,7 @@ _TORCH_GLOBALS: dict[str, Any] = {
 
 
 def _pickle_module(inert: Sequence[str]) -> types.SimpleNamespace:
-    """A ``pickle`` module for `torch.load` that knows tensors, and ignores objects of the ``inert`` packages."""
+    """A ``pickle`` module for `torch.load` that reads tensors, and ignores objects of the ``inert`` packages."""
     Unpickler = _unpickler(_TORCH_GLOBALS, inert)
     return types.SimpleNamespace(
         Unpickler=Unpickler, UnpicklingError=pickle.UnpicklingError, load=lambda f, **kwargs: Unpickler(f, **kwargs).load(), __name__="inert"
@@ -143,11 +147,11 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
     """The contents of a local ``.pth``, ``.pyth``, ``.pkl`` or ``.safetensors`` file, on the CPU.
 
     It may hold tensors, arrays and plain containers; nothing in it is executed. Objects of the ``inert`` packages are ignored. ``lazy``: for
-    who looks at what stands beside the tensors; those of torch's files are not read before they are used, those of safetensors left out. Raises
-    UserError, which calls the file a ``kind``, if it is missing, damaged, no checkpoint, or holds any other object.
+    readers of the other entries: a torch file's tensors are read only when used, those of safetensors are left out. Raises
+    UserError, which calls the file a ``kind``, if it is missing, damaged, not a checkpoint, or holds any other object.
     """
     if not os.path.isfile(path):
-        raise UserError(f"{kind} {path!r} is {'a folder: name a file in it' if os.path.isdir(path) else 'not there'}", "missing-file")
+        raise UserError(f"{kind} {path!r} {'is a folder: name a file in it' if os.path.isdir(path) else 'does not exist'}", "missing-file")
     try:
         with open(path, "rb") as f:
             start = f.read(512)
@@ -174,8 +178,8 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
         reason = " ".join(str(error).split())
         if "TorchScript" in reason:
             reason = "it is a TorchScript archive, which holds code: save the model's state_dict() instead"
-        elif "weights_only" in reason or "Unsupported" in reason:  # torch says so of anything that is no file of tensors
-            reason = "it is damaged, of another format, or holds Python objects, which are not loaded, as that can run any code: " + reason
+        elif "weights_only" in reason or "Unsupported" in reason:  # torch's answer to any file that does not hold tensors
+            reason = "it is damaged, of another format, or holds Python objects, which are not loaded because they can run code: " + reason
         elif not reason.startswith("it holds"):
             reason = f"it is damaged or of another format: {reason or 'empty'}"
         raise UserError(f"{kind} {path!r} cannot be read ({os.path.getsize(path)} bytes): {reason[:300]}", "bad-file") from error
@@ -195,7 +199,7 @@ def _read_safetensors(path: str, lazy: bool) -> dict[str, Any]:
 
 
 def is_whole(path: str) -> bool:
-    """Whether a file of torch has its end. torch's older format does not tell; then, whether it has a beginning."""
+    """Whether a torch file is complete. For torch's older format, only its beginning can be checked."""
     try:
         with open(path, "rb") as f:
             start = f.read(2)

@@ -1,4 +1,4 @@
-"""The meta-architectures: which keys of a config each of them reads, and what it is trained for."""
+"""The meta-architectures: which keys of a config each one reads, and what it learns."""
 
 import dataclasses
 from typing import Mapping
@@ -8,15 +8,15 @@ from detectron2.config import CfgNode
 
 @dataclasses.dataclass(frozen=True)
 class Architecture:
-    """One value of MODEL.META_ARCHITECTURE. The defaults are for a class of the user's own, of which nothing is known."""
+    """One value of MODEL.META_ARCHITECTURE. The defaults are for a user's own class, about which nothing is known."""
 
     # what it learns of images: "proposals", "boxes", "masks" and "keypoints" (each if its _ON is set), "semantic", "class"
     tasks: tuple[str, ...] = ()
     features: tuple[str, ...] | None = None  # keys that name features of the backbone; None: not known
-    classes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key of a number -> list in the data's metadata that has as many
-    dense: bool = False  # without proposals, on features from P3 on, as RetinaNet
+    classes: Mapping[str, str] = dataclasses.field(default_factory=dict)  # key of a number -> list in the data's metadata of that length
+    dense: bool = False  # without proposals, on features from P3 on, like RetinaNet
     anchors: str = "MODEL.RPN.IN_FEATURES"  # key of the features that anchors of several sizes lie on; "": there are none
-    augmented: bool = False  # whether test-time augmentation takes it
+    augmented: bool = False  # whether test-time augmentation supports it
 
 
 _RPN, _ROI_HEADS, _SEGMENTATION = (f"MODEL.{part}.IN_FEATURES" for part in ("RPN", "ROI_HEADS", "SEM_SEG_HEAD"))
@@ -45,7 +45,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture(cfg: CfgNode) -> Architecture:
-    """The row of a config's meta-architecture; of the user's own, what the name says."""
+    """The row of a config's meta-architecture; for a user's own class, what its name suggests."""
     name = cfg.MODEL.META_ARCHITECTURE
     own = dataclasses.replace(_RETINANET, features=None, augmented=False) if "RetinaNet" in name else Architecture()
     return ARCHITECTURES.get(name, own)

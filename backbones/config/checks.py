@@ -1,4 +1,4 @@
-"""What is wrong with a config as a whole, known before anything heavy starts."""
+"""Finds what is wrong with a config as a whole, before anything heavy starts."""
 
 import math
 import os
@@ -23,12 +23,12 @@ from .merging import one_line
 
 
 def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> None:
-    """Raises UserError, the first of `config_findings`, where a config's model or solver cannot be built.
+    """Raises UserError, the first of `config_findings`, if a config's model or solver cannot be built.
 
     Args:
-        cfg: a config with this project's keys; it stays as it is.
-        training: whether it is to be trained with.
-        processes: how many will train.
+        cfg: a config with this project's keys; it is not changed.
+        training: whether it is for training.
+        processes: number of processes that will train.
     """
     for error in config_findings(cfg, training, processes):
         raise error
@@ -38,9 +38,9 @@ def config_findings(cfg: CfgNode, training: bool = False, processes: int = 1) ->
     """All reasons why a config's model, or in ``training`` its solver, cannot be built, or its output folder cannot be written.
 
     Args:
-        cfg: a config with this project's keys; it stays as it is.
-        training: whether it is to be trained with.
-        processes: how many will train.
+        cfg: a config with this project's keys; it is not changed.
+        training: whether it is for training.
+        processes: number of processes that will train.
     """
     yield from raised(check_device, cfg.MODEL.DEVICE)
     yield from raised(check_output_dir, cfg.OUTPUT_DIR)
@@ -53,7 +53,7 @@ def config_findings(cfg: CfgNode, training: bool = False, processes: int = 1) ->
             yield error
             if error.suggestion is None:
                 buildable = False
-            else:  # each mistake is said once, and hides no other
+            else:  # each mistake is reported once, and hides no other
                 put(cfg, error.key, error.suggestion)
     if training:
         yield from training_findings(cfg, processes, device)
@@ -62,7 +62,7 @@ def config_findings(cfg: CfgNode, training: bool = False, processes: int = 1) ->
 
 
 def _values(cfg: CfgNode) -> Iterator[UserError]:
-    """Keys that do not take their value, each by itself."""
+    """Keys with a value that is not allowed, each by itself."""
     own = [family.upper() for family in FAMILIES]
     for name in all_keys(cfg):
         if name.endswith(".NORM"):
@@ -79,7 +79,7 @@ def _conflict(key: str, suggestion: Any, said: str) -> UserError:
     return UserError(f"{key} {said}", "conflict", key, suggestion)
 
 
-# the shorter sides that images are resized to, the most that the longer one may have, and detectron2's default of that
+# key of the shorter sides for resizing, key of the limit on the longer side, and detectron2's default of that limit
 _SIDES = (
     ("INPUT.MIN_SIZE_TRAIN", "INPUT.MAX_SIZE_TRAIN", 1333),
     ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", 1333),
@@ -88,28 +88,28 @@ _SIDES = (
 
 
 def _combinations(cfg: CfgNode) -> Iterator[UserError]:
-    """Keys whose values do not go together."""
+    """Keys whose values conflict."""
     supernet, parts, images = cfg.MODEL.SHUFFLENETV2.SUPERNET, cfg.SOLVER.ACCUMULATE, cfg.INPUT.CLASSIFICATION
     for key in ("MODEL.COMPILE", "SOLVER.DDP.STATIC_GRAPH"):
         if supernet and get(cfg, key):
-            yield _conflict(key, False, "is for networks that stay the same, not for MODEL.SHUFFLENETV2.SUPERNET")
+            yield _conflict(key, False, "needs a network that never changes: it conflicts with MODEL.SHUFFLENETV2.SUPERNET")
     if cfg.SOLVER.DDP.STATIC_GRAPH and parts > 1:
-        yield _conflict("SOLVER.DDP.STATIC_GRAPH", False, f"is for steps that are all alike, not for SOLVER.ACCUMULATE {parts}")
+        yield _conflict("SOLVER.DDP.STATIC_GRAPH", False, f"needs identical iterations: it conflicts with SOLVER.ACCUMULATE {parts}")
     if images.RESIZE < images.SIZE:
-        said = f"{images.RESIZE} must be at least SIZE {images.SIZE}, the middle that is taken of it"
+        said = f"{images.RESIZE} must be at least SIZE {images.SIZE}, the size of the centre crop"
         yield _conflict("INPUT.CLASSIFICATION.RESIZE", images.SIZE, said)
     sides, crop = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and (len(sides) != 2 or sides[0] > sides[1]):
-        said = f"{sides} must be two sides, the smaller first, where MIN_SIZE_TRAIN_SAMPLING is 'range'"
+        said = f"{sides} must be two sides, the smaller first, if MIN_SIZE_TRAIN_SAMPLING is 'range'"
         yield _conflict("INPUT.MIN_SIZE_TRAIN", (min(sides), max(sides)), said)
     for key, longest, usual in _SIDES:
         shorter = get(cfg, key)
         if get(cfg, longest) < 1 and any(shorter if isinstance(shorter, (list, tuple)) else [shorter]):
-            yield _conflict(longest, usual, f"{get(cfg, longest)} must be at least 1: it is the most that a side may have")
+            yield _conflict(longest, usual, f"{get(cfg, longest)} must be at least 1: it is the largest side allowed")
     relative = crop.TYPE.startswith("relative")
     if crop.ENABLED and not (len(crop.SIZE) == 2 and all(0 < v <= 1 if relative else type(v) is int and v >= 1 for v in crop.SIZE)):
-        wanted = "parts of an image's height and width, above 0 and at most 1" if relative else "a height and a width in whole pixels"
-        yield _conflict("INPUT.CROP.SIZE", None, f"{crop.SIZE} must be {wanted}, where TYPE is {crop.TYPE!r}")
+        wanted = "fractions of an image's height and width, above 0 and at most 1" if relative else "a height and a width in whole pixels"
+        yield _conflict("INPUT.CROP.SIZE", None, f"{crop.SIZE} must be {wanted}, if TYPE is {crop.TYPE!r}")
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
     for key in ("MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"):
         if not all(type(value) in (int, float) and math.isfinite(value) for value in get(cfg, key)):
@@ -120,12 +120,12 @@ def _combinations(cfg: CfgNode) -> Iterator[UserError]:
     unfit = [] if architecture(cfg).augmented else [f"META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r}"]
     unfit += ["LOAD_PROPOSALS"] if cfg.MODEL.LOAD_PROPOSALS else []
     if cfg.TEST.AUG.ENABLED and unfit:
-        said = f"TEST.AUG is for R-CNNs, RetinaNet and GFL, not with MODEL.{unfit[0]}: set TEST.AUG.ENABLED False"
+        said = f"TEST.AUG supports R-CNNs, RetinaNet and GFL, not MODEL.{unfit[0]}: set TEST.AUG.ENABLED False"
         yield UserError(said, "conflict", "TEST.AUG.ENABLED", False)
 
 
 def training_findings(cfg: CfgNode, processes: int, device: str, name: Callable[[str], str] = str) -> Iterator[UserError]:
-    """Settings of training that do not go together; ``name`` is what the user calls a key."""
+    """Conflicting settings of training; ``name`` gives the user's name for a key."""
     batch, reference, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.ACCUMULATE
     unit = (reference or processes) * parts
     if batch % unit:
@@ -143,10 +143,10 @@ def training_findings(cfg: CfgNode, processes: int, device: str, name: Callable[
 
 
 def _building(cfg: CfgNode, training: bool, on_cpus: bool) -> Iterator[UserError]:
-    """Builds the model, so that the builders' own checks speak; what is wrong here hides the rest."""
+    """Builds the model, so that the builders' own checks run; an error here hides the rest."""
     try:
         with on_meta():
-            wrong = list(_features(cfg, build_backbone(cfg).output_shape()))  # first, as it says it best
+            wrong = list(_features(cfg, build_backbone(cfg).output_shape()))  # first, as its message is the clearest
             if wrong:
                 yield from wrong
                 return
@@ -158,14 +158,14 @@ def _building(cfg: CfgNode, training: bool, on_cpus: bool) -> Iterator[UserError
         return
     except Exception as error:
         if "meta" in str(error) or not from_libraries(error):
-            return  # code of the user's own that cannot be tried without memory, or that is to speak with a traceback
-        reason = one_line(error) or traceback.extract_tb(error.__traceback__)[-1].line  # an assertion without words
+            return  # the user's own code, which cannot run without memory, or whose traceback should be shown
+        reason = one_line(error) or traceback.extract_tb(error.__traceback__)[-1].line  # an assertion without a message
         found = UserError(f"the config cannot be built: {type(error).__name__}: {reason}", "build")
         found.__cause__ = error
         yield found
         return
     if training and on_cpus and any(isinstance(m, nn.SyncBatchNorm) for m in model.modules()):
-        yield UserError("torch's SyncBN synchronizes GPUs only: on CPU processes use BN or naiveSyncBN", "conflict")
+        yield UserError("torch's SyncBN works only on GPUs: for CPU processes use BN or naiveSyncBN", "conflict")
 
 
 def _features(cfg: CfgNode, features: Iterable[str]) -> Iterator[UserError]:
@@ -178,32 +178,32 @@ def _features(cfg: CfgNode, features: Iterable[str]) -> Iterator[UserError]:
 
 
 def from_libraries(error: Exception) -> bool:
-    """Whether the error came of installed packages, detectron2 and this project alone, not of code that a user is writing."""
+    """Whether the error comes only from installed packages, detectron2 and this project, not from a user's code."""
     paths = [sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")]
     paths += [os.path.dirname(os.path.abspath(path)) for path in (detectron2.__file__, os.path.dirname(__file__))]
     return all(frame.filename.startswith((*paths, "<")) for frame in traceback.extract_tb(error.__traceback__))
 
 
 def check_output_dir(path: str, key: str = "OUTPUT_DIR") -> None:
-    """Raises UserError where the folder ``path``, the value of ``key``, neither is there to be written into nor can be made."""
+    """Raises UserError if the folder ``path``, the value of ``key``, cannot be written to or created."""
     existing = os.path.abspath(path)
     while not os.path.lexists(existing):
         existing = os.path.dirname(existing)
     if not os.path.isdir(existing):
-        raise UserError(f"{key} {path!r} cannot be made: {existing!r} is a file", "cannot-write", key)
+        raise UserError(f"{key} {path!r} cannot be created: {existing!r} is a file", "cannot-write", key)
     if not os.access(existing, os.W_OK):
         raise UserError(f"{key} {path!r} cannot be written: no permission for {existing!r}", "cannot-write", key)
 
 
 def check_output_file(path: str, key: str) -> None:
-    """Raises UserError where no file ``path``, the value of ``key``, can be written."""
+    """Raises UserError if the file ``path``, the value of ``key``, cannot be written."""
     if not path or os.path.isdir(path):
-        raise UserError(f"{key} {path!r} is no file's name", "cannot-write", key)
+        raise UserError(f"{key} {path!r} is not a file name", "cannot-write", key)
     check_output_dir(os.path.dirname(os.path.abspath(path)), f"the folder of {key}")
 
 
 def check_device(device: str, key: str = "MODEL.DEVICE", form: str = "{} {}") -> None:
-    """Raises UserError where torch cannot use ``device``, the value of ``key``; ``form`` is how an override is written."""
+    """Raises UserError if torch cannot use ``device``, the value of ``key``; ``form`` is how an override is written."""
     try:
         wanted = torch.device(device)
     except RuntimeError:
@@ -216,13 +216,13 @@ def check_device(device: str, key: str = "MODEL.DEVICE", form: str = "{} {}") ->
 
 def _missing(device: torch.device) -> str:
     """What keeps torch from using a device, or ""."""
-    if device.type == "cuda":  # without waking a GPU, whose memory the processes of the run need
+    if device.type == "cuda":  # without initializing a GPU, which would take memory from the run's processes
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         return "" if (device.index or 0) < count else f"torch sees {f'{count} GPUs, numbered from 0,' if count else 'no GPU'} here"
     if device.type == "mps" and not torch.backends.mps.is_available():
         return "torch sees no Apple GPU here" if torch.backends.mps.is_built() else "this torch is built without support for Apple GPUs"
     try:
         torch.zeros(1, device=device).cpu()
-    except Exception as error:  # each kind of device has its own
+    except Exception as error:  # each kind of device has its own error
         return f"torch cannot use it here: {one_line(error).partition('. ')[0].rstrip('.!')}"
     return ""

@@ -1,4 +1,4 @@
-"""Putting files, overrides and flags into a config; what is wrong in them is said in one line."""
+"""Merges files, overrides and flags into a config; errors in them are reported in one line."""
 
 import argparse
 import difflib
@@ -17,7 +17,7 @@ from .keys import all_keys, flat, get, put
 _FILES = ("MODEL.MAEDET.STRUCTURE", "MODEL.SHUFFLENETV2.SUBNET")
 # what a value of each type is, in words
 KINDS = {str: "text", int: "a whole number", float: "a number", bool: "True or False", tuple: "a list", list: "a list"}
-# what images become for the network; setting one of them takes it from the weights, see INPUT.NORMALIZATION
+# how images are normalized; if a config sets one of them, the weights' own values do not apply, see INPUT.NORMALIZATION
 IMAGES = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
 _WHOSE = "INPUT.NORMALIZATION"
 # what detectron2, yacs and Python raise for values that cannot be merged
@@ -25,14 +25,14 @@ _OF_MERGING = (KeyError, ValueError, AssertionError, AttributeError, TypeError, 
 
 
 def merge_file(cfg: CfgNode, path: str) -> None:
-    """``cfg.merge_from_file``. Raises UserError for a file that is not there or that is wrong.
+    """``cfg.merge_from_file``. Raises UserError for a file that does not exist or is invalid.
 
-    As in detectron2, a config may hold Python expressions (its RetinaNet's does): read configs of strangers before you use them.
+    As in detectron2, a config may hold Python expressions (its RetinaNet's does): read configs from strangers before you use them.
     """
     if not os.path.isfile(path):
-        raise UserError(f"config file {path!r} is not there", "missing-file", "--config-file")
+        raise UserError(f"config file {path!r} does not exist", "missing-file", "--config-file")
     if path.lower().endswith((".pth", ".pkl", ".safetensors", ".onnx", ".ts")):
-        said = f"--config-file {path!r} is a file of weights, which go with MODEL.WEIGHTS: name a config too"
+        said = f"--config-file {path!r} is a file of weights: set MODEL.WEIGHTS to it, and --config-file to a config"
         raise UserError(said, "syntax", "--config-file")
     try:
         with open(path, encoding="utf-8") as f:
@@ -45,7 +45,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
                 _check_key(cfg, key, known, path)
         try:
             cfg.merge_from_file(path, allow_unsafe=True)
-        except ValueError:  # each by itself: which of them it is
+        except ValueError:  # one by one, to find the culprit
             for key, value in flat(content).items():
                 if key in all_keys(cfg):
                     _check_point(cfg, key, value, path)
@@ -57,19 +57,19 @@ def merge_file(cfg: CfgNode, path: str) -> None:
     except UserError:
         raise
     except RecursionError:
-        raise UserError(f"config file {path!r}: its _BASE_ leads back to itself", "syntax", "--config-file") from None
+        raise UserError(f"config file {path!r}: its _BASE_ refers back to itself", "syntax", "--config-file") from None
     except Exception as error:  # a Python expression in it may raise anything
         raise UserError(f"config file {path!r}: {one_line(error)}", "syntax", "--config-file") from error
 
 
 def _check_point(cfg: CfgNode, key: str, value: Any, path: str) -> None:
-    """detectron2 takes no 1 for 1.0. Raises UserError with what it takes."""
+    """detectron2 rejects 1 for 1.0. Raises UserError with the accepted form."""
     if type(value) is int and isinstance(get(cfg, key), float):
-        raise UserError(f"config file {path!r}: {key} is {value}: write it with a point, {float(value)}", "syntax", key, float(value))
+        raise UserError(f"config file {path!r}: {key} is {value}: write it as a decimal, {float(value)}", "syntax", key, float(value))
 
 
 def _find_beside(cfg: CfgNode, path: str, key: str) -> None:
-    """A file that a config names relatively lies beside the config that names it, wherever that is used from."""
+    """Resolves a file that a config names relatively, from the folder of that config, wherever it is used from."""
     name = get(cfg, key) if key.split(".")[1] in cfg.MODEL else ""
     folder = _folder_of(path, key) if isinstance(name, str) and name and not os.path.isabs(name) else None
     if folder and os.path.isfile(os.path.join(folder, name)):
@@ -77,7 +77,7 @@ def _find_beside(cfg: CfgNode, path: str, key: str) -> None:
 
 
 def _normalization(path: str) -> str:
-    """What a config says of INPUT.NORMALIZATION, itself or the first of its bases that says anything; "" where none does."""
+    """The INPUT.NORMALIZATION that a config or the first of its bases sets; "" if none does."""
     content = flat(_content(path))
     if _WHOSE in content or any(key in content for key in IMAGES):
         return str(content.get(_WHOSE, "config"))
@@ -92,7 +92,7 @@ def _folder_of(path: str, key: str) -> str | None:
 
 
 def bases(path: str) -> list[str]:
-    """The paths of the configs that a config names as its ``_BASE_``, the one that prevails first."""
+    """The paths of the configs that a config names as its ``_BASE_``, in order of precedence."""
     names = _content(path).get("_BASE_") or []
     return [os.path.join(os.path.dirname(path), os.path.expanduser(name)) for name in reversed([names] if isinstance(names, str) else names)]
 
@@ -103,33 +103,33 @@ def _content(path: str) -> dict[str, Any]:
 
 
 def merge_overrides(cfg: CfgNode, opts: list[str]) -> None:
-    """``cfg.merge_from_list`` of command-line overrides. Raises UserError for what is wrong in them."""
+    """``cfg.merge_from_list`` of command-line overrides. Raises UserError for invalid ones."""
     flag = next((item for item in opts[::2] if item.startswith("--")), None)
     if flag:
-        raise UserError(f"{flag} stands behind an override: flags come before all KEY VALUE pairs", "syntax", flag)
+        raise UserError(f"{flag} follows an override: flags must come before all KEY VALUE pairs", "syntax", flag)
     python = next((item for item in opts[::2] if re.match(r"[a-z][\w.]*=", item)), None)
     if python:
-        raise UserError(f"{python!r} is an override of Python configs: those of YAML configs are KEY VALUE", "syntax", python)
+        raise UserError(f"{python!r} is an override for Python configs: YAML configs take KEY VALUE", "syntax", python)
     joined = next((item for item in opts if item.partition("=")[0] in all_keys(cfg) and "=" in item), None)
     if joined:
-        raise UserError(f"{joined!r}: overrides of YAML configs have a space, as {joined.replace('=', ' ', 1)}", "syntax", joined)
+        raise UserError(f"{joined!r}: overrides of YAML configs use a space, as in {joined.replace('=', ' ', 1)}", "syntax", joined)
     if len(opts) % 2:
-        raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(opts)}", "syntax", opts[-1])
+        raise UserError(f"overrides must be KEY VALUE pairs, but a key or value is missing: {' '.join(opts)}", "syntax", opts[-1])
     known = set(all_keys(cfg))
     for key, value in zip(opts[::2], opts[1::2]):
         _check_key(cfg, key, known, "the command line")
         if key in known and isinstance(get(cfg, key), float) and re.fullmatch(r"[-+]?\d+", value):
-            value += ".0"  # 1 is a number where 0.02 is one, which detectron2 denies
+            value += ".0"  # accept 1 for 1.0, which detectron2 rejects
         _merge(cfg, key, value)
     if any(key in opts[::2] for key in IMAGES) and _WHOSE not in opts[::2]:
         put(cfg, _WHOSE, "config")
 
 
 def _merge(cfg: CfgNode, key: str, value: Any, where: str = "") -> None:
-    """``cfg.merge_from_list`` of one key. Raises UserError for a value of another type than the key's."""
+    """``cfg.merge_from_list`` of one key. Raises UserError for a value of the wrong type."""
     try:
         cfg.merge_from_list([key, value])
-    except ValueError as error:  # of yacs, which knows what was there
+    except ValueError as error:  # yacs compares types
         has = get(cfg, key)
         raise UserError(
             f"{where}{key} is {value!r}: it must be {KINDS.get(type(has), 'KEY: VALUE pairs')}, such as {has!r}", "syntax", key
@@ -146,7 +146,7 @@ def _check_key(cfg: CfgNode, key: str, known: Collection[str], where: str) -> No
     siblings = [k for k in known if k.rpartition(".")[0] == (close or key).rpartition(".")[0]]
     hint = f" Did you mean {close!r}?" if close else ""
     allowed = ", ".join(sorted(siblings))
-    raise UserError(f"unknown config key: {key!r} in {where}.{hint} Allowed beside it: {allowed}.", "unknown-key", key, close)
+    raise UserError(f"unknown config key: {key!r} in {where}.{hint} Allowed at this level: {allowed}.", "unknown-key", key, close)
 
 
 def one_line(error: BaseException) -> str:
@@ -155,7 +155,7 @@ def one_line(error: BaseException) -> str:
 
 
 def make_files_absolute(cfg: CfgNode) -> None:
-    """Structure and subnet files that are found from here are to be found from anywhere by the config.yaml that a run leaves."""
+    """Makes paths of structure and subnet files absolute, so that a run's config.yaml works from any folder."""
     for key in _FILES:
         if os.path.isfile(get(cfg, key)):
             put(cfg, key, os.path.abspath(get(cfg, key)))
@@ -163,55 +163,55 @@ def make_files_absolute(cfg: CfgNode) -> None:
 
 def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags for own data of an argparse parser: ``--train``, ``--train-images``, ``--val``, ``--val-images`` and ``--val-split``."""
-    group = parser.add_argument_group("own data in the place of the config's; the number of classes and their names follow")
+    group = parser.add_argument_group("own data instead of the config's; the number and names of classes follow from it")
     for split, what in (("train", "to train on"), ("val", "to evaluate on")):
         text = f"annotations {what}: a COCO file, a YOLO data.yaml, or a folder of YOLO's, Pascal VOC's or labelme's files"
         group.add_argument(f"--{split}", f"--{split}-json", dest=f"{split}_json", default="", metavar="PATH", help=text)
         group.add_argument(f"--{split}-images", default="", metavar="DIR", help="the folder of their images (default: that of the annotations)")
     group.add_argument(
-        "--val-split", type=float, default=0, metavar="PART", help="keep a part of the training data, such as 0.2, to evaluate on"
+        "--val-split", type=float, default=0, metavar="PART", help="hold out this fraction of the training data, such as 0.2, for evaluation"
     )
 
 
 def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool = True) -> bool:
-    """Puts the data of `add_data_arguments` into ``cfg``; returns whether there are any. To be called before overrides, which then prevail.
+    """Puts the data of `add_data_arguments` into ``cfg``; returns whether there are any. Call it before overrides, which take precedence.
 
-    Raises UserError for flags that lack their fellow.
+    Raises UserError for flags that need another one.
     """
     paths = {split: (getattr(args, f"{split}_json"), getattr(args, f"{split}_images")) for split in ("train", "val")}
     for split, (file, folder) in paths.items():
         if folder and not file:
-            raise UserError(f"--{split}-images is there without --{split}", "missing-argument", f"--{split}")
+            raise UserError(f"--{split}-images is given without --{split}", "missing-argument", f"--{split}")
         if file and not os.path.exists(file):
-            raise UserError(f"--{split} {file!r} is not there", "missing-file", f"--{split}")
+            raise UserError(f"--{split} {file!r} does not exist", "missing-file", f"--{split}")
     part = getattr(args, "val_split", 0)
     if part and (not paths["train"][0] or paths["val"][0]):
-        raise UserError("--val-split is for --train without --val", "conflict", "--val-split")
+        raise UserError("--val-split needs --train, and excludes --val", "conflict", "--val-split")
     if part and not 0 < part < 1:
-        raise UserError(f"--val-split {part:g}: a part of the images, between 0 and 1", "value", "--val-split")
+        raise UserError(f"--val-split {part:g} must be a fraction of the images, between 0 and 1", "value", "--val-split")
     if not any(file for file, _ in paths.values()):
         return False
     if training and not paths["train"][0]:
-        said = "--val is there without --train: to evaluate alone, add --eval-only; to train, name what to train on"
+        said = "--val is given without --train: to evaluate only, add --eval-only; to train, add --train"
         raise UserError(said, "missing-argument", "--train")
     if not training and not (paths["val"][0] or part):
-        raise UserError("--train is there without --val, which --eval-only needs", "missing-argument", "--val")
+        raise UserError("--train is given without --val, which --eval-only needs", "missing-argument", "--val")
     from ..data.formats import splits
 
     given: dict[str, tuple[str, str]] = {}
     for split, (file, folder) in paths.items():
         found = splits(file) if file and not folder else {split: (file, folder)}
         if file and part and "val" in found:
-            raise UserError(f"--val-split: {file!r} has a part to evaluate on already, {found['val'][1]!r}", "conflict", "--val-split")
+            raise UserError(f"--val-split: {file!r} already has a validation split, {found['val'][1]!r}", "conflict", "--val-split")
         for own in ("train", "val"):
-            # a YOLO data.yaml or a folder of splits brings both parts along
+            # a YOLO data.yaml or a folder of splits has both parts
             place = found.get(own) or (found.get("") if own == split else None)
             if file and place and (own == split or split == "train" and not part and f"own_{own}" not in given and not paths[own][0]):
                 given[f"own_{own}"] = os.path.abspath(place[0]), os.path.abspath(place[1])
         if file and f"own_{split}" not in given:
             flag = f"--{split}"
             parts = ", ".join(f"{flag} {folder!r} ({name})" for name, (_, folder) in found.items())
-            raise UserError(f"{flag} {file!r} has no part {split!r}; what it has: {parts}", "data", flag)
+            raise UserError(f"{flag} {file!r} has no split {split!r}; it has: {parts}", "data", flag)
     cfg.DATASETS.REGISTER = [
         *(e for e in cfg.DATASETS.REGISTER if not e or e[0] not in given),
         *([name, *where] for name, where in given.items()),
@@ -229,5 +229,5 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
 
 
 def first_difference(one: Collection[Any], other: Collection[Any]) -> tuple[Any, Any]:
-    """The first two entries at one place that differ; None stands for the end of the shorter list."""
+    """The first two entries that differ at the same position; None stands for the end of the shorter list."""
     return next((a, b) for a, b in zip([*one, None], [*other, None]) if a != b)

@@ -1,4 +1,4 @@
-"""A config as one YAML that needs no other file."""
+"""Writes a config as one YAML file that needs no other."""
 
 from typing import Any, Callable, Iterator, Mapping
 

@@ -1,4 +1,4 @@
-"""The values in COCO's files: numbers, masks, run lengths. Nothing in a file is trusted."""
+"""The values in COCO's files: numbers, masks, run lengths. Files are not trusted."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from ..documents import read_json
 from ..errors import UserError
 
 _RUNS = re.compile("([P-o]{0,6}[0-O])+")  # compressed run lengths: numbers of up to seven characters, all but their last from P on
-Fields = Mapping[str, tuple[str, Callable[[Any], bool]]]  # name -> (what its value must be, in words; a test of that)
+Fields = Mapping[str, tuple[str, Callable[[Any], bool]]]  # name -> (what its value must be, in words; a test for it)
 
 
 def integer(value: Any) -> bool:
@@ -28,12 +28,12 @@ def numbers(value: Any, count: int | None = None) -> bool:
 
 
 def is_plain(number: int | str) -> bool:
-    """Whether evaluators take an id for the number that it is: they have no negative ones, and some keep them as floats of 64 bits."""
+    """Whether evaluators keep an id exact: they allow no negative ones, and some store them as 64-bit floats."""
     return isinstance(number, int) and 0 <= number < 1 << 53
 
 
 def id_of(value: Any) -> int | str | None:
-    """An id as a whole number where it is one, also as a text or a float; another text as it is; None for anything else."""
+    """An id as a whole number if it is one, also as a string or a float; another string unchanged; None for anything else."""
     if type(value) is int:
         return value
     if type(value) is float:
@@ -56,7 +56,7 @@ FIELDS: Fields = {
 def parse(path: str, what: str) -> Any:
     """The content of a JSON file. Raises UserError, which calls the file ``what``, if it cannot be read."""
     if not os.path.isfile(path):
-        raise UserError(f"{what} {path!r} is not there", "missing-file")
+        raise UserError(f"{what} {path!r} does not exist", "missing-file")
     try:
         return read_json(path)
     except ValueError as error:
@@ -64,7 +64,7 @@ def parse(path: str, what: str) -> Any:
 
 
 def faults(entry: Any, fields: Fields) -> Iterator[str]:
-    """What is wrong with an entry, as the rest of a sentence that begins with its name: missing fields, and wrong values."""
+    """What is wrong with an entry, as the end of a sentence that starts with its name: missing fields, and wrong values."""
     if not isinstance(entry, dict):
         yield f"is {reprlib.repr(entry)}, not an object"
         return
@@ -119,5 +119,5 @@ def run_lengths(counts: bytes) -> np.ndarray:
     values -= np.where(units[last] & 0x10, 1 << (5 * (last - first + 1)), 0)  # negative ones
     result = values.copy()
     result[1::2] = np.cumsum(values[1::2])
-    result[2::2] = np.cumsum(values[2::2])  # the first stands for itself alone
+    result[2::2] = np.cumsum(values[2::2])  # the first is not a difference
     return result

@@ -1,4 +1,4 @@
-"""What can be known to be wrong with a data set before training starts."""
+"""Finds what is wrong with a data set before training starts."""
 
 import importlib.util
 import os
@@ -22,10 +22,10 @@ def check_datasets(cfg: CfgNode, training: bool) -> None:
 
 
 def dataset_findings(cfg: CfgNode, training: bool, skip: Collection[str] = (), called: Callable[[str], str] = str) -> Iterator[UserError]:
-    """All that is known to be wrong with the data sets of ``cfg.DATASETS.TEST``, and in ``training`` with those of ``TRAIN`` too.
+    """Everything known to be wrong with the data sets of ``cfg.DATASETS.TEST``, and in ``training`` with those of ``TRAIN`` too.
 
-    Such as one that is not registered, whose files are not there, or whose classes are not the model's. Those of the names in ``skip`` are
-    not looked at. ``called`` is what the user calls a key.
+    For example a data set that is not registered, whose files do not exist, or whose classes differ from the model's. Data sets in ``skip`` are
+    not checked. ``called`` gives the user's name for a key.
     """
     need, what = ("DATASETS.TRAIN", "train") if training else ("DATASETS.TEST", "evaluate")
     if not get(cfg, need):
@@ -57,7 +57,7 @@ def dataset_findings(cfg: CfgNode, training: bool, skip: Collection[str] = (), c
 
 
 def _folders(cfg: CfgNode, names: Sequence[tuple[str, str]]) -> Iterator[UserError]:
-    """Images with classes that go to a detector or others to a classifier, and two sets that number other classes."""
+    """Data sets of the wrong kind for the model, and data sets with different classes."""
     with_classes = []
     for key, name in names:
         classes = MetadataCatalog.get(name).get("classes")
@@ -71,29 +71,29 @@ def _folders(cfg: CfgNode, names: Sequence[tuple[str, str]]) -> Iterator[UserErr
         first = with_classes[0]
         if classes != first[2]:
             one, other = first_difference(first[2], classes)
-            said = f"data sets {first[1]!r} and {name!r} have other classes: {one!r} of the one stands where the other has {other!r}"
+            said = f"data sets {first[1]!r} and {name!r} have different classes: {one!r} in the first is {other!r} in the second"
             yield UserError(said, "classes", key)
 
 
-# evaluator types whose package is optional: the module, what pip is to install, and whether reading the data set needs it already
+# evaluator types with an optional package: the module, what pip installs, and whether even reading the data set needs it
 _PACKAGES = {
     "coco_panoptic_seg": [("panopticapi", "panopticapi-lite", False)],
     "cityscapes_panoptic_seg": [*_CITYSCAPES, ("panopticapi", "panopticapi-lite", False)],
     "cityscapes_instance": _CITYSCAPES,
     "cityscapes_sem_seg": _CITYSCAPES,
-    "lvis": [("lvis", "--no-deps lvis", True)],  # it names opencv-python, which would overwrite a headless one
+    "lvis": [("lvis", "--no-deps lvis", True)],  # it requires opencv-python, which would overwrite a headless one
 }
 
 
 def check_packages(name: str, evaluating: bool, key: str = "") -> None:
-    """Raises UserError where a data set, or its evaluation, needs a package that is not installed; ``key`` names the data set in the config."""
+    """Raises UserError if a data set, or its evaluation, needs a package that is not installed; ``key`` names the data set in the config."""
     for module, package, always in _PACKAGES.get(MetadataCatalog.get(name).get("evaluator_type"), ()):
         if (evaluating or always) and importlib.util.find_spec(module) is None:
             raise UserError(f"data set {name!r} needs a package that is not installed: pip install {package}", "missing-package", key, package)
 
 
 def check_paths(name: str, key: str = "") -> None:
-    """Raises UserError where the files of a registered data set are not on the disk; ``key`` names the data set in the config."""
+    """Raises UserError if the files of a registered data set do not exist; ``key`` names the data set in the config."""
     metadata = MetadataCatalog.get(name)
     if metadata.get("generated"):  # made when first read
         return
@@ -101,12 +101,12 @@ def check_paths(name: str, key: str = "") -> None:
         path = metadata.get(field)
         if path and "://" not in path and not os.path.exists(path):
             root = os.getenv("DETECTRON2_DATASETS", "datasets")
-            hint = f" detectron2 looks under {root!r}, or where the variable DETECTRON2_DATASETS says." if path.startswith(root) else ""
-            raise UserError(f"data set {name!r}: {field} {path!r} is not there.{hint}", "missing-file", key)
+            hint = f" detectron2 looks in {root!r}; to use another folder, set DETECTRON2_DATASETS." if path.startswith(root) else ""
+            raise UserError(f"data set {name!r}: {field} {path!r} does not exist.{hint}", "missing-file", key)
 
 
 def _check_proposals(name: str, path: str, key: str) -> None:
-    """Reads the file as numbers alone, as detectron2 then unpickles it with whatever code it holds."""
+    """Reads the file as numbers only, because detectron2 would run any code in it."""
     local = fetch(path, PathManager) if "://" in path else path
     content: Any = read_checkpoint(local, kind="proposal file")
     columns = [content.get(key, content.get(old)) for key, old in (("ids", "indexes"), ("boxes", "boxes"), ("objectness_logits", "scores"))]
@@ -114,7 +114,7 @@ def _check_proposals(name: str, path: str, key: str) -> None:
         raise UserError(f"proposal file {path!r} needs 'ids', 'boxes' and 'objectness_logits', one of each for every image", "bad-file", key)
     missing = {str(record["image_id"]) for record in DatasetCatalog.get(name)} - {str(image) for image in columns[0]}
     if missing:
-        said = f"proposal file {path!r} has none for {len(missing)} images of data set {name!r}, such as {min(missing)}"
+        said = f"proposal file {path!r} has no proposals for {len(missing)} images of data set {name!r}, such as {min(missing)}"
         raise UserError(said, "data", key)
 
 
@@ -129,7 +129,7 @@ def _classes(cfg: CfgNode, name: str, called: Callable[[str], str]) -> Iterator[
 
 def _annotations(cfg: CfgNode, name: str, training: bool, key: str) -> Iterator[UserError]:
     if MetadataCatalog.get(name).get("truth") and learns(cfg, "semantic"):
-        said = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} needs semantic labels, which data set {name!r} has not"
+        said = f"MODEL.META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} needs semantic labels, which data set {name!r} does not have"
         yield UserError(said, "data", key)
     sigmas, count = cfg.TEST.KEYPOINT_OKS_SIGMAS, cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS
     if learns(cfg, "keypoints") and not training and len(sigmas or [0] * 17) != count:

@@ -1,4 +1,4 @@
-"""Folders of images, one a class, for `ImageClassifier`: torchvision's ``ImageFolder``, in detectron2's catalogues and loaders."""
+"""Folders of images, one for each class, for `ImageClassifier`: torchvision's ``ImageFolder``, in detectron2's catalogues and loaders."""
 
 import functools
 import os
@@ -18,9 +18,9 @@ from .holdout import entries, is_registered
 
 
 def register_image_folders(cfg: CfgNode) -> None:
-    """Registers the data sets of ``cfg.DATASETS.IMAGE_FOLDERS``: [name, folder] each, the folder's own folders being the classes.
+    """Registers the data sets of ``cfg.DATASETS.IMAGE_FOLDERS``: [name, folder] each, whose subfolders are the classes.
 
-    Raises UserError for an entry of another form, or a folder that is not there or holds no images.
+    Raises UserError for a malformed entry, or a folder that does not exist or holds no images.
     """
     for name, folder in entries(cfg, "IMAGE_FOLDERS", {"'name'": str, "'folder'": str}):
         if is_registered(name, "dirname", folder, "IMAGE_FOLDERS"):
@@ -34,11 +34,11 @@ def register_image_folders(cfg: CfgNode) -> None:
 
 
 def _numbered(name: str, classes: tuple[str, ...], records: tuple[dict[str, Any], ...], wanted: tuple[str, ...]) -> tuple[Any, Any]:
-    """``wanted``, and the records of these classes with their numbers there. Raises UserError where none is left."""
+    """``wanted``, and the records of these classes with their numbers there. Raises UserError if none is left."""
     number = {each: i for i, each in enumerate(wanted)}
     kept = tuple({**record, "label": number[classes[record["label"]]]} for record in records if classes[record["label"]] in number)
     if not kept:
-        said = f"data set {name!r}: none of its classes, such as {classes[0]!r}, is in DATASETS.CLASSES, such as {wanted[0]!r}"
+        said = f"data set {name!r}: none of its classes, such as {classes[0]!r}, is in DATASETS.CLASSES, which has {wanted[0]!r} and others"
         raise UserError(said, "classes", "DATASETS.CLASSES")
     return wanted, kept
 
@@ -46,7 +46,7 @@ def _numbered(name: str, classes: tuple[str, ...], records: tuple[dict[str, Any]
 @functools.lru_cache(maxsize=8)
 def _read(name: str, folder: str) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
     if not os.path.isdir(folder):
-        raise UserError(f"DATASETS.IMAGE_FOLDERS: folder {folder!r} of {name!r} is not there", "missing-file", "DATASETS.IMAGE_FOLDERS")
+        raise UserError(f"DATASETS.IMAGE_FOLDERS: folder {folder!r} of {name!r} does not exist", "missing-file", "DATASETS.IMAGE_FOLDERS")
     try:
         found = ImageFolder(folder)
     except FileNotFoundError as error:  # no classes, or one without images

@@ -21,7 +21,7 @@ from .sources import Source, Use
 class Reader:
     """Reads a data set when it is first asked for, and gives detectron2's records when called.
 
-    What `dataset` reads is kept until `__call__` hands it on, so that a file is parsed once before training.
+    What `dataset` reads is kept until `__call__` returns it, so that a file is parsed once before training.
     """
 
     def __init__(self, source: Source, use: Use):
@@ -30,7 +30,7 @@ class Reader:
         self._packed: Packed | None = None  # records for other processes
 
     def dataset(self) -> Dataset:
-        """Raises UserError where the data cannot be used."""
+        """Raises UserError if the data cannot be used."""
         if self._held is None:
             data = read(self.source, self.use)
             error = data.error()
@@ -51,7 +51,7 @@ class Reader:
         return self.dataset().truth()
 
     def number(self, classes: Sequence[str]) -> None:
-        """Numbers the classes as other data have them. Raises UserError where none has a name of theirs."""
+        """Numbers the classes as other data do. Raises UserError if no class name matches theirs."""
         self.use = dataclasses.replace(self.use, classes=tuple(classes))
         number_classes(self.dataset(), self.use.classes)
         error = self.dataset().error()
@@ -59,7 +59,7 @@ class Reader:
             raise error
 
     def __getstate__(self) -> dict[str, Any]:
-        """What goes to other processes: of training data, the records in a file, so that they need not read them anew."""
+        """What goes to other processes: of training data, the records in a file, so that they need not read them again."""
         if self._held is not None and self.source.training:
             self._packed = Packed(self())
             atexit.register(self._packed.forget)
@@ -72,8 +72,8 @@ def register_from_config(cfg: CfgNode, names: Collection[str] | None = None) -> 
     Args:
         names: those to register; None: all.
 
-    The class names of ``cfg.DATASETS.CLASSES``, or of the first data set to train on, hold for all; others match them by name.
-    Raises UserError for data that cannot be used, and for an entry of another form.
+    All data sets use the class names of ``cfg.DATASETS.CLASSES``, or of the first data set to train on; the others match them by name.
+    Raises UserError for data that cannot be used, and for a malformed entry.
     """
     found = list(entries(cfg, "REGISTER", {"'name'": str, "'annotations.json'": str, "'image_folder'": str}))
     wanted = None if names is None else {name.removesuffix(HELD_OUT).removesuffix(KEPT) for name in names}
@@ -82,7 +82,7 @@ def register_from_config(cfg: CfgNode, names: Collection[str] | None = None) -> 
     classes = use.classes
     twice = next((name for name in classes if classes.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"DATASETS.CLASSES: the name {twice!r} stands there twice", "value", "DATASETS.CLASSES")
+        raise UserError(f"DATASETS.CLASSES: the name {twice!r} appears twice", "value", "DATASETS.CLASSES")
     found.sort(key=lambda entry: entry[0] not in training)
     if not classes and wanted is not None and found and found[0][0] in training - wanted:  # the classes of a model that is only evaluated
         with contextlib.suppress(UserError):
@@ -137,7 +137,7 @@ def _register(reader: Reader, cfg: CfgNode) -> None:
         pairs, why = flip_pairs(names, cfg.DATASETS.KEYPOINT_FLIPS)
         about.update(keypoint_names=names, keypoint_flip_map=pairs, keypoint_flips_unknown=why)
         if pairs and reader.use.keypoints:
-            about["said"].append(f"{name}: keypoints that change places in a flipped image: {', '.join('/'.join(pair) for pair in pairs)}")
+            about["said"].append(f"{name}: keypoints swapped in a flipped image: {', '.join('/'.join(pair) for pair in pairs)}")
     MetadataCatalog.get(name).set(**about)
 
 
@@ -146,7 +146,7 @@ def _line(finding: Finding) -> str:
 
 
 def _classes_of_the_model(cfg: CfgNode) -> list[str]:
-    """The class names of the catalogue's data that the config trains on, if its model has as many."""
+    """The class names of the registered data that the config trains on, if the model has the same number of classes."""
     for name in cfg.DATASETS.TRAIN:
         classes = MetadataCatalog.get(name).get("thing_classes") if name in DatasetCatalog else None
         keys = [key for key, value in architecture(cfg).classes.items() if value == "thing_classes"]
@@ -156,9 +156,9 @@ def _classes_of_the_model(cfg: CfgNode) -> list[str]:
 
 
 def follow(cfg: CfgNode, replaced: bool) -> Iterator[tuple[str, Any, str]]:
-    """(key, value, reason) of what a config has to say for its registered data, and does not.
+    """(key, value, reason) of each setting that the registered data require and the config lacks.
 
-    ``replaced``: the data have come in the place of the config's, so that the numbers of classes and keypoints are theirs too.
+    ``replaced``: the data replace the config's own, so the numbers of classes and keypoints follow from them too.
     """
     known = [MetadataCatalog.get(name) for name in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST) if name in DatasetCatalog]
     own = [about for about in known if about.get("truth")]
@@ -169,25 +169,25 @@ def follow(cfg: CfgNode, replaced: bool) -> Iterator[tuple[str, Any, str]]:
         yield "DATASETS.CLASSES", classes, ""
     for key in (key for key, field in architecture(cfg).classes.items() if field == "thing_classes"):
         if replaced and get(cfg, key) != len(classes):
-            yield key, len(classes), "the data have as many classes"
+            yield key, len(classes), "the data have this many classes"
     if cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon" and any(about.mask_runs for about in own):
-        yield "INPUT.MASK_FORMAT", "bitmask", "some masks are run lengths"
+        yield "INPUT.MASK_FORMAT", "bitmask", "some masks are run-length encodings (RLE)"
     if not names or not cfg.MODEL.KEYPOINT_ON:
         return
     if list(cfg.DATASETS.KEYPOINTS) != names:
         yield "DATASETS.KEYPOINTS", names, ""
     if replaced and len(names) != cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS:
-        yield "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", len(names), "the data have as many keypoints"
+        yield "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS", len(names), "the data have this many keypoints"
     if replaced and len(names) != (len(cfg.TEST.KEYPOINT_OKS_SIGMAS) or 17):
         sigmas = [] if len(names) == 17 else [round(1 / len(names), 4)] * len(names)
         yield "TEST.KEYPOINT_OKS_SIGMAS", sigmas, (
-            "one for each keypoint, all alike; COCO's are 0.025 to 0.107, and smaller ones are stricter"
+            "one for each keypoint, all equal; COCO's are 0.025 to 0.107, and smaller ones are stricter"
             if sigmas
             else "those of COCO's 17 keypoints"
         )
     unknown = next((about.keypoint_flips_unknown for about in own if about.get("keypoint_flips_unknown")), "")
     if unknown:
-        reason = f"{unknown}, so that images cannot be flipped; DATASETS.KEYPOINT_FLIPS names the pairs"
+        reason = f"{unknown}, so images cannot be flipped; name the pairs in DATASETS.KEYPOINT_FLIPS"
         if cfg.INPUT.RANDOM_FLIP == "horizontal":
             yield "INPUT.RANDOM_FLIP", "none", reason
         if cfg.TEST.AUG.ENABLED and cfg.TEST.AUG.FLIP:

@@ -18,7 +18,7 @@ from .sources import Source, Use
 
 @contextlib.contextmanager
 def without_collections() -> Iterator[None]:
-    """Python's collector looks through millions of new lists again and again, for longer than it takes to read them."""
+    """Turns Python's garbage collector off: it would scan millions of new lists repeatedly, for longer than it takes to read them."""
     before = gc.isenabled()
     gc.disable()
     try:
@@ -35,14 +35,14 @@ class Dataset:
     Attributes:
         images, annotations: in COCO's form, repaired. Paths of images are within the image folder, boxes x, y, width, height in pixels.
         categories: in the order of their ids, without groups, one for each name.
-        classes: their names as the model numbers them; those of `Use.classes` where it names some.
+        classes: their names in the model's order; those of `Use.classes` if it names any.
         class_of: category id -> number of the class.
         keypoint_names: of the objects' classes.
         foreign: classes of the file that the model does not have.
-        findings: what was repaired, left out, or is wrong. Where a finding is an error, the lists may lack what it concerns.
-        labelled: whether the file has annotations. A test set without is predicted, and not scored.
-        runs: objects whose masks are run lengths, which need INPUT.MASK_FORMAT bitmask.
-        own_ids: of the annotations, as the file has them, where they were numbered anew.
+        findings: what was repaired, left out, or is wrong. If a finding is an error, the lists may lack the entries it concerns.
+        labelled: whether the file has annotations. A test set without annotations gets predictions, but no evaluation.
+        runs: objects with RLE masks, which need INPUT.MASK_FORMAT bitmask.
+        own_ids: of the annotations, as the file has them, where they were renumbered.
     """
 
     source: Source
@@ -59,11 +59,11 @@ class Dataset:
     own_ids: list[Any] | None = None
 
     def error(self) -> UserError | None:
-        """Why the data cannot be used, if they cannot."""
+        """Why the data cannot be used, or None."""
         return self.findings.error(self.source.called, self.source.json_file, self.source.image_root)
 
     def name(self, place: int) -> str:
-        """What a finding calls an annotation: its id in the file, and its image."""
+        """How a finding names an annotation: its id in the file, and its image."""
         a = self.annotations[place]
         number = a["id"] if self.own_ids is None else self.own_ids[place]
         image = next(image["file_name"] for image in self.images if image["id"] == a["image_id"])
@@ -76,11 +76,11 @@ class Dataset:
             self.own_ids = [self.own_ids[i] for i in places] if self.own_ids is not None else None
 
     def summary(self) -> str:
-        """The line that is said of each data set."""
+        """The line that is logged for each data set."""
         crowds = sum(1 for a in self.annotations if a["iscrowd"])
         some = f"{len(self.class_of)} of " if len(self.class_of) < len(self.classes) else ""
         about = f"{counted(len(self.annotations) - crowds, 'object')} of {some}{counted(len(self.classes), 'class')}"
-        about = about if self.labelled else "no annotations: predicted, not scored"
+        about = about if self.labelled else "no annotations: predictions only, no evaluation"
         return f"{self.source.name}: {counted(len(self.images), 'image')}, {about}; {self.findings.effects()}; crowds: {crowds}"
 
     def counts(self) -> dict[str, int]:
@@ -89,7 +89,7 @@ class Dataset:
         return dict(zip(self.classes, found.tolist()))
 
     def boxes(self, use: Use) -> np.ndarray:
-        """The boxes (N, 4) x0, y0, x1, y1 of all objects, as the network sees them."""
+        """The boxes (N, 4) x0, y0, x1, y1 of all objects, scaled to the network's input."""
         images = {image["id"]: use.scale(image["width"], image["height"]) for image in self.images}
         objects = [a for a in self.annotations if not a["iscrowd"]]
         boxes = np.array([a["bbox"] for a in objects], float).reshape(-1, 4) * np.array([[images[a["image_id"]]] for a in objects]).reshape(
@@ -99,12 +99,12 @@ class Dataset:
         return boxes
 
     def most(self) -> int:
-        """Objects of the image that has most."""
+        """The largest number of objects in one image."""
         _, counts = np.unique([a["image_id"] for a in self.annotations], return_counts=True)
         return int(counts.max()) if len(counts) else 0
 
     def truth(self) -> dict[str, Any]:
-        """The data in COCO's form for an evaluation; all classes of the model have a category."""
+        """The data in COCO's format for an evaluation; all classes of the model have a category."""
         categories = list(self.categories)
         free = 1 + max([0, *self.class_of])
         ids = {number: i for i, number in self.class_of.items()}

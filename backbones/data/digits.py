@@ -1,9 +1,9 @@
 """`digits_train` and `digits_val`: scenes of real handwriting, in COCO's format, made on first use without a download.
 
 The 1,797 handwritten digits that ship inside scikit-learn (UCI Optical Recognition of Handwritten Digits, 8x8 pixels, CC BY 4.0) are
-enlarged smoothly, turned, coloured and placed on textured backgrounds. Every task finds its annotations: boxes and masks of ten classes,
+enlarged smoothly, turned, coloured and placed on textured backgrounds. There are annotations for every task: boxes and masks of ten classes,
 four keypoints a digit (the extreme points of its stroke), and panoptic segmentation, with the textures as stuff. The validation scenes
-show handwriting that no training scene shows: the last 450 digits of the collection, in its own order.
+use handwriting that no training scene uses: the last 450 digits of the collection, in its own order.
 
 Masks are outlines: the holes of 0, 6, 8 and 9 belong to the digit, as COCO's polygons have no holes.
 """
@@ -25,7 +25,7 @@ from detectron2.data.datasets.coco_panoptic import merge_to_panoptic
 from ..documents import read_json
 from ..errors import UserError
 
-VERSION = 1  # of the scenes: another one is made anew
+VERSION = 1  # of the scenes: those of another version are made again
 SPLITS = {"train": 1200, "val": 250}  # scenes
 IMAGE_SIZE = 160  # pixels, both sides
 CLASSES = [str(digit) for digit in range(10)]
@@ -110,10 +110,10 @@ def _load_classes(name: str, split: str) -> list[dict]:
 
 
 def generate(folder: str = "", progress: Callable[[Iterable[int]], Iterable[int]] = lambda scenes: scenes) -> str:
-    """Makes the scenes if they are not there yet, and returns their folder (by default `root`).
+    """Makes the scenes if they do not exist yet, and returns their folder (by default `root`).
 
-    The same scenes every time; the folder appears whole or not at all, also where several processes ask at once.
-    Raises UserError where scikit-learn is missing, where the folder cannot be written, or where something else is in its place.
+    The scenes are the same every time. The folder appears complete or not at all, even if several processes ask at once.
+    Raises UserError if scikit-learn is missing, the folder cannot be written, or something else is in its place.
     """
     folder = folder or root()
     stamp = os.path.join(folder, "version.json")
@@ -122,13 +122,15 @@ def generate(folder: str = "", progress: Callable[[Iterable[int]], Iterable[int]
     if found == wanted:
         return folder
     if os.path.exists(folder) and (not isinstance(found, dict) or found.keys() != wanted.keys()):  # somebody else's, as its version.json says
-        raise UserError(f"{folder!r} is there, but was not made by this project: move it away, or set DETECTRON2_DATASETS")
+        raise UserError(f"{folder!r} exists, but this project did not create it: move it, or set DETECTRON2_DATASETS")
     parent = os.path.dirname(os.path.abspath(folder))
     try:
         os.makedirs(parent, exist_ok=True)
         temporary = tempfile.TemporaryDirectory(prefix=".digits-", dir=parent)
     except OSError as error:
-        raise UserError(f"the digits cannot be made in {parent!r}: {error.strerror}. DETECTRON2_DATASETS names another place") from error
+        raise UserError(
+            f"the digits cannot be written to {parent!r}: {error.strerror}. To use another folder, set DETECTRON2_DATASETS"
+        ) from error
     with temporary:
         partial = os.path.join(temporary.name, "digits")
         digits, labels = handwriting()
@@ -142,7 +144,7 @@ def generate(folder: str = "", progress: Callable[[Iterable[int]], Iterable[int]
         try:
             os.rename(partial, folder)
         except OSError:
-            if _stamped(stamp) != wanted:  # else another process was faster, with the same scenes
+            if _stamped(stamp) != wanted:  # else another process made the same scenes first
                 raise
     return folder
 
@@ -159,7 +161,7 @@ def handwriting() -> tuple[np.ndarray, np.ndarray]:
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise UserError("the digits data set needs scikit-learn, which ships the handwriting: pip install scikit-learn") from None
+        raise UserError("the digits data set needs scikit-learn, which contains the handwriting: pip install scikit-learn") from None
     digits = load_digits()
     return (digits.images / 16.0).astype(np.float32), digits.target
 
@@ -171,7 +173,7 @@ def _write_split(paths: dict[str, str], digits: np.ndarray, labels: np.ndarray, 
     annotations: list[dict[str, Any]] = []
     images, panoptic = [], []
     for image_id in progress(range(1, count + 1)):
-        # a generator of its own: a scene does not depend on how many came before
+        # its own generator: a scene does not depend on how many came before
         scene = Scene(np.random.default_rng((VERSION, seed, image_id)), digits, labels)
         stem = f"{image_id:06d}"
         cv2.imwrite(os.path.join(paths["images"], stem + ".jpg"), scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
@@ -234,11 +236,11 @@ class Scene:
                 break
         else:
             return
-        # ink well apart from what lies under it
+        # ink that contrasts with what lies under it
         under = self.image[window].astype(np.float32)
         bright = under[silhouette].mean() < 128
         colour = rng.uniform(190, 255, 3) if bright else rng.uniform(0, 70, 3)
-        # half-way from paper to ink lies the edge of the mask
+        # the edge of the mask lies half-way from paper to ink
         alpha = np.clip((ink - 0.3) / 0.3, 0, 1)[..., None]
         self.image[window] = np.clip(under * (1 - alpha) + colour * alpha + rng.normal(0, 4, under.shape) * alpha, 0, 255).astype(np.uint8)
         self._taken[window] |= cv2.dilate(silhouette.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
@@ -279,7 +281,7 @@ def _bounds(rows: np.ndarray, columns: np.ndarray) -> list[int]:
 
 
 def _polygons(mask: np.ndarray) -> list[np.ndarray]:
-    """The outlines of a mask as (N, 2) x, y, an eighth of a pixel inside its edge; OpenCV's own run through the outer pixels' centres."""
+    """The outlines of a mask as (N, 2) x, y, an eighth of a pixel inside its edge; OpenCV's run through the outer pixels' centres."""
     fine: np.ndarray = np.kron(mask.astype(np.uint8), np.ones((4, 4), np.uint8))
     return [(contour[:, 0] + 0.5) / 4 for contour in cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]]
 
@@ -294,7 +296,7 @@ def _background(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.nda
     image, stuff = np.zeros((size, size, 3), np.float32), np.zeros((size, size), np.uint8)
     for i, kind in enumerate(kinds):
         a, b = rng.uniform(40, 215, (2, 3))
-        b = a + (b - a) * 0.35  # textures stay quiet beside the ink
+        b = a + (b - a) * 0.35  # textures have less contrast than the ink
         pattern = _texture(STUFF[kind], rng, x, y)[..., None]
         region = nearest == i
         image[region] = (a * (1 - pattern) + b * pattern)[region]

@@ -1,4 +1,4 @@
-"""Parts of a data set that are kept for training and held out of it: what a search looks at is neither trained on nor the test set."""
+"""Splits a data set into a part for training and a held-out one, so that a search evaluates on neither training nor test images."""
 
 import functools
 import random
@@ -22,7 +22,7 @@ def entries(cfg: CfgNode, key: str, form: dict[str, type | tuple[type, ...]]) ->
             or bool in map(type, entry)
             or not all(map(isinstance, entry, form.values()))
         ):
-            raise UserError(f"DATASETS.{key}: {entry!r} is not of the form [{', '.join(form)}]", "syntax", f"DATASETS.{key}")
+            raise UserError(f"DATASETS.{key}: {entry!r} must have the form [{', '.join(form)}]", "syntax", f"DATASETS.{key}")
         yield entry
 
 
@@ -34,12 +34,12 @@ def is_registered(name: str, field: str, value: str, key: str) -> bool:
 
 
 def register_held_out(cfg: CfgNode, training: bool = True, names: Collection[str] | None = None) -> None:
-    """Registers NAME_held_out and NAME_kept for each [NAME, count] of ``cfg.DATASETS.HOLD_OUT``: so many images of NAME, and the others.
+    """Registers NAME_held_out and NAME_kept for each [NAME, count] of ``cfg.DATASETS.HOLD_OUT``: that many images of NAME, and the rest.
 
-    A count below 1 is a part of the images. ``names``: those to register; None: all.
+    A count below 1 is a fraction of the images. ``names``: those to register; None: all.
 
-    The same images every time: they follow from the name and the count alone. Raises UserError for an entry of another form, a data set that
-    is not registered, or a name that stands there with two counts. That there are so many images is checked when they are read.
+    The images are the same every time: they depend only on the name and the count. Raises UserError for a malformed entry, a data set that
+    is not registered, or a name that appears with two counts. That there are so many images is checked when they are read.
     """
     seen: dict[str, int] = {}
     for name, count in entries(cfg, "HOLD_OUT", {"'name'": str, "number of images": (int, float)}):
@@ -48,14 +48,14 @@ def register_held_out(cfg: CfgNode, training: bool = True, names: Collection[str
         if name not in DatasetCatalog:
             raise unknown("data set in DATASETS.HOLD_OUT", name, sorted(DatasetCatalog.keys()), "DATASETS.HOLD_OUT")
         if seen.setdefault(name, count) != count:
-            said = f"DATASETS.HOLD_OUT: {name!r} stands there with {seen[name]} and with {counted(count, 'image')}"
+            said = f"DATASETS.HOLD_OUT: {name!r} appears twice, with {seen[name]} and with {counted(count, 'image')}"
             raise UserError(said, "conflict", "DATASETS.HOLD_OUT")
         if training and (name in cfg.DATASETS.TRAIN or name + HELD_OUT in cfg.DATASETS.TRAIN):
-            said = f"DATASETS.HOLD_OUT: what is held out of {name!r} would be trained on: set DATASETS.TRAIN to {name + KEPT!r}"
+            said = f"DATASETS.HOLD_OUT: the images held out of {name!r} would be trained on: set DATASETS.TRAIN to {name + KEPT!r}"
             raise UserError(said, "conflict", "DATASETS.TRAIN", (name + KEPT,))
         if count <= 0 or count > 1 and count != int(count):
             raise UserError(
-                f"DATASETS.HOLD_OUT: {count} of {name!r}: it must be 1 image or more, or a part between 0 and 1", "value", "DATASETS.HOLD_OUT"
+                f"DATASETS.HOLD_OUT: {count} of {name!r}: must be 1 image or more, or a fraction between 0 and 1", "value", "DATASETS.HOLD_OUT"
             )
         if name + HELD_OUT in DatasetCatalog:
             if MetadataCatalog.get(name + HELD_OUT).get("held_out") == count:
@@ -74,7 +74,7 @@ def register_held_out(cfg: CfgNode, training: bool = True, names: Collection[str
             MetadataCatalog.get(name + suffix).set(**about, held_out=count, part_of=name)
             if inside and MetadataCatalog.get(name).get("reader"):
                 total = len(MetadataCatalog.get(name).reader.dataset().images)
-                MetadataCatalog.get(name + suffix).said = [f"{name}: {_number(count, total)} of {total} images are held out to evaluate on"]
+                MetadataCatalog.get(name + suffix).said = [f"{name}: {_number(count, total)} of {total} images are held out for evaluation"]
             if MetadataCatalog.get(name).get("truth"):
                 MetadataCatalog.get(name + suffix).truth = functools.partial(_truth, name, count, inside)
 
@@ -89,7 +89,7 @@ def _part(name: str, count: float, inside: bool) -> list[dict]:
     records = DatasetCatalog.get(name)
     number = _number(count, len(records))
     if number >= len(records):
-        said = f"DATASETS.HOLD_OUT: {counted(number, 'image')} of {name!r}, which has {len(records)}: none would be left to train on"
+        said = f"DATASETS.HOLD_OUT: {counted(number, 'image')} of {name!r}, which has {len(records)}, would leave no image to train on"
         raise UserError(said, "data", "DATASETS.HOLD_OUT")
     if count < 1:  # with all classes in both parts, as far as that can be
         classes: list[set[Hashable]] = [{a["category_id"] for a in record.get("annotations", ())} for record in records]

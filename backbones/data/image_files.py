@@ -1,4 +1,4 @@
-"""The image files of a data set: where they are, and what their headers and pixels say."""
+"""The image files of a data set: their paths, and what their headers and pixels show."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from detectron2.data.detection_utils import convert_PIL_to_numpy
 from .images import UnusableImage, opened, pictures_in
 from .sources import Use
 
-_MOST = 2_000_000  # files that a folder is searched for
+_MOST = 2_000_000  # most files to list in a folder
 _TURNED = (5, 6, 7, 8)  # values of the EXIF tag that swap width and height
 # Pillow's modes -> kind
 _MODES = {
@@ -25,7 +25,7 @@ _MODES = {
 
 
 class Files:
-    """The files in a folder and in the folders in it. Each folder is listed once, which is faster than to ask for each file."""
+    """The files in a folder and in the folders in it. Each folder is listed once, which is faster than checking each file."""
 
     def __init__(self, root: str):
         self.root = root
@@ -33,7 +33,7 @@ class Files:
         self._ends: dict[str, list[str]] = {}
 
     def find(self, name: str) -> tuple[str, str]:
-        """(path within the folder, kind of `findings.KINDS`); the kind is "" where the file is where its name says.
+        """(path within the folder, kind of `findings.KINDS`); the kind is "" if the file is where its name says.
 
         Otherwise it is the one file whose path agrees with ``name`` in most of its last parts, upper and lower case apart, if there is one.
         """
@@ -88,7 +88,7 @@ def evenly(items: Any, count: int | None) -> Any:
 
 
 def look(path: str, stated: dict[str, Any], use: Use, pixels: bool = True) -> Iterator[tuple[str, str]]:
-    """What is wrong with an image, from its header and, if ``pixels``, its pixels: (kind, details).
+    """What is wrong with an image, by its header and, if ``pixels``, its pixels: (kind, details).
 
     ``stated`` has its "width" and "height", after the turn that its EXIF tag asks for unless ``use`` ignores it.
     """

@@ -10,11 +10,11 @@ from .image_files import Files, evenly, look
 from .images import size
 from .sources import Use
 
-SAMPLED = 500  # images whose headers are read: enough for a systematic mistake, and takes seconds on a slow disk
+SAMPLED = 500  # images whose headers are read: enough to find a systematic mistake, in seconds on a slow disk
 _BIG = 10**6  # pixels that no side of an image has
 _UNREADABLE = ("unreadable image", "truncated image", "empty image", "large image")
 REFUSED = (*_UNREADABLE, "image of other size", "turned image", "deep image")
-TOLD = (*REFUSED, "several pictures")  # by the reader; of the others the doctor alone knows
+TOLD = (*REFUSED, "several pictures")  # reported by the reader; only the doctor reports the others
 Progress = Callable[..., Iterable]
 
 
@@ -53,7 +53,7 @@ def read_images(
         entry["id"], entry["file_name"] = number, path
         kept.append(entry)
     guessed = {image["file_name"] for image in kept if found[image["id"]][1] in ("file by case", "file by its end")}
-    if guessed:  # two entries that would take one file are not to share it
+    if guessed:  # two entries must not share one file
         times: dict[str, int] = {}
         for image in kept:
             times[image["file_name"]] = times.get(image["file_name"], 0) + 1
@@ -74,9 +74,9 @@ def read_images(
 
 
 def image_numbers(data: Dataset, entries: list[Any]) -> dict[Any, Any]:
-    """The number of each id in the file. Where one is none that evaluators and samplers can use, each image has that of its place in the file.
+    """The number of each id in the file. If one is not usable for evaluators and samplers, each image gets its position in the file.
 
-    Not of its place among those that are kept: results are to fit the file, whatever was left out.
+    Not its position among the kept ones: results must fit the file, whatever was left out.
     """
     own = [id_of(entry.get("id")) if isinstance(entry, dict) else None for entry in entries]
     anew = any(number is not None and not is_plain(number) for number in own)
@@ -89,7 +89,7 @@ def image_numbers(data: Dataset, entries: list[Any]) -> dict[Any, Any]:
 
 
 def _sizes(data: Dataset, use: Use, images: list[dict], left_out: dict[Any, bool], progress: Progress, files: Files | None) -> list[dict]:
-    """The images with a width and a height, those of the file or where it has none those of the header."""
+    """The images with a width and a height, from the annotation file or else from the header."""
     if files is None:
         for image in images:
             for key in ("width", "height"):

@@ -1,4 +1,4 @@
-"""Opens image files: the one place where pixels come in, so that training, evaluation, the tools and exported files see the same ones."""
+"""Opens image files: the only place where pixels are read, so that training, evaluation, the tools and exported files see the same ones."""
 
 import contextlib
 import sys
@@ -22,7 +22,7 @@ _SWAPS_SIDES = (5, 6, 7, 8)
 
 
 class UnusableImage(UserError):
-    """An image file that is sound, and that cannot be used as it is. Its message names the file."""
+    """An image file that is intact but cannot be used as it is. The message names the file."""
 
 
 # what reading raises for a file that is missing, damaged, no image, or of another size than stated
@@ -30,7 +30,7 @@ UNREADABLE = (OSError, SyntaxError, SizeMismatchError, UnusableImage)
 
 
 def settings(cfg: CfgNode) -> dict[str, Any]:
-    """How a config wants files to be read, as the arguments of `read`; the format apart."""
+    """How a config reads files, as the arguments of `read` except the format."""
     return {"exif": cfg.INPUT.EXIF, "value_range": list(cfg.INPUT.VALUE_RANGE), "max_pixels": cfg.INPUT.MAX_PIXELS}
 
 
@@ -38,7 +38,7 @@ def settings(cfg: CfgNode) -> dict[str, Any]:
 def opened(path: str, max_pixels: int = 0) -> Iterator[Image.Image]:
     """A file as Pillow opens it: its header is read, its pixels are not. Errors of what is done with it are this function's too.
 
-    Raises UnusableImage where it has more than ``max_pixels``, or with 0 than Pillow takes for safe, and OSError or SyntaxError
+    Raises UnusableImage if it has more than ``max_pixels``, or with 0 than Pillow considers safe, and OSError or SyntaxError
     where it cannot be read.
     """
     limit = Image.MAX_IMAGE_PIXELS
@@ -58,7 +58,9 @@ def opened(path: str, max_pixels: int = 0) -> Iterator[Image.Image]:
         raise
     except Image.DecompressionBombError as error:
         width, height = size(path, "ignore", sys.maxsize)
-        said = f"image {path!r} has {width}x{height} pixels, more than Pillow takes for safe: to allow it, INPUT.MAX_PIXELS {width * height}"
+        said = (
+            f"image {path!r} has {width}x{height} pixels, more than Pillow considers safe: to allow it, set INPUT.MAX_PIXELS {width * height}"
+        )
         raise UnusableImage(said, "resources", "INPUT.MAX_PIXELS", width * height) from error
     except Exception as error:  # Pillow's decoders raise anything for a damaged file
         raise OSError(f"{type(error).__name__}: {error}") from error
@@ -82,7 +84,7 @@ def _orientation(image: Image.Image) -> int:
 def pictures_in(image: Image.Image) -> int:
     """How many pictures an opened file holds, of which `read` gives the first: frames of an animation, or pages.
 
-    A photo and the previews or depths of it that a phone stores beside it are one.
+    A photo counts as one with the previews and depth maps that a phone stores in the same file.
     """
     if image.format == "MPO":
         return 1
@@ -92,14 +94,14 @@ def pictures_in(image: Image.Image) -> int:
 
 
 def is_turned(image: Image.Image) -> bool:
-    """Whether an image's EXIF tag says that it is to be turned or mirrored."""
+    """Whether an image's EXIF tag says to rotate or mirror it."""
     return _orientation(image) in range(2, 9)
 
 
 def upright(image: Image.Image, path: str, exif: str = "turn", value_range: Sequence[float] = ()) -> Image.Image:
-    """An opened image with 8 bits a channel, turned as its EXIF tag says, or with "ignore" not.
+    """An opened image with 8 bits per channel, rotated as its EXIF tag says, or not with "ignore".
 
-    Values of more bits go from ``value_range``, a lowest and a highest one, to 0 and 255. Raises UserError where there is none.
+    Values of more bits go from ``value_range``, a lowest and a highest one, to 0 and 255. Raises UserError if there is none.
     """
     if exif == "turn":
         image = turned(image)
@@ -110,8 +112,8 @@ def upright(image: Image.Image, path: str, exif: str = "turn", value_range: Sequ
         low, high = float(values.min()), float(values.max())
         fitting = [0, 65535] if 0 <= low and 1 < high <= 65535 else [low, high]
         raise UserError(
-            f"image {path!r} has more than 8 bits (Pillow's mode {image.mode}, values from {low:g} to {high:g}): say which range becomes 0 to "
-            f'255, such as INPUT.VALUE_RANGE "{fitting}"',
+            f"image {path!r} has more than 8 bits (Pillow's mode {image.mode}, values from {low:g} to {high:g}): set the range that becomes "
+            f'0 to 255, such as INPUT.VALUE_RANGE "{fitting}"',
             "data",
             "INPUT.VALUE_RANGE",
             fitting,

@@ -22,11 +22,11 @@ _USUAL = Use()
 
 
 def inspect(source: Source, use: Use = _USUAL, images: int | None = SAMPLED, progress: Progress = lambda items, **_: items) -> Dataset:
-    """The data set with all that is found in it: what `read` says of it, and what is odd in classes, objects and pixels.
+    """The data set with all that is found in it: what `read` reports, and what is odd in classes, objects and pixels.
 
     Args:
         use: what the config does with the data.
-        images: how many images are read; None: all. That the files exist is always looked up for all.
+        images: how many images are read; None: all. Whether files exist is always checked for all.
         progress: wraps each loop, called like ``tqdm``.
     """
     data = Dataset(source, Findings(source.name))
@@ -47,7 +47,7 @@ def inspect(source: Source, use: Use = _USUAL, images: int | None = SAMPLED, pro
 
 
 def _is_read(held: Reader, source: Source, use: Use) -> bool:
-    """Whether registration has read the same. It names the config's classes after the data where the config has none."""
+    """Whether registration has read the same data. It sets the config's classes from the data if the config has none."""
     if held.source != source or held.use not in (use, dataclasses.replace(use, classes=())):
         return False
     return held.use == use or tuple(held.dataset().classes) == use.classes
@@ -72,7 +72,7 @@ def _objects(data: Dataset, use: Use) -> None:
     scales = np.array([images[number] for number in of_image.tolist()], float)
     tiny = np.flatnonzero(np.sqrt(boxes[:, 2] * boxes[:, 3]) * scales < 8)
     columns = (*boxes.T, of_class, of_image)
-    order = np.lexsort(columns)  # keeps the order of equal ones
+    order = np.lexsort(columns)  # a stable order
     repeated = np.sort(order[1:][np.all([column[order[1:]] == column[order[:-1]] for column in columns], axis=0)])
     crowds = {a["image_id"] for a in data.annotations if a["iscrowd"]}
     objects = {a["image_id"] for a in data.annotations if not a["iscrowd"]}
@@ -90,7 +90,7 @@ def _pixels(data: Dataset, use: Use, count: int | None, progress: Progress) -> N
     for image in progress(evenly(data.images, count), desc=f"{data.source.name}: images", unit="image"):
         path = os.path.join(data.source.image_root, image["file_name"])
         for kind, about in look(path, image, use):
-            if kind not in data.findings.counts or kind not in TOLD:  # which the reader has said of the same images
+            if kind not in data.findings.counts or kind not in TOLD:  # already reported by the reader for the same images
                 data.findings.add(kind, short(image["file_name"]) + about)
 
 

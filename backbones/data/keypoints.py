@@ -1,4 +1,4 @@
-"""Which keypoints change places where an image is flipped."""
+"""Which keypoints swap when an image is flipped."""
 
 import re
 from typing import Sequence
@@ -14,9 +14,9 @@ _WORD = {
 
 
 def flip_pairs(names: Sequence[str], stated: Sequence[Sequence[str]] = ()) -> tuple[list[tuple[str, str]], str]:
-    """(pairs of left and right names, why they are not known or "").
+    """(pairs of left and right names, why they are unknown or "").
 
-    ``stated`` are pairs that hold instead. A name without a side is in the middle, if others have sides.
+    ``stated`` are pairs to use instead. A name without a side is in the middle, if others have sides.
     """
     if stated:
         return [(str(a), str(b)) for a, b in stated], ""
@@ -30,7 +30,7 @@ def flip_pairs(names: Sequence[str], stated: Sequence[Sequence[str]] = ()) -> tu
     taken = {name for pair in pairs for name in pair}
     alone += [name for name in names if name not in taken and any(re.search(_WORD[right], name) for _, right in _SIDES)]
     if alone:
-        return [], f"keypoint {alone[0]!r} has a side and no counterpart"
+        return [], f"keypoint {alone[0]!r} has a side but no counterpart"
     if not pairs and len(names) > 1:
         return [], "no keypoint has left or right in its name"
     return pairs, ""

@@ -1,4 +1,4 @@
-"""Training examples that depend on a seed and a position alone: a resumed run sees what it would have seen without the stop.
+"""Training examples that depend on a seed and a position alone: a resumed run sees the same examples as an uninterrupted one.
 
 detectron2 restarts the order of images, and the random numbers of augmentations, at each resume. Here batches are formed from indices, before
 anything is read, so a run can start at any iteration at no cost. Each example seeds its own random numbers, so the number of workers
@@ -32,7 +32,7 @@ from ..errors import UserError
 from .images import UNREADABLE, UnusableImage
 from .packed import Packed
 
-_TRIES = 20  # images that are tried in place of one that is skipped
+_TRIES = 20  # replacements that are tried for a skipped image
 
 
 def seed_random_numbers(*numbers: int) -> None:
@@ -48,24 +48,24 @@ def unreadable(record: dict[str, Any], error: BaseException) -> str:
     if isinstance(error, UnusableImage):
         return str(error)
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-    if isinstance(error, UnidentifiedImageError):  # which names an object of Python's
+    if isinstance(error, UnidentifiedImageError):  # whose message names a Python object
         size = os.path.getsize(record["file_name"]) if os.path.isfile(str(record.get("file_name"))) else 1
         why = "it holds no image of a known kind" if size else "the file is empty"
     return f"image {record.get('file_name')!r} cannot be read: {why}"
 
 
 def refusal(problem: str, skip: bool | None) -> UserError:
-    """The error for an image that cannot be read; where ``skip`` is False it advises the setting that skips."""
+    """The error for an image that cannot be read; if ``skip`` is False it advises the setting that skips."""
     if skip is None:
         return UserError(problem, "bad-file")
-    return UserError(f"{problem}. To leave out such images: INPUT.UNREADABLE skip", "bad-file", "INPUT.UNREADABLE", "skip")
+    return UserError(f"{problem}. To leave out such images, set INPUT.UNREADABLE skip", "bad-file", "INPUT.UNREADABLE", "skip")
 
 
 @dataclass
 class NamesFiles:
     """A mapper that raises UserError, with the image's name, for an image that cannot be read.
 
-    With ``skip`` it gives a record of the one entry "unreadable" instead, which says so; `Readable` leaves those out.
+    With ``skip`` it returns a record with the single entry "unreadable" instead; `Readable` leaves those out.
     """
 
     mapper: Callable
@@ -83,9 +83,9 @@ class NamesFiles:
 
 @dataclass
 class Readable:
-    """The batches of a loader for evaluation without images that cannot be read, which are counted and named when they are through.
+    """The batches of a loader for evaluation, without unreadable images, which are counted and named at the end.
 
-    ``effect`` is what becomes of their objects, in words.
+    ``effect`` says what happens to their objects.
     """
 
     loader: Any
@@ -105,22 +105,22 @@ class Readable:
 
 
 def say_left_out(problems: Sequence[str], what: str, shown: int = 3) -> None:
-    """Logs how many images of all processes ``what`` goes without, and the first of them. To be called in all processes."""
+    """Logs how many images ``what`` leaves out in all processes, and the first of them. Call it in all processes."""
     every = sorted(set(itertools.chain(*comm.gather(list(problems)))))
     if every:
         more = f"; and {len(every) - shown} more" if len(every) > shown else ""
         logging.getLogger(__name__).warning(f"images left out of {what}: {len(every)}: {'; '.join(every[:shown])}{more}")
 
 
-# what evaluators make of an image without detections; others do not know of it
-_EFFECTS = dict.fromkeys(("coco", "lvis", "pascal_voc"), ", in which their objects count as missed")
-_WHOLE = ("coco_panoptic_seg", "cityscapes_instance", "cityscapes_sem_seg", "cityscapes_panoptic_seg")  # that go without no image
+# how evaluators count an image without detections; others do not notice
+_EFFECTS = dict.fromkeys(("coco", "lvis", "pascal_voc"), ", so their objects count as missed")
+_WHOLE = ("coco_panoptic_seg", "cityscapes_instance", "cityscapes_sem_seg", "cityscapes_panoptic_seg")  # evaluators that need every image
 
 
 def evaluation_loader(build: Callable[[Callable], Any], mapper: Callable, skip: bool | None, kind: str | None) -> Any:
     """The loader that ``build`` makes of a mapper, with names in its errors; ``kind`` is the data's ``evaluator_type``.
 
-    With ``skip`` it goes without images that cannot be read, unless the evaluator needs every one.
+    With ``skip`` it leaves out unreadable images, unless the evaluator needs all images.
     """
     if skip and kind not in _WHOLE:
         return Readable(build(NamesFiles(mapper, True)), _EFFECTS.get(kind or "", ""))
@@ -130,8 +130,8 @@ def evaluation_loader(build: Callable[[Callable], Any], mapper: Callable, skip: 
 class Examples(torchdata.Dataset):
     """What ``mapper`` makes of ``records``; ``self[position * len(self) + index]`` is record ``index`` with the random numbers of ``position``.
 
-    With ``skip`` another record takes the place of an image that cannot be read, and the example lists the image under "unreadable".
-    Otherwise that is a UserError, which with False advises the setting that skips.
+    With ``skip`` another record replaces an unreadable image, and the example lists the image under "unreadable".
+    Otherwise an unreadable image is a UserError, which advises the setting that skips if ``skip`` is False.
     """
 
     def __init__(self, records: Sequence[dict[str, Any]], mapper: Callable, skip: bool | None = False):
@@ -163,9 +163,9 @@ class Examples(torchdata.Dataset):
 
 
 class Batches(torchdata.Sampler):
-    """Endless lists of ``size`` codes for `Examples`, of an infinite sampler's indices, from batch number ``start`` on.
+    """Endless lists of ``size`` codes for `Examples`, made from an infinite sampler's indices, from batch number ``start`` on.
 
-    ``wide`` says of each of ``length`` records whether its image is wider than high; each batch holds one kind. None: kinds are mixed.
+    ``wide`` says for each of ``length`` records whether its image is wider than high; a batch holds only one kind. None: kinds are mixed.
     """
 
     def __init__(self, sampler: torchdata.Sampler, size: int, length: int, wide: np.ndarray | None = None):
@@ -186,7 +186,7 @@ class Batches(torchdata.Sampler):
 
 
 class TrainLoader:
-    """An endless iterator over lists of examples. Call `go_to` before the first, to start elsewhere."""
+    """An endless iterator over lists of examples. To start elsewhere, call `go_to` before the first."""
 
     def __init__(self, examples: Examples, sampler: torchdata.Sampler, size: int, wide: np.ndarray | None, workers: int):
         self.dataset, self.workers = examples, workers
@@ -207,21 +207,21 @@ class TrainLoader:
         except RuntimeError as error:
             if not str(error).startswith("DataLoader worker (pid"):
                 raise
-            said = f"a process that reads images was killed, as where memory or {_MORE_SHARED_MEMORY} ({error})"
+            said = f"a process that reads images was killed, probably for lack of memory or {_MORE_SHARED_MEMORY} ({error})"
             raise UserError(said, "resources") from error
-        finally:  # now, and not at the end of the process, which would wait for its workers
+        finally:  # now, because the end of the process would wait for its workers
             if self.workers:
                 upstream.stop_workers(iterator)
 
 
 _MORE_SHARED_MEMORY = (
-    "shared memory, /dev/shm, is too small for what DATALOADER.NUM_WORKERS processes hold ready: give it more "
-    "(docker run --shm-size 8g, or --ipc host), or set DATALOADER.NUM_WORKERS to less; with 0 none is needed"
+    "shared memory, /dev/shm, is too small for the batches of DATALOADER.NUM_WORKERS processes: enlarge it "
+    "(docker run --shm-size 8g, or --ipc host), or set a lower DATALOADER.NUM_WORKERS; 0 needs no shared memory"
 )
 
 
 def share(batch: list[Any]) -> list[Any]:
-    """Puts a worker's batch into shared memory. Raises UserError if it is too small: torch would lose the batch and wait forever."""
+    """Puts a worker's batch into shared memory. Raises UserError if shared memory is too small: torch would lose the batch and wait forever."""
     if torchdata.get_worker_info() is not None:
         try:
             _share(batch)
@@ -246,14 +246,14 @@ def _share(value: Any) -> None:
 
 def _settle(worker: int) -> None:
     cv2.setNumThreads(0)  # torch limits its own
-    # a signal that goes to all processes of a run stops it after its iteration, which needs the workers; they end with the run
+    # a signal to all processes stops the run after its iteration, which still needs the workers; they end with the run
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     end_with_parent(worker)
 
 
 def end_with_parent(worker: int) -> None:
-    """Ends this worker where the process that it reads for is killed. torch's own watch does not where a batch waits in a full pipe."""
+    """Ends this worker if its parent process is killed. torch's own watchdog does not if a batch waits in a full pipe."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_watch, args=(parent.pid,), daemon=True).start()
@@ -277,7 +277,7 @@ def _train_records(cfg: CfgNode) -> list[dict[str, Any]]:
             raise
     if not records:
         without = ": images without annotations are left out, unless DATALOADER.FILTER_EMPTY_ANNOTATIONS is False"
-        raise UserError(f"DATASETS.TRAIN {names} has no image to train on{without}", "data", "DATASETS.TRAIN")
+        raise UserError(f"DATASETS.TRAIN {names} has no images to train on{without}", "data", "DATASETS.TRAIN")
     return records
 
 
@@ -286,8 +286,8 @@ def build_train_loader(
 ) -> TrainLoader:
     """The loader of ``cfg.DATASETS.TRAIN``, sampler and grouping as detectron2's loader has them; without ``mapper``, detectron2's own.
 
-    ``share_records(read)`` gives each of the processes that read together what ``read()`` gives in one of them.
-    Raises UserError where no image is left to train on.
+    ``share_records(read)`` gives each process of a machine what ``read()`` returns in one of them.
+    Raises UserError if no image is left to train on.
     """
     dataset: Sequence = share_records(lambda: _packed(_train_records(cfg))) if share_records else _train_records(cfg)
     if isinstance(dataset, Packed):
@@ -298,7 +298,7 @@ def build_train_loader(
 
 
 def _wide(records: Sequence[dict[str, Any]]) -> np.ndarray | None:
-    """Whether each image is wider than high, if all have a size."""
+    """Whether each image is wider than high; None unless all have a size."""
     if not all("width" in r and "height" in r for r in records):
         return None
     return np.array([r["width"] > r["height"] for r in records])
@@ -317,7 +317,7 @@ def train_loader(
     num_workers: int = 0,
     skip: bool | None = None,
 ) -> TrainLoader:
-    """As detectron2's ``build_detection_train_loader``, with the same arguments; ``skip`` goes to `Examples`."""
+    """Like detectron2's ``build_detection_train_loader``, with the same arguments; ``skip`` goes to `Examples`."""
     wide = dataset.about if isinstance(dataset, Packed) else _wide(dataset)
     records = dataset if isinstance(dataset, Packed) else DatasetFromList(list(dataset), copy=False)
     examples = Examples(records, mapper, skip)

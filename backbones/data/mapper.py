@@ -1,4 +1,4 @@
-"""detectron2's dataset mapper, which reads images as the config says; and in less time: the same tensors bit by bit ("exact"), or pixels that
+"""detectron2's dataset mapper, reading images as the config says; and faster versions: the same tensors bit by bit ("exact"), or pixels that
 differ by one level at most ("fast").
 
 detectron2 converts an image between Pillow and numpy around each transform, and transposes masks one value at a time. This mapper first draws
@@ -40,7 +40,7 @@ def _blank(height: int, width: int) -> np.ndarray:
 
 
 class _Size(images.Input):
-    """Stands for an image while transforms are drawn; it has a size, and no pixels of its own."""
+    """Stands in for an image while transforms are drawn: it has a size but no pixels."""
 
     def __init__(self, height: int, width: int):
         super().__init__(_blank(height, width))
@@ -56,7 +56,7 @@ class _Size(images.Input):
 class Mapper(DatasetMapper):
     """detectron2's ``DatasetMapper``, with the same calls and config; ``reading``: how files are read, of `images.settings`.
 
-    Of an image that resizing makes thinner than a pixel, a side is a pixel.
+    If resizing would make a side shorter than a pixel, it becomes one pixel.
     """
 
     @configurable
@@ -91,7 +91,7 @@ class Mapper(DatasetMapper):
         return record
 
     def transformed(self, record: dict[str, Any], labels: np.ndarray | None) -> tuple[Tensor, T.TransformList]:
-        """A record's image (C, H, W), and what made it of the file's pixels."""
+        """A record's image (C, H, W), and the transforms that made it from the file's pixels."""
         drawn = images.Input(images.read(record["file_name"], self.image_format, **self.reading), sem_seg=labels)
         utils.check_image_size(record, drawn.image)
         transforms = self.augmentations(drawn)
@@ -99,7 +99,7 @@ class Mapper(DatasetMapper):
 
 
 class FasterMapper(Mapper):
-    """A `Mapper` in less time; ``fast``: pixels may differ by one level."""
+    """A faster `Mapper`; ``fast``: pixels may differ by one level."""
 
     @configurable
     def __init__(self, is_train: bool, *, fast: bool = False, **others):
@@ -192,7 +192,7 @@ def _read(path: str, fast: bool, exif: str = "turn", value_range: Sequence[float
 
                 with utils.PathManager.open(path, "rb") as f:
                     return decode_jpeg(f.read(), "RGB")
-            except (ImportError, ValueError):  # not installed; or a damaged file: Pillow says how
+            except (ImportError, ValueError):  # not installed; or a damaged file: Pillow reports how
                 pass
         image = images.upright(image, path, exif, value_range)
         image.load()  # before the file is closed
@@ -214,7 +214,7 @@ def _transform(source, transforms: list[Transform], image_format: str, fast: boo
         else:
             source = np.asarray(source)[t.y0 : t.y0 + t.h, t.x0 : t.x0 + t.w]
     image = _planes(np.asarray(source), image_format)
-    for t in transforms[len(transforms) - flips :]:  # of planes, which is the fastest
+    for t in transforms[len(transforms) - flips :]:  # on planes, which is the fastest
         image = image.flip(2 if isinstance(t, HFlipTransform) else 1)
     return image
 
@@ -248,7 +248,7 @@ def _masks(segments: list[Any], transforms: T.TransformList, size: tuple[int, in
 
 
 def _fill(polygons: list[np.ndarray], row: np.ndarray) -> bool:
-    """Draws polygons into an empty mask (H, W) by COCO's rules. Returns whether they have any pixel. Touches only their own columns."""
+    """Draws polygons into an empty mask (H, W) by COCO's rules, only in their own columns. Returns whether they have any pixel."""
     if not polygons:
         return False
     columns, left = _columns(mask_util.merge(mask_util.frPyObjects([p.reshape(-1) for p in polygons], *row.shape)))

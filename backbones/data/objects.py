@@ -1,4 +1,4 @@
-"""Masks, keypoints and areas of a data set's objects: checked, and repaired where that has one sensible meaning."""
+"""Masks, keypoints and areas of a data set's objects: checks them, and repairs what has one sensible meaning."""
 
 from collections import defaultdict
 from typing import Any, Sequence
@@ -11,7 +11,7 @@ from .sources import Use
 
 
 def masks(data: Dataset, use: Use) -> None:
-    """Leaves each object a mask of polygons or run lengths that fits its image; `Use.no_mask` says what becomes of an object without."""
+    """Leaves each object a mask of polygons or run lengths that fits its image; `Use.no_mask` says what happens to an object without one."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in data.images}
     found: dict[str, list[int]] = defaultdict(list)  # kind -> places
     without: dict[str, list[int]] = defaultdict(list)
@@ -26,7 +26,7 @@ def masks(data: Dataset, use: Use) -> None:
             fault = "" if mask else "no mask"
             if mask:
                 found["short polygon"].append(i)
-        if fault and a["iscrowd"]:  # an evaluation of masks needs one of all
+        if fault and a["iscrowd"]:  # an evaluation of masks needs a mask for each object
             a["segmentation"] = [polygon_of_box(a["bbox"])]
             found["box as mask"].append(i)
         elif fault:
@@ -52,7 +52,7 @@ def masks(data: Dataset, use: Use) -> None:
 
 
 def keypoints(data: Dataset, learnt: bool) -> None:
-    """Names the keypoints. Where they are ``learnt``, leaves each object as many; zeros, unknown, where it has none."""
+    """Names the keypoints. If they are ``learnt``, each object gets the same number; zeros (unknown) if it has none."""
     used = {a["category_id"] for a in data.annotations if a.get("keypoints")}
     named = [c["keypoints"] for c in data.categories if c["id"] in used and _are_names(c.get("keypoints"))]
     given = [a["keypoints"] for a in data.annotations if a.get("keypoints") and numbers(a["keypoints"])]
@@ -92,7 +92,7 @@ def keypoints(data: Dataset, learnt: bool) -> None:
 
 
 def areas(data: Dataset) -> None:
-    """Gives each object an area in pixels: that of its mask where it has one, else that of its box."""
+    """Gives each object an area in pixels: that of its mask if it has one, else that of its box."""
     without = [a for a in data.annotations if type(a.get("area")) not in (int, float) or not 0 < a["area"] < 1e13]
     if without:
         sizes = {image["id"]: (image["height"], image["width"]) for image in data.images}
@@ -119,7 +119,7 @@ def box_of_keypoints(points: Any) -> list[float] | None:
 
 
 def box_of_mask(mask: Any, height: int, width: int) -> list[float] | None:
-    """x, y, width, height around a mask, if it is one of an image of that size."""
+    """x, y, width, height around a mask, if it is valid for an image of that size."""
     if mask_fault(mask, height, width):
         return None
     if isinstance(mask, dict):

@@ -1,4 +1,4 @@
-"""Records of a data set in one file that processes of a machine map into memory: together they take the room of one."""
+"""Records of a data set in one file that all processes of a machine map into memory, so that they share one copy."""
 
 import contextlib
 import mmap
@@ -11,9 +11,9 @@ import numpy as np
 
 
 class Packed(Sequence):
-    """A list of pickled items, each read where it is asked for.
+    """A list of pickled items, each read when it is accessed.
 
-    ``about`` goes with them. `forget` removes the file; who has it open keeps it. Where each item begins stands at the file's end: a process
+    ``about`` is stored with them. `forget` removes the file, but processes that have it open keep it. The file ends with the offsets: a process
     that gets a pickle of this list gets no more than the file's name, and can start while the next one is started.
     """
 
@@ -45,7 +45,7 @@ class Packed(Sequence):
         return pickle.loads(self._bytes[self._places[index] : self._places[index + 1]])
 
     def forget(self) -> None:
-        """Removes the file's name, when all who are to read it have it open."""
+        """Removes the file's name, once all its readers have it open."""
         with contextlib.suppress(FileNotFoundError, PermissionError):  # Windows keeps a file while it is open
             os.remove(self.path)
 

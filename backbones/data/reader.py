@@ -1,4 +1,4 @@
-"""Reads data in COCO's format as annotation tools write it: once, with what has one sensible meaning repaired, and all that was done counted.
+"""Reads data in COCO's format as annotation tools write it: once, repairing what has one sensible meaning, and counting all changes.
 
 Training, evaluation, the doctor, `compare`, `visualize` and the searches read by `read`. Sound entries stay as they are in the file. The checks
 work on columns of all annotations at once, as a file may have millions.
@@ -19,7 +19,7 @@ from .image_files import Files
 from .image_list import SAMPLED, Progress, read_images
 from .sources import Source, Use
 
-_BIG = 10**6  # no box has so many pixels on a side
+_BIG = 10**6  # more pixels than any side of a box
 _NONE = -(1 << 63)  # in a column of ids: there is none
 
 
@@ -27,12 +27,12 @@ def read(source: Source, use: Use, images: int | None = SAMPLED, progress: Progr
     """The data set of a source.
 
     Args:
-        use: what is done with the data, which decides what is needed of them.
-        images: how many image files have their header read; None: all. That they are there is looked up for all.
+        use: what is done with the data, which decides what they must have.
+        images: how many image files have their header read; None: all. Whether they exist is checked for all.
         progress: wraps long loops, called like ``tqdm``.
-        files: whether the image files are of interest; without, names stay as they are.
+        files: whether the image files matter; if not, names are not changed.
 
-    Raises UserError where the file cannot be read as COCO's at all. What is wrong with entries stands in the findings.
+    Raises UserError if the file cannot be read as COCO's at all. Faulty entries are listed in the findings.
     """
     with without_collections():
         return _read(source, use, images, progress, files)
@@ -62,13 +62,13 @@ def _read(source: Source, use: Use, images: int | None, progress: Progress, file
 
 
 def parse(path: str, images: str, called: str) -> dict[str, Any]:
-    """What is at a path, in COCO's form: "images" and, but for data without annotations, "annotations" and "categories".
+    """The data at a path, in COCO's format: "images" and, but for data without annotations, "annotations" and "categories".
 
-    Of other forms "notes" has what was left out or guessed. ``called`` is how errors begin. Raises UserError.
+    For other formats "notes" has what was left out or guessed. ``called`` is how errors begin. Raises UserError.
     """
     what = f"{called}annotation file {path!r}"
     if not os.path.exists(path):
-        raise UserError(f"{what} is not there", "missing-file")
+        raise UserError(f"{what} does not exist", "missing-file")
     content: Any = formats.load(path, images)
     if content is not None:
         return content  # with our "notes"
@@ -90,11 +90,11 @@ def parse(path: str, images: str, called: str) -> dict[str, Any]:
 def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
     name = f"{source.called}annotation file {source.json_file!r}"
     if files and not os.path.isdir(source.image_root):
-        what = "is a file" if os.path.isfile(source.image_root) else "is not there"
+        what = "is a file" if os.path.isfile(source.image_root) else "does not exist"
         raise UserError(f"{source.called}image folder {source.image_root!r} {what}", "missing-file")
     content = parse(source.json_file, source.image_root if files else "", source.called)
     missing = [key for key in ("images", "categories") if key not in content]
-    # where the classes are another data set's, a set to predict alone needs none
+    # data to predict only need no classes if those of another data set are used
     if missing and not (missing == ["categories"] and not source.training and not content.get("annotations") and use.classes):
         raise UserError(f"{name} is not in COCO's format: it has no {', '.join(missing)}", "bad-file")
     for key in ("images", "categories", "annotations"):
@@ -110,7 +110,7 @@ def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
 
 
 def _categories(data: Dataset, entries: list[Any]) -> dict[Any, int]:
-    """Fills ``data.categories``, sorted, one for each name. Returns which of their ids each id in the file stands for."""
+    """Fills ``data.categories``, sorted, one for each name. Returns a map from each id in the file to one of theirs."""
     say = data.findings.add
     sound: list[tuple[Any, str, dict]] = []
     for i, entry in enumerate(entries):
@@ -144,7 +144,7 @@ def _categories(data: Dataset, entries: list[Any]) -> dict[Any, int]:
 
 
 def number_classes(data: Dataset, wanted: tuple[str, ...]) -> None:
-    """Numbers the classes in the order of their ids, or where classes are ``wanted``, by name as those. Leaves out the group of all classes."""
+    """Numbers the classes in the order of their ids or, if classes are ``wanted``, in that order by name. Leaves out their parent."""
     categories = data.categories
     used = {a["category_id"] for a in data.annotations}
     for group in categories if len(categories) > 1 and data.labelled else ():
@@ -176,7 +176,7 @@ def number_classes(data: Dataset, wanted: tuple[str, ...]) -> None:
 
 
 class _Annotations:
-    """Fills ``data.annotations`` with the entries that are of its images and classes and have a box."""
+    """Fills ``data.annotations`` with the entries that belong to its images and classes and have a box."""
 
     def __init__(self, data: Dataset, use: Use, entries: list[Any]):
         self.data, self.use, self.say = data, use, data.findings
@@ -208,7 +208,7 @@ class _Annotations:
             self._leave_out("no box", ~(np.abs(boxes) <= _BIG).all(1))
             self.say.add_all("numbers as texts", np.flatnonzero(texts & self.kept), self._name)
             self._leave_out("empty box", (boxes[:, 2:] <= 0).any(1))
-        # the last row is of those without an image
+        # the last row is for annotations without an image
         sides = np.array([*((image["width"], image["height"]) for image in images), (1, 1)], float)[np.where(orphans, -1, self.place)]
         if not self._units(boxes[self.kept], sides[self.kept]):
             with np.errstate(invalid="ignore"):
@@ -236,7 +236,7 @@ class _Annotations:
             self.kept &= ~which
 
     def _undrawn(self, boxes: np.ndarray, changed: np.ndarray) -> None:
-        """Takes boxes that were never drawn from the visible keypoints, or from the mask."""
+        """Makes missing boxes from the visible keypoints, or from the mask."""
         places: dict[str, list[int]] = {"box of keypoints": [], "box of mask": []}
         for i in np.flatnonzero(self.kept & (~np.isfinite(boxes).any(1) | (boxes == 0).all(1))):
             entry, image = self.entries[i], self.data.images[self.place[i]]
@@ -307,7 +307,7 @@ def _look_up(entries: list[dict], name: str, at: dict[Any, int]) -> np.ndarray:
     """What ``at`` has for that field of each entry, (N,) int64; `_NONE` where it has nothing."""
     try:
         found = np.fromiter((at.get(entry.get(name), _NONE) for entry in entries), np.int64, len(entries))
-    except TypeError:  # a list or an object in the place of an id
+    except TypeError:  # a list or an object instead of an id
         found = np.full(len(entries), _NONE)
     for i in np.flatnonzero(found == _NONE):
         found[i] = at.get(id_of(entries[i].get(name)), _NONE)
@@ -315,7 +315,7 @@ def _look_up(entries: list[dict], name: str, at: dict[Any, int]) -> np.ndarray:
 
 
 def _boxes(entries: list[dict]) -> tuple[np.ndarray, np.ndarray]:
-    """(N, 4) of the entries' numbers, NaN where there are none; and (N,) whether they are texts that hold numbers."""
+    """(N, 4) of the entries' numbers, NaN where there are none; and (N,) whether they are numbers written as strings."""
     raw = [entry.get("bbox") for entry in entries]
     texts = np.fromiter((type(box) is list and str in map(type, box) for box in raw), bool, len(raw))
     try:

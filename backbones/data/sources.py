@@ -1,4 +1,4 @@
-"""The data sets of a config: where their files are, what they hold, and what the config does with them."""
+"""The data sets of a config: their files, their contents, and what the config does with them."""
 
 from dataclasses import dataclass
 
@@ -11,17 +11,17 @@ from ..config import learns
 
 @dataclass(frozen=True)
 class Use:
-    """What a config does with its data. ``shortest`` and ``longest`` are the sides in pixels that images are resized to; 0: not at all."""
+    """What a config does with its data. ``shortest`` and ``longest`` are the sides in pixels that images are resized to; 0: not resized."""
 
     masks: bool = False
     keypoints: bool = False
-    crowds: str = "ignore"  # the next four as the keys of DATASETS have them
+    crowds: str = "ignore"  # the next four have the values of the keys of DATASETS
     no_mask: str = "stop"
     box_format: str = "xywh"
     classes: tuple[str, ...] = ()
     skip: bool = False  # leave out images that cannot be read
     exif: str = "turn"
-    scaled: bool = False  # images of 16 bits are made of 8
+    scaled: bool = False  # 16-bit images are converted to 8 bits
     max_pixels: int = 0  # of an image; 0: as many as Pillow allows
     format: str = "BGR"
     shortest: float = 800.0
@@ -54,7 +54,7 @@ class Use:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its annotation file and image folder, what it is for, and its ``image_ids`` if it is a part of the file."""
+    """A data set: its annotation file and image folder, its purpose, and its ``image_ids`` if it is a part of the file."""
 
     name: str
     json_file: str
@@ -65,7 +65,7 @@ class Source:
 
     @property
     def called(self) -> str:
-        """How an error begins that speaks of the data: by the flag that names them, or their name."""
+        """How errors about the data begin: with the flag that names them, or their name."""
         name = {"own_train": "--train", "own_val": "--val"}.get(self.name, self.name)
         return f"{name}: " if name else ""
 

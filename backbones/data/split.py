@@ -1,4 +1,4 @@
-"""Holds a part of the images out, so that the classes are shared out like the images.
+"""Holds out a part of the images, with all classes in proportion.
 
 Iterative stratification (Sechidis, Tsoumakas, Vlahavas: On the Stratification of Multi-Label Data, 2011): the rarest class first, each of its
 images to the part that still lacks it most.
@@ -12,14 +12,14 @@ from ..errors import UserError
 
 
 def held_out(classes: Sequence[set[Hashable]], share: float, seed: int = 0) -> list[bool]:
-    """Which images are held out. ``classes`` of each image; the same ones give the same answer.
+    """Which images are held out. ``classes`` lists those of each image; the same input gives the same answer.
 
     About ``share`` of all images, and of those of each class. A class with two images or more is in both parts, unless other classes of its
     images prevent it; `alone` lists those.
     """
     count = round(share * len(classes))
     if not 0 < share < 1 or not 0 < count < len(classes):
-        raise UserError(f"a share of {share:g} of {len(classes)} images leaves none on one of the two sides", "value")
+        raise UserError(f"a share of {share:g} of {len(classes)} images leaves one of the two parts empty", "value")
     generator = random.Random(seed)
     images: dict[Hashable, list[int]] = {}
     for i in generator.sample(range(len(classes)), len(classes)):
@@ -55,18 +55,18 @@ def held_out(classes: Sequence[set[Hashable]], share: float, seed: int = 0) -> l
 
 
 def alone(answer: Sequence[bool], classes: Sequence[set[Hashable]]) -> list[Hashable]:
-    """The classes of two images or more that one part of `held_out` has none of."""
+    """The classes with two images or more that are missing in one part of `held_out`."""
     there = [{name for i, names in enumerate(classes) if answer[i] == part for name in names} for part in (False, True)]
     counts = Counter(name for names in classes for name in names)
     return sorted((name for name in there[0] ^ there[1] if counts[name] > 1), key=str)
 
 
 def _mended(answer: list[bool], classes: Sequence[set[Hashable]], images: dict[Hashable, list[int]], count: int) -> list[bool]:
-    """Moves images, one after the other: as long as fewer classes are in one part alone then, and until ``count`` are held out."""
+    """Moves images one by one, as long as that leaves fewer classes in only one part, and until ``count`` are held out."""
     counts = {name: Counter(answer[i] for i in its) for name, its in images.items() if len(its) > 1}
 
     def gain(i: int) -> int:
-        """How many classes more are in both parts when an image changes sides."""
+        """How many more classes are in both parts after moving an image."""
         own, other = answer[i], not answer[i]
         known = [name for name in classes[i] if name in counts]
         return sum(counts[name][other] == 0 for name in known) - sum(counts[name][own] == 1 for name in known)
@@ -88,7 +88,7 @@ def _mended(answer: list[bool], classes: Sequence[set[Hashable]], images: dict[H
     held = sum(answer)
     # those first whose move changes least: images without a class that is theirs alone, and with few classes
     for i in sorted(range(len(answer)), key=lambda i: (len(classes[i] - set(counts)), len(classes[i]))):
-        # a part without images is worse than a class on one side
+        # an empty part is worse than a class in only one part
         if held != count and answer[i] == (held > count) and (gain(i) >= 0 or held in (0, len(answer))):
             held += -1 if answer[i] else 1
             move(i)
@@ -97,7 +97,7 @@ def _mended(answer: list[bool], classes: Sequence[set[Hashable]], images: dict[H
 
 
 def parts(content: dict[str, Any], share: float, seed: int = 0) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
-    """Data in COCO's form as two such, to train on and held out, and the names of the classes that one of them has none of, see `held_out`."""
+    """Splits data in COCO's format into training and held-out data; also returns the classes missing in one of them, see `held_out`."""
     index = {image["id"]: i for i, image in enumerate(content["images"])}
     names = {category["id"]: category["name"] for category in content["categories"]}
     classes: list[set[Hashable]] = [set() for _ in index]

@@ -1,4 +1,4 @@
-"""Image classification, for the backbones that detectors begin with: a small meta-architecture for detectron2's trainer."""
+"""Image classification, to pretrain backbones of detectors: a small meta-architecture for detectron2's trainer."""
 
 from typing import Sequence
 
@@ -19,7 +19,7 @@ class ImageClassifier(nn.Module):
     Inputs are dicts with "image" (C, H, W), 0 to 255, all of one size, and in training "label"; outputs are dicts with "scores" (classes,).
 
     Args:
-        backbone: with one feature at least, of which the last is taken.
+        backbone: with at least one feature; the last one is used.
         num_classes: how many there are.
         channels: width of the 1x1 convolution, 0 for none.
         norm: of that convolution.

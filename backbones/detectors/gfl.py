@@ -4,9 +4,9 @@ Li et al., "Generalized Focal Loss", NeurIPS 2020, and "Generalized Focal Loss V
 Object Detection", CVPR 2021; anchors are assigned by ATSS (Zhang et al., CVPR 2020).
 
 Worth knowing:
-- In V2 a score is a probability, class times quality, not a logit: the loss takes it as it is, in single precision.
-- Anchors' centres are the corners of their cells (offset 0), where detectron2's are for RetinaNet too, but MMDetection's newer heads are not.
-- The 1000 best places of a level go on to NMS with all their classes above the threshold; RetinaNet takes the 1000 best pairs of both.
+- In V2 a score is a probability, class times quality, not a logit: the loss uses it directly, in single precision.
+- Anchors' centres are the corners of their cells (offset 0), as in detectron2's RetinaNet, but not in MMDetection's newer heads.
+- The 1000 best locations of a level go to NMS with all their classes above the threshold; RetinaNet keeps the 1000 best pairs of both.
 - Where no anchor of a batch is positive, the losses of the boxes are 0; the original divides 0 by 0 there.
 """
 
@@ -30,7 +30,7 @@ from torchvision.ops import box_iou, generalized_box_iou_loss
 
 from ..errors import UserError
 
-# images are padded to it, and what lies beyond an image's own padding in a batch of larger ones is neither object nor background
+# images are padded to it; in a batch of larger images, anchors beyond an image's own padding are neither object nor background
 PADDING = 32
 
 
@@ -67,10 +67,10 @@ def boxes_around(centers: Tensor, distances: Tensor) -> Tensor:
 
 @torch.no_grad()
 def atss(anchors: Tensor, per_level: Sequence[int], boxes: Tensor, topk: int) -> Tensor:
-    """For each of (R, 4) anchors, level by level ``per_level`` many, the index of its object among (M, 4) ``boxes``, or -1.
+    """For each of (R, 4) anchors (``per_level`` on each level, in order), the index of its object among (M, 4) ``boxes``, or -1.
 
-    Candidates of an object are the ``topk`` anchors of each level whose centres are nearest to its own. Those are positive whose IoU is at
-    least the mean plus the deviation of all its candidates', and whose centre lies within it; of several objects the one of highest IoU.
+    Candidates of an object are the ``topk`` anchors of each level whose centres are nearest to its own. A candidate is positive if its IoU is
+    at least the mean plus standard deviation over all candidates, and its centre lies in the object; of several objects the highest IoU wins.
     """
     if not len(boxes) or not len(anchors):
         return torch.full((len(anchors),), -1, dtype=torch.long, device=anchors.device)
@@ -94,7 +94,7 @@ def atss(anchors: Tensor, per_level: Sequence[int], boxes: Tensor, topk: int) ->
 
 
 class Scale(nn.Module):
-    """Times a learned number, which starts at 1."""
+    """Multiplies by a learned number, which starts at 1."""
 
     def __init__(self):
         super().__init__()
@@ -112,9 +112,9 @@ class GFLHead(nn.Module):
         num_levels, num_classes: how many there are.
         num_convs, norm: of each tower; ``norm`` is detectron2's.
         reg_max: the largest distance, in strides; each is a distribution over 0 to it.
-        quality: the V2 head, which tells from the ``quality_topk`` largest bins of each side, and their mean, how well a box lies.
+        quality: the V2 head, which rates a box by the ``quality_topk`` largest bins of each side, and their mean.
         quality_channels: its width.
-        prior_prob: what the class scores begin with.
+        prior_prob: initial class score.
     """
 
     def __init__(
@@ -240,7 +240,7 @@ class GFL(DenseDetector):
         shapes: list[ShapeSpec] = [backbone.output_shape()[name] for name in node.IN_FEATURES]
         if len({shape.channels for shape in shapes}) > 1:
             widths = ", ".join(f"{name} {shape.channels}" for name, shape in zip(node.IN_FEATURES, shapes))
-            raise UserError(f"MODEL.GFL.IN_FEATURES must be of one width, as a FPN's are, but they have {widths} channels")
+            raise UserError(f"MODEL.GFL.IN_FEATURES must have the same width, as an FPN's have, but they have {widths} channels")
         own = ("num_classes", "num_convs", "norm", "reg_max", "quality", "quality_channels", "prior_prob")
         options = {key: node[key.upper()] for key in own}
         head = GFLHead(shapes[0].channels, len(shapes), quality_topk=min(node.QUALITY_TOPK, node.REG_MAX + 1), **options)
@@ -274,7 +274,7 @@ class GFL(DenseDetector):
     ) -> tuple[Tensor, Tensor]:
         """The class (N, R) of each of R anchors in N images, and its object's box (N, R, 4).
 
-        The number of classes stands for background, -1 for what lies beyond the image's own padding. ``sizes`` are those of the levels.
+        The number of classes means background, -1 a location beyond the image's own padding. ``sizes`` are those of the levels.
         """
         every = Boxes.cat(anchors).tensor
         labels, matched = [], []
@@ -314,7 +314,7 @@ class GFL(DenseDetector):
             center, truth = centers[place], boxes[image, place] / stride[place, None]
             predicted = boxes_around(center, expected_distance(distribution))
             quality = torch.zeros_like(labels, dtype=torch.float32)
-            quality[image, place] = matched_pairwise_iou(Boxes(predicted.detach()), Boxes(truth)).nan_to_num()  # of nothing with nothing 0
+            quality[image, place] = matched_pairwise_iou(Boxes(predicted.detach()), Boxes(truth)).nan_to_num()  # 0 for two empty boxes
 
             logits = self.head.quality is None
             valid = labels >= 0
@@ -328,10 +328,10 @@ class GFL(DenseDetector):
             loss_dfl = (loss_dfl * weight).sum()
 
             sums = torch.stack((counts.clamp(min=1).sum().float(), weight.sum()))
-            if torch.is_grad_enabled():  # where processes share their gradients; a loss on test data is of its own images alone
+            if torch.is_grad_enabled():  # only in training, where processes share gradients; a loss on test data covers its own images
                 sums = differentiable_all_reduce(sums) / comm.get_world_size()
             total, weights = sums
-            weights = torch.where(weights > 0, weights, torch.ones_like(weights))  # a floor would change the beginning of training
+            weights = torch.where(weights > 0, weights, torch.ones_like(weights))  # a lower bound would change the start of training
             return {
                 "loss_cls": loss_cls / total.clamp(min=1) * self.loss_weights[0],
                 "loss_box_reg": loss_box / weights * self.loss_weights[1],
@@ -370,7 +370,7 @@ class GFL(DenseDetector):
     def decode(
         self, anchors: Tensor, scores: Tensor, distributions: Tensor, stride: float, image_size: tuple[int, int]
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(boxes, scores, classes) of a level's best places, clipped to the image, every class above the threshold for itself."""
+        """(boxes, scores, classes) of a level's best places, clipped to the image, separately for every class above the threshold."""
         scores = scores.float()
         if self.head.quality is None:
             scores = scores.sigmoid()

@@ -1,4 +1,4 @@
-"""RoI heads that run the backbone's own last stage (C4): what detectron2's `Res5ROIHeads` does for its ResNet, for every family here."""
+"""RoI heads that run the backbone's own last stage (C4): detectron2's `Res5ROIHeads` for every family here."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ class LastStageROIHeads(Res5ROIHeads):
     """The last stage of ``cfg``'s backbone runs on each region, and its mean feeds the predictors; with masks, its map feeds their head.
 
     The backbone ends one stage earlier (stride 16). With ResNet it is `Res5ROIHeads`. ``stage`` is the last stage's name, and with it the
-    place of its weights in a file of the whole network; here they stand in ``res5``.
+    prefix of its weights in a file of the whole network; here the prefix is ``res5``.
     """
 
     @classmethod
@@ -32,10 +32,10 @@ class LastStageROIHeads(Res5ROIHeads):
         wanted = [family.stages[-2] if family else "res4"]
         given = list(cfg.MODEL.ROI_HEADS.IN_FEATURES)
         if given != wanted:
-            message = f"MODEL.ROI_HEADS.IN_FEATURES is {given}: {cls.__name__} runs the last stage, which takes {wanted}"
+            message = f"MODEL.ROI_HEADS.IN_FEATURES is {given}: {cls.__name__} runs the last stage, which needs {wanted}"
             raise UserError(message, "value", "MODEL.ROI_HEADS.IN_FEATURES", wanted)
         if cfg.MODEL.KEYPOINT_ON:
-            raise UserError(f"{cls.__name__} has no keypoint head: take an FPN config for keypoints")
+            raise UserError(f"{cls.__name__} has no keypoint head: use an FPN config for keypoints")
         return {**super().from_config(cfg, input_shape), "stage": family.stages[-1] if family else "res5"}
 
     @configurable

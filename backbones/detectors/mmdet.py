@@ -1,8 +1,8 @@
 """RPN, RetinaNet and Cascade R-CNN as MMDetection computes them, for its trained detectors; Cai and Vasconcelos, "Cascade R-CNN", CVPR 2018.
 
-MMDetection ranks boxes by probability, of which single precision has few near 1. Which of many equal ones comes first is then up to torch's
-sort. The very same calls are made here, so that the same boxes survive. Trained detectors are seldom that sure; random ones are, and they are
-what conversions are proved on.
+MMDetection ranks boxes by probability, and single precision has few values near 1. The order of equal ones then depends on torch's
+sort. The same calls are made here, so that the same boxes survive. Trained detectors are seldom that confident; random ones are, and they are
+used to prove conversions.
 """
 
 from typing import Any
@@ -25,13 +25,13 @@ STAGE_WEIGHTS = (1.0, 0.5, 0.25)  # of the losses of a cascade's stages
 
 
 def highest(scores: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    """The ``most`` largest of (N,) scores, in order, and where they stood."""
+    """The ``most`` largest of (N,) scores, in order, and their indices."""
     ranked, order = scores.sort(descending=True)
     return ranked[:most], order[:most]
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, groups: Tensor, threshold: float) -> Tensor:
-    """Indices of the (N, 4) boxes that no better one of their group overlaps by more than ``threshold``, best first."""
+    """Indices of the (N, 4) boxes that survive NMS within their group at ``threshold``, best first."""
     order = scores.sort(descending=True)[1]
     largest = torch.cat((boxes.flatten(), boxes.new_zeros(1))).max()  # also of no boxes, and in a trace
     apart = boxes + (groups.to(boxes) * (largest + 1))[:, None]  # groups moved apart do not suppress each other
@@ -124,7 +124,7 @@ class MMDetCascadeROIHeads(CascadeROIHeads):
     """Differs from detectron2's `CascadeROIHeads`: the stages' logits are averaged, not their probabilities, and each has a mask head.
 
     In training, boxes and masks of a stage learn with weights of 1, 0.5 and 0.25, from its own sample of the boxes of the stage before, to
-    which the true boxes are added; what has become of those in the stage before is left out.
+    which the true boxes are added; the refined true boxes of the stage before are left out.
     """
 
     proposal_matcher: Any  # of the stage that is sampled for

@@ -1,9 +1,9 @@
-"""Equal scores in the order of their places.
+"""Ranks equal scores by their positions.
 
-Torch's ``topk`` and ``sort`` leave open which of equal values comes first, and flat areas of images have many scores that are exactly equal.
-Which boxes survive is then another choice on every processor, and in every runtime. In ONNX it is defined: the first of equal values wins.
-Models that this project builds, optimizes or exports choose so too, out of training. detectron2's classes stay as they are, and so do models
-that others build of them: `ranked` is for those.
+Torch's ``topk`` and ``sort`` do not define the order of equal values, and flat areas of images have many exactly equal scores.
+Which boxes survive then differs between processors and runtimes. ONNX defines the order: the first of equal values wins.
+Models that this project builds, optimizes or exports do the same outside training. detectron2's classes do not change, nor do models
+that others build from them: use `ranked` for those.
 """
 
 import functools
@@ -22,7 +22,7 @@ from .gfl import GFL
 def top(x: Tensor, count: Any) -> tuple[Tensor, Tensor]:
     """The ``count`` largest of (N,) values, in order, and their places. Much faster than a stable sort of them all."""
     least = x.topk(count)[0][-1:]
-    places = (~(x < least)).nonzero()[:, 0]  # NaN too, which topk takes for the largest
+    places = (~(x < least)).nonzero()[:, 0]  # NaN too, which topk treats as the largest
     values, order = x[places].sort(descending=True, stable=True)
     return values[:count], places[order[:count]]
 
@@ -41,7 +41,7 @@ def _sort(x: Tensor, dim: int = -1, descending: bool = False, stable: bool = Tru
 
 
 class InOrder(TorchFunctionMode):
-    """Within it ``topk`` and ``sort`` put equal values in the order of their places."""
+    """A mode in which ``topk`` and ``sort`` keep equal values in the order of their positions."""
 
     _OWN: dict[Any, Callable[..., Any]] = {torch.topk: _topk, Tensor.topk: _topk, torch.sort: _sort, Tensor.sort: _sort}
 
@@ -51,7 +51,7 @@ class InOrder(TorchFunctionMode):
 
 
 def in_order(method: Callable[..., Any]) -> Callable[..., Any]:
-    """A module's method as it is, but that out of training equal values are in the order of their places."""
+    """A module's method, except that outside training equal values keep the order of their positions."""
 
     @functools.wraps(method)
     def ordered(self, *args, **kwargs):
@@ -79,9 +79,9 @@ class _Ranked:
 
 
 def ranked(model: nn.Module) -> nn.Module:
-    """The model itself, in which from now on equal scores are in the order of their places. Where scores differ, results are what they were.
+    """Changes the model so that equal scores keep the order of their positions, and returns it. Results for different scores stay the same.
 
-    Only its own modules change: each that ranks boxes becomes one of a subclass of what it was, which can be traced, but not scripted.
+    Only modules that rank boxes change: each becomes an instance of a subclass, which can be traced, but not scripted.
     """
     for module in model.modules():
         for base, name in _RANKING:

@@ -1,7 +1,7 @@
-"""Test-time augmentation: an image is shown at several sizes, and mirrored, and what is found in these views becomes one result.
+"""Test-time augmentation: the model sees an image at several sizes, and mirrored; the detections in these views are merged.
 
-detectron2 has it for boxes and masks of R-CNNs. Here are dense detectors, and keypoints, whose heatmaps are averaged as in Detectron's
-``im_detect_keypoints_aug``. One view alone gives what the model gives without.
+detectron2 has it for boxes and masks of R-CNNs. This adds dense detectors, and keypoints, whose heatmaps are averaged as in Detectron's
+``im_detect_keypoints_aug``. A single view gives the same result as the model alone.
 """
 
 import copy
@@ -28,19 +28,22 @@ from ..errors import UserError
 
 
 def augmented(cfg: CfgNode, model: nn.Module) -> nn.Module:
-    """``model`` with the views of ``cfg.TEST.AUG``. Raises UserError for one whose results cannot be merged."""
+    """``model`` with the views of ``cfg.TEST.AUG``. Raises UserError for a model whose results cannot be merged."""
     model = model.module if isinstance(model, DistributedDataParallel) else model
     if isinstance(model, DenseDetector):
         return DenseWithTTA(model, Views(cfg))
     if isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN) and not cfg.MODEL.LOAD_PROPOSALS:
         return RCNNWithTTA(cfg, model)
     raise UserError(
-        f"TEST.AUG is for R-CNNs, RetinaNet and GFL, not for {type(model).__name__}: turn it off", "conflict", "TEST.AUG.ENABLED", False
+        f"TEST.AUG supports R-CNNs, RetinaNet and GFL, not {type(model).__name__}: set TEST.AUG.ENABLED False",
+        "conflict",
+        "TEST.AUG.ENABLED",
+        False,
     )
 
 
 class Views(DatasetMapperTTA):
-    """detectron2's mapper, whose views have a pixel at least on each side, however thin the image."""
+    """detectron2's mapper, but each side of a view has at least a pixel, however thin the image."""
 
     def __call__(self, example: dict[str, Any]) -> list[dict[str, Any]]:
         pixels = example["image"].permute(1, 2, 0).numpy()
@@ -55,11 +58,11 @@ class Views(DatasetMapperTTA):
 
 
 def flip_indices(cfg: CfgNode) -> list[int]:
-    """Which keypoint of a mirrored image is each one of the image. Raises UserError where the data do not say."""
+    """For each keypoint, the index of its counterpart in the mirrored image. Raises UserError if the data do not say."""
     names = [*cfg.DATASETS.TEST, *cfg.DATASETS.TRAIN]
     about = next((MetadataCatalog.get(name) for name in names if MetadataCatalog.get(name).get("keypoint_names")), None)
     if about is None or about.get("keypoint_flip_map") is None:
-        said = "TEST.AUG.FLIP mirrors images, but no data set says which keypoints change places then: set it to False"
+        said = "TEST.AUG.FLIP mirrors images, but no data set says which keypoints swap: set it to False"
         raise UserError(said, "conflict", "TEST.AUG.FLIP", False)
     return create_keypoint_hflip_indices(about.name)
 
@@ -73,7 +76,7 @@ class DenseWithTTA(nn.Module):
 
     Args:
         model: has ``test_nms_thresh`` and ``max_detections_per_image``, as RetinaNet, FCOS and GFL have.
-        views: makes of an example those that the model is to see, each with its "transforms".
+        views: makes the views of an example, each with its "transforms".
     """
 
     def __init__(self, model: Any, views: Callable[[dict[str, Any]], list[dict[str, Any]]]):
@@ -101,7 +104,7 @@ class DenseWithTTA(nn.Module):
 
 
 class RCNNWithTTA(GeneralizedRCNNWithTTA):
-    """detectron2's, which finds keypoints too: in each view for the boxes that all views have given."""
+    """detectron2's, with keypoints too: each view gives heatmaps for the merged boxes of all views."""
 
     def __init__(self, cfg: CfgNode, model: GeneralizedRCNN):
         without = cfg.clone()
@@ -130,7 +133,7 @@ class RCNNWithTTA(GeneralizedRCNNWithTTA):
         return {"instances": detector_postprocess(merged, *size)}
 
     def heatmaps(self, outputs: list[Instances], transforms: list[T.TransformList]) -> Tensor:
-        """The mean (N, K, S, S) of the views' heatmaps; in those of mirrored ones left and right change places."""
+        """The mean (N, K, S, S) of the views' heatmaps; in mirrored views left and right are swapped."""
         maps = [output.pred_keypoint_heatmaps for output in outputs]
         turned = [each.flip(dims=[3])[:, self.flip_indices] if is_mirrored(transform) else each for each, transform in zip(maps, transforms)]
         return torch.stack(turned).mean(dim=0)

@@ -1,4 +1,4 @@
-"""Which of detectron2's evaluators a data set calls for."""
+"""Chooses the evaluator for a data set."""
 
 import importlib.util
 import json
@@ -22,9 +22,9 @@ from .coco import FastCOCOEvaluator
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> evaluation.DatasetEvaluator:
-    """The evaluator for a data set, after its metadata's ``evaluator_type``; results go to ``output_dir``, by default OUTPUT_DIR/inference.
+    """The evaluator for a data set, by its metadata's ``evaluator_type``; results go to ``output_dir``, by default OUTPUT_DIR/inference.
 
-    Raises UserError for an unknown type, or where its package is not installed.
+    Raises UserError for an unknown type, or if its package is not installed.
     """
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
@@ -51,7 +51,7 @@ def coco_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str, **options) 
 
 def _cityscapes_instances(cfg: CfgNode, dataset_name: str, output_dir: str) -> evaluation.CityscapesInstanceEvaluator:
     theirs: Any = _with_old_numpy("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
-    # it writes what nobody reads, matches.json into the folder one stands in, and cannot write numpy 2's numbers
+    # it writes an unused matches.json into the current folder, and cannot write numpy 2's numbers
     theirs.writeDict2JSON = lambda contents, path: None
     return evaluation.CityscapesInstanceEvaluator(dataset_name)
 
@@ -108,7 +108,7 @@ def _panoptic(cfg: CfgNode, dataset_name: str, output_dir: str) -> evaluation.CO
 
 
 def write_panoptic_part(source: str, records: list[dict[str, Any]], path: str) -> None:
-    """Writes what a file of COCO's panoptic format says of the images of ``records``."""
+    """Writes the part of a file in COCO's panoptic format that concerns the images of ``records``."""
     with open(source, encoding="utf-8") as f:
         content = json.load(f)
     ids = {record["image_id"] for record in records}
@@ -118,15 +118,15 @@ def write_panoptic_part(source: str, records: list[dict[str, Any]], path: str) -
 
 
 class ClassificationEvaluator(evaluation.DatasetEvaluator):
-    """How often the class is the one of highest score, or among the five of highest, in percent; equal in any number of processes."""
+    """Top-1 and top-5 accuracy in percent; the same in any number of processes."""
 
     def reset(self) -> None:
-        self._correct: dict[str, list[int]] = {}  # by image, so that one that two processes saw counts once
+        self._correct: dict[str, list[int]] = {}  # by image, so that an image seen by two processes counts once
 
     def process(self, inputs, outputs) -> None:
         for given, found in zip(inputs, outputs):
             scores = found["scores"]
-            # what is as high as the label's counts against it, and so does what is no number: equal scores have told nothing apart
+            # a score as high as the label's counts against it, and so does NaN: equal scores distinguish nothing
             rank = int((~(scores < scores[given["label"]])).sum()) - 1
             self._correct[str(given["image_id"])] = [int(rank < 1), int(rank < 5)]
 

@@ -1,4 +1,4 @@
-"""COCO's evaluation by faster-coco-eval: pycocotools' numbers, several times as fast. Where it is not installed, detectron2's serves."""
+"""COCO's evaluation by faster-coco-eval: pycocotools' numbers, several times as fast. If it is not installed, detectron2's is used."""
 
 import contextlib
 import io
@@ -32,12 +32,12 @@ def evaluate(
     """
     from faster_coco_eval import COCO, COCOeval_faster
 
-    if task == "segm":  # its area, not its box's, says how large a mask is
+    if task == "segm":  # a mask's size is its own area, not its box's
         results = [{key: value for key, value in r.items() if key != "bbox"} for r in results]
     with contextlib.redirect_stdout(io.StringIO()):
         truth = COCO(dataset)
         evaluation = COCOeval_faster(truth, truth.loadRes([dict(r) for r in results]), task, kpt_oks_sigmas=list(sigmas) or None)
-        evaluation.params.catIds = sorted(truth.getCatIds())  # of keypoints it takes those alone that have objects
+        evaluation.params.catIds = sorted(truth.getCatIds())  # for keypoints it would use only categories with objects
         if image_ids is not None:
             evaluation.params.imgIds = list(image_ids)
         if most > 100:
@@ -54,7 +54,7 @@ class FastCOCOEvaluator(COCOEvaluator):
     Args:
         faster: evaluate by faster-coco-eval.
 
-    Of data whose metadata have ``truth``, a function, it evaluates by what that returns, and reads no file.
+    If the metadata have a function ``truth``, its result is used as the ground truth, and no file is read.
     """
 
     def __init__(self, dataset_name: str, faster: bool = True, **options: Any):
@@ -80,17 +80,19 @@ class FastCOCOEvaluator(COCOEvaluator):
     def _eval_predictions(self, predictions, img_ids=None):
         most = list(self._max_dets_per_image or [100])[-1]
         if self._do_evaluation and most != 100:
-            self._logger.info(f"{self._metadata.name} has images of more than 100 objects: up to {most} detections of an image count (maxDets)")
+            self._logger.info(f"{self._metadata.name} has images with more than 100 objects: up to {most} detections per image count (maxDets)")
         if not self._do_evaluation:
             where = f" are in {os.path.join(self._output_dir, 'coco_instances_results.json')}" if self._output_dir else ""
-            self._logger.info(f"{self._metadata.name} has no annotations: predictions{where}, nothing is scored")
+            self._logger.info(f"{self._metadata.name} has no annotations: predictions{where}, without evaluation")
         if not self._faster:
             return super()._eval_predictions(predictions, img_ids)
         results = list(itertools.chain(*(p["instances"] for p in predictions)))
         to_id = {v: k for k, v in self._metadata.get("thing_dataset_id_to_contiguous_id", {}).items()}
         for result in results if to_id else ():
             if result["category_id"] not in to_id:
-                raise UserError(f"the model predicts class {result['category_id']}, but data set {self._metadata.name!r} has {len(to_id)}")
+                raise UserError(
+                    f"the model predicts class {result['category_id']}, but data set {self._metadata.name!r} has {len(to_id)} classes"
+                )
             result["category_id"] = to_id[result["category_id"]]
         if self._output_dir:
             path = os.path.join(self._output_dir, "coco_instances_results.json")
@@ -111,4 +113,4 @@ def _check_keypoints(dataset: dict[str, Any], results: list[dict[str, Any]], sig
     truth = next((len(a["keypoints"]) // 3 for a in dataset["annotations"] if "keypoints" in a), 0)
     found, wanted = len(results[0]["keypoints"]) // 3, len(sigmas) or 17
     if not truth == found == wanted:
-        raise UserError(f"objects have {truth} keypoints, predictions {found}, and TEST.KEYPOINT_OKS_SIGMAS {wanted}: they must agree")
+        raise UserError(f"objects have {truth} keypoints, predictions {found}, and TEST.KEYPOINT_OKS_SIGMAS has {wanted}: they must agree")

@@ -1,4 +1,4 @@
-"""The difference between two detectors' AP on the same images, and how it varies with the images: a paired bootstrap."""
+"""Compares two detectors' AP on the same images, with a paired bootstrap over images."""
 
 import contextlib
 import io
@@ -119,7 +119,7 @@ def compare(
 
     Returns:
         "metrics", one row for AP, AP50, AP75, APs, APm, APl, and "classes", one for the AP of each class. A row has a name; ``a``, ``b``,
-        ``difference``, ``low`` and ``high``, in points from 0 to 100, None where there are no objects; ``b_better``, the share of samples in
+        ``difference``, ``low`` and ``high``, in points from 0 to 100, None if there are no objects; ``b_better``, the share of samples in
         which B is the better one; and the number of ``samples`` that have objects.
     """
     images = {image["id"]: image for image in dataset["images"]}

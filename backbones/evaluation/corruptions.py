@@ -1,7 +1,7 @@
-"""A model on damaged images: noise, blur, JPEG, brightness and contrast at five severities, by Pillow and numpy; snow and frost.
+"""Evaluates a model on damaged images: noise, blur, JPEG, brightness and contrast at five severities, by Pillow and numpy; snow and frost.
 
 The strengths are those of the package imagecorruptions (Hendrycks and Dietterich, "Benchmarking Neural Network Robustness", 2019). Its own
-snow and frost are taken where it is installed. Its fog and blurs end in errors under numpy 2 and today's scikit-image.
+snow and frost are used if it is installed. Its fog and blurs fail under numpy 2 and current scikit-image.
 """
 
 import copy
@@ -57,13 +57,13 @@ CORRUPTIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {f.__name__: f
 
 
 def corruptions(say: Callable[[str], Any] = print) -> dict[str, Callable[[np.ndarray, int], np.ndarray]]:
-    """`CORRUPTIONS`, and the weather where its package is installed; else says so."""
+    """`CORRUPTIONS`, and snow and frost if their package is installed; otherwise says that it is missing."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pkg_resources, which the package finds its pictures by
             import imagecorruptions
     except ImportError as error:
-        say(f"no snow and frost: imagecorruptions cannot be imported ({error}): pip install 'backbones[corruptions]'")
+        say(f"without snow and frost: imagecorruptions cannot be imported ({error}): pip install 'backbones[corruptions]'")
         return CORRUPTIONS
 
     def weather(name: str) -> Callable[[np.ndarray, int], np.ndarray]:
@@ -87,9 +87,9 @@ def _bytes(values: np.ndarray) -> np.ndarray:
 
 
 def evaluate(front: Any, dataset: str, task: str, severities: Sequence[int], weights: str) -> dict[str, list[float]]:
-    """AP of ``task`` for each severity, by the name of the damage; "as they are" has that of the images themselves. Raises UserError."""
+    """AP of ``task`` for each severity, by the name of the damage; "as they are" is the AP on undamaged images. Raises UserError."""
     if not os.path.isfile(weights):
-        raise UserError(f"weights {weights!r} are not there: --weights names those to evaluate on damaged images", "missing-file", "--weights")
+        raise UserError(f"weights {weights!r} do not exist: set --weights to those to evaluate on damaged images", "missing-file", "--weights")
     with tempfile.TemporaryDirectory(prefix="corruptions-") as folder:
         name = f"{dataset} damaged"
         front = front.clone("OUTPUT_DIR", folder, "MODEL.WEIGHTS", weights, "DATASETS.TEST", (name,), "TEST.EXPECTED_RESULTS", [])
@@ -117,6 +117,6 @@ def evaluate(front: Any, dataset: str, task: str, severities: Sequence[int], wei
                     DatasetCatalog.remove(name)
                     MetadataCatalog.remove(name)
                 ap = float(found[task]["AP"])
-                result[kind].append(0.0 if math.isnan(ap) else ap)  # it is no number where nothing is found at all
+                result[kind].append(0.0 if math.isnan(ap) else ap)  # it is NaN if there are no detections
         result["as they are"] *= len(severities)
     return result

@@ -1,4 +1,4 @@
-"""The figures that an evaluation will give, as far as they are known before it."""
+"""The figures that an evaluation will give, as far as they are known in advance."""
 
 from typing import Iterator
 
@@ -27,7 +27,7 @@ _OTHERS: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def figures_of(cfg: CfgNode, name: str) -> list[str] | None:
-    """The figures on a data set for evaluation, such as "bbox/AP", without those of single classes; None where they are not known."""
+    """The figures on a data set for evaluation, such as "bbox/AP", without those of single classes; None if unknown."""
     kind, labelled = (MetadataCatalog.get(name).get(key, other) for key, other in (("evaluator_type", None), ("labelled", True)))
     if kind != "coco" and kind not in _OTHERS:
         return None

@@ -1,6 +1,6 @@
-"""Which figure of an evaluation leads: by one rule for model_best.pth, `compare`, `plot` and `errors`.
+"""Which figure of an evaluation is the main one: the same rule for model_best.pth, `compare`, `plot` and `errors`.
 
-The AP of the finest that a model learns: of masks, else of keypoints, else of boxes. Who trains a Mask R-CNN wants its masks.
+The AP of the most detailed output: masks, else keypoints, else boxes. Users of Mask R-CNN care most about masks.
 """
 
 from typing import Iterable
@@ -9,7 +9,7 @@ LEADING = ("segm/AP", "keypoints/AP", "panoptic_seg/PQ", "bbox/AP", "box_proposa
 
 
 def headline(names: Iterable[str], wanted: str = "auto") -> str | None:
-    """Of an evaluation's figures the one that is ``wanted``, alone or after a data set's name; None where it is not among them."""
+    """The figure ``wanted`` of an evaluation, alone or after a data set's name; None if it is not there."""
     names = list(names)
     for figure in LEADING if wanted == "auto" else (wanted,):
         for name in names:
@@ -19,7 +19,7 @@ def headline(names: Iterable[str], wanted: str = "auto") -> str | None:
 
 
 def leading_task(*results: list) -> str:
-    """The task of COCO's results, "segm", "keypoints" or "bbox", that leads of those that all of them are of."""
+    """The task of COCO's results, "segm", "keypoints" or "bbox", that is the main one among the tasks they all have."""
     fields = {"segm": "segmentation", "keypoints": "keypoints"}
     firsts = [found[0] for found in results if found and isinstance(found, list) and isinstance(found[0], dict)]
     return next((task for task, field in fields.items() if firsts and all(field in first for first in firsts)), "bbox")

@@ -1,4 +1,4 @@
-"""What went wrong in an evaluation: TIDE's kinds of errors, which classes are taken for which, and AP by size and by objects in the image."""
+"""What went wrong in an evaluation: TIDE's kinds of errors, which classes are confused, and AP by size and number of objects."""
 
 import contextlib
 import io
@@ -14,10 +14,10 @@ from .comparison import pycocotools_evaluation
 
 # tidecv's short name -> ours, and what it means (Bolya et al., "TIDE", 2020)
 KINDS = {
-    "Cls": ("classification", "the place is right, the class is wrong"),
+    "Cls": ("classification", "the location is right, the class is wrong"),
     "Loc": ("localisation", "the class is right, the box is off (IoU 0.1 to 0.5)"),
-    "Both": ("both", "class and place are wrong"),
-    "Dupe": ("duplicate", "another detection has the object already"),
+    "Both": ("both", "class and location are wrong"),
+    "Dupe": ("duplicate", "another detection already matches the object"),
     "Bkg": ("background", "there is no object (IoU below 0.1)"),
     "Miss": ("missed", "no detection is near the object"),
 }
@@ -25,7 +25,7 @@ KINDS = {
 
 @dataclass
 class Judged:
-    """The detections and objects of an image at a score threshold; each detection has met one object or none."""
+    """The detections and objects of an image at a score threshold; each detection is matched to one object or none."""
 
     truth: list[dict]
     found: list[dict]  # by falling score, less those in crowds
@@ -38,7 +38,7 @@ class Judged:
 
 
 def tide(dataset: dict[str, Any], results: list[dict], task: str = "bbox") -> dict[str, Any]:
-    """TIDE's errors by tidecv, at IoU 0.5: AP50, and of each of `KINDS` how many, and the AP50 that is lost by them.
+    """TIDE's errors by tidecv, at IoU 0.5: AP50, and for each of `KINDS` the number of errors and the AP50 lost to them.
 
     As in the package, a detection in a crowd is no false positive and costs nothing, but is counted among the kinds, mostly as background.
 
@@ -117,7 +117,7 @@ def judge(dataset: dict[str, Any], results: list[dict], threshold: float = 0.5, 
 
 
 def confusion(dataset: dict[str, Any], judged: dict[Any, Judged]) -> tuple[list[str], np.ndarray]:
-    """Names of the C classes and of "background", and (C + 1, C + 1) counts: what is there by row, what was found by column."""
+    """Names of the C classes and of "background", and (C + 1, C + 1) counts: ground truth by row, detections by column."""
     categories = sorted(dataset["categories"], key=lambda c: c["id"])
     place = {c["id"]: i for i, c in enumerate(categories)}
     table = np.zeros((len(place) + 1, len(place) + 1), int)
@@ -156,7 +156,7 @@ def by_kind_of_object(dataset: dict[str, Any], results: list[dict], task: str = 
 
 
 def _aps(evaluation: Any, ranges: list[list[float]]) -> list[float | None]:
-    """AP for each range of areas; None where there is no object."""
+    """AP for each range of areas; None if there is no object."""
     evaluation.params.areaRng, evaluation.params.areaRngLbl = ranges, [str(i) for i in range(len(ranges))]
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation.evaluate()

@@ -24,7 +24,7 @@ def read_truth(path: str, images: str, task: str, say: Callable[[str], Any] = la
     if set(data.findings.counts) - {"crowds"}:
         say(data.summary())
     if not data.annotations:
-        raise UserError(f"annotation file {path!r} has no annotations: there is nothing to compare by", "data")
+        raise UserError(f"annotation file {path!r} has no annotations, so there is no ground truth", "data")
     return data.truth()
 
 
@@ -32,14 +32,14 @@ def check_results(content: Any, dataset: dict[str, Any], task: str, path: str) -
     """The fields of the detections that ``task`` needs; raises UserError if ``content``, of the file ``path``, is no list of such."""
     what = f"result file {path!r}"
     if not isinstance(content, list):
-        raise UserError(f"{what} is not in COCO's format: there is no list of detections", "bad-file")
+        raise UserError(f"{what} is not in COCO's format: it is not a list of detections", "bad-file")
     if not content:
-        raise UserError(f"{what} holds no detections: there is nothing to compare", "data")
+        raise UserError(f"{what} has no detections, so there is nothing to compare", "data")
     field = TASKS[task]
     if isinstance(content[0], dict) and field not in content[0]:
         has = [name for name, key in TASKS.items() if key in content[0]]
-        said = f"a detection has no {field}; the file is of {', '.join(has) or 'none of the tasks'}"
-        raise UserError(f"{what} is not of task {task!r}: {said}", "value", "--task", next(iter(has), None))
+        said = f"a detection has no {field}; the file is for {', '.join(has) or 'none of the tasks'}"
+        raise UserError(f"{what} is not for task {task!r}: {said}", "value", "--task", next(iter(has), None))
     keys = ["image_id", "category_id", "score", field]
     # the size of a detection with keypoints is its box's where it has one, of one with a mask always the mask's
     if task == "keypoints" and all(isinstance(result, dict) and "bbox" in result for result in content):
@@ -56,12 +56,12 @@ def check_results(content: Any, dataset: dict[str, Any], task: str, path: str) -
             raise UserError(f"{what}: entry {i} {fault}", "bad-file")
         for key, known, owner in (("image_id", images, "images"), ("category_id", classes, "categories")):
             if result[key] not in known:
-                said = f"has {key} {result[key]}, which is not among the {owner!r} of the annotations: another data set?"
+                said = f"has {key} {result[key]}, which is not among the {owner!r} of the annotations: is it for another data set?"
                 raise UserError(f"{what}: entry {i} {said}", "data")
         if task == "segm":
             image, mask = images[result["image_id"]], result[field]
             if not isinstance(mask.get("counts"), str) or annotations.mask_fault(mask, image["height"], image["width"]):
-                raise UserError(f"{what}: entry {i} has a segmentation that is not of compressed run lengths that fit its image", "data")
+                raise UserError(f"{what}: entry {i} has a segmentation that is not compressed RLE of the image's size", "data")
     return [{key: result[key] for key in keys} for result in content]
 
 
@@ -71,8 +71,8 @@ def check_keypoints(dataset: dict[str, Any], results: Sequence[list[dict]], sigm
     for who, entries in (("objects", dataset["annotations"]), ("detections of A", results[0]), ("detections of B", results[1])):
         other = next((len(e["keypoints"]) / 3 for e in entries if len(e["keypoints"]) != 3 * wanted), None)
         if other is not None:
-            hint = "" if sigmas else " Name your own by --oks-sigmas (TEST.KEYPOINT_OKS_SIGMAS of the config)."
-            raise UserError(f"{who} have {other:g} keypoints, and there are {wanted} OKS sigmas.{hint}", "value", "--oks-sigmas")
+            hint = "" if sigmas else " Set your own with --oks-sigmas (TEST.KEYPOINT_OKS_SIGMAS in the config)."
+            raise UserError(f"{who} have {other:g} keypoints, but there are {wanted} OKS sigmas.{hint}", "value", "--oks-sigmas")
 
 
 def truth_of(name: str, task: str) -> tuple[str, dict[str, Any]]:
@@ -82,19 +82,19 @@ def truth_of(name: str, task: str) -> tuple[str, dict[str, Any]]:
     check_paths(name)
     metadata = MetadataCatalog.get(name)
     if not metadata.get("labelled", True):
-        raise UserError(f"data set {name!r} has no annotations: there is nothing to compare by", "data", "--dataset")
+        raise UserError(f"data set {name!r} has no annotations, so there is no ground truth", "data", "--dataset")
     if metadata.get("truth"):
         return metadata.get("json_file", name), metadata.truth()
     if not metadata.get("json_file") or metadata.get("evaluator_type") not in ("coco", "coco_panoptic_seg"):
-        raise UserError(f"data set {name!r} has no annotations in COCO's format: name a file by --annotations", "unsupported", "--dataset")
-    if metadata.get("generated"):  # which its first use does
+        raise UserError(f"data set {name!r} has no annotations in COCO's format: give a file with --annotations", "unsupported", "--dataset")
+    if metadata.get("generated"):  # its first use generates it
         DatasetCatalog.get(name)
     path = PathManager.get_local_path(metadata.json_file)
     return path, read_truth(path, metadata.get("image_root") or "", task)
 
 
 def config_of(path: str) -> str:
-    """The config.yaml that a run left, where ``path`` is its folder or the results in it; "" where there is none."""
+    """The config.yaml that a run left, where ``path`` is its folder or the results in it; "" if there is none."""
     folder = path if os.path.isdir(path) else os.path.join(os.path.dirname(path), "..")  # of inference/coco_instances_results.json
     left = os.path.normpath(os.path.join(folder, "config.yaml"))
     return left if os.path.isfile(left) else ""

@@ -1,4 +1,4 @@
-"""Configs and released checkpoints by name, as ``detectron2.model_zoo`` gives them, for our configs and for detectron2's own."""
+"""Configs and released checkpoints by name, like ``detectron2.model_zoo``, for our configs and detectron2's own."""
 
 import functools
 import os
@@ -24,7 +24,7 @@ def config_root() -> str:
     package = os.path.dirname(_HERE)
     root = _root_of("Base-RCNN-VoVNet-FPN.yaml", os.path.dirname(package), package)
     if root is None:
-        raise UserError(f"the project's configs are neither in {package!r} nor beside it: install it again", "missing-file")
+        raise UserError(f"the project's configs are neither in {package!r} nor next to it: reinstall the project", "missing-file")
     return root
 
 
@@ -60,8 +60,8 @@ def get_config_file(name: str, others: Iterable[str] = ()) -> str:
     """The path of a config: ``name`` is a path, or the name of one of our or detectron2's zoo configs.
 
     Zoo configs are named relative to their root (``COCO-Detection/retinanet_R_50_FPN_1x.yaml``), with or without ``configs/`` before and
-    ``.yaml`` behind; by their file name alone too, where COCO's come before those of other data sets. Python configs keep their ``.py``.
-    Raises UserError where there is none, which may suggest one of ``others``, names of anything else.
+    ``.yaml`` behind; also by file name alone, which means COCO's config if several data sets have one. Python configs keep their ``.py``.
+    Raises UserError if there is none; it may suggest one of ``others``, other valid names.
     """
     if os.path.isfile(name):
         return os.path.abspath(name)
@@ -78,24 +78,24 @@ def get_config_file(name: str, others: Iterable[str] = ()) -> str:
             if len(found) == 1:
                 return os.path.join(root, found[0])
         if flat:
-            raise UserError(f"config {name!r} is not one but several: {', '.join(flat)}", "unknown-name", "--config-file", flat[0])
+            raise UserError(f"config {name!r} is ambiguous: {', '.join(flat)}", "unknown-name", "--config-file", flat[0])
     if os.path.isdir(name):
         raise UserError(f"config {name!r} is a folder: name a file in it", "missing-file", "--config-file")
     folder = os.path.dirname(name)
     if name.startswith((".", "~", os.sep)) or folder and os.path.isdir(folder):  # a path, not a name
         close = nearest(name, _ENDINGS)
         hint = f" Did you mean {close!r}?" if close else ""
-        where = f", nor is its folder {folder!r}" if folder and not os.path.isdir(folder) else ""
-        raise UserError(f"config {name!r} is not there{where}.{hint}", "missing-file", "--config-file", os.path.basename(close) or None)
+        where = f", and neither does its folder {folder!r}" if folder and not os.path.isdir(folder) else ""
+        raise UserError(f"config {name!r} does not exist{where}.{hint}", "missing-file", "--config-file", os.path.basename(close) or None)
     ours, theirs = map(_names, roots)
     names = [*others, *ours, *theirs, *sorted(set(map(os.path.basename, ours)))]
     raise unknown("config (neither a file nor a name in the zoos)", name, names, "--config-file")
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
-    """The config of that name over all defaults; ``trained`` puts the released detector into ``MODEL.WEIGHTS``."""
+    """The config of that name merged into all defaults; ``trained`` puts the released detector into ``MODEL.WEIGHTS``."""
     if get_config_file(name).endswith(".py"):
-        raise UserError(f"{name!r} is a Python config: take get_lazy_config", "unsupported")
+        raise UserError(f"{name!r} is a Python config: use get_lazy_config", "unsupported")
     cfg = get_cfg()
     add_backbones_config(cfg)
     merge_file(cfg, get_config_file(name))
@@ -108,12 +108,12 @@ def get_lazy_config(name: str) -> DictConfig:
     """The Python config of that name, of ours or detectron2's: ``model``, ``dataloader``, ``optimizer``, ``lr_multiplier``, ``train``."""
     path = get_config_file(name)
     if not path.endswith(".py"):
-        raise UserError(f"{name!r} is no Python config: take get_config", "unsupported")
+        raise UserError(f"{name!r} is not a Python config: use get_config", "unsupported")
     return LazyConfig.load(path)
 
 
 def published(name: str) -> dict[str, Any]:
-    """What is published of a config, ours or detectron2's; empty where nothing is.
+    """What is published about a config, ours or detectron2's; empty if nothing is.
 
     ``published_ap`` by kind, ``source`` and what is known ``about`` it, and where there is one the ``checkpoint``'s address, with the first
     digits of its ``sha256`` where its name carries them. ``about`` names the ``converter`` that reads its files, if they need one.
@@ -126,7 +126,7 @@ def published(name: str) -> dict[str, Any]:
 
 
 def get_checkpoint_url(name: str) -> str:
-    """What loads the detector that was released for that config: its file's address, ``backbones://CONFIG`` for one that needs converting.
+    """The address that loads the detector released for that config: its file's, ``backbones://CONFIG`` for one that needs converting.
 
     Raises UserError for a config without a release.
     """
@@ -148,7 +148,7 @@ def get(name: str, trained: bool = False, device: str | None = None):
         trained: take the detector that was released for the config.
         device: as torch names it; by default a GPU where there is one.
 
-    Raises UserError for an unknown name, and for weights that cannot be had or do not fit.
+    Raises UserError for an unknown name, and for weights that cannot be downloaded or do not fit.
     """
     from ..checkpoint import GatedCheckpointer
 

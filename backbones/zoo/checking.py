@@ -1,4 +1,4 @@
-"""Whether released weights are still where they were: each address is asked for its file's head, and the answers are kept."""
+"""Checks whether released weights are still available: requests the headers of each address, and saves the answers."""
 
 import dataclasses
 import datetime
@@ -25,7 +25,7 @@ _REFUSED = (403, 405, 501)  # how servers answer HEAD that know GET alone
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What an address answered. ``host`` is whether anybody did; ``why`` is empty for a file that is there."""
+    """What an address answered. ``host`` says whether any server did; ``why`` is empty if the file exists."""
 
     state: str
     why: str = ""
@@ -41,9 +41,9 @@ def addresses(names: Iterable[str]) -> list[weights.Release]:
 
 
 def check(releases: Iterable[weights.Release], jobs: int = 8, timeout: float = 10) -> dict[str, Answer]:
-    """What the place of each release answers, ``jobs`` asked at a time, within ``timeout`` seconds each; `last_seen` knows it afterwards.
+    """The answer for each release, from ``jobs`` requests at a time, within ``timeout`` seconds each; also saved for `last_seen`.
 
-    Raises UserError where nothing can be reached at all; of that nothing is kept.
+    Raises UserError, and saves nothing, if no host can be reached.
     """
     places = {release.place: release for release in releases}
     answers: dict[str, Answer] = {}
@@ -57,7 +57,7 @@ def check(releases: Iterable[weights.Release], jobs: int = 8, timeout: float = 1
     heard = {place: answer for place, answer in answers.items() if answer.state != "not asked"}
     if heard and not any(answer.host for answer in heard.values()):
         hosts = {urlparse(place).netloc or "the hub" for place in heard}
-        raise UserError(f"no network: none of {', '.join(sorted(hosts))} can be reached ({next(iter(heard.values())).why})", "download")
+        raise UserError(f"no network: cannot reach any of {', '.join(sorted(hosts))} ({next(iter(heard.values())).why})", "download")
     _keep(heard)
     return {place: answers[place] for place in places}
 
@@ -78,9 +78,9 @@ def _of_url(url: str, timeout: float) -> Answer:
             response = patiently(lambda: request(url, {"Range": "bytes=0-0"}, "GET", timeout, seen))
         with response:
             if response.headers.get_content_type() == "text/html":
-                raise Broken("a web page in its place")
+                raise Broken("a web page instead")
             size = response.headers.get("Content-Range", "").rpartition("/")[2] or response.headers.get("Content-Length") or ""
-    except Exception as error:  # whatever a host may do is an answer about it, not an end of the others' asking
+    except Exception as error:  # an error of one host must not stop the other requests
         return Answer("dead", reason(error, timeout)[0], host=isinstance(error, (HTTPError, Broken)))
     to = next((to for code, to in seen if code in (301, 308)), "")
     return Answer("moved" if to else "alive", to=to, size=int(size) if size.isdigit() else None)
@@ -106,7 +106,7 @@ def _file() -> str:
 def _kept() -> dict[str, Any]:
     try:
         content = read_json(_file())
-    except ValueError:  # none yet, or damaged: it is only what the next check finds again
+    except ValueError:  # missing or damaged: the next check writes it again
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -115,10 +115,10 @@ def _keep(answers: dict[str, Answer]) -> None:
     today = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     rows = {place: {**dataclasses.asdict(answer), "date": today} for place, answer in answers.items()}
     try:
-        with file_lock(_file()):  # two checks at once: neither's answers are lost
+        with file_lock(_file()):  # so that two checks at once keep the answers of both
             write_whole(_file(), json.dumps({**_kept(), **rows}, indent=1) + "\n")
-    except (OSError, UserError) as error:  # a full disk takes nothing from what was asked
-        logging.getLogger(__name__).warning(f"the answers are not kept for `zoo list` and `show`: {error}")
+    except (OSError, UserError) as error:  # a full disk must not lose the answers
+        logging.getLogger(__name__).warning(f"the answers cannot be saved for `zoo list` and `show`: {error}")
 
 
 def last_seen(address: str) -> tuple[str, str] | None:

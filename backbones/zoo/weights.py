@@ -1,12 +1,12 @@
-"""Released weights by name, in MODEL.WEIGHTS: from which source, under which licence, and for which images.
+"""Released weights by name, for MODEL.WEIGHTS: their source, their licence, and the images they expect.
 
-backbones://V-39-eSE                          your own file of that name, else the first source that answers
+backbones://V-39-eSE                          your own file of that name, else the first available source
 backbones://V-39-eSE@timm:ese_vovnet39b.ra_in1k  that file alone; backbones://V-39-eSE@timm is any of timm's
 timm://ese_vovnet39b.ra_in1k                  the same; torchvision:// and pycls:// likewise
 backbones://faster_rcnn_RegNetX_3.2GF_FPN_1x  a released detector, by the name of its config
 
-A file is downloaded once, its hash checked, converted by ``convert``, and kept converted. Weights that may not be used commercially are taken
-where their licence is accepted or their source is named, and never else.
+A file is downloaded once, its hash checked, converted by ``convert``, and kept converted. Weights that may not be used commercially are used
+only if their licence is accepted or their source is named.
 """
 
 import dataclasses
@@ -28,7 +28,7 @@ from ..documents import read_json
 from ..errors import UserError, counted, unknown
 
 PREFIX = "backbones://"
-# as people write them
+# spellings that people use
 _LICENCES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-nc-4.0": "CC-BY-NC-4.0", "seer-license": "SEER"}
 _ENDINGS = ("", ".safetensors", ".pth")
 _HERE = os.path.dirname(os.path.abspath(__file__))
@@ -38,7 +38,7 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 class Release:
     """One released file. ``preprocessing`` is that of the file as this project has it: networks of RGB are turned to BGR in conversion."""
 
-    name: str  # of the network, or of the config of a whole detector
+    name: str  # of the network, or of a whole detector's config
     source: str
     id: str
     title: str  # of the source
@@ -65,7 +65,7 @@ class Release:
 
     @property
     def free(self) -> bool:
-        """Whether it is taken without being named."""
+        """Whether it is used without being named."""
         return not (self.gone or self.restricted)
 
     @property
@@ -75,7 +75,7 @@ class Release:
 
 
 def folder() -> str:
-    """Where files of the user's own are looked for: the variable BACKBONES_WEIGHTS, by default ``weights``."""
+    """The folder of the user's own files: the variable BACKBONES_WEIGHTS, by default ``weights``."""
     return os.path.expanduser(os.getenv("BACKBONES_WEIGHTS", "weights"))
 
 
@@ -129,12 +129,12 @@ def _detector(name: str) -> list[Release]:
 
 
 def _of_library(name: str) -> list[Release]:
-    """What a network's own library has for it, in the form that the library has it."""
+    """What a network's own library offers for it, in that library's format."""
     found = []
     row, packaged = registry.family_of(name).pretrained(name), data()["packages"].get(name.partition(".")[0])
     if row is not None:
         source, own = row["name"].split("/", 1)
-        title, place = data()["sources"][source]["title"], next(key for key in ("hub", "url") if key in row)  # as timm itself
+        title, place = data()["sources"][source]["title"], next(key for key in ("hub", "url") if key in row)  # as for timm itself
         licence = _of_timm(row.get("licence", "not stated"))
         found.append(
             Release(row["name"], source, own, title, licence, row["preprocessing"], **{place: row[place]}, restricted=forbids(licence))
@@ -146,13 +146,13 @@ def _of_library(name: str) -> list[Release]:
 
 
 def forbids(licence: str) -> str:
-    """What a licence forbids, "" where it is known to forbid nothing."""
+    """What a licence forbids; "" if it is known to forbid nothing."""
     known: dict[str, str] = data()["licences"]
-    return known.get(licence, "of a licence that is not known here: read it before you use them")
+    return known.get(licence, "under an unknown licence: read it before you use them")
 
 
 def known_licences(names: Collection[str]) -> list[str]:
-    """The names of licences that a user accepts. Raises UserError for one that no weights have."""
+    """The names of licences that a user accepts. Raises UserError for one that applies to no weights."""
     found = list(data()["licences"])
     if not set(names) <= set(found) and importlib.util.find_spec("timm"):
         family = registry.FAMILIES["timm"]
@@ -177,12 +177,12 @@ def releases(name: str) -> list[Release]:
 
 
 def released(name: str) -> Release | None:
-    """The weights that a network begins with: the first that is there, and free to use."""
+    """The default weights of a network: the first release that is free to use."""
     return next((release for release in releases(name) if release.free), None)
 
 
 def local(name: str) -> str:
-    """The path of the user's own file in `folder`, or "". Raises UserError where there are two."""
+    """The path of the user's own file in `folder`, or "". Raises UserError if there are two."""
     there = [path for ending in _ENDINGS for path in [os.path.join(folder(), name + ending)] if os.path.isfile(path)]
     if len(there) > 1:
         raise UserError(f"{PREFIX}{name} could be any of {', '.join(there)}: remove or rename all but one", "conflict")
@@ -190,7 +190,7 @@ def local(name: str) -> str:
 
 
 def stated(contents: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
-    """What a file says of its images, and a network's file of the structure that it needs (KEY, VALUE, ...)."""
+    """What a file states about its images, and about the network structure that it needs (KEY, VALUE, ...)."""
     images, provenance = contents.get("preprocessing"), contents.get("provenance")
     overrides = provenance.get("overrides", []) if isinstance(provenance, dict) and "detector" not in provenance else []
     whole = isinstance(images, dict) and {"format", "pixel_mean", "pixel_std"} <= set(images)
@@ -198,7 +198,7 @@ def stated(contents: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str
 
 
 def about(name: str) -> tuple[Mapping[str, Any] | None, list[str]]:
-    """`stated` of the weights that ``backbones://NAME`` takes first, without a download."""
+    """`stated` for the weights that ``backbones://NAME`` uses first, without a download."""
     path, release = local(name), released(name)
     if path:
         return stated(read_checkpoint(path, lazy=True))
@@ -206,7 +206,7 @@ def about(name: str) -> tuple[Mapping[str, Any] | None, list[str]]:
 
 
 def parsed(address: str) -> tuple[str, str] | None:
-    """(name, what stands behind the @) of an address of ours; None of any other. Raises UserError for an id that no network has."""
+    """(name, the part after the @) of one of our addresses; None for any other. Raises UserError for an id that no network has."""
     scheme, found, rest = address.partition("://")
     if not found or scheme not in ("backbones", *data()["sources"]):
         return None
@@ -241,9 +241,9 @@ def is_here(address: str) -> bool:
 
 
 def find(address: str, accepted: Collection[str] = ()) -> tuple[str, Release | None]:
-    """(local path, release) of weights by an address of ours; the release is None for a file of the user's own.
+    """(local path, release) of weights by an address of ours; the release is None for the user's own file.
 
-    ``accepted``: licences that the user agrees to, beside those that forbid nothing. Raises UserError, which names all sources, where none can
+    ``accepted``: licences that the user agrees to, beside those that forbid nothing. Raises UserError, which lists all sources, if none can
     be used.
     """
     name, wanted = parsed(address) or ("", "")
@@ -258,16 +258,16 @@ def find(address: str, accepted: Collection[str] = ()) -> tuple[str, Release | N
         except UserError as error:
             failed.append(f"{release.spec}: {error}")
             continue
-        for problem in failed:  # of all of them the error tells instead
-            logging.getLogger(__name__).warning(f"weights of {name} are taken from {release.spec}, as another source cannot be used: {problem}")
+        for problem in failed:  # if all fail, the error reports them
+            logging.getLogger(__name__).warning(f"weights of {name} come from {release.spec}, because another source cannot be used: {problem}")
         _log(release)
         return path, release
-    said = "; ".join(failed[:2]) + (f" and {counted(len(failed) - 2, 'more source')}" if failed[2:] else "") or "there is no source to take"
+    said = "; ".join(failed[:2]) + (f" and {counted(len(failed) - 2, 'more source')}" if failed[2:] else "") or "there is no source"
     if others:
         said += f". Not tried: {'; '.join(others)}"
     where = os.path.join(folder(), name + ".pth")
-    own = f"A file of yours, as it is or converted by `python -m convert`, is found as {where!r}"
-    scratch = "from scratch: MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 and the backbone's NORM SyncBN (BN on one GPU)"
+    own = f"Save your own file, original or converted by `python -m convert`, as {where!r}"
+    scratch = "from scratch: set MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 and the backbone's NORM SyncBN (BN on one GPU)"
     raise UserError(
         f"no weights for {address!r}: {said}. {own}" + (f"; {scratch}" if name in data()["weights"] else ""),
         "missing-weights",
@@ -276,7 +276,7 @@ def find(address: str, accepted: Collection[str] = ()) -> tuple[str, Release | N
 
 
 def _candidates(name: str, wanted: str, accepted: Collection[str]) -> tuple[list[Release], list[str]]:
-    """Which releases may be taken, in order, and of the others why not. Raises UserError for a name or a source that there is none of."""
+    """The releases that may be used, in order, and why not the others. Raises UserError for an unknown name or source."""
     rows = releases(name)
     if not rows:
         there = [stem(file) for file in sorted(os.listdir(folder()) if os.path.isdir(folder()) else [])]
@@ -302,33 +302,35 @@ def _candidates(name: str, wanted: str, accepted: Collection[str]) -> tuple[list
         else:
             take.append(row)
     for (licence, why), specs in refused.items():
-        others.append(f"{', '.join(specs)}, {licence}, {why}: --accept-licence {licence}, or name one, as {PREFIX}{name}@{specs[0]}")
+        others.append(f"{', '.join(specs)}, {licence}, {why}: --accept-licence {licence}, or name one, such as {PREFIX}{name}@{specs[0]}")
     return take, others
 
 
 def _log(release: Release) -> None:
     images = release.preprocessing
-    expects = f"; it expects {images['format']} images, mean {images['pixel_mean']}, deviation {images['pixel_std']}" if images else ""
+    expects = f"; it expects {images['format']} images, mean {images['pixel_mean']}, standard deviation {images['pixel_std']}" if images else ""
     level = logging.WARNING if release.restricted else logging.INFO
     but = f", {release.restricted}" if release.restricted else ""
     logging.getLogger(__name__).log(level, f"weights of {release.name}: {release.spec}, licence {release.licence}{but}{expects}")
 
 
 def _kept(release: Release) -> str:
-    """Where the converted file lies, once it is there."""
+    """The path of the converted file, which may not exist yet."""
     file = re.sub(r"[^\w.-]", "_", f"{release.name}-{release.id}") + ".pth"
     return cached("backbones", release.source, file)
 
 
 def _converted(release: Release) -> str:
-    """The path of a release, downloaded and converted where it is not there yet."""
+    """The path of a release, downloaded and converted unless it exists."""
     kept = _kept(release)
     if os.path.isfile(kept):
         return kept
     path = "" if release.package else fetch(release.url, PathManager, release.sha256) if release.url else fetch_hub(release.hub)
     if not release.converter and not release.preprocessing:
         return path
-    command, core = (importlib.import_module(f"backbones.convert.{name}") for name in ("__main__", "core"))  # which need this module
+    command, core = (
+        importlib.import_module(f"backbones.convert.{name}") for name in ("__main__", "core")
+    )  # imported late, because they import this module
 
     os.makedirs(os.path.dirname(kept), exist_ok=True)
     with file_lock(kept):  # one process converts, the others wait and find it
@@ -344,12 +346,12 @@ def _converted(release: Release) -> str:
             core.write(result, kept)
             proof = result.provenance["proof"]
             proved = f"equal to {proof['library']}'s own" if proof["run"] else f"no proof: {proof['why']}"
-            logging.getLogger(__name__).info(f"{release.spec} is converted, {proved}, and kept as {kept}")
+            logging.getLogger(__name__).info(f"{release.spec} was converted ({proved}) and saved as {kept}")
     return kept
 
 
 def _instead(url: str) -> tuple[str, str | None]:
-    """What to say of other sources behind an address that failed, and the first of them; the host may be another, as of old links."""
+    """A hint about other sources of an address that failed, and the first of them; old links may have another host."""
     names = [
         name for name, rows in data()["weights"].items() for row in rows if "url" in row and urlparse(row["url"]).path == urlparse(url).path
     ]
@@ -357,13 +359,13 @@ def _instead(url: str) -> tuple[str, str | None]:
     if not others:
         return (f"; no other source of {names[0]} is known" if names else ""), None
     listed = ", ".join(f"{release.address} ({release.licence})" for release in others[:3])
-    return f"; of {others[0].name} there are also {PREFIX}{others[0].name}, which takes the first of {listed}", PREFIX + others[0].name
+    return f"; {PREFIX}{others[0].name} uses the first available of {listed}", PREFIX + others[0].name
 
 
 def follow(address: str, accepted: Collection[str] = ()) -> tuple[str, Mapping[str, Any] | None, list[str]]:
-    """(address, what the weights say of their images or None, what of the structure) of what MODEL.WEIGHTS names, which is there afterwards.
+    """(address, what the weights state about their images or None, and about the structure) for a value of MODEL.WEIGHTS. Downloads if needed.
 
-    The address names one file: whoever reads it later gets the same. Raises UserError where there is none.
+    The address names one specific file, which later readers get too. Raises UserError if there is none.
     """
     if parsed(address):
         path, release = find(address, accepted)
@@ -380,7 +382,7 @@ def follow(address: str, accepted: Collection[str] = ()) -> tuple[str, Mapping[s
 
 
 class Handler(PathHandler):
-    """Makes those addresses known to detectron2."""
+    """Registers these addresses with detectron2."""
 
     def _get_supported_prefixes(self) -> list[str]:
         return [PREFIX, *(f"{source}://" for source in data()["sources"])]

@@ -22,16 +22,16 @@ _ALLOWED = "COCO's JSON file, a YOLO data.yaml or folder, a Pascal VOC folder or
 
 
 def load(path: str, images: str = "") -> dict[str, Any] | None:
-    """Data of another form in COCO's: "images", "categories", "annotations" and "notes"; None where the path is left to COCO's reader.
+    """Reads data of another format as COCO's: "images", "categories", "annotations" and "notes"; None where the path is left to COCO's reader.
 
     Args:
         path: of YOLO, a data.yaml, a list of images (.txt), or a folder of images or labels; of Pascal VOC, a folder, or a list in
             ImageSets/Main; of labelme, a folder.
         images: the folder of the images, which names are relative to. By default it is that of the first of `splits`.
 
-    "notes" has the number of things that were left out or guessed, by what they are. Ids are from 1, and classes in their order. Pascal VOC's
-    'difficult' objects have ``ignore`` 1. Images that cannot be read, and whose size no file has, have no width and height, and no objects.
-    Of keypoints, categories have a ``flip_idx`` too where a data.yaml has it: the number of the point that each becomes in a mirror.
+    "notes" counts what was left out or guessed, by kind. Ids start at 1, in the order of the classes. Pascal VOC's
+    'difficult' objects have ``ignore`` 1. Images that cannot be read, and whose size no file states, have no width, height or objects.
+    Categories with keypoints have a ``flip_idx`` too if a data.yaml has it: the index of the point that each becomes when mirrored.
 
     Raises UserError for what cannot be read, with the file and the line.
     """
@@ -44,26 +44,26 @@ def load(path: str, images: str = "") -> dict[str, Any] | None:
         places = [place for place in (path, os.path.join(path, _ANNOTATIONS), os.path.dirname(os.path.abspath(path))) if os.path.isdir(place)]
         near = [os.path.join(place, name) for place in places for name in sorted(os.listdir(place))]
         files = ", ".join(repr(file) for file in near if file.lower().endswith(".json"))
-        hint = f" In it and beside it are {files}: name the file of the annotations." if files else ""
-        raise UserError(f"folder {path!r} has no annotations that can be read. Allowed: {_ALLOWED}.{hint}", "bad-file")
+        hint = f" Name one of these annotation files: {files}." if files else ""
+        raise UserError(f"folder {path!r} has no readable annotations. Allowed: {_ALLOWED}.{hint}", "bad-file")
     if kind is None:
         return None
     if not os.path.isdir(images):
-        raise UserError(f"image folder {images!r} is {'a file' if os.path.isfile(images) else 'not there'}", "missing-file")
+        raise UserError(f"image folder {images!r} {'is a file' if os.path.isfile(images) else 'does not exist'}", "missing-file")
     content = {"yolo": yolo.read, "voc": voc.read, "labelme": labelme.read}[kind](path, images)
     if not content["images"]:
         raise UserError(f"{path!r} has no images", "data")
     if not content["categories"]:
-        raise UserError(f"{path!r} has no objects, and so no classes", "data")
+        raise UserError(f"{path!r} has no objects, and therefore no classes", "data")
     return content
 
 
 def splits(path: str) -> dict[str, tuple[str, str]]:
-    """The parts of the data at a path: "train", "val" and "test", or "" for all -> (annotations, image folder), as `load` takes them.
+    """The splits of the data at a path: "train", "val" and "test", or "" for all -> (annotations, image folder), as `load` takes them.
 
     They are those of a YOLO data.yaml, of the lists of a Pascal VOC folder, folders train, val (valid) and test, as Roboflow writes them,
     or COCO's files in ``annotations``; a folder's COCO file is its only .json, or is found by its name.
-    Raises UserError where a data.yaml cannot be read or its images for training or validation are not there.
+    Raises UserError if a data.yaml cannot be read or its images for training or validation do not exist.
     """
     if yolo.is_yaml(path) and os.path.isfile(path):
         return yolo.splits(path)
@@ -91,7 +91,7 @@ def splits(path: str) -> dict[str, tuple[str, str]]:
 
 
 def _in_annotations(path: str) -> dict[str, str]:
-    """The COCO files of a folder's ``annotations``, by the part that their names end in, or "" of one alone; {} where several may be meant."""
+    """The COCO files of a folder's ``annotations``, by the split that their names end in, or "" for a single one; {} if it is ambiguous."""
     folder = os.path.join(path, _ANNOTATIONS)
     names = [name for name in sorted(os.listdir(folder)) if name.lower().endswith(".json")] if os.path.isdir(folder) else []
     if len(names) == 1:
@@ -111,7 +111,7 @@ def _end(file: str) -> str:
 
 
 def _coco_in(folder: str) -> str:
-    """The path of a folder's COCO file; "" where it holds data of another form, or several files that may be it."""
+    """The path of a folder's COCO file; "" if it holds data of another format, or several candidates."""
     there = sorted(name for name in os.listdir(folder) if not name.startswith("."))
     named = [name for name in _COCO if name in there]
     if named:
@@ -122,7 +122,7 @@ def _coco_in(folder: str) -> str:
 
 
 def _kind(path: str) -> str | None:
-    """The form that the data at a path have; None where it is none of those read here."""
+    """The format of the data at a path; None if it is not one of those read here."""
     if os.path.isdir(path):
         if yolo.yaml_in(path):
             return "yolo"
@@ -139,7 +139,7 @@ def _kind(path: str) -> str | None:
 
 
 def _image_folder(path: str) -> str:
-    """Where the images of a folder, a list or a file are, if nothing else is said."""
+    """Where the images of a folder, a list or a file are by default."""
     if not os.path.isdir(path):
         folder = os.path.dirname(path) or "."
         if path.lower().endswith(".txt") and os.path.isfile(path):

@@ -1,4 +1,4 @@
-"""What the readers of all formats share: the dictionary that they build, with notes of what they left out, and the images in a folder."""
+"""What the readers of all formats share: the dictionary that they build, notes on what they left out, and the images in a folder."""
 
 import math
 import os
@@ -13,7 +13,7 @@ _MOST = 1 << 24  # bytes of a file of annotations of one image
 
 
 class Builder:
-    """Builds a dictionary of COCO's form. ``root`` is the folder that names of images are relative to."""
+    """Builds a dictionary in COCO's format. ``root`` is the folder that names of images are relative to."""
 
     def __init__(self, root: str):
         self.root = root
@@ -22,12 +22,12 @@ class Builder:
         self._notes: dict[str, list] = {}  # text -> [count, the first place]
 
     def note(self, text: str, where: str = "", count: int = 1) -> None:
-        """Counts something that was left out or guessed; ``where`` is told of the first."""
+        """Counts something that was left out or guessed; ``where`` is shown for the first."""
         if count:
             self._notes.setdefault(text, [0, where])[0] += count
 
     def image(self, path: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
-        """The entry of an image. Without a ``size`` (width, height) it is read from the file; where that cannot be read, the entry has none."""
+        """Adds the entry of an image. Without a ``size`` (width, height) it is read from the file, if possible."""
         entry: dict[str, Any] = {"id": len(self.images) + 1, "file_name": os.path.relpath(path, self.root).replace(os.sep, "/")}
         size = size or file_size(path)
         if size:
@@ -36,10 +36,10 @@ class Builder:
         return entry
 
     def add(self, image: dict, category: Any, box: Sequence[float], where: str, polygons: Sequence[Sequence[float]] = (), **more: Any) -> None:
-        """An object of a category, which `content` gives an id, with its box x0, y0, x1, y1; it is left out where it has no area."""
+        """Adds an object of a category, which gets its id from `content`, with its box x0, y0, x1, y1. An object without area is left out."""
         x0, y0, x1, y1 = box
         if x1 <= x0 or y1 <= y0:
-            self.note("objects left out: their box has no area", where)
+            self.note("objects left out because their box has no area", where)
             return
         entry = {"id": len(self.annotations) + 1, "image_id": image["id"], "category_id": category, "bbox": [x0, y0, x1 - x0, y1 - y0]}
         entry.update(area=sum(map(area, polygons)) or (x1 - x0) * (y1 - y0), iscrowd=0)
@@ -48,7 +48,7 @@ class Builder:
         self.annotations.append({**entry, **more})
 
     def content(self, categories: Sequence[tuple[Any, dict[str, Any]]]) -> dict[str, Any]:
-        """The dictionary. ``categories``: (what `add` was given, the fields of its entry) in the order of the classes."""
+        """The dictionary. ``categories``: (the category as given to `add`, the fields of its entry) in the order of the classes."""
         ids = {key: i for i, (key, _) in enumerate(categories, 1)}
         for annotation in self.annotations:
             annotation["category_id"] = ids[annotation["category_id"]]
@@ -61,7 +61,7 @@ class Builder:
 
 
 def area(polygon: Sequence[float]) -> float:
-    """Of x0, y0, x1, y1, ...; in square units, whichever way round."""
+    """The area of a polygon x0, y0, x1, y1, ... in square units, whatever its orientation."""
     xs, ys = polygon[::2], polygon[1::2]
     return abs(sum(xs[i - 1] * ys[i] - xs[i] * ys[i - 1] for i in range(len(xs)))) / 2
 
@@ -73,7 +73,7 @@ def bounds(polygons: Iterable[Sequence[float]]) -> tuple[float, float, float, fl
 
 
 def number(value: Any) -> float:
-    """A number, or a text of one. Raises ValueError for anything else, NaN, and what is beyond any image."""
+    """A number, also from a string. Raises ValueError for anything else, NaN, and coordinates beyond any image."""
     try:
         result = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
@@ -84,7 +84,7 @@ def number(value: Any) -> float:
 
 
 def file_size(path: str) -> tuple[int, int] | None:
-    """Width and height of an image after the turn that its EXIF tag asks for, from its header; None where it cannot be read."""
+    """Width and height of an image after the turn that its EXIF tag asks for, from its header; None if it cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of large pictures and odd tags
@@ -95,28 +95,28 @@ def file_size(path: str) -> tuple[int, int] | None:
 
 
 def files(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """The files with one of these endings in a folder and the folders in it, sorted; hidden ones, such as macOS's ``._a.jpg``, apart."""
+    """The files with one of these extensions in a folder and its subfolders, sorted, without hidden ones such as macOS's ``._a.jpg``."""
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(where, name) for name in sorted(names) if name.lower().endswith(suffixes) and not name.startswith("."))
 
 
 def has(folder: str, suffixes: tuple[str, ...]) -> bool:
-    """Whether a folder, or one in it, has a file with one of these endings."""
+    """Whether a folder or a subfolder has a file with one of these extensions."""
     return next(files(folder, suffixes), None) is not None
 
 
 def text_of(path: str) -> str:
-    """A text file's content in UTF-8, or as its byte-order mark says. Raises ValueError for what is no text, or too long for one image."""
+    """A text file's content in UTF-8, or as its byte-order mark says. Raises ValueError if it is not text, or too long."""
     try:
         with open(path, "rb") as f:
             content = f.read(_MOST + 1)
     except OSError as error:
         raise ValueError(error.strerror) from error
     if len(content) > _MOST:
-        raise ValueError(f"it has more than {_MOST >> 20} MB")
+        raise ValueError(f"it is larger than {_MOST >> 20} MB")
     if b"\0" in content and content[:2] not in (b"\xff\xfe", b"\xfe\xff"):
-        raise ValueError("it is no text")
+        raise ValueError("it is not text")
     return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
 
 
@@ -132,7 +132,7 @@ class Images:
                 self._by_stem.setdefault(name, []).append(path)
 
     def find(self, *names: str) -> str | None:
-        """The image of the first of these names, with or without folders, endings apart, that is one's alone; None if there is none."""
+        """The image of the first of these names that is unambiguous, with or without folders, extensions apart; None if there is none."""
         for name in names:
             plain = name.replace("\\", "/")
             for stem in (os.path.splitext(plain)[0], os.path.splitext(os.path.basename(plain))[0]):

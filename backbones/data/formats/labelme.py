@@ -1,4 +1,4 @@
-"""labelme: a JSON file for each image, beside it. Shapes of a label and a group are one object. The order of classes is that of their names."""
+"""labelme: a JSON file for each image, beside it. Shapes with the same label and group are one object. Classes are in alphabetical order."""
 
 import base64
 import io
@@ -16,7 +16,7 @@ from .building import Builder, Images, bounds, files, number
 
 _LARGEST = 1 << 26  # bytes of a file of one image, which may hold the image too
 _MOST = 1 << 30  # pixels of an image whose masks are read
-_FEWEST = 12  # points that labelme's own converter draws a circle with, at least
+_FEWEST = 12  # least number of points of a circle in labelme's own converter
 
 
 def is_labelme(content: Any) -> bool:
@@ -24,7 +24,7 @@ def is_labelme(content: Any) -> bool:
 
 
 def found_in(folder: str) -> bool:
-    """Whether a folder's first JSON files, in their order, have one of labelme's."""
+    """Whether one of a folder's first JSON files is labelme's."""
     for _, path in zip(range(3), files(folder, (".json",))):
         try:
             if os.path.getsize(path) < _LARGEST and is_labelme(read_json(path)):
@@ -42,15 +42,15 @@ def read(path: str, images: str) -> dict[str, Any]:
         try:
             content = read_json(file)
         except ValueError as error:
-            raise UserError(f"{file!r} is no labelme file: {error}", "bad-file") from error
+            raise UserError(f"{file!r} is not a labelme file: {error}", "bad-file") from error
         if not is_labelme(content):
-            build.note("JSON files left out: they are not labelme's", repr(file))
+            build.note("JSON files left out because they are not labelme's", repr(file))
             continue
         try:
             used.add(_image(build, content, file, path, pictures, names))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise UserError(f"{file!r} is no sound labelme file: {error}", "bad-file") from error
-    build.note("images left out: they have no .json file", count=len(set(pictures.all) - used))
+            raise UserError(f"{file!r} is not a valid labelme file: {error}", "bad-file") from error
+    build.note("images left out because they have no .json file", count=len(set(pictures.all) - used))
     return build.content([(name, {"name": name}) for name in sorted(names)])
 
 
@@ -81,13 +81,13 @@ def _image(build: Builder, content: dict, file: str, folder: str, pictures: Imag
         groups.setdefault((label, i if group is None else f"group {group}"), []).append((outline, where))
     for (label, _), parts in groups.items():
         outlines = [outline for outline, _ in parts]
-        build.note("shapes joined with others of their group", parts[0][1], len(parts) - 1)
+        build.note("shapes merged with others of their group", parts[0][1], len(parts) - 1)
         build.add(image, label, bounds(outlines), parts[0][1], outlines)
     return path
 
 
 def _outline(kind: str, points: list[tuple[float, float]]) -> list[float]:
-    """x0, y0, x1, y1, ... of a shape; nothing where it has no area."""
+    """x0, y0, x1, y1, ... of a shape; nothing if it has no area."""
     if kind == "rectangle" and len(points) == 2:
         (x0, y0), (x1, y1) = points
         return [x0, y0, x1, y0, x1, y1, x0, y1]
@@ -103,14 +103,14 @@ def _outline(kind: str, points: list[tuple[float, float]]) -> list[float]:
 
 
 def _mask(build: Builder, image: dict, label: str, points: list[tuple[float, float]], shape: dict, where: str) -> None:
-    """A shape that is a picture, whose first and last pixel's places are the shape's points."""
+    """A shape given as a picture; the shape's points are the positions of its first and last pixel."""
     (x0, y0), (x1, y1) = ((int(x), int(y)) for x, y in points)
     if image.get("width", 1e9) * image.get("height", 1e9) > _MOST or not 0 <= x0 <= x1 < image["width"] or not 0 <= y0 <= y1 < image["height"]:
-        raise ValueError(f"{where}: its mask lies beyond the image, or the image is too large")
+        raise ValueError(f"{where}: its mask extends beyond the image, or the image is too large")
     try:
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"]))) as picture:
             if picture.size != (x1 - x0 + 1, y1 - y0 + 1):
-                raise ValueError(f"it has {picture.size[0]}x{picture.size[1]} pixels, and its points another size")
+                raise ValueError(f"it has {picture.size[0]}x{picture.size[1]} pixels, which differs from the size of its points")
             inside = np.asarray(picture.convert("L")) != 0
     except Exception as error:  # Pillow raises anything for a damaged picture
         raise ValueError(f"{where}: its mask cannot be read: {error}") from error

@@ -1,32 +1,32 @@
-"""Names the annotation tool or format that a file comes from, where it is not COCO's: for a refusal of one line that says the way out."""
+"""Names the annotation tool or format of a file that is not COCO's, for a one-line error that says what to do."""
 
 import re
 from typing import Any
 
-_EXPORT = "export it in COCO's form by the tool that wrote it"
+_EXPORT = "export it in COCO's format from the tool that wrote it"
 _FOLDER = "give the folder of its files"
 # of parsed JSON, a dictionary: the keys that it must have -> name, what to do
 _OBJECTS: list[tuple[set[str], str, str]] = [
-    ({"shapes", "imagePath"}, "labelme's file of one image", _FOLDER),
+    ({"shapes", "imagePath"}, "a labelme file of one image", _FOLDER),
     ({"_via_img_metadata"}, "a project of VGG Image Annotator (VIA)", "choose Annotation, Export Annotations (COCO format) there"),
     ({"project", "config", "attribute", "metadata"}, "a project of VGG Image Annotator (VIA) 3", "choose Export, COCO there"),
     ({"items", "categories"}, "Datumaro's", "convert it: datum convert -f coco_instances"),
     ({"item", "annotations"}, "V7 Darwin's", _EXPORT),
-    ({"objects", "size"}, "Supervisely's file of one image", _EXPORT),
+    ({"objects", "size"}, "a Supervisely file of one image", _EXPORT),
     ({"classes", "tags", "projectType"}, "Supervisely's list of classes", _EXPORT),
     ({"data_row", "projects"}, "Labelbox's", "export it with Labelbox's converter to COCO"),
     ({"source-ref"}, "a manifest of SageMaker Ground Truth", "convert it to COCO with AWS's script for manifests"),
-    ({"ID", "gtboxes"}, "odgt, one JSON object a line", "convert it to COCO, as ByteTrack's convert_crowdhuman_to_coco.py does"),
+    ({"ID", "gtboxes"}, "odgt, one JSON object per line", "convert it to COCO, as ByteTrack's convert_crowdhuman_to_coco.py does"),
     ({"frames", "config"}, "Scalabel's", "convert it: python -m scalabel.label.to_coco"),
 ]  # fmt: skip
 # of the first entry of a list: the keys that it must have -> name, what to do
 _ENTRIES: list[tuple[set[str], str, str]] = [
-    ({"image_id", "category_id", "score"}, "COCO's results, detections without images and classes", "give the annotations they are for"),
-    ({"image_id", "caption"}, "captions", "they have no boxes to learn from"),
+    ({"image_id", "category_id", "score"}, "COCO results: detections without images and classes", "give the annotations that they belong to"),
+    ({"image_id", "caption"}, "captions", "it has no boxes to learn from"),
     ({"image", "annotations"}, "CreateML's", _EXPORT),
-    ({"annotations", "data"}, "an export of Label Studio in its own form", "choose COCO as its export format"),
-    ({"completions", "data"}, "an export of Label Studio in its own form", "choose COCO as its export format"),
-    ({"image", "annotation_id"}, "an export of Label Studio in its own small form (JSON-MIN)", "choose COCO as its export format"),
+    ({"annotations", "data"}, "an export of Label Studio in its own format", "choose COCO as the export format"),
+    ({"completions", "data"}, "an export of Label Studio in its own format", "choose COCO as the export format"),
+    ({"image", "annotation_id"}, "an export of Label Studio in its own minimal format (JSON-MIN)", "choose COCO as the export format"),
     ({"data_row", "projects"}, "Labelbox's", "export it with Labelbox's converter to COCO"),
     ({"Labeled Data", "Label"}, "Labelbox's", "export it with Labelbox's converter to COCO"),
     ({"name", "labels"}, "Scalabel's or BDD100K's", "convert it: python -m scalabel.label.to_coco"),
@@ -36,11 +36,11 @@ _ARCHIVES = {b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"Rar!": "rar", b"7z\xbc
 
 
 def foreign(content: Any, path: str = "") -> tuple[str, str] | None:
-    """(what a file is, what to do with it), for "it is ...: ..."; None for what may be COCO's, or is not known.
+    """(what a file is, what to do with it), for "it is ...: ..."; None for what may be COCO's, or is unknown.
 
     Args:
-        content: the file's parsed JSON, or where it is none its first kilobytes, bytes.
-        path: its name, whose ending is looked at.
+        content: the file's parsed JSON, or its first kilobytes as bytes if it is not JSON.
+        path: its name, of which only the extension matters.
     """
     if isinstance(content, bytes):
         return _of_bytes(content, path)
@@ -57,9 +57,9 @@ def _of_object(content: dict) -> tuple[str, str] | None:
     first = annotations[0] if isinstance(annotations, list) and annotations else None
     if isinstance(first, dict) and "images" in content:
         if "caption" in first:
-            return "COCO's captions", "they have no boxes to learn from: take the instances of the same images"
+            return "COCO's captions", "it has no boxes to learn from: use the instances file of the same images"
         if "segments_info" in first:
-            return "COCO's panoptic form", "register it as a panoptic data set, or take the instances of the same images"
+            return "COCO's panoptic form", "register it as a panoptic data set, or use the instances file of the same images"
     if {"images", "categories"} <= set(content):
         return None
     for keys, name, way in _OBJECTS:
@@ -67,7 +67,7 @@ def _of_object(content: dict) -> tuple[str, str] | None:
             return name, way
     one = next(iter(content.values()), None)
     if isinstance(one, dict) and {"filename", "regions"} <= set(one):
-        return "annotations of VGG Image Annotator (VIA) in its own form", "choose Annotation, Export Annotations (COCO format) there"
+        return "annotations of VGG Image Annotator (VIA) in its own format", "choose Annotation, Export Annotations (COCO format) there"
     return None
 
 
@@ -81,22 +81,22 @@ def _of_bytes(content: bytes, path: str) -> tuple[str, str] | None:
     if text.startswith("<"):
         if "<annotations" in text:
             return "CVAT's XML", _EXPORT
-        return ("Pascal VOC's file of one image", _FOLDER) if "<annotation" in text else ("XML", _EXPORT)
+        return ("a Pascal VOC file of one image", _FOLDER) if "<annotation" in text else ("XML", _EXPORT)
     if line.startswith("{") and (more.lstrip().startswith("{") or line.rstrip().endswith("}")):
-        # the first line may be longer than what is here: names of its keys are enough
+        # the first line may be longer than this excerpt: the names of its keys are enough
         keys = set(re.findall(r'"([\w-]+)"\s*:', line))
         for needed, name, way in _OBJECTS:
             if needed <= keys:
                 return name, way
         if more.lstrip().startswith("{"):
-            return "one JSON object a line", "convert it to COCO, which is one object in all"
+            return "one JSON object per line", "convert it to COCO, which is a single JSON object"
         return None
     if YOLO_LINE.fullmatch(line):
-        return "YOLO's labels of one image", "give the data.yaml, or the folder of the images"
+        return "the YOLO labels of one image", "give the data.yaml, or the folder of the images"
     if "EncodedPixels" in line or "rle" in line.lower().split(","):
-        return "Kaggle's run lengths in a table (CSV)", "convert the run lengths to COCO's: starts and lengths count from 1, column by column"
+        return "Kaggle's run-length encodings (RLE) in a CSV table", "convert them to COCO's RLE: starts count from 1, column by column"
     if path.lower().endswith((".csv", ".tsv")) or line.count(",") >= 3 and more.partition("\n")[0].count(",") == line.count(","):
         return "a table (CSV)", _EXPORT
     if path.lower().endswith((".yaml", ".yml")) or re.search(r"^(names|nc)\s*:", text, re.M):
-        return "YAML", "a YOLO data.yaml has the ending .yaml"
+        return "YAML", "a YOLO data.yaml must end in .yaml"
     return None

@@ -1,4 +1,4 @@
-"""Writes data of COCO's form as YOLO's: ``data.yaml``, ``labels/`` and links to the images in ``images/``."""
+"""Writes data in COCO's format as YOLO's: ``data.yaml``, ``labels/`` and links to the images in ``images/``."""
 
 import os
 import shutil
@@ -10,15 +10,15 @@ import yaml
 from ...errors import UserError
 from .building import bounds
 
-_APART = 1.0  # pixels by which a box may differ from its outline before that is said
+_APART = 1.0  # pixels by which a box may differ from its polygon before this is reported
 
 
 def write(parts: Mapping[str, tuple[dict[str, Any], str]], folder: str) -> Counter:
     """Writes a data set to a new or empty folder: of each split ("train", "val", "test") the data and the folder of its images.
 
-    A line is a box and keypoints where categories have some, else an outline where any object has one, else a box. Crowds are left out, as YOLO
+    A line is a box and keypoints if categories have keypoints, else a polygon if any object has one, else a box. Crowds are left out, as YOLO
     has none. Coordinates have 8 decimals: on an image of 10,000 pixels a box moves by 0.0001 at most. Images are linked, or copied where the
-    system has no links. Returns what was left out or changed, counted. Raises UserError where the data cannot be written so.
+    system has no links. Returns what was left out or changed, counted. Raises UserError if the data cannot be written this way.
     """
     first = next(iter(parts.values()))[0]
     by_name: dict[str, dict] = {}
@@ -27,23 +27,25 @@ def write(parts: Mapping[str, tuple[dict[str, Any], str]], folder: str) -> Count
     names, categories = list(by_name), list(by_name.values())
     points = {len(category.get("keypoints") or ()) for category in categories}
     if len(points) > 1:
-        raise UserError(f"YOLO has one number of keypoints for all classes, not {' and '.join(map(str, sorted(points)))}", "unsupported")
+        raise UserError(f"YOLO needs the same number of keypoints in all classes, not {' and '.join(map(str, sorted(points)))}", "unsupported")
     count, notes = max(points), Counter[str]()
     objects = [a for content, _ in parts.values() for a in content["annotations"] if not _ignored(a)]
     masks = sum(bool(a.get("segmentation")) for a in objects)
     drawn = not count and any(map(_outlines, objects))
     if masks and not drawn:
-        reason = "keypoints take their place" if count else "all are run lengths, and YOLO has outlines"
+        reason = "keypoints take their place" if count else "all masks are run-length encodings (RLE), but YOLO needs polygons"
         notes[f"masks left out: {reason}"] = masks
     for split, (content, images) in parts.items():
         number = {category["id"]: names.index(category["name"]) for category in content["categories"] if category["name"] in names}
         if len(number) < len(content["categories"]):
-            raise UserError(f"{split!r} has classes that {next(iter(parts))!r} has not: YOLO numbers the classes of all alike", "classes")
+            raise UserError(
+                f"{split!r} has classes that {next(iter(parts))!r} does not have: all splits of YOLO share one list of classes", "classes"
+            )
         lines: dict[Any, list[str]] = {image["id"]: [] for image in content["images"]}
         sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
         for a in content["annotations"]:
             if _ignored(a):
-                notes["crowds and regions to ignore left out: YOLO has none"] += 1
+                notes["crowds and ignored regions left out because YOLO has none"] += 1
             else:
                 lines[a["image_id"]].append(_line(number[a["category_id"]], a, sizes[a["image_id"]], drawn, count, notes))
         _write_split(content["images"], lines, images, folder, split)
@@ -62,9 +64,9 @@ def _write_split(images: list[dict], lines: dict[Any, list[str]], root: str, fol
         name = os.path.normpath(image["file_name"])
         stem = os.path.splitext(name)[0]
         if name.startswith("..") or os.path.isabs(name):  # nothing is written beyond the folder
-            raise UserError(f"image {name!r} is not in the folder of the images, {root!r}: give one that holds all, as --images", "data")
+            raise UserError(f"image {name!r} is not in the image folder {root!r}: set --images to a folder that holds all images", "data")
         if stem in stems:
-            raise UserError(f"two images are called {stem!r}, and would share their labels", "data")
+            raise UserError(f"two images are named {stem!r} and would share one file of labels", "data")
         stems.add(stem)
         _file(os.path.join(folder, "labels", split, stem + ".txt"), "".join(line + "\n" for line in lines[image["id"]]))
         _link(os.path.join(root, name), os.path.join(folder, "images", split, name))
@@ -80,16 +82,16 @@ def _line(number: int, annotation: dict, size: tuple[int, int], drawn: bool, poi
     if drawn:
         outlines = _outlines(annotation)
         if not outlines:
-            notes["objects without an outline, written as the corners of their box: others have one"] += 1
+            notes["objects without a polygon, written as the corners of their box because others have polygons"] += 1
             outlines = [[x, y, x + w, y, x + w, y + h, x, y + h]]
         elif max(abs(a - b) for a, b in zip(bounds(outlines), (x, y, x + w, y + h))) > _APART:
-            notes["boxes that differ from their outline, which alone is written"] += 1
+            notes["boxes that differ from their polygon: only the polygon is written"] += 1
         values = _joined(outlines)
     line = " ".join([str(number), *(f"{value / size[i % 2]:.8f}" for i, value in enumerate(values))])
     if points:
         rows = annotation.get("keypoints") or [0, 0, 0] * points
         if len(rows) != 3 * points:
-            raise UserError(f"an object has {len(rows) / 3:g} keypoints, and its class {points}", "data")
+            raise UserError(f"an object has {len(rows) / 3:g} keypoints, but its class has {points}", "data")
         line += "".join(f" {a / size[0]:.8f} {b / size[1]:.8f} {int(v)}" for a, b, v in zip(rows[::3], rows[1::3], rows[2::3]))
     return line
 
@@ -100,7 +102,7 @@ def _outlines(annotation: dict) -> list[list[float]]:
 
 
 def _joined(outlines: Sequence[Sequence[float]]) -> list[float]:
-    """One outline of all parts, joined by lines there and back from first point to first point: box and area stay the same."""
+    """Joins all parts into one polygon by lines there and back between their first points: box and area stay the same."""
     loops = []
     for outline in outlines:
         points = list(zip(outline[::2], outline[1::2]))
@@ -125,7 +127,7 @@ def _file(path: str, text: str) -> None:
 
 def _link(path: str, place: str) -> None:
     if not os.path.isfile(path):
-        raise UserError(f"image {path!r} is not there", "missing-file")
+        raise UserError(f"image {path!r} does not exist", "missing-file")
     os.makedirs(os.path.dirname(place), exist_ok=True)
     try:
         os.symlink(os.path.abspath(path), place)

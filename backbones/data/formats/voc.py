@@ -1,7 +1,7 @@
-"""Pascal VOC: an XML file for each image. Folders Annotations and JPEGImages, lists in ImageSets/Main; or the files beside the images.
+"""Pascal VOC: an XML file for each image. Folders Annotations and JPEGImages, lists in ImageSets/Main; or XML beside images.
 
 VOC counts pixels from 1 and a box holds its last pixel: x0 and y0 lose 1 and x1 and y1 stay, as in detectron2's own loader, so that width and
-height are right. A file has no order of classes: it is that of their names.
+height are right. Files state no order of classes, so it is alphabetical.
 """
 
 import os
@@ -16,12 +16,12 @@ ANNOTATIONS, PICTURES, LISTS = "Annotations", "JPEGImages", os.path.join("ImageS
 
 class _Tree(ElementTree.TreeBuilder):
     def doctype(self, *_: Any) -> None:
-        # entities are declared there: a few lines may stand for more than any memory holds
-        raise ValueError("it has a DOCTYPE, which no annotation needs")
+        # it can declare entities, by which a few lines expand to more than any memory holds
+        raise ValueError("it has a DOCTYPE, which annotations must not have")
 
 
 def splits(root: str) -> dict[str, tuple[str, str]]:
-    """The lists of a VOC folder, for training, validation and test; trainval for training where there is no other."""
+    """The lists of a VOC folder, for training, validation and test; trainval for training if there is no other."""
     lists = {name: os.path.join(root, LISTS, f"{name}.txt") for name in ("train", "val", "test", "trainval")}
     found = {name: (path, image_folder(root)) for name, path in lists.items() if os.path.isfile(path)}
     both = found.pop("trainval", None)
@@ -47,9 +47,9 @@ def read(path: str, images: str) -> dict[str, Any]:
             tree = ElementTree.fromstring(_bytes(xml), ElementTree.XMLParser(target=_Tree()))
             used.add(_image(build, tree, xml, folder, pictures, names))
         except (ValueError, ElementTree.ParseError) as error:
-            raise UserError(f"{xml!r} is no Pascal VOC annotation: {error}", "bad-file") from error
+            raise UserError(f"{xml!r} is not a Pascal VOC annotation: {error}", "bad-file") from error
     if os.path.isdir(path):
-        build.note("images left out: they have no .xml file", count=len(set(pictures.all) - used))
+        build.note("images left out because they have no .xml file", count=len(set(pictures.all) - used))
     return build.content([(name, {"name": name}) for name in sorted(names)])
 
 
@@ -60,11 +60,11 @@ def _bytes(path: str) -> bytes:
 
 
 def _listed(path: str, folder: str) -> list[str]:
-    """The XML files of a list, whose lines have the name of an image first."""
+    """The XML files of a list, whose lines begin with the name of an image."""
     try:
         lines = text_of(path).splitlines()
     except ValueError as error:
-        raise UserError(f"{path!r} is no list of images: {error}", "bad-file") from error
+        raise UserError(f"{path!r} is not a list of images: {error}", "bad-file") from error
     found: list[str] = []
     for i, line in enumerate(lines, 1):
         name = line.strip()
@@ -80,31 +80,31 @@ def _listed(path: str, folder: str) -> list[str]:
 def _image(build: Builder, tree: ElementTree.Element, xml: str, folder: str, pictures: Images, names: set[str]) -> str:
     """Adds an image and its objects. Returns the image's path."""
     if tree.tag != "annotation":
-        raise ValueError(f"its outermost element is {tree.tag[:40]!r}, not 'annotation'")
+        raise ValueError(f"its root element is {tree.tag[:40]!r}, not 'annotation'")
     stem, stated = os.path.splitext(os.path.relpath(xml, folder))[0], (tree.findtext("filename") or "").strip()
     own = pictures.find(stem, stated)
     if own and stated and os.path.splitext(os.path.basename(stated.replace("\\", "/")))[0] != os.path.splitext(os.path.basename(own))[0]:
-        build.note("'filename' names another file: the image with the name of the .xml file is taken", repr(xml))
+        build.note("'filename' entries that name another file: the image with the name of the .xml file is used", repr(xml))
     path = own or os.path.join(build.root, stated or f"{stem}.jpg")
     sides = [number(tree.findtext(f"size/{side}") or "0") for side in ("width", "height")]
     stated_size = (int(sides[0]), int(sides[1])) if min(sides) >= 1 else None
     if not stated_size:
-        build.note("sizes of images taken from the files: the .xml file has none", repr(xml))
+        build.note("image sizes read from the image files because the .xml file has none", repr(xml))
     image = build.image(path, stated_size)
     for i, thing in enumerate(tree.findall("object"), 1):
         where = f"{xml!r} object {i}"
         name, box = (thing.findtext("name") or "").strip(), thing.find("bndbox")
         if not name or box is None:
-            build.note("objects left out: they have no name or no box", where)
+            build.note("objects left out because they have no name or no box", where)
             continue
         x0, y0, x1, y1 = (number(box.findtext(side) or "") for side in ("xmin", "ymin", "xmax", "ymax"))
         if min(x0, y0) < 1:
-            build.note("boxes that begin before the first pixel, which has the number 1, are cut there", where)
+            build.note("boxes clipped because they begin before the first pixel, which has the number 1", where)
         if thing.find("polygon") is not None:
-            build.note("outlines left out: Pascal VOC has boxes alone", where)
+            build.note("polygons left out because Pascal VOC has only boxes", where)
         hard = (thing.findtext("difficult") or "0").strip() not in ("0", "Unspecified")
         if hard:
-            build.note("'difficult' objects, to be ignored", where)
+            build.note("'difficult' objects, which are ignored", where)
         names.add(name)
         build.add(image, name, (max(x0 - 1, 0.0), max(y0 - 1, 0.0), x1, y1), where, ignore=int(hard))
     return path

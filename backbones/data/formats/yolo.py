@@ -18,11 +18,11 @@ from .naming import YOLO_LINE, foreign
 _KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _NAMES = ("classes.txt", "obj.names", "labels.txt")  # files of class names, one a line
 _LOOKED_AT = 1000  # files, to see what a folder holds
-_FURTHEST = 2.0  # a value beyond is no fraction of an image, but a number of pixels
+_FURTHEST = 2.0  # a larger value is a number of pixels, not a fraction
 
 
 class Classes(NamedTuple):
-    """``names`` by number, None where nothing says them; of keypoints, how many with how many values each, and which a mirror swaps."""
+    """``names`` by number, None if unknown; for keypoints, their number, the values of each, and which ones swap in a mirror."""
 
     names: dict[int, str] | None = None
     shape: tuple[int, int] | None = None
@@ -48,7 +48,7 @@ def yaml_in(folder: str) -> str | None:
 
 
 def has_labels(folder: str) -> bool:
-    """Whether a folder holds labels, or images some of which have labels in another place."""
+    """Whether a folder holds labels, or images with labels elsewhere."""
     texts = itertools.islice(files(folder, (".txt",)), _LOOKED_AT)
     return any(_is_label(path) for path in texts) or any(_label(path, "") for path in itertools.islice(files(folder, SUFFIXES), _LOOKED_AT))
 
@@ -59,7 +59,7 @@ def _is_label(path: str) -> bool:
 
 
 def splits(path: str) -> dict[str, tuple[str, str]]:
-    """What `formats.splits` says of a data.yaml."""
+    """`formats.splits` for a data.yaml."""
     every = {split: (places, image_folder(places)) for split, places in _places(path).items()}
     roots = [root for _, root in every.values()]
     found = {}
@@ -67,7 +67,7 @@ def splits(path: str) -> dict[str, tuple[str, str]]:
         alone = roots.count(root) == 1 or all(places == other for other, its in every.values() if its == root)
         if not alone and len(places) > 1:
             raise UserError(
-                f"{path!r}: the images of {split!r} lie among those of other splits: give each split one folder, or one list", "data"
+                f"{path!r}: the images of {split!r} are mixed with those of other splits: give each split its own folder or list", "data"
             )
         found[split] = (path if alone else places[0], root)
     return found
@@ -80,7 +80,7 @@ def read(path: str, images: str) -> dict[str, Any]:
     if is_yaml(path):
         same = [places for places in _places(path).values() if image_folder(places) == os.path.normpath(images)]
         if any(places != same[0] for places in same):
-            raise UserError(f"{path!r}: several splits have their images in {images!r}: give the list of one of them", "data")
+            raise UserError(f"{path!r}: several splits have their images in {images!r}: give the list of a single split", "data")
         every = _images(same[0] if same else [images])
     elif os.path.isfile(path):
         every, about = _images([path]), _about(os.path.dirname(path), images)
@@ -89,21 +89,21 @@ def read(path: str, images: str) -> dict[str, Any]:
         every, about = _images([images]), _about(path, images)
     classes = _classes(build, about)
     if about not in (path, None):
-        build.note(f"names of classes, taken from {about!r}", count=len(classes.names or ()))
+        build.note(f"class names, read from {about!r}", count=len(classes.names or ()))
     used, lines, sound, first = set(), 0, 0, ""
     for picture in every:
         label = _label(picture, os.path.join(labels, os.path.relpath(os.path.dirname(picture), images)) if labels else "")
         image = build.image(picture)
         if label is None:
-            build.note("images without a file of labels, which count as images without objects", repr(image["file_name"]))
+            build.note("images without a label file, which count as images without objects", repr(image["file_name"]))
             continue
         used.add(label)
         try:
             rows = [(i, line.split()) for i, line in enumerate(text_of(label).splitlines(), 1) if line.strip()]
         except ValueError as error:
-            raise UserError(f"{label!r} is no file of labels: {error}", "bad-file") from error
+            raise UserError(f"{label!r} is not a label file: {error}", "bad-file") from error
         if rows and "width" not in image:
-            build.note("objects left out: their image cannot be read, so its size is not known", repr(image["file_name"]), len(rows))
+            build.note("objects left out because their image cannot be read, so its size is unknown", repr(image["file_name"]), len(rows))
             continue
         for i, words in rows:
             where, lines = f"{label!r} line {i}", lines + 1
@@ -111,11 +111,13 @@ def read(path: str, images: str) -> dict[str, Any]:
                 values = _values(words, classes.shape)
             except ValueError as error:
                 first = first or f"{where}: {error}"
-                build.note("lines left out: they are no label", f"{where}: {error}")
+                build.note("lines left out because they are not labels", f"{where}: {error}")
                 continue
             sound += 1
             if classes.names is not None and values[0] not in classes.names:
-                raise UserError(f"{where}: class {values[0]:g} has no name: {about!r} has {len(classes.names)}, from 0", "classes")
+                raise UserError(
+                    f"{where}: class {values[0]:g} has no name: {about!r} has {len(classes.names)} names, numbered from 0", "classes"
+                )
             _object(build, image, values, classes.shape, where)
     if lines and not sound:
         raise UserError(f"none of {lines} lines is a YOLO label; the first, {first}", "bad-file")
@@ -123,32 +125,32 @@ def read(path: str, images: str) -> dict[str, Any]:
         folders = sorted({os.path.dirname(label) for label in used} | ({labels} if labels else set()))
         spare = sorted({label for folder in folders for label in files(folder, (".txt",))} - used)
         spare = [label for label in spare if os.path.basename(label) not in _NAMES]
-        build.note("files of labels left out: they have no image", repr(spare[0]) if spare else "", len(spare))
+        build.note("label files left out because they have no image", repr(spare[0]) if spare else "", len(spare))
     names = classes.names
     if names is None:
         names = {i: str(i) for i in {a["category_id"] for a in build.annotations}}
-        build.note("classes without names, called by their numbers: there is no data.yaml or classes.txt", count=len(names))
+        build.note("classes without names, named by their numbers because there is no data.yaml or classes.txt", count=len(names))
     more = {"keypoints": list(classes.points), **({"flip_idx": list(classes.flips)} if classes.flips else {})} if classes.shape else {}
     return build.content([(i, {"name": name, **more}) for i, name in sorted(names.items())])
 
 
 def _values(words: list[str], shape: tuple[int, int] | None) -> list[float]:
-    """The numbers of a line. Raises ValueError for what is no label."""
+    """The numbers of a line. Raises ValueError if it is not a label."""
     values = [number(word) for word in words]
     if values[0] != int(values[0]) or values[0] < 0:
-        raise ValueError(f"{words[0][:20]!r} is no number of a class")
+        raise ValueError(f"{words[0][:20]!r} is not a class number")
     count = len(values) - 1
     is_box = _is_box(count, shape)
     if not is_box and (count < 6 or count % 2):
         raise ValueError(f"it has {len(values)} values")
     furthest = max(values[1:5] if is_box else values[1:], key=abs)
     if abs(furthest) > _FURTHEST:
-        raise ValueError(f"{furthest:g} is no fraction of the image")
+        raise ValueError(f"{furthest:g} is not a fraction of the image")
     return values
 
 
 def _is_box(count: int, shape: tuple[int, int] | None) -> bool:
-    """Whether so many values are a box: alone, with a confidence, or with keypoints. Others are an outline."""
+    """Whether this number of values makes a box: alone, with a confidence, or with keypoints. Otherwise they are a polygon."""
     return count in (4, 5) or shape is not None and count == 4 + shape[0] * shape[1]
 
 
@@ -166,7 +168,7 @@ def _object(build: Builder, image: dict, values: list[float], shape: tuple[int, 
         more["keypoints"] = [v for (x, y, *_), s in zip(rows, seen) for v in ((x * w, y * h, s) if s > 0 else (0, 0, 0))]
         more["num_keypoints"] = sum(s > 0 for s in seen)
     elif len(rest) == 5:
-        build.note("sixth values of lines left out: they are confidences of detections", where)
+        build.note("sixth values of lines left out because they are confidences of detections", where)
     x, y, bw, bh = rest[:4]
     build.add(image, own, ((x - bw / 2) * w, (y - bh / 2) * h, (x + bw / 2) * w, (y + bh / 2) * h), where, **more)
 
@@ -175,14 +177,14 @@ def _content(path: str) -> dict[str, Any]:
     try:
         content = read_yaml(path)
     except ValueError as error:
-        raise UserError(f"{path!r} is no YOLO data.yaml: {error}", "bad-file") from error
+        raise UserError(f"{path!r} is not a YOLO data.yaml: {error}", "bad-file") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path!r} is no YOLO data.yaml: it has no keys", "bad-file")
+        raise UserError(f"{path!r} is not a YOLO data.yaml: it has no keys", "bad-file")
     return content
 
 
 def _places(path: str) -> dict[str, list[str]]:
-    """The folders and lists of images of a data.yaml's splits, all there, as Ultralytics looks for them, and beside the yaml too."""
+    """The folders and lists of images of a data.yaml's splits, which must exist: searched as Ultralytics does, and beside the yaml too."""
     content = _content(path)
     here, stated = os.path.dirname(path) or ".", str(content.get("path") or "").replace("\0", "")
     roots = [os.path.join(here, stated), stated, os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), stated), here]
@@ -198,12 +200,12 @@ def _places(path: str) -> dict[str, list[str]]:
             every = [os.path.normpath(os.path.join(root, n)) for n in (name, name.removeprefix("../")) for root in roots]
             there = next((place for place in every if os.path.exists(place)), None)
             if there is None and split != "test":
-                raise UserError(f"{path!r}: the images of {split!r} are not there: {every[0]!r}", "missing-file")
+                raise UserError(f"{path!r}: the images of {split!r} do not exist: {every[0]!r}", "missing-file")
             places += [there] if there else []
         if places:
             found[split] = places
     if not found:
-        raise UserError(f"{path!r} is no YOLO data.yaml: it has none of 'train', 'val' and 'test'", "bad-file")
+        raise UserError(f"{path!r} is not a YOLO data.yaml: it has none of 'train', 'val' and 'test'", "bad-file")
     return found
 
 
@@ -220,7 +222,7 @@ def _listed(path: str) -> Iterator[str]:
     try:
         lines = text_of(path).splitlines()
     except ValueError as error:
-        raise UserError(f"{path!r} is no list of images: {error}", "bad-file") from error
+        raise UserError(f"{path!r} is not a list of images: {error}", "bad-file") from error
     folder = os.path.dirname(path) or "."
     for i, line in enumerate(lines, 1):
         name = line.strip().replace("\\", "/")
@@ -228,7 +230,7 @@ def _listed(path: str) -> Iterator[str]:
             continue
         if not name.lower().endswith(SUFFIXES):
             other = foreign("\n".join(lines[:2]).encode(), path)
-            said = f"is {other[0]}: {other[1]}" if other else f"line {i}: {name[:100]!r} is no name of an image"
+            said = f"is {other[0]}: {other[1]}" if other else f"line {i}: {name[:100]!r} is not an image name"
             raise UserError(f"{path!r} {said}", "bad-file")
         parts = name.split("/")
         ends = ["/".join(parts[i:]) for i in range(len(parts))]
@@ -245,7 +247,7 @@ def image_folder(places: Iterable[str]) -> str:
 
 
 def _label(picture: str, folder: str) -> str | None:
-    """The file of labels of an image: in ``folder`` if there is one; else in labels/ for images/, in a folder labels, or beside."""
+    """The label file of an image: in ``folder`` if given; else in labels/ for images/, in a folder labels, or beside the image."""
     where, name = os.path.split(os.path.splitext(picture)[0] + ".txt")
     folders = (
         [folder] if folder else [mirrored(where, "images", "labels"), os.path.join(where, "labels"), os.path.join(where, "..", "labels"), where]
@@ -254,7 +256,7 @@ def _label(picture: str, folder: str) -> str | None:
 
 
 def mirrored(folder: str, old: str, new: str) -> str:
-    """A folder with the last of its parts that is ``old`` replaced; "" where there is none."""
+    """A folder with its last part ``old`` replaced; "" if it has none."""
     parts = folder.split(os.sep)
     if old not in parts:
         return ""
@@ -284,7 +286,7 @@ def _classes(build: Builder, about: str | None) -> Classes:
         try:
             lines = [line.strip() for line in text_of(about).splitlines()]
         except ValueError as error:
-            raise UserError(f"{about!r} is no list of classes: {error}", "bad-file") from error
+            raise UserError(f"{about!r} is not a list of classes: {error}", "bad-file") from error
         return Classes({i: name for i, name in enumerate(lines) if name})
     content = _content(about)
     names = _names(build, about, content)
@@ -296,7 +298,7 @@ def _classes(build: Builder, about: str | None) -> Classes:
     points = next(iter(points.values()), None) if isinstance(points, dict) else points
     if not (isinstance(points, list) and len({str(point) for point in points}) == len(points) == shape[0]):
         points = range(1, shape[0] + 1)
-        build.note("keypoints without names, called by their numbers", repr(about), shape[0])
+        build.note("keypoints without names, named by their numbers", repr(about), shape[0])
     if not (isinstance(flips, list) and sorted(map(str, flips)) == sorted(map(str, range(shape[0])))):
         flips = []
     return Classes(names, (shape[0], shape[1]), list(map(str, points)), list(map(int, flips)))
@@ -306,7 +308,7 @@ def _names(build: Builder, about: str, content: dict[str, Any]) -> dict[int, str
     """The classes' names of a data.yaml, by their numbers."""
     names, count = content.get("names"), content.get("nc")
     if names is None and type(count) is int and 0 < count < 100_000:
-        build.note("classes without names, called by their numbers", repr(about), count)
+        build.note("classes without names, named by their numbers", repr(about), count)
         names = list(range(count))
     pairs = dict(enumerate(names)) if isinstance(names, list) else names
     try:
@@ -314,7 +316,9 @@ def _names(build: Builder, about: str, content: dict[str, Any]) -> dict[int, str
     except (ValueError, AttributeError):
         result = {}
     if not pairs or len(result) < len(pairs) or min(result) < 0:
-        raise UserError(f"{about!r}: 'names' must be the classes' names, a list or by their numbers: {str(names)[:100]}", "bad-file")
+        raise UserError(
+            f"{about!r}: 'names' must be a list of class names, or a mapping from numbers to names, not {str(names)[:100]}", "bad-file"
+        )
     doubled = [name for name, times in Counter(result.values()).items() if times > 1]
     if doubled:
         raise UserError(f"{about!r}: two classes have the name {doubled[0][:100]!r}", "classes")
