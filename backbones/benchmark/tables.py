@@ -26,7 +26,7 @@ def table_of(rows: list[tuple], headers: tuple) -> str:
 
 
 def columns_of(columns: Mapping[str, Sequence[Any]]) -> str:
-    """A table of those columns that have anything in them."""
+    """A table of the columns that are not empty."""
     kept = {heading: cells for heading, cells in columns.items() if any(cell != "" for cell in cells)}
     return table_of(list(zip(*kept.values())), tuple(kept))
 
@@ -88,7 +88,7 @@ that ran in turn: the median of the rounds' ratios, and the lowest and highest. 
 
 
 def _deployed(rows: list[dict[str, Any]]) -> str:
-    """Every way to deploy: ratios to eager and milliseconds, and the share of the processor's peak."""
+    """All ways to deploy: ratios to eager and milliseconds, and shares of the processor's peak."""
     found = [row for row in rows if row["name"].startswith("deploy/") and "median" in row]
     if not found:
         return ""
@@ -122,7 +122,7 @@ float32 here, and {reached["bfloat16"]:.0f} in bfloat16. All are shares of the f
 
 
 def _packed(rows: list[dict[str, Any]]) -> str:
-    """What the records of training data take in the file that processes share."""
+    """The size of training records in the file that processes share."""
     if not rows:
         return ""
     lines = [(row["name"].split("/")[3], f"{row['bytes_of']['image']:.0f}", f"{row['bytes_of']['object']:.0f}") for row in rows]
@@ -136,7 +136,7 @@ Objects365, 1.7 million images with 25 million boxes, would by that take {whole 
 """
 
 
-# figures of a run: (their heading, what the metrics of training call them)
+# metrics of a run: (heading, name in the metrics of training)
 FIGURES = {
     "ap": ("box AP", "bbox/AP"),
     "ap50": ("AP50", "bbox/AP50"),
@@ -176,7 +176,7 @@ _PRECISIONS = {
 
 
 def int8() -> str:
-    """What low precision costs trained detectors."""
+    """The loss of trained detectors in low precision."""
     data = recorded("int8.json")
     rows = [(f"{row['detector']}, {row['figure']}", *(f"{row[way]:.2f}" if way in row else "" for way in _PRECISIONS)) for row in data["rows"]]
     return f"""On {data["data"]}, calibrated on {data["calibration"]}; O: ONNX Runtime, V: OpenVINO. *Measured here*.
@@ -186,7 +186,7 @@ def int8() -> str:
 
 
 def recipes() -> str:
-    """Nothing where nothing was measured yet."""
+    """Empty before anything is measured."""
     runs = recorded("recipes.json")["runs"] if os.path.isfile(path("recipes.json")) else []
     sets = {r["set"] for r in runs}
     if not runs:
@@ -211,7 +211,7 @@ def _origin(runs: list[dict]) -> str:
 
 
 def _means(runs: list[dict], keys: Sequence[str], figures: Sequence[str], minutes: str = "minutes") -> str:
-    """A table of runs, those together that are alike in ``keys``: of figures their mean, lowest and highest; ``minutes``: which."""
+    """A table of runs, grouped by ``keys``: mean, lowest and highest of each metric; ``minutes``: which field to show."""
     groups: dict[tuple, list[dict]] = {}
     for run in runs:
         groups.setdefault(tuple(run[key] for key in keys), []).append(run)

@@ -1,4 +1,4 @@
-"""model_zoo.md, and the tables of figures on README.md and in docs, from backbones/zoo: as recorded; computed ones are computed now."""
+"""model_zoo.md and the tables of figures in README.md and docs, from backbones/zoo; costs are computed now."""
 
 import os
 import re
@@ -96,7 +96,7 @@ Gone: {gone}.
 """
 
 
-# of the many that timm has, a dozen of different kinds
+# a dozen of timm's many networks, of different kinds
 _OF_TIMM = """
     resnet50 resnetv2_50 convnext_tiny convnextv2_nano swin_tiny_patch4_window7_224 pvt_v2_b2 efficientnet_b0 tf_efficientnet_lite0
     mobilenetv3_large_100 fastvit_t8 repvit_m1_0 hgnetv2_b2 mambaout_tiny
@@ -242,7 +242,7 @@ several seeds, how much of that is chance. Written by
 
 
 def _network(run: dict) -> str:
-    """The backbone of a run, which only MAE-DET's configs say themselves."""
+    """The backbone of a run; only MAE-DET's configs name it themselves."""
     if "backbone" in run:
         return run["backbone"]
     node = zoo.get_config(run["config"]).MODEL.MAEDET
@@ -250,7 +250,7 @@ def _network(run: dict) -> str:
 
 
 def _runs(runs: list[dict], network: Callable[[dict], str] | None = None) -> str:
-    """A table; with ``network``, that in place of minutes and command."""
+    """A table of runs; ``network`` replaces the columns for minutes and command."""
     return columns_of(
         {
             "config": [_link(r["config"]) for r in runs],
@@ -272,7 +272,7 @@ _READERS_SIZE = "800x1088"
 
 
 def _readers() -> str:
-    """Whether a network suits: its AP, size and speed, and whether its weights can be had."""
+    """A table to choose a network by: AP, size, speed, and whether its weights are available."""
     measured = {row["name"]: row for row in recorded("speed.json")["runs"]}
     rows, machine = [], ""
     for name, config in FASTER.items():
@@ -291,12 +291,12 @@ Speedup: *measured here* ({machine}), one image of {_READERS_SIZE}, with `--opti
 """
 
 
-# page -> the table that stands between two comments on it
+# page -> the table between two comments on it
 PAGES = {"README.md": _readers, os.path.join("docs", "deploy.md"): int8}
 _PLACE = re.compile(r"(<!-- written by python -m backbones.tools.docs -->\n).*?(<!-- end -->)", re.S)
 
 
 def filled(page: str, text: str) -> str:
-    """The text of one of `PAGES` with its table as it is now."""
+    """The text of one of `PAGES` with its table up to date."""
     table = PAGES[page]()
     return _PLACE.sub(lambda match: f"{match[1]}{table}{match[2]}", text)
