@@ -396,7 +396,7 @@ def test_set_up_of_an_unknown_stack():
 def test_set_up_leaves_foreign_folders_alone(tmp_path):
     (tmp_path / "work.txt").write_text("mine")
     result = set_up("auto", BACKBONES_VENV=str(tmp_path))
-    assert result.returncode == 1 and "left alone" in result.stderr and result.stderr.count("\n") == 1
+    assert result.returncode == 1 and "stays untouched" in result.stderr and result.stderr.count("\n") == 1
     assert (tmp_path / "work.txt").read_text() == "mine"
 
 

@@ -1,7 +1,7 @@
 """Exported files in int8 and in 16 bits, made from a float32 ONNX file that has been compared with its model.
 
 int8: convolutions and matrix products of the whole detector, weights per channel, activations in their ranges on calibration
-images. The same quantized graph serves ONNX Runtime and OpenVINO. If there are test data, the loss of AP is measured, and too large a loss refused.
+images. The same quantized graph serves ONNX Runtime and OpenVINO. If there are test data, the loss of AP is measured.
 """
 
 import importlib.util
