@@ -129,7 +129,7 @@ class Fit(TrainerBase):
             key = job.name("SOLVER.MAX_ITER")
             raise UserError(
                 f"--resume: the run in {job.output_dir!r} has done {self.start_iter} iterations, and {key} is {self.max_iter}: raise {key} "
-                f"(with --new-schedule if the learning rate depends on it), or evaluate "
+                "(with --new-schedule if the learning rate depends on it), or evaluate "
                 f"{self.checkpointer.get_checkpoint_file()!r} with --eval-only",
                 code="resume",
                 key=key,

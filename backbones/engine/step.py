@@ -187,7 +187,7 @@ class Steps(SimpleTrainer):
             raise self._diverged(names or "a loss of another process is not finite")
         if self.grad_scaler is not None and self.iter % 20 == 0 and self.grad_scaler.get_scale() < _LEAST_SCALE:
             raise Diverged(
-                f"gradients overflow float16 at iteration {self.iter} at any loss scale: use " f"{self.name('SOLVER.AMP.PRECISION')} bfloat16",
+                f"gradients overflow float16 at iteration {self.iter} at any loss scale: use {self.name('SOLVER.AMP.PRECISION')} bfloat16",
                 code="diverged",
             )
         return result
