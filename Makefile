@@ -4,24 +4,24 @@
 # make lint         ruff, black and mypy
 # make site         these pages as a site, build/site/index.html
 # make check        the tests that developers run daily, under 3 minutes
-# make resume-proof a run killed at 20 random moments, beside one that was not (some 4 minutes)
-# make fuzz         tens of thousands of damaged files for every reader (half an hour)
-# make benchmark    trains every config of configs/quickstart and records what they reach, for model_zoo.md (half an hour on 2 cores)
-# make search-demo  DetNAS on digits: supernet, search, what it finds trained (under 20 minutes on 2 cores)
-# make search-proof after it: what the search found beside random networks of the same cost, each trained alike (an hour on 2 cores)
-# make recipes      recipes of `backbones recipe` beside ones by hand, on four small data sets (hours on one core)
-# make transfer     EfficientNet-Lite0 with ImageNet's weights beside from scratch, on digits (about 40 minutes on one core)
-# STACK=current|compiled|auto chooses what .venv is made of, see requirements/setup.sh. PYTHON=/path/to/python uses an environment that
-# has detectron2 already, and sets nothing up.
+# make resume-proof compares a run killed at 20 random moments with an undisturbed one (about 4 minutes)
+# make fuzz         feeds tens of thousands of damaged files to every reader (half an hour)
+# make benchmark    trains every config of configs/quickstart and records the results for model_zoo.md (half an hour on 2 cores)
+# make search-demo  DetNAS on digits: supernet, search, training of the found network (under 20 minutes on 2 cores)
+# make search-proof after search-demo: the found network against random ones of the same cost, trained alike (an hour on 2 cores)
+# make recipes      compares `backbones recipe` with recipes by hand on four small data sets (hours on one core)
+# make transfer     compares EfficientNet-Lite0 with ImageNet weights and from scratch, on digits (about 40 minutes on one core)
+# STACK=current|compiled|auto chooses the versions in .venv, see requirements/setup.sh. PYTHON=/path/to/python uses an environment that
+# already has detectron2, and installs nothing.
 
 STACK := auto
 ifeq ($(origin PYTHON),command line)
 ready :=
 else
-# a variable of the shell's is not meant for us
+# ignore PYTHON in the shell's environment
 PYTHON := .venv/bin/python
 ready := .venv/.installed
-# another stack than the one that is there: build anew
+# rebuild if the requested stack differs from the installed one
 built := $(shell cat .venv/.installed 2>/dev/null)
 ifneq ($(filter-out auto $(built),$(STACK)),)
 .PHONY: .venv/.installed
@@ -51,7 +51,7 @@ lint: $(ready)
 	$(PYTHON) -m black --check --quiet .
 	$(PYTHON) -m mypy
 
-# tools of its own: they read the code and import nothing of it. With --quiet --strict would see no warning
+# separate tools that read the code without importing it. With --quiet, --strict would miss warnings
 site: build/site-venv/.installed
 	NO_MKDOCS_2_WARNING=1 build/site-venv/bin/mkdocs build --strict
 
@@ -90,7 +90,7 @@ transfer: $(ready)
 recipes: $(ready)
 	OMP_NUM_THREADS=1 $(PYTHON) -m backbones.tools.recipes
 
-# new locks after a change of requirements/*.in; needs uv
+# renew the locks after a change of requirements/*.in; needs uv
 UV_COMPILE = uv pip compile --universal --generate-hashes --no-header --no-annotate --quiet
 lock:
 	cd requirements && $(UV_COMPILE) --python-version 3.10 --allow-unsafe build.in -o build.txt

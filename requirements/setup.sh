@@ -2,17 +2,17 @@
 # Builds .venv from the pinned locks beside this file: `sh requirements/setup.sh [current|compiled|auto]`, from the project's root.
 #   current   CPython 3.11 to 3.13, a current torch, detectron2's pure-Python part (no _C)
 #   compiled  CPython 3.10, torch 2.3.1, detectron2 with its compiled _C
-#   auto      current where such an interpreter is found, else compiled
+#   auto      current if such an interpreter is found, else compiled
 # BASE_PYTHON=/path/to/python3.x names the interpreter to build from.
 set -eu
 
 STACK=${1:-auto}
-VENV=${BACKBONES_VENV:-.venv}  # removed and built anew: a name of its own, that no shell has set by chance
+VENV=${BACKBONES_VENV:-.venv}  # it is removed and rebuilt: a specific name that no shell sets by chance
 
-# prints the path of the first CPython that truly runs and is one of the versions named (a pyenv shim on PATH may exist and fail)
+# prints the path of the first CPython that runs and has one of the given versions (a pyenv shim on PATH may exist but fail)
 find_python() {
   for version in "$@"; do
-    # python3 itself is what people expect, where it fits
+    # people expect python3 itself, if it fits
     for p in ${BASE_PYTHON:-python3 "python$version" \
       "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python3 \
       "${UV_PYTHON_INSTALL_DIR:-$HOME/.local/share/uv/python}"/cpython-"$version"*/bin/python3 \
@@ -29,7 +29,7 @@ sys.exit('%d.%d' % sys.version_info[:2] != '$version' or sys.implementation.name
   return 1
 }
 
-own_first() {  # the versions named, the one of python3 on PATH first
+own_first() {  # the given versions, starting with that of python3 on PATH
   mine=$(python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null || true)
   for v in "$@"; do [ "$v" = "$mine" ] && printf '%s ' "$v"; done
   for v in "$@"; do [ "$v" = "$mine" ] || printf '%s ' "$v"; done
@@ -53,11 +53,11 @@ if [ -z "$python" ]; then
     "To use an environment that already has detectron2: make ... PYTHON=/path/to/its/python" >&2
   exit 1
 fi
-[ "$(uname -sm)" = "Linux x86_64" ] || echo "setup: the locks are made for Linux x86_64, this is $(uname -sm): expect trouble" >&2
+[ "$(uname -sm)" = "Linux x86_64" ] || echo "setup: the locks are for Linux x86_64, but this is $(uname -sm): expect trouble" >&2
 
 step() { echo "setup: $*" >&2; }
 if [ -n "$(ls -A "$VENV" 2>/dev/null)" ] && [ ! -f "$VENV/.made-by-setup" ] && [ ! -f "$VENV/.installed" ]; then
-  echo "setup: $VENV is there and was not made by this script: it is left alone. Remove it, or use it: make ... PYTHON=$VENV/bin/python" >&2
+  echo "setup: $VENV exists and was not made by this script, so it stays untouched. Remove it, or use it: make ... PYTHON=$VENV/bin/python" >&2
   exit 1
 fi
 step "building $VENV, the $STACK stack, with $python ($("$python" --version 2>&1)); 6 GB, some minutes"
@@ -69,7 +69,7 @@ site=$("$VENV/bin/python" -c 'import sysconfig; print(sysconfig.get_path("pureli
 
 step "1/4 pip and setuptools"
 pip install --quiet --no-deps --require-hashes -r requirements/build.txt
-step "2/4 torch and all else that detectron2 needs"
+step "2/4 torch and everything else that detectron2 needs"
 pip install --no-deps --no-build-isolation --require-hashes -r "requirements/$STACK.txt"
 step "3/4 detectron2"
 pip install --quiet --no-deps --require-hashes --only-binary=:all: --python-version 3.10 --target "$site" -r requirements/detectron2.txt
@@ -83,5 +83,5 @@ try:
 except ImportError:
     compiled = 'without _C'
 print(f'setup: done: torch {torch.__version__}, detectron2 {detectron2.__version__} {compiled}, backbones {backbones.__version__}')" >&2
-# written last: a set-up that was cut off starts over
+# written last, so that an interrupted set-up starts over
 echo "$STACK" > "$VENV/.installed"

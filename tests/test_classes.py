@@ -148,7 +148,7 @@ def test_names_that_a_config_states():
     assert len(found["coco_2017_val_panoptic_separated"]["stuff"]) == 54
     for cfg.MODEL.WEIGHTS_CLASSES, words in (
         ("coco_2017_vla", "Did you mean 'coco_2017_val'"),
-        ("a,b,a", "'a' is empty or stands there twice"),
+        ("a,b,a", "'a' is empty or appears twice"),
     ):
         with pytest.raises(UserError, match=words):
             stated(cfg)
@@ -212,7 +212,7 @@ def test_evaluation(names, evaluated, left_out, ignored, known, tmp_path, weight
     assert len(tables) == (evaluated is not None)
     rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in tables[0].splitlines()[3:]] if tables else []
     found = {what.split(":")[0]: ", ".join(sorted(which.split(", "))) for what, _, which in rows}
-    expected = {"evaluated": evaluated, "of the data alone": left_out, "of the model alone": ignored}
+    expected = {"evaluated": evaluated, "in the data only": left_out, "in the model only": ignored}
     assert found == {what: which for what, which in expected.items() if which}
     model = front.build_model()
     front.load_for_evaluation(model)
@@ -273,7 +273,7 @@ def test_detectron2s_data_in_another_order_are_refused(tmp_path):
         "OUTPUT_DIR",
         str(tmp_path),
     ]
-    with pytest.raises(UserError, match="has the classes of the weights in another order"):
+    with pytest.raises(UserError, match="has the classes of the weights in a different order"):
         prepared("digits/retinanet_digits.yaml", [], opts, True)
 
 
@@ -282,7 +282,7 @@ def test_python_configs_likewise(tmp_path, catalogue):
     opts = ["train.device=cpu", f"train.init_checkpoint={tmp_path}/weights.pth", f"train.output_dir={tmp_path}"]
     front = prepared("lazy/retinanet_V_39_FPN_1x.py", ["--val", data(tmp_path / "data", ["plate", "robot"])], opts, True)
     assert front.cfg.model.num_classes == 3 and list(front.cfg.train.classes) == THEIRS
-    assert front.settings.MODEL.RETINANET.NUM_CLASSES == 3 and any("of the model alone" in line for line in front.said)
+    assert front.settings.MODEL.RETINANET.NUM_CLASSES == 3 and any("in the model only" in line for line in front.said)
 
 
 def test_folders_of_images_likewise(tmp_path, catalogue):

@@ -245,7 +245,7 @@ def test_digits_and_run_folders(task, tmp_path, monkeypatch, capsys):
     call(monkeypatch, tmp_path / "A", tmp_path / "B", "--dataset", "digits_val", "--task", task, "--samples", 100, *extra)
     out = capsys.readouterr().out
     assert "B is worse than A" in out and "beyond chance" in out and out.splitlines()[5].split()[3] == "100.00"
-    assert "Classes whose interval leaves out 0: 10 of 10" in out
+    assert "Classes whose interval does not contain 0: 10 of 10" in out
     if task == "keypoints":
         with pytest.raises(UserError, match="objects have 4 keypoints, but there are 17 OKS sigmas. Set your own with --oks-sigmas"):
             call(monkeypatch, tmp_path / "A", tmp_path / "B", "--dataset", "digits_val", "--task", task)
@@ -273,7 +273,7 @@ def test_words():
     assert compare.table([nothing], 95).splitlines()[-1].count(" - ") == 5
     classes = [row(f"kind {i}", i - 29.5, i - 28.5) for i in range(60)]
     text = compare.report({"confidence": 95.0, "samples": 100, "images": 5, "metrics": [row("AP", 0.5, 1.5)], "classes": classes})
-    assert "leaves out 0: 59 of 60; chance alone would give some 3." in text and "The 20 largest" in text
+    assert "does not contain 0: 59 of 60; expected by chance alone: about 3." in text and "The 20 largest" in text
     assert "| kind 59 |" in text and "| kind 0 " in text and "| kind 30 |" not in text
 
 
@@ -305,7 +305,7 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1.0, 1.0, 5.0, 5.0], "score": 
             ["{a}", "{b}", "--annotations", "{truth}", "--task", "segm"],
             "not for task 'segm': a detection has no segmentation; the file is for bbox",
         ),
-        (["{a}", "{b}", "--annotations", "{truth}", "--samples", "99"], "--samples 99: an interval needs at least 100"),
+        (["{a}", "{b}", "--annotations", "{truth}", "--samples", "99"], "--samples 99: it must be from 100"),
         (["{a}", "{b}", "--annotations", "{truth}", "--confidence", "100"], "--confidence 100: it must be a percentage"),
         (["{a}", "{b}", "--annotations", "{truth}", "--confidence", "nan"], "--confidence nan"),
         (["{a}", "{b}", "--annotations", "{truth}", "--seed", "-1"], "--seed -1"),

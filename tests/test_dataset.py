@@ -67,7 +67,7 @@ def test_to_yolo_and_back(tmp_path, masks):
     assert len(again["images"]) == 6 and "notes" not in again
     for a, b in zip(content["annotations"], again["annotations"]):
         assert b["area"] == pytest.approx(a["area"], rel=1e-5) and ("segmentation" in b) == masks
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         list(dataset.convert(path, str(out), str(tmp_path / "d/images"), "yolo"))
 
 
@@ -201,7 +201,7 @@ def test_split_says_what_cannot_be(tmp_path):
     content["annotations"] = [{"id": i, "image_id": 10 + k, "category_id": c, "bbox": [1, 1, 5, 5]} for i, (k, c) in enumerate(pairs, 1)]
     write(tmp_path / "d/coco.json", json.dumps(content))
     lines = list(dataset.divide(path, str(tmp_path / "parts"), str(tmp_path / "d/images"), 0.34))
-    assert lines[-1].startswith("  in one part alone, as others are in their images: 1 class, ")
+    assert lines[-1].startswith("  in one part only, because of the other classes in their images: 1 class, ")
 
 
 def test_merge(tmp_path):
@@ -218,12 +218,12 @@ def test_merge(tmp_path):
     assert_same(places(out), sorted(expected), 0)
     assert all(os.path.isfile(path) for path, *_ in places(out))
     lines = list(dataset.merge([one, one], out, [roots[0]] * 2))
-    assert lines[-2:] == [f"{out}: 6 images, 12 objects of 2 classes", "  6 images that stand in more than one, with the objects of all"]
-    with pytest.raises(UserError, match="--images has 1 folders for 2 data sets"):
+    assert lines[-2:] == [f"{out}: 6 images, 12 objects of 2 classes", "  6 images in more than one data set: their objects are joined"]
+    with pytest.raises(UserError, match="--images names 1 folders for 2 data sets"):
         list(dataset.merge([one, two], out, roots[:1]))
     second["categories"][1]["keypoints"] = ["a"]
     write(tmp_path / "two/coco.json", json.dumps(second))
-    with pytest.raises(UserError, match="class 'cup' has other keypoints"):
+    with pytest.raises(UserError, match="class 'cup' has different keypoints"):
         list(dataset.merge([one, two], out, roots))
 
 
@@ -270,7 +270,7 @@ def test_show_thin_and_deep_images(tmp_path):
         (lambda c: c["images"][1].update(id=10), "duplicate image id"),
         (lambda c: c["images"][1].update(width=None, file_name="gone.jpg"), "missing image .*'gone.jpg'"),
         (lambda c: c["categories"][0].update(id=None), "malformed category"),
-        (lambda c: c["annotations"][0].update(keypoints=[1]), "keypoints other than x, y"),
+        (lambda c: c["annotations"][0].update(keypoints=[1]), "keypoints that are not triples of x, y"),
     ],
 )
 def test_coco_refused(tmp_path, change, words):
@@ -317,7 +317,7 @@ def test_unusable_outputs(tmp_path, yolo):
         with pytest.raises(UserError, match=words):
             list(dataset.convert(path, str(tmp_path / "half"), images, "yolo"))
         assert not [name for name in os.listdir(tmp_path) if name.startswith("half")]
-    with pytest.raises(UserError, match=r"has the splits train, val: name one, .*images/train"):
+    with pytest.raises(UserError, match=r"has several splits: name one of .*images/train"):
         list(dataset.divide(str(yolo), str(tmp_path / "parts")))
 
 

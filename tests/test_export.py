@@ -120,7 +120,7 @@ def test_an_export_of_a_detector_that_finds_nothing(tmp_path, caplog):
     with torch.no_grad():
         assert not len(model(inputs)[0]["instances"])
     assert export(cfg, model, str(tmp_path / "a.ts"), "torchscript", image)["scores"] <= TOLERANCES["torchscript"].score
-    assert "checked with a lower threshold" in caplog.text and model.test_score_thresh == 2.0
+    assert "checked with a lower score threshold" in caplog.text and model.test_score_thresh == 2.0
     assert not len(Runner(str(tmp_path / "a.ts"))(image)["instances"])
 
 
@@ -162,7 +162,7 @@ def test_graphs_leave_nothing_to_guess():
 
 def test_backbone_that_differs_is_refused(tmp_path):
     cfg, image, model, _ = alive("Faster")
-    with pytest.raises(UserError, match="differs from the model's by .* more than is allowed"):
+    with pytest.raises(UserError, match="differs from the model's by .* more than the allowed"):
         export(cfg, model, str(tmp_path / "a.onnx"), "onnx", image, "backbone", Tolerance(0, 0, features=1e-12))
     assert os.listdir(tmp_path) == []
 
@@ -175,12 +175,12 @@ def test_files_that_are_none(tmp_path):
         for content in (b"", b"nonsense" * 100, json.dumps({"fields": []}).encode()):
             with open(path, "wb") as f:
                 f.write(content)
-            with pytest.raises(UserError, match="is no file that backbones exported") as error:
+            with pytest.raises(UserError, match="was not exported by backbones") as error:
                 Runner(path)
             assert "\n" not in str(error.value)
     (tmp_path / "a.pth").touch()
     with pytest.raises(UserError, match="kind of exported file"):
         Runner(str(tmp_path / "a.pth"))
     torch.jit.save(torch.jit.trace(torch.nn.Identity(), torch.ones(1)), str(tmp_path / "foreign.ts"))
-    with pytest.raises(UserError, match="is no file that backbones exported"):
+    with pytest.raises(UserError, match="was not exported by backbones"):
         Runner(str(tmp_path / "foreign.ts"))

@@ -115,8 +115,8 @@ def test_a_lost_run_goes_on(kind, runs, tmp_path):
         shutil.copy(os.path.join(whole, name), moved)
     (moved / "last_checkpoint").write_text("model_0000001.pth")
     log = succeed("train", "--config-file", moved / "config.yaml", "--resume")
-    assert f"was moved: the run goes on in '{moved}'" in log and "Starting training from iteration 2" in log
-    assert "the config is not as it was" not in log
+    assert f"was moved: the run continues in '{moved}'" in log and "Starting training from iteration 2" in log
+    assert "the config has changed" not in log
     assert_same(state(whole), state(moved))
 
 
@@ -154,7 +154,7 @@ def test_a_new_schedule(runs, tmp_path):
         assert "would jump from 0.001 to 0.01" in said and "--new-schedule" in said
         assert "goes with --resume" in refused("train", "--new-schedule", *arguments[1:])
         log = succeed("train", "--new-schedule", *arguments)
-        assert "the learning rate goes from 0.001 to 0.02" in log
+        assert "the learning rate changes from 0.001 to 0.02" in log
         assert state(folder)["trainer"]["_trainer"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.002)
     rates = [rate for _, rate in metrics(str(tmp_path / "python"), "total_loss", "lr")]
     assert rates[4:] == pytest.approx([0.02, 0.002])
@@ -226,7 +226,7 @@ def test_the_doctor(config, tmp_path):
     _, command, options = config
     result = backbones("doctor", *command, *options)
     assert result.returncode == 0 and "Traceback" not in result.stdout + result.stderr, result.stdout[-3000:] + result.stderr[-2000:]
-    assert "2 steps of" in result.stdout and "resumed and trained one step more" in result.stdout
+    assert "2 steps of" in result.stdout and "resumed and trained one more step" in result.stdout
 
 
 def test_the_benchmark(runs, tmp_path):

@@ -276,7 +276,7 @@ def test_a_film_that_is_cut_off(tmp_path, monkeypatch, capsys):
     frames = iter([pixels()] * 3)
     monkeypatch.setattr(demo, "frames_of", lambda source: (frames, 9, 25.0, (70, 50)))
     demo._video("film.mp4", str(tmp_path / "out.avi"), lambda frame: {}, lambda frame, predictions: frame)
-    assert "3 frames; 'film.mp4' states 9: it is cut off, or damaged" in capsys.readouterr().out
+    assert "3 frames; 'film.mp4' states 9: it is truncated or damaged" in capsys.readouterr().out
 
 
 # inference without data
@@ -309,7 +309,7 @@ def test_a_list_of_files_goes_on_after_a_bad_one(deployed, tmp_path, monkeypatch
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a0.png", "a1.png", "a2.png"]
     errors = [line for line in printed.err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 2 and "a.png' cannot be read" in errors[0] and "deep.png" in errors[1] and "INPUT.VALUE_RANGE" in errors[1]
-    assert "class names are those of the checkpoint" in printed.out
+    assert "class names come from the checkpoint" in printed.out
     monkeypatch.setattr(sys, "argv", [*arguments, "INPUT.VALUE_RANGE", "[0, 1]", "INPUT.MAX_PIXELS", "2400"])
     monkeypatch.setattr(demo, "_MOST_DRAWN", 600)
     with pytest.raises(UserError, match="^3 of 5 images"):
@@ -328,13 +328,13 @@ def test_folders_in_folders(deployed, tmp_path, monkeypatch, capsys):
     arguments = ["demo", "--config-file", path, "--input", folder, str(tmp_path / "in" / "plain"), "--output", out]
     monkeypatch.setattr(sys, "argv", [*arguments, *weights])
     demo.main()
-    assert f"{folder}: 1 image; in folders in it, left out: 2. --recursive takes them too" in capsys.readouterr().out
+    assert f"{folder}: 1 image; 2 more in subfolders are left out; --recursive includes them" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "in" / "out").iterdir()) == ["a.png", "old.png", "plain.png"]
     monkeypatch.setattr(sys, "argv", [*arguments, "--recursive", *weights])
     demo.main()
     written = sorted(str(p.relative_to(out)) for p in (tmp_path / "in" / "out").rglob("*") if p.is_file())
     assert written == ["a.png", "deep/a.png", "deep/er/b.JPG", "old.png", "plain.png"] and "left out" not in capsys.readouterr().out
-    with pytest.raises(UserError, match="holds no image.*; 1 are in folders in it: add --recursive"):
+    with pytest.raises(UserError, match="holds no image.*; 1 are in its subfolders: add --recursive"):
         (tmp_path / "in" / "deep" / "a.png").unlink()
         demo.images_of([str(tmp_path / "in" / "deep")])
 
@@ -355,7 +355,7 @@ def test_a_list_goes_on_without_memory_for_one(deployed, tmp_path, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["demo", "--config-file", path, "--input", *files, "--output", str(tmp_path / "out"), *weights])
     with pytest.raises(UserError, match="^1 of 2 images cannot be read$"):
         demo.main()
-    assert "a.png' takes more memory than there is" in capsys.readouterr().err and (tmp_path / "out" / "b.png").is_file()
+    assert "a.png' needs more memory than there is" in capsys.readouterr().err and (tmp_path / "out" / "b.png").is_file()
 
 
 def test_grey_file_gives_what_its_model_gives(deployed, tmp_path):
@@ -378,7 +378,7 @@ def test_grey_file_gives_what_its_model_gives(deployed, tmp_path):
 
 def test_where_names_come_from(tmp_path):
     cfg = config("MODEL.ROI_HEADS.NUM_CLASSES", 2, "DATASETS.TEST", "('names_far_kept',)", "DATASETS.TRAIN", "()")
-    assert names_of(cfg)[1].startswith("class names are not known here") and not names_of(cfg)[0].get("thing_classes")
+    assert names_of(cfg)[1].startswith("class names are unknown") and not names_of(cfg)[0].get("thing_classes")
     categories = [{"id": 7, "name": "cup"}, {"id": 3, "name": "plate"}]
     (tmp_path / "a.json").write_text(json.dumps({"categories": categories}))
     cfg.DATASETS.REGISTER = [["names_far", str(tmp_path / "a.json"), "/nowhere"]]
@@ -388,6 +388,6 @@ def test_where_names_come_from(tmp_path):
     assert not names_of(cfg)[0].get("thing_classes")
     cfg.DATASETS.TEST = ("coco_2017_val",)
     assert names_of(cfg, ["a", "b"])[0].thing_classes == MetadataCatalog.get("coco_2017_val").thing_classes
-    assert names_of(cfg)[0].get("thing_colors") and names_of(cfg)[1] == "class names are those of data set 'coco_2017_val'"
+    assert names_of(cfg)[0].get("thing_colors") and names_of(cfg)[1] == "class names come from data set 'coco_2017_val'"
     cfg.DATASETS.CLASSES = ["x", "y"]
     assert names_of(cfg)[0].thing_classes == ["x", "y"] and not names_of(cfg)[0].get("thing_colors")

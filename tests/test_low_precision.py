@@ -50,7 +50,7 @@ def test_a_graph_that_cannot_be_lowered(tmp_path):
     source = str(tmp_path / "a.onnx")
     save_onnx(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=9), source, about)
     for form in ("onnx", "openvino"):
-        with pytest.raises(UserError, match="int8 of this model cannot be made: .") as error:
+        with pytest.raises(UserError, match="this model cannot be converted to int8: .") as error:
             lower(source, str(tmp_path / f"b{FORMATS[form]}"), form, "int8", [])
         assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="cannot be run on an input of"):

@@ -99,7 +99,7 @@ def test_evolution_learns_and_random_does_not():
 
 def test_impossible_limits():
     for changes, words in (
-        ({"MAX_COST": 21.0}, "allow no path: macs of the backbone are from 22 to 62"),
+        ({"MAX_COST": 21.0}, "allow no path: macs of the backbone range from 22 to 62"),
         ({"MIN_COST": 70.0, "MAX_COST": 80.0}, "allow no path"),
         ({"MIN_COST": 40.0, "MAX_COST": 30.0}, "allow no path"),
         ({"MIN_COST": 22.6, "MAX_COST": 22.9}, "no path was found between"),
@@ -402,7 +402,7 @@ def test_precise_norms_are_those_of_the_path_that_is_evaluated(tmp_path):
         (["ONE_SHOT.COST_SIZE", "[0, 8]"], "ONE_SHOT.COST_SIZE is"),
         (["ONE_SHOT.MUTATION_PROB", "5.0"], "must be at most 1"),
         (["ONE_SHOT.COST", "parameters"], "exclude nothing"),
-        (["MODEL.META_ARCHITECTURE", "ImageClassifier"], "is of a classifier"),
+        (["MODEL.META_ARCHITECTURE", "ImageClassifier"], "is a classifier's"),
         (["MODEL.SHUFFLENETV2.SHUFFLE", "alternate"], "was trained with MODEL.SHUFFLENETV2.SHUFFLE 'before'"),
         (["MODEL.ROI_HEADS.NUM_CLASSES", "3"], "MODEL.ROI_HEADS.NUM_CLASSES is 3, but .*: set MODEL.ROI_HEADS.NUM_CLASSES 10"),
         (["ONE_SHOT.METRIC", "bbox/AP5"], "'bbox/AP5'. Did you mean 'bbox/AP"),

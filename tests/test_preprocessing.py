@@ -66,8 +66,8 @@ def test_files_that_take_images_as_they_are(kind, form, batch, tmp_path):
         ("Keypoint", "onnx", "detector", {}, "keypoints are found in boxes of the resized image"),
         ("Panoptic", "onnx", "detector", {}, "semantic maps"),
         ("GFLV2", "openvino", "detector", {}, "OpenVINO resizes in single precision"),
-        ("GFLV2", "onnx", "backbone", {}, "a backbone's features"),
-        ("GFLV2", "onnx", "detector", {"INPUT.FORMAT": "L"}, "of INPUT.FORMAT L more is to be done"),
+        ("GFLV2", "onnx", "backbone", {}, "features of a backbone"),
+        ("GFLV2", "onnx", "detector", {"INPUT.FORMAT": "L"}, "INPUT.FORMAT L needs more than resizing"),
     ],
 )
 def test_what_cannot_take_images_as_they_are(kind, form, part, changes, said, tmp_path):

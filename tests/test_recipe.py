@@ -129,7 +129,7 @@ def test_too_little_time_is_said(monkeypatch, tmp_path):
     seconds, evaluations = 8 * work.pace.of(0.81 * 160**2), -(-work.cfg.SOLVER.MAX_ITER // work.cfg.TEST.EVAL_PERIOD)
     minutes = (20 * seconds + evaluations * 4 * 0.5) / 60
     assert minutes > 1 and work.cfg.SOLVER.MAX_ITER == 20
-    assert f"1 minutes are too few for the least of 20 steps: this takes {minutes:.1f} minutes" in length
+    assert f"1 minutes are too few for the minimum of 20 steps: this takes {minutes:.1f} minutes" in length
     least = work._seconds(work.view) / 60
     assert f"1 minutes are too few for 300 steps of 8 images and an evaluation at any size, which take {least:.1f} at least" in size
     assert any(line.endswith(length) for line in said) and any(line.endswith(size) for line in said)
@@ -257,7 +257,7 @@ def test_batch_by_memory():
         return chosen(rules.parts(8, lambda images: 2e9 + 1e9 * images, room))["SOLVER.ACCUMULATE"]
 
     assert [parts(room) for room in (0, 13e9, 12e9, 5.2e9, 4e9)] == [1, 1, 2, 4, 8]
-    with pytest.raises(UserError, match="an image takes some 2.79 GiB of memory in training, and there are 3.26 GiB"):
+    with pytest.raises(UserError, match="an image needs about 2.79 GiB of memory in training, and 3.26 GiB are available"):
         parts(3.5e9)
 
 
@@ -328,7 +328,7 @@ def test_no_validation_set(images, held_out, tmp_path, capsys):
     cfg = open_config(str(tmp_path / "my.yaml")).cfg
     assert bool(cfg.DATASETS.TEST) == bool(cfg.TEST.EVAL_PERIOD) == held_out
     said = capsys.readouterr().out
-    assert ("none can be held out: nothing is evaluated" in said) != ("a fifth of the images is held out" in said) == held_out
+    assert ("a single image cannot be split: there is no evaluation" in said) != ("a fifth of the images is held out" in said) == held_out
     assert cfg.MODEL.BACKBONE.FREEZE_AT == 0 and cfg.SOLVER.MAX_ITER == 6
 
 
@@ -356,10 +356,10 @@ def test_what_cannot_be(tmp_path):
     with pytest.raises(UserError, match="--minutes -1: it must be positive"):
         recipe.design(argparse.Namespace(train_json="t.json", val_json="", val_split=0, minutes=-1, iterations=None), "x.yaml")
     for flags in (["--config-file", "x.yaml"], ["--backbone", "V-39-eSE"], ["--eval-only"]):
-        with pytest.raises(UserError, match="--auto works the config out itself"):
+        with pytest.raises(UserError, match="--auto works out the config itself"):
             train.read_config(train.argument_parser().parse_args(["--auto", *flags]))
     for flag in ("--weights", "MODEL.WEIGHTS"):
-        match = f"does not go with {flag}. Work it out with `backbones recipe --output my.yaml`, then .* --config-file my.yaml {flag} x.pth`"
+        match = f"cannot be combined with {flag}. Run `backbones recipe --output my.yaml`, then .* --config-file my.yaml {flag} x.pth`"
         with pytest.raises(UserError, match=match):
             train.read_config(train.argument_parser().parse_args(["--auto", "--train", "t.json", flag, "x.pth"]))
 
@@ -416,6 +416,6 @@ def test_latency(tmp_path, monkeypatch):
     assert work(0)[:2] == work(1e-7 * 3 * size**2)[:2] == ("RegNetX-3.2GF", size)
     assert work(1e-7 * 2 * size**2)[:2] == ("RegNetX-400MF", size)
     name, smaller, reason = work(1e-7 * (size - 40) ** 2)
-    assert (name, smaller) == ("RegNetX-400MF", size - 64) and f"the objects ask for {size}, but --latency" in reason
-    with pytest.raises(UserError, match="no network is within --latency 1ms here, at 320 pixels neither"):
+    assert (name, smaller) == ("RegNetX-400MF", size - 64) and f"the objects need {size}, but --latency" in reason
+    with pytest.raises(UserError, match="no network is within --latency 1ms on this device, even at 320 pixels"):
         work(0.001)

@@ -473,8 +473,8 @@ def test_gradients_that_no_scale_saves():
 _OTHER = {  # what is another in the second of two processes, and the words by which both end
     "loss": ("if second: found['loss_cls'] = found['loss_cls'] * float('nan')", "", "diverged at iteration 0"),
     "data": ("", "raise UserError('no such image')", "no such image"),
-    "weights": ("", "", "process 1 has other weights"),
-    "checkpoint": ("", "", "process 1 begins at iteration 1"),
+    "weights": ("", "", "process 1 has different weights"),
+    "checkpoint": ("", "", "process 1 starts at iteration 1"),
 }
 
 
@@ -637,13 +637,13 @@ def test_going_on_with_other_things(run, data, tmp_path):
     trained(run(data), tmp_path)
     refused(run(data, "SOLVER.MAX_ITER", 4, flags=["--resume", "--backbone", "RegNetX-200MF"]), "does not fit")
     data.content["categories"][0]["name"] = "mug"
-    refused(run(data, "SOLVER.MAX_ITER", 4, flags=["--resume"]), "'cup' of the one stands where the other has 'mug'")
+    refused(run(data, "SOLVER.MAX_ITER", 4, flags=["--resume"]), "the first difference is 'cup', now 'mug'")
     data.content["categories"][0]["name"] = "cup"
     trained(run(data, "SOLVER.MAX_ITER", 4, "SOLVER.IMS_PER_BATCH", 4, "SOLVER.BASE_LR", 0.001, flags=["--resume"]), tmp_path)
     with open(tmp_path / "run" / "log.txt") as f:
         log = f.read()
-    assert "had 1 processes and 2 images an iteration in 1 parts, now 1, 4 and 1" in log
-    assert "the config is not as it was" in log and "SOLVER.BASE_LR" in log
+    assert "had 1 processes and 2 images per batch in 1 parts, now 1, 4 and 1" in log
+    assert "the config has changed" in log and "SOLVER.BASE_LR" in log
 
 
 def test_going_on_from_weights_alone(run, data, tmp_path):

@@ -80,7 +80,7 @@ def test_images_of_more_than_8_bits(tmp_path):
     from PIL import Image
 
     Image.fromarray((np.arange(600, dtype=np.uint16) * 100).reshape(20, 30)).save(tmp_path / "deep.png")
-    with pytest.raises(ValueError, match="from 0 to 59900: set the range that becomes 0 to 255, such as --value-range 0 65535"):
+    with pytest.raises(ValueError, match="from 0 to 59900: give the range that becomes 0 to 255, such as --value-range 0 65535"):
         run_exported.read(str(tmp_path / "deep.png"), {"reading": {"value_range": []}})
     pixels = run_exported.read(str(tmp_path / "deep.png"), {"reading": {"value_range": [100, 25600]}})
     assert pixels.shape == (20, 30, 3) and pixels[0, :4, 0].tolist() == [0, 0, 1, 2] and pixels.max() == 255
@@ -136,9 +136,9 @@ def test_tools(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     "arguments, said",
     [
-        (["--input", "nowhere.jpg", "--exported", "a.onnx"], "'nowhere.jpg' is not there"),
-        (["--input", __file__], "name what is to predict"),
-        (["--video-input", "nowhere.mp4", "--exported", "nowhere.onnx"], "'nowhere.onnx' is not there"),
+        (["--input", "nowhere.jpg", "--exported", "a.onnx"], "'nowhere.jpg' does not exist"),
+        (["--input", __file__], "name a detector"),
+        (["--video-input", "nowhere.mp4", "--exported", "nowhere.onnx"], "'nowhere.onnx' does not exist"),
         (["--input", __file__, "--exported", "a.onnx", "--optimize"], "do not go with it"),
         (["--input", __file__, __file__, "--exported", "a.onnx", "--output", "a.png"], "name a folder"),
         (["--input", os.path.dirname(__file__), "--exported", "a.onnx"], "holds no image"),
@@ -155,7 +155,7 @@ def test_mistakes_in_demo(arguments, said, monkeypatch, tmp_path):
 def test_no_input_is_written_over(tmp_path):
     file = tmp_path / "a.png"
     file.touch()
-    with pytest.raises(UserError, match="would write over"):
+    with pytest.raises(UserError, match="would overwrite"):
         demo.targets_of([str(file)], str(tmp_path))
 
 
@@ -195,7 +195,7 @@ def test_files_and_inputs_that_cannot_be_used(tmp_path):
     with open(path, "wb") as f:
         f.write(b"nonsense")
     code, lines = stand_alone(path, [], image)
-    assert code == 1 and len(lines) == 1 and "is no file that backbones exported, or needs another version" in lines[0]
+    assert code == 1 and len(lines) == 1 and "was not exported by backbones, or needs another version" in lines[0]
 
 
 def test_a_runtime_that_is_not_installed(tmp_path, monkeypatch):

@@ -239,9 +239,9 @@ def test_what_a_search_leaves(tmp_path):
         net = build_backbone(cfg).bottom_up
     # the FPN leaves res2 out, no weight of the network
     assert sum(p.numel() for p in net.parameters()) == about["parameters"]
-    with pytest.raises(UserError, match="already: go on with it by --resume"):
+    with pytest.raises(UserError, match="already holds a search: continue it with --resume"):
         zero_shot.main(arguments)
-    with pytest.raises(UserError, match="has another seed: take another --output"):
+    with pytest.raises(UserError, match="has a different seed: name another --output"):
         zero_shot.main([*arguments, "--resume", "--seed", "4"])
     zero_shot.main([*arguments, "--resume", "--candidates", "4000"])  # more of the same
     assert json.loads((tmp_path / "s" / "best.json").read_text())["score"] > about["score"]
@@ -291,8 +291,8 @@ def test_a_bound_is_of_the_space_alone(tmp_path):
     """A start that is not in it is refused, as what becomes of it may be better than all that is; as are budgets without an end."""
     for changes, words in (
         ({"max_channels": 16}, "block 3 has 32 channels, not a multiple of 8 from 16 to 16"),
-        ({"kernels": (5,)}, "block 1 has kernels of 3, not of 5"),
-        ({"min_bottleneck": 0.5}, "block 3 has bottlenecks of 8 channels"),
+        ({"kernels": (5,)}, "block 1 has kernel size 3, not 5"),
+        ({"min_bottleneck": 0.5}, "block 3 has bottlenecks with 8 channels"),
         ({"max_expansion": 1}, "block 3 has 32 channels, more than 1 times the 16"),
         ({"max_stem": 8}, "block 0 has 16 channels"),
         ({"max_layers": 0}, "or max_layers of the space"),
@@ -370,7 +370,7 @@ def test_latency(tmp_path):
     zero_shot.main(["search", "--config", str(config), "--output", str(tmp_path / "s"), "--workers", "1"])
     about = json.loads((tmp_path / "s" / "best.json").read_text())
     assert 0 < about["measured_latency"] <= 100 and about["runtime"] == "eager" and about["searches"] == 1
-    with pytest.raises(UserError, match="no bound is known for a budget of latency"):
+    with pytest.raises(UserError, match="there is no bound for a budget of latency"):
         zero_shot.main(["exact", "--config", str(config)])
     lacking = LatencyTable(64, {key: rows for key, rows in table.entries.items() if not key.startswith("5")}, table.about)
     lacking.save(str(path))
@@ -378,7 +378,7 @@ def test_latency(tmp_path):
         zero_shot.main(["search", "--config", str(config), "--output", str(tmp_path / "t"), "--workers", "2"])
     for text in ("", "[]", '{"about": {}}', '{"about": {}, "image_size": 64, "entries": {"1/1/32": [[8, 8, -1]]}}'):
         path.write_text(text)
-        with pytest.raises(UserError, match="no latency table"):
+        with pytest.raises(UserError, match="not a latency table"):
             load_table(str(path))
 
 
@@ -431,7 +431,7 @@ def test_a_budget_of_latency_that_goes_on_after_a_kill(tmp_path, monkeypatch):
 
 def test_a_budget_of_latency_that_nothing_keeps(tmp_path, monkeypatch):
     monkeypatch.setattr(structure_search, "measured", lambda structure, table: 1.0)
-    with pytest.raises(UserError, match="budget latency 5.88 ms is less than .* of the start|none of the structures"):
+    with pytest.raises(UserError, match="budget latency 5.88 ms is less than .* of the start|no structure found in"):
         zero_shot.main(["search", "--config", str(budgeted(tmp_path)), "--output", str(tmp_path / "s"), "--workers", "1"])
     assert not (tmp_path / "s" / "best.json").exists()
 
@@ -470,10 +470,10 @@ def test_runtimes_that_cannot_be(monkeypatch):
         ({"budget": {"flop": 1e9}}, "budget in .*'flop'. Did you mean 'flops'"),
         ({"budget": {"flops": "18.8 T"}}, "budget flops is '18.8 T': it must be a number above 0"),
         ({"budget": {"flops": "5 ms"}}, "budget flops is '5 ms': it must be a number above 0"),
-        ({"budget": {"FLOPs": "1 G"}}, "budget flops 1 G is less than the 7.745 G of the start: take a smaller start"),
+        ({"budget": {"FLOPs": "1 G"}}, "budget flops 1 G is less than the 7.745 G of the start: use a smaller start"),
         ({"budget": {"parameters": "0.1M", "layers": "1e2"}}, "budget parameters 0.1 M is less than the"),
         ({"budget": {"flops": "nan"}}, "budget flops is nan: it must be a number above 0"),
-        ({"budget": {"flops": 1e9}}, "budget flops 1 G is less than the 7.745 G of the start: take a smaller start"),
+        ({"budget": {"flops": 1e9}}, "budget flops 1 G is less than the 7.745 G of the start: use a smaller start"),
         ({"budget": {"layers": 12}}, "budget layers 12 is less than the 16 of the start"),
         ({"budget": {"latency": 0.1}}, "a budget of latency and a latency_table need each other"),
         ({"budget": [3]}, "budget is .3.: it must be KEY: VALUE pairs"),
@@ -488,7 +488,7 @@ def test_runtimes_that_cannot_be(monkeypatch):
         ({"budget": {"flops": 1e5}, "start": ""}, "is less than the .* of the start"),
         ({"start": [{"class": "Conv"}]}, "class in .*block 0: 'Conv'"),
         ({"detector": "gfl_MAE_DET_X"}, "gfl_MAE_DET_X"),
-        ({"detector": "faster_rcnn_R_50_FPN_3x.yaml"}, "'build_resnet_fpn_backbone', where the network found is to stand"),
+        ({"detector": "faster_rcnn_R_50_FPN_3x.yaml"}, "'build_resnet_fpn_backbone', use a config with MAE-DET"),
         ({"detector": 5}, "detector is 5: it must be a file's name"),
         ({"latency_table": 5, "budget": {"latency": 1.0}}, "latency_table is 5"),
         ({"space": {"kernels": [3.0, 5.0]}}, "space kernels is"),
@@ -497,7 +497,7 @@ def test_runtimes_that_cannot_be(monkeypatch):
                 "start": [{"class": "ConvKXBNRELU", "in": 3, "out": 8, "s": 2, "k": 3}]
                 + [{"class": "ConvKXBNRELU", "in": 8, "out": 8, "s": 2, "k": 3}] * 4
             },
-            "block 1 is a convolution behind the stem",
+            "block 1 is a convolution after the stem",
         ),
         ({"image_size": 480.5}, "image_size is 480.5"),
     ],
@@ -516,7 +516,7 @@ def test_a_budget_is_enough(tmp_path, capsys):
     assert problem.budget == {"flops": 5e9, "parameters": 8e6, "layers": 91}
     assert problem.fits(problem.meter.measure(start)) and not problem.outside(start)
     said = capsys.readouterr().out
-    assert "begins with the paper's start at 1/2 of its widths" in said and "it is 91, the paper's" in said
+    assert "starts from the paper's start at 1/2 of its widths" in said and "set to 91, the paper's" in said
     own.write_text("budget: {flops: 19e9, layers: 91}\n")
     assert problem_of(load_structure_config(str(own)))[1] == problem_of(load_structure_config(R50))[1]
     own.write_text("budget: {flops: 20e9}\nspace: {max_layers: 5}\nstart: R-50\n")
@@ -538,7 +538,7 @@ def test_every_key_is_explained():
     [
         (["score", "MAE-DET-X"], "Did you mean 'MAE-DET-S'"),
         (["score", "bad.txt"], "class in structure file"),
-        (["search", "--config", "nowhere.yaml", "--output", "s"], "'nowhere.yaml' is not there"),
+        (["search", "--config", "nowhere.yaml", "--output", "s"], "'nowhere.yaml' does not exist"),
         (["search", "--config", "configs/" + R50, "--output", "bad.txt"], "is a file"),
         (["search", "--config", "configs/" + R50, "--output", "s", "--workers", "0"], "--workers is 0"),
         (["search", "--config", "configs/" + R50, "--output", ""], "--output is empty"),

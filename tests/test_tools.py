@@ -201,7 +201,7 @@ def test_visualize_of_other_data(tmp_path, monkeypatch):
 def test_visualize_mistakes(tmp_path):
     with pytest.raises(backbones.UserError, match="Did you mean 'digits_val'"):
         visualize.draw("x.json", "digits_vall", "x.png")
-    with pytest.raises(backbones.UserError, match="'x.json' are not there"):
+    with pytest.raises(backbones.UserError, match="'x.json' do not exist"):
         visualize.draw("x.json", "digits_val", "x.png")
     (tmp_path / "bad.json").write_text('[{"image": 3}]')
     with pytest.raises(backbones.UserError, match="not in COCO's format: entry 0 has no image_id"):
@@ -396,7 +396,7 @@ def test_set_up_of_an_unknown_stack():
 def test_set_up_leaves_foreign_folders_alone(tmp_path):
     (tmp_path / "work.txt").write_text("mine")
     result = set_up("auto", BACKBONES_VENV=str(tmp_path))
-    assert result.returncode == 1 and "left alone" in result.stderr and result.stderr.count("\n") == 1
+    assert result.returncode == 1 and "stays untouched" in result.stderr and result.stderr.count("\n") == 1
     assert (tmp_path / "work.txt").read_text() == "mine"
 
 

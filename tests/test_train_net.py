@@ -191,7 +191,7 @@ def test_two_processes_report_a_mistake_once(tiny, tmp_path):
         # found by the config's check, before the processes know of each other
         result = command("--config-file", QUICKSTART, *processes, *tiny, "SOLVER.IMS_PER_BATCH", 3, torchrun=torchrun)
         assert result.returncode != 0 and "Traceback" not in result.stdout.replace("Traceback (most recent call last)", "", torchrun // 2)
-        assert result.stderr.count("train_net.py: error: SOLVER.IMS_PER_BATCH 3 cannot be shared evenly among 2 processes") == 1
+        assert result.stderr.count("train_net.py: error: SOLVER.IMS_PER_BATCH 3 cannot be divided evenly among 2 processes") == 1
 
 
 @pytest.mark.whole
@@ -214,7 +214,7 @@ def test_machines_are_named(tiny):
 def test_scratch_with_frozen_norms_is_warned_of(tiny, tmp_path):
     overrides = ["MODEL.VOVNET.NORM", "FrozenBN", "SOLVER.MAX_ITER", 1, "OUTPUT_DIR", tmp_path]
     log = command("--config-file", QUICKSTART, *tiny, *overrides)
-    assert "frozen batch norms, whose statistics are of no data" in log.stdout + log.stderr
+    assert "frozen batch norms, whose statistics come from no data" in log.stdout + log.stderr
 
 
 def test_another_folder(trained, tiny, tmp_path):
@@ -330,7 +330,7 @@ def test_python_configs(tmp_path):
         *shared, "--resume", "--new-schedule", *opts, "train.init_checkpoint=''", "train.max_iter=3"
     )
     result = command(*shared, "--resume", *opts, "train.init_checkpoint=''", "train.max_iter=3")
-    assert result.returncode == 2 and "has done 3 iterations of train.max_iter 3" in result.stderr and "Traceback" not in result.stderr
+    assert result.returncode == 2 and "has done 3 iterations, and train.max_iter is 3" in result.stderr and "Traceback" not in result.stderr
     for bad, words in (
         ([], "weights/RegNetX-200MF.pth"),
         ([final, "model.backbone.bottom_up.name=RegNetX-400MF"], "does not fit"),
@@ -364,7 +364,7 @@ def test_python_configs_go_on(tmp_path):
     assert (
         "Starting training from iteration 2" in output
         and "optimizer.weight_decay 0.0001 -> 0.01" in output
-        and "they stay as they were" in output
+        and "stay those of the checkpoint" in output
     )
     states = [torch.load(tmp_path / folder / "model_final.pth", weights_only=True) for folder in ("whole", "lost")]
     for part in ("model", "ema"):

@@ -132,13 +132,13 @@ def test_headlines():
 @pytest.mark.parametrize(
     "figures, classes, said",
     [
-        ({"classification/top1": 15.0}, 10, "classification/top1 is 15.0, and guessing among 10 classes gives 10.0"),
+        ({"classification/top1": 15.0}, 10, "classification/top1 is 15.0, and guessing among 10 classes reaches 10.0"),
         ({"classification/top1": 20.0}, 10, ""),
-        ({"classification/top1": 54.0}, 2, "guessing among 2 classes gives 50.0"),
+        ({"classification/top1": 54.0}, 2, "guessing among 2 classes reaches 50.0"),
         ({"classification/top1": 60.0}, 2, ""),
         ({"classification/top1": 1.0}, 1000, ""),
         ({"classification/top1": 100.0}, 1, ""),
-        ({"bbox/AP": 0.3}, 10, "bbox/AP is 0.3, and next to nothing is found"),
+        ({"bbox/AP": 0.3}, 10, "bbox/AP is 0.3, and the model finds next to nothing"),
         ({"bbox/AP": 40.0, "segm/AP": math.nan}, 10, "segm/AP is nan"),
         ({"bbox/AP": 5.0}, 10, ""),
         ({}, 10, ""),

@@ -59,11 +59,11 @@ def test_one_bad_input_ends_no_list(tmp_path, monkeypatch, capsys):
     with pytest.raises(UserError, match="2 of 5 inputs gave no image; 1 of 3 images cannot be read"):
         demo.main()
     said = capsys.readouterr().err
-    for words in ("--input 'gone.png' is not there", "folder 'empty' holds no image", "'bad.png'"):
+    for words in ("--input 'gone.png' does not exist", "folder 'empty' holds no image", "'bad.png'"):
         assert words in said
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png"]
     monkeypatch.setattr(sys, "argv", ["demo", "--input", "gone.png", "empty", "--output", "none"])
-    with pytest.raises(UserError, match="'gone.png' is not there; folder 'empty' holds no image"):
+    with pytest.raises(UserError, match="'gone.png' does not exist; folder 'empty' holds no image"):
         demo.main()
     assert not (tmp_path / "none").exists()
 
@@ -113,7 +113,7 @@ def test_a_figure_without_a_value(tmp_path, caplog):
         hook.after_step()
     assert saved == [{"bbox/AP": 0.2}]
     first, _, last = caplog.messages
-    assert first.startswith("there is no model_best.pth yet: bbox/AP has no value, as nothing was found")
+    assert first.startswith("no model_best.pth yet: bbox/AP has no value, because there are no predictions")
     assert last.startswith("model_best.pth stays as it is: bbox/AP has no value")
 
 

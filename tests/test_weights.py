@@ -380,7 +380,7 @@ def test_images_follow_the_weights(config, tmp_path):
     silent = written(tmp_path / "silent.pth", None, "V-39-eSE" if python else "V-19-slim-dw-eSE")
     front = open_config(config, [opt.replace(path, silent) for opt in opts])
     front.follow_weights()
-    assert images_of(front) == before and any("say nothing of their images" in line for line in front.said)
+    assert images_of(front) == before and any("do not state what images they expect" in line for line in front.said)
 
 
 @pytest.mark.parametrize("how", ["override", "file", "python"])
@@ -533,5 +533,7 @@ def test_a_source_that_is_gone_is_asked_where_it_is_named():
 
 
 def test_show_says_what_cannot_be_a_backbone():
-    assert "it cannot be a backbone: timm/vit_base_patch16_224 has features at strides 16, 16, 16" in zoo_tool.show("timm/vit_base_patch16_224")
+    assert "it cannot serve as a backbone: timm/vit_base_patch16_224 has features at strides 16, 16, 16" in zoo_tool.show(
+        "timm/vit_base_patch16_224"
+    )
     assert "--backbone timm/resnet18 " in zoo_tool.show("timm/resnet18")

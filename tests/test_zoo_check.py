@@ -119,7 +119,7 @@ def test_what_was_known_to_be_gone_is_no_news(server, monkeypatch, capsys):
         elif not release.gone:
             server.put(release.url.partition("://")[2].partition("?")[0], DATA)
     code, out = command(monkeypatch, capsys, "V-39-eSE")
-    assert gone and code == 0 and out.count("| dead, as was known: HTTP 404 Not Found") == len(gone)
+    assert gone and code == 0 and out.count("| dead, as known: HTTP 404 Not Found") == len(gone)
 
 
 def test_last_seen(server, tmp_path):

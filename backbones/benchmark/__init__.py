@@ -1,1 +1,1 @@
-"""Speed in pairs: what is compared runs in turn on one machine, and its ratio is what is reported."""
+"""Measures speed in pairs: two things run in turn on one machine, and their ratio is reported."""

@@ -41,7 +41,7 @@ def _record(folder: str, rle: bool) -> dict[str, Any]:
 
 
 def suite(count: int, device: str = "cpu", images: int = 5000) -> Iterator[dict[str, Any]]:
-    """Every row, as it is measured, of one worker: torch gives each one thread. ``images`` are in the annotation file; 0: none is read."""
+    """Yields every row as it is measured, for one worker with one thread, as in torch. ``images``: in the annotation file; 0: none is read."""
     with contextlib.ExitStack() as stack:
         stack.callback(torch.set_num_threads, torch.get_num_threads())
         torch.set_num_threads(1)

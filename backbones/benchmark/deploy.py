@@ -1,7 +1,7 @@
-"""Whole detectors in every way that they can be deployed in, beside the eager model: on one image, from pixels to boxes and masks.
+"""Whole detectors in every way to deploy them, compared with the eager model: on one image, from pixels to boxes and masks.
 
-Eager, optimized, in bfloat16, compiled, and exported to ONNX Runtime and OpenVINO in float32, 16 bits and int8. What each reaches of the
-processor's peak is in the rows too: that of a large convolution, measured here.
+Eager, optimized, in bfloat16, compiled, and exported to ONNX Runtime and OpenVINO in float32, 16 bits and int8. The rows also have each one's
+share of the processor's peak, which is that of a large convolution, measured here.
 """
 
 import logging
@@ -23,7 +23,7 @@ from ..errors import UserError, raised
 from . import detectors
 from .inference import SIZES, call
 
-# of torch: what `optimize` is asked for
+# in torch: the arguments of `optimize`
 TORCH: dict[str, dict[str, Any]] = {
     "optimized": {},
     "compiled": {"compile": True},
@@ -32,7 +32,7 @@ TORCH: dict[str, dict[str, Any]] = {
     "float16": {"precision": "float16"},
     "float16_compiled": {"precision": "float16", "compile": True},
 }
-# of other runtimes: format, precision, and whether it runs on a GPU
+# in other runtimes: format, precision, and whether it runs on a GPU
 EXPORTED = {
     "onnx": ("onnx", "float32", True),
     "onnx_int8": ("onnx", "int8", False),
@@ -40,13 +40,13 @@ EXPORTED = {
     "openvino_bfloat16": ("openvino", "bfloat16", False),
     "openvino_int8": ("openvino", "int8", False),
 }
-CALIBRATION = 8  # images, of noise: speed does not ask for more
-# random weights leave scores closer together than a trained detector's: files are compared with their model, but not refused for that
+CALIBRATION = 8  # images of noise, which is enough for speed
+# scores of random weights are closer together than a trained detector's: files are compared with their model, but not refused
 _LOOSE = Tolerance(2.0, 0.05, agreeing=0.5, features=1e-2)
 
 
 def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
-    """Every row, as it is measured. ``count``: rounds of each."""
+    """Yields every row as it is measured. ``count``: rounds of each."""
     about = timing.about(device)
     reached = peak(device)
     yield {"name": "deploy/peak", "gflops": reached, **about}
@@ -55,7 +55,7 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             files = _export(config, folder, device)
             for size in SIZES:
-                torch.compiler.reset()  # it compiles a function so often, and then no more, for all models together
+                torch.compiler.reset()  # it limits how often a function is compiled, over all models
                 inputs = detectors.image_for(size, device)
                 work = operations(eager, inputs)
                 models: dict[str, nn.Module] = {"eager": eager, **{key: RunnerModel(Runner(path)) for key, path in files.items()}}
@@ -63,7 +63,7 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
                 for method, options in TORCH.items():
                     try:
                         models[method] = optimize(eager, size=size, **options)
-                    except UserError as error:  # no compiler is here, or the device has no such precision
+                    except UserError as error:  # no compiler on this machine, or the device does not support the precision
                         _left_out(method, error)
                         continue
                     begun = timing.now()
@@ -81,14 +81,14 @@ def _left_out(method: str, reason: object) -> None:
 
 
 def operations(model: nn.Module, inputs: Any) -> float:
-    """10^9 floating-point operations of the convolutions and matrix products, two for a multiply-add."""
+    """10^9 floating-point operations of the convolutions and matrix products, two per multiply-add."""
     with FlopCounterMode(display=False) as counter:
         call(model, inputs)()
     return counter.get_total_flops() / 1e9
 
 
 def peak(device: str = "cpu", rounds: int = 8) -> dict[str, float]:
-    """10^9 operations a second of a 3x3 convolution of 256 channels, by precision: the most that a detector could reach."""
+    """10^9 operations per second of a 3x3 convolution of 256 channels, by precision: the most that a detector could reach."""
     found = {}
     for kind in (torch.float32, torch.bfloat16):
         layer = nn.Conv2d(256, 256, 3, padding=1).to(device, kind).to(memory_format=torch.channels_last)
@@ -99,7 +99,7 @@ def peak(device: str = "cpu", rounds: int = 8) -> dict[str, float]:
 
 
 def _export(config: str, folder: str, device: str) -> dict[str, str]:
-    """The files of a detector, by method: of those runtimes that are installed, and on a GPU those that can use it."""
+    """Exports a detector, by method, for the installed runtimes; on a GPU only for those that can use it."""
     cfg, model, image = detectors.config(config), detectors.detector(config), _noise(0)
     exact, files = os.path.join(folder, "float32.onnx"), {}
     for method, (kind, precision, on_gpu) in EXPORTED.items():

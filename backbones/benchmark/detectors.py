@@ -1,4 +1,4 @@
-"""Untrained detectors that do a trained one's work: their norms know the images, and their scores are spread."""
+"""Untrained detectors with a trained one's workload: norms fit the images, and scores are spread."""
 
 from typing import Any, Callable
 
@@ -12,7 +12,7 @@ from .. import zoo
 from ..registry import FAMILIES
 from ..swap import use_backbone
 
-# what is compared: its name, and the config of its Faster R-CNN
+# networks to compare: name, and config of the Faster R-CNN
 FASTER = {
     "V-19-slim-dw-eSE": "faster_rcnn_V_19_slim_dw_FPNLite_3x.yaml",
     "MobileNetV2": "faster_rcnn_Mv2_FPNLite_3x.yaml",
@@ -23,7 +23,7 @@ FASTER = {
 }
 RETINANET = "COCO-Detection/retinanet_R_50_FPN_1x.yaml"
 MASK = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
-# what is deployed in every way
+# detectors to deploy in every way
 DEPLOYED = {
     **{name: FASTER[name] for name in ("V-19-slim-dw-eSE", "V-39-eSE", "R-50")},
     "mask_R-50": MASK,
@@ -35,7 +35,7 @@ DEPLOYED = {
 def config(name: str, norm: str = "BN", device: str = "cpu") -> CfgNode:
     cfg = zoo.get_config(name)
     cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT = device, "", 0
-    cfg.MODEL.RPN.NMS_THRESH = 1.0  # nothing is suppressed: all have 1000 proposals
+    cfg.MODEL.RPN.NMS_THRESH = 1.0  # suppresses nothing: all have 1000 proposals
     for node in ("RESNETS", *map(str.upper, FAMILIES)):
         cfg.MODEL[node].NORM = norm
     return cfg
@@ -49,14 +49,14 @@ def detector(name: str, device: str = "cpu", norm: str = "BN") -> Any:
 
 
 def _ready(model: Any, call: Callable[[list[dict[str, Any]]], object], device: str) -> Any:
-    """In evaluation mode. ``call`` runs the model on images as detectron2 has them."""
-    # every batch norm gets the statistics of noise, so that features neither vanish nor grow
+    """Prepares the model in evaluation mode. ``call`` runs it on images in detectron2's format."""
+    # set every batch norm to the statistics of noise, so that features neither vanish nor explode
     model.backbone.train()
     with torch.no_grad():
         if any(isinstance(m, nn.BatchNorm2d) for m in model.backbone.modules()):
             update_bn_stats(model.backbone, [torch.randn(2, 3, 256, 320, device=device) * 60 for _ in range(2)], 2)
     model.eval()
-    # scores as far apart as a trained detector's, so that there is something to suppress and to draw, and as much of it in all detectors
+    # spread scores like a trained detector's, so that all detectors have equally much to suppress and draw
     for name, module in model.named_modules():
         if not name.endswith(("box_predictor.cls_score", "classification_head.cls_logits", "head.cls_score")):
             continue
@@ -75,7 +75,7 @@ def image_for(size: tuple[int, int], device: str = "cpu") -> list[dict[str, Any]
 
 
 def with_timm(config_name: str, timm_name: str, device: str = "cpu") -> Any:
-    """A config's detector whose backbone is timm's."""
+    """A config's detector with a backbone of timm."""
     torch.manual_seed(0)
     cfg = config(config_name, device=device)
     use_backbone(cfg, f"timm/{timm_name}")
@@ -84,7 +84,7 @@ def with_timm(config_name: str, timm_name: str, device: str = "cpu") -> Any:
 
 
 def of_torchvision(kind: str, size: tuple[int, int], device: str = "cpu") -> Callable[[list[dict[str, Any]]], object]:
-    """torchvision's detector of ``kind``, called as detectron2's are, on images that it leaves in their size."""
+    """torchvision's detector of ``kind``, called like detectron2's, without resizing."""
     from torchvision.models import detection, regnet_x_3_2gf
     from torchvision.models.detection.backbone_utils import BackboneWithFPN
     from torchvision.ops.feature_pyramid_network import LastLevelMaxPool

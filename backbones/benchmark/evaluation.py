@@ -1,4 +1,4 @@
-"""COCO's evaluators on made-up detections: the same figures, in less time."""
+"""COCO's evaluators on synthetic detections: the same metrics, in less time."""
 
 import contextlib
 import io
@@ -15,7 +15,7 @@ CLASSES = 80
 
 
 def made_up(images: int, detections: int, task: str, seed: int = 0) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """(annotations, results) in COCO's format: some six objects an image, of which detections find four in ten, more or less well."""
+    """(annotations, results) in COCO's format: about six objects per image; detections find four in ten, with varying accuracy."""
     import pycocotools.mask as mask_util
 
     rng = np.random.default_rng(seed)
@@ -79,7 +79,7 @@ def official(dataset: dict[str, Any], results: list[dict[str, Any]], task: str) 
 
 
 def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
-    """Every row, as it is measured: boxes of 500 images, masks and keypoints of 100, with 100 detections each."""
+    """Yields every row as it is measured: boxes on 500 images, masks and keypoints on 100, with 100 detections each."""
     about = timing.about()
     for task, images in (("bbox", 500), ("segm", 100), ("keypoints", 100)):
         dataset, results = made_up(images, 100, task)

@@ -1,6 +1,6 @@
-"""Whole detectors on a GPU: training steps and inference in each precision and memory format, beside detectron2's R-50.
+"""Whole detectors on a GPU: training steps and inference in each precision and memory format, compared with detectron2's R-50.
 
-Shares of peak are of the floating-point operations that torch counts, and of the card's dense peak in the data type of the matrix products.
+Shares of peak are the operations that torch counts relative to the card's dense peak in the data type of the matrix products.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ _PEAKS = {"H100 PCIe": (51, 756), "H100": (67, 989), "H200": (67, 989), "A100": 
 
 
 def suite(count: int, device: str = "cuda") -> Iterator[dict[str, Any]]:
-    """Every row, as it is measured: inference of one image of 800x1088, training with 4 of them."""
+    """Yields every row as it is measured: inference on one image of 800x1088, training with 4 of them."""
     if not device.startswith("cuda"):
         raise UserError(f"--suite gpu on --device {device}: it needs a GPU, such as --device cuda", "device", "--device", "cuda")
     yield from rows(count, device, (800, 1088), images=4)
@@ -61,7 +61,7 @@ def rows(count: int, device: str, size: tuple[int, int], images: int, ways=tuple
                 run()
                 peaks[name] = torch.cuda.max_memory_allocated()
             if WAYS[way][3]:
-                operations[name] = operations.get(f"{network}/plain", 0)  # the counter does not see into compiled code
+                operations[name] = operations.get(f"{network}/plain", 0)  # the counter cannot see compiled code
             else:
                 with FlopCounterMode(display=False) as counter:
                     run()
@@ -79,7 +79,7 @@ def rows(count: int, device: str, size: tuple[int, int], images: int, ways=tuple
 
 
 def batch(size: tuple[int, int], device: str, images: int, training: bool):
-    """One image as for inference, or that many with ten boxes each."""
+    """One image for inference, or several with ten boxes each for training."""
     if not training:
         return detectors.image_for(size, device)
     generator = torch.Generator().manual_seed(0)
@@ -99,7 +99,7 @@ def as_asked(network: str, way: str, device: str, training: bool, size: tuple[in
     if training:
         model.train()
         keep_activations(model, kept)
-    elif kept == "lean":  # folded norms take its place
+    elif kept == "lean":  # replaced by folded norms
         model = optimize(model, memory_format="channels_last", size=size)
     model = copy.deepcopy(model).to(memory_format=memory_format)
     if compiled:
@@ -118,7 +118,7 @@ def step(model: nn.Module, inputs, dtype: torch.dtype, training: bool) -> Callab
                 return model(inputs)
 
         return infer
-    # steps of no length: the networks that are compared stay what they are
+    # learning rate 0: the compared networks do not change
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.0, momentum=0.9)
     scaler = torch.amp.GradScaler(device, enabled=dtype == torch.float16)
 
@@ -134,6 +134,6 @@ def step(model: nn.Module, inputs, dtype: torch.dtype, training: bool) -> Callab
 
 
 def share_of_peak(operations: float, seconds: float, machine: str, dtype: torch.dtype) -> float | None:
-    """None of a card whose peak is not in the table."""
+    """None for a card whose peak is not in the table."""
     peaks = next((both for name, both in _PEAKS.items() if name in machine), None)
     return round(operations / seconds / 1e12 / peaks[dtype != torch.float32], 4) if peaks else None

@@ -1,4 +1,4 @@
-"""Whole detectors on one image: optimized beside eager, and beside what people would run instead; exported backbones; where the time goes."""
+"""Whole detectors on one image: optimized against eager and against alternatives; exported backbones; shares of time."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ from ..errors import raised
 from . import detectors
 
 SIZES = ((480, 640), (800, 1088))
-# of equal work: (ours, the other's library and its name there)
+# networks of equal cost: (ours, the other library and its name there)
 PEERS = (
     ("R-50", "torchvision_fasterrcnn_resnet50_fpn"),
     ("RegNetX-3.2GF", "torchvision_fasterrcnn_regnet_x_3_2gf_fpn"),
@@ -35,7 +35,7 @@ def call(model: Callable[[Any], object], inputs: Any) -> Callable[[], object]:
 
 
 def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
-    """Every row, as it is measured."""
+    """Yields every row as it is measured."""
     about = timing.about(device)
     for size in SIZES:
         where, inputs = f"{size[0]}x{size[1]}", detectors.image_for(size, device)
@@ -56,7 +56,7 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
 
 
 def parts(model: Any, inputs: list[dict[str, Any]], rounds: int = 7) -> dict[str, float]:
-    """The share of each part of a Faster R-CNN in its time: medians over so many rounds."""
+    """The share of each part of a Faster R-CNN in its time: medians over the rounds."""
     marked = (model.backbone.bottom_up, model.backbone, model.proposal_generator, model.roi_heads.box_pooler, model.roi_heads, model)
     times: dict[Any, list[float]] = {module: [] for module in marked}
     begun: dict[Any, float] = {}
@@ -81,14 +81,14 @@ def parts(model: Any, inputs: list[dict[str, Any]], rounds: int = 7) -> dict[str
 
 
 def _exports(count: int, about: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """The exported backbone and FPN beside the eager and the optimized one, on the CPU."""
+    """The exported backbone and FPN against the eager and the optimized one, on the CPU."""
     for name in ("V-19-slim-dw-eSE", "V-39-eSE"):
         cfg, model = detectors.config(detectors.FASTER[name]), detectors.detector(detectors.FASTER[name])
         runners = {}
         with tempfile.TemporaryDirectory() as folder:
             for kind, suffix in (("onnx", ".onnx"), ("openvino", ".xml")):
                 path = os.path.join(folder, f"backbone{suffix}")
-                if raised(check_target, kind, path):  # its packages are not here
+                if raised(check_target, kind, path):  # its packages are not installed
                     continue
                 export(cfg, model, path, kind, np.random.default_rng(0).integers(0, 255, (480, 640, 3), np.uint8), part="backbone")
                 runners[kind] = Runner(path)

@@ -1,4 +1,4 @@
-"""Reading an annotation file as large as COCO's: processor time, and memory, each measured in a process of its own."""
+"""Reading an annotation file as large as COCO's: processor time and memory, each measured in its own process."""
 
 import contextlib
 import io
@@ -19,11 +19,11 @@ from ..data.coco import Reader
 from ..data.packed import Packed
 from ..data.sources import Source, Use
 
-_LINKS = 50_000  # names of one file: file systems limit them
+_LINKS = 50_000  # links to one file: file systems limit them
 
 
 def write(folder: str, images: int) -> tuple[str, str]:
-    """An annotation file and its image folder: names of one picture, on each some seven objects of 80 classes, with polygons of 28 numbers."""
+    """Writes an annotation file and a folder of links to one picture: about seven objects each, 80 classes, polygons of 28 numbers."""
     from PIL import Image
 
     root = os.path.join(folder, "images")
@@ -53,7 +53,7 @@ def write(folder: str, images: int) -> tuple[str, str]:
 
 
 def records(way: str, path: str, root: str) -> list[dict[str, Any]]:
-    """detectron2's records of a file with boxes or with polygons, read and checked as training does it; or by detectron2's own function."""
+    """detectron2's records of a file with boxes or polygons, read and checked as in training, or by detectron2's own function."""
     if way == "detectron2":  # which always reads polygons
         with contextlib.redirect_stdout(io.StringIO()):
             return load_coco_json(path, root)
@@ -61,19 +61,19 @@ def records(way: str, path: str, root: str) -> list[dict[str, Any]]:
 
 
 def cost(way: str, path: str, root: str) -> tuple[float, float]:
-    """(seconds of processor time, most bytes of memory of this process) of `records`; 0 bytes where the system does not say."""
+    """(seconds of processor time, peak bytes of memory of this process) of `records`; 0 bytes if the system does not say."""
     begun = time.process_time()
     kept = records(way, path, root)
     taken = time.process_time() - begun
     del kept
-    with contextlib.suppress(OSError), open("/proc/self/status") as f:  # what getrusage says counts the parent's pages too
+    with contextlib.suppress(OSError), open("/proc/self/status") as f:  # getrusage would count the parent's pages too
         most = re.search(r"VmHWM:\s+(\d+) kB", f.read())
         return taken, 1024.0 * int(most[1]) if most else 0.0
     return taken, 0.0
 
 
 def packed(way: str, path: str, root: str) -> dict[str, float]:
-    """Bytes that packed records take: of an image without its objects, and more for each object."""
+    """Bytes of packed records: per image without objects, and per object."""
     whole = records(way, path, root)
     objects = sum(len(record["annotations"]) for record in whole)
     sizes = []
@@ -85,7 +85,7 @@ def packed(way: str, path: str, root: str) -> dict[str, float]:
 
 
 def alone(function: Callable, *args: Any) -> Any:
-    """What a function gives in a process of its own."""
+    """Runs a function in its own process and returns the result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(function, *args).result()
 

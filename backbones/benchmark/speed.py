@@ -1,4 +1,4 @@
-"""What the rows of a benchmark say: as tables, and as a picture."""
+"""Shows the rows of a benchmark as tables and as a picture."""
 
 import math
 import re
@@ -11,16 +11,16 @@ from .detectors import DEPLOYED
 
 
 def read(path: str) -> list[dict[str, Any]]:
-    """The rows of a file that the benchmark wrote."""
-    with reading(f"{path!r} is no file of the benchmark"):
+    """Reads the rows of a file that the benchmark wrote."""
+    with reading(f"{path!r} is not a file of the benchmark"):
         rows = list(read_json(path)["runs"])
         if not all(isinstance(row, dict) for row in rows):
-            raise ValueError("its runs are no rows")
+            raise ValueError("its runs are not rows")
         return rows
 
 
 def by_place(rows: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
-    """The rows of each machine and number of threads. Raises UserError for what the benchmark does not write."""
+    """The rows of each machine and number of threads. Raises UserError for rows that the benchmark does not write."""
     places: dict[tuple, list[dict[str, Any]]] = {}
     for row in rows:
         versions, seconds, threads = row.get("versions"), row.get("seconds", []), row.get("threads")
@@ -30,12 +30,12 @@ def by_place(rows: list[dict[str, Any]]) -> dict[tuple, list[dict[str, Any]]]:
         ]
         times = isinstance(seconds, list) and all(type(s) in (int, float) and 0 < s < math.inf for s in seconds)
         if not all(isinstance(word, str) for word in words) or type(threads) is not int or not times:
-            raise UserError(f"a row is not as the benchmark writes it: {str(row)[:200]!r}", "bad-file")
+            raise UserError(f"the benchmark does not write such a row: {str(row)[:200]!r}", "bad-file")
         places.setdefault((machine, threads, python, version, precision), []).append(row)
     return places
 
 
-# method of --suite deploy -> (colour, line): a hue for each runtime, broken lines for 16 bits, dotted ones for int8
+# method of --suite deploy -> (colour, line): a hue per runtime, dashed lines for 16 bits, dotted ones for int8
 _LINES = {
     "eager": ("tab:gray", "-"),
     "optimized": ("tab:blue", "-"),
@@ -53,7 +53,7 @@ _LINES = {
 
 
 def deployed(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Of rows of --suite deploy the seconds of an image: size -> method, eager too -> detector."""
+    """Seconds per image in rows of --suite deploy: size -> method, including eager -> detector."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for row in rows:
         if match := re.fullmatch(r"deploy/(.+)/(\d{1,6}x\d{1,6})/(\w+)_vs_eager", row["name"]):
@@ -65,7 +65,7 @@ def deployed(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]
 
 
 def front(points: list[tuple[float, float, Any]]) -> list[tuple[float, float, Any]]:
-    """Of (cost, worth, what it is) those that nothing cheaper equals in worth, by cost."""
+    """The (cost, value, name) entries that nothing cheaper equals in value, by cost."""
     best: list[tuple[float, float, Any]] = []
     for point in sorted(points, key=lambda p: (p[0], -p[1])):
         if not best or point[1] > best[-1][1]:
@@ -74,7 +74,7 @@ def front(points: list[tuple[float, float, Any]]) -> list[tuple[float, float, An
 
 
 def plot(path: str, output: str) -> None:
-    """Of rows of --suite deploy: published AP against milliseconds an image, a line a way to run a detector, and what nothing faster beats."""
+    """Plots rows of --suite deploy: published AP against milliseconds per image, a line for each way to run, and the best trade-offs."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
@@ -100,7 +100,7 @@ def plot(path: str, output: str) -> None:
         for cost, ap, (name, method) in best:
             words = f"{name}\n{method.replace('_', ', ')}"
             axes.annotate(words, (cost, ap), fontsize=8, xytext=(-8, 4), ha="right", textcoords="offset points")
-        axes.set(xscale="log", xlabel=f"milliseconds an image of {size}", ylabel="published box AP (float32)")
+        axes.set(xscale="log", xlabel=f"milliseconds per image of {size}", ylabel="published box AP (float32)")
         axes.margins(x=0.3, y=0.12)
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_minor_locator(NullLocator())

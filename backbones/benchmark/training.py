@@ -1,4 +1,4 @@
-"""A training step of backbones: what it takes and what it keeps, beside the plain implementation; on a GPU of whole detectors too."""
+"""Time and memory of a training step of backbones, compared with the plain implementation; on a GPU also of whole detectors."""
 
 import copy
 import itertools
@@ -12,7 +12,7 @@ from .. import registry, timing
 from ..lean import keep_activations
 
 NAMES = ("V-39-eSE", "V-19-slim-dw-eSE", "RegNetX-3.2GF")
-# what is compared with plain: (kept activations, memory format)
+# variants compared with plain: (kept activations, memory format)
 WAYS = {
     "lean": ("lean", torch.contiguous_format),
     "lean_channels_last": ("lean", torch.channels_last),
@@ -23,7 +23,7 @@ WAYS = {
 
 
 def kept_bytes(network: nn.Module, images: Any) -> int:
-    """Bytes that the backward pass of a step keeps, weights apart."""
+    """Bytes kept for the backward pass of a step, without weights."""
     kept: dict[int, int] = {}
     own = {t.untyped_storage().data_ptr() for t in [*network.parameters(), *network.buffers()]}
 
@@ -33,20 +33,20 @@ def kept_bytes(network: nn.Module, images: Any) -> int:
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        features = network(images)  # alive while it is counted: no storage is given twice
+        features = network(images)  # alive while counting, so that no storage is reused
     count = sum(kept.values())
     del features
     return count
 
 
 def peak_bytes(run: Callable[[], object], device: str = "cpu") -> int:
-    """Bytes that torch has for ``run`` at its peak, beside those that it had before."""
+    """Peak bytes that torch allocates for ``run``, beyond those before."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         run()
         return torch.cuda.max_memory_allocated(device) - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes to the terminal past Python
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler writes to the terminal, bypassing Python
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
@@ -64,7 +64,7 @@ def _step(network: nn.Module, images: torch.Tensor) -> Callable[[], None]:
     return run
 
 
-# of a step's time, by what torch calls the operator
+# kinds of operators, by torch's names
 _KINDS = {
     "convolutions": ("conv",),
     "norms": ("norm", "mul", "add"),
@@ -74,7 +74,7 @@ _KINDS = {
 
 
 def parts(run: Callable[[], None], rounds: int = 3) -> dict[str, float]:
-    """The share of each kind of operator in so many calls of ``run``, by torch's profiler."""
+    """The share of each kind of operator in several calls of ``run``, by torch's profiler."""
     from torch.profiler import ProfilerActivity, profile
 
     run()
@@ -92,7 +92,7 @@ def parts(run: Callable[[], None], rounds: int = 3) -> dict[str, float]:
 
 
 def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
-    """Every row, as it is measured: backbones with frozen norms, two images of 320x320, or on a GPU of 800x1088."""
+    """Yields every row as it is measured: backbones with frozen norms, two images of 320x320, or on a GPU 800x1088."""
     size = (800, 1088) if device.startswith("cuda") else (320, 320)
     about: dict[str, Any] = timing.about(device)
     images = torch.randn(2, 3, *size, device=device)

@@ -1,4 +1,4 @@
-"""What an exported file says of itself: what it takes and gives, as data for `run_exported`, and in words for whoever writes their own code."""
+"""The description in an exported file: its inputs and outputs, as data for `run_exported` and in words for people who write their own code."""
 
 from typing import Any
 
@@ -11,37 +11,35 @@ from ..detectors import ImageClassifier
 
 # by name of output; N objects of one image, in the order of their scores
 OUTPUTS = {
-    "boxes": "float32 (N, 4): left, upper, right, lower, in pixels of the resized image",
-    "scores": "float32 (N,), 0 to 1; of a classifier (1, classes)",
-    "classes": "int64 (N,): places in the list `classes`",
-    "masks": "float32 (N, 1, M, M): stretched onto its box, 0.5 and more is object",
-    "heatmaps": "float32 (N, keypoints, M, M): stretched onto its box by bicubic interpolation, a keypoint is at the highest place",
-    "sem_seg": "float32 (classes of `stuff`, H, W), of the resized image or padded beyond it: a pixel's class has the largest value",
-    "proposals": "float32 (N, 4): boxes that may hold an object, as boxes",
+    "boxes": "float32 (N, 4): left, top, right, bottom, in pixels of the resized image",
+    "scores": "float32 (N,), 0 to 1; for a classifier (1, classes)",
+    "classes": "int64 (N,): indices in the list `classes`",
+    "masks": "float32 (N, 1, M, M): stretched onto its box, values of 0.5 and more are the object",
+    "heatmaps": "float32 (N, keypoints, M, M): stretched onto its box by bicubic interpolation, a keypoint is at the maximum",
+    "sem_seg": "float32 (classes of `stuff`, H, W), of the resized image, perhaps padded: a pixel's class has the largest value",
+    "proposals": "float32 (N, 4): boxes that may contain an object, in the format of boxes",
     "objectness": "float32 (N,): logits of proposals",
-    "counts": "int64 ({batch},): how many objects each image has; all others follow one another, image by image",
+    "counts": "int64 ({batch},): how many objects each image has; all other outputs are concatenated, image by image",
 }
 _IMAGE = (
-    "image: float32 {shape}, channels first, {format}, 0 to 255, neither normalized nor padded: the file does both. {number} a call, of any "
+    "image: float32 {shape}, channels first, {format}, 0 to 255, neither normalized nor padded: the file does both. {number} per call, of any "
     "size; the model was evaluated on images resized by Pillow's bilinear filter so that the shorter side is {min_size}, but the longer one "
-    "{max_size} at most, both rounded half up"
+    "at most {max_size}, both rounded half up"
 )
 _BATCH = (
     "image: float32 (images, 3, H, W), channels first, {format}, 0 to 255, not normalized: the file does it. H and W are multiples of "
-    "{size_divisibility}: zeros are added at the right and below"
+    "{size_divisibility}: pad with zeros on the right and at the bottom"
 )
 _CROP = (
     "image: float32 {shape}, channels first, {format}, 0 to 255, not normalized: the file does it. Resized by Pillow's bilinear "
-    "filter so that the shorter side is {resize}, then the middle cut out"
+    "filter so that the shorter side is {resize}, then cropped at the center"
 )
-_WHOLE = (
-    "image: uint8 {shape}, RGB, {number} a call, of any size: the file resizes and normalizes. Boxes are in its pixels, not in resized ones"
-)
+_WHOLE = "image: uint8 {shape}, RGB, {number} per call, of any size: the file resizes and normalizes. Boxes are in pixels of this image"
 FEATURES = "float32 (images, channels, H / stride, W / stride)"
 
 
 def describe(cfg: CfgNode, model: Any, part: str, names: Metadata) -> dict[str, Any]:
-    """What a user of the file needs to know; ``names`` of classes. `contract` adds what is known once it has run."""
+    """What a user of the file needs to know, with ``names`` of classes. `contract` adds what is known after a run."""
     from .. import __version__
 
     panoptic = isinstance(model, PanopticFPN) and part == "detector"
@@ -65,10 +63,10 @@ def describe(cfg: CfgNode, model: Any, part: str, names: Metadata) -> dict[str, 
 
 
 def contract(about: dict[str, Any]) -> list[str]:
-    """In words: the input, each of ``about["fields"]`` in order, and which files belong together."""
+    """Describes in words the input, each of ``about["fields"]`` in order, and which files belong together."""
     image = _CROP if about["crop"] else _BATCH if about["part"] == "backbone" else _IMAGE
     if not about["min_size"] and image is _IMAGE:
-        image = _IMAGE.partition("; the model")[0] + "; the model was evaluated on images of their own size"
+        image = _IMAGE.partition("; the model")[0] + "; the model was evaluated on images in their original size"
     batch, whole_image = about.get("batch", 0), about.get("preprocessing", False)
     image = _WHOLE if whole_image else image
     axes = ["H", "W", 3] if whole_image else [3, about["crop"] or "H", about["crop"] or "W"]
@@ -77,6 +75,6 @@ def contract(about: dict[str, Any]) -> list[str]:
     whole = {name for name in about["fields"] if batch and (name == "sem_seg" or "counts" not in about["fields"])}
     return [
         image.format(**{**about, "format": about["input_format"], "shape": shape, "number": number}),
-        *(f"{name}: {'of each image, ' * (name in whole)}{OUTPUTS.get(name, FEATURES).format(batch=batch)}" for name in about["fields"]),
-        "files: the .bin beside an .xml belongs to it. run_exported.py does all of this with numpy and Pillow",
+        *(f"{name}: {'for each image, ' * (name in whole)}{OUTPUTS.get(name, FEATURES).format(batch=batch)}" for name in about["fields"]),
+        "files: the .bin next to an .xml belongs to it. run_exported.py does all of this with numpy and Pillow",
     ]

@@ -1,10 +1,10 @@
-"""Exports detectors, or backbone and FPN, to TorchScript, ONNX and OpenVINO. A file that computes something else is not written.
+"""Exports detectors, or backbone and FPN, to TorchScript, ONNX and OpenVINO. A file whose results differ is not written.
 
-A detector's file takes one image of any size, resized and in the format that the file's description names, and gives what the detector
-finds before it is brought to the original image's size; `Runner` does the rest, and so does `run_exported`, which is put beside the file and
-needs nothing of this project. With a batch it takes so many images of one size, and gives what is in all of them and how many objects are
-whose. A backbone's file takes a batch whose sides the description's ``size_divisibility`` divides, and gives the features. All subtract the
-mean themselves. `contract` says all of it, and is in the file.
+A detector's file takes one image of any size, resized and in the format that the file's description names. It returns what the detector
+finds before scaling to the size of the original image; `Runner` does the rest, and so does `run_exported`, which is put next to the file and
+needs nothing of this project. With a batch it takes that many images of one size, and returns all their objects and how many each image has.
+A backbone's file takes a batch whose sides are multiples of the description's ``size_divisibility``, and returns the features. All subtract the
+mean themselves. `contract` describes all of this, and is in the file.
 """
 
 import importlib.util
@@ -40,15 +40,15 @@ PARTS = ("detector", "backbone")
 
 @dataclass(frozen=True)
 class Tolerance:
-    """How far an exported detector may be from its original, on boxes that both find: pixels, score, and the part of boxes that agree."""
+    """How far an exported detector may differ from its original on boxes that both find: pixels, score, and the share of boxes that agree."""
 
     pixels: float
     score: float
     agreeing: float = 0.98
-    features: float = 1e-4  # of a feature's largest value
+    features: float = 1e-4  # relative to a feature's largest value
 
 
-# another runtime adds in another order; what stands on the edge of a threshold may then fall to either side
+# other runtimes add in a different order, so scores right at a threshold may fall on either side
 TOLERANCES = {
     "torchscript": Tolerance(1e-2, 1e-3),
     "onnx": Tolerance(0.1, 1e-3, features=5e-4),
@@ -57,8 +57,8 @@ TOLERANCES = {
 
 
 _REMEDY = (
-    ": it is not written. Either the runtime computes something else (another --format, or version of it, may not), or scores of "
-    "the --image differ by less than rounding, as those of random weights do (another image, or trained weights)"
+    ": it is not written. Either the runtime computes something else (try another --format, or another version), or scores on "
+    "the --image differ by less than rounding, as with random weights (use another image, or trained weights)"
 )
 
 
@@ -74,21 +74,21 @@ def export(
     batch: int = 0,
     include_preprocessing: bool = False,
 ) -> dict[str, float]:
-    """Writes ``model`` to ``path`` and returns by how much the file's results differ from the model's own, at two sizes of ``image``.
+    """Writes ``model`` to ``path`` and returns how much the file's results differ from the model's, at two sizes of ``image``.
 
-    Of a batch, each image's results are compared with those of the model for that image alone.
+    With a batch, each image's results are compared with the model's for that image alone.
 
     Args:
         cfg: the config of the model.
         model: a detector of detectron2 or of this project, filled.
-        path: ends in what FORMATS has for ``kind``, one of it.
+        path: ends in the suffix that FORMATS has for ``kind``.
         image: (H, W, 3) BGR uint8; a detector must find something in it.
         part: one of PARTS.
-        names: of classes, which the file keeps; by default what `names_of` finds.
-        batch: how many images of one size the file of a detector takes at once; 0: one, without an axis of its own.
+        names: class names to keep in the file; by default those of `names_of`.
+        batch: how many images of one size a detector's file takes at once; 0: one, without a batch axis.
         include_preprocessing: the file takes images (H, W, 3) RGB uint8 of any size, and boxes are in their pixels.
 
-    Raises UserError where the file would differ by more than the ``tolerance``, or the format's packages are missing; then there is no file.
+    Raises UserError, and writes no file, if it would differ by more than the ``tolerance`` or the format's packages are missing.
     """
     check_target(kind, path)
     if part not in PARTS:
@@ -110,22 +110,22 @@ def export(
             differences = write(before)
         else:
             height, width = empty[0].shape[-3:-1] if include_preprocessing else empty[0].shape[-2:]
-            said = f"the detector finds nothing in the image at {height}x{width} that an export could be checked on"
+            said = f"the detector finds nothing in the image at {height}x{width} to check the export on"
             try:
                 with finding_more(traceable, empty):
                     more = [traceable.alone(x) for x in inputs]
-                    assert all(len(one["boxes"]) for each in more for one in each), "a threshold below the highest score lets nothing through"
+                    assert all(len(one["boxes"]) for each in more for one in each), "a threshold below the highest score keeps nothing"
                     differences = write(more, keep=False)
             except UserError as error:
-                raise UserError(f"{said}: give another, or weights", "data") from error
-            logging.getLogger(__name__).warning(f"{said}: the file was checked with a lower threshold of scores")
+                raise UserError(f"{said}: give another image, or trained weights", "data") from error
+            logging.getLogger(__name__).warning(f"{said}: the file was checked with a lower score threshold")
             write(before)
     logging.getLogger(__name__).info(f"{path}: differs from the model by at most {differences}")
     return differences
 
 
 def _input(image: np.ndarray, about: dict[str, Any], scale: float) -> Tensor:
-    """What a file is checked on. The images of a batch differ, so that one in another's place is seen: moved round, every second mirrored."""
+    """The inputs to check a file on. The images of a batch differ, to reveal swapped ones: shifted, and every second mirrored."""
     batch = about["batch"]
     if about["preprocessing"]:
         image = np.asarray(Image.fromarray(image).resize([max(int(side * scale), 1) for side in image.shape[1::-1]]))
@@ -146,8 +146,8 @@ def _written(
     before: list[list[dict[str, Tensor]]],
     keep: bool = True,
 ) -> dict[str, float]:
-    """Writes a file that gives what was found ``before`` in each image of the inputs, or only tries to. Returns its largest differences,
-    by name."""
+    """Writes a file, or only tries to, and compares it with what was found ``before`` in each image. Returns the largest differences by
+    name."""
     about = {**about, "fields": list(traceable.fields)}
     about["contract"] = contract(about)
     place = os.path.dirname(os.path.abspath(path))
@@ -165,11 +165,11 @@ def _written(
 
 
 def check_target(kind: str, path: str) -> None:
-    """Raises UserError where a file cannot be of a format, or the format's packages are not installed."""
+    """Raises UserError if a file name does not fit the format, or the format's packages are not installed."""
     if kind not in FORMATS:
         raise unknown("format", kind, FORMATS)
     if not path.endswith(FORMATS[kind]):
-        raise UserError(f"{path!r}: a file of format {kind} ends in {FORMATS[kind]}")
+        raise UserError(f"{path!r}: a file of format {kind} must end in {FORMATS[kind]}")
     needed = {"torchscript": (), "onnx": ("onnx", "onnxruntime"), "openvino": ("onnx", "onnxruntime", "openvino")}[kind]
     missing = " ".join(name for name in needed if importlib.util.find_spec(name) is None)
     if missing:
@@ -177,7 +177,7 @@ def check_target(kind: str, path: str) -> None:
 
 
 def check_batch(batch: int, part: str) -> None:
-    """Raises UserError for a number of images that a file cannot take; 0 is none."""
+    """Raises UserError for a batch that a file cannot take; 0: no batch."""
     if batch < 0 or batch and part == "backbone":
         said = "a backbone's file takes any number of images" if batch > 0 else "at least one image"
         raise UserError(f"--batch {batch}: {said}", "value", "--batch")
@@ -189,7 +189,7 @@ def _write_torchscript(traceable: Traceable, sample: Tensor, path: str, about: d
 
 
 def _write_onnx(traceable: Traceable, sample: Tensor, path: str, about: dict[str, Any]) -> None:
-    first = sample.dim() - (3 if about["preprocessing"] else 2)  # of height and width
+    first = sample.dim() - (3 if about["preprocessing"] else 2)  # axis of the height; the width follows
     axes = {**({0: "images"} if about["part"] == "backbone" else {}), first: "height", first + 1: "width"}
     model = trace_onnx(traceable, sample, path, traceable.fields, axes)
     portable(model.graph)
@@ -207,7 +207,7 @@ _WRITERS = {"torchscript": _write_torchscript, "onnx": _write_onnx, "openvino": 
 
 
 def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], part: str, tolerance: Tolerance) -> dict[str, float]:
-    """The largest differences, by name. Raises UserError where one is beyond the tolerance."""
+    """The largest differences, by name. Raises UserError if one exceeds the tolerance."""
     differences: dict[str, float] = {}
     objects = next((name for name in ("boxes", "proposals") if part == "detector" and name in expected), "")
     if not objects:
@@ -215,13 +215,13 @@ def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], part: str, t
         for name, value in expected.items():
             if value.shape != found[name].shape:
                 shapes = tuple(found[name].shape), tuple(value.shape)
-                raise UserError(f"the exported {name} is {shapes[0]}, and the model's {shapes[1]}: it is not written", "mismatch")
+                raise UserError(f"the exported {name} has shape {shapes[0]}, the model's {shapes[1]}: it is not written", "mismatch")
             differences[name] = _largest(value, found[name])
     else:
         pairs = match({**expected, "boxes": expected[objects]}, {**found, "boxes": found[objects]}, tolerance)
         own, others = len(expected[objects]), len(found[objects])
         if len(pairs) < tolerance.agreeing * max(own, others):
-            raise UserError(f"of {own} detections and the file's {others} only {len(pairs)} agree{_REMEDY}", "mismatch")
+            raise UserError(f"only {len(pairs)} of the model's {own} and the file's {others} detections agree{_REMEDY}", "mismatch")
         ours, theirs = pairs.unbind(dim=1)
         limits = {"masks": 0.02, "heatmaps": 0.02, "sem_seg": 10 * tolerance.features, "objectness": tolerance.features}
         for name, value in expected.items():
@@ -238,7 +238,7 @@ def _compare(expected: dict[str, Tensor], found: dict[str, Tensor], part: str, t
                 differences[name] = _largest(value, found[name])
     for name, most in limits.items():
         if not differences.get(name, 0.0) <= most:
-            off_by = f"differs from the model's by {differences[name]:.3g}, more than is allowed, {most:g}"
+            off_by = f"differs from the model's by {differences[name]:.3g}, more than the allowed {most:g}"
             raise UserError(f"the exported {name} {off_by}{_REMEDY}", "mismatch")
     return differences
 
@@ -249,7 +249,7 @@ def _largest(expected: Tensor, found: Tensor) -> float:
 
 
 def match(expected: dict[str, Tensor], found: dict[str, Tensor], tolerance: Tolerance) -> Tensor:
-    """Pairs (K, 2) of indices of detections of the same class that agree within the tolerance, each in one pair at most."""
+    """Pairs (K, 2) of indices of detections of the same class that agree within the tolerance, each in at most one pair."""
     close = (expected["boxes"][:, None] - found["boxes"][None]).abs().amax(dim=2) <= tolerance.pixels
     if "scores" in expected:
         close &= (expected["scores"][:, None] - found["scores"][None]).abs() <= tolerance.score

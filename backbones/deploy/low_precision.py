@@ -1,7 +1,7 @@
 """Exported files in int8 and in 16 bits, made from a float32 ONNX file that has been compared with its model.
 
-int8: convolutions and matrix products of the whole detector, weights per channel, activations in the ranges that they have on calibration
-images. The same quantized graph serves ONNX Runtime and OpenVINO. What it costs in AP is measured where there is data to; too much is refused.
+int8: convolutions and matrix products of the whole detector, weights per channel, activations in their ranges on calibration
+images. The same quantized graph serves ONNX Runtime and OpenVINO. If there are test data, the loss of AP is measured.
 """
 
 import importlib.util
@@ -21,19 +21,19 @@ from . import run_exported
 from .runner import Runner
 from .saving import deliver, one_line, save_onnx, save_openvino
 
-# ONNX Runtime has no bfloat16 convolutions on CPUs, and a trace keeps the precision of its model
+# ONNX Runtime has no bfloat16 convolutions on CPUs, and a trace keeps its model's precision
 PRECISIONS = {"torchscript": (), "onnx": ("int8",), "openvino": ("int8", "bfloat16", "float16")}
 QUANTIZED = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
 
 def check_precision(kind: str, precision: str, calibrated: bool) -> None:
-    """Raises UserError where a format has no such precision, or what it needs is missing."""
+    """Raises UserError if a format does not have the precision, or something it needs is missing."""
     if precision == "float32":
         return
     if precision not in PRECISIONS[kind]:
         raise unknown(f"precision of format {kind}", precision, ("float32", *PRECISIONS[kind]))
     if precision == "int8" and not calibrated:
-        raise UserError("int8 needs images to find ranges on: --calibrate, a data set's name or a folder", "missing-argument", "--calibrate")
+        raise UserError("int8 needs images to find ranges: name a data set or a folder with --calibrate", "missing-argument", "--calibrate")
     if importlib.util.find_spec("onnxruntime") is None:
         raise UserError(
             "low precision needs a package that is not installed: pip install onnx onnxruntime", "missing-package", "", "onnxruntime"
@@ -51,22 +51,22 @@ def lower(
     max_drop: float = 0.5,
     sample: np.ndarray | None = None,
 ) -> dict[str, tuple[float, float]]:
-    """Writes what the float32 ONNX file ``source`` computes to ``path`` in another precision; returns each figure before and after.
+    """Converts the float32 ONNX file ``source`` to another precision at ``path``; returns each metric before and after.
 
     Args:
-        images: (H, W, 3) BGR uint8, to calibrate on; ``said`` names where they are from. They are read one at a time.
-        evaluate: gives the results of a file; without it what is lost is not known.
-        max_drop: points of each of `averages` that may be lost.
-        sample: (H, W, 3) BGR uint8, which the file must run on.
+        images: (H, W, 3) BGR uint8, to calibrate on, read one at a time; ``said`` names their origin.
+        evaluate: returns the results of a file; without it the loss is not measured.
+        max_drop: points that each of `averages` may lose.
+        sample: (H, W, 3) BGR uint8, an image that the file must run on.
 
-    Raises UserError where more is lost, or the runtimes cannot make or run the file: then there is none.
+    Raises UserError, and writes no file, if more is lost or the runtimes cannot make or run the file.
     """
     about = Runner(source).about
     place = os.path.dirname(os.path.abspath(path))
     with tempfile.TemporaryDirectory(dir=place) as folder, tempfile.TemporaryDirectory(dir=place) as scratch:
         temporary, lowered = os.path.join(folder, os.path.basename(path)), source
         about["precision"] = precision
-        with one_line(f"{precision} of this model cannot be made"):
+        with one_line(f"this model cannot be converted to {precision}"):
             if precision == "int8":
                 lowered = os.path.join(scratch, "quantized.onnx")
                 about["calibration"] = {"images": 0, "of": said, "method": "MinMax"}
@@ -82,7 +82,7 @@ def lower(
             lost = max((first - second for first, second in figures.values()), default=0.0)
             if not lost <= max_drop:
                 words = ", ".join(f"{name} {first:.2f} -> {second:.2f}" for name, (first, second) in figures.items())
-                said = f"{precision} loses more than --max-drop {max_drop:g} allows ({words}): it is not written. Give other --calibrate images"
+                said = f"{precision} loses more than --max-drop {max_drop:g} allows ({words}): it is not written. Use other --calibrate images"
                 raise UserError(said, "mismatch", "--max-drop", max_drop)
             about["AP"] = figures
             _write(lowered, temporary, kind, about)
@@ -92,7 +92,7 @@ def lower(
 
 
 def averages(results: dict[str, Any]) -> dict[str, float]:
-    """The figure of each task in an evaluation's results, of each data set: AP, PQ, mIoU, recall or top-1; 0 where nothing was found."""
+    """The main metric of each task and data set in an evaluation's results: AP, PQ, mIoU, recall or top-1; 0 if nothing was found."""
     flat = flatten_results_dict(results)
     return {name: float(np.nan_to_num(value)) for name, value in flat.items() if headline([name])}
 
@@ -107,7 +107,7 @@ def quantize(source: str, path: str, inputs: Iterator[np.ndarray]) -> None:
             return next(({"image": x} for x in inputs), None)
 
     sound = f"{path}.sound.onnx"
-    quant_pre_process(source, sound, skip_symbolic_shape=True)  # folds constants; the shapes of detections are not known
+    quant_pre_process(source, sound, skip_symbolic_shape=True)  # folds constants; the shapes of detections are unknown
     quantize_static(
         sound,
         path,
@@ -122,7 +122,7 @@ def quantize(source: str, path: str, inputs: Iterator[np.ndarray]) -> None:
 
 
 def _calibration(images: Iterable[np.ndarray], about: dict[str, Any]) -> Iterator[np.ndarray]:
-    """Images as the file takes them. ``about["calibration"]["images"]`` counts them."""
+    """Images in the format that the file takes. ``about["calibration"]["images"]`` counts them."""
     source, batch = iter(images), about.get("batch", 0)
     while some := list(itertools.islice(source, batch or 1)):
         about["calibration"]["images"] += len(some)
@@ -131,7 +131,7 @@ def _calibration(images: Iterable[np.ndarray], about: dict[str, Any]) -> Iterato
 
 
 def _write(source: str, path: str, kind: str, about: dict[str, Any]) -> None:
-    """Writes a graph with what is said of it, in a format."""
+    """Writes a graph with its description, in a format."""
     if kind == "onnx":
         import onnx
 

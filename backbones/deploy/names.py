@@ -1,4 +1,4 @@
-"""What a model's results are called. None of the data that it learned from need be on the machine where it is used."""
+"""Class names for a model's results. The data that it was trained on need not be on this machine."""
 
 from typing import Any, Sequence
 
@@ -12,10 +12,10 @@ from ..documents import read_json
 
 
 def names_of(cfg: CfgNode, checkpoint: Sequence[str] = ()) -> tuple[Metadata, str]:
-    """Metadata to draw a config's results with, and where the names of classes are from: a line for people.
+    """Metadata to draw a config's results with, and a line that says where the class names come from.
 
-    They are those of DATASETS.CLASSES, of a data set in detectron2's catalogue, of the ``checkpoint`` that was loaded, or of an annotation
-    file of DATASETS.REGISTER, if it is there. Otherwise there are none: classes are numbers.
+    The names come from DATASETS.CLASSES, a data set in detectron2's catalogue, the loaded ``checkpoint``, or an annotation
+    file of DATASETS.REGISTER if it exists. Otherwise there are none: classes are numbers.
     """
     numbers = architecture(cfg).classes
     field = next(iter(numbers.values()), "thing_classes")
@@ -37,12 +37,12 @@ def names_of(cfg: CfgNode, checkpoint: Sequence[str] = ()) -> tuple[Metadata, st
         about, source = ({field: classes}, repr(path)) if path else ({}, "")
     if cfg.DATASETS.get("KEYPOINTS") and not about.get("keypoint_names"):
         about["keypoint_names"] = list(cfg.DATASETS.KEYPOINTS)
-    said = f"class names are those of {source}" if source else "class names are not known here: they are numbers. DATASETS.CLASSES names them"
+    said = f"class names come from {source}" if source else "class names are unknown, numbers are shown: set DATASETS.CLASSES"
     return Metadata().set(**about), said
 
 
 def _read(path: str) -> list[str]:
-    """The names of categories in a file of COCO's format, in the order of their classes; of what is none of it, none."""
+    """The category names in a file of COCO's format, in the order of their classes; none for any other file."""
     try:
         return [category["name"] for category in sorted(read_json(path)["categories"], key=lambda category: category["id"])]
     except (OSError, ValueError, KeyError, TypeError):

@@ -1,13 +1,13 @@
-"""Says in an ONNX graph what torch's exporter leaves to be guessed, so that every runtime reads it alike."""
+"""Makes explicit in an ONNX graph what torch's exporter leaves ambiguous, so that all runtimes agree."""
 
 from typing import Any, Collection
 
 
 def portable(graph: Any, known: Collection[str] = ()) -> None:
-    """Mends a graph in place, and those within its nodes; ``known`` are names of constants around it.
+    """Repairs a graph in place, and the graphs within its nodes; ``known`` are names of constants outside it.
 
-    A constant without elements becomes one that is filled: OpenVINO takes it for a scalar, and of an image in which nothing is found it gives
-    a box of the image before. A 0 in a shape that is computed means 0, not "as it was": ONNX Runtime may else put a -1 beside it, and stop.
+    A constant without elements becomes a filled one: OpenVINO reads it as a scalar, and for an image without detections returns
+    a box of the previous image. A 0 in a computed shape means 0, not "unchanged": ONNX Runtime may otherwise combine it with a -1, and fail.
     """
     from onnx import TensorProto, helper
 

@@ -1,6 +1,6 @@
-"""Makes a detector faster: folds norms into convolutions, takes the faster memory format, on CPUs a faster RoIAlign and matrix product.
+"""Makes a detector faster: folds norms into convolutions, picks the faster memory format, on CPUs a faster RoIAlign and matrix product.
 
-Results stay the same up to rounding. Only 16 bits, which must be asked for, change them.
+Results stay the same up to rounding. Only 16 bits, which you must request, change them.
 """
 
 import copy
@@ -28,7 +28,7 @@ MEMORY_FORMATS = ("auto", "channels_last", "contiguous")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NORMS = (nn.BatchNorm2d, nn.SyncBatchNorm, NaiveSyncBatchNorm, FrozenBatchNorm2d)
 _CONVS = (nn.Conv2d, DeformConv2d)
-# parts of detectors whose work is convolutions and matrix products, and that pass features on
+# parts of detectors that consist of convolutions and matrix products and pass features on
 _HEAVY = ("backbone", "proposal_generator.rpn_head", "roi_heads.box_head", "roi_heads.mask_head", "sem_seg_head", "head")
 
 
@@ -41,21 +41,21 @@ def optimize(
     roi_align: bool = True,
     compile: bool = False,
 ) -> nn.Module:
-    """A copy of a detector or backbone, for inference only, that gives the same results in less time. Of equal scores the first wins, as
-    in exported files, see `ranked`.
+    """Returns a copy of a detector or backbone, for inference only, that gives the same results in less time. Among equal scores the first
+    wins, as in exported files, see `ranked`.
 
     Args:
         model: any detectron2 model, on the device where it is to run.
-        memory_format: of the convolutions: "channels_last", "contiguous" (channels first), or "auto": whichever is faster here
+        memory_format: format of the convolutions: "channels_last", "contiguous" (channels first), or "auto": whichever is faster here
             on an image of ``size``; both are run in turn.
-        precision: "bfloat16" and, on a GPU, "float16" run backbone and heads in it. That changes results: evaluate before use.
-        size: the usual height and width of images.
-        fold: whether batch norms become part of the convolutions before them.
+        precision: "bfloat16", or on a GPU "float16", for backbone and heads. That changes results: evaluate before use.
+        size: the typical height and width of images.
+        fold: whether to fold batch norms into the convolutions before them.
         roi_align: whether poolers on a CPU use `CPUPooler`.
-        compile: whether torch.compile compiles backbone and heads. The first images then take up to minutes, those of a second size once
-            more. Later images differ from each other in size without that.
+        compile: whether torch.compile compiles backbone and heads. The first images then take up to minutes, and again those of a second
+            size. After that, new sizes need no compilation.
 
-    Raises UserError for unknown options, and where torch.compile does not work on this machine.
+    Raises UserError for unknown options, and if torch.compile does not work on this machine.
     """
     if memory_format not in MEMORY_FORMATS:
         raise unknown("memory format", memory_format, MEMORY_FORMATS)
@@ -87,9 +87,9 @@ def optimize(
 
 
 def fold_norms(module: nn.Module) -> int:
-    """Makes every batch norm with fixed statistics part of the convolution before it, in place; returns how many there were.
+    """Folds every batch norm with fixed statistics into the convolution before it, in place; returns how many.
 
-    What is in training mode stays as it is.
+    Modules in training mode stay as they are.
     """
     count = 0
     unit: Any
@@ -119,11 +119,11 @@ class _FlattenLast(nn.Module):
 
 
 def replace_poolers(model: nn.Module) -> None:
-    """Gives a detector `CPUPooler`s in the place of its ROIPoolers, in place.
+    """Replaces a detector's ROIPoolers by `CPUPooler`s, in place.
 
-    Box heads that begin with a fully connected layer get its columns in the order in which their channels now come.
+    In box heads that start with a fully connected layer, its columns are reordered to the new order of channels.
     """
-    inside = {id(module.pooler) for module in model.modules() if isinstance(module, CPUPooler)}  # of a model that has them already
+    inside = {id(module.pooler) for module in model.modules() if isinstance(module, CPUPooler)}  # the model may have them already
     names = [name for name, module in model.named_modules() if CPUPooler.fits(module) and id(module) not in inside]
     for name in names:
         outer, _, leaf = name.rpartition(".")
@@ -138,9 +138,9 @@ def replace_poolers(model: nn.Module) -> None:
 
 
 class OneDNNLinear(nn.Linear):
-    """A fully connected layer by oneDNN in the place of torch's BLAS, MKL as a rule, which is slow on processors that are not Intel's.
+    """A fully connected layer by oneDNN instead of torch's BLAS, usually MKL, which is slow on processors other than Intel's.
 
-    With gradients, in a trace, in torch.compile, on a GPU and in bfloat16 it is ``nn.Linear``.
+    With gradients, in a trace, in torch.compile, on a GPU and in bfloat16 it behaves as ``nn.Linear``.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class OneDNNLinear(nn.Linear):
 
 
 def replace_linears(model: nn.Module) -> None:
-    """Gives a model `OneDNNLinear`s, in place, where its largest layer is faster so with a thousand rows, see `timing.interleaved`."""
+    """Gives a model `OneDNNLinear`s, in place, if that makes its largest layer faster with a thousand rows, see `timing.interleaved`."""
     linears = [module for module in model.modules() if type(module) is nn.Linear]
     if not linears or onednn_linear is None or not torch.backends.mkldnn.is_available():
         return
@@ -171,12 +171,12 @@ class Half(nn.Module):
         self.module, self.dtype = module, dtype
         for part in module.modules():
             if isinstance(part, (*_CONVS, nn.ConvTranspose2d, nn.Linear)):
-                part.to(dtype)  # once, and not by autocast each time
+                part.to(dtype)  # once, instead of by autocast in each call
 
     def __getattr__(self, name: str):
         try:
             return super().__getattr__(name)
-        except AttributeError:  # what detectors ask of a backbone: size_divisibility, output_shape, ...
+        except AttributeError:  # attributes that detectors read: size_divisibility, output_shape, ...
             return getattr(super().__getattr__("module"), name)
 
     def forward(self, *args, **kwargs):
@@ -203,13 +203,13 @@ def _to_half(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None
     if not hasattr(model, "backbone"):
         raise UserError(f"{name} is for whole detectors: this model has no backbone", "unsupported")
     if dtype == torch.float16 and device.type == "cpu":
-        raise UserError("float16 is for GPUs: on a CPU take bfloat16", "unsupported", "--precision", "bfloat16")
+        raise UserError("float16 needs a GPU: on a CPU use bfloat16", "unsupported", "--precision", "bfloat16")
     for outer, place, part in list(_heavy(model)):
         setattr(outer, place, Half(part, dtype))
 
 
 def _heavy(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    """(the module that holds it, its name there, itself) of each part whose work is convolutions and matrix products."""
+    """(parent module, name, module) of each part that consists of convolutions and matrix products."""
     modules = dict(model.named_modules())
     for name in _HEAVY:
         part, (outer, _, leaf) = modules.get(name), name.rpartition(".")
@@ -220,19 +220,19 @@ def _heavy(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Module]]:
 
 
 def _compile(model: nn.Module, device: torch.device) -> None:
-    try:  # what it needs, such as a C++ compiler, is told by using it
+    try:  # only use shows what it needs, such as a C++ compiler
         torch.compile(lambda x: x * 2 + 1)(torch.zeros(2, device=device))
-    except Exception as error:  # each backend raises its own
+    except Exception as error:  # each backend raises its own kind
         reason = " ".join(str(error).split())[:200]
         raise UserError(f"torch.compile does not work on this machine: {reason}", "unsupported", "MODEL.COMPILE", False) from error
     for _, _, part in _heavy(model) if hasattr(model, "backbone") else [(model, "", model)]:
-        # what is inside `Half`: torch counts how often a function is compiled, and this one all parts would share
+        # compile what is inside `Half`: torch limits how often a function is compiled, and all parts would share `Half`'s
         module = part.module if isinstance(part, Half) else part
         module.compile(options={"freezing": True} if device.type == "cpu" else None)
 
 
 def _faster_format(network: nn.Module, size: Sequence[int], device: torch.device) -> str:
-    """ "channels_last" or "contiguous": what ``network`` takes less time in."""
+    """ "channels_last" or "contiguous": the format in which ``network`` is faster."""
     divisor = max(getattr(network, "size_divisibility", 0), 1)
     image = torch.rand(1, 3, *(-(-side // divisor) * divisor for side in size), device=device)
     channels_last = copy.deepcopy(network).to(memory_format=torch.channels_last)
@@ -240,7 +240,7 @@ def _faster_format(network: nn.Module, size: Sequence[int], device: torch.device
 
 
 def _faster(usual: nn.Module, other: nn.Module, x: Tensor) -> bool:
-    """Whether ``other`` takes less time, as the median of the ratios of five pairs of runs."""
+    """Whether ``other`` takes less time, by the median of the ratios of five pairs of runs."""
     with torch.no_grad():
         times = interleaved({"usual": partial(usual, x), "other": partial(other, x)}, pairs=5)
     return statistics.median(second / first for first, second in zip(times["usual"], times["other"])) < 1

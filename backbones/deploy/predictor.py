@@ -1,4 +1,4 @@
-"""A config's detector, called like detectron2's ``DefaultPredictor``: with the load gate, optimized if asked."""
+"""A config's detector, called like detectron2's ``DefaultPredictor``: with checked weights, optimized on request."""
 
 import logging
 from typing import Any, Callable
@@ -17,7 +17,7 @@ from .optimize import optimize
 
 
 def size_in_mind(cfg: CfgNode) -> tuple[int, int]:
-    """Height and width of an image of 3:4 as the config resizes it in evaluation."""
+    """Height and width of a 3:4 image as the config resizes it in evaluation."""
     height = cfg.INPUT.MIN_SIZE_TEST or 800
     return height, min(round(height * 4 / 3), max(cfg.INPUT.MAX_SIZE_TEST, height))
 
@@ -29,7 +29,7 @@ def evaluate_optimized(
     size: tuple[int, int] = (800, 1088),
     compile: bool = False,
 ) -> dict[str, Any]:
-    """``evaluate`` of the model, or with a ``precision`` of the optimized one; what 16 bits cost is printed: both are evaluated then."""
+    """Evaluates the model, or with a ``precision`` the optimized one. For 16 bits it evaluates both and prints the difference."""
     if not precision:
         return evaluate(model)
     before = evaluate(model) if precision != "float32" else {}
@@ -38,7 +38,7 @@ def evaluate_optimized(
         (f"{task}/{name}", value, results[task][name], results[task][name] - value)
         for task, figures in before.items()
         for name, value in (figures.items() if isinstance(figures, dict) else ())
-        if "-" not in name  # not those of single classes
+        if "-" not in name  # not for single classes
     ]
     if rows and comm.is_main_process():
         table = tabulate(rows, ("", "float32", precision, "difference"), "pipe", floatfmt=".3f")
@@ -47,17 +47,17 @@ def evaluate_optimized(
 
 
 class Predictor:
-    """The detector of a config with its weights.
+    """Loads the detector of a config with its weights.
 
     Args:
-        config: a full config, or an opened one of either kind.
+        config: a full config, or an opened YAML or Python config.
         precision: one of `optimize.PRECISIONS` for an optimized model, see `optimize`, with MODEL.COMPILE compiled; "" for the model as it is.
 
     Attributes:
-        metadata: names of classes, for drawing; ``said`` says where they are from. The data of the config need not be there.
-        reading: how the config wants files to be read, as arguments of `data.images.read`.
+        metadata: class names, for drawing; ``said`` says where they come from. The data of the config need not exist.
+        reading: how the config reads files, as arguments of `data.images.read`.
 
-    Raises UserError where the weights do not fill the model.
+    Raises UserError if the weights do not fill the model.
     """
 
     def __init__(self, config: CfgNode | Front, precision: str = ""):

@@ -1,4 +1,4 @@
-"""What stands before and after a detector whose file takes images as they are: Pillow's resizing, and boxes in the image's pixels.
+"""Pre- and postprocessing in files that take images as they are: Pillow's resizing, and boxes in the image's pixels.
 
 It is made of products of matrices: ONNX Runtime's antialiased Resize differs from Pillow's by up to 20 of 255.
 """
@@ -12,29 +12,29 @@ from torch import Tensor
 
 from ..errors import UserError
 
-BLOCK = 64  # more of them is more memory for indices, fewer more multiplications with 0
+BLOCK = 64  # more blocks take more memory for indices, fewer more multiplications by 0
 FLAG = "--include-preprocessing"
 
 
 def check_preprocessing(about: dict[str, Any], kind: str, keypoints: bool) -> None:
-    """Raises UserError where a file of a model that `describe` tells ``about`` cannot take images as they are, in a format."""
+    """Raises UserError if a file in a format, for the model that `describe` tells ``about``, cannot take images as they are."""
     reasons = {
-        "a backbone's features are of the resized image": about["part"] != "detector",
-        "a classifier's image is cut out, not resized alone": about["crop"],
-        f"of INPUT.FORMAT {about['input_format']} more is to be done than resizing": about["input_format"] not in ("RGB", "BGR"),
+        "features of a backbone belong to the resized image": about["part"] != "detector",
+        "a classifier's image is cropped, not only resized": about["crop"],
+        f"INPUT.FORMAT {about['input_format']} needs more than resizing": about["input_format"] not in ("RGB", "BGR"),
         "keypoints are found in boxes of the resized image": keypoints,
-        "semantic maps are of the resized image": about["panoptic"],
-        "OpenVINO resizes in single precision, by which pixels differ from Pillow's": kind == "openvino",
+        "semantic maps belong to the resized image": about["panoptic"],
+        "OpenVINO resizes in single precision, so pixels differ from Pillow's": kind == "openvino",
     }
     for reason in (reason for reason, holds in reasons.items() if holds):
-        raise UserError(f"{FLAG} does not go with this: {reason}. Without it run_exported.py does the same", "unsupported", FLAG)
+        raise UserError(f"{FLAG} is not possible here: {reason}. Without it, run_exported.py does the same", "unsupported", FLAG)
 
 
 def _sides(old: Tensor, min_size: int, max_size: int) -> Tensor:
-    """(height, width) that (2,) ones become: see `run_exported.sides`."""
+    """The resized (height, width), for (2,) sides: see `run_exported.sides`."""
     if not min_size:
         return old
-    # tensors of one number divide each other: an ONNX exporter computes with numbers of no dimension in single precision
+    # divide tensors with one element: an ONNX exporter computes with scalars in single precision
     least, most = (torch.tensor([float(side)], dtype=torch.float64) for side in (min_size, max_size))
     shorter = old.double().amin(dim=0, keepdim=True)
     new = torch.where(old == shorter, least, old.double() * (least / shorter))
@@ -42,9 +42,9 @@ def _sides(old: Tensor, min_size: int, max_size: int) -> Tensor:
 
 
 def _scaled(x: Tensor, new: Any) -> Tensor:
-    """Images (N, C, H, W) with rows of ``new`` (1,) cells, as Pillow's bilinear filter makes them, to the last bit.
+    """Resizes the rows of images (N, C, H, W) to ``new`` (1,) cells, exactly as Pillow's bilinear filter does.
 
-    Blocks of new cells are products of the old cells near them with the shares that these have.
+    Blocks of new cells are products of nearby old cells and their weights.
     """
     old = shapes_to_tensor(x.shape[-1:])
     scale = old.double() / new.double()
@@ -61,15 +61,15 @@ def _scaled(x: Tensor, new: Any) -> Tensor:
 
 
 def prepared(images: Tensor, about: dict[str, Any]) -> Tensor:
-    """Images (N, H, W, 3) RGB uint8 as the detector takes them, (N, 3, H', W') float32 in its "input_format"."""
+    """Converts images (N, H, W, 3) RGB uint8 to the detector's input, (N, 3, H', W') float32 in its "input_format"."""
     new = _sides(shapes_to_tensor(images.shape[1:3]), about["min_size"], about["max_size"])
-    x = _scaled(images.permute(0, 3, 1, 2).double(), new[1:])  # Pillow rounds after each direction; of tall images it takes the other one first
+    x = _scaled(images.permute(0, 3, 1, 2).double(), new[1:])  # Pillow rounds after each direction; tall images start with the other
     x = _scaled(x.transpose(2, 3), new[:1]).transpose(2, 3).float()
     return x.flip(1) if about["input_format"] == "BGR" else x
 
 
 def in_pixels(found: dict[str, Tensor], seen: Any, size: Any) -> dict[str, Tensor]:
-    """What was found in an image as it was ``seen``, (height, width), with its boxes in pixels of the image of ``size``."""
+    """Scales the boxes of results from the image as ``seen``, (height, width), to the image of ``size``."""
     name = "boxes" if "boxes" in found else "proposals"
     height, width = size
     scale = shapes_to_tensor([width, height]) / shapes_to_tensor([seen[1], seen[0]])

@@ -1,8 +1,8 @@
-"""RoIAlign on a CPU as sums of embeddings: what torchvision's operator computes, in a fraction of its time.
+"""RoIAlign on a CPU as sums of embeddings: the results of torchvision's operator in a fraction of its time.
 
-A bin of a region is a weighted sum of the cells around it. With the channels of a cell side by side in memory that is a bag of embeddings,
+A bin of a region is a weighted sum of the cells around it. With the channels of a cell adjacent in memory, that is a bag of embeddings,
 for which torch has a vectorized kernel; torchvision's reads one channel of one cell at a time. The weights of a bin are the outer product
-of those of its two sides, so that cells which several samples share are read once.
+of those along its two sides, so cells that several samples share are read once.
 """
 
 from typing import Any
@@ -14,16 +14,16 @@ from detectron2.layers import ROIAlign
 from detectron2.modeling.poolers import ROIPooler, assign_boxes_to_levels, convert_boxes_to_pooler_format
 from torch import Tensor, nn
 
-_FAR = 1e5  # pixels: of boxes beyond, whose samples would fill the memory, torchvision's operator takes care
+_FAR = 1e5  # pixels: torchvision's operator handles boxes beyond, whose samples would fill the memory
 
 
 def roi_align(
     x: Tensor, rois: Tensor, output_size: tuple[int, int], spatial_scale: float, sampling_ratio: int = 0, aligned: bool = True
 ) -> Tensor:
-    """``torchvision.ops.roi_align``, with its arguments, of float32 tensors on a CPU, without gradients.
+    """``torchvision.ops.roi_align``, with the same arguments, for float32 tensors on a CPU, without gradients.
 
-    ``x`` (N, C, H, W) is read fastest in channels_last; ``rois`` (R, 5) are the number of an image and x1, y1, x2, y2 in its pixels. The result
-    (R, C, *output_size) has the channels side by side in memory.
+    ``x`` (N, C, H, W) is read fastest in channels_last; ``rois`` (R, 5) are an image's index and x1, y1, x2, y2 in its pixels. The result
+    (R, C, *output_size) is channels_last in memory.
     """
     result = x.new_empty(len(rois), *output_size, x.shape[1])
     if not (rois.abs() < _FAR).all():
@@ -34,7 +34,7 @@ def roi_align(
 
 
 def _groups(x: Tensor, rois: Tensor, output_size: tuple[int, int], scale: float, sampling_ratio: int, aligned: bool):
-    """The regions whose bins are of as many cells, and what is pooled of them, (K, *output_size, C)."""
+    """Groups of regions with equally many cells per bin, and their pooled features, (K, *output_size, C)."""
     if not len(rois):
         return
     n, channels, height, width = x.shape
@@ -61,7 +61,7 @@ def _groups(x: Tensor, rois: Tensor, output_size: tuple[int, int], scale: float,
 
 
 def _taps(start: Tensor, side: Tensor, bins: int, sampling_ratio: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The cells along one side that each bin of each region reads, their weights, both (R, bins, K), and how many of the K are in use, (R,)."""
+    """The cells along one side that each bin of each region reads, their weights, both (R, bins, K), and how many of the K are used, (R,)."""
     bin_side = side / bins
     samples = torch.full_like(side, sampling_ratio) if sampling_ratio > 0 else bin_side.ceil()
     samples = samples.clamp(min=0)
@@ -77,7 +77,7 @@ def _taps(start: Tensor, side: Tensor, bins: int, sampling_ratio: int, size: int
     offset = low - first
     spans = offset.amax(dim=(1, 2)) + 2
     weights = side.new_zeros(len(side), bins, int(spans.max()))
-    share = inside / divisor  # none of what lies outside
+    share = inside / divisor  # nothing from outside
     weights.scatter_add_(2, offset, (1 - part) * share)
     weights.scatter_add_(2, offset + 1, part * share)
     cells = (first + torch.arange(weights.shape[2], device=side.device)).clamp(max=size - 1)
@@ -85,9 +85,9 @@ def _taps(start: Tensor, side: Tensor, bins: int, sampling_ratio: int, size: int
 
 
 class CPUPooler(nn.Module):
-    """A detectron2 ``ROIPooler`` that pools by `roi_align` above; with gradients, on a GPU or in a trace it is that pooler itself.
+    """A detectron2 ``ROIPooler`` that uses `roi_align` above; with gradients, on a GPU or in a trace it works as usual.
 
-    Its result (R, C, h, w) has the channels side by side in memory.
+    Its result (R, C, h, w) is channels_last in memory.
     """
 
     def __init__(self, pooler: ROIPooler):

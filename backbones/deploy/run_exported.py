@@ -1,10 +1,10 @@
-"""Finds objects in images with a file that `backbones export` wrote. Each image's are printed as a line of JSON.
+"""Finds objects in images with a file that `backbones export` wrote. Prints a line of JSON for each image.
 
 python run_exported.py detector.onnx street.jpg other.png --confidence-threshold 0.5 --output found
 
-This file stands beside the exported one and is all the code it takes: numpy, Pillow, and for .onnx onnxruntime, for .xml openvino (the .bin
-beside it belongs to it), for .ts torch and torchvision. `Detector` is the same for use in code. What the file takes and gives is in its own
-metadata, as JSON under the name "backbones": `Detector.about`, of which "contract" says in words what this code does.
+This script is all the code that the exported file next to it needs, with numpy, Pillow, and for .onnx onnxruntime, for .xml openvino (the .bin
+next to it belongs to it), for .ts torch and torchvision. `Detector` is the same for use in code. The file's metadata describe its inputs and
+outputs, as JSON under the name "backbones": `Detector.about`. Its "contract" says in words what this code does.
 """
 
 import argparse
@@ -29,9 +29,9 @@ class Unusable(RuntimeError):
 
 
 def load(path: str, threads: int = 0) -> tuple[Callable[[np.ndarray], list[np.ndarray]], dict[str, Any]]:
-    """(what maps an image as `prepared` makes it to the file's outputs, what the file says of itself). 0 threads: as the runtime chooses.
+    """Returns (a function from an image of `prepared` to the file's outputs, the file's description). 0 threads: the runtime chooses.
 
-    It, and what it gives, raises `Unusable`.
+    Both this function and the returned one raise `Unusable`.
     """
     try:
         run, about = LOADERS[os.path.splitext(path)[1]](path, threads)
@@ -40,8 +40,8 @@ def load(path: str, threads: int = 0) -> tuple[Callable[[np.ndarray], list[np.nd
     except ImportError as error:
         package = error.name or "its runtime"
         raise Unusable(f"{path!r} needs a package that is not installed, pip install {package}", error, package) from error
-    except Exception as error:  # each runtime raises its own
-        raise Unusable(f"{path!r} is no file that backbones exported, or needs another version of its runtime", error) from error
+    except Exception as error:  # each runtime raises its own kind
+        raise Unusable(f"{path!r} was not exported by backbones, or needs another version of its runtime", error) from error
 
     def call(x: np.ndarray) -> list[np.ndarray]:
         try:
@@ -69,12 +69,12 @@ def _openvino(path: str, threads: int):
     about = json.loads(model.get_rt_info("backbones").astype(str))
     hint = {"bfloat16": "bf16", "float16": "f16"}.get(about.get("precision", ""), "f32")
     compiled = core.compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint})
-    return lambda x: [np.array(value) for value in compiled([x]).values()], about  # copies: the next call uses their memory again
+    return lambda x: [np.array(value) for value in compiled([x]).values()], about  # copies: the next call reuses their memory
 
 
 def _torchscript(path: str, threads: int):
     import torch
-    import torchvision  # noqa: F401  its operators are in the file
+    import torchvision  # noqa: F401  the file uses its operators
 
     files = {"backbones.json": ""}
     module = torch.jit.load(path, map_location="cpu", _extra_files=files)
@@ -92,28 +92,28 @@ LOADERS = {".onnx": _onnx, ".xml": _openvino, ".ts": _torchscript}
 
 
 def read(path: str, about: dict[str, Any]) -> np.ndarray:
-    """An image file as (H, W, 3) RGB uint8: turned by its EXIF tag and of 8 bits, as the model was trained.
+    """Reads an image file as (H, W, 3) RGB uint8: rotated by its EXIF tag, with 8 bits, as in training.
 
-    Raises ValueError where values have more bits and nothing says which range of them becomes 0 to 255.
+    Raises ValueError if values have more bits and no range is given that becomes 0 to 255.
     """
     reading = about.get("reading", {})
     with Image.open(path) as opened:
         pictures = getattr(opened, "n_frames", 1)
-        if pictures > 1 and opened.format != "MPO":  # a photo with previews of it
-            print(f"{path}: the first of {pictures} pictures in it is taken", file=sys.stderr)
+        if pictures > 1 and opened.format != "MPO":  # MPO: a photo with its previews
+            print(f"{path}: using the first of {pictures} pictures in it", file=sys.stderr)
         image = ImageOps.exif_transpose(opened) if reading.get("exif", "turn") == "turn" else opened
         if image.mode[0] in "IF":  # more than 8 bits
             values = np.nan_to_num(np.asarray(image, np.float32))
             if not reading.get("value_range"):
-                said = f"its values have more than 8 bits and go from {values.min():g} to {values.max():g}"
-                raise ValueError(f"{said}: say which range becomes 0 to 255, such as --value-range 0 65535")
+                said = f"its values have more than 8 bits and range from {values.min():g} to {values.max():g}"
+                raise ValueError(f"{said}: give the range that becomes 0 to 255, such as --value-range 0 65535")
             low, high = reading["value_range"]
             image = Image.fromarray(((values - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8))
         return np.asarray(image.convert("RGB"))
 
 
 def sides(height: int, width: int, about: dict[str, Any]) -> tuple[int, int]:
-    """What (height, width) become: the shorter side "min_size", but the longer one "max_size" at most. "min_size" 0: they stay."""
+    """The resized (height, width): the shorter side "min_size", the longer one at most "max_size". "min_size" 0: unchanged."""
     if not about["min_size"]:
         return height, width
     scale = about["min_size"] / min(height, width)
@@ -125,10 +125,10 @@ def sides(height: int, width: int, about: dict[str, Any]) -> tuple[int, int]:
 
 
 def weights(at: np.ndarray, size: int, cubic: bool = False, repeat: bool = True) -> np.ndarray:
-    """(N, size): how much each of ``size`` cells counts at (N,) places between them; beyond the last cell it repeats, or there is nothing."""
+    """(N, size): the weight of each of ``size`` cells at (N,) places between them; outside, the last cell repeats, or the weight is 0."""
     low = np.floor(at)
     t = at - low
-    if cubic:  # torch's, with -0.75
+    if cubic:  # torch's kernel, with -0.75
         far = [((-0.75 * x + 3.75) * x - 6) * x + 3 for x in (t + 1, 2 - t)]
         near = [(1.25 * x - 2.25) * x * x + 1 for x in (t, 1 - t)]
         taps = [(-1, far[0]), (0, near[0]), (1, near[1]), (2, far[1])]
@@ -151,7 +151,7 @@ def scaled(maps: np.ndarray, height: int, width: int, cubic: bool = False) -> np
 
 
 def prepared(image: np.ndarray, about: dict[str, Any]) -> np.ndarray:
-    """What the file takes, (C, H', W') float32 from 0 to 255 in its "input_format", of an image (H, W, 3) RGB uint8; of a backbone a batch.
+    """Turns an image (H, W, 3) RGB uint8 into the file's input, (C, H', W') float32, 0 to 255, in its "input_format"; for a backbone a batch.
 
     With "preprocessing" it is the image itself.
     """
@@ -170,7 +170,7 @@ def prepared(image: np.ndarray, about: dict[str, Any]) -> np.ndarray:
     if not yuv:
         sized = sized.resize(new[::-1], Image.Resampling.BILINEAR)
     x = np.atleast_3d(np.asarray(sized)).transpose(2, 0, 1)
-    if yuv:  # whose values are no integers
+    if yuv:  # its values are not integers
         x = scaled(np.einsum("ij,jhw->ihw", TO_YUV, x / 255.0), *new)
     elif about["input_format"] == "BGR":
         x = x[::-1]
@@ -182,9 +182,9 @@ def prepared(image: np.ndarray, about: dict[str, Any]) -> np.ndarray:
 
 
 def stacked(inputs: Sequence[np.ndarray], batch: int) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Calls that a file which takes ``batch`` images needs for all ``inputs``: places of inputs of one shape, and (batch, C, H, W) of them.
+    """The calls of a file that takes ``batch`` images for all ``inputs``: indices of inputs of one shape, and these as (batch, C, H, W).
 
-    Where there are fewer, the last is repeated. 0: it takes one as it is.
+    If there are fewer, the last is repeated. 0: the file takes one, without a batch axis.
     """
     shapes: dict[tuple[int, ...], list[int]] = {}
     for place, x in enumerate(inputs):
@@ -197,7 +197,7 @@ def stacked(inputs: Sequence[np.ndarray], batch: int) -> Iterator[tuple[list[int
 
 
 def separated(found: dict[str, np.ndarray], batch: int) -> list[dict[str, np.ndarray]]:
-    """What a file found in each image of its batch."""
+    """Splits a file's outputs by the images of its batch."""
     if not batch:
         return [found]
     ends = np.cumsum(found["counts"])[:-1] if "counts" in found else ()
@@ -210,12 +210,12 @@ def separated(found: dict[str, np.ndarray], batch: int) -> list[dict[str, np.nda
 
 
 def seen(x: np.ndarray, about: dict[str, Any]) -> Sequence[int]:
-    """(height, width) of what `prepared` made."""
+    """(height, width) of an image of `prepared`."""
     return x.shape[:2] if about.get("preprocessing") else x.shape[1:]
 
 
 def results(call: Callable[[np.ndarray], list[np.ndarray]], about: dict[str, Any], inputs: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-    """What a file finds in each of the inputs, as `prepared` makes them: its outputs by name."""
+    """The outputs of a file, by name, for each of the inputs of `prepared`."""
     batch = about.get("batch", 0)
     found: dict[int, dict[str, np.ndarray]] = {}
     for places, x in stacked(inputs, batch):
@@ -224,7 +224,7 @@ def results(call: Callable[[np.ndarray], list[np.ndarray]], about: dict[str, Any
 
 
 def pasted(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.ndarray:
-    """A mask (M, M) of what is in a box, as (height, width) of bool."""
+    """Pastes a mask (M, M) of a box into an image, (height, width) of bool."""
     result = np.zeros((height, width), bool)
     x0, y0 = np.maximum(np.floor(box[:2]).astype(int) - 1, 0)
     x1, y1 = np.minimum(np.ceil(box[2:]).astype(int) + 1, (width, height))
@@ -237,7 +237,7 @@ def pasted(mask: np.ndarray, box: np.ndarray, height: int, width: int) -> np.nda
 
 
 def peaks(heatmaps: np.ndarray, box: np.ndarray) -> np.ndarray:
-    """(K, 3): x, y and score of each of (K, M, M) maps' highest place, within a box of the same unit."""
+    """(K, 3): x, y and score of the maximum of each of (K, M, M) maps within a box, in the box's unit."""
     side = np.maximum(box[2:] - box[:2], 1)
     width, height = np.ceil(side).astype(int)
     maps = scaled(heatmaps, height, width, cubic=True).reshape(len(heatmaps), -1)
@@ -248,9 +248,9 @@ def peaks(heatmaps: np.ndarray, box: np.ndarray) -> np.ndarray:
 
 
 def finished(found: dict[str, np.ndarray], seen: Sequence[int], size: Sequence[int]) -> dict[str, np.ndarray]:
-    """What a file found in an image of the (height, width) it has ``seen``, in pixels of an image of ``size``.
+    """Scales a file's results from the image as ``seen``, (height, width), to pixels of the image of ``size``.
 
-    "boxes" or "proposals" (N, 4) are left, upper, right, lower; "scores" and "classes" (N,); "masks" (N, height, width) of bool; "keypoints"
+    "boxes" or "proposals" (N, 4) are left, top, right, bottom; "scores" and "classes" (N,); "masks" (N, height, width) of bool; "keypoints"
     (N, K, 3) are x, y, score; "sem_seg" (classes, height, width).
     """
     (height, width), result = size, dict(found)
@@ -274,17 +274,17 @@ def finished(found: dict[str, np.ndarray], seen: Sequence[int], size: Sequence[i
 
 
 class Detector:
-    """An exported file; ``about`` is what it says of itself."""
+    """An exported file; ``about`` is its description."""
 
     def __init__(self, path: str, threads: int = 0):
         self._call, self.about = load(path, threads)
 
     def __call__(self, image: np.ndarray) -> dict[str, np.ndarray]:
-        """What is in an image (H, W, 3) RGB uint8, in its pixels: see `finished`. Of a backbone its features, of a classifier its scores."""
+        """Results for an image (H, W, 3) RGB uint8, in its pixels: see `finished`. A backbone gives features, a classifier scores."""
         return self.all([image])[0]
 
     def all(self, images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-        """What is in each of some images. A file that takes a batch gets those together that are of one size once resized."""
+        """Results for each of several images. A file with a batch gets images of the same resized size together."""
         inputs = [prepared(image, self.about) for image in images]
         found = results(self._call, self.about, inputs)
         if self.about["part"] == "backbone":
@@ -292,20 +292,20 @@ class Detector:
         return [finished(one, seen(x, self.about), image.shape[:2]) for one, x, image in zip(found, inputs, images)]
 
     def name(self, label: int, kind: str = "classes") -> str:
-        """The name of a class, or of one of "stuff"; its number where the file has none."""
+        """The name of a class, or of one of "stuff"; its number if the file has no name."""
         names = self.about.get(kind) or ()
         return names[label] if label < len(names) else str(label)
 
 
 def runs(mask: np.ndarray) -> dict[str, Any]:
-    """A mask (H, W) as COCO's uncompressed run lengths: how many pixels are 0, then 1, then 0, ..., column by column."""
+    """A mask (H, W) as COCO's uncompressed run-length encoding (RLE): how many pixels are 0, then 1, then 0, ..., column by column."""
     pixels = np.concatenate(([False], mask.T.ravel()))
     ends = np.flatnonzero(pixels[1:] != pixels[:-1])
     return {"size": list(mask.shape), "counts": np.diff(np.concatenate(([0], ends, [mask.size]))).tolist()}
 
 
 def described(found: dict[str, np.ndarray], detector: Detector, threshold: float) -> dict[str, Any]:
-    """What was found, for JSON."""
+    """The results, for JSON."""
     if "sem_seg" in found:
         labels, counts = np.unique(found["sem_seg"].argmax(axis=0), return_counts=True)
         areas = {"pixels": {detector.name(int(label), "stuff"): int(count) for label, count in zip(labels, counts)}}
@@ -331,7 +331,7 @@ def described(found: dict[str, np.ndarray], detector: Detector, threshold: float
 
 
 def drawn(image: np.ndarray, found: dict[str, np.ndarray], detector: Detector, threshold: float) -> Image.Image:
-    """A picture of the objects."""
+    """Draws a picture of the objects."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     pen = ImageDraw.Draw(picture)
     for i in np.flatnonzero(found["scores"] >= threshold) if "boxes" in found else ():
@@ -352,19 +352,19 @@ def main() -> None:
     parser.add_argument("file", help="the exported file: .onnx, .xml or .ts")
     parser.add_argument("images", nargs="+", help="image files")
     flags = ("--confidence-threshold", "--conf-threshold", "--threshold")
-    parser.add_argument(*flags, type=float, default=0.5, metavar="SCORE", help="smallest score that is told (default: %(default)s)")
-    parser.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of more than 8 bits, what becomes 0 and 255")
-    parser.add_argument("--output", "--draw", metavar="FOLDER", help="where pictures of what was found go")
+    parser.add_argument(*flags, type=float, default=0.5, metavar="SCORE", help="lowest score to report (default: %(default)s)")
+    parser.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of more than 8 bits: what becomes 0 and 255")
+    parser.add_argument("--output", "--draw", metavar="FOLDER", help="folder for pictures of the results")
     args = parser.parse_args()
     if os.path.splitext(args.file)[1] not in LOADERS or not os.path.isfile(args.file):
-        sys.exit(f"error: {args.file!r} is not there, or does not end in {', '.join(LOADERS)}")
+        sys.exit(f"error: {args.file!r} does not exist, or does not end in {', '.join(LOADERS)}")
     if args.value_range and not args.value_range[0] < args.value_range[1]:
         sys.exit(f"error: --value-range {args.value_range[0]:g} {args.value_range[1]:g}: the first must be less than the second")
     if not 0 <= args.confidence_threshold <= 1:
         sys.exit(f"error: --confidence-threshold {args.confidence_threshold:g} must be from 0 to 1, such as 0.5")
     names = {path: f"{os.path.splitext(os.path.basename(path))[0]}.png" for path in args.images}
     if args.output and len(set(names.values())) < len(names):
-        sys.exit("error: --output is one folder, but two of the images have one name: give their folders one after the other")
+        sys.exit("error: --output is one folder, but two of the images have one name: run their folders one at a time")
     detector, bad, threshold = Detector(args.file), 0, args.confidence_threshold
     if args.value_range:
         detector.about.setdefault("reading", {})["value_range"] = args.value_range

@@ -1,6 +1,6 @@
-"""Runs exported files, called as detectron2's ``DefaultPredictor`` is. Needs neither the model's config nor its code.
+"""Runs exported files, called like detectron2's ``DefaultPredictor``. Needs neither the model's config nor its code.
 
-What files take and give is in `run_exported`, which also stands beside each; here its results become detectron2's.
+`run_exported`, which is also written next to each file, handles inputs and outputs; here its results become detectron2's.
 """
 
 import os
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..errors import UserError, unknown
 from . import run_exported
 
-# names of an exported detector's outputs, and of the fields of ``Instances`` that they are
+# outputs of an exported detector -> fields of ``Instances``
 FIELDS = {
     "boxes": "pred_boxes",
     "scores": "scores",
@@ -29,7 +29,7 @@ FIELDS = {
 
 
 def resized(image: np.ndarray, about: dict[str, Any]) -> Tensor:
-    """Makes of an image (H, W, 3) BGR what a file expects: in its format and resized, (C, H', W') float32; for a backbone padded,
+    """Converts an image (H, W, 3) BGR to a file's input: in its format and resized, (C, H', W') float32; for a backbone padded,
     (1, C, H', W'); with preprocessing the image itself, RGB uint8."""
     return torch.from_numpy(run_exported.prepared(image[:, :, ::-1], about))
 
@@ -39,14 +39,14 @@ class Runner:
 
     Args:
         path: ends in .ts, .onnx or .xml.
-        threads: of ONNX Runtime and OpenVINO; 0: as many as torch uses.
+        threads: for ONNX Runtime and OpenVINO; 0: as many as torch uses.
 
-    Raises UserError for a file that this project did not export, and for an input that it cannot be run on.
+    Raises UserError for a file that this project did not export, and for an input that it cannot run on.
     """
 
     def __init__(self, path: str, threads: int = 0):
         if not os.path.isfile(path):
-            raise UserError(f"exported file {path!r} is not there", "missing-file")
+            raise UserError(f"exported file {path!r} does not exist", "missing-file")
         kind = os.path.splitext(path)[1]
         if kind not in run_exported.LOADERS:
             raise unknown(f"kind of exported file, of {path!r}", kind, run_exported.LOADERS)
@@ -63,32 +63,32 @@ class Runner:
             raise UserError(error, "unsupported") from error
 
     def run(self, image: Tensor) -> dict[str, Tensor]:
-        """What the file gives for its own kind of input, float32 (3, H, W), or of a backbone or a batch (N, 3, H, W)."""
+        """The file's outputs for its own kind of input, float32 (3, H, W), or for a backbone or a batch (N, 3, H, W)."""
         return {name: torch.from_numpy(value) for name, value in zip(self.fields, self._call(image.numpy()))}
 
     def each(self, image: Tensor) -> list[dict[str, Tensor]]:
-        """What `run` gives, of each image of a batch; of a file without one all of it."""
+        """The outputs of `run` for each image of a batch; everything for a file without one."""
         outputs = dict(zip(self.fields, self._call(image.numpy())))
         each = run_exported.separated(outputs, self.about.get("batch", 0))
         return [{name: torch.from_numpy(value) for name, value in one.items()} for one in each]
 
     def features(self, image: np.ndarray) -> dict[str, Tensor]:
-        """The features of an image (H, W, 3) BGR uint8, padded to the sizes that the backbone takes."""
+        """The features of an image (H, W, 3) BGR uint8, padded to sizes that the backbone accepts."""
         return self.run(resized(image, self.about))
 
     def __call__(self, image: np.ndarray, size: tuple[int, int] | None = None) -> dict[str, Any]:
         """Predictions for an image (H, W, 3) BGR uint8, of its size or of another (height, width), as ``DefaultPredictor`` gives them:
-        "instances", and of what has them "sem_seg" and "panoptic_seg"; of a classifier "scores"."""
+        "instances", if the model has them "sem_seg" and "panoptic_seg"; for a classifier "scores"."""
         if self.about["part"] != "detector":
-            raise UserError("this file is of a backbone: call features(image)", "unsupported")
+            raise UserError("this file holds a backbone: call features(image)", "unsupported")
         return self.predict(resized(image, self.about), size or image.shape[:2])
 
     def predict(self, x: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-        """Predictions for an image of ``size`` that is resized already, in the file's format, (C, H, W) float32."""
+        """Predictions for an already resized image, (C, H, W) float32 in the file's format; ``size`` is the original's."""
         return self.predict_all([x], [size])[0]
 
     def predict_all(self, inputs: Sequence[Tensor], sizes: Sequence[tuple[int, int]]) -> list[dict[str, Any]]:
-        """As `predict`, for several images. A file with a batch takes those of one size together."""
+        """As `predict`, for several images. A file with a batch gets images of one size together."""
         found = run_exported.results(self._call, self.about, [x.numpy() for x in inputs])
         return [self._finished(one, x, size) for one, x, size in zip(found, inputs, sizes)]
 
@@ -112,7 +112,7 @@ class Runner:
 
 
 class RunnerModel(nn.Module):
-    """A `Runner` in the place of a model, to be evaluated: maps detectron2's list of dicts to a list of predictions."""
+    """A `Runner` that stands in for a model in evaluation: maps detectron2's list of dicts to a list of predictions."""
 
     def __init__(self, runner: Runner):
         super().__init__()

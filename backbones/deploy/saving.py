@@ -1,4 +1,4 @@
-"""Writes exported files with what they say of themselves, and puts them where they are wanted once all of them are there."""
+"""Writes exported files with their description, and moves them to their place once all are complete."""
 
 import contextlib
 import inspect
@@ -18,7 +18,7 @@ OPSET = 17
 
 @contextlib.contextmanager
 def one_line(said: str) -> Iterator[None]:
-    """What torch or a runtime raises, each its own kind, becomes a UserError that begins with what is ``said``."""
+    """Turns any exception of torch or a runtime into a UserError that starts with ``said``."""
     try:
         yield
     except UserError:
@@ -29,10 +29,10 @@ def one_line(said: str) -> Iterator[None]:
 
 
 def trace_onnx(module: nn.Module, sample: Tensor, path: str, outputs: Sequence[str], axes: Mapping[int, str] | None = None) -> Any:
-    """The ONNX model of a trace, by way of a file at ``path``. ``axes`` of its input "image" have names: their sizes may differ."""
+    """The ONNX model of a trace, via a file at ``path``. Named ``axes`` of its input "image" may vary in size."""
     import onnx
 
-    # the exporter by trace, which takes whole detectors; since torch 2.9 it is not the default
+    # the tracing exporter, which handles whole detectors; since torch 2.9 it is not the default
     options: dict[str, Any] = {"dynamo": False} if "dynamo" in inspect.signature(torch.onnx.export).parameters else {}
     options.update(input_names=["image"], output_names=list(outputs), dynamic_axes={"image": dict(axes)} if axes else None)
     torch.onnx.export(module, (sample,), path, opset_version=OPSET, **options)
@@ -57,7 +57,7 @@ def save_openvino(source: str, path: str, about: dict[str, Any]) -> None:
 
 
 def deliver(folder: str, place: str) -> None:
-    """Moves all that is in a folder to a place, and puts the runner beside it."""
+    """Moves everything in a folder to a place, with the runner."""
     shutil.copyfile(run_exported.__file__, os.path.join(folder, "run_exported.py"))
-    for name in os.listdir(folder):  # of OpenVINO two
+    for name in os.listdir(folder):  # two for OpenVINO
         os.replace(os.path.join(folder, name), os.path.join(place, name))

@@ -1,4 +1,4 @@
-"""A detector, or its backbone and FPN, as a function of tensors that can be traced, and what makes it find something to be checked on."""
+"""A detector, or its backbone and FPN, as a traceable function of tensors, and how to make it find something to check an export on."""
 
 import contextlib
 import io
@@ -34,10 +34,10 @@ class Heatmaps(nn.Module):
 
 
 class Traceable(nn.Module):
-    """Maps an image (3, H, W), or ``batch`` images (N, 3, H, W), to a detector's results; or images to its backbone's features.
+    """Maps an image (3, H, W), or ``batch`` images (N, 3, H, W), to a detector's results; or images to the features of its backbone.
 
-    With what `describe` gives as ``about`` images are (H, W, 3) RGB uint8 as they are, and boxes in their pixels.
-    ``fields`` names what comes. Of a batch, what the images hold follows one after the other, "counts" (N,) objects in each.
+    With ``about`` from `describe`, images are original ones, (H, W, 3) RGB uint8, and boxes are in their pixels.
+    ``fields`` names the results. For a batch, the objects of the images are concatenated, "counts" (N,) in each.
     """
 
     def __init__(self, model: Any, part: str, batch: int = 0, about: dict[str, Any] | None = None):
@@ -65,7 +65,7 @@ class Traceable(nn.Module):
         return tuple(found.values())
 
     def alone(self, x: Tensor) -> list[dict[str, Tensor]]:
-        """What the file's input ``x`` is to give, of each image, computed for that image alone. Sets ``fields``."""
+        """The expected results for the file's input ``x``, computed for each image alone. Sets ``fields``."""
         if self.part == "backbone":
             return [dict(zip(self.fields, self(x)))]
         each = [self._of_one(image) for image in (x if self.batch else x[None])]
@@ -80,13 +80,13 @@ class Traceable(nn.Module):
 
 
 def _padded(pad: Callable[[list[Any]], ImageList], images: Any) -> ImageList:
-    """Images (N, 3, H, W) of one size padded as ``pad`` does it in a trace with one image; more it would copy one by one."""
+    """Pads images (N, 3, H, W) of one size as ``pad`` does in a trace with one image; it would copy several one by one."""
     padded = pad([images])
     return ImageList(padded.tensor[0], padded.image_sizes * int(padded.tensor.shape[1]))
 
 
 def _together(each: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What was found in the images of a batch as one; `run_exported.separated` undoes it."""
+    """Joins the results of the images of a batch; `run_exported.separated` undoes it."""
     objects = next((name for name in ("boxes", "proposals") if name in each[0]), "")
     join = {name: torch.cat if objects and name != "sem_seg" else torch.stack for name in each[0]}
     found = {name: join[name]([one[name] for one in each]) for name in each[0]}
@@ -96,7 +96,7 @@ def _together(each: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _found(model: Any, images: Tensor) -> list[dict[str, Tensor]]:
-    """What a detector finds in each of some images (N, 3, H, W), before it is scaled to the original size."""
+    """A detector's results for each of some images (N, 3, H, W), before scaling to the original size."""
     if isinstance(model, ImageClassifier):
         return [{"scores": one["scores"]} for one in model([{"image": image} for image in images])]
     extra: list[dict[str, Tensor]] = [{}] * int(images.shape[0])
@@ -115,20 +115,20 @@ def _found(model: Any, images: Tensor) -> list[dict[str, Tensor]]:
         padded = _padded(partial(ImageList.from_tensors, size_divisibility=model.backbone.size_divisibility), normalized)
         instances = model.proposal_generator(padded, model.backbone(padded.tensor), None)[0]
     else:
-        message = f"{type(model).__name__} cannot be exported as a whole: take its backbone, --part backbone"
+        message = f"{type(model).__name__} cannot be exported as a whole: export its backbone with --part backbone"
         raise UserError(message, "unsupported", "--part", "backbone")
     return [{**_tensors(one), **more} for one, more in zip(instances, extra)]
 
 
 def _tensors(instances: Instances) -> dict[str, Tensor]:
-    """What they hold, by the names of the file's outputs."""
+    """Their contents, by the names of the file's outputs."""
     found = {name: instances.get(field) for name, field in FIELDS.items() if instances.has(field)}
     return {name: value if isinstance(value, Tensor) else value.tensor for name, value in found.items()}
 
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Traces ``len`` of tensors in detectron2's modules too. Hides warnings about branches on types and lengths: parity is checked."""
+    """Also traces ``len`` of tensors in detectron2's modules. Hides warnings about branches on types and lengths: parity is checked."""
     from detectron2.export.torchscript_patch import patch_builtin_len
 
     with patch_builtin_len(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -137,7 +137,7 @@ def tracing() -> Iterator[None]:
 
 
 def _edge(scores: Tensor, count: int) -> float:
-    """A threshold that about ``count`` scores exceed, in the widest gap there, which rounding does not cross."""
+    """A threshold that about ``count`` scores exceed, in the widest gap nearby, which rounding does not cross."""
     if not len(scores):
         raise UserError("it finds nothing at all", "data")
     best = scores.sort(descending=True).values[: 2 * count]
@@ -150,7 +150,7 @@ def _edge(scores: Tensor, count: int) -> float:
 
 @contextlib.contextmanager
 def finding_more(traceable: Traceable, inputs: list[Tensor], count: int = 10) -> Iterator[None]:
-    """Lowers a detector's threshold of scores so that it finds something in each image. Raises UserError where that cannot be."""
+    """Lowers a detector's score threshold so that it finds something in each image. Raises UserError if that is impossible."""
     modules: list[Any] = [module for module in traceable.modules() if hasattr(module, "test_score_thresh")]
     thresholds = [module.test_score_thresh for module in modules]
     try:

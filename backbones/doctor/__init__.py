@@ -1,1 +1,1 @@
-"""What would spoil a training, looked for before it starts: `examination` finds, `report` shows."""
+"""Checks before a training for what would spoil it: `examination` finds, `report` shows."""

@@ -1,4 +1,4 @@
-"""The config: what stops a training, and what is legal but most likely not meant."""
+"""The config: what stops a training, and what is legal but probably unintended."""
 
 import os
 import re
@@ -15,10 +15,10 @@ from ..engine.tracking import tracker_findings
 from ..errors import Finding, UserError, raised
 from .examination import Examination, listed, note, sizes_of, warning
 
-# what Python configs may say in other ways than YAML ones: its key, and what it is
+# what Python configs may express differently from YAML ones: key -> description
 _OF_YAML = {
-    "SOLVER.REFERENCE_WORLD_SIZE": "the rate for this batch beside the one of the config's bases",
-    "SOLVER.STEPS": "where the rate falls",
+    "SOLVER.REFERENCE_WORLD_SIZE": "the learning rate for this batch compared with the config's bases",
+    "SOLVER.STEPS": "where the learning rate drops",
     "SOLVER.WARMUP_ITERS": "the warm-up",
     "INPUT.MIN_SIZE_TRAIN": "image sizes",
     "INPUT.RANDOM_FLIP": "whether flips mirror classes that have a side",
@@ -37,7 +37,7 @@ def config(examination: Examination) -> Iterator[Finding]:
             found += map(Finding.of, errors)
             if errors and isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str):
                 examination.refused |= {entry[0] + suffix for suffix in ((KEPT, HELD_OUT) if key == "HOLD_OUT" else ("",))}
-    found += _followed(examination)  # of parts that are held out, too
+    found += _followed(examination)  # also keys that follow from held-out parts
     of_config = list(listed(front.config_findings(True, examination.processes)))
     if examination.model is None and all(finding.code == "device" for finding in of_config):
         of_config += listed(_building(examination))
@@ -48,18 +48,18 @@ def config(examination: Examination) -> Iterator[Finding]:
     found += listed(front.data_findings(training=True, skip=examination.refused))
     if not front.evaluates:
         said = "the dataloader has no evaluator" if cfg.DATASETS.TEST else f"{front.name('DATASETS.TEST')} is empty"
-        found.append(warning(f"{said}: nothing will be evaluated", "name data to evaluate on"))
+        found.append(warning(f"{said}: there will be no evaluation", "name data to evaluate on"))
     names = {*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST}
     examination.refused |= {name for name in names if name not in DatasetCatalog or raised(check_paths, name)}
-    yield from dict.fromkeys(found)  # what two data sets have in common, once
+    yield from dict.fromkeys(found)  # findings that two data sets share only once
     yield from _nonsense(examination)
     unseen = ", ".join(what for key, what in _OF_YAML.items() if not front.knows(key))
     if unseen:
-        yield note(f"not looked at, as a Python config says it otherwise: {unseen}")
+        yield note(f"not checked, because a Python config may express it differently: {unseen}")
 
 
 def _own_data(examination: Examination) -> Iterator[Finding]:
-    """Registers the data sets of the config, those to train on first, as the others go by their classes. Their flaws are listed as data."""
+    """Registers the data sets of the config, those to train on first, as the others use their classes. Their flaws are listed as data."""
     cfg = examination.cfg
     train, test = ([name.removesuffix(HELD_OUT).removesuffix(KEPT) for name in names] for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
     for entry in sorted(cfg.DATASETS.REGISTER, key=lambda e: not (isinstance(e, (list, tuple)) and e and e[0] in train)):
@@ -75,7 +75,7 @@ def _own_data(examination: Examination) -> Iterator[Finding]:
 
 
 def _followed(examination: Examination) -> Iterator[Finding]:
-    """Sets what the config has to say for its data, as training does."""
+    """Sets the keys that follow from the data, as training does."""
     front = examination.front
     for key, value, reason in list(follow(examination.cfg, examination.replaced)):
         front.set(key, value)
@@ -88,7 +88,7 @@ def _building(examination: Examination) -> Iterator[UserError]:
 
 
 def _nonsense(examination: Examination) -> Iterator[Finding]:
-    """What is legal, and most likely not meant."""
+    """What is legal, but probably unintended."""
     cfg, solver, front = examination.cfg, examination.cfg.SOLVER, examination.front
     name, least = front.name, max(solver.MAX_ITER // 10, 1)
     end = f"{name('SOLVER.MAX_ITER')} {solver.MAX_ITER}"
@@ -96,26 +96,26 @@ def _nonsense(examination: Examination) -> Iterator[Finding]:
         yield from _learning_rate(examination)
     late = front.knows("SOLVER.STEPS") and [step for step in solver.STEPS if step >= solver.MAX_ITER]
     if late and solver.LR_SCHEDULER_NAME in ("WarmupMultiStepLR", "WarmupStepWithFixedGammaLR"):
-        advice = f"set SOLVER.STEPS to some two thirds and eight ninths: ({solver.MAX_ITER * 2 // 3}, {solver.MAX_ITER * 8 // 9})"
-        yield warning(f"SOLVER.STEPS {tuple(solver.STEPS)}: the rate never falls at those from {end} on", advice)
+        advice = f"set SOLVER.STEPS to about two thirds and eight ninths: ({solver.MAX_ITER * 2 // 3}, {solver.MAX_ITER * 8 // 9})"
+        yield warning(f"SOLVER.STEPS {tuple(solver.STEPS)}: those from {end} on are never reached", advice)
     if front.knows("SOLVER.WARMUP_ITERS") and solver.WARMUP_ITERS >= solver.MAX_ITER:
-        said = f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} is all of {end}: the full rate is never reached"
+        said = f"SOLVER.WARMUP_ITERS {solver.WARMUP_ITERS} covers all of {end}: the full learning rate is never reached"
         yield warning(said, f"set SOLVER.WARMUP_ITERS {max(solver.MAX_ITER // 20, 1)}")
     key, period = name("TEST.EVAL_PERIOD"), cfg.TEST.EVAL_PERIOD
     if not period:
-        yield note(f"{key} is 0: evaluation follows at the end only", f"set it, to {least}, say")
+        yield note(f"{key} is 0: evaluation runs only at the end", f"set it, for example to {least}")
     elif period > solver.MAX_ITER:
-        yield warning(f"{key} {period} is more than {end}: evaluation follows at the end only")
+        yield warning(f"{key} {period} is more than {end}: evaluation runs only at the end")
     if solver.CHECKPOINT_PERIOD > solver.MAX_ITER:
-        said = f"{name('SOLVER.CHECKPOINT_PERIOD')} {solver.CHECKPOINT_PERIOD} is more than {end}: a run that is killed cannot be resumed"
+        said = f"{name('SOLVER.CHECKPOINT_PERIOD')} {solver.CHECKPOINT_PERIOD} is more than {end}: a killed run cannot be resumed"
         yield note(said, f"set it to {least}")
     if not solver.BASE_LR:
-        yield warning(f"{name('SOLVER.BASE_LR')} is 0: nothing is learnt")
+        yield warning(f"{name('SOLVER.BASE_LR')} is 0: nothing is learned")
     model, weights = examination.model, name("MODEL.WEIGHTS")
     if model is not None and not cfg.MODEL.WEIGHTS:
         if any(isinstance(m, FrozenBatchNorm2d) for m in model.modules()):
-            said = f"frozen batch norms without {weights}: their statistics are of no data"
-            yield warning(said, "set the backbone's norm to BN, or name weights")
+            said = f"frozen batch norms without {weights}: their statistics come from no data"
+            yield warning(said, "set the backbone's norm to BN, or start from weights")
         if not all(p.requires_grad for p in model.parameters()):
             yield warning(f"frozen layers without {weights}: random layers stay random", "set the backbone's FREEZE_AT to 0")
     if not learns(cfg, "class"):
@@ -139,9 +139,9 @@ def _learning_rate(examination: Examination) -> Iterator[Finding]:
             names = " and ".join(map(os.path.basename, paths))
             said = f"SOLVER.IMS_PER_BATCH {own[0]} with BASE_LR {own[1]:g}, where {names!r} has {base[0]} with {base[1]:g}"
             if own[1] == base[1]:
-                yield warning(f"{said}: the rate was not scaled along", f"set SOLVER.BASE_LR {expected:.4g}, or SOLVER.IMS_PER_BATCH {base[0]}")
+                yield warning(f"{said}: the rate was not scaled", f"set SOLVER.BASE_LR {expected:.4g}, or SOLVER.IMS_PER_BATCH {base[0]}")
             elif expected and not 0.25 <= own[1] / expected <= 4:
-                yield note(f"{said}: in proportion it would be {expected:.4g}", "nothing, if it was meant")
+                yield note(f"{said}: in proportion it would be {expected:.4g}", "nothing, if intended")
             return
         paths = [base for path in paths for base in bases(path)]
 
@@ -153,11 +153,11 @@ def _image_sizes(examination: Examination) -> Iterator[Finding]:
         key, limit = f"INPUT.MIN_SIZE_{split}", f"INPUT.MAX_SIZE_{split}"
         if front.knows(key) and front.knows(limit) and size > inputs[f"MAX_SIZE_{split}"]:
             most = f"{front.name(limit)} {inputs[f'MAX_SIZE_{split}']}"
-            yield warning(f"{front.name(key)} {size} is more than {most}: images never become that large")
+            yield warning(f"{front.name(key)} {size} is more than {most}: images never get that large")
     if front.knows("INPUT.MIN_SIZE_TRAIN"):
         key, odd = front.name("INPUT.MIN_SIZE_TRAIN"), [size for size in sizes if size % step]
         if step > 1 and odd:
-            said = f"{key} {odd[0]} is no multiple of {step}: images are padded, which costs time"
+            said = f"{key} {odd[0]} is not a multiple of {step}: images are padded, which costs time"
             yield note(said, f"set {round(odd[0] / step) * step or step}")
         if 0 < min(sizes) < 4 * step:
             yield warning(f"{key} {min(sizes)} leaves the coarsest features under 4 pixels a side (stride {step})")

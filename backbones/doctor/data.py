@@ -1,4 +1,4 @@
-"""The data: every annotation, a sample of the images, and whether anchors meet the boxes."""
+"""The data: every annotation, a sample of the images, and whether anchors match the boxes."""
 
 import importlib.util
 from typing import Iterator
@@ -23,9 +23,9 @@ def data(examination: Examination) -> Iterator[Finding]:
     cfg, front = examination.cfg, examination.front
     found, others = sources(cfg)
     if not cfg.DATASETS.TRAIN:
-        yield note("the training data are not of detectron2's catalogue: they were not looked into")
+        yield note("the training data are not in detectron2's catalogue: they were not checked")
     own = {entry[0] for entry in cfg.DATASETS.REGISTER if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str)}
-    found = [s for s in found if s.name in own or s.name not in examination.refused]  # of others all is said
+    found = [s for s in found if s.name in own or s.name not in examination.refused]  # others are fully reported
     use = examination.use = Use.of(cfg)
     for source in found:
         looked = inspect(source, use, examination.images, examination.progress)
@@ -38,7 +38,7 @@ def data(examination: Examination) -> Iterator[Finding]:
         looked.findings.update(copied[looked.source.name])
         yield from looked.findings.lines()
     for name in others:
-        yield note(f"{name}: not in COCO's format, its files were not looked into")
+        yield note(f"{name}: not in COCO's format, its files were not checked")
     for looked in examination.data:
         counts, source = looked.counts(), looked.source
         if not counts or not looked.labelled:
@@ -46,7 +46,7 @@ def data(examination: Examination) -> Iterator[Finding]:
         if len(counts) > 1:
             ordered = sorted(counts, key=lambda name: counts[name])
             yield note(
-                f"{source.name}: of its classes least {ordered[0]!r} ({counts[ordered[0]]}), most {ordered[-1]!r} ({counts[ordered[-1]]})"
+                f"{source.name}: rarest class {ordered[0]!r} ({counts[ordered[0]]}), most frequent {ordered[-1]!r} ({counts[ordered[-1]]})"
             )
         if examination.images is not None and len(looked.images) > examination.images:
             yield note(f"{source.name}: {examination.images} of {counted(len(looked.images), 'image')} were read", "--num all reads all")
@@ -62,14 +62,14 @@ def data(examination: Examination) -> Iterator[Finding]:
 
 
 def _by_the_rules(examination: Examination, facts: Facts) -> Iterator[Finding]:
-    """Where the config is far from what `backbones recipe` would make of the data."""
+    """Where the config differs widely from what `backbones recipe` would choose for the data."""
     cfg, front, solver = examination.cfg, examination.front, examination.cfg.SOLVER
     seen, wanted = solver.MAX_ITER * solver.IMS_PER_BATCH / max(facts.images, 1), rules.passes(facts.images)
     key = front.name("SOLVER.MAX_ITER")
     if seen > 3 * wanted:
         count = max(round(wanted * facts.images / solver.IMS_PER_BATCH), 100)
-        said = f"{key} {solver.MAX_ITER} is {seen:,.0f} passes over {facts.images} images: after some {wanted:.0f} they are known by heart"
-        yield warning(said, f"set it to {count}, and where the rate falls with it; or take `backbones recipe`")
+        said = f"{key} {solver.MAX_ITER} is {seen:,.0f} passes over {facts.images} images: expect overfitting after about {wanted:.0f}"
+        yield warning(said, f"set it to {count} and scale the schedule with it; or use `backbones recipe`")
     elif seen < 1:
         yield warning(f"{key} {solver.MAX_ITER} is {seen:.2f} passes over {counted(facts.images, 'image')}: not all are seen")
     if not facts.objects:
@@ -77,34 +77,34 @@ def _by_the_rules(examination: Examination, facts: Facts) -> Iterator[Finding]:
     size, reason = rules.image_size(facts, 8 if architecture(cfg).dense else 4)
     own = cfg.INPUT.MIN_SIZE_TEST
     if front.knows("INPUT.MIN_SIZE_TEST") and own and not 0.5 <= own / size <= 2.5:
-        yield warning(f"{front.name('INPUT.MIN_SIZE_TEST')} {own}, where {size} would follow from the objects: {reason}", f"set it to {size}")
+        yield warning(f"{front.name('INPUT.MIN_SIZE_TEST')} {own}, but the objects suggest {size}: {reason}", f"set it to {size}")
     for choice in rules.sampling(facts):
         if front.knows(choice.key) and choice.key != "DATALOADER.REPEAT_THRESHOLD" and get(cfg, choice.key) != choice.value:
             yield note(f"{front.name(choice.key)} {get(cfg, choice.key)}: {choice.reason}", f"set it to {choice.value}")
 
 
 def _truth(looked: Dataset, most: int = 50_000) -> Iterator[Finding]:
-    """COCO's AP of test data whose own objects are given as detections: 100, or something is wrong with ids or boxes."""
+    """COCO's AP of the test data with the ground truth as detections: if not 100, something is wrong with ids or boxes."""
     objects = [a for a in looked.annotations if not a["iscrowd"]]
     if not looked.source.testing or not objects or looked.error():
         return
     if len(objects) > most or importlib.util.find_spec("faster_coco_eval") is None:
         yield note(
-            f"{looked.source.name}: the truth was not evaluated as detections (more than {most} objects, or faster-coco-eval is missing)"
+            f"{looked.source.name}: the ground truth was not evaluated as detections (more than {most} objects, or faster-coco-eval is missing)"
         )
         return
     found = [{"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 1.0} for a in objects]
     reached = 100 * evaluate(looked.truth(), found, "bbox", most=max(looked.most(), 100)).stats[0]
-    said = f"{looked.source.name}: its {len(objects)} objects, given as detections, have AP {reached:.2f}"
+    said = f"{looked.source.name}: AP is {reached:.2f} with the {len(objects)} ground-truth objects as detections"
     yield (
         note(said)
         if reached > 99.995
-        else warning(said, "no detector can reach 100 on these data: see what is said of their boxes and classes")
+        else warning(said, "no detector can reach 100 on these data: see the findings on their boxes and classes")
     )
 
 
 def anchor_generator(examination: Examination) -> DefaultAnchorGenerator | None:
-    """That of a model whose anchors are to meet the objects as they are."""
+    """Whether the anchors of the model match the objects."""
     modules = examination.model.modules() if examination.model is not None and architecture(examination.cfg).anchors else ()
     return next((m for m in modules if isinstance(m, DefaultAnchorGenerator)), None)
 
@@ -121,9 +121,9 @@ def _anchors(examination: Examination, facts: Facts | None) -> Iterator[Finding]
     missed = unmatched(boxes, [cell.numpy() for cell in generator.cell_anchors], generator.strides, generator.offset)
     sides = np.sqrt((boxes[:, 2:] - boxes[:, :2]).prod(1))
     low, middle, high = np.quantile(sides, (0.05, 0.5, 0.95))
-    said = f"{missed.mean():.1%} of the training boxes meet no anchor with IoU 0.5"
+    said = f"{missed.mean():.1%} of the training boxes match no anchor with IoU 0.5"
     spread = f"boxes are {low:.0f} to {high:.0f} pixels (the middle nine tenths, median {middle:.0f}) as the network sees them"
-    advice = "set the anchors' sizes and aspect ratios after them, or resize otherwise" if missed.mean() > 0.05 else ""
+    advice = "choose anchor sizes and aspect ratios that fit them, or resize differently" if missed.mean() > 0.05 else ""
     if advice and facts is not None and examination.front.knows("MODEL.ANCHOR_GENERATOR.SIZES"):
         fitted = rules.anchors(facts, examination.cfg, examination.cfg.INPUT.MIN_SIZE_TEST or 800)
         others = [choice for choice in fitted if get(examination.cfg, choice.key) != choice.value]

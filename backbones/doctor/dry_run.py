@@ -1,4 +1,4 @@
-"""A run in small: a few steps, an evaluation, a resumed step, in a temporary folder."""
+"""A small run: a few steps, an evaluation, a resumed step, in a temporary folder."""
 
 import contextlib
 import gc
@@ -20,7 +20,7 @@ from ..errors import Finding, counted
 from ..evaluation.build import write_panoptic_part
 from .examination import Examination, error, note, size_in_words, words
 
-_WITH_PARTS = ("coco", "coco_panoptic_seg", "sem_seg", "classification")  # evaluator types that take a part of the data
+_WITH_PARTS = ("coco", "coco_panoptic_seg", "sem_seg", "classification")  # evaluator types that accept part of the data
 
 
 def dry_run(examination: Examination) -> Iterator[Finding]:
@@ -30,12 +30,13 @@ def dry_run(examination: Examination) -> Iterator[Finding]:
     if not examination.usable:
         key, front = "MODEL.DEVICE", examination.front
         yield note(
-            f"{front.name(key)} {front.settings.MODEL.DEVICE!r} is not here: no dry run", f"add {front.override(key, 'cpu')} to try the rest"
+            f"{front.name(key)} {front.settings.MODEL.DEVICE!r} is not available: no dry run",
+            f"add {front.override(key, 'cpu')} to try the rest",
         )
         return
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="doctor-"))
-        stack.callback(gc.collect)  # before the folder goes: loaders' workers and open files
+        stack.callback(gc.collect)  # before the folder is removed: loaders' workers and open files
         stage = "reading the data"
         try:
             front = _small_run(examination, folder, stack)
@@ -43,7 +44,7 @@ def dry_run(examination: Examination) -> Iterator[Finding]:
             stage = "training"
             times, losses = train_some(front, resume=False)
             if torch.device(front.settings.MODEL.DEVICE).type == "cuda":
-                yield note(f"the peak of memory on the GPU was {size_in_words(torch.cuda.max_memory_allocated())}")
+                yield note(f"peak memory on the GPU: {size_in_words(torch.cuda.max_memory_allocated())}")
             yield note(f"2 steps of {batch} images: losses {', '.join(f'{v:.3g}' for v in losses)}")
             final = os.path.join(folder, "model_final.pth")
             if examination.front.evaluates and examination.cfg.DATASETS.TEST:
@@ -52,29 +53,29 @@ def dry_run(examination: Examination) -> Iterator[Finding]:
             stage = "resuming"
             front.set("SOLVER.MAX_ITER", 3)
             more, losses = train_some(front, resume=True)
-            yield note(f"saved {size_in_words(os.path.getsize(final))}, resumed and trained one step more: loss {losses[-1]:.3g}")
+            yield note(f"saved {size_in_words(os.path.getsize(final))}, resumed and trained one more step: loss {losses[-1]:.3g}")
             yield _hours(examination, batch, min(times + more))
         except torch.cuda.OutOfMemoryError:
-            yield error(f"while {stage}: the GPU's memory is not enough for {batch} images", examination.lower_memory())
-        except Exception as problem:  # anything may come of a user's data and code
+            yield error(f"while {stage}: the GPU does not have enough memory for {batch} images", examination.lower_memory())
+        except Exception as problem:  # a user's data and code may raise anything
             yield error(f"while {stage}: {words(problem)}")
 
 
 def _small_run(examination: Examination, folder: str, stack: contextlib.ExitStack) -> Front:
     whole = examination.cfg
     on_gpu = torch.device(whole.MODEL.DEVICE).type == "cuda"
-    # a GPU is to show that it has room for all, a CPU's time is in proportion
+    # a GPU must show that it has room for the full batch; a CPU's time is proportional
     batch = examination.per_process() if on_gpu else max(min(examination.per_process(), 1_500_000 // math.prod(examination.largest())), 1)
     parts = whole.SOLVER.ACCUMULATE
     return in_small(
         *(examination, folder, stack, 4 * batch, "MODEL.WEIGHTS", examination.weights, "SOLVER.IMS_PER_BATCH", batch, "SOLVER.MAX_ITER", 2),
         *("SOLVER.ACCUMULATE", parts if batch % parts == 0 else 1, "DATALOADER.NUM_WORKERS", min(whole.DATALOADER.NUM_WORKERS, 2)),
-        *("SOLVER.BASE_LR", whole.SOLVER.BASE_LR * batch / examination.per_process()),  # as two steps at another batch would have it
+        *("SOLVER.BASE_LR", whole.SOLVER.BASE_LR * batch / examination.per_process()),  # scaled to this batch
     )
 
 
 def in_small(examination: Examination, folder: str, stack: contextlib.ExitStack, images: int, *pairs: Any) -> Front:
-    """The config on so many of its images, without all that goes on beside training, and with keys set; its data go with ``stack``."""
+    """The config on some of its images, with training only and with keys set; ``stack`` removes its data."""
     data, name = examination.cfg.DATASETS, "part:train"
     register_part(name, data.TRAIN[0], examination.some_records(images), folder, stack)
     return examination.front.clone(
@@ -93,7 +94,7 @@ def train_some(front: Front, resume: bool) -> tuple[list[float], list[float]]:
     watch = _Watch()
     fit = front.fit(allow_partial_weights=True)
     fit.register_hooks([watch])
-    fit.resume_or_load(resume=resume, new_schedule=resume)  # of one step more
+    fit.resume_or_load(resume=resume, new_schedule=resume)  # for one more step
     fit.train()
     if not all(map(math.isfinite, watch.losses)):
         raise FloatingPointError(f"losses are not finite: {watch.losses}")
@@ -103,7 +104,7 @@ def train_some(front: Front, resume: bool) -> tuple[list[float], list[float]]:
 def _evaluate(examination: Examination, front: Front, final: str, stack: contextlib.ExitStack) -> Finding:
     name = examination.cfg.DATASETS.TEST[0]
     if name in examination.refused:
-        return note(f"{name} cannot be read: no evaluation was tried")
+        return note(f"{name} cannot be read: evaluation was not tried")
     chosen, kind, folder = evenly(DatasetCatalog.get(name), 4), MetadataCatalog.get(name).get("evaluator_type"), os.path.dirname(final)
     register_part("doctor:test", name, chosen, folder, stack)
     if kind in ("coco", "coco_panoptic_seg"):
@@ -125,17 +126,17 @@ def _evaluate(examination: Examination, front: Front, final: str, stack: context
             ):
                 model.eval()([mapper(record)])
         done = "found objects in"
-    return note(f"{done} {counted(len(chosen), 'image')} of {name} with the weights that were saved: {time.perf_counter() - begun:.1f} s")
+    return note(f"{done} {counted(len(chosen), 'image')} of {name} with the saved weights: {time.perf_counter() - begun:.1f} s")
 
 
 def _hours(examination: Examination, batch: int, seconds: float) -> Finding:
     solver = examination.cfg.SOLVER
     steps = solver.MAX_ITER * (solver.REFERENCE_WORLD_SIZE or examination.processes) / examination.processes
     whole = seconds * examination.per_process() / batch
-    alone = f" on each of {examination.processes} processes, were they as fast as this one" if examination.processes > 1 else ""
+    alone = f" on each of {examination.processes} processes, if they are as fast as this one" if examination.processes > 1 else ""
     return note(
-        f"an estimate: {seconds:.2f} s a step of {batch} images, {whole:.2f} s one of {examination.per_process()}{alone}; "
-        f"{steps:.0f} steps take some {_time_in_words(whole * steps)}, evaluations apart"
+        f"estimate: {seconds:.2f} s for a step of {batch} images, {whole:.2f} s for {examination.per_process()}{alone}; "
+        f"{steps:.0f} steps take about {_time_in_words(whole * steps)}, without evaluations"
     )
 
 

@@ -16,9 +16,9 @@ import torchvision
 from ..errors import Finding, counted
 from .examination import Examination, error, note, size_in_words, warning
 
-# modules that are not needed: what each gives
+# optional modules: what each provides
 _OPTIONAL = {
-    "faster_coco_eval": ("faster-coco-eval", "COCO's evaluation several times as fast"),
+    "faster_coco_eval": ("faster-coco-eval", "several times faster COCO evaluation"),
     "simplejpeg": ("simplejpeg", "faster decoding with INPUT.MAPPER fast"),
     "onnx": ("onnx", "export to ONNX"),
     "onnxruntime": ("onnxruntime", "running exported ONNX files"),
@@ -38,7 +38,7 @@ def environment(examination: Examination) -> Iterator[Finding]:
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     total, free = memory_of_machine()
-    memory = f"{size_in_words(total)} of memory, {size_in_words(free)} free" if total else "how much memory it has, the system does not say"
+    memory = f"{size_in_words(total)} of memory, {size_in_words(free)} free" if total else "the system does not report how much memory it has"
     yield note(f"{cores} cores, {memory}")
     yield from _gpus(examination)
     if os.path.isdir("/dev/shm"):
@@ -46,17 +46,17 @@ def environment(examination: Examination) -> Iterator[Finding]:
         short, long = examination.largest()
         planes = 3 + (
             10 if examination.use.masks and examination.cfg.INPUT.MASK_FORMAT == "bitmask" else 0
-        )  # bytes a pixel: the image, and some masks
-        wanted = 2 * workers * short * long * planes  # each worker is two images ahead
-        said = f"{its}, which need some {size_in_words(wanted)} of shared memory; {size_in_words(shared.free)} are free"
+        )  # bytes per pixel: the image, and some masks
+        wanted = 2 * workers * short * long * planes  # each worker prefetches two images
+        said = f"{its}, which need about {size_in_words(wanted)} of shared memory; {size_in_words(shared.free)} are free"
         if wanted > shared.free / 2:
-            yield warning(f"{said}: they may die of a bus error", "start the container with a larger --shm-size, or lower it")
+            yield warning(f"{said}: they may die with a bus error", "start the container with a larger --shm-size, or use fewer workers")
         else:
             yield note(said)
     if workers > cores:
         yield warning(f"{its} on {cores} cores", f"set it to {max(cores // examination.gpus, 1)}")
     there = [package for module, (package, _) in _OPTIONAL.items() if importlib.util.find_spec(module)]
-    yield note(f"optional packages that are here: {', '.join(there) or 'none'}")
+    yield note(f"optional packages installed: {', '.join(there) or 'none'}")
     for package, use in _OPTIONAL.values():
         if package not in there:
             yield note(f"{package} is not installed: {use}", f"pip install {package}")
@@ -71,12 +71,12 @@ def _gpus(examination: Examination) -> Iterator[Finding]:
         if free < total / 2:
             yield warning(f"GPU {i} is more than half in use by others", "look with nvidia-smi")
     if not count:
-        yield note("no GPU that torch sees")
+        yield note("torch sees no GPU")
     device, front = examination.cfg.MODEL.DEVICE, examination.front
     if count and device == "cpu":
         yield warning(f"{front.name('MODEL.DEVICE')} is 'cpu', though there is a GPU", f"set {front.override('MODEL.DEVICE', 'cuda')}")
     if device.startswith("cuda") and examination.gpus > count:
-        yield error(f"--num-gpus {examination.gpus}, but torch sees {count} here", "lower it, or train elsewhere")
+        yield error(f"--num-gpus {examination.gpus}, but torch sees {count} on this machine", "lower it, or train elsewhere")
 
 
 def _disk(examination: Examination) -> Iterator[Finding]:
@@ -95,12 +95,12 @@ def _disk(examination: Examination) -> Iterator[Finding]:
         )
         yield error(said, advice) if count * size > free else note(said)
     if not examination.resume and os.path.isfile(os.path.join(cfg.OUTPUT_DIR, "last_checkpoint")):
-        said = f"{name('OUTPUT_DIR')} {cfg.OUTPUT_DIR!r} holds an earlier run: training would be refused"
-        yield warning(said, "go on with --resume, name another folder, or remove that run with --overwrite")
+        said = f"{name('OUTPUT_DIR')} {cfg.OUTPUT_DIR!r} holds an earlier run: training will refuse to start"
+        yield warning(said, "continue it with --resume, name another folder, or remove it with --overwrite")
 
 
 def memory_of_machine() -> tuple[int, int]:
-    """(all, free) bytes that this process may have, within the limits of its container or job; 0 where the system does not say."""
+    """(total, free) bytes available to this process within the limits of its container or job; 0 if the system does not say."""
     if not hasattr(os, "sysconf"):  # on Windows
         return 0, 0
     total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
@@ -111,7 +111,7 @@ def memory_of_machine() -> tuple[int, int]:
 
 
 def limits_of_memory(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup") -> Iterator[tuple[int, int]]:
-    """(limit, what is left of it) in bytes, of each control group that this process is in and that has a limit."""
+    """(limit, remainder) in bytes for each control group of this process that has a limit."""
     lines: list[str] = []
     with contextlib.suppress(OSError):
         lines = Path(own).read_text().splitlines()
@@ -119,15 +119,15 @@ def limits_of_memory(root: str = "/sys/fs/cgroup", own: str = "/proc/self/cgroup
         kinds, path = line.split(":", 2)[1:]
         if kinds and "memory" not in kinds.split(","):
             continue
-        top = Path(root, "memory" if kinds else "")  # version 1 has a folder for memory, version 2 one for all
+        top = Path(root, "memory" if kinds else "")  # version 1 has a folder for memory, version 2 one for everything
         limit, usage, cached = (
             ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
             if kinds
             else ("memory.max", "memory.current", "inactive_file")
         )
         group = top / path.lstrip("/")
-        for folder in (group, *group.parents):  # a limit holds for all groups within; the path may be the host's, of which only the top is here
-            with contextlib.suppress(OSError, ValueError, StopIteration):  # "max" is no number
+        for folder in (group, *group.parents):  # a limit applies to nested groups; of a host's path only the top may be visible here
+            with contextlib.suppress(OSError, ValueError, StopIteration):  # "max" is not a number
                 most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
                 stated = (line.split() for line in (folder / "memory.stat").read_text().splitlines())
                 yield most, max(most - used + next(int(value) for name, value in stated if name == cached), 0)

@@ -1,4 +1,4 @@
-"""What the sections of an examination share: the config, its model, the records, and how findings are made."""
+"""Shared by the sections of an examination: the config, its model, the records, and helpers for findings."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ error, warning, note = (functools.partial(Finding, severity) for severity in SEV
 
 
 def words(problem: BaseException) -> str:
-    """An exception in one line; of those that are no user's mistake, the place too."""
+    """An exception in one line, with its place unless it is a user's mistake."""
     text = " ".join(str(problem).split())[:400]
     if isinstance(problem, UserError):
         return text
@@ -44,7 +44,7 @@ def words(problem: BaseException) -> str:
 
 
 def listed(errors: Iterable[UserError]) -> Iterator[Finding]:
-    """The errors as findings; where code of the user's own stops them with an exception, that too."""
+    """The errors as findings; also an exception from the user's own code."""
     try:
         yield from map(Finding.of, errors)
     except Exception as problem:
@@ -53,18 +53,18 @@ def listed(errors: Iterable[UserError]) -> Iterator[Finding]:
 
 @dataclasses.dataclass
 class Examination:
-    """One config, and what the sections that look at it have found out for later ones.
+    """One config, and what earlier sections have found out for later ones.
 
     Args:
-        front: the config; what follows from its data is set in it, and nothing else.
-        processes: how many will train.
+        front: the config; only keys that follow from its data are set.
+        processes: how many processes will train.
         gpus: how many of them on this machine.
-        images: as `inspect` takes it.
+        images: as for `inspect`.
         download: whether weights may be downloaded.
-        resume: whether training is to go on from the last checkpoint in OUTPUT_DIR.
+        resume: whether training resumes from the last checkpoint in OUTPUT_DIR.
         partial: whether weights may fill only part of the backbone.
-        progress: as `inspect` takes it.
-        replaced: whether the data have come by flags, in the place of the config's.
+        progress: as for `inspect`.
+        replaced: whether flags replaced the config's data.
     """
 
     front: Front
@@ -84,12 +84,12 @@ class Examination:
         self.refused: set = set()  # data sets that cannot be read through detectron2
         self.sound = True  # whether the config can be built
         self.usable = True  # whether its device is here
-        self.weights = ""  # those that can be loaded
-        self.text: dict[str, str] = {}  # of sections, what is no finding
+        self.weights = ""  # weights that can be loaded
+        self.text: dict[str, str] = {}  # text of sections besides their findings
 
     @functools.cached_property
     def model(self) -> nn.Module | None:
-        """The model on the CPU, or None where it cannot be built."""
+        """The model on the CPU, or None if it cannot be built."""
         with contextlib.suppress(Exception):
             return self.build()
         return None
@@ -99,7 +99,7 @@ class Examination:
 
     @functools.cached_property
     def records(self) -> list[dict]:
-        """The images that training would take, as detectron2 reads them. Raises what it raises."""
+        """The images that training would use, as detectron2 reads them. Raises whatever that raises."""
         cfg = self.cfg
         names = [name for name in cfg.DATASETS.TRAIN if name not in self.refused]
         if not names:
@@ -113,15 +113,15 @@ class Examination:
         return evenly(self.records, count)
 
     def per_process(self) -> int:
-        """Images of a step in one process."""
+        """Images per step in one process."""
         return max(self.cfg.SOLVER.IMS_PER_BATCH // (self.cfg.SOLVER.REFERENCE_WORLD_SIZE or self.processes), 1)
 
     def largest(self) -> tuple[int, int]:
-        """(shorter, longer) side in pixels of the largest training image, padded as the network does it."""
+        """(shorter, longer) side in pixels of the largest training image, padded as by the network."""
         cfg = self.cfg.INPUT
         short, most = max(sizes_of(cfg.MIN_SIZE_TRAIN)), cfg.MAX_SIZE_TRAIN
         images = [i for data in self.data if data.source.training for i in data.images]
-        read = [] if images else self.__dict__.get("records", [])  # where nothing else has read the data
+        read = [] if images else self.__dict__.get("records", [])  # if nothing else has read the data
         sizes = [(i["width"], i["height"]) for i in (*images, *read) if "width" in i and "height" in i]
         if learns(self.cfg, "class"):
             sides = (self.cfg.INPUT.CLASSIFICATION.SIZE,) * 2
@@ -135,7 +135,7 @@ class Examination:
         return tuple(math.ceil(round(side) / step) * step for side in sorted(sides))
 
     def lower_memory(self, parts: int = 2) -> str:
-        """Advice; ``parts``: into how many a batch is to be divided at least."""
+        """Advice to use less memory; ``parts``: the least number of parts to divide a batch into."""
         name, override = self.front.name, self.front.override
         now, batch = self.cfg.SOLVER.ACCUMULATE, self.per_process()
         fitting = next((n for n in range(parts * now, batch + 1) if batch % n == 0), None)
@@ -153,11 +153,11 @@ def sizes_of(value: Any) -> list[int]:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps loggers, warnings and what libraries print off the terminal."""
+    """Keeps loggers, warnings and output of libraries off the terminal."""
     loggers = [logging.getLogger(name) for name in ("detectron2", "backbones", "fvcore", "iopath", "torch.fx")]
     before = [(logger.level, logger.handlers, logger.propagate) for logger in loggers]
     for logger in loggers:
-        # on, so that a trainer does not set them up
+        # enabled, so that a trainer does not set them up
         logger.handlers, logger.propagate = [logging.NullHandler()], False
         logger.setLevel(logging.INFO)
     try:

@@ -1,4 +1,4 @@
-"""The memory that a step of training needs, from the model's own numbers and two small steps."""
+"""The memory that a training step needs, from the size of the model and two small steps."""
 
 import contextlib
 import functools
@@ -20,7 +20,7 @@ from .examination import Examination, note, quiet, size_in_words, sizes_of, warn
 def memory(examination: Examination) -> Iterator[Finding]:
     model, cfg = examination.model, examination.cfg
     if model is None:
-        yield note("the model cannot be built: no estimate")
+        yield note("the model cannot be built: memory was not estimated")
         return
     parameters, trained, exact = exact_bytes(model)
     yield note(f"weights {size_in_words(parameters)}, gradients {size_in_words(trained)}, momentum {size_in_words(trained)}: exactly")
@@ -33,16 +33,16 @@ def memory(examination: Examination) -> Iterator[Finding]:
         yield note(f"activations were not measured: {words(problem)}")
         return
     amp = " without AMP" if cfg.SOLVER.AMP.ENABLED else ""
-    there = f"{step.where}: {size_in_words(step.room)}" if step.room else f"how much {step.where} is, the system does not say"
+    there = f"{step.where}: {size_in_words(step.room)}" if step.room else f"the system does not report {step.where}"
     yield note(
-        f"an estimate: {counted(step.images, 'image')} of {step.sides}, activations of {size_in_words(step.kept)}{amp} for the backward "
-        f"pass; a step's peak is some {size_in_words(step.peak)} a process; {there}"
+        f"estimate: {counted(step.images, 'image')} of {step.sides}, activations of {size_in_words(step.kept)}{amp} for the backward "
+        f"pass; peak of a step about {size_in_words(step.peak)} per process; {there}"
     )
     yield from shortage(examination, step)
 
 
 class Estimate(NamedTuple):
-    """Of a step of training; bytes. ``room`` is what there is of ``where`` for ``shares`` processes, 0 where the system does not say."""
+    """Memory of a training step in bytes. ``room``: available in ``where`` for ``shares`` processes, 0 if the system does not say."""
 
     images: int  # at once
     sides: str
@@ -63,48 +63,48 @@ def estimate(examination: Examination, exact: float) -> Estimate:
         free, where, shares = torch.cuda.mem_get_info()[1], torch.cuda.get_device_name(), 1
     else:
         free, where, shares = memory_of_machine()[1], "this machine's free memory", max(examination.gpus, 1)
-    # beside what is kept for it, the backward pass works on some of it: of CPUs as much again was measured
+    # the backward pass needs working memory besides what is kept for it: on CPUs as much again was measured
     peak = exact + kept * (1.25 if on_gpu else 2) * (0.6 if cfg.SOLVER.AMP.ENABLED else 1)
     return Estimate(count, f"{short}x{long}", kept, peak, free, where, shares)
 
 
 def shortage(examination: Examination, step: Estimate) -> Iterator[Finding]:
-    """A warning where a step may not find the memory that it needs."""
+    """Warns if a step may lack memory."""
     if step.room and step.peak * step.shares > 0.9 * step.room:
         need, there = size_in_words(step.peak * step.shares), size_in_words(step.room)
         parts = math.ceil(step.peak * step.shares / (0.9 * step.room))
         advice = (
             f"{examination.lower_memory(max(parts, 2))}, use {'more processes' if step.shares == 1 else 'fewer processes'} or smaller images"
         )
-        said = f"{counted(step.images, 'image')} of {step.sides} at once may need {need} of memory, by an estimate, and {there} are free"
+        said = f"{counted(step.images, 'image')} of {step.sides} at once may need an estimated {need} of memory, and {there} are free"
         yield warning(said, advice)
 
 
-# more than the networks here take in training, so that where it fits nothing need be measured
+# more than the networks here need in training: if it fits, nothing needs measuring
 _BYTES_PER_PIXEL = 8000
 
 
 def too_much_for_cpu(examination: Examination) -> Iterator[Finding]:
-    """`shortage` of a run on a CPU, which the system ends without a word where memory is short. Costs nothing where that cannot be."""
+    """`shortage` of a run on a CPU, which the system kills silently when memory is short. Costs nothing if that cannot happen."""
     cfg, free = examination.cfg, memory_of_machine()[1]
     pixels = (max(sizes_of(cfg.INPUT.MIN_SIZE_TRAIN)) or cfg.INPUT.MAX_SIZE_TRAIN) * cfg.INPUT.MAX_SIZE_TRAIN
     images = max(examination.per_process() // max(cfg.SOLVER.ACCUMULATE, 1), 1) * max(examination.gpus, 1)
     if torch.device(cfg.MODEL.DEVICE).type != "cpu" or not free or images * pixels * _BYTES_PER_PIXEL < free:
         return
-    with contextlib.suppress(Exception), quiet():  # the training itself says what is wrong with it
+    with contextlib.suppress(Exception), quiet():  # training itself reports what is wrong
         if examination.records and examination.model is not None:
             yield from shortage(examination, estimate(examination, exact_bytes(examination.model)[2]))
 
 
 def exact_bytes(model: nn.Module) -> tuple[int, int, int]:
-    """Of weights and buffers, of gradients, and of both with the optimizer's momentum."""
+    """Bytes of weights and buffers, of gradients, and of both with the optimizer's momentum."""
     own = 4 * sum(t.numel() for t in [*model.parameters(), *model.buffers()])
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
     return own, trained, own + 2 * trained
 
 
 def activations(examination: Examination) -> tuple[float, float]:
-    """Bytes that a step of one image keeps: (those of any image, those of each pixel), from two small sizes."""
+    """Bytes that a step of one image keeps, (per image, per pixel), from two small sizes."""
     model: Any = _trained(examination)
     points = []
     for size in _SIZES:
@@ -120,12 +120,12 @@ _SIZES = (7 * 32, 11 * 32)
 
 
 def room(device: str) -> int:
-    """Bytes that are free on a device, 0 where the system does not say."""
+    """Free bytes on a device, 0 if the system does not say."""
     return torch.cuda.mem_get_info(device)[0] if device.startswith("cuda") else memory_of_machine()[1]
 
 
 class Peak(NamedTuple):
-    """Bytes of a step of training: those that do not depend on its images, those of each image, and those of each of its pixels."""
+    """Bytes of a training step: constant, per image, and per pixel."""
 
     fixed: float
     image: float
@@ -136,11 +136,11 @@ class Peak(NamedTuple):
 
 
 def peak(examination: Examination, device: str = "cpu", sizes: tuple[int, int] = _SIZES) -> Peak:
-    """From small steps: of two images at two sizes, and of four. Weights, buffers and the optimizer's momentum are counted."""
+    """Measures small steps: two images at two sizes, and four images. Includes weights, buffers and the optimizer's momentum."""
     model: Any = _trained(examination).to(device)
     (small, area), (large, larger) = (_example(examination, model, size) for size in sizes)
     found = []
-    for batch in ([small] * 2, [small] * 2, [small] * 4, [large] * 2):  # the first makes what stays; less than two may be less than gradients
+    for batch in ([small] * 2, [small] * 2, [small] * 4, [large] * 2):  # the first allocates what stays; one image may need less than gradients
         model.zero_grad()
         found.append(peak_bytes(functools.partial(step_backward, model, batch), device))
     _, two, four, other = found
@@ -156,22 +156,22 @@ def step_backward(model: nn.Module, batch: list[dict[str, Any]]) -> None:
 
 
 def _trained(examination: Examination) -> nn.Module:
-    """The model as training has it. Raises UserError where images are not resized by their shorter side."""
+    """The model as for training. Raises UserError if images are not resized by their shorter side."""
     if not examination.front.knows("INPUT.MIN_SIZE_TRAIN"):
-        raise UserError("images are resized by something else than ResizeShortestEdge")
+        raise UserError("images are not resized by ResizeShortestEdge")
     model = examination.build().train()
     keep_activations(model, examination.cfg.MODEL.ACTIVATIONS)
     return model
 
 
 def _example(examination: Examination, model: Any, size: int) -> tuple[dict[str, Any], int]:
-    """(what the model takes, its pixels with padding) of an image with many objects."""
+    """(the model's input, its pixels with padding) for an image with many objects."""
     record, step = max(examination.some_records(50), key=lambda r: len(r.get("annotations", ()))), examination.divisibility()
     size = math.ceil(size / step) * step
     sides = ("INPUT.MIN_SIZE_TRAIN", (size, size), "INPUT.MAX_SIZE_TRAIN", 2 * size, "INPUT.CLASSIFICATION.SIZE", size)
     example = examination.front.clone(*sides, "INPUT.CROP.ENABLED", False).mapper(training=True)(record)
     if "instances" in example and hasattr(model, "roi_heads") and len(example["instances"]):
-        # as many objects as heads for masks and keypoints will find once they are trained
+        # as many objects as trained heads for masks and keypoints will get
         heads, objects = model.roi_heads, example["instances"]
         wanted = math.ceil(heads.batch_size_per_image * heads.positive_fraction)
         example["instances"] = Instances.cat([objects] * math.ceil(wanted / len(objects)))

@@ -29,13 +29,13 @@ def _png(figure: Any) -> str:
 
 
 def _plain(name: Any, most: int = 24) -> str:
-    """A class's name for matplotlib, to which dollars are formulas."""
+    """A class name for matplotlib, which would read dollars as formulas."""
     text = "".join(c if c.isprintable() else "?" for c in str(name))
     return (text if len(text) <= most else text[: most - 1] + "…").replace("$", r"\$")
 
 
 def charts(examination: Examination) -> Iterator[tuple[str, str]]:
-    """(caption, PNG in base64) of the objects of each class and of the boxes' sizes."""
+    """(caption, PNG in base64): charts of the objects of each class and of box sizes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -80,7 +80,7 @@ def charts(examination: Examination) -> Iterator[tuple[str, str]]:
 
 
 def samples(examination: Examination, count: int = 8) -> Iterator[tuple[str, str]]:
-    """(caption, PNG in base64) of training examples as they come out of the mapper: resized, flipped, cropped, with their objects."""
+    """(caption, PNG in base64): training examples from the mapper, resized, flipped, cropped, with their objects."""
     from detectron2.utils.visualizer import Visualizer
     from PIL import Image
 
@@ -90,7 +90,7 @@ def samples(examination: Examination, count: int = 8) -> Iterator[tuple[str, str
     metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
     about = {key: metadata.get(key) for key in ("stuff_classes", "stuff_colors", "ignore_label") if metadata.get(key) is not None}
     classes = [_plain(name) for name in metadata.get("thing_classes") or metadata.get("classes") or ()]
-    plain = type(metadata)(**about)  # keypoints' names would cover the picture
+    plain = type(metadata)(**about)  # names of keypoints would cover the picture
     for record in examination.some_records(count):
         name = os.path.basename(str(record.get("file_name")))
         try:
@@ -112,7 +112,7 @@ def samples(examination: Examination, count: int = 8) -> Iterator[tuple[str, str
                 label = int(example["label"] if "label" in example else record["label"])
                 said += f", {classes[label] if label < len(classes) else label}"
             picture = Image.fromarray(draw(image, marks))
-        except Exception as problem:  # of one image; the data section has said why
+        except Exception as problem:  # of one image; the data section has reported it
             yield f"{name}: {words(problem)}", ""
             continue
         buffer = io.BytesIO()
@@ -121,7 +121,7 @@ def samples(examination: Examination, count: int = 8) -> Iterator[tuple[str, str
 
 
 def _marks(fields: dict[str, Any], classes: list[str], shape: Sequence[int], scale: float) -> list[Mark]:
-    """The objects of a training example, to be drawn on its image of ``shape`` times ``scale``."""
+    """The objects of a training example, to draw on its image of ``shape`` times ``scale``."""
     marks = []
     for i, box in enumerate(fields["gt_boxes"].tensor.tolist() if "gt_boxes" in fields else ()):
         number = int(fields["gt_classes"][i])
@@ -147,7 +147,7 @@ pre{background:#f5f5f5;padding:.7em;overflow:auto}"""
 
 
 def page(title: str, sections: dict[str, list[Finding]], text: dict[str, str], pictures: dict[str, list[tuple[str, str]]]) -> str:
-    """One HTML page, with all it needs inside; whatever comes of files stands there as text."""
+    """One self-contained HTML page; anything from files appears as plain text."""
     e = html.escape
     parts = [
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">',
@@ -169,7 +169,7 @@ def page(title: str, sections: dict[str, list[Finding]], text: dict[str, str], p
 
 
 def printable(text: str) -> str:
-    """Without line ends, terminal codes and half characters, which names of files may hold."""
+    """Removes line ends, terminal codes and broken characters, which file names may contain."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,4 +1,4 @@
-"""The weights that training would begin with."""
+"""The initial weights of training."""
 
 import os
 from typing import Iterator
@@ -18,15 +18,15 @@ def weights(examination: Examination) -> Iterator[Finding]:
     begun = examination.resume and checkpointer.has_checkpoint()
     path = checkpointer.get_checkpoint_file() if begun else cfg.MODEL.WEIGHTS
     if examination.resume and not begun:
-        yield warning(f"--resume: no checkpoint in {cfg.OUTPUT_DIR!r}, training starts anew")
+        yield warning(f"--resume: no checkpoint in {cfg.OUTPUT_DIR!r}, training starts from the beginning")
     if not path:
         yield note(f"{examination.front.name('MODEL.WEIGHTS')} is empty: training from scratch")
         return
     if not examination.sound:
-        yield note("the config cannot be built: whether weights fit was not looked at")
+        yield note("the config cannot be built: weights were not checked")
         return
     if not examination.download and not is_here(path):
-        yield note(f"{path!r} is not on this machine: it will be downloaded when training starts", "add --download to try it now")
+        yield note(f"{path!r} is not on this machine: training will download it", "add --download to try it now")
         return
     try:
         examination.front.follow_weights(examination.resume)
@@ -48,7 +48,7 @@ def weights(examination: Examination) -> Iterator[Finding]:
 
 
 def is_here(path: str) -> bool:
-    """Whether weights need no download."""
+    """Whether the weights are already on this machine."""
     if "://" not in path:
         return True
     if named_weights.parsed(path):

@@ -1,4 +1,4 @@
-"""What the classes of weights are called, and of data, so that they can be matched by name."""
+"""The class names of weights and of data, so that they can be matched by name."""
 
 import os
 from typing import Any
@@ -13,14 +13,14 @@ KEY = "MODEL.WEIGHTS_CLASSES"
 
 
 def names_of(metadata: Any) -> dict[str, list[str]]:
-    """The names of a data set's classes: "classes", those of objects where it has some, and beside them "stuff", those of pixels."""
+    """The class names of a data set: "classes" for objects, if it has any, and "stuff" for pixels."""
     things, stuff = (list(map(str, metadata.get(field) or ())) for field in ("thing_classes", "stuff_classes"))
     first = things or list(map(str, metadata.get("classes") or ())) or stuff
     return {kind: names for kind, names in (("classes", first), ("stuff", stuff if things else [])) if names}
 
 
 def stated(cfg: CfgNode) -> dict[str, list[str]]:
-    """What MODEL.WEIGHTS_CLASSES says: the names of a data set's classes, or names with commas between them. Raises UserError for neither."""
+    """The class names in MODEL.WEIGHTS_CLASSES: those of the data set it names, or a comma-separated list. Raises UserError for neither."""
     value = cfg.MODEL.WEIGHTS_CLASSES
     if not value:
         return {}
@@ -29,30 +29,30 @@ def stated(cfg: CfgNode) -> dict[str, list[str]]:
         return names_of(MetadataCatalog.get(value))
     names = [name.strip() for name in value.split(",")]
     if len(names) == 1:
-        raise unknown(f"data set in {KEY}, which takes one, or names with commas between them", value, sorted(known), KEY)
+        raise unknown(f"data set in {KEY}, which takes a data set or comma-separated class names", value, sorted(known), KEY)
     twice = next((name for name in names if not name or names.count(name) > 1), None)
     if twice is not None:
-        raise UserError(f"{KEY} {value!r}: the name {twice!r} is empty or stands there twice", "value", KEY)
+        raise UserError(f"{KEY} {value!r}: the name {twice!r} is empty or appears twice", "value", KEY)
     return {"classes": names}
 
 
 def of_weights(cfg: CfgNode, path: str) -> dict[str, list[str]]:
-    """The names of the classes of the weights at ``path``: those that the config states, or else that the file holds, if it is here."""
+    """The class names of the weights at ``path``: those that the config states, else those in the file, if it is on this machine."""
     names = stated(cfg)
     if names or not path.endswith(".pth") or not os.path.isfile(path):
         return names
     try:
         return names_in(read_checkpoint(path, lazy=True))
     except UserError:
-        return {}  # the gate says so
+        return {}  # loading reports the error
 
 
 def of_files(names: list[str], classes: list[str]) -> list[str]:
-    """A table for each of the data sets of these names whose files have not just the ``classes``, which a model knows."""
+    """A table for each named data set whose classes in its files differ from the model's ``classes``."""
     tables = []
     for name in names:
         match = Match(classes, list(MetadataCatalog.get(name).get("file_classes") or classes))
         if match.ours_alone or match.theirs_alone:
-            what = "evaluated", "of the data alone: their objects are left out", "of the model alone: ignored"
+            what = "evaluated", "in the data only: their objects are left out", "in the model only: ignored"
             tables.append(f"{name}:\n{match.table(*what)}")
     return tables

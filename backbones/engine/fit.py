@@ -1,4 +1,4 @@
-"""The one loop that trains every run, whatever config it is from: detectron2's ``TrainerBase``, with the hooks that a `Job` asks for."""
+"""The one loop that trains every run, from any kind of config: detectron2's ``TrainerBase``, with the hooks that a `Job` asks for."""
 
 import logging
 import os
@@ -37,10 +37,10 @@ logger = logging.getLogger(__name__)
 class Fit(TrainerBase):
     """Trains ``job`` in this process, one of a run's: ``fit = Fit(job); fit.resume_or_load(resume); fit.train()``.
 
-    A run that is continued, after whatever ended it, has the losses and weights that it would have had (see `data.loader`).
+    A resumed run has the losses and weights that it would have had without the interruption (see `data.loader`).
 
     Args:
-        allow_partial_weights: train from a file that fills only part of the backbone.
+        allow_partial_weights: accept a file that fills only part of the backbone.
     """
 
     def __init__(self, job: Job, allow_partial_weights: bool = False):
@@ -69,20 +69,20 @@ class Fit(TrainerBase):
         if sampled:
             averaged = supernets(self.ema.average) if self.ema else []
             self.register_hooks([SamplePath([*sampled, *averaged], job.seed)])
-            said = "the path that the config names, with norms of its own"
+            said = "the path that the config names, with its own norm statistics"
             if not job.precise_bn:
                 said = (
-                    f"its last path, with norms that all paths have moved; {job.name('TEST.PRECISE_BN.ENABLED')} True gives it norms of its own"
+                    f"its last path, with norm statistics of all paths; {job.name('TEST.PRECISE_BN.ENABLED')} True computes them for this path"
                 )
-            logger.info(f"a supernet: evaluations during its training show {said}")
+            logger.info(f"supernet: evaluations during training use {said}")
 
     model = property(lambda self: self._trainer.model)
     optimizer = property(lambda self: self._trainer.optimizer)
     data_loader = property(lambda self: self._trainer.data_loader)
-    stop = property(lambda self: self._trainer.stop, doc="The number of a signal by which the run ends after this iteration, or 0.")
+    stop = property(lambda self: self._trainer.stop, doc="The number of the signal that ends the run after this iteration, or 0.")
 
     def build_hooks(self) -> list[HookBase | None]:
-        """detectron2's, in its order: what changes the model, the checkpoint, the evaluation, and last the writers."""
+        """Build the hooks in detectron2's order: those that change the model, the checkpoint, the evaluation, then the writers."""
         job, main = self.job, comm.is_main_process()
         precise = augmented = None
         if job.precise_bn and get_bn_modules(self.model):
@@ -109,27 +109,28 @@ class Fit(TrainerBase):
         return default_writers(self.job.output_dir, self.max_iter)
 
     def resume_or_load(self, resume: bool = True, new_schedule: bool = False) -> None:
-        """Goes on from the last checkpoint in the run's folder, or begins with its ``init_checkpoint``.
+        """Resumes from the last checkpoint in the run's folder, or starts from the job's ``init_checkpoint``.
 
-        ``new_schedule``: learning rate, weight decay, momentum and schedule become the config's; otherwise they stay the checkpoint's.
-        Raises UserError where nothing is left to do, or the rate would jump.
+        ``new_schedule``: take learning rate, weight decay, momentum and schedule from the config; otherwise the checkpoint's are kept.
+        Raises UserError if nothing is left to do, or if the learning rate would jump.
         """
         job, fresh = self.job, [dict(group) for group in self.optimizer.param_groups]
         if resume and not self.checkpointer.has_checkpoint():
-            logger.warning(f"--resume: no checkpoint in {job.output_dir!r}, training starts anew")
+            logger.warning(f"--resume: no checkpoint in {job.output_dir!r}, training starts from the beginning")
             resume = False
         self.checkpointer.resume_or_load(job.init_checkpoint, resume=resume)
         self.start_iter = self.iter + 1 if resume else 0  # a checkpoint holds the last iteration that was done
         if not job.init_checkpoint and any(isinstance(m, FrozenBatchNorm2d) for m in self.model.modules()):
             logger.warning(
-                "training from scratch with frozen batch norms, whose statistics are of no data: it will most likely diverge or learn nothing. "
-                "Set the backbone's norm to BN and its FREEZE_AT to 0, or name weights"
+                "training from scratch with frozen batch norms, whose statistics come from no data: it will probably diverge or learn nothing. "
+                "Set the backbone's norm to BN and its FREEZE_AT to 0, or start from weights"
             )
         if self.start_iter > self.max_iter or self.start_iter == self.max_iter and not self.evaluation.pending:
             key = job.name("SOLVER.MAX_ITER")
             raise UserError(
-                f"--resume: the run in {job.output_dir!r} has done {self.start_iter} iterations of {key} {self.max_iter}: raise {key}, with "
-                f"--new-schedule where the learning rate follows it, or evaluate {self.checkpointer.get_checkpoint_file()!r} with --eval-only",
+                f"--resume: the run in {job.output_dir!r} has done {self.start_iter} iterations, and {key} is {self.max_iter}: raise {key} "
+                "(with --new-schedule if the learning rate depends on it), or evaluate "
+                f"{self.checkpointer.get_checkpoint_file()!r} with --eval-only",
                 code="resume",
                 key=key,
             )
@@ -141,9 +142,9 @@ class Fit(TrainerBase):
             self.ema.begin()
 
     def train(self) -> Any:
-        """Trains from ``start_iter`` to ``max_iter``, which `finish` may lower, and gives the results of the last evaluation.
+        """Trains from ``start_iter`` to ``max_iter``, which `finish` may lower, and returns the results of the last evaluation.
 
-        SIGTERM and SIGINT end it after the iteration, with a checkpoint and exit code 143 or 130.
+        SIGTERM and SIGINT end it after the current iteration, with a checkpoint and exit code 143 or 130.
         """
         if comm.is_main_process() and not self.start_iter:
             self.checkpointer.forget_last_checkpoint()
@@ -183,7 +184,7 @@ class Fit(TrainerBase):
             self.after_train()
 
     def finish(self) -> None:
-        """Makes this iteration the last one. For hooks, after its evaluation."""
+        """Makes this iteration the last one. Hooks call it after the evaluation."""
         self.max_iter = self.done
 
     def run_step(self) -> None:
@@ -193,7 +194,8 @@ class Fit(TrainerBase):
     def after_train(self) -> None:
         super().after_train()
         last = self.evaluation.last
-        if last and last.iteration == self.max_iter - 1 and self.job.evaluate and comm.is_main_process():  # again, as it is to know of that
+        # again, so that the checkpoint holds the results
+        if last and last.iteration == self.max_iter - 1 and self.job.evaluate and comm.is_main_process():
             self.checkpointer.save("model_final", iteration=self.done - 1)
 
     def state_dict(self) -> dict[str, Any]:
@@ -201,7 +203,7 @@ class Fit(TrainerBase):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         TrainerBase.load_state_dict(self, state_dict)
-        self._trainer.load_state_dict(state_dict.get("_trainer", state_dict))  # of a Python config's run it once was all there was
+        self._trainer.load_state_dict(state_dict.get("_trainer", state_dict))  # earlier runs of Python configs saved nothing else
 
     @property
     def evaluated_model(self) -> nn.Module:
@@ -224,16 +226,16 @@ class Fit(TrainerBase):
         return results
 
     def _leave(self, number: int) -> None:
-        """Ends this process after signal ``number``, with a checkpoint of what is done; others than the first wait for that."""
-        self._trainer.close()  # workers that end by themselves would be said in the middle of the checkpoint
+        """Ends this process after signal ``number``, with a checkpoint; all processes but the first wait until it is saved."""
+        self._trainer.close()  # otherwise workers that end by themselves are reported while the checkpoint is being written
         name = f"model_{self.done - 1:07d}"
         if comm.is_main_process():
             self.checkpointer.save(name, iteration=self.done - 1)
             logger.warning(
-                f"ended by {signal.Signals(number).name} after {counted(self.done, 'iteration')}: {name}.pth is saved, --resume goes on from it"
+                f"ended by {signal.Signals(number).name} after {counted(self.done, 'iteration')}: {name}.pth is saved, --resume continues"
             )
         else:
-            # the end of this process may end the first in the middle of its checkpoint; but one that does not begin may wait for this one
+            # the end of this process may kill the first one while it writes; but a first one that does not start writing may wait for this one
             begun = time.monotonic()
             while not self.checkpointer.is_last(name) and time.monotonic() < begun + (120 if self.checkpointer.is_writing(name) else 5):
                 time.sleep(0.05)
@@ -241,7 +243,7 @@ class Fit(TrainerBase):
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Each process has its own batch norm statistics; those of the first are saved, so those are evaluated."""
+    """Gives all processes the batch norm statistics of the first, since those are saved and evaluated."""
     if comm.get_world_size() > 1:
         with torch.no_grad():
             for buffer in model.buffers():
@@ -249,17 +251,17 @@ def broadcast_buffers(model: nn.Module) -> None:
 
 
 def check_processes_agree(model: nn.Module, start: int) -> None:
-    """Raises UserError, in all processes, where they have not loaded the same weights or do not begin at the same iteration."""
+    """Raises UserError, in all processes, unless all have loaded the same weights and start at the same iteration."""
     if comm.get_world_size() == 1:
         return
     kinds = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    # sums of bit patterns, which have no order
+    # sums of bit patterns do not depend on the order
     bits = sum(int(p.detach().view(kinds[p.element_size()]).sum(dtype=torch.int64)) for p in model.parameters() if p.numel())
     all_have = comm.all_gather((start, bits))
     other = next((rank for rank, has in enumerate(all_have) if has != all_have[0]), None)
     if other is not None:
-        what = f"begins at iteration {all_have[other][0]}" if all_have[other][0] != all_have[0][0] else "has other weights"
+        what = f"starts at iteration {all_have[other][0]}" if all_have[other][0] != all_have[0][0] else "has different weights"
         raise UserError(
-            f"process {other} {what}, process 0 begins at {all_have[0][0]}: all machines must see the same checkpoints and weights, "
-            "in a folder that they share"
+            f"process {other} {what}, process 0 starts at {all_have[0][0]}: all machines must see the same checkpoints and weights, "
+            "in a shared folder"
         )

@@ -1,4 +1,4 @@
-"""What a config says of a run, whichever kind it is. All that takes a config takes it as a `Front`: training, evaluation and every tool."""
+"""The common view of a config, YAML or Python. Training, evaluation and every tool take a config as a `Front`."""
 
 import difflib
 import os
@@ -34,7 +34,7 @@ def arranged(model: nn.Module, memory_format: str) -> nn.Module:
     if memory_format != "channels_last":
         return model
     for module in model.modules():
-        if isinstance(module, KRCNNConvDeconvUpsampleHead):  # whose loss needs the other order
+        if isinstance(module, KRCNNConvDeconvUpsampleHead):  # its loss needs the other order
             module.score_lowres.register_forward_hook(lambda module, inputs, output: output.contiguous())
     return model.to(memory_format=torch.channels_last)
 
@@ -44,9 +44,9 @@ class Front(ABC):
 
     Attributes:
         cfg: the config itself, a CfgNode or a DictConfig.
-        path: of its file, or "".
-        settings: what it says as a YAML config has it: of YAML configs ``cfg`` itself, of Python configs the keys that have a counterpart.
-        words: of one override on the command line.
+        path: path of its file, or "".
+        settings: its values under YAML keys: ``cfg`` itself for a YAML config, the keys with a counterpart for a Python config.
+        words: how many words one override takes on the command line.
     """
 
     cfg: Any
@@ -55,30 +55,30 @@ class Front(ABC):
 
     def __init__(self, path: str = ""):
         self.path = path
-        self.names: list[str] = []  # of data sets that the config registers
-        self.said: list[str] = []  # lines on them, and on what follows from them
+        self.names: list[str] = []  # data sets that the config registers
+        self.said: list[str] = []  # lines to log about them and about settings that follow from them
         self.opts: list[str] = []
-        self.accepted: list[str] = []  # licences of weights
+        self.accepted: list[str] = []  # licences of weights that the user accepts
 
     @abstractmethod
     def name(self, key: str) -> str:
-        """What the user's config calls a key of YAML configs."""
+        """The name of a YAML key in the user's config."""
 
     def knows(self, key: str) -> bool:
-        """Whether ``settings`` have a key's value from the config. Other values are detectron2's defaults, which say nothing of this run."""
+        """Whether the value of a key in ``settings`` comes from the config. Others are detectron2's defaults, unrelated to this run."""
         return True
 
     @abstractmethod
     def override(self, key: str, value: Any) -> str:
-        """How the command line sets a key of YAML configs."""
+        """How to set a YAML key on the command line."""
 
     @abstractmethod
     def merge(self, opts: list[str]) -> None:
-        """Puts overrides of the command line into the config. Raises UserError; the config is then no longer of use."""
+        """Applies overrides of the command line to the config. After a UserError the config must not be used."""
 
     @abstractmethod
     def set(self, key: str, value: Any) -> None:
-        """Sets a key of YAML configs, or its counterpart."""
+        """Sets a YAML key, or its counterpart."""
 
     @abstractmethod
     def clone(self, *pairs: Any) -> "Front":
@@ -86,18 +86,18 @@ class Front(ABC):
 
     @abstractmethod
     def apply_data_arguments(self, args: Any, training: bool) -> bool:
-        """Puts the data of ``--train`` and its fellows into the config, and returns whether there are any; overrides prevail."""
+        """Puts the data of ``--train`` and related flags into the config; returns whether there are any. Overrides take precedence."""
 
     @abstractmethod
     def config_findings(self, training: bool = False, processes: int = 1) -> Iterator[UserError]:
-        """What is wrong with the config, as far as it can be known before anything is built: `config.config_findings`."""
+        """Problems of the config that show before anything is built: `config.config_findings`."""
 
     def data_findings(self, training: bool, skip: Collection[str] = ()) -> Iterator[UserError]:
-        """What is wrong with its data: `data.dataset_findings`."""
+        """Problems of its data: `data.dataset_findings`."""
         return dataset_findings(self.settings, training, skip)
 
     def findings(self, training: bool, processes: int) -> Iterator[UserError]:
-        """All that is wrong."""
+        """All problems."""
         yield from self.config_findings(training, processes)
         yield from self.data_findings(training)
         if training and self.knows("MODEL.MASK_ON"):
@@ -105,7 +105,7 @@ class Front(ABC):
         yield from tracker_findings(self.settings, self.name)
 
     def check_resize(self) -> None:
-        """Raises UserError where evaluation does something else to images than resizing them by their shorter side."""
+        """Raises UserError if evaluation does anything to images other than resize them by their shorter side."""
 
     @abstractmethod
     def build_model(self) -> nn.Module: ...
@@ -118,20 +118,20 @@ class Front(ABC):
 
     @abstractmethod
     def build_train_loader(self, workers: int | None = None) -> Any:
-        """Batches without end; ``workers`` in the place of the config's number of processes that read them."""
+        """An endless loader of batches; ``workers`` replaces the config's number of worker processes."""
 
     @abstractmethod
     def mapper(self, training: bool, annotated: bool = False) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """What makes an example of a record; with ``annotated`` its objects are in it as in training, its image as in evaluation."""
+        """The mapper from records to examples; with ``annotated``, objects as in training, the image as in evaluation."""
 
     @property
     def skips(self) -> bool | None:
-        """Whether images that cannot be read are left out; None: they are not, and INPUT.UNREADABLE is not to be advised."""
+        """Whether images that cannot be read are left out; None: no, and do not suggest INPUT.UNREADABLE."""
         return self.settings.INPUT.UNREADABLE == "skip" or None
 
     @abstractmethod
     def resize(self) -> T.Augmentation:
-        """What evaluation does to an image."""
+        """The augmentations of evaluation."""
 
     @property
     def evaluates(self) -> bool:
@@ -140,7 +140,7 @@ class Front(ABC):
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
-        """The results on the test data, nested dicts of numbers, in the first process."""
+        """Evaluates on the test data; returns nested dicts of numbers, in the first process."""
 
     @abstractmethod
     def evaluate_augmented(self, model: nn.Module) -> dict[str, Any]:
@@ -150,7 +150,7 @@ class Front(ABC):
         """Compares results with those that the config expects."""
 
     def fit(self, allow_partial_weights: bool = False) -> Fit:
-        """What trains the config's run in this process."""
+        """The trainer of the config's run in this process."""
         return Fit(self.job(), allow_partial_weights)
 
     def job(self) -> Job:
@@ -194,16 +194,16 @@ class Front(ABC):
 
     @abstractmethod
     def plain(self) -> dict[str, Any]:
-        """All keys and values, nested dicts, as trackers and a resume are to see them."""
+        """All keys and values as nested dicts, for trackers and for comparison on resume."""
 
     def ddp(self) -> dict[str, Any]:
         """Arguments of torch's DistributedDataParallel."""
         return {name.lower(): True for name, on in self.settings.SOLVER.DDP.items() if on}
 
     def prepare(self, args: Any, processes: int) -> "Front":
-        """Reads and checks all that can be before a process of the run starts. Raises UserError.
+        """Reads and checks everything possible before a process of the run starts. Raises UserError.
 
-        What comes of it goes with the front, by pickle, to processes that have not read the data themselves.
+        The front carries the result, by pickle, to processes that have not read the data themselves.
         """
         training, s = not args.eval_only, self.settings
         if not training:
@@ -214,12 +214,12 @@ class Front(ABC):
         for problem in self.findings(training, processes):
             raise problem
         self.said += classes.of_files(list(s.DATASETS.TEST), known) if known else []
-        self.follow_weights(getattr(args, "resume", False))  # last, as it may be a download
+        self.follow_weights(getattr(args, "resume", False))  # last, since it may download
         self.settings.freeze()
         return self
 
     def follow_classes(self, resume: bool) -> list[str]:
-        """The names of the classes of the weights that are to be evaluated, if they are known: the model has these, and own data match them."""
+        """The class names of the weights to evaluate, if known. The model takes them, and your data are matched to them."""
         s = self.settings
         checkpointer = GatedCheckpointer(nn.Identity(), s.OUTPUT_DIR)
         begun = resume and checkpointer.has_checkpoint()
@@ -235,13 +235,13 @@ class Front(ABC):
         for name in s.DATASETS.TEST if names else ():
             theirs = classes.names_of(MetadataCatalog.get(name)).get("classes", []) if name in DatasetCatalog else []
             if theirs != names and sorted(theirs) == sorted(names) and name not in own:
-                said = f"data set {name!r} has the classes of the weights in another order: only data of DATASETS.REGISTER are matched by name"
+                said = f"{name!r} has the classes of the weights in a different order: only data of DATASETS.REGISTER are matched by name"
                 raise UserError(said, "classes", self.name("DATASETS.TEST"))
         if not names or not tests or not own.issuperset(tests):
             return []
-        if before and len(before) == len(names) and not set(before) & set(names):  # the same under other names, as the config says
+        if before and len(before) == len(names) and not set(before) & set(names):  # the config states other names for the same classes
             self.said.append(
-                f"the weights call their classes {names[0]!r} and so on, {self.name('DATASETS.CLASSES')} {before[0]!r}: -> by number"
+                f"the weights name their classes {names[0]!r}, ..., but {self.name('DATASETS.CLASSES')} {before[0]!r}, ... -> matched by number"
             )
             return before
         if before != names:
@@ -250,20 +250,20 @@ class Front(ABC):
             key for key, field in architecture(s).classes.items() if field in ("thing_classes", "classes") and get(s, key) != len(names)
         ):
             self.set(key, len(names))
-            self.said.append(f"{self.name(key)} is set to {len(names)}: the weights have as many classes")
+            self.said.append(f"{self.name(key)} is set to {len(names)}, the number of classes of the weights")
         return names
 
     def follow_weights(self, resume: bool = False) -> None:
-        """Settles which file MODEL.WEIGHTS names, and fetches it; where the config leaves its images to the weights, sets what they say.
+        """Finds and fetches the file that MODEL.WEIGHTS names; if the config leaves the image format to the weights, sets it.
 
-        With ``resume`` that is the last checkpoint of the run. Raises UserError for weights that cannot be had.
+        With ``resume`` it is the last checkpoint of the run. Raises UserError for weights that cannot be fetched.
         """
         s = self.settings
         checkpointer = GatedCheckpointer(nn.Identity(), s.OUTPUT_DIR)
         begun = resume and checkpointer.has_checkpoint()
         path = checkpointer.get_checkpoint_file() if begun else s.MODEL.WEIGHTS
         leaves = s.INPUT.NORMALIZATION == "weights"
-        if leaves:  # what is settled here stays
+        if leaves:  # decided here once
             self.set("INPUT.NORMALIZATION", "config")
         if not begun:
             _check_is_there(path)
@@ -277,22 +277,22 @@ class Front(ABC):
                 for key, name in zip(IMAGES, ("format", "pixel_mean", "pixel_std")):
                     self.set(key, images[name] if name == "format" else list(images[name]))
             s = self.settings
-            whose = "as the weights say" if images else f"as the config says: the weights {address!r} say nothing of their images"
-            self.said.append(f"images: {s.INPUT.FORMAT}, mean {s.MODEL.PIXEL_MEAN}, deviation {s.MODEL.PIXEL_STD}, {whose}")
+            whose = "as the weights say" if images else f"as the config says: the weights {address!r} do not state what images they expect"
+            self.said.append(f"images: {s.INPUT.FORMAT}, mean {s.MODEL.PIXEL_MEAN}, standard deviation {s.MODEL.PIXEL_STD}, {whose}")
             use_structure(self.cfg, overrides)
 
     def check_model(self) -> None:
-        """Raises UserError where the config's model cannot be built here; data need not be there."""
+        """Raises UserError if the config's model cannot be built here; needs no data."""
         for problem in self.config_findings():
             raise problem
 
     def register(self, training: bool = False, names: Sequence[str] | None = None, replaced: bool = False) -> None:
-        """Makes the data sets known that the config brings along, and sets what follows from them. Raises UserError.
+        """Registers the data sets that the config defines, and sets the keys that follow from them. Raises UserError.
 
         Args:
-            training: whether the run trains, so that what is held out may not be trained on.
-            names: the data sets that are needed; None: all.
-            replaced: they have come in the place of the config's.
+            training: whether the run trains; then it must not train on held-out images.
+            names: the data sets needed; None: all.
+            replaced: whether they replace the config's.
         """
         before = set(DatasetCatalog)
         register_from_config(self.settings, names)
@@ -301,7 +301,7 @@ class Front(ABC):
         self.names += sorted(set(DatasetCatalog) - before)
         for key, value, reason in list(follow(self.settings, replaced)):
             stated = self.opts[::2].count(key) if self.words == 2 else any(item.startswith(f"{self.name(key)}=") for item in self.opts)
-            if stated and key not in ("INPUT.RANDOM_FLIP", "TEST.AUG.FLIP"):  # a flip that mixes up left and right is never meant
+            if stated and key not in ("INPUT.RANDOM_FLIP", "TEST.AUG.FLIP"):  # a flip that swaps left and right is never intended
                 continue
             self.set(key, value)
             if key == "INPUT.RANDOM_FLIP" and not self.knows(key):
@@ -309,7 +309,7 @@ class Front(ABC):
             elif reason:
                 self.said.append(f"{self.name(key)} is set to {value}: {reason}")
         if replaced and training and not self.settings.DATASETS.TEST:
-            self.said.append("there is nothing to evaluate on: --val names it, and --val-split 0.2 holds a part of the images out")
+            self.said.append("there are no data to evaluate on: name some with --val, or hold out part of the images with --val-split 0.2")
         for name in self.names:
             self.said += MetadataCatalog.get(name).get("said", [])
 
@@ -325,16 +325,16 @@ class Front(ABC):
         self.__dict__.update(state)
 
     def metadata(self) -> Any:
-        """Of the first data set for evaluation: its classes' names."""
+        """Metadata of the first data set for evaluation, with its class names."""
         names = self.settings.DATASETS.TEST or self.settings.DATASETS.TRAIN
         return MetadataCatalog.get(names[0] if names else "__unused")
 
     def load_for_evaluation(self, model: nn.Module, resume: bool = False, allow_partial_weights: bool = False) -> list[str]:
-        """Fills ``model`` from the weights that the config names, or with ``resume`` from the last checkpoint of its run.
+        """Loads ``model`` from the weights that the config names, or with ``resume`` from the last checkpoint of its run.
 
-        Returns the names of classes that the checkpoint holds; those of other projects hold none.
+        Returns the class names in the checkpoint; those of other projects hold none.
 
-        Raises UserError where there is nothing to load, or where any weight would keep its initial value.
+        Raises UserError if there is nothing to load, or if any weight would keep its initial value.
         """
         self.check_has_weights(resume)
         s = self.settings
@@ -343,7 +343,7 @@ class Front(ABC):
         return names_in({"run": run}).get("classes", [])
 
     def check_has_weights(self, resume: bool) -> None:
-        """Raises UserError where there is nothing to evaluate."""
+        """Raises UserError if there is nothing to evaluate."""
         folder = self.settings.OUTPUT_DIR
         if not self.settings.MODEL.WEIGHTS and not (resume and GatedCheckpointer(nn.Identity(), folder).has_checkpoint()):
             final = os.path.join(folder, "model_final.pth")
@@ -363,17 +363,17 @@ class Front(ABC):
         }
 
     def draw(self, model: nn.Module) -> dict[str, Any]:
-        """Pictures of what is found in the first images for evaluation."""
+        """Pictures of the predictions on the first images for evaluation."""
         records = get_detection_dataset_dicts([self.settings.DATASETS.TEST[0]], filter_empty=False)[: self.settings.TEST.PICTURES]
         return draw_predictions(model, records, NamesFiles(self.mapper(False), self.skips), self.metadata(), self.settings.INPUT.FORMAT)
 
 
 def _check_is_there(path: str) -> None:
-    """Raises UserError where MODEL.WEIGHTS is a file of this machine that is not there, before anything heavy begins."""
+    """Raises UserError if MODEL.WEIGHTS is a local file that does not exist, before anything expensive starts."""
     file = path.partition("?")[0]
     if not file or "://" in file or os.path.exists(file):
         return
     sources = difflib.get_close_matches(path, weights.data()["sources"], 1, 0.4)
     near = nearest(file, (".pth", ".pkl", ".safetensors")) or next(iter(sources), None)
     hint = f". Did you mean {near!r}?" if near else ""
-    raise UserError(f"checkpoint {path!r} is not there{hint}", "missing-file", "MODEL.WEIGHTS", near)
+    raise UserError(f"checkpoint {path!r} does not exist{hint}", "missing-file", "MODEL.WEIGHTS", near)

@@ -1,4 +1,4 @@
-"""What happens around training: evaluations, the best checkpoint, the weights' average, paths of supernets, losses, pictures, progress."""
+"""Training hooks: evaluations, the best checkpoint, the average of weights, supernet paths, losses, pictures, progress."""
 
 import dataclasses
 import logging
@@ -33,19 +33,19 @@ from .step import moving_values, set_moving_values
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """The figures of one evaluation, by name such as "bbox/AP", in the first process; others have none."""
+    """The metrics of one evaluation, by name such as "bbox/AP", in the first process; other processes have none."""
 
-    iteration: int  # the last one that the weights have seen
+    iteration: int  # the last one that the weights were trained on
     figures: dict[str, float]
 
 
 class Evaluate(HookBase):
-    """As detectron2's ``EvalHook``; an evaluation that a run did not come to the end of is done when it is resumed.
+    """As detectron2's ``EvalHook``; an evaluation that was interrupted is repeated when the run resumes.
 
     Args:
         period: iterations between evaluations; 0: only at the end.
-        evaluate: gives the results, nested dicts of numbers, in the first process.
-        waiting: a context in which a signal does not wait.
+        evaluate: returns the results, nested dicts of numbers, in the first process.
+        waiting: a context in which a signal acts at once.
 
     ``last`` is the last `Evaluation`.
     """
@@ -76,7 +76,7 @@ class Evaluate(HookBase):
             self._run(self.trainer.iter)
 
     def after_train(self) -> None:
-        if self.trainer.iter >= self.trainer.max_iter and not self._is_done():  # as training leaves it at its end alone
+        if self.trainer.iter >= self.trainer.max_iter and not self._is_done():  # true only when training has reached its end
             self._run(self.trainer.iter)
 
     def _run(self, written_at: int) -> None:
@@ -89,19 +89,19 @@ class Evaluate(HookBase):
 
 
 class EvaluateAtTheEnd(Evaluate):
-    """Of a run that comes to its end alone."""
+    """Only for a run that reaches its end."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
 
 class PreciseBN(hooks.PreciseBN):
-    """As detectron2's, on images that follow from ``seed()`` and the iteration alone. Of a supernet it is the path of the config that gets
-    norms of its own, and is then evaluated; those of choices that do not run stay as they are.
+    """As detectron2's, on images that depend only on ``seed()`` and the iteration. For a supernet, the config's path gets
+    norm statistics of its own and is then evaluated; those of choices that do not run stay as they are.
 
     Args:
-        loader: its own one; that its images follow holds of those of `data.loader`.
-        others: those of detectron2's.
+        loader: a separate one; only loaders of `data.loader` give reproducible images.
+        others: arguments of detectron2's hook.
     """
 
     def __init__(self, seed: Callable[[], int], period: int, model: nn.Module, loader: Any, count: int):
@@ -121,18 +121,18 @@ class PreciseBN(hooks.PreciseBN):
         super().update_stats()
         for module in resting:
             module.training = True
-        set_moving_values(self.trainer.model, values)  # its batches are none of training
+        set_moving_values(self.trainer.model, values)  # its batches are not training
 
 
 class KeepBest(HookBase):
-    """Saves model_best.pth whenever a figure is better than in all evaluations before; its value outlives a resume.
+    """Saves model_best.pth whenever a metric is better than in all earlier evaluations; the best value survives a resume.
 
     Args:
-        evaluation: whose figures are looked at.
-        metric: a figure of evaluations such as "bbox/AP", of which more is better; see `headline`.
-        patience: evaluations without a better one after which ``trainer.finish()`` is called; 0: never.
+        evaluation: the hook whose metrics are used.
+        metric: a metric such as "bbox/AP", where higher is better; see `headline`.
+        patience: evaluations without improvement after which ``trainer.finish()`` is called; 0: never.
 
-    To stand after `Evaluate` among the hooks, in every process.
+    Must come after `Evaluate` among the hooks, in every process.
     """
 
     def __init__(self, checkpointer: GatedCheckpointer, evaluation: Evaluate, metric: str = "auto", patience: int = 0):
@@ -165,10 +165,10 @@ class KeepBest(HookBase):
             name = headline(evaluation.figures, self.metric)
             if name is not None:
                 finish = self._compare(name, evaluation.figures[name], evaluation.iteration)
-            elif evaluation.figures or self.metric != "auto":  # of data without annotations there are none
+            elif evaluation.figures or self.metric != "auto":  # data without annotations have none
                 there = ", ".join(evaluation.figures) or "none"
                 key = self.trainer.job.name("TEST.BEST_METRIC")
-                logging.getLogger(__name__).warning(f"{key} {self.metric!r} is not among the evaluation's figures: {there}")
+                logging.getLogger(__name__).warning(f"{key} {self.metric!r} is not among the metrics of the evaluation: {there}")
         if self.patience and comm.get_world_size() > 1:
             finish = comm.all_gather(finish)[0]
         if finish and self.trainer.done < self.trainer.max_iter:
@@ -176,32 +176,30 @@ class KeepBest(HookBase):
 
     def _compare(self, name: str, value: float, iteration: int) -> bool:
         logger = logging.getLogger(__name__)
-        if value > self.best:  # never so of NaN
+        if value > self.best:  # False for NaN
             self.best, self.best_iteration, self.without = value, iteration, 0
-            # a run goes on from its last checkpoint, not its best
+            # a run resumes from its last checkpoint, not its best
             self.checkpointer.save("model_best", tag=False, iteration=iteration, best={name: value})
             logger.info(f"{name} {value:.4f} is the best so far: model_best.pth")
             return False
         self.without += 1
-        stays = "model_best.pth stays as it is" if self.best_iteration >= 0 else "there is no model_best.pth yet"
+        stays = "model_best.pth stays as it is" if self.best_iteration >= 0 else "no model_best.pth yet"
         if math.isnan(value):
-            logger.warning(f"{stays}: {name} has no value, as nothing was found, or there is nothing to find")
+            logger.warning(f"{stays}: {name} has no value, because there are no predictions or no ground truth")
         else:
             logger.info(f"{stays}: {name} {value:.4f} is not better than {self.best:.4f} after {self.best_iteration + 1} iterations")
         if self.patience and self.without >= self.patience:
-            logger.info(
-                f"no better one in as many evaluations as {self.trainer.job.name('TEST.PATIENCE')} allows, {self.without}: training ends here"
-            )
+            logger.info(f"no improvement in {self.without} evaluations ({self.trainer.job.name('TEST.PATIENCE')}): training ends here")
             return True
         return False
 
 
 class Learned(HookBase):
-    """Says at the end of a run where what it reached is what guessing reaches.
+    """Warns at the end of a run if it did no better than guessing.
 
     Args:
-        evaluation: whose figures are looked at.
-        classes: how many there are to guess among, of a classifier.
+        evaluation: the hook whose metrics are used.
+        classes: the number of classes, for a classifier.
     """
 
     def __init__(self, evaluation: Evaluate, classes: int):
@@ -212,15 +210,15 @@ class Learned(HookBase):
         name = headline(figures)
         if name is None or self.trainer.done < self.trainer.max_iter:
             return
-        value, found = figures[name], "next to nothing is found"
+        value, found = figures[name], "the model finds next to nothing"
         if name.endswith("top1"):
             if self.classes < 2:
                 return
             chance = 100 / self.classes
-            found, above = f"guessing among {self.classes} classes gives {chance:.1f}", min(0.6 * chance, 0.1 * (100 - chance))
+            found, above = f"guessing among {self.classes} classes reaches {chance:.1f}", min(0.6 * chance, 0.1 * (100 - chance))
         else:
             chance, above = 0.0, 1.0
-        if not value >= chance + above:  # so of NaN too
+        if not value >= chance + above:  # also true for NaN
             rate, length = map(self.trainer.job.name, ("SOLVER.BASE_LR", "SOLVER.MAX_ITER"))
             logging.getLogger(__name__).warning(
                 f"nothing was learned: {name} is {value:.1f}, and {found}. Change {rate}, raise {length}, or start from weights"
@@ -228,10 +226,10 @@ class Learned(HookBase):
 
 
 class EMA(HookBase):
-    """An exponential moving average of weights and buffers, by torch's ``AveragedModel``; evaluations look at it.
+    """An exponential moving average of weights and buffers, by torch's ``AveragedModel``; evaluations use it.
 
     Args:
-        decay: share of the average that stays in an iteration; at first (1 + t) / (10 + t), where that is less.
+        decay: share of the average that each iteration keeps; at first (1 + t) / (10 + t), if that is less.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -246,7 +244,7 @@ class EMA(HookBase):
         get_ema_multi_avg_fn(min(self.decay, (1 + count) / (10 + count)))(averaged, current, count)
 
     def begin(self) -> None:
-        """To be called when the weights are loaded: before its first iteration the average is the weights themselves."""
+        """Call it when the weights are loaded: before the first iteration the average equals the weights."""
         if not int(self.average.n_averaged):
             self.average.module.load_state_dict(self.model.state_dict())
 
@@ -269,9 +267,9 @@ class SamplePath(HookBase):
 
 
 def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers: int, skip: bool | None = None) -> dict[str, float]:
-    """The mean of each loss over ``records``, this process's share of them, with norms and dropout as in evaluation; weights stay as they are.
+    """The mean of each loss over ``records``, shared among processes, with norms and dropout as in evaluation. No weight changes.
 
-    Each image has the same random numbers every time, by which heads sample proposals. ``skip``: those that cannot be read do not count.
+    Heads sample proposals with the same random numbers for an image every time. ``skip``: leave out images that cannot be read.
     """
     modes, values = [(module, module.training) for module in model.modules()], moving_values(model)
     model.train()
@@ -281,7 +279,7 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
     sums: dict[str, float] = {}
     count = 0
     world = comm.get_world_size()
-    # as many in each process, which wait for each other in some losses: what is there twice does not count
+    # every process needs as many, since some losses wait for each other; repeated images do not count
     mine = range(comm.get_rank(), -(-len(records) // world) * world, world)
     order = [i % len(records) for i in mine]
     options: dict[str, Any] = dict(num_workers=workers, collate_fn=share, worker_init_fn=end_with_parent)
@@ -290,9 +288,9 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
         with torch.no_grad(), EventStorage():
             for number, batch in zip(mine, loader):
                 seed_random_numbers(number)
-                set_moving_values(model, values)  # of which an image's losses depend on no other image, in however many processes
+                set_moving_values(model, values)  # so that the losses of an image depend on no other image, for any number of processes
                 losses = model(batch)
-                if number < len(records) and "unreadable" not in batch[0]:  # then it is of another image
+                if number < len(records) and "unreadable" not in batch[0]:  # else a different image came in its place
                     for name, value in losses.items():
                         sums[name] = sums.get(name, 0.0) + float(value)
                     count += 1
@@ -312,9 +310,9 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
 def draw_predictions(
     model: nn.Module, records: Iterable[dict[str, Any]], mapper: Callable, metadata: Any, image_format: str
 ) -> dict[str, np.ndarray]:
-    """What ``model`` finds in the images of ``records``, beside their truth where they have one, as a picture (H, W, 3) RGB by number and name.
+    """The predictions of ``model`` on the images of ``records``, next to their ground truth if any: a picture (H, W, 3) RGB by number and name.
 
-    Of other models than detectors there is none.
+    Models that are not detectors give none.
     """
     training, pictures = model.training, {}
     model.eval()
@@ -322,7 +320,7 @@ def draw_predictions(
         example = mapper(record)
         if "unreadable" in example:
             continue
-        with torch.no_grad():  # without the original's size, what is found is in pixels of the network's image
+        with torch.no_grad():  # without the original size, predictions are in pixels of the network's input
             output = model([{key: value for key, value in example.items() if key not in ("height", "width")}])[0]
         if not isinstance(output, dict) or "instances" not in output:
             break
@@ -357,7 +355,7 @@ def _found(found: Any, metadata: Any) -> list[Mark]:
 
 
 def _truth(record: dict[str, Any], metadata: Any, shape: tuple[int, int], masks: bool) -> list[Mark]:
-    """The objects of ``record`` in an image that was resized to ``shape``. Their ``masks`` cover what is: only where the model finds some."""
+    """The objects of ``record`` in an image resized to ``shape``; with ``masks`` only if the model predicts masks, as they hide the image."""
     marks = []
     sy, sx = (new / old for new, old in zip(shape, (record["height"], record["width"])))
     for a in record["annotations"]:
@@ -373,7 +371,7 @@ def _truth(record: dict[str, Any], metadata: Any, shape: tuple[int, int], masks:
 
 
 class Progress(HookBase):
-    """A bar on the terminal, in the place of the lines of figures, which go on in log.txt."""
+    """A progress bar on the terminal instead of the lines of losses, which still go to log.txt."""
 
     def __init__(self) -> None:
         self.bar: Any = None

@@ -1,4 +1,4 @@
-"""A run as one plain value. The front ends build it from a config, YAML or Python; `fit.Fit` trains it."""
+"""A training run as plain data. The front ends build it from a YAML or Python config; `fit.Fit` trains it."""
 
 import dataclasses
 from typing import Any, Callable, Iterable
@@ -9,44 +9,44 @@ from torch import nn
 
 @dataclasses.dataclass
 class Job:
-    """All that training has to know. The names of its fields are those of `train.*` in Python configs, where those have them.
+    """Everything that training needs. Fields are named like `train.*` of Python configs if those have them.
 
-    ``evaluate(model)``, ``evaluate_augmented(model)`` and ``validate(model)`` give nested dicts of numbers in the first process;
-    ``draw(model)`` gives a picture (H, W, 3) RGB by file name. ``name(key)`` is what the user's config calls a key of YAML configs.
+    ``evaluate(model)``, ``evaluate_augmented(model)`` and ``validate(model)`` return nested dicts of numbers in the first process;
+    ``draw(model)`` returns pictures (H, W, 3) RGB by file name. ``name(key)`` is the name of a YAML key in the user's config.
     """
 
     model: nn.Module  # on its device
     optimizer: torch.optim.Optimizer
     scheduler: torch.optim.lr_scheduler.LRScheduler
-    loader: Iterable  # of batches, without end
+    loader: Iterable  # of batches, endless
     output_dir: str
     max_iter: int
     name: Callable[[str], str]
     init_checkpoint: str = ""
-    init_classes: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # what they are called, where the file does not say: `classes`
+    init_classes: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # their class names if the file has none: `classes`
     seed: int = -1  # below 0: a random one
-    batch: int = 0  # images an iteration, over all processes
-    accumulate: int = 1  # batches of the loader that an iteration takes
+    batch: int = 0  # images per iteration, over all processes
+    accumulate: int = 1  # batches of the loader per iteration
     dataset: str | None = None  # whose classes the model learns
-    config: dict[str, Any] = dataclasses.field(default_factory=dict)  # all keys, as a tracker and a resume are to see them
+    config: dict[str, Any] = dataclasses.field(default_factory=dict)  # all keys, for trackers and for comparison on resume
     precision: torch.dtype | None = None  # of autocast
     activations: str = "all"  # what the backward pass keeps, one of layers.ACTIVATIONS
     compile: bool = False  # the backbone
     ddp: dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of DistributedDataParallel
-    ema_decay: float | None = None  # of an average of the weights, which is then evaluated
-    precise_bn: Callable[[], Iterable] | None = None  # a loader of the images from which norms are computed anew before evaluations
+    ema_decay: float | None = None  # of an average of the weights, which then is what is evaluated
+    precise_bn: Callable[[], Iterable] | None = None  # a loader of images to recompute norm statistics from before evaluations
     precise_bn_batches: int = 0
     checkpoint_period: int = 5000
     checkpoints_kept: int | None = None  # None: all
-    eval_period: int = 0  # 0: at the end only
+    eval_period: int = 0  # 0: only at the end
     evaluate: Callable[[nn.Module], dict[str, Any]] | None = None  # None: there is nothing to evaluate
     evaluate_augmented: Callable[[nn.Module], dict[str, Any]] | None = None  # once, at the end
     validate: Callable[[nn.Module], dict[str, Any]] | None = None  # losses on the test data
     draw: Callable[[nn.Module], dict[str, Any]] | None = None
     best_metric: str = ""  # "": no checkpoint is kept as the best
-    patience: int = 0  # evaluations without a better one after which training ends; 0: it does not
+    patience: int = 0  # evaluations without improvement after which training ends; 0: never
     log_period: int = 20
     wandb: str = ""
     mlflow: str = ""
     check: Callable[[dict[str, Any]], None] = lambda results: None  # of the last evaluation's results
-    hooks: list[Any] = dataclasses.field(default_factory=list)  # more of the user's own
+    hooks: list[Any] = dataclasses.field(default_factory=list)  # more, of the user

@@ -1,4 +1,4 @@
-"""Starting the processes of a run: detectron2's way (``--num-gpus``), or by ``torchrun``."""
+"""Starts the processes of a run: as detectron2 does (``--num-gpus``), or under ``torchrun``."""
 
 import argparse
 import contextlib
@@ -29,10 +29,10 @@ T = TypeVar("T")
 
 
 def count_processes(args) -> int:
-    """How many processes the run will have, over all machines. Raises UserError for counts that cannot be."""
+    """The number of processes of the run, over all machines. Raises UserError for invalid counts."""
     if _torchrun():
         return int(os.environ["WORLD_SIZE"])
-    for flag, count, least in (("--num-gpus", args.num_gpus, 0), ("--num-machines", args.num_machines, 1)):  # detectron2 takes 0 GPUs as 1
+    for flag, count, least in (("--num-gpus", args.num_gpus, 0), ("--num-machines", args.num_machines, 1)):  # detectron2 treats 0 GPUs as 1
         if count < least:
             raise UserError(f"{flag} {count}: it must be at least 1", "value", flag, 1)
     return max(args.num_gpus, 1) * args.num_machines
@@ -45,9 +45,9 @@ def _torchrun() -> bool:
 def launch(main: Callable, args: argparse.Namespace, device: str, prepare: Callable[[], Any]) -> None:
     """Runs ``main(args, prepare())`` in every process of the run; ``prepare`` is called once on each machine.
 
-    Under ``torchrun`` this process is one of them already, and the counts in ``args`` are not looked at. Otherwise ``args.num_gpus`` processes
-    are started on each of ``args.num_machines`` machines: one a GPU, or where ``device`` is "cpu", talking by gloo, as many as asked for.
-    ``args.resume`` is set where ``torchrun`` has started a training anew.
+    Under ``torchrun`` this process already is one of them, and the counts in ``args`` are ignored. Otherwise ``args.num_gpus`` processes
+    start on each of ``args.num_machines`` machines: one per GPU, or with ``device`` "cpu" as many as requested, which use gloo.
+    ``args.resume`` is set if ``torchrun`` has restarted the training.
     """
     hush()
     cuda = torch.device(device).type == "cuda"
@@ -62,7 +62,7 @@ def launch(main: Callable, args: argparse.Namespace, device: str, prepare: Calla
         dist.init_process_group(backend, store=dist.PrefixStore(name, store), rank=rank, world_size=size, timeout=DEFAULT_TIMEOUT)
         comm.create_local_process_group(local_size)
         try:
-            # after a loss all processes are started anew, those of a node that is new itself for the first time
+            # after a failure torchrun restarts all processes; on a replaced node they start for the first time
             if max(comm.all_gather(number)) > 0 and not getattr(args, "eval_only", False):
                 args.resume = True
             main(args, once_a_machine(prepare))
@@ -72,20 +72,20 @@ def launch(main: Callable, args: argparse.Namespace, device: str, prepare: Calla
     count_processes(args)
     _check_gpus(args.num_gpus if cuda else 0)
     if args.num_machines > 1 and args.dist_url == "auto":
-        message = "--dist-url auto is for one machine: with --num-machines, name the first machine, such as tcp://10.0.0.1:29500"
+        message = "--dist-url auto works on one machine only: with --num-machines, name the first machine, such as tcp://10.0.0.1:29500"
         raise UserError(message, code="missing-argument", key="--dist-url")
     if args.dist_url != "auto" and not re.match(r"(tcp://[^/]+:\d+|file:///.+|env://)", args.dist_url):
-        message = f"--dist-url {args.dist_url!r} is no place to meet: name the first machine and a port, such as tcp://10.0.0.1:29500"
+        message = f"--dist-url {args.dist_url!r} is invalid: name the first machine and a port, such as tcp://10.0.0.1:29500"
         raise UserError(message, "value", "--dist-url")
     if not 0 <= args.machine_rank < args.num_machines:
-        message = f"--machine-rank {args.machine_rank} is not from 0 to --num-machines {args.num_machines} - 1"
+        message = f"--machine-rank {args.machine_rank}: it must be from 0 to {args.num_machines - 1} (--num-machines - 1)"
         raise UserError(message, key="--machine-rank")
     processes, prepared = max(args.num_gpus, 1), prepare()
     if processes * args.num_machines == 1:
         main(args, prepared)
         return
     if not cuda:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # detectron2 takes NCCL wherever it sees a GPU
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # detectron2 uses NCCL whenever it sees a GPU
     try:
         with _pass_on_signals():
             detectron2.engine.launch(
@@ -97,7 +97,7 @@ def launch(main: Callable, args: argparse.Namespace, device: str, prepare: Calla
                 args=(main, args, cloudpickle.dumps(prepared)),
             )
     except torch.multiprocessing.ProcessExitedException as error:
-        if error.signal_name:  # the system ended it, for want of memory most often; any other has said why itself
+        if error.signal_name:  # the system killed it, usually for lack of memory; other failures have reported their own reason
             raise UserError(f"process {error.error_index} of the run was killed by {error.signal_name}", code="resources") from error
         sys.exit(error.exit_code)
 
@@ -108,7 +108,7 @@ def _begin(main: Callable, args: argparse.Namespace, packed: bytes) -> None:
 
 
 def once_a_machine(read: Callable[[], T]) -> T:
-    """What ``read()`` gives, or the UserError that it raises: the first process of each machine calls it, the others get what comes of it."""
+    """The result of ``read()``, or its UserError: the first process of each machine calls it and shares the outcome with the others."""
     if comm.get_local_size() == 1:
         return read()
     handed: Any = None
@@ -134,11 +134,11 @@ def once_a_machine(read: Callable[[], T]) -> T:
 
 
 def _meet(store: dist.Store, rank: int, size: int) -> tuple[str, int]:
-    """A name of this start of all processes that no other start has, and whether it is a restart: a number above 0, in some process at least.
+    """A unique name for this start of all processes, and whether it is a restart: a number above 0, in at least one process.
 
-    The store outlives restarts, and the addresses in it of processes that have ended are not to be taken for those of this start. How often
-    each node's agent has restarted its own processes is not the same on all nodes. So the first process gives the name to whoever asks
-    under a word of its own, until all have it.
+    The store outlives restarts, so addresses of ended processes must not be mistaken for those of this start. How often
+    each node's agent has restarted its processes differs between nodes. So the first process gives the name to every process that asks
+    with a key of its own, until all have it.
     """
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     own = uuid.uuid4().hex
@@ -155,7 +155,7 @@ def _meet(store: dist.Store, rank: int, size: int) -> tuple[str, int]:
         for other in sorted(waiting):
             if store.check([f"has/{own}/{other}"]):
                 waiting.remove(other)
-            elif store.check([f"ask/{other}"]):  # perhaps one's that has ended, whose answer nobody reads
+            elif store.check([f"ask/{other}"]):  # perhaps from an ended process; nobody reads that answer
                 store.set(f"answer/{store.get(f'ask/{other}').decode()}", own)
         time.sleep(0.01)
     return own, max(restarts, started)
@@ -163,18 +163,18 @@ def _meet(store: dist.Store, rank: int, size: int) -> tuple[str, int]:
 
 @contextlib.contextmanager
 def _pass_on_signals() -> Iterator[None]:
-    """Gives SIGTERM and SIGINT, which end a run in order, to the processes that this one has started; their exit code is then its own."""
+    """Forwards SIGTERM and SIGINT, which end a run cleanly, to the processes that this one started, and exits with their code."""
     own = os.getpid()
 
     def pass_on(number, frame) -> None:
-        if os.getpid() != own:  # a process that has not yet a handler of its own
+        if os.getpid() != own:  # a child process without a handler of its own yet
             os._exit(exit_code(number))
         for child in multiprocessing.active_children():
             if child.pid is not None:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(child.pid, number)
 
-    # Ctrl-C on a terminal reaches all processes by itself; this one waits for the others
+    # the terminal sends Ctrl-C to all processes; this one waits for the others
     handlers = {signal.SIGTERM: pass_on, signal.SIGINT: lambda number, frame: None}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
@@ -186,4 +186,4 @@ def _pass_on_signals() -> Iterator[None]:
 
 def _check_gpus(wanted: int) -> None:
     if wanted > torch.cuda.device_count():
-        raise UserError(f"--num-gpus {wanted}, but torch sees {torch.cuda.device_count()} here")
+        raise UserError(f"--num-gpus {wanted}, but torch sees {torch.cuda.device_count()} on this machine")

@@ -1,4 +1,4 @@
-"""The Python front end: detectron2's LazyConfig, with all that YAML configs can do in training."""
+"""The Python front end: detectron2's LazyConfig, with everything that YAML configs can do in training."""
 
 import copy
 import dataclasses
@@ -37,7 +37,7 @@ from .lazy_keys import FRACTIONS, KEYS, LISTS, NAMES, resizing
 
 
 def is_python(path: str) -> bool:
-    """Whether a config file is Python's, or the config.yaml that a run of such a config leaves."""
+    """Whether a config file is Python, or the config.yaml that a run of a Python config writes."""
     if path.endswith(".py") or not path.endswith((".yaml", ".yml")):
         return path.endswith(".py")
     with open(path, encoding="utf-8", errors="replace") as f:
@@ -45,7 +45,7 @@ def is_python(path: str) -> bool:
 
 
 class PythonFront(Front):
-    """A Python config. ``settings`` follow from it; `KEYS` says how. ``places`` are the rows of it that this config has."""
+    """A Python config. `KEYS` maps it to ``settings``; ``places`` are the rows of `KEYS` that this config has."""
 
     words = 1
 
@@ -61,7 +61,7 @@ class PythonFront(Front):
 
     @classmethod
     def read(cls, path: str, opts: list[str], backbone: str = "", weights: str = "") -> "PythonFront":
-        """The config of a file with overrides key.key=value, another backbone and other weights. Raises UserError for what cannot be."""
+        """Reads a config file and applies overrides key.key=value, another backbone and other weights. Raises UserError."""
         try:
             cfg = LazyConfig.load(path)
         except ModuleNotFoundError as error:
@@ -79,7 +79,7 @@ class PythonFront(Front):
     def merge(self, opts: list[str]) -> None:
         for item in opts:
             if item.startswith("--"):
-                raise UserError(f"{item} stands behind an override: flags come before all key=value", "syntax", item)
+                raise UserError(f"{item} comes after an override: put flags before all key=value", "syntax", item)
             if "=" not in item:
                 raise UserError(
                     f"{self.path!r} is a Python config, whose overrides are key.key=value, such as train.device=cpu, not {item!r}",
@@ -88,7 +88,7 @@ class PythonFront(Front):
             _check_key(self.cfg, item.partition("=")[0].lstrip("+~"))
         try:
             self.cfg = LazyConfig.apply_overrides(self.cfg, list(opts))
-        except Exception as error:  # hydra's grammar and omegaconf have many of their own
+        except Exception as error:  # hydra and omegaconf raise many kinds
             raise UserError(f"{' '.join(opts)}: {' '.join(str(error).split())}", code="syntax") from error
         _check_sections(self.cfg, " ".join(opts))
         given = [item.partition("=")[0] for item in opts]
@@ -97,7 +97,7 @@ class PythonFront(Front):
         self._read_settings()
 
     def _read_settings(self) -> None:
-        """Raises UserError for a value of another kind than the YAML key's."""
+        """Raises UserError if the type of a value is not that of the YAML key."""
         cfg, settings, self.places = self.cfg, _defaults(), {}
         for key, place in {**KEYS, **resizing(cfg)}.items():
             value = _select(cfg, place)
@@ -127,8 +127,8 @@ class PythonFront(Front):
         return f"{self.name(key)}={value}"
 
     def set(self, key: str, value: Any) -> None:
-        """Of a key without a counterpart in this config nothing changes but the settings."""
-        if key in self.places:  # evaluators take the one name of their data from there
+        """For a key without a counterpart in this config, only the settings change."""
+        if key in self.places:  # evaluators read the single name of their data there
             given = value[0] if key in NAMES and len(value) == 1 else list(value) if isinstance(value, tuple) else value
             OmegaConf.update(self.cfg, self.places[key], given, force_add=True)
         if key == "INPUT.FORMAT":
@@ -148,7 +148,7 @@ class PythonFront(Front):
             if value == get(self.settings, key):
                 continue
             if key not in KEYS or key in NAMES and key not in self.places:
-                raise UserError(f"--train and --val set {KEYS.get(key, key)}, which this Python config has not", code="unsupported")
+                raise UserError(f"--train and --val set {KEYS.get(key, key)}, which this Python config does not have", code="unsupported")
             self.set(key, value)
         self.merge(self.opts)
         return True
@@ -157,7 +157,7 @@ class PythonFront(Front):
         steps: Any = OmegaConf.select(self.cfg, "dataloader.test.mapper.augmentations") or ()
         if len(steps) != 1 or _target(steps[0]) is not T.ResizeShortestEdge:
             place = "dataloader.test.mapper.augmentations"
-            raise UserError(f"{place} must be one ResizeShortestEdge, which an exported file can repeat", code="unsupported", key=place)
+            raise UserError(f"{place} must be one ResizeShortestEdge: an exported file can repeat nothing else", code="unsupported", key=place)
 
     def config_findings(self, training: bool = False, processes: int = 1) -> Iterator[UserError]:
         s = self.settings
@@ -172,7 +172,7 @@ class PythonFront(Front):
 
     def data_findings(self, training: bool, skip: Collection[str] = ()) -> Iterator[UserError]:
         for problem in dataset_findings(self.settings, training, skip, self.name):
-            # data need not come of detectron2's catalogue, nor heads have a number of classes
+            # data need not come from detectron2's catalogue, and heads need not have a number of classes
             if problem.code != "missing-argument" and (problem.code != "classes" or _select(self.cfg, problem.key) is not None):
                 yield problem
 
@@ -197,7 +197,7 @@ class PythonFront(Front):
         return LRMultiplier(optimizer, self._instantiate("lr_multiplier"), self.settings.SOLVER.MAX_ITER)
 
     def build_train_loader(self, workers: int | None = None) -> Any:
-        """The config's own; where that is detectron2's, one of the same parts that a run can go on with."""
+        """The config's own loader; if it is detectron2's, one of the same parts that can be resumed."""
         node, s, place = self.cfg.dataloader.train, self.settings, self.name("SOLVER.IMS_PER_BATCH")
         parts = set(node) - {"_target_"}
         known = inspect.signature(train_loader).parameters.keys() - {"skip"}
@@ -206,7 +206,7 @@ class PythonFront(Front):
             return self._instantiate("dataloader.train")
         if s.SOLVER.IMS_PER_BATCH % (comm.get_world_size() * s.SOLVER.ACCUMULATE):
             among = f"{comm.get_world_size()} processes" + f" times train.accumulate {s.SOLVER.ACCUMULATE}" * (s.SOLVER.ACCUMULATE > 1)
-            raise UserError(f"{place} {s.SOLVER.IMS_PER_BATCH} cannot be shared evenly among {among}", code="batch", key=place)
+            raise UserError(f"{place} {s.SOLVER.IMS_PER_BATCH} cannot be divided evenly among {among}", code="batch", key=place)
         built = {key: self._instantiate(f"dataloader.train.{key}", node[key]) for key in parts - {"mapper"}}
         built["mapper"] = self._mapper("dataloader.train.mapper")
         built["total_batch_size"] //= s.SOLVER.ACCUMULATE
@@ -226,7 +226,7 @@ class PythonFront(Front):
         return self._mapper("dataloader.train.mapper", augmentations=self._instantiate("dataloader.test.mapper.augmentations"))
 
     def _mapper(self, key: str, **others: Any) -> Any:
-        """The config's own with ``others`` of its arguments; detectron2's becomes one that reads files as the config says."""
+        """The config's own mapper with arguments ``others``; detectron2's is replaced by one that reads files as the config says."""
         node = OmegaConf.select(self.cfg, key)
         kind = _target(node) if isinstance(node, DictConfig) else None
         if kind is DatasetMapper or isinstance(kind, type) and issubclass(kind, Mapper):
@@ -236,11 +236,11 @@ class PythonFront(Front):
         return kind(**self._parts(key, *others), **others) if others and kind else self._instantiate(key)
 
     def _check_reading(self, key: str) -> None:
-        """Raises UserError where the config says how files are read, and has code of its own for that at ``key``."""
+        """Raises UserError if the config sets how files are read, but has a mapper of its own at ``key``."""
         for name in ("EXIF", "VALUE_RANGE", "MAX_PIXELS"):
             if self.settings.INPUT[name] != _defaults().INPUT[name]:
                 place = self.name(f"INPUT.{name}")
-                raise UserError(f"{place} is for detectron2's mappers and this project's, not for that of {key}", "unsupported", place)
+                raise UserError(f"{place} works with detectron2's mappers and this project's, not with the one at {key}", "unsupported", place)
 
     def resize(self) -> T.Augmentation:
         augmentations = OmegaConf.select(self.cfg, "dataloader.test.mapper.augmentations")
@@ -250,11 +250,11 @@ class PythonFront(Front):
 
     @property
     def evaluates(self) -> bool:
-        names = OmegaConf.select(self.cfg, KEYS["DATASETS.TEST"])  # None of other data than the catalogue's
+        names = OmegaConf.select(self.cfg, KEYS["DATASETS.TEST"])  # None for data outside the catalogue
         return "evaluator" in self.cfg.dataloader and (names is None or len(names) > 0)
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
-        """The results of the config's own evaluator on its test data; empty where it has none."""
+        """The results of the config's own evaluator on its test data; empty without one."""
         if not self.evaluates:
             return {}
         broadcast_buffers(model)
@@ -279,7 +279,7 @@ class PythonFront(Front):
         return evaluation_loader(lambda mapper: _target(node)(**parts, mapper=mapper), mapper, self.skips, kind)
 
     def _evaluator(self, folder: str) -> Any:
-        """The config's own; COCO's leaves its results in the run's folder, and is the one that train.coco_evaluator says."""
+        """The config's own evaluator; COCO's writes results into the run's folder and is of the kind train.coco_evaluator says."""
         node = self.cfg.dataloader.evaluator
         if not isinstance(node, DictConfig) or _target(node) is not COCOEvaluator or not isinstance(node.get("dataset_name"), str):
             return self._instantiate("dataloader.evaluator")
@@ -302,7 +302,7 @@ class PythonFront(Front):
         }
 
     def _parts(self, key: str, *without: str) -> dict[str, Any]:
-        """The arguments of what is called there, instantiated."""
+        """The instantiated arguments of the call at that place."""
         node = OmegaConf.select(self.cfg, key)
         return {str(part): self._instantiate(f"{key}.{part}", node[part]) for part in node if part not in ("_target_", *without)}
 
@@ -314,7 +314,7 @@ class PythonFront(Front):
         except ModuleNotFoundError as error:
             raise _missing(error, key) from error
         except Exception as error:
-            if not from_libraries(error):  # code of the user's own, which is to speak with a traceback
+            if not from_libraries(error):  # the user's own code: show its traceback
                 raise
             message = f"{key} of the config cannot be built: {type(error).__name__}: {' '.join(str(error).split())}"
             raise UserError(message, code="build", key=key) from error
@@ -330,13 +330,13 @@ def _defaults() -> CfgNode:
 def _check_sections(cfg: Any, where: str) -> None:
     for key in ("model", "train", "optimizer", "lr_multiplier", "dataloader"):
         if not isinstance(cfg, DictConfig) or not isinstance(cfg.get(key), DictConfig):
-            raise UserError(f"{where}: {key!r} must be a section, as Python configs have it", code="bad-file", key=key)
+            raise UserError(f"{where}: {key!r} must be a section, as in Python configs", code="bad-file", key=key)
 
 
 def _select(cfg: DictConfig, place: str) -> Any:
     try:
         return OmegaConf.select(cfg, place)
-    except ConfigTypeError:  # a list is there, as of several evaluators, which has no such key
+    except ConfigTypeError:  # a list, such as several evaluators, has no such key
         return None
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise UserError(f"{place} of the config: {' '.join(str(error).split())}", code="syntax", key=place) from error
@@ -348,7 +348,7 @@ def _target(node: DictConfig) -> Any:
 
 
 def _assign(settings: CfgNode, key: str, value: Any, place: str) -> None:
-    """Sets a key of YAML configs; ``place`` is the user's name for it. Raises UserError for a value of another kind."""
+    """Sets a YAML key; ``place`` is the user's name for it. Raises UserError for a value of the wrong type."""
     old: Any = get(settings, key)
     if isinstance(old, float) and type(value) is int:
         value = float(value)
@@ -360,9 +360,9 @@ def _assign(settings: CfgNode, key: str, value: Any, place: str) -> None:
 
 
 def _plain(value: Any) -> Any:
-    """Without objects, which stand by their names."""
+    """The config with names in place of objects."""
     if isinstance(value, dict):
-        # by its name alone, as it is a class in the config and a path in what a run leaves
+        # by name only: it is a class in the config and a path in the config.yaml of a run
         named = {key: str(item).rpartition(".")[2] for key, item in value.items() if key == "_target_" and isinstance(item, str)}
         return {str(key): _plain(item) for key, item in {**value, **named}.items()}
     if isinstance(value, (list, tuple)):
@@ -371,7 +371,7 @@ def _plain(value: Any) -> Any:
 
 
 def _check_key(cfg: DictConfig, key: str) -> None:
-    """Raises UserError for an override of what is neither there nor an argument of what is to be called there."""
+    """Raises UserError for an override of a key that neither exists nor is an argument of the call at its place."""
     node: Any = OmegaConf.to_container(cfg, resolve=False)
     parts = key.split(".")
     for i, part in enumerate(parts):

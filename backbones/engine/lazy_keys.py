@@ -1,8 +1,8 @@
-"""Where Python configs have what YAML configs have: a row a key."""
+"""Which key of Python configs corresponds to which YAML key: one row per key."""
 
 from omegaconf import DictConfig, OmegaConf
 
-# what Python configs call the keys of YAML configs; those under "train." may be missing in a config, which then has the default of the YAML key
+# YAML key -> key of Python configs; those under "train." may be missing in a config: the default of the YAML key then applies
 KEYS = {
     "OUTPUT_DIR": "train.output_dir",
     "SEED": "train.seed",
@@ -74,13 +74,13 @@ KEYS = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "model.sem_seg_head.num_classes",
     "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": "model.combine_instances_score_thresh",
 }
-# whose values are not of the YAML key's kind
+# values whose type is not that of the YAML key
 FRACTIONS, NAMES = ("SOLVER.WARMUP_ITERS",), ("DATASETS.TRAIN", "DATASETS.TEST")
 LISTS = (*NAMES, "INPUT.MIN_SIZE_TRAIN")
 
 
 def resizing(cfg: DictConfig) -> dict[str, str]:
-    """The keys of the sides that images are resized to, and where the augmentations have them."""
+    """The keys for the sizes that images are resized to, and their place in the augmentations."""
     return {
         f"INPUT.{side}_SIZE_{split.upper()}": f"dataloader.{split}.mapper.augmentations.{i}.{argument}"
         for split in ("train", "test")

@@ -1,4 +1,4 @@
-"""Log lines: those for pages of configs and models are in the file alone; those in files have no colour codes; files on a full disk."""
+"""Log lines: pages of configs and models go only to the file, without colour codes; a full disk does not end a run."""
 
 import logging
 import os
@@ -16,7 +16,7 @@ from ..errors import counted
 _CODES = re.compile("\x1b\\[[0-9;]*m")
 
 
-# what torch says of detectron2's code and of fvcore's, and who runs a command can do nothing about: how the messages begin
+# the beginnings of torch's warnings about the code of detectron2 and fvcore, which a user can do nothing about
 _OF_THEIR_CODE = (
     ("torch.meshgrid: in an upcoming release", UserWarning),
     ("Creating a tensor from a list of numpy.ndarrays is extremely slow", UserWarning),
@@ -30,7 +30,7 @@ def _is_ours(record: logging.LogRecord) -> bool:
 
 
 def hush() -> None:
-    """Keeps those messages out of a command's output. Who imports the package is warned as ever: their own code may be meant."""
+    """Keeps those messages out of a command's output. Importing the package does not hide them: they may concern the user's code."""
     for start, category in _OF_THEIR_CODE:
         warnings.filterwarnings("ignore", start, category)
     for name in _OF_THEIR_LOGS:
@@ -38,7 +38,7 @@ def hush() -> None:
 
 
 class _Plain(logging.Formatter):
-    """Another formatter's lines without the codes."""
+    """Strips colour codes from another formatter's lines."""
 
     def __init__(self, formatter: logging.Formatter):
         super().__init__()
@@ -48,12 +48,12 @@ class _Plain(logging.Formatter):
         return _CODES.sub("", self.formatter.format(record))
 
 
-# how messages begin that go on for pages: hundreds of lines before the first that says something of the run
+# the beginnings of messages with hundreds of lines, which would hide the first news of the run
 _PAGES = ("Environment info:", "Contents of args.config_file=", "Running with full config:", "Model:")
 
 
 class _Short(logging.Formatter):
-    """Another formatter's lines, but of pages the heading alone, and where the rest is."""
+    """Another formatter's lines; of long messages only the heading, and where the rest is."""
 
     def __init__(self, formatter: logging.Formatter, file: str):
         super().__init__()
@@ -71,16 +71,16 @@ def _is_terminal(stream: Any) -> bool:
 
 
 def set_up_logs(folder: str) -> None:
-    """As detectron2's ``setup_logger`` for all that a run logs, in this process of it; to be called before its ``default_setup``."""
+    """As detectron2's ``setup_logger``, for everything that this process of a run logs. Call it before ``default_setup``."""
     rank = comm.get_rank()
-    # the first two as default_setup calls it, which keeps what the first call has made
+    # the first two as in default_setup, which keeps what the first call has made
     loggers = [setup_logger(folder, distributed_rank=rank, name="fvcore"), setup_logger(folder, distributed_rank=rank)]
     loggers.append(setup_logger(folder, distributed_rank=rank, name="backbones"))
     file = os.path.join(folder, "log.txt")
     for handler in (handler for logger in loggers for handler in logger.handlers):
         printed = isinstance(handler, logging.StreamHandler) and handler.stream in (sys.stdout, sys.stderr)
-        if printed and handler.formatter and os.path.isfile(file):  # without the file they are all that there is
-            while isinstance(handler.formatter, (_Short, _Plain)):  # of an earlier run in this process
+        if printed and handler.formatter and os.path.isfile(file):  # without the file the terminal gets everything
+            while isinstance(handler.formatter, (_Short, _Plain)):  # left by an earlier run in this process
                 handler.formatter = handler.formatter.formatter
             handler.setFormatter(_Short(handler.formatter, file))
         if (
@@ -91,11 +91,11 @@ def set_up_logs(folder: str) -> None:
         ):
             handler.setFormatter(_Plain(handler.formatter))
         if isinstance(handler, logging.StreamHandler) and handler.stream not in (sys.stdout, sys.stderr) and hasattr(handler.stream, "fileno"):
-            setattr(handler, "handleError", partial(_end, handler))  # noqa: B010  which mypy does not let one assign
+            setattr(handler, "handleError", partial(_end, handler))  # noqa: B010  mypy forbids the assignment
 
 
 def log_the_end(message: str) -> None:
-    """A last line in the log file, of what ends a run: the terminal has it already."""
+    """Writes what ended a run as the last line of the log file; the terminal has it already."""
     logger = logging.getLogger("backbones")
     record = logger.makeRecord(logger.name, logging.ERROR, __file__, 0, message, (), None)
     for handler in logger.handlers:
@@ -104,11 +104,11 @@ def log_the_end(message: str) -> None:
 
 
 def _end(handler: logging.StreamHandler, record: logging.LogRecord) -> None:
-    """Says once that a log file cannot be written, and goes on without. Python says so for each line, with a traceback."""
+    """Warns once that a log file cannot be written, and continues without it. Python would print a traceback for each line."""
     error, stream = sys.exc_info()[1], handler.stream
     if not isinstance(error, OSError):
         return logging.StreamHandler.handleError(handler, record)
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, stream.fileno())  # what is in its buffer would be said at the end again
+    os.dup2(nowhere, stream.fileno())  # else flushing its buffer would fail again at the end
     os.close(nowhere)
-    print(f"warning: {stream.name!r} cannot be written: {error.strerror}. The run goes on without it", file=sys.stderr, flush=True)
+    print(f"warning: {stream.name!r} cannot be written: {error.strerror}. The run continues without it", file=sys.stderr, flush=True)

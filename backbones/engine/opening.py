@@ -1,4 +1,4 @@
-"""Opens a config by its path or name, whichever kind it is, and the command-line flags that say which."""
+"""Opens a config, YAML or Python, by its path or name; and the command-line flags that name it."""
 
 import argparse
 import logging
@@ -12,11 +12,11 @@ from .trainer import YamlFront
 
 
 def open_config(name: str, opts: Sequence[str] = (), backbone: str = "", weights: str = "", accepted: Sequence[str] = ()) -> Front:
-    """The config at a path, or of that name in a zoo, with the overrides of a command line, and another ``backbone`` or ``weights`` in it.
+    """Opens the config at a path, or of that name in a zoo, with command-line overrides and another ``backbone`` or ``weights``.
 
-    ``accepted``: licences that weights may have although they forbid something.
+    ``accepted``: restrictive licences that the user accepts for weights.
 
-    Raises UserError for what cannot be read.
+    Raises UserError for a config that cannot be read.
     """
     path = zoo.get_config_file(name) if name else ""
     kind = PythonFront if is_python(path) else YamlFront
@@ -26,27 +26,27 @@ def open_config(name: str, opts: Sequence[str] = (), backbone: str = "", weights
 
 
 def open_named(args: argparse.Namespace, opts: Sequence[str] | None = None) -> Front:
-    """The config that the flags of `add_config_arguments` name; ``opts`` in the place of their overrides."""
+    """The config that the flags of `add_config_arguments` name; ``opts`` replaces their overrides."""
     return open_config(args.config_file, args.opts if opts is None else opts, args.backbone, args.weights, args.accept_licence)
 
 
 def stay_in_moved_folder(front: Front, opts: Sequence[str]) -> None:
-    """A run whose folder was moved goes on where its config.yaml lies, unless the command line names a folder."""
+    """If a run's folder was moved, the run continues next to its config.yaml, unless the command line names a folder."""
     folder, key = os.path.dirname(front.path), front.name("OUTPUT_DIR")
     named = any(item.partition("=")[0] == key for item in opts)
     left = os.path.basename(front.path) == "config.yaml" and os.path.isfile(os.path.join(folder, "last_checkpoint"))
     if left and not named and os.path.realpath(front.settings.OUTPUT_DIR) != os.path.realpath(folder):
-        logging.getLogger(__name__).warning(f"{key} {front.settings.OUTPUT_DIR!r} of {front.path!r} was moved: the run goes on in {folder!r}")
+        logging.getLogger(__name__).warning(f"{key} {front.settings.OUTPUT_DIR!r} of {front.path!r} was moved: the run continues in {folder!r}")
         front.set("OUTPUT_DIR", folder)
 
 
 def add_config_arguments(parser: argparse.ArgumentParser, required: bool = False, overrides: bool = True) -> None:
-    """``--config-file`` and the flags that change it, and the ``overrides`` behind all flags."""
+    """Adds ``--config-file``, the flags that change it, and the ``overrides`` after all flags."""
     parser.add_argument("--config-file", default="", required=required, metavar="FILE", help="a config's path or name, YAML or Python")
-    parser.add_argument("--backbone", default="", metavar="NAME", help="put this network, of backbones.list_backbones(), into the config")
-    text = "begin with these weights, which also say what images they expect: a path, an address, or a source (timm, torchvision, pycls)"
+    parser.add_argument("--backbone", default="", metavar="NAME", help="use this network, from backbones.list_backbones(), in the config")
+    text = "start from these weights, which also set the image format: a path, an address, or a source (timm, torchvision, pycls)"
     parser.add_argument("--weights", default="", metavar="SOURCE", help=text)
-    text = "take weights of a licence that forbids something, such as CC-BY-NC-4.0, where a network has no others"
+    text = "accept weights under this restrictive licence, such as CC-BY-NC-4.0, if a network has no others"
     parser.add_argument("--accept-licence", action="append", default=[], metavar="NAME", help=text)
     if overrides:
         parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE each, or key=value of a Python config")

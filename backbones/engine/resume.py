@@ -1,4 +1,4 @@
-"""What a run has to know of itself to be continued as if it had not ended, and to be alone in its folder."""
+"""What a run must save to resume as if it had not been interrupted, and how it keeps its folder to itself."""
 
 import contextlib
 import glob
@@ -24,7 +24,7 @@ try:
 except ImportError:  # on Windows
     fcntl = None  # type: ignore[assignment]
 
-# keys that change neither what is learned nor from what
+# keys that change neither what is learned nor the data it is learned from
 _FREE = (
     "OUTPUT_DIR",
     "VIS_PERIOD",
@@ -36,19 +36,19 @@ _FREE = (
     "MODEL.DEVICE",
 )
 _FREE_GROUPS = ("TEST.", "TRACKING.", "DATASETS.TEST", "DATASETS.PROPOSAL_FILES_TEST", "ONE_SHOT.")
-# likewise of Python configs, beside what they call the keys above
+# the same for Python configs, in addition to the keys above
 _FREE_IN_PYTHON = ("dataloader.test.", "dataloader.evaluator.", "train.checkpointer.", "train.log_period", "train.ddp.")
 
 
 class Run:
-    """The seed of a run, its place in the data and its ids at trackers; checkpoints hold them, beside the config and the names of classes."""
+    """The seed of a run, its place in the data and its tracker ids; checkpoints hold them with the config and the class names."""
 
     def __init__(self, job: Job):
         self.job = job
         self.seed = job.seed if job.seed >= 0 else comm.shared_random_seed()
         self.loaded: dict[str, Any] | None = None
         self.tracked: dict[str, str] = {}  # ids of the runs at trackers
-        self.start = (0, 0)  # an iteration, and how many batches had been taken before it
+        self.start = (0, 0)  # an iteration, and how many batches came before it
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -67,13 +67,13 @@ class Run:
         self.loaded = state_dict
 
     def names(self) -> dict[str, list[str]]:
-        """Of the classes that the model learns: `classes.names_of`."""
+        """The names of the classes that the model learns: `classes.names_of`."""
         return {} if self.job.dataset is None else names_of(MetadataCatalog.get(self.job.dataset))
 
     def go_on(self, iteration: int) -> int:
-        """Puts the loader to where training goes on, says what is not as it was, and returns the seed.
+        """Moves the loader to where training resumes, reports what has changed, and returns the seed.
 
-        Raises UserError where the classes are others.
+        Raises UserError if the classes differ.
         """
         batch = iteration * self.job.accumulate
         if self.loaded is not None:
@@ -86,8 +86,8 @@ class Run:
             batch = self.start[1] + (iteration - self.start[0]) * was[2]
             if was != now:
                 logging.getLogger(__name__).warning(
-                    f"this run had {was[0]} processes and {was[1]} images an iteration in {was[2]} parts, now {now[0]}, {now[1]} and {now[2]}: "
-                    "it goes on at the same number of images, whose order is another"
+                    f"this run had {was[0]} processes and {was[1]} images per batch in {was[2]} parts, now {now[0]}, {now[1]} and {now[2]}: "
+                    "it continues after the same number of images, in a different order"
                 )
                 batch = batch * was[1] * now[2] // (was[2] * now[1])
                 self.start = (iteration, batch)
@@ -100,8 +100,8 @@ class Run:
         if before != now:
             was, is_now = first_difference(before, now)
             raise UserError(
-                f"--resume: the run in {self.job.output_dir!r} has {counted(len(before), 'class')}, now {len(now)}: {was!r} of the "
-                f"one stands where the other has {is_now!r}. For a new run take another folder, and this one's weights to begin with"
+                f"--resume: the run in {self.job.output_dir!r} has {counted(len(before), 'class')}, the config now {len(now)}; "
+                f"the first difference is {was!r}, now {is_now!r}. Start a new run in another folder from this run's weights"
             )
         old, new = flat(yaml.safe_load(loaded["config"])), flat(self.job.config)
         groups = (*_FREE_GROUPS, *_FREE_IN_PYTHON)
@@ -114,18 +114,18 @@ class Run:
         if changed:
             more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
             kept = any(change.startswith(("SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.MOMENTUM", "optimizer.")) for change in changed)
-            stay = ". Learning rate, weight decay and momentum are the checkpoint's: they stay as they were, but with --new-schedule"
-            logging.getLogger(__name__).warning(f"--resume: the config is not as it was: {'; '.join(changed[:5])}{more}{stay if kept else ''}")
+            stay = ". Learning rate, weight decay and momentum stay those of the checkpoint unless you add --new-schedule"
+            logging.getLogger(__name__).warning(f"--resume: the config has changed: {'; '.join(changed[:5])}{more}{stay if kept else ''}")
 
 
 def keep_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, iteration: int, fresh: list[dict[str, Any]] | None) -> None:
-    """Makes a loaded optimizer and scheduler go on at ``iteration``: with the ``fresh`` options of its groups, or with None as they were.
+    """Makes a loaded optimizer and scheduler continue at ``iteration``, with the ``fresh`` options of its groups; None keeps the old ones.
 
-    Raises UserError where the schedule is another than the checkpoint's, so that the learning rate would jump, and ``fresh`` is None.
+    Raises UserError if ``fresh`` is None and the learning rate would jump because the schedule differs from the checkpoint's.
     """
-    if not isinstance(scheduler, LRMultiplier):  # of the user's own: it goes on as its state says
+    if not isinstance(scheduler, LRMultiplier):  # the user's own: it continues from its state
         if fresh is not None:
-            raise UserError("--new-schedule is for schedulers of detectron2's LRMultiplier", code="unsupported", key="--new-schedule")
+            raise UserError("--new-schedule works only with detectron2's LRMultiplier", code="unsupported", key="--new-schedule")
         return
     was = [group["lr"] for group in optimizer.param_groups]
     if fresh is not None:
@@ -138,24 +138,24 @@ def keep_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, iteration: i
         group["lr"] = rate
     differ = [(a, b) for a, b in zip(was, now) if abs(a - b) > 1e-6 * max(abs(a), abs(b))]
     if differ and fresh is not None:
-        logging.getLogger(__name__).warning(f"--new-schedule: the learning rate goes from {differ[0][0]:g} to {differ[0][1]:g}")
+        logging.getLogger(__name__).warning(f"--new-schedule: the learning rate changes from {differ[0][0]:g} to {differ[0][1]:g}")
     elif differ:
         raise UserError(
-            f"--resume: the learning rate would jump from {differ[0][0]:g} to {differ[0][1]:g}, as the schedule is not the checkpoint's: "
-            "set it back, or add --new-schedule to go on with the new one",
+            f"--resume: the learning rate would jump from {differ[0][0]:g} to {differ[0][1]:g}, because the schedule is not the checkpoint's: "
+            "restore it, or add --new-schedule to continue with the new one",
             code="resume",
             key="--new-schedule",
         )
 
 
-# what a run leaves in its folder
+# what a run writes into its folder
 _LEFT = ("model_*.pth", "last_checkpoint", "metrics.json", "events.out.tfevents*", "log.txt*", "inference", "inference_TTA", "pictures")
 
 
 def clear(folder: str, overwrite: bool, weights: str) -> None:
-    """Refuses a folder that holds another run's checkpoints, or with ``overwrite`` removes what that run left there, and says so.
+    """Refuses a folder that holds another run's checkpoints, or with ``overwrite`` removes that run's files and says so.
 
-    Raises UserError; so too where the ``weights`` to begin with are among what would be removed.
+    Raises UserError, also if the initial ``weights`` are among the files to remove.
     """
     if "://" in folder or not comm.is_main_process():
         return
@@ -163,23 +163,23 @@ def clear(folder: str, overwrite: bool, weights: str) -> None:
     checkpoints = [path for path in there if path.endswith(".pth")]
     if checkpoints and not overwrite:
         raise UserError(
-            f"{folder!r} holds another run ({os.path.basename(checkpoints[-1])}): go on with it by --resume, name another folder, "
-            "or remove it by --overwrite",
+            f"{folder!r} holds another run ({os.path.basename(checkpoints[-1])}): continue it with --resume, name another folder, "
+            "or remove it with --overwrite",
             code="folder-in-use",
             key="--overwrite",
         )
     if overwrite and os.path.abspath(weights) in map(os.path.abspath, there):
-        raise UserError(f"--overwrite would remove {weights!r}, with which the run is to begin: copy it elsewhere", code="folder-in-use")
+        raise UserError(f"--overwrite would remove {weights!r}, from which the run starts: copy it elsewhere", code="folder-in-use")
     if overwrite and there:
         for path in there:
             shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
         with_it = counted(len(checkpoints), "checkpoint")
-        logging.getLogger(__name__).warning(f"--overwrite: the earlier run in {folder!r} is removed, {with_it} among it")
+        logging.getLogger(__name__).warning(f"--overwrite: the earlier run in {folder!r} is removed, with {with_it}")
 
 
 @contextlib.contextmanager
 def lock(folder: str) -> Iterator[None]:
-    """Holds a folder for the processes of one run. Raises UserError where another holds it."""
+    """Locks a folder for the processes of one run. Raises UserError if another run holds the lock."""
     if not comm.is_main_process() or "://" in folder:
         yield
         return
@@ -192,15 +192,15 @@ def lock(folder: str) -> Iterator[None]:
         try:
             _hold(file)
         except (BlockingIOError, PermissionError) as error:
-            raise UserError(f"another run is training in OUTPUT_DIR {folder!r}: take another one, or end it first", "folder-in-use") from error
-        except OSError as error:  # a file system without locks
-            logging.getLogger(__name__).warning(f"OUTPUT_DIR {folder!r} cannot be kept from other runs: {error.strerror or error}")
+            raise UserError(f"another run is training in OUTPUT_DIR {folder!r}: name another, or end that run", "folder-in-use") from error
+        except OSError as error:  # the file system has no locks
+            logging.getLogger(__name__).warning(f"OUTPUT_DIR {folder!r} cannot be locked against other runs: {error.strerror or error}")
         yield
 
 
 def _hold(file: IO) -> None:
-    """Raises BlockingIOError or PermissionError where another process holds the file, another OSError where there are no locks."""
-    if fcntl is not None:  # not flock, portalocker's choice, which the loader's workers would hold on to after a kill, until they notice
+    """Raises BlockingIOError or PermissionError if another process holds the file, another OSError if there are no locks."""
+    if fcntl is not None:  # not flock, portalocker's choice: after a kill the loader's workers would keep such a lock until they notice
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return
     import portalocker

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT end a run after its iteration, with a checkpoint: schedulers send the one, people the other."""
+"""SIGTERM and SIGINT end a run after its iteration, with a checkpoint: schedulers send the first, people the second."""
 
 import contextlib
 import os
@@ -6,12 +6,12 @@ import signal
 import threading
 from typing import Callable, Iterator
 
-# exit codes are what shells report of a process that a signal ended
+# exit codes as shells report them for a process that a signal ended
 ASKED = (signal.SIGTERM, signal.SIGINT)
 
 
 class Interrupted(BaseException):
-    """Raised where a process waits that long that a signal is not to wait for its end."""
+    """Raised where a process waits so long that a signal should interrupt it."""
 
     def __init__(self, number: int):
         super().__init__(number)
@@ -19,12 +19,12 @@ class Interrupted(BaseException):
 
 
 def exit_code(number: int) -> int:
-    """143 of SIGTERM, 130 of SIGINT."""
+    """143 for SIGTERM, 130 for SIGINT."""
     return 128 + number
 
 
 class Signals:
-    """While it is entered, ``note(number)`` is called for each signal; the second SIGINT raises KeyboardInterrupt, as it would without.
+    """A context in which each signal calls ``note(number)``; a second SIGINT raises KeyboardInterrupt, as usual.
 
     `waiting` makes a signal raise `Interrupted` within it.
     """
@@ -44,7 +44,7 @@ class Signals:
         return None
 
     def _receive(self, number: int, frame) -> None:
-        if os.getpid() != self._process:  # forked from this one, with its handler
+        if os.getpid() != self._process:  # a fork of this process that inherited the handler
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -64,7 +64,7 @@ class Signals:
                 raise Interrupted(self.number)
             yield
         except RuntimeError as error:
-            if self.number:  # workers that the same signal has ended
+            if self.number:  # workers ended by the same signal
                 raise Interrupted(self.number) from error
             raise
         finally:

@@ -1,6 +1,6 @@
 """One iteration of training: accumulated gradients, mixed precision, and losses that are not numbers stop every process.
 
-A GPU is asked for its results once an iteration, after the backward pass, where detectron2 reads the losses too.
+A GPU's results are read once per iteration, after the backward pass, where detectron2 reads the losses too.
 """
 
 import contextlib
@@ -21,34 +21,34 @@ from torch.nn.parallel import DistributedDataParallel
 from ..data.loader import seed_random_numbers
 from ..errors import UserError, counted
 
-_LEAST_SCALE = 1e-4  # from 65536 after thirty iterations in which gradients overflowed
+_LEAST_SCALE = 1e-4  # reached from 65536 after thirty iterations with overflowing gradients
 
 
 _NO_MEMORY = "out of memory"
 
 
 class OutOfMemory(UserError):
-    """A step needs more memory than the device has."""
+    """An iteration needs more memory than the device has."""
 
 
 class Diverged(UserError, FloatingPointError):
-    """Losses that are infinite or not a number."""
+    """Losses are infinite or not a number."""
 
 
 def _dense(model: nn.Module) -> dict[str, Any]:
-    """The dense detectors in a model, by names that are the same in one process and in several."""
+    """The dense detectors in a model, by names that do not depend on the number of processes."""
     whole = model.module if isinstance(model, DistributedDataParallel) else model
     return {name: module for name, module in whole.named_modules() if isinstance(module, DenseDetector)}
 
 
 def moving_values(model: nn.Module) -> dict[str, float]:
-    """What dense detectors of detectron2 keep over iterations beside their weights, by module: the mean number of positive anchors."""
+    """State that dense detectors of detectron2 keep besides their weights, by module: the mean number of positive anchors."""
     return {name: module.loss_normalizer for name, module in _dense(model).items() if hasattr(module, "loss_normalizer")}
 
 
 def set_moving_values(model: nn.Module, values: dict[str, Any]) -> None:
-    """Undoes what `moving_values` has seen change; modules without a value begin anew."""
-    values = {name.removeprefix("module").removeprefix("."): value for name, value in values.items()}  # as earlier versions named them
+    """Restores what `moving_values` returned; modules without a value start afresh."""
+    values = {name.removeprefix("module").removeprefix("."): value for name, value in values.items()}  # names of earlier versions
     for name, module in _dense(model).items():
         if name in values:
             module.loss_normalizer = values[name]
@@ -60,12 +60,12 @@ class Steps(SimpleTrainer):
     """detectron2's ``SimpleTrainer`` and ``AMPTrainer`` in one.
 
     Args:
-        accumulate: batches whose mean gradient an iteration takes.
-        precision: data type of autocast; None: all in the weights' own.
-        seed: of the random numbers that the model draws, which follow from it, the iteration and the process; None leaves them as they are.
-        name: what the user's config calls a key of YAML configs.
+        accumulate: batches whose gradients an iteration averages.
+        precision: data type of autocast; None: everything in the type of the weights.
+        seed: with the iteration and the process it sets the random numbers that the model draws; None leaves them as they are.
+        name: gives the name of a YAML key in the user's config.
 
-    ``stop`` is a signal's number where a process was asked to end (see `signals.Signals`): the same in all of them after each iteration.
+    ``stop`` is the number of the signal that asked a process to end (see `signals.Signals`), equal in all processes after each iteration.
     """
 
     def __init__(
@@ -83,8 +83,8 @@ class Steps(SimpleTrainer):
         self.device = next(model.parameters()).device
         self.grad_scaler = torch.amp.GradScaler(self.device.type) if precision == torch.float16 else None
         self.asked, self.stop = 0, 0
-        self.skipped: Counter[str] = Counter()  # what was said of images that were left out
-        # what processes say of their data and signals does not wait for GPUs
+        self.skipped: Counter[str] = Counter()  # reasons for images that were left out
+        # messages between processes about data and signals do not wait for GPUs
         self.group: Any = dist.new_group(backend="gloo") if comm.get_world_size() > 1 and dist.get_backend() != "gloo" else None
 
     def run_step(self) -> None:
@@ -97,7 +97,7 @@ class Steps(SimpleTrainer):
             batch = self._next_batch()
             data_time += time.perf_counter() - begun
             self._count_skipped(batch)
-            if self.seed is not None:  # after the batch, which may have been made in this process
+            if self.seed is not None:  # after the batch, since this process may have made it
                 seed_random_numbers(self.seed, comm.get_rank(), self.iter, part)
             last = part == self.accumulate - 1
             with contextlib.nullcontext() if last or not hasattr(self.model, "no_sync") else self.model.no_sync():
@@ -106,7 +106,7 @@ class Steps(SimpleTrainer):
                 try:
                     (total if self.grad_scaler is None else self.grad_scaler.scale(total)).backward()
                 except torch.cuda.OutOfMemoryError:
-                    raise self._out_of_memory(len(batch)) from None  # what it holds of the graph would stay in memory
+                    raise self._out_of_memory(len(batch)) from None  # else the exception would keep the graph in memory
             for name, value in found.items():
                 losses[name] = losses.get(name, 0) + value.detach() / self.accumulate
         self._share_moving_values()
@@ -119,7 +119,7 @@ class Steps(SimpleTrainer):
             self.grad_scaler.update()
 
     def _next_batch(self) -> list[dict[str, Any]]:
-        """Raises UserError in all processes where one has no data: the others would wait for it, in the model perhaps."""
+        """Raises UserError in all processes if one has no data: the others would wait for it, perhaps inside the model."""
         error: UserError | None = None
         batch: list[dict[str, Any]] = []
         try:
@@ -132,11 +132,11 @@ class Steps(SimpleTrainer):
         return batch
 
     def _forward(self, batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        """The losses. Raises Diverged in all processes, before gradients are exchanged, where the model of one cannot give any."""
+        """The losses. Raises Diverged in all processes, before gradients are exchanged, if the model of one cannot compute any."""
         cast = contextlib.nullcontext() if self.precision is None else torch.autocast(self.device.type, self.precision)
         failed, found = "", {}
         try:
-            # scripted losses are compiled anew after their first calls, which rounds otherwise: a run that goes on would not be the same
+            # scripted losses are recompiled after their first calls and then round differently: a resumed run would differ
             with cast, torch.jit.optimized_execution(False):
                 found = self.model(batch)
         except FloatingPointError as error:  # detectron2's own check of proposals
@@ -151,7 +151,7 @@ class Steps(SimpleTrainer):
         return {"total_loss": found} if isinstance(found, torch.Tensor) else found
 
     def _agree(self, failed: str) -> str:
-        """What failed in this process, or else in another, or ""; all learn by it whether one was asked to end."""
+        """What failed in this process, else in another, else ""; it also tells all whether one was asked to end."""
         self.stop = self.asked
         if comm.get_world_size() > 1:
             flags = torch.tensor([int(bool(failed)), self.asked])
@@ -163,7 +163,7 @@ class Steps(SimpleTrainer):
         return failed
 
     def _share_moving_values(self) -> None:
-        """Makes them the mean of all processes, as one batch of all their images would have it, so that the first one's checkpoint has all."""
+        """Averages them over all processes, as for one batch of all images, so that the checkpoint of the first process is complete."""
         values = moving_values(self.model)
         if values and comm.get_world_size() > 1:
             mean = torch.tensor(list(values.values()), dtype=torch.float64)
@@ -171,11 +171,11 @@ class Steps(SimpleTrainer):
             set_moving_values(self.model, dict(zip(values, (mean / comm.get_world_size()).tolist())))
 
     def note(self, number: int) -> None:
-        """That this process got a signal."""
+        """Notes that this process got a signal."""
         self.asked = number
 
     def _read(self, losses: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """The losses on the CPU. Raises Diverged in all processes where one has a loss that is no number; no weights have moved by then."""
+        """The losses on the CPU. Raises Diverged in all processes if a loss of one is not finite, before any weight changes."""
         values = torch.stack([value.float().reshape(()) for value in losses.values()])
         bad = (~values.isfinite()).any().float()
         if comm.get_world_size() > 1:  # on the device, without waiting for it
@@ -184,11 +184,10 @@ class Steps(SimpleTrainer):
         result = dict(zip(losses, read))
         if bad:
             names = ", ".join(f"{name} is {value.item()}" for name, value in result.items() if not value.isfinite())
-            raise self._diverged(names or "a loss of another process is no number")
+            raise self._diverged(names or "a loss of another process is not finite")
         if self.grad_scaler is not None and self.iter % 20 == 0 and self.grad_scaler.get_scale() < _LEAST_SCALE:
             raise Diverged(
-                f"gradients overflow float16 at iteration {self.iter}, however small they are scaled: use "
-                f"{self.name('SOLVER.AMP.PRECISION')} bfloat16",
+                f"gradients overflow float16 at iteration {self.iter} at any loss scale: use {self.name('SOLVER.AMP.PRECISION')} bfloat16",
                 code="diverged",
             )
         return result
@@ -196,7 +195,7 @@ class Steps(SimpleTrainer):
     def _diverged(self, names: str) -> "Diverged":
         rate, warmup, clip = map(self.name, ("SOLVER.BASE_LR", "SOLVER.WARMUP_ITERS", "SOLVER.CLIP_GRADIENTS.ENABLED"))
         return Diverged(
-            f"training diverged at iteration {self.iter}: {names}. Its weights are those of the last checkpoint. Lower the rate ({rate}), "
+            f"training diverged at iteration {self.iter}: {names}. The last checkpoint is still good. Lower the learning rate ({rate}), "
             f"lengthen its warm-up ({warmup}), or clip gradients ({clip})",
             code="diverged",
         )
@@ -206,7 +205,7 @@ class Steps(SimpleTrainer):
         parts = 2 * self.accumulate
         return OutOfMemory(
             f"the device has not enough memory for {counted(images, 'image')} at once, at iteration {self.iter}: set {key} {parts}, which "
-            f"takes the same batch in smaller parts, {amp} True or {kept} lean",
+            f"splits the same batch into more parts, {amp} True or {kept} lean",
             "resources",
             key,
             parts,
@@ -222,7 +221,7 @@ class Steps(SimpleTrainer):
             get_event_storage().put_scalar("unreadable_images", self.skipped.total(), smoothing_hint=False)
 
     def close(self) -> None:
-        """Ends the workers of the loader."""
+        """Stops the workers of the loader."""
         close = getattr(vars(self).get("_data_loader_iter_obj"), "close", None)
         if close is not None:
             close()

@@ -1,4 +1,4 @@
-"""Figures of training for Weights & Biases and MLflow, each where it is installed and asked for."""
+"""Logs training to Weights & Biases and MLflow, if installed and requested."""
 
 import importlib
 import math
@@ -15,9 +15,9 @@ from .job import Job
 
 
 class _Tracker(EventWriter):
-    """Passes on every figure once, and at each evaluation its pictures.
+    """Sends every metric once, and the pictures of each evaluation.
 
-    ``begun``: the runs' ids by tracker, which a training's checkpoints hold, so that one that is resumed goes on in the same run.
+    ``begun``: run ids by tracker. Checkpoints hold them, so a resumed training continues in the same run.
     """
 
     def __init__(self, job: Job, begun: dict[str, str]):
@@ -41,7 +41,7 @@ class _Tracker(EventWriter):
 
 
 class WandbWriter(_Tracker):
-    """A run in a project; its config is the run's own. WANDB_RUN_ID in the environment says which run it is, before a checkpoint does."""
+    """A run in a project, with the config of the training. WANDB_RUN_ID in the environment prevails over the id in a checkpoint."""
 
     def begin(self) -> None:
         wandb = _module("wandb", self.job.name("TRACKING.WANDB"))
@@ -64,9 +64,9 @@ class MLflowWriter(_Tracker):
         self.mlflow.set_experiment(self.job.mlflow)
         known = self.begun.get("mlflow")
         self.begun["mlflow"] = str(self.mlflow.start_run(run_id=known).info.run_id)
-        parameters = {key: str(value)[:500] for key, value in flat(self.job.config).items()} if not known else {}  # they cannot change
+        parameters = {key: str(value)[:500] for key, value in flat(self.job.config).items()} if not known else {}  # parameters cannot change
         keys = sorted(parameters)
-        for i in range(0, len(keys), 100):  # so many at once, as its server takes them
+        for i in range(0, len(keys), 100):  # the server accepts so many at once
             self.mlflow.log_params({key: parameters[key] for key in keys[i : i + 100]})
 
     def log(self, figures: dict[str, float], iteration: int) -> None:
@@ -77,12 +77,12 @@ class MLflowWriter(_Tracker):
 
 
 def trackers(job: Job, begun: dict[str, str]) -> list[_Tracker]:
-    """The writers that a run asks for."""
+    """The writers that a run requests."""
     return [writer(job, begun) for writer, wanted in ((WandbWriter, job.wandb), (MLflowWriter, job.mlflow)) if wanted]
 
 
 class Writers(PeriodicWriter):
-    """detectron2's hook; trackers begin with the training, when it is known whether it goes on with another."""
+    """detectron2's hook; trackers start with the training, once it is known whether that resumes a run."""
 
     def __init__(self, writers: list[EventWriter], trackers: list[_Tracker], period: int):
         super().__init__([*writers, *trackers], period=period)
@@ -94,7 +94,7 @@ class Writers(PeriodicWriter):
 
 
 def tracker_findings(cfg: CfgNode, name: Callable[[str], str] = str) -> Iterator[UserError]:
-    """What is not installed of what a config asks for; ``name`` is what the user calls a key."""
+    """The trackers a config requests that are not installed; ``name`` gives the user's name of a key."""
     for key, package in (("TRACKING.WANDB", "wandb"), ("TRACKING.MLFLOW", "mlflow")):
         if get(cfg, key):
             yield from raised(_module, package, name(key))

@@ -1,4 +1,4 @@
-"""The YAML front end, and `Trainer`: detectron2's default trainer over `Fit`, for who subclasses it."""
+"""The YAML front end, and `Trainer`: detectron2's default trainer over `Fit`, for subclassing."""
 
 import logging
 from collections import OrderedDict
@@ -41,12 +41,12 @@ from .launch import once_a_machine
 
 
 class Trainer(Fit, DefaultTrainer):
-    """As `DefaultTrainer`, whose ``build_*`` and ``test`` may be overridden; differs in what it loads, see `GatedCheckpointer`, in how it
-    evaluates, and in that a run that is continued has the losses and weights that it would have had.
+    """As `DefaultTrainer`, with ``build_*`` and ``test`` to override; it differs in loading (see `GatedCheckpointer`), in
+    evaluation, and in that a resumed run has the losses and weights that it would have had without the interruption.
 
     Args:
         cfg: a full config.
-        allow_partial_weights: train from a file that fills only part of the backbone.
+        allow_partial_weights: accept a file that fills only part of the backbone.
     """
 
     def __init__(self, cfg: CfgNode, allow_partial_weights: bool = False):
@@ -86,7 +86,7 @@ class Trainer(Fit, DefaultTrainer):
 
     @staticmethod
     def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        """What makes an example of a record of a data set."""
+        """The mapper from records of a data set to examples."""
         if learns(cfg, "class"):
             return ClassificationMapper.from_cfg(cfg, is_train)
         return (Mapper if cfg.INPUT.MAPPER == "detectron2" else FasterMapper)(cfg, is_train)
@@ -97,7 +97,7 @@ class Trainer(Fit, DefaultTrainer):
 
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators=None):
-        """As detectron2's, but that data without annotations have no heading for figures that they do not have."""
+        """As detectron2's, but without the empty heading for data that have no annotations."""
         broadcast_buffers(model)
         given = [evaluators] if isinstance(evaluators, DatasetEvaluator) else evaluators
         results = OrderedDict()
@@ -111,7 +111,7 @@ class Trainer(Fit, DefaultTrainer):
 
     @classmethod
     def test_with_TTA(cls, cfg: CfgNode, model: nn.Module) -> dict[str, dict]:
-        """The results of `test` with test-time augmentation as ``cfg.TEST.AUG`` says; their names end in ``_TTA``."""
+        """Runs `test` with test-time augmentation as in ``cfg.TEST.AUG``; names of results end in ``_TTA``."""
         logging.getLogger(__name__).info("Evaluating with test-time augmentation ...")
         folder = f"{cfg.OUTPUT_DIR}/inference_TTA"
         evaluators = [cls.build_evaluator(cfg, name, folder) for name in cfg.DATASETS.TEST]
@@ -120,7 +120,7 @@ class Trainer(Fit, DefaultTrainer):
 
 
 class YamlFront(Front):
-    """A YAML config; what it builds, the builders of a ``trainer`` build."""
+    """A YAML config; it builds everything with the builders of a ``trainer``."""
 
     def __init__(self, cfg: CfgNode, path: str = "", opts: list[str] | None = None, trainer: type[Trainer] = Trainer):
         super().__init__(path)
@@ -129,7 +129,7 @@ class YamlFront(Front):
 
     @classmethod
     def read(cls, path: str, opts: list[str], backbone: str = "", weights: str = "") -> "YamlFront":
-        """The config of a file, or "" for the defaults, with overrides KEY VALUE, another backbone and other weights. Raises UserError."""
+        """Reads a config file ("": the defaults) and applies overrides KEY VALUE, another backbone and other weights. Raises UserError."""
         cfg = get_cfg()
         add_backbones_config(cfg)
         if path:

@@ -1,1 +1,1 @@
-"""A config that follows from data, machine and time: what is known (`facts`), the rules (`rules`), what is measured, and the file."""
+"""Makes a config from data, machine and time: the facts (`facts`), the rules (`rules`), the measurements, and the file."""

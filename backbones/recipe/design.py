@@ -1,4 +1,4 @@
-"""From data, machine and time to a config: facts, rules, and what has to be measured, in the order in which one needs the other."""
+"""From data, machine and time to a config: facts, rules and measurements, in order of their dependence."""
 
 import contextlib
 import copy
@@ -27,24 +27,24 @@ from .networks import available, candidates, costs
 from .rules import BASE, Choice
 
 SCRATCH = "V-19-slim-dw-eSE"
-# the plain way to train, and the one that is faster on processors and GPUs that have what it needs
+# the plain way to train, and the faster one for processors and GPUs that support it
 _FAST = {
     "SOLVER.AMP.ENABLED": (True, "half precision"),
-    "SOLVER.AMP.PRECISION": ("bfloat16", "with float32's range: no scaling of losses"),
-    "MODEL.ACTIVATIONS": ("lean", "less is kept for the backward pass"),
-    "MODEL.MEMORY_FORMAT": ("channels_last", "the order that fast convolutions want"),
+    "SOLVER.AMP.PRECISION": ("bfloat16", "has float32's range: no loss scaling"),
+    "MODEL.ACTIVATIONS": ("lean", "keeps less for the backward pass"),
+    "MODEL.MEMORY_FORMAT": ("channels_last", "the order for fast convolutions"),
     "SOLVER.FUSED": (True, "the optimizer's step in one kernel"),
 }
-_STEPS = 12  # that are measured at most, in each way
-_INFERENCE = 0.7  # of the time that an image takes in a step, before it is measured
+_STEPS = 12  # measured at most, for each way
+_INFERENCE = 0.7  # share of an image's time in a training step, until it is measured
 
 
 class Design:
-    """Works out one recipe: after `run`, ``cfg`` is the config, and ``choices`` say by key why it is as it is.
+    """Works out one recipe: after `run`, ``cfg`` is the config, and ``choices`` holds the reason for each key.
 
     Args:
         args: the flags of `tools.recipe`: data, ``task``, ``minutes``, ``iterations``, ``gpus``, ``latency``, ``device``, ``output_dir``.
-        say: told each choice as it is made.
+        say: called with each choice as it is made.
     """
 
     def __init__(self, args: Any, say: Callable[[str], None] = print):
@@ -53,7 +53,7 @@ class Design:
         self.cfg = zoo.get_config(BASE)
         self.cfg.MODEL.WEIGHTS = ""
         self.small = args.device == "cpu"
-        self.allowed, self.measured = 60 * args.minutes * measuring.SHARE, 0.0  # seconds for measuring, and those that it took
+        self.allowed, self.measured = 60 * args.minutes * measuring.SHARE, 0.0  # seconds allowed for measuring, and used so far
 
     def take(self, choices: Iterable[Choice]) -> None:
         for choice in choices:
@@ -62,7 +62,7 @@ class Design:
             self.say(f"{choice.key} {choice.value}: {choice.reason}")
 
     def run(self) -> None:
-        """Raises UserError for data that cannot be read, and where no network can be trained in the time."""
+        """Raises UserError for data that cannot be read, and if no network can be trained in the time."""
         self._data()
         self._task()
         self._network()
@@ -79,13 +79,13 @@ class Design:
         asked = args.val_split
         apply_data_arguments(cfg, args)
         missing = not cfg.DATASETS.TEST
-        held_out = "--val is missing: a fifth of the images is held out to evaluate on (--val-split 0.2)" if missing else ""
+        held_out = "--val is missing: a fifth of the images is held out for evaluation (--val-split 0.2)" if missing else ""
         try:
             self.facts = self._facts(0.2 if missing else asked)
         except UserError as error:
             if not missing or error.key != "DATASETS.HOLD_OUT":
                 raise
-            held_out = "--val is missing, and of a single image none can be held out: nothing is evaluated"
+            held_out = "--val is missing, and a single image cannot be split: there is no evaluation"
             self.facts = self._facts(asked)
         if missing:
             self.say(held_out)
@@ -98,7 +98,7 @@ class Design:
         self.say(f"data: {there}; {counted(facts.tested, 'image')} to evaluate on")
 
     def _facts(self, val_split: float) -> Facts:
-        """With so much of the images held out. Raises UserError."""
+        """Holds out this share of the images. Raises UserError."""
         self.args.val_split = val_split
         apply_data_arguments(self.cfg, self.args)
         front, names = YamlFront(self.cfg), self.cfg.DATASETS
@@ -134,7 +134,7 @@ class Design:
         else:
             self.say(f"boxes alone: {reason}")
         front = YamlFront(self.cfg)
-        front.register(True, [*self.cfg.DATASETS.TRAIN, *self.cfg.DATASETS.TEST], replaced=True)  # what keypoints and masks need
+        front.register(True, [*self.cfg.DATASETS.TRAIN, *self.cfg.DATASETS.TEST], replaced=True)  # needed for keypoints and masks
         self.take(rules.flips(self.facts, _unflippable(self.cfg)))
 
     # images and the network
@@ -155,31 +155,31 @@ class Design:
 
     def _why(self, ap: float | None) -> str:
         if self.pretrained:
-            return f"{f'published with box AP {ap} on COCO' if ap else 'ImageNet weights'}, the best whose weights can be had here"
-        reason = "as asked" if self.args.from_scratch else "no network's weights can be had here"
+            return f"{f'published with box AP {ap} on COCO' if ap else 'ImageNet weights'}, the best with weights available here"
+        reason = "as asked" if self.args.from_scratch else "no pretrained weights are available here"
         return f"from scratch, {reason}: the smallest published network needs the fewest images"
 
     def _slowness(self, name: str, address: str) -> float:
-        """How many times as long as --latency an image takes."""
+        """The time of an image as a multiple of --latency."""
         if not self.args.latency:
             return 0.0
         seconds = self._with(name, address)._latency()
         if seconds > self.args.latency:
             size = self.cfg.INPUT.MIN_SIZE_TEST
-            self.say(f"{name}: {1000 * seconds:.0f} ms an image of {size} pixels, more than the {1000 * self.args.latency:.0f} asked for")
+            self.say(f"{name}: {1000 * seconds:.0f} ms for an image of {size} pixels, more than the allowed {1000 * self.args.latency:.0f}")
         return seconds / self.args.latency
 
     def _shrink(self, name: str, ap: float | None, address: str) -> None:
-        """The fastest network at a size of images at which it is within the latency. Raises UserError where there is none."""
+        """The fastest network, at an image size for which it is within the latency. Raises UserError if there is none."""
         size = wanted = self.cfg.INPUT.MIN_SIZE_TEST
         least, asked = rules.round_to(rules.least_size(self.facts)), f"--latency {1000 * self.args.latency:.0f}ms"
         slowness = self._slowness(name, address)
-        while slowness > 1 and size > least:  # the time goes with the pixels, more or less
+        while slowness > 1 and size > least:  # time is roughly proportional to the pixels
             size = max(min(size - 32, rules.round_to(size / math.sqrt(slowness))), least)
-            self._see(rules.View(size), f"the objects ask for {wanted}, but {asked} does not allow more")
+            self._see(rules.View(size), f"the objects need {wanted}, but {asked} does not allow more")
             slowness = self._slowness(name, address)
         if slowness > 1:
-            raise UserError(f"no network is within {asked} here, at {least} pixels neither", "value", "--latency")
+            raise UserError(f"no network is within {asked} on this device, even at {least} pixels", "value", "--latency")
         self._use(name, address, self._why(ap))
 
     def _use(self, name: str, address: str, reason: str) -> None:
@@ -191,7 +191,7 @@ class Design:
         if address:
             self.take(
                 [
-                    Choice("MODEL.WEIGHTS", address, "pretrained weights of the network: training downloads them unless they are here already"),
+                    Choice("MODEL.WEIGHTS", address, "pretrained weights of the network: training downloads them if necessary"),
                     Choice(f"{node}.NORM", "FrozenBN", "the statistics of the weights: batches are too small to learn new ones"),
                     Choice(
                         "MODEL.BACKBONE.FREEZE_AT",
@@ -203,16 +203,16 @@ class Design:
         else:
             self.take(
                 [
-                    Choice("MODEL.WEIGHTS", "", "none: training begins with random weights"),
+                    Choice("MODEL.WEIGHTS", "", "none: training starts from random weights"),
                     Choice(f"{node}.NORM", "BN" if self.args.gpus <= 1 else "SyncBN", "random weights need norms that learn their statistics"),
-                    Choice("MODEL.BACKBONE.FREEZE_AT", 0, "random layers are not to stay random"),
+                    Choice("MODEL.BACKBONE.FREEZE_AT", 0, "random layers must not stay random"),
                 ]
             )
         if self.small or not address:
             self.take([Choice("MODEL.FPN.NORM", "BN", "a short training learns faster with norms")])
 
     def _with(self, name: str, address: str = "") -> "Design":
-        """A trial of a network with its heads, of which nothing stays."""
+        """A trial of a network with its heads, without lasting effects."""
         trial = copy.copy(self)
         trial.cfg, trial.choices, trial.say = self.cfg.clone(), {}, lambda line: None
         trial._use(name, address, "")
@@ -220,7 +220,7 @@ class Design:
         return trial
 
     def _latency(self) -> float:
-        """Seconds that inference takes for an image."""
+        """Seconds of inference for an image."""
         with self._measuring():
             return measuring.latency(self.cfg, self._ratio())
 
@@ -236,19 +236,19 @@ class Design:
     def _affordable(
         self, alive: list[tuple[str, float | None, str]], cheapest: tuple[str, float | None, str], cost: dict[str, float]
     ) -> list[tuple[str, float | None, str]]:
-        """Without those whose steps, by their multiply-adds, take too long for the time; the cheapest stays."""
+        """Drops networks whose steps, by their multiply-adds, take too long; the cheapest stays."""
         if self.args.iterations is not None or len(alive) == 1:
             return alive
         within = [row for row in alive if self._seconds(self.view, cost[row[0]] / cost[cheapest[0]]) <= 60 * self.args.minutes]
         needed = rules.steps_needed(self.facts, self._batch())
-        self.say(f"{len(alive)} networks have weights; {len(within)} make {needed} steps in the time")
+        self.say(f"{len(alive)} networks have weights; {len(within)} of them can do {needed} steps in the time")
         return within or [cheapest]
 
     def _batch(self) -> int:
         return 8 if self.small else rules.REFERENCE_BATCH
 
     def _images(self, name: str) -> None:
-        """The size of images, by the objects and by the time: ``name`` is the cheapest network that can be had, and is measured."""
+        """The image size, by the objects and the time: ``name`` is the cheapest available network, which is measured."""
         size, reason = rules.image_size(self.facts, 4)
         self.view = rules.View(size)
         if self.args.iterations is not None:
@@ -263,10 +263,10 @@ class Design:
         steps = f"{needed} steps of {self._batch()} images and an evaluation"
         if view != self.view:
             parts = f" in parts of {view.part:g} times the sides" if view.part < 1 else ""
-            reason = f"the objects ask for {size} ({reason}), but there {steps} take some {took:.1f} minutes"
-            reason += f", and {taken:.1f} at {view.size}{parts}; there are {minutes:g}"
+            reason = f"the objects need {size} ({reason}), but there {steps} take about {took:.1f} minutes"
+            reason += f", and {taken:.1f} at {view.size}{parts}; {minutes:g} are available"
         if taken > minutes:
-            reason += f"; {minutes:g} minutes are too few for {steps} at any size, which take {taken:.1f} at least: training will be shorter"
+            reason += f"; {minutes:g} minutes are too few for {steps} at any size, which take at least {taken:.1f}: training will be shorter"
         self._see(view, reason)
 
     def _see(self, view: rules.View, reason: str) -> None:
@@ -275,9 +275,9 @@ class Design:
         self.take(rules.sizes(self.facts, view))
 
     def _seconds(self, view: rules.View, times: float = 1.0) -> float:
-        """Of as many steps as training needs, and an evaluation; of a network with so many ``times`` the multiply-adds of the measured one."""
+        """Seconds of all training steps and an evaluation, for a network with ``times`` the multiply-adds of the measured one."""
         pace, pixels = dataclasses.replace(self.pace, pixel=self.pace.pixel * times), self._ratio() * view.size**2
-        # the sizes of training are 0.9 times that of evaluation in the mean; a part of an image has its share of the objects
+        # training sizes are on average 0.9 times that of evaluation; a part of an image has its share of the objects
         training = rules.steps_needed(self.facts, self._batch()) * self._batch() * view.part**2 * pace.of(0.81 * pixels)
         return training + self.facts.tested * _INFERENCE * pace.of(pixels)
 
@@ -298,17 +298,17 @@ class Design:
             limit, evaluations = measuring.length(args.minutes, seconds, evaluation)
             takes, limited = (limit * seconds + evaluations * evaluation) / 60, f"{args.minutes:g} minutes"
             if limit == measuring.LEAST and takes > args.minutes:
-                limited += f" are too few for the least of {limit} steps: this takes {takes:.1f} minutes"
-            limited += f", {seconds:.2f} s a step and {evaluations} x {evaluation:.0f} s of evaluation"
-            self.say(f"measuring took {self.measured:.0f} s, beside the {args.minutes:g} minutes for training")
+                limited += f" are too few for the minimum of {limit} steps: this takes {takes:.1f} minutes"
+            limited += f", {seconds:.2f} s per step and {evaluations} x {evaluation:.0f} s of evaluation"
+            self.say(f"measuring took {self.measured:.0f} s, in addition to the {args.minutes:g} minutes for training")
         self.take(rules.schedule(facts, batch, limit, limited, evaluations, gently))
         workers = 0 if self.small else 4
-        self.take([Choice("DATALOADER.NUM_WORKERS", workers, "none: the CPU's cores train" if self.small else "detectron2's")])
+        self.take([Choice("DATALOADER.NUM_WORKERS", workers, "none: the CPU's cores are busy training" if self.small else "detectron2's")])
         if facts.tested:
-            self.take([Choice("TEST.BEST_METRIC", "auto", "model_best.pth is kept by the AP that leads")])
+            self.take([Choice("TEST.BEST_METRIC", "auto", "model_best.pth is chosen by the main AP")])
 
     def _memory(self) -> None:
-        """The batch in as many parts as the memory asks for. Raises UserError where there is no room for one image."""
+        """The batch in as many parts as the memory requires. Raises UserError if there is no room for one image."""
         args, batch = self.args, max(self._batch() // max(self.args.gpus, 1), 1)
         if args.device.startswith("cuda") and not torch.cuda.is_available():  # the recipe is for another machine
             return
@@ -322,23 +322,23 @@ class Design:
         self.take(rules.parts(batch, lambda images: peak.of(images, pixels), memory.room(args.device)))
 
     def _fastest(self) -> float:
-        """Seconds a step, the faster of two ways; the fast one only where its losses follow the plain one's."""
+        """Seconds per step of the faster of two ways; the fast way counts only if its losses follow the plain one's."""
         expected = self._batch() * self.view.part**2 * self.pace.of(0.81 * self._ratio() * self.view.size**2)
         ways = 2 if self._has_bf16() else 1
         count = min(int((self.allowed - self.measured) / (ways * expected)), _STEPS)
         if count < 3:
-            self.say(f"a step takes some {expected:.1f} s: too long to measure more than the small ones that tell it")
+            self.say(f"a step takes about {expected:.1f} s, estimated from small ones: too long to measure")
             return expected
         plain, losses = self._steps({}, count)
         fast, others = self._steps({key: value for key, (value, _) in _FAST.items()}, count) if ways == 2 else (math.inf, [])
         follows = bool(others) and all(math.isfinite(b) and abs(a - b) <= 0.1 * abs(a) for a, b in zip(losses, others))
         if fast < 0.95 * plain and follows:
             apart = max(abs(a - b) / a for a, b in zip(losses, others))
-            said = f"a step takes {fast:.2f} s in place of {plain:.2f}, and losses follow within {apart:.1%}"
+            said = f"a step takes {fast:.2f} s instead of {plain:.2f}, and losses agree within {apart:.1%}"
             self.take(Choice(key, value, f"{why}: {said}" if i == 0 else why) for i, (key, (value, why)) in enumerate(_FAST.items()))
             return fast
         tried = f"bfloat16 was no faster ({fast:.2f} s)" if math.isfinite(fast) else "this device has no bfloat16"
-        self.say(f"plain float32: {plain:.2f} s a step, {tried if follows or not math.isfinite(fast) else 'bfloat16 changes the losses'}")
+        self.say(f"plain float32: {plain:.2f} s per step, {tried if follows or not math.isfinite(fast) else 'bfloat16 changes the losses'}")
         return plain
 
     def _steps(self, more: dict[str, Any], count: int) -> tuple[float, list[float]]:

@@ -1,4 +1,4 @@
-"""What rules go by: numbers of the data."""
+"""The facts that rules use: statistics of the data."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -10,26 +10,26 @@ import pycocotools.mask as mask_util
 from ..data.dataset import Dataset
 from ..data.image_files import evenly
 
-_SAMPLED = 5000  # objects whose masks are looked at
-# a mask that fills so much of its box is the box
+_SAMPLED = 5000  # objects whose masks are checked
+# a mask that fills this much of its box is the box
 RECTANGLE = 0.98
 
 
 @dataclass(frozen=True)
 class Facts:
-    """Numbers of the data to train on, and how much there is to evaluate on. Sizes are in pixels of the files."""
+    """Statistics of the training data, and the number of images to evaluate on. Sizes are in pixels of the files."""
 
     images: int
     short: np.ndarray  # the shorter side of each image (N,)
     long: np.ndarray
     boxes: np.ndarray  # width and height of each object (M, 2), crowds left out
-    shorter: np.ndarray  # the shorter side of each object's image (M,)
+    shorter: np.ndarray  # shorter side of each object's image (M,)
     counts: dict[str, int]  # objects of each class
-    shares: dict[str, float]  # of each class, the part of the images that have it
+    shares: dict[str, float]  # for each class, the share of images that contain it
     empty: int  # images without objects
     per_image: np.ndarray  # objects of each image that has some
-    masks: float  # the part of the objects with a mask that is no rectangle
-    rectangles: float  # with a mask that is one
+    masks: float  # the share of objects with a mask that is not a rectangle
+    rectangles: float  # with a rectangle as mask
     keypoints: float  # with a visible keypoint
     tested: int  # images to evaluate on
 

@@ -1,4 +1,4 @@
-"""What has to be measured: steps of training and inference on some of the data."""
+"""Measurements: training steps and inference on some of the data."""
 
 import argparse
 import contextlib
@@ -18,14 +18,14 @@ from ..doctor.examination import Examination, quiet
 from ..engine import Front, YamlFront, open_config
 from ..timing import now
 
-SHARE = 0.15  # of the time that there is for training: whole steps are measured only while measuring has taken less
-EVALUATION = 0.15  # of that time evaluations take no more, but one
-LEAST = 20  # steps, also where the time is too short for them
+SHARE = 0.15  # of the training time: whole steps are measured only while measuring has taken less
+EVALUATION = 0.15  # of that time, the most that evaluations may take, except one
+LEAST = 20  # steps, even if the time is too short for them
 
 
 @dataclass(frozen=True)
 class Pace:
-    """Seconds that a step takes for each of its images: those of any image, and those of each pixel."""
+    """Seconds of a step per image: a constant part, and a part per pixel."""
 
     image: float
     pixel: float
@@ -35,13 +35,13 @@ class Pace:
 
 
 def pace(front: Front, sides: tuple[int, int], ratio: float, batch: int = 2) -> Pace:
-    """By steps at two small sizes of images ``ratio`` times as long as wide."""
+    """Measures steps at two small image sizes with the aspect ``ratio``."""
     points = []
     for side in sides:
         more = {"INPUT.MIN_SIZE_TRAIN": (side,), "INPUT.MAX_SIZE_TRAIN": math.ceil(side * ratio) + 32, "SOLVER.IMS_PER_BATCH": batch}
         points.append((ratio * side**2, min(steps(front, more, 4)[0]) / batch))
     (small, few), (large, many) = points
-    # other work on the machine may slow one of them down: half of the larger's time at least is its pixels'
+    # other work on the machine may slow one down: attribute at least half of the larger's time to its pixels
     pixel = min(max((many - few) / (large - small), 0.5 * many / large), many / large)
     return Pace(many - pixel * large, pixel)
 
@@ -62,12 +62,12 @@ def steps(front: Front, more: dict[str, Any], count: int = 4) -> tuple[list[floa
 
 
 def latency(cfg: CfgNode, ratio: float, count: int = 3) -> float:
-    """Seconds that inference takes for an image, the fastest of ``count`` after a first."""
+    """Seconds of inference for an image, the fastest of ``count`` after a warm-up."""
     cfg = cfg.clone()
-    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0  # as many detections as there can be: heads for masks and keypoints work on each
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0  # as many detections as possible: heads for masks and keypoints process each
     model: Any = YamlFront(cfg).build_model().eval()
     size = cfg.INPUT.MIN_SIZE_TEST
-    # a plain image has no objects: noise, of which heads get as many proposals as they take
+    # noise, since a plain image would give heads fewer proposals than they accept
     noise = np.random.default_rng(0).integers(0, 255, (3, size, round(size * ratio)))
     image = {"image": torch.as_tensor(noise, dtype=torch.float32, device=cfg.MODEL.DEVICE)}
     times = []
@@ -80,13 +80,13 @@ def latency(cfg: CfgNode, ratio: float, count: int = 3) -> float:
 
 
 def length(minutes: float, step: float, evaluation: float) -> tuple[int, int]:
-    """(iterations, evaluations) that ``minutes`` allow, by the seconds of each: at least `LEAST`, and ten, where they take little time."""
+    """(iterations, evaluations) that ``minutes`` allow, from the seconds of each: at least `LEAST`, and ten if they are cheap."""
     evaluations = min(max(int(60 * minutes * EVALUATION / evaluation), 1), 10) if evaluation else 10
     return max(int((60 * minutes - evaluations * evaluation) / step), LEAST), evaluations
 
 
 def iterations_of(config: str, opts: list[str], backbone: str, data: Sequence[str], minutes: float) -> int:
-    """As many as ``minutes`` allow a config on own data, by the flags ``data``, in training alone: evaluation comes on top."""
+    """Iterations that ``minutes`` allow a config on the data of the flags ``data``, for training only: evaluation comes on top."""
     parser = argparse.ArgumentParser()
     add_data_arguments(parser)
     front = open_config(config, ["MODEL.DEVICE", "cpu", *opts], backbone)

@@ -1,4 +1,4 @@
-"""Which networks can be had, best first, and what each costs."""
+"""The available networks, best first, and their costs."""
 
 from typing import Callable, Iterable, Iterator
 
@@ -11,7 +11,7 @@ from ..registry import create
 from ..swap import network_of
 from ..zoo import checking, weights
 
-# which weights that no detector was published with are worth a try, after all others
+# weights without a published detector that are worth a try, after all others
 _MORE = ("timm/tf_efficientnet_lite0.in1k",)
 
 
@@ -35,7 +35,7 @@ def candidates() -> Iterator[tuple[str, float | None]]:
 
 
 def available(names: Iterable[str], say: Callable[[str], None]) -> dict[str, str]:
-    """Of each network whose weights can be had now, in the same order, their address. What hosts answer is asked for all at once."""
+    """The address of the weights of each network that are available now, in the same order. Asks hosts in parallel."""
     found, asked = {}, {}
     for name in names:
         try:
@@ -51,7 +51,7 @@ def available(names: Iterable[str], say: Callable[[str], None]) -> dict[str, str
     try:
         answers = checking.check(asked.values(), timeout=3) if asked else {}
     except UserError as error:
-        say(f"{len(asked)} networks are left out, whose weights are not here: {error}")
+        say(f"{len(asked)} networks are left out, because their weights are not available: {error}")
         answers = {}
     alive = {
         name: release.address

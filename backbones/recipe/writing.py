@@ -1,4 +1,4 @@
-"""The recipe as a YAML that needs no other file: each line says why it is there."""
+"""The recipe as a self-contained YAML file: each line states its reason."""
 
 from typing import Any, Iterator, Mapping
 
@@ -8,20 +8,20 @@ from .. import zoo
 from ..config import flat, get, written
 from .rules import BASE, Choice
 
-_OTHERS = "of this project's recipe for COCO"
-# of keys that follow from others
+_OTHERS = "from this project's recipe for COCO"
+# reasons for keys that follow from others
 _KNOWN = {
     "MODEL.DEVICE": "the device that the recipe was worked out for",
-    "MODEL.PIXEL_MEAN": "as the weights want it",
-    "MODEL.PIXEL_STD": "as the weights want it",
-    "INPUT.FORMAT": "as the weights want it",
-    "INPUT.NORMALIZATION": "channel order, mean and deviation are those that the weights name",
+    "MODEL.PIXEL_MEAN": "as the weights require",
+    "MODEL.PIXEL_STD": "as the weights require",
+    "INPUT.FORMAT": "as the weights require",
+    "INPUT.NORMALIZATION": "channel order, mean and standard deviation are set as the weights require",
     "DATASETS.CLASSES": "the data's",
     "DATASETS.KEYPOINTS": "the data's",
     "DATASETS.KEYPOINT_FLIPS": "the data's",
     "MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS": "the data's",
     "TEST.KEYPOINT_OKS_SIGMAS": "one for each keypoint, all alike",
-    "INPUT.MASK_FORMAT": "some masks are run lengths",
+    "INPUT.MASK_FORMAT": "some masks are in run-length encoding (RLE)",
     "OUTPUT_DIR": "the folder that training writes into",
 }
 
@@ -43,13 +43,13 @@ THREE_TIMES = {
 
 
 def beside_3x(cfg: CfgNode) -> Iterator[str]:
-    """Lines on where a recipe is detectron2's 3x recipe for COCO, within 5 %, and where it is not; why, the lines of the recipe say."""
+    """Lines on which keys equal detectron2's 3x recipe for COCO, within 5 %, and which differ; the recipe's lines give the reasons."""
     values = flat(cfg)
     same = {key for key, theirs in THREE_TIMES.items() if _near(values[key], theirs)}
     yield f"As in detectron2's 3x recipe for COCO: {', '.join(key for key in THREE_TIMES if key in same) or 'nothing'}."
     others = [f"{key} {values[key]} ({theirs})" for key, theirs in THREE_TIMES.items() if key not in same]
     if others:
-        yield f"Other than there: {', '.join(others)}."
+        yield f"Different from it: {', '.join(others)}."
 
 
 def _near(value: Any, theirs: Any) -> bool:
@@ -58,10 +58,10 @@ def _near(value: Any, theirs: Any) -> bool:
 
 
 def text(cfg: CfgNode, choices: Mapping[str, Choice], head: str) -> str:
-    """``head`` as comments, then every key that is chosen or differs from the defaults, with its reason behind it."""
+    """``head`` as comments, then every key that is chosen or differs from the defaults, followed by its reason."""
     base = flat(zoo.get_config(BASE))
 
     def reason(key: str) -> str:
-        return _KNOWN.get(key) or (_OTHERS if base.get(key) == get(cfg, key) else "of the network that was chosen: see MODEL.BACKBONE.NAME")
+        return _KNOWN.get(key) or (_OTHERS if base.get(key) == get(cfg, key) else "from the chosen network: see MODEL.BACKBONE.NAME")
 
     return written(cfg, head, {key: choice.reason for key, choice in choices.items()}, reason)

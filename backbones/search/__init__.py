@@ -1,4 +1,4 @@
-"""Architecture search: of structures without training (`zero_shot`), and of a trained supernet's paths (`one_shot`)."""
+"""Architecture search: over structures without training (`zero_shot`), and over the paths of a trained supernet (`one_shot`)."""
 
 import sys
 
@@ -6,5 +6,5 @@ from tqdm import tqdm
 
 
 def progress(**kwargs) -> tqdm:
-    """A progress bar on a terminal, a line now and then in a log."""
+    """A progress bar on a terminal, an occasional line in a log."""
     return tqdm(mininterval=0.1 if sys.stderr.isatty() else 15, **kwargs)

@@ -1,8 +1,8 @@
-"""MAE-DET's score of a structure, and what the structure costs: integers and logarithms alone, no network is built.
+"""MAE-DET's score of a structure and its costs, from integers and logarithms; no network is built.
 
-The score is the entropy of the features of a network of random weights, in closed form. Without norms, activations and shortcuts, a
+The score is the entropy of the features of a network with random weights, in closed form. Without norms, activations and shortcuts, a
 convolution of n inputs to each output adds (ln n) / 2, and a feature of C channels ln C. Those of the stages are weighted and summed. (The
-paper multiplies variances; the sums here are of their logarithms.) Scores compare structures of one budget, and nothing else: ResNet-101's
+paper multiplies variances; the sums here are of their logarithms.) Compare scores only between structures of one budget: ResNet-101's
 is higher than that of MAE-DET-M, which detects better.
 """
 
@@ -17,14 +17,14 @@ from ..errors import UserError
 from ..maedet import SPECS, Block, Structure, check_structure, stage_of
 from .latency import LatencyTable
 
-STAGE_WEIGHTS = (0.0, 0.0, 1.0, 1.0, 6.0)  # of the features at strides 2 to 32
+STAGE_WEIGHTS = (0.0, 0.0, 1.0, 1.0, 6.0)  # for the features at strides 2 to 32
 
-# blocks as plain tuples, which are faster: channels, kernel, stride, bottlenecks, their width
+# blocks as plain tuples, for speed: channels, kernel, stride, bottlenecks, width of the bottlenecks
 Plain = tuple[int, int, int, int, int]
 
 
 class Costs(NamedTuple):
-    """Of a structure: its score, or of one block its entropy; operations of one image; parameters; layers on the main path; seconds."""
+    """A structure's score (or a block's entropy), operations for one image, parameters, layers on the main path, and seconds."""
 
     score: float
     flops: int
@@ -34,10 +34,10 @@ class Costs(NamedTuple):
 
 
 def block_costs(channels: int, block: Plain, side: int, table: LatencyTable | None = None) -> Costs:
-    """What a block costs that gets ``channels`` of ``side`` x ``side`` pixels.
+    """The costs of a block for an input of ``channels`` with ``side`` x ``side`` pixels.
 
-    Operations are counted as MAE-DET's search counts them: one for a multiplication and addition, two for each value that a batch norm gives,
-    one for each of a ReLU, for each that an average takes in, and for each of a shortcut's that a group begins with.
+    Operations are counted as in MAE-DET's search: one per multiply-add, two per output value of a batch norm,
+    one per value of a ReLU, per input value of an average, and per value of the shortcut at the start of a group.
     """
     out, kernel, stride, layers, width = block
     after = -(-side // stride)
@@ -69,11 +69,11 @@ def block_costs(channels: int, block: Plain, side: int, table: LatencyTable | No
 
 @dataclasses.dataclass
 class Meter:
-    """Measures structures at one image size: ``measure(structure)`` gives its `Costs`.
+    """Measures structures at one image size: ``measure(structure)`` returns its `Costs`.
 
     Args:
         image_size: side of the square images, in pixels.
-        stage_weights: of the stages' entropies in the score.
+        stage_weights: weights of the stages' entropies in the score.
         table: a `latency.LatencyTable`, or None for no latency.
     """
 
@@ -92,7 +92,7 @@ class Meter:
         weights = self.stage_weights
         for i, block in enumerate(structure):
             stride = block[2]
-            if i and stride == 2:  # the block before closes its stage
+            if i and stride == 2:  # the block before ends its stage
                 score += weights[stage] * (entropy + math.log(channels))
                 stage += 1
             key = (channels, block, side)
@@ -110,7 +110,7 @@ class Meter:
         return Costs(score, flops, parameters, layers, latency)
 
     def stages(self, structure: Sequence[Plain]) -> list[float]:
-        """Each stage's part of the score."""
+        """The share of each stage in the score."""
         parts = [0.0] * len(self.stage_weights)
         entropy, channels, side = 0.0, 3, self.image_size
         for block, stage in zip(structure, stage_of([Block(*b) for b in structure])):
@@ -121,11 +121,11 @@ class Meter:
 
 
 def plain(structure: Structure, what: str = "the structure") -> tuple[Plain, ...]:
-    """``structure`` for measuring. Raises UserError for one with blocks that the search does not know: single bottlenecks, and
+    """Prepares ``structure`` for measuring. Raises UserError for blocks that the search does not know: single bottlenecks, and
     convolutions without an activation."""
     for i, block in enumerate(check_structure(structure, what)):
         if not block.forced:
-            raise UserError(f"{what}: block {i} is a single ResK1KXK1, which the search does not know: write it as a SuperResK1KXK1 of L 1")
+            raise UserError(f"{what}: block {i} is a single ResK1KXK1, which the search does not know: write it as a SuperResK1KXK1 with L 1")
         if not block.relu:
             raise UserError(f"{what}: block {i} is a ConvKXBN, without an activation, which the search does not know")
     return tuple((b.channels, b.kernel_size, b.stride, b.layers, b.bottleneck) for b in structure)
@@ -136,7 +136,7 @@ def _resnet(*layers: int) -> Structure:
     return (Block(64, 7, 2), *(Block(channels, 3, 2, count, width) for count, channels, width in groups))
 
 
-# what has a score by name; ResNets as structures, whose first stage reduces by its convolution in place of a pooling
+# structures that can be scored by name; in the ResNets the first stage has a strided convolution instead of a pooling
 STRUCTURES: dict[str, Structure] = {
     **{name: spec.structure for name, spec in SPECS.items()},
     "R-50": _resnet(3, 4, 6, 3),
@@ -147,9 +147,9 @@ STRUCTURES: dict[str, Structure] = {
 def monte_carlo(
     structure: Sequence[Plain], image_size: int = 160, batch: int = 2, repeats: int = 2, seed: int = 0, stage_weights=STAGE_WEIGHTS
 ) -> dict[str, Any]:
-    """The score as the entropy is defined: measured on random images through convolutions of random weights, on the CPU.
+    """Measures the score by the definition of the entropy: random images through convolutions with random weights, on the CPU.
 
-    Returns its ``mean`` and ``std`` over the repeats. As images grow it nears `Meter`'s from below: their borders are padded with zeros.
+    Returns ``mean`` and ``std`` over the repeats. It approaches `Meter`'s score from below as images grow, as borders are padded with zeros.
     """
     generator = torch.Generator().manual_seed(seed)
     numbers = stage_of([Block(*b) for b in structure])

@@ -1,9 +1,9 @@
 """MAE-DET's search space and its evolution, over plain tuples of integers.
 
-Different from the original: the last block is mutated like any other, every choice comes from one seed, and the stem is never wider than the
-block behind it. A search goes in rounds. In each, every island evolves by itself from the population that all share; at its end their best
-are merged. What a round does follows from (seed, round, island) and the population alone. So a search gives the same result in any number of
-processes, and one that was killed goes on as if it had not been.
+Differences from the original: the last block is mutated like any other, every choice comes from one seed, and the stem is never wider than the
+block after it. A search runs in rounds. In each, every island evolves by itself from the shared population; at the end their best structures
+are merged. A round depends only on (seed, round, island) and the population. So a search gives the same result for any number of
+processes, and a killed search resumes as if nothing had happened.
 """
 
 import bisect
@@ -21,7 +21,7 @@ from .entropy import Costs, Meter, Plain
 Candidate = tuple[Plain, ...]
 Scored = tuple[float, Candidate]
 
-# of Costs, what a budget may limit
+# fields of Costs that a budget may limit
 BUDGETS = ("flops", "parameters", "layers", "latency")
 _FACTORS = (1.5, 1.25, 0.8, 0.6, 0.5)
 _STEPS = (-2, -1, 1, 2)
@@ -29,14 +29,14 @@ _STEPS = (-2, -1, 1, 2)
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """Which structures there are: those that mutations of a start can become.
+    """A search space: the structures that mutations of a start can reach.
 
     Args:
-        max_stem, max_channels: widths of the stem, and of all else.
-        kernels: of the bottlenecks.
-        max_expansion: of a block's width over that of the block before.
-        min_bottleneck: of the bottlenecks' width, as a part of the block's.
-        max_layers: bottlenecks of each block behind the stem; 0: 3 of the first, of the others an equal share of the budget's layers.
+        max_stem, max_channels: largest width of the stem, and of everything else.
+        kernels: kernel sizes of the bottlenecks.
+        max_expansion: largest ratio of a block's width to that of the block before.
+        min_bottleneck: smallest width of the bottlenecks, as a fraction of the block's.
+        max_layers: most bottlenecks of each block after the stem; 0: 3 in the first, in the others an equal share of the budget's layers.
     """
 
     max_stem: int = 32
@@ -47,7 +47,7 @@ class Space:
     max_layers: int = 0
 
     def most_layers(self, index: int, count: int, budget: float) -> int:
-        """Bottlenecks that block ``index`` of ``count`` may have where ``budget`` layers are allowed."""
+        """The most bottlenecks of block ``index`` of ``count`` with a budget of ``budget`` layers."""
         if self.max_layers:
             return self.max_layers
         if index == 1:
@@ -57,7 +57,7 @@ class Space:
 
 @dataclasses.dataclass
 class SearchProblem:
-    """A space, a measure and a budget: the largest value of each of `BUDGETS` that is limited."""
+    """A space, a measure and a budget: the largest allowed value for each limited one of `BUDGETS`."""
 
     meter: Meter
     space: Space
@@ -67,7 +67,7 @@ class SearchProblem:
         return all(getattr(costs, name) <= most for name, most in self.budget.items())
 
     def outside(self, blocks: Candidate) -> str:
-        """What of a structure is not of the space, in words; "" where nothing is."""
+        """Why a structure is outside the space, in words; "" if it is inside."""
         space = self.space
         fitting = [self.fit_kernels(tuple((*b[:1], kernel, *b[2:]) for b in blocks)) for kernel in space.kernels]
         for i, (out, kernel, _, layers, width) in enumerate(blocks):
@@ -80,15 +80,15 @@ class SearchProblem:
             if i > 1 and rounded(out / space.max_expansion) > before:
                 return f"block {i} has {out} channels, more than {space.max_expansion} times the {before} before it"
             if layers and (width % 8 or not narrowest <= width <= out):
-                return f"block {i} has bottlenecks of {width} channels, not a multiple of 8 from {narrowest} to {out}"
+                return f"block {i} has bottlenecks with {width} channels, not a multiple of 8 from {narrowest} to {out}"
             if layers and kernel not in kernels:
-                return f"block {i} has kernels of {kernel}, not of {' or '.join(map(str, kernels))}"
+                return f"block {i} has kernel size {kernel}, not {' or '.join(map(str, kernels))}"
             if layers > deepest:
                 return f"block {i} has {layers} bottlenecks, more than {deepest}"
         return ""
 
     def mutate(self, parent: Candidate, rng: random.Random) -> Candidate:
-        """A child: two rounds of one changed field each."""
+        """A child: two mutations of one field each."""
         most = self.budget.get("layers", float("inf"))
         child = parent
         for _ in range(2):
@@ -133,7 +133,7 @@ class SearchProblem:
         return self.fit_kernels(changed) if self.meter.image_size < 32 * 1.5 * max(space.kernels) else changed
 
     def fit_kernels(self, blocks: Candidate) -> Candidate:
-        """Kernels are reduced where they would be larger than two thirds of what they filter."""
+        """Reduces kernels that would be larger than two thirds of the features they filter."""
         side, result = self.meter.image_size, []
         for out, kernel, stride, layers, width in blocks:
             side = -(-side // stride)
@@ -143,7 +143,7 @@ class SearchProblem:
         return tuple(result)
 
     def explore(self, population: Sequence[Scored], size: int, count: int, seed: str) -> list[Scored]:
-        """The best ``size`` after ``count`` candidates more, from the worst to the best."""
+        """The best ``size`` structures after ``count`` more candidates, from worst to best."""
         population, rng = list(population), random.Random(seed)
         known = {structure for _, structure in population}
         measure, mutate, fits = self.meter.measure, self.mutate, self.fits
@@ -163,21 +163,21 @@ class SearchProblem:
 
 @dataclasses.dataclass
 class State:
-    """All that a search needs to go on: how many rounds are done, and the population, from the worst to the best."""
+    """All that a search needs to resume: the number of finished rounds, and the population from worst to best."""
 
     rounds: int
     population: list[Scored]
 
 
 class Evolution:
-    """Runs rounds of a search, in as many processes as ``workers`` says; use it as a context manager.
+    """Runs rounds of a search in ``workers`` processes; use it as a context manager.
 
     Args:
-        problem: what is searched.
-        state: where it stands.
-        seed: of all choices.
-        size: of the population.
-        islands, round_size: how many populations evolve apart, and how many candidates each makes in a round.
+        problem: the problem to solve.
+        state: the state to continue from.
+        seed: seed of all choices.
+        size: size of the population.
+        islands, round_size: how many populations evolve separately, and how many candidates each tries per round.
     """
 
     def __init__(
@@ -205,7 +205,7 @@ class Evolution:
         self._processes = []
 
     def round(self) -> None:
-        """One round of all islands."""
+        """Runs one round of all islands."""
         state = self.state
         tasks = [(state.population, self.size, self.round_size, f"{self.seed}/{state.rounds}/{island}") for island in range(self.islands)]
         results: list[Any] = [None] * len(tasks)
@@ -228,7 +228,7 @@ class Evolution:
 
 
 def _work(connection, problem: SearchProblem) -> None:
-    """A process of its own: explores what it is sent until nobody sends, or the search itself is gone."""
+    """The loop of a worker process: explores what it receives until the sender closes or the search is gone."""
     threading.Thread(target=_end_with_the_search, daemon=True).start()
     try:
         while True:
@@ -242,7 +242,7 @@ def _work(connection, problem: SearchProblem) -> None:
 
 
 def _end_with_the_search() -> None:
-    """A killed search does not close its end of the connection where processes have inherited it, this one too: `recv` would wait for ever."""
+    """A killed search does not close its end of the connection if other processes, such as this one, inherited it: `recv` would hang."""
     search = multiprocessing.parent_process()
     if search is not None:
         search.join()

@@ -1,9 +1,9 @@
-"""How good a structure of a search space can be at all: an upper bound that is proved, and the best structure itself.
+"""The optimum of a search space: a proved upper bound of the score, and the best structure itself.
 
-Score and costs are sums over blocks, so that for given prices of operations, parameters and layers the best structure follows by dynamic
-programming over the widths between blocks. Its score less what it costs, plus the price of the whole budget, is more than any structure within
-the budget can score. The prices that make this bound lowest are found by the ellipsoid method. A structure of score s is then known to lose no
-more than bound - s in all its blocks together; few do, and `best` goes through them.
+Score and costs are sums over blocks. So for given prices of operations, parameters and layers, the best structure follows by dynamic
+programming over the widths between blocks. Its score minus its cost, plus the price of the whole budget, bounds the score of all structures in
+the budget. The ellipsoid method finds the prices with the lowest bound. A structure of score s then loses no
+more than bound - s in all its blocks together; few do, and `best` enumerates them.
 
 The space is a little larger than what mutations reach: all widths that are multiples of 8, with the rules of `evolution.Space`.
 """
@@ -34,9 +34,9 @@ class Bound(NamedTuple):
 class _Stage:
     """One block of the structures: its place, and what may be chosen for it."""
 
-    weight: float  # of its entropy in the score
-    before: float  # of the logarithm of the width before it, which ends a stage or not
-    behind: float  # and of its own width
+    weight: float  # weight of its entropy in the score
+    before: float  # weight of the logarithm of the width before it, which depends on whether that ends a stage
+    behind: float  # weight of the logarithm of its own width
     stride: int
     side: int
     after: int
@@ -46,23 +46,23 @@ class _Stage:
 
 
 class _Values:
-    """What choices of one block are worth at some prices. Widths c before it and o of its own are indices on the grid."""
+    """The values of the choices for one block at some prices. Its input width c and its own width o are indices on the grid."""
 
     def __init__(self, stage: _Stage, space, grid: np.ndarray, price: Sequence[float]):
         self.stage, self.space, self.grid, self.price = stage, space, grid, price
 
     def inputs(self, o: int) -> slice:
-        """The widths before it that its own allows."""
+        """The input widths that its own width allows."""
         most = min(o + 1, self.space.max_stem // 8) if self.stage.first else o + 1
         lowest = 0 if self.stage.first else max(0, rounded(self.grid[o] / self.space.max_expansion) // 8 - 1)
         return slice(min(lowest, most), most)
 
     def widths(self, o: int) -> np.ndarray:
-        """Those of the bottlenecks."""
+        """The allowed widths of the bottlenecks."""
         return self.grid[rounded(self.grid[o] * self.space.min_bottleneck) // 8 - 1 : o + 1].astype(float)
 
     def parts(self, o: int, kernel: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """By the bottlenecks' width: the first bottleneck's worth but for its input's, each more's, and that of a channel more of input."""
+        """By bottleneck width: the value of the first bottleneck without its input, of each further one, and of one more input channel."""
         flops, parameters, layers = self.price
         s, m, out = self.stage, self.widths(o), float(self.grid[o])
         before, pixels, area = s.side**2, s.after**2, kernel**2
@@ -76,14 +76,14 @@ class _Values:
         return own, rest, -m * (flops * before + parameters)
 
     def of_input(self, c: np.ndarray, o: int) -> np.ndarray:
-        """What the widths before it are worth whatever the bottlenecks'."""
+        """The values of the input widths that do not depend on the bottlenecks."""
         flops, parameters, _ = self.price
         s, out = self.stage, float(self.grid[o])
         worth = (0.5 * s.weight + s.before) * np.log(c)
         return worth - flops * (s.after**2 * out * c + (s.side**2 * c if s.stride == 2 else 0)) - parameters * c * out
 
     def table(self) -> tuple[np.ndarray, ...]:
-        """For every pair (c, o) the largest worth, and the kernel, bottlenecks and their width that have it; -inf where it is not allowed."""
+        """For every pair (c, o) the largest value, with its kernel, number of bottlenecks and their width; -inf if not allowed."""
         n = len(self.grid)
         value = np.full((n, n), -math.inf)
         choice = [np.zeros((n, n), dtype=np.int32) for _ in range(3)]
@@ -95,7 +95,7 @@ class _Values:
             m, of_input = self.widths(o), self.of_input(c, o)
             for kernel in self.stage.kernels:
                 own, rest, slope = self.parts(o, kernel)
-                own = own + (self.stage.most - 1) * np.maximum(rest, 0)  # each more is worth the same: all, or none
+                own = own + (self.stage.most - 1) * np.maximum(rest, 0)  # each further one has the same value: take all or none
                 total = own[None] + np.outer(c, slope)
                 best = total.argmax(axis=1)
                 new = total[np.arange(len(c)), best] + of_input
@@ -111,19 +111,17 @@ class _Program:
 
     def __init__(self, problem: SearchProblem, start: Candidate):
         if "latency" in problem.budget:
-            raise UserError("no bound is known for a budget of latency: leave latency out of the budget")
+            raise UserError("there is no bound for a budget of latency: leave latency out of the budget")
         for i, block in enumerate(start):
             if block[0] % 8 or (block[3] and block[4] % 8) or (i > 0) != (block[3] > 0):
-                raise UserError(
-                    f"block {i} of the start is not of those that bounds are known for: a stem, and groups of widths in multiples of 8"
-                )
+                raise UserError(f"block {i} of the start has no known bound: it must be a stem, or a group whose widths are multiples of 8")
         outside = problem.outside(start)
         if outside:
-            raise UserError(f"the start is not of the space, so that what can become of it is not known: its {outside}")
+            raise UserError(f"the start is outside the space, so there is no bound: its {outside}")
         if not problem.space.max_layers and "layers" not in problem.budget:
-            raise UserError("without a budget of layers, or max_layers of the space, there are too many structures to go through: set one")
+            raise UserError("there are too many structures to go through: set a budget of layers, or max_layers of the space")
         if not any(name in problem.budget for name in _PRICED):
-            raise UserError("without a budget there is no bound: scores grow with every layer")
+            raise UserError("there is no bound without a budget: scores grow with every layer")
         self.problem, self.start = problem, start
         space, weights = problem.space, list(problem.meter.stage_weights)
         self.grid = 8 * np.arange(1, space.max_channels // 8 + 1)
@@ -156,7 +154,7 @@ class _Program:
         return worth
 
     def best_at(self, price: dict[str, float]) -> Candidate:
-        """The structure of largest score less prices."""
+        """The structure with the largest score minus prices."""
         worth, chosen = self.stem_worth(price), []
         for values in self.values(price):
             value, *choice = values.table()
@@ -174,16 +172,16 @@ class _Program:
 
 
 def bound(problem: SearchProblem, start: Candidate, steps: int = 80, report: Callable[[int, float], None] = lambda *_: None) -> Bound:
-    """The lowest bound found in so many ``steps``, of which ``report`` is told (step, bound so far).
+    """The lowest bound found in ``steps`` steps; calls ``report`` with (step, bound so far).
 
-    Raises UserError for a budget of latency, which is no sum of integers, for none at all, and for a start of other blocks or widths.
+    Raises UserError for a budget of latency, which is no sum of integers, for no budget, and for a start with other blocks or widths.
     """
     program = _Program(problem, start)
     names = [name for name in _PRICED if name in problem.budget]
     limits = np.array([problem.budget[name] for name in names], dtype=float)
     lowest = Bound(math.inf, {})
     # prices in units of the budgets: the center and matrix of an ellipsoid that holds the best ones
-    size = problem.meter.measure(start).score  # what prices are of the order of
+    size = problem.meter.measure(start).score  # the order of magnitude of prices
     center, shape = np.full(len(names), 2.5 * size), np.eye(len(names)) * (5 * size) ** 2
     for step in range(steps):
         prices = np.maximum(center, 0)
@@ -194,7 +192,7 @@ def bound(problem: SearchProblem, start: Candidate, steps: int = 80, report: Cal
         if score < lowest.score:
             lowest = Bound(score, price)
         report(step, lowest.score)
-        # the half in which the bound may be lower, or the prices no longer negative
+        # keep the half in which the bound may be lower, or the prices not negative
         slope = np.where(center < 0, -1.0, 0.0) if (center < 0).any() else 1 - spent
         size = math.sqrt(max(float(slope @ shape @ slope), 0.0))
         if size < 1e-12 * lowest.score:
@@ -208,7 +206,7 @@ def bound(problem: SearchProblem, start: Candidate, steps: int = 80, report: Cal
 
 @dataclasses.dataclass
 class _Paths:
-    """Structures up to some block: the index of their last width, costs, what they may still lose, and how they came about."""
+    """Structures up to some block: the index of their last width, costs, what they may still lose, and how they were built."""
 
     width: np.ndarray  # (N,)
     spent: np.ndarray  # (N, 3), of _PRICED
@@ -221,16 +219,16 @@ class _Paths:
 
 
 def best(problem: SearchProblem, start: Candidate, proof: Bound, incumbent: float) -> Candidate | None:
-    """The best structure of all, where it scores more than ``incumbent``; None where none does.
+    """The best structure, if it scores more than ``incumbent``; else None.
 
-    Raises UserError where too many structures lie between ``incumbent`` and the bound of the ``proof`` to go through.
+    Raises UserError if too many structures lie between ``incumbent`` and the bound of the ``proof``.
     """
     program = _Program(problem, start)
     price = np.array([proof.prices.get(name, 0.0) for name in _PRICED])
     budget = np.array([problem.budget.get(name, math.inf) for name in _PRICED])
     every = program.values(proof.prices)
     tables = [values.table()[0] for values in every]
-    ahead = [np.zeros(len(program.grid))]  # what is to be had behind each width
+    ahead = [np.zeros(len(program.grid))]  # the largest value obtainable after each width
     for table in reversed(tables):
         ahead.insert(0, (table + ahead[0][None]).max(axis=1))
     total = sum(proof.prices[name] * problem.budget[name] for name in proof.prices)
@@ -256,7 +254,7 @@ def best(problem: SearchProblem, start: Candidate, proof: Bound, incumbent: floa
                     found.append(_Paths(np.full(size, o), before.spent[rows] + costs, slack, rows, np.tile(choice, (size, 1))))
                     count += size
             if count > _MOST_PATHS:
-                raise UserError("the best structure is not to be had in reasonable time: too many come near the bound")
+                raise UserError("the best structure cannot be found in reasonable time: too many are close to the bound")
         if not count:
             return None
         joined = _Paths(*(np.concatenate([getattr(f, field.name) for f in found]) for field in dataclasses.fields(_Paths)))
@@ -268,12 +266,12 @@ def best(problem: SearchProblem, start: Candidate, proof: Bound, incumbent: floa
         blocks.append((int(program.grid[paths.width[at]]), int(paths.choice[at, 0]), block[2], *map(int, paths.choice[at, 1:])))
         at = int(paths.parent[at])
     structure: Candidate = tuple(reversed(blocks))
-    # what leaves much of the budget comes this far, as if that were worth its price
+    # structures that leave much of the budget unused get this far, as if the rest were worth its price
     return structure if problem.meter.measure(structure).score > incumbent else None
 
 
 def _choices(values: _Values, c: int, o: int, reach: float, most: float):
-    """Everything that may be chosen between two widths and loses less than ``most`` of the ``reach``: (choice, costs, loss) each."""
+    """All choices between two widths that lose less than ``most`` of the ``reach``: (choice, costs, loss) each."""
     stage = values.stage
     channels, out = int(values.grid[c]), int(values.grid[o])
     of_input = values.of_input(np.array([float(channels)]), o)[0]
@@ -289,9 +287,9 @@ def _choices(values: _Values, c: int, o: int, reach: float, most: float):
 
 
 def _undominated(paths: _Paths, price: np.ndarray, budget: np.ndarray) -> np.ndarray:
-    """The rows of those paths that no other to the same width beats: as good a score, no higher a first limited cost, the same other costs."""
+    """The rows of the paths that no other to the same width dominates: as good a score, no higher first limited cost, equal other costs."""
     limited = np.flatnonzero(np.isfinite(budget))
-    score = paths.slack + paths.spent @ price  # but for what all paths to a width share
+    score = paths.slack + paths.spent @ price  # up to a part that all paths to a width share
     others = [paths.spent[:, i] for i in limited[1:]]
     order = np.lexsort((-score, paths.spent[:, limited[0]], *others, paths.width))
     group = np.stack([paths.width, *others], axis=1)[order]

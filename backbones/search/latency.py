@@ -1,6 +1,6 @@
-"""Seconds of a structure on the device at hand: the sum over its convolutions, from a table that is measured once.
+"""Seconds of a structure on this device: the sum over its convolutions, from a table that is measured once.
 
-What stands between convolutions is not in the sum. A search measures what it finds, and corrects the table by a factor.
+The sum leaves out what is between convolutions. A search measures its results, and corrects the table by a factor.
 """
 
 import dataclasses
@@ -21,16 +21,16 @@ from . import progress
 from .runtimes import check_runtime, prepared, seconds
 
 _CHANNELS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
-_MOST_MACS = 8e9  # of one image: larger convolutions are reckoned from smaller ones
+_MOST_MACS = 8e9  # for one image: larger convolutions are extrapolated from smaller ones
 
 
 @dataclasses.dataclass(frozen=True)
 class LatencyTable:
-    """Seconds of convolutions with norm and ReLU, at each power of two of their widths.
+    """Seconds of convolutions with norm and ReLU, for widths that are powers of two.
 
-    ``entries`` by "kernel/stride/side": rows of (in, out, seconds); between them seconds are a straight line in logarithms, and outside they
-    grow like the multiply-adds of the nearest. ``about``: the device, and all else they depend on. ``factor``: by how much whole networks take
-    longer than their convolutions, which is part of all seconds that it gives.
+    ``entries`` by "kernel/stride/side": rows of (in, out, seconds). Between rows seconds are interpolated in logarithms; outside they
+    grow with the multiply-adds of the nearest row. ``about``: the device and everything else they depend on. ``factor``: how many times as long
+    whole networks take as their convolutions; all seconds returned include it.
     """
 
     image_size: int
@@ -39,12 +39,12 @@ class LatencyTable:
     factor: float = 1.0
 
     def conv(self, in_channels: int, out_channels: int, kernel: int, stride: int, side: int) -> float:
-        """Seconds of one convolution of (side, side) pixels. Raises UserError for a kernel, stride and side that were not measured."""
+        """Seconds of one convolution on (side, side) pixels. Raises UserError for a kernel, stride and side that were not measured."""
         key = f"{kernel}/{stride}/{side}"
         measured = self.entries.get(key)
         if not measured:
             raise UserError(
-                f"the latency table has no convolutions of kernel/stride/side {key}: it has {', '.join(self.entries)}. Build it anew"
+                f"the latency table has no convolutions of kernel/stride/side {key}: it has {', '.join(self.entries)}. Measure it again"
             )
         rows = sorted({i for i, _ in measured})
         low, high = _around(in_channels, rows)
@@ -55,19 +55,19 @@ class LatencyTable:
         return self.factor * _between(in_channels, low, high, *values)
 
     def save(self, path: str) -> None:
-        """Writes it as JSON, whole or not at all."""
+        """Writes it as JSON, completely or not at all."""
         entries = {key: [[*widths, seconds] for widths, seconds in rows.items()] for key, rows in self.entries.items()}
         write_whole(path, json.dumps({"about": self.about, "image_size": self.image_size, "entries": entries}, indent=1) + "\n")
 
 
 def load_table(path: str) -> LatencyTable:
-    """The table in a file. Raises UserError for anything else."""
-    with reading(f"{path!r} is no latency table"):
+    """Reads a table from a file. Raises UserError for anything else."""
+    with reading(f"{path!r} is not a latency table"):
         data = read_json(path)
         entries = {}
         for key, rows in data["entries"].items():
             if not rows or not all(type(i) is type(o) is int and i > 0 and o > 0 and 0 < s < math.inf for i, o, s in rows):
-                raise ValueError(f"{key} holds what are no widths and seconds")
+                raise ValueError(f"{key} holds values that are not widths and seconds")
             entries[key] = {(i, o): float(seconds) for i, o, seconds in rows}
         if type(data["image_size"]) is not int:
             raise ValueError(f"its image_size is {data['image_size']!r}")
@@ -75,7 +75,7 @@ def load_table(path: str) -> LatencyTable:
 
 
 def _around(value: int, known: Sequence[int]) -> tuple[int, int]:
-    """The two of ``known`` that ``value`` lies between, or the outermost twice."""
+    """The two of ``known`` around ``value``, or the outermost one twice."""
     low = max((k for k in known if k <= value), default=known[0])
     return low, min((k for k in known if k >= value), default=low) if value >= known[0] else low
 
@@ -90,7 +90,7 @@ def _between(value: int, low: int, high: int, at_low: float, at_high: float) -> 
 def build_table(
     image_size: int, device: str, kernels: Sequence[int], max_channels: int, batch: int, enough: float, runtime: str = "eager"
 ) -> LatencyTable:
-    """Measures on ``device`` and in ``runtime``, each convolution for about ``enough`` seconds; times are of one image of a ``batch``."""
+    """Measures on ``device`` and in ``runtime``, each convolution for about ``enough`` seconds; times are per image of a ``batch``."""
     widths = [c for c in _CHANNELS if c <= max_channels]
     stem = [c for c in widths if c <= 128]
     jobs = [(3, out, k, 2, image_size) for k in (3, 5, 7) for out in stem]
@@ -106,7 +106,7 @@ def build_table(
 
 
 def _about(device: str) -> dict[str, Any]:
-    """What seconds depend on, beside the runtime."""
+    """What seconds depend on, besides the runtime."""
     about = timing.about(device)
     return {"device": about["machine"], "threads": about["threads"], "torch": torch.__version__}
 
@@ -116,9 +116,9 @@ def _images(batch: int, channels: int, side: int, device: str) -> torch.Tensor:
 
 
 def measured(structure: Sequence[tuple[int, int, int, int, int]], table: LatencyTable, enough: float = 0.5) -> float:
-    """Seconds of a whole structure for one image, on the device and in the runtime that the ``table`` was measured on and in.
+    """Measures the seconds of a whole structure for one image, on the device and in the runtime of the ``table``.
 
-    Raises UserError where this is another machine.
+    Raises UserError on a different machine.
     """
     about = table.about
     device, runtime, batch = str(about.get("on", "cpu")), str(about.get("runtime", "eager")), int(about.get("batch", 1))
@@ -127,6 +127,6 @@ def measured(structure: Sequence[tuple[int, int, int, int, int]], table: Latency
     here = _about(device)
     for what in ("device", "threads"):
         if about.get(what) != here[what]:
-            raise UserError(f"the latency table was measured with {what} {about.get(what)!r}, and here it is {here[what]!r}: measure it anew")
+            raise UserError(f"the latency table was measured with {what} {about.get(what)!r}, but here it is {here[what]!r}: measure it again")
     net = MAEDET([Block(*block) for block in structure], norm="BN").to(device).eval()
     return seconds(prepared(net, _images(batch, 3, table.image_size, device), runtime), enough) / batch

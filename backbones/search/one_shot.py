@@ -3,10 +3,10 @@
 python -m backbones.search.one_shot --config-file digits/detnas_supernet_digits.yaml --seed 0 MODEL.WEIGHTS supernet.pth MODEL.DEVICE cpu
 python -m backbones.search.one_shot --config-file ... --num-gpus 8 --resume MODEL.WEIGHTS supernet.pth OUTPUT_DIR output/search
 
-The config is the supernet's own; its ONE_SHOT says how much is searched and what a path may cost. Each path is evaluated once: its weights are
-taken out of the supernet, its batch norms see training images anew, and it detects on images that neither training nor the final test has. With
-several processes each evaluates paths of its own. After every one the state is saved: killed, a search goes on with --resume, and gives what it
-would have given.
+The config is the supernet's own; its ONE_SHOT says how many paths to try and what a path may cost. Each path is evaluated once: its weights are
+taken from the supernet, its batch norms are recalibrated on training images, and it detects on images kept from training and test. With
+several processes each evaluates its own paths. The state is saved after every path: a killed search continues with --resume, to the same
+result.
 """
 
 import argparse
@@ -52,18 +52,18 @@ from .runtimes import check_runtime
 
 
 def open_supernet(args: argparse.Namespace) -> Front:
-    """The config of the command line. Raises UserError where there is none, or a Python config."""
+    """The config of the command line. Raises UserError for none, or for a Python config."""
     if not args.config_file:
         raise UserError("--config-file is needed: the supernet's config", "missing-argument", "--config-file")
     front = open_config(args.config_file, args.opts)
     args.config_file = front.path
     if not isinstance(front.cfg, CfgNode):
-        raise UserError(f"{front.path!r} is a Python config: the search takes a supernet's YAML config", "unsupported", "--config-file")
+        raise UserError(f"{front.path!r} is a Python config: the search needs a supernet's YAML config", "unsupported", "--config-file")
     return front
 
 
 def prepare(front: Front, args: argparse.Namespace) -> Front:
-    """``front``, checked, with its data sets registered. Raises UserError for what cannot be searched."""
+    """Checks ``front`` and registers its data sets. Raises UserError for a config that cannot be searched."""
     front.follow_weights()
     cfg, model = front.cfg, front.cfg.MODEL
     front.register(training=True)
@@ -73,18 +73,18 @@ def prepare(front: Front, args: argparse.Namespace) -> Front:
     in_heads = model.ROI_HEADS.NAME == "LastStageROIHeads" and "MODEL.ROI_HEADS.IN_FEATURES" in (architecture(cfg).features or ())
     nameless = not cfg.ONE_SHOT.DATASET and not cfg.DATASETS.HOLD_OUT
     for wrong, key, code, message in (
-        (not of_supernet, "MODEL.SHUFFLENETV2.SUPERNET", "unsupported", f"{front.path!r} is of no supernet: {names}"),
+        (not of_supernet, "MODEL.SHUFFLENETV2.SUPERNET", "unsupported", f"{front.path!r} is not a supernet's: {names}"),
         (in_heads, "MODEL.ROI_HEADS.NAME", "unsupported", "detectors that run the last stage in their heads (C4) cannot be searched: use FPN"),
         (not model.WEIGHTS, "MODEL.WEIGHTS", "missing-weights", "the search needs a trained supernet: add MODEL.WEIGHTS model_final.pth"),
-        (nameless, "ONE_SHOT.DATASET", "missing-argument", "ONE_SHOT.DATASET is empty, and so is DATASETS.HOLD_OUT: paths need images"),
-        (learns(cfg, "class"), "MODEL.META_ARCHITECTURE", "unsupported", f"{front.path!r} is of a classifier: paths are searched as detectors"),
+        (nameless, "ONE_SHOT.DATASET", "missing-argument", "ONE_SHOT.DATASET and DATASETS.HOLD_OUT are empty: paths need images"),
+        (learns(cfg, "class"), "MODEL.META_ARCHITECTURE", "unsupported", f"{front.path!r} is a classifier's: paths are searched as detectors"),
     ):
         if wrong:
             raise UserError(message, code, key)
     cfg.ONE_SHOT.DATASET = cfg.ONE_SHOT.DATASET or cfg.DATASETS.HOLD_OUT[0][0] + HELD_OUT
     if cfg.ONE_SHOT.DATASET not in DatasetCatalog:
         raise unknown("ONE_SHOT.DATASET", cfg.ONE_SHOT.DATASET, sorted(DatasetCatalog.keys()), "ONE_SHOT.DATASET")
-    # as a test set is, for its classes and annotations
+    # like a test set, for its classes and annotations
     looked_at = cfg.clone()
     looked_at.DATASETS.TEST = (cfg.ONE_SHOT.DATASET,)
     check_datasets(looked_at, training=True)
@@ -96,26 +96,26 @@ def prepare(front: Front, args: argparse.Namespace) -> Front:
     searched = {r["file_name"] for r in DatasetCatalog.get(cfg.ONE_SHOT.DATASET)}
     for key in ("TRAIN", "TEST"):
         for name in cfg.DATASETS[key]:
-            # a test set that is not on this machine shares nothing
+            # a test set that is not on this machine cannot be compared
             there = name in DatasetCatalog and (key == "TRAIN" or not raised(check_paths, name))
             shared = searched & {r["file_name"] for r in DatasetCatalog.get(name)} if there else ()
             if shared:
                 message = f"ONE_SHOT.DATASET {cfg.ONE_SHOT.DATASET!r} and {name!r} of DATASETS.{key} share {len(shared)} images"
-                raise UserError(f"{message}: a search is to look at neither", "conflict", "ONE_SHOT.DATASET")
+                raise UserError(f"{message}: a search must not see training or test images", "conflict", "ONE_SHOT.DATASET")
     check_runtime(cfg.ONE_SHOT.RUNTIME, model.DEVICE, "ONE_SHOT.RUNTIME")
     check_output_dir(cfg.OUTPUT_DIR)
     if os.path.isfile(state_file(cfg)) and not args.resume:
-        message = f"a search is in {cfg.OUTPUT_DIR!r} already: go on with it by --resume, or set another OUTPUT_DIR"
+        message = f"{cfg.OUTPUT_DIR!r} already holds a search: continue it with --resume, or set another OUTPUT_DIR"
         raise UserError(message, "folder-in-use", "OUTPUT_DIR")
     cfg.freeze()
     return front
 
 
 def search(args: argparse.Namespace, front: Front) -> None:
-    """One process of the search, which writes what is found. Raises UserError."""
+    """Runs one process of the search and writes the results. Raises UserError."""
     cfg = front.cfg
     settings, table = cfg.ONE_SHOT, None
-    # the first process's: seconds differ between processes, and between one measurement and the next
+    # the first process's: seconds differ between processes and between measurements
     if comm.is_main_process():
         measured = settings.COST == "latency" and os.path.isfile(state_file(cfg))
         table = load_costs(state_file(cfg)) if measured else cost_table(cfg, settings.COST, settings.COST_SIZE)
@@ -139,9 +139,9 @@ def search(args: argparse.Namespace, front: Front) -> None:
 
 
 def best_of(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated]) -> Evaluated:
-    """The path of the highest score; where seconds are limited, of those that are within the limit where they are measured.
+    """The path with the highest score; with a limit of seconds, the best whose measured seconds are within the limit.
 
-    Raises UserError where none is.
+    Raises UserError if none is.
     """
     by_score = sorted(archive, key=lambda e: -e.score)
     if table.kind != "latency":
@@ -149,23 +149,23 @@ def best_of(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated]) -> Eva
     asked = cfg.ONE_SHOT.MAX_COST
     for e in by_score:
         taken = path_seconds(cfg, e.path)
-        words = f"asked {1e3 * asked:.4g} ms, by the table {1e3 * e.cost:.4g} ms, measured {1e3 * taken:.4g} ms in {cfg.ONE_SHOT.RUNTIME}"
+        words = f"limit {1e3 * asked:.4g} ms, by the table {1e3 * e.cost:.4g} ms, measured {1e3 * taken:.4g} ms in {cfg.ONE_SHOT.RUNTIME}"
         print(f"latency of {list(e.path)}, score {e.score:.2f}: {words}", flush=True)
         if taken <= asked:
             return dataclasses.replace(e, cost=taken)
-    said = f"ONE_SHOT.MAX_COST {asked:.4g}: none of {counted(len(archive), 'path')} takes as little where it is measured. Search again"
-    raise UserError(f"{said}, with a limit that is a little lower, or more generations", "value", "ONE_SHOT.MAX_COST")
+    said = f"ONE_SHOT.MAX_COST {asked:.4g}: none of {counted(len(archive), 'path')} is that fast when measured. Search again"
+    raise UserError(f"{said}, with a slightly lower limit, or with more generations", "value", "ONE_SHOT.MAX_COST")
 
 
 def write_result(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated], best: Evaluated) -> None:
-    """The best path as a subnet file and a config, and the pictures."""
+    """Writes the best path as a subnet file and a config, and the pictures."""
     net = subnet_of(cfg, best.path)
     subnet = (
         f"network: {cfg.MODEL.SHUFFLENETV2.NAME}\nchoices: [{', '.join(map(str, best.path))}]\nsplit: {net.split}\nshuffle: {net.shuffle}\n"
         f"width: {cfg.MODEL.SHUFFLENETV2.WIDTH!r}\nscore: {best.score!r}  # {cfg.ONE_SHOT.METRIC} on {cfg.ONE_SHOT.DATASET}\n"
         f"{table.kind}: {best.cost!r}\n"
     )
-    config = written(_own_config(cfg), "What a one-shot search found, to be trained by itself", {})
+    config = written(_own_config(cfg), "The result of a one-shot search, to be trained on its own", {})
     try:
         for filename, text in (("best_subnet.yaml", subnet), ("detector.yaml", config)):
             write_whole(os.path.join(cfg.OUTPUT_DIR, filename), text)
@@ -176,12 +176,12 @@ def write_result(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated], b
 
 
 def _own_config(cfg: CfgNode) -> CfgNode:
-    """The config of the network that was found: the supernet's, without the search and what was held out for it."""
+    """The config of the found network: the supernet's, without the search and its held-out data."""
     own, defaults = cfg.clone(), get_cfg()
     own.defrost()
     add_backbones_config(defaults)
     own.ONE_SHOT = defaults.ONE_SHOT
-    whole = {entry[0] + KEPT: entry[0] for entry in cfg.DATASETS.HOLD_OUT}  # nothing is held out any more
+    whole = {entry[0] + KEPT: entry[0] for entry in cfg.DATASETS.HOLD_OUT}  # nothing stays held out
     own.DATASETS.TRAIN = tuple(whole.get(name, name) for name in cfg.DATASETS.TRAIN)
     own.DATASETS.HOLD_OUT = defaults.DATASETS.HOLD_OUT
     own.MODEL.WEIGHTS, own.MODEL.SHUFFLENETV2.SUPERNET, own.MODEL.SHUFFLENETV2.SUBNET = "", False, "best_subnet.yaml"
@@ -190,7 +190,7 @@ def _own_config(cfg: CfgNode) -> CfgNode:
 
 
 def write_weights(evaluator: PathEvaluator, best: Evaluated, path: str) -> None:
-    """The best path as a detector with the supernet's weights and norms of its own, as it was scored."""
+    """The best path as a detector with the supernet's weights and its own norm statistics, as it was scored."""
     model = evaluator.extract(best.path)
     evaluator.recalibrate(model)
     data = {"model": {key: value.cpu() for key, value in model.state_dict().items()}, "conventions": dict(evaluator.supernet.conventions)}
@@ -199,7 +199,7 @@ def write_weights(evaluator: PathEvaluator, best: Evaluated, path: str) -> None:
 
 
 def _plot_archive(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated], best: Evaluated) -> None:
-    """Scores by generation, and against costs."""
+    """Plots scores by generation, and against costs."""
     scale, unit = {"macs": (1e6, "million multiply-adds"), "parameters": (1e6, "million parameters")}.get(table.kind, (1e-3, "milliseconds"))
     figure = Figure(figsize=(11, 4), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -220,7 +220,7 @@ def _plot_archive(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated], 
 
 
 def _plot_path(cfg: CfgNode, best: Evaluated) -> None:
-    """The choice of each block."""
+    """Plots the choice of each block."""
     figure = Figure(figsize=(0.42 * len(best.path) + 2, 2.4), layout="constrained")
     axis = figure.subplots()
     axis.imshow(np.eye(len(CHOICES))[list(best.path)].T, cmap="Blues", vmax=1.5, origin="lower", aspect="auto")
@@ -236,22 +236,22 @@ def _plot_path(cfg: CfgNode, best: Evaluated) -> None:
 
 
 def _process(args: argparse.Namespace, front: Front) -> None:
-    logging.disable(logging.INFO)  # what detectron2 tells of every evaluation
+    logging.disable(logging.INFO)  # detectron2 logs every evaluation
     try:
         search(args, front)
     except KeyboardInterrupt:
-        sys.exit(130)  # its state is saved
+        sys.exit(130)  # the state is saved
     except UserError as error:
         fail(error)
 
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = default_argument_parser()
-    parser.epilog = None  # examples of detectron2's own script
+    parser.epilog = None  # detectron2's examples are for its own script
     parser.prog = sys.argv[0] if sys.argv[0].startswith("backbones ") else "python -m backbones.search.one_shot"
     parser.description = __doc__
     parser.set_defaults(dist_url="auto")
-    parser.add_argument("--seed", type=int, default=0, help="of all choices (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all choices (default: %(default)s)")
     parser.add_argument("--method", choices=METHODS, default="evolution", help="random search is the baseline (default: %(default)s)")
     return parser
 

@@ -1,4 +1,4 @@
-"""How well a path of a trained supernet detects: its weights are taken out, its norms recalibrated, and it runs on held-out images."""
+"""Evaluates a path of a trained supernet: takes its weights, recalibrates its norms, and runs it on held-out images."""
 
 import contextlib
 import copy
@@ -31,11 +31,11 @@ from .paths import Path, subnet_of
 
 
 class PathEvaluator:
-    """Scores paths of a trained supernet; the same path gets the same score, whatever was evaluated before.
+    """Scores paths of a trained supernet; a path always gets the same score, whatever was evaluated before.
 
     Args:
         cfg: the supernet's config.
-        output: where the evaluator's files go.
+        output: folder for the evaluator's files.
     """
 
     def __init__(self, cfg: CfgNode, output: str):
@@ -47,7 +47,7 @@ class PathEvaluator:
         self._put(model, nn.Identity())  # paths are put here
         self.template = model
         one_shot = self.cfg.ONE_SHOT
-        # everything is calibrated by whole training steps only where norms beyond the backbone ask for it
+        # whole training steps calibrate everything, but only norms outside the backbone need them
         self.whole = any(isinstance(m, nn.BatchNorm2d) for key, m in model.named_modules() if not key.startswith("backbone."))
         records = [record for name in self.cfg.DATASETS.TRAIN for record in DatasetCatalog.get(name)]
         chosen = random.Random("calibration").sample(range(len(records)), min(one_shot.CALIBRATION_IMAGES, len(records)))
@@ -58,7 +58,7 @@ class PathEvaluator:
         self.evaluator = coco_evaluator(self.cfg, one_shot.DATASET, output, distributed=False, allow_cached_coco=False)
 
     def _loader(self, records: list[dict], mapper: Callable, batch: int):
-        # its own sampler gives each process a part; here each process sees all
+        # its own sampler would give each process a part; here each process sees all
         sampler = torch.utils.data.SequentialSampler(records)
         return build_detection_test_loader(
             records,
@@ -74,7 +74,7 @@ class PathEvaluator:
         setattr(model.get_submodule(outer), name, net)
 
     def extract(self, path: Path) -> nn.Module:
-        """The detector of a path, with weights and statistics of its own."""
+        """The detector of a path, with its own weights and statistics."""
         model = copy.deepcopy(self.template)
         with on_meta():
             net = subnet_of(self.cfg, path)
@@ -84,17 +84,17 @@ class PathEvaluator:
         return model.eval()
 
     def recalibrate(self, model: Any) -> None:
-        """Gives every batch norm the statistics of the calibration images."""
+        """Sets every batch norm to the statistics of the calibration images."""
         module, batches = model, iter(self.calibration)
         if not self.whole:
             module, batches = model.backbone, (model.preprocess_image(batch).tensor for batch in self.calibration)
         module.train()
-        # whole training steps draw anchors and proposals: the same ones for every path, in every process
+        # training steps sample anchors and proposals: make them the same for every path and process
         with torch.no_grad(), EventStorage(), torch.random.fork_rng():
             torch.manual_seed(0)
             try:
                 update_bn_stats(module, batches, len(self.calibration))
-            except AssertionError as error:  # fvcore's: norms that several levels share have no statistics of their own
+            except AssertionError as error:  # fvcore's: norms shared by several levels have no statistics of their own
                 raise UserError(f"the paths' norms cannot be recalibrated: {error}") from error
         model.eval()
 
@@ -105,7 +105,7 @@ class PathEvaluator:
         times.append(time.perf_counter())
         self.recalibrate(model)
         times.append(time.perf_counter())
-        # in a format that is not measured, as equal scores are to be equal in all processes
+        # a fixed memory format, not a measured one, so that scores are equal in all processes
         model = optimize(model, memory_format="channels_last" if self.cfg.MODEL.DEVICE == "cpu" else "contiguous")
         with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its table
             results = inference_on_dataset(model, self.images, self.evaluator)
@@ -117,7 +117,7 @@ class PathEvaluator:
 
 
 class _Cached:
-    """A loader whose batches are kept after the first pass, as long as they are no more than ``most`` bytes."""
+    """A loader that keeps its batches after the first pass, if they take at most ``most`` bytes."""
 
     def __init__(self, loader, most: int = 1 << 30):
         self.loader, self.most = loader, most
@@ -136,14 +136,14 @@ class _Cached:
             if size <= self.most:
                 batches.append(batch)
             else:
-                self.most, batches = 0, []  # not kept, in later passes neither
+                self.most, batches = 0, []  # too large: not in later passes either
             yield batch
         if size <= self.most:
             self.batches = batches
 
 
 def _with_plain_norms(cfg: CfgNode) -> CfgNode:
-    """Norms that wait for other processes become BN, whose weights are the same: processes evaluate paths of their own."""
+    """Replaces norms that wait for other processes by BN, which has the same weights: processes evaluate different paths."""
     cfg = cfg.clone()
     cfg.defrost()
     for key in all_keys(cfg):

@@ -1,6 +1,6 @@
-"""The paths of a supernet: what each costs, which are tried next, and the search over them, in one process or several.
+"""The paths of a supernet: their costs, the choice of the next ones, and the search over them, in one process or several.
 
-Its state is saved after every path, so that it can be killed and go on.
+The state is saved after every path, so that a killed search can resume.
 """
 
 import contextlib
@@ -28,15 +28,15 @@ from . import progress
 from .runtimes import prepared, seconds
 
 Path = tuple[int, ...]
-_WHOLE = 5  # paths that are measured whole to correct a table of seconds
+_WHOLE = 5  # whole paths to measure, to correct a table of seconds
 METHODS = ("evolution", "random")
-# keys that a search may be resumed with other values of
+# keys that may change when a search resumes
 _NO_MATTER = ("OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS", "DATALOADER.NUM_WORKERS", "ONE_SHOT.GENERATIONS", "SOLVER.", "VIS_PERIOD", "SEED")
 
 
 @dataclasses.dataclass(frozen=True)
 class CostTable:
-    """What each choice of each block costs; a path costs ``base``, the stem's, and the sum of its choices'."""
+    """The cost of each choice of each block; a path costs ``base``, for the stem, plus the sum of its choices."""
 
     kind: str
     base: float
@@ -52,7 +52,7 @@ class CostTable:
 def cost_table(cfg: CfgNode, kind: str, size: Sequence[int]) -> CostTable:
     """The costs of all choices of ``cfg``'s backbone: "parameters", or on one image of ``size`` its "macs" or "latency" in seconds.
 
-    Seconds are those of the blocks, measured one by one in ONE_SHOT.RUNTIME, times what whole paths take longer than their blocks.
+    Seconds are those of the blocks, measured one by one in ONE_SHOT.RUNTIME, times the ratio of whole paths to their blocks.
     """
     measure = {
         "macs": lambda unit, x: conv_counts(unit, x)[0],
@@ -79,14 +79,14 @@ def cost_table(cfg: CfgNode, kind: str, size: Sequence[int]) -> CostTable:
 
 
 def path_seconds(cfg: CfgNode, path: Sequence[int], enough: float = 0.3) -> float:
-    """What a whole path takes for an image of ONE_SHOT.COST_SIZE in ONE_SHOT.RUNTIME, measured for about ``enough`` seconds."""
+    """Seconds of a whole path for an image of ONE_SHOT.COST_SIZE in ONE_SHOT.RUNTIME, measured for about ``enough`` seconds."""
     net, channels = subnet_of(cfg, path).to(cfg.MODEL.DEVICE).eval(), len(cfg.MODEL.PIXEL_MEAN)
     x = torch.rand(1, channels, *cfg.ONE_SHOT.COST_SIZE, device=cfg.MODEL.DEVICE)
     return seconds(prepared(net, x, cfg.ONE_SHOT.RUNTIME), enough)
 
 
 def subnet_of(cfg: CfgNode, path: Sequence[int]) -> ShuffleNetV2:
-    """The network of a path of ``cfg``'s supernet, with weights of its own."""
+    """The network of a path of ``cfg``'s supernet, with its own weights."""
     cfg = cfg.clone()
     cfg.defrost()
     node = cfg.MODEL.SHUFFLENETV2
@@ -96,7 +96,7 @@ def subnet_of(cfg: CfgNode, path: Sequence[int]) -> ShuffleNetV2:
 
 @dataclasses.dataclass
 class Evaluated:
-    """One path that was evaluated."""
+    """An evaluated path."""
 
     path: Path
     cost: float
@@ -106,7 +106,7 @@ class Evaluated:
 
 
 def pareto(archive: Iterable[Evaluated]) -> list[Evaluated]:
-    """Those that none of lower cost reaches, by cost."""
+    """The results that no cheaper one equals, by cost."""
     front: list[Evaluated] = []
     for e in sorted(archive, key=lambda e: (e.cost, -e.score)):
         if not front or e.score > front[-1].score:
@@ -116,7 +116,7 @@ def pareto(archive: Iterable[Evaluated]) -> list[Evaluated]:
 
 @dataclasses.dataclass
 class PathSampler:
-    """Which paths are tried: those of a generation follow from the seed and what was found before, and none is tried twice."""
+    """Chooses the paths to try: a generation depends only on the seed and earlier results, and no path is tried twice."""
 
     settings: CfgNode  # ONE_SHOT
     table: CostTable
@@ -127,10 +127,10 @@ class PathSampler:
         return self.settings.MIN_COST <= self.table.cost(path) <= self.settings.MAX_COST
 
     def check(self) -> None:
-        """Raises UserError where no path is within the limits."""
+        """Raises UserError if no path is within the limits."""
         least, most, (low, high) = self.settings.MIN_COST, self.settings.MAX_COST, self.table.range()
         limits = f"ONE_SHOT.MIN_COST {least:.4g} and MAX_COST {most:.4g}"
-        there_are = f"{self.table.kind} of the backbone are from {low:.4g} to {high:.4g}"
+        there_are = f"{self.table.kind} of the backbone range from {low:.4g} to {high:.4g}"
         if least > most or most < low or least > high:
             raise UserError(f"{limits} allow no path: {there_are}")
         if not self._random(random.Random(0)):
@@ -139,7 +139,7 @@ class PathSampler:
             raise UserError(f"{limits} exclude nothing: {there_are}")
 
     def propose(self, generation: int, before: Sequence[Evaluated]) -> list[Path]:
-        """The paths of a generation; fewer than there should be where no more are found."""
+        """The paths of a generation; fewer than requested if no more are found."""
         rng = random.Random(f"{self.seed}/{generation}")
         settings = self.settings
         tried: set[Path] = {e.path for e in before}
@@ -170,7 +170,7 @@ class PathSampler:
         return paths
 
     def _random(self, rng: random.Random) -> Path | None:
-        """A path within the limits: any, or where few are, one that was moved there block by block."""
+        """A path within the limits: a random one, or if those are rare, one moved there block by block."""
         rows = self.table.blocks
         for _ in range(50):
             path = list(random_path(len(rows), rng))
@@ -192,9 +192,9 @@ def state_file(cfg: CfgNode) -> str:
 
 
 def search_paths(cfg: CfgNode, sampler: PathSampler, evaluate: Callable[[Path], tuple[float, dict[str, float]]]) -> list[Evaluated]:
-    """Runs, or goes on with, a search in ``cfg.OUTPUT_DIR``; in every process of a run, with the same result in all.
+    """Runs or resumes a search in ``cfg.OUTPUT_DIR``; call it in every process, all get the same result.
 
-    Returns all that was evaluated, in order.
+    Returns everything evaluated, in order.
     """
     identity = identity_of(cfg, sampler)
     archive = comm.all_gather(load_archive(state_file(cfg), identity) if comm.is_main_process() else None)[0]
@@ -219,18 +219,18 @@ def search_paths(cfg: CfgNode, sampler: PathSampler, evaluate: Callable[[Path], 
 
 
 def identity_of(cfg: CfgNode, sampler: PathSampler) -> dict[str, Any]:
-    """All that the result follows from, but for how many generations there are to be."""
+    """All that the result depends on, except the number of generations."""
     about = {"weights": sha256(cfg.MODEL.WEIGHTS), "table": dataclasses.asdict(sampler.table), "method": sampler.method, "seed": sampler.seed}
     return json.loads(json.dumps({**about, "config": config_values(cfg)}))
 
 
 def config_values(cfg: CfgNode) -> dict[str, Any]:
-    """The keys that scores follow from, with their values."""
+    """The keys that scores depend on, with their values."""
     return {key: get(cfg, key) for key in all_keys(cfg) if not key.startswith(_NO_MATTER)}
 
 
 def load_archive(path: str, identity: dict[str, Any]) -> list[Evaluated]:
-    """What the search of that ``identity`` has evaluated so far: nothing where no state is there. Raises UserError for any other's state."""
+    """What the search of that ``identity`` has evaluated so far; nothing without a state. Raises UserError for another search's state."""
     if not os.path.isfile(path):
         return []
     with reading(f"{path!r} is no state of a search"):
@@ -241,17 +241,17 @@ def load_archive(path: str, identity: dict[str, Any]) -> list[Evaluated]:
         archive = [_evaluated(entry, len(identity["table"]["blocks"])) for entry in data["archive"]]
     if differ:
         named = ", ".join(differ[:5]) + (f" and {len(differ) - 5} more" if len(differ) > 5 else "")
-        raise UserError(f"--resume: the search in {os.path.dirname(path)!r} has another {named}: set another OUTPUT_DIR")
+        raise UserError(f"--resume: the search in {os.path.dirname(path)!r} has a different {named}: set another OUTPUT_DIR")
     return archive
 
 
 def _evaluated(entry: dict[str, Any], blocks: int) -> Evaluated:
-    """One entry of a state file; raises ValueError or TypeError for what no search writes."""
+    """Reads one entry of a state file; raises ValueError or TypeError for an entry that no search writes."""
     result = Evaluated(**{**entry, "path": tuple(entry["path"])})
     if len(result.path) != blocks or any(type(c) is not int or c not in range(len(CHOICES)) for c in result.path):
-        raise ValueError(f"{list(result.path)} is no path of {blocks} blocks")
+        raise ValueError(f"{list(result.path)} is not a path of {blocks} blocks")
     if type(result.generation) is not int or not _finite([result.cost, result.score, *result.seconds.values()]):
-        raise ValueError(f"the path {list(result.path)} has values that are no numbers")
+        raise ValueError(f"the path {list(result.path)} has values that are not numbers")
     return result
 
 
@@ -260,10 +260,10 @@ def _finite(values: Iterable[Any]) -> bool:
 
 
 def load_costs(path: str) -> CostTable:
-    """The costs that a state file's search has gone by. Raises UserError for what is no state."""
+    """The costs that the search of a state file used. Raises UserError for any other file."""
     with reading(f"{path!r} is no state of a search"):
         saved = read_json(path)["search"]["table"]
         table = CostTable(str(saved["kind"]), saved["base"], tuple(tuple(row) for row in saved["blocks"]))
         if not _finite([table.base, *(cost for row in table.blocks for cost in row)]) or not all(table.blocks):
-            raise ValueError("its table has costs that are no numbers")
+            raise ValueError("its table has costs that are not numbers")
         return table

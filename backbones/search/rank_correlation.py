@@ -1,11 +1,11 @@
-"""Does the search work? Paths of one cost, each trained by itself, beside what the supernet said of them.
+"""Does the search work? Trains paths of equal cost on their own, and compares them with the supernet's scores.
 
 python -m backbones.search.rank_correlation --config-file digits/detnas_supernet_digits.yaml --subnet output/detnas/search/best_subnet.yaml \\
     --paths 8 --pretrain digits/detnas_subnet_classes_digits.yaml --train digits/detnas_subnet_digits.yaml --json rank.json \\
     MODEL.WEIGHTS output/detnas/supernet/model_final.pth MODEL.DEVICE cpu OUTPUT_DIR output/detnas/rank
 
-The first path is the one that was found; the others are drawn at random, of at most its cost and little less. All are trained alike, by the
-same configs. What is in the JSON file already is not done again, so that a run that was stopped goes on.
+The first path is the one found; the others are random, of its cost or slightly less. All are trained with the
+same configs. Results in the JSON file are reused, so a stopped run can continue.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from .paths import CostTable, config_values, cost_table
 
 
 def paths_of_one_cost(table: CostTable, found: Sequence[int], count: int, window: float, seed: int) -> list[tuple]:
-    """So many other random paths that cost from (1 - window) of what ``found`` costs to that. Raises UserError where there are not so many."""
+    """``count`` other random paths that cost (1 - window) to 1 times as much as ``found``. Raises UserError if there are fewer."""
     rng, highest = random.Random(seed), table.cost(found)
     result: list[tuple] = []
     for _ in range(100_000):
@@ -49,9 +49,9 @@ def paths_of_one_cost(table: CostTable, found: Sequence[int], count: int, window
 
 
 def train_path(path: Sequence[int], pretrain: str, config: str, metric: str, cfg: CfgNode, folder: str, seed: int) -> float:
-    """What a path of ``cfg``'s supernet reaches by itself: pre-trained by one config, trained by another."""
+    """The metric of a path of ``cfg``'s supernet on its own: pretrained with one config, trained with another."""
     common = ["MODEL.DEVICE", cfg.MODEL.DEVICE, "SEED", str(seed), "MODEL.SHUFFLENETV2.CHOICES", str(list(path))]
-    for key in ("NAME", "SPLIT", "SHUFFLE", "WIDTH"):  # the same network, whatever those configs have
+    for key in ("NAME", "SPLIT", "SHUFFLE", "WIDTH"):  # the same network, whatever those configs say
         common += [f"MODEL.SHUFFLENETV2.{key}", str(cfg.MODEL.SHUFFLENETV2[key])]
     weights: list[str] = []
     for name, step in (("classes", pretrain), ("detector", config)):
@@ -67,32 +67,32 @@ def train_path(path: Sequence[int], pretrain: str, config: str, metric: str, cfg
         weights = ["MODEL.WEIGHTS", os.path.join(output, "model_final.pth")]
     final = plot.read_metrics(output)[-1]
     if metric not in final:
-        raise UserError(f"{metric} is not among what training reports: {', '.join(key for key in final if '/' in key)}")
+        raise UserError(f"{metric} is not among the metrics of training: {', '.join(key for key in final if '/' in key)}")
     return final[metric]
 
 
 def load_rows(path: str, about: dict[str, Any]) -> list[dict[str, Any]]:
-    """What a comparison has found so far: nothing where there is no file. Raises UserError for any other comparison's file."""
+    """The results of a comparison so far; none without a file. Raises UserError for another comparison's file."""
     if not os.path.isfile(path):
         return []
-    with reading(f"--json {path!r} is no comparison"):
+    with reading(f"--json {path!r} is not a comparison"):
         data = read_json(path)
         differ = [key for key, value in json.loads(json.dumps(about)).items() if data[key] != value]
         rows = list(data["paths"])
         for row in rows:
             times = row.get("seconds", {})
             if any(type(value) not in (int, float) for value in (row["cost"], row["supernet"], row["trained"], *times.values())):
-                raise ValueError("an entry has values that are no numbers")
+                raise ValueError("an entry has values that are not numbers")
             if times.keys() != rows[0].get("seconds", {}).keys():
-                raise ValueError("its entries have the seconds of other parts")
+                raise ValueError("its entries have seconds of different parts")
             tuple(row["path"])
     if differ:
-        raise UserError(f"--json {path!r} is of another comparison, with another {', '.join(differ)}: take another file", "conflict", "--json")
+        raise UserError(f"--json {path!r} holds a comparison with a different {', '.join(differ)}: name another file", "conflict", "--json")
     return rows
 
 
 def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The found path against the others, how far the supernet's order is that of training, and the median seconds of an evaluation."""
+    """The found path against the others, the rank correlation of supernet and training, and the median seconds of an evaluation."""
     from scipy.stats import kendalltau, spearmanr
 
     scores, reached = [r["supernet"] for r in rows], [r["trained"] for r in rows]
@@ -111,19 +111,19 @@ def summary(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def main() -> None:
     parser = parser_of("python -m backbones.search.rank_correlation", __doc__)
     parser.add_argument("--config-file", required=True, metavar="FILE", help="the supernet's")
-    parser.add_argument("--subnet", required=True, metavar="FILE", help="what the search found")
-    parser.add_argument("--train", required=True, metavar="FILE", help="the config that each path is trained by")
-    parser.add_argument("--pretrain", default="", metavar="FILE", help="and before that, as a classifier")
-    parser.add_argument("--paths", type=int, default=8, help="how many others (default: %(default)s)")
-    parser.add_argument("--window", type=float, default=0.03, help="by how much less they may cost (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=1, help="of the paths and of training (default: %(default)s)")
+    parser.add_argument("--subnet", required=True, metavar="FILE", help="best_subnet.yaml of the search")
+    parser.add_argument("--train", required=True, metavar="FILE", help="the config to train each path with")
+    parser.add_argument("--pretrain", default="", metavar="FILE", help="a config to pretrain each path with, as a classifier")
+    parser.add_argument("--paths", type=int, default=8, help="number of random paths (default: %(default)s)")
+    parser.add_argument("--window", type=float, default=0.03, help="how much less they may cost, as a fraction (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the paths and of training (default: %(default)s)")
     parser.add_argument("--json", required=True, metavar="FILE", help="where the figures go")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="overrides of the supernet's config, KEY VALUE each")
     args = parser.parse_args()
     if importlib.util.find_spec("scipy") is None:
         raise UserError("rank correlations need a package that is not installed: pip install scipy", "missing-package", suggestion="scipy")
     if args.paths < 2 or not 0 < args.window < 1:
-        raise UserError(f"--paths {args.paths} and --window {args.window} must be at least 2, and from 0 to 1")
+        raise UserError(f"--paths {args.paths} and --window {args.window}: they must be at least 2, and from 0 to 1")
     check_output_file(args.json, "--json")
     args.resume = True
     cfg = prepare(open_supernet(args), args).cfg
@@ -138,8 +138,8 @@ def main() -> None:
     about["supernet_config"] = hashlib.sha256(values.encode()).hexdigest()
     rows = load_rows(args.json, about)
     if [tuple(r["path"]) for r in rows] != paths[: len(rows)]:
-        raise UserError(f"--json {args.json!r} holds other paths: take another file")
-    logging.disable(logging.INFO)  # what detectron2 tells of every evaluation
+        raise UserError(f"--json {args.json!r} holds other paths: name another file")
+    logging.disable(logging.INFO)  # detectron2 logs every evaluation
     evaluator = PathEvaluator(cfg, os.path.join(cfg.OUTPUT_DIR, "inference"))
     for i, path in enumerate(paths[len(rows) :], len(rows)):
         score, seconds = evaluator(path)
@@ -151,7 +151,7 @@ def main() -> None:
         print(f"{i + 1}/{len(paths)} {kind}: supernet {score:.2f}, trained {reached:.2f}, {table.kind} {table.cost(path):.4g}", flush=True)
     about = summary(rows)
     others = f"mean {about['others_mean']:.2f}, best {about['others_best']:.2f}"
-    print(f"found: {about['found']:.2f}; {len(rows) - 1} random paths of its cost: {others}")
+    print(f"found: {about['found']:.2f}; {len(rows) - 1} random paths of the same cost: {others}")
     print(f"rank correlation of the supernet's scores: Spearman {about['spearman']:.2f}, Kendall {about['kendall']:.2f}")
 
 

@@ -1,4 +1,4 @@
-"""How a network is to run: what the seconds of a budget are measured by."""
+"""Runtimes in which the seconds of a budget are measured."""
 
 import os
 import tempfile
@@ -17,7 +17,7 @@ from ..deploy.optimize import Half
 from ..deploy.saving import one_line, save_onnx, save_openvino, trace_onnx
 from ..errors import UserError, unknown
 
-# of torch, or (format, precision) of an exported file
+# (format of the exported file, "" for torch; precision)
 RUNTIMES: dict[str, tuple[str, str]] = {
     "eager": ("", "float32"),
     "optimized": ("", "float32"),
@@ -36,7 +36,7 @@ def check_runtime(runtime: str, device: str, key: str) -> None:
         raise unknown(key, runtime, RUNTIMES, key)
     kind = RUNTIMES[runtime][0]
     if kind and torch.device(device).type != "cpu":
-        raise UserError(f"{key} {runtime} runs on the CPU, not on {device}: take eager or optimized", "conflict", key, "optimized")
+        raise UserError(f"{key} {runtime} runs on the CPU, not on {device}: use eager or optimized", "conflict", key, "optimized")
     if kind:
         check_target(kind, "network.onnx" if kind == "onnx" else "network.xml")
         if RUNTIMES[runtime][1] == "int8":
@@ -44,7 +44,7 @@ def check_runtime(runtime: str, device: str, key: str) -> None:
 
 
 class _Features(nn.Module):
-    """A network's features as a tuple, as exporters want them."""
+    """Returns a network's features as a tuple, as exporters require."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -56,9 +56,9 @@ class _Features(nn.Module):
 
 
 def prepared(network: nn.Module, x: Tensor, runtime: str, memory_format: str = "auto") -> Callable[[], object]:
-    """What runs ``network``, which is on its device and in evaluation mode, on ``x`` in a runtime.
+    """A function that runs ``network``, on its device and in evaluation mode, on ``x`` in a runtime.
 
-    ``memory_format``: as `optimize` takes it. Raises UserError where the runtime cannot run it.
+    ``memory_format``: as for `optimize`. Raises UserError if the runtime cannot run it.
     """
     kind, precision = RUNTIMES[runtime]
     if runtime == "eager":
@@ -101,6 +101,6 @@ def _exported(network: nn.Module, x: Tensor, kind: str, precision: str, folder: 
 
 
 def seconds(run: Callable[[], object], enough: float) -> float:
-    """Median time of ``run``, of about ``enough`` seconds of runs."""
+    """Median time of ``run`` over about ``enough`` seconds of runs."""
     run()
     return Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads()).blocked_autorange(min_run_time=enough).median

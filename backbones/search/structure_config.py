@@ -1,4 +1,4 @@
-"""The config of a training-free search: its keys, and the problem that they state."""
+"""The config of a training-free search: its keys, and the problem they define."""
 
 import contextlib
 import math
@@ -20,7 +20,7 @@ from .latency import load_table
 
 
 class _Key(NamedTuple):
-    """A key of the config: its default, what its value must be in words, whether a value is that, and what it is for."""
+    """A key of the config: its default, the allowed values in words, a check of a value, and its meaning."""
 
     default: Any
     wanted: str
@@ -53,33 +53,33 @@ def _most(meaning: str) -> _Key:
 
 
 _KEYS = {
-    "budget": _pairs("the most that a structure may cost; see below"),
-    "image_size": _count(480, 32, "side of the square image that operations are counted at, in pixels"),
+    "budget": _pairs("the largest costs of a structure; see below"),
+    "image_size": _count(480, 32, "side in pixels of the square image for which operations are counted"),
     "start": _Key(
         "",
         "the name of a structure, a structure file, or a list of blocks",
         lambda v: isinstance(v, (str, list)),
-        "what the search begins with: a name such as `MAE-DET-S` or `R-50`, a structure file, or a list of blocks. "
-        "By default the paper's start, narrowed until it is within the budget",
+        "structure the search starts from: a name such as `MAE-DET-S` or `R-50`, a structure file, or a list of blocks. "
+        "By default the paper's, narrowed until it is within the budget",
     ),
-    "space": _pairs("which structures there are; see below"),
-    "detector": _file("COCO-Detection/gfl_MAE_DET_S_FPN_73e.yaml", "the config that the result is put into"),
-    "latency_table": _file("", "the file of the verb `latency`, for a budget of latency; it lies beside the config or where the search starts"),
+    "space": _pairs("the structures to search; see below"),
+    "detector": _file("COCO-Detection/gfl_MAE_DET_S_FPN_73e.yaml", "the config to put the result into"),
+    "latency_table": _file("", "the file written by `latency`, for a budget of latency; relative to the config or to the working folder"),
     "stage_weights": _Key(
         list(STAGE_WEIGHTS),
         "five numbers, 0 or more and not all 0",
         lambda v: isinstance(v, list) and len(v) == 5 and all(_number(w) and w >= 0 for w in v) and any(v),
-        "how much the entropy of the features at strides 2, 4, 8, 16 and 32 counts",
+        "weights of the entropy of the features at strides 2, 4, 8, 16 and 32",
     ),
-    "candidates": _count(100000, 1, "structures that are tried"),
-    "population": _count(256, 1, "structures that are kept"),
-    "islands": _count(4, 1, "populations that evolve apart for a round, each in a process of its own where there are enough"),
-    "round": _count(256, 1, "candidates of an island before all islands share their best"),
+    "candidates": _count(100000, 1, "structures to try"),
+    "population": _count(256, 1, "structures to keep"),
+    "islands": _count(4, 1, "populations that evolve separately during a round, each in its own process if there are enough"),
+    "round": _count(256, 1, "candidates per island before all islands share their best"),
 }
 _BUDGET = {
     "flops": _most("multiply-adds of the network for one image of `image_size`; `5e9` is 5 billion"),
     "parameters": _most("weights of the network"),
-    "layers": _most("convolutions of the network; a bottleneck has 3. By default 91, where `max_layers` says nothing either"),
+    "layers": _most("convolutions of the network; a bottleneck has 3. By default 91, unless `max_layers` is set"),
     "latency": _most("seconds for one image, by the `latency_table`"),
 }
 _SPACE = {
@@ -91,13 +91,13 @@ _SPACE = {
         lambda v: isinstance(v, list) and bool(v) and all(type(k) is int and k in (1, 3, 5, 7, 9, 11) for k in v),
         "kernel sizes of the bottlenecks",
     ),
-    "max_expansion": _count(None, 1, "most that a block may be wider than the block before it, as a factor"),
+    "max_expansion": _count(None, 1, "largest ratio of a block's width to that of the block before"),
     "min_bottleneck": _Key(
-        None, "a number above 0, at most 1", lambda v: _number(v) and 0 < v <= 1, "narrowest bottleneck, as a part of its block's width"
+        None, "a number above 0, at most 1", lambda v: _number(v) and 0 < v <= 1, "narrowest bottleneck, as a fraction of its block's width"
     ),
-    "max_layers": _count(None, 0, "most bottlenecks of a block; 0: 3 of the first, an equal share of the budget's layers of each other"),
+    "max_layers": _count(None, 0, "most bottlenecks of a block; 0: 3 in the first, in the others an equal share of the budget's layers"),
 }
-# the paper's own, for the budget of ResNet-50
+# the paper's, for the budget of ResNet-50
 _START, _LAYERS = "search/maedet_r50_budget.yaml", 91
 
 
@@ -126,10 +126,10 @@ def _check(values: dict[str, Any], keys: dict[str, _Key], path: str, section: st
 
 
 def load_structure_config(path: str) -> dict[str, Any]:
-    """A search's settings over the defaults. Raises UserError for what is unknown or cannot be."""
+    """Reads a search's settings over the defaults. Raises UserError for unknown keys and invalid values."""
     path = path if os.path.isfile(path) or not os.path.isfile(_in_zoo(path)) else _in_zoo(path)
     if not os.path.isfile(path):
-        raise UserError(f"config {path!r} is not there")
+        raise UserError(f"config {path!r} does not exist")
     with reading(f"config {path!r}"):
         own = read_yaml(path)
     if not isinstance(own, dict):
@@ -146,22 +146,20 @@ def load_structure_config(path: str) -> dict[str, Any]:
         raise UserError(f"{path!r}: a budget of latency and a latency_table need each other")
     config["table"] = load_table(_near(config["latency_table"], beside)) if config["latency_table"] else None
     if config["table"] and config["table"].image_size != config["image_size"]:
-        raise UserError(f"{path!r}: image_size is {config['image_size']}, but that of the latency table {config['table'].image_size}")
+        raise UserError(f"{path!r}: image_size is {config['image_size']}, but the latency table has {config['table'].image_size}")
     builder = zoo.get_config(config["detector"]).MODEL.BACKBONE.NAME
     if builder not in BUILDERS or BUILDERS[builder].name != "maedet":
         raise UserError(
-            f"{path!r}: detector {config['detector']!r} has {builder!r}, where the network found is to stand: take one with MAE-DET"
+            f"{path!r}: detector {config['detector']!r} has {builder!r}: use a config with MAE-DET, which the found network replaces"
         )
     if config["budget"] and "layers" not in config["budget"] and not config["space"].get("max_layers"):
         config["budget"]["layers"] = _LAYERS
-        print(
-            f"note: the budget says nothing of layers, without which the deepest network scores best: it is {_LAYERS}, the paper's", flush=True
-        )
+        print(f"note: the budget does not limit layers, so the deepest network would score best: set to {_LAYERS}, the paper's", flush=True)
     return config
 
 
 def _as_number(cost: str, value: Any) -> Any:
-    """1e9 is a number to people, where YAML 1.1 wants 1.0e+9; and so are 1 G, 10M and 30 ms, as `amount` writes them."""
+    """Accepts 1e9 as a number, for which YAML 1.1 requires 1.0e+9; also 1 G, 10M and 30 ms, as `amount` writes them."""
     units = {"ms": 1e-3, "s": 1.0} if cost == "latency" else {"k": 1e3, "m": 1e6, "g": 1e9}
     match = re.fullmatch(r"(.*?)\s*([a-z]*)", value.strip().lower()) if isinstance(value, str) else None
     with contextlib.suppress(ValueError):
@@ -192,28 +190,28 @@ def _near(path: str, folder: str) -> str:
 
 
 def problem_of(config: dict[str, Any]) -> tuple[SearchProblem, Candidate]:
-    """What a config asks for: the problem and its start. Raises UserError for a budget that the start itself is beyond."""
+    """The problem that a config defines, and its start. Raises UserError if the start exceeds the budget."""
     limits: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config["space"].items()}
     space = Space(**limits)
     meter = Meter(config["image_size"], tuple(float(w) for w in config["stage_weights"]), config["table"])
     problem, start = SearchProblem(meter, space, dict(config["budget"])), plain(with_start(config)["start"], "the start")
     for i, block in enumerate(start[1:], 1):
         if not block[3]:
-            raise UserError(f"the start: block {i} is a convolution behind the stem, which the search does not know")
-    for kernel in space.kernels if meter.table else ():  # that all were measured
+            raise UserError(f"the start: block {i} is a convolution after the stem, which the search does not know")
+    for kernel in space.kernels if meter.table else ():  # check that all were measured
         meter.measure((start[0], *((*block[:1], kernel, *block[2:]) for block in start[1:])))
     costs = meter.measure(start)
     for name, most in problem.budget.items():
         if getattr(costs, name) > most:
             has = amount(name, getattr(costs, name))
-            raise UserError(f"budget {name} {amount(name, most)} is less than the {has} of the start: take a smaller start, or a larger budget")
+            raise UserError(f"budget {name} {amount(name, most)} is less than the {has} of the start: use a smaller start or a larger budget")
     return problem, start
 
 
 def with_start(config: dict[str, Any]) -> dict[str, Any]:
-    """``config`` with a start: where it names none the paper's, or the widest part of that which is within the budget, or the narrowest.
+    """``config`` with a start: if it names none, the paper's, narrowed as little as the budget requires, or the narrowest.
 
-    "narrowed" is then by how much.
+    "narrowed" is then the factor.
     """
     if config["start"]:
         return config
@@ -227,6 +225,6 @@ def with_start(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def amount(name: str, value: float) -> str:
-    """A cost with its unit, as it is printed."""
+    """A cost with its unit, for printing."""
     scale, unit = {"flops": (1e9, " G"), "parameters": (1e6, " M"), "latency": (1e-3, " ms")}.get(name, (1, ""))
     return f"{value / scale:.4g}{unit}"

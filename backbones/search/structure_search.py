@@ -1,4 +1,4 @@
-"""MAE-DET's search, by evolution, which can be killed at any moment and goes on to the same result, or through the whole space; its result."""
+"""MAE-DET's search, by evolution, which can be killed at any moment and resumes to the same result, or exhaustively; its result."""
 
 import dataclasses
 import json
@@ -23,29 +23,29 @@ from .evolution import BUDGETS, Candidate, Evolution, SearchProblem, State
 from .latency import measured
 from .structure_config import amount, problem_of, with_start
 
-# of a budget of latency: what is found takes this part of it at least, later searches aim at that, and there are so many
+# for a budget of latency: the least share that a result should use, the share that later searches aim at, how many searches
 LEAST, AIM, TRIES = 0.95, 0.98, 8
-_MEASURED = 3  # structures of each search, the best ones
+_MEASURED = 3  # the best structures of each search
 
 
 def search_structures(config: dict[str, Any], seed: int, output: str, workers: int, resume: bool) -> Candidate:
-    """Runs, or goes on with, the evolution in the folder ``output``, and writes its result there.
+    """Runs or resumes the evolution in the folder ``output``, and writes its result there.
 
-    With a budget of latency, what is found is measured. Where it takes more than the budget, or much less, the table is corrected by what was
-    measured, and the search begins anew. Raises UserError where nothing that is found is within the budget.
+    With a budget of latency, results are measured. If they take more than the budget, or much less, the table is corrected by the
+    measurement, and the search starts again. Raises UserError if no result is within the budget.
     """
     run = _Run(config, seed, os.path.join(output, "state.json"), workers)
     if os.path.isfile(run.path) and not resume:
-        raise UserError(f"a search is in {output!r} already: go on with it by --resume, or take another --output")
+        raise UserError(f"{output!r} already holds a search: continue it with --resume, or name another --output")
     if not os.path.isfile(run.path) and os.path.lexists(os.path.join(output, "best.json")):
-        raise UserError(f"{output!r} holds another result: take another --output")
+        raise UserError(f"{output!r} holds another result: name another --output")
     outside = run.problem.outside(run.start)
     if outside:
-        print(f"note: the start is not of the space, and keeps what is not until it changes: its {outside}", flush=True)
+        print(f"note: the start is outside the space until mutations change it: its {outside}", flush=True)
     if resume and os.path.isfile(run.path):
         run.load()
     elif resume:
-        print(f"--resume: no search is in {output!r}, it starts anew", flush=True)
+        print(f"--resume: no search in {output!r}, it starts from the beginning", flush=True)
     how: dict[str, Any] = {"seed": seed, "by": "evolution"}
     if "latency" in config["budget"]:
         best, taken = _within(run)
@@ -58,7 +58,7 @@ def search_structures(config: dict[str, Any], seed: int, output: str, workers: i
 
 
 def _within(run: "_Run") -> tuple[Candidate, float]:
-    """The best structure that takes no longer than the budget of latency where it is measured, and its seconds there."""
+    """The best structure whose measured latency is within the budget, and its seconds."""
     table, asked = run.config["table"], run.config["budget"]["latency"]
 
     def fits(taken: dict[str, Any]) -> bool:
@@ -71,8 +71,8 @@ def _within(run: "_Run") -> tuple[Candidate, float]:
         i = next((i for i, seconds in enumerate(times) if seconds <= asked), 0)
         costs = run.problem.meter.measure(best[i])
         words = (amount("latency", seconds) for seconds in (asked, costs.latency, times[i]))
-        print("latency: asked {}, by the table {}, measured {}".format(*words), flush=True)
-        limited = costs.latency < LEAST * run.problem.budget["latency"]  # by the other budgets, or the space
+        print("latency: limit {}, by the table {}, measured {}".format(*words), flush=True)
+        limited = costs.latency < LEAST * run.problem.budget["latency"]  # by other budgets, or by the space
         taken = {"structure": best[i], "score": costs.score, "predicted": costs.latency, "measured": times[i], "limited": limited}
         run.tries.append(taken)
         if not fits(run.tries[-1]) and len(run.tries) < TRIES:
@@ -81,17 +81,17 @@ def _within(run: "_Run") -> tuple[Candidate, float]:
     found = [taken for taken in run.tries if taken["measured"] <= asked]
     if not found:
         least = amount("latency", min(taken["measured"] for taken in run.tries))
-        said = f"none of the structures that {TRIES} searches found takes {amount('latency', asked)}: the fastest takes {least}"
-        raise UserError(f"{said}. Give a larger budget, or a smaller start", "value", "budget")
+        said = f"no structure found in {TRIES} searches is within {amount('latency', asked)}: the fastest takes {least}"
+        raise UserError(f"{said}. Use a larger budget or a smaller start", "value", "budget")
     chosen = max(found, key=lambda taken: taken["score"])
     if chosen["measured"] < LEAST * asked:
-        why = "space and other limits allow no more" if chosen["limited"] else "times vary on this machine"
-        print(f"note: what was found takes {100 * chosen['measured'] / asked:.0f} % of the budget of latency: {why}", flush=True)
+        why = "the space or other limits allow no more" if chosen["limited"] else "times vary on this machine"
+        print(f"note: the result takes {100 * chosen['measured'] / asked:.0f} % of the budget of latency: {why}", flush=True)
     return _candidate(chosen["structure"]), chosen["measured"]
 
 
 class _Run:
-    """A search that is under way: its population, and what was measured of earlier ones."""
+    """A running search: its population, and the measurements of earlier ones."""
 
     def __init__(self, config: dict[str, Any], seed: int, path: str, workers: int):
         self.config, self.seed, self.path, self.workers = config, seed, path, workers
@@ -101,7 +101,7 @@ class _Run:
         self.begin(1.0)
 
     def correct(self, factor: float) -> None:
-        """The table gives ``factor`` times the seconds of convolutions. Raises UserError where the start is not within the budget then."""
+        """Makes the table return ``factor`` times the seconds of convolutions. Raises UserError if the start then exceeds the budget."""
         self.factor, config = factor, self.config
         if factor != 1.0:
             budget = {**config["budget"], "latency": AIM * config["budget"]["latency"]}
@@ -110,7 +110,7 @@ class _Run:
         narrowed = config.get("narrowed", 1)
         if narrowed > self.narrowed:
             print(
-                f"note: the search begins with the paper's start at 1/{narrowed} of its widths, as the budget has no room for more", flush=True
+                f"note: the search starts from the paper's start at 1/{narrowed} of its widths, because the budget allows no more", flush=True
             )
         self.narrowed = narrowed
         self.problem, self.start = problem_of(config)
@@ -121,11 +121,11 @@ class _Run:
         self.state = State(0, [(self.problem.meter.measure(self.start).score, self.start)])
 
     def evolve(self) -> Candidate:
-        """Goes on to the last round; the best structure."""
+        """Runs to the last round; returns the best structure."""
         config, size, rounds = self.config, self.config["islands"] * self.config["round"], rounds_of(self.config)
         begun, first, saved = time.monotonic(), self.state.rounds, time.monotonic()
         islands = {"size": config["population"], "islands": config["islands"], "round_size": config["round"], "workers": self.workers}
-        # another seed each time, so that no search only repeats the one before
+        # a new seed each time, so that no search repeats the one before
         with Evolution(self.problem, self.state, self.seed + 7919 * len(self.tries), **islands) as evolution:
             with progress(total=rounds * size, initial=first * size, unit=" candidates", smoothing=0.1) as bar:
                 while evolution.state.rounds < rounds:
@@ -151,20 +151,20 @@ class _Run:
         return self.state.population[-1][1]
 
     def save(self) -> None:
-        """All of it, whole or not at all."""
+        """Writes the state, completely or not at all."""
         population = [structure for _, structure in self.state.population]
         about = {"search": self.identity, "rounds": self.state.rounds, "history": self.history, "population": population}
         write_whole(self.path, json.dumps({**about, "factor": self.factor, "tries": self.tries}))
 
     def load(self) -> None:
-        """What `save` wrote. Raises UserError for the state of any other search."""
+        """Reads what `save` wrote. Raises UserError for the state of another search."""
         self.state, self.history = load_state(self.path, self.identity, self.problem)
         with reading(f"{self.path!r} is no state of a search"):
             data = read_json(self.path)
             factor, tries = data.get("factor", 1.0), data.get("tries", [])  # earlier versions measured nothing
             values = [factor, *(taken[key] for taken in tries for key in ("score", "predicted", "measured"))]
             if not all(type(value) in (int, float) and 0 < value < math.inf for value in values):
-                raise ValueError("what it says was measured is not positive")
+                raise ValueError("its measured values are not positive")
             self.tries = [{**taken, "structure": _candidate(taken["structure"]), "limited": bool(taken["limited"])} for taken in tries]
         self.correct(factor)
 
@@ -174,12 +174,12 @@ def _candidate(structure: Any) -> Any:
 
 
 def rounds_of(config: dict[str, Any]) -> int:
-    """The whole rounds that the candidates are enough for, at least one."""
+    """The number of whole rounds that the candidates allow, at least one."""
     return max(1, config["candidates"] // (config["islands"] * config["round"]))
 
 
 def identity_of(config: dict[str, Any], seed: int) -> dict[str, Any]:
-    """All that the result follows from, but for how many candidates there are to be."""
+    """All that the result depends on, except the number of candidates."""
     others = ("candidates", "detector", "table", "latency_table", "narrowed")
     kept = {key: value for key, value in with_start(config).items() if key not in others}
     table = config["table"]
@@ -188,7 +188,7 @@ def identity_of(config: dict[str, Any], seed: int) -> dict[str, Any]:
 
 
 def load_state(path: str, identity: dict[str, Any], problem: SearchProblem) -> tuple[State, list]:
-    """State and history of the search of that ``identity``. Raises UserError for any other's state."""
+    """State and history of the search of that ``identity``. Raises UserError for another search's state."""
     with reading(f"{path!r} is no state of a search"):
         data = read_json(path)
         differ = [key for key in identity if data["search"].get(key) != identity[key]]
@@ -196,19 +196,19 @@ def load_state(path: str, identity: dict[str, Any], problem: SearchProblem) -> t
         strides = [block[2] for block in identity["start"]]
         for structure in structures:
             if [block[2] for block in structure if len(block) == 5 and min(block[:2]) > 0] != strides:
-                raise ValueError("its population is of other blocks than the start")
+                raise ValueError("its population has different blocks from the start")
         if not structures:
             raise ValueError("its population is empty")
         population = sorted((problem.meter.measure(structure).score, structure) for structure in structures)
         history = [[int(done), float(score)] for done, score in data["history"]]
         state = State(int(data["rounds"]), population)
     if differ:
-        raise UserError(f"--resume: the search in {os.path.dirname(path)!r} has another {', '.join(differ)}: take another --output")
+        raise UserError(f"--resume: the search in {os.path.dirname(path)!r} has a different {', '.join(differ)}: name another --output")
     return state, history
 
 
 def find_exact(problem: SearchProblem, start: Candidate, steps: int = 80) -> tuple[exact.Bound, Candidate]:
-    """The bound, and the best structure there is. Raises UserError where there are too many to go through."""
+    """The bound, and the best structure of the space. Raises UserError if there are too many to go through."""
     with progress(total=steps, desc="bound", unit="step") as bar:
 
         def report(step: int, score: float) -> None:
@@ -216,7 +216,7 @@ def find_exact(problem: SearchProblem, start: Candidate, steps: int = 80) -> tup
             bar.set_postfix_str(f"no score above {score:.3f}", refresh=False)
 
         proof = exact.bound(problem, start, steps, report)
-    below = 0.02  # the nearer to the bound, the fewer there are; the first that is found is the best
+    below = 0.02  # the nearer to the bound, the fewer structures; the first one found is the best
     while True:
         found = exact.best(problem, start, proof, proof.score - below)
         if found:
@@ -243,7 +243,7 @@ def write_result(config: dict[str, Any], problem: SearchProblem, best: Candidate
     detector = zoo.get_config(config["detector"])
     detector.MODEL.MAEDET.STRUCTURE, detector.MODEL.MAEDET.WIDTH = "best_structure.txt", 1.0
     detector.OUTPUT_DIR = os.path.join(output, "training")
-    head = f"The structure of highest entropy that a search found, in {config['detector']}. Its numbers are in best.json."
+    head = f"The structure of highest entropy that a search found, in {config['detector']}. best.json has its figures."
     text = written(detector, head, {})
     about = {**describe(best, problem.meter), "budget": problem.budget, **how}
     for name, content in (
@@ -257,7 +257,7 @@ def write_result(config: dict[str, Any], problem: SearchProblem, best: Candidate
 
 
 def describe(structure: Sequence[Plain], meter: Meter) -> dict[str, Any]:
-    """Score, its parts, and what the structure costs, by the search's counter at its image size and by fvcore's at 800x1280."""
+    """Score, its parts, and the costs of a structure, by the search's counter at its image size and by fvcore's at 800x1280."""
     costs = meter.measure(structure)
     result = {
         "score": costs.score,
@@ -272,14 +272,14 @@ def describe(structure: Sequence[Plain], meter: Meter) -> dict[str, Any]:
 
 
 def fvcore_flops(structure: Sequence[Plain], size: tuple[int, int] = (800, 1280)) -> int:
-    """Multiply-adds of the convolutions, and two for each value that a batch norm gives, which is fvcore's count."""
+    """Multiply-adds of the convolutions, and two per output value of a batch norm: fvcore's count."""
     with on_meta(), torch.no_grad():
         macs, values = conv_counts(MAEDET([Block(*block) for block in structure], norm="BN").eval(), torch.empty(1, 3, *size))
     return macs + 2 * values
 
 
 def plot_search(problem: SearchProblem, state: State, history: list, best: Candidate, path: str) -> None:
-    """The best score against candidates, and the last population against what is budgeted, beside networks that are known."""
+    """Plots the best score against candidates, and the last population against the budgeted costs, with known networks."""
     names = list(problem.budget)[:3]
     figure = Figure(figsize=(5 * (1 + len(names)), 4), layout="constrained")
     axes = figure.subplots(1, 1 + len(names), squeeze=False)[0]
@@ -302,6 +302,6 @@ def plot_search(problem: SearchProblem, state: State, history: list, best: Candi
                     axis.plot([getattr(costs, name) / scale], [costs.score], "k.", markersize=4)
         axis.axvline(problem.budget[name] / scale, color="gray", linestyle="--", label="budget")
         axis.set(xlabel=label, ylabel="score")
-        axis.margins(x=0.2, y=0.15)  # names stay inside
+        axis.margins(x=0.2, y=0.15)  # keeps names inside
         axis.legend(fontsize=8, loc="best")
     figure.savefig(path, dpi=110)

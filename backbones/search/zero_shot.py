@@ -1,4 +1,4 @@
-"""MAE-DET's training-free search: the structure of highest entropy within a budget, found without a network ever being built.
+"""MAE-DET's training-free search: finds the structure of highest entropy within a budget without building a network.
 
 python -m backbones.search.zero_shot search --config-file configs/search/maedet_r50_budget.yaml --seed 0 --output output/search
 python -m backbones.search.zero_shot exact --config-file configs/search/maedet_r50_budget.yaml --output output/exact
@@ -6,8 +6,8 @@ python -m backbones.search.zero_shot score MAE-DET-S --json
 python -m backbones.search.zero_shot latency --device cpu --output latency.json
 python -m backbones.search.zero_shot benchmark --config-file configs/search/maedet_r50_budget.yaml --seeds 0 1 2
 
-`search` is the paper's evolution, `exact` goes through the whole space instead, and proves that nothing in it scores more. Both write
-best_structure.txt, which MODEL.MAEDET.STRUCTURE takes, and detector.yaml, which `backbones train` trains.
+`search` is the paper's evolution. `exact` goes through the whole space instead, and proves that nothing in it scores more. Both write
+best_structure.txt for MODEL.MAEDET.STRUCTURE, and detector.yaml for `backbones train`.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from .runtimes import RUNTIMES, check_runtime
 from .structure_config import keys, load_structure_config, problem_of
 from .structure_search import describe, described, find_exact, rounds_of, search_structures, write_result
 
-# milliseconds a candidate of the original's own loop on one core, single process, without building the networks that it builds besides
+# milliseconds per candidate of the original's loop in one process on one core, without building networks as it also does
 REFERENCE_MS = 11.5
 
 
@@ -56,9 +56,7 @@ def _score(args) -> None:
     print(f"parameters {result['parameters']:,}, layers {result['layers']}" + (f", {result['latency'] * 1e3:.2f} ms" if table else ""))
     if args.monte_carlo:
         about = result["monte_carlo"]
-        print(
-            f"measured on random images of {about['image_size']} pixels: {about['mean']:.2f} +- {about['std']:.2f}, below it by their borders"
-        )
+        print(f"measured on random images of {about['image_size']} pixels: {about['mean']:.2f} +- {about['std']:.2f}, lower because of borders")
 
 
 def _latency(args) -> None:
@@ -77,7 +75,7 @@ def _latency(args) -> None:
         if not least <= value <= most or (name == "--kernels" and value % 2 == 0):
             raise UserError(f"{name} is {value}: it must be from {least} to {most}{', and odd' * (name == '--kernels')}")
     table = build_table(args.image_size, args.device, args.kernels, args.max_channels, args.batch, args.seconds, args.runtime)
-    table.save(args.output)  # whatever becomes of the check
+    table.save(args.output)  # even if the check fails
     _, start = problem_of(load_structure_config("search/maedet_r50_budget.yaml"))
     meter, checks = Meter(table.image_size, table=table), {}
     for name, structure in (("R-50", plain(STRUCTURES["R-50"])), ("MAE-DET-S", plain(STRUCTURES["MAE-DET-S"])), ("the search's start", start)):
@@ -97,7 +95,7 @@ def _check_folder(path: str) -> None:
 
 
 def _benchmark(args) -> None:
-    """One process, each seed: what the search reaches, and how long a candidate takes it."""
+    """Runs the search in one process for each seed; reports its scores and the time per candidate."""
     from ..tools.benchmark import machine
 
     if args.json:
@@ -133,7 +131,7 @@ def _benchmark(args) -> None:
         proof, optimum = exact
         costs = problem.meter.measure(optimum)
         result["exact"] = {"score": costs.score, "bound": proof.score, **_integers(costs)}
-        print(f"the best there is: {result['exact']['score']:.3f}; proved without going through it: no more than {proof.score:.3f}")
+        print(f"the best structure: {result['exact']['score']:.3f}; bound proved without enumeration: {proof.score:.3f}")
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
 
@@ -147,10 +145,10 @@ def _exact(args) -> None:
     problem, start = problem_of(config)
     if args.output:
         if os.path.isfile(os.path.join(args.output, "state.json")):
-            raise UserError(f"a search is in {args.output!r} already: take another --output")
+            raise UserError(f"{args.output!r} already holds a search: name another --output")
         _check_folder(args.output)
     proof, best = find_exact(problem, start)
-    print(f"the best there is in this space: {described(problem.meter.measure(best), problem.budget)} (bound {proof.score:.3f})")
+    print(f"the best structure of this space: {described(problem.meter.measure(best), problem.budget)} (bound {proof.score:.3f})")
     if args.output:
         write_result(config, problem, best, args.output, {"by": "exact", "bound": proof.score})
     else:
@@ -165,41 +163,41 @@ def argument_parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("search", help="evolve structures within a budget")
     verb.add_argument("--config-file", "--config", dest="config", **config)
-    verb.add_argument("--seed", type=int, default=0, help="of all choices (default: %(default)s)")
+    verb.add_argument("--seed", type=int, default=0, help="seed of all choices (default: %(default)s)")
     verb.add_argument("--output", required=True, metavar="DIR", help="where everything goes")
     verb.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes; the result does not depend on it (default: one a CPU core)"
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes; they do not change the result (default: one per CPU core)"
     )
-    verb.add_argument("--candidates", type=int, help="how many, instead of the config's")
-    verb.add_argument("--resume", action="store_true", help="go on with the search in DIR, to the same result as if it had not been stopped")
+    verb.add_argument("--candidates", type=int, help="number of candidates, instead of the config's")
+    verb.add_argument("--resume", action="store_true", help="continue the search in DIR, to the same result as without the interruption")
 
-    verb = verbs.add_parser("exact", help="the best structure there is within a budget, and the proof")
+    verb = verbs.add_parser("exact", help="find and prove the best structure within a budget")
     verb.add_argument("--config-file", "--config", dest="config", **config)
-    verb.add_argument("--output", default="", metavar="DIR", help="where it goes (default: it is printed)")
+    verb.add_argument("--output", default="", metavar="DIR", help="where it goes (default: print it)")
 
     verb = verbs.add_parser("score", help="score and costs of a structure")
     verb.add_argument("name", metavar="NAME_OR_FILE", help=f"a structure file, or one of {', '.join(STRUCTURES)}")
     verb.add_argument("--json", action="store_true", help="on one line, for programs")
-    verb.add_argument("--image-size", "--size", type=int, default=480, help="that operations are counted at (default: %(default)s)")
-    verb.add_argument("--latency-table", default="", metavar="FILE", help="of the verb latency, for seconds too")
+    verb.add_argument("--image-size", "--size", type=int, default=480, help="image size for counting operations (default: %(default)s)")
+    verb.add_argument("--latency-table", default="", metavar="FILE", help="file written by `latency`, to report seconds too")
     verb.add_argument("--monte-carlo", action="store_true", help="also measure it on random images, to check the closed form")
-    verb.add_argument("--seed", type=int, default=0, help="of those (default: %(default)s)")
+    verb.add_argument("--seed", type=int, default=0, help="seed of the random images (default: %(default)s)")
 
     verb = verbs.add_parser("latency", help="measure convolutions on this device, for budgets in seconds")
     verb.add_argument("--output", required=True, metavar="FILE", help="the table, as JSON")
     verb.add_argument("--device", default="cpu", help="(default: %(default)s)")
-    verb.add_argument("--runtime", default="eager", help=f"how the network is to run: {', '.join(RUNTIMES)} (default: %(default)s)")
-    verb.add_argument("--image-size", "--size", type=int, default=480, help="as that of the search (default: %(default)s)")
-    verb.add_argument("--kernels", type=int, nargs="+", default=[3, 5], help="of the bottlenecks (default: 3 5)")
+    verb.add_argument("--runtime", default="eager", help=f"how the network runs: {', '.join(RUNTIMES)} (default: %(default)s)")
+    verb.add_argument("--image-size", "--size", type=int, default=480, help="image size of the search (default: %(default)s)")
+    verb.add_argument("--kernels", type=int, nargs="+", default=[3, 5], help="kernel sizes of the bottlenecks (default: 3 5)")
     verb.add_argument("--max-channels", type=int, default=2048, help="(default: %(default)s)")
-    verb.add_argument("--batch", type=int, default=1, help="images at once; times are of one (default: %(default)s)")
-    verb.add_argument("--seconds", type=float, default=0.02, help="of measuring each convolution (default: %(default)s)")
+    verb.add_argument("--batch", type=int, default=1, help="images at once; times are per image (default: %(default)s)")
+    verb.add_argument("--seconds", type=float, default=0.02, help="time to measure each convolution (default: %(default)s)")
 
-    verb = verbs.add_parser("benchmark", help="what the search reaches, how fast, and how far from the best there is")
+    verb = verbs.add_parser("benchmark", help="scores of the search, its speed, and the gap to the best structure")
     verb.add_argument("--config-file", "--config", dest="config", **config)
     verb.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="(default: 0 1 2)")
     verb.add_argument("--json", default="", metavar="FILE", help="where the figures go")
-    verbs.add_parser("keys", help="every key of a search's config, its default and meaning")
+    verbs.add_parser("keys", help="list every key of a search's config with its default and meaning")
     return parser
 
 

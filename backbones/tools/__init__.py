@@ -11,8 +11,8 @@ from ..errors import UserError, unknown
 
 
 def run(main: Callable[[], None], prefix: str = "") -> None:
-    """Runs a tool's ``main``; a user's mistake becomes one line, which begins with ``prefix``, and exit code 2."""
-    from ..engine.logs import hush  # not before --help has answered
+    """Runs a tool's ``main``; a user's mistake becomes one line that starts with ``prefix``, and exit code 2."""
+    from ..engine.logs import hush  # after --help, which must be fast
 
     hush()
     try:
@@ -25,12 +25,12 @@ def run(main: Callable[[], None], prefix: str = "") -> None:
 
 
 def program(verb: str) -> str:
-    """What the user typed to start a tool, for its help."""
+    """The command that the user typed to start a tool, for its help."""
     return f"backbones {verb}" if sys.argv[0].startswith("backbones ") else f"python -m backbones.tools.{verb}"
 
 
 def parser_of(prog: str, text: str) -> argparse.ArgumentParser:
-    """A tool's parser, whose help has the first line of ``text`` above the flags and the rest below."""
+    """Makes a tool's parser; its help shows the first line of ``text`` above the flags and the rest below."""
     summary, _, details = text.partition("\n")
     return argparse.ArgumentParser(prog=prog, description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter)
 
@@ -43,24 +43,24 @@ def _score(text: str) -> float:
 
 
 def add_threshold(parser: argparse.ArgumentParser, text: str) -> None:
-    """``--confidence-threshold``, as detectron2's demo calls it, and the names that other tools gave it."""
+    """Adds ``--confidence-threshold``, named as in detectron2's demo, with the names of other tools as aliases."""
     flags = ("--confidence-threshold", "--conf-threshold", "--threshold")
     parser.add_argument(*flags, type=_score, default=0.5, metavar="SCORE", help=f"{text} (default: %(default)s)")
 
 
 def nothing_shown(scores: Any, threshold: float) -> str:
-    """What to say where there are ``scores``, and none of them reaches the threshold; else ""."""
+    """The message if there are ``scores`` and none of them reaches the threshold; else ""."""
     highest = max((float(score) for score in scores), default=1.0)
     return f"no objects with a score of {threshold:g} (--confidence-threshold), the highest is {highest:.2f}" if highest < threshold else ""
 
 
 def task_named(text: str) -> str:
-    """What ``--task`` means, by COCO's name, also where it was written as a recipe has it."""
+    """COCO's name of ``--task``, which may also be given as a recipe names it."""
     return {"boxes": "bbox", "masks": "segm"}.get(text, text)
 
 
 def picture(path: str, kinds=(".png", ".jpg", ".jpeg")) -> None:
-    """Makes the folder of a picture. Raises UserError where no picture of one of these ``kinds`` can be written to ``path``."""
+    """Makes the folder of a picture. Raises UserError if no picture of one of these ``kinds`` can be written to ``path``."""
     kind = os.path.splitext(path)[1].lower()
     if kind not in kinds:
         raise unknown(f"kind of picture, of {path!r}", kind, kinds)

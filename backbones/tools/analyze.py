@@ -1,10 +1,10 @@
 """Counts the parameters and multiply-adds of a backbone, or of a config's detector.
 
-Param. counts every trainable-kind parameter (torch's Parameter, frozen or not). "with affine" adds the weight and bias of frozen batch
+Param. counts every torch Parameter, frozen or not. "with affine" adds the weight and bias of frozen batch
 norms, which detectron2 keeps as buffers: with FrozenBN this equals what other projects report for the same network with BatchNorm.
-GFLOPs are multiply-adds / 1e9 for one image of the size given: of the convolutions alone, and by fvcore's count of all operators it knows
-(norms and poolings too, additions and activations not). Activations are the values that convolutions give, which tell speed better
-than FLOPs. Backbones take the image as it is; with an FPN it is padded, as in the detector, to the multiple of size_divisibility
+GFLOPs are multiply-adds / 1e9 for one image of the given size: of the convolutions only, and of all operators that fvcore counts
+(including norms and poolings, but not additions and activations). Activations are the outputs of convolutions, which predict speed better
+than FLOPs. A backbone gets the image as it is. With an FPN the image is padded, as in the detector, to a multiple of size_divisibility
 (800x1333 becomes 800x1344), and the table says so.
 """
 
@@ -28,14 +28,14 @@ from . import parser_of, program, run
 
 
 def parameters(module: nn.Module) -> tuple[int, int]:
-    """(parameters, the same and the affine weights of frozen norms); works on the meta device."""
+    """Returns (parameters, parameters with the affine weights of frozen norms); works on the meta device."""
     count = sum(p.numel() for p in module.parameters())
     frozen = sum(m.weight.numel() + m.bias.numel() for m in module.modules() if isinstance(m, FrozenBatchNorm2d))
     return count, count + frozen
 
 
 def costs(network: nn.Module, size: tuple[int, int]) -> dict[str, float]:
-    """What fvcore counts in a forward pass of an image of height, width ``size``; activations: outputs of convolutions and matrix products."""
+    """fvcore's counts for a forward pass of an image of (height, width) ``size``; activations: outputs of convolutions and matrix products."""
     with torch.no_grad():
         image = torch.rand(1, 3, *size)
         work, values = (count(network.eval(), image).unsupported_ops_warnings(False) for count in (FlopCountAnalysis, ActivationCountAnalysis))
@@ -49,7 +49,7 @@ def costs(network: nn.Module, size: tuple[int, int]) -> dict[str, float]:
 
 
 def analyze(name: str, is_backbone: bool, size: tuple[int, int], opts: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
-    """For each part ``parameters`` and ``with_affine``; for networks also ``size`` (height, width) and what `costs` gives."""
+    """For each part ``parameters`` and ``with_affine``; for networks also ``size`` (height, width) and the counts of `costs`."""
     parts: dict[str, Any]
     if is_backbone:
         parts, networks = {name: registry.create(name)}, {name}

@@ -1,14 +1,14 @@
-"""Measures speed in pairs, or what detectors reach on digits: the figures of model_zoo.md.
+"""Measures speed in pairs, or the accuracy of detectors on digits: the figures in model_zoo.md.
 
 backbones benchmark --suite inference training data evaluation --json speed.json
 backbones benchmark --suite deploy --json speed.json --plot latency.png
 backbones benchmark quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml
 
-With --suite, what is compared runs in turn, and each row is the median, lowest and highest ratio of the rounds, with the machine, its threads
-and the versions; rows of the same machine and threads are replaced. Run nothing beside it.
+With --suite, the things compared run in turn. Each row has the median, lowest and highest ratio of the rounds, the machine, its threads
+and the versions; rows of the same machine and threads are replaced. Run nothing else meanwhile.
 
-Without, each config is trained from scratch on digits. Its run goes to OUTPUT/<config>; its AP, AP50, minutes, machine and seed replace that
-config's row of the same machine and seed.
+Without --suite, each config is trained from scratch on digits. Its run goes to OUTPUT/<config>; its AP, AP50, minutes, machine and seed
+replace that config's row of the same machine and seed.
 """
 
 import argparse
@@ -39,13 +39,13 @@ SUITES = ("inference", "deploy", "training", "data", "evaluation", "gpu")
 
 
 def machine() -> str:
-    """What the figures depend on, in words: processor or GPU, Python, torch."""
+    """Describes what the figures depend on: processor or GPU, Python, torch."""
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU cores ({processor()})"
     return f"{where}, Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}"
 
 
 def train(config: str, output: str, opts: list[str], backbone: str = "", data: Sequence[str] = ()) -> dict[str, object]:
-    """Trains one config with the command that a user would give, and returns its row; ``data`` are the flags of own data."""
+    """Trains one config with the command that a user would type, and returns its row; ``data``: flags that name data."""
     front = open_config(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own = " ".join(front.override(key, value) for key, value in (("MODEL.DEVICE", device), ("OUTPUT_DIR", output))).split(" ")
@@ -80,7 +80,7 @@ def words(options: Mapping[str, object]) -> list[str]:
 
 
 def record(row: dict[str, object], path: str, keys: Sequence[str] = ("config", "backbone", "machine", "seed")) -> None:
-    """Puts the row into the file, in the place of one that is equal in all ``keys``."""
+    """Writes the row to the file; it replaces a row with equal ``keys``."""
     runs = speed.read(path) if os.path.isfile(path) else []
     place = next((i for i, old in enumerate(runs) if all(old.get(key) == row.get(key) for key in keys)), len(runs))
     runs[place : place + 1] = [row]
@@ -88,11 +88,11 @@ def record(row: dict[str, object], path: str, keys: Sequence[str] = ("config", "
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Runs the suites and puts their rows into the file, one by one."""
+    """Runs the suites and writes their rows to the file, one by one."""
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
     check_device(device, key="--device", form="{} {}")
     if args.pairs < 3:
-        raise UserError(f"--pairs {args.pairs}: at least 3, as a median is reported")
+        raise UserError(f"--pairs {args.pairs}: it must be at least 3, because a median is reported")
     if args.plot:
         picture(args.plot)
     for name in args.suite:
@@ -111,10 +111,10 @@ def main() -> None:
     default = sorted(name for name in zoo.list_configs() if name.startswith("quickstart/"))
     parser = parser_of(program("benchmark"), __doc__)
     parser.add_argument("configs", nargs="*", default=default, metavar="CONFIG", help=f"(default: {', '.join(default)})")
-    parser.add_argument("--backbone", nargs="+", default=[""], metavar="NAME", help="train each config with each of these networks in it")
+    parser.add_argument("--backbone", nargs="+", default=[""], metavar="NAME", help="train each config with each of these networks")
     parser.add_argument("--output", default="output/benchmark", metavar="DIR", help="where the runs go (default: %(default)s)")
     parser.add_argument("--json", metavar="FILE", help="where the rows go (default: measured.json, with --suite speed.json, of backbones/zoo)")
-    parser.add_argument("--suite", nargs="+", default=[], choices=SUITES, help="measure speed: no config is trained")
+    parser.add_argument("--suite", nargs="+", default=[], choices=SUITES, help="measure speed instead of training configs")
     parser.add_argument("--pairs", type=int, default=9, help="rounds of --suite (default: %(default)s)")
     parser.add_argument(
         "--num",
@@ -122,10 +122,10 @@ def main() -> None:
         type=int,
         default=5000,
         metavar="N",
-        help="of the annotation file that --suite data reads; COCO has 118287 (default: %(default)s)",
+        help="number of images in the annotation file that --suite data reads; COCO has 118287 (default: %(default)s)",
     )
-    parser.add_argument("--device", default="", help="of --suite (default: a GPU where there is one)")
-    parser.add_argument("--plot", default="", metavar="FILE", help="with --suite deploy: published AP against latency, a picture")
+    parser.add_argument("--device", default="", help="device for --suite (default: a GPU if there is one)")
+    parser.add_argument("--plot", default="", metavar="FILE", help="with --suite deploy: plot published AP against latency")
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides: KEY VALUE each, or key=value of Python configs")
     args = parser.parse_args()
     args.json = args.json or os.path.join(os.path.dirname(zoo.__file__), "speed.json" if args.suite else "measured.json")
@@ -133,7 +133,7 @@ def main() -> None:
     if args.suite:
         measure(args)
         return
-    # mistakes before the first run, not after
+    # report mistakes before the first run, not after
     names = {config: os.path.splitext(os.path.basename(zoo.get_config_file(config)))[0] for config in args.configs}
     for backbone in filter(None, args.backbone):
         family_of(backbone)

@@ -1,7 +1,7 @@
-"""Is the gain real? The difference in COCO's AP between two detectors' results on the same images, with a bootstrap interval.
+"""Is the gain real? Compares two detectors' results on the same images: the difference in COCO's AP, with a bootstrap interval.
 
-Which images a data set happens to hold moves an AP. The bootstrap draws as many images with replacement, over and over, evaluates both
-detectors on each draw, and so shows how far their difference moves with the images. How far it moves with another training run, it cannot show.
+An AP depends on which images a data set happens to hold. The bootstrap repeatedly draws as many images with replacement, evaluates both
+detectors on each draw, and so shows how far their difference varies with the images. It cannot show how far it varies between training runs.
 """
 
 import json
@@ -43,16 +43,16 @@ def table(rows: list[dict[str, Any]], confidence: float) -> str:
 
 
 def verdict(row: dict[str, Any], confidence: float) -> str:
-    """One sentence on a row, in plain words."""
+    """Describes a row in one plain sentence."""
     if not row["samples"]:
-        return "There are no objects to tell A and B apart by."
+        return "There are no objects to compare A and B on."
     if row["difference"] == row["low"] == row["high"] == 0:
         return f"A and B have the same {row['name']}, in every sample: there is no difference."
     interval = f"the {confidence:g}% interval of the difference, {row['low']:+.2f} to {row['high']:+.2f},"
     if not beyond_chance(row):
-        return f"Whether A or B is better cannot be told: {interval} holds 0, so a difference of {row['difference']:+.2f} may be chance."
+        return f"A and B cannot be told apart: {interval} contains 0, so a difference of {row['difference']:+.2f} may be chance."
     better = "better" if row["low"] > 0 else "worse"
-    return f"B is {better} than A by {abs(row['difference']):.2f} {row['name']}, beyond chance: {interval} leaves out 0."
+    return f"B is {better} than A by {abs(row['difference']):.2f} {row['name']}, beyond chance: {interval} does not contain 0."
 
 
 def report(result: dict[str, Any]) -> str:
@@ -62,15 +62,15 @@ def report(result: dict[str, Any]) -> str:
     lines = [table(metrics, confidence), "", verdict(metrics[0], confidence)]
     lines.append(
         f"Intervals are percentiles of {result['samples']} bootstrap samples of {result['images']} images, the same images for A and B. "
-        "They say how the difference moves with the images, not with another training run."
+        "They show how the difference varies with the images, not between training runs."
     )
     by_chance = len(classes) * (1 - confidence / 100)
-    lines.append(f"Classes whose interval leaves out 0: {len(apart)} of {len(classes)}; chance alone would give some {by_chance:.2g}.")
+    lines.append(f"Classes whose interval does not contain 0: {len(apart)} of {len(classes)}; expected by chance alone: about {by_chance:.2g}.")
     if apart:
         shown = sorted(apart[:SHOWN], key=lambda row: -row["difference"])
         lines += ["", table(shown, confidence)]
     if len(apart) > SHOWN:
-        lines.append(f"The {SHOWN} largest differences; --json and --plot give all.")
+        lines.append(f"The {SHOWN} largest differences; --json and --plot show all.")
     return "\n".join(lines)
 
 
@@ -84,7 +84,7 @@ def plot(result: dict[str, Any], output: str) -> None:
     if len(classes) > DRAWN:
         title = f"AP of the {DRAWN // 2} classes at either end, of {len(classes)}"
         classes = classes[: DRAWN // 2] + classes[-DRAWN // 2 :]
-    line, head = 0.17, 1.3  # inches: of a row, of titles and axes
+    line, head = 0.17, 1.3  # inches: a row; titles and axes
     heights = [line * (len(metrics) + 1) + 0.1, line * (len(classes) + 1)]
     figure = Figure(figsize=(8, sum(heights) + head), layout="constrained")
     axes = figure.subplots(2, 1, height_ratios=heights)
@@ -93,13 +93,13 @@ def plot(result: dict[str, Any], output: str) -> None:
             colour = "tab:gray" if not beyond_chance(row) else "tab:blue" if row["low"] > 0 else "tab:red"
             ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
             ax.plot(row["difference"], y, "o", color=colour, markersize=4)
-        # a $ would begin a formula
+        # a $ would start a formula
         ax.set_yticks(range(len(rows)), [" ".join(row["name"].split())[:30].replace("$", r"\$") for row in rows], fontsize=8)
         ax.set_ylim(-0.8, len(rows) - 0.2)
         ax.axvline(0, color="black", linewidth=0.8)
         ax.grid(True, axis="x", alpha=0.25)
         ax.set_title(heading, fontsize=10)
-    axes[1].set_xlabel("difference in AP, points\nblue: B is better beyond chance; red: worse; gray: the interval holds 0", fontsize=9)
+    axes[1].set_xlabel("difference in AP, points\nblue: B is better, beyond chance; red: worse; gray: the interval contains 0", fontsize=9)
     names = [result[who] if len(result[who]) < 90 else "..." + result[who][-87:] for who in "ab"]
     figure.suptitle(f"A: {names[0]}\nB: {names[1]}".replace("$", r"\$"), fontsize=8)
     try:
@@ -110,16 +110,16 @@ def plot(result: dict[str, Any], output: str) -> None:
 
 
 def dataset_of(config: str, run: str, name: str | None) -> str:
-    """The name of the data to compare on, made known where a config, or the one that a run left, brings them along."""
+    """The name of the data to compare on; registers them if they come from a config or a run's config.yaml."""
     config = config or config_of(run)
     if config:
         front = open_config(config)
         name = name or next(iter(front.settings.DATASETS.TEST), None)
         front.register(names=[name] if name else None)
     if not name:
-        raise UserError("on what data were they evaluated? Name it by --dataset or --annotations", code="missing-argument", key="--dataset")
+        raise UserError("the evaluated data are unknown: name --dataset or --annotations", code="missing-argument", key="--dataset")
     if name.startswith("own_") and name not in DatasetCatalog:  # as --train and --val name them
-        said = f"data set {name!r} is of a run: name its config.yaml by --config-file, or the annotations by --annotations"
+        said = f"data set {name!r} belongs to a run: name its config.yaml with --config-file, or the annotations with --annotations"
         raise UserError(said, "unknown-name", "--dataset")
     return name
 
@@ -127,25 +127,25 @@ def dataset_of(config: str, run: str, name: str | None) -> str:
 def main() -> None:
     parser = parser_of(program("compare"), __doc__)
     parser.add_argument("a", metavar="A", help="coco_instances_results.json of a detector, or the OUTPUT_DIR of its run")
-    parser.add_argument("b", metavar="B", help="that of the other; differences are B minus A")
+    parser.add_argument("b", metavar="B", help="the same for the other detector; differences are B minus A")
     data = parser.add_mutually_exclusive_group()
-    data.add_argument("--annotations", metavar="JSON", help="of the images that were evaluated, in COCO's format")
-    text = "a data set of detectron2's catalogue, or of the config; default: what A was evaluated on"
+    data.add_argument("--annotations", metavar="JSON", help="annotations of the evaluated images, in COCO's format")
+    text = "a data set of detectron2's catalogue, or of the config (default: the one A was evaluated on)"
     data.add_argument("--dataset", metavar="NAME", help=text)
     parser.add_argument("--config-file", default="", metavar="FILE", help="a config that names your own data (default: config.yaml of A's run)")
-    text = f"one of {', '.join(TASKS)} (default: masks where both results have them, else keypoints, else boxes)"
+    text = f"one of {', '.join(TASKS)} (default: masks if both results have them, else keypoints, else boxes)"
     parser.add_argument("--task", default="auto", type=task_named, help=text)
-    parser.add_argument("--samples", type=int, default=1000, help="of the bootstrap, at least 100 (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
-    parser.add_argument("--confidence", type=float, default=95, help="of the intervals, in percent (default: %(default)s)")
-    parser.add_argument("--oks-sigmas", type=float, nargs="+", default=[], metavar="SIGMA", help="of keypoints other than COCO's 17")
-    parser.add_argument("--json", metavar="FILE", help="write all numbers, those of all classes too")
+    parser.add_argument("--samples", type=int, default=1000, help="number of bootstrap samples, at least 100 (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: %(default)s)")
+    parser.add_argument("--confidence", type=float, default=95, help="confidence level of the intervals, in percent (default: %(default)s)")
+    parser.add_argument("--oks-sigmas", type=float, nargs="+", default=[], metavar="SIGMA", help="OKS sigmas of keypoints other than COCO's 17")
+    parser.add_argument("--json", metavar="FILE", help="write all numbers, including those of every class")
     parser.add_argument("--plot", metavar="FILE", help="draw the differences and their intervals: .png, .jpg, .pdf or .svg")
     args = parser.parse_args()
     if args.task not in (*TASKS, "auto"):
         raise unknown("--task", args.task, TASKS)
     if not 100 <= args.samples <= 100000:
-        raise UserError(f"--samples {args.samples}: an interval needs at least 100, and more than 100000 are not kept in memory")
+        raise UserError(f"--samples {args.samples}: it must be from 100 (for an interval) to 100000 (for the memory)")
     if args.seed < 0:
         raise UserError(f"--seed {args.seed}: it must be 0 or more")
     if not 0 < args.confidence < 100:
@@ -165,9 +165,9 @@ def main() -> None:
         if args.task == "keypoints" and not args.oks_sigmas and os.path.isfile(left):
             args.oks_sigmas = list(open_config(left).settings.TEST.KEYPOINT_OKS_SIGMAS)
         if args.task == "keypoints" and len(contents[0][0]["keypoints"]) != 3 * (len(args.oks_sigmas) or 17):
-            print("keypoints other than COCO's have no AP without --oks-sigmas: boxes are compared")
+            print("boxes are compared: keypoints other than COCO's need --oks-sigmas")
             args.task = "bbox"
-        print(f"AP of {args.task}, which leads: --task names another of those in the results")
+        print(f"comparing AP of {args.task}: choose another task in the results with --task")
     if args.annotations:
         path, dataset = args.annotations, read_truth(args.annotations, "", args.task, print)
     else:
@@ -183,7 +183,7 @@ def main() -> None:
     for name, found in zip("AB", results):
         images = len({entry["image_id"] for entry in found})
         if images < 0.7 * len(dataset["images"]):
-            print(f"{name} has detections in {images} of {len(dataset['images'])} images: are these the annotations that it was evaluated on?")
+            print(f"{name} has detections in {images} of {len(dataset['images'])} images: was it evaluated on these annotations?")
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
     if args.plot:

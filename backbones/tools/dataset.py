@@ -1,11 +1,11 @@
-"""Converts, splits, merges and shows annotated images: COCO's form, YOLO's, Pascal VOC's and labelme's.
+"""Converts, splits, merges and shows annotated images in the formats of COCO, YOLO, Pascal VOC and labelme.
 
 convert  COCO, YOLO, Pascal VOC or labelme to COCO, or to YOLO
-split    hold a part of the images out, with every class in both parts
-merge    several data sets as one, with classes of one name as one class
+split    hold out part of the images, with every class in both parts
+merge    join data sets; classes of the same name become one
 show     a picture of annotated images
 
-Images stay where they are. Files in COCO's form that are written here name them from the folder that the file is in.
+Images stay where they are. COCO files written here give image paths relative to the folder of the file.
 """
 
 import argparse
@@ -28,13 +28,13 @@ from ..files import write_whole
 from . import parser_of, picture, program, run
 from .visualize import pixels_of, write_grid
 
-Part = tuple[dict[str, Any], str]  # data in COCO's form, and the folder of the images
+Part = tuple[dict[str, Any], str]  # data in COCO's format, and the folder of the images
 
 
 def read(path: str, images: str) -> dict[str, Any]:
-    """Data in any form that is known, as training reads them, in COCO's form, with "notes": a count of what was repaired, left out or guessed.
+    """Reads data in any known format, as training does, into COCO's format, with "notes": counts of what was repaired, left out or guessed.
 
-    Masks that are neither polygons nor run lengths of their image are left out. Raises UserError where the data cannot be used.
+    Masks that are neither polygons nor RLE of the image's size are left out. Raises UserError for data that cannot be used.
     """
     folder = images or os.path.dirname(os.path.abspath(path))
     data = reader.read(Source("", path, folder, training=False), Use(), images=0)
@@ -47,34 +47,34 @@ def read(path: str, images: str) -> dict[str, Any]:
     sizes = {image["id"]: (image["height"], image["width"]) for image in data.images}
     for a in data.annotations:
         if a.get("segmentation") and mask_fault(a["segmentation"], *sizes[a["image_id"]]):
-            notes["masks left out: they are neither polygons nor run lengths of the image's size"] += 1
+            notes["masks left out: neither polygons nor run-length encoding (RLE) of the image's size"] += 1
             del a["segmentation"]
         if a.get("keypoints") and (not numbers(a["keypoints"]) or len(a["keypoints"]) % 3):
-            raise UserError(f"{path!r}: annotation {a['id']} has keypoints other than x, y and visibility of each", "data")
+            raise UserError(f"{path!r}: annotation {a['id']} has keypoints that are not triples of x, y and visibility", "data")
     return {"annotations": [], **data.truth(), "notes": dict(notes)}
 
 
 def parts(path: str, images: str = "") -> dict[str, Part]:
-    """The splits at a path, "" where there is one alone; ``images`` is their folder, and makes them one."""
+    """The splits at a path; a single one is named "". ``images`` is their folder, and joins them into one."""
     found = {"": (path, images)} if images else formats.splits(path)
     return {name: (read(*places), places[1]) for name, places in found.items()}
 
 
 def one(path: str, images: str = "") -> Part:
-    """The data at a path, which must be of one split."""
+    """The data at a path, which must be a single split."""
     found = parts(path, images)
     if len(found) > 1:
         places = formats.splits(path)
-        alike = len({file for file, _ in places.values()}) < len(places)  # as of a data.yaml, of which the folder tells
+        alike = len({file for file, _ in places.values()}) < len(places)  # such as in one data.yaml: their folders differ
         named = ", ".join(f"{folder if alike else file} ({name})" for name, (file, folder) in places.items())
-        raise UserError(f"{path!r} has the splits {', '.join(found)}: name one, {named}", "missing-argument")
+        raise UserError(f"{path!r} has several splits: name one of {named}", "missing-argument")
     return next(iter(found.values()))
 
 
 def merged(every: list[Part]) -> tuple[dict[str, Any], dict[str, int]]:
-    """Data sets as one, with absolute names of images, and notes. Classes of one name are one, and so are images of one file.
+    """Joins data sets, with absolute image paths, and notes. Classes of the same name become one, and so do images of the same file.
 
-    Raises UserError where classes of one name have other keypoints.
+    Raises UserError if classes of the same name have different keypoints.
     """
     categories: dict[str, dict] = {}
     images: dict[str, dict] = {}
@@ -84,12 +84,12 @@ def merged(every: list[Part]) -> tuple[dict[str, Any], dict[str, int]]:
         for category in sorted(content["categories"], key=lambda category: category["id"]):
             known = categories.setdefault(category["name"], {**category, "id": len(categories) + 1})
             if (known.get("keypoints") or []) != (category.get("keypoints") or []):
-                raise UserError(f"class {category['name']!r} has other keypoints in one than in the other", "classes")
+                raise UserError(f"class {category['name']!r} has different keypoints in two of the data sets", "classes")
         names = {category["id"]: categories[category["name"]]["id"] for category in content["categories"]}
         ids = {}
         for image in content["images"]:
             path = os.path.realpath(os.path.join(root, image["file_name"]))
-            notes["images that stand in more than one, with the objects of all"] += path in images
+            notes["images in more than one data set: their objects are joined"] += path in images
             ids[image["id"]] = images.setdefault(path, {**image, "id": len(images) + 1, "file_name": path})["id"]
         annotations += (
             {**a, "id": i, "image_id": ids[a["image_id"]], "category_id": names[a["category_id"]]}
@@ -111,7 +111,7 @@ def _lines(written: str, content: dict[str, Any], notes: dict[str, int]) -> Iter
 
 
 def _write_coco(content: dict[str, Any], images: str, output: str) -> None:
-    """Writes a file that names its images from the folder that it is in."""
+    """Writes a file with image paths relative to its folder."""
     folder = os.path.dirname(os.path.abspath(output))
     named = [
         {**image, "file_name": os.path.relpath(os.path.join(images, image["file_name"]), folder).replace(os.sep, "/")}
@@ -121,7 +121,7 @@ def _write_coco(content: dict[str, Any], images: str, output: str) -> None:
 
 
 def convert(input: str, output: str, images: str = "", to: str = "coco") -> Iterator[str]:
-    """Writes data as COCO's, one file a split, or as YOLO's, one folder. Yields lines that say what was written, left out and guessed."""
+    """Writes data in COCO's format, one file per split, or YOLO's, one folder. Yields lines on what was written, left out and guessed."""
     found = parts(input, images)
     if to == "coco":
         stem, ending = os.path.splitext(output)
@@ -131,7 +131,7 @@ def convert(input: str, output: str, images: str = "", to: str = "coco") -> Iter
             yield from _lines(file, content, content["notes"])
         return
     if os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
-        raise UserError(f"{output!r} is there already: name a new folder", "cannot-write", "--output")
+        raise UserError(f"{output!r} already exists: name a new folder", "cannot-write", "--output")
     partial = output.rstrip("/\\") + ".partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -149,24 +149,24 @@ def convert(input: str, output: str, images: str = "", to: str = "coco") -> Iter
     yield f"{os.path.join(output, 'data.yaml')}: {', '.join(name or 'train' for name in found)}"
     yield from (f"  {count} {text}" for text, count in notes.items())
     if not {"train", "val"} <= set(found):
-        yield "  Ultralytics asks for 'train' and 'val' in it: add the other"
+        yield "  Ultralytics requires both 'train' and 'val' in it: add the other"
 
 
 def divide(input: str, output: str, images: str = "", val: float = 0.2, seed: int = 0) -> Iterator[str]:
-    """Writes train.json, and val.json of that share of images, to a folder. Yields lines that say what was written, left out and guessed."""
+    """Writes train.json, and val.json with that share of the images, to a folder. Yields lines on what was written, left out and guessed."""
     content, root = one(input, images)
     kept, held, alone = split.parts(content, val, seed)
     for name, part in (("train", kept), ("val", held)):
         _write_coco(part, root, os.path.join(output, f"{name}.json"))
         yield from _lines(os.path.join(output, f"{name}.json"), part, content["notes"] if name == "train" else {})
     if alone:
-        yield f"  in one part alone, as others are in their images: {counted(len(alone), 'class')}, {', '.join(alone[:10])}"
+        yield f"  in one part only, because of the other classes in their images: {counted(len(alone), 'class')}, {', '.join(alone[:10])}"
 
 
 def merge(input: list[str], output: str, images: Sequence[str] = ()) -> Iterator[str]:
-    """Writes several data sets as one. Yields lines that say what was written, left out and guessed."""
+    """Writes several data sets as one. Yields lines on what was written, left out and guessed."""
     if images and len(images) != len(input):
-        raise UserError(f"--images has {len(images)} folders for {len(input)} data sets: give one each", "value", "--images")
+        raise UserError(f"--images names {len(images)} folders for {len(input)} data sets: name one for each", "value", "--images")
     every = [one(path, folder) for path, folder in zip(input, images or [""] * len(input))]
     content, notes = merged(every)
     _write_coco(content, "", output)
@@ -176,7 +176,7 @@ def merge(input: list[str], output: str, images: Sequence[str] = ()) -> Iterator
 
 
 def show(input: str, output: str, images: str = "", num: int = 12) -> Iterator[str]:
-    """Writes one picture of ``num`` images, evenly chosen, with their annotations. Yields a line that says so, and what was left out."""
+    """Writes one picture of ``num`` evenly chosen images with their annotations. Yields lines on what was written and left out."""
     from detectron2.data import Metadata
     from detectron2.structures import BoxMode
     from detectron2.utils.visualizer import Visualizer
@@ -198,15 +198,15 @@ def show(input: str, output: str, images: str = "", num: int = 12) -> Iterator[s
     for image in chosen:
         file = os.path.join(root, image["file_name"])
         if not os.path.isfile(file):
-            raise UserError(f"image {file!r} is not there", "missing-file", "--images")
+            raise UserError(f"image {file!r} does not exist", "missing-file", "--images")
         pixels = pixels_of(file, value_range=(0, 65535))
         if pixels is None:
             continue
         drawn.append(image)
         its = objects[image["id"]]
-        if not all("segmentation" in a for a in its):  # detectron2 draws the masks of all or of none
+        if not all("segmentation" in a for a in its):  # detectron2 draws masks for all objects or for none
             its = [{key: value for key, value in a.items() if key != "segmentation"} for a in its]
-        np.random.seed(0)  # detectron2 draws its colours from numpy's global generator: the same picture every time
+        np.random.seed(0)  # detectron2 takes colours from numpy's global generator: make the same picture every time
         scale = scale_of(pixels, max(240, min(image["height"], 480)) / pixels.shape[0])
         tiles.append(Visualizer(pixels, about, scale=scale).draw_dataset_dict({"annotations": its}).get_image())
     if not tiles:
@@ -224,18 +224,18 @@ def main() -> None:
     one_of: dict[str, argparse.ArgumentParser] = {}
     for verb, text, output in (
         ("convert", "to COCO or YOLO", "the file, or for YOLO the folder, to write"),
-        ("split", "hold a part of the images out", "the folder to write train.json and val.json to"),
-        ("merge", "several data sets as one", "the file to write"),
+        ("split", "hold out part of the images", "the folder to write train.json and val.json to"),
+        ("merge", "join several data sets", "the file to write"),
         ("show", "draw annotated images", "the picture to write, .png or .jpg"),
     ):
         one_of[verb] = verbs.add_parser(verb, help=text, description=text)
         one_of[verb].add_argument("input", metavar="IN", nargs="+" if verb == "merge" else None, help=about)
         one_of[verb].add_argument("--output", required=True, metavar="PATH", help=output)
-        images = "the folder of the images, of each one" if verb == "merge" else "the folder of the images (default: that of the annotations)"
+        images = "the image folder of each data set" if verb == "merge" else "the folder of the images (default: that of the annotations)"
         one_of[verb].add_argument("--images", default="", metavar="DIR", nargs="+" if verb == "merge" else None, help=images)
-    one_of["convert"].add_argument("--to", choices=("coco", "yolo"), default="coco", help="the form to write (default: %(default)s)")
-    one_of["split"].add_argument("--val", type=float, default=0.2, metavar="SHARE", help="of the images to hold out (default: %(default)s)")
-    one_of["split"].add_argument("--seed", type=int, default=0, help="another one chooses other images (default: %(default)s)")
+    one_of["convert"].add_argument("--to", choices=("coco", "yolo"), default="coco", help="the format to write (default: %(default)s)")
+    one_of["split"].add_argument("--val", type=float, default=0.2, metavar="SHARE", help="share of images to hold out (default: %(default)s)")
+    one_of["split"].add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: %(default)s)")
     one_of["show"].add_argument("--num", type=int, default=12, help="how many images to draw (default: %(default)s)")
     args = vars(parser.parse_args())
     actions: dict[str, Callable[..., Iterator[str]]] = {"convert": convert, "split": divide, "merge": merge, "show": show}

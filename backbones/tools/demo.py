@@ -24,18 +24,18 @@ from ..errors import UserError, counted
 from . import add_threshold, nothing_shown, parser_of, program, run
 from .export import read_image
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # that OpenCV writes
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # formats that OpenCV writes
 
-_MOST_DRAWN = 32_000_000  # pixels of a picture, of which drawing one takes a hundred bytes
+_MOST_DRAWN = 32_000_000  # pixels of a picture: drawing takes a hundred bytes for each
 
 
 def images_of(inputs: list[str], recursive: bool = False, output: str = "") -> tuple[list[str], list[str], list[UserError]]:
-    """The files of ``inputs``, what they are called in the folder of pictures, and what is wrong with the other inputs.
+    """Finds the files of ``inputs``, their names in the output folder, and an error for each input that gives none.
 
-    Raises UserError where none gives a file.
+    Raises UserError if no input gives a file.
 
-    Folders give their images, with ``recursive`` those of folders in them too, but for hidden ones and those in ``output``. Without, it is
-    said how many are left out.
+    A folder gives its images, with ``recursive`` also those of its subfolders, except hidden ones and ``output``. Otherwise a line says how
+    many are left out.
     """
     files: list[str] = []
     names: list[str] = []
@@ -49,19 +49,19 @@ def images_of(inputs: list[str], recursive: bool = False, output: str = "") -> t
                 images = [os.path.join(folder, name) for name in inside if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
                 (own if recursive or folder == path else deeper).extend(images)
             if not own:
-                hint = f"; {len(deeper)} are in folders in it: add --recursive" if deeper else ""
+                hint = f"; {len(deeper)} are in its subfolders: add --recursive" if deeper else ""
                 wrong.append(UserError(f"folder {path!r} holds no image: {', '.join(SUFFIXES)}{hint}", "missing-file", "--input"))
                 continue
             if deeper:
-                print(f"{path}: {counted(len(own), 'image')}; in folders in it, left out: {len(deeper)}. --recursive takes them too")
+                print(f"{path}: {counted(len(own), 'image')}; {len(deeper)} more in subfolders are left out; --recursive includes them")
             files += sorted(own)
             names += [os.path.relpath(file, path) for file in sorted(own)]
         elif os.path.isfile(path):
             files.append(path)
             names.append(os.path.basename(path))
         else:
-            hint = ": config overrides stand behind --opts" if path.partition(".")[0].isupper() else ""
-            wrong.append(UserError(f"--input {path!r} is not there{hint}", "missing-file", "--input"))
+            hint = ": config overrides go after --opts" if path.partition(".")[0].isupper() else ""
+            wrong.append(UserError(f"--input {path!r} does not exist{hint}", "missing-file", "--input"))
     if not files:
         raise wrong[0] if len(wrong) == 1 else UserError("; ".join(map(str, wrong)), "missing-file", "--input")
     return files, names, wrong
@@ -72,7 +72,7 @@ def _is_same(folder: str, output: str) -> bool:
 
 
 def targets_of(files: list[str], output: str, names: list[str] | None = None) -> list[str]:
-    """Where the pictures go: by ``names`` into the folder ``output``, or of one file to ``output`` itself where that is named as a picture."""
+    """Paths of the pictures: ``names`` in the folder ``output``, or for a single file ``output`` itself if it ends like a picture."""
     if not output:
         return [""] * len(files)
     if output.lower().endswith(IMAGES):
@@ -81,14 +81,14 @@ def targets_of(files: list[str], output: str, names: list[str] | None = None) ->
         targets = [output]
     else:
         targets = [os.path.join(output, name) for name in names or map(os.path.basename, files)]
-        # of kinds that OpenCV does not write, and of none
+        # formats that OpenCV does not write, and names without a suffix
         targets = [target if target.lower().endswith(IMAGES) else f"{target}.png" for target in targets]
         twice = next((t for t in targets if targets.count(t) > 1), None)
         if twice:
-            raise UserError(f"two of the images are named {os.path.basename(twice)!r}: give their folders one after the other")
+            raise UserError(f"two of the images are named {os.path.basename(twice)!r}: run their folders one at a time")
     for target, file in zip(targets, files):
         if os.path.abspath(target) == os.path.abspath(file):
-            raise UserError(f"--output {output!r} would write over {file!r}")
+            raise UserError(f"--output {output!r} would overwrite {file!r}")
     for folder in sorted({os.path.dirname(os.path.abspath(target)) for target in targets}):
         check_output_dir(folder, key="--output")
         os.makedirs(folder, exist_ok=True)
@@ -99,9 +99,9 @@ class Drawer:
     """Draws predictions into images.
 
     Args:
-        metadata: detectron2's, whose class names are written.
-        threshold: the smallest score that is drawn.
-        video: whether the images follow each other, so that an object keeps its colour.
+        metadata: detectron2's, with the class names to write.
+        threshold: the lowest score to draw.
+        video: whether the images are consecutive frames, in which an object keeps its colour.
     """
 
     def __init__(self, metadata: Any, threshold: float, video: bool = False):
@@ -111,7 +111,7 @@ class Drawer:
         self.video = VideoVisualizer(metadata) if video else None
 
     def __call__(self, image: np.ndarray, predictions: dict[str, Any]) -> np.ndarray:
-        """The image (H, W, 3) BGR with what was found drawn into it, BGR."""
+        """Draws the predictions into a copy of the image (H, W, 3) BGR."""
         from detectron2.utils.visualizer import Visualizer
 
         rgb = image[:, :, ::-1]
@@ -126,16 +126,16 @@ class Drawer:
         elif "sem_seg" in predictions:
             drawn = drawer.draw_sem_seg(*first, predictions["sem_seg"].argmax(dim=0).cpu())
         else:
-            raise UserError(f"this model finds {', '.join(predictions)}, of which nothing can be drawn")
+            raise UserError(f"cannot draw what this model predicts: {', '.join(predictions)}")
         return np.ascontiguousarray(drawn.get_image()[:, :, ::-1])
 
 
 def frames_of(source: Any) -> tuple[Iterator[np.ndarray], int, float, tuple[int, int]]:
-    """(frames, their number or 0, frames a second, (width, height)) of a video file or a camera's number."""
+    """Opens a video file, or a camera by number: (frames, their number or 0, frames per second, (width, height))."""
     import cv2
 
     if isinstance(source, str) and not os.path.isfile(source):
-        raise UserError(f"--video-input {source!r} is not there")
+        raise UserError(f"--video-input {source!r} does not exist")
     video = cv2.VideoCapture(source)
     if not video.isOpened():
         raise UserError(f"{'camera' if isinstance(source, int) else '--video-input'} {source!r} cannot be opened")
@@ -151,7 +151,7 @@ def frames_of(source: Any) -> tuple[Iterator[np.ndarray], int, float, tuple[int,
 
 
 def show(image: np.ndarray, wait: int) -> bool:
-    """Whether to go on, after an image was shown for ``wait`` milliseconds, or with 0 until a key."""
+    """Shows an image for ``wait`` milliseconds, or with 0 until a key is pressed; returns whether to continue."""
     import cv2
 
     try:
@@ -162,21 +162,21 @@ def show(image: np.ndarray, wait: int) -> bool:
 
 
 def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any]], Any, dict[str, Any]]:
-    """(what predicts, metadata, how it wants images to be read) of the command line."""
+    """Loads what the command line names: (predictor, metadata, arguments for reading images)."""
     from detectron2.data import MetadataCatalog
 
     if args.exported:
         from ..deploy.runner import Runner
 
         if args.config_file or args.optimize or args.opts:
-            raise UserError("--exported is a whole detector: --config-file, --optimize and overrides do not go with it")
+            raise UserError("--exported cannot be combined with --config-file, --optimize or overrides: the file is a whole detector")
         runner = Runner(args.exported)
         metadata = MetadataCatalog.get(f"exported:{os.path.abspath(args.exported)}")
         if not metadata.get("thing_classes"):
             metadata.set(thing_classes=runner.about["classes"] or None, stuff_classes=runner.about["stuff"] or None)
         return runner, metadata, runner.about.get("reading", {})
     if not args.config_file:
-        raise UserError("name what is to predict: --config-file, with MODEL.WEIGHTS, or --exported", "missing-argument", "--config-file")
+        raise UserError("name a detector: --config-file with MODEL.WEIGHTS, or --exported", "missing-argument", "--config-file")
     from ..deploy.predictor import Predictor
 
     front = open_named(args)
@@ -193,17 +193,17 @@ def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any
 def main() -> None:
     parser = parser_of(program("demo"), __doc__)
     add_config_arguments(parser, overrides=False)
-    parser.add_argument("--exported", default="", metavar="FILE", help="a detector that backbones.tools.export wrote, in a config's place")
+    parser.add_argument("--exported", default="", metavar="FILE", help="a detector written by `backbones export`, instead of a config")
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--input", nargs="+", metavar="PATH", help="images, or folders of images")
-    parser.add_argument("--recursive", action="store_true", help="take the images of folders in those folders too")
+    parser.add_argument("--recursive", action="store_true", help="include the images in subfolders")
     what.add_argument("--video-input", metavar="FILE", help="a video")
     what.add_argument("--webcam", action="store_true", help="the first camera")
-    parser.add_argument("--output", default="", metavar="PATH", help="a folder, or of one image or video a file; default: a window")
-    add_threshold(parser, "smallest score to draw")
-    parser.add_argument("--optimize", action="store_true", help="predict faster, and the same")
+    parser.add_argument("--output", default="", metavar="PATH", help="a folder, or for one image or video a file (default: show a window)")
+    add_threshold(parser, "lowest score to draw")
+    parser.add_argument("--optimize", action="store_true", help="predict faster, with the same results")
     parser.add_argument(
-        "--precision", default="float32", choices=PRECISIONS, help="of --optimize; 16 bits change results a little, float16 needs a GPU"
+        "--precision", default="float32", choices=PRECISIONS, help="for --optimize; 16 bits change results a little, float16 needs a GPU"
     )
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, such as MODEL.WEIGHTS FILE")
     args, rest = parser.parse_known_args()
@@ -213,13 +213,13 @@ def main() -> None:
     if args.input:
         files, names, wrong = images_of(args.input, args.recursive, args.output)
         targets = targets_of(files, args.output, names)
-        for error in wrong:  # before the model loads; the others go on
+        for error in wrong:  # before the model loads; the other inputs are still processed
             print(f"error: {error}", file=sys.stderr)
         predict, metadata, reading = load(args)
         bad = _images(files, targets, predict, Drawer(metadata, args.confidence_threshold), reading)
         without = [f"{len(wrong)} of {counted(len(args.input), 'input')} gave no image"] if wrong else []
         unread = [f"{bad} of {counted(len(files), 'image')} cannot be read"] if bad else []
-        if wrong or bad:  # each was said by name
+        if wrong or bad:  # each was reported by name
             raise UserError("; ".join(without + unread), "bad-file" if bad else "missing-file", "--input")
     else:
         predict, metadata, _ = load(args)
@@ -227,18 +227,18 @@ def main() -> None:
 
 
 def _images(files: list[str], targets: list[str], predict: Callable, drawer: Drawer, reading: dict[str, Any]) -> int:
-    """How many files cannot be read. Raises UserError where there is one alone."""
+    """Processes the files and returns how many cannot be read. Raises UserError if there is only one."""
     import cv2
 
     bad = 0
     for file, target in zip(tqdm(files, unit="image", disable=len(files) == 1 or None), targets):
         try:
             image = read_image(file, **reading)
-        except (UserError, MemoryError) as error:  # is no reason to leave out the others
+        except (UserError, MemoryError) as error:  # the other files can still be processed
             if len(files) == 1 and isinstance(error, UserError):
                 raise
             bad += 1
-            tqdm.write(f"error: {str(error) or f'image {file!r} takes more memory than there is'}", file=sys.stderr)
+            tqdm.write(f"error: {str(error) or f'image {file!r} needs more memory than there is'}", file=sys.stderr)
             continue
         height, width = image.shape[:2]
         scale = min(1.0, (_MOST_DRAWN / (height * width)) ** 0.5)
@@ -271,9 +271,9 @@ def _video(source: Any, output: str, predict: Callable, drawer: Drawer) -> None:
         kind = os.path.splitext(output)[1].lower()
         codecs = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
         if kind not in codecs:
-            raise UserError(f"--output {output!r}: a video ends in {', '.join(codecs)}")
+            raise UserError(f"--output {output!r}: the name of a video must end in {', '.join(codecs)}")
         if isinstance(source, str) and os.path.abspath(source) == os.path.abspath(output):
-            raise UserError(f"--output {output!r} would write over the input")
+            raise UserError(f"--output {output!r} would overwrite the input")
         partial = f"{output[: -len(kind)]}.partial{kind}"
         writer = cv2.VideoWriter(partial, cv2.VideoWriter.fourcc(*codecs[kind]), rate, size)
         if not writer.isOpened():
@@ -297,8 +297,8 @@ def _video(source: Any, output: str, predict: Callable, drawer: Drawer) -> None:
     if not done:
         raise UserError(f"{source!r} holds no frame that can be read")
     if output:
-        # what a file states is a guess where its frames are not of one length
-        missing = f"; {source!r} states {count}: it is cut off, or damaged" if done < 0.95 * count else ""
+        # the stated number is a guess if frames differ in length
+        missing = f"; {source!r} states {count}: it is truncated or damaged" if done < 0.95 * count else ""
         print(f"{output}: {counted(done, 'frame')}{missing}")
 
 

@@ -7,7 +7,7 @@ from . import parser_of, program, run
 
 
 def make(folder: str = "") -> str:
-    """`digits.generate` with a bar of its progress."""
+    """`digits.generate` with a progress bar."""
     return digits.generate(folder, lambda scenes: tqdm(scenes, desc="digits", unit="scene"))
 
 

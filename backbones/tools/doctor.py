@@ -1,11 +1,11 @@
-"""Looks for everything that would spoil a training before it starts, and lists it: environment, config, weights, data, memory, a dry run.
+"""Checks before a training for everything that would spoil it: environment, config, weights, data, memory, a dry run.
 
 backbones doctor --config-file faster_rcnn_V_39_FPN_3x.yaml
 backbones doctor --config-file photos.yaml --num-gpus 8 --num all --output doctor.html SOLVER.IMS_PER_BATCH 32
 
-Each line is an error (training would stop, or its figures mean nothing), a warning (it would most likely be worse than it could), or a note.
-Ends with 0 where there is no error, with 1 where there is one, and with 2 where the command line cannot be understood. Nothing is written
-but what --output names; the dry run works in a temporary folder.
+Each line is an error (training would stop, or its figures mean nothing), a warning (training would probably be worse than it could), or a note.
+The exit code is 0 without errors, 1 with errors, and 2 for a command line that cannot be understood. Only --output is written; the dry run
+works in a temporary folder.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from . import program, run
 
 
 def read_config(args: argparse.Namespace) -> tuple[Front, list[Finding], bool]:
-    """The config of the command line, what is wrong with its overrides, and whether flags name data. Raises UserError where there is none."""
+    """The config of the command line, problems of its overrides, and whether flags name data. Raises UserError if there is no config."""
     front, opts = open_named(args, ()), args.opts
     if len(opts) % front.words:
         raise UserError(f"overrides are pairs of KEY VALUE, but their number is odd: {' '.join(opts)}", "syntax")
@@ -50,7 +50,7 @@ def read_config(args: argparse.Namespace) -> tuple[Front, list[Finding], bool]:
 
 
 def examine(args: argparse.Namespace, say: Callable[[str], None] = print) -> tuple[Examination, dict[str, list[Finding]]]:
-    """Every section's findings, each said as soon as it is known."""
+    """The findings of all sections, each printed as soon as it is known."""
     front, found, replaced = read_config(args)
     examination = Examination(
         front,
@@ -73,7 +73,7 @@ def examine(args: argparse.Namespace, say: Callable[[str], None] = print) -> tup
             try:
                 for finding in step(examination):
                     findings.append(finding)
-            except Exception as problem:  # what goes wrong in one section does not hide the others
+            except Exception as problem:  # a failure in one section does not hide the others
                 findings.append(error(f"this section could not be finished: {words(problem)}"))
         findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
         say(name.capitalize())
@@ -88,27 +88,25 @@ def _images(value: str) -> int | None:
     if value == "all":
         return None
     if not value.isdigit() or int(value) < 1:
-        raise argparse.ArgumentTypeError(f"{value!r} is neither a number from 1 on nor 'all'")
+        raise argparse.ArgumentTypeError(f"{value!r} is neither a positive number nor 'all'")
     return int(value)
 
 
 def argument_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog=program("doctor"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="as for training: GPUs per machine, or on a CPU processes")
+    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="as for training")
     parser.add_argument(
-        "--num-gpus", type=int, default=1, metavar="N", help="as training will have it: GPUs, or on a CPU processes, per machine"
+        "--num", "--images", type=_images, default=500, metavar="N|all", help="how many images of each data set to read (default: %(default)s)"
     )
-    parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="as training will have it")
-    parser.add_argument(
-        "--num", "--images", type=_images, default=500, metavar="N|all", help="how many images of each data set are read (default: %(default)s)"
-    )
-    parser.add_argument("--resume", action="store_true", help="as training will have it")
-    parser.add_argument("--allow-partial-weights", action="store_true", help="as training will have it")
-    for name in ("--machine-rank", "--dist-url"):  # so that the command of a training can be given as it is
+    parser.add_argument("--resume", action="store_true", help="as for training")
+    parser.add_argument("--allow-partial-weights", action="store_true", help="as for training")
+    for name in ("--machine-rank", "--dist-url"):  # so that the flags of a training command can be reused
         parser.add_argument(name, help=argparse.SUPPRESS)
-    parser.add_argument("--no-run", action="store_true", help="leave out the dry run")
+    parser.add_argument("--no-run", action="store_true", help="skip the dry run")
     parser.add_argument("--download", action="store_true", help="download weights that are not on this machine, as training does")
     parser.add_argument(
-        "--output", "--report", default="", metavar="FILE", help="write all of it, with charts and training samples, into this .html"
+        "--output", "--report", default="", metavar="FILE", help="write everything, with charts and training samples, to this .html file"
     )
     add_data_arguments(parser)
     add_config_arguments(parser)
@@ -132,7 +130,7 @@ def main() -> None:
             with quiet():
                 try:
                     pictures["data"] += draw(examination)
-                except Exception as problem:  # the findings are worth a page without them
+                except Exception as problem:  # the page is useful without charts
                     pictures["data"].append((f"no {draw.__name__}: {words(problem)}", ""))
         title = f"Doctor: {os.path.basename(args.config_file) or 'defaults'}"
         write_whole(args.output, page(title, sections, examination.text, pictures))

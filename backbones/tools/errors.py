@@ -1,7 +1,7 @@
-"""Says what went wrong in a run's last evaluation: kinds of errors, classes taken for others, AP by size and crowding, and the worst images.
+"""Analyses the errors of a run's last evaluation: kinds of errors, confused classes, AP by size and crowding, and the worst images.
 
 It reads RUN/inference/coco_instances_results.json and the data of RUN/config.yaml, and writes errors.html and errors.json into RUN.
-The kinds are those of TIDE, counted by the package tidecv (pip install tidecv). With --corruptions it evaluates the run's
+The kinds are TIDE's, counted by the package tidecv (pip install tidecv). With --corruptions it evaluates the run's
 model on test images that are blurred, noisy, compressed, too bright or flat.
 """
 
@@ -36,12 +36,12 @@ td,th{padding:.25em .8em .25em 0;text-align:right}td:first-child,th:first-child{
 
 
 def examine(dataset: dict[str, Any], results: list[dict], task: str, threshold: float) -> tuple[dict[str, Any], dict[Any, Judged]]:
-    """All figures of an evaluation, and by image id what met what."""
+    """All figures of an evaluation, and by image id which detections match which objects."""
     judged = judge(dataset, results, threshold)
     names, table = confusion(dataset, judged)
     try:
         kinds = tide(dataset, results, task)
-    except UserError as error:  # all else needs no package
+    except UserError as error:  # everything else needs no package
         if error.code != "missing-package":
             raise
         print(error)
@@ -58,16 +58,16 @@ def examine(dataset: dict[str, Any], results: list[dict], task: str, threshold: 
 
 
 def tables(figures: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]]]]:
-    """(heading, head, rows) of what is printed and stands on the page."""
+    """(heading, head, rows) of the tables that are printed and put on the page."""
     out: list[tuple[str, list[str], list[list[Any]]]] = []
     errors, meaning = figures["errors"], dict(KINDS.values())
     if errors:
         kinds = [[name, row["count"], f"{row['dAP']:.2f}", meaning[name]] for name, row in errors["kinds"].items()]
         kinds += [[name, errors[name]["count"], f"{errors[name]['dAP']:.2f}", "all of them"] for name in ("false positives", "false negatives")]
-        heading = f"Kinds of errors (TIDE): AP50 of {figures['task']} is {errors['AP50']:.2f}, dAP what each kind takes away"
+        heading = f"Kinds of errors (TIDE): AP50 of {figures['task']} is {errors['AP50']:.2f}, dAP is what each kind costs"
         out.append((heading, ["", "count", "dAP", ""], kinds))
     else:
-        out.append(("Kinds of errors (TIDE)", ["not counted: the package that counts them is missing (pip install tidecv)"], []))
+        out.append(("Kinds of errors (TIDE)", ["not counted: this needs a package that is not installed (pip install tidecv)"], []))
     names, counts = figures["confusion"]["classes"], figures["confusion"]["counts"]
     off = [(counts[i][j], a, b) for i, a in enumerate(names) for j, b in enumerate(names) if i != j and counts[i][j]]
     taken = [[truth, found, n] for n, truth, found in sorted(off, key=lambda row: -row[0])[:SHOWN]]
@@ -75,7 +75,7 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]
     def ap(row: dict[str, Any]) -> str:
         return "-" if row["AP"] is None else f"{row['AP']:.2f}"
 
-    heading = f"Taken for each other: IoU 0.5 of boxes, scores from {figures['threshold']:g}"
+    heading = f"Confused classes: boxes with IoU 0.5, scores from {figures['threshold']:g}"
     out.append((heading, ["is", "found as", "times"], taken))
     for by, rows in figures["AP by"].items():
         out.append((f"AP of {figures['task']} by {by}", ["", "objects", "AP"], [[row["name"], row["objects"], ap(row)] for row in rows]))
@@ -86,7 +86,7 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]
 
 
 def picture_of(record: dict[str, Any], judged: Judged, names: dict[int, str], reading: dict[str, Any]) -> bytes:
-    """A JPEG of an image: truth beside detections; green is right, orange of the wrong class, red missed or not there."""
+    """A JPEG of an image, ground truth next to detections: green is correct, orange has the wrong class, red is missed or a false positive."""
     from PIL import Image
 
     image = images.read(record["file_name"], "RGB", **reading)
@@ -109,7 +109,7 @@ def _mark(entry: dict[str, Any], names: dict[int, str], score: str, other: dict[
 
 
 def page(title: str, figures: dict[str, Any], pictures: list[tuple[str, bytes]]) -> str:
-    """One HTML page, light or dark as the reader has it, with all it needs inside."""
+    """One self-contained HTML page, light or dark as the reader prefers."""
     e = html.escape
     parts = [
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">',
@@ -125,8 +125,9 @@ def page(title: str, figures: dict[str, Any], pictures: list[tuple[str, bytes]])
         add(*table)
     names, counts = figures["confusion"]["classes"], figures["confusion"]["counts"]
     if len(names) <= 40:
-        add("Confusion: what is there by row, what was found by column", ["", *names], [[name, *row] for name, row in zip(names, counts)])
-    parts.append("<h2>The worst images</h2><p>Green is right, orange has the wrong class, red is missed (left) or not there (right).</p>")
+        add("Confusion: ground truth by row, predictions by column", ["", *names], [[name, *row] for name, row in zip(names, counts)])
+    legend = "Green is correct, orange has the wrong class, red is missed (left) or a false positive (right)."
+    parts.append(f"<h2>The worst images</h2><p>{legend}</p>")
     for caption, jpeg in pictures:
         data = base64.b64encode(jpeg).decode()
         parts.append(f'<figure><figcaption>{e(caption)}</figcaption><img alt="" src="data:image/jpeg;base64,{data}"></figure>')
@@ -142,42 +143,42 @@ def main() -> None:
         default="auto",
         type=task_named,
         choices=("auto", "bbox", "segm"),
-        help="default: masks where the results have them, else boxes",
+        help="default: masks if the results have them, else boxes",
     )
-    add_threshold(parser, "smallest score of confusion and pictures")
+    add_threshold(parser, "lowest score in the confusion matrix and the pictures")
     parser.add_argument("--num", type=int, default=12, help="how many of the worst images to show (default: %(default)s)")
-    parser.add_argument("--output", metavar="FILE", help="the page to write (default: errors.html in RUN); the .json stands beside it")
+    parser.add_argument("--output", metavar="FILE", help="the page to write (default: errors.html in RUN); the .json is written next to it")
     parser.add_argument(
-        "--corruptions", action="store_true", help="evaluate the model on damaged images too: as many evaluations as it has lines"
+        "--corruptions", action="store_true", help="also evaluate the model on damaged images: one evaluation for each kind and severity"
     )
-    parser.add_argument("--severities", type=int, nargs="+", default=[1, 3, 5], help="of the damage, from 1 to 5 (default: 1 3 5)")
-    parser.add_argument("--weights", metavar="FILE", help="of the damaged images' evaluation (default: model_final.pth in RUN)")
+    parser.add_argument("--severities", type=int, nargs="+", default=[1, 3, 5], help="severities of the damage, from 1 to 5 (default: 1 3 5)")
+    parser.add_argument("--weights", metavar="FILE", help="weights to evaluate on damaged images (default: model_final.pth in RUN)")
     args = parser.parse_args()
     if args.num < 0:
         raise UserError(f"--num {args.num} must be 0 or more", key="--num")
     if not all(1 <= severity <= 5 for severity in args.severities):
-        raise UserError(f"--severities {' '.join(map(str, args.severities))}: they go from 1 to 5", key="--severities")
+        raise UserError(f"--severities {' '.join(map(str, args.severities))}: each must be from 1 to 5", key="--severities")
     file, left = results_file(args.run), os.path.join(args.run, "config.yaml")
     if not os.path.isfile(left):
-        raise UserError(f"{args.run!r} is not the OUTPUT_DIR of a run: there is no config.yaml", "missing-file", "RUN")
+        raise UserError(f"{args.run!r} is not the OUTPUT_DIR of a run: it has no config.yaml", "missing-file", "RUN")
     if not os.path.isfile(file):
-        raise UserError(f"{args.run!r} holds no evaluation: {file!r} is not there; train_net.py --eval-only writes it", "missing-file", "RUN")
+        raise UserError(f"{args.run!r} holds no evaluation: run `backbones train --eval-only` to write {file!r}", "missing-file", "RUN")
     output = args.output or os.path.join(args.run, "errors.html")
     check_output_file(output, "the page")
 
     front = open_config(left)
     name = args.dataset or next(iter(front.settings.DATASETS.TEST), None)
     if not name:
-        raise UserError("on what data was it evaluated? Name it by --dataset", "missing-argument", "--dataset")
+        raise UserError("the evaluated data are unknown: name them with --dataset", "missing-argument", "--dataset")
     front.register(names=[name])
     content = parse(file, "result file")
     task = leading_task(content) if args.task == "auto" else args.task
-    task = "bbox" if task == "keypoints" else task  # TIDE has no keypoints
+    task = "bbox" if task == "keypoints" else task  # TIDE does not know keypoints
     dataset = truth_of(name, task)[1]
     results = check_results(content, dataset, task, file)
     if task == "segm":  # judged by their boxes
         results = [{**r, "bbox": entry["bbox"]} for r, entry in zip(results, content)]
-    else:  # masks that are not judged only cover what is
+    else:  # masks that are not judged would only hide the boxes
         dataset = {**dataset, "annotations": [{k: v for k, v in a.items() if k != "segmentation"} for a in dataset["annotations"]]}
     figures, judged = examine(dataset, results, task, args.confidence_threshold)
     figures.update(run=args.run, dataset=name)
@@ -189,7 +190,7 @@ def main() -> None:
         figures["corruptions"] = corruptions.evaluate(
             front, name, task, args.severities, args.weights or os.path.join(args.run, "model_final.pth")
         )
-    for heading, head, rows in (table for table in tables(figures) if table[2]):  # of one without rows a line has said why
+    for heading, head, rows in (table for table in tables(figures) if table[2]):  # for a table without rows a line has said why
         print(f"\n{heading}\n{tabulate(rows, head, 'pipe')}")
 
     from detectron2.data import DatasetCatalog

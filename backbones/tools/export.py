@@ -5,7 +5,7 @@ backbones demo --exported detector.onnx --input street.jpg --output found
 
 backbones export --config-file ... --format onnx --precision int8 --calibrate coco_2017_train --output small.onnx MODEL.WEIGHTS model_final.pth
 
-The file is traced and checked on --image, at two sizes; where it differs by more than rounding it is not written.
+The file is traced and checked on --image, at two sizes. If it differs by more than rounding, it is not written.
 """
 
 import os
@@ -25,7 +25,7 @@ from . import parser_of, program, run
 
 
 def read_image(path: str, **reading: Any) -> np.ndarray:
-    """(H, W, 3) BGR uint8, read as `data.images.settings` say. Raises UserError for what is no image, or cannot be used as it is."""
+    """(H, W, 3) BGR uint8, read as `data.images.settings` say. Raises UserError for a file that is no image or cannot be used."""
     try:
         pixels = np.ascontiguousarray(images.read(path, "BGR", **reading))
         with images.opened(path, reading.get("max_pixels", 0)) as image:
@@ -33,12 +33,12 @@ def read_image(path: str, **reading: Any) -> np.ndarray:
     except images.UNREADABLE as error:
         raise UserError(unreadable({"file_name": path}, error), "bad-file") from error
     if pictures > 1:
-        print(f"{path}: the first of {pictures} pictures in it is taken", file=sys.stderr)
+        print(f"{path}: using the first of {pictures} pictures in it", file=sys.stderr)
     return pixels
 
 
 def sample(front: Front, path: str | None) -> np.ndarray:
-    """The image at ``path``, or else the first of the config's test data that has an object."""
+    """The image at ``path``, or else the first image of the config's test data that has an object."""
     from detectron2.data import DatasetCatalog
 
     reading = images.settings(front.settings)
@@ -50,16 +50,16 @@ def sample(front: Front, path: str | None) -> np.ndarray:
     try:
         front.register()
         if name not in DatasetCatalog:
-            raise UserError(f"data set {name!r} is not known")
+            raise UserError(f"unknown data set {name!r}")
         check_paths(name)
     except UserError as error:
-        raise UserError(f"give an --image, on which the detector finds something ({error})") from error
+        raise UserError(f"give an --image in which the detector finds something ({error})") from error
     records = DatasetCatalog.get(name)
     return read_image(next((r for r in records if r.get("annotations")), records[0])["file_name"], **reading)
 
 
 def calibration(front: Front, source: str, count: int) -> Iterator[np.ndarray]:
-    """Up to ``count`` images, evenly from a folder or a known data set. Raises UserError for what is neither."""
+    """Up to ``count`` images, evenly chosen from a folder or a known data set. Raises UserError for anything else."""
     from detectron2.data import DatasetCatalog
 
     from .demo import images_of
@@ -78,7 +78,7 @@ def calibration(front: Front, source: str, count: int) -> Iterator[np.ndarray]:
 
 
 def evaluator(front: Front) -> Callable[[Any], dict[str, Any]] | None:
-    """What evaluates a `Runner` on the config's test data; None, with a line that says so, where that is not here."""
+    """A function that evaluates a `Runner` on the config's test data; None, with a line that says so, if they are not here."""
     from ..deploy.runner import RunnerModel
 
     try:
@@ -86,10 +86,10 @@ def evaluator(front: Front) -> Callable[[Any], dict[str, Any]] | None:
         for name in front.settings.DATASETS.TEST:
             check_paths(name)
     except UserError as error:
-        print(f"AP is not measured, and --max-drop does not hold: {error}")
+        print(f"AP is not measured, and --max-drop is not checked: {error}")
         return None
     if not front.evaluates:
-        print("AP is not measured, and --max-drop does not hold: DATASETS.TEST is empty")
+        print("AP is not measured, and --max-drop is not checked: DATASETS.TEST is empty")
         return None
     return lambda runner: front.evaluate(RunnerModel(runner))
 
@@ -100,32 +100,30 @@ def main() -> None:
     from ..deploy.predictor import Predictor
 
     parser = parser_of(program("export"), __doc__)
-    parser.add_argument("--format", required=True, choices=FORMATS, help="onnx and openvino need those packages: pip install -e '.[openvino]'")
-    parser.add_argument("--part", default="detector", choices=PARTS, help="backbone: with its FPN, the file gives features (default: detector)")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="onnx and openvino need packages: pip install -e '.[openvino]'")
+    parser.add_argument("--part", default="detector", choices=PARTS, help="backbone: with its FPN, returns features (default: detector)")
     parser.add_argument(
         "--batch",
         type=int,
         default=0,
         metavar="N",
-        help="the detector's file takes N images of one size a call (default: one, without that axis)",
+        help="the detector's file takes N images of one size per call (default: one, without a batch axis)",
     )
     parser.add_argument(
         "--include-preprocessing",
         action="store_true",
-        help="the file takes uint8 images (H, W, 3) RGB of any size, and gives boxes in their pixels",
+        help="the file takes uint8 images (H, W, 3) RGB of any size, and returns boxes in their pixels",
     )
-    parser.add_argument(
-        "--image", "--input", metavar="FILE", help="what the export is traced and checked on (default: an image of DATASETS.TEST)"
-    )
-    parser.add_argument("--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS.values())}, after the format")
+    parser.add_argument("--image", "--input", metavar="FILE", help="image to trace and check the export on (default: one of DATASETS.TEST)")
+    parser.add_argument("--output", required=True, metavar="FILE", help=f"ends in {', '.join(FORMATS.values())}, depending on the format")
     precisions = sorted({"float32", *(name for names in PRECISIONS.values() for name in names)})
     parser.add_argument("--precision", default="float32", choices=precisions, help="int8 needs --calibrate (default: float32)")
     parser.add_argument(
-        "--calibrate", metavar="DATA", help="a data set's name, or a folder of images (and of folders), that int8 takes its ranges from"
+        "--calibrate", metavar="DATA", help="a data set's name, or a folder of images and subfolders, to find the ranges for int8"
     )
     parser.add_argument("--num", "--images", type=int, default=128, metavar="N", help="number of images to calibrate on (default: %(default)s)")
     parser.add_argument(
-        "--max-drop", type=float, default=0.5, help="points of AP, PQ, mIoU or top-1 that may be lost on DATASETS.TEST (default: %(default)s)"
+        "--max-drop", type=float, default=0.5, help="points of AP, PQ, mIoU or top-1 that DATASETS.TEST may lose (default: %(default)s)"
     )
     add_config_arguments(parser, required=True)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Draws the training curve of a run, its losses, learning rate and AP, or those of several runs, from the metrics.json that training writes."""
+"""Draws the losses, learning rate and AP of one or several runs, from the metrics.json that training writes."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from . import parser_of, picture, program, run
 
 
 def read_metrics(folder: str) -> list[dict[str, float]]:
-    """The rows of a run's metrics.json; where a run was resumed, the later row of an iteration counts."""
+    """The rows of a run's metrics.json; if a resumed run repeats an iteration, the later row counts."""
     path = os.path.join(folder, "metrics.json")
     if not os.path.isfile(path):
         raise UserError(f"no metrics.json in {folder!r}: is it the OUTPUT_DIR of a run?")
@@ -27,7 +27,7 @@ def read_metrics(folder: str) -> list[dict[str, float]]:
 
 
 def _row(line: str) -> dict[str, float]:
-    """The numbers of a line; none of one that is no row, such as the last of a run that was cut off."""
+    """The numbers of a line; empty if it is not a row, such as the last line of a killed run."""
     try:
         row = json.loads(line, parse_int=float)
         row = {key: value for key, value in row.items() if isinstance(value, float)}
@@ -42,7 +42,7 @@ def series(rows: list[dict[str, float]], key: str) -> tuple[list[int], list[floa
 
 
 def plot(folder: str, output: str) -> None:
-    """Writes the picture of one run; the upper half shows losses, the lower the learning rate, and AP where it was measured."""
+    """Writes the picture of one run: losses above, the learning rate and any measured AP below."""
     rows = read_metrics(folder)
     figure, losses, below = _figure(output, f"Training of {folder}")
     names = {key for row in rows for key in row if "loss" in key and not key.startswith("val")}
@@ -57,18 +57,18 @@ def plot(folder: str, output: str) -> None:
     measured = [key for key in LEADING if series(rows, key)[0]]
     if measured:
         quality = below.twinx()
-        for i, key in enumerate(measured):  # the first leads
+        for i, key in enumerate(measured):  # the first is the main metric
             quality.plot(*series(rows, key), "o-", label=key if i else f"{key} (leads)", linewidth=1 if i else 2.5, clip_on=False)
         ends = sorted(tuple(values[-1] for values in series(rows, key)[::-1]) for key in measured)
-        for i, (y, x) in enumerate(ends):  # the lowest first, each a line above the one before
+        for i, (y, x) in enumerate(ends):  # from the lowest up, each label a line above the one before
             quality.annotate(f"{y:.1f}", (x, y), xytext=(-8, 12 * i + 6), textcoords="offset points", ha="right", fontsize=9)
         quality.set(ylabel="AP, PQ", ylim=(0, 108))
-        quality.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(measured), fontsize=8, frameon=False)  # above, on no curve
+        quality.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(measured), fontsize=8, frameon=False)  # not over a curve
     figure.savefig(output, dpi=110)
 
 
 def plot_several(folders: Sequence[str], output: str) -> None:
-    """Writes the picture of several runs: the total loss of each above, the first figure of quality that all have below."""
+    """Writes the picture of several runs: the total losses above, the first metric that all have below."""
     runs = {folder: read_metrics(folder) for folder in folders}
     common = [key for key in LEADING if all(series(rows, key)[0] for rows in runs.values())]
     figure, losses, below = _figure(output, f"Training of {len(runs)} runs")
@@ -80,9 +80,9 @@ def plot_several(folders: Sequence[str], output: str) -> None:
             below.annotate(
                 f"{y[-1]:.1f}", (x[-1], y[-1]), xytext=(-6, 5), textcoords="offset points", ha="right", color=line.get_color(), fontsize=8
             )
-    below.margins(y=0.2)  # room for the last figures
+    below.margins(y=0.2)  # room for the last values
     losses.legend(loc="best", fontsize=8)
-    below.set(xlabel="iteration", ylabel=common[0] if common else "no figure that all have")
+    below.set(xlabel="iteration", ylabel=common[0] if common else "no metric that all have")
     figure.savefig(output, dpi=110)
 
 
@@ -100,7 +100,7 @@ def _figure(output: str, title: str):
 
 def main() -> None:
     parser = parser_of(program("plot"), __doc__)
-    parser.add_argument("folders", nargs="+", metavar="OUTPUT_DIR", help="of a run of train_net.py; of several, they are compared")
+    parser.add_argument("folders", nargs="+", metavar="OUTPUT_DIR", help="folder of a run; several runs are compared")
     parser.add_argument(
         "--output", metavar="FILE", help="picture to write, .png, .jpg, .pdf or .svg (default: training.png in the first OUTPUT_DIR)"
     )

@@ -1,4 +1,4 @@
-"""Trains a detector from scratch on handwritten digits, evaluates it on unseen handwriting, and draws what it found."""
+"""Trains a detector from scratch on handwritten digits, evaluates it on unseen handwriting, and draws its predictions."""
 
 import argparse
 import os
@@ -55,16 +55,16 @@ Trained and evaluated in {minutes:.1f} minutes. On digits_val, whose handwriting
   {detections}  the detections beside the ground truth
   {curve}    the training curve
   {weights}  the weights
-  {os.path.join(args.output, "log.txt")}, metrics.json, config.yaml, inference/  all there is to know of the run
+  {os.path.join(args.output, "log.txt")}, metrics.json, config.yaml, inference/  everything about the run
 
 Next:
-  evaluate again, to the same figures
+  evaluate again, with the same figures
     {here} -m backbones train --config-file {CONFIG} --eval-only MODEL.WEIGHTS {weights} MODEL.DEVICE {device}
   the same with masks
     {here} -m backbones train --config-file {CONFIG} MODEL.DEVICE {device} MODEL.MASK_ON True OUTPUT_DIR output/masks
   COCO on 8 GPUs, once the data is under datasets/coco
     {here} -m backbones train --config-file faster_rcnn_V_39_FPN_3x.yaml --num-gpus 8
-  your own data in COCO's format, all networks, all else
+  your own data in COCO's format, all networks, everything else
     README.md""")
 
 

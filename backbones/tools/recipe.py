@@ -1,4 +1,4 @@
-"""Works a config out from your data, this machine and the time there is: every line of it says why it is as it is.
+"""Works out a config from your data, this machine and your time; every line of it states its reason.
 
 backbones recipe --train photos --val-split 0.2 --minutes 60 --output photos.yaml
 backbones train --config-file photos.yaml
@@ -20,19 +20,19 @@ from . import parser_of, program, run
 
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
-    """What a recipe goes by, beside the data."""
-    group = parser.add_argument_group("what a recipe goes by")
-    text = "what to learn (default: what the annotations have)"
-    named = {"bbox": "boxes", "segm": "masks"}  # as an evaluation has it
+    """Adds the flags that a recipe depends on, besides the data."""
+    group = parser.add_argument_group("what a recipe depends on")
+    text = "what to learn (default: by the annotations)"
+    named = {"bbox": "boxes", "segm": "masks"}  # as evaluations name it
     group.add_argument(
         "--task", default="auto", type=lambda text: named.get(text, text), choices=("auto", "boxes", "masks", "keypoints"), help=text
     )
-    text = "time for the training, in minutes or such as 2h, 90m or 1h30m (default: %(default)g)"
+    text = "time for the training: minutes, or a time such as 2h, 90m or 1h30m (default: %(default)g)"
     group.add_argument("--minutes", type=_minutes, default=60.0, metavar="TIME", help=text)
-    group.add_argument("--iterations", type=int, metavar="N", help="length of the training, in the place of --minutes")
-    text = "longest time that inference may take for an image on this device, such as 30ms"
+    group.add_argument("--iterations", type=int, metavar="N", help="length of the training, instead of --minutes")
+    text = "longest time for inference on one image on this device, such as 30ms"
     group.add_argument("--latency", type=_seconds, default=0.0, metavar="MS", help=text)
-    group.add_argument("--from-scratch", action="store_true", help="begin with random weights even where there are others")
+    group.add_argument("--from-scratch", action="store_true", help="start from random weights even if pretrained ones are available")
 
 
 def _minutes(text: str) -> float:
@@ -41,24 +41,24 @@ def _minutes(text: str) -> float:
     number = r"(\d+(?:\.\d+)?)"
     match = re.fullmatch(rf"(?:{number}\s*h)?\s*(?:{number}\s*(?:m|min)?)?", text.strip())
     if not match or not any(match.groups()):
-        raise argparse.ArgumentTypeError(f"{text!r}: minutes such as 30, or a time such as 90m, 2h or 1h30m, are wanted")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be minutes such as 30, or a time such as 90m, 2h or 1h30m")
     return 60 * float(match[1] or 0) + float(match[2] or 0)
 
 
 def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(ms|s)?", text)
     if not match or not float(match[1]):
-        raise argparse.ArgumentTypeError(f"{text!r}: a time such as 30ms is wanted")
+        raise argparse.ArgumentTypeError(f"{text!r}: must be a time such as 30ms")
     return float(match[1]) * (1 if match[2] == "s" else 0.001)
 
 
 def design(args: argparse.Namespace, output: str, say=print) -> None:
-    """Works a recipe out and writes it to ``output``. Raises UserError."""
+    """Works out a recipe and writes it to ``output``. Raises UserError."""
     from ..recipe.design import Design
     from ..recipe.writing import beside_3x, text
 
     if not args.train_json:
-        raise UserError("--train is missing: a recipe follows from the data to train on", "missing-argument", "--train")
+        raise UserError("--train is missing: a recipe needs the data to train on", "missing-argument", "--train")
     for flag, value in (("--minutes", args.minutes), ("--iterations", args.iterations)):
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{flag} {value:g}: it must be positive", "value", flag)
@@ -68,7 +68,7 @@ def design(args: argparse.Namespace, output: str, say=print) -> None:
     lines = list(beside_3x(work.cfg))
     for line in lines:
         say(line)
-    head = [f"Worked out by `backbones recipe`; train with:\n  {command}\nEach line says why it is as it is. Change what you like.", *lines]
+    head = [f"Worked out by `backbones recipe`; train with:\n  {command}\nEach line states its reason. Change what you like.", *lines]
     write_whole(output, text(work.cfg, work.choices, "\n".join(head)))
 
 
@@ -79,13 +79,13 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--num-gpus", "--gpus", type=int, default=1, dest="gpus", metavar="N", help="how many GPUs will train (default: %(default)s)"
     )
-    parser.add_argument("--device", default="", help="what will train (default: a GPU where there is one)")
+    parser.add_argument("--device", default="", help="device that will train (default: a GPU if there is one)")
     parser.add_argument("--output", required=True, metavar="FILE", help="the config to write")
     return parser
 
 
 def _elsewhere(args: argparse.Namespace) -> None:
-    """For GPUs of another machine. Raises UserError for what only they can tell."""
+    """Prepares a recipe for GPUs of another machine. Raises UserError for flags that must be measured there."""
     for flag, value, wanted in (
         ("--minutes", args.iterations is None, "--iterations says the length"),
         ("--latency", args.latency, "leave it out"),
@@ -93,7 +93,7 @@ def _elsewhere(args: argparse.Namespace) -> None:
         if value:
             raise UserError(f"{flag} with --num-gpus {args.gpus}: this machine has no GPU to measure on; {wanted}", "device", flag)
     args.device = "cuda"
-    print(f"this machine has no GPU: the recipe is for {args.gpus} of another one, and nothing is measured")
+    print(f"this machine has no GPU: the recipe is for {args.gpus} of another machine, and nothing is measured")
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""What recipes are worth: on four small data sets, beside COCO's 3x recipe scaled by hand, and beside configs tuned by hand for such data.
+"""Compares recipes on four small data sets with COCO's 3x recipe scaled by hand, and with configs tuned by hand for such data.
 
 backbones benchmark trains one config; this makes the data sets from real handwriting, works the recipes out, and trains every way for the same
 minutes: the number of iterations follows from a few measured steps. A recipe's minutes hold its evaluations, those of the other ways do not.
-Each run's row goes to the file (`make recipes`). A second start goes on: runs of the same config whose rows are there are left out, and configs
-are worked out anew only where the rules have changed.
+Each run's row goes to the file (`make recipes`). A second start continues: it skips runs of the same config that have a row, and works out
+configs again only if the rules have changed.
 """
 
 import glob
@@ -41,7 +41,7 @@ _KIND = {"boxes": "faster", "masks": "mask", "keypoints": "keypoint"}
 
 
 def make(name: str, folder: str) -> dict[str, tuple[str, str]]:
-    """Writes a data set, the same every time; gives (annotations, images) of its parts."""
+    """Writes a data set, the same every time; returns (annotations, images) of its parts."""
     about = SETS[name]
     ink, labels = digits.handwriting()
     held = len(labels) - digits.HELD_OUT
@@ -49,7 +49,7 @@ def make(name: str, folder: str) -> dict[str, tuple[str, str]]:
     for seed, (split, part) in enumerate((("train", slice(0, held)), ("val", slice(held, None)))):
         own, kinds = ink[part], labels[part]
         rng = np.random.default_rng((7, seed))
-        if "classes" in about:  # as often as their weights say
+        if "classes" in about:  # as often as their weights tell
             weights = np.array([about["classes"].get(int(kind), 0.0) for kind in kinds])
             chosen = rng.choice(len(kinds), 3000, p=weights / weights.sum())
             own, kinds = own[chosen], kinds[chosen]
@@ -96,7 +96,7 @@ class Way(NamedTuple):
 
 
 def ways(name: str, folder: str, data: list[str], wanted: Sequence[str], minutes: float) -> Iterator[Way]:
-    """The ways of a data set that are wanted, each as long as it may be; those of an earlier start where nothing has changed."""
+    """The requested ways to train on a data set, each as long as allowed; reuses those of an earlier start if nothing has changed."""
     path, source = os.path.join(folder, "ways.json"), {"minutes": minutes, "machine": machine(), "rules": _rules()}
     known = json.load(open(path)) if os.path.isfile(path) else {}
     for way in wanted:
@@ -107,7 +107,7 @@ def ways(name: str, folder: str, data: list[str], wanted: Sequence[str], minutes
 
 
 def _in_a_process(call: Callable[..., Any], *args: Any) -> Any:
-    """Of its own: what measuring takes of memory is given back before training begins."""
+    """Runs in a process of its own, which frees the memory used for measuring before training starts."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         return pool.submit(call, *args).result()
 
@@ -121,7 +121,7 @@ def _worked_out(way: str, name: str, folder: str, data: list[str], minutes: floa
         recipe.design(args, found.config, say=lambda line: None)
         return found
     kind = SETS[name]["task"]
-    if way == "3x by hand":  # as detectron2's documentation says: a rate in proportion to the batch, and steps at 7/9 and 8/9
+    if way == "3x by hand":  # as in detectron2's documentation: a learning rate proportional to the batch, and steps at 7/9 and 8/9
         own = {"SOLVER.IMS_PER_BATCH": 2, "SOLVER.BASE_LR": 0.0025, "MODEL.MASK_ON": kind == "masks", "MODEL.KEYPOINT_ON": kind == "keypoints"}
         found = Way(way, "COCO-Detection/faster_rcnn_V_39_FPN_3x.yaml", words(own), NETWORK, data)
     else:
@@ -133,26 +133,26 @@ def _worked_out(way: str, name: str, folder: str, data: list[str], minutes: floa
 
 
 def _minutes_of_steps(output: str) -> float:
-    """Of a run, evaluations apart, as its log has them."""
+    """Minutes of a run without evaluations, from its log."""
     with open(os.path.join(output, "log.txt"), encoding="utf-8") as f:
         hours, minutes, seconds = re.findall(r"Overall training speed: \d+ iterations in (?:.* )?(\d+):(\d+):(\d+)", f.read())[-1]
     return round(60 * int(hours) + int(minutes) + int(seconds) / 60, 2)
 
 
 def _diverged(output: str) -> bool:
-    """Whether a run ended because its weights or losses are no numbers any more."""
+    """Whether a run ended because its weights or losses were no longer finite."""
     with open(os.path.join(output, "log.txt"), encoding="utf-8") as f:
         return "diverged" in f.read()
 
 
 def _processor() -> float:
-    """Seconds of processor time of the commands that have ended: equal minutes, were the machine busy with others."""
+    """Processor seconds of the commands that have ended: comparable even if the machine is busy."""
     times = os.times()
     return times.children_user + times.children_system
 
 
 def _rules() -> str:
-    """What ways follow from, beside data, machine and time: changed rules make others."""
+    """What ways depend on besides data, machine and time: changed rules give different ones."""
     folder = os.path.dirname(os.path.dirname(__file__))
     files = sorted(glob.glob(os.path.join(folder, "recipe", "*.py"))) + [__file__]
     return _digest(*(open(file, encoding="utf-8").read() for file in files))
@@ -167,7 +167,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=SETS, help="(default: all)")
     parser.add_argument("--ways", nargs="+", default=WAYS, choices=WAYS, help="(default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=(1, 2, 3), help="(default: 1 2 3)")
-    parser.add_argument("--minutes", type=float, default=5.0, help="of each training (default: %(default)g)")
+    parser.add_argument("--minutes", type=float, default=5.0, help="length of each training (default: %(default)g)")
     parser.add_argument("--output", default="output/recipes", metavar="DIR", help="where the runs go (default: %(default)s)")
     default = os.path.join(os.path.dirname(zoo.__file__), "recipes.json")
     parser.add_argument("--json", default=default, metavar="FILE", help="where the rows go (default: recipes.json of backbones/zoo)")

@@ -1,4 +1,4 @@
-"""DetNAS's five steps on handwritten digits, narrowed so that two CPU cores do them: supernet, search, and what it finds, trained."""
+"""Runs DetNAS's five steps on handwritten digits, small enough for two CPU cores: supernet, search, training of the result."""
 
 import argparse
 import contextlib
@@ -27,8 +27,8 @@ def steps(output: str, device: str, opts: list[str]) -> Iterator[tuple[str, list
         ("the supernet as a classifier", "supernet_classes", "supernet_classes", []),
         ("the supernet as a detector", "supernet", "supernet", weights("supernet_classes")),
         ("the search", "search", "supernet", weights("supernet")),
-        ("what was found as a classifier", "subnet_classes", "subnet_classes", subnet),
-        ("and as a detector", "subnet", "subnet", [*subnet, *weights("subnet_classes")]),
+        ("the found network as a classifier", "subnet_classes", "subnet_classes", subnet),
+        ("the found network as a detector", "subnet", "subnet", [*subnet, *weights("subnet_classes")]),
     ):
         verb, where = ["search-paths"] if folder == "search" else ["train", "--overwrite"], os.path.join(output, folder)
         flags = ["--config-file", f"digits/detnas_{config}_digits.yaml", "MODEL.DEVICE", device, *more, "OUTPUT_DIR", where, *opts]
@@ -42,7 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     check_output_dir(args.output, key="--output")
     if os.path.isfile(os.path.join(args.output, "search", "search.json")):
-        raise UserError(f"a search is in {args.output!r} already: remove it, or take another --output")
+        raise UserError(f"{args.output!r} already holds a search: remove it, or name another --output")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"real handwriting, no download: {make()}", flush=True)
     begun = time.monotonic()
@@ -50,7 +50,7 @@ def main() -> None:
     for i, (what, command, folder) in enumerate(every, 1):
         print(f"\n{i}/{len(every)} {what}: {os.path.basename(sys.executable)} {' '.join(command)}", flush=True)
         start = time.monotonic()
-        said = "" if folder.endswith("search") else os.path.join(folder, "output.txt")  # for what goes wrong before there is a log.txt
+        said = "" if folder.endswith("search") else os.path.join(folder, "output.txt")  # for failures before there is a log.txt
         os.makedirs(folder, exist_ok=True)
         with open(said, "w") if said else contextlib.nullcontext() as log:
             code = subprocess.call([sys.executable, *command], stdout=log, stderr=log)

@@ -47,13 +47,13 @@ def argument_parser() -> argparse.ArgumentParser:
     named = os.path.basename(sys.argv[0]) == "train_net.py"
     parser = parser_of("train_net.py" if named else program("train"), __doc__)
     add_config_arguments(parser)
-    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in the output folder")
-    parser.add_argument("--overwrite", action="store_true", help="remove the run that is in the output folder, and begin anew")
+    parser.add_argument("--resume", action="store_true", help="resume from the last checkpoint in the output folder")
+    parser.add_argument("--overwrite", action="store_true", help="remove the run in the output folder, and start a new one")
     parser.add_argument(
-        "--new-schedule", action="store_true", help="with --resume: the learning rate and schedule of the config, not the run's"
+        "--new-schedule", action="store_true", help="with --resume: use the learning rate and schedule of the config, not of the run"
     )
     parser.add_argument("--eval-only", action="store_true", help="evaluate, train nothing")
-    text = "work the config out from the data of --train and the time of --minutes (see `backbones recipe`), and train with it"
+    text = "work out the config from the data of --train and the time of --minutes (see `backbones recipe`), and train with it"
     parser.add_argument("--auto", action="store_true", help=text)
     gpus = "number of GPUs per machine; with MODEL.DEVICE cpu, number of processes"
     for flag, value, text in (
@@ -70,28 +70,28 @@ def argument_parser() -> argparse.ArgumentParser:
         "--precision",
         default="float32",
         choices=PRECISIONS,
-        help="of --optimize; 16 bits change results, and by how much is printed; float16 needs a GPU",
+        help="for --optimize; 16 bits change results, and the change is printed; float16 needs a GPU",
     )
     parser.add_argument(
-        "--allow-partial-weights", action="store_true", help="go on where weights fill less than all of what they should (see the table)"
+        "--allow-partial-weights", action="store_true", help="continue if the weights fill less than they should (see the table)"
     )
     return parser
 
 
 def read_config(args: argparse.Namespace) -> Front:
-    """The config of the command line. Raises UserError for what cannot be."""
+    """Opens the config of the command line. Raises UserError."""
     for flag, value, other, needed in (
         ("--optimize", args.optimize, "--eval-only", args.eval_only),
         ("--new-schedule", args.new_schedule, "--resume", args.resume),
     ):
         if value and not needed:
-            raise UserError(f"{flag} goes with {other}", code="missing-argument", key=flag)
+            raise UserError(f"{flag} needs {other}", code="missing-argument", key=flag)
     if args.overwrite and (args.resume or args.eval_only):
-        raise UserError("--overwrite is for a new run: it does not go with --resume or --eval-only", code="conflict", key="--overwrite")
+        raise UserError("--overwrite is for a new run: it cannot be combined with --resume or --eval-only", code="conflict", key="--overwrite")
     if args.auto:
         _design(args)
     if not args.config_file and not args.opts:
-        message = "--config-file is missing: a config's path, or one of the names that `backbones zoo list` gives"
+        message = "--config-file is missing: give a config's path, or a name from `backbones zoo list`"
         raise UserError(message, code="missing-argument", key="--config-file")
     front = open_named(args)
     args.config_file = front.path
@@ -102,14 +102,14 @@ def read_config(args: argparse.Namespace) -> Front:
 
 
 def _design(args: argparse.Namespace) -> None:
-    """Writes the recipe into the output folder, or takes the one that is there with --resume, and makes it the config."""
+    """Writes the recipe into the output folder, or with --resume reuses the one there, and makes it the config."""
     for flag, value in (("--config-file", args.config_file), ("--backbone", args.backbone), ("--eval-only", args.eval_only)):
         if value:
-            raise UserError(f"--auto works the config out itself: it does not go with {flag}", "conflict", "--auto")
+            raise UserError(f"--auto works out the config itself: it cannot be combined with {flag}", "conflict", "--auto")
     given = dict(zip(args.opts[::2], args.opts[1::2]))
     for name, weights in (("--weights", args.weights), ("MODEL.WEIGHTS", given.get("MODEL.WEIGHTS", ""))):
-        if weights:  # the recipe chose network, norms and rate for other weights
-            said = f"--auto works the config out itself: it does not go with {name}. Work it out with `backbones recipe --output my.yaml`"
+        if weights:  # the recipe chose network, norms and learning rate for other weights
+            said = f"--auto works out the config itself: it cannot be combined with {name}. Run `backbones recipe --output my.yaml`"
             raise UserError(f"{said}, then `backbones train --config-file my.yaml {name} {weights}`", "conflict", "--auto")
     args.output_dir, args.gpus = given.get("OUTPUT_DIR", os.path.join("output", "auto")), args.num_gpus
     args.device = given.get("MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
@@ -123,7 +123,7 @@ def _design(args: argparse.Namespace) -> None:
 
 
 def prepare(args: argparse.Namespace, front: Front) -> Front:
-    """The config as all processes of this machine take it, with what is to be said of it. Raises UserError."""
+    """The config for all processes of this machine, with the lines to log about it. Raises UserError."""
     processes = count_processes(args)
     front.prepare(args, processes)
     if not args.eval_only:
@@ -143,7 +143,7 @@ def main(args: argparse.Namespace, front: Front) -> None:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
             raise
-        message = f"{error.filename or 'a file'!r} cannot be written: {error.strerror}. Checkpoints that were written are whole"
+        message = f"{error.filename or 'a file'!r} cannot be written: {error.strerror}. Existing checkpoints are intact"
         fail(UserError(message, code="cannot-write"))
 
 
@@ -176,7 +176,7 @@ def run(args: argparse.Namespace, front: Front) -> None:
             fit = front.fit(allow_partial_weights=args.allow_partial_weights)
             fit.resume_or_load(resume=resume, new_schedule=args.new_schedule)
         except UserError:
-            if before is not None and comm.is_main_process():  # what was refused is not the run's config
+            if before is not None and comm.is_main_process():  # a refused config is not the run's
                 write_whole(left, before)
             raise
         try:
@@ -196,7 +196,7 @@ def run(args: argparse.Namespace, front: Front) -> None:
 def fail(error: UserError) -> NoReturn:
     if comm.is_main_process() and os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr, flush=True)
-    else:  # said once on the terminal; what only one of the others finds stands in its log
+    else:  # printed once on the terminal; an error of only one other process is in its log
         logging.getLogger("backbones").error(error)
     sys.exit(2)
 

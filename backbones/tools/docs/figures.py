@@ -1,4 +1,4 @@
-"""model_zoo.md, and the tables of figures on README.md and in docs, from backbones/zoo: as recorded; computed ones are computed now."""
+"""model_zoo.md and the tables of figures in README.md and docs, from backbones/zoo; costs are computed now."""
 
 import os
 import re
@@ -45,7 +45,7 @@ def render() -> str:
 
 _HEAD = """# Model zoo
 
-Written by `python -m backbones.tools.docs`; do not edit. Each figure says whether it is *published*, *computed* or *measured here*.
+Written by `python -m backbones.tools.docs`; do not edit. Each figure is marked *published*, *computed* or *measured here*.
 """
 
 
@@ -60,7 +60,7 @@ def _backbones() -> str:
         rows.append((name, f"{count / 1e6:.2f}", f"{affine / 1e6:.2f}", f"{conv_gmacs(net):.2f}", top1))
     return f"""## Backbones
 
-*Computed.* Param.: millions of parameters; with affine: and of the weights of frozen norms, which detectron2 keeps as buffers. GFLOPs:
+*Computed.* Param.: millions of parameters; with affine: including the weights of frozen norms, which detectron2 keeps as buffers. GFLOPs:
 multiply-adds / 1e9 of the convolutions of the bare backbone on one image of {SIZE[0]}x{SIZE[1]}. `backbones analyze` counts
 any of them at any size. Top-1: on ImageNet, %, *published*, of the weights that `MODEL.WEIGHTS backbones://<name>` takes first.
 
@@ -85,8 +85,8 @@ def _weights() -> str:
     return f"""### Weights of the backbones
 
 What `MODEL.WEIGHTS backbones://<name>` tries, in this order; `backbones://<name>@<source>:<id>` takes one file. Licence, and top-1 on
-ImageNet in %, *published*. Weights of the third column may not be used for everything: `--accept-licence` takes them, or their full name.
-Whether an address answers today, `backbones zoo check` says.
+ImageNet in %, *published*. Weights in the third column have restrictive licences: they need `--accept-licence`, or their full name.
+`backbones zoo check` tells whether an address works today.
 
 {sources}
 
@@ -96,7 +96,7 @@ Gone: {gone}.
 """
 
 
-# of the many that timm has, a dozen of different kinds
+# a dozen of timm's many networks, of different kinds
 _OF_TIMM = """
     resnet50 resnetv2_50 convnext_tiny convnextv2_nano swin_tiny_patch4_window7_224 pvt_v2_b2 efficientnet_b0 tf_efficientnet_lite0
     mobilenetv3_large_100 fastvit_t8 repvit_m1_0 hgnetv2_b2 mambaout_tiny
@@ -170,7 +170,7 @@ def _configs_without_figures(counted: dict[str, float]) -> str:
     named = {row.get("config") for row in recorded("models.json")["models"]}
     others = ("quickstart/", "digits/", "reproduce/", "DetNAS/")
     table = [(_link(c), *_cost(c, counted)) for c in zoo.list_configs() if c not in named and not c.startswith(others)]
-    return f"""### Configs nobody has published figures of
+    return f"""### Configs without published figures
 
 By the same recipes, ours or detectron2's of the same name; costs *computed* as above.
 
@@ -183,12 +183,12 @@ def _search() -> str:
     names = ("flops", "parameters", "layers")
     limits = ", ".join(f"{name} {data['budget'][name]:,.0f}" for name in names if name in data["budget"])
     rows = [(f"evolution, seed {r['seed']}", f"{r['score']:.3f}", *(f"{r[name]:,}" for name in names)) for r in data["runs"]]
-    rows.append(("the best there is", f"{data['exact']['score']:.3f}", *(f"{data['exact'][name]:,}" for name in names)))
+    rows.append(("the best possible", f"{data['exact']['score']:.3f}", *(f"{data['exact'][name]:,}" for name in names)))
     each, times = (statistics.median(r[key] for r in data["runs"]) for key in ("microseconds", "times_reference"))
     return f"""## Training-free search
 
 [{os.path.basename(data["config"])}]({data["config"]}): {limits} at {data["image_size"]} pixels, {data["runs"][0]["candidates"]:,} candidates.
-*Measured here* in one process ({data["machine"]}; `{data["command"]}`): {each:.1f} microseconds a candidate, the median of the seeds.
+*Measured here* in one process ({data["machine"]}; `{data["command"]}`): {each:.1f} microseconds per candidate, the median of the seeds.
 The original's own loop takes {data["reference_ms"]} milliseconds, {times:.0f} times as long: one thread, on another machine, without the
 networks that it also builds. *Computed*: the scores. No structure scores more than the last row's, by `zero_shot exact`.
 
@@ -204,19 +204,19 @@ def _one_shot() -> str:
     ]
     *first, last = (f"{value:.2f} s {part}" for part, value in data["seconds"].items())
     again = data.get("again")
-    again = f" The found network trained once more ({again['how']}) reached {again['trained']:.2f}: so much is chance." if again else ""
+    again = f" The found network trained once more ({again['how']}) reached {again['trained']:.2f}: this much is chance." if again else ""
     plain = f" (without, inference takes {data['plain_inference']:.2f} s)" if "plain_inference" in data else ""
     return f"""## One-shot search
 
 *Measured here* ({data["machine"]}, seed {data["seed"]}, `make search-demo search-proof`): the path that DetNAS's search found on digits,
-beside random ones as costly, trained alike ({_link(data["pretrain"])}, {_link(data["config"])}). {data["metric"]}: of the supernet's path
+and random ones of the same cost, trained alike ({_link(data["pretrain"])}, {_link(data["config"])}). {data["metric"]}: of the supernet's path
 on {data["dataset"]}, and of the trained detector on digits_val. Found: {data["found"]:.2f}; the random ones: mean {data["others_mean"]:.2f},
 best {data["others_best"]:.2f}. Rank correlation of the two columns: Spearman {data["spearman"]:.2f}, Kendall {data["kendall"]:.2f}.{again}
 
-One evaluation of a path takes {', '.join(first)} and {last} (medians, {data.get("seconds_machine", data["machine"])}). What makes it
-small: the path's network is made without memory and takes its slice of the supernet's weights. Images are decoded once. Where only the
-backbone has batch norms, it alone runs in recalibration. The detector is optimized as `--optimize` does it{plain}. COCO's figures come from
-faster-coco-eval.
+One evaluation of a path takes {', '.join(first)} and {last} (medians, {data.get("seconds_machine", data["machine"])}). It is
+fast because the path's network is built without memory and takes its slice of the supernet's weights. Images are decoded once. If only the
+backbone has batch norms, only the backbone runs in recalibration. The detector is optimized as `--optimize` does it{plain}. COCO's figures
+come from faster-coco-eval.
 
 {table_of(rows, ("path", "million multiply-adds", "by the supernet", "trained", "choices"))}
 """
@@ -227,14 +227,14 @@ def _measured() -> str:
     budgeted = [r for r in runs if r["config"].startswith("digits/")]
     return f"""## Digits
 
-*Measured here* on digits_val, by training from scratch; the minutes are of training and evaluation, on a machine that may have had other work.
+*Measured here* on digits_val, by training from scratch; the minutes include training and evaluation, on a machine that may have been busy.
 
 {_runs([r for r in runs if r not in budgeted])}
 
 ### One budget for every backbone
 
-The same recipe and the same number of images for each, without pretraining: how fast they learn, more than how far they come; where there are
-several seeds, how much of that is chance. Written by
+The same recipe and the same number of images for each, without pretraining. It shows how fast they learn rather than their final accuracy;
+several seeds show how much of that is chance. Written by
 `backbones benchmark digits/faster_rcnn_digits.yaml --backbone RegNetX-400MF` and likewise; another seed by `--opts SEED 2`.
 
 {_runs(budgeted, _network)}
@@ -242,15 +242,15 @@ several seeds, how much of that is chance. Written by
 
 
 def _network(run: dict) -> str:
-    """The backbone of a run, which only MAE-DET's configs say themselves."""
+    """The backbone of a run; only MAE-DET's configs name it themselves."""
     if "backbone" in run:
         return run["backbone"]
     node = zoo.get_config(run["config"]).MODEL.MAEDET
-    return "found by the search" if node.STRUCTURE else f"{node.NAME}, widths times {node.WIDTH}"
+    return "found by search" if node.STRUCTURE else f"{node.NAME}, widths times {node.WIDTH}"
 
 
 def _runs(runs: list[dict], network: Callable[[dict], str] | None = None) -> str:
-    """A table; with ``network``, that in place of minutes and command."""
+    """A table of runs; ``network`` replaces the columns for minutes and command."""
     return columns_of(
         {
             "config": [_link(r["config"]) for r in runs],
@@ -272,7 +272,7 @@ _READERS_SIZE = "800x1088"
 
 
 def _readers() -> str:
-    """Whether a network suits: its AP, size and speed, and whether its weights can be had."""
+    """A table to choose a network by: AP, size, speed, and whether its weights are available."""
     measured = {row["name"]: row for row in recorded("speed.json")["runs"]}
     rows, machine = [], ""
     for name, config in FASTER.items():
@@ -291,12 +291,12 @@ Speedup: *measured here* ({machine}), one image of {_READERS_SIZE}, with `--opti
 """
 
 
-# page -> the table that stands between two comments on it
+# page -> the table between two comments on it
 PAGES = {"README.md": _readers, os.path.join("docs", "deploy.md"): int8}
 _PLACE = re.compile(r"(<!-- written by python -m backbones.tools.docs -->\n).*?(<!-- end -->)", re.S)
 
 
 def filled(page: str, text: str) -> str:
-    """The text of one of `PAGES` with its table as it is now."""
+    """The text of one of `PAGES` with its table up to date."""
     table = PAGES[page]()
     return _PLACE.sub(lambda match: f"{match[1]}{table}{match[2]}", text)

@@ -23,7 +23,7 @@ _WRITTEN = "Written by `python -m backbones.tools.docs`; do not edit."
 
 
 def _cell(text: str) -> str:
-    """Text in a table, as it is: no part of it becomes a tag, a column or emphasis."""
+    """Escapes text for a table, so that no part of it becomes a tag, a column or emphasis."""
     text = " ".join(text.split())
     for sign, shown in (("<", "&lt;"), ("|", "\\|"), ("*", "\\*")):
         text = text.replace(sign, shown)
@@ -31,7 +31,7 @@ def _cell(text: str) -> str:
 
 
 def _section(key: Key) -> str:
-    """The heading that a key stands under: a node of MODEL that is ours has its own."""
+    """The heading for a key: a node of MODEL that is ours has its own."""
     parts = key.name.split(".")
     return ".".join(parts[:2]) if parts[0] == "MODEL" and len(parts) > 2 and key.default is not THEIRS else parts[0]
 
@@ -56,7 +56,7 @@ def config() -> str:
 
 These are the keys that this project adds to detectron2's, and those of detectron2 whose values it checks. A star marks the latter, which
 keep detectron2's defaults. [detectron2's own page](https://detectron2.readthedocs.io/en/latest/modules/config.html) has its other keys.
-On a command line an override is `KEY VALUE`. Of a Python config it is `name=value`, by the name in the last column.
+On the command line an override is `KEY VALUE`. For a Python config it is `name=value`, with the name in the last column.
 """
     for heading, keys in sections.items():
         columns = {
@@ -70,7 +70,7 @@ On a command line an override is `KEY VALUE`. Of a Python config it is `name=val
     return f"{text}\n## Searches without training\n\nOf the YAML file that `backbones search --config` takes:\n\n{keys_of_searches()}\n"
 
 
-# what is no verb of `backbones`: module and function -> how it is started
+# commands that are not verbs of `backbones`: module and function -> how to start it
 _OTHERS = {"backbones.deploy.run_exported:main": "python run_exported.py"}
 _OTHERS |= {
     f"backbones.{name}:main": f"python -m backbones.{name}"
@@ -83,7 +83,7 @@ class _Made(Exception):
 
 
 def _parser(module: str, function: str, program: str) -> argparse.ArgumentParser:
-    """The parser that a command makes; nothing more of the command is run."""
+    """The parser of a command, without running the rest of it."""
 
     def stop(self: argparse.ArgumentParser, *_: Any, **__: Any) -> None:
         raise _Made(self)
@@ -158,8 +158,8 @@ In a checkout, without an installation, `python -m backbones VERB` stands for `b
 
 _EXITS = {
     "0": "done",
-    "1": "an unforeseen error with its traceback; of `doctor`, `zoo check` and a verified evaluation: something is not as it should be",
-    "2": "a mistake that you can mend: the last line says what is wrong, what is allowed, and the nearest match",
+    "1": "an unforeseen error with its traceback; for `doctor`, `zoo check` and a verified evaluation: a check failed",
+    "2": "a mistake that you can correct: the last line says what is wrong, what is allowed, and the nearest match",
     "130": "stopped by Ctrl-C; a training has written a checkpoint",
     "143": "stopped by SIGTERM; a training has written a checkpoint",
 }
@@ -172,10 +172,10 @@ def errors() -> str:
 
 {_WRITTEN} `backbones/errors.py` has the codes.
 
-A mistake of the user ends a command with one line and exit code 2. In Python the same is a `backbones.UserError`, which is a `ValueError`. It
-has these attributes:
+A mistake of the user ends a command with one line and exit code 2. In Python it raises `backbones.UserError`, a `ValueError` with
+these attributes:
 
-- `code`: what kind of mistake it is, one of the table below. Programs go by it; no text needs to be parsed.
+- `code`: the kind of mistake, one of the table below. Programs use it instead of parsing text.
 - `key`: the config key or the flag that is wrong, or `""`.
 - `suggestion`: the value to set it to, or `None`.
 
@@ -201,22 +201,22 @@ The findings of the [doctor](commands.md#backbones-doctor) and of [reading data]
 """
 
 
-_REFUSED = "An error names the first places. A key, where there is one, changes what is done. Of `train and test` only the doctor knows."
+_REFUSED = "An error names the first places. The key, if any, changes what happens. Only the doctor reports `train and test`."
 
 
 def findings() -> str:
-    # heading, what a reader learns from the table, and which rows it has
+    # heading, what the table tells, and which rows it has
     parts = (
         ("Training stops", _REFUSED, lambda kind: kind.severity == "error"),
-        ("Left out", "The entry is not used, and counted.", lambda kind: kind.effect == "left out"),
-        ("Repaired", "There is one sensible meaning, which is taken and counted.", lambda kind: kind.effect == "repaired"),
+        ("Left out", "The entry is counted and not used.", lambda kind: kind.effect == "left out"),
+        ("Repaired", "There is only one sensible meaning; it is used and counted.", lambda kind: kind.effect == "repaired"),
         ("Reported", "Nothing is changed.", lambda kind: kind.severity != "error" and kind.effect in ("", "read in part")),
     )
     text = f"""# What is found in data
 
-{_WRITTEN} [Train on my data](train-my-data.md) shows how you come across these.
+{_WRITTEN} [Train on my data](train-my-data.md) shows where you meet these.
 
-Training says in one line what it left out and repaired. `backbones doctor` lists the same findings, and some of its own.
+Training reports in one line what it left out and repaired. `backbones doctor` lists the same findings, and some more.
 """
     for heading, about, belongs in parts:
         rows: dict[str, Kind] = {name: kind for name, kind in KINDS.items() if belongs(kind)}
