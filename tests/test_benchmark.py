@@ -113,7 +113,7 @@ def test_picture(tmp_path):
     assert picture.shape == (660, 935, 3)
     for colour in ((127, 127, 127), (31, 119, 180), (255, 127, 14)):
         assert (picture == colour).all(-1).sum() > 100
-    for written, words in ({}, "is no file of the benchmark"), ({"runs": []}, "no rows of --suite deploy"):
+    for written, words in ({}, "is not a file of the benchmark"), ({"runs": []}, "no rows of --suite deploy"):
         (tmp_path / "speed.json").write_text(json.dumps(written))
         with pytest.raises(UserError, match=words):
             speed.plot(str(tmp_path / "speed.json"), str(tmp_path / "b.png"))

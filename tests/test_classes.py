@@ -303,4 +303,4 @@ def test_folders_of_images_likewise(tmp_path, catalogue):
     opts += ["DATASETS.IMAGE_FOLDERS", str([["of_folders", str(tmp_path / "images")]])]
     front = prepared("digits/classification_digits.yaml", [], opts, True)
     assert [record["label"] for record in DatasetCatalog.get("of_folders")] == [2] and front.settings.MODEL.CLASSIFIER.NUM_CLASSES == 3
-    assert any("of the data alone" in line and "robot" in line for line in front.said)
+    assert any("in the data only" in line and "robot" in line for line in front.said)

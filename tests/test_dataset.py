@@ -57,7 +57,7 @@ def test_to_yolo_and_back(tmp_path, masks):
         write(tmp_path / "d/coco.json", json.dumps(content))
     out = tmp_path / "out" / "yolo"
     lines = list(dataset.convert(path, str(out), str(tmp_path / "d/images"), "yolo"))
-    assert lines[0] == f"{out}/labels/train: 6 images, 6 objects of 2 classes" and "Ultralytics asks" in lines[-1]
+    assert lines[0] == f"{out}/labels/train: 6 images, 6 objects of 2 classes" and "Ultralytics requires" in lines[-1]
     assert sorted(os.listdir(out)) == ["data.yaml", "images", "labels"] and not os.path.exists(f"{out}.partial")
     back = str(tmp_path / "back.json")
     assert list(dataset.convert(str(out / "data.yaml"), back)) == [f"{back}: 6 images, 6 objects of 2 classes"]

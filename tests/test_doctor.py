@@ -405,8 +405,8 @@ def findings(*overrides, config="quickstart/faster_rcnn_V_19_slim_dw_FPNLite_dig
     "overrides, severity, expected",
     [
         (["SOLVER.IMS_PER_BATCH", 2], "warning", "IMS_PER_BATCH 2 with BASE_LR 0.05.*rate was not scaled.*set SOLVER.BASE_LR 0.0125"),
-        (["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"], "warning", "STEPS .*never falls"),
-        (["SOLVER.WARMUP_ITERS", 900], "warning", "WARMUP_ITERS 900 is all of"),
+        (["SOLVER.LR_SCHEDULER_NAME", "WarmupMultiStepLR"], "warning", "STEPS .*are never reached"),
+        (["SOLVER.WARMUP_ITERS", 900], "warning", "WARMUP_ITERS 900 covers all of"),
         (["TEST.EVAL_PERIOD", 0], "note", "EVAL_PERIOD is 0"),
         (["TEST.EVAL_PERIOD", 2000], "warning", "EVAL_PERIOD 2000 is more than"),
         (["MODEL.VOVNET.NORM", "FrozenBN"], "warning", "frozen batch norms without"),
@@ -567,7 +567,7 @@ def test_report(data, capsys, tmp_path):
 
 def test_mistakes(data, capsys, tmp_path):
     for arguments, words in (
-        (["--images", "none"], "neither a number"),
+        (["--images", "none"], "neither a positive number"),
         (["--num-gpus", "0"], "must be at least 1"),
         (["--report", "page.txt"], "must end in .html"),
         (["--report", os.path.join(data.path("train0.png"), "page.html")], "is a file"),

@@ -84,7 +84,7 @@ def test_the_file_beside_a_batch_runs_it_alone(tmp_path):
         boxes, ours = torch.tensor([one["box"] for one in line["objects"]]), boxes_of(predictor(np.ascontiguousarray(view)))
         assert agree({"boxes": ours["boxes"]}, {"boxes": boxes}, Tolerance(0.2, 1.0))
     contract = run_exported.Detector(path).about["contract"]
-    assert contract[0].startswith("image: float32 (2, 3, H, W)") and "2 images of one size a call" in contract[0]
+    assert contract[0].startswith("image: float32 (2, 3, H, W)") and "2 images of one size per call" in contract[0]
     assert contract[-2].startswith("counts: int64 (2,)")
 
 

@@ -251,7 +251,7 @@ def album(path, count, **how):
 @pytest.mark.parametrize("count", [1, 3])
 def test_files_of_several_pictures_say_so(name, count, tmp_path, capsys):
     """Where training and evaluation read their data, in the tools and beside an exported file: the first is taken, and one line says it."""
-    path, said = album(tmp_path / name, count), f"the first of {count} pictures in it is taken"
+    path, said = album(tmp_path / name, count), f"using the first of {count} pictures in it"
     content = {
         "images": [{"id": 1, "file_name": name, "width": 30, "height": 20}],
         "categories": [{"id": 1, "name": "cup"}],

@@ -258,7 +258,7 @@ def test_killed_and_resumed(tiny, tmp_path):
     for picture in ("search.png", "path.png"):
         assert (tmp_path / "whole" / picture).stat().st_size > 5000
     again = finished(tiny, tmp_path / "whole")
-    assert again.returncode == 2 and "go on with it by --resume" in again.stderr.splitlines()[-1]
+    assert again.returncode == 2 and "continue it with --resume" in again.stderr.splitlines()[-1]
     other = finished(tiny, tmp_path / "whole", "--resume", "--seed", "5")
     assert other.returncode == 2 and "has another seed" in other.stderr.splitlines()[-1]
     other = finished([*tiny, "INPUT.MIN_SIZE_TEST", "72"], tmp_path / "whole", "--resume")
@@ -390,7 +390,7 @@ def test_precise_norms_are_those_of_the_path_that_is_evaluated(tmp_path):
     "overrides, words",
     [
         (["ONE_SHOT.MAX_COST", "1e+6"], "allow no path"),
-        (["MODEL.SHUFFLENETV2.SUPERNET", "False"], "is of no supernet"),
+        (["MODEL.SHUFFLENETV2.SUPERNET", "False"], "is not a supernet"),
         (["MODEL.WEIGHTS", ""], "needs a trained supernet"),
         (["MODEL.WEIGHTS", "nowhere.pth"], "nowhere.pth' does not exist"),
         (["MODEL.SHUFFLENETV2.SPLIT", "halves"], "does not fit"),

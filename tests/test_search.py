@@ -402,7 +402,7 @@ def test_a_budget_of_latency_is_kept_where_it_is_measured(ratio, searches, tmp_p
     about = json.loads((tmp_path / "s" / "best.json").read_text())
     assert 0.95 * 0.006 <= about["measured_latency"] <= 0.006 and about["searches"] == searches
     assert about["latency"] == pytest.approx(about["measured_latency"], rel=0.04)  # the table is corrected
-    assert capsys.readouterr().out.count("latency: asked 6 ms, by the table") == searches
+    assert capsys.readouterr().out.count("latency: limit 6 ms, by the table") == searches
     zero_shot.main(["search", "--config", str(budgeted(tmp_path)), "--output", str(tmp_path / "s"), "--workers", "1", "--resume"])
     assert json.loads((tmp_path / "s" / "best.json").read_text()) == about
 

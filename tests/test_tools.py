@@ -344,7 +344,7 @@ def test_all_that_is_written_is_up_to_date(monkeypatch):
 
 def test_docs_are_written_in_a_checkout_alone(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match="'README.md' is not here"):
+    with pytest.raises(UserError, match="'README.md' does not exist here"):
         written()
 
 

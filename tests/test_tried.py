@@ -30,7 +30,7 @@ CONFIG = "digits/faster_rcnn_digits.yaml"
         (["--config-file", CONFIG, "OUTPUT_DIR=out", "SOLVER.MAX_ITER=2"], "overrides of YAML configs use a space, as in OUTPUT_DIR out"),
         (["--config-file", CONFIG, "--num-gpus", "-1", "MODEL.DEVICE", "cpu"], "--num-gpus -1: it must be at least 1"),
         (["--config-file", CONFIG, "--num-machines", "0", "MODEL.DEVICE", "cpu"], "--num-machines 0: it must be at least 1"),
-        (["--config-file", CONFIG, "--num-gpus", "2", "--dist-url", "here", "MODEL.DEVICE", "cpu"], "--dist-url 'here' is no place to meet"),
+        (["--config-file", CONFIG, "--num-gpus", "2", "--dist-url", "here", "MODEL.DEVICE", "cpu"], "--dist-url 'here' is invalid"),
         (["--config-file", CONFIG, "INPUT.MAX_SIZE_TRAIN", "0", "MODEL.DEVICE", "cpu"], "INPUT.MAX_SIZE_TRAIN 0 must be at least 1"),
         (["--config-file", CONFIG, "TEST.AUG.MAX_SIZE", "0", "MODEL.DEVICE", "cpu"], "TEST.AUG.MAX_SIZE 0 must be at least 1"),
         (["--config-file", "weights.pth"], "is a file of weights: set MODEL.WEIGHTS to it"),
