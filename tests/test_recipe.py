@@ -131,7 +131,7 @@ def test_too_little_time_is_said(monkeypatch, tmp_path):
     assert minutes > 1 and work.cfg.SOLVER.MAX_ITER == 20
     assert f"1 minutes are too few for the minimum of 20 steps: this takes {minutes:.1f} minutes" in length
     least = work._seconds(work.view) / 60
-    assert f"1 minutes are too few for 300 steps of 8 images and an evaluation at any size, which take {least:.1f} at least" in size
+    assert f"1 minutes are too few for 300 steps of 8 images and an evaluation at any size, which take at least {least:.1f}" in size
     assert any(line.endswith(length) for line in said) and any(line.endswith(size) for line in said)
     enough = Design(asked(data, tmp_path, task="boxes", from_scratch=True, iterations=None, minutes=10_000), say=said.append)
     enough.run()
@@ -147,7 +147,7 @@ def test_reasons_are_true_and_stand_alone(monkeypatch, tmp_path):
     lines = {line.split(":")[0].strip(): line for line in text(work.cfg, work.choices, "").splitlines()}
     assert not [line for line in lines.values() if any(word in line for word in ("likewise", "twice as many", "of so few"))]
     written = text(work.cfg, work.choices, "").splitlines()
-    assert any("NAME: RegNetX-400MF  # of the network that was chosen" in line for line in written)
+    assert any("NAME: RegNetX-400MF  # from the chosen network" in line for line in written)
     assert all("file's name" not in line for line in written) and "the folder that training writes into" in lines["OUTPUT_DIR"]
     sizes = {c.key: c for c in rules.sizes(facts(), rules.View(256))}["INPUT.MIN_SIZE_TRAIN"]
     assert sizes.value == (192, 224, 256) and sizes.reason.startswith("0.75 to 1 times the 256 pixels")

