@@ -426,7 +426,7 @@ def test_make(tmp_path, built, arguments, shell, expected):
 def test_locks_are_pinned_and_hashed():
     folder = os.path.join(ROOT, "requirements")
     locks = [f for f in os.listdir(folder) if f.endswith(".txt")]
-    assert set(locks) == {"build.txt", "compiled.txt", "current.txt", "detectron2.txt"}
+    assert set(locks) == {"build.txt", "compiled.txt", "current.txt", "detectron2.txt", "docs.txt"}
     for lock in locks:
         with open(os.path.join(folder, lock)) as f:
             entries = f.read().replace("\\\n", " ").splitlines()

@@ -155,6 +155,8 @@ def load_structure_config(path: str) -> dict[str, Any]:
     if config["budget"] and "layers" not in config["budget"] and not config["space"].get("max_layers"):
         config["budget"]["layers"] = _LAYERS
         print(f"note: the budget does not limit layers, so the deepest network would score best: set to {_LAYERS}, the paper's", flush=True)
+    if (part := with_start(config).get("narrowed", 1)) > 1:
+        say_narrowed(part)
     return config
 
 
@@ -222,6 +224,10 @@ def with_start(config: dict[str, Any]) -> dict[str, Any]:
         if problem.fits(problem.meter.measure(plain(start))):
             break
     return {**config, "start": start, "narrowed": part}
+
+
+def say_narrowed(part: int) -> None:
+    print(f"note: the search starts from the paper's start at 1/{part} of its widths, because the budget allows no more", flush=True)
 
 
 def amount(name: str, value: float) -> str:

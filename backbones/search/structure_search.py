@@ -21,7 +21,7 @@ from . import exact, progress
 from .entropy import STRUCTURES, Costs, Meter, Plain, plain
 from .evolution import BUDGETS, Candidate, Evolution, SearchProblem, State
 from .latency import measured
-from .structure_config import amount, problem_of, with_start
+from .structure_config import amount, problem_of, say_narrowed, with_start
 
 # for a budget of latency: the least share that a result should use, the share that later searches aim at, how many searches
 LEAST, AIM, TRIES = 0.95, 0.98, 8
@@ -96,7 +96,7 @@ class _Run:
     def __init__(self, config: dict[str, Any], seed: int, path: str, workers: int):
         self.config, self.seed, self.path, self.workers = config, seed, path, workers
         self.identity = identity_of(config, seed)
-        self.narrowed = 1
+        self.narrowed = with_start(config).get("narrowed", 1)
         self.tries: list[dict[str, Any]] = []
         self.begin(1.0)
 
@@ -109,9 +109,7 @@ class _Run:
         config = with_start(config)
         narrowed = config.get("narrowed", 1)
         if narrowed > self.narrowed:
-            print(
-                f"note: the search starts from the paper's start at 1/{narrowed} of its widths, because the budget allows no more", flush=True
-            )
+            say_narrowed(narrowed)
         self.narrowed = narrowed
         self.problem, self.start = problem_of(config)
 
