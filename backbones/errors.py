@@ -15,7 +15,7 @@ CODES = {
     "build": "the config's model or solver cannot be built",
     "unsupported": "this kind of model or file is not supported here",
     "device": "torch does not find the device",
-    "batch": "the images of a step cannot be shared evenly",
+    "batch": "the images of a step cannot be divided evenly",
     "missing-package": "a package is not installed",
     "missing-file": "a file or folder does not exist",
     "bad-file": "a file's content cannot be used",

@@ -408,7 +408,7 @@ class TestMMDetection:
             (lambda w: w.pop("neck.fpn_convs.2.conv.bias"), "missing backbone.fpn_output4.bias"),
             (lambda w: w.update({"roi_head.extra.weight": torch.zeros(3, 1, 1, 1)}), "unknown roi_head.extra.weight"),
             (lambda w: w.update({"rpn_head.rpn_conv.weight": torch.zeros(8, 256, 3, 3)}), "rpn_head.conv.weight is \\(8, 256, 3, 3\\), not"),
-            (lambda w: w.pop("backbone.layer3.4.conv2.weight"), "from RegNetX-3.2GF, the nearest, 1 entries differ: missing res4.block5.conv2"),
+            (lambda w: w.pop("backbone.layer3.4.conv2.weight"), "with RegNetX-3.2GF, the nearest, 1 entries differ: missing res4.block5.conv2"),
             (lambda w: [w.pop(k) for k in list(w) if k.startswith("roi_head")], "not supported: its heads are rpn_head.rpn_cls"),
         ],
     )
@@ -458,7 +458,7 @@ def bad_files(folder):
         yield [source, "code.pth", "ours.pth"], ["code.pth", "cannot be read"]
     yield ["pycls", "code.pkl", "ours.pth"], ["code.pkl", "it holds code: posix.mkdir"]
     yield ["pycls", "resnet.pth", "ours.pth"], ["none of the networks that pycls and this project share"]
-    yield ["timm", "good.pyth", "ours.pth"], ["not of timm: it holds RegNetX-400MF with the key names of pycls"]
+    yield ["timm", "good.pyth", "ours.pth"], ["the file is not from timm: it holds RegNetX-400MF with the key names of pycls"]
     yield ["pycls", "extra.pth", "ours.pth"], ["RegNetX-400MF", "1 entries differ: unknown extra.weight"]
     yield ["pycls", "missing.pth", "ours.pth"], ["1 entries differ: missing res3.block1.conv1.conv.weight"]
     yield ["pycls", "wide.pth", "ours.pth"], ["stem.conv.weight is (64, 3, 3, 3), not (32, 3, 3, 3)"]
@@ -680,7 +680,7 @@ class TestLightNAS:
         [
             (lambda w: w.pop("bbox_head.reg_conf.0.bias"), "missing head.quality.0.bias"),
             (lambda w: w.update({"bbox_head.extra.weight": torch.zeros(1)}), "unknown bbox_head.extra.weight"),
-            (lambda w: w.pop("backbone.body.block_list.2.block_list.0.conv1.conv1.weight"), "from MAE-DET-S, the nearest, 1 entries differ"),
+            (lambda w: w.pop("backbone.body.block_list.2.block_list.0.conv1.conv1.weight"), "with MAE-DET-S, the nearest, 1 entries differ"),
             (lambda w: w.update({"neck.fpn_convs.4.conv.weight": torch.zeros(192, 192, 1, 1)}), r"top_block.p7.weight is \(192, 192, 1, 1\)"),
             (lambda w: w.update({"bbox_head.gfl_reg.bias": torch.full((68,), float("nan"))}), "infinite numbers or NaN"),
         ],

@@ -310,7 +310,7 @@ def test_what_is_not_whole_is_refused(change, words):
 @slow
 def test_another_projects_files_are_named():
     _, weights = of_mmrazor()
-    with pytest.raises(UserError, match="not of MMDetection: it holds DetNAS-MMRazor with the key names of mmrazor"):
+    with pytest.raises(UserError, match="not from MMDetection: it holds DetNAS-MMRazor with the key names of mmrazor"):
         mmdet.convert_detector({"state_dict": weights})
     record = load_record("detectors", "faster-rcnn_regnetx-3.2GF_fpn_1x.json")
     with pytest.raises(UserError, match="not of MMRazor: it holds RegNetX-3.2GF with the key names of mmdet"):

@@ -170,7 +170,7 @@ def test_backbone_that_differs_is_refused(tmp_path):
 def test_files_that_are_none(tmp_path):
     for name in ("a.ts", "a.onnx", "a.xml"):
         path = str(tmp_path / name)
-        with pytest.raises(UserError, match="is not there"):
+        with pytest.raises(UserError, match="does not exist"):
             Runner(path)
         for content in (b"", b"nonsense" * 100, json.dumps({"fields": []}).encode()):
             with open(path, "wb") as f:

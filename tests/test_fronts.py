@@ -152,7 +152,7 @@ def test_a_new_schedule(runs, tmp_path):
         with open(f"{folder}/config.yaml") as f:
             assert f.read() == config  # of what was refused nothing stays
         assert "would jump from 0.001 to 0.01" in said and "--new-schedule" in said
-        assert "goes with --resume" in refused("train", "--new-schedule", *arguments[1:])
+        assert "needs --resume" in refused("train", "--new-schedule", *arguments[1:])
         log = succeed("train", "--new-schedule", *arguments)
         assert "the learning rate changes from 0.001 to 0.02" in log
         assert state(folder)["trainer"]["_trainer"]["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.002)

@@ -345,7 +345,7 @@ def test_data_with_a_validation_set_of_their_own(tmp_path, capsys):
     recipe.design(args, str(tmp_path / "my.yaml"))
     cfg = open_config(str(tmp_path / "my.yaml")).cfg
     assert cfg.DATASETS.TEST == ("own_val",) and not cfg.DATASETS.HOLD_OUT and "--val is missing" not in capsys.readouterr().out
-    with pytest.raises(UserError, match="nowhere.json' is not there"):
+    with pytest.raises(UserError, match="nowhere.json' does not exist"):
         recipe.design(asked({}, tmp_path, train_json="nowhere.json"), str(tmp_path / "my.yaml"))
     assert capsys.readouterr().out == ""
 

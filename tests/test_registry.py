@@ -326,7 +326,7 @@ def test_list_backbones():
         (lambda: backbones.create("V-39-eSE", norm="BNN"), ["'bnn'", "did you mean 'bn'", "'frozenbn'"]),
         (lambda: backbones.create("V-39-eSE", out_features=["stage6"]), ["'stage6'", "'stem'", "'stage5'"]),
         (lambda: backbones.create("V-39-eSE", out_features=[]), ["empty", "stage2"]),
-        (lambda: backbones.create("V-39-eSE", freeze_at=6), ["6", "5 stages"]),
+        (lambda: backbones.create("V-39-eSE", freeze_at=6), ["6", "number of stages, 5"]),
         (lambda: backbones.create("V-39-eSE", ese="some"), ["'some'", "'last'"]),
         (lambda: backbones.create("V-39-eSE", deform_on_per_stage=[True]), ["4 values"]),
         (lambda: backbones.create("MobileNetV2", deform_on_per_stage=[True]), ["4 values"]),

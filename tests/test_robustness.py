@@ -177,7 +177,7 @@ def test_flags_of_own_data(run, data, tmp_path, capfd):
         (val, "--val is given without --train"),
         (["--train", "nowhere.json", "--train-images", "."], "does not exist"),
         (["--eval-only", *flags, "MODEL.WEIGHTS", CONFIG], "--train is given without --val"),
-        ([*flags, "--val-split", "1.5"], "--val-split 1.5: a part of the images, between 0 and 1"),
+        ([*flags, "--val-split", "1.5"], "--val-split 1.5 must be a fraction of the images, between 0 and 1"),
     ):
         with pytest.raises(SystemExit) as stop:
             train_net.command_line(["--config-file", CONFIG, *arguments, *SMALL, "OUTPUT_DIR", str(tmp_path / "none")])

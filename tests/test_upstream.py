@@ -21,6 +21,9 @@ ELSEWHERE = {
     ("backbones/engine/hooks.py", "_DropoutNd"),
     ("backbones/engine/lazy.py", "_get_node"),
     ("backbones/tools/train.py", "_actions"),
+    ("backbones/tools/docs/reference.py", "_actions"),
+    ("backbones/tools/docs/reference.py", "_SubParsersAction"),
+    ("backbones/tools/docs/reference.py", "_choices_actions"),
 }
 
 # Methods and fields that subclasses in this package override or read, by the class that has them. These classes are meant to be extended

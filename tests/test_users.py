@@ -97,7 +97,7 @@ def test_a_folder_stands_for_the_annotations_in_it(name, tmp_path):
     assert formats.splits(both) == {split: (os.path.join(folder, name), folder) for split, folder in found.items()}
     (tmp_path / "all" / name).rename(tmp_path / "all" / "one.json")
     (tmp_path / "all" / "other.json").write_text("{}")
-    with pytest.raises(UserError, match="one.json', '.*other.json': name the file of the annotations"):
+    with pytest.raises(UserError, match="Name one of these annotation files: .*one.json', '.*other.json'"):
         formats.load(whole)
 
 

@@ -312,7 +312,7 @@ def test_true_proposals_are_all_recalled(tmp_path):
         (["DATASETS.PROPOSAL_FILES_TEST", "('{bad}',)"], "needs 'ids', 'boxes' and 'objectness_logits'"),
         (["DATASETS.PROPOSAL_FILES_TEST", "('{few}',)"], "has no proposals for 3 images of data set 'coco_2017_val', such as 2"),
         (["DATASETS.PROPOSAL_FILES_TEST", "('{code}',)"], "it holds code"),
-        (["TEST.AUG.ENABLED", "True"], "not with MODEL.LOAD_PROPOSALS"),
+        (["TEST.AUG.ENABLED", "True"], "not MODEL.LOAD_PROPOSALS"),
     ],
 )
 def test_proposals_are_checked(opts, words, tmp_path):

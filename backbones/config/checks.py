@@ -132,7 +132,7 @@ def training_findings(cfg: CfgNode, processes: int, device: str, name: Callable[
         key = name("SOLVER.IMS_PER_BATCH")
         among = f"SOLVER.REFERENCE_WORLD_SIZE {reference}" if reference else f"{counted(processes, 'process')}"
         among += f" times {name('SOLVER.ACCUMULATE')} {parts}" if parts > 1 else ""
-        yield UserError(f"{key} {batch} cannot be shared evenly among {among}", "batch", key, max(batch // unit, 1) * unit)
+        yield UserError(f"{key} {batch} cannot be divided evenly among {among}", "batch", key, max(batch // unit, 1) * unit)
     if cfg.TEST.PATIENCE and not (cfg.TEST.EVAL_PERIOD and cfg.TEST.BEST_METRIC and cfg.DATASETS.TEST):
         key, *needed = map(name, ("TEST.PATIENCE", "TEST.EVAL_PERIOD", "TEST.BEST_METRIC", "DATASETS.TEST"))
         yield _conflict(key, 0, f"{cfg.TEST.PATIENCE} needs evaluations in training: set {', '.join(needed)}")

@@ -106,13 +106,13 @@ class PreciseBN(hooks.PreciseBN):
 
     def __init__(self, seed: Callable[[], int], period: int, model: nn.Module, loader: Any, count: int):
         super().__init__(period, model, loader, count)
-        self.seed, self.loader = seed, loader
+        self.seed, self.loader, self.network = seed, loader, model
 
     def update_stats(self) -> None:
         if isinstance(self.loader, TrainLoader):
             self.loader.go_to(self.seed() + 1 + self.trainer.iter, 0)
         self._data_iter = None
-        values, nets = moving_values(self.trainer.model), supernets(self._model)
+        values, nets = moving_values(self.trainer.model), supernets(self.network)
         for net in nets:
             net.set_path(net.given)
         resting = [module for net in nets for choice in net.idle() for module in choice.modules() if module.training]
