@@ -464,7 +464,7 @@ def bad_files(folder):
     yield ["pycls", "wide.pth", "ours.pth"], ["stem.conv.weight is (64, 3, 3, 3), not (32, 3, 3, 3)"]
     yield ["pycls", "good.pyth", "ours.bin"], ["'ours.bin' must end in .pth or .safetensors"]
     yield ["pycls", "good.pyth", "ours.pth", "--name", "RegNetX-800MG"], ["Did you mean 'RegNetX-800MF'"]
-    yield ["pycls", "good.pyth", "ours.pth", "--name", "RegNetX-800MF"], ["from RegNetX-800MF"]
+    yield ["pycls", "good.pyth", "ours.pth", "--name", "RegNetX-800MF"], ["with RegNetX-800MF"]
     yield ["pycls", "good.pyth", "good.pyth/ours.pth"], ["cannot be written"]
     yield ["pycls", "good.pyth", f"{'o' * 300}.pth"], ["cannot be written"]
     yield ["pycls", "good.pyth", "ours.pth", "--name", "V-39-eSE"], ["pycls has no V-39-eSE"]

@@ -313,5 +313,5 @@ def test_another_projects_files_are_named():
     with pytest.raises(UserError, match="not from MMDetection: it holds DetNAS-MMRazor with the key names of mmrazor"):
         mmdet.convert_detector({"state_dict": weights})
     record = load_record("detectors", "faster-rcnn_regnetx-3.2GF_fpn_1x.json")
-    with pytest.raises(UserError, match="not of MMRazor: it holds RegNetX-3.2GF with the key names of mmdet"):
+    with pytest.raises(UserError, match="not from MMRazor: it holds RegNetX-3.2GF with the key names of mmdet"):
         mmrazor.convert_detector({"state_dict": {key: torch.zeros(shape) for key, shape in record["keys"]}})
