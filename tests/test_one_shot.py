@@ -260,9 +260,9 @@ def test_killed_and_resumed(tiny, tmp_path):
     again = finished(tiny, tmp_path / "whole")
     assert again.returncode == 2 and "continue it with --resume" in again.stderr.splitlines()[-1]
     other = finished(tiny, tmp_path / "whole", "--resume", "--seed", "5")
-    assert other.returncode == 2 and "has another seed" in other.stderr.splitlines()[-1]
+    assert other.returncode == 2 and "has a different seed" in other.stderr.splitlines()[-1]
     other = finished([*tiny, "INPUT.MIN_SIZE_TEST", "72"], tmp_path / "whole", "--resume")
-    assert other.returncode == 2 and "has another INPUT.MIN_SIZE_TEST" in other.stderr.splitlines()[-1]
+    assert other.returncode == 2 and "has a different INPUT.MIN_SIZE_TEST" in other.stderr.splitlines()[-1]
     # the found network, as it was scored
     merge_overrides(cfg, ["MODEL.DEVICE", "cpu"])
     assert cfg.MODEL.SHUFFLENETV2.WIDTH == 0.25 and cfg.MODEL.FPN.OUT_CHANNELS == 32 and cfg.DATASETS.TRAIN == ("tiny_search",)
