@@ -331,7 +331,7 @@ def test_the_best_there_is_of_the_papers_budget(tmp_path, capsys):
     assert Meter().measure(plain(read_structure(str(tmp_path / "best_structure.txt")))).score == about["score"]
 
 
-def test_latency(tmp_path):
+def test_latency(tmp_path, capsys):
     """A small table, built here: interpolated between what was measured, saved and read the same, a budget like any other."""
     table = build_table(64, "cpu", [3, 5], 64, 1, 1e-4)
     path = tmp_path / "latency.json"
@@ -358,17 +358,24 @@ def test_latency(tmp_path):
     elsewhere = LatencyTable(64, table.entries, {**table.about, "device": "another"})
     with pytest.raises(UserError, match="measured with device 'another'"):
         measured(structure, elsewhere)
+    elsewhere.save(str(path))
     config = small_config(
         tmp_path / "c.yaml",
         image_size=64,
         candidates=1000,
-        budget={"latency": 100.0, "layers": 30},
+        budget={"latency": 2 * costs.latency, "layers": 30},
         latency_table="latency.json",
         space={"max_channels": 64, "max_stem": 16},
         start=[_entry(b, before) for b, before in zip(structure, (3, 8, 16, 16, 16))],
     )
     zero_shot.main(["search", "--config", str(config), "--output", str(tmp_path / "s"), "--workers", "1"])
     about = json.loads((tmp_path / "s" / "best.json").read_text())
+    assert 0 < about["latency"] <= 2 * costs.latency and "measured_latency" not in about
+    assert "by the table alone, as it cannot be measured here: the latency table was measured with device 'another'" in capsys.readouterr().out
+    table.save(str(path))
+    config = small_config(path=tmp_path / "c.yaml", **{**yaml.safe_load(config.read_text()), "budget": {"latency": 100.0, "layers": 30}})
+    zero_shot.main(["search", "--config", str(config), "--output", str(tmp_path / "here"), "--workers", "1"])
+    about = json.loads((tmp_path / "here" / "best.json").read_text())
     assert 0 < about["measured_latency"] <= 100 and about["runtime"] == "eager" and about["searches"] == 1
     with pytest.raises(UserError, match="there is no bound for a budget of latency"):
         zero_shot.main(["exact", "--config", str(config)])
@@ -397,6 +404,7 @@ def budgeted(tmp_path, **changes):
 @pytest.mark.parametrize("ratio, searches", [(1.0, 1), (0.98, 1), (1.4, 2), (0.7, 2)])
 def test_a_budget_of_latency_is_kept_where_it_is_measured(ratio, searches, tmp_path, monkeypatch, capsys):
     """Whole networks that take so many times what the table says: the search ends within 5 % below the budget. ``searches``: at least."""
+    monkeypatch.setattr(structure_search, "check_here", lambda table: None)
     monkeypatch.setattr(structure_search, "measured", lambda structure, table: ratio * Meter(64, table=table).measure(structure).latency)
     zero_shot.main(["search", "--config", str(budgeted(tmp_path)), "--output", str(tmp_path / "s"), "--workers", "1"])
     about = json.loads((tmp_path / "s" / "best.json").read_text())
@@ -417,6 +425,7 @@ def test_a_budget_of_latency_that_goes_on_after_a_kill(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return 1.4 * Meter(64, table=table).measure(structure).latency
 
+    monkeypatch.setattr(structure_search, "check_here", lambda table: None)
     monkeypatch.setattr(structure_search, "measured", taken)
     stops: set[int] = set()
     zero_shot.main(["search", "--config", str(config), "--output", str(tmp_path / "whole"), "--workers", "1"])
@@ -430,6 +439,7 @@ def test_a_budget_of_latency_that_goes_on_after_a_kill(tmp_path, monkeypatch):
 
 
 def test_a_budget_of_latency_that_nothing_keeps(tmp_path, monkeypatch):
+    monkeypatch.setattr(structure_search, "check_here", lambda table: None)
     monkeypatch.setattr(structure_search, "measured", lambda structure, table: 1.0)
     with pytest.raises(UserError, match="budget latency 5.88 ms is less than .* of the start|no structure found in"):
         zero_shot.main(["search", "--config", str(budgeted(tmp_path)), "--output", str(tmp_path / "s"), "--workers", "1"])

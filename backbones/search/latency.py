@@ -115,18 +115,24 @@ def _images(batch: int, channels: int, side: int, device: str) -> torch.Tensor:
     return torch.rand(batch, channels, side, side, device=device)
 
 
-def measured(structure: Sequence[tuple[int, int, int, int, int]], table: LatencyTable, enough: float = 0.5) -> float:
-    """Measures the seconds of a whole structure for one image, on the device and in the runtime of the ``table``.
-
-    Raises UserError on a different machine.
-    """
-    about = table.about
-    device, runtime, batch = str(about.get("on", "cpu")), str(about.get("runtime", "eager")), int(about.get("batch", 1))
-    check_runtime(runtime, device, "the latency table's runtime")
+def check_here(table: LatencyTable) -> None:
+    """Raises UserError if this is not the device, with as many threads and the runtime, that ``table`` was measured on."""
+    about, device = table.about, str(table.about.get("on", "cpu"))
+    check_runtime(str(about.get("runtime", "eager")), device, "the latency table's runtime")
     check_device(device, "the latency table's device")
     here = _about(device)
     for what in ("device", "threads"):
         if about.get(what) != here[what]:
             raise UserError(f"the latency table was measured with {what} {about.get(what)!r}, but here it is {here[what]!r}: measure it again")
+
+
+def measured(structure: Sequence[tuple[int, int, int, int, int]], table: LatencyTable, enough: float = 0.5) -> float:
+    """Measures the seconds of a whole structure for one image, on the device and in the runtime of the ``table``.
+
+    Raises UserError where `check_here` does.
+    """
+    check_here(table)
+    about = table.about
+    device, runtime, batch = str(about.get("on", "cpu")), str(about.get("runtime", "eager")), int(about.get("batch", 1))
     net = MAEDET([Block(*block) for block in structure], norm="BN").to(device).eval()
     return seconds(prepared(net, _images(batch, 3, table.image_size, device), runtime), enough) / batch

@@ -63,11 +63,9 @@ def prepared(network: nn.Module, x: Tensor, runtime: str, memory_format: str = "
     kind, precision = RUNTIMES[runtime]
     if runtime == "eager":
         return _call(network, x)
-    size = (x.shape[-2], x.shape[-1])
-    fast = optimize(network, memory_format="contiguous" if kind else memory_format, size=size)
-    if memory_format == "channels_last" and not kind:
-        x = x.contiguous(memory_format=torch.channels_last)
+    fast = optimize(network, memory_format="contiguous" if kind else memory_format, size=(x.shape[-2], x.shape[-1]))
     if not kind:
+        x = x.contiguous(memory_format=torch.channels_last) if memory_format == "channels_last" else x
         return _call(fast if precision == "float32" else Half(fast, torch.bfloat16), x)
     with tempfile.TemporaryDirectory() as folder, one_line(f"{runtime} cannot run this network"), torch.no_grad():
         return partial(_exported(_Features(fast), x, kind, precision, folder), x.numpy())
