@@ -25,6 +25,7 @@ from backbones.config import merge_overrides
 from backbones.data import register_digits
 from backbones.data.loader import Batches, Examples, TrainLoader, build_train_loader, seed_random_numbers
 from backbones.engine import Trainer, YamlFront, hooks, tracking
+from backbones.engine.pictures import draw_predictions
 from backbones.engine.step import Steps, moving_values, set_moving_values
 
 CONFIG = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
@@ -214,14 +215,14 @@ def test_pictures():
     metadata = MetadataCatalog.get("drawn").set(thing_classes=["a", "b"])
     example = {"image": torch.zeros(3, 120, 160, dtype=torch.uint8), "height": 60, "width": 80}
     records = [{"file_name": "a/1.jpg"}, {"file_name": "b/1.jpg"}]
-    pictures = hooks.draw_predictions(Finds(), records, lambda record: example, metadata, "BGR")
+    pictures = draw_predictions(Finds(), records, lambda record: example, metadata, "BGR")
     margin = 23  # for labels; the image is enlarged four times
     assert list(pictures) == ["0_1", "1_1"] and pictures["0_1"].shape == (480 + 2 * margin, 640 + 2 * margin, 3)
     rows, columns = np.nonzero(pictures["0_1"][margin:-margin, margin:-margin].sum(axis=2))
     assert len(rows) > 0.9 * 16 * 64 * 48
     assert abs(columns.min() / 4 - 16) <= 1 and abs(columns.max() / 4 - 80) <= 1 and rows.max() / 4 <= 61
     truth = {"annotations": [{"bbox": [8, 6, 40, 30], "bbox_mode": 0, "category_id": 1}], "height": 60, "width": 80}
-    both = hooks.draw_predictions(Finds(), [{**records[0], **truth}], lambda record: example, MetadataCatalog.get("drawn"), "BGR")["0_1"]
+    both = draw_predictions(Finds(), [{**records[0], **truth}], lambda record: example, MetadataCatalog.get("drawn"), "BGR")["0_1"]
     MetadataCatalog.remove("drawn")
     left = both[26 + margin : -margin, margin : margin + 640].sum(axis=2)  # the truth, below its title
     rows, columns = np.nonzero(left)
@@ -236,7 +237,7 @@ def test_pictures():
         def forward(self, batch):
             return [{"sem_seg": 0}]
 
-    assert hooks.draw_predictions(Segments(), records, lambda record: example, metadata, "BGR") == {}
+    assert draw_predictions(Segments(), records, lambda record: example, metadata, "BGR") == {}
 
 
 def test_a_trainer_of_ones_own(tmp_path, monkeypatch):

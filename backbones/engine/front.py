@@ -24,8 +24,9 @@ from ..swap import use_structure
 from ..zoo import weights
 from . import classes
 from .fit import Fit
-from .hooks import draw_predictions, validation_losses
+from .hooks import validation_losses
 from .job import Job
+from .pictures import draw_predictions
 from .tracking import tracker_findings
 
 

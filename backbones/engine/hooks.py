@@ -1,20 +1,17 @@
-"""Training hooks: evaluations, the best checkpoint, the average of weights, supernet paths, losses, pictures, progress."""
+"""Training hooks: evaluations, the best checkpoint, the average of weights, supernet paths, losses, progress."""
 
 import dataclasses
 import logging
 import math
 import os
 import sys
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Sequence
 
-import numpy as np
 import torch
 from detectron2.engine import HookBase, hooks
 from detectron2.evaluation.testing import flatten_results_dict
-from detectron2.structures import BoxMode
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from PIL import Image
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
@@ -22,9 +19,7 @@ from tqdm import tqdm
 
 from .. import upstream
 from ..checkpoint import GatedCheckpointer
-from ..data import images
 from ..data.loader import Examples, TrainLoader, end_with_parent, seed_random_numbers, share
-from ..drawing import Mark, beside, colour, draw, mask_of
 from ..errors import counted
 from ..evaluation.leading import headline
 from ..shufflenetv2 import ShuffleNetV2Supernet, supernets
@@ -305,69 +300,6 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
     names = sorted({name for each, _ in gathered for name in each})
     result = {name: sum(each.get(name, 0.0) for each, _ in gathered) / max(total, 1) for name in names}
     return {"total_loss": sum(result.values()), **result}
-
-
-def draw_predictions(
-    model: nn.Module, records: Iterable[dict[str, Any]], mapper: Callable, metadata: Any, image_format: str
-) -> dict[str, np.ndarray]:
-    """The predictions of ``model`` on the images of ``records``, next to their ground truth if any: a picture (H, W, 3) RGB by number and name.
-
-    Models that are not detectors give none.
-    """
-    training, pictures = model.training, {}
-    model.eval()
-    for i, record in enumerate(records):
-        example = mapper(record)
-        if "unreadable" in example:
-            continue
-        with torch.no_grad():  # without the original size, predictions are in pixels of the network's input
-            output = model([{key: value for key, value in example.items() if key not in ("height", "width")}])[0]
-        if not isinstance(output, dict) or "instances" not in output:
-            break
-        found = output["instances"].to("cpu")
-        best = float(found.scores.max()) if len(found) else 0.0
-        pixels = images.shown(example["image"], image_format)
-        marks = _found(found[found.scores >= min(0.5, best * 0.999)], metadata)
-        picture = draw(pixels, marks)
-        if "annotations" in record:
-            picture = beside(draw(pixels, _truth(record, metadata, pixels.shape[:2], found.has("pred_masks"))), picture)
-        pictures[f"{i}_{os.path.splitext(os.path.basename(record['file_name']))[0]}"] = picture
-    model.train(training)
-    return pictures
-
-
-def _name(metadata: Any, number: int) -> str:
-    names = metadata.get("thing_classes") or ()
-    return str(names[number]) if number < len(names) else str(number)
-
-
-def _found(found: Any, metadata: Any) -> list[Mark]:
-    fields = found.get_fields()
-    boxes = found.pred_boxes.tensor.tolist() if "pred_boxes" in fields else []
-    marks = []
-    for i, box in enumerate(boxes):
-        number = int(found.pred_classes[i]) if "pred_classes" in fields else 0
-        label = f"{_name(metadata, number)} {100 * float(found.scores[i]):.0f}"
-        mask = found.pred_masks[i].numpy() if "pred_masks" in fields else None
-        points = found.pred_keypoints[i].numpy() if "pred_keypoints" in fields else None
-        marks.append(Mark(box, label, colour(number), mask, points))
-    return marks
-
-
-def _truth(record: dict[str, Any], metadata: Any, shape: tuple[int, int], masks: bool) -> list[Mark]:
-    """The objects of ``record`` in an image resized to ``shape``; with ``masks`` only if the model predicts masks, as they hide the image."""
-    marks = []
-    sy, sx = (new / old for new, old in zip(shape, (record["height"], record["width"])))
-    for a in record["annotations"]:
-        box = np.array(BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)) * (sx, sy, sx, sy)
-        mask = points = None
-        if masks and a.get("segmentation"):
-            whole = Image.fromarray(mask_of(a["segmentation"], record["height"], record["width"]))
-            mask = np.asarray(whole.resize(shape[::-1], Image.Resampling.NEAREST))
-        if a.get("keypoints"):
-            points = np.array(a["keypoints"], float).reshape(-1, 3) * (sx, sy, 1)
-        marks.append(Mark(box.tolist(), _name(metadata, a["category_id"]), colour(a["category_id"]), mask, points))
-    return marks
 
 
 class Progress(HookBase):

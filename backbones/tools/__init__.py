@@ -7,13 +7,12 @@ import sys
 from typing import Any, Callable
 
 from ..config import check_output_file
+from ..engine.logs import hush
 from ..errors import UserError, unknown
 
 
 def run(main: Callable[[], None], prefix: str = "") -> None:
     """Runs a tool's ``main``; a user's mistake becomes one line that starts with ``prefix``, and exit code 2."""
-    from ..engine.logs import hush  # after --help, which must be fast
-
     hush()
     try:
         main()
