@@ -1,9 +1,9 @@
 # make quickstart   train and evaluate a detector on real images (about 6 minutes on 2 cores)
-# make test         every proof once (about 17 minutes on 2 cores)
+# make test         every proof once (about 25 minutes on 2 cores)
 # make test-all     all tests: every network in every test, every config, every kind of detector in every format
 # make lint         ruff, black and mypy
 # make site         these pages as a site, build/site/index.html
-# make check        the tests that developers run daily, under 3 minutes
+# make check        the tests that developers run daily, some 3 minutes
 # make resume-proof compares a run killed at 20 random moments with an undisturbed one (about 4 minutes)
 # make fuzz         feeds tens of thousands of damaged files to every reader (half an hour)
 # make benchmark    trains every config of configs/quickstart and records the results for model_zoo.md (half an hour on 2 cores)
