@@ -235,7 +235,7 @@ def test_digits_and_run_folders(task, tmp_path, monkeypatch, capsys):
             result = {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": [x + shift, y, w, h], "score": 0.5 + i / 10000}
             if task == "segm":
                 polygons = [[v + shift * (j % 2 == 0) for j, v in enumerate(p)] for p in a["segmentation"]]
-                rle = mask_util.merge(mask_util.frPyObjects(polygons, digits.IMAGE_SIZE, digits.IMAGE_SIZE))
+                rle = mask_util.merge(mask_util.frPyObjects(polygons, *2 * [digits.SETS["digits"].size]))
                 result["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
             if task == "keypoints":
                 result["keypoints"] = [v + shift * (j % 3 == 0) for j, v in enumerate(a["keypoints"])]

@@ -1,5 +1,6 @@
 """The digits: deterministic, atomic, disjoint handwriting, annotations that agree with each other and with the pixels."""
 
+import dataclasses
 import filecmp
 import json
 import os
@@ -14,6 +15,8 @@ from sklearn import datasets
 
 import backbones
 from backbones.data import digits
+
+SPLITS = digits.SETS["digits"].splits
 
 
 @pytest.fixture(scope="module")
@@ -36,12 +39,13 @@ def ids_of(folder, split, file_name):
     return rgb[..., 0] + 256 * rgb[..., 1] + 65536 * rgb[..., 2]
 
 
-def few(monkeypatch):
-    monkeypatch.setattr(digits, "SPLITS", {"train": 6, "val": 3})
+def few(monkeypatch, which="digits", **splits):
+    scenes = dataclasses.replace(digits.SETS[which], splits=splits or {"train": 6, "val": 3})
+    monkeypatch.setitem(digits.SETS, which, scenes)
 
 
 def test_registered_and_loadable(folder):
-    for split, count in digits.SPLITS.items():
+    for split, count in SPLITS.items():
         for suffix in ("", "_panoptic_separated", "_panoptic_stuffonly"):
             name = f"digits_{split}{suffix}"
             dicts = DatasetCatalog.get(name)
@@ -51,7 +55,7 @@ def test_registered_and_loadable(folder):
             assert ("sem_seg_file_name" in dicts[0]) == bool(suffix)
     metadata = MetadataCatalog.get("digits_val")
     assert metadata.thing_classes == digits.CLASSES and metadata.evaluator_type == "coco"
-    assert len(get_detection_dataset_dicts("digits_train", filter_empty=True)) > 0.99 * digits.SPLITS["train"]
+    assert len(get_detection_dataset_dicts("digits_train", filter_empty=True)) > 0.99 * SPLITS["train"]
 
 
 def test_same_scenes_every_time(tmp_path, monkeypatch, folder):
@@ -84,16 +88,16 @@ def test_handwriting_is_disjoint(monkeypatch, tmp_path):
 
 def test_every_class_is_there(val):
     counts = np.bincount([a["category_id"] for a in val.anns.values()], minlength=11)[1:]
-    assert counts.min() > 40 and counts.sum() > 3 * digits.SPLITS["val"]
+    assert counts.min() > 40 and counts.sum() > 3 * SPLITS["val"]
 
 
-def test_boxes_masks_and_keypoints_agree(val):
-    size = digits.IMAGE_SIZE
+def test_boxes_masks_and_keypoints_agree(val, size=digits.SETS["digits"].size, smallest=4, holes=False):
     for annotation in val.anns.values():
         x, y, w, h = annotation["bbox"]
-        assert 0 <= x and 0 <= y and x + w <= size and y + h <= size and w >= 4 and h >= 4
+        assert 0 <= x and 0 <= y and x + w <= size and y + h <= size and min(w, h) >= smallest
         mask = val.annToMask(annotation)
-        assert abs(int(mask.sum()) - annotation["area"]) <= 0.08 * annotation["area"] + 2
+        excess, tolerance = int(mask.sum()) - annotation["area"], 0.08 * annotation["area"] + 2
+        assert -tolerance <= excess and (holes or excess <= tolerance)
         box = mask_util.toBbox(mask_util.encode(np.asfortranarray(mask)))
         assert np.abs(box - annotation["bbox"]).max() <= 1
         points = np.array(annotation["keypoints"]).reshape(4, 3)
@@ -159,7 +163,7 @@ def test_does_nothing_the_second_time(tmp_path, monkeypatch):
 def test_an_older_version_is_replaced(tmp_path, monkeypatch):
     few(monkeypatch)
     folder = digits.generate(str(tmp_path / "digits"))
-    monkeypatch.setattr(digits, "SPLITS", {"train": 2, "val": 1})
+    few(monkeypatch, train=2, val=1)
     digits.generate(folder)
     assert len(os.listdir(os.path.join(folder, "train"))) == 2
 
@@ -183,3 +187,31 @@ def test_scikit_learn_missing(tmp_path, monkeypatch):
     with pytest.raises(backbones.UserError, match="pip install scikit-learn"):
         digits.generate(str(tmp_path / "digits"))
     assert os.listdir(tmp_path) == []
+
+
+def test_crowds(tmp_path, monkeypatch):
+    """Digits of all sizes that hide parts of each other, never more than is said; annotations are of what is seen."""
+    few(monkeypatch, "digits_crowd", train=1, val=60)
+    look = digits.SETS["digits_crowd"]
+    folder = digits.generate(str(tmp_path / "digits_crowd"), which="digits_crowd")
+    val = COCO(os.path.join(folder, "annotations", "instances_val.json"))
+    test_boxes_masks_and_keypoints_agree(
+        val, look.size, smallest=1, holes=True
+    )  # polygons have no holes: what another digit hides within is filled
+    test_panoptic_agrees_with_instances_and_stuff(folder, val)
+    sides = [max(a["bbox"][2:]) for a in val.anns.values()]
+    assert min(sides) < 14 and max(sides) > 45 and len(sides) > 6 * 60
+    parts = []
+    for seed in range(20):
+        scene = digits.Scene(np.random.default_rng(seed), *digits.handwriting(), **{k: getattr(look, k) for k in digits.LOOK})
+        parts += [a["area"] / area for a, area in zip(scene.annotations, scene._areas)]
+    assert 1 - look.overlap <= min(parts) < 0.75 and sum(part < 1 for part in parts) > 0.2 * len(parts)
+
+
+def test_clutter_is_no_object():
+    """Half digits are drawn, and are in no annotation."""
+    look = {"size": 128, "sides": (40, 41), "count": (0, 1), "clutter": (4, 5)}
+    scene = digits.Scene(np.random.default_rng(1), *digits.handwriting(), **look)
+    plain = digits.Scene(np.random.default_rng(1), *digits.handwriting(), **{**look, "clutter": (0, 1)})
+    assert scene.annotations == plain.annotations == [] and (scene.stuff == plain.stuff).all()
+    assert (scene.image != plain.image).any(-1).sum() > 4 * 50

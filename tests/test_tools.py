@@ -121,7 +121,7 @@ def detections(tmp_path, masks):
         from pycocotools import mask as mask_util
 
         for r, a in zip(results, annotations):
-            rle = mask_util.merge(mask_util.frPyObjects(a["segmentation"], digits.IMAGE_SIZE, digits.IMAGE_SIZE))
+            rle = mask_util.merge(mask_util.frPyObjects(a["segmentation"], *2 * [digits.SETS["digits"].size]))
             r["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
     (tmp_path / "results.json").write_text(json.dumps(results))
     return str(tmp_path / "results.json")

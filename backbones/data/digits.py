@@ -1,13 +1,18 @@
 """`digits_train` and `digits_val`: scenes of real handwriting, in COCO's format, made on first use without a download.
 
+`digits_crowd_train` and `digits_crowd_val` are harder: small and large digits that hide parts of each other, among pieces of digits that are
+no objects.
+
 The 1,797 handwritten digits that ship inside scikit-learn (UCI Optical Recognition of Handwritten Digits, 8x8 pixels, CC BY 4.0) are
 enlarged smoothly, turned, coloured and placed on textured backgrounds. There are annotations for every task: boxes and masks of ten classes,
 four keypoints a digit (the extreme points of its stroke), and panoptic segmentation, with the textures as stuff. The validation scenes
 use handwriting that no training scene uses: the last 450 digits of the collection, in its own order.
 
-Masks are outlines: the holes of 0, 6, 8 and 9 belong to the digit, as COCO's polygons have no holes.
+Masks are outlines: the holes of 0, 6, 8 and 9 belong to the digit, as COCO's polygons have no holes. Neither have those of a digit that
+another hides in its middle; its ``area`` is of what is seen.
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -25,9 +30,34 @@ from detectron2.data.datasets.coco_panoptic import merge_to_panoptic
 from ..documents import read_json
 from ..errors import UserError
 
-VERSION = 1  # of the scenes: those of another version are made again
-SPLITS = {"train": 1200, "val": 250}  # scenes
-IMAGE_SIZE = 160  # pixels, both sides
+
+@dataclasses.dataclass(frozen=True)
+class Scenes:
+    """A data set: how many scenes it has, and what they look like.
+
+    Args:
+        version: of the scenes, which are drawn from it: those of another version are made again.
+        splits: number of scenes of each.
+        size: of an image, in pixels, both sides.
+        sides, count: ranges of the digits' sizes in pixels and of their number, without the upper end.
+        overlap: the largest part of a digit that others may hide.
+        clutter: range of the number of pieces of digits that are no objects, without the upper end.
+    """
+
+    version: int
+    splits: dict[str, int]
+    size: int
+    sides: tuple[int, int]
+    count: tuple[int, int]
+    overlap: float = 0.0
+    clutter: tuple[int, int] = (0, 1)
+
+
+SETS = {
+    "digits": Scenes(1, {"train": 1200, "val": 250}, 160, (36, 85), (2, 7)),
+    "digits_crowd": Scenes(2, {"train": 4000, "val": 500}, 128, (14, 64), (4, 11), overlap=0.4, clutter=(2, 7)),
+}
+LOOK = ("size", "sides", "count", "overlap", "clutter")  # what `Scene` takes
 CLASSES = [str(digit) for digit in range(10)]
 STUFF = ["stripes", "checks", "dots", "clouds"]
 KEYPOINTS = ["top", "bottom", "left", "right"]
@@ -36,14 +66,14 @@ HELD_OUT = 450  # of the 1,797 digits, at the end
 _STUFF_ID = 101  # first category id of the stuff in the panoptic annotations
 
 
-def root() -> str:
-    """The folder of the scenes: ``digits`` where detectron2 looks for data sets."""
-    return os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), "digits")
+def root(which: str = "digits") -> str:
+    """The folder of the scenes: ``which`` of SETS, where detectron2 looks for data sets."""
+    return os.path.join(os.path.expanduser(os.getenv("DETECTRON2_DATASETS", "datasets")), which)
 
 
 def register_digits() -> None:
-    """Puts the digits into detectron2's catalogues: ``digits_<split>``, ``..._panoptic_separated``, ``..._panoptic_stuffonly``, and for
-    classification ``digits_classes_<split>``."""
+    """Puts each set into detectron2's catalogues: ``<set>_<split>``, ``..._panoptic_separated``, ``..._panoptic_stuffonly``, and for
+    classification ``<set>_classes_<split>``."""
     things = {
         "thing_classes": CLASSES,
         "keypoint_names": KEYPOINTS,
@@ -56,8 +86,8 @@ def register_digits() -> None:
         "stuff_dataset_id_to_contiguous_id": {0: 0, **{_STUFF_ID + i: i + 1 for i in range(len(STUFF))}},
         "ignore_label": 255,
     }
-    for split in SPLITS:
-        name, paths = f"digits_{split}", _paths(root(), split)
+    for which, split in ((which, split) for which, scenes in SETS.items() for split in scenes.splits):
+        name, paths = f"{which}_{split}", _paths(root(which), split)
         if name in DatasetCatalog:
             continue
         instances = {"json_file": paths["instances"], "image_root": paths["images"], **things}
@@ -67,9 +97,9 @@ def register_digits() -> None:
             (name, _load_instances, "coco", instances),
             (f"{name}_panoptic_separated", _load_panoptic, "coco_panoptic_seg", panoptic),
             (f"{name}_panoptic_stuffonly", _load_semantic, "sem_seg", semantic),
-            (f"digits_classes_{split}", _load_classes, "classification", {"classes": CLASSES}),
+            (f"{which}_classes_{split}", _load_classes, "classification", {"classes": CLASSES}),
         ):
-            DatasetCatalog.register(full, functools.partial(load, full, split))
+            DatasetCatalog.register(full, functools.partial(load, full, which, split))
             MetadataCatalog.get(full).set(evaluator_type=evaluator, generated=True, **metadata)
 
 
@@ -82,42 +112,42 @@ def _paths(folder: str, split: str) -> dict[str, str]:
     }
 
 
-def _load_instances(name: str, split: str) -> list[dict]:
-    paths = _paths(generate(), split)
+def _load_instances(name: str, which: str, split: str) -> list[dict]:
+    paths = _paths(generate(which=which), split)
     return load_coco_json(paths["instances"], paths["images"], name)
 
 
-def _load_semantic(name: str, split: str) -> list[dict]:
-    paths = _paths(generate(), split)
+def _load_semantic(name: str, which: str, split: str) -> list[dict]:
+    paths = _paths(generate(which=which), split)
     return load_sem_seg(paths["stuff"], paths["images"])
 
 
-def _load_panoptic(name: str, split: str) -> list[dict]:
-    return merge_to_panoptic(_load_instances(name, split), _load_semantic(name, split))
+def _load_panoptic(name: str, which: str, split: str) -> list[dict]:
+    return merge_to_panoptic(_load_instances(name, which, split), _load_semantic(name, which, split))
 
 
-def _load_classes(name: str, split: str) -> list[dict]:
+def _load_classes(name: str, which: str, split: str) -> list[dict]:
     """The digits of the scenes one by one, with a margin, as records of `classification`; as large as they are in the scenes."""
-    paths, records = _paths(generate(), split), []
+    paths, records = _paths(generate(which=which), split), []
     for image in load_coco_json(paths["instances"], paths["images"], extra_annotation_keys=["id"]):
         for a in image["annotations"]:
             x, y, w, h = a["bbox"]
             half = 0.65 * max(w, h)
             box = [x + w / 2 - half, y + h / 2 - half, x + w / 2 + half, y + h / 2 + half]
-            crop = [int(min(max(side, 0), IMAGE_SIZE)) for side in box]
+            crop = [int(min(max(side, 0), SETS[which].size)) for side in box]
             records.append({"file_name": image["file_name"], "crop": crop, "image_id": a["id"], "label": a["category_id"] - 1})
     return records
 
 
-def generate(folder: str = "", progress: Callable[[Iterable[int]], Iterable[int]] = lambda scenes: scenes) -> str:
-    """Makes the scenes if they do not exist yet, and returns their folder (by default `root`).
+def generate(folder: str = "", progress: Callable[[Iterable[int]], Iterable[int]] = lambda scenes: scenes, which: str = "digits") -> str:
+    """Makes the scenes of ``which`` of SETS if they do not exist yet, and returns their folder (by default `root`).
 
     The scenes are the same every time. The folder appears complete or not at all, even if several processes ask at once.
     Raises UserError if scikit-learn is missing, the folder cannot be written, or something else is in its place.
     """
-    folder = folder or root()
+    folder, scenes = folder or root(which), SETS[which]
     stamp = os.path.join(folder, "version.json")
-    wanted = {"version": VERSION, "scenes": SPLITS, "image_size": IMAGE_SIZE}
+    wanted = {"version": scenes.version, "scenes": scenes.splits, "image_size": scenes.size}
     found = _stamped(stamp)
     if found == wanted:
         return folder
@@ -134,9 +164,9 @@ def generate(folder: str = "", progress: Callable[[Iterable[int]], Iterable[int]
     with temporary:
         partial = os.path.join(temporary.name, "digits")
         digits, labels = handwriting()
-        for seed, (split, count) in enumerate(SPLITS.items()):
+        for seed, (split, count) in enumerate(scenes.splits.items()):
             held_out = slice(-HELD_OUT, None) if split == "val" else slice(None, -HELD_OUT)
-            _write_split(_paths(partial, split), digits[held_out], labels[held_out], count, seed, progress)
+            _write_split(_paths(partial, split), digits[held_out], labels[held_out], scenes, count, seed, progress)
         with open(os.path.join(partial, "version.json"), "w", encoding="utf-8") as f:
             json.dump(wanted, f)
         if os.path.exists(folder) and _stamped(stamp) != wanted:  # of an older version
@@ -166,21 +196,24 @@ def handwriting() -> tuple[np.ndarray, np.ndarray]:
     return (digits.images / 16.0).astype(np.float32), digits.target
 
 
-def _write_split(paths: dict[str, str], digits: np.ndarray, labels: np.ndarray, count: int, seed: int, progress) -> None:
+def _write_split(
+    paths: dict[str, str], digits: np.ndarray, labels: np.ndarray, scenes: Scenes, count: int, seed: int, progress: Callable[..., Any]
+) -> None:
     for kind in ("images", "panoptic", "stuff"):
         os.makedirs(paths[kind])
     os.makedirs(os.path.dirname(paths["instances"]), exist_ok=True)
     annotations: list[dict[str, Any]] = []
     images, panoptic = [], []
+    look = {key: getattr(scenes, key) for key in LOOK}
     for image_id in progress(range(1, count + 1)):
         # its own generator: a scene does not depend on how many came before
-        scene = Scene(np.random.default_rng((VERSION, seed, image_id)), digits, labels)
+        scene = Scene(np.random.default_rng((scenes.version, seed, image_id)), digits, labels, **look)
         stem = f"{image_id:06d}"
         cv2.imwrite(os.path.join(paths["images"], stem + ".jpg"), scene.image, [cv2.IMWRITE_JPEG_QUALITY, 92])
         cv2.imwrite(os.path.join(paths["stuff"], stem + ".png"), scene.stuff)
         ids = scene.segment_ids
         cv2.imwrite(os.path.join(paths["panoptic"], stem + ".png"), np.stack([ids // 65536, ids // 256 % 256, ids % 256], -1).astype(np.uint8))
-        images.append({"id": image_id, "file_name": stem + ".jpg", "height": IMAGE_SIZE, "width": IMAGE_SIZE})
+        images.append({"id": image_id, "file_name": stem + ".jpg", "height": scenes.size, "width": scenes.size})
         for annotation in scene.annotations:
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "iscrowd": 0, **annotation})
         panoptic.append({"image_id": image_id, "file_name": stem + ".png", "segments_info": scene.segments})
@@ -189,7 +222,7 @@ def _write_split(paths: dict[str, str], digits: np.ndarray, labels: np.ndarray, 
         for i, name in enumerate(CLASSES)
     ]
     stuff = [{"id": _STUFF_ID + i, "name": name, "supercategory": "texture", "isthing": 0} for i, name in enumerate(STUFF)]
-    about = {"description": "digits: scenes of handwritten digits (UCI, CC BY 4.0)", "version": str(VERSION)}
+    about = {"description": "digits: scenes of handwritten digits (UCI, CC BY 4.0)", "version": str(scenes.version)}
     with open(paths["instances"], "w", encoding="utf-8") as f:
         json.dump({"info": about, "images": images, "annotations": annotations, "categories": things}, f)
     with open(paths["panoptic"] + ".json", "w", encoding="utf-8") as f:
@@ -198,9 +231,10 @@ def _write_split(paths: dict[str, str], digits: np.ndarray, labels: np.ndarray, 
 
 
 class Scene:
-    """One scene, ``size`` pixels a side, of ``count`` digits whose ``sides`` lie in a range.
+    """One scene of handwriting; the other arguments are those of `Scenes`.
 
-    It has ``image`` (BGR), ``stuff`` (0 for things, else the texture's place in STUFF plus 1), ``segment_ids`` and ``annotations``.
+    It has ``image`` (BGR), ``stuff`` (0 for things, else the texture's place in STUFF plus 1), ``segment_ids`` and ``annotations``, of the
+    parts that are seen.
     """
 
     def __init__(
@@ -208,21 +242,31 @@ class Scene:
         rng: np.random.Generator,
         digits: np.ndarray,
         labels: np.ndarray,
-        size: int = IMAGE_SIZE,
-        sides: tuple[int, int] = (36, 85),
-        count: tuple[int, int] = (2, 7),
+        size: int = SETS["digits"].size,
+        sides: tuple[int, int] = SETS["digits"].sides,
+        count: tuple[int, int] = SETS["digits"].count,
+        overlap: float = 0.0,
+        clutter: tuple[int, int] = (0, 1),
     ):
         self.image, self.stuff = _background(rng, size)
-        self.annotations: list[dict[str, Any]] = []
+        self._overlap = overlap
         self._taken = np.zeros(self.stuff.shape, bool)
         self._instances = np.zeros(self.stuff.shape, np.int32)
-        for _ in range(rng.integers(*count)):
+        self._labels: list[int] = []
+        self._areas: list[int] = []  # with what is hidden
+        pieces = int(rng.integers(*clutter)) if clutter[1] > 1 else 0
+        for i in range(pieces + int(rng.integers(*count))):
             index = rng.integers(len(digits))
-            self._place(rng, digits[index], int(labels[index]), int(rng.integers(*sides)))
+            self._place(rng, digits[index], None if i < pieces else int(labels[index]), int(rng.integers(*sides)))
+        self.annotations = [self._annotation(i, label) for i, label in enumerate(self._labels, 1)]
 
-    def _place(self, rng: np.random.Generator, digit: np.ndarray, label: int, size: int) -> None:
+    def _place(self, rng: np.random.Generator, digit: np.ndarray, label: int | None, size: int) -> None:
+        """Draws a digit, or without a label half of one, turned any way."""
         ink = cv2.resize(np.pad(digit, 1), (size, size), interpolation=cv2.INTER_CUBIC)
-        turn = cv2.getRotationMatrix2D((size / 2 - 0.5, size / 2 - 0.5), rng.uniform(-15, 15), 1.0)
+        if label is None:
+            ink[: size // 2] = 0
+        angle = rng.uniform(0, 360) if label is None else rng.uniform(-15, 15)
+        turn = cv2.getRotationMatrix2D((size / 2 - 0.5, size / 2 - 0.5), angle, 1.0)
         ink = np.clip(cv2.warpAffine(ink, turn, (size, size), flags=cv2.INTER_CUBIC), 0, 1)
         outline = cv2.findContours((ink > 0.45).astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]
         outline = [contour for contour in outline if len(contour) >= 3 and cv2.contourArea(contour) >= 4]
@@ -232,7 +276,7 @@ class Scene:
         for _ in range(20):  # places until one is free; a crowded scene gets by with fewer digits
             x, y = (int(v) for v in rng.integers(0, len(self.image) - size + 1, 2))
             window = (slice(y, y + size), slice(x, x + size))
-            if not (self._taken[window] & silhouette).any():
+            if self._free(window, silhouette):
                 break
         else:
             return
@@ -244,21 +288,31 @@ class Scene:
         alpha = np.clip((ink - 0.3) / 0.3, 0, 1)[..., None]
         self.image[window] = np.clip(under * (1 - alpha) + colour * alpha + rng.normal(0, 4, under.shape) * alpha, 0, 255).astype(np.uint8)
         self._taken[window] |= cv2.dilate(silhouette.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
-        self._instances[window][silhouette] = len(self.annotations) + 1
-        self.stuff[window][silhouette] = 0
-        rows, columns = np.nonzero(silhouette)
+        if label is not None:
+            self._labels.append(label)
+            self._areas.append(int(silhouette.sum()))
+            self._instances[window][silhouette] = len(self._labels)
+            self.stuff[window][silhouette] = 0
+
+    def _free(self, window: tuple[slice, slice], silhouette: np.ndarray) -> bool:
+        """Whether a digit may be drawn there: it touches no other, or leaves enough of each to be seen."""
+        if not self._overlap:
+            return not (self._taken[window] & silhouette).any()
+        bins = len(self._areas) + 1
+        after = np.bincount(self._instances.ravel(), minlength=bins) - np.bincount(self._instances[window][silhouette], minlength=bins)
+        return bool((after[1:] >= (1 - self._overlap) * np.array(self._areas)).all())
+
+    def _annotation(self, instance: int, label: int) -> dict[str, Any]:
+        rows, columns = np.nonzero(self._instances == instance)
         extremes = [rows.argmin(), rows.argmax(), columns.argmin(), columns.argmax()]
-        left, top, width, height = _bounds(rows, columns)
-        self.annotations.append(
-            {
-                "category_id": label + 1,
-                "bbox": [x + left, y + top, width, height],
-                "area": int(silhouette.sum()),
-                "segmentation": [(polygon + (x, y)).ravel().tolist() for polygon in _polygons(silhouette)],
-                "keypoints": [int(v) for i in extremes for v in (x + columns[i], y + rows[i], 2)],
-                "num_keypoints": len(KEYPOINTS),
-            }
-        )
+        return {
+            "category_id": label + 1,
+            "bbox": _bounds(rows, columns),
+            "area": len(rows),
+            "segmentation": [polygon.ravel().tolist() for polygon in _polygons(self._instances == instance)],
+            "keypoints": [int(v) for i in extremes for v in (columns[i], rows[i], 2)],
+            "num_keypoints": len(KEYPOINTS),
+        }
 
     @property
     def segment_ids(self) -> np.ndarray:

@@ -18,7 +18,8 @@ from .benchmark import record, train, words
 from .digits import make
 
 CONFIG = "digits/faster_rcnn_digits.yaml"
-SCENES = (60, 300, digits.SPLITS["train"])
+ALL = digits.SETS["digits"].splits["train"]
+SCENES = (60, 300, ALL)
 # small, for one CPU core
 RECIPE = {
     "MODEL.FPN.OUT_CHANNELS": 64,
@@ -34,7 +35,7 @@ WAYS = {
 
 def data(scenes: int) -> dict[str, object]:
     """The overrides that leave this number of scenes to train on, always the same ones."""
-    others = digits.SPLITS["train"] - scenes
+    others = ALL - scenes
     return {"DATASETS.HOLD_OUT": [["digits_train", others]], "DATASETS.TRAIN": ("digits_train_kept",)} if others else {}
 
 
