@@ -224,10 +224,10 @@ def _write_split(
     stuff = [{"id": _STUFF_ID + i, "name": name, "supercategory": "texture", "isthing": 0} for i, name in enumerate(STUFF)]
     about = {"description": "digits: scenes of handwritten digits (UCI, CC BY 4.0)", "version": str(scenes.version)}
     with open(paths["instances"], "w", encoding="utf-8") as f:
-        json.dump({"info": about, "images": images, "annotations": annotations, "categories": things}, f)
+        f.write(json.dumps({"info": about, "images": images, "annotations": annotations, "categories": things}))  # faster than dump
     with open(paths["panoptic"] + ".json", "w", encoding="utf-8") as f:
         categories = [{"id": c["id"], "name": c["name"], "supercategory": "digit", "isthing": 1} for c in things] + stuff
-        json.dump({"info": about, "images": images, "annotations": panoptic, "categories": categories}, f)
+        f.write(json.dumps({"info": about, "images": images, "annotations": panoptic, "categories": categories}))
 
 
 class Scene:
@@ -304,12 +304,14 @@ class Scene:
 
     def _annotation(self, instance: int, label: int) -> dict[str, Any]:
         rows, columns = np.nonzero(self._instances == instance)
+        left, top, width, height = box = _bounds(rows, columns)
+        seen = self._instances[top : top + height, left : left + width] == instance
         extremes = [rows.argmin(), rows.argmax(), columns.argmin(), columns.argmax()]
         return {
             "category_id": label + 1,
-            "bbox": _bounds(rows, columns),
+            "bbox": box,
             "area": len(rows),
-            "segmentation": [polygon.ravel().tolist() for polygon in _polygons(self._instances == instance)],
+            "segmentation": [(polygon + (left, top)).ravel().tolist() for polygon in _polygons(seen)],
             "keypoints": [int(v) for i in extremes for v in (columns[i], rows[i], 2)],
             "num_keypoints": len(KEYPOINTS),
         }
@@ -336,7 +338,7 @@ def _bounds(rows: np.ndarray, columns: np.ndarray) -> list[int]:
 
 def _polygons(mask: np.ndarray) -> list[np.ndarray]:
     """The outlines of a mask as (N, 2) x, y, an eighth of a pixel inside its edge; OpenCV's run through the outer pixels' centres."""
-    fine: np.ndarray = np.kron(mask.astype(np.uint8), np.ones((4, 4), np.uint8))
+    fine = mask.astype(np.uint8).repeat(4, axis=0).repeat(4, axis=1)
     return [(contour[:, 0] + 0.5) / 4 for contour in cv2.findContours(fine, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]]
 
 
