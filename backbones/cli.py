@@ -20,6 +20,7 @@ VERBS = {
     "plot": ("backbones.tools.plot:main", "plot training curves"),
     "analyze": ("backbones.tools.analyze:main", "count parameters and operations"),
     "benchmark": ("backbones.tools.benchmark:main", "measure speed and memory"),
+    "study": ("backbones.tools.study:main", "train many networks alike: what predicts AP, and do searches pay?"),
     "zoo": ("backbones.tools.zoo:main", "list, show, download and check configs and weights"),
     "search": ("backbones.search.zero_shot:main", "search for a network within a budget, without training"),
     "search-paths": ("backbones.search.one_shot:main", "search the paths of a trained supernet"),

@@ -7,6 +7,8 @@ Worth knowing:
 - The authors' networks and MMRazor's are not the same: the blocks of stride 2 split their width otherwise (``split``), and the channels are
   shuffled elsewhere (``shuffle``). The authors' code itself has two ways: supernets take "before", the networks it released "alternate".
 - The stem, with a bias in the authors' networks, precedes a batch norm; there is no pooling. The last 1x1 convolution is the classifier's.
+- Weights start as torch's do. The authors' start, a deviation of 1 / (inputs of a filter), learns hardly anything at small batches: its
+  rates are far too high for the 1x1 convolutions, and too low for the depthwise ones.
 - Published "300M" counts the convolutions of the body at 224x224; MMRazor's "0.34G" its whole classifier.
 """
 
@@ -24,7 +26,7 @@ from torch import Tensor, nn
 from .documents import read_yaml
 from .errors import UserError, unknown
 from .fpn import common_options, register
-from .layers import STAGES, Conv, ConvNormAct, Options, StagedBackbone, StagePlan, initialize_convs, rounded, spec_of
+from .layers import STAGES, Conv, ConvNormAct, Options, StagedBackbone, StagePlan, rounded, spec_of
 
 CHOICES = ("shuffle_3x3", "shuffle_5x5", "shuffle_7x7", "shuffle_xception")
 SPLITS = ("halves", "input")  # how a reducing block's width is split: in two halves, or into its input's width and the rest
@@ -188,11 +190,6 @@ class ShuffleNetV2(StagedBackbone):
                 before = out
             stride *= plan.stride
             self.add_stage(name, stage, out, stride)
-        initialize_convs(self, lambda w: nn.init.normal_(w, std=1.0 / w.shape[1]))
-        nn.init.normal_(next(stem.parameters()), std=0.01)
-        for module in self.modules():
-            if isinstance(module, (nn.BatchNorm2d, nn.SyncBatchNorm)):
-                nn.init.constant_(module.bias, 1e-4)
         # convolutions of stride 2 round odd sizes up, as detectron2 expects: any size works
         self.finish(options, divisible=False)
 

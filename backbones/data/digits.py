@@ -55,7 +55,7 @@ class Scenes:
 
 SETS = {
     "digits": Scenes(1, {"train": 1200, "val": 250}, 160, (36, 85), (2, 7)),
-    "digits_crowd": Scenes(2, {"train": 4000, "val": 500}, 128, (14, 64), (4, 11), overlap=0.4, clutter=(2, 7)),
+    "digits_crowd": Scenes(2, {"train": 4000, "val": 500}, 96, (18, 52), (3, 7), overlap=0.3, clutter=(1, 4)),
 }
 LOOK = ("size", "sides", "count", "overlap", "clutter")  # what `Scene` takes
 CLASSES = [str(digit) for digit in range(10)]

@@ -8,6 +8,7 @@ processes, and a killed search resumes as if nothing had happened.
 
 import bisect
 import dataclasses
+import math
 import multiprocessing
 import os
 import random
@@ -131,6 +132,40 @@ class SearchProblem:
             width = min(max(width, rounded(out * space.min_bottleneck)), out)
         changed = blocks[:i] + ((out, kernel, stride, layers, width),) + blocks[i + 1 :]
         return self.fit_kernels(changed) if self.meter.image_size < 32 * 1.5 * max(space.kernels) else changed
+
+    def random(self, start: Candidate, rng: random.Random, window: float = 0.03) -> Candidate:
+        """A structure of any shape in the space, with the strides of ``start``, that costs (1 - ``window``) to 1 times the first budget.
+
+        Ratios of widths, kernels, and numbers and widths of bottlenecks are drawn, then all widths are scaled to the budget.
+        """
+        space, (name, most) = self.space, next(iter(self.budget.items()))
+        depths = [space.most_layers(i, len(start), self.budget.get("layers", math.inf)) for i in range(1, len(start))]
+        while True:
+            shape = [
+                (
+                    rng.uniform(1, space.max_expansion),
+                    rng.choice(space.kernels),
+                    rng.randint(1, min(depth, 8)),
+                    space.min_bottleneck ** rng.random(),
+                )
+                for depth in depths
+            ]
+            low, high = 1.0, float(space.max_channels)  # of the stem's width
+            for _ in range(12):
+                width = math.sqrt(low * high)
+                blocks = [(rounded(min(width, space.max_stem)), *start[0][1:])]
+                for (growth, kernel, layers, part), (*_, stride, _, _) in zip(shape, start[1:]):
+                    width *= growth
+                    out = rounded(min(width, space.max_channels))
+                    blocks.append((out, kernel, stride, layers, max(rounded(out * part), rounded(out * space.min_bottleneck))))
+                made = self.fit_kernels(tuple(blocks))
+                costs = self.meter.measure(made)
+                cost = getattr(costs, name)
+                if (1 - window) * most <= cost <= most:
+                    if self.fits(costs) and not self.outside(made):
+                        return made
+                    break
+                low, high = (math.sqrt(low * high), high) if cost < most else (low, math.sqrt(low * high))
 
     def fit_kernels(self, blocks: Candidate) -> Candidate:
         """Reduces kernels that would be larger than two thirds of the features they filter."""

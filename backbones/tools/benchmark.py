@@ -12,6 +12,7 @@ replace that config's row of the same machine and seed.
 """
 
 import argparse
+import contextlib
 import importlib
 import json
 import os
@@ -44,8 +45,13 @@ def machine() -> str:
     return f"{where}, Python {platform.python_version()}, torch {torch.__version__.partition('+')[0]}"
 
 
-def train(config: str, output: str, opts: list[str], backbone: str = "", data: Sequence[str] = ()) -> dict[str, object]:
-    """Trains one config with the command that a user would type, and returns its row; ``data``: flags that name data."""
+def train(config: str, output: str, opts: list[str], backbone: str = "", data: Sequence[str] = (), log: str = "") -> dict[str, object]:
+    """Trains one config with the command that a user would type, and returns its row.
+
+    Args:
+        data: flags that name data.
+        log: a file for what the command prints; "": it is printed.
+    """
     front = open_config(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own = " ".join(front.override(key, value) for key, value in (("MODEL.DEVICE", device), ("OUTPUT_DIR", output))).split(" ")
@@ -53,9 +59,11 @@ def train(config: str, output: str, opts: list[str], backbone: str = "", data: S
     settings = open_config(config, overrides).settings
     other = ["--backbone", backbone] if backbone else []
     start = time.monotonic()
-    code = subprocess.call([sys.executable, "-m", "backbones", "train", "--overwrite", "--config-file", front.path, *other, *data, *overrides])
+    command = [sys.executable, "-m", "backbones", "train", "--overwrite", "--config-file", front.path, *other, *data, *overrides]
+    with open(log, "w") if log else contextlib.nullcontext() as said:
+        code = subprocess.call(command, stdout=said, stderr=said)
     if code:
-        raise UserError(f"training {config} ended with exit code {code}: see {os.path.join(output, 'log.txt')}")
+        raise UserError(f"training {config} ended with exit code {code}: see {log or os.path.join(output, 'log.txt')}")
     minutes = (time.monotonic() - start) / 60
     final = plot.read_metrics(output)[-1]
     plot.plot(output, os.path.join(output, "training.png"))

@@ -1,0 +1,278 @@
+"""What `backbones study` trains, and what its rows say: how reliable the measure is, what predicts AP, and whether searches find more."""
+
+import dataclasses
+import hashlib
+import json
+import random
+from typing import Any, Callable, Mapping, Sequence
+
+import numpy as np
+from detectron2.config import CfgNode
+from matplotlib.figure import Figure
+from tabulate import tabulate
+
+from .. import zoo
+from ..config import flat
+from ..errors import UserError
+from ..maedet import Block, format_structure
+from ..shufflenetv2 import random_path
+from .entropy import Meter
+from .paths import CostTable, cost_table
+from .structure_config import load_structure_config, problem_of
+
+BUDGET = "search/crowd_budget.yaml"
+SUPERNET = "crowd/detnas_supernet_crowd.yaml"
+COUNT = 24  # random networks of a study
+_RESAMPLES = 10_000  # of a bootstrap interval
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """A network to train.
+
+    Args:
+        name: unique within its study.
+        group: "random", "found" by a search, "hand-made", or a detector's name.
+        config: what it is trained with.
+        backbone: for ``--backbone``; "" is the config's own.
+        options: config overrides.
+        structure: of MAE-DET's search space, if it is one.
+    """
+
+    name: str
+    group: str
+    config: str
+    backbone: str = ""
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    structure: tuple[tuple[int, ...], ...] = ()
+
+
+def structures() -> list[Network]:
+    """Random structures of one budget, what the training-free search finds in it, and hand-made networks of about its operations."""
+    problem, start = problem_of(load_structure_config(BUDGET))
+    rng, config = random.Random(0), "crowd/gfl_crowd.yaml"
+    drawn = [problem.random(start, rng) for _ in range(COUNT)]
+    return [
+        *(Network(f"structure {i}", "random", config, structure=structure) for i, structure in enumerate(drawn)),
+        Network("found by entropy", "found", "crowd/gfl_found_crowd.yaml"),
+        *(Network(name, "hand-made", config, name) for name in ("V-19-slim-dw-eSE", "RegNetX-400MF", "MobileNetV2", "DetNAS-300M")),
+    ]
+
+
+def paths() -> list[Network]:
+    """Random paths of one cost in DetNAS's space."""
+    key, config = "MODEL.SHUFFLENETV2.CHOICES", "crowd/detnas_subnet_crowd.yaml"
+    return [Network(f"path {i}", "random", config, options={key: list(path)}) for i, path in enumerate(random_paths(COUNT))]
+
+
+def random_paths(count: int, window: float = 0.03) -> list[tuple[int, ...]]:
+    """Paths that cost (1 - ``window``) to 1 times the largest cost that the supernet's search allows."""
+    table, most, rng = path_costs(), zoo.get_config(SUPERNET).ONE_SHOT.MAX_COST, random.Random(0)
+    made: dict[tuple[int, ...], None] = {}
+    for _ in range(1_000_000):
+        path = random_path(len(table.blocks), rng)
+        if (1 - window) * most <= table.cost(path) <= most:
+            made[path] = None
+            if len(made) == count:
+                return list(made)
+    raise UserError(f"fewer than {count} random paths cost from {(1 - window) * most:.4g} to {most:.4g}")
+
+
+def path_costs() -> CostTable:
+    cfg = zoo.get_config(SUPERNET)
+    return cost_table(cfg, cfg.ONE_SHOT.COST, cfg.ONE_SHOT.COST_SIZE)
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "V-19-slim-dw-eSE": {},
+    "MobileNetV2": {},
+    "RegNetX-200MF": {},
+    "RegNetY-200MF": {},
+    "MAE-DET-S": {"MODEL.MAEDET.WIDTH": 0.24},  # about the parameters of the first
+    "DetNAS-300M": {},
+}
+DETECTORS = {
+    name: f"crowd/{name}_crowd.yaml"
+    for name in ("faster_rcnn", "cascade_rcnn", "mask_rcnn", "keypoint_rcnn", "panoptic_fpn", "retinanet", "gfl")
+}
+
+
+def detectors() -> list[Network]:
+    """Every family in every detector."""
+    return [
+        Network(f"{family} in {name}", name, config, family, options)
+        for name, config in DETECTORS.items()
+        for family, options in FAMILIES.items()
+    ]
+
+
+STUDIES: dict[str, Callable[[], list[Network]]] = {"structures": structures, "paths": paths, "detectors": detectors}
+
+
+def setting(config: str) -> str:
+    """Identifies what a config and its bases say, except where a run goes; in 12 hexadecimal digits."""
+    content = flat(CfgNode.load_yaml_with_base(zoo.get_config_file(config), allow_unsafe=True))
+    kept = {key: value for key, value in content.items() if key != "OUTPUT_DIR"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def by_network(rows: Sequence[Mapping[str, Any]], study: str, figure: str = "AP") -> dict[str, dict[int, float]]:
+    """The figures of each network of a study, by seed."""
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["study"] == study:
+            found.setdefault(row["network"], {})[row["seed"]] = row[figure]
+    return found
+
+
+@dataclasses.dataclass
+class Correlation:
+    """A rank correlation (Spearman's), its bootstrap interval of 95 %, and the number of networks."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.value:.2f} [{self.low:.2f}, {self.high:.2f}]"
+
+
+def correlation(a: Sequence[float], b: Sequence[float]) -> Correlation:
+    """Spearman's rank correlation of two measures of the same networks; networks are resampled for its interval."""
+    from scipy.stats import rankdata
+
+    def rank(x: np.ndarray) -> np.ndarray:
+        centred = (ranks := rankdata(x, axis=-1)) - ranks.mean(-1, keepdims=True)
+        return centred / np.maximum(np.linalg.norm(centred, axis=-1, keepdims=True), 1e-12)
+
+    def spearman(chosen: np.ndarray) -> np.ndarray:
+        return (rank(first[chosen]) * rank(second[chosen])).sum(-1)
+
+    first, second, count = np.asarray(a, float), np.asarray(b, float), len(a)
+    chosen = np.random.default_rng(0).integers(count, size=(_RESAMPLES, count))
+    low, high = np.percentile(spearman(chosen), [2.5, 97.5])
+    return Correlation(float(spearman(np.arange(count)[None])[0]), float(low), float(high), count)
+
+
+def reliability(found: Mapping[str, Mapping[int, float]], seeds: tuple[int, int] = (1, 2)) -> Correlation | None:
+    """The rank correlation between two seeds of the same networks; None with fewer than four networks of both."""
+    both = [by_seed for by_seed in found.values() if all(seed in by_seed for seed in seeds)]
+    return correlation(*([by_seed[seed] for by_seed in both] for seed in seeds)) if len(both) > 3 else None
+
+
+def spread(found: Mapping[str, Mapping[int, float]]) -> float:
+    """The standard deviation of a figure between seeds of one network, pooled over networks; NaN with one seed each."""
+    several = [list(by_seed.values()) for by_seed in found.values() if len(by_seed) > 1]
+    squares = sum(float(np.var(values)) * len(values) for values in several)
+    return float(np.sqrt(squares / max(sum(len(values) - 1 for values in several), 1))) if several else float("nan")
+
+
+def predictors(network: Network) -> dict[str, float]:
+    """What is known of a structure without training: its entropy in all and by stage, and the simple rivals."""
+    meter = Meter(load_structure_config(BUDGET)["image_size"])
+    costs = meter.measure(network.structure)
+    one = Meter(meter.image_size, (1.0,) * 5).stages(network.structure)
+    return {
+        "entropy": costs.score,
+        **{f"entropy at stride {2 << i}": share for i, share in enumerate(one)},
+        "parameters": costs.parameters,
+        "operations": costs.flops,
+        "layers": costs.layers,
+        "width of the last stage": network.structure[-1][0],
+    }
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the rows say, in words and tables (Markdown)."""
+    parts = [said for said in (_structures(rows), _paths(rows), _detectors(rows)) if said]
+    return "\n\n".join(parts) or "no rows yet"
+
+
+def _measure(found: Mapping[str, Mapping[int, float]]) -> str:
+    certain = reliability(found)
+    between = f"Rank correlation (Spearman's) of two seeds, with its interval of 95 %: {certain}, {certain.count} networks. " if certain else ""
+    return f"{between}Standard deviation between seeds of one network: {spread(found):.2f} AP."
+
+
+def _groups(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[int, float]]) -> str:
+    """Random networks together, the others one by one."""
+    group = {row["network"]: row["group"] for row in rows}
+    means = {name: float(np.mean(list(by_seed.values()))) for name, by_seed in found.items()}
+    chance = [mean for name, mean in means.items() if group[name] == "random"]
+    table = (
+        [(f"{len(chance)} random ones: mean", f"{np.mean(chance):.2f}", ""), ("the best of them", f"{max(chance):.2f}", "")] if chance else []
+    )
+    for name, mean in sorted(means.items(), key=lambda item: -item[1]):
+        if group[name] != "random":
+            table.append((name, f"{mean:.2f}", " ".join(f"{value:.2f}" for _, value in sorted(found[name].items()))))
+    return tabulate(table, ("network", "AP", "of each seed"), "pipe", disable_numparse=True)
+
+
+def _structures(rows: Sequence[Mapping[str, Any]]) -> str:
+    found = by_network(rows, "structures")
+    if not found:
+        return ""
+    drawn = [network for network in structures() if network.structure and network.name in found]
+    reached = [float(np.mean(list(found[network.name].values()))) for network in drawn]
+    parts = [f"Structures of one number of operations. {_measure({network.name: found[network.name] for network in drawn})}"]
+    if len(drawn) > 3:
+        known = [predictors(network) for network in drawn]
+        table = [(name, str(correlation([each[name] for each in known], reached))) for name in known[0]]
+        parts.append(tabulate(table, ("known without training", "Spearman with AP [95 %]"), "pipe", disable_numparse=True))
+    return "\n\n".join([*parts, _groups([row for row in rows if row["study"] == "structures"], found)])
+
+
+def _paths(rows: Sequence[Mapping[str, Any]]) -> str:
+    found = by_network(rows, "paths")
+    if not found:
+        return ""
+    own, scored = [row for row in rows if row["study"] == "paths"], by_network(rows, "supernet")
+    both = [name for name in found if name in scored]
+    parts = [f"Paths of one cost. {_measure(found)}", _groups(own, found)]
+    if len(both) > 3:
+        scores, reached = ([float(np.mean(list(of[name].values()))) for name in both] for of in (scored, found))
+        parts.insert(1, f"Rank correlation of the supernet's scores with AP: {correlation(scores, reached)}, {len(both)} paths.")
+    return "\n\n".join(parts)
+
+
+def _detectors(rows: Sequence[Mapping[str, Any]]) -> str:
+    found = by_network(rows, "detectors")
+    if not found:
+        return ""
+
+    def cell(family: str, name: str) -> str:
+        values = list(found.get(f"{family} in {name}", {}).values())
+        return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "".join(f"{v:.1f}" for v in values)
+
+    table = [(family, *(cell(family, name) for name in DETECTORS)) for family in FAMILIES]
+    return f"AP of boxes. {_measure(found)}\n\n" + tabulate(table, ("network", *DETECTORS), "pipe", disable_numparse=True)
+
+
+def structure_file(network: Network) -> str:
+    return format_structure(tuple(Block(*block) for block in network.structure))
+
+
+def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
+    """Draws entropy against AP of the structures, with the range of the seeds; what was found and hand-made networks are lines."""
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots()
+    found = by_network(rows, "structures")
+    known = {network.name: network for network in structures()}
+    groups: dict[str, list[tuple[float, Sequence[float]]]] = {}
+    for name, by_seed in found.items():
+        network = known[name]
+        values = sorted(by_seed.values())
+        if network.group == "random":
+            groups.setdefault("random structures", []).append((predictors(network)["entropy"], values))
+    for label, points in groups.items():
+        means = [float(np.mean(values)) for _, values in points]
+        errors = [[m - values[0] for m, (_, values) in zip(means, points)], [values[-1] - m for m, (_, values) in zip(means, points)]]
+        axes.errorbar([x for x, _ in points], means, yerr=errors, fmt="o", markersize=4, capsize=2, label=label)
+    colours = iter(("tab:red", "tab:green", "tab:orange", "tab:purple", "tab:brown"))
+    for name, by_seed in found.items():
+        if known[name].group != "random":
+            axes.axhline(float(np.mean(list(by_seed.values()))), color=next(colours), linestyle="--", linewidth=1, label=name)
+    axes.set(xlabel="entropy score", ylabel="AP, mean of the seeds")
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    figure.savefig(path, dpi=110)

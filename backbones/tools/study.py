@@ -1,0 +1,142 @@
+"""Trains many networks in one setting until they learn little more: what predicts AP, and do searches find better networks than chance?
+
+OMP_NUM_THREADS=1 backbones study structures paths --jobs 2
+backbones study --show
+
+Each training adds a row to the JSON file: its command, AP, minutes, machine and seed. Rows that are there already are not trained again, so a
+stopped study continues, and a later one adds seeds. --show prints what the rows say.
+"""
+
+import argparse
+import concurrent.futures
+import logging
+import os
+import tempfile
+import threading
+
+import torch
+from tqdm import tqdm
+
+from .. import zoo
+from ..config import check_output_file
+from ..engine import open_config
+from ..errors import UserError, unknown
+from ..files import sha256, write_whole
+from ..search import study
+from ..search.one_shot import prepare
+from ..search.path_evaluator import PathEvaluator
+from . import parser_of, picture, program, run
+from .benchmark import machine, record, speed, train, words
+from .digits import make
+
+KEYS = ("study", "network", "seed")
+
+
+def row_of(name: str, network: study.Network, seed: int, output: str) -> dict[str, object]:
+    """Trains a network and returns its row."""
+    folder = os.path.join(output, name, f"{network.name.replace(' ', '_')}_{seed}")
+    os.makedirs(folder, exist_ok=True)
+    options = {**network.options, "SEED": seed}
+    if network.structure:
+        options["MODEL.MAEDET.STRUCTURE"], options["MODEL.MAEDET.WIDTH"] = os.path.join(folder, "structure.txt"), 1.0
+        write_whole(os.path.join(folder, "structure.txt"), study.structure_file(network))
+    row = train(network.config, folder, words(options), network.backbone, log=os.path.join(folder, "output.txt"))
+    about = {"structure": network.structure} if network.structure else {}
+    return {
+        "study": name,
+        "network": network.name,
+        "group": network.group,
+        **about,
+        **row,
+        "setting": study.setting(network.config),
+        "command": f"backbones study {name} --networks '{network.name}' --seeds {seed}",
+    }
+
+
+def waiting(args: argparse.Namespace, rows: list[dict[str, object]]) -> list[tuple[str, study.Network, int]]:
+    """What is to be trained: (study, network, seed), all networks of a seed before the next seed.
+
+    Raises UserError for names of networks that no study has, and if rows in the file are of other settings.
+    """
+    done = {tuple(row[key] for key in KEYS): row for row in rows}
+    every = [(name, network, seed) for seed in args.seeds for name in args.studies for network in study.STUDIES[name]()]
+    known = {network.name for _, network, _ in every}
+    for name in args.networks:
+        if name not in known:
+            raise unknown("--networks", name, sorted(known), "--networks")
+    for name, network, seed in every:
+        row = done.get((name, network.name, seed))
+        if row and row["setting"] != study.setting(network.config):
+            raise UserError(f"--json {args.json!r}: {network.name!r} was trained with another version of {network.config}: name another file")
+    return [
+        (name, network, seed)
+        for name, network, seed in every
+        if (name, network.name, seed) not in done and (not args.networks or network.name in args.networks)
+    ]
+
+
+def scores(weights: str, path: str, seed: int) -> None:
+    """Scores the paths of the study by a trained supernet; adds a row for each."""
+    cfg = open_config(study.SUPERNET, ["MODEL.WEIGHTS", weights, "MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu"])
+    front = prepare(cfg, argparse.Namespace(resume=True))
+    logging.disable(logging.INFO)  # detectron2 logs every evaluation
+    with tempfile.TemporaryDirectory() as folder:
+        evaluator = PathEvaluator(front.cfg, folder)
+        for network in tqdm(study.paths(), desc="paths", unit="path"):
+            score, _ = evaluator(tuple(network.options["MODEL.SHUFFLENETV2.CHOICES"]))
+            row = {"study": "supernet", "network": network.name, "group": network.group, "AP": round(score, 4), "seed": seed}
+            row.update(machine=machine(), setting=study.setting(study.SUPERNET), weights=sha256(weights))
+            record({**row, "command": f"backbones study --supernet {weights} --seeds {seed}"}, path, KEYS)
+
+
+def main() -> None:
+    parser = parser_of(program("study"), __doc__)
+    parser.add_argument("studies", nargs="*", default=list(study.STUDIES), metavar="STUDY", help=f"(default: {' '.join(study.STUDIES)})")
+    parser.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="train only these networks")
+    parser.add_argument("--seeds", type=int, nargs="+", default=(1, 2), help="(default: 1 2)")
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once (default: %(default)s)")
+    parser.add_argument("--output", default="output/study", metavar="DIR", help="where the runs go (default: %(default)s)")
+    default = os.path.join(os.path.dirname(zoo.__file__), "study.json")
+    parser.add_argument("--json", default=default, metavar="FILE", help="where the rows go (default: study.json of backbones/zoo)")
+    parser.add_argument("--supernet", default="", metavar="FILE", help="train nothing: score the paths by this supernet, of the first seed")
+    parser.add_argument("--show", action="store_true", help="train nothing: print what the rows say")
+    parser.add_argument("--plot", default="", metavar="FILE", help="with --show: draw the structures' scores and AP")
+    args = parser.parse_args()
+    for name in args.studies:
+        if name not in study.STUDIES:
+            raise unknown("study", name, study.STUDIES)
+    if args.jobs < 1:
+        raise UserError(f"--jobs {args.jobs}: it must be at least 1", "value", "--jobs")
+    rows = speed.read(args.json) if os.path.isfile(args.json) else []
+    if args.show:
+        print(study.summary(rows))
+        if args.plot:
+            study.plot(rows, picture(args.plot))
+        return
+    check_output_file(args.json, "--json")
+    if args.supernet:
+        return scores(args.supernet, args.json, args.seeds[0])
+    todo = waiting(args, rows)
+    print(f"{len(todo)} networks to train, {len(rows)} rows in {args.json}", flush=True)
+    make(which="digits_crowd")
+    lock, ended = threading.Lock(), 0
+
+    def one(task: tuple[str, study.Network, int]) -> None:
+        nonlocal ended
+        row = row_of(*task, args.output)
+        with lock:
+            record(row, args.json, KEYS)
+            ended += 1
+            print(f"{ended}/{len(todo)} {row['network']}, seed {row['seed']}: AP {row['AP']:.2f} in {row['minutes']} minutes", flush=True)
+
+    with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
+        for training in concurrent.futures.as_completed([pool.submit(one, task) for task in todo]):
+            try:
+                training.result()
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,168 @@
+"""`backbones study`: which networks, which figures, and that its rows are of the configs as they are."""
+
+import json
+import os
+import random
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+import backbones
+from backbones import zoo
+from backbones.search import study
+from backbones.search.structure_config import load_structure_config, problem_of
+from backbones.tools import study as tool
+
+
+def test_random_structures_are_of_the_space_and_the_budget():
+    problem, start = problem_of(load_structure_config(study.BUDGET))
+    drawn = [network.structure for network in study.structures() if network.group == "random"]
+    assert len(set(drawn)) == study.COUNT == 24
+    costs = [problem.meter.measure(structure) for structure in drawn]
+    assert all(0.97 * problem.budget["flops"] <= cost.flops <= problem.budget["flops"] and problem.fits(cost) for cost in costs)
+    assert not any(problem.outside(structure) for structure in drawn)
+    # of many shapes
+    assert min(cost.layers for cost in costs) < 30 and max(cost.layers for cost in costs) > 55
+    assert max(cost.score for cost in costs) > 2 * min(cost.score for cost in costs)
+    assert drawn[0] == problem.random(start, random.Random(0))
+
+
+def test_random_paths_cost_the_same():
+    paths = study.random_paths(6)
+    assert paths == study.random_paths(6) and len(set(paths)) == 6
+    most = zoo.get_config(study.SUPERNET).ONE_SHOT.MAX_COST
+    table = study.path_costs()
+    assert all(0.97 * most <= table.cost(path) <= most for path in paths)
+
+
+def test_names_are_unique_and_configs_exist():
+    for name, networks in study.STUDIES.items():
+        every = networks()
+        assert len({network.name for network in every}) == len(every) > 20, name
+        for network in every:
+            zoo.get_config(network.config)
+            if network.backbone:
+                backbones.create(network.backbone)
+
+
+def test_correlation():
+    """Spearman's, with an interval that holds the truth: far from 0 for related figures, around 0 for others."""
+    rng = np.random.default_rng(3)
+    a = rng.normal(size=24)
+    for b in (a + 0.3 * rng.normal(size=24), rng.normal(size=24), np.round(a), -a):
+        found = study.correlation(a, b)
+        assert found.value == pytest.approx(spearmanr(a, b).statistic, abs=1e-9)
+        assert -1 - 1e-9 <= found.low <= found.value <= found.high <= 1 + 1e-9 and found.count == 24
+    assert study.correlation(a, a + 0.3 * rng.normal(size=24)).low > 0.7
+    unrelated = study.correlation(a, rng.normal(size=24))
+    assert unrelated.low < 0 < unrelated.high
+
+
+def rows_of(reached, study_name="structures", group="random"):
+    return [
+        {"study": study_name, "network": name, "seed": seed, "AP": ap, "group": group}
+        for name, by_seed in reached.items()
+        for seed, ap in by_seed.items()
+    ]
+
+
+def test_reliability_and_spread():
+    found = study.by_network(rows_of({f"structure {i}": {1: 30.0 + i, 2: 31.0 + i} for i in range(8)}), "structures")
+    assert study.reliability(found).value == pytest.approx(1)
+    assert study.spread(found) == pytest.approx(np.std([0, 1], ddof=1))
+    few = {"structure 0": {1: 30.0}, "structure 1": {1: 31.0, 2: 3.0}}
+    assert study.reliability(few) is None and np.isnan(study.spread({"structure 0": {1: 30.0}}))
+
+
+def test_what_rows_say():
+    """Of structures that reach what entropy predicts, and paths that a supernet ranks the wrong way round."""
+    drawn = [network for network in study.structures() if network.group == "random"][:8]
+    entropy = {network.name: study.predictors(network)["entropy"] / 50 for network in drawn}
+    rows = rows_of({name: {1: value, 2: value + 0.1} for name, value in entropy.items()})
+    rows += rows_of({"found by entropy": {1: 40.0, 2: 42.0}}, group="found")
+    paths = {f"path {i}": {1: 50.0 + i} for i in range(5)}
+    rows += rows_of(paths, "paths") + rows_of({name: {1: -by[1]} for name, by in paths.items()}, "supernet")
+    rows += rows_of({"MobileNetV2 in gfl": {1: 50.0, 2: 52.0}}, "detectors", "gfl")
+    said = " ".join(study.summary(rows).split())
+    assert "| entropy | 1.00 [1.00, 1.00] |" in said and "| found by entropy | 41.00 | 40.00 42.00 |" in said
+    assert "supernet's scores with AP: -1.00 [-1.00, -1.00], 5 paths" in said
+    assert "51.0 ± 1.4" in said
+    assert study.summary([]) == "no rows yet"
+
+
+def trained(monkeypatch, fail=""):
+    """Trainings that end at once: (config, options) of each."""
+    calls = []
+
+    def train(config, output, opts, backbone="", data=(), log=""):
+        calls.append((config, dict(zip(opts[::2], opts[1::2])), backbone))
+        if fail and fail in output:
+            raise backbones.UserError("training ended with exit code 1")
+        return {"config": config, "AP": 50.0, "iterations": 9, "minutes": 0.1, "machine": "a", "seed": int(calls[-1][1]["SEED"])}
+
+    monkeypatch.setattr(tool, "train", train)
+    monkeypatch.setattr(tool, "make", lambda **_: "")
+    return calls
+
+
+def call(monkeypatch, *args):
+    monkeypatch.setattr("sys.argv", ["backbones study", *map(str, args)])
+    tool.main()
+
+
+def test_each_training_is_a_row_and_none_is_done_twice(tmp_path, monkeypatch, capsys):
+    calls, where = trained(monkeypatch), tmp_path / "study.json"
+    own = ["structures", "--json", where, "--output", tmp_path / "runs", "--jobs", 2, "--networks", "structure 3", "MobileNetV2"]
+    call(monkeypatch, *own)
+    rows = json.loads(where.read_text())["runs"]
+    assert [(row["study"], row["seed"]) for row in rows] == [("structures", 1), ("structures", 1), ("structures", 2), ("structures", 2)]
+    of = next(row for row in rows if row["network"] == "structure 3")
+    assert of["group"] == "random" and len(of["structure"]) == 5 and of["setting"] == study.setting("crowd/gfl_crowd.yaml")
+    assert of["command"] == "backbones study structures --networks 'structure 3' --seeds 1"
+    structure = next(options["MODEL.MAEDET.STRUCTURE"] for _, options, backbone in calls if not backbone)
+    cfg = zoo.get_config("crowd/gfl_crowd.yaml")
+    cfg.merge_from_list(["MODEL.MAEDET.STRUCTURE", structure, "MODEL.MAEDET.WIDTH", 1.0])
+    net = backbones.registry.BUILDERS[cfg.MODEL.BACKBONE.NAME]
+    assert net.name == "maedet" and os.path.isfile(structure)
+    call(monkeypatch, *own, "--seeds", 1, 2, 3)
+    assert len(calls) == 6 and "2 networks to train, 4 rows" in capsys.readouterr().out
+
+
+def test_a_training_that_fails_leaves_the_other_rows(tmp_path, monkeypatch):
+    trained(monkeypatch, fail="MobileNetV2")
+    with pytest.raises(backbones.UserError, match="exit code 1"):
+        call(
+            monkeypatch, "structures", "--json", tmp_path / "a.json", "--output", tmp_path / "runs", "--networks", "structure 3", "MobileNetV2"
+        )
+    assert {row["network"] for row in json.loads((tmp_path / "a.json").read_text())["runs"]} == {"structure 3"}
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["structurs"], "Did you mean 'structures'"),
+        (["paths", "--networks", "path 99"], "unknown --networks: 'path 99'. Did you mean"),
+        (["--jobs", "0"], "at least 1"),
+        (["--json", "/proc/nowhere/a.json"], "cannot be written"),
+    ],
+)
+def test_mistakes(arguments, words, monkeypatch):
+    trained(monkeypatch)
+    with pytest.raises(backbones.UserError, match=words):
+        call(monkeypatch, *arguments)
+
+
+def test_rows_of_another_setting_are_refused(tmp_path, monkeypatch):
+    trained(monkeypatch)
+    row = {"study": "paths", "network": "path 0", "seed": 1, "AP": 50.0, "group": "random", "setting": "0" * 12}
+    (tmp_path / "a.json").write_text(json.dumps({"runs": [row]}))
+    with pytest.raises(backbones.UserError, match="another version of crowd/detnas_subnet_crowd.yaml"):
+        call(monkeypatch, "paths", "--json", tmp_path / "a.json")
+
+
+def test_picture(tmp_path):
+    drawn = [network for network in study.structures() if network.group == "random"][:5]
+    rows = rows_of({network.name: {1: 40.0 + i, 2: 41.0 + i} for i, network in enumerate(drawn)})
+    study.plot(rows + rows_of({"MobileNetV2": {1: 44.0}}, group="hand-made"), str(tmp_path / "a.png"))
+    assert (tmp_path / "a.png").stat().st_size > 10_000
