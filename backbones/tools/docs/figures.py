@@ -139,13 +139,14 @@ def _section(key: str, source: dict, counted: dict[str, float]) -> str:
     if images:
         mean, std = (", ".join(map(str, images[key])) for key in ("pixel_mean", "pixel_std"))
         about = f" They expect {images['format']} images, mean {mean}, standard deviation {std}, as the configs say."
+    restricted = f", {source['restricted']}" if "restricted" in source else ""
     if "availability" in source:
         about += f" Of the files: {source['availability']}."
     return f"""### {source["title"]}
 
 AP, PQ and recall: *published*: {source["published_ap"]}.{cost}{" " + source["remark"] if "remark" in source else ""}
 
-Source: [{key}]({source["url"]}), {source["version"]}. Licence of the weights: {source["licence"]}.{about}
+Source: [{key}]({source["url"]}), {source["version"]}. Licence of the weights: {source["licence"]}{restricted}.{about}
 
 {columns_of(columns)}
 """
