@@ -219,6 +219,14 @@ def test_the_first_line_counts_in_words():
     assert several.effects() == (
         "left out: 3 (1 object without a box, 2 empty boxes); repaired: 301 (1 area computed, 300 images found in another folder)"
     )
+    for kind, words in (
+        ("object of such an image", "1 object of unused images"),
+        ("image left out", "1 missing or unreadable image"),
+        ("box as mask", "1 mask made from a box"),
+        ("object without mask", "1 object without a mask"),
+        ("crowds as objects", "1 crowd treated as objects"),
+    ):
+        assert in_words(kind, 1) == words
     for kind in (kind for kind, row in KINDS.items() if row.effect):
         one.add(kind)
         assert in_words(kind, 1) in one.effects() and in_words(kind, 1)[1:] != in_words(kind, 2)[1:]
@@ -294,7 +302,8 @@ def test_images_that_are_left_out(own, spoil):
     spoil(os.path.join(own[1], "a.jpg"))
     cfg.INPUT.UNREADABLE = "skip"
     register_from_config(cfg)
-    assert "left out: 1 image and 1 object (1 object of unused images, 1 missing or unreadable image)" in MetadataCatalog.get("mine").said[0]
+    counted = ", ".join(in_words(kind, 1) for kind in ("object of such an image", "image left out"))
+    assert f"left out: 1 image and 1 object ({counted})" in MetadataCatalog.get("mine").said[0]
     assert [os.path.basename(record["file_name"]) for record in DatasetCatalog.get("mine")] == ["b.jpg"]
 
 
@@ -390,11 +399,11 @@ def test_masks(own, mask, words):
         register_from_config(cfg)
     cfg.DATASETS.NO_MASK = "box"
     register_from_config(cfg)
-    assert "1 mask made from a box" in MetadataCatalog.get("mine").said[0]
+    assert in_words("box as mask", 1) in MetadataCatalog.get("mine").said[0]
     assert DatasetCatalog.get("mine")[0]["annotations"][0]["segmentation"] == [[1, 1, 6, 1, 6, 6, 1, 6]]
     cfg.DATASETS.NO_MASK = "skip"
     register_from_config(cfg)
-    assert "1 object without a mask" in MetadataCatalog.get("mine").said[0]
+    assert in_words("object without mask", 1) in MetadataCatalog.get("mine").said[0]
     assert DatasetCatalog.get("mine")[0]["annotations"] == []
 
 
@@ -405,7 +414,7 @@ def test_crowds_as_objects(own):
         register_from_config(cfg)
     cfg.DATASETS.CROWDS = "objects"
     register_from_config(cfg)
-    assert "1 crowd treated as objects" in MetadataCatalog.get("mine").said[0]
+    assert in_words("crowds as objects", 1) in MetadataCatalog.get("mine").said[0]
     assert DatasetCatalog.get("mine")[0]["annotations"][0]["iscrowd"] == 0
 
 
