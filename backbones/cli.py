@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> None:
     from .tools import run  # heavy, so not needed for --help
 
     if verb not in VERBS:
-        print(f"backbones: error: {unknown('verb', verb, VERBS)}", file=sys.stderr)
+        print(f"backbones: error: {unknown('verb', verb, VERBS, listed='backbones --help')}", file=sys.stderr)
         sys.exit(2)
     module, _, function = VERBS[verb][0].partition(":")
     sys.argv = [f"backbones {verb}", *arguments[1:]]

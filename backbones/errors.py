@@ -2,7 +2,7 @@
 
 import difflib
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Collection, Iterable, Sequence
 
 # code -> what it says
 CODES = {
@@ -32,6 +32,7 @@ CODES = {
     "mismatch": "a result differs from its reference, and is not used",
 }
 SEVERITIES = ("error", "warning", "note")
+_READABLE = 12  # names that a sentence can list
 
 
 class UserError(ValueError):
@@ -54,18 +55,33 @@ class UserError(ValueError):
         self.code, self.key, self.suggestion = code, key, suggestion
 
 
-def unknown(what: str, value: Any, allowed: Iterable[Any], key: str = "", code: str = "unknown-name") -> UserError:
-    """The error for a ``value`` that is not among ``allowed``; ``what`` names its kind, or its config key."""
+def near(value: Any, names: Iterable[str]) -> list[str]:
+    """Up to three of the names, those most like a value first; people ignore case."""
+    lowered = {name.lower(): name for name in reversed(list(names))}
+    return [lowered[name] for name in difflib.get_close_matches(str(value).lower(), lowered, n=3, cutoff=0.4)]
+
+
+def choices(names: Collection[str], close: Sequence[str] = (), listed: str = "") -> str:
+    """What is allowed instead, in words: the nearest name, then all of a short list, or of a long one its length and some names.
+
+    ``close`` are those that are `near`. ``listed`` says where a long list can be read.
+    """
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    if len(names) <= _READABLE:
+        return f"{hint}Allowed: {', '.join(map(repr, names)) or 'none'}."
+    others = ", ".join(map(repr, close[1:] if close else list(names)[:3]))
+    some = f", such as {others}" if others else ""
+    return f"{hint}Allowed: {len(names)} names{some}{f'. To see all: {listed}' if listed else ''}."
+
+
+def unknown(what: str, value: Any, allowed: Iterable[Any], key: str = "", code: str = "unknown-name", listed: str = "") -> UserError:
+    """The error for a ``value`` that is not among ``allowed``; ``what`` names its kind, or its config key, ``listed`` where all can be read."""
     allowed = list(allowed)
     names = [str(name) for name in allowed]
     value = value if len(str(value)) <= 200 else str(value)[:200] + "..."
-    # people ignore case
-    lowered = {name.lower(): name for name in reversed(names)}
-    close = [lowered[name] for name in difflib.get_close_matches(str(value).lower(), lowered, n=1, cutoff=0.4)]
-    hint = f" Did you mean {close[0]!r}?" if close else ""
-    shown = ", ".join(repr(name) for name in names[:40]) + (f" and {len(names) - 40} more" if len(names) > 40 else "")
+    close = near(value, names)
     suggestion = allowed[names.index(close[0])] if close else None
-    return UserError(f"unknown {what}: {value!r}.{hint} Allowed: {shown or 'none'}.", code, key, suggestion)
+    return UserError(f"unknown {what}: {value!r}. {choices(names, close, listed)}", code, key, suggestion)
 
 
 def plain(name: str) -> str:

@@ -47,7 +47,7 @@ def family_of(name: str) -> Family:
             return family
     if full_name(name):
         raise UserError(f"unknown backbone: {name!r}. Did you mean {full_name(name)!r}?", "unknown-name", "--backbone", full_name(name))
-    raise unknown("backbone", name, list_backbones())
+    raise unknown("backbone", name, list_backbones(), listed="backbones zoo list")
 
 
 def full_name(name: str) -> str:

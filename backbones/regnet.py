@@ -211,7 +211,7 @@ def build(cfg: CfgNode, input_shape: ShapeSpec) -> RegNet:
     numbers = {key: node[key.upper()] for key in ("depth", "w0", "wa", "wm", "group_width", "se_ratio")}
     if node.NAME:
         if node.NAME not in SPECS:
-            raise unknown("MODEL.REGNET.NAME", node.NAME, SPECS)
+            raise unknown("MODEL.REGNET.NAME", node.NAME, SPECS, listed="backbones zoo list RegNet")
         given = [key.upper() for key, value in numbers.items() if value]
         if given:
             raise UserError(

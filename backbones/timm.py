@@ -277,7 +277,8 @@ class _Specs(Mapping[str, Any]):
             raise KeyError(name)
         network, library = name[len(PREFIX) :], _timm()
         if network not in _known():
-            raise unknown("backbone", name, [PREFIX + other for other in library.list_models(include_tags="." in network)])
+            others = [PREFIX + other for other in library.list_models(include_tags="." in network)]
+            raise unknown("backbone", name, others, listed='backbones zoo list "timm/*"')
         return TimmSpec(network)
 
     def __iter__(self) -> Iterator[str]:

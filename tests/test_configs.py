@@ -357,7 +357,7 @@ MISTAKES = [
     (["MODEL.VOVNETT.NORM", "BN"], ["'MODEL.VOVNETT.NORM'", "Did you mean 'MODEL.VOVNET.NORM'"]),
     (["MODEL.FPN.OUT_CHANNELS"], ["pairs"]),
     (["MODEL.FPN.OUT_CHANNELS", "wide"], ["MODEL.FPN.OUT_CHANNELS", "wide"]),
-    (["MODEL.BACKBONE.NAME", "build_vovnet_fnp_backbone"], ["Did you mean 'build_vovnet_fpn_backbone'", "'build_resnet_backbone'"]),
+    (["MODEL.BACKBONE.NAME", "build_vovnet_fnp_backbone"], ["Did you mean 'build_vovnet_fpn_backbone'? Allowed: ", " names, such as 'build_"]),
     (["MODEL.META_ARCHITECTURE", "FasterRCNN"], ["'FasterRCNN'", "'GeneralizedRCNN'"]),
     (["MODEL.VOVNET.CONV_BODY", "V-40-eSE"], ["MODEL.VOVNET.CONV_BODY", "'V-40-eSE'", "'V-39-eSE'"]),
     (["MODEL.VOVNET.NORM", "BNN"], ["MODEL.VOVNET.NORM", "Did you mean 'BN'", "'GN'"]),

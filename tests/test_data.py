@@ -15,6 +15,7 @@ import backbones
 from backbones import zoo
 from backbones.config import merge_overrides
 from backbones.data import check_datasets, follow, register_from_config, register_held_out
+from backbones.data.findings import KINDS, Findings, in_words
 from backbones.data.keypoints import flip_pairs
 from backbones.data.reader import read
 from backbones.data.sources import Source, Use
@@ -179,9 +180,9 @@ MENDED = [
     ("crowds", lambda c: c["annotations"][0].update(iscrowd=True), 0),
     ("crowds", lambda c: c["annotations"][0].update(iscrowd=1.0), 0),
     ("file of address", lambda c: [c["images"][0].pop("file_name"), c["images"][0].update(coco_url="http://x/y/a.jpg")], 1),
-    ("file by its end", lambda c: c["images"][0].update(file_name="C:\\photos\\a.jpg"), 1),
+    ("file in another folder", lambda c: c["images"][0].update(file_name="C:\\photos\\a.jpg"), 1),
     ("file separators", lambda c: c["images"][0].update(file_name="\\a.jpg"), 1),
-    ("file by case", lambda c: c["images"][0].update(file_name="A.JPG"), 1),
+    ("file name in another case", lambda c: c["images"][0].update(file_name="A.JPG"), 1),
 ]
 
 
@@ -190,8 +191,9 @@ def test_mended_data(own, kind, change, objects):
     """One sensible meaning is taken, said, and nothing else is; what stays is what COCO's own evaluation gives AP 100."""
     register_from_config(changed(own, change))
     about = MetadataCatalog.get("mine")
-    counted = any(f"{n} {kind}" in about.said[0] for n in (1, objects))
-    assert counted or kind == "group category" or kind == "crowds" and "crowds: 1" in about.said[0]
+    none = kind in ("group category", "crowds")  # which have no effect that the first line counts
+    assert none or any(in_words(kind, n) in about.said[0] for n in (1, objects))
+    assert kind != "crowds" or "crowds: 1" in about.said[0]
     assert any(line.startswith(f"mine: {kind} (") for line in about.said[1:]) and len(about.said) == 2, about.said
     truth, records = about.truth(), DatasetCatalog.get("mine")
     found = [a for a in truth["annotations"] if not a["iscrowd"]]
@@ -207,6 +209,27 @@ def test_mended_data(own, kind, change, objects):
     if found:
         given = [{**{key: a[key] for key in ("image_id", "category_id", "bbox")}, "score": 1.0} for a in found]
         assert evaluate(truth, given, "bbox").stats[0] == pytest.approx(1.0, abs=1e-9)
+
+
+def test_the_first_line_counts_in_words():
+    """One and several of each kind that is left out or repaired."""
+    several, one = Findings("mine"), Findings("mine")
+    for kind, count in (("empty box", 2), ("no box", 1), ("file in another folder", 300), ("area", 1)):
+        several.add(kind, count=count)
+    assert several.effects() == (
+        "left out: 3 (1 object without a box, 2 empty boxes); repaired: 301 (1 area computed, 300 images found in another folder)"
+    )
+    for kind, words in (
+        ("object of such an image", "1 object of unused images"),
+        ("image left out", "1 missing or unreadable image"),
+        ("box as mask", "1 mask made from a box"),
+        ("object without mask", "1 object without a mask"),
+        ("crowds as objects", "1 crowd treated as objects"),
+    ):
+        assert in_words(kind, 1) == words
+    for kind in (kind for kind, row in KINDS.items() if row.effect):
+        one.add(kind)
+        assert in_words(kind, 1) in one.effects() and in_words(kind, 1)[1:] != in_words(kind, 2)[1:]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +302,8 @@ def test_images_that_are_left_out(own, spoil):
     spoil(os.path.join(own[1], "a.jpg"))
     cfg.INPUT.UNREADABLE = "skip"
     register_from_config(cfg)
-    assert "left out: 1 image and 1 object (1 object of such an image, 1 image left out)" in MetadataCatalog.get("mine").said[0]
+    counted = ", ".join(in_words(kind, 1) for kind in ("object of such an image", "image left out"))
+    assert f"left out: 1 image and 1 object ({counted})" in MetadataCatalog.get("mine").said[0]
     assert [os.path.basename(record["file_name"]) for record in DatasetCatalog.get("mine")] == ["b.jpg"]
 
 
@@ -375,11 +399,11 @@ def test_masks(own, mask, words):
         register_from_config(cfg)
     cfg.DATASETS.NO_MASK = "box"
     register_from_config(cfg)
-    assert "1 box as mask" in MetadataCatalog.get("mine").said[0]
+    assert in_words("box as mask", 1) in MetadataCatalog.get("mine").said[0]
     assert DatasetCatalog.get("mine")[0]["annotations"][0]["segmentation"] == [[1, 1, 6, 1, 6, 6, 1, 6]]
     cfg.DATASETS.NO_MASK = "skip"
     register_from_config(cfg)
-    assert "1 object without mask" in MetadataCatalog.get("mine").said[0]
+    assert in_words("object without mask", 1) in MetadataCatalog.get("mine").said[0]
     assert DatasetCatalog.get("mine")[0]["annotations"] == []
 
 
@@ -390,7 +414,7 @@ def test_crowds_as_objects(own):
         register_from_config(cfg)
     cfg.DATASETS.CROWDS = "objects"
     register_from_config(cfg)
-    assert "1 crowds as objects" in MetadataCatalog.get("mine").said[0]
+    assert in_words("crowds as objects", 1) in MetadataCatalog.get("mine").said[0]
     assert DatasetCatalog.get("mine")[0]["annotations"][0]["iscrowd"] == 0
 
 
@@ -524,7 +548,7 @@ def test_keypoints_follow_the_data(own):
     merge_overrides(cfg, ["MODEL.KEYPOINT_ON", "True", "DATASETS.TRAIN", "('mine',)"])
     register_from_config(cfg)
     about = MetadataCatalog.get("mine")
-    assert "1 keypoints absent, 1 count of keypoints, 1 keypoint names" in about.said[0]
+    assert "1 object without keypoints, 1 num_keypoints value recounted, 1 list of keypoint names made" in about.said[0]
     assert about.keypoint_names == ["1", "2"] and about.keypoint_flip_map == []
     assert [a["num_keypoints"] for a in about.truth()["annotations"]] == [2, 0]
     followed = {key: value for key, value, _ in follow(cfg, True)}

@@ -49,6 +49,19 @@ def test_nearest_name_is_suggested():
     assert unknown("number", "11", (1, 12)).suggestion == 1
 
 
+def test_long_lists_are_counted():
+    """A short list is shown whole. Of a long one: the nearest names, how many there are, and what lists them."""
+    short, long = [f"net-{i}" for i in range(12)], [f"net-{i}" for i in range(13)]
+    assert str(unknown("network", "net_3", short)).endswith("Allowed: " + ", ".join(map(repr, short)) + ".")
+    error = unknown("network", "NET-12", long, listed="backbones zoo list")
+    assert error.suggestion == "net-12" and str(error).startswith(
+        "unknown network: 'NET-12'. Did you mean 'net-12'? Allowed: 13 names, such as"
+    )
+    assert str(error).endswith(". To see all: backbones zoo list.") and str(error).count("'net-") == 3
+    far = unknown("network", "zzzzzz", long)
+    assert (str(far), far.suggestion) == ("unknown network: 'zzzzzz'. Allowed: 13 names, such as 'net-0', 'net-1', 'net-2'.", None)
+
+
 class Unreadable:
     def __len__(self):
         return 1

@@ -111,7 +111,7 @@ def test_a_wrong_hash_names_both(server):
 def test_no_network(server, monkeypatch):
     monkeypatch.delenv("BACKBONES_MIRROR")
     assert "connection refused" in refused("http://127.0.0.1:9/x.pth", PathManager)
-    assert "unknown host, or no network" in refused("https://nowhere.invalid/x.pth", PathManager)
+    assert "unknown host, or no internet connection" in refused("https://nowhere.invalid/x.pth", PathManager)
     assert "does not name a file" in refused("https://nowhere.invalid/", PathManager)
 
 
@@ -369,7 +369,7 @@ def test_hub_without_network(server, monkeypatch):
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
     assert "connection refused" in refused_by_hub(REPO)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "https://nowhere.invalid/{repo_id}/resolve/{revision}/{filename}")
-    assert "unknown host, or no network" in refused_by_hub(REPO)
+    assert "unknown host, or no internet connection" in refused_by_hub(REPO)
 
 
 @pytest.mark.slow

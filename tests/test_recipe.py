@@ -21,9 +21,11 @@ from backbones.engine import open_config, step
 from backbones.recipe import design, measuring, rules
 from backbones.recipe.design import Design, candidates
 from backbones.recipe.facts import Facts
+from backbones.recipe.networks import available
 from backbones.recipe.writing import beside_3x, text
 from backbones.swap import network_of
 from backbones.tools import recipe, train
+from backbones.zoo import checking
 
 
 def facts(images=300, side=480.0, objects=5, sizes=(20, 200), **more):
@@ -290,6 +292,30 @@ def test_candidates_are_published_ones():
     found = list(candidates())
     figures = [ap for _, ap in found if ap]
     assert figures == sorted(figures, reverse=True) and dict(found)["V-39-eSE"] == 42.7 and found[-1][1] is None
+
+
+def test_networks_that_are_not_considered_are_named(monkeypatch, tmp_path):
+    """Each with the reason and what to do, whether a host answers or none does."""
+    monkeypatch.setenv("BACKBONES_WEIGHTS", str(tmp_path))
+    gone, asked, own = "V-99-eSE", ["RegNetX-400MF", "RegNetX-800MF"], "RegNetX-1.6GF"
+    (tmp_path / f"{own}.pth").touch()
+
+    def one_answers(releases, timeout):
+        return {release.place: checking.Answer("alive" if release.name == asked[1] else "dead", "HTTP 404 Not Found") for release in releases}
+
+    def none_answers(releases, timeout):
+        raise UserError("no internet connection: cannot reach any of a.org", "download")
+
+    todo = f". To have them considered, save weights of theirs as NAME.pth in {str(tmp_path)!r}"
+    first = f"not considered: {gone}, because their weights are gone from the web, or their licence restricts use{todo}"
+    for answers, left, why, there in (
+        (one_answers, asked[:1], "their weights cannot be downloaded: HTTP 404 Not Found", {asked[1], own}),
+        (none_answers, asked, "their weights must be downloaded, and there is no internet connection: cannot reach any of a.org", {own}),
+    ):
+        monkeypatch.setattr(checking, "check", answers)
+        said = []
+        assert set(available([gone, *asked, own], said.append)) == there
+        assert said == [first, f"not considered: {', '.join(left)}, because {why}{todo}"]
 
 
 def asked(data, tmp_path, **more):

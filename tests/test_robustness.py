@@ -295,7 +295,7 @@ def test_unreadable_images_at_the_first_look(kind, run, data, tmp_path):
         return
     refused(run(data), "image (3)", "'1.jpg'", "INPUT.UNREADABLE skip")
     trained(run(data, "INPUT.UNREADABLE", "skip", output="skipped"), tmp_path, "skipped")
-    assert "3 image left out" in (tmp_path / "skipped" / "log.txt").read_text()
+    assert "3 missing or unreadable images" in (tmp_path / "skipped" / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("kind", ["truncated", "0 bytes", "text", "zeros"])
@@ -349,7 +349,7 @@ def test_images_of_too_many_pixels(mapper, run, data, tmp_path):
         Image.new("RGB", (40, 30)).save(data.path(i))
     refused(run(data, *options), "1.jpg", "has 80x60 pixels, more than INPUT.MAX_PIXELS 4799", "INPUT.UNREADABLE skip")
     trained(run(data, *options, "INPUT.UNREADABLE", "skip", output="skipped"), tmp_path, "skipped")
-    assert "1 image left out" in (tmp_path / "skipped" / "log.txt").read_text()
+    assert "1 missing or unreadable image" in (tmp_path / "skipped" / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("mapper", ["detectron2", "exact"])

@@ -445,7 +445,7 @@ class TestZoo:
         found = zoo_tool.list_entries("mask_rcnn_V_39").splitlines()[2:]
         assert len(found) >= 8 and all("mask_rcnn_V_39" in line for line in found)
         (row,) = [line for line in found if "COCO-InstanceSegmentation/mask_rcnn_V_39_FPN_3x" in line]
-        assert "box 43.8, mask 39.3" in row and "vovnet-detectron2:mask_V_39" in row and "CC BY-NC 4.0" in row and "gone" in row
+        assert "box 43.8, mask 39.3" in row and "vovnet-detectron2:mask_V_39" in row and "CC-BY-NC-4.0" in row and "gone" in row
         with pytest.raises(UserError, match="nothing in the zoo matches 'no such'"):
             zoo_tool.list_entries("no such")
 
@@ -454,13 +454,20 @@ class TestZoo:
         assert "box 37.9" in text and "MODEL.WEIGHTS https://dl.fbaipublicfiles.com/detectron2/COCO-Detection/" in text
         assert "TEST.EXPECTED_RESULTS \"[['bbox', 'AP', 37.9, 0.1]]\"" in text
         text = zoo_tool.show("mask_rcnn_RegNetX_3.2GF_FPN_1x.yaml")
-        assert "163141-2a9d1814.pth" in text and "licence of the weights: Apache-2.0" in text
+        assert (
+            "163141-2a9d1814.pth" in text and "licence of the weights: Apache-2.0; its text: https://spdx.org/licenses/Apache-2.0.html" in text
+        )
         assert "MODEL.WEIGHTS backbones://COCO-InstanceSegmentation/mask_rcnn_RegNetX_3.2GF_FPN_1x TEST" in text
         text = zoo_tool.show("V-39-eSE")
         assert "--backbone V-39-eSE" in text and "CC-BY-NC-4.0" in text and "mean [103.53, 116.28, 123.675]" in text
         assert text.index("timm:ese_vovnet39b.ra_in1k") < text.index("vovnet-detectron2:") and "Apache-2.0, top-1 79.3 %" in text
         text = zoo_tool.show("reproduce/mask_rcnn_V_39_FPN_3x.yaml")
-        assert "--eval-only" in text and "box 43.8" in text and "not for commercial use" in text and "gone" in text
+        assert "--eval-only" in text and "box 43.8" in text and "gone" in text
+        licence = [line for line in text.splitlines() if line.startswith("licence of the weights: ")]
+        assert licence == [
+            "licence of the weights: CC-BY-NC-4.0, not for commercial use; its text: https://spdx.org/licenses/CC-BY-NC-4.0.html"
+        ]
+        assert "    used only with --accept-licence CC-BY-NC-4.0 or this full address: not for commercial use; its text: " in text
         assert "lazy/retinanet_V_39_FPN_1x.py" in zoo_tool.list_entries("lazy")
         with pytest.raises(UserError, match="Did you mean"):
             zoo_tool.show("faster_rcnn_V_38_FPN_3x.yaml")

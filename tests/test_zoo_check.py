@@ -152,7 +152,9 @@ def test_no_network(server, tmp_path, monkeypatch):
 
     monkeypatch.setenv("BACKBONES_MIRROR", "http://127.0.0.1:9")
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
-    with pytest.raises(UserError, match="^no network: cannot reach any of .*dl.fbaipublicfiles.com, the hub .connection refused") as error:
+    with pytest.raises(
+        UserError, match="^no internet connection: cannot reach any of .*dl.fbaipublicfiles.com, the hub .connection refused"
+    ) as error:
         tool.check("RegNetX-200MF")
     assert error.value.code == "download" and not (tmp_path / "backbones" / "checked.json").exists()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)

@@ -82,7 +82,7 @@ def reason(error: BaseException, timeout: float = 0) -> tuple[str, bool]:
     if isinstance(error, TimeoutError):
         return f"timed out: no data for {timeout or TIMEOUT:g} s", True
     if isinstance(error, socket.gaierror):
-        return f"unknown host, or no network ({text})", False
+        return f"unknown host, or no internet connection ({text})", False
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the server's certificate was rejected: {error.verify_message}", False
     if isinstance(error, ConnectionRefusedError):

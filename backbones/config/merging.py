@@ -1,7 +1,6 @@
 """Merges files, overrides and flags into a config; errors in them are reported in one line."""
 
 import argparse
-import difflib
 import os
 import re
 from typing import Any, Collection
@@ -10,7 +9,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.config.compat import guess_version
 
-from ..errors import UserError
+from ..errors import UserError, choices, near
 from .keys import all_keys, flat, get, put
 
 # keys that name a file, which lies beside the config or where the run starts
@@ -142,11 +141,11 @@ def _check_key(cfg: CfgNode, key: str, known: Collection[str], where: str) -> No
     # keys that detectron2 renamed or removed are its own to deal with
     if key in known or cfg.key_is_renamed(key) or cfg.key_is_deprecated(key):
         return
-    close = next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.4)), None)
-    siblings = [k for k in known if k.rpartition(".")[0] == (close or key).rpartition(".")[0]]
-    hint = f" Did you mean {close!r}?" if close else ""
-    allowed = ", ".join(sorted(siblings))
-    raise UserError(f"unknown config key: {key!r} in {where}.{hint} Allowed at this level: {allowed}.", "unknown-key", key, close)
+    close = near(key, known)
+    level = (close[0] if close else key).rpartition(".")[0]
+    siblings = sorted(k for k in known if k.rpartition(".")[0] == level)
+    said = choices(siblings, close, "docs/reference/config.md, and defaults.py of detectron2")
+    raise UserError(f"unknown config key: {key!r} in {where}. {said}", "unknown-key", key, close[0] if close else None)
 
 
 def one_line(error: BaseException) -> str:

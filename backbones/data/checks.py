@@ -10,7 +10,8 @@ from detectron2.utils.file_io import PathManager
 
 from ..checkpoint import fetch, read_checkpoint
 from ..config import architecture, first_difference, get, learns
-from ..errors import UserError, raised, unknown
+from ..errors import UserError, raised
+from .sources import unknown_data_set
 
 _CITYSCAPES = [("cityscapesscripts", "cityscapesScripts", True), ("shapely", "shapely", True)]
 
@@ -43,7 +44,7 @@ def dataset_findings(cfg: CfgNode, training: bool, skip: Collection[str] = (), c
                 continue
             if name not in DatasetCatalog:
                 brought = [entry[0] for entry in cfg.DATASETS.REGISTER if isinstance(entry, (list, tuple)) and entry]
-                yield unknown(f"data set in {key}", name, sorted({*DatasetCatalog.keys(), *map(str, brought)}), key)
+                yield unknown_data_set(f"data set in {key}", name, key, map(str, brought))
                 continue
             usable.append((key, name))
             for error in (*raised(check_paths, name, key), *raised(check_packages, name, split == "TEST", key)):

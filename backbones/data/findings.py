@@ -1,6 +1,7 @@
 """What can be odd or wrong about a data set: one row for each kind, and the list in which the reader and the doctor count findings."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
 
@@ -111,10 +112,10 @@ KINDS: dict[str, Kind] = {
     "file separators": Kind(
         "note", "names contain backslashes or begin with a slash: they are read as paths in the image folder", "nothing", _MENDED
     ),
-    "file by its end": Kind(
+    "file in another folder": Kind(
         "note", "images were found in a different folder from the one stated, by the end of their path", "nothing", _MENDED
     ),
-    "file by case": Kind("note", "images were found under a name that differs in upper and lower case", "nothing", _MENDED),
+    "file name in another case": Kind("note", "images were found under a name that differs in upper and lower case", "nothing", _MENDED),
     "file of address": Kind("note", "images without file_name are found by the end of coco_url", "nothing", _MENDED),
     "several files": Kind("error", "several image files match the name", "name the folder that holds the right ones"),
     "address": Kind("error", "file names are URLs, but images must be on this disk", "download them, and write their paths instead"),
@@ -182,6 +183,46 @@ KINDS: dict[str, Kind] = {
         "error", "image files of the test data are also in the training data", "remove them from one of the two, or figures will be too good"
     ),
 }
+# kind with an effect -> how the summary counts it; "(s)" is for more than one
+_COUNTED = {
+    "malformed image": "malformed image(s)",
+    "malformed annotation": "malformed annotation(s)",
+    "repeated image entry": "image(s) listed twice",
+    "duplicate category name": "duplicate class name(s)",
+    "image ids": "image id(s) replaced",
+    "category ids": "category id(s) replaced",
+    "annotation ids": "annotation id(s) renumbered",
+    "orphan annotation": "annotation(s) without an image",
+    "object of such an image": "object(s) of unused images",
+    "unknown category": "object(s) of an unknown category",
+    "class of other data": "object(s) of a class unknown to the model",
+    "no box": "object(s) without a box",
+    "empty box": "empty box(es)",
+    "box outside": "box(es) outside the image",
+    "box beyond edge": "box(es) clipped at the edge",
+    "box of keypoints": "box(es) around keypoints",
+    "box of mask": "box(es) around a mask",
+    "numbers as texts": "box(es) with numbers as strings",
+    "boxes as corners": "box(es) that may be corners",
+    "area": "area(s) computed",
+    "iscrowd": "iscrowd value(s) set to 0",
+    "ignored annotation": "annotation(s) with ignore set",
+    "crowds as objects": "crowd(s) treated as objects",
+    "short polygon": "short polygon(s)",
+    "flat polygon": "mask(s) given as one list",
+    "box as mask": "mask(s) made from a box",
+    "object without mask": "object(s) without a mask",
+    "keypoints absent": "object(s) without keypoints",
+    "keypoint names": "list(s) of keypoint names made",
+    "count of keypoints": "num_keypoints value(s) recounted",
+    "file separators": "file name(s) with separators changed",
+    "file in another folder": "image(s) found in another folder",
+    "file name in another case": "image(s) found by name in another case",
+    "file of address": "image(s) found by coco_url",
+    "image left out": "missing or unreadable image(s)",
+    "size of image": "image size(s) read from the file",
+    "several pictures": "file(s) with several pictures",
+}
 _IMAGES = ("malformed image", "image left out")  # whole images left out; the others are parts of images
 SHOWN = 5  # names kept for each kind: there may be millions
 
@@ -235,11 +276,11 @@ class Findings:
         return UserError(said, "missing-file" if kind == "missing file" else "data", KINDS[kind].key)
 
     def effects(self) -> str:
-        """ "left out: 3 (2 empty box, 1 no box); repaired: 4 (4 area)", images apart; effects that did not occur are not listed."""
+        """ "left out: 3 (2 empty boxes, 1 object without a box); repaired: 1 (1 area computed)"; other effects only where they occurred."""
         parts = []
         for effect in (_LEFT, _PART, _MENDED):
             kinds = [kind for kind in KINDS if kind in self.counts and KINDS[kind].effect == effect]
-            listed = f" ({', '.join(f'{self.counts[kind]} {kind}' for kind in kinds)})" if kinds else ""
+            listed = f" ({', '.join(in_words(kind, self.counts[kind]) for kind in kinds)})" if kinds else ""
             if kinds or effect == _LEFT:
                 images, others = (sum(self.counts[kind] for kind in kinds if (kind in _IMAGES) == of) for of in (True, False))
                 total = f"{images} image{'s'[: images != 1]} and {others} object{'s'[: others != 1]}" if images and others else images + others
@@ -257,6 +298,11 @@ class Findings:
                     advice = "" if row.advice == "nothing" else row.advice
                     code = "data" if severity == "error" else ""
                     yield Finding(severity, f"{self.dataset}: {self.sentence(kind)}", advice, code, row.key)
+
+
+def in_words(kind: str, count: int) -> str:
+    """A number of findings of a kind that has an effect: "1 empty box", "3 images listed twice"."""
+    return f"{count} " + re.sub(r"\((e?s)\)", "" if count == 1 else r"\1", _COUNTED[kind])
 
 
 def short(value: Any) -> str:

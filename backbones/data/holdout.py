@@ -7,7 +7,8 @@ from typing import Collection, Hashable, Iterator, Sequence
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
-from ..errors import UserError, counted, unknown
+from ..errors import UserError, counted
+from .sources import unknown_data_set
 from .split import held_out
 
 KEPT, HELD_OUT = "_kept", "_held_out"
@@ -46,7 +47,7 @@ def register_held_out(cfg: CfgNode, training: bool = True, names: Collection[str
         if names is not None and not {name, name + KEPT, name + HELD_OUT} & set(names):
             continue
         if name not in DatasetCatalog:
-            raise unknown("data set in DATASETS.HOLD_OUT", name, sorted(DatasetCatalog.keys()), "DATASETS.HOLD_OUT")
+            raise unknown_data_set("data set in DATASETS.HOLD_OUT", name, "DATASETS.HOLD_OUT")
         if seen.setdefault(name, count) != count:
             said = f"DATASETS.HOLD_OUT: {name!r} appears twice, with {seen[name]} and with {counted(count, 'image')}"
             raise UserError(said, "conflict", "DATASETS.HOLD_OUT")

@@ -56,7 +56,7 @@ class Files:
         best = [path for path in best if os.path.basename(path) == os.path.basename(plain)] or best
         if len(best) > 1:
             return name, "several files"
-        return best[0], "file by case" if best[0].lower() == plain.lower() else "file by its end"
+        return best[0], "file name in another case" if best[0].lower() == plain.lower() else "file in another folder"
 
     def _is_there(self, name: str) -> bool:
         folder, _, base = name.rpartition("/")

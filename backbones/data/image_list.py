@@ -52,7 +52,7 @@ def read_images(
         found[number] = name, how or kind
         entry["id"], entry["file_name"] = number, path
         kept.append(entry)
-    guessed = {image["file_name"] for image in kept if found[image["id"]][1] in ("file by case", "file by its end")}
+    guessed = {image["file_name"] for image in kept if found[image["id"]][1] in ("file name in another case", "file in another folder")}
     if guessed:  # two entries must not share one file
         times: dict[str, int] = {}
         for image in kept:

@@ -1,12 +1,20 @@
 """The data sets of a config: their files, their contents, and what the config does with them."""
 
 from dataclasses import dataclass
+from typing import Iterable
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import learns
+from ..errors import UserError, unknown
+
+
+def unknown_data_set(what: str, name: str, key: str = "", others: Iterable[str] = ()) -> UserError:
+    """The error for a data set that is neither registered nor among the ``others``; ``what`` says where it is named."""
+    names = sorted({*DatasetCatalog.keys(), *others})
+    return unknown(what, name, names, key, listed="DatasetCatalog.list() of detectron2.data, in Python")
 
 
 @dataclass(frozen=True)

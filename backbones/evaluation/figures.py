@@ -52,4 +52,4 @@ def metric_findings(cfg: CfgNode) -> Iterator[UserError]:
         named = named.removeprefix(f"{name}/")
     of_a_class = named.split("-")[0] in possible or named.split("/")[0] == "sem_seg" and "-" in named
     if named not in possible and not of_a_class and not named.startswith("validation"):
-        yield unknown("TEST.BEST_METRIC", wanted, possible, "TEST.BEST_METRIC")
+        yield unknown("TEST.BEST_METRIC", wanted, possible, "TEST.BEST_METRIC", listed="what an evaluation prints, as task/figure")

@@ -8,8 +8,8 @@ from detectron2.utils.file_io import PathManager
 
 from ..data import annotations, check_paths
 from ..data.reader import read
-from ..data.sources import Source, Use
-from ..errors import UserError, unknown
+from ..data.sources import Source, Use, unknown_data_set
+from ..errors import UserError
 
 TASKS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # task -> the field that results need
 
@@ -78,7 +78,7 @@ def check_keypoints(dataset: dict[str, Any], results: Sequence[list[dict]], sigm
 def truth_of(name: str, task: str) -> tuple[str, dict[str, Any]]:
     """(annotation file, truth) of a data set in detectron2's catalogue; raises UserError if it has none in COCO's format."""
     if name not in DatasetCatalog:
-        raise unknown("data set", name, sorted(DatasetCatalog.keys()), "--dataset")
+        raise unknown_data_set("data set", name, "--dataset")
     check_paths(name)
     metadata = MetadataCatalog.get(name)
     if not metadata.get("labelled", True):

@@ -1,5 +1,6 @@
 """The available networks, best first, and their costs."""
 
+from collections import defaultdict
 from typing import Callable, Iterable, Iterator
 
 import torch
@@ -35,27 +36,37 @@ def candidates() -> Iterator[tuple[str, float | None]]:
 
 
 def available(names: Iterable[str], say: Callable[[str], None]) -> dict[str, str]:
-    """The address of the weights of each network that are available now, in the same order. Asks hosts in parallel."""
-    found, asked = {}, {}
+    """The address of the weights of each network that are available now, in the same order. Asks hosts in parallel.
+
+    Says which networks are not considered, why, and what to do.
+    """
+    names, found, asked = list(names), {}, {}
+    missing: defaultdict[str, list[str]] = defaultdict(list)  # why -> networks
     for name in names:
         try:
             own, free = weights.local(name), [release for release in weights.releases(name) if release.free]
         except UserError as error:
-            say(f"{name} is left out: {error}")
+            missing[str(error)].append(name)
             continue
         there = next((release.address for release in free if weights.here(release)), "")
         if own or there:
             found[name] = weights.PREFIX + name if own else there
         elif free:
             asked[name] = free[0]
+        else:
+            missing["their weights are gone from the web, or their licence restricts use"].append(name)
     try:
         answers = checking.check(asked.values(), timeout=3) if asked else {}
     except UserError as error:
-        say(f"{len(asked)} networks are left out, because their weights are not available: {error}")
-        answers = {}
-    alive = {
-        name: release.address
-        for name, release in asked.items()
-        if release.place in answers and answers[release.place].state in ("alive", "moved")
-    }
-    return {name: {**found, **alive}[name] for name in names if name in found or name in alive}
+        missing[f"their weights must be downloaded, and there is {error}"] += asked
+        asked, answers = {}, {}
+    for name, release in asked.items():
+        answer = answers[release.place]
+        if answer.state in ("alive", "moved"):
+            found[name] = release.address
+        else:
+            missing[f"their weights cannot be downloaded: {answer.why}"].append(name)
+    for why, left in missing.items():
+        files = f"save weights of theirs as NAME.pth in {weights.folder()!r}"
+        say(f"not considered: {', '.join(left)}, because {why}. To have them considered, {files}")
+    return {name: found[name] for name in names if name in found}

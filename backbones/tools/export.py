@@ -19,8 +19,9 @@ import numpy as np
 from ..config import check_output_dir
 from ..data import check_paths, images
 from ..data.loader import unreadable
+from ..data.sources import unknown_data_set
 from ..engine import Front, add_config_arguments, open_named
-from ..errors import UserError, unknown
+from ..errors import UserError
 from . import parser_of, program, run
 
 
@@ -70,7 +71,7 @@ def calibration(front: Front, source: str, count: int) -> Iterator[np.ndarray]:
     else:
         front.register()
         if source not in DatasetCatalog:
-            raise unknown("data set or folder, of --calibrate", source, DatasetCatalog.list())
+            raise unknown_data_set("data set or folder, of --calibrate", source)
         check_paths(source)
         files = [record["file_name"] for record in DatasetCatalog.get(source)]
     chosen = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).astype(int))

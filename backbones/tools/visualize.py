@@ -10,10 +10,11 @@ import numpy as np
 from ..data import check_paths, images
 from ..data.annotations import faults, integer, numbers, parse
 from ..data.loader import unreadable
+from ..data.sources import unknown_data_set
 from ..drawing import Mark, colour, mask_of
 from ..drawing import draw as draw_marks
 from ..engine import open_config
-from ..errors import UserError, unknown
+from ..errors import UserError
 from ..evaluation.results import config_of, results_file
 from . import add_threshold, nothing_shown, parser_of, picture, program, run
 
@@ -71,7 +72,7 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     from detectron2.structures import BoxMode
 
     if dataset not in DatasetCatalog:
-        raise unknown("data set", dataset, sorted(DatasetCatalog.keys()))
+        raise unknown_data_set("data set", dataset)
     check_paths(dataset)
     picture(output)
     by_image = read_results(results)

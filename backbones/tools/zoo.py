@@ -34,6 +34,8 @@ _METRICS = {
     "recall": ("box_proposals", "AR@1000"),
 }
 
+_LICENCES = ("Apache-2.0", "BSD-3-Clause", "CC-BY-NC-4.0", "CC-BY-SA-3.0", "MIT")  # whose texts spdx.org has under these names
+
 
 def entries(pattern: str) -> list[str]:
     """Our configs, detectron2's, and networks whose name matches a shell pattern or contains it."""
@@ -77,6 +79,11 @@ def list_entries(pattern: str) -> str:
     return tabulate(rows, ("name", "what", "published", "weights", "licence", "last seen"), "pipe", disable_numparse=True)
 
 
+def _text_of(licence: str, otherwise: str = "its source") -> str:
+    """Where the text of a licence is."""
+    return f"its text: {f'https://spdx.org/licenses/{licence}.html' if licence in _LICENCES else otherwise}"
+
+
 def _lines(releases: list[weights.Release]) -> list[str]:
     lines = []
     for release in releases:
@@ -87,7 +94,7 @@ def _lines(releases: list[weights.Release]) -> list[str]:
             lines += [f"    expects {images['format']} images, mean {images['pixel_mean']}, standard deviation {images['pixel_std']}"]
         lines += [f"    used only if its source is named: it is {release.gone}"] if release.gone else []
         accept = f"used only with --accept-licence {release.licence} or this full address"
-        lines += [f"    {accept}: {release.restricted}"] if release.restricted else []
+        lines += [f"    {accept}: {release.restricted}; {_text_of(release.licence)}"] if release.restricted else []
     return lines
 
 
@@ -106,15 +113,17 @@ def show(name: str) -> str:
         about = known["about"]
         figures = ", ".join(f"{kind} {value}" for kind, value in known["published_ap"].items())
         lines += [f"published: {figures} ({about['published_ap']})", f"source: {about['url']}, {about['version']}"]
-        lines += [f"licence of the weights: {about['licence']}", *([f"remark: {known['note']}"] if "note" in known else [])]
+        forbidden = f", {about['restricted']}" if "restricted" in about else ""
+        lines += [f"licence of the weights: {about['licence']}{forbidden}; {_text_of(about['licence'], about['url'])}"]
+        lines += [f"remark: {known['note']}"] if "note" in known else []
     if releases:
         lines += ["weights of the detector:", *_lines(releases)]
     elif known:
         lines += [f"weights of the detector: none to download; your own file is found as {weights.PREFIX}{weights.stem(known['config'])}"]
     if settings.TEST.EXPECTED_RESULTS:
-        lines += ["verify the row:", f"  backbones train --config-file {name} --eval-only --num-gpus 8"]
+        lines += ["check the published figures:", f"  backbones train --config-file {name} --eval-only --num-gpus 8"]
     elif releases:
-        lines += ["verify the row:", f"  {verification(name)}"]
+        lines += ["check the published figures:", f"  {verification(name)}"]
     address = settings.MODEL.WEIGHTS
     if not settings.TEST.EXPECTED_RESULTS:
         lines += [f"training starts from: {address or 'random weights'}"]

@@ -89,7 +89,7 @@ def get_config_file(name: str, others: Iterable[str] = ()) -> str:
         raise UserError(f"config {name!r} does not exist{where}.{hint}", "missing-file", "--config-file", os.path.basename(close) or None)
     ours, theirs = map(_names, roots)
     names = [*others, *ours, *theirs, *sorted(set(map(os.path.basename, ours)))]
-    raise unknown("config (neither a file nor a name in the zoos)", name, names, "--config-file")
+    raise unknown("config (neither a file nor a name in the zoos)", name, names, "--config-file", listed="backbones zoo list")
 
 
 def get_config(name: str, trained: bool = False) -> CfgNode:
@@ -132,9 +132,8 @@ def get_checkpoint_url(name: str) -> str:
     """
     row = published(name)
     if not row.get("checkpoint"):
-        raise unknown(
-            "released model", name, [config for config, row in weights.models().items() if row.get("checkpoint")], code="missing-weights"
-        )
+        names = [config for config, row in weights.models().items() if row.get("checkpoint")]
+        raise unknown("released model", name, names, code="missing-weights", listed="backbones zoo list")
     return f"{weights.PREFIX}{os.path.splitext(row['config'])[0]}" if "converter" in row["about"] else row["checkpoint"]
 
 

@@ -57,7 +57,9 @@ def check(releases: Iterable[weights.Release], jobs: int = 8, timeout: float = 1
     heard = {place: answer for place, answer in answers.items() if answer.state != "not asked"}
     if heard and not any(answer.host for answer in heard.values()):
         hosts = {urlparse(place).netloc or "the hub" for place in heard}
-        raise UserError(f"no network: cannot reach any of {', '.join(sorted(hosts))} ({next(iter(heard.values())).why})", "download")
+        raise UserError(
+            f"no internet connection: cannot reach any of {', '.join(sorted(hosts))} ({next(iter(heard.values())).why})", "download"
+        )
     _keep(heard)
     return {place: answers[place] for place in places}
 

@@ -161,7 +161,7 @@ def known_licences(names: Collection[str]) -> list[str]:
     spelt = {licence.lower(): licence for licence in found}
     for name in names:
         if name.lower() not in spelt:
-            raise unknown("licence", name, found, "--accept-licence")
+            raise unknown("licence", name, found, "--accept-licence", listed="backbones zoo list")
     return [spelt[name.lower()] for name in names]
 
 
@@ -221,7 +221,7 @@ def parsed(address: str) -> tuple[str, str] | None:
     ids = [row["id"] for rows in data()["weights"].values() for row in rows if row["source"] == scheme]
     own = [name.partition("/")[2] for family in registry.FAMILIES.values() if family.name == scheme for name in family.specs]
     ids = [name for name in own if name.startswith(rest + ".")] or sorted({*ids, *own})
-    raise unknown(f"weights of {scheme}", rest, ids, "MODEL.WEIGHTS", "missing-weights")
+    raise unknown(f"weights of {scheme}", rest, ids, "MODEL.WEIGHTS", "missing-weights", "backbones zoo list")
 
 
 def here(release: Release) -> bool:
@@ -280,17 +280,14 @@ def _candidates(name: str, wanted: str, accepted: Collection[str]) -> tuple[list
     rows = releases(name)
     if not rows:
         there = [stem(file) for file in sorted(os.listdir(folder()) if os.path.isdir(folder()) else [])]
-        raise unknown(
-            f"weights, neither released nor in {folder()!r}",
-            name,
-            [*there, *data()["weights"], *map(stem, models())],
-            "MODEL.WEIGHTS",
-            "missing-weights",
-        )
+        names = [*there, *data()["weights"], *map(stem, models())]
+        what = f"weights, neither released nor in {folder()!r}"
+        raise unknown(what, name, names, "MODEL.WEIGHTS", "missing-weights", "backbones zoo list")
     if wanted:
         chosen = [row for row in rows if wanted in (row.spec, row.source)]
         if not chosen:
-            raise unknown(f"source of weights of {name}", wanted, [row.spec for row in rows], "MODEL.WEIGHTS", "missing-weights")
+            specs, shown = [row.spec for row in rows], f"backbones zoo show {name}"
+            raise unknown(f"source of weights of {name}", wanted, specs, "MODEL.WEIGHTS", "missing-weights", shown)
         rows = chosen
     take, others = [], []
     refused: dict[tuple[str, str], list[str]] = {}

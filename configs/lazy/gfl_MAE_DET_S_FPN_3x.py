@@ -1,4 +1,4 @@
-# GFLV2 by hand, over any network; the recipe is that of COCO-Detection/gfl_MAE_DET_S_FPN_3x.yaml
+# GFLV2 as a Python config, written out; any network fits. The settings are those of COCO-Detection/gfl_MAE_DET_S_FPN_3x.yaml
 from detectron2.config import LazyCall as L
 from detectron2.modeling.backbone.fpn import FPN
 from detectron2.solver import WarmupParamScheduler

@@ -1,4 +1,4 @@
-# A Python config of detectron2's with another network in it
+# A Python config of detectron2 with another network
 from backbones import use_backbone, zoo
 
 cfg = zoo.get_lazy_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py")

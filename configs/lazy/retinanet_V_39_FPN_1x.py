@@ -1,4 +1,5 @@
-# The same by hand: any network of `backbones.list_backbones()` is `L(create)(name=...)`, with the options of its class
+# RetinaNet with V-39 as a Python config, written out. Any network of `backbones.list_backbones()` is `L(create)(name=...)`, with the options
+# of its class
 from detectron2.config import LazyCall as L
 
 from backbones import create, zoo

@@ -46,6 +46,7 @@ def render() -> str:
 _HEAD = """# Model zoo
 
 Written by `python -m backbones.tools.docs`; do not edit. Each figure is marked *published*, *computed* or *measured here*.
+[Words](docs/README.md#words) explains AP, PQ, OKS, spread, 3x and other terms.
 """
 
 
@@ -84,15 +85,15 @@ def _weights() -> str:
     gone = "; ".join(f"{key}: {about['gone']}" for key, about in known if "gone" in about)
     return f"""### Weights of the backbones
 
-What `MODEL.WEIGHTS backbones://<name>` tries, in this order; `backbones://<name>@<source>:<id>` takes one file. Licence, and top-1 on
-ImageNet in %, *published*. Weights in the third column have restrictive licences: they need `--accept-licence`, or their full name.
-`backbones zoo check` tells whether an address works today.
+The sources that `MODEL.WEIGHTS backbones://<name>` tries, in this order; `backbones://<name>@<source>:<id>` uses one file. Licence, and top-1
+on ImageNet in %, are *published*. Weights in the third column have restrictive licences: they need `--accept-licence`, or their full name.
+`backbones zoo check` tells whether an address still works.
 
 {sources}
 
 Gone: {gone}.
 
-{table_of(rows, ("backbone", "taken", "taken only by name", "gone"))}
+{table_of(rows, ("backbone", "used", "used only if named", "gone"))}
 """
 
 
@@ -114,9 +115,9 @@ def _timm() -> str:
         rows.append((f"timm/{name}", f"{parameters(net)[1] / 1e6:.2f}", f"{counter.get_total_flops() / 2e9:.2f}", widths))
     return f"""## Backbones of timm
 
-*Computed.* `--backbone timm/NAME` takes any network of timm that is a chain of stages; `backbones zoo list "timm/*"` lists timm's names, here
-are some. Param.: millions of parameters of the bare backbone, with those of frozen norms. GFLOPs: multiply-adds / 1e9 of its convolutions
-and matrix products on one image of {SIZE[0]}x{SIZE[1]}. Channels: of "res2" to "res5".
+*Computed.* `--backbone timm/NAME` takes any network of timm whose stages run one after the other. `backbones zoo list "timm/*"` lists
+timm's names; here are some. Param.: millions of parameters of the bare backbone, with those of frozen norms. GFLOPs: multiply-adds
+/ 1e9 of its convolutions and matrix products on one image of {SIZE[0]}x{SIZE[1]}. Channels: of "res2" to "res5".
 
 {table_of(rows, ("backbone", "Param.", "GFLOPs", "channels"))}
 """
@@ -130,7 +131,7 @@ def _section(key: str, source: dict, counted: dict[str, float]) -> str:
         "config" if computed else "network": [_link(row["config"]) if "config" in row else row["network"] for row in rows],
         **{heading: [row["published_ap"].get(kind, "") for row in rows] for kind, heading in _KINDS.items()},
         **dict(zip(("Param.", "GFLOPs"), zip(*costs))),
-        "row there": [row.get("row", "") for row in rows],
+        "name there": [row.get("row", "") for row in rows],
         "files": [" \\| ".join(f"[{name}]({row[key]})" for name, key in _FILES.items() if key in row) for row in rows],
         "remark": [row.get("note", "") for row in rows],
     }
@@ -139,13 +140,14 @@ def _section(key: str, source: dict, counted: dict[str, float]) -> str:
     if images:
         mean, std = (", ".join(map(str, images[key])) for key in ("pixel_mean", "pixel_std"))
         about = f" They expect {images['format']} images, mean {mean}, standard deviation {std}, as the configs say."
+    restricted = f", {source['restricted']}" if "restricted" in source else ""
     if "availability" in source:
         about += f" Of the files: {source['availability']}."
     return f"""### {source["title"]}
 
 AP, PQ and recall: *published*: {source["published_ap"]}.{cost}{" " + source["remark"] if "remark" in source else ""}
 
-Source: [{key}]({source["url"]}), {source["version"]}. Licence of the weights: {source["licence"]}.{about}
+Source: [{key}]({source["url"]}), {source["version"]}. Licence of the weights: {source["licence"]}{restricted}.{about}
 
 {columns_of(columns)}
 """
@@ -211,7 +213,8 @@ def _one_shot() -> str:
 *Measured here* ({data["machine"]}, seed {data["seed"]}, `make search-demo search-proof`): the path that DetNAS's search found on digits
 and random ones of equal cost, trained alike ({_link(data["pretrain"])}, {_link(data["config"])}). {data["metric"]}: of the supernet's path
 on {data["dataset"]}, and of the trained detector on digits_val. Found: {data["found"]:.2f}; the random ones: mean {data["others_mean"]:.2f},
-best {data["others_best"]:.2f}. Rank correlation of the two columns: Spearman {data["spearman"]:.2f}, Kendall {data["kendall"]:.2f}.{again}
+best {data["others_best"]:.2f}. Rank correlation of the two columns, 1 for the same order and 0 for unrelated ones:
+Spearman {data["spearman"]:.2f}, Kendall {data["kendall"]:.2f}.{again}
 
 One evaluation of a path takes {', '.join(first)} and {last} (medians, {data.get("seconds_machine", data["machine"])}). It is
 fast because the path's network is built without memory and takes its slice of the supernet's weights. Images are decoded once. If only the
@@ -280,7 +283,7 @@ def _readers() -> str:
         machine = f"{row['machine']}, {row['threads']} threads"
         first = weights.released(name)
         theirs = "" if name in registry.list_backbones() else "detectron2"
-        alive = f"{first.spec.partition(':')[0]}, {first.licence}" if first else theirs or "gone: bring a file, or from scratch"
+        alive = f"{first.spec.partition(':')[0]}, {first.licence}" if first else theirs or "gone: bring a file, or train from scratch"
         count = parameters(_on_meta(zoo.get_config(config)))[1]
         rows.append((name, f"{zoo.published(config)['published_ap']['box']}", f"{count / 1e6:.1f}", f"{row['median']:.2f}", alive))
     return f"""{table_of(rows, ("network", "COCO box AP", "parameters, M", "speedup", "ImageNet weights"))}

@@ -52,11 +52,11 @@ def config() -> str:
         sections.setdefault(_section(key), []).append(key)
     text = f"""# Config keys
 
-{_WRITTEN} `backbones/config/keys.py` has the texts.
+{_WRITTEN} The texts come from `backbones/config/keys.py`.
 
-These are the keys that this project adds to detectron2's, and those of detectron2 whose values it checks. A star marks the latter, which
-keep detectron2's defaults. [detectron2's own page](https://detectron2.readthedocs.io/en/latest/modules/config.html) has its other keys.
-On the command line an override is `KEY VALUE`. For a Python config it is `name=value`, with the name in the last column.
+These are the keys that this project adds to detectron2's, and the keys of detectron2 whose values it checks. The latter are marked with a
+star, and keep detectron2's defaults. [detectron2's page](https://detectron2.readthedocs.io/en/latest/modules/config.html) lists its other keys.
+On the command line, write an override as `KEY VALUE`, or as `name=value` for a Python config. The last column has that name.
 """
     for heading, keys in sections.items():
         columns = {
@@ -67,7 +67,8 @@ On the command line an override is `KEY VALUE`. For a Python config it is `name=
             "Python config": [f"`{lazy_keys.KEYS[key.name]}`" if key.name in lazy_keys.KEYS else "" for key in keys],
         }
         text += f"\n## {heading}\n\n{columns_of(columns)}\n"
-    return f"{text}\n## Searches without training\n\nOf the YAML file that `backbones search --config` takes:\n\n{keys_of_searches()}\n"
+    searches = "## Searches without training\n\nThe keys of the YAML file that `backbones search --config-file` takes:"
+    return f"{text}\n{searches}\n\n{keys_of_searches()}\n"
 
 
 # commands that are not verbs of `backbones`: module and function -> how to start it
@@ -144,7 +145,8 @@ def commands() -> str:
 
 {_WRITTEN} `backbones VERB --help` says the same.
 
-In a checkout, without an installation, `python -m backbones VERB` stands for `backbones VERB`. `python train_net.py` is `backbones train`."""]
+In a checkout where the package is not installed, write `python -m backbones VERB` instead of `backbones VERB`. `python train_net.py` is the
+same as `backbones train`."""]
     for verb, (place, _) in VERBS.items():
         module, _, function = place.partition(":")
         parts += _command(f"backbones {verb}", _parser(module, function, f"backbones {verb}"))
@@ -158,7 +160,7 @@ In a checkout, without an installation, `python -m backbones VERB` stands for `b
 
 _EXITS = {
     "0": "done",
-    "1": "an unforeseen error with its traceback; for `doctor`, `zoo check` and a verified evaluation: a check failed",
+    "1": "an unexpected error, with its traceback; for `doctor`, `zoo check` and `TEST.EXPECTED_RESULTS`: a check failed",
     "2": "a mistake that you can correct: the last line says what is wrong, what is allowed, and the nearest match",
     "130": "stopped by Ctrl-C; a training has written a checkpoint",
     "143": "stopped by SIGTERM; a training has written a checkpoint",
@@ -170,12 +172,12 @@ def errors() -> str:
     exits = columns_of({"exit code": list(_EXITS), "meaning": list(_EXITS.values())})
     return f"""# Errors
 
-{_WRITTEN} `backbones/errors.py` has the codes.
+{_WRITTEN} The codes come from `backbones/errors.py`.
 
-A mistake of the user ends a command with one line and exit code 2. In Python it raises `backbones.UserError`, a `ValueError` with
+A user's mistake ends a command with a one-line error and exit code 2. In Python it raises `backbones.UserError`, a `ValueError` with
 these attributes:
 
-- `code`: the kind of mistake, one of the table below. Programs use it instead of parsing text.
+- `code`: the kind of mistake, from the table below. Programs use it instead of parsing the message.
 - `key`: the config key or the flag that is wrong, or `""`.
 - `suggestion`: the value to set it to, or `None`.
 
@@ -201,7 +203,9 @@ The findings of the [doctor](commands.md#backbones-doctor) and of [reading data]
 """
 
 
-_REFUSED = "An error names the first places. The key, if any, changes what happens. Only the doctor reports `train and test`."
+_REFUSED = (
+    "The error names the first places. The key in the last column, if any, changes what happens. Only the doctor reports `train and test`."
+)
 
 
 def findings() -> str:
@@ -209,14 +213,15 @@ def findings() -> str:
     parts = (
         ("Training stops", _REFUSED, lambda kind: kind.severity == "error"),
         ("Left out", "The entry is counted and not used.", lambda kind: kind.effect == "left out"),
-        ("Repaired", "There is only one sensible meaning; it is used and counted.", lambda kind: kind.effect == "repaired"),
-        ("Reported", "Nothing is changed.", lambda kind: kind.severity != "error" and kind.effect in ("", "read in part")),
+        ("Repaired", "The entry has only one sensible meaning, which is used. It is counted.", lambda kind: kind.effect == "repaired"),
+        ("Reported", "The data are used as they are.", lambda kind: kind.severity != "error" and kind.effect in ("", "read in part")),
     )
     text = f"""# What is found in data
 
-{_WRITTEN} [Train on my data](train-my-data.md) shows where you meet these.
+{_WRITTEN} [Train on my data](train-my-data.md#what-was-read) shows where these findings appear.
 
-Training reports in one line what it left out and repaired. `backbones doctor` lists the same findings, and some more.
+Before training, one line for each data set counts what was left out and repaired, and further lines describe each kind of finding.
+`backbones doctor` lists the same findings, and more.
 """
     for heading, about, belongs in parts:
         rows: dict[str, Kind] = {name: kind for name, kind in KINDS.items() if belongs(kind)}
