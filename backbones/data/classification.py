@@ -59,8 +59,8 @@ def _read(name: str, folder: str) -> tuple[tuple[str, ...], tuple[dict[str, Any]
 class ClassificationMapper:
     """What a data loader gives of each image, or of its part "crop": "image" (3, S, S) uint8 in ``image_format``, and "label".
 
-    Training: the image turned by up to ``rotation`` degrees, a random part of it scaled to ``size``, colours changed, perhaps mirrored; else
-    the shorter side to ``resize``, then the middle. ``reading`` is of `images.settings`. Raises what `images.read` raises.
+    Training: a random part of the image, scaled to ``size``, colours changed, perhaps mirrored; else the shorter side to ``resize``, then the
+    middle. ``reading`` is of `images.settings`. Raises what `images.read` raises.
     """
 
     def __init__(
@@ -73,11 +73,9 @@ class ClassificationMapper:
         flip: bool,
         image_format: str,
         reading: Mapping[str, Any] = MappingProxyType({}),
-        rotation: float = 0.0,
     ):
         if is_train:
-            steps: list[Any] = [T.RandomRotation(rotation, T.InterpolationMode.BILINEAR)] if rotation else []
-            steps += [T.RandomResizedCrop(size, scale=tuple(scale))]
+            steps: list[Any] = [T.RandomResizedCrop(size, scale=tuple(scale))]
             steps += [T.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []
             steps += [T.RandomHorizontalFlip()] if flip else []
         else:
@@ -89,7 +87,7 @@ class ClassificationMapper:
     def from_cfg(cls, cfg: CfgNode, is_train: bool) -> "ClassificationMapper":
         node = cfg.INPUT.CLASSIFICATION
         flip, reading = cfg.INPUT.RANDOM_FLIP == "horizontal", images.settings(cfg)
-        return cls(is_train, node.SIZE, node.RESIZE, node.SCALE, node.COLOR_JITTER, flip, cfg.INPUT.FORMAT, reading, node.ROTATION)
+        return cls(is_train, node.SIZE, node.RESIZE, node.SCALE, node.COLOR_JITTER, flip, cfg.INPUT.FORMAT, reading)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:
         picture = Image.fromarray(images.read(record["file_name"], "RGB", **self.reading))
