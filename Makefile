@@ -9,6 +9,7 @@
 # make benchmark    trains every config of configs/quickstart and records the results for model_zoo.md (half an hour on 2 cores)
 # make search-demo  DetNAS on digits: supernet, search, training of the found network (under 20 minutes on 2 cores)
 # make search-proof after search-demo: the found network against random ones of the same cost, trained alike (an hour on 2 cores)
+# make study        trains many networks alike: what predicts AP, do searches find better ones? (days on 2 cores; continues where it stopped)
 # make recipes      compares `backbones recipe` with recipes by hand on four small data sets (hours on one core)
 # make transfer     compares EfficientNet-Lite0 with ImageNet weights and from scratch, on digits (about 40 minutes on one core)
 # STACK=current|compiled|auto chooses the versions in .venv, see requirements/setup.sh. PYTHON=/path/to/python uses an environment that
@@ -28,7 +29,7 @@ ifneq ($(filter-out auto $(built),$(STACK)),)
 endif
 endif
 
-.PHONY: help setup quickstart test test-all lint check resume-proof fuzz site benchmark search-demo search-proof transfer recipes lock clean
+.PHONY: help setup quickstart test test-all lint check resume-proof fuzz site benchmark search-demo search-proof study transfer recipes lock clean
 help:
 	@sed -n 's/^# //p' Makefile
 
@@ -81,6 +82,10 @@ search-proof: $(ready)
 	$(PYTHON) -m backbones.search.rank_correlation --config-file digits/detnas_supernet_digits.yaml --paths 8 \
 		--subnet output/detnas/search/best_subnet.yaml --pretrain digits/detnas_subnet_classes_digits.yaml --train digits/detnas_subnet_digits.yaml \
 		--json backbones/zoo/one_shot.json MODEL.WEIGHTS output/detnas/supernet/model_final.pth MODEL.DEVICE cpu OUTPUT_DIR output/detnas/rank
+	$(PYTHON) -m backbones.tools.docs
+
+study: $(ready)
+	OMP_NUM_THREADS=1 $(PYTHON) -m backbones study --jobs 2
 	$(PYTHON) -m backbones.tools.docs
 
 transfer: $(ready)

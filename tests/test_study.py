@@ -10,6 +10,7 @@ from scipy.stats import spearmanr
 
 import backbones
 from backbones import zoo
+from backbones.benchmark.tables import recorded
 from backbones.search import study
 from backbones.search.structure_config import load_structure_config, problem_of
 from backbones.tools import study as tool
@@ -166,3 +167,15 @@ def test_picture(tmp_path):
     rows = rows_of({network.name: {1: 40.0 + i, 2: 41.0 + i} for i, network in enumerate(drawn)})
     study.plot(rows + rows_of({"MobileNetV2": {1: 44.0}}, group="hand-made"), str(tmp_path / "a.png"))
     assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_rows_are_of_the_configs_as_they_are():
+    """What model_zoo.md shows was trained with today's settings, by networks that the studies still have."""
+    names = {name: {network.name: network for network in networks()} for name, networks in study.STUDIES.items()}
+    names["supernet"] = names["paths"]
+    for row in recorded("study.json")["runs"]:
+        network = names[row["study"]][row["network"]]
+        config = study.SUPERNET if row["study"] == "supernet" else network.config
+        assert row["setting"] == study.setting(config), row["command"]
+        assert not network.structure or [list(block) for block in network.structure] == row["structure"], row["network"]
+        assert row["seed"] > 0 and row["machine"] and row["command"].startswith("backbones study"), row

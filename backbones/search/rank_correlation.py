@@ -35,9 +35,9 @@ from .path_evaluator import PathEvaluator
 from .paths import CostTable, config_values, cost_table
 
 
-def paths_of_one_cost(table: CostTable, found: Sequence[int], count: int, window: float, seed: int) -> list[tuple]:
-    """``count`` other random paths that cost (1 - window) to 1 times as much as ``found``. Raises UserError if there are fewer."""
-    rng, highest = random.Random(seed), table.cost(found)
+def paths_of_one_cost(table: CostTable, highest: float, count: int, window: float, seed: int, found: Sequence[int] = ()) -> list[tuple]:
+    """``count`` random paths other than ``found`` that cost (1 - window) to 1 times ``highest``. Raises UserError if there are fewer."""
+    rng = random.Random(seed)
     result: list[tuple] = []
     for _ in range(100_000):
         path = random_path(len(table.blocks), rng)
@@ -131,7 +131,7 @@ def main() -> None:
         zoo.get_config_file(config)
     table = cost_table(cfg, cfg.ONE_SHOT.COST, cfg.ONE_SHOT.COST_SIZE)
     found = read_choices(args.subnet, SPECS[cfg.MODEL.SHUFFLENETV2.NAME].blocks)
-    paths = [found, *paths_of_one_cost(table, found, args.paths, args.window, args.seed)]
+    paths = [found, *paths_of_one_cost(table, table.cost(found), args.paths, args.window, args.seed, found)]
     about = {"config": args.train, "pretrain": args.pretrain, "metric": cfg.ONE_SHOT.METRIC, "cost": table.kind, "seed": args.seed}
     about.update(dataset=cfg.ONE_SHOT.DATASET, window=args.window, supernet=sha256(cfg.MODEL.WEIGHTS))
     values = json.dumps(config_values(cfg), sort_keys=True)

@@ -13,11 +13,11 @@ from tabulate import tabulate
 
 from .. import zoo
 from ..config import flat
-from ..errors import UserError
 from ..maedet import Block, format_structure
-from ..shufflenetv2 import random_path
 from .entropy import Meter
+from .evolution import Candidate
 from .paths import CostTable, cost_table
+from .rank_correlation import paths_of_one_cost
 from .structure_config import load_structure_config, problem_of
 
 BUDGET = "search/crowd_budget.yaml"
@@ -44,7 +44,7 @@ class Network:
     config: str
     backbone: str = ""
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    structure: tuple[tuple[int, ...], ...] = ()
+    structure: Candidate = ()
 
 
 def structures() -> list[Network]:
@@ -65,17 +65,9 @@ def paths() -> list[Network]:
     return [Network(f"path {i}", "random", config, options={key: list(path)}) for i, path in enumerate(random_paths(COUNT))]
 
 
-def random_paths(count: int, window: float = 0.03) -> list[tuple[int, ...]]:
-    """Paths that cost (1 - ``window``) to 1 times the largest cost that the supernet's search allows."""
-    table, most, rng = path_costs(), zoo.get_config(SUPERNET).ONE_SHOT.MAX_COST, random.Random(0)
-    made: dict[tuple[int, ...], None] = {}
-    for _ in range(1_000_000):
-        path = random_path(len(table.blocks), rng)
-        if (1 - window) * most <= table.cost(path) <= most:
-            made[path] = None
-            if len(made) == count:
-                return list(made)
-    raise UserError(f"fewer than {count} random paths cost from {(1 - window) * most:.4g} to {most:.4g}")
+def random_paths(count: int) -> list[tuple[int, ...]]:
+    """Paths that cost the most that the supernet's search allows, or up to 3 % less."""
+    return paths_of_one_cost(path_costs(), zoo.get_config(SUPERNET).ONE_SHOT.MAX_COST, count, 0.03, 0)
 
 
 def path_costs() -> CostTable:

@@ -107,11 +107,13 @@ def main() -> None:
             raise unknown("study", name, study.STUDIES)
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: it must be at least 1", "value", "--jobs")
+    if args.plot:
+        picture(args.plot)
     rows = speed.read(args.json) if os.path.isfile(args.json) else []
     if args.show:
         print(study.summary(rows))
         if args.plot:
-            study.plot(rows, picture(args.plot))
+            study.plot(rows, args.plot)
         return
     check_output_file(args.json, "--json")
     if args.supernet:

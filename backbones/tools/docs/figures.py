@@ -14,6 +14,7 @@ from ... import registry, zoo
 from ...benchmark.detectors import FASTER
 from ...benchmark.tables import FIGURES, columns_of, int8, recipes, recorded, speed, table_of, transfer
 from ...meta import conv_counts, on_meta
+from ...search import study
 from ...zoo import weights
 from ..analyze import parameters
 
@@ -39,7 +40,7 @@ def backbone_gmacs(config: str) -> float:
 def render() -> str:
     counted: dict[str, float] = {}
     sections = [_section(key, source, counted) for key, source in recorded("models.json")["sources"].items()]
-    rest = (_configs_without_figures(counted), _search(), _one_shot(), speed(), _measured(), transfer(), recipes())
+    rest = (_configs_without_figures(counted), _search(), _one_shot(), _study(), speed(), _measured(), transfer(), recipes())
     return "\n".join([_HEAD, _backbones(), _weights(), _timm(), "## Detectors on COCO\n", *sections, *filter(None, rest)])
 
 
@@ -222,6 +223,20 @@ backbone has batch norms, only the backbone runs in recalibration. The detector 
 come from faster-coco-eval.
 
 {table_of(rows, ("path", "million multiply-adds", "by the supernet", "trained", "choices"))}
+"""
+
+
+def _study() -> str:
+    rows = recorded("study.json")["runs"]
+    places = "; ".join(sorted({str(row["machine"]) for row in rows}))
+    minutes = sum(float(row.get("minutes", 0)) for row in rows)
+    measured = f"*Measured here* ({places}): {len(rows)} rows, {minutes / 60:.1f} hours. " if rows else ""
+    return f"""## Does a search pay?
+
+{measured}`backbones study` trains each network on digits_crowd from scratch in the setting of [Crowd.yaml](configs/bases/Crowd.yaml), and adds a row to
+[study.json](backbones/zoo/study.json). Intervals are bootstraps over networks.
+
+{study.summary(rows)}
 """
 
 
