@@ -31,10 +31,9 @@ from .layers import STAGES, Conv, ConvNormAct, Options, StagedBackbone, StagePla
 CHOICES = ("shuffle_3x3", "shuffle_5x5", "shuffle_7x7", "shuffle_xception")
 SPLITS = ("halves", "input")  # how a reducing block's width is split: in two halves, or into its input's width and the rest
 SHUFFLES = ("after", "before", "alternate")  # channels interleaved after each block, before each that keeps the size, or every second one taken
-SAMPLINGS = (
-    "uniform",
-    "fair",
-)  # how paths are drawn in a supernet's training: independently, or in fours in which every block uses each choice once
+SAMPLINGS = ("uniform", "fair")  # paths of a supernet's training: independent, or in fours in which every block uses each choice once
+
+_OF_CHOICE = re.compile(r"(res\d\.block\d+)\.(\d)\.(.+)$")  # a weight of a supernet's choice: block, choice, the rest
 
 
 def random_path(blocks: int, rng: random.Random) -> tuple[int, ...]:
@@ -147,7 +146,7 @@ class ShuffleNetV2(StagedBackbone):
     """
 
     layouts = ("mmrazor", "authors")
-    native_layouts = ("mmrazor", "authors")
+    native_layouts = ("mmrazor", "authors", "supernet")  # the last: of our own supernet, whose weights a path may start from
     classifier = re.compile(r"(layers\.4\.|last_conv\.|fc\.|head\.).*$")
 
     def __init__(
@@ -201,6 +200,10 @@ class ShuffleNetV2(StagedBackbone):
         return f"{self._released[index]}." if index < len(self._released) and self.choices[index] == choice else None
 
     def translate_key(self, key: str, layout: str) -> str:
+        if layout == "supernet":
+            block = _OF_CHOICE.match(key)
+            place = self._place(self._released.index(block[1]), int(block[2])) if block and block[1] in self._released else None
+            return f"{place}{block[3]}" if block and place else key
         stem = re.match(r"(?:conv1|first_conv)\.(conv|bn)\.(\w+)$", key)
         if stem:
             return f"stem.{'conv' if stem[1] == 'conv' else 'norm'}.{stem[2]}"
@@ -245,10 +248,8 @@ def _of_authors(net: ShuffleNetV2, key: str) -> str:
         return key
     if position is None:
         return f"{place}proj.{0 if depthwise else 1}.{part}.{leaf}"
-    if operation == "xception_3x3":
-        at = 2 * "abc".index(letter) + (not depthwise)
-    else:
-        at = 0 if letter == "a" else 1 + (not depthwise)
+    chain = operation == "xception_3x3"
+    at = 2 * "abc".index(letter) + (not depthwise) if chain else (letter != "a") * (1 + (not depthwise))
     return f"{place}main.{at}.{part}.{leaf}"
 
 
@@ -304,7 +305,7 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
         path = check_choices(path, self.blocks)
         result = {}
         for key, value in self.state_dict().items():
-            match = re.match(r"(res\d\.block\d+)\.(\d)\.(.+)$", key)
+            match = _OF_CHOICE.match(key)
             if not match:
                 result[key] = value
             elif int(match[2]) == path[self._released.index(match[1])]:

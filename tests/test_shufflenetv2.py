@@ -92,10 +92,12 @@ def test_a_subnet_is_the_supernet_on_its_path(kind):
     supernet.set_path(path)
     subnet = ShuffleNetV2(**{**spec, "choices": path}, norm="BN").eval()
     subnet.load_state_dict(supernet.subnet_state_dict(path), strict=True)
+    inherits = ShuffleNetV2(**{**spec, "choices": path}, norm="BN").eval()
+    assert not inherits.load_state_dict(supernet.state_dict(), strict=False).missing_keys  # of a supernet's own checkpoint
     x = torch.rand(1, 3, 96, 64)
     with torch.no_grad():
-        for a, b in zip(supernet(x).values(), subnet(x).values()):
-            assert torch.equal(a, b)
+        for a, b, c in zip(supernet(x).values(), subnet(x).values(), inherits(x).values()):
+            assert torch.equal(a, b) and torch.equal(a, c)
         supernet.set_path([0] * 20)
         assert not torch.equal(supernet(x)["res5"], b)
 
