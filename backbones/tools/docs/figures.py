@@ -233,8 +233,8 @@ def _study() -> str:
     measured = f"*Measured here* ({places}): {len(rows)} rows, {minutes / 60:.1f} hours. " if rows else ""
     return f"""## Does a search pay?
 
-{measured}`backbones study` trains each network on digits_crowd from scratch in the setting of [Crowd.yaml](configs/bases/Crowd.yaml), and adds a row to
-[study.json](backbones/zoo/study.json). Intervals are bootstraps over networks.
+{measured}`backbones study` trains each network on digits_crowd from scratch, in the setting of [Crowd.yaml](configs/bases/Crowd.yaml).
+It adds a row to [study.json](backbones/zoo/study.json). Intervals are bootstraps over networks.
 
 {study.summary(rows)}
 """
