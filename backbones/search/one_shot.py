@@ -1,7 +1,7 @@
 """DetNAS's search: paths of a trained supernet, evaluated as detectors on held-out training images, by evolution or at random.
 
-python -m backbones.search.one_shot --config-file digits/detnas_supernet_digits.yaml --seed 0 MODEL.WEIGHTS supernet.pth MODEL.DEVICE cpu
-python -m backbones.search.one_shot --config-file ... --num-gpus 8 --resume MODEL.WEIGHTS supernet.pth OUTPUT_DIR output/search
+backbones search-paths --config-file digits/detnas_supernet_digits.yaml --seed 0 MODEL.WEIGHTS supernet.pth MODEL.DEVICE cpu
+backbones search-paths --config-file ... --num-gpus 8 --resume MODEL.WEIGHTS supernet.pth OUTPUT_DIR output/search
 
 The config is the supernet's own; its ONE_SHOT says how many paths to try and what a path may cost. Each path is evaluated once: its weights are
 taken from the supernet, its batch norms are recalibrated on training images, and it detects on images kept from training and test. With

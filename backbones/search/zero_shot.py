@@ -1,10 +1,10 @@
 """MAE-DET's training-free search: finds the structure of highest entropy within a budget without building a network.
 
-python -m backbones.search.zero_shot search --config-file configs/search/maedet_r50_budget.yaml --seed 0 --output output/search
-python -m backbones.search.zero_shot exact --config-file configs/search/maedet_r50_budget.yaml --output output/exact
-python -m backbones.search.zero_shot score MAE-DET-S --json
-python -m backbones.search.zero_shot latency --device cpu --output latency.json
-python -m backbones.search.zero_shot benchmark --config-file configs/search/maedet_r50_budget.yaml --seeds 0 1 2
+backbones search search --config-file configs/search/maedet_r50_budget.yaml --seed 0 --output output/search
+backbones search exact --config-file configs/search/maedet_r50_budget.yaml --output output/exact
+backbones search score MAE-DET-S --json
+backbones search latency --device cpu --output latency.json
+backbones search benchmark --config-file configs/search/maedet_r50_budget.yaml --seeds 0 1 2
 
 `search` is the paper's evolution. `exact` goes through the whole space instead, and proves that nothing in it scores more. Both write
 best_structure.txt for MODEL.MAEDET.STRUCTURE, and detector.yaml for `backbones train`.
@@ -124,7 +124,7 @@ def _benchmark(args) -> None:
         "budget": problem.budget,
         "machine": machine(),
         "reference_ms": REFERENCE_MS,
-        "command": f"python -m backbones.search.zero_shot benchmark --config-file {args.config} --seeds {' '.join(map(str, args.seeds))}",
+        "command": f"backbones search benchmark --config-file {args.config} --seeds {' '.join(map(str, args.seeds))}",
         "runs": rows,
     }
     if exact:
