@@ -11,7 +11,7 @@ import torch
 from detectron2.data import DatasetMapper, MetadataCatalog
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
-from fvcore.transforms.transform import HFlipTransform, VFlipTransform
+from fvcore.transforms.transform import CropTransform, HFlipTransform, VFlipTransform
 from PIL import Image
 
 from backbones import zoo
@@ -112,6 +112,34 @@ def test_augmentations(form, rle, crop, flip, tmp_path):
     cfg = config("INPUT.MASK_FORMAT", form, "INPUT.RANDOM_FLIP", flip, "INPUT.CROP.ENABLED", crop)
     for seed in range(3):
         compare(cfg, record(tmp_path, rle=rle, seed=seed))
+
+
+def test_crops_around_objects(tmp_path):
+    """Each contains an object's centre, every object's in its turn; the fast mapper draws the same ones. Without objects any part will do."""
+    crop = ("INPUT.CROP.ENABLED", True, "INPUT.CROP.TYPE", "absolute", "INPUT.CROP.SIZE", [20, 30], "INPUT.RANDOM_FLIP", "none")
+    cfg = config(*crop, "INPUT.CROP.AROUND_OBJECTS", True, "MODEL.MASK_ON", False)
+    data = record(tmp_path)
+    boxes = [BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in data["annotations"] if not a["iscrowd"]]
+    boxes = np.clip(boxes, 0, (140, 101, 140, 101))  # the last one is beyond the image
+    centres = (boxes[:-1, :2] + boxes[:-1, 2:]) / 2
+    mappers = [module.Mapper(cfg, True), FasterMapper(cfg, True)]
+    seen = set()
+    for seed in range(60):
+        found = []
+        for mapper in mappers:
+            np.random.seed(seed)
+            _, transforms = mapper.transformed(mapper.copied(data), None)
+            found.append(next(t for t in transforms.transforms if isinstance(t, CropTransform)))
+        part, other = found
+        assert (part.x0, part.y0, part.w, part.h) == (other.x0, other.y0, other.w, other.h) and (part.h, part.w) == (20, 30)
+        x, y = centres[:, 0] - part.x0, centres[:, 1] - part.y0
+        inside = np.flatnonzero((x >= -1) & (x <= 31) & (y >= -1) & (y <= 21))  # the centre may lie on the part's edge
+        assert len(inside)
+        seen |= set(inside)
+    assert seen == set(range(len(centres))) and len(centres) > 2
+    for annotations in ([], data["annotations"][-1:]):
+        part = mappers[0]({**copy.deepcopy(data), "annotations": annotations})
+        assert not len(part["instances"])
 
 
 def test_boxes_alone_and_no_objects(tmp_path):

@@ -30,8 +30,22 @@ from ..upstream import turned
 from . import images
 from .annotations import run_lengths
 
-# augmentations that follow from an image's size; they make resizings, flips and crops
-_BLIND = (T.ResizeShortestEdge, T.Resize, T.RandomFlip, T.RandomCrop)
+
+class CropAroundObject(T.RandomCrop):
+    """A random part of an image that has the centre of one of its objects; any part of an image without objects."""
+
+    def get_transform(self, image: np.ndarray, boxes: np.ndarray) -> Transform:
+        sides = image.shape[:2]
+        seen = np.clip(boxes, 0, 2 * sides[::-1])
+        seen = seen[(seen[:, 2:] > seen[:, :2]).all(axis=1)]
+        if not len(seen):
+            return super().get_transform(image)
+        box = seen[np.random.randint(len(seen))]
+        return utils.gen_crop_transform_with_instance(self.get_crop_size(sides), sides, {"bbox": box, "bbox_mode": BoxMode.XYXY_ABS})
+
+
+# augmentations that follow from an image's size and its boxes; they make resizings, flips and crops
+_BLIND = (T.ResizeShortestEdge, T.Resize, T.RandomFlip, T.RandomCrop, CropAroundObject)
 _FLIPS = (HFlipTransform, VFlipTransform)
 
 
@@ -42,11 +56,13 @@ def _blank(height: int, width: int) -> np.ndarray:
 class _Size(images.Input):
     """Stands in for an image while transforms are drawn: it has a size but no pixels."""
 
-    def __init__(self, height: int, width: int):
-        super().__init__(_blank(height, width))
+    def __init__(self, height: int, width: int, boxes: np.ndarray | None):
+        super().__init__(_blank(height, width), boxes=boxes)
 
     def transform(self, tfm: Transform) -> None:
         self.keep_a_pixel(tfm)
+        boxes: Any = self.boxes
+        self.boxes: Any = None if boxes is None else tfm.apply_box(boxes)
         if isinstance(tfm, T.ResizeTransform):
             self.image = _blank(tfm.new_h, tfm.new_w)
         elif isinstance(tfm, CropTransform):
@@ -66,7 +82,11 @@ class Mapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
-        return {**super().from_config(cfg, is_train), "reading": images.settings(cfg)}
+        made = {**super().from_config(cfg, is_train), "reading": images.settings(cfg)}
+        if is_train and cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.AROUND_OBJECTS:
+            crop = CropAroundObject(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
+            made["augmentations"] = [crop if type(each) is T.RandomCrop else each for each in made["augmentations"]]
+        return made
 
     def copied(self, record: dict[str, Any]) -> dict[str, Any]:
         """A copy of a record, whose entries may be replaced."""
@@ -90,9 +110,17 @@ class Mapper(DatasetMapper):
             self._transform_annotations(record, transforms, image_shape)
         return record
 
+    def boxes(self, record: dict[str, Any]) -> np.ndarray | None:
+        """(N, 4) of x0, y0, x1, y1, where an augmentation looks at them; crowds left out."""
+        if not any(isinstance(augmentation, CropAroundObject) for augmentation in self.augmentations.augs):
+            return None
+        objects = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
+        return np.array([BoxMode.convert(a["bbox"], a["bbox_mode"], BoxMode.XYXY_ABS) for a in objects]).reshape(-1, 4)
+
     def transformed(self, record: dict[str, Any], labels: np.ndarray | None) -> tuple[Tensor, T.TransformList]:
         """A record's image (C, H, W), and the transforms that made it from the file's pixels."""
-        drawn = images.Input(images.read(record["file_name"], self.image_format, **self.reading), sem_seg=labels)
+        pixels = images.read(record["file_name"], self.image_format, **self.reading)
+        drawn = images.Input(pixels, boxes=self.boxes(record), sem_seg=labels)
         utils.check_image_size(record, drawn.image)
         transforms = self.augmentations(drawn)
         return images.tensor(drawn.image), transforms
@@ -125,7 +153,8 @@ class FasterMapper(Mapper):
         if not self.blind:
             return super().transformed(record, labels)
         source = _read(record["file_name"], self.fast, **self.reading)
-        drawn = _Size(*(source.shape[:2] if isinstance(source, np.ndarray) else source.size[::-1]))
+        height, width = source.shape[:2] if isinstance(source, np.ndarray) else source.size[::-1]
+        drawn = _Size(height, width, self.boxes(record))
         utils.check_image_size(record, drawn.image)
         transforms = self.augmentations(drawn)
         return _transform(source, _flatten(transforms), self.image_format, self.fast), transforms

@@ -122,6 +122,7 @@ def sizes(facts: Facts, view: View) -> Iterator[Choice]:
         yield Choice("INPUT.CROP.ENABLED", True, "training uses part of an image at a time, at full size: more steps in the same time")
         yield Choice("INPUT.CROP.TYPE", "relative", "INPUT.CROP.SIZE is a part of the image's height and width")
         yield Choice("INPUT.CROP.SIZE", [view.part, view.part], "the largest part that the time allows; four large objects fit in a row")
+        yield Choice("INPUT.CROP.AROUND_OBJECTS", True, "a part with no object teaches little")
     yield Choice("INPUT.MIN_SIZE_TRAIN", many, said)
     about = f"the longer side is at most {ratio:.2f} times the shorter in 95 % of the images"
     yield Choice("INPUT.MAX_SIZE_TRAIN", round_to(longest * view.part), about)
