@@ -1,6 +1,7 @@
 """Errors for users: a sentence for people; a code, the key and a suggestion for programs."""
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from typing import Any, Callable, Collection, Iterable, Sequence
 
@@ -57,8 +58,12 @@ class UserError(ValueError):
 
 def near(value: Any, names: Iterable[str]) -> list[str]:
     """Up to three of the names, those most like a value first; people ignore case."""
-    lowered = {name.lower(): name for name in reversed(list(names))}
-    return [lowered[name] for name in difflib.get_close_matches(str(value).lower(), lowered, n=3, cutoff=0.4)]
+    lowered, text = {name.lower(): name for name in reversed(list(names))}, str(value).lower()
+    close = difflib.get_close_matches(text, lowered, n=3, cutoff=0.4)
+    numbered = re.match(r"[a-z].+?(?=\d)", text)  # "v-" of "v-40", which is too short to be like "v-39-ese" as a whole
+    if not close and numbered:
+        close = difflib.get_close_matches(text, [name for name in lowered if name.startswith(numbered[0])], n=3, cutoff=0.0)
+    return [lowered[name] for name in close]
 
 
 def choices(names: Collection[str], close: Sequence[str] = (), listed: str = "") -> str:

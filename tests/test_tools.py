@@ -471,6 +471,11 @@ class TestZoo:
         assert "lazy/retinanet_V_39_FPN_1x.py" in zoo_tool.list_entries("lazy")
         with pytest.raises(UserError, match="Did you mean"):
             zoo_tool.show("faster_rcnn_V_38_FPN_3x.yaml")
+        with pytest.raises(UserError, match="Did you mean 'V-"):
+            zoo_tool.show("V-40")
+        with pytest.raises(UserError, match="'R-101' is a network of detectron2's own and has no entry. Its configs: .* list R_101"):
+            zoo_tool.show("R-101")
+        assert "faster_rcnn_R_101_FPN_3x.yaml" in zoo_tool.list_entries("R_101")
 
     def test_verification_is_a_config_that_merges(self):
         """Of every published row with a file: the keys and values that the command gives are ones."""

@@ -101,7 +101,7 @@ def main() -> None:
     from ..deploy.predictor import Predictor
 
     parser = parser_of(program("export"), __doc__)
-    parser.add_argument("--format", required=True, choices=FORMATS, help="onnx and openvino need packages: pip install -e '.[openvino]'")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="onnx and openvino need the extras export and openvino")
     parser.add_argument("--part", default="detector", choices=PARTS, help="backbone: with its FPN, returns features (default: detector)")
     parser.add_argument(
         "--batch",

@@ -12,6 +12,7 @@ import dataclasses
 import fnmatch
 import json
 import os
+import re
 import sys
 from collections import Counter
 from typing import Any
@@ -58,7 +59,7 @@ def _releases(name: str) -> list[weights.Release]:
 def _seen(release: weights.Release) -> str:
     """Whether the file existed at the last check."""
     last = checking.last_seen(release.place)
-    return f"{last[0]} {last[1][:10]}" if last else "gone" if release.gone else "not checked"
+    return f"{last[0]} {last[1][:10]}" if last else "gone" if release.gone else f"address not checked yet: `{program('zoo')} check`"
 
 
 def list_entries(pattern: str) -> str:
@@ -105,6 +106,10 @@ def show(name: str) -> str:
     full = registry.full_name(name)
     if full:
         raise UserError(f"unknown config or network: {name!r}. Did you mean {full!r}?", "unknown-name", "NAME", full)
+    theirs = name.replace("-", "_").upper()  # R_50 in the names of configs
+    if re.fullmatch(r"[A-Z]_\d+", theirs) and any(f"_{theirs}_" in config for config in zoo.list_detectron2_configs()):
+        said = f"{name!r} is a network of detectron2's own and has no entry. Its configs: {program('zoo')} list {theirs}"
+        raise UserError(said, "unknown-name", "NAME")
     networks = registry.list_backbones("timm/*" if name.startswith("timm/") else "*")
     path, known = zoo.get_config_file(name, networks), zoo.published(name)
     settings, releases = open_config(name).settings, _releases(name)

@@ -303,9 +303,11 @@ def _readers() -> str:
         rows.append((name, f"{zoo.published(config)['published_ap']['box']}", f"{count / 1e6:.1f}", f"{row['median']:.2f}", alive))
     return f"""{table_of(rows, ("network", "COCO box AP", "parameters, M", "speedup", "ImageNet weights"))}
 
-Faster R-CNN with FPN (the first two: FPNLite). AP: *published*, COCO 2017 val. Parameters: *computed*, of the whole detector.
-Speedup: *measured here* ({machine}), one image of {_READERS_SIZE}, with `--optimize`, over detectron2's R-50 without it.
-[model_zoo.md](model_zoo.md) has more.
+Faster R-CNN with FPN. The first two have FPNLite, an FPN of 128 channels instead of 256. R-50 and R-101 are detectron2's own.
+AP: *published* by others, COCO 2017 val; this project has no detectors of its own on COCO. The others trained from ImageNet weights
+that are not always those named here. For VoVNet and MobileNetV2 these are gone. Parameters: *computed*, of the whole detector.
+Speedup: *measured here* ({machine}), one image of {_READERS_SIZE}: how many times faster than detectron2's R-50 detector
+without `--optimize`; all rows, R-50 too, use it. [model_zoo.md](model_zoo.md) has more.
 """
 
 
