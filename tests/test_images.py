@@ -260,7 +260,7 @@ def test_files_of_several_pictures_say_so(name, count, tmp_path, capsys):
     (tmp_path / "a.json").write_text(json.dumps(content))
     data = read_data(Source("cups", str(tmp_path / "a.json"), str(tmp_path)), Use())
     assert not data.error() and ("several pictures" in data.findings.counts) == (count > 1)
-    assert ("read in part: 1 (1 several pictures)" in data.summary()) == (count > 1)
+    assert ("read in part: 1 (1 file with several pictures)" in data.summary()) == (count > 1)
     first = demo.read_image(path)
     assert (said in capsys.readouterr().err) == (count > 1)
     assert np.array_equal(run_exported.read(path, {})[:, :, ::-1], first)

@@ -50,6 +50,7 @@ TOOLS = [
     "recipe",
     "recipes",
     "search_demo",
+    "study",
     "train",
     "transfer",
     "visualize",
