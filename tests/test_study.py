@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 import backbones
 from backbones import zoo
-from backbones.benchmark.tables import recorded
+from backbones.benchmark.tables import FIGURES, recorded
 from backbones.search import study
 from backbones.search.structure_config import load_structure_config, problem_of
 from backbones.tools import study as tool
@@ -62,7 +62,7 @@ def test_correlation():
 
 def rows_of(reached, study_name="structures", group="random"):
     return [
-        {"study": study_name, "network": name, "seed": seed, "AP": ap, "group": group}
+        {"study": study_name, "network": name, "seed": seed, "ap": ap, "group": group}
         for name, by_seed in reached.items()
         for seed, ap in by_seed.items()
     ]
@@ -72,6 +72,7 @@ def test_reliability_and_spread():
     found = study.by_network(rows_of({f"structure {i}": {1: 30.0 + i, 2: 31.0 + i} for i in range(8)}), "structures")
     assert study.reliability(found).value == pytest.approx(1)
     assert study.spread(found) == pytest.approx(np.std([0, 1], ddof=1))
+    assert "ap" in FIGURES  # what rows of trainings call it
     few = {"structure 0": {1: 30.0}, "structure 1": {1: 31.0, 2: 3.0}}
     assert study.reliability(few) is None and np.isnan(study.spread({"structure 0": {1: 30.0}}))
 
@@ -89,7 +90,7 @@ def test_what_rows_say():
     assert "| entropy | 1.00 [1.00, 1.00] |" in said and "| found by entropy | 41.00 | 40.00 42.00 |" in said
     assert "supernet's scores with AP: -1.00 [-1.00, -1.00], 5 paths" in said
     assert "51.0 ± 1.4" in said
-    assert study.summary([]) == "no rows yet"
+    assert study.summary([]) == "no rows yet" and "one seed so far" in study.summary(rows_of({"path 0": {1: 50.0}}, "paths"))
 
 
 def trained(monkeypatch, fail=""):
@@ -100,7 +101,7 @@ def trained(monkeypatch, fail=""):
         calls.append((config, dict(zip(opts[::2], opts[1::2])), backbone))
         if fail and fail in output:
             raise backbones.UserError("training ended with exit code 1")
-        return {"config": config, "AP": 50.0, "iterations": 9, "minutes": 0.1, "machine": "a", "seed": int(calls[-1][1]["SEED"])}
+        return {"config": config, "ap": 50.0, "iterations": 9, "minutes": 0.1, "machine": "a", "seed": int(calls[-1][1]["SEED"])}
 
     monkeypatch.setattr(tool, "train", train)
     monkeypatch.setattr(tool, "make", lambda **_: "")
@@ -156,7 +157,7 @@ def test_mistakes(arguments, words, monkeypatch):
 
 def test_rows_of_another_setting_are_refused(tmp_path, monkeypatch):
     trained(monkeypatch)
-    row = {"study": "paths", "network": "path 0", "seed": 1, "AP": 50.0, "group": "random", "setting": "0" * 12}
+    row = {"study": "paths", "network": "path 0", "seed": 1, "ap": 50.0, "group": "random", "setting": "0" * 12}
     (tmp_path / "a.json").write_text(json.dumps({"runs": [row]}))
     with pytest.raises(backbones.UserError, match="another version of crowd/detnas_subnet_crowd.yaml"):
         call(monkeypatch, "paths", "--json", tmp_path / "a.json")

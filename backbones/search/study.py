@@ -108,7 +108,7 @@ def setting(config: str) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
-def by_network(rows: Sequence[Mapping[str, Any]], study: str, figure: str = "AP") -> dict[str, dict[int, float]]:
+def by_network(rows: Sequence[Mapping[str, Any]], study: str, figure: str = "ap") -> dict[str, dict[int, float]]:
     """The figures of each network of a study, by seed."""
     found: dict[str, dict[int, float]] = {}
     for row in rows:
@@ -184,7 +184,8 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
 def _measure(found: Mapping[str, Mapping[int, float]]) -> str:
     certain = reliability(found)
     between = f"Rank correlation (Spearman's) of two seeds, with its interval of 95 %: {certain}, {certain.count} networks. " if certain else ""
-    return f"{between}Standard deviation between seeds of one network: {spread(found):.2f} AP."
+    known = spread(found)
+    return f"{between}Standard deviation between seeds of one network: " + ("one seed so far." if np.isnan(known) else f"{known:.2f} AP.")
 
 
 def _groups(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[int, float]]) -> str:

@@ -84,7 +84,7 @@ def scores(weights: str, path: str, seed: int) -> None:
         evaluator = PathEvaluator(front.cfg, folder)
         for network in tqdm(study.paths(), desc="paths", unit="path"):
             score, _ = evaluator(tuple(network.options["MODEL.SHUFFLENETV2.CHOICES"]))
-            row = {"study": "supernet", "network": network.name, "group": network.group, "AP": round(score, 4), "seed": seed}
+            row = {"study": "supernet", "network": network.name, "group": network.group, "ap": round(score, 4), "seed": seed}
             row.update(machine=machine(), setting=study.setting(study.SUPERNET), weights=sha256(weights))
             record({**row, "command": f"backbones study --supernet {weights} --seeds {seed}"}, path, KEYS)
 
@@ -129,7 +129,7 @@ def main() -> None:
         with lock:
             record(row, args.json, KEYS)
             ended += 1
-            print(f"{ended}/{len(todo)} {row['network']}, seed {row['seed']}: AP {row['AP']:.2f} in {row['minutes']} minutes", flush=True)
+            print(f"{ended}/{len(todo)} {row['network']}, seed {row['seed']}: AP {row['ap']:.2f} in {row['minutes']} minutes", flush=True)
 
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
         for training in concurrent.futures.as_completed([pool.submit(one, task) for task in todo]):
