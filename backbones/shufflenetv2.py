@@ -248,8 +248,10 @@ def _of_authors(net: ShuffleNetV2, key: str) -> str:
         return key
     if position is None:
         return f"{place}proj.{0 if depthwise else 1}.{part}.{leaf}"
-    chain = operation == "xception_3x3"
-    at = 2 * "abc".index(letter) + (not depthwise) if chain else (letter != "a") * (1 + (not depthwise))
+    if operation == "xception_3x3":
+        at = 2 * "abc".index(letter) + (not depthwise)
+    else:
+        at = 0 if letter == "a" else 1 + (not depthwise)
     return f"{place}main.{at}.{part}.{leaf}"
 
 

@@ -35,7 +35,7 @@ from backbones.data import register_from_config
 from backbones.data.findings import KINDS
 from backbones.errors import UserError
 from backbones.maedet import MAEDET, SPECS, format_structure, read_structure
-from backbones.search import rank_correlation
+from backbones.search import rank_correlation, study
 from backbones.search.latency import load_table
 from backbones.search.paths import load_archive, load_costs
 from backbones.search.structure_config import load_structure_config, problem_of
@@ -428,6 +428,10 @@ def read_rank(path, _):
         rank_correlation.summary(rows)
 
 
+def read_study(path, _):
+    study.summary(study.read(path))
+
+
 def read_results(path, _):
     visualize.read_results(path)
 
@@ -640,6 +644,13 @@ RANK = {
     "seed": 1,
     "paths": [{"path": [0, i, 2], "cost": 1e6, "supernet": 30.5 - i, "trained": 31.0, "seconds": {"inference": 1.0}} for i in range(3)],
 }
+STUDY = {
+    "runs": [
+        {"study": name, "network": f"path {i}", "group": "random", "setting": "0" * 12, "seed": 1, "ap": 30.5 + i}
+        for name in ("paths", "supernet")
+        for i in range(4)
+    ]
+}
 RESULTS = [{"image_id": i, "category_id": 1, "bbox": [1.0, 2.0, 3.0, 4.0], "score": 0.9} for i in range(3)]
 
 
@@ -677,6 +688,7 @@ READERS = {
     "latency table": reader(read_latency, [TABLE], json.dumps),
     "one-shot state": reader(read_one_shot, [ONE_SHOT], json.dumps),
     "rank correlation": reader(read_rank, [RANK], json.dumps),
+    "study": reader(read_study, [STUDY], json.dumps),
     "train config": reader(read_train, [TRAIN], as_yaml, ".yaml"),
     "metrics": reader(read_metrics, [METRICS], lines),
     "speed": reader(read_speed, [SPEED], json.dumps),

@@ -57,6 +57,7 @@ def said(call, *args):
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING ranges", "Did you mean 'range'", "range"),
         ("INPUT.RANDOM_FLIP both", "Allowed: 'none', 'horizontal', 'vertical'", None),
         ("INPUT.CROP.ENABLED True INPUT.CROP.SIZE (384,600)", "must be fractions of an image's height and width", None),
+        ("INPUT.CROP.AROUND_OBJECTS True", "needs INPUT.CROP.ENABLED", False),
         ("INPUT.CROP.ENABLED True INPUT.CROP.TYPE absolute", "must be a height and a width in whole pixels", None),
         ("TEST.AUG.MIN_SIZES ()", "one or more whole numbers", None),
     ],

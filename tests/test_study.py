@@ -80,7 +80,7 @@ def test_reliability_and_spread():
 def test_what_rows_say():
     """Of structures that reach what entropy predicts, and paths that a supernet ranks the wrong way round."""
     drawn = [network for network in study.structures() if network.group == "random"][:8]
-    entropy = {network.name: study.predictors(network)["entropy"] / 50 for network in drawn}
+    entropy = {network.name: study.predictors(network.structure, 480)["entropy"] / 50 for network in drawn}
     rows = rows_of({name: {1: value, 2: value + 0.1} for name, value in entropy.items()})
     rows += rows_of({"found by entropy": {1: 40.0, 2: 42.0}}, group="found")
     paths = {f"path {i}": {1: 50.0 + i} for i in range(5)}
@@ -161,6 +161,18 @@ def test_rows_of_another_setting_are_refused(tmp_path, monkeypatch):
     (tmp_path / "a.json").write_text(json.dumps({"runs": [row]}))
     with pytest.raises(backbones.UserError, match="another version of crowd/detnas_subnet_crowd.yaml"):
         call(monkeypatch, "paths", "--json", tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("change", [{"study": "studies"}, {"network": 3}, {"seed": 1.5}, {"ap": float("nan")}, {"ap": "x"}, {"setting": None}])
+def test_files_of_others(change, tmp_path, monkeypatch):
+    """One line and no traceback, whether rows are shown or continued."""
+    row = {"study": "paths", "network": "path 0", "group": "random", "setting": "0" * 12, "seed": 1, "ap": 50.0}
+    trained(monkeypatch)
+    for content in ({"runs": [{**row, **change}]}, {"runs": [{key: row[key] for key in row if key not in change}]}, {"rows": []}):
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        for flags in (["--show"], ["paths"]):
+            with pytest.raises(backbones.UserError, match="is not a file of `backbones study`"):
+                call(monkeypatch, *flags, "--json", tmp_path / "a.json")
 
 
 def test_picture(tmp_path):

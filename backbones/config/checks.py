@@ -106,6 +106,8 @@ def _combinations(cfg: CfgNode) -> Iterator[UserError]:
         shorter = get(cfg, key)
         if get(cfg, longest) < 1 and any(shorter if isinstance(shorter, (list, tuple)) else [shorter]):
             yield _conflict(longest, usual, f"{get(cfg, longest)} must be at least 1: it is the largest side allowed")
+    if crop.AROUND_OBJECTS and not crop.ENABLED:
+        yield _conflict("INPUT.CROP.AROUND_OBJECTS", False, "needs INPUT.CROP.ENABLED: nothing is cropped without")
     relative = crop.TYPE.startswith("relative")
     if crop.ENABLED and not (len(crop.SIZE) == 2 and all(0 < v <= 1 if relative else type(v) is int and v >= 1 for v in crop.SIZE)):
         wanted = "fractions of an image's height and width, above 0 and at most 1" if relative else "a height and a width in whole pixels"

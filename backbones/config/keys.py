@@ -148,7 +148,6 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.CLASSIFIER.NORM", "BN", "norm of that convolution"),
     Key("MODEL.CLASSIFIER.DROPOUT", 0.0, "fraction of the features that is dropped in training"),
     Key("MODEL.CLASSIFIER.LABEL_SMOOTHING", 0.0, "fraction of each label that is spread over all classes"),
-    Key("INPUT.CROP.AROUND_OBJECTS", False, "each training crop contains the centre of an object, if the image has any"),
     Key("INPUT.CLASSIFICATION.SIZE", 224, "side of the square input images in pixels", least=1),
     Key("INPUT.CLASSIFICATION.RESIZE", 256, "shorter side in evaluation, before the centre crop"),
     Key("INPUT.CLASSIFICATION.SCALE", [0.08, 1.0], "[least, most] fraction of an image's area that a training crop covers", test=_PART),
@@ -211,6 +210,7 @@ KEYS: tuple[Key, ...] = (
         [],
         "[name, number of images or a fraction below 1] each: NAME_held_out has that many images, NAME_kept the rest",
     ),
+    Key("INPUT.CROP.AROUND_OBJECTS", False, "each training crop contains the centre of an object, if the image has any"),
     Key("DATASETS.IMAGE_FOLDERS", [], "for classification, [name, folder] each; its subfolders are the classes"),
     # detectron2's own
     Key("INPUT.FORMAT", THEIRS, "channel order of images", ("BGR", "RGB", "L", "YUV-BT.601")),

@@ -56,13 +56,15 @@ def _blank(height: int, width: int) -> np.ndarray:
 class _Size(images.Input):
     """Stands in for an image while transforms are drawn: it has a size but no pixels."""
 
+    boxes: Any
+
     def __init__(self, height: int, width: int, boxes: np.ndarray | None):
         super().__init__(_blank(height, width), boxes=boxes)
 
     def transform(self, tfm: Transform) -> None:
         self.keep_a_pixel(tfm)
-        boxes: Any = self.boxes
-        self.boxes: Any = None if boxes is None else tfm.apply_box(boxes)
+        if self.boxes is not None:
+            self.boxes = tfm.apply_box(self.boxes)
         if isinstance(tfm, T.ResizeTransform):
             self.image = _blank(tfm.new_h, tfm.new_w)
         elif isinstance(tfm, CropTransform):

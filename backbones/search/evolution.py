@@ -152,7 +152,7 @@ class SearchProblem:
             ]
             low, high = 1.0, float(space.max_channels)  # of the stem's width
             for _ in range(12):
-                width = math.sqrt(low * high)
+                width = middle = math.sqrt(low * high)
                 blocks = [(rounded(min(width, space.max_stem)), *start[0][1:])]
                 for (growth, kernel, layers, part), (*_, stride, _, _) in zip(shape, start[1:]):
                     width *= growth
@@ -165,7 +165,7 @@ class SearchProblem:
                     if self.fits(costs) and not self.outside(made):
                         return made
                     break
-                low, high = (math.sqrt(low * high), high) if cost < most else (low, math.sqrt(low * high))
+                low, high = (middle, high) if cost < most else (low, middle)
 
     def fit_kernels(self, blocks: Candidate) -> Candidate:
         """Reduces kernels that would be larger than two thirds of the features they filter."""

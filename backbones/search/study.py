@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 import random
 from typing import Any, Callable, Mapping, Sequence
 
@@ -13,6 +14,7 @@ from tabulate import tabulate
 
 from .. import zoo
 from ..config import flat
+from ..documents import read_json, reading
 from ..maedet import Block, format_structure
 from .entropy import Meter
 from .evolution import Candidate
@@ -48,7 +50,7 @@ class Network:
 
 
 def structures() -> list[Network]:
-    """Random structures of one budget, what the training-free search finds in it, and hand-made networks of about its operations."""
+    """Random structures of one budget, what the training-free search finds in it, and hand-made networks with as many operations or fewer."""
     problem, start = problem_of(load_structure_config(BUDGET))
     rng, config = random.Random(0), "crowd/gfl_crowd.yaml"
     drawn = [problem.random(start, rng) for _ in range(COUNT)]
@@ -108,6 +110,19 @@ def setting(config: str) -> str:
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
+def read(path: str) -> list[dict[str, Any]]:
+    """The rows of a study's file. Raises UserError for anything else."""
+    with reading(f"{path!r} is not a file of `backbones study`"):
+        rows = list(read_json(path)["runs"])
+        for row in rows:
+            words = [row[key] for key in ("network", "group", "setting")]
+            if row["study"] not in (*STUDIES, "supernet") or not all(isinstance(word, str) for word in words):
+                raise ValueError("a row names no study, network, group or setting")
+            if type(row["seed"]) is not int or type(row["ap"]) not in (int, float) or not math.isfinite(row["ap"]):
+                raise ValueError("a row has a seed or an AP that is not a number")
+        return rows
+
+
 def by_network(rows: Sequence[Mapping[str, Any]], study: str, figure: str = "ap") -> dict[str, dict[int, float]]:
     """The figures of each network of a study, by seed."""
     found: dict[str, dict[int, float]] = {}
@@ -160,18 +175,17 @@ def spread(found: Mapping[str, Mapping[int, float]]) -> float:
     return float(np.sqrt(squares / max(sum(len(values) - 1 for values in several), 1))) if several else float("nan")
 
 
-def predictors(network: Network) -> dict[str, float]:
+def predictors(structure: Candidate, image_size: int) -> dict[str, float]:
     """What is known of a structure without training: its entropy in all and by stage, and the simple rivals."""
-    meter = Meter(load_structure_config(BUDGET)["image_size"])
-    costs = meter.measure(network.structure)
-    one = Meter(meter.image_size, (1.0,) * 5).stages(network.structure)
+    costs = Meter(image_size).measure(structure)
+    stages = Meter(image_size, (1.0,) * 5).stages(structure)
     return {
         "entropy": costs.score,
-        **{f"entropy at stride {2 << i}": share for i, share in enumerate(one)},
+        **{f"entropy at stride {2 << i}": share for i, share in enumerate(stages)},
         "parameters": costs.parameters,
         "operations": costs.flops,
         "layers": costs.layers,
-        "width of the last stage": network.structure[-1][0],
+        "width of the last stage": structure[-1][0],
     }
 
 
@@ -210,7 +224,8 @@ def _structures(rows: Sequence[Mapping[str, Any]]) -> str:
     reached = [float(np.mean(list(found[network.name].values()))) for network in drawn]
     parts = [f"Structures of one number of operations. {_measure({network.name: found[network.name] for network in drawn})}"]
     if len(drawn) > 3:
-        known = [predictors(network) for network in drawn]
+        size = load_structure_config(BUDGET)["image_size"]
+        known = [predictors(network.structure, size) for network in drawn]
         table = [(name, str(correlation([each[name] for each in known], reached))) for name in known[0]]
         parts.append(tabulate(table, ("known without training", "Spearman with AP [95 %]"), "pipe", disable_numparse=True))
     return "\n\n".join([*parts, _groups([row for row in rows if row["study"] == "structures"], found)])
@@ -250,22 +265,16 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     """Draws entropy against AP of the structures, with the range of the seeds; what was found and hand-made networks are lines."""
     figure = Figure(figsize=(9, 4.5), layout="constrained")
     axes = figure.subplots()
-    found = by_network(rows, "structures")
-    known = {network.name: network for network in structures()}
-    groups: dict[str, list[tuple[float, Sequence[float]]]] = {}
-    for name, by_seed in found.items():
-        network = known[name]
-        values = sorted(by_seed.values())
-        if network.group == "random":
-            groups.setdefault("random structures", []).append((predictors(network)["entropy"], values))
-    for label, points in groups.items():
-        means = [float(np.mean(values)) for _, values in points]
-        errors = [[m - values[0] for m, (_, values) in zip(means, points)], [values[-1] - m for m, (_, values) in zip(means, points)]]
-        axes.errorbar([x for x, _ in points], means, yerr=errors, fmt="o", markersize=4, capsize=2, label=label)
-    colours = iter(("tab:red", "tab:green", "tab:orange", "tab:purple", "tab:brown"))
-    for name, by_seed in found.items():
-        if known[name].group != "random":
-            axes.axhline(float(np.mean(list(by_seed.values()))), color=next(colours), linestyle="--", linewidth=1, label=name)
+    found, meter = by_network(rows, "structures"), Meter(load_structure_config(BUDGET)["image_size"])
+    every = [(network, list(found[network.name].values())) for network in structures() if network.name in found]
+    drawn = [(meter.measure(network.structure).score, values) for network, values in every if network.structure]
+    if drawn:
+        means = [float(np.mean(values)) for _, values in drawn]
+        low, high = ([abs(end(values) - mean) for mean, (_, values) in zip(means, drawn)] for end in (min, max))
+        axes.errorbar([score for score, _ in drawn], means, yerr=[low, high], fmt="o", markersize=4, capsize=2, label="random structures")
+    others = [(network.name, float(np.mean(values))) for network, values in every if not network.structure]
+    for i, (name, mean) in enumerate(others, 1):
+        axes.axhline(mean, color=f"C{i}", linestyle="--", linewidth=1, label=name)
     axes.set(xlabel="entropy score", ylabel="AP, mean of the seeds")
     axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     figure.savefig(path, dpi=110)

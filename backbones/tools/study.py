@@ -26,7 +26,7 @@ from ..search import study
 from ..search.one_shot import prepare
 from ..search.path_evaluator import PathEvaluator
 from . import parser_of, picture, program, run
-from .benchmark import machine, record, speed, train, words
+from .benchmark import machine, record, train, words
 from .digits import make
 
 KEYS = ("study", "network", "seed")
@@ -59,14 +59,16 @@ def waiting(args: argparse.Namespace, rows: list[dict[str, object]]) -> list[tup
     Raises UserError for names of networks that no study has, and if rows in the file are of other settings.
     """
     done = {tuple(row[key] for key in KEYS): row for row in rows}
-    every = [(name, network, seed) for seed in args.seeds for name in args.studies for network in study.STUDIES[name]()]
-    known = {network.name for _, network, _ in every}
+    networks = [(name, network) for name in args.studies for network in study.STUDIES[name]()]
+    known = {network.name for _, network in networks}
     for name in args.networks:
         if name not in known:
             raise unknown("--networks", name, sorted(known), "--networks")
+    settings = {config: study.setting(config) for config in {network.config for _, network in networks}}
+    every = [(name, network, seed) for seed in args.seeds for name, network in networks]
     for name, network, seed in every:
         row = done.get((name, network.name, seed))
-        if row and row["setting"] != study.setting(network.config):
+        if row and row["setting"] != settings[network.config]:
             raise UserError(f"--json {args.json!r}: {network.name!r} was trained with another version of {network.config}: name another file")
     return [
         (name, network, seed)
@@ -109,7 +111,7 @@ def main() -> None:
         raise UserError(f"--jobs {args.jobs}: it must be at least 1", "value", "--jobs")
     if args.plot:
         picture(args.plot)
-    rows = speed.read(args.json) if os.path.isfile(args.json) else []
+    rows = study.read(args.json) if os.path.isfile(args.json) else []
     if args.show:
         print(study.summary(rows))
         if args.plot:
