@@ -12,6 +12,7 @@ import gc
 import logging
 import os
 import sys
+import time
 from typing import NoReturn, Sequence
 
 import torch
@@ -198,6 +199,7 @@ def fail(error: UserError) -> NoReturn:
         print(f"{os.path.basename(sys.argv[0])}: error: {error}", file=sys.stderr, flush=True)
     else:  # printed once on the terminal; an error of only one other process is in its log
         logging.getLogger("backbones").error(error)
+        time.sleep(3)  # as soon as one process ends, the launcher ends the others: the first must have said why
     sys.exit(2)
 
 
