@@ -19,6 +19,7 @@ import re
 from typing import Any, Sequence
 
 import torch
+import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
@@ -255,6 +256,16 @@ def _of_authors(net: ShuffleNetV2, key: str) -> str:
     return f"{place}main.{at}.{part}.{leaf}"
 
 
+def _copy(source: nn.Module, target: nn.Module) -> None:
+    """Copies the weights to a module of the same kind, whose kernels may be larger."""
+    own = target.state_dict()
+    for key, value in source.state_dict().items():
+        if value.ndim == 4:
+            value = F.pad(value, [(own[key].shape[-1] - value.shape[-1]) // 2] * 4)
+        if value.shape == own[key].shape:  # not what predicts the offsets of a larger kernel
+            own[key].copy_(value)
+
+
 class Choices(nn.ModuleList):
     """All choices of one block; the ``active`` one runs."""
 
@@ -270,13 +281,14 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
 
     Args:
         sampling: which paths are trained, among SAMPLINGS.
+        one_path_iters: that many iterations train one path first, the 3x3 choice of every block. Then all choices start from its weights.
     """
 
-    def __init__(self, *args: Any, sampling: str = "uniform", **kwargs: Any):
+    def __init__(self, *args: Any, sampling: str = "uniform", one_path_iters: int = 0, **kwargs: Any):
         if sampling not in SAMPLINGS:
             raise unknown("MODEL.SHUFFLENETV2.SAMPLING", sampling, SAMPLINGS)
         super().__init__(*args, **kwargs)
-        self._sampling, self.given = sampling, self.choices
+        self._sampling, self.one_path_iters, self.given = sampling, one_path_iters, self.choices
 
     def _block(self, index: int, in_channels: int, out_channels: int, reduces: bool, norm: str, plan: StagePlan) -> nn.Module:
         block = Choices(
@@ -300,7 +312,32 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
 
     def train_path(self, seed: int, step: int) -> None:
         """Sets the path that iteration ``step`` of a training trains."""
+        if step < self.one_path_iters:
+            self.set_path([0] * sum(self.blocks))
+            return
+        if step and step == self.one_path_iters:
+            self.spread()
         self.set_path(path_at(sum(self.blocks), seed, step, self._sampling))
+
+    @torch.no_grad()
+    def spread(self) -> None:
+        """Gives all choices of each block the weights of its first, so that they compute what it computes, the chain nearly so.
+
+        A kernel goes to the middle of a larger one; what the chain has besides becomes an identity, as in Chen et al., "Net2Net:
+        Accelerating Learning via Knowledge Transfer", ICLR 2016.
+        """
+        for block in self.modules():
+            if isinstance(block, Choices):
+                first, *others, chain = block
+                for other in others:
+                    _copy(first, other)
+                if first.proj is not None:
+                    _copy(first.proj, chain.proj)
+                for layer, own in zip(chain.main, (None, 0, 1, None, None, 2)):
+                    if own is None:
+                        nn.init.dirac_(layer.conv.weight, layer.conv.groups)
+                    else:
+                        _copy(first.main[own], layer)
 
     def subnet_state_dict(self, path: Sequence[int]) -> dict[str, Tensor]:
         """The weights of a path, with the names that a `ShuffleNetV2` of those choices has."""
@@ -405,7 +442,9 @@ def build(cfg: CfgNode, input_shape: ShapeSpec) -> ShuffleNetV2:
         stated = {"network": node.NAME, "split": spec["split"], "shuffle": spec["shuffle"], "width": node.WIDTH}
         spec["choices"] = read_choices(node.SUBNET, spec["blocks"], stated)
     options = {**spec, **common_options(cfg, node, input_shape), "width": node.WIDTH}
-    return ShuffleNetV2Supernet(**options, sampling=node.SAMPLING) if node.SUPERNET else ShuffleNetV2(**options)
+    if node.SUPERNET:
+        return ShuffleNetV2Supernet(**options, sampling=node.SAMPLING, one_path_iters=node.ONE_PATH_ITERS)
+    return ShuffleNetV2(**options)
 
 
 FAMILY = register("shufflenetv2", ShuffleNetV2, SPECS, build, variant_key="MODEL.SHUFFLENETV2.NAME")

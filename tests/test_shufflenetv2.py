@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 
 import numpy as np
 import pytest
@@ -181,6 +182,41 @@ def test_paths_of_a_training(sampling):
     assert len(set(paths)) > 390
     together = np.mean([a == b for path in paths for a, b in zip(path, path[1:])])
     assert abs(together - 0.25) < 0.03  # 7600 pairs: a deviation of 0.005
+
+
+@pytest.mark.parametrize("shuffle, split", [("before", "input"), ("after", "halves"), ("alternate", "input")])
+def test_all_choices_start_from_one(shuffle, split):
+    """Iterations before ``one_path_iters`` train the 3x3 path; then kernels of 5 and 7 compute the same, and the chain has its weights."""
+    torch.manual_seed(0)
+    sizes = dict(stem_channels=8, channels=(16, 24, 32, 40), blocks=(2, 1, 1, 2), choices=(0,) * 6)
+    net = ShuffleNetV2Supernet(**sizes, split=split, shuffle=shuffle, norm="BN", one_path_iters=3)
+    for weight in net.parameters():
+        weight.data.copy_(torch.rand_like(weight) + 0.1)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    kept = [key for key in before if re.search(r"block\d\.0\.|stem", key)]
+    for step in range(3):
+        net.train_path(1, step)
+        assert net.choices == (0,) * 6
+    after = net.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    net.train_path(1, 3)
+    assert net.choices == path_at(6, 1, 3)
+    assert kept and all(torch.equal(before[key], after[key]) for key in kept)
+    x = torch.rand(2, 3, 64, 64)
+    outs = {}
+    for path in ((0,) * 6, (1, 2, 1, 2, 0, 1), (2, 0, 2, 1, 1, 2), (3,) * 6):
+        net.set_path(path)
+        outs[path] = net(x)
+    first, *others, chain = outs.values()
+    for other in others:  # the same sums, rounded in another order
+        for name, value in first.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=1e-4)
+    assert all(torch.isfinite(value).all() for value in chain.values()) and not torch.allclose(chain["res5"], first["res5"])
+    block = net.res2.block1
+    assert torch.equal(block[3].main[5].conv.weight, block[0].main[2].conv.weight)
+    chain = {key: value.clone() for key, value in net.state_dict().items()}
+    net.train_path(1, 4)
+    assert all(torch.equal(chain[key], value) for key, value in net.state_dict().items())
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,12 @@ KEYS: tuple[Key, ...] = (
         'how paths of a supernet are drawn; "fair": each choice of a block once in four paths',
         ("uniform", "fair"),
     ),
+    Key(
+        "MODEL.SHUFFLENETV2.ONE_PATH_ITERS",
+        0,
+        "a supernet's training starts with that many iterations of its 3x3 path; then every choice starts from that path's weights",
+        least=0,
+    ),
     Key("MODEL.SHUFFLENETV2.SPLIT", "", 'how blocks split channels, one of shufflenetv2.SPLITS; "": as in the released network NAME'),
     Key("MODEL.SHUFFLENETV2.SHUFFLE", "", 'how blocks shuffle channels, one of shufflenetv2.SHUFFLES; "": as in the network NAME'),
     Key("MODEL.SHUFFLENETV2.WIDTH", 1.0, "factor of all widths, which are rounded to multiples of 4"),

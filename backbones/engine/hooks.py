@@ -256,6 +256,14 @@ class SamplePath(HookBase):
     def __init__(self, nets: Sequence[ShuffleNetV2Supernet], seed: int):
         self.nets, self.seed = nets, seed
 
+    def before_train(self) -> None:
+        alone, all_of_them = max(net.one_path_iters for net in self.nets), self.trainer.max_iter
+        if alone:
+            logger = logging.getLogger(__name__)
+            logger.info(f"supernet: the first {counted(alone, 'iteration')} of {all_of_them} train one path, from which all choices then start")
+            if alone >= all_of_them:
+                logger.warning("supernet: the other choices are never trained: MODEL.SHUFFLENETV2.ONE_PATH_ITERS must be below SOLVER.MAX_ITER")
+
     def before_step(self) -> None:
         for net in self.nets:
             net.train_path(self.seed, self.trainer.iter)
