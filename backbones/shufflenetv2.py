@@ -328,7 +328,8 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
         """
         for block in self.modules():
             if isinstance(block, Choices):
-                first, *others, chain = block
+                choices: list[Any] = list(block)
+                first, *others, chain = choices
                 for other in others:
                     _copy(first, other)
                 if first.proj is not None:

