@@ -19,12 +19,14 @@ from hypothesis import strategies as st
 
 import backbones
 from backbones import UserError, zoo
+from backbones.benchmark import speed, tables
 from backbones.layers import rounded
 from backbones.maedet import MAEDET, Block, parse_structure, read_structure
-from backbones.search import exact, structure_config, structure_search, zero_shot
+from backbones.search import budgets, exact, one_shot, structure_config, structure_search, zero_shot
 from backbones.search.entropy import STRUCTURES, Meter, monte_carlo, plain
 from backbones.search.evolution import BUDGETS, Evolution, SearchProblem, Space, State
 from backbones.search.latency import LatencyTable, build_table, load_table, measured
+from backbones.search.paths import CostTable
 from backbones.search.runtimes import RUNTIMES, check_runtime, prepared, seconds
 from backbones.search.structure_config import load_structure_config, problem_of
 from backbones.search.structure_search import find_exact
@@ -444,6 +446,39 @@ def test_a_budget_of_latency_that_nothing_keeps(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="budget latency 5.88 ms is less than .* of the start|no structure found in"):
         zero_shot.main(["search", "--config", str(budgeted(tmp_path)), "--output", str(tmp_path / "s"), "--workers", "1"])
     assert not (tmp_path / "s" / "best.json").exists()
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_budgets(tmp_path, monkeypatch):
+    """A row for each search and budget, with made times: what is found is within 5 % of what is asked, and again as measured."""
+
+    def small(path):
+        return {**load_structure_config(path), **{key: value for key, value in read.items() if key not in ("budget", "table", "latency_table")}}
+
+    read = load_structure_config(str(budgeted(tmp_path)))
+    monkeypatch.setattr(structure_search, "check_here", lambda table: None)
+    for module in (structure_search, budgets):
+        monkeypatch.setattr(module, "measured", lambda structure, table: 1.3 * Meter(64, table=table).measure(structure).latency)
+    monkeypatch.setattr(budgets, "load_structure_config", small)
+    monkeypatch.setattr(budgets, "build_table", lambda *about: load_table(str(tmp_path / "made.json")))
+    costs = CostTable("latency", 0.001, tuple((1e-3, 1.1e-3, 1.3e-3, 1.6e-3) for _ in range(20)))
+    monkeypatch.setattr(budgets, "cost_table", lambda cfg, kind, size: costs)
+    for module in (one_shot, budgets):
+        monkeypatch.setattr(module, "path_seconds", lambda cfg, path: (0.97 + 0.02 * (sum(path) % 3)) * costs.cost(path))
+    monkeypatch.setattr(budgets, "_SECONDS", (0.006, 0.004))
+    rows = list(budgets.suite(3))
+    assert [row["name"] for row in rows] == [
+        f"budgets/{what}/{runtime}/{asked}ms"
+        for runtime in budgets.RUNTIMES
+        for what, many in (("structures", ("6", "4")), ("paths", ("24", "27", "30")))
+        for asked in many
+    ]
+    for row in rows:
+        asked, predicted, taken, again = row["milliseconds"].values()
+        assert 0.9 * asked <= taken <= asked and again == taken and predicted == pytest.approx(taken, rel=0.04)
+        assert row["searches"] >= 2 or "paths" in row["name"]
+    assert "| paths" in (text := tables._budgets(rows)) and text.count("openvino") == 5
+    assert list(speed.by_place(rows).values()) == [rows]
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -104,7 +104,7 @@ def measure(args: argparse.Namespace) -> None:
     if args.plot:
         picture(args.plot)
     for name in args.suite:
-        suite = importlib.import_module(f"..benchmark.{name}", __package__).suite
+        suite = importlib.import_module(f"..{'search' if name == 'budgets' else 'benchmark'}.{name}", __package__).suite
         for row in suite(args.pairs, device, *([args.num] if name == "data" else [])):
             record(row, args.json, ("name", "machine", "threads"))
             if "median" in row:

@@ -5,17 +5,17 @@ import json
 import os
 import statistics
 import tempfile
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator
 
 import yaml
 
 from .. import timing, zoo
 from ..errors import UserError
-from ..search.latency import LatencyTable, build_table, measured
-from ..search.one_shot import best_of
-from ..search.paths import CostTable, Evaluated, PathSampler, cost_table, path_seconds
-from ..search.structure_config import load_structure_config
-from ..search.structure_search import search_structures
+from .latency import LatencyTable, build_table, measured
+from .one_shot import best_of
+from .paths import CostTable, Evaluated, PathSampler, cost_table, path_seconds
+from .structure_config import load_structure_config
+from .structure_search import search_structures
 
 SIZE = 480
 RUNTIMES = ("optimized", "openvino")
@@ -23,7 +23,6 @@ SUPERNET = "digits/detnas_supernet_digits.yaml"
 _SECONDS = (0.02, 0.04, 0.08)  # for structures, whose times vary a hundredfold
 _PARTS = (0.25, 0.5, 0.75)  # for paths: between the fastest and the slowest one
 _PATHS = 24
-TIMES = ("asked", "predicted", "measured", "again")
 
 
 def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
@@ -50,7 +49,13 @@ def suite(count: int, device: str = "cpu") -> Iterator[dict[str, Any]]:
 def _row(name: str, asked: float, again: float, found: dict[str, Any], about: dict[str, Any]) -> dict[str, Any]:
     times = {"asked": asked, **{key: found[key] for key in ("predicted", "measured")}, "again": again}
     milliseconds = {key: round(1e3 * seconds, 2) for key, seconds in times.items()}
-    return {"name": f"{name}/{milliseconds['asked']:g}ms", "milliseconds": milliseconds, "searches": found.get("searches", 1), **about}
+    return {
+        "name": f"{name}/{milliseconds['asked']:g}ms",
+        "size": SIZE,
+        "milliseconds": milliseconds,
+        "searches": found.get("searches", 1),
+        **about,
+    }
 
 
 def structure_within(table: LatencyTable, asked: float, folder: str) -> dict[str, Any]:
@@ -83,13 +88,3 @@ def path_within(cfg: Any, costs: CostTable, asked: float) -> dict[str, Any]:
     with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
         best = best_of(cfg, costs, archive)
     return {"path": best.path, "predicted": costs.cost(best.path), "measured": best.cost}
-
-
-def table_rows(rows: Sequence[dict[str, Any]]) -> list[tuple[str, ...]]:
-    """Lines of a table: what was searched, in which runtime, and milliseconds."""
-    lines = []
-    for row in rows:
-        _, what, runtime, _ = row["name"].split("/")
-        times = row["milliseconds"]
-        lines.append((what, runtime, *(f"{times[key]:.1f}" for key in TIMES), f"{100 * times['again'] / times['asked'] - 100:+.1f} %"))
-    return lines
