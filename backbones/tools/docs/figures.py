@@ -208,6 +208,7 @@ def _one_shot() -> str:
     *first, last = (f"{value:.2f} s {part}" for part, value in data["seconds"].items())
     again = data.get("again")
     again = f" The found network trained once more ({again['how']}) reached {again['trained']:.2f}: this much is chance." if again else ""
+    note = f" {data['note']}" if "note" in data else ""
     plain = f" (without, inference takes {data['plain_inference']:.2f} s)" if "plain_inference" in data else ""
     return f"""## One-shot search
 
@@ -215,7 +216,7 @@ def _one_shot() -> str:
 and random ones of equal cost, trained alike ({_link(data["pretrain"])}, {_link(data["config"])}). {data["metric"]}: of the supernet's path
 on {data["dataset"]}, and of the trained detector on digits_val. Found: {data["found"]:.2f}; the random ones: mean {data["others_mean"]:.2f},
 best {data["others_best"]:.2f}. Rank correlation of the two columns, 1 for the same order and 0 for unrelated ones:
-Spearman {data["spearman"]:.2f}, Kendall {data["kendall"]:.2f}.{again}
+Spearman {data["spearman"]:.2f}, Kendall {data["kendall"]:.2f}.{again}{note}
 
 One evaluation of a path takes {', '.join(first)} and {last} (medians, {data.get("seconds_machine", data["machine"])}). It is
 fast because the path's network is built without memory and takes its slice of the supernet's weights. Images are decoded once. If only the
@@ -252,7 +253,8 @@ def _measured() -> str:
 ### One budget for every backbone
 
 The same recipe and the same number of images for each, without pretraining. It shows how fast they learn rather than their final accuracy;
-several seeds show how much of that is chance. Written by
+several seeds show how much of that is chance. An earlier version measured them, and some would
+differ by more than 10 AP today: `backbones study detectors` will replace them. Written by
 `backbones benchmark digits/faster_rcnn_digits.yaml --backbone RegNetX-400MF` and likewise; another seed by `--opts SEED 2`.
 
 {_runs(budgeted, _network)}
