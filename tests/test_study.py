@@ -85,9 +85,11 @@ def test_what_rows_say():
     rows += rows_of({"found by entropy": {1: 40.0, 2: 42.0}}, group="found")
     paths = {f"path {i}": {1: 50.0 + i} for i in range(5)}
     rows += rows_of(paths, "paths") + rows_of({name: {1: -by[1]} for name, by in paths.items()}, "supernet")
+    rows += rows_of({name: {1: -value} for name, value in entropy.items()}, "short")
     rows += rows_of({"MobileNetV2 in gfl": {1: 50.0, 2: 52.0}}, "detectors", "gfl")
     said = " ".join(study.summary(rows).split())
     assert "| entropy | 1.00 [1.00, 1.00] |" in said and "| found by entropy | 41.00 | 40.00 42.00 |" in said
+    assert "6,000 iterations. Rank" in said and "2,000 iterations. " in said and "long training: -1.00 [-1.00, -1.00]." in said
     assert "supernet's scores with AP: -1.00 [-1.00, -1.00], 5 paths" in said
     assert "51.0 ± 1.4" in said
     assert study.summary([]) == "no rows yet" and "one seed so far" in study.summary(rows_of({"path 0": {1: 50.0}}, "paths"))
@@ -178,7 +180,8 @@ def test_files_of_others(change, tmp_path, monkeypatch):
 def test_picture(tmp_path):
     drawn = [network for network in study.structures() if network.group == "random"][:5]
     rows = rows_of({network.name: {1: 40.0 + i, 2: 41.0 + i} for i, network in enumerate(drawn)})
-    study.plot(rows + rows_of({"MobileNetV2": {1: 44.0}}, group="hand-made"), str(tmp_path / "a.png"))
+    short = rows_of({network.name: {1: 30.0} for network in drawn}, "short")
+    study.plot(rows + short + rows_of({"MobileNetV2": {1: 44.0}}, group="hand-made"), str(tmp_path / "a.png"))
     assert (tmp_path / "a.png").stat().st_size > 10_000
 
 
@@ -191,4 +194,7 @@ def test_rows_are_of_the_configs_as_they_are():
         config = study.SUPERNET if row["study"] == "supernet" else network.config
         assert row["setting"] == study.setting(config), row["command"]
         assert not network.structure or [list(block) for block in network.structure] == row["structure"], row["network"]
+        if row["study"] != "supernet":
+            asked = network.options.get("SOLVER.MAX_ITER", zoo.get_config(config).SOLVER.MAX_ITER)
+            assert row["iterations"] == asked, row["network"]
         assert row["seed"] > 0 and row["machine"] and row["command"].startswith("backbones study"), row

@@ -23,8 +23,10 @@ from .rank_correlation import paths_of_one_cost
 from .structure_config import load_structure_config, problem_of
 
 BUDGET = "search/crowd_budget.yaml"
+GFL = "crowd/gfl_crowd.yaml"
 SUPERNET = "crowd/detnas_supernet_crowd.yaml"
 COUNT = 24  # random networks of a study
+SHORT = {"SOLVER.MAX_ITER": 2000}
 _RESAMPLES = 10_000  # of a bootstrap interval
 
 
@@ -52,13 +54,18 @@ class Network:
 def structures() -> list[Network]:
     """Random structures of one budget, what the training-free search finds in it, and hand-made networks with as many operations or fewer."""
     problem, start = problem_of(load_structure_config(BUDGET))
-    rng, config = random.Random(0), "crowd/gfl_crowd.yaml"
+    rng = random.Random(0)
     drawn = [problem.random(start, rng) for _ in range(COUNT)]
     return [
-        *(Network(f"structure {i}", "random", config, structure=structure) for i, structure in enumerate(drawn)),
+        *(Network(f"structure {i}", "random", GFL, structure=structure) for i, structure in enumerate(drawn)),
         Network("found by entropy", "found", "crowd/gfl_found_crowd.yaml"),
-        *(Network(name, "hand-made", config, name) for name in ("V-19-slim-dw-eSE", "RegNetX-400MF", "MobileNetV2", "DetNAS-300M")),
+        *(Network(name, "hand-made", GFL, name) for name in ("V-19-slim-dw-eSE", "RegNetX-400MF", "MobileNetV2", "DetNAS-300M")),
     ]
+
+
+def short() -> list[Network]:
+    """The same structures with a third of the iterations: what a short training says of a long one."""
+    return [dataclasses.replace(network, options={**network.options, **SHORT}) for network in structures()]
 
 
 def paths() -> list[Network]:
@@ -100,7 +107,7 @@ def detectors() -> list[Network]:
     ]
 
 
-STUDIES: dict[str, Callable[[], list[Network]]] = {"structures": structures, "paths": paths, "detectors": detectors}
+STUDIES: dict[str, Callable[[], list[Network]]] = {"short": short, "structures": structures, "paths": paths, "detectors": detectors}
 
 
 def setting(config: str) -> str:
@@ -191,7 +198,7 @@ def predictors(structure: Candidate, image_size: int) -> dict[str, float]:
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the rows say, in words and tables (Markdown)."""
-    parts = [said for said in (_structures(rows), _paths(rows), _detectors(rows)) if said]
+    parts = [said for said in (_structures(rows, "structures"), _structures(rows, "short"), _paths(rows), _detectors(rows)) if said]
     return "\n\n".join(parts) or "no rows yet"
 
 
@@ -216,19 +223,24 @@ def _groups(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[int, 
     return tabulate(table, ("network", "AP", "of each seed"), "pipe", disable_numparse=True)
 
 
-def _structures(rows: Sequence[Mapping[str, Any]]) -> str:
-    found = by_network(rows, "structures")
+def _structures(rows: Sequence[Mapping[str, Any]], study: str) -> str:
+    found, whole = by_network(rows, study), by_network(rows, "structures")
     if not found:
         return ""
     drawn = [network for network in structures() if network.structure and network.name in found]
-    reached = [float(np.mean(list(found[network.name].values()))) for network in drawn]
-    parts = [f"Structures of one number of operations. {_measure({network.name: found[network.name] for network in drawn})}"]
+    reached = {network.name: float(np.mean(list(found[network.name].values()))) for network in drawn}
+    iterations = SHORT["SOLVER.MAX_ITER"] if study == "short" else zoo.get_config(GFL).SOLVER.MAX_ITER
+    parts = [f"Structures of one number of operations, {iterations:,} iterations. {_measure({name: found[name] for name in reached})}"]
+    both = [name for name in reached if name in whole] if study == "short" else []
+    if len(both) > 3:
+        long = [float(np.mean(list(whole[name].values()))) for name in both]
+        parts[0] += f" Rank correlation with the AP of the long training: {correlation([reached[name] for name in both], long)}."
     if len(drawn) > 3:
         size = load_structure_config(BUDGET)["image_size"]
         known = [predictors(network.structure, size) for network in drawn]
-        table = [(name, str(correlation([each[name] for each in known], reached))) for name in known[0]]
+        table = [(name, str(correlation([each[name] for each in known], list(reached.values())))) for name in known[0]]
         parts.append(tabulate(table, ("known without training", "Spearman with AP [95 %]"), "pipe", disable_numparse=True))
-    return "\n\n".join([*parts, _groups([row for row in rows if row["study"] == "structures"], found)])
+    return "\n\n".join([*parts, _groups([row for row in rows if row["study"] == study], found)])
 
 
 def _paths(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -263,18 +275,21 @@ def structure_file(network: Network) -> str:
 
 def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     """Draws entropy against AP of the structures, with the range of the seeds; what was found and hand-made networks are lines."""
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
-    axes = figure.subplots()
-    found, meter = by_network(rows, "structures"), Meter(load_structure_config(BUDGET)["image_size"])
-    every = [(network, list(found[network.name].values())) for network in structures() if network.name in found]
-    drawn = [(meter.measure(network.structure).score, values) for network, values in every if network.structure]
-    if drawn:
-        means = [float(np.mean(values)) for _, values in drawn]
-        low, high = ([abs(end(values) - mean) for mean, (_, values) in zip(means, drawn)] for end in (min, max))
-        axes.errorbar([score for score, _ in drawn], means, yerr=[low, high], fmt="o", markersize=4, capsize=2, label="random structures")
-    others = [(network.name, float(np.mean(values))) for network, values in every if not network.structure]
-    for i, (name, mean) in enumerate(others, 1):
-        axes.axhline(mean, color=f"C{i}", linestyle="--", linewidth=1, label=name)
-    axes.set(xlabel="entropy score", ylabel="AP, mean of the seeds")
-    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    studies = [name for name in ("short", "structures") if by_network(rows, name)] or ["structures"]
+    figure, meter = Figure(figsize=(5.5 * len(studies) + 2, 4.5), layout="constrained"), Meter(load_structure_config(BUDGET)["image_size"])
+    for axes, study in zip(figure.subplots(1, len(studies), squeeze=False)[0], studies):
+        found = by_network(rows, study)
+        every = [(network, list(found[network.name].values())) for network in structures() if network.name in found]
+        drawn = [(meter.measure(network.structure).score, values) for network, values in every if network.structure]
+        if drawn:
+            means = [float(np.mean(values)) for _, values in drawn]
+            low, high = ([abs(end(values) - mean) for mean, (_, values) in zip(means, drawn)] for end in (min, max))
+            axes.errorbar([score for score, _ in drawn], means, yerr=[low, high], fmt="o", markersize=4, capsize=2, label="random structures")
+        others = [(network.name, float(np.mean(values))) for network, values in every if not network.structure]
+        for i, (name, mean) in enumerate(others, 1):
+            axes.axhline(mean, color=f"C{i}", linestyle="--", linewidth=1, label=name)
+        axes.set(
+            xlabel="entropy score", ylabel="AP, mean of the seeds", title={"short": "a third of the iterations"}.get(study, "all iterations")
+        )
+    figure.legend(*figure.axes[-1].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=110)
