@@ -39,6 +39,8 @@ def detectors():
         for name, parameter in model.named_parameters():
             if name.endswith(("cls_score.weight", "score_lowres.weight")):  # so that rounding does not change which score is higher
                 nn.init.normal_(parameter, std=3e-4 if "roi_heads" in name else 0.05)
+            if name.endswith(("anchor_deltas.weight", "bbox_pred.weight")):  # boxes of no width or height are left out: rounding decides
+                nn.init.normal_(parameter, std=1e-4)
         result[kind] = cfg, model
     return result
 

@@ -176,10 +176,10 @@ def test_whole_detectors_in_other_precisions(monkeypatch):
             gpu.step(model, gpu.batch(size, "cpu", 1, training_too), gpu.WAYS[way][0], training_too)()
         assert row["share_of_peak"] == pytest.approx(counter.get_total_flops(), rel=0.02)  # regions are drawn by chance
     images = gpu.batch((64, 96), "cpu", 2, training=True)
-    kept, model = [], gpu.as_asked(name, "plain", "cpu", True, (64, 96))
+    model, seen = gpu.as_asked(name, "plain", "cpu", True, (64, 96)), []
+    conv = next(module for module in model.backbone.modules() if isinstance(module, torch.nn.Conv2d))
+    conv.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
     for dtype in (torch.float32, torch.bfloat16):
-        torch.manual_seed(0)
         gpu.step(model, images, dtype, training=True)()
-        kept.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
-    cosine = torch.nn.functional.cosine_similarity(*kept, dim=0)
-    assert kept[0].norm() > 0 and 0.3 < cosine < 0.999999  # other roundings, and so other proposals
+        kept = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+        assert seen.pop() == dtype and not seen and kept.isfinite().all() and kept.norm() > 0

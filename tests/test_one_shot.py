@@ -375,7 +375,7 @@ def test_precise_norms_are_those_of_the_path_that_is_evaluated(tmp_path):
     trainer.train()
     first = tuple(SPECS["DetNAS-300M"].choices)
     assert [path for path, _ in seen] == [first, first] and net.given == first
-    trained = [path_at(20, 3, step) for step in range(3)]
+    trained = [path_at(20, 3, step, cfg.MODEL.SHUFFLENETV2.SAMPLING) for step in range(3)]
     for name, value in seen[-1][1].items():
         found = re.match(r"res\d\.block\d+\.(\d)\.", name)
         index = net._released.index(name.split(f".{found[1]}.")[0]) if found else 0

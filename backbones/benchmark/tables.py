@@ -186,8 +186,8 @@ def _starts(runs: list[dict[str, Any]]) -> str:
     if not runs:
         return ""
     return f"""
-The network that `make search-demo` found, trained as a detector for {runs[0]["iterations"]} iterations: from scratch, from its weights as a
-classifier of digits, and from the supernet's weights of its path, which were trained as a detector before.
+The network that `make search-demo` found was trained as a detector for {runs[0]["iterations"]} iterations from three starts. From scratch, from
+its weights as a classifier of digits, and from the weights of its path in the supernet, which was a detector before.
 {_origin(runs)}
 
 {_means(runs, ("start",), ("ap", "ap50"))}

@@ -223,14 +223,20 @@ def _groups(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[int, 
     return tabulate(table, ("network", "AP", "of each seed"), "pipe", disable_numparse=True)
 
 
+def iterations_of(study: str) -> int:
+    """Iterations of the structures' trainings."""
+    return SHORT["SOLVER.MAX_ITER"] if study == "short" else int(zoo.get_config(GFL).SOLVER.MAX_ITER)
+
+
 def _structures(rows: Sequence[Mapping[str, Any]], study: str) -> str:
     found, whole = by_network(rows, study), by_network(rows, "structures")
     if not found:
         return ""
     drawn = [network for network in structures() if network.structure and network.name in found]
     reached = {network.name: float(np.mean(list(found[network.name].values()))) for network in drawn}
-    iterations = SHORT["SOLVER.MAX_ITER"] if study == "short" else zoo.get_config(GFL).SOLVER.MAX_ITER
-    parts = [f"Structures of one number of operations, {iterations:,} iterations. {_measure({name: found[name] for name in reached})}"]
+    parts = [
+        f"Structures of one number of operations, {iterations_of(study):,} iterations. {_measure({name: found[name] for name in reached})}"
+    ]
     both = [name for name in reached if name in whole] if study == "short" else []
     if len(both) > 3:
         long = [float(np.mean(list(whole[name].values()))) for name in both]

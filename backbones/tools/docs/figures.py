@@ -237,6 +237,8 @@ def _study() -> str:
 {measured}`backbones study` trains each network on digits_crowd from scratch, in the setting of [Crowd.yaml](configs/bases/Crowd.yaml).
 It adds a row to [study.json](backbones/zoo/study.json). Intervals are bootstraps over networks.
 
+![entropy score against AP](docs/study.png)
+
 {study.summary(rows)}
 """
 
