@@ -294,8 +294,6 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
         others = [(network.name, float(np.mean(values))) for network, values in every if not network.structure]
         for i, (name, mean) in enumerate(others, 1):
             axes.axhline(mean, color=f"C{i}", linestyle="--", linewidth=1, label=name)
-        axes.set(
-            xlabel="entropy score", ylabel="AP, mean of the seeds", title={"short": "a third of the iterations"}.get(study, "all iterations")
-        )
+        axes.set(xlabel="entropy score", ylabel="AP, mean of the seeds", title=f"{iterations_of(study):,} iterations")
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=110)

@@ -36,7 +36,12 @@ from ..registry import family_of
 from ..timing import processor
 from . import parser_of, picture, plot, program, run
 
-SUITES = ("inference", "deploy", "training", "data", "evaluation", "budgets", "gpu")
+# suite -> the module that measures it
+SUITES = {
+    **{name: f"benchmark.{name}" for name in ("inference", "deploy", "training", "data", "evaluation")},
+    "budgets": "search.budgets",
+    "gpu": "benchmark.gpu",
+}
 
 
 def machine() -> str:
@@ -104,7 +109,7 @@ def measure(args: argparse.Namespace) -> None:
     if args.plot:
         picture(args.plot)
     for name in args.suite:
-        suite = importlib.import_module(f"..{'search' if name == 'budgets' else 'benchmark'}.{name}", __package__).suite
+        suite = importlib.import_module(f"..{SUITES[name]}", __package__).suite
         for row in suite(args.pairs, device, *([args.num] if name == "data" else [])):
             record(row, args.json, ("name", "machine", "threads"))
             if "median" in row:

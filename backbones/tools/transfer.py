@@ -4,8 +4,8 @@ The detector is Faster R-CNN with FPN over EfficientNet-Lite0, whose weights com
 All runs have equally many iterations. With weights, the first two stages and the norms are frozen; from scratch nothing is. Each run's row
 goes to the file, in the place of that of the same scenes, weights, machine and seed, and from there into model_zoo.md (`make transfer`).
 
-With --search DIR, the folder of `make search-demo`, it measures instead what the network that was found there starts from: nothing, its own
-weights as a classifier, or the weights of its path in the supernet.
+With --search DIR, the folder of `make search-demo`, it trains the network that was found there from three starts: from scratch, from its
+weights as a classifier, and from the weights of its path in the supernet.
 """
 
 import argparse
@@ -73,16 +73,14 @@ def main() -> None:
 
 def found(args: argparse.Namespace) -> None:
     """Trains a found network from each start."""
-    subnet, *weights = (
-        os.path.join(args.search, *parts)
-        for parts in (("search", "best_subnet.yaml"), *((folder, "model_final.pth") for folder in STARTS.values() if folder))
-    )
-    missing = [path for path in (subnet, *weights) if not os.path.isfile(path)]
+    subnet = os.path.join(args.search, "search", "best_subnet.yaml")
+    weights = {start: folder and os.path.join(args.search, folder, "model_final.pth") for start, folder in STARTS.items()}
+    missing = [path for path in (subnet, *weights.values()) if path and not os.path.isfile(path)]
     if missing:
         raise UserError(f"--search {args.search!r}: {missing[0]!r} does not exist: run `make search-demo` first", "missing-file", "--search")
     make()
     for seed in args.seeds:
-        for start, path in zip(STARTS, ("", *weights)):
+        for start, path in weights.items():
             options = {"MODEL.SHUFFLENETV2.SUBNET": subnet, "MODEL.WEIGHTS": path, "SEED": seed}
             row = train(FOUND, os.path.join(args.output, f"{start}_{seed}"), words(options))
             keep({"scenes": ALL, "start": start, **row, "command": "python -m backbones.tools.transfer --search output/detnas"}, args.json)
