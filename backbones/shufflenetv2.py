@@ -12,9 +12,6 @@ Worth knowing:
 - Published "300M" counts the convolutions of the body at 224x224; MMRazor's "0.34G" its whole classifier.
 """
 
-import ast
-import os
-import random
 import re
 from typing import Any, Sequence
 
@@ -24,34 +21,15 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from .documents import read_yaml
+from .choices import CHOICES, SAMPLINGS, check_choices, path_at, read_choices
 from .errors import UserError, unknown
 from .fpn import common_options, register
 from .layers import STAGES, Conv, ConvNormAct, Options, StagedBackbone, StagePlan, rounded, spec_of
 
-CHOICES = ("shuffle_3x3", "shuffle_5x5", "shuffle_7x7", "shuffle_xception")
 SPLITS = ("halves", "input")  # how a reducing block's width is split: in two halves, or into its input's width and the rest
 SHUFFLES = ("after", "before", "alternate")  # channels interleaved after each block, before each that keeps the size, or every second one taken
-SAMPLINGS = ("uniform", "fair")  # paths of a supernet's training: independent, or in fours in which every block uses each choice once
 
 _OF_CHOICE = re.compile(r"(res\d\.block\d+)\.(\d)\.(.+)$")  # a weight of a supernet's choice: block, choice, the rest
-
-
-def random_path(blocks: int, rng: random.Random) -> tuple[int, ...]:
-    """A uniformly random choice for each block."""
-    return tuple(int(rng.random() * len(CHOICES)) for _ in range(blocks))
-
-
-def path_at(blocks: int, seed: int, step: int, sampling: str = "uniform") -> tuple[int, ...]:
-    """The path that a supernet with this many ``blocks`` trains in iteration ``step``: it depends only on ``seed`` and ``step``.
-
-    "fair" is the strict fairness of Chu et al., "FairNAS: Rethinking Evaluation Fairness of Weight Sharing Neural Architecture Search", with a
-    step of the optimizer for each of its paths.
-    """
-    if sampling == "uniform":
-        return random_path(blocks, random.Random(f"{seed}/{step}"))
-    rng = random.Random(f"{seed}/fair/{step // len(CHOICES)}")
-    return tuple(rng.sample(range(len(CHOICES)), len(CHOICES))[step % len(CHOICES)] for _ in range(blocks))
 
 
 def interleave(x: Tensor) -> Tensor:
@@ -120,17 +98,6 @@ class ShuffleBlock(nn.Module):
                 kept, x = x.chunk(2, dim=1)
             x = torch.cat((kept, self.main(x)), dim=1)
         return interleave(x) if self.shuffle == "after" else x
-
-
-def check_choices(choices: Any, blocks: Sequence[int], what: str = "the path") -> tuple[int, ...]:
-    """Returns ``choices`` if there is one for each block; stages have ``blocks``. Raises UserError, naming the block, otherwise."""
-    if not isinstance(choices, (list, tuple)) or len(choices) != sum(blocks):
-        given = f"{len(choices)} choices" if isinstance(choices, (list, tuple)) else f"a {type(choices).__name__}"
-        raise UserError(f"{what} holds {given}, but the network has {sum(blocks)} blocks ({', '.join(map(str, blocks))})")
-    for i, choice in enumerate(choices):
-        if isinstance(choice, bool) or choice not in range(len(CHOICES)):
-            raise unknown(f"choice of block {i} in {what}", choice, range(len(CHOICES)))
-    return tuple(int(choice) for choice in choices)
 
 
 class ShuffleNetV2(StagedBackbone):
@@ -376,56 +343,6 @@ SPECS = {
         **_SMALL, choices=(1, 0, 0, 0, 3, 0, 3, 2, 2, 2, 3, 3, 0, 2, 1, 3, 2, 2, 2, 1), split="halves", shuffle="after", stem_bias=False
     ),
 }
-
-
-def read_choices(path: str, blocks: Sequence[int], stated: dict[str, Any] | None = None) -> tuple[int, ...]:
-    """The choices in a subnet file: MMRazor's YAML of either version, a plain list of numbers, or a mapping with ``choices``.
-
-    ``blocks`` are the numbers of blocks of the stages, ``stated`` the required values of "network", "split", "shuffle" and "width", if the
-    file has them. Raises UserError, naming the block, for anything else.
-    """
-    what = f"subnet file {path!r}"
-    if not os.path.isfile(path):
-        raise UserError(f"{what} does not exist")
-    try:
-        content = read_yaml(path)
-        if isinstance(content, str):  # a tuple, as Python writes it
-            content = ast.literal_eval(content.strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
-        raise UserError(f"{what} cannot be read: {error}") from error
-    if isinstance(content, dict) and "choices" in content:
-        for key, value in (stated or {}).items():
-            if key in content and content[key] != value:
-                name = "NAME" if key == "network" else key.upper()
-                raise UserError(
-                    f"{what} has {key} {content[key]!r}, but the config has {value!r}: set MODEL.SHUFFLENETV2.{name} {content[key]!r}, "
-                    "or remove that line from the file"
-                )
-        content = content["choices"]
-    if isinstance(content, dict):
-        content = _from_mapping(content, blocks, what)
-    return check_choices(content, blocks, what)
-
-
-def _from_mapping(content: dict[Any, Any], blocks: Sequence[int], what: str) -> list[int]:
-    found: dict[int, int] = {}
-    for key, value in content.items():
-        match = re.match(r"(?:(?:architecture\.)?backbone\.layers\.(\d)\.(\d+)|stage_(\d)_block_(\d+))$", str(key))
-        if not match:
-            raise UserError(f"{what}: {key!r} is not a block: it must be backbone.layers.STAGE.BLOCK or stage_STAGE_block_BLOCK")
-        stage, block = (int(n) for n in match.groups() if n is not None)
-        if stage >= len(blocks) or block >= blocks[stage]:
-            raise UserError(f"{what}: block {key!r} does not exist: the stages have {', '.join(map(str, blocks))} blocks")
-        chosen = value.get("chosen") if isinstance(value, dict) else None
-        if isinstance(chosen, list) and len(chosen) == 1:
-            chosen = chosen[0]
-        if chosen not in CHOICES:
-            raise unknown(f"choice of {key!r} in {what}", chosen, CHOICES)
-        found[sum(blocks[:stage]) + block] = CHOICES.index(chosen)
-    missing = [i for i in range(sum(blocks)) if i not in found]
-    if missing:
-        raise UserError(f"{what} lacks block {missing[0]}, and {len(missing) - 1} more")
-    return [found[i] for i in range(sum(blocks))]
 
 
 def build(cfg: CfgNode, input_shape: ShapeSpec) -> ShuffleNetV2:

@@ -23,9 +23,9 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from backbones import registry, zoo
+from backbones.choices import CHOICES
 from backbones.config import get, merge_overrides
 from backbones.errors import UserError
-from backbones.shufflenetv2 import CHOICES
 
 from .core import (
     IMAGENET_BGR,

@@ -30,6 +30,7 @@ from PIL import Image
 from backbones import documents, zoo
 from backbones.benchmark import speed
 from backbones.checkpoint import read_checkpoint
+from backbones.choices import read_choices
 from backbones.config import add_backbones_config, all_keys, check_config, merge_file, merge_overrides, put
 from backbones.data import register_from_config
 from backbones.data.findings import KINDS
@@ -41,7 +42,6 @@ from backbones.search.paths import load_archive, load_costs
 from backbones.search.structure_config import load_structure_config, problem_of
 from backbones.search.structure_search import identity_of, load_state
 from backbones.shufflenetv2 import SPECS as SHUFFLENETS
-from backbones.shufflenetv2 import read_choices
 from backbones.tools import plot, visualize
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", 0))

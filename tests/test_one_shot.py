@@ -20,13 +20,14 @@ from torch import nn
 
 from backbones import UserError, zoo
 from backbones.checkpoint import GatedCheckpointer
+from backbones.choices import path_at, read_choices
 from backbones.config import merge_overrides
 from backbones.data import digits, register_digits, register_from_config, register_held_out
 from backbones.engine import Trainer
 from backbones.search import one_shot
 from backbones.search.path_evaluator import PathEvaluator
 from backbones.search.paths import METHODS, CostTable, Evaluated, PathSampler, cost_table, identity_of, load_archive, pareto
-from backbones.shufflenetv2 import SPECS, ShuffleNetV2, path_at, read_choices, supernets
+from backbones.shufflenetv2 import SPECS, ShuffleNetV2, supernets
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import backbones
 from backbones import UserError, shufflenetv2
-from backbones.shufflenetv2 import CHOICES, SAMPLINGS, SPECS, ShuffleNetV2, ShuffleNetV2Supernet, path_at, read_choices
+from backbones.choices import CHOICES, SAMPLINGS, path_at, read_choices
+from backbones.shufflenetv2 import SPECS, ShuffleNetV2, ShuffleNetV2Supernet
 
 FILES = sorted(os.path.basename(path) for path in glob.glob(os.path.join(HERE, "data", "detnas", "*_*.json")))
 RECORDS = [name for name in FILES if name.startswith(("authors", "mmrazor")) and "lastlayer" not in name]

@@ -13,7 +13,7 @@ import torch
 import zoo_data
 from conftest import ROOT, few_digits, fill, load_record, warm
 
-from backbones.shufflenetv2 import random_path
+from backbones.choices import random_path
 
 pytestmark = pytest.mark.slow
 

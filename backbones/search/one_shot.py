@@ -24,6 +24,7 @@ from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from matplotlib.figure import Figure
 
+from ..choices import CHOICES
 from ..config import add_backbones_config, architecture, check_config, check_output_dir, learns, written
 from ..data import check_datasets, check_paths
 from ..data.holdout import HELD_OUT, KEPT
@@ -31,7 +32,7 @@ from ..engine import Front, launch, open_config
 from ..errors import UserError, counted, raised, unknown
 from ..files import replacing, write_whole
 from ..layers import STAGES
-from ..shufflenetv2 import CHOICES, SPECS
+from ..shufflenetv2 import SPECS
 from ..tools import run
 from ..tools.train import fail
 from .path_evaluator import PathEvaluator

@@ -17,13 +17,14 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.utils import comm
 
+from ..choices import CHOICES, random_path
 from ..config import all_keys, get
 from ..documents import read_json, reading
 from ..errors import UserError
 from ..files import sha256, write_whole
 from ..layers import STAGES
 from ..meta import conv_counts, on_meta
-from ..shufflenetv2 import CHOICES, FAMILY, SPECS, ShuffleNetV2, random_path
+from ..shufflenetv2 import FAMILY, SPECS, ShuffleNetV2
 from . import progress
 from .runtimes import prepared, seconds
 

@@ -23,11 +23,12 @@ import numpy as np
 from detectron2.config import CfgNode
 
 from .. import zoo
+from ..choices import random_path, read_choices
 from ..config import check_output_file
 from ..documents import read_json, reading
 from ..errors import UserError
 from ..files import sha256, write_whole
-from ..shufflenetv2 import SPECS, random_path, read_choices
+from ..shufflenetv2 import SPECS
 from ..tools import parser_of, plot, run
 from ..tools.benchmark import machine
 from .one_shot import open_supernet, prepare
