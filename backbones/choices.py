@@ -1,6 +1,7 @@
 """Paths in DetNAS's search space, one choice for each block: drawn at random, checked, and read from files.
 
-Every block is one of four choices: a depthwise kernel of 3, 5 or 7, or an Xception-like chain of three.
+Every block is one of four choices: a depthwise kernel of 3, 5 or 7, or an Xception-like chain of three. With several branch widths a space has
+these four for each width: choice i + 4 k is choice i with the k-th width.
 """
 
 import ast
@@ -16,39 +17,39 @@ CHOICES = ("shuffle_3x3", "shuffle_5x5", "shuffle_7x7", "shuffle_xception")
 SAMPLINGS = ("uniform", "fair")  # paths of a supernet's training: independent, or in fours in which every block uses each choice once
 
 
-def random_path(blocks: int, rng: random.Random) -> tuple[int, ...]:
-    """A uniformly random choice for each block."""
-    return tuple(int(rng.random() * len(CHOICES)) for _ in range(blocks))
+def random_path(blocks: int, rng: random.Random, count: int = len(CHOICES)) -> tuple[int, ...]:
+    """A uniformly random choice of ``count`` for each block."""
+    return tuple(int(rng.random() * count) for _ in range(blocks))
 
 
-def path_at(blocks: int, seed: int, step: int, sampling: str = "uniform") -> tuple[int, ...]:
-    """The path that a supernet with this many ``blocks`` trains in iteration ``step``: it depends only on ``seed`` and ``step``.
+def path_at(blocks: int, seed: int, step: int, sampling: str = "uniform", count: int = len(CHOICES)) -> tuple[int, ...]:
+    """The path of iteration ``step`` in training a supernet of ``blocks`` with ``count`` choices each: only ``seed`` and ``step`` decide it.
 
     "fair" is the strict fairness of Chu et al., "FairNAS: Rethinking Evaluation Fairness of Weight Sharing Neural Architecture Search", with a
     step of the optimizer for each of its paths.
     """
     if sampling == "uniform":
-        return random_path(blocks, random.Random(f"{seed}/{step}"))
-    rng = random.Random(f"{seed}/fair/{step // len(CHOICES)}")
-    return tuple(rng.sample(range(len(CHOICES)), len(CHOICES))[step % len(CHOICES)] for _ in range(blocks))
+        return random_path(blocks, random.Random(f"{seed}/{step}"), count)
+    rng = random.Random(f"{seed}/fair/{step // count}")
+    return tuple(rng.sample(range(count), count)[step % count] for _ in range(blocks))
 
 
-def check_choices(choices: Any, blocks: Sequence[int], what: str = "the path") -> tuple[int, ...]:
-    """Returns ``choices`` if there is one for each block; stages have ``blocks``. Raises UserError, naming the block, otherwise."""
+def check_choices(choices: Any, blocks: Sequence[int], what: str = "the path", count: int = len(CHOICES)) -> tuple[int, ...]:
+    """Returns ``choices`` if each block has one, of ``count``; stages have ``blocks``. Otherwise raises UserError, naming the block."""
     if not isinstance(choices, (list, tuple)) or len(choices) != sum(blocks):
         given = f"{len(choices)} choices" if isinstance(choices, (list, tuple)) else f"a {type(choices).__name__}"
         raise UserError(f"{what} holds {given}, but the network has {sum(blocks)} blocks ({', '.join(map(str, blocks))})")
     for i, choice in enumerate(choices):
-        if isinstance(choice, bool) or choice not in range(len(CHOICES)):
-            raise unknown(f"choice of block {i} in {what}", choice, range(len(CHOICES)))
+        if isinstance(choice, bool) or choice not in range(count):
+            raise unknown(f"choice of block {i} in {what}", choice, range(count))
     return tuple(int(choice) for choice in choices)
 
 
-def read_choices(path: str, blocks: Sequence[int], stated: dict[str, Any] | None = None) -> tuple[int, ...]:
+def read_choices(path: str, blocks: Sequence[int], stated: dict[str, Any] | None = None, count: int = len(CHOICES)) -> tuple[int, ...]:
     """The choices in a subnet file: MMRazor's YAML of either version, a plain list of numbers, or a mapping with ``choices``.
 
-    ``blocks`` are the numbers of blocks of the stages, ``stated`` the required values of "network", "split", "shuffle" and "width", if the
-    file has them. Raises UserError, naming the block, for anything else.
+    ``blocks`` are the numbers of blocks of the stages, ``count`` that of the choices of each, and ``stated`` the required values of "network",
+    "split", "shuffle", "width" and "branch_widths", if the file has them. Raises UserError, naming the block, for anything else.
     """
     what = f"subnet file {path!r}"
     if not os.path.isfile(path):
@@ -70,7 +71,7 @@ def read_choices(path: str, blocks: Sequence[int], stated: dict[str, Any] | None
         content = content["choices"]
     if isinstance(content, dict):
         content = _from_mapping(content, blocks, what)
-    return check_choices(content, blocks, what)
+    return check_choices(content, blocks, what, count)
 
 
 def _from_mapping(content: dict[Any, Any], blocks: Sequence[int], what: str) -> list[int]:

@@ -29,7 +29,7 @@ from .layers import STAGES, Conv, ConvNormAct, Options, StagedBackbone, StagePla
 SPLITS = ("halves", "input")  # how a reducing block's width is split: in two halves, or into its input's width and the rest
 SHUFFLES = ("after", "before", "alternate")  # channels interleaved after each block, before each that keeps the size, or every second one taken
 
-_OF_CHOICE = re.compile(r"(res\d\.block\d+)\.(\d)\.(.+)$")  # a weight of a supernet's choice: block, choice, the rest
+_OF_CHOICE = re.compile(r"(res\d\.block\d+)\.(\d+)\.(.+)$")  # a weight of a supernet's choice: block, choice, the rest
 
 
 def interleave(x: Tensor) -> Tensor:
@@ -68,15 +68,28 @@ class ShuffleBlock(nn.Module):
         choice: index into CHOICES.
         reduces: whether it has stride 2.
         split, shuffle: among SPLITS and SHUFFLES.
+        branch_width: factor of the width within the chosen branch.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, choice: int, reduces: bool, split: str, shuffle: str, norm: str, plan: StagePlan):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        choice: int,
+        reduces: bool,
+        split: str,
+        shuffle: str,
+        norm: str,
+        plan: StagePlan,
+        branch_width: float = 1.0,
+    ):
         super().__init__()
         self.shuffle = shuffle
         self.proj = None  # where the block keeps the size
         width = out_channels // 2
+        inner = width if branch_width == 1 else rounded(width * branch_width, 4)
         if not reduces:
-            self.main = _main_branch(width, width, width, choice, norm, plan, reduces)
+            self.main = _main_branch(width, inner, width, choice, norm, plan, reduces)
             return
         passed = in_channels if split == "input" else width
         kernel = 3 if choice == 3 else 3 + 2 * choice
@@ -84,7 +97,7 @@ class ShuffleBlock(nn.Module):
             ConvNormAct(in_channels, in_channels, kernel, plan.stride, groups=in_channels, norm=norm, act=nn.Identity, conv=plan.reducing),
             ConvNormAct(in_channels, passed, norm=norm),
         )
-        self.main = _main_branch(in_channels, width, out_channels - passed, choice, norm, plan, reduces)
+        self.main = _main_branch(in_channels, inner, out_channels - passed, choice, norm, plan, reduces)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.proj is not None:
@@ -106,10 +119,12 @@ class ShuffleNetV2(StagedBackbone):
     Args:
         stem_channels: width of the first convolution.
         channels, blocks: width and number of blocks of each of the four stages.
-        choices: of every block, in order, an index into CHOICES.
+        choices: of every block, in order, an index into CHOICES; plus 4 k for the k-th of the ``branch_widths``.
         split, shuffle: among SPLITS and SHUFFLES, see the top of this file.
         stem_bias: whether the first convolution has a bias, as the authors' has, in front of its norm.
         width: factor of all its widths, which are rounded to multiples of 4.
+        branch_widths: factors of the width within a block's branch, from which the choices choose. Guo et al., "Single Path One-Shot Neural
+            Architecture Search with Uniform Sampling", ECCV 2020, search them so.
         common: `Options`.
     """
 
@@ -128,6 +143,7 @@ class ShuffleNetV2(StagedBackbone):
         stem_bias: bool = True,
         *,
         width: float = 1.0,
+        branch_widths: Sequence[float] = (1.0,),
         **common: Any,
     ):
         super().__init__()
@@ -139,7 +155,11 @@ class ShuffleNetV2(StagedBackbone):
         if not 0 < width <= 16:
             raise UserError(f"ShuffleNetV2's width is {width}: it must be above 0, and at most 16")
         self.blocks, self.split, self.shuffle = tuple(blocks), split, shuffle
-        self.choices = check_choices(choices, blocks)
+        self.branch_widths = tuple(branch_widths)
+        if not self.branch_widths or len({*self.branch_widths}) < len(self.branch_widths) or not all(0 < w <= 4 for w in self.branch_widths):
+            said = f"MODEL.SHUFFLENETV2.BRANCH_WIDTHS is {list(branch_widths)}: it must hold different factors above 0, and at most 4"
+            raise UserError(said, "value", "MODEL.SHUFFLENETV2.BRANCH_WIDTHS")
+        self.choices = check_choices(choices, blocks, count=self.choice_count)
         self.conventions = {"MODEL.SHUFFLENETV2.SHUFFLE": shuffle}
         stem_channels, *channels = (c if width == 1 else rounded(c * width, 4) for c in (stem_channels, *channels))
         stem = ConvNormAct(options.in_channels, stem_channels, 3, stride=2, norm=norm)
@@ -160,8 +180,17 @@ class ShuffleNetV2(StagedBackbone):
         # convolutions of stride 2 round odd sizes up, as detectron2 expects: any size works
         self.finish(options, divisible=False)
 
-    def _block(self, index: int, in_channels: int, out_channels: int, reduces: bool, norm: str, plan: StagePlan) -> nn.Module:
-        return ShuffleBlock(in_channels, out_channels, self.choices[index], reduces, self.split, self.shuffle, norm, plan)
+    @property
+    def choice_count(self) -> int:
+        """The number of choices of a block."""
+        return len(CHOICES) * len(self.branch_widths)
+
+    def _chosen(self, choice: int, in_channels: int, out_channels: int, reduces: bool, norm: str, plan: StagePlan) -> ShuffleBlock:
+        width, kind = divmod(choice, len(CHOICES))
+        return ShuffleBlock(in_channels, out_channels, kind, reduces, self.split, self.shuffle, norm, plan, self.branch_widths[width])
+
+    def _block(self, index: int, *shape: Any) -> nn.Module:
+        return self._chosen(self.choices[index], *shape)
 
     def _place(self, index: int, choice: int) -> str | None:
         """The prefix of a choice of a block, or None if this network has a different choice."""
@@ -224,13 +253,20 @@ def _of_authors(net: ShuffleNetV2, key: str) -> str:
 
 
 def _copy(source: nn.Module, target: nn.Module) -> None:
-    """Copies the weights to a module of the same kind, whose kernels may be larger."""
+    """Copies the weights to a module of the same kind, whose kernels may be larger, and which may have more channels or fewer.
+
+    Of more channels the last ones keep their own weights, but count for nothing in what reads them.
+    """
     own = target.state_dict()
     for key, value in source.state_dict().items():
+        goal = own[key]
+        if ".offset." in key and value.shape != goal.shape:  # for the points of a larger kernel
+            continue
         if value.ndim == 4:
-            value = F.pad(value, [(own[key].shape[-1] - value.shape[-1]) // 2] * 4)
-        if value.shape == own[key].shape:  # not what predicts the offsets of a larger kernel
-            own[key].copy_(value)
+            value = F.pad(value, [(goal.shape[-1] - value.shape[-1]) // 2] * 4)
+            goal[:, value.shape[1] :] = 0
+        shared = tuple(slice(min(sizes)) for sizes in zip(value.shape, goal.shape))
+        goal[shared] = value[shared]
 
 
 class Choices(nn.ModuleList):
@@ -257,19 +293,17 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
         super().__init__(*args, **kwargs)
         self._sampling, self.one_path_iters, self.given = sampling, one_path_iters, self.choices
 
-    def _block(self, index: int, in_channels: int, out_channels: int, reduces: bool, norm: str, plan: StagePlan) -> nn.Module:
-        block = Choices(
-            [ShuffleBlock(in_channels, out_channels, c, reduces, self.split, self.shuffle, norm, plan) for c in range(len(CHOICES))]
-        )
+    def _block(self, index: int, *shape: Any) -> nn.Module:
+        block = Choices([self._chosen(choice, *shape) for choice in range(self.choice_count)])
         block.active = self.choices[index]
         return block
 
     def _place(self, index: int, choice: int) -> str | None:
-        return f"{self._released[index]}.{choice}." if index < len(self._released) and choice < len(CHOICES) else None
+        return f"{self._released[index]}.{choice}." if index < len(self._released) and choice < self.choice_count else None
 
     def set_path(self, path: Sequence[int]) -> None:
         """Sets the choice of every block, in order."""
-        self.choices = check_choices(path, self.blocks)
+        self.choices = check_choices(path, self.blocks, count=self.choice_count)
         for block, choice in zip((module for module in self.modules() if isinstance(module, Choices)), self.choices):
             block.active = choice
 
@@ -284,11 +318,11 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
             return
         if step and step == self.one_path_iters:
             self.spread()
-        self.set_path(path_at(sum(self.blocks), seed, step, self._sampling))
+        self.set_path(path_at(sum(self.blocks), seed, step, self._sampling, self.choice_count))
 
     @torch.no_grad()
     def spread(self) -> None:
-        """Gives all choices of each block the weights of its first, so that they compute what it computes, the chain nearly so.
+        """Gives all choices of each block the weights of its first: they compute what it computes, chains and narrower branches nearly so.
 
         A kernel goes to the middle of a larger one; what the chain has besides becomes an identity, as in Chen et al., "Net2Net:
         Accelerating Learning via Knowledge Transfer", ICLR 2016.
@@ -296,20 +330,22 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
         for block in self.modules():
             if isinstance(block, Choices):
                 choices: list[Any] = list(block)
-                first, *others, chain = choices
-                for other in others:
-                    _copy(first, other)
-                if first.proj is not None:
-                    _copy(first.proj, chain.proj)
-                for layer, own in zip(chain.main, (None, 0, 1, None, None, 2)):
-                    if own is None:
-                        nn.init.dirac_(layer.conv.weight, layer.conv.groups)
-                    else:
-                        _copy(first.main[own], layer)
+                first = choices[0]
+                for i, other in enumerate(choices[1:], 1):
+                    if CHOICES[i % len(CHOICES)] != "shuffle_xception":
+                        _copy(first, other)
+                        continue
+                    if first.proj is not None:
+                        _copy(first.proj, other.proj)
+                    for layer, own in zip(other.main, (None, 0, 1, None, None, 2)):
+                        if own is None:
+                            nn.init.dirac_(layer.conv.weight, layer.conv.groups)
+                        else:
+                            _copy(first.main[own], layer)
 
     def subnet_state_dict(self, path: Sequence[int]) -> dict[str, Tensor]:
         """The weights of a path, with the names that a `ShuffleNetV2` of those choices has."""
-        path = check_choices(path, self.blocks)
+        path = check_choices(path, self.blocks, count=self.choice_count)
         result = {}
         for key, value in self.state_dict().items():
             match = _OF_CHOICE.match(key)
@@ -358,8 +394,9 @@ def build(cfg: CfgNode, input_shape: ShapeSpec) -> ShuffleNetV2:
     spec.update({key.lower(): node[key] for key in ("SPLIT", "SHUFFLE") if node[key]})
     if node.SUBNET:
         stated = {"network": node.NAME, "split": spec["split"], "shuffle": spec["shuffle"], "width": node.WIDTH}
-        spec["choices"] = read_choices(node.SUBNET, spec["blocks"], stated)
-    options = {**spec, **common_options(cfg, node, input_shape), "width": node.WIDTH}
+        stated["branch_widths"] = list(node.BRANCH_WIDTHS)
+        spec["choices"] = read_choices(node.SUBNET, spec["blocks"], stated, len(CHOICES) * len(node.BRANCH_WIDTHS))
+    options = {**spec, **common_options(cfg, node, input_shape), "width": node.WIDTH, "branch_widths": node.BRANCH_WIDTHS}
     if node.SUPERNET:
         return ShuffleNetV2Supernet(**options, sampling=node.SAMPLING, one_path_iters=node.ONE_PATH_ITERS)
     return ShuffleNetV2(**options)

@@ -343,6 +343,27 @@ def test_norms_beyond_the_backbone(tiny, tmp_path, norm):
 
 
 @pytest.mark.slow
+def test_forty_blocks_of_three_widths(tiny, tmp_path):
+    """What a search finds in the largest space is a detector that has the score's weights."""
+    wide = [*tiny, "MODEL.SHUFFLENETV2.NAME", "DetNAS-1.3G", "MODEL.SHUFFLENETV2.BRANCH_WIDTHS", "[0.5, 1.0, 1.5]", "ONE_SHOT.MAX_COST", "1e+8"]
+    torch.manual_seed(0)
+    GatedCheckpointer(build_model(config(*wide)), str(tmp_path)).save("supernet")
+    wide += ["MODEL.WEIGHTS", str(tmp_path / "supernet.pth")]
+    ended = finished(wide, tmp_path / "found")
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    best = max(archive(tmp_path / "found"), key=lambda entry: entry["score"])["path"]
+    assert len(best) == 40 and max(best) > 3
+    cfg = zoo.get_config(str(tmp_path / "found" / "detector.yaml"))
+    merge_overrides(cfg, ["MODEL.DEVICE", "cpu"])
+    model = build_model(cfg)
+    GatedCheckpointer(model, require="all").load(str(tmp_path / "found" / "best_subnet.pth"))
+    assert list(model.backbone.bottom_up.choices) == best
+    cfg.MODEL.SHUFFLENETV2.BRANCH_WIDTHS = [1.0]
+    with pytest.raises(UserError, match="has branch_widths .*: set MODEL.SHUFFLENETV2.BRANCH_WIDTHS"):
+        build_model(cfg)
+
+
+@pytest.mark.slow
 def test_precise_norms_are_those_of_the_path_that_is_evaluated(tmp_path):
     """Of the config's path, in every evaluation; the norms of other choices stay as training left them. Statistics to 1e-5."""
     cfg = config(

@@ -181,6 +181,8 @@ def test_paths_of_a_training(sampling):
     fours = [{path[block] for path in paths[i : i + 4]} for i in range(0, 400, 4) for block in range(20)]
     assert all(len(four) == 4 for four in fours) == (sampling == "fair")
     assert len(set(paths)) > 390
+    twelve = [path_at(20, 3, step, sampling, 12) for step in range(12)]
+    assert all({path[block] for path in twelve} == set(range(12)) for block in range(20)) == (sampling == "fair")
     together = np.mean([a == b for path in paths for a, b in zip(path, path[1:])])
     assert abs(together - 0.25) < 0.03  # 7600 pairs: a deviation of 0.005
 
@@ -220,6 +222,37 @@ def test_all_choices_start_from_one(shuffle, split):
     assert all(torch.equal(chain[key], value) for key, value in net.state_dict().items())
 
 
+WIDE = dict(stem_channels=8, channels=(16, 24, 32, 40), blocks=(2, 1, 1, 2), choices=(0, 11, 5, 8, 3, 7), branch_widths=(1.0, 1.5, 0.5))
+
+
+@pytest.mark.parametrize("shuffle, split", [("before", "input"), ("after", "halves")])
+def test_branch_widths(shuffle, split):
+    """A path of a space with three widths is the supernet on it, bit for bit; from one path, wider branches start as what it computes."""
+    net = ShuffleNetV2Supernet(**WIDE, split=split, shuffle=shuffle, norm="BN", one_path_iters=1)
+    assert net.choice_count == 12 and [len(block) for block in net.modules() if isinstance(block, shufflenetv2.Choices)] == [12] * 6
+    block = net.res2.block2  # of 8 channels within
+    assert [block[choice].main[0].conv.weight.shape[0] for choice in (0, 4, 8)] == [8, 12, 4]
+    subnet = ShuffleNetV2(**WIDE, split=split, shuffle=shuffle, norm="BN")
+    subnet.load_state_dict(net.subnet_state_dict(WIDE["choices"]), strict=True)
+    x = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        for a, b in zip(net.eval()(x).values(), subnet.eval()(x).values()):
+            assert torch.equal(a, b)
+    for step in (0, 1):
+        net.train().train_path(1, step)
+    assert net.choices == path_at(6, 1, 1, count=12)
+    outs = {}
+    for path in ((0,) * 6, (4, 5, 6, 4, 5, 6), (8, 9, 10, 11, 7, 3)):
+        net.set_path(path)
+        outs[path] = net(x)
+    first, wider, other = outs.values()
+    for name, value in first.items():
+        torch.testing.assert_close(wider[name], value, rtol=1e-4, atol=1e-4)
+    assert all(torch.isfinite(value).all() for value in other.values()) and not torch.allclose(other["res5"], first["res5"])
+    wider["res5"].sum().backward()
+    assert net.res2.block2[5].main[2].conv.weight.grad[:, 8:].abs().max() > 0  # what is wider learns
+
+
 @pytest.mark.parametrize(
     "text, words",
     [
@@ -251,6 +284,8 @@ def test_broken_subnet_files(text, words, tmp_path):
         ({"split": "half"}, "Did you mean 'halves'"),
         ({"shuffle": "befor"}, "Did you mean 'before'"),
         ({"width": 0}, "width is 0"),
+        ({"choices": [0] * 19 + [8], "branch_widths": (1.0, 0.5)}, "choice of block 19 in the path: 8"),
+        *(({"branch_widths": widths}, "BRANCH_WIDTHS is .*must hold different factors") for widths in ((), (1.0, 1.0), (0.0,), (5.0, 1.0))),
     ],
 )
 def test_mistakes(changes, words):

@@ -92,7 +92,7 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.MAEDET.WIDTH", 1.0, "factor of all widths, which are rounded to multiples of 8"),
     *_shared("MODEL.MAEDET", _RES),
     Key("MODEL.SHUFFLENETV2.NAME", "DetNAS-300M", 'any of list_backbones("DetNAS-*")'),
-    Key("MODEL.SHUFFLENETV2.CHOICES", [], "0 to 3 for every block (shufflenetv2.CHOICES), used instead of NAME's"),
+    Key("MODEL.SHUFFLENETV2.CHOICES", [], "0 to 3 for every block (choices.CHOICES), used instead of NAME's"),
     Key("MODEL.SHUFFLENETV2.SUBNET", "", "a file of choices: ours, MMRazor's or a list; relative paths as for MODEL.MAEDET.STRUCTURE"),
     Key("MODEL.SHUFFLENETV2.SUPERNET", False, "build all choices at once, to train a supernet for a search"),
     Key(
@@ -110,6 +110,11 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.SHUFFLENETV2.SPLIT", "", 'how blocks split channels, one of shufflenetv2.SPLITS; "": as in the released network NAME'),
     Key("MODEL.SHUFFLENETV2.SHUFFLE", "", 'how blocks shuffle channels, one of shufflenetv2.SHUFFLES; "": as in the network NAME'),
     Key("MODEL.SHUFFLENETV2.WIDTH", 1.0, "factor of all widths, which are rounded to multiples of 4"),
+    Key(
+        "MODEL.SHUFFLENETV2.BRANCH_WIDTHS",
+        [1.0],
+        "factors of the width within a block's branch; a search chooses among them: choice i + 4 k is choice i with the k-th factor",
+    ),
     *_shared("MODEL.SHUFFLENETV2", _RES),
     Key("MODEL.TIMM.NAME", "timm/resnet50", 'any of list_backbones("timm/*"), with or without the tag of its weights'),
     Key("MODEL.TIMM.DROP_PATH", 0.0, "rate of stochastic depth in training", (), 0, (lambda v: v < 1, "below 1")),

@@ -163,7 +163,8 @@ def write_result(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated], b
     net = subnet_of(cfg, best.path)
     subnet = (
         f"network: {cfg.MODEL.SHUFFLENETV2.NAME}\nchoices: [{', '.join(map(str, best.path))}]\nsplit: {net.split}\nshuffle: {net.shuffle}\n"
-        f"width: {cfg.MODEL.SHUFFLENETV2.WIDTH!r}\nscore: {best.score!r}  # {cfg.ONE_SHOT.METRIC} on {cfg.ONE_SHOT.DATASET}\n"
+        f"width: {cfg.MODEL.SHUFFLENETV2.WIDTH!r}\nbranch_widths: {list(net.branch_widths)}\n"
+        f"score: {best.score!r}  # {cfg.ONE_SHOT.METRIC} on {cfg.ONE_SHOT.DATASET}\n"
         f"{table.kind}: {best.cost!r}\n"
     )
     config = written(_own_config(cfg), "The result of a one-shot search, to be trained on its own", {})
@@ -222,16 +223,18 @@ def _plot_archive(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated], 
 
 def _plot_path(cfg: CfgNode, best: Evaluated) -> None:
     """Plots the choice of each block."""
-    figure = Figure(figsize=(0.42 * len(best.path) + 2, 2.4), layout="constrained")
+    widths = cfg.MODEL.SHUFFLENETV2.BRANCH_WIDTHS
+    names = [name if len(widths) == 1 else f"{name}, width {width:g}" for width in widths for name in CHOICES]
+    figure = Figure(figsize=(0.42 * len(best.path) + 2, 1.2 + 0.3 * len(names)), layout="constrained")
     axis = figure.subplots()
-    axis.imshow(np.eye(len(CHOICES))[list(best.path)].T, cmap="Blues", vmax=1.5, origin="lower", aspect="auto")
+    axis.imshow(np.eye(len(names))[list(best.path)].T, cmap="Blues", vmax=1.5, origin="lower", aspect="auto")
     axis.plot(best.path, color="black", linewidth=1)
     edge = -0.5
     for stage, count in zip(STAGES[1:], SPECS[cfg.MODEL.SHUFFLENETV2.NAME].blocks):
-        axis.text(edge + count / 2, len(CHOICES) - 0.4, stage, ha="center")
+        axis.text(edge + count / 2, len(names) - 0.4, stage, ha="center")
         edge += count
         axis.axvline(edge, color="gray", linewidth=1.5)
-    axis.set_yticks(range(len(CHOICES)), CHOICES)
+    axis.set_yticks(range(len(names)), names)
     axis.set_xticks([])
     figure.savefig(os.path.join(cfg.OUTPUT_DIR, "path.png"), dpi=110)
 

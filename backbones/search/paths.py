@@ -43,6 +43,11 @@ class CostTable:
     base: float
     blocks: tuple[tuple[float, ...], ...]
 
+    @property
+    def choices(self) -> int:
+        """The number of choices of a block."""
+        return len(self.blocks[0])
+
     def cost(self, path: Sequence[int]) -> float:
         return self.base + sum(row[choice] for row, choice in zip(self.blocks, path))
 
@@ -61,9 +66,10 @@ def cost_table(cfg: CfgNode, kind: str, size: Sequence[int]) -> CostTable:
         "latency": lambda unit, x: seconds(prepared(unit, x, cfg.ONE_SHOT.RUNTIME, "channels_last"), 0.02),
     }[kind]
     timed, count = kind == "latency", sum(SPECS[cfg.MODEL.SHUFFLENETV2.NAME].blocks)
+    choices = len(CHOICES) * len(cfg.MODEL.SHUFFLENETV2.BRANCH_WIDTHS)
     device, every = cfg.MODEL.DEVICE if timed else "meta", []
     with torch.no_grad():
-        for choice in range(len(CHOICES)):
+        for choice in range(choices):
             with contextlib.nullcontext() if timed else on_meta():
                 net = subnet_of(cfg, (choice,) * count).to(device).eval()
             x, costs = torch.rand(1, len(cfg.MODEL.PIXEL_MEAN), *size, device=device), []
@@ -74,7 +80,7 @@ def cost_table(cfg: CfgNode, kind: str, size: Sequence[int]) -> CostTable:
     table = CostTable(kind, every[-1][0], tuple(zip(*(costs[1:] for costs in every))))
     if not timed:
         return table
-    paths = [random_path(count, random.Random(i)) for i in range(_WHOLE)]
+    paths = [random_path(count, random.Random(i), choices) for i in range(_WHOLE)]
     factor = statistics.median(path_seconds(cfg, path) / table.cost(path) for path in paths)
     return CostTable(kind, factor * table.base, tuple(tuple(factor * cost for cost in row) for row in table.blocks))
 
@@ -163,7 +169,7 @@ class PathSampler:
                 return parents[int(rng.random() * len(parents))]
 
             def choice() -> int:
-                return int(rng.random() * len(CHOICES))
+                return int(rng.random() * self.table.choices)
 
             add(settings.MUTATIONS, lambda: tuple(choice() if rng.random() < settings.MUTATION_PROB else c for c in choose()))
             add(settings.CROSSOVERS, lambda: tuple(a if rng.random() < 0.5 else b for a, b in zip(choose(), choose())))
@@ -174,7 +180,7 @@ class PathSampler:
         """A path within the limits: a random one, or if those are rare, one moved there block by block."""
         rows = self.table.blocks
         for _ in range(50):
-            path = list(random_path(len(rows), rng))
+            path = list(random_path(len(rows), rng, self.table.choices))
             if self.fits(path):
                 return tuple(path)
         for _ in range(200):
@@ -239,18 +245,18 @@ def load_archive(path: str, identity: dict[str, Any]) -> list[Evaluated]:
         differ = [key for key in identity if key != "config" and data["search"].get(key) != identity[key]]
         before = data["search"]["config"]
         differ += sorted(key for key in {*before, *identity["config"]} if before.get(key) != identity["config"].get(key))
-        archive = [_evaluated(entry, len(identity["table"]["blocks"])) for entry in data["archive"]]
+        archive = [_evaluated(entry, identity["table"]["blocks"]) for entry in data["archive"]]
     if differ:
         named = ", ".join(differ[:5]) + (f" and {len(differ) - 5} more" if len(differ) > 5 else "")
         raise UserError(f"--resume: the search in {os.path.dirname(path)!r} has a different {named}: set another OUTPUT_DIR")
     return archive
 
 
-def _evaluated(entry: dict[str, Any], blocks: int) -> Evaluated:
+def _evaluated(entry: dict[str, Any], rows: Sequence[Sequence[float]]) -> Evaluated:
     """Reads one entry of a state file; raises ValueError or TypeError for an entry that no search writes."""
     result = Evaluated(**{**entry, "path": tuple(entry["path"])})
-    if len(result.path) != blocks or any(type(c) is not int or c not in range(len(CHOICES)) for c in result.path):
-        raise ValueError(f"{list(result.path)} is not a path of {blocks} blocks")
+    if len(result.path) != len(rows) or any(type(c) is not int or c not in range(len(row)) for c, row in zip(result.path, rows)):
+        raise ValueError(f"{list(result.path)} is not a path of {len(rows)} blocks")
     if type(result.generation) is not int or not _finite([result.cost, result.score, *result.seconds.values()]):
         raise ValueError(f"the path {list(result.path)} has values that are not numbers")
     return result
@@ -267,4 +273,6 @@ def load_costs(path: str) -> CostTable:
         table = CostTable(str(saved["kind"]), saved["base"], tuple(tuple(row) for row in saved["blocks"]))
         if not _finite([table.base, *(cost for row in table.blocks for cost in row)]) or not all(table.blocks):
             raise ValueError("its table has costs that are not numbers")
+        if len({len(row) for row in table.blocks}) != 1:
+            raise ValueError("its table has blocks with different numbers of choices")
         return table

@@ -41,7 +41,7 @@ def paths_of_one_cost(table: CostTable, highest: float, count: int, window: floa
     rng = random.Random(seed)
     result: list[tuple] = []
     for _ in range(100_000):
-        path = random_path(len(table.blocks), rng)
+        path = random_path(len(table.blocks), rng, table.choices)
         if (1 - window) * highest <= table.cost(path) <= highest and path != tuple(found) and path not in result:
             result.append(path)
             if len(result) == count:
@@ -52,7 +52,7 @@ def paths_of_one_cost(table: CostTable, highest: float, count: int, window: floa
 def train_path(path: Sequence[int], pretrain: str, config: str, metric: str, cfg: CfgNode, folder: str, seed: int) -> float:
     """The metric of a path of ``cfg``'s supernet on its own: pretrained with one config, trained with another."""
     common = ["MODEL.DEVICE", cfg.MODEL.DEVICE, "SEED", str(seed), "MODEL.SHUFFLENETV2.CHOICES", str(list(path))]
-    for key in ("NAME", "SPLIT", "SHUFFLE", "WIDTH"):  # the same network, whatever those configs say
+    for key in ("NAME", "SPLIT", "SHUFFLE", "WIDTH", "BRANCH_WIDTHS"):  # the same network, whatever those configs say
         common += [f"MODEL.SHUFFLENETV2.{key}", str(cfg.MODEL.SHUFFLENETV2[key])]
     weights: list[str] = []
     for name, step in (("classes", pretrain), ("detector", config)):
@@ -131,7 +131,7 @@ def main() -> None:
     for config in filter(None, (args.train, args.pretrain)):
         zoo.get_config_file(config)
     table = cost_table(cfg, cfg.ONE_SHOT.COST, cfg.ONE_SHOT.COST_SIZE)
-    found = read_choices(args.subnet, SPECS[cfg.MODEL.SHUFFLENETV2.NAME].blocks)
+    found = read_choices(args.subnet, SPECS[cfg.MODEL.SHUFFLENETV2.NAME].blocks, count=table.choices)
     paths = [found, *paths_of_one_cost(table, table.cost(found), args.paths, args.window, args.seed, found)]
     about = {"config": args.train, "pretrain": args.pretrain, "metric": cfg.ONE_SHOT.METRIC, "cost": table.kind, "seed": args.seed}
     about.update(dataset=cfg.ONE_SHOT.DATASET, window=args.window, supernet=sha256(cfg.MODEL.WEIGHTS))
