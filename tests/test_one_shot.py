@@ -287,6 +287,12 @@ def test_damaged_states(tiny, tmp_path):
         return load_archive(path, identity)
 
     assert load(good) == [Evaluated((0,) * 20, 1.0, 2.0, 0, {"inference": 1.0})]
+    for key, words in (("BRANCH_WIDTHS", ""), ("WIDTH", "has a different MODEL.SHUFFLENETV2.WIDTH")):  # a state of before there was that key
+        config_then = {name: value for name, value in identity["config"].items() if name != f"MODEL.SHUFFLENETV2.{key}"}
+        with open(path, "w") as f:
+            json.dump({"search": {**identity, "config": config_then}, "archive": [good]}, f)
+        with pytest.raises(UserError, match=words) if words else contextlib.nullcontext():  # the default is this config's value, or not
+            assert len(load_archive(path, identity)) == 1
     changes = [("score", None), ("score", "x"), ("score", float("nan")), ("generation", "a"), ("path", [0, 1]), ("path", [9] * 20), ("path", 3)]
     for key, value in [*changes, ("cost", []), ("seconds", {"inference": "a"}), ("seconds", 3), ("more", 1)]:
         with pytest.raises(UserError, match="is no state of a search") as error:

@@ -13,12 +13,12 @@ import statistics
 from typing import Any, Callable, Iterable, Sequence
 
 import torch
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.utils import comm
 
 from ..choices import CHOICES, random_path
-from ..config import all_keys, get
+from ..config import add_backbones_config, all_keys, get
 from ..documents import read_json, reading
 from ..errors import UserError
 from ..files import sha256, write_whole
@@ -236,6 +236,13 @@ def config_values(cfg: CfgNode) -> dict[str, Any]:
     return {key: get(cfg, key) for key in all_keys(cfg) if not key.startswith(_NO_MATTER)}
 
 
+def _defaults() -> dict[str, Any]:
+    """The default values of all keys that scores depend on, as JSON."""
+    cfg = get_cfg()
+    add_backbones_config(cfg)
+    return json.loads(json.dumps(config_values(cfg)))
+
+
 def load_archive(path: str, identity: dict[str, Any]) -> list[Evaluated]:
     """What the search of that ``identity`` has evaluated so far; nothing without a state. Raises UserError for another search's state."""
     if not os.path.isfile(path):
@@ -243,7 +250,7 @@ def load_archive(path: str, identity: dict[str, Any]) -> list[Evaluated]:
     with reading(f"{path!r} is no state of a search"):
         data = read_json(path)
         differ = [key for key in identity if key != "config" and data["search"].get(key) != identity[key]]
-        before = data["search"]["config"]
+        before = {**_defaults(), **data["search"]["config"]}  # an older state lacks keys that came later
         differ += sorted(key for key in {*before, *identity["config"]} if before.get(key) != identity["config"].get(key))
         archive = [_evaluated(entry, identity["table"]["blocks"]) for entry in data["archive"]]
     if differ:
