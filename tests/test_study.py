@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 import backbones
 from backbones import zoo
 from backbones.benchmark.tables import FIGURES, recorded
+from backbones.config import merge_overrides
 from backbones.search import study
 from backbones.search.structure_config import load_structure_config, problem_of
 from backbones.tools import study as tool
@@ -42,9 +43,18 @@ def test_names_are_unique_and_configs_exist():
         every = networks()
         assert len({network.name for network in every}) == len(every) > 20, name
         for network in every:
-            zoo.get_config(network.config)
+            cfg = zoo.get_config(network.config)
             if network.backbone:
                 backbones.create(network.backbone)
+            merge_overrides(cfg, [part for key, value in network.options.items() for part in (key, str(value))])  # keys that there are
+
+
+def test_every_family_in_every_detector():
+    names = {network.name for network in study.detectors()}
+    for detector in ("faster_rcnn", "faster_rcnn_c4", "retinanet", "deformable", "GN"):
+        assert {f"{family} in {detector}" for family in study.FAMILIES} < names
+    assert {name for name in names if name.startswith("R-50")} == {"R-50 in faster_rcnn_c4", "R-50 in faster_rcnn_dc5"}
+    assert {backbones.registry.family_of(name).name for name in study.FAMILIES} == set(backbones.registry.FAMILIES) - {"timm"}
 
 
 def test_correlation():

@@ -16,6 +16,7 @@ from .. import zoo
 from ..config import flat
 from ..documents import read_json, reading
 from ..maedet import Block, format_structure
+from ..registry import family_of
 from .entropy import Meter
 from .evolution import Candidate
 from .paths import CostTable, cost_table
@@ -92,19 +93,32 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "MAE-DET-S": {"MODEL.MAEDET.WIDTH": 0.24},  # about the parameters of the first
     "DetNAS-300M": {},
 }
-DETECTORS = {
-    name: f"crowd/{name}_crowd.yaml"
-    for name in ("faster_rcnn", "cascade_rcnn", "mask_rcnn", "keypoint_rcnn", "panoptic_fpn", "retinanet", "gfl")
+_FASTER = "faster_rcnn"
+DETECTORS = (
+    *(_FASTER, "cascade_rcnn", "mask_rcnn", "keypoint_rcnn", "panoptic_fpn", "retinanet", "gfl"),
+    *("faster_rcnn_c4", "faster_rcnn_dc5"),  # of one level, stride 16
+)
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of Faster R-CNN with FPN: the options of a family's node, those of the FPN
+    "deformable": ({"DEFORM_ON_PER_STAGE": [False, True, True, True]}, {}),
+    "GN": ({"NORM": "GN"}, {"MODEL.FPN.NORM": "GN"}),
 }
+OWN = "R-50"  # detectron2's, which the detectors of one level have without --backbone
 
 
 def detectors() -> list[Network]:
-    """Every family in every detector."""
-    return [
-        Network(f"{family} in {name}", name, config, family, options)
-        for name, config in DETECTORS.items()
-        for family, options in FAMILIES.items()
-    ]
+    """Every family in every detector, and detectron2's ResNet-50 in those of one level."""
+    networks = []
+    for detector in DETECTORS:
+        config = f"crowd/{detector}_crowd.yaml"
+        if detector.endswith(("_c4", "_dc5")):
+            networks.append(Network(f"{OWN} in {detector}", detector, config, options=SHORT))
+        for family, options in FAMILIES.items():
+            networks.append(Network(f"{family} in {detector}", detector, config, family, {**options, **SHORT}))
+            for variant, (own, fpn) in VARIANTS.items() if detector == _FASTER else ():
+                node = f"MODEL.{family_of(family).name.upper()}"
+                more = {**{f"{node}.{key}": value for key, value in own.items()}, **fpn}
+                networks.append(Network(f"{family} in {variant}", variant, config, family, {**options, **more, **SHORT}))
+    return networks
 
 
 STUDIES: dict[str, Callable[[], list[Network]]] = {"short": short, "structures": structures, "paths": paths, "detectors": detectors}
@@ -271,8 +285,10 @@ def _detectors(rows: Sequence[Mapping[str, Any]]) -> str:
         values = list(found.get(f"{family} in {name}", {}).values())
         return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "".join(f"{v:.1f}" for v in values)
 
-    table = [(family, *(cell(family, name) for name in DETECTORS)) for family in FAMILIES]
-    return f"AP of boxes. {_measure(found)}\n\n" + tabulate(table, ("network", *DETECTORS), "pipe", disable_numparse=True)
+    columns = (*DETECTORS, *VARIANTS)
+    table = [(family, *(cell(family, name) for name in columns)) for family in (*FAMILIES, OWN)]
+    said = f"AP of boxes, {SHORT['SOLVER.MAX_ITER']:,} iterations; {' and '.join(VARIANTS)} are of {_FASTER}. {_measure(found)}"
+    return f"{said}\n\n" + tabulate(table, ("network", *columns), "pipe", disable_numparse=True)
 
 
 def structure_file(network: Network) -> str:
