@@ -159,6 +159,7 @@ class ShuffleNetV2(StagedBackbone):
         if not self.branch_widths or len({*self.branch_widths}) < len(self.branch_widths) or not all(0 < w <= 4 for w in self.branch_widths):
             said = f"MODEL.SHUFFLENETV2.BRANCH_WIDTHS is {list(branch_widths)}: it must hold different factors above 0, and at most 4"
             raise UserError(said, "value", "MODEL.SHUFFLENETV2.BRANCH_WIDTHS")
+        self.choice_count = len(CHOICES) * len(self.branch_widths)  # of each block
         self.choices = check_choices(choices, blocks, count=self.choice_count)
         self.conventions = {"MODEL.SHUFFLENETV2.SHUFFLE": shuffle}
         stem_channels, *channels = (c if width == 1 else rounded(c * width, 4) for c in (stem_channels, *channels))
@@ -179,11 +180,6 @@ class ShuffleNetV2(StagedBackbone):
             self.add_stage(name, stage, out, stride)
         # convolutions of stride 2 round odd sizes up, as detectron2 expects: any size works
         self.finish(options, divisible=False)
-
-    @property
-    def choice_count(self) -> int:
-        """The number of choices of a block."""
-        return len(CHOICES) * len(self.branch_widths)
 
     def _chosen(self, choice: int, in_channels: int, out_channels: int, reduces: bool, norm: str, plan: StagePlan) -> ShuffleBlock:
         width, kind = divmod(choice, len(CHOICES))

@@ -21,6 +21,7 @@ import backbones
 from backbones import zoo
 from backbones.checkpoint import GatedCheckpointer, read_checkpoint
 from backbones.config import architecture, check_config, check_device, check_output_dir, config_findings, get, merge_overrides, put
+from backbones.config.keys import KEYS
 from backbones.data import check_datasets, check_packages, dataset_findings
 from backbones.data.annotations import parse
 from backbones.data.loader import train_loader
@@ -195,6 +196,19 @@ def test_each_code(code, tmp_path, monkeypatch):
     with pytest.raises(UserError) as caught:
         provoke(tmp_path)
     assert (caught.value.code, caught.value.key, caught.value.suggestion) == (code, key, suggestion)
+
+
+def test_keys_without_a_value():
+    """YAML's null, or nothing behind the colon: one line that names the key."""
+    for key in KEYS:
+        error = key.error(None) if key.least is not None or key.test else None
+        assert error is None or "\n" not in str(error), key.name
+    assert "SOLVER.MAX_ITER has no value: it must be at least 1" in str(next(key for key in KEYS if key.name == "SOLVER.MAX_ITER").error(None))
+    for key in ("MODEL.DEVICE", "OUTPUT_DIR", "MODEL.PIXEL_MEAN", "INPUT.MAX_SIZE_TRAIN", "TEST.AUG.MAX_SIZE", "INPUT.CLASSIFICATION.RESIZE"):
+        cfg = zoo.get_config("quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml")
+        merge_overrides(cfg, [key, "None"])
+        with pytest.raises(UserError, match=f"^{key} has no value: give it one"):
+            check_config(cfg, training=True)
 
 
 def test_following_all_suggestions_mends_a_config(tmp_path):

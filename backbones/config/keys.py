@@ -30,6 +30,10 @@ class Key(NamedTuple):
         allowed = self.allowed() if callable(self.allowed) else self.allowed
         if allowed and value not in allowed:
             return unknown(self.name, value, allowed, self.name)
+        if value is None and (self.least is not None or self.test):  # which YAML's null and an empty value give
+            return UserError(
+                f"{self.name} has no value: it must be {self.test[1] if self.test else f'at least {self.least}'}", "value", self.name
+            )
         if self.least is not None and value < self.least:
             return UserError(f"{self.name} is {value}: it must be at least {self.least}", "value", self.name, self.least)
         if self.test and not self.test[0](value):

@@ -21,6 +21,7 @@ from . import progress
 from .runtimes import check_runtime, prepared, seconds
 
 _CHANNELS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)
+_WIDEST = 1_000_000  # channels that a table may hold
 _MOST_MACS = 8e9  # for one image: larger convolutions are extrapolated from smaller ones
 
 
@@ -66,7 +67,9 @@ def load_table(path: str) -> LatencyTable:
         data = read_json(path)
         entries = {}
         for key, rows in data["entries"].items():
-            if not rows or not all(type(i) is type(o) is int and i > 0 and o > 0 and 0 < s < math.inf for i, o, s in rows):
+            if not rows or not all(
+                type(i) is type(o) is int and 0 < i <= _WIDEST and 0 < o <= _WIDEST and 0 < s < math.inf for i, o, s in rows
+            ):
                 raise ValueError(f"{key} holds values that are not widths and seconds")
             entries[key] = {(i, o): float(seconds) for i, o, seconds in rows}
         if type(data["image_size"]) is not int:

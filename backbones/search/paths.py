@@ -250,8 +250,8 @@ def load_archive(path: str, identity: dict[str, Any]) -> list[Evaluated]:
     with reading(f"{path!r} is no state of a search"):
         data = read_json(path)
         differ = [key for key in identity if key != "config" and data["search"].get(key) != identity[key]]
-        before = {**_defaults(), **data["search"]["config"]}  # an older state lacks keys that came later
-        differ += sorted(key for key in {*before, *identity["config"]} if before.get(key) != identity["config"].get(key))
+        before, now, usual = data["search"]["config"], identity["config"], _defaults()  # an older state lacks keys that came later
+        differ += sorted(key for key in {*before, *now} if before.get(key, usual.get(key)) != now.get(key))
         archive = [_evaluated(entry, identity["table"]["blocks"]) for entry in data["archive"]]
     if differ:
         named = ", ".join(differ[:5]) + (f" and {len(differ) - 5} more" if len(differ) > 5 else "")
