@@ -190,7 +190,7 @@ def converted(source: str, weights, tmp_path, meta=None):
 
 
 BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
-slow = pytest.mark.slow
+slow, whole = pytest.mark.slow, pytest.mark.whole
 
 
 @pytest.mark.parametrize(
@@ -200,14 +200,14 @@ slow = pytest.mark.slow
         ("Faster R-CNN", 50, 1),
         ("RetinaNet", 50, 1),
         pytest.param("Mask R-CNN", 101, 32, marks=slow),
-        pytest.param("GFL", 101, 1, marks=slow),
+        pytest.param("GFL", 101, 1, marks=whole),
         pytest.param("GFLV2", 50, 1, marks=slow),
-        pytest.param("Faster R-CNN", 101, 1, marks=slow),
-        pytest.param("Faster R-CNN", 101, 32, marks=slow),
-        pytest.param("Mask R-CNN", 50, 1, marks=slow),
-        pytest.param("Mask R-CNN", 101, 1, marks=slow),
-        pytest.param("RetinaNet", 101, 1, marks=slow),
-        pytest.param("RetinaNet", 101, 32, marks=slow),
+        pytest.param("Faster R-CNN", 101, 1, marks=whole),
+        pytest.param("Faster R-CNN", 101, 32, marks=whole),
+        pytest.param("Mask R-CNN", 50, 1, marks=whole),
+        pytest.param("Mask R-CNN", 101, 1, marks=whole),
+        pytest.param("RetinaNet", 101, 1, marks=whole),
+        pytest.param("RetinaNet", 101, 32, marks=whole),
     ],
 )
 @torch.no_grad()

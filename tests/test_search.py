@@ -324,7 +324,7 @@ def test_nothing_is_above_the_bound(flops, seed):
     assert evolve(problem, SMALL_START, 2, seed, size=32, islands=1).population[-1][0] <= proof.score + 1e-9
 
 
-@pytest.mark.slow
+@pytest.mark.whole
 def test_the_best_there_is_of_the_papers_budget(tmp_path, capsys):
     zero_shot.main(["exact", "--config", "configs/" + R50, "--output", str(tmp_path)])
     about = json.loads((tmp_path / "best.json").read_text())
