@@ -14,7 +14,18 @@ from .documents import read_yaml
 from .errors import UserError, unknown
 
 CHOICES = ("shuffle_3x3", "shuffle_5x5", "shuffle_7x7", "shuffle_xception")
-SAMPLINGS = ("uniform", "fair")  # paths of a supernet's training: independent, or in fours in which every block uses each choice once
+SAMPLINGS = ("uniform", "fair")  # paths of a supernet's training: independent, or in rounds in which every block uses each choice once
+
+
+def are_branch_widths(values: Any) -> bool:
+    """Whether they are different numbers above 0, and at most 4."""
+    numbers = isinstance(values, (list, tuple)) and len(values) > 0 and all(type(v) in (int, float) and 0 < v <= 4 for v in values)
+    return numbers and len({*values}) == len(values)
+
+
+def choice_count(branch_widths: Sequence[float]) -> int:
+    """The number of choices of each block."""
+    return len(CHOICES) * len(branch_widths)
 
 
 def random_path(blocks: int, rng: random.Random, count: int = len(CHOICES)) -> tuple[int, ...]:
@@ -41,7 +52,8 @@ def check_choices(choices: Any, blocks: Sequence[int], what: str = "the path", c
         raise UserError(f"{what} holds {given}, but the network has {sum(blocks)} blocks ({', '.join(map(str, blocks))})")
     for i, choice in enumerate(choices):
         if isinstance(choice, bool) or choice not in range(count):
-            raise unknown(f"choice of block {i} in {what}", choice, range(count))
+            more = "; BRANCH_WIDTHS gives more" if type(choice) is int and choice >= count else ""
+            raise UserError(f"unknown choice of block {i} in {what}: {choice!r}. Allowed: 0 to {count - 1}{more}", "unknown-name")
     return tuple(int(choice) for choice in choices)
 
 
@@ -49,7 +61,8 @@ def read_choices(path: str, blocks: Sequence[int], stated: dict[str, Any] | None
     """The choices in a subnet file: MMRazor's YAML of either version, a plain list of numbers, or a mapping with ``choices``.
 
     ``blocks`` are the numbers of blocks of the stages, ``count`` that of the choices of each, and ``stated`` the required values of "network",
-    "split", "shuffle", "width" and "branch_widths", if the file has them. Raises UserError, naming the block, for anything else.
+    "split", "shuffle", "width" and "branch_widths", if the file has them; without the last it is of one width, 1.0. Raises UserError, naming
+    the block, for anything else.
     """
     what = f"subnet file {path!r}"
     if not os.path.isfile(path):
@@ -61,12 +74,13 @@ def read_choices(path: str, blocks: Sequence[int], stated: dict[str, Any] | None
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise UserError(f"{what} cannot be read: {error}") from error
     if isinstance(content, dict) and "choices" in content:
+        says = {"branch_widths": [1.0], **content}
         for key, value in (stated or {}).items():
-            if key in content and content[key] != value:
+            if key in says and says[key] != value:
                 name = "NAME" if key == "network" else key.upper()
+                mend = "or remove that line from the file" if key in content else "or write the line into the file"
                 raise UserError(
-                    f"{what} has {key} {content[key]!r}, but the config has {value!r}: set MODEL.SHUFFLENETV2.{name} {content[key]!r}, "
-                    "or remove that line from the file"
+                    f"{what} has {key} {says[key]!r}, but the config has {value!r}: set MODEL.SHUFFLENETV2.{name} {says[key]!r}, {mend}"
                 )
         content = content["choices"]
     if isinstance(content, dict):

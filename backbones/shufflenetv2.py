@@ -1,7 +1,7 @@
 """ShuffleNetV2 in the search space of DetNAS (Chen et al., "DetNAS: Backbone Search for Object Detection", NeurIPS 2019).
 
-Every block is one of four choices: a depthwise kernel of 3, 5 or 7, or an Xception-like chain of three. The found networks of the paper and
-that of MMRazor, any other list of choices, and the supernet that holds all choices at once.
+Every block is one of four choices: a depthwise kernel of 3, 5 or 7, or an Xception-like chain of three, each in one width or several. Here are
+the found networks of the paper and that of MMRazor, any other list of choices, and the supernet that holds all choices at once.
 
 Worth knowing:
 - The authors' networks and MMRazor's are not the same: the blocks of stride 2 split their width otherwise (``split``), and the channels are
@@ -21,7 +21,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from .choices import CHOICES, SAMPLINGS, check_choices, path_at, read_choices
+from .choices import CHOICES, SAMPLINGS, are_branch_widths, check_choices, choice_count, path_at, read_choices
 from .errors import UserError, unknown
 from .fpn import common_options, register
 from .layers import STAGES, Conv, ConvNormAct, Options, StagedBackbone, StagePlan, rounded, spec_of
@@ -155,11 +155,11 @@ class ShuffleNetV2(StagedBackbone):
         if not 0 < width <= 16:
             raise UserError(f"ShuffleNetV2's width is {width}: it must be above 0, and at most 16")
         self.blocks, self.split, self.shuffle = tuple(blocks), split, shuffle
-        self.branch_widths = tuple(branch_widths)
-        if not self.branch_widths or len({*self.branch_widths}) < len(self.branch_widths) or not all(0 < w <= 4 for w in self.branch_widths):
-            said = f"MODEL.SHUFFLENETV2.BRANCH_WIDTHS is {list(branch_widths)}: it must hold different factors above 0, and at most 4"
+        if not are_branch_widths(branch_widths):
+            said = f"MODEL.SHUFFLENETV2.BRANCH_WIDTHS is {branch_widths!r}: it must be a list of different numbers above 0, and at most 4"
             raise UserError(said, "value", "MODEL.SHUFFLENETV2.BRANCH_WIDTHS")
-        self.choice_count = len(CHOICES) * len(self.branch_widths)  # of each block
+        self.branch_widths = tuple(branch_widths)
+        self.choice_count = choice_count(branch_widths)
         self.choices = check_choices(choices, blocks, count=self.choice_count)
         self.conventions = {"MODEL.SHUFFLENETV2.SHUFFLE": shuffle}
         stem_channels, *channels = (c if width == 1 else rounded(c * width, 4) for c in (stem_channels, *channels))
@@ -256,7 +256,7 @@ def _copy(source: nn.Module, target: nn.Module) -> None:
     own = target.state_dict()
     for key, value in source.state_dict().items():
         goal = own[key]
-        if ".offset." in key and value.shape != goal.shape:  # for the points of a larger kernel
+        if "offset." in key and value.shape[0] != goal.shape[0]:  # for the points of a larger kernel
             continue
         if value.ndim == 4:
             value = F.pad(value, [(goal.shape[-1] - value.shape[-1]) // 2] * 4)
@@ -320,8 +320,8 @@ class ShuffleNetV2Supernet(ShuffleNetV2):
     def spread(self) -> None:
         """Gives all choices of each block the weights of its first: they compute what it computes, chains and narrower branches nearly so.
 
-        A kernel goes to the middle of a larger one; what the chain has besides becomes an identity, as in Chen et al., "Net2Net:
-        Accelerating Learning via Knowledge Transfer", ICLR 2016.
+        A kernel goes to the middle of a larger one; larger deformable ones keep offsets of their own. What the chain has besides becomes an
+        identity, as in Chen et al., "Net2Net: Accelerating Learning via Knowledge Transfer", ICLR 2016.
         """
         for block in self.modules():
             if isinstance(block, Choices):
@@ -377,21 +377,30 @@ SPECS = {
 }
 
 
+def _spec(node: CfgNode) -> dict[str, Any]:
+    return {**vars(SPECS[node.NAME]), **{key.lower(): node[key] for key in ("SPLIT", "SHUFFLE") if node[key]}}
+
+
+def read_subnet(node: CfgNode, path: str) -> tuple[int, ...]:
+    """`read_choices` of a file that must be of the space that ``node``, a config's MODEL.SHUFFLENETV2, describes."""
+    spec = _spec(node)
+    stated = {"network": node.NAME, "split": spec["split"], "shuffle": spec["shuffle"], "width": node.WIDTH}
+    stated["branch_widths"] = list(node.BRANCH_WIDTHS)
+    return read_choices(path, spec["blocks"], stated, choice_count(node.BRANCH_WIDTHS))
+
+
 def build(cfg: CfgNode, input_shape: ShapeSpec) -> ShuffleNetV2:
     """The ShuffleNetV2 that ``cfg.MODEL.SHUFFLENETV2`` asks for: NAME, with the choices of CHOICES or the SUBNET file where there are any."""
     node = cfg.MODEL.SHUFFLENETV2
     if node.NAME not in SPECS:
         raise unknown("MODEL.SHUFFLENETV2.NAME", node.NAME, SPECS)
-    spec = dict(vars(SPECS[node.NAME]))
+    spec = _spec(node)
     if node.CHOICES and node.SUBNET:
         raise UserError("MODEL.SHUFFLENETV2.CHOICES and SUBNET exclude each other: both set the blocks")
     if node.CHOICES:
         spec["choices"] = node.CHOICES
-    spec.update({key.lower(): node[key] for key in ("SPLIT", "SHUFFLE") if node[key]})
     if node.SUBNET:
-        stated = {"network": node.NAME, "split": spec["split"], "shuffle": spec["shuffle"], "width": node.WIDTH}
-        stated["branch_widths"] = list(node.BRANCH_WIDTHS)
-        spec["choices"] = read_choices(node.SUBNET, spec["blocks"], stated, len(CHOICES) * len(node.BRANCH_WIDTHS))
+        spec["choices"] = read_subnet(node, node.SUBNET)
     options = {**spec, **common_options(cfg, node, input_shape), "width": node.WIDTH, "branch_widths": node.BRANCH_WIDTHS}
     if node.SUPERNET:
         return ShuffleNetV2Supernet(**options, sampling=node.SAMPLING, one_path_iters=node.ONE_PATH_ITERS)

@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import backbones
 from backbones import UserError, shufflenetv2
 from backbones.choices import CHOICES, SAMPLINGS, path_at, read_choices
+from backbones.config import check_config
+from backbones.layers import DeformConv2d
 from backbones.shufflenetv2 import SPECS, ShuffleNetV2, ShuffleNetV2Supernet
 
 FILES = sorted(os.path.basename(path) for path in glob.glob(os.path.join(HERE, "data", "detnas", "*_*.json")))
@@ -225,24 +227,28 @@ def test_all_choices_start_from_one(shuffle, split):
 WIDE = dict(stem_channels=8, channels=(16, 24, 32, 40), blocks=(2, 1, 1, 2), choices=(0, 11, 5, 8, 3, 7), branch_widths=(1.0, 1.5, 0.5))
 
 
-@pytest.mark.parametrize("shuffle, split", [("before", "input"), ("after", "halves")])
-def test_branch_widths(shuffle, split):
+@pytest.mark.parametrize("shuffle, split, deformable", [("before", "input", False), ("after", "halves", True)])
+def test_branch_widths(shuffle, split, deformable):
     """A path of a space with three widths is the supernet on it, bit for bit; from one path, wider branches start as what it computes."""
-    net = ShuffleNetV2Supernet(**WIDE, split=split, shuffle=shuffle, norm="BN", one_path_iters=1)
+    common = dict(split=split, shuffle=shuffle, norm="BN", deform_on_per_stage=(False, deformable, deformable, False))
+    net = ShuffleNetV2Supernet(**WIDE, **common, one_path_iters=1)
     assert net.choice_count == 12 and [len(block) for block in net.modules() if isinstance(block, shufflenetv2.Choices)] == [12] * 6
     block = net.res2.block2  # of 8 channels within
     assert [block[choice].main[0].conv.weight.shape[0] for choice in (0, 4, 8)] == [8, 12, 4]
-    subnet = ShuffleNetV2(**WIDE, split=split, shuffle=shuffle, norm="BN")
+    subnet = ShuffleNetV2(**WIDE, **common)
     subnet.load_state_dict(net.subnet_state_dict(WIDE["choices"]), strict=True)
     x = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         for a, b in zip(net.eval()(x).values(), subnet.eval()(x).values()):
             assert torch.equal(a, b)
+    for predicts in (module.offset for module in net.modules() if isinstance(module, DeformConv2d)):
+        torch.nn.init.normal_(predicts.weight, std=0.1)  # as if trained
     for step in (0, 1):
         net.train().train_path(1, step)
     assert net.choices == path_at(6, 1, 1, count=12)
     outs = {}
-    for path in ((0,) * 6, (4, 5, 6, 4, 5, 6), (8, 9, 10, 11, 7, 3)):
+    same = (4,) * 6 if deformable else (4, 5, 6, 4, 5, 6)  # a larger deformable kernel has points of its own
+    for path in ((0,) * 6, same, (8, 9, 10, 11, 7, 3)):
         net.set_path(path)
         outs[path] = net(x)
     first, wider, other = outs.values()
@@ -250,7 +256,7 @@ def test_branch_widths(shuffle, split):
         torch.testing.assert_close(wider[name], value, rtol=1e-4, atol=1e-4)
     assert all(torch.isfinite(value).all() for value in other.values()) and not torch.allclose(other["res5"], first["res5"])
     wider["res5"].sum().backward()
-    assert net.res2.block2[5].main[2].conv.weight.grad[:, 8:].abs().max() > 0  # what is wider learns
+    assert net.res2.block2[same[1]].main[2].conv.weight.grad[:, 8:].abs().max() > 0  # what is wider learns
 
 
 @pytest.mark.parametrize(
@@ -284,8 +290,14 @@ def test_broken_subnet_files(text, words, tmp_path):
         ({"split": "half"}, "Did you mean 'halves'"),
         ({"shuffle": "befor"}, "Did you mean 'before'"),
         ({"width": 0}, "width is 0"),
-        ({"choices": [0] * 19 + [8], "branch_widths": (1.0, 0.5)}, "choice of block 19 in the path: 8"),
-        *(({"branch_widths": widths}, "BRANCH_WIDTHS is .*must hold different factors") for widths in ((), (1.0, 1.0), (0.0,), (5.0, 1.0))),
+        (
+            {"choices": [0] * 19 + [8], "branch_widths": (1.0, 0.5)},
+            "choice of block 19 in the path: 8. Allowed: 0 to 7; BRANCH_WIDTHS gives more",
+        ),
+        *(
+            ({"branch_widths": widths}, "BRANCH_WIDTHS is .*must be a list of different numbers above 0, and at most 4")
+            for widths in ((), (1.0, 1.0), (0.0,), (5.0, 1.0), 0.5, None, "1", (True, 2.0), ("0.5", 1.0), ((1.0,),))
+        ),
     ],
 )
 def test_mistakes(changes, words):
@@ -293,7 +305,7 @@ def test_mistakes(changes, words):
         backbones.create("DetNAS-300M", **changes)
 
 
-def test_config():
+def test_config(tmp_path):
     """A subnet file beside nothing, a list, a supernet; both at once are refused."""
     cfg = get_cfg()
     backbones.add_backbones_config(cfg)
@@ -306,7 +318,15 @@ def test_config():
         node.SUPERNET, node.WIDTH, node.SPLIT, node.SHUFFLE = True, 0.5, "halves", "before"
         net = build_backbone(cfg)
         assert isinstance(net, ShuffleNetV2Supernet) and net.output_shape()["res5"].channels == 320 and net.shuffle == "before"
-        node.SUBNET = "x.yaml"
+        node.BRANCH_WIDTHS, cfg.MODEL.DEVICE = ["wide"], "cpu"
+        with pytest.raises(UserError, match="MODEL.SHUFFLENETV2.BRANCH_WIDTHS is .*different numbers above 0"):
+            check_config(cfg)
+        node.BRANCH_WIDTHS, node.CHOICES, node.SUPERNET = [0.5], [], False
+        (tmp_path / "narrow.yaml").write_text(f"choices: {[0] * 20}\n")  # of before there were widths
+        node.SUBNET = str(tmp_path / "narrow.yaml")
+        with pytest.raises(UserError, match=r"has branch_widths \[1.0\], but the config has \[0.5\]: .*or write the line into the file"):
+            build_backbone(cfg)
+        node.CHOICES, node.SUBNET = [0] * 20, "x.yaml"
         with pytest.raises(UserError, match="CHOICES and SUBNET exclude each other"):
             build_backbone(cfg)
     assert shufflenetv2.STAGES == ("stem", *net.output_shape())

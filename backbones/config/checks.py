@@ -42,10 +42,6 @@ def config_findings(cfg: CfgNode, training: bool = False, processes: int = 1) ->
         training: whether it is for training.
         processes: number of processes that will train.
     """
-    empty = [key for key in _NEEDED if get(cfg, key) is None]  # YAML's null, or nothing behind the colon
-    yield from (UserError(f"{key} has no value: give it one, or remove the line", "value", key) for key in empty)
-    if empty:
-        return
     yield from raised(check_device, cfg.MODEL.DEVICE)
     yield from raised(check_output_dir, cfg.OUTPUT_DIR)
     device, buildable = cfg.MODEL.DEVICE, True
@@ -89,10 +85,6 @@ _SIDES = (
     ("INPUT.MIN_SIZE_TEST", "INPUT.MAX_SIZE_TEST", 1333),
     ("TEST.AUG.MIN_SIZES", "TEST.AUG.MAX_SIZE", 4000),
 )
-
-
-# looked at where a missing value would be a traceback
-_NEEDED = ("MODEL.DEVICE", "OUTPUT_DIR", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD", "INPUT.CLASSIFICATION.RESIZE", *(key for _, key, _ in _SIDES))
 
 
 def _combinations(cfg: CfgNode) -> Iterator[UserError]:

@@ -8,6 +8,7 @@ from detectron2 import modeling
 from detectron2.config import CfgNode
 from fvcore.common.registry import Registry
 
+from ..choices import are_branch_widths
 from ..errors import UserError, unknown
 from ..lean import ACTIVATIONS
 from ..solver import CLIP_TYPES, LR_SCHEDULERS
@@ -30,10 +31,6 @@ class Key(NamedTuple):
         allowed = self.allowed() if callable(self.allowed) else self.allowed
         if allowed and value not in allowed:
             return unknown(self.name, value, allowed, self.name)
-        if value is None and (self.least is not None or self.test):  # which YAML's null and an empty value give
-            return UserError(
-                f"{self.name} has no value: it must be {self.test[1] if self.test else f'at least {self.least}'}", "value", self.name
-            )
         if self.least is not None and value < self.least:
             return UserError(f"{self.name} is {value}: it must be at least {self.least}", "value", self.name, self.least)
         if self.test and not self.test[0](value):
@@ -96,13 +93,13 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.MAEDET.WIDTH", 1.0, "factor of all widths, which are rounded to multiples of 8"),
     *_shared("MODEL.MAEDET", _RES),
     Key("MODEL.SHUFFLENETV2.NAME", "DetNAS-300M", 'any of list_backbones("DetNAS-*")'),
-    Key("MODEL.SHUFFLENETV2.CHOICES", [], "0 to 3 for every block (choices.CHOICES), used instead of NAME's"),
+    Key("MODEL.SHUFFLENETV2.CHOICES", [], "0 to 3 for every block (choices.CHOICES), more with BRANCH_WIDTHS; used instead of NAME's"),
     Key("MODEL.SHUFFLENETV2.SUBNET", "", "a file of choices: ours, MMRazor's or a list; relative paths as for MODEL.MAEDET.STRUCTURE"),
     Key("MODEL.SHUFFLENETV2.SUPERNET", False, "build all choices at once, to train a supernet for a search"),
     Key(
         "MODEL.SHUFFLENETV2.SAMPLING",
         "uniform",
-        'how paths of a supernet are drawn; "fair": each choice of a block once in four paths',
+        'how paths of a supernet are drawn; "fair": each choice of a block once in a round of paths',
         ("uniform", "fair"),
     ),
     Key(
@@ -118,6 +115,7 @@ KEYS: tuple[Key, ...] = (
         "MODEL.SHUFFLENETV2.BRANCH_WIDTHS",
         [1.0],
         "factors of the width within a block's branch; a search chooses among them: choice i + 4 k is choice i with the k-th factor",
+        test=(are_branch_widths, "a list of different numbers above 0, and at most 4"),
     ),
     *_shared("MODEL.SHUFFLENETV2", _RES),
     Key("MODEL.TIMM.NAME", "timm/resnet50", 'any of list_backbones("timm/*"), with or without the tag of its weights'),

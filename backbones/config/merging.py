@@ -19,6 +19,7 @@ KINDS = {str: "text", int: "a whole number", float: "a number", bool: "True or F
 # how images are normalized; if a config sets one of them, the weights' own values do not apply, see INPUT.NORMALIZATION
 IMAGES = ("INPUT.FORMAT", "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD")
 _WHOSE = "INPUT.NORMALIZATION"
+_WEIGHTS = "MODEL.WEIGHTS"
 # what detectron2, yacs and Python raise for values that cannot be merged
 _OF_MERGING = (KeyError, ValueError, AssertionError, AttributeError, TypeError, SyntaxError, RecursionError, MemoryError, OverflowError)
 
@@ -33,6 +34,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
     if path.lower().endswith((".pth", ".pkl", ".safetensors", ".onnx", ".ts")):
         said = f"--config-file {path!r} is a file of weights: set MODEL.WEIGHTS to it, and --config-file to a config"
         raise UserError(said, "syntax", "--config-file")
+    unset = _unset(cfg)
     try:
         with open(path, encoding="utf-8") as f:
             if not isinstance(yaml.compose(f), yaml.MappingNode):
@@ -50,6 +52,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
                     _check_point(cfg, key, value, path)
                     _merge(cfg.clone(), key, value, f"config file {path!r}: ")
             raise
+        _check_values(cfg, unset, f"config file {path!r}: ")
         for key in _FILES:
             _find_beside(cfg, path, key)
         put(cfg, _WHOSE, _normalization(path) or get(cfg, _WHOSE))
@@ -59,6 +62,21 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         raise UserError(f"config file {path!r}: its _BASE_ refers back to itself", "syntax", "--config-file") from None
     except Exception as error:  # a Python expression in it may raise anything
         raise UserError(f"config file {path!r}: {one_line(error)}", "syntax", "--config-file") from error
+
+
+def _check_values(cfg: CfgNode, unset: Collection[str], where: str) -> None:
+    """YAML's null, and nothing behind the colon, are values to detectron2, which would fail anywhere. Raises UserError, naming the key.
+
+    ``unset``: keys that had no value before.
+    """
+    for key in sorted(_unset(cfg) - {*unset}):
+        if key != _WEIGHTS:
+            raise UserError(f"{where}{key} has no value: give it one, or leave it out", "value", key)
+        put(cfg, key, "")  # no weights
+
+
+def _unset(cfg: CfgNode) -> set[str]:
+    return {key for key in all_keys(cfg) if get(cfg, key) is None}
 
 
 def _check_point(cfg: CfgNode, key: str, value: Any, path: str) -> None:
@@ -114,12 +132,13 @@ def merge_overrides(cfg: CfgNode, opts: list[str]) -> None:
         raise UserError(f"{joined!r}: overrides of YAML configs use a space, as in {joined.replace('=', ' ', 1)}", "syntax", joined)
     if len(opts) % 2:
         raise UserError(f"overrides must be KEY VALUE pairs, but a key or value is missing: {' '.join(opts)}", "syntax", opts[-1])
-    known = set(all_keys(cfg))
+    known, unset = set(all_keys(cfg)), _unset(cfg)
     for key, value in zip(opts[::2], opts[1::2]):
         _check_key(cfg, key, known, "the command line")
         if key in known and isinstance(get(cfg, key), float) and re.fullmatch(r"[-+]?\d+", value):
             value += ".0"  # accept 1 for 1.0, which detectron2 rejects
         _merge(cfg, key, value)
+    _check_values(cfg, unset, "")
     if any(key in opts[::2] for key in IMAGES) and _WHOSE not in opts[::2]:
         put(cfg, _WHOSE, "config")
 

@@ -17,7 +17,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.utils import comm
 
-from ..choices import CHOICES, random_path
+from ..choices import choice_count, random_path
 from ..config import add_backbones_config, all_keys, get
 from ..documents import read_json, reading
 from ..errors import UserError
@@ -66,7 +66,7 @@ def cost_table(cfg: CfgNode, kind: str, size: Sequence[int]) -> CostTable:
         "latency": lambda unit, x: seconds(prepared(unit, x, cfg.ONE_SHOT.RUNTIME, "channels_last"), 0.02),
     }[kind]
     timed, count = kind == "latency", sum(SPECS[cfg.MODEL.SHUFFLENETV2.NAME].blocks)
-    choices = len(CHOICES) * len(cfg.MODEL.SHUFFLENETV2.BRANCH_WIDTHS)
+    choices = choice_count(cfg.MODEL.SHUFFLENETV2.BRANCH_WIDTHS)
     device, every = cfg.MODEL.DEVICE if timed else "meta", []
     with torch.no_grad():
         for choice in range(choices):
@@ -236,7 +236,7 @@ def config_values(cfg: CfgNode) -> dict[str, Any]:
     return {key: get(cfg, key) for key in all_keys(cfg) if not key.startswith(_NO_MATTER)}
 
 
-def _defaults() -> dict[str, Any]:
+def default_values() -> dict[str, Any]:
     """The default values of all keys that scores depend on, as JSON."""
     cfg = get_cfg()
     add_backbones_config(cfg)
@@ -250,20 +250,20 @@ def load_archive(path: str, identity: dict[str, Any]) -> list[Evaluated]:
     with reading(f"{path!r} is no state of a search"):
         data = read_json(path)
         differ = [key for key in identity if key != "config" and data["search"].get(key) != identity[key]]
-        before, now, usual = data["search"]["config"], identity["config"], _defaults()  # an older state lacks keys that came later
+        before, now, usual = data["search"]["config"], identity["config"], default_values()  # an older state lacks keys that came later
         differ += sorted(key for key in {*before, *now} if before.get(key, usual.get(key)) != now.get(key))
-        archive = [_evaluated(entry, identity["table"]["blocks"]) for entry in data["archive"]]
     if differ:
         named = ", ".join(differ[:5]) + (f" and {len(differ) - 5} more" if len(differ) > 5 else "")
         raise UserError(f"--resume: the search in {os.path.dirname(path)!r} has a different {named}: set another OUTPUT_DIR")
-    return archive
+    with reading(f"{path!r} is no state of a search"):
+        return [_evaluated(entry, identity["table"]["blocks"]) for entry in data["archive"]]
 
 
 def _evaluated(entry: dict[str, Any], rows: Sequence[Sequence[float]]) -> Evaluated:
     """Reads one entry of a state file; raises ValueError or TypeError for an entry that no search writes."""
     result = Evaluated(**{**entry, "path": tuple(entry["path"])})
     if len(result.path) != len(rows) or any(type(c) is not int or c not in range(len(row)) for c, row in zip(result.path, rows)):
-        raise ValueError(f"{list(result.path)} is not a path of {len(rows)} blocks")
+        raise ValueError(f"{list(result.path)} is not a path of {len(rows)} blocks with {len(rows[0])} choices each")
     if type(result.generation) is not int or not _finite([result.cost, result.score, *result.seconds.values()]):
         raise ValueError(f"the path {list(result.path)} has values that are not numbers")
     return result
