@@ -423,7 +423,8 @@ def read_one_shot(path, _):
 
 
 def read_rank(path, _):
-    rows = rank_correlation.load_rows(path, {"config": "a.yaml", "seed": 1})
+    rows = rank_correlation.load_paths(path, "1f")
+    rank_correlation.compared(path)
     if len(rows) > 2:
         rank_correlation.summary(rows)
 
@@ -639,11 +640,8 @@ ONE_SHOT = {
     },
     "archive": [{"path": [0, 1, 2], "cost": 1e6, "score": 30.5, "generation": 0, "seconds": {"inference": 1.0}}] * 2,
 }
-RANK = {
-    "config": "a.yaml",
-    "seed": 1,
-    "paths": [{"path": [0, i, 2], "cost": 1e6, "supernet": 30.5 - i, "trained": 31.0, "seconds": {"inference": 1.0}} for i in range(3)],
-}
+RANKED = [{"path": [0, i, 2], "cost": 1e6, "supernet": 30.5 - i, "trained": 31.0, "seconds": {"inference": 1.0}} for i in range(3)]
+RANK = {"runs": [{"comparison": "1f", "config": "a.yaml", "seed": 1, "paths": RANKED}]}
 STUDY = {
     "runs": [
         {"study": name, "network": f"path {i}", "group": "random", "setting": "0" * 12, "seed": 1, "ap": 30.5 + i}

@@ -65,14 +65,14 @@ def structures() -> list[Network]:
 
 
 def short() -> list[Network]:
-    """The same structures with a third of the iterations: what a short training says of a long one."""
+    """The same structures with a third of the iterations: cheaper, if they rank alike."""
     return [dataclasses.replace(network, options={**network.options, **SHORT}) for network in structures()]
 
 
 def paths() -> list[Network]:
-    """Random paths of one cost in DetNAS's space."""
+    """Random paths of one cost in DetNAS's space, in the short training."""
     key, config = "MODEL.SHUFFLENETV2.CHOICES", "crowd/detnas_subnet_crowd.yaml"
-    return [Network(f"path {i}", "random", config, options={key: list(path)}) for i, path in enumerate(random_paths(COUNT))]
+    return [Network(f"path {i}", "random", config, options={key: list(path), **SHORT}) for i, path in enumerate(random_paths(COUNT))]
 
 
 def random_paths(count: int) -> list[tuple[int, ...]]:
@@ -106,7 +106,7 @@ OWN = "R-50"  # detectron2's, which the detectors of one level have without --ba
 
 
 def detectors() -> list[Network]:
-    """Every family in every detector, and detectron2's ResNet-50 in those of one level."""
+    """Each of our families in each detector, and detectron2's ResNet-50 in those of one level."""
     networks = []
     for detector in DETECTORS:
         config = f"crowd/{detector}_crowd.yaml"
@@ -238,8 +238,8 @@ def _groups(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[int, 
 
 
 def iterations_of(study: str) -> int:
-    """Iterations of the structures' trainings."""
-    return SHORT["SOLVER.MAX_ITER"] if study == "short" else int(zoo.get_config(GFL).SOLVER.MAX_ITER)
+    """Iterations of a study's trainings."""
+    return SHORT["SOLVER.MAX_ITER"] if study != "structures" else int(zoo.get_config(GFL).SOLVER.MAX_ITER)
 
 
 def _structures(rows: Sequence[Mapping[str, Any]], study: str) -> str:
@@ -269,7 +269,7 @@ def _paths(rows: Sequence[Mapping[str, Any]]) -> str:
         return ""
     own, scored = [row for row in rows if row["study"] == "paths"], by_network(rows, "supernet")
     both = [name for name in found if name in scored]
-    parts = [f"Paths of one cost. {_measure(found)}", _groups(own, found)]
+    parts = [f"Paths of one cost, {iterations_of('paths'):,} iterations. {_measure(found)}", _groups(own, found)]
     if len(both) > 3:
         scores, reached = ([float(np.mean(list(of[name].values()))) for name in both] for of in (scored, found))
         parts.insert(1, f"Rank correlation of the supernet's scores with AP: {correlation(scores, reached)}, {len(both)} paths.")
@@ -287,7 +287,7 @@ def _detectors(rows: Sequence[Mapping[str, Any]]) -> str:
 
     columns = (*DETECTORS, *VARIANTS)
     table = [(family, *(cell(family, name) for name in columns)) for family in (*FAMILIES, OWN)]
-    said = f"AP of boxes, {SHORT['SOLVER.MAX_ITER']:,} iterations; {' and '.join(VARIANTS)} are of {_FASTER}. {_measure(found)}"
+    said = f"AP of boxes, {iterations_of('detectors'):,} iterations; {' and '.join(VARIANTS)} are of {_FASTER}. {_measure(found)}"
     return f"{said}\n\n" + tabulate(table, ("network", *columns), "pipe", disable_numparse=True)
 
 

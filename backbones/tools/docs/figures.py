@@ -13,8 +13,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from ... import registry, zoo
 from ...benchmark.detectors import FASTER
 from ...benchmark.tables import FIGURES, columns_of, int8, recipes, recorded, speed, table_of, transfer
+from ...benchmark.tables import path as data_file
 from ...meta import conv_counts, on_meta
 from ...search import study
+from ...search.rank_correlation import ahead, compared
 from ...zoo import weights
 from ..analyze import parameters
 
@@ -200,30 +202,40 @@ networks that it also builds. *Computed*: the scores. No structure scores more t
 
 
 def _one_shot() -> str:
-    data = recorded("one_shot.json")
-    rows = [
-        ("random" if i else "found", f"{r['cost'] / 1e6:.1f}", f"{r['supernet']:.2f}", f"{r['trained']:.2f}", " ".join(map(str, r["path"])))
-        for i, r in enumerate(data["paths"])
-    ]
-    *first, last = (f"{value:.2f} s {part}" for part, value in data["seconds"].items())
-    again = data.get("again")
-    again = f" The found network trained once more ({again['how']}) reached {again['trained']:.2f}: this much is chance." if again else ""
-    note = f" {data['note']}" if "note" in data else ""
-    plain = f" (without, inference takes {data['plain_inference']:.2f} s)" if "plain_inference" in data else ""
+    rows = compared(data_file("one_shot.json"))
+    places = "; ".join(sorted({row["machine"] for row in rows}))
+    parts = {name: statistics.median(row["seconds"][name] for row in rows) for name in rows[0]["seconds"]}
+    *first, last = (f"{value:.2f} s {part}" for part, value in parts.items())
+    paths = [[path["trained"] for path in row["paths"][1:]] for row in rows]
+    between = statistics.mean(statistics.variance(reached) for reached in paths) ** 0.5
+    one = statistics.stdev(row["ap"] for row in recorded("transfer.json")["runs"] if row["start"] == "supernet")
+    table = columns_of(
+        {
+            "seed": [row["seed"] for row in rows],
+            "found": [f"{row['found']:.2f}" for row in rows],
+            "random: mean": [f"{row['others_mean']:.2f}" for row in rows],
+            "random: best": [f"{row['others_best']:.2f}" for row in rows],
+            "random paths": [len(row["paths"]) - 1 for row in rows],
+            "Spearman": [f"{row['spearman']:.2f}" for row in rows],
+        }
+    )
     return f"""## One-shot search
 
-*Measured here* ({data["machine"]}, seed {data["seed"]}, `make search-demo search-proof`): the path that DetNAS's search found on digits
-and random ones of equal cost, trained alike ({_link(data["pretrain"])}, {_link(data["config"])}). {data["metric"]}: of the supernet's path
-on {data["dataset"]}, and of the trained detector on digits_val. Found: {data["found"]:.2f}; the random ones: mean {data["others_mean"]:.2f},
-best {data["others_best"]:.2f}. Rank correlation of the two columns, 1 for the same order and 0 for unrelated ones:
-Spearman {data["spearman"]:.2f}, Kendall {data["kendall"]:.2f}.{again}{note}
+*Measured here* ({places}; `make search-proof`): DetNAS's search on digits. For each seed a supernet is trained and searched.
+Then the found path and random ones of equal cost are trained alike ({_link(rows[0]["config"])}), from their weights in the supernet.
+The figures are {rows[0]["metric"]} on digits_val. The found path is ahead of the mean of the random ones in {ahead(rows)} of {len(rows)} seeds.
+Spearman's rank correlation is that of the supernet's scores, on {rows[0]["dataset"]}, with these figures: 1 for the same order, 0 for
+unrelated ones.
 
-One evaluation of a path takes {', '.join(first)} and {last} (medians, {data.get("seconds_machine", data["machine"])}). It is
+Random paths of one cost have a standard deviation of {between:.2f} AP; one path that is trained with several seeds has {one:.2f}
+([below](#what-pretraining-is-worth)). So in this space, at one cost and after such a training, there is little to find.
+
+{table}
+
+One evaluation of a path takes {', '.join(first)} and {last} (medians). It is
 fast because the path's network is built without memory and takes its slice of the supernet's weights. Images are decoded once. If only the
-backbone has batch norms, only the backbone runs in recalibration. The detector is optimized as `--optimize` does it{plain}. COCO's figures
+backbone has batch norms, only the backbone runs in recalibration. The detector is optimized as `--optimize` does it. COCO's figures
 come from faster-coco-eval.
-
-{table_of(rows, ("path", "million multiply-adds", "by the supernet", "trained", "choices"))}
 """
 
 

@@ -1,0 +1,130 @@
+"""The demo of DetNAS's steps, and the comparison of what it finds with random paths: which commands run, and what is refused."""
+
+import argparse
+import json
+import os
+import subprocess
+
+import pytest
+
+from backbones import zoo
+from backbones.benchmark import tables
+from backbones.errors import UserError
+from backbones.search import rank_correlation
+from backbones.tools import search_demo
+
+OPTS = ["SOLVER.MAX_ITER", "10"]
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """``found``: the commands of the steps, each of which leaves what the next needs; ``fail``: folders whose step fails."""
+    seen = argparse.Namespace(found=[], fail=set())
+
+    def call(command, **_):
+        output = value(command, "OUTPUT_DIR")
+        seen.found.append(command[1:])
+        if os.path.basename(output) in seen.fail:
+            return 1
+        os.makedirs(output, exist_ok=True)
+        for name in ("best_subnet.pth", "best_subnet.yaml") if "search-paths" in command else ("model_final.pth",):
+            with open(os.path.join(output, name), "w") as f:
+                f.write("1")
+        with open(os.path.join(output, "metrics.json"), "w") as f:
+            f.write(json.dumps({"iteration": 9, "bbox/AP": 50.0}) + "\n")
+        return 0
+
+    monkeypatch.setattr(subprocess, "call", call)
+    monkeypatch.setattr(search_demo, "make", lambda: "digits")
+    return seen
+
+
+def demo(monkeypatch, *arguments):
+    monkeypatch.setattr("sys.argv", ["search_demo", *map(str, arguments)])
+    search_demo.main()
+
+
+def value(command, key):
+    return command[command.index(key) + 1]
+
+
+def test_steps(calls, tmp_path, monkeypatch, capsys):
+    """Each step starts from the one before, with the seed and the overrides."""
+    demo(monkeypatch, "--output", tmp_path / "d", "--seed", 3, *OPTS)
+    assert [os.path.basename(value(c, "OUTPUT_DIR")) for c in calls.found] == "supernet_classes supernet search subnet_classes subnet".split()
+    for command in calls.found:
+        zoo.get_config_file(value(command, "--config-file"))
+        assert command[-2:] == OPTS and value(command, "--seed" if "search-paths" in command else "SEED") == "3"
+    starts = [os.path.basename(os.path.dirname(value(c, "MODEL.WEIGHTS"))) if "MODEL.WEIGHTS" in c else "" for c in calls.found]
+    assert starts == ["", "supernet_classes", "supernet", "", "subnet_classes"]
+    rows = rank_correlation.compared(tables.path("one_shot.json"))
+    assert f"in {rank_correlation.ahead(rows)} of {len(rows)} seeds" in capsys.readouterr().out
+
+
+def test_a_stopped_demo_goes_on(calls, tmp_path, monkeypatch, capsys):
+    """With the step that failed; another seed or other overrides need another folder."""
+    calls.fail.add("comparison")
+    own = ["--output", tmp_path / "d", "--proof", 3]
+    with pytest.raises(UserError, match="step 4 ended with exit code 1"):
+        demo(monkeypatch, *own, *OPTS)
+    assert len(calls.found) == 4
+    command = calls.found[-1]
+    assert command[1] == "backbones.search.rank_correlation" and "--inherit" in command and value(command, "--paths") == "3"
+    assert value(command, "--train-opts") == OPTS[0] and value(command, "--json") == str(tmp_path / "d" / "proof.json")
+    with pytest.raises(UserError, match="step 4"):
+        demo(monkeypatch, *own, *OPTS)
+    assert calls.found[4:] == [command] and capsys.readouterr().out.count("done before") == 3
+    for other in ([*own, "--seed", 2, *OPTS], own):
+        with pytest.raises(UserError, match="holds another run"):
+            demo(monkeypatch, *other)
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="holds another run"):
+        demo(monkeypatch, "--output", tmp_path / "e")
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--json", "a.json"], "--json is for the comparison: it needs --proof"),
+        (["--proof", "1"], "1 random paths are too few"),
+        (["SEED", "2"], "SEED is set by --seed"),
+        (["--proof", "2", "--json", "/dev/null/a.json"], "cannot be"),
+    ],
+)
+def test_mistakes(arguments, words, calls, tmp_path, monkeypatch):
+    """All before the first step."""
+    with pytest.raises(UserError, match=words):
+        demo(monkeypatch, "--output", tmp_path / "d", *arguments)
+    assert not calls.found and not (tmp_path / "d").exists()
+
+
+def test_files_of_others(calls, tmp_path, monkeypatch):
+    """A comparison of before there were rows, or no comparison, is refused before the first step."""
+    for content in ({"paths": [], "seed": 1}, {"runs": [{"paths": [], "random_paths": "x"}]}, []):
+        (tmp_path / "a.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match="is not a file of comparisons"):
+            demo(monkeypatch, "--output", tmp_path / "d", "--proof", 2, "--json", tmp_path / "a.json")
+    assert not calls.found
+
+
+def test_what_a_path_starts_from(calls, tmp_path):
+    cfg = zoo.get_config(search_demo.SUPERNET)
+    cfg.MODEL.DEVICE, cfg.MODEL.WEIGHTS = "cpu", "s.pth"
+    args = argparse.Namespace(seed=4, inherit=True, pretrain="", train=search_demo.SUBNET, train_opts=OPTS)
+    assert rank_correlation.train_path([1] * 20, args, "bbox/AP", cfg, str(tmp_path)) == 50.0
+    (command,) = calls.found
+    assert value(command, "MODEL.WEIGHTS") == os.path.abspath("s.pth")
+    assert value(command, "SEED") == "4" and value(command, "SOLVER.MAX_ITER") == "10"
+    assert value(command, "MODEL.SHUFFLENETV2.CHOICES") == str([1] * 20) and value(command, "MODEL.SHUFFLENETV2.BRANCH_WIDTHS") == "[1.0]"
+    args.inherit = False
+    rank_correlation.train_path([1] * 20, args, "bbox/AP", cfg, str(tmp_path))
+    assert "MODEL.WEIGHTS" not in calls.found[1]
+    args.pretrain = "digits/detnas_subnet_classes_digits.yaml"
+    rank_correlation.train_path([1] * 20, args, "bbox/AP", cfg, str(tmp_path))
+    assert [os.path.basename(value(c, "--config-file")) for c in calls.found[2:]] == [
+        os.path.basename(args.pretrain),
+        os.path.basename(args.train),
+    ]
+    with pytest.raises(UserError, match="segm/AP is not among the metrics of training: bbox/AP"):
+        rank_correlation.train_path([1] * 20, args, "segm/AP", cfg, str(tmp_path))
