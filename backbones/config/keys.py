@@ -108,8 +108,8 @@ KEYS: tuple[Key, ...] = (
         "a supernet's training starts with that many iterations of its 3x3 path; then every choice starts from that path's weights",
         least=0,
     ),
-    Key("MODEL.SHUFFLENETV2.SPLIT", "", 'how blocks split channels, one of shufflenetv2.SPLITS; "": as in the released network NAME'),
-    Key("MODEL.SHUFFLENETV2.SHUFFLE", "", 'how blocks shuffle channels, one of shufflenetv2.SHUFFLES; "": as in the network NAME'),
+    Key("MODEL.SHUFFLENETV2.SPLIT", "", 'how blocks split channels, one of shuffle_block.SPLITS; "": as in the released network NAME'),
+    Key("MODEL.SHUFFLENETV2.SHUFFLE", "", 'how blocks shuffle channels, one of shuffle_block.SHUFFLES; "": as in the network NAME'),
     Key("MODEL.SHUFFLENETV2.WIDTH", 1.0, "factor of all widths, which are rounded to multiples of 4"),
     Key(
         "MODEL.SHUFFLENETV2.BRANCH_WIDTHS",
