@@ -206,7 +206,7 @@ def test_keys_without_a_value(tmp_path):
     for key in set(all_keys(cfg)) - {"SOLVER.WEIGHT_DECAY_BIAS", "MODEL.WEIGHTS"}:
         with pytest.raises(UserError) as error:
             merge_overrides(cfg.clone(), [key, "None"])
-        assert f"{key} has no value: give it one" in str(error.value) or "None" in str(error.value)
+        assert f"{key} has no value: give it one" in str(error.value)
     for text, key in (("DATASETS:\n  TRAIN:\n", "DATASETS.TRAIN"), ("MODEL:\n  DEVICE: null\n", "MODEL.DEVICE")):
         (tmp_path / "a.yaml").write_text(f"_BASE_: {zoo.get_config_file(config)}\n{text}")
         with pytest.raises(UserError, match=f"a.yaml': {key} has no value") as error:

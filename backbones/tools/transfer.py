@@ -4,8 +4,8 @@ The detector is Faster R-CNN with FPN over EfficientNet-Lite0, whose weights com
 All runs have equally many iterations. With weights, the first two stages and the norms are frozen; from scratch nothing is. Each run's row
 goes to the file, in the place of that of the same scenes, weights, machine and seed, and from there into model_zoo.md (`make transfer`).
 
-With --search DIR, the folder of `make search-demo`, it trains the network that was found there from three starts: from scratch, from its
-weights as a classifier, and from the weights of its path in the supernet.
+With --search DIR, the folder of `make search-demo`, it trains the network that was found there from three starts. These are random weights, its
+weights as a classifier, and the weights of its path in the supernet.
 """
 
 import argparse
