@@ -30,12 +30,20 @@ def test_random_structures_are_of_the_space_and_the_budget():
     assert drawn[0] == problem.random(start, random.Random(0))
 
 
-def test_random_paths_cost_the_same():
-    paths = study.random_paths(6)
-    assert paths == study.random_paths(6) and len(set(paths)) == 6
-    most = zoo.get_config(study.SUPERNET).ONE_SHOT.MAX_COST
-    table = study.path_costs()
+@pytest.mark.parametrize("name", study.SUPERNETS)
+def test_random_paths_cost_the_same(name):
+    paths = study.random_paths(6, name)
+    assert paths == study.random_paths(6, name) and len(set(paths)) == 6
+    cfg, table = zoo.get_config(study.SUPERNETS[name]), study.path_costs(name)
+    most = cfg.ONE_SHOT.MAX_COST
     assert all(0.97 * most <= table.cost(path) <= most for path in paths)
+    # trained as the network that the supernet has
+    network = study.STUDIES[name]()[0]
+    trained = zoo.get_config(network.config)
+    merge_overrides(trained, [str(part) for pair in network.options.items() for part in pair])
+    assert network.options[study.PATH] == list(paths[0])
+    for key in ("BRANCH_WIDTHS", "WIDTH", "SHUFFLE", "NAME", "SPLIT"):
+        assert trained.MODEL.SHUFFLENETV2[key] == cfg.MODEL.SHUFFLENETV2[key], key
 
 
 def test_names_are_unique_and_configs_exist():
@@ -158,6 +166,7 @@ def test_a_training_that_fails_leaves_the_other_rows(tmp_path, monkeypatch):
         (["structurs"], "Did you mean 'structures'"),
         (["paths", "--networks", "path 99"], "unknown --networks: 'path 99'. Did you mean"),
         (["--jobs", "0"], "at least 1"),
+        (["--supernet", "a.pth"], "name paths or wide"),
         (["--json", "/proc/nowhere/a.json"], "cannot be written"),
     ],
 )
@@ -198,10 +207,11 @@ def test_picture(tmp_path):
 def test_rows_are_of_the_configs_as_they_are():
     """What model_zoo.md shows was trained with today's settings, by networks that the studies still have."""
     names = {name: {network.name: network for network in networks()} for name, networks in study.STUDIES.items()}
-    names["supernet"] = names["paths"]
+    names["supernet"] = {name: network for study_name in study.SUPERNETS for name, network in names[study_name].items()}
+    space = {name: config for study_name, config in study.SUPERNETS.items() for name in names[study_name]}
     for row in recorded("study.json")["runs"]:
         network = names[row["study"]][row["network"]]
-        config = study.SUPERNET if row["study"] == "supernet" else network.config
+        config = space[row["network"]] if row["study"] == "supernet" else network.config
         assert row["setting"] == study.setting(config), row["command"]
         assert not network.structure or [list(block) for block in network.structure] == row["structure"], row["network"]
         if row["study"] != "supernet":

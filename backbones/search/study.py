@@ -25,7 +25,9 @@ from .structure_config import load_structure_config, problem_of
 
 BUDGET = "search/crowd_budget.yaml"
 GFL = "crowd/gfl_crowd.yaml"
-SUPERNET = "crowd/detnas_supernet_crowd.yaml"
+SUPERNETS = {"paths": "crowd/detnas_supernet_crowd.yaml", "wide": "crowd/detnas_wide_supernet_crowd.yaml"}  # of the studies of paths
+SUBNET = "crowd/detnas_subnet_crowd.yaml"
+PATH = "MODEL.SHUFFLENETV2.CHOICES"
 COUNT = 24  # random networks of a study
 SHORT = {"SOLVER.MAX_ITER": 2000}
 _RESAMPLES = 10_000  # of a bootstrap interval
@@ -69,19 +71,28 @@ def short() -> list[Network]:
     return [dataclasses.replace(network, options={**network.options, **SHORT}) for network in structures()]
 
 
-def paths() -> list[Network]:
+def paths(study: str = "paths") -> list[Network]:
     """Random paths of one cost in DetNAS's space, in the short training."""
-    key, config = "MODEL.SHUFFLENETV2.CHOICES", "crowd/detnas_subnet_crowd.yaml"
-    return [Network(f"path {i}", "random", config, options={key: list(path), **SHORT}) for i, path in enumerate(random_paths(COUNT))]
+    cfg = zoo.get_config(SUPERNETS[study])
+    common = {"MODEL.SHUFFLENETV2.BRANCH_WIDTHS": list(cfg.MODEL.SHUFFLENETV2.BRANCH_WIDTHS)} if study == "wide" else {}
+    return [
+        Network(f"{study.rstrip('s')} {i}", "random", SUBNET, options={PATH: list(path), **common, **SHORT})
+        for i, path in enumerate(random_paths(COUNT, study))
+    ]
 
 
-def random_paths(count: int) -> list[tuple[int, ...]]:
+def wide() -> list[Network]:
+    """Random paths of one cost where each block also has a choice of widths."""
+    return paths("wide")
+
+
+def random_paths(count: int, study: str = "paths") -> list[tuple[int, ...]]:
     """Paths that cost the most that the supernet's search allows, or up to 3 % less."""
-    return paths_of_one_cost(path_costs(), zoo.get_config(SUPERNET).ONE_SHOT.MAX_COST, count, 0.03, 0)
+    return paths_of_one_cost(path_costs(study), zoo.get_config(SUPERNETS[study]).ONE_SHOT.MAX_COST, count, 0.03, 0)
 
 
-def path_costs() -> CostTable:
-    cfg = zoo.get_config(SUPERNET)
+def path_costs(study: str = "paths") -> CostTable:
+    cfg = zoo.get_config(SUPERNETS[study])
     return cost_table(cfg, cfg.ONE_SHOT.COST, cfg.ONE_SHOT.COST_SIZE)
 
 
@@ -121,7 +132,13 @@ def detectors() -> list[Network]:
     return networks
 
 
-STUDIES: dict[str, Callable[[], list[Network]]] = {"short": short, "structures": structures, "paths": paths, "detectors": detectors}
+STUDIES: dict[str, Callable[[], list[Network]]] = {
+    "short": short,
+    "structures": structures,
+    "paths": paths,
+    "wide": wide,
+    "detectors": detectors,
+}
 
 
 def setting(config: str) -> str:
@@ -212,7 +229,7 @@ def predictors(structure: Candidate, image_size: int) -> dict[str, float]:
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the rows say, in words and tables (Markdown)."""
-    parts = [said for said in (_structures(rows, "structures"), _structures(rows, "short"), _paths(rows), _detectors(rows)) if said]
+    parts = [said for said in (_structures(rows, "structures"), _structures(rows, "short"), *(_paths(rows, study) for study in SUPERNETS), _detectors(rows)) if said]
     return "\n\n".join(parts) or "no rows yet"
 
 
@@ -263,13 +280,14 @@ def _structures(rows: Sequence[Mapping[str, Any]], study: str) -> str:
     return "\n\n".join([*parts, _groups([row for row in rows if row["study"] == study], found)])
 
 
-def _paths(rows: Sequence[Mapping[str, Any]]) -> str:
-    found = by_network(rows, "paths")
+def _paths(rows: Sequence[Mapping[str, Any]], study: str) -> str:
+    found = by_network(rows, study)
     if not found:
         return ""
-    own, scored = [row for row in rows if row["study"] == "paths"], by_network(rows, "supernet")
+    own, scored = [row for row in rows if row["study"] == study], by_network(rows, "supernet")
     both = [name for name in found if name in scored]
-    parts = [f"Paths of one cost, {iterations_of('paths'):,} iterations. {_measure(found)}", _groups(own, found)]
+    space = "Paths of one cost" + (" with branch widths" if study == "wide" else "")
+    parts = [f"{space}, {iterations_of(study):,} iterations. {_measure(found)}", _groups(own, found)]
     if len(both) > 3:
         scores, reached = ([float(np.mean(list(of[name].values()))) for name in both] for of in (scored, found))
         parts.insert(1, f"Rank correlation of the supernet's scores with AP: {correlation(scores, reached)}, {len(both)} paths.")

@@ -77,18 +77,19 @@ def waiting(args: argparse.Namespace, rows: list[dict[str, object]]) -> list[tup
     ]
 
 
-def scores(weights: str, path: str, seed: int) -> None:
-    """Scores the paths of the study by a trained supernet; adds a row for each."""
-    cfg = open_config(study.SUPERNET, ["MODEL.WEIGHTS", weights, "MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu"])
+def scores(name: str, weights: str, path: str, seed: int) -> None:
+    """Scores the paths of a study by a trained supernet; adds a row for each."""
+    config = study.SUPERNETS[name]
+    cfg = open_config(config, ["MODEL.WEIGHTS", weights, "MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu"])
     front = prepare(cfg, argparse.Namespace(resume=True))
     logging.disable(logging.INFO)  # detectron2 logs every evaluation
     with tempfile.TemporaryDirectory() as folder:
         evaluator = PathEvaluator(front.cfg, folder)
-        for network in tqdm(study.paths(), desc="paths", unit="path"):
-            score, _ = evaluator(tuple(network.options["MODEL.SHUFFLENETV2.CHOICES"]))
+        for network in tqdm(study.STUDIES[name](), desc="paths", unit="path"):
+            score, _ = evaluator(tuple(network.options[study.PATH]))
             row = {"study": "supernet", "network": network.name, "group": network.group, "ap": round(score, 4), "seed": seed}
-            row.update(machine=machine(), setting=study.setting(study.SUPERNET), weights=sha256(weights))
-            record({**row, "command": f"backbones study --supernet {weights} --seeds {seed}"}, path, KEYS)
+            row.update(machine=machine(), setting=study.setting(config), weights=sha256(weights))
+            record({**row, "command": f"backbones study {name} --supernet {weights} --seeds {seed}"}, path, KEYS)
 
 
 def main() -> None:
@@ -100,13 +101,16 @@ def main() -> None:
     parser.add_argument("--output", default="output/study", metavar="DIR", help="where the runs go (default: %(default)s)")
     default = os.path.join(os.path.dirname(zoo.__file__), "study.json")
     parser.add_argument("--json", default=default, metavar="FILE", help="where the rows go (default: study.json of backbones/zoo)")
-    parser.add_argument("--supernet", default="", metavar="FILE", help="train nothing: score the paths by this supernet, of the first seed")
+    parser.add_argument("--supernet", default="", metavar="FILE", help="train nothing: score the paths of the study by this supernet, trained with the first seed")
     parser.add_argument("--show", action="store_true", help="train nothing: print what the rows say")
     parser.add_argument("--plot", default="", metavar="FILE", help="with --show: draw the structures' scores and AP")
     args = parser.parse_args()
     for name in args.studies:
         if name not in study.STUDIES:
             raise unknown("study", name, study.STUDIES)
+    spaces = [name for name in args.studies if name in study.SUPERNETS]
+    if args.supernet and len(spaces) != 1:
+        raise UserError(f"--supernet scores the paths of one study: name {' or '.join(study.SUPERNETS)}", "missing-argument", "--supernet")
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: it must be at least 1", "value", "--jobs")
     if args.plot:
@@ -119,7 +123,7 @@ def main() -> None:
         return
     check_output_file(args.json, "--json")
     if args.supernet:
-        return scores(args.supernet, args.json, args.seeds[0])
+        return scores(spaces[0], args.supernet, args.json, args.seeds[0])
     todo = waiting(args, rows)
     print(f"{len(todo)} networks to train, {len(rows)} rows in {args.json}", flush=True)
     make(which="digits_crowd")
