@@ -13,7 +13,7 @@ from PIL import Image
 
 from backbones import UserError, zoo
 from backbones.benchmark.training import peak_bytes
-from backbones.config import add_data_arguments, check_config, get
+from backbones.config import add_data_arguments, check_config, get, merge_overrides
 from backbones.data import digits
 from backbones.doctor import memory
 from backbones.doctor.examination import Examination, quiet
@@ -419,6 +419,26 @@ def test_auto_trains_and_halves_what_memory_cannot_hold(tmp_path, monkeypatch, c
     with pytest.raises(SystemExit):
         train.command_line(["--config-file", str(tmp_path / "run" / "recipe.yaml"), "--overwrite", *options])
     assert "not enough memory for 8 images at once, at iteration 0: set SOLVER.ACCUMULATE 2" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
+def test_random_weights_can_be_timed(norm):
+    """detectron2's keypoints fail on numbers as large as random weights make without norms of the image."""
+    cfg = zoo.get_config("crowd/keypoint_rcnn_crowd.yaml")
+    options = [
+        "MODEL.BACKBONE.NAME",
+        "build_vovnet_fpn_backbone",
+        "MODEL.VOVNET.NORM",
+        norm,
+        "MODEL.DEVICE",
+        "cpu",
+        "INPUT.MIN_SIZE_TEST",
+        "64",
+    ]
+    merge_overrides(cfg, options)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        assert 0 < measuring.latency(cfg, 1.0, count=1) < 60
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from fvcore.common.registry import Registry
 
 from ..choices import are_branch_widths
 from ..errors import UserError, unknown
+from ..layers import COMMON_NORMS
 from ..lean import ACTIVATIONS
 from ..solver import CLIP_TYPES, LR_SCHEDULERS
 
@@ -303,3 +304,14 @@ def put(cfg: CfgNode, key: str, value: Any) -> None:
     """Sets an existing dotted key without checking types."""
     node, _, leaf = key.rpartition(".")
     (get(cfg, node) if node else cfg)[leaf] = value
+
+
+def plain_norms(cfg: CfgNode, *kinds: str) -> CfgNode:
+    """A copy in which BN, which has the same weights, stands for the norms that detectron2 names with one of ``kinds``, such as "SyncBN"."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key in all_keys(cfg):
+        value = get(cfg, key)
+        if key.endswith(".NORM") and value in COMMON_NORMS and any(kind in value for kind in kinds):
+            put(cfg, key, "BN")
+    return cfg

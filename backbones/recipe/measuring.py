@@ -11,8 +11,9 @@ from typing import Any, Sequence
 import numpy as np
 import torch
 from detectron2.config import CfgNode
+from torch import nn
 
-from ..config import add_data_arguments
+from ..config import add_data_arguments, plain_norms
 from ..doctor.dry_run import in_small, train_some
 from ..doctor.examination import Examination, quiet
 from ..engine import Front, YamlFront, open_config
@@ -20,6 +21,7 @@ from ..timing import now
 
 SHARE = 0.15  # of the training time: whole steps are measured only while measuring has taken less
 EVALUATION = 0.15  # of that time, the most that evaluations may take, except one
+_CALIBRATION = 256  # pixels of a side: norms need more than one value at every stride
 LEAST = 20  # steps, even if the time is too short for them
 
 
@@ -63,18 +65,28 @@ def steps(front: Front, more: dict[str, Any], count: int = 4) -> tuple[list[floa
 
 def latency(cfg: CfgNode, ratio: float, count: int = 3) -> float:
     """Seconds of inference for an image, the fastest of ``count`` after a warm-up."""
-    cfg = cfg.clone()
+    cfg = plain_norms(cfg, "SyncBN", "FrozenBN")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0  # as many detections as possible: heads for masks and keypoints process each
     model: Any = YamlFront(cfg).build_model().eval()
-    size = cfg.INPUT.MIN_SIZE_TEST
-    # noise, since a plain image would give heads fewer proposals than they accept
-    noise = np.random.default_rng(0).integers(0, 255, (3, size, round(size * ratio)))
-    image = {"image": torch.as_tensor(noise, dtype=torch.float32, device=cfg.MODEL.DEVICE)}
-    times = []
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+
+    def noise(size: int) -> list[dict[str, torch.Tensor]]:
+        """A plain image would give heads fewer proposals than they accept."""
+        values = np.random.default_rng(0).integers(0, 255, (3, size, round(size * ratio)))
+        return [{"image": torch.as_tensor(values, dtype=torch.float32, device=cfg.MODEL.DEVICE)}]
+
+    size, times = cfg.INPUT.MIN_SIZE_TEST, []
     with torch.no_grad():
+        # random weights without norms of the image make numbers so large that proposals vanish, and detectron2's keypoints fail
+        for norm in norms:
+            norm.train().momentum = 1.0
+        model(noise(max(size, _CALIBRATION)))
+        for norm in norms:
+            norm.eval()
+        image = noise(size)
         for _ in range(count + 1):
             begun = now()
-            model([image])
+            model(image)
             times.append(now() - begun)
     return min(times[1:])
 

@@ -18,13 +18,12 @@ from fvcore.nn.precise_bn import update_bn_stats
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer
-from ..config import all_keys, get, merge_overrides
+from ..config import plain_norms
 from ..data.loader import NamesFiles, share
 from ..data.mapper import Mapper
 from ..deploy import optimize
 from ..errors import UserError
 from ..evaluation.build import coco_evaluator
-from ..layers import COMMON_NORMS
 from ..meta import on_meta
 from ..shufflenetv2 import supernets
 from .paths import Path, subnet_of
@@ -39,7 +38,8 @@ class PathEvaluator:
     """
 
     def __init__(self, cfg: CfgNode, output: str):
-        self.cfg = _with_plain_norms(cfg)
+        self.cfg = plain_norms(cfg, "SyncBN")  # which would wait for other processes, but they evaluate other paths
+        self.cfg.freeze()
         model = build_model(self.cfg).eval()
         GatedCheckpointer(model, require="all", hint="").load(self.cfg.MODEL.WEIGHTS)
         self.supernet = supernets(model)[0]
@@ -140,14 +140,3 @@ class _Cached:
             yield batch
         if size <= self.most:
             self.batches = batches
-
-
-def _with_plain_norms(cfg: CfgNode) -> CfgNode:
-    """Replaces norms that wait for other processes by BN, which has the same weights: processes evaluate different paths."""
-    cfg = cfg.clone()
-    cfg.defrost()
-    for key in all_keys(cfg):
-        if key.endswith(".NORM") and isinstance(get(cfg, key), str) and "SyncBN" in get(cfg, key) and get(cfg, key) in COMMON_NORMS:
-            merge_overrides(cfg, [key, "BN"])
-    cfg.freeze()
-    return cfg
