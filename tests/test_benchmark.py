@@ -34,8 +34,9 @@ def test_all_run_in_every_round():
 
 
 def test_share_of_peak():
-    assert gpu.share_of_peak(67e12, 2.0, "NVIDIA H100 80GB HBM3", torch.float32) == 0.5
+    assert gpu.share_of_peak(494.5e12, 2.0, "NVIDIA H100 80GB HBM3", torch.float32) == 0.5
     assert gpu.share_of_peak(67e12, 2.0, "NVIDIA H100 80GB HBM3", torch.bfloat16) == pytest.approx(0.0339, abs=1e-4)
+    assert gpu.share_of_peak(8.1e12, 2.0, "Tesla T4", torch.float32) == 0.5
     assert gpu.share_of_peak(1.0, 1.0, "another card", torch.float32) is None
 
 

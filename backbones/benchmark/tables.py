@@ -54,7 +54,9 @@ that ran in turn: the median of the rounds' ratios, and the lowest and highest. 
 
 ![published AP against latency, a line a way to run a detector](docs/latency.png)
 """
-    for (machine, threads, python, torch_version, precision), rows in by_place(recorded("speed.json")["runs"]).items():
+    runs = recorded("speed.json")["runs"]
+    on_gpu = [row for row in runs if row["name"].startswith("gpu/")]
+    for (machine, threads, python, torch_version, precision), rows in by_place([row for row in runs if row not in on_gpu]).items():
         text += f"\n### {machine}, {threads} threads\n\nPython {python}, torch {torch_version}, {precision}.\n"
         for suite, about in _SUITES.items():
             chosen = [row for row in rows if row["name"].startswith(f"{suite}/") and "median" in row]
@@ -85,6 +87,35 @@ that ran in turn: the median of the rounds' ratios, and the lowest and highest. 
                 for row in split
             ]
             text += f"\nWhere {words} spends its time:\n\n{table_of(lines, ('', 'size', '', *names))}\n"
+    return text + _gpus(on_gpu)
+
+
+def _gpus(rows: list[dict[str, Any]]) -> str:
+    """Training and inference on GPUs, a table for each machine."""
+    text = ""
+    for machine in dict.fromkeys(row["machine"] for row in rows):
+        own = [row for row in rows if row["machine"] == machine]
+        cells: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+        for row in own:
+            _, kind, _, network, ways = row["name"].split("/")
+            cells.setdefault((network, ways.partition("_vs_")[0].replace("channels_last", "channels last").replace("_", ", ")), {})[kind] = row
+        sizes = {row["name"].split("/")[1]: row["name"].split("/")[2] for row in own}
+        lines = []
+        for place, kinds in cells.items():
+            found = [kinds[kind] for kind in sizes]
+            times = [(f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})", f"{1e3 * row['seconds'][0]:.1f}") for row in found]
+            shares = [f"{100 * row['share_of_peak']:.1f} %" if row["share_of_peak"] is not None else "" for row in found]
+            lines.append((*place, *(cell for (ratio, taken), share in zip(times, shares) for cell in (ratio, taken, share))))
+        headings = [word for kind, size in sizes.items() for word in (f"{kind}, {size}", "milliseconds", "of peak")]
+        versions = own[0]["versions"]
+        text += f"""
+### {machine}
+
+Python {versions["python"]}, torch {versions["torch"]}, CPU threads: {own[0]["threads"]}; `--suite gpu`. Faster R-CNN with FPN: how many
+times as fast as detectron2's R-50-FPN in float32, and the share of the card's published peak.
+
+{table_of(lines, ("", "", *headings))}
+"""
     return text
 
 

@@ -229,7 +229,16 @@ def predictors(structure: Candidate, image_size: int) -> dict[str, float]:
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the rows say, in words and tables (Markdown)."""
-    parts = [said for said in (_structures(rows, "structures"), _structures(rows, "short"), *(_paths(rows, study) for study in SUPERNETS), _detectors(rows)) if said]
+    parts = [
+        said
+        for said in (
+            _structures(rows, "structures"),
+            _structures(rows, "short"),
+            *(_paths(rows, study) for study in SUPERNETS),
+            _detectors(rows),
+        )
+        if said
+    ]
     return "\n\n".join(parts) or "no rows yet"
 
 

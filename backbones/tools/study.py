@@ -1,6 +1,6 @@
 """Trains many networks in one setting until they learn little more: what predicts AP, and do searches find better networks than chance?
 
-OMP_NUM_THREADS=1 backbones study short paths --jobs 2
+OMP_NUM_THREADS=1 backbones study short paths wide --jobs 2
 backbones study --show
 
 Each training adds a row to the JSON file: its command, AP, minutes, machine and seed. Rows that are there already are not trained again, so a
@@ -101,7 +101,12 @@ def main() -> None:
     parser.add_argument("--output", default="output/study", metavar="DIR", help="where the runs go (default: %(default)s)")
     default = os.path.join(os.path.dirname(zoo.__file__), "study.json")
     parser.add_argument("--json", default=default, metavar="FILE", help="where the rows go (default: study.json of backbones/zoo)")
-    parser.add_argument("--supernet", default="", metavar="FILE", help="train nothing: score the paths of the study by this supernet, trained with the first seed")
+    parser.add_argument(
+        "--supernet",
+        default="",
+        metavar="FILE",
+        help="train nothing: score the paths of the study by this supernet, trained with the first seed",
+    )
     parser.add_argument("--show", action="store_true", help="train nothing: print what the rows say")
     parser.add_argument("--plot", default="", metavar="FILE", help="with --show: draw the structures' scores and AP")
     args = parser.parse_args()
