@@ -28,6 +28,7 @@ from backbones.search import one_shot
 from backbones.search.path_evaluator import PathEvaluator
 from backbones.search.paths import METHODS, CostTable, Evaluated, PathSampler, cost_table, identity_of, load_archive, pareto
 from backbones.shufflenetv2 import SPECS, ShuffleNetV2, supernets
+from backbones.tools import train
 
 pytestmark = pytest.mark.slow
 
@@ -346,6 +347,17 @@ def test_norms_beyond_the_backbone(tiny, tmp_path, norm):
         norms.append(model.roi_heads.box_head.conv1.norm)
     assert isinstance(norms[0], nn.BatchNorm2d) and not isinstance(norms[0], nn.SyncBatchNorm)
     assert torch.equal(norms[0].running_mean, norms[1].running_mean) and norms[0].running_mean.abs().max() > 0
+
+
+@pytest.mark.parametrize(
+    "name, classifier, words", [("", "", ""), ("DetNAS-1.3G", "", "allow no path: macs of the .* range from"), ("DetNAS-1.3G", "classes_", "")]
+)
+def test_limits_are_checked_before_a_supernet_trains(name, classifier, words, tiny, tmp_path):
+    chosen = ["MODEL.SHUFFLENETV2.NAME", name] if name else []
+    given = ["--config-file", f"digits/detnas_supernet_{classifier}digits.yaml", "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path), *chosen]
+    args = train.argument_parser().parse_args(given)
+    said = [line for line in train.prepare(args, train.read_config(args)).said if "the search would be refused" in line]
+    assert len(said) == bool(words) and re.search(words, "".join(said))
 
 
 @pytest.mark.slow

@@ -20,7 +20,7 @@ from detectron2.utils import comm
 from ..choices import choice_count, random_path
 from ..config import add_backbones_config, all_keys, get
 from ..documents import read_json, reading
-from ..errors import UserError
+from ..errors import UserError, raised
 from ..files import sha256, write_whole
 from ..layers import STAGES
 from ..meta import conv_counts, on_meta
@@ -144,6 +144,15 @@ class PathSampler:
             raise UserError(f"no path was found between {limits}: widen them; {there_are}")
         if least <= low and most >= high and self.table.kind != "macs":
             raise UserError(f"{limits} exclude nothing: {there_are}")
+
+    @classmethod
+    def before_training(cls, cfg: CfgNode) -> list[str]:
+        """What to say before a supernet trains: why its search would be refused. Nothing if it would not; seconds are not measured for this."""
+        settings = cfg.ONE_SHOT
+        if settings.COST == "latency":
+            return []
+        check = cls(settings, cost_table(cfg, settings.COST, settings.COST_SIZE), METHODS[0], 0).check
+        return [f"{error}: the search would be refused -> set ONE_SHOT.MAX_COST, now or before the search" for error in raised(check)]
 
     def propose(self, generation: int, before: Sequence[Evaluated]) -> list[Path]:
         """The paths of a generation; fewer than requested if no more are found."""

@@ -323,20 +323,30 @@ def structure_file(network: Network) -> str:
 
 
 def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
-    """Draws entropy against AP of the structures, with the range of the seeds; what was found and hand-made networks are lines."""
-    studies = [name for name in ("short", "structures") if by_network(rows, name)] or ["structures"]
-    figure, meter = Figure(figsize=(5.5 * len(studies) + 2, 4.5), layout="constrained"), Meter(load_structure_config(BUDGET)["image_size"])
-    for axes, study in zip(figure.subplots(1, len(studies), squeeze=False)[0], studies):
+    """Draws what was known before training against AP, with the range of the seeds: entropy of structures, scores of paths by a supernet.
+
+    What was found and hand-made networks are lines.
+    """
+    meter, scored = Meter(load_structure_config(BUDGET)["image_size"]), by_network(rows, "supernet")
+    panels: list[tuple[str, str, dict[str, float]]] = []  # (study, what is known, its value for each random network)
+    for study in ("short", "structures"):
+        known = {network.name: meter.measure(network.structure).score for network in structures() if network.group == "random"}
+        panels.append((study, "entropy score", known))
+    for study in SUPERNETS:
+        panels.append((study, "AP with the supernet's weights, mean", {name: float(np.mean([*by.values()])) for name, by in scored.items()}))
+    panels = [panel for panel in panels if panel[2].keys() & by_network(rows, panel[0]).keys()] or panels[:1]
+    figure = Figure(figsize=(5.5 * len(panels) + 2, 4.5), layout="constrained")
+    for axes, (study, what, known) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         found = by_network(rows, study)
-        every = [(network, list(found[network.name].values())) for network in structures() if network.name in found]
-        drawn = [(meter.measure(network.structure).score, values) for network, values in every if network.structure]
+        drawn = [(known[name], [*by_seed.values()]) for name, by_seed in found.items() if name in known]
         if drawn:
             means = [float(np.mean(values)) for _, values in drawn]
             low, high = ([abs(end(values) - mean) for mean, (_, values) in zip(means, drawn)] for end in (min, max))
-            axes.errorbar([score for score, _ in drawn], means, yerr=[low, high], fmt="o", markersize=4, capsize=2, label="random structures")
-        others = [(network.name, float(np.mean(values))) for network, values in every if not network.structure]
-        for i, (name, mean) in enumerate(others, 1):
-            axes.axhline(mean, color=f"C{i}", linestyle="--", linewidth=1, label=name)
-        axes.set(xlabel="entropy score", ylabel="AP, mean of the seeds", title=f"{iterations_of(study):,} iterations")
-    figure.legend(*figure.axes[-1].get_legend_handles_labels(), fontsize=8, loc="outside right center")
+            axes.errorbar([score for score, _ in drawn], means, yerr=[low, high], fmt="o", markersize=4, capsize=2, label="random ones")
+        others = {row["network"] for row in rows if row["study"] == study and row["group"] != "random"}
+        for i, name in enumerate(name for name in found if name in others):
+            axes.axhline(float(np.mean([*found[name].values()])), color=f"C{i + 1}", linestyle="--", linewidth=1, label=name)
+        axes.set(xlabel=what, ylabel="AP, mean of the seeds", title=f"{study}, {iterations_of(study):,} iterations")
+    handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
+    figure.legend(handles.values(), handles, fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=110)

@@ -16,10 +16,11 @@ import time
 from typing import NoReturn, Sequence
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 
-from ..config import add_data_arguments, check_device, check_output_dir
+from ..config import add_data_arguments, check_device, check_output_dir, learns
 from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
 from ..doctor.examination import Examination
@@ -39,6 +40,7 @@ from ..engine import (
 from ..engine.step import OutOfMemory
 from ..errors import UserError
 from ..files import write_whole
+from ..search.paths import PathSampler
 from . import parser_of, program
 from .recipe import add_recipe_arguments, design
 
@@ -130,6 +132,9 @@ def prepare(args: argparse.Namespace, front: Front) -> Front:
     if not args.eval_only:
         here = processes // max(args.num_machines, 1)
         front.said += [f"{finding.message} -> {finding.advice}" for finding in too_much_for_cpu(Examination(front, processes, gpus=here))]
+        shuffle = front.cfg.MODEL.SHUFFLENETV2 if isinstance(front.cfg, CfgNode) else None
+        if shuffle and shuffle.SUPERNET and "shufflenetv2" in front.cfg.MODEL.BACKBONE.NAME and not learns(front.cfg, "class"):
+            front.said += PathSampler.before_training(front.cfg)
     return front
 
 
