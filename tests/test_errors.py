@@ -212,6 +212,10 @@ def test_keys_without_a_value(tmp_path):
         with pytest.raises(UserError, match=f"a.yaml': {key} has no value") as error:
             zoo.get_config(str(tmp_path / "a.yaml"))
         assert "\n" not in str(error.value)
+    for text in ("MODEL:\n", "MODEL: 3\n", "MODEL:\n  FPN:\n"):
+        (tmp_path / "a.yaml").write_text(f"_BASE_: {zoo.get_config_file(config)}\n{text}")
+        with pytest.raises(UserError, match=r"'MODEL(.FPN)?' in .*a.yaml is a group of keys: give it keys of its own, such as MODEL\."):
+            zoo.get_config(str(tmp_path / "a.yaml"))
     (tmp_path / "a.yaml").write_text("VERSION: 2\nMODEL:\n  WEIGHTS:\n")
     assert zoo.get_config(str(tmp_path / "a.yaml")).MODEL.WEIGHTS == ""
 

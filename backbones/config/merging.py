@@ -160,6 +160,9 @@ def _check_key(cfg: CfgNode, key: str, known: Collection[str], where: str) -> No
     # keys that detectron2 renamed or removed are its own to deal with
     if key in known or cfg.key_is_renamed(key) or cfg.key_is_deprecated(key):
         return
+    own = next((name for name in sorted(known) if name.startswith(f"{key}.")), None)
+    if own:
+        raise UserError(f"{key!r} in {where} is a group of keys: give it keys of its own, such as {own}, or leave it out", "value", key)
     close = near(key, known)
     level = (close[0] if close else key).rpartition(".")[0]
     siblings = sorted(k for k in known if k.rpartition(".")[0] == level)
