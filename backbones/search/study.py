@@ -15,9 +15,9 @@ from tabulate import tabulate
 from .. import zoo
 from ..config import flat
 from ..documents import read_json, reading
-from ..maedet import Block, format_structure
+from ..maedet import Block, format_structure, read_structure
 from ..registry import family_of
-from .entropy import Meter
+from .entropy import Meter, plain
 from .evolution import Candidate
 from .paths import CostTable, cost_table
 from .rank_correlation import paths_of_one_cost
@@ -272,7 +272,7 @@ def _structures(rows: Sequence[Mapping[str, Any]], study: str) -> str:
     found, whole = by_network(rows, study), by_network(rows, "structures")
     if not found:
         return ""
-    drawn = [network for network in structures() if network.structure and network.name in found]
+    drawn = [network for network in structures() if network.group == "random" and network.name in found]
     reached = {network.name: float(np.mean(list(found[network.name].values()))) for network in drawn}
     parts = [
         f"Structures of one number of operations, {iterations_of(study):,} iterations. {_measure({name: found[name] for name in reached})}"
@@ -318,6 +318,12 @@ def _detectors(rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{said}\n\n" + tabulate(table, ("network", *columns), "pipe", disable_numparse=True)
 
 
+def structure_of(network: Network) -> Candidate:
+    """The structure of a network of MAE-DET's space; empty for others."""
+    path = "" if network.structure or network.backbone else zoo.get_config(network.config).MODEL.MAEDET.STRUCTURE
+    return plain(read_structure(path)) if path else network.structure
+
+
 def structure_file(network: Network) -> str:
     return format_structure(tuple(Block(*block) for block in network.structure))
 
@@ -325,27 +331,32 @@ def structure_file(network: Network) -> str:
 def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     """Draws what was known before training against AP, with the range of the seeds: entropy of structures, scores of paths by a supernet.
 
-    What was found and hand-made networks are lines.
+    Stars are what was found, lines are hand-made networks.
     """
     meter, scored = Meter(load_structure_config(BUDGET)["image_size"]), by_network(rows, "supernet")
     panels: list[tuple[str, str, dict[str, float]]] = []  # (study, what is known, its value for each random network)
     for study in ("short", "structures"):
-        known = {network.name: meter.measure(network.structure).score for network in structures() if network.group == "random"}
+        known = {network.name: meter.measure(structure).score for network in structures() if (structure := structure_of(network))}
         panels.append((study, "entropy score", known))
     for study in SUPERNETS:
         panels.append((study, "AP with the supernet's weights, mean", {name: float(np.mean([*by.values()])) for name, by in scored.items()}))
     panels = [panel for panel in panels if panel[2].keys() & by_network(rows, panel[0]).keys()] or panels[:1]
     figure = Figure(figsize=(5.5 * len(panels) + 2, 4.5), layout="constrained")
     for axes, (study, what, known) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
-        found = by_network(rows, study)
-        drawn = [(known[name], [*by_seed.values()]) for name, by_seed in found.items() if name in known]
-        if drawn:
-            means = [float(np.mean(values)) for _, values in drawn]
-            low, high = ([abs(end(values) - mean) for mean, (_, values) in zip(means, drawn)] for end in (min, max))
-            axes.errorbar([score for score, _ in drawn], means, yerr=[low, high], fmt="o", markersize=4, capsize=2, label="random ones")
-        others = {row["network"] for row in rows if row["study"] == study and row["group"] != "random"}
-        for i, name in enumerate(name for name in found if name in others):
-            axes.axhline(float(np.mean([*found[name].values()])), color=f"C{i + 1}", linestyle="--", linewidth=1, label=name)
+        found, group = by_network(rows, study), {row["network"]: row["group"] for row in rows if row["study"] == study}
+        drawn: dict[str, list[tuple[float, list[float]]]] = {}
+        lines = 0
+        for name, by_seed in found.items():
+            if name in known:
+                drawn.setdefault("random ones" if group[name] == "random" else name, []).append((known[name], [*by_seed.values()]))
+            else:
+                lines += 1
+                axes.axhline(float(np.mean([*by_seed.values()])), color=f"C{9 - lines}", linestyle="--", linewidth=1, label=name)
+        for label, points in drawn.items():
+            means = [float(np.mean(values)) for _, values in points]
+            low, high = ([abs(end(values) - mean) for mean, (_, values) in zip(means, points)] for end in (min, max))
+            style = {"fmt": "o", "markersize": 4} if label == "random ones" else {"fmt": "*", "markersize": 10}
+            axes.errorbar([score for score, _ in points], means, yerr=[low, high], capsize=2, label=label, **style)
         axes.set(xlabel=what, ylabel="AP, mean of the seeds", title=f"{study}, {iterations_of(study):,} iterations")
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles, fontsize=8, loc="outside right center")
