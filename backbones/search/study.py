@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import os
 import random
 from typing import Any, Callable, Mapping, Sequence
 
@@ -23,12 +24,19 @@ from .paths import CostTable, cost_table
 from .rank_correlation import paths_of_one_cost
 from .structure_config import load_structure_config, problem_of
 
-BUDGET = "search/crowd_budget.yaml"
+BUDGET, SHALLOW = "search/crowd_budget.yaml", "search/crowd_shallow_budget.yaml"
 GFL = "crowd/gfl_crowd.yaml"
 SUPERNETS = {"paths": "crowd/detnas_supernet_crowd.yaml", "wide": "crowd/detnas_wide_supernet_crowd.yaml"}  # of the studies of paths
 SUBNET = "crowd/detnas_subnet_crowd.yaml"
 PATH = "MODEL.SHUFFLENETV2.CHOICES"
-COUNT = 24  # random networks of a study
+COUNT = 24  # random networks of a group
+FEW_LAYERS = "random, 16 layers"
+FOUND = {  # by `backbones search exact` within so many layers: "found by entropy" may have 91
+    "found by entropy, 16 layers": "found_16_layers.txt",
+    "found by entropy, 22 layers": "found_22_layers.txt",
+    "found by entropy, 31 layers": "found_31_layers.txt",
+    "found with equal stage weights, 22 layers": "found_22_layers_equal_weights.txt",
+}
 SHORT = {"SOLVER.MAX_ITER": 2000}
 _RESAMPLES = 10_000  # of a bootstrap interval
 
@@ -39,7 +47,7 @@ class Network:
 
     Args:
         name: unique within its study.
-        group: "random", "found" by a search, "hand-made", or a detector's name.
+        group: "random", "random, 16 layers", "found" by a search, "hand-made", or a detector's name.
         config: what it is trained with.
         backbone: for ``--backbone``; "" is the config's own.
         options: config overrides.
@@ -54,14 +62,22 @@ class Network:
     structure: Candidate = ()
 
 
+def random_structures(config: str) -> list[Candidate]:
+    """Of the budget of a search's config, drawn from its whole space."""
+    problem, start = problem_of(load_structure_config(config))
+    rng = random.Random(0)
+    return [problem.random(start, rng) for _ in range(COUNT)]
+
+
 def structures() -> list[Network]:
     """Random structures of one budget, what the training-free search finds in it, and hand-made networks with as many operations or fewer."""
-    problem, start = problem_of(load_structure_config(BUDGET))
-    rng = random.Random(0)
-    drawn = [problem.random(start, rng) for _ in range(COUNT)]
+    folder = os.path.join(zoo.config_root(), "crowd")
+    found = {name: plain(read_structure(os.path.join(folder, file))) for name, file in FOUND.items()}
     return [
-        *(Network(f"structure {i}", "random", GFL, structure=structure) for i, structure in enumerate(drawn)),
+        *(Network(f"structure {i}", "random", GFL, structure=structure) for i, structure in enumerate(random_structures(BUDGET))),
+        *(Network(f"shallow {i}", FEW_LAYERS, GFL, structure=structure) for i, structure in enumerate(random_structures(SHALLOW))),
         Network("found by entropy", "found", "crowd/gfl_found_crowd.yaml"),
+        *(Network(name, "found", GFL, structure=structure) for name, structure in found.items()),
         *(Network(name, "hand-made", GFL, name) for name in ("V-19-slim-dw-eSE", "RegNetX-400MF", "MobileNetV2", "DetNAS-300M")),
     ]
 
@@ -253,12 +269,13 @@ def _groups(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[int, 
     """Random networks together, the others one by one."""
     group = {row["network"]: row["group"] for row in rows}
     means = {name: float(np.mean(list(by_seed.values()))) for name, by_seed in found.items()}
-    chance = [mean for name, mean in means.items() if group[name] == "random"]
-    table = (
-        [(f"{len(chance)} random ones: mean", f"{np.mean(chance):.2f}", ""), ("the best of them", f"{max(chance):.2f}", "")] if chance else []
-    )
+    table = []
+    for kind in sorted({kind for kind in group.values() if kind.startswith("random")}):
+        chance = [mean for name, mean in means.items() if group[name] == kind]
+        table.append((f"{kind}: mean of {len(chance)}", f"{np.mean(chance):.2f}", ""))
+        table.append(("the best of them", f"{max(chance):.2f}", ""))
     for name, mean in sorted(means.items(), key=lambda item: -item[1]):
-        if group[name] != "random":
+        if not group[name].startswith("random"):
             table.append((name, f"{mean:.2f}", " ".join(f"{value:.2f}" for _, value in sorted(found[name].items()))))
     return tabulate(table, ("network", "AP", "of each seed"), "pipe", disable_numparse=True)
 
@@ -272,20 +289,25 @@ def _structures(rows: Sequence[Mapping[str, Any]], study: str) -> str:
     found, whole = by_network(rows, study), by_network(rows, "structures")
     if not found:
         return ""
-    drawn = [network for network in structures() if network.group == "random" and network.name in found]
+    drawn = [network for network in structures() if network.group.startswith("random") and network.name in found]
     reached = {network.name: float(np.mean(list(found[network.name].values()))) for network in drawn}
-    parts = [
-        f"Structures of one number of operations, {iterations_of(study):,} iterations. {_measure({name: found[name] for name in reached})}"
-    ]
+    whole_space = {network.name: found[network.name] for network in drawn if network.group == "random"}
+    parts = [f"Structures of one number of operations, {iterations_of(study):,} iterations. {_measure(whole_space)}"]
     both = [name for name in reached if name in whole] if study == "short" else []
     if len(both) > 3:
         long = [float(np.mean(list(whole[name].values()))) for name in both]
         parts[0] += f" Rank correlation with the AP of the long training: {correlation([reached[name] for name in both], long)}."
-    if len(drawn) > 3:
-        size = load_structure_config(BUDGET)["image_size"]
-        known = [predictors(network.structure, size) for network in drawn]
-        table = [(name, str(correlation([each[name] for each in known], list(reached.values())))) for name in known[0]]
-        parts.append(tabulate(table, ("known without training", "Spearman with AP [95 %]"), "pipe", disable_numparse=True))
+    size, columns = load_structure_config(BUDGET)["image_size"], {}
+    for group in dict.fromkeys(network.group for network in drawn):
+        own = [network for network in drawn if network.group == group]
+        known = [predictors(network.structure, size) for network in own]
+        if len(own) > 3:
+            aps = [reached[network.name] for network in own]
+            columns[f"{group} ({len(own)})"] = {name: str(correlation([each[name] for each in known], aps)) for name in known[0]}
+    if columns:
+        lines = [(name, *(column[name] for column in columns.values())) for name in next(iter(columns.values()))]
+        parts.append("Spearman's correlation with AP, and its interval:")
+        parts.append(tabulate(lines, ("known without training", *columns), "pipe", disable_numparse=True))
     return "\n\n".join([*parts, _groups([row for row in rows if row["study"] == study], found)])
 
 
@@ -348,14 +370,15 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
         lines = 0
         for name, by_seed in found.items():
             if name in known:
-                drawn.setdefault("random ones" if group[name] == "random" else name, []).append((known[name], [*by_seed.values()]))
+                label = group[name] if group[name].startswith("random") else name
+                drawn.setdefault(label, []).append((known[name], [*by_seed.values()]))
             else:
                 lines += 1
                 axes.axhline(float(np.mean([*by_seed.values()])), color=f"C{9 - lines}", linestyle="--", linewidth=1, label=name)
         for label, points in drawn.items():
             means = [float(np.mean(values)) for _, values in points]
             low, high = ([abs(end(values) - mean) for mean, (_, values) in zip(means, points)] for end in (min, max))
-            style = {"fmt": "o", "markersize": 4} if label == "random ones" else {"fmt": "*", "markersize": 10}
+            style = {"fmt": "o", "markersize": 4} if label.startswith("random") else {"fmt": "*", "markersize": 10}
             axes.errorbar([score for score, _ in points], means, yerr=[low, high], capsize=2, label=label, **style)
         axes.set(xlabel=what, ylabel="AP, mean of the seeds", title=f"{study}, {iterations_of(study):,} iterations")
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
