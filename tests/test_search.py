@@ -631,3 +631,23 @@ def test_the_structure_in_the_configs_is_what_the_search_finds(tmp_path):
     theirs = backbones.create("V-19-slim-dw-eSE", norm="BN")
     budget = load_structure_config("search/digits_budget.yaml")["budget"]
     assert budget["parameters"] == analyze.parameters(theirs)[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "file, layers, weights",
+    [
+        ("found_16_layers.txt", 16, ""),
+        pytest.param("found_22_layers.txt", 22, "", marks=pytest.mark.whole),
+        pytest.param("found_31_layers.txt", 31, "", marks=pytest.mark.whole),
+        pytest.param("found_22_layers_equal_weights.txt", 22, "stage_weights: [1, 1, 1, 1, 1]", marks=pytest.mark.whole),
+    ],
+)
+def test_structures_of_the_study_are_the_best_within_their_layers(file, layers, weights, tmp_path):
+    with open(zoo.get_config_file("search/crowd_shallow_budget.yaml")) as f:
+        text = f.read()
+    assert text.count("  layers: 16\n") == 1
+    (tmp_path / "budget.yaml").write_text(text.replace("  layers: 16\n", f"  layers: {layers}\n{weights}\n"))
+    zero_shot.main(["exact", "--config", str(tmp_path / "budget.yaml"), "--output", str(tmp_path / "s")])
+    with open(os.path.join(zoo.config_root(), "crowd", file)) as f:
+        assert (tmp_path / "s" / "best_structure.txt").read_text() == f.read()
