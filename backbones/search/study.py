@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -367,14 +368,13 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     for axes, (study, what, known) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         found, group = by_network(rows, study), {row["network"]: row["group"] for row in rows if row["study"] == study}
         drawn: dict[str, list[tuple[float, list[float]]]] = {}
-        lines = 0
+        styles = itertools.cycle(("--", ":", "-.", "-"))
         for name, by_seed in found.items():
             if name in known:
                 label = group[name] if group[name].startswith("random") else name
                 drawn.setdefault(label, []).append((known[name], [*by_seed.values()]))
             else:
-                lines += 1
-                axes.axhline(float(np.mean([*by_seed.values()])), color=f"C{9 - lines}", linestyle="--", linewidth=1, label=name)
+                axes.axhline(float(np.mean([*by_seed.values()])), color="0.4", linestyle=next(styles), linewidth=1, label=name)
         for label, points in drawn.items():
             means = [float(np.mean(values)) for _, values in points]
             low, high = ([abs(end(values) - mean) for mean, (_, values) in zip(means, points)] for end in (min, max))
