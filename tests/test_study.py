@@ -152,6 +152,15 @@ def test_each_training_is_a_row_and_none_is_done_twice(tmp_path, monkeypatch, ca
     assert len(calls) == 6 and "2 networks to train, 4 rows" in capsys.readouterr().out
 
 
+def test_several_trainings_on_a_gpu_need_mps(tmp_path, monkeypatch, capsys):
+    trained(monkeypatch)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    for place, jobs, said in ((tmp_path / "none", 2, True), (tmp_path / "none", 1, False), (tmp_path, 2, False)):
+        monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(place))
+        call(monkeypatch, "short", "--networks", "MobileNetV2", "--json", tmp_path / "a.json", "--output", tmp_path, "--jobs", jobs)
+        assert ("on a GPU without MPS" in capsys.readouterr().out) == said
+
+
 def test_a_training_that_fails_leaves_the_other_rows(tmp_path, monkeypatch):
     trained(monkeypatch, fail="MobileNetV2")
     with pytest.raises(backbones.UserError, match="exit code 1"):

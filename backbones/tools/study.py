@@ -30,6 +30,7 @@ from .benchmark import machine, record, train, words
 from .digits import make
 
 KEYS = ("study", "network", "seed")
+_MPS = "nvidia-cuda-mps-control -d"  # NVIDIA's Multi-Process Service
 
 
 def row_of(name: str, network: study.Network, seed: int, output: str) -> dict[str, object]:
@@ -131,6 +132,10 @@ def main() -> None:
         return scores(spaces[0], args.supernet, args.json, args.seeds[0])
     todo = waiting(args, rows)
     print(f"{len(todo)} networks to train, {len(rows)} rows in {args.json}", flush=True)
+    if torch.cuda.is_available() and args.jobs > 1 and not os.path.exists(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")):
+        print(
+            f"--jobs {args.jobs} on a GPU without MPS: the trainings take turns, and each is several times slower. Start it: {_MPS}", flush=True
+        )
     make(which="digits_crowd")
     lock, ended = threading.Lock(), 0
 
