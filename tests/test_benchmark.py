@@ -37,7 +37,39 @@ def test_share_of_peak():
     assert gpu.share_of_peak(494.5e12, 2.0, "NVIDIA H100 80GB HBM3", torch.float32) == 0.5
     assert gpu.share_of_peak(67e12, 2.0, "NVIDIA H100 80GB HBM3", torch.bfloat16) == pytest.approx(0.0339, abs=1e-4)
     assert gpu.share_of_peak(8.1e12, 2.0, "Tesla T4", torch.float32) == 0.5
-    assert gpu.share_of_peak(1.0, 1.0, "another card", torch.float32) is None
+    for other in ("another card", "NVIDIA L40S", "NVIDIA T400"):
+        assert gpu.share_of_peak(1.0, 1.0, other, torch.float32) is None
+
+
+def test_table_of_gpus():
+    """One for each machine, threads and versions; rows of a suite that was stopped have empty cells."""
+
+    def row(kind, way, median, share=0.5, **more):
+        versions = {"python": "3.12.3", "torch": "2.11.0"}
+        about = {
+            "machine": "H100",
+            "threads": 1,
+            "versions": versions,
+            "low": 0.9,
+            "high": 1.1,
+            "seconds": [0.01, 0.02],
+            "share_of_peak": share,
+        }
+        return {"name": f"gpu/{kind}/4x64x96/R-50/{way}_vs_detectron2_R-50", "median": median, **about, **more}
+
+    text = tables._gpus(
+        [
+            row("inference", "float16_channels_last", 1.5),
+            row("training", "float16_channels_last", 1.25),
+            row("inference", "compile", 1.75, share=None),
+            row("inference", "compile", 9.0, threads=16),
+        ]
+    )
+    assert text.count("### H100") == 2 and "CPU threads: 16" in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    cells = "| R-50 | float16, channels last | 1.50 (0.90 to 1.10) | 10.0 | 50.0 % | 1.25 (0.90 to 1.10) | 10.0 | 50.0 % |"
+    assert cells in lines and "| R-50 | compile | 1.75 (0.90 to 1.10) | 10.0 | | | | |" in lines
+    assert "| R-50 | compile | 9.00 (0.90 to 1.10) | 10.0 | 50.0 % |" in lines
 
 
 def test_rows_replace_their_like(tmp_path):

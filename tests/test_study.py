@@ -176,7 +176,10 @@ def test_a_training_that_fails_leaves_the_other_rows(tmp_path, monkeypatch):
         (["structurs"], "Did you mean 'structures'"),
         (["paths", "--networks", "path 99"], "unknown --networks: 'path 99'. Did you mean"),
         (["--jobs", "0"], "at least 1"),
-        (["--supernet", "a.pth"], "name paths or wide"),
+        (["--supernet", "a.pth"], "name paths or wide alone"),
+        (["paths", "short", "--supernet", "a.pth"], "name paths or wide alone"),
+        (["paths", "--networks", "path 1", "--supernet", "a.pth"], "cannot be combined with --networks"),
+        (["paths", "paths", "--supernet", "a.pth"], "--supernet 'a.pth' is not a file"),
         (["--json", "/proc/nowhere/a.json"], "cannot be written"),
     ],
 )
@@ -206,12 +209,30 @@ def test_files_of_others(change, tmp_path, monkeypatch):
                 call(monkeypatch, *flags, "--json", tmp_path / "a.json")
 
 
-def test_picture(tmp_path):
+def test_picture(tmp_path, monkeypatch):
+    """What is random is points, what was found a star, hand-made networks are lines; each looks the same in all panels and in the legend."""
+    figures = []
+    save = study.Figure.savefig
+    monkeypatch.setattr(study.Figure, "savefig", lambda figure, *args, **more: (figures.append(figure), save(figure, *args, **more)))
     drawn = [network for network in study.structures() if network.group == "random"][:5]
     rows = rows_of({network.name: {1: 40.0 + i, 2: 41.0 + i} for i, network in enumerate(drawn)})
-    short = rows_of({network.name: {1: 30.0} for network in drawn}, "short")
-    study.plot(rows + short + rows_of({"MobileNetV2": {1: 44.0}}, group="hand-made"), str(tmp_path / "a.png"))
+    for name in ("structures", "short"):
+        rows += rows_of({"MobileNetV2": {1: 44.0}}, name, "hand-made") + rows_of({"found by entropy": {1: 45.0}}, name, "found")
+    rows += rows_of({"RegNetX-400MF": {1: 43.0}}, "short", "hand-made") + rows_of({network.name: {1: 30.0} for network in drawn}, "short")
+    rows += rows_of({f"wide {i}": {1: 40.0 + i} for i in range(5)}, "wide") + rows_of({f"wide {i}": {1: 20.0} for i in range(3)}, "supernet")
+    study.plot(rows, str(tmp_path / "a.png"))
     assert (tmp_path / "a.png").stat().st_size > 10_000
+    short, long, wide = figures[0].axes
+    looks = {}
+    for axes in figures[0].axes:
+        for handle, label in zip(*axes.get_legend_handles_labels()):
+            line = handle[0] if hasattr(handle, "lines") else handle
+            looks.setdefault(label, set()).add((line.get_color(), line.get_linestyle(), line.get_marker()))
+    assert all(len(ways) == 1 for ways in looks.values()) and len({*map(str, looks.values())}) == len(looks)
+    assert looks.keys() == {"random", "found by entropy", "MobileNetV2", "RegNetX-400MF"}
+    points = [len(axes.containers[0][0].get_xdata()) for axes in (long, wide)]
+    assert points == [5, 3]  # two random paths are not scored yet
+    assert [text.get_text() for text in figures[0].legends[0].get_texts()].count("random") == 1
 
 
 def test_rows_are_of_the_configs_as_they_are():

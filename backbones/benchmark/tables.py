@@ -91,10 +91,13 @@ that ran in turn: the median of the rounds' ratios, and the lowest and highest. 
 
 
 def _gpus(rows: list[dict[str, Any]]) -> str:
-    """Training and inference on GPUs, a table for each machine."""
+    """Training and inference on GPUs, a table for each machine with its threads and versions."""
     text = ""
-    for machine in dict.fromkeys(row["machine"] for row in rows):
-        own = [row for row in rows if row["machine"] == machine]
+    places: dict[tuple, list[dict[str, Any]]] = {}
+    for row in rows:
+        versions = row["versions"]
+        places.setdefault((row["machine"], row["threads"], versions["python"], versions["torch"]), []).append(row)
+    for (machine, threads, python, torch_version), own in places.items():
         cells: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         for row in own:
             _, kind, _, network, ways = row["name"].split("/")
@@ -102,17 +105,22 @@ def _gpus(rows: list[dict[str, Any]]) -> str:
         sizes = {row["name"].split("/")[1]: row["name"].split("/")[2] for row in own}
         lines = []
         for place, kinds in cells.items():
-            found = [kinds[kind] for kind in sizes]
-            times = [(f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})", f"{1e3 * row['seconds'][0]:.1f}") for row in found]
-            shares = [f"{100 * row['share_of_peak']:.1f} %" if row["share_of_peak"] is not None else "" for row in found]
-            lines.append((*place, *(cell for (ratio, taken), share in zip(times, shares) for cell in (ratio, taken, share))))
+            line = [*place]
+            for kind in sizes:
+                if kind not in kinds:
+                    line += ["", "", ""]
+                    continue
+                row = kinds[kind]
+                share = f"{100 * row['share_of_peak']:.1f} %" if row["share_of_peak"] is not None else ""
+                line += [f"{row['median']:.2f} ({row['low']:.2f} to {row['high']:.2f})", f"{1e3 * row['seconds'][0]:.1f}", share]
+            lines.append(tuple(line))
         headings = [word for kind, size in sizes.items() for word in (f"{kind}, {size}", "milliseconds", "of peak")]
-        versions = own[0]["versions"]
         text += f"""
 ### {machine}
 
-Python {versions["python"]}, torch {versions["torch"]}, CPU threads: {own[0]["threads"]}; `--suite gpu`. Faster R-CNN with FPN: how many
-times as fast as detectron2's R-50-FPN in float32, and the share of the card's published peak.
+Python {python}, torch {torch_version}, CPU threads: {threads}; `--suite gpu`. Faster R-CNN with FPN: how many times as fast as detectron2's
+R-50-FPN in float32, and the share of the card's published peak in that precision; that of float32 is TF32's. Ways that are not listed were
+not measured.
 
 {table_of(lines, ("", "", *headings))}
 """

@@ -152,7 +152,9 @@ class PathSampler:
         if settings.COST == "latency":
             return []
         check = cls(settings, cost_table(cfg, settings.COST, settings.COST_SIZE), METHODS[0], 0).check
-        return [f"{error}: the search would be refused -> set ONE_SHOT.MAX_COST, now or before the search" for error in raised(check)]
+        return [
+            f"{error}: the search would be refused -> set ONE_SHOT.MIN_COST and MAX_COST, now or before the search" for error in raised(check)
+        ]
 
     def propose(self, generation: int, before: Sequence[Evaluated]) -> list[Path]:
         """The paths of a generation; fewer than requested if no more are found."""

@@ -31,7 +31,7 @@ SUPERNETS = {"paths": "crowd/detnas_supernet_crowd.yaml", "wide": "crowd/detnas_
 SUBNET = "crowd/detnas_subnet_crowd.yaml"
 PATH = "MODEL.SHUFFLENETV2.CHOICES"
 COUNT = 24  # random networks of a group
-FEW_LAYERS = "random, 16 layers"
+FEW_LAYERS = "random, at most 16 layers"
 FOUND = {  # by `backbones search exact` within so many layers: "found by entropy" may have 91
     "found by entropy, 16 layers": "found_16_layers.txt",
     "found by entropy, 22 layers": "found_22_layers.txt",
@@ -48,7 +48,7 @@ class Network:
 
     Args:
         name: unique within its study.
-        group: "random", "random, 16 layers", "found" by a search, "hand-made", or a detector's name.
+        group: "random", "random, at most 16 layers", "found" by a search, "hand-made", or a detector's name.
         config: what it is trained with.
         backbone: for ``--backbone``; "" is the config's own.
         options: config overrides.
@@ -259,11 +259,13 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n\n".join(parts) or "no rows yet"
 
 
-def _measure(found: Mapping[str, Mapping[int, float]]) -> str:
+def _measure(found: Mapping[str, Mapping[int, float]], of: str = "") -> str:
     certain = reliability(found)
-    between = f"Rank correlation (Spearman's) of two seeds, with its interval of 95 %: {certain}, {certain.count} networks. " if certain else ""
+    between = (
+        f"Rank correlation (Spearman's) of two seeds{of}, with its interval of 95 %: {certain}, {certain.count} networks. " if certain else ""
+    )
     known = spread(found)
-    return f"{between}Standard deviation between seeds of one network: " + ("one seed so far." if np.isnan(known) else f"{known:.2f} AP.")
+    return f"{between}Standard deviation between seeds of one network{of}: " + ("one seed so far." if np.isnan(known) else f"{known:.2f} AP.")
 
 
 def _groups(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[int, float]]) -> str:
@@ -293,8 +295,8 @@ def _structures(rows: Sequence[Mapping[str, Any]], study: str) -> str:
     drawn = [network for network in structures() if network.group.startswith("random") and network.name in found]
     reached = {network.name: float(np.mean(list(found[network.name].values()))) for network in drawn}
     whole_space = {network.name: found[network.name] for network in drawn if network.group == "random"}
-    parts = [f"Structures of one number of operations, {iterations_of(study):,} iterations. {_measure(whole_space)}"]
-    both = [name for name in reached if name in whole] if study == "short" else []
+    parts = [f"Structures of one number of operations, {iterations_of(study):,} iterations. {_measure(whole_space, ' (group random)')}"]
+    both = [name for name in whole_space if name in whole] if study == "short" else []
     if len(both) > 3:
         long = [float(np.mean(list(whole[name].values()))) for name in both]
         parts[0] += f" Rank correlation with the AP of the long training: {correlation([reached[name] for name in both], long)}."
@@ -365,20 +367,23 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
         panels.append((study, "AP with the supernet's weights, mean", {name: float(np.mean([*by.values()])) for name, by in scored.items()}))
     panels = [panel for panel in panels if panel[2].keys() & by_network(rows, panel[0]).keys()] or panels[:1]
     figure = Figure(figsize=(5.5 * len(panels) + 2, 4.5), layout="constrained")
+    colours, lines = itertools.cycle(f"C{i}" for i in range(10)), itertools.cycle(("--", ":", "-.", "-"))
+    styles: dict[str, dict[str, Any]] = {}  # the same in all panels
     for axes, (study, what, known) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
         found, group = by_network(rows, study), {row["network"]: row["group"] for row in rows if row["study"] == study}
         drawn: dict[str, list[tuple[float, list[float]]]] = {}
-        styles = itertools.cycle(("--", ":", "-.", "-"))
         for name, by_seed in found.items():
+            random_one = group[name].startswith("random")
             if name in known:
-                label = group[name] if group[name].startswith("random") else name
-                drawn.setdefault(label, []).append((known[name], [*by_seed.values()]))
-            else:
-                axes.axhline(float(np.mean([*by_seed.values()])), color="0.4", linestyle=next(styles), linewidth=1, label=name)
+                drawn.setdefault(group[name] if random_one else name, []).append((known[name], [*by_seed.values()]))
+            elif not random_one:  # a random path may not be scored yet
+                style = styles.get(name) or styles.setdefault(name, {"color": "0.4", "linestyle": next(lines), "linewidth": 1})
+                axes.axhline(float(np.mean([*by_seed.values()])), label=name, **style)
         for label, points in drawn.items():
             means = [float(np.mean(values)) for _, values in points]
             low, high = ([abs(end(values) - mean) for mean, (_, values) in zip(means, points)] for end in (min, max))
-            style = {"fmt": "o", "markersize": 4} if label.startswith("random") else {"fmt": "*", "markersize": 10}
+            marker, size = ("o", 4) if label.startswith("random") else ("*", 10)
+            style = styles.get(label) or styles.setdefault(label, {"color": next(colours), "fmt": marker, "markersize": size})
             axes.errorbar([score for score, _ in points], means, yerr=[low, high], capsize=2, label=label, **style)
         axes.set(xlabel=what, ylabel="AP, mean of the seeds", title=f"{study}, {iterations_of(study):,} iterations")
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}

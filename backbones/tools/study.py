@@ -109,14 +109,19 @@ def main() -> None:
         help="train nothing: score the paths of the study by this supernet, trained with the first seed",
     )
     parser.add_argument("--show", action="store_true", help="train nothing: print what the rows say")
-    parser.add_argument("--plot", default="", metavar="FILE", help="with --show: draw the structures' scores and AP")
+    parser.add_argument("--plot", default="", metavar="FILE", help="with --show: draw AP against what was known before training")
     args = parser.parse_args()
     for name in args.studies:
         if name not in study.STUDIES:
             raise unknown("study", name, study.STUDIES)
-    spaces = [name for name in args.studies if name in study.SUPERNETS]
-    if args.supernet and len(spaces) != 1:
-        raise UserError(f"--supernet scores the paths of one study: name {' or '.join(study.SUPERNETS)}", "missing-argument", "--supernet")
+    if args.supernet and ({*args.studies} - {*study.SUPERNETS} or len({*args.studies}) > 1):
+        raise UserError(
+            f"--supernet scores the paths of one study: name {' or '.join(study.SUPERNETS)} alone", "missing-argument", "--supernet"
+        )
+    if args.supernet and args.networks:
+        raise UserError("--supernet scores all paths of a study: it cannot be combined with --networks", "conflict", "--networks")
+    if args.supernet and not os.path.isfile(args.supernet):
+        raise UserError(f"--supernet {args.supernet!r} is not a file", "missing-file", "--supernet")
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: it must be at least 1", "value", "--jobs")
     if args.plot:
@@ -129,13 +134,16 @@ def main() -> None:
         return
     check_output_file(args.json, "--json")
     if args.supernet:
-        return scores(spaces[0], args.supernet, args.json, args.seeds[0])
+        make(which="digits_crowd")
+        return scores(args.studies[0], args.supernet, args.json, args.seeds[0])
     todo = waiting(args, rows)
     print(f"{len(todo)} networks to train, {len(rows)} rows in {args.json}", flush=True)
-    if torch.cuda.is_available() and args.jobs > 1 and not os.path.exists(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps")):
-        print(
-            f"--jobs {args.jobs} on a GPU without MPS: the trainings take turns, and each is several times slower. Start it: {_MPS}", flush=True
-        )
+    if (
+        torch.cuda.is_available()
+        and min(args.jobs, len(todo)) > 1
+        and not os.path.exists(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"))
+    ):
+        print(f"--jobs {args.jobs} on a GPU without MPS: the trainings take turns. Start it: {_MPS}", flush=True)
     make(which="digits_crowd")
     lock, ended = threading.Lock(), 0
 

@@ -133,7 +133,13 @@ def prepare(args: argparse.Namespace, front: Front) -> Front:
         here = processes // max(args.num_machines, 1)
         front.said += [f"{finding.message} -> {finding.advice}" for finding in too_much_for_cpu(Examination(front, processes, gpus=here))]
         shuffle = front.cfg.MODEL.SHUFFLENETV2 if isinstance(front.cfg, CfgNode) else None
-        if shuffle and shuffle.SUPERNET and "shufflenetv2" in front.cfg.MODEL.BACKBONE.NAME and not learns(front.cfg, "class"):
+        if (
+            not args.resume
+            and shuffle
+            and shuffle.SUPERNET
+            and "shufflenetv2" in front.cfg.MODEL.BACKBONE.NAME
+            and not learns(front.cfg, "class")
+        ):
             front.said += PathSampler.before_training(front.cfg)
     return front
 

@@ -249,7 +249,7 @@ def _study() -> str:
 {measured}`backbones study` trains each network on digits_crowd from scratch, in the setting of [Crowd.yaml](configs/bases/Crowd.yaml).
 It adds a row to [study.json](backbones/zoo/study.json). Intervals are bootstraps over networks.
 
-![entropy score against AP](docs/study.png)
+![AP against entropy scores of structures, and against scores of paths by a supernet](docs/study.png)
 
 {study.summary(rows)}
 """
