@@ -2,8 +2,8 @@
 
 The score is the entropy of the features of a network with random weights, in closed form. Without norms, activations and shortcuts, a
 convolution of n inputs to each output adds (ln n) / 2, and a feature of C channels ln C. Those of the stages are weighted and summed. (The
-paper multiplies variances; the sums here are of their logarithms.) Compare scores only between structures of one budget: ResNet-101's
-is higher than that of MAE-DET-M, which detects better.
+paper multiplies variances; the sums here are of their logarithms.) Compare scores only between structures of one budget and of
+like depth: ResNet-101's is higher than that of MAE-DET-M, which detects better, and docs/search.md shows what depth does.
 """
 
 import dataclasses
