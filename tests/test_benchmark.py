@@ -48,6 +48,7 @@ def test_table_of_gpus():
         versions = {"python": "3.12.3", "torch": "2.11.0"}
         about = {
             "machine": "H100",
+            "precision": way.partition("_")[0],
             "threads": 1,
             "versions": versions,
             "low": 0.9,

@@ -55,8 +55,8 @@ that ran in turn: the median of the rounds' ratios, and the lowest and highest. 
 ![published AP against latency, a line a way to run a detector](docs/latency.png)
 """
     runs = recorded("speed.json")["runs"]
-    on_gpu = [row for row in runs if row["name"].startswith("gpu/")]
-    for (machine, threads, python, torch_version, precision), rows in by_place([row for row in runs if row not in on_gpu]).items():
+    on_gpu, others = ([row for row in runs if row["name"].startswith("gpu/") == kind] for kind in (True, False))
+    for (machine, threads, python, torch_version, precision), rows in by_place(others).items():
         text += f"\n### {machine}, {threads} threads\n\nPython {python}, torch {torch_version}, {precision}.\n"
         for suite, about in _SUITES.items():
             chosen = [row for row in rows if row["name"].startswith(f"{suite}/") and "median" in row]
@@ -94,9 +94,8 @@ def _gpus(rows: list[dict[str, Any]]) -> str:
     """Training and inference on GPUs, a table for each machine with its threads and versions."""
     text = ""
     places: dict[tuple, list[dict[str, Any]]] = {}
-    for row in rows:
-        versions = row["versions"]
-        places.setdefault((row["machine"], row["threads"], versions["python"], versions["torch"]), []).append(row)
+    for place, some in by_place(rows).items():
+        places.setdefault(place[:4], []).extend(some)  # in all precisions
     for (machine, threads, python, torch_version), own in places.items():
         cells: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
         for row in own:
@@ -104,8 +103,8 @@ def _gpus(rows: list[dict[str, Any]]) -> str:
             cells.setdefault((network, ways.partition("_vs_")[0].replace("channels_last", "channels last").replace("_", ", ")), {})[kind] = row
         sizes = {row["name"].split("/")[1]: row["name"].split("/")[2] for row in own}
         lines = []
-        for place, kinds in cells.items():
-            line = [*place]
+        for way, kinds in sorted(cells.items(), key=lambda item: item[0][0]):
+            line = [*way]
             for kind in sizes:
                 if kind not in kinds:
                     line += ["", "", ""]

@@ -79,9 +79,7 @@ _KEYS = {
 _BUDGET = {
     "flops": _most("multiply-adds of the network for one image of `image_size`; `5e9` is 5 billion"),
     "parameters": _most("weights of the network"),
-    "layers": _most(
-        "convolutions of the network; a bottleneck has 3. By default 91, unless `max_layers` is set; short trainings want few"
-    ),
+    "layers": _most("convolutions of the network; a bottleneck has 3. By default 91, unless `max_layers` is set; short trainings want few"),
     "latency": _most("seconds for one image, by the `latency_table`"),
 }
 _SPACE = {

@@ -90,10 +90,9 @@ def short() -> list[Network]:
 
 def paths(study: str = "paths") -> list[Network]:
     """Random paths of one cost in DetNAS's space, in the short training."""
-    cfg = zoo.get_config(SUPERNETS[study])
-    common = {"MODEL.SHUFFLENETV2.BRANCH_WIDTHS": list(cfg.MODEL.SHUFFLENETV2.BRANCH_WIDTHS)} if study == "wide" else {}
+    common = {"MODEL.SHUFFLENETV2.BRANCH_WIDTHS": list(zoo.get_config(SUPERNETS[study]).MODEL.SHUFFLENETV2.BRANCH_WIDTHS), **SHORT}
     return [
-        Network(f"{study.rstrip('s')} {i}", "random", SUBNET, options={PATH: list(path), **common, **SHORT})
+        Network(f"{study.rstrip('s')} {i}", "random", SUBNET, options={PATH: list(path), **common})
         for i, path in enumerate(random_paths(COUNT, study))
     ]
 
@@ -360,9 +359,9 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     """
     meter, scored = Meter(load_structure_config(BUDGET)["image_size"]), by_network(rows, "supernet")
     panels: list[tuple[str, str, dict[str, float]]] = []  # (study, what is known, its value for each random network)
+    entropy = {network.name: meter.measure(structure).score for network in structures() if (structure := structure_of(network))}
     for study in ("short", "structures"):
-        known = {network.name: meter.measure(structure).score for network in structures() if (structure := structure_of(network))}
-        panels.append((study, "entropy score", known))
+        panels.append((study, "entropy score", entropy))
     for study in SUPERNETS:
         panels.append((study, "AP with the supernet's weights, mean", {name: float(np.mean([*by.values()])) for name, by in scored.items()}))
     panels = [panel for panel in panels if panel[2].keys() & by_network(rows, panel[0]).keys()] or panels[:1]
