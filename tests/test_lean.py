@@ -5,7 +5,7 @@ import itertools
 
 import pytest
 import torch
-from choices import SMALLEST, cases
+from choices import SMALLEST, cases, turns
 from torch import nn
 
 from backbones import UserError, create, zoo
@@ -25,7 +25,11 @@ def trained(net: nn.Module, images: torch.Tensor):
 
 @pytest.mark.parametrize(
     "name, norm",
-    cases(PRODUCT, tried=PRODUCT, daily=[("V-19-slim-eSE", "BN"), ("MobileNetV2", "FrozenBN")]),
+    cases(
+        PRODUCT,
+        tried=[("V-19-slim-eSE", "BN"), *turns(SMALLEST, ["FrozenBN", "BN"], start=1)],
+        daily=[("V-19-slim-eSE", "BN"), ("MobileNetV2", "FrozenBN")],
+    ),
 )
 def test_the_same_training(name, norm):
     """In double precision to 1e-11 of the largest value, which a graph of other order may differ by; freezing included."""

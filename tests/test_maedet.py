@@ -55,8 +55,7 @@ def test_translate(name):
         backbones.translate("MAE-DET-L", released(record))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", cases(NAMES, tried=["MAE-DET-S"], daily=[]))
 def test_sizes(name):
     """Parameters, and multiply-adds by fvcore's count, of the source's table: exactly, and to its last digit."""
     expected = load_record("maedet", "params_flops_800x1280.json")[NAMES[name]]

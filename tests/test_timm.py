@@ -121,7 +121,7 @@ def test_without_memory(name):
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
 
 
-@pytest.mark.parametrize("name", cases(NETWORKS, tried=DOZEN, daily=DAILY[:1]))
+@pytest.mark.parametrize("name", cases(NETWORKS, tried=DOZEN[::2], daily=DAILY[:1]))
 def test_trains_and_finds(name):
     """A step changes every part that is not frozen; then images of odd sizes."""
     cfg = swapped(CONFIGS[len(name) % 2], name)
@@ -357,7 +357,7 @@ def test_any_config(name, number):
     "name, kind",
     cases(
         itertools.product(("resnet18", "convnext_atto.d2_in1k"), ("torchscript", "onnx")),
-        tried=(("resnet18", "torchscript"), ("convnext_atto.d2_in1k", "onnx")),
+        tried=[("convnext_atto.d2_in1k", "onnx")],
         daily=[],
     ),
 )
