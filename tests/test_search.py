@@ -114,6 +114,45 @@ def test_mutations_stay_in_the_space():
     assert all(len(new) > 1 for new in seen)  # the last block too, which the original never changes
 
 
+_WIDTHS = st.integers(1, 40).map(lambda n: 8 * n)
+_SPACES = st.builds(
+    Space,
+    max_stem=_WIDTHS,
+    max_channels=_WIDTHS,
+    kernels=st.lists(st.sampled_from((1, 3, 5, 7)), min_size=1, unique=True).map(tuple),
+    max_expansion=st.integers(1, 5),
+    min_bottleneck=st.floats(0.05, 1),
+    max_layers=st.integers(0, 4),
+)
+_GROUPS = st.tuples(_WIDTHS, st.sampled_from((1, 3, 5, 7)), st.just(2), st.integers(1, 6), _WIDTHS)
+_STARTS = st.builds(lambda stem, groups: ((stem, 3, 2, 0, 0), *groups), _WIDTHS, st.tuples(*[_GROUPS] * 4))
+
+
+@given(_SPACES, _STARTS, st.sampled_from(({}, {"layers": 16}, {"layers": 50})))
+def test_any_start_is_moved_into_the_space(space, start, budget):
+    """One inside stays as it is; mutations do not leave again."""
+    problem = SearchProblem(Meter(160), space, budget)
+    moved = problem.moved_inside(start)
+    assert not problem.outside(moved) and problem.moved_inside(moved) == moved
+    assert problem.outside(start) or moved == start
+    rng = random.Random(0)
+    for _ in range(20):
+        moved = problem.mutate(moved, rng)
+        assert not problem.outside(moved)
+
+
+@pytest.mark.parametrize("start", ["", "R-50"])
+def test_results_are_inside_the_space(start, tmp_path, capsys):
+    (tmp_path / "c.yaml").write_text(
+        f"budget: {{flops: {'25e9' if start else '5e9'}, layers: 50}}\nspace: {{max_channels: 256}}\ncandidates: 4000\nstart: '{start}'\n"
+    )
+    zero_shot.main(["search", "--config", str(tmp_path / "c.yaml"), "--output", str(tmp_path / "s"), "--workers", "1"])
+    assert ("note: the start is outside the space" in capsys.readouterr().out) == bool(start)
+    found = plain(read_structure(str(tmp_path / "s" / "best_structure.txt")))
+    problem, _ = problem_of(load_structure_config(str(tmp_path / "c.yaml")))
+    assert not problem.outside(found) and max(block[0] for block in found) == 256
+
+
 def _entry(block, before):
     out, kernel, stride, layers, width = block
     group = {"class": "SuperResK1KXK1", "L": layers, "btn": width} if layers else {"class": "ConvKXBNRELU"}

@@ -1,11 +1,16 @@
 """`backbones study`: which networks, which figures, and that its rows are of the configs as they are."""
 
 import json
+import logging
 import os
 import random
+import signal
+import threading
+import time
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import spearmanr
 
 import backbones
@@ -33,11 +38,14 @@ def test_random_structures_are_of_the_space_and_the_budget():
 @pytest.mark.parametrize("name", study.SUPERNETS)
 def test_random_paths_cost_the_same(name):
     networks = study.STUDIES[name]()
-    paths = [network.options[study.PATH] for network in networks]
+    paths = [network.options[study.PATH] for network in networks if network.group == "random"]
     assert len({*map(tuple, paths)}) == study.COUNT
     cfg, table = zoo.get_config(study.SUPERNETS[name]), study.path_costs(name)
     most = cfg.ONE_SHOT.MAX_COST
     assert all(0.97 * most <= table.cost(path) <= most for path in paths)
+    found = [network for network in networks if network.group == "found"]
+    assert len(found) == (name in study.FOUND_PATHS) and all(table.cost(network.options[study.PATH]) <= most for network in found)
+    assert (name == "stages") == all(len({*path[first:last]}) == 1 for path in paths for first, last in ((0, 4), (4, 8), (8, 16), (16, 20)))
     # trained as the network that the supernet has
     network = networks[0]
     trained = zoo.get_config(network.config)
@@ -102,14 +110,19 @@ def test_what_rows_say():
     entropy = {network.name: study.predictors(network.structure, 480)["entropy"] / 50 for network in drawn}
     rows = rows_of({name: {1: value, 2: value + 0.1} for name, value in entropy.items()})
     rows += rows_of({"found by entropy": {1: 40.0, 2: 42.0}}, group="found")
-    paths = {f"path {i}": {1: 50.0 + i} for i in range(5)}
+    paths = {f"path {i}": {1: 50.0 + i} for i in range(8)}
     rows += rows_of(paths, "paths") + rows_of({name: {1: -by[1]} for name, by in paths.items()}, "supernet")
+    rows += rows_of({"found path": {1: 99.0}}, "paths", "found") + rows_of({"found path": {1: 99.0}}, "supernet", "found")
     rows += rows_of({name: {1: -value} for name, value in entropy.items()}, "short")
     rows += rows_of({"MobileNetV2 in gfl": {1: 50.0, 2: 52.0}}, "detectors", "gfl")
     said = " ".join(study.summary(rows).split())
     assert "| entropy | 1.00 [1.00, 1.00] |" in said and "| found by entropy | 41.00 | 40.00 42.00 |" in said
-    assert "6,000 iterations. Rank" in said and "2,000 iterations. " in said and "long training: -1.00 [-1.00, -1.00]." in said
-    assert "supernet's scores with AP: -1.00 [-1.00, -1.00], 5 paths" in said
+    assert (
+        "6,000 iterations. Rank" in said
+        and "2,000 iterations. " in said
+        and "long training (group random): -1.00 [-1.00, -1.00], 8 networks." in said
+    )
+    assert "supernet's scores with AP: -1.00 [-1.00, -1.00], 8 random paths." in said
     assert "51.0 ± 1.4" in said
     assert study.summary([]) == "no rows yet" and "one seed so far" in study.summary(rows_of({"path 0": {1: 50.0}}, "paths"))
 
@@ -148,7 +161,7 @@ def test_each_training_is_a_row_and_none_is_done_twice(tmp_path, monkeypatch, ca
     cfg.merge_from_list(["MODEL.MAEDET.STRUCTURE", structure, "MODEL.MAEDET.WIDTH", 1.0])
     net = backbones.registry.BUILDERS[cfg.MODEL.BACKBONE.NAME]
     assert net.name == "maedet" and os.path.isfile(structure)
-    call(monkeypatch, *own, "--seeds", 1, 2, 3)
+    call(monkeypatch, *own, "--seeds", 1, 2, 3, 3)
     assert len(calls) == 6 and "2 networks to train, 4 rows" in capsys.readouterr().out
 
 
@@ -176,11 +189,15 @@ def test_a_training_that_fails_leaves_the_other_rows(tmp_path, monkeypatch):
         (["structurs"], "Did you mean 'structures'"),
         (["paths", "--networks", "path 99"], "unknown --networks: 'path 99'. Did you mean"),
         (["--jobs", "0"], "at least 1"),
-        (["--supernet", "a.pth"], "name paths or wide alone"),
-        (["paths", "short", "--supernet", "a.pth"], "name paths or wide alone"),
+        (["--show", "--networks", "path 1"], "--show shows all rows: it cannot be combined with --networks"),
+        (["short", "--show"], "it cannot be combined with STUDY"),
+        (["--show", "--json", "nowhere.json"], "--json 'nowhere.json' is not a file"),
+        (["short", "--plot", "a.png"], "--plot draws what --show prints: add --show"),
+        (["--supernet", "a.pth"], "name paths, wide or stages alone"),
+        (["paths", "short", "--supernet", "a.pth"], "name paths, wide or stages alone"),
         (["paths", "--networks", "path 1", "--supernet", "a.pth"], "cannot be combined with --networks"),
         (["paths", "paths", "--supernet", "a.pth"], "--supernet 'a.pth' is not a file"),
-        (["--json", "/proc/nowhere/a.json"], "cannot be written"),
+        (["short", "--json", "/proc/nowhere/a.json"], "cannot be written"),
     ],
 )
 def test_mistakes(arguments, words, monkeypatch):
@@ -189,12 +206,72 @@ def test_mistakes(arguments, words, monkeypatch):
         call(monkeypatch, *arguments)
 
 
-def test_rows_of_another_setting_are_refused(tmp_path, monkeypatch):
+@pytest.mark.parametrize("change", [{"setting": "0" * 12}, {"options": {study.PATH: [0] * 20}}])
+def test_rows_of_another_version_are_refused(change, tmp_path, monkeypatch, capsys):
+    """Whatever seeds are asked for; where rows are shown, they are left out, and counted."""
     trained(monkeypatch)
-    row = {"study": "paths", "network": "path 0", "seed": 1, "ap": 50.0, "group": "random", "setting": "0" * 12}
-    (tmp_path / "a.json").write_text(json.dumps({"runs": [row]}))
-    with pytest.raises(backbones.UserError, match="another version of crowd/detnas_subnet_crowd.yaml"):
-        call(monkeypatch, "paths", "--json", tmp_path / "a.json")
+    about = study.identities(["paths"])["paths", "path 0"]
+    rows = [{"study": "paths", "network": "path 0", "seed": seed, "ap": 40.0 + seed, "group": "random", **about} for seed in (1, 2)]
+    rows[1].update(change)
+    (tmp_path / "a.json").write_text(json.dumps({"runs": rows}))
+    with pytest.raises(backbones.UserError, match="'path 0', seed 2, is of another version of that network or its config: name another file"):
+        call(monkeypatch, "paths", "--json", tmp_path / "a.json", "--seeds", 1)
+    call(monkeypatch, "--show", "--json", tmp_path / "a.json")
+    said = capsys.readouterr().out
+    assert "1 row left out" in said and "| 41.00 |" in said and "41.50" not in said
+
+
+def test_interrupted(tmp_path, monkeypatch):
+    """Ctrl-C ends the running training, and begins no other."""
+    calls = trained(monkeypatch)
+    ended = tool.train
+
+    def train(*args, **more):
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+        time.sleep(1)
+        return ended(*args, **more)
+
+    monkeypatch.setattr(tool, "train", train)
+    with pytest.raises(KeyboardInterrupt):
+        call(monkeypatch, "short", "--json", tmp_path / "a.json", "--output", tmp_path, "--networks", "MobileNetV2", "RegNetX-400MF")
+    assert len(calls) == 1
+
+
+def test_only_seeds_that_all_have_are_compared():
+    """A second supernet whose scores are higher changes no order while it has scored half of the paths."""
+    paths = {f"path {i}": {1: 40.0 + i} for i in range(8)}
+    scored = {name: {1: by[1] - 10, **({2: by[1] + 10} if i < 4 else {})} for i, (name, by) in enumerate(paths.items())}
+    assert study.means(scored, scored) == {name: by[1] - 10 for name, by in paths.items()}
+    said = study.summary(rows_of(paths, "paths") + rows_of(scored, "supernet"))
+    assert "scores with AP: 1.00 [1.00, 1.00], 8 random paths" in said
+    assert study.means({"a": {1: 1.0}, "b": {2: 1.0}}, ["a", "b"]) == study.means({}, []) == {}
+    assert "| 43.50 (of 8)" not in said and "| random: mean of 8 | 43.50 | 43.50 " in " ".join(said.split())
+    paths["path 0"][2] = 30.0
+    assert "| random: mean of 8 | 43.50 | 43.50 30.00 (of 1) |" in " ".join(study.summary(rows_of(paths, "paths")).split())
+
+
+def test_scores_are_of_one_supernet(tmp_path, monkeypatch, capsys):
+    """A stopped scoring goes on; another supernet needs another seed, or another file."""
+    trained(monkeypatch)
+    scored = []
+    monkeypatch.setattr(tool, "prepare", lambda front, args: front)
+    monkeypatch.setattr(tool, "PathEvaluator", lambda cfg, folder: lambda path: (scored.append(path), (40.0, {}))[1])
+    for name in ("a.pth", "b.pth"):
+        torch.save({"name": name}, tmp_path / name)
+    own = ["paths", "--json", tmp_path / "a.json", "--supernet"]
+    try:
+        call(monkeypatch, *own, tmp_path / "a.pth", "--seeds", 1)
+        rows = json.loads((tmp_path / "a.json").read_text())["runs"]
+        assert len(scored) == len(rows) == study.COUNT + 1 and rows[0]["options"][study.PATH] == list(scored[0])
+        (tmp_path / "a.json").write_text(json.dumps({"runs": rows[:-2]}))
+        call(monkeypatch, *own, tmp_path / "a.pth", "--seeds", 1)
+        assert len(scored) == study.COUNT + 3 and f"2 paths to score, {study.COUNT - 1} scored before" in capsys.readouterr().out
+        with pytest.raises(backbones.UserError, match="has scores of another supernet with seed 1"):
+            call(monkeypatch, *own, tmp_path / "b.pth", "--seeds", 1)
+        call(monkeypatch, *own, tmp_path / "b.pth", "--seeds", 2)
+    finally:
+        logging.disable(logging.NOTSET)
+    assert len(scored) == 2 * study.COUNT + 4
 
 
 @pytest.mark.parametrize("change", [{"study": "studies"}, {"network": 3}, {"seed": 1.5}, {"ap": float("nan")}, {"ap": "x"}, {"setting": None}])
@@ -231,21 +308,16 @@ def test_picture(tmp_path, monkeypatch):
     assert all(len(ways) == 1 for ways in looks.values()) and len({*map(str, looks.values())}) == len(looks)
     assert looks.keys() == {"random", "found by entropy", "MobileNetV2", "RegNetX-400MF"}
     points = [len(axes.containers[0][0].get_xdata()) for axes in (long, wide)]
-    assert points == [5, 3]  # two random paths are not scored yet
+    assert points == [5, 3] and wide.get_title().endswith(", 2 paths not scored yet") and long.get_title().endswith("iterations")
     assert [text.get_text() for text in figures[0].legends[0].get_texts()].count("random") == 1
 
 
 def test_rows_are_of_the_configs_as_they_are():
     """What model_zoo.md shows was trained with today's settings, by networks that the studies still have."""
-    names = {name: {network.name: network for network in networks()} for name, networks in study.STUDIES.items()}
-    names["supernet"] = {name: network for study_name in study.SUPERNETS for name, network in names[study_name].items()}
-    space = {name: config for study_name, config in study.SUPERNETS.items() for name in names[study_name]}
+    known = study.identities(study.STUDIES)
     for row in recorded("study.json")["runs"]:
-        network = names[row["study"]][row["network"]]
-        config = space[row["network"]] if row["study"] == "supernet" else network.config
-        assert row["setting"] == study.setting(config), row["command"]
-        assert not network.structure or [list(block) for block in network.structure] == row["structure"], row["network"]
+        about = known[row["study"], row["network"]]
+        assert {key: row.get(key) for key in about} == about, row["command"]
         if row["study"] != "supernet":
-            asked = network.options.get("SOLVER.MAX_ITER", zoo.get_config(config).SOLVER.MAX_ITER)
-            assert row["iterations"] == asked, row["network"]
+            assert row["iterations"] == about["options"].get("SOLVER.MAX_ITER", zoo.get_config(row["config"]).SOLVER.MAX_ITER), row["network"]
         assert row["seed"] > 0 and row["machine"] and row["command"].startswith("backbones study"), row

@@ -88,6 +88,23 @@ class SearchProblem:
                 return f"block {i} has {layers} bottlenecks, more than {deepest}"
         return ""
 
+    def moved_inside(self, blocks: Candidate) -> Candidate:
+        """A structure with the strides of ``blocks`` inside the space, as near to them as its limits allow."""
+        space, result = self.space, list[Plain]()
+        for i, (out, kernel, stride, layers, width) in enumerate(blocks):
+            if i:
+                before = result[-1][0]
+                most = min(space.max_channels, space.max_expansion * before) if i > 1 else space.max_channels
+            else:
+                before, most = 8, min(space.max_stem, space.max_channels)
+            out = min(max(rounded(out), before), most)
+            if layers:
+                kernel = min(space.kernels, key=lambda each: abs(each - kernel))
+                layers = min(layers, space.most_layers(i, len(blocks), self.budget.get("layers", math.inf)))
+                width = min(max(rounded(width), rounded(out * space.min_bottleneck)), out)
+            result.append((out, kernel, stride, layers, width))
+        return self.fit_kernels(tuple(result))
+
     def mutate(self, parent: Candidate, rng: random.Random) -> Candidate:
         """A child: two mutations of one field each."""
         most = self.budget.get("layers", float("inf"))

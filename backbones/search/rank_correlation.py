@@ -37,12 +37,19 @@ from .path_evaluator import PathEvaluator
 from .paths import CostTable, config_values, cost_table, default_values
 
 
-def paths_of_one_cost(table: CostTable, highest: float, count: int, window: float, seed: int, found: Sequence[int] = ()) -> list[tuple]:
-    """``count`` random paths other than ``found`` that cost (1 - window) to 1 times ``highest``. Raises UserError if there are fewer."""
+def paths_of_one_cost(
+    table: CostTable, highest: float, count: int, window: float, seed: int, found: Sequence[int] = (), stages: Sequence[int] = ()
+) -> list[tuple]:
+    """``count`` random paths other than ``found`` that cost (1 - window) to 1 times ``highest``. Raises UserError if there are fewer.
+
+    With ``stages``, the number of blocks of each, all blocks of a stage have the same choice.
+    """
     rng = random.Random(seed)
     result: list[tuple] = []
     for _ in range(100_000):
-        path = random_path(len(table.blocks), rng, table.choices)
+        path = random_path(len(stages or table.blocks), rng, table.choices)
+        if stages:
+            path = tuple(choice for choice, blocks in zip(path, stages) for _ in range(blocks))
         if (1 - window) * highest <= table.cost(path) <= highest and path != tuple(found) and path not in result:
             result.append(path)
             if len(result) == count:

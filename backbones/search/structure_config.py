@@ -12,7 +12,7 @@ from .. import zoo
 from ..documents import read_yaml, reading
 from ..errors import UserError, unknown
 from ..layers import rounded
-from ..maedet import Structure, parse_structure, read_structure
+from ..maedet import Block, Structure, parse_structure, read_structure
 from ..registry import BUILDERS
 from .entropy import STAGE_WEIGHTS, STRUCTURES, Meter, plain
 from .evolution import Candidate, SearchProblem, Space
@@ -193,14 +193,12 @@ def _near(path: str, folder: str) -> str:
 
 def problem_of(config: dict[str, Any]) -> tuple[SearchProblem, Candidate]:
     """The problem that a config defines, and its start. Raises UserError if the start exceeds the budget."""
-    limits: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config["space"].items()}
-    space = Space(**limits)
-    meter = Meter(config["image_size"], tuple(float(w) for w in config["stage_weights"]), config["table"])
-    problem, start = SearchProblem(meter, space, dict(config["budget"])), plain(with_start(config)["start"], "the start")
+    problem, start = _problem(config), plain(with_start(config)["start"], "the start")
+    meter = problem.meter
     for i, block in enumerate(start[1:], 1):
         if not block[3]:
             raise UserError(f"the start: block {i} is a convolution after the stem, which the search does not know")
-    for kernel in space.kernels if meter.table else ():  # check that all were measured
+    for kernel in problem.space.kernels if meter.table else ():  # check that all were measured
         meter.measure((start[0], *((*block[:1], kernel, *block[2:]) for block in start[1:])))
     costs = meter.measure(start)
     for name, most in problem.budget.items():
@@ -210,20 +208,27 @@ def problem_of(config: dict[str, Any]) -> tuple[SearchProblem, Candidate]:
     return problem, start
 
 
+def _problem(config: dict[str, Any]) -> SearchProblem:
+    limits: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in config["space"].items()}
+    meter = Meter(config["image_size"], tuple(float(w) for w in config["stage_weights"]), config["table"])
+    return SearchProblem(meter, Space(**limits), dict(config["budget"]))
+
+
 def with_start(config: dict[str, Any]) -> dict[str, Any]:
-    """``config`` with a start: if it names none, the paper's, narrowed as little as the budget requires, or the narrowest.
+    """``config`` with a start: if it names none, the paper's in its space, narrowed as little as the budget requires, or the narrowest.
 
     "narrowed" is then the factor.
     """
     if config["start"]:
         return config
-    problem = SearchProblem(Meter(config["image_size"], table=config["table"]), Space(), config["budget"])
+    problem = _problem(config)
     blocks = parse_structure(read_yaml(_in_zoo(_START))["start"])
     for part in (1, 2, 4, 8):
         start = tuple(b._replace(channels=rounded(b.channels / part), bottleneck=b.bottleneck and rounded(b.bottleneck / part)) for b in blocks)
-        if problem.fits(problem.meter.measure(plain(start))):
+        inside = problem.moved_inside(plain(start))
+        if problem.fits(problem.meter.measure(inside)):
             break
-    return {**config, "start": start, "narrowed": part}
+    return {**config, "start": tuple(Block(*block) for block in inside), "narrowed": part}
 
 
 def say_narrowed(part: int) -> None:

@@ -39,9 +39,8 @@ def search_structures(config: dict[str, Any], seed: int, output: str, workers: i
         raise UserError(f"{output!r} already holds a search: continue it with --resume, or name another --output")
     if not os.path.isfile(run.path) and os.path.lexists(os.path.join(output, "best.json")):
         raise UserError(f"{output!r} holds another result: name another --output")
-    outside = run.problem.outside(run.start)
-    if outside:
-        print(f"note: the start is outside the space until mutations change it: its {outside}", flush=True)
+    if run.moved:
+        print(f"note: the start is outside the space: its {run.moved}. The search starts from the nearest structure inside", flush=True)
     if resume and os.path.isfile(run.path):
         run.load()
     elif resume:
@@ -114,7 +113,13 @@ class _Run:
         if narrowed > self.narrowed:
             say_narrowed(narrowed)
         self.narrowed = narrowed
-        self.problem, self.start = problem_of(config)
+        self.problem, start = problem_of(config)
+        self.moved, self.start = self.problem.outside(start), self.problem.moved_inside(start)
+        if not self.problem.fits(costs := self.problem.meter.measure(self.start)):
+            said = (
+                f"the start is outside the space, and the nearest structure inside exceeds the budget: {described(costs, self.problem.budget)}"
+            )
+            raise UserError(f"{said}. Use a smaller start or a larger budget", "value", "start")
 
     def begin(self, factor: float) -> None:
         self.correct(factor)

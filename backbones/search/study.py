@@ -7,7 +7,7 @@ import json
 import math
 import os
 import random
-from typing import Any, Callable, Mapping, Sequence
+from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from detectron2.config import CfgNode
@@ -17,8 +17,10 @@ from tabulate import tabulate
 from .. import zoo
 from ..config import flat
 from ..documents import read_json, reading
+from ..errors import counted
 from ..maedet import Block, format_structure, read_structure
-from ..registry import family_of
+from ..registry import family_of, get_spec
+from ..shufflenetv2 import read_subnet
 from .entropy import Meter, plain
 from .evolution import Candidate
 from .paths import CostTable, cost_table
@@ -27,7 +29,8 @@ from .structure_config import load_structure_config, problem_of
 
 BUDGET, SHALLOW = "search/crowd_budget.yaml", "search/crowd_shallow_budget.yaml"
 GFL = "crowd/gfl_crowd.yaml"
-SUPERNETS = {"paths": "crowd/detnas_supernet_crowd.yaml", "wide": "crowd/detnas_wide_supernet_crowd.yaml"}  # of the studies of paths
+_WIDE = "crowd/detnas_wide_supernet_crowd.yaml"
+SUPERNETS = {"paths": "crowd/detnas_supernet_crowd.yaml", "wide": _WIDE, "stages": _WIDE}  # of the studies of paths
 SUBNET = "crowd/detnas_subnet_crowd.yaml"
 PATH = "MODEL.SHUFFLENETV2.CHOICES"
 COUNT = 24  # random networks of a group
@@ -38,8 +41,10 @@ FOUND = {  # by `backbones search exact` within so many layers: "found by entrop
     "found by entropy, 31 layers": "found_31_layers.txt",
     "found with equal stage weights, 22 layers": "found_22_layers_equal_weights.txt",
 }
+FOUND_PATHS = {"paths": "found_path.txt", "wide": "found_wide_path.txt"}  # by `backbones search-paths` with the study's supernet
 SHORT = {"SOLVER.MAX_ITER": 2000}
 _RESAMPLES = 10_000  # of a bootstrap interval
+_LEAST = 8  # networks of a rank correlation: of fewer, bootstrap intervals are too narrow
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +94,13 @@ def short() -> list[Network]:
 
 
 def paths(study: str = "paths") -> list[Network]:
-    """Random paths of one cost in DetNAS's space, in the short training."""
-    common = {"MODEL.SHUFFLENETV2.BRANCH_WIDTHS": list(zoo.get_config(SUPERNETS[study]).MODEL.SHUFFLENETV2.BRANCH_WIDTHS), **SHORT}
-    return [
-        Network(f"{study.rstrip('s')} {i}", "random", SUBNET, options={PATH: list(path), **common})
-        for i, path in enumerate(random_paths(COUNT, study))
-    ]
+    """Random paths of one cost in DetNAS's space and the one that its search found, in the short training."""
+    node, one = zoo.get_config(SUPERNETS[study]).MODEL.SHUFFLENETV2, study.rstrip("s")
+    each = [(f"{one} {i}", "random", path) for i, path in enumerate(random_paths(COUNT, study))]
+    if study in FOUND_PATHS:
+        each.append((f"found {one}", "found", read_subnet(node, os.path.join(zoo.config_root(), "crowd", FOUND_PATHS[study]))))
+    common = {"MODEL.SHUFFLENETV2.BRANCH_WIDTHS": list(node.BRANCH_WIDTHS), **SHORT}
+    return [Network(name, group, SUBNET, options={PATH: list(path), **common}) for name, group, path in each]
 
 
 def wide() -> list[Network]:
@@ -102,9 +108,16 @@ def wide() -> list[Network]:
     return paths("wide")
 
 
+def stages() -> list[Network]:
+    """The same with one choice for all blocks of a stage: such paths differ more than those that mix all choices."""
+    return paths("stages")
+
+
 def random_paths(count: int, study: str = "paths") -> list[tuple[int, ...]]:
     """Paths that cost the most that the supernet's search allows, or up to 3 % less."""
-    return paths_of_one_cost(path_costs(study), zoo.get_config(SUPERNETS[study]).ONE_SHOT.MAX_COST, count, 0.03, 0)
+    cfg = zoo.get_config(SUPERNETS[study])
+    blocks = get_spec(cfg.MODEL.SHUFFLENETV2.NAME).blocks if study == "stages" else ()
+    return paths_of_one_cost(path_costs(study), cfg.ONE_SHOT.MAX_COST, count, 0.03, 0, stages=blocks)
 
 
 def path_costs(study: str = "paths") -> CostTable:
@@ -153,6 +166,7 @@ STUDIES: dict[str, Callable[[], list[Network]]] = {
     "structures": structures,
     "paths": paths,
     "wide": wide,
+    "stages": stages,
     "detectors": detectors,
 }
 
@@ -162,6 +176,29 @@ def setting(config: str) -> str:
     content = flat(CfgNode.load_yaml_with_base(zoo.get_config_file(config), allow_unsafe=True))
     kept = {key: value for key, value in content.items() if key != "OUTPUT_DIR"}
     return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+def identities(studies: Iterable[str]) -> dict[tuple[str, str], dict[str, Any]]:
+    """What rows of these studies and of their supernets are of, by study and network.
+
+    It is as rows say it: the setting, the options, and the structure of a network that is one.
+    """
+    known, settings = {}, {config: setting(config) for config in SUPERNETS.values()}
+    for name in studies:
+        for network in STUDIES[name]():
+            if network.config not in settings:
+                settings[network.config] = setting(network.config)
+            about = {"options": dict(network.options), **({"structure": network.structure} if network.structure else {})}
+            known[name, network.name] = {**about, "setting": settings[network.config]}
+            if name in SUPERNETS:
+                known["supernet", network.name] = {**about, "setting": settings[SUPERNETS[name]]}
+    return {key: json.loads(json.dumps(about)) for key, about in known.items()}
+
+
+def is_current(row: Mapping[str, Any], known: Mapping[tuple[str, str], Mapping[str, Any]]) -> bool:
+    """Whether a row is of a network of `identities` as it is now. Earlier versions wrote no options."""
+    about = known.get((row["study"], row["network"]))
+    return about is not None and all(row.get(key, value) == value for key, value in about.items())
 
 
 def read(path: str) -> list[dict[str, Any]]:
@@ -217,9 +254,16 @@ def correlation(a: Sequence[float], b: Sequence[float]) -> Correlation:
 
 
 def reliability(found: Mapping[str, Mapping[int, float]], seeds: tuple[int, int] = (1, 2)) -> Correlation | None:
-    """The rank correlation between two seeds of the same networks; None with fewer than four networks of both."""
+    """The rank correlation between two seeds of the same networks; None with fewer than `_LEAST` networks of both."""
     both = [by_seed for by_seed in found.values() if all(seed in by_seed for seed in seeds)]
-    return correlation(*([by_seed[seed] for by_seed in both] for seed in seeds)) if len(both) > 3 else None
+    return correlation(*([by_seed[seed] for by_seed in both] for seed in seeds)) if len(both) >= _LEAST else None
+
+
+def means(found: Mapping[str, Mapping[int, float]], names: Iterable[str]) -> dict[str, float]:
+    """The mean of each network over the seeds that all of them have, as seeds differ in their level; empty if there is no such seed."""
+    chosen = {name: found[name] for name in names}
+    seeds = set.intersection(*map(set, chosen.values())) if chosen else set()
+    return {name: float(np.mean([by_seed[seed] for seed in seeds])) for name, by_seed in chosen.items()} if seeds else {}
 
 
 def spread(found: Mapping[str, Mapping[int, float]]) -> float:
@@ -270,13 +314,17 @@ def _measure(found: Mapping[str, Mapping[int, float]], of: str = "") -> str:
 def _groups(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[int, float]]) -> str:
     """Random networks together, the others one by one."""
     group = {row["network"]: row["group"] for row in rows}
-    means = {name: float(np.mean(list(by_seed.values()))) for name, by_seed in found.items()}
+    each = {name: float(np.mean(list(by_seed.values()))) for name, by_seed in found.items()}
     table = []
     for kind in sorted({kind for kind in group.values() if kind.startswith("random")}):
-        chance = [mean for name, mean in means.items() if group[name] == kind]
-        table.append((f"{kind}: mean of {len(chance)}", f"{np.mean(chance):.2f}", ""))
-        table.append(("the best of them", f"{max(chance):.2f}", ""))
-    for name, mean in sorted(means.items(), key=lambda item: -item[1]):
+        names = [name for name in found if group[name] == kind]
+        chance = means(found, names) or {name: each[name] for name in names}
+        seeds = sorted({seed for name in names for seed in found[name]})
+        of_seeds = {seed: [found[name][seed] for name in names if seed in found[name]] for seed in seeds}
+        said = (f"{np.mean(aps):.2f}" + (f" (of {len(aps)})" if len(aps) < len(names) else "") for aps in of_seeds.values())
+        table.append((f"{kind}: mean of {len(chance)}", f"{np.mean([*chance.values()]):.2f}", " ".join(said)))
+        table.append(("the best of them", f"{max(chance.values()):.2f}", ""))
+    for name, mean in sorted(each.items(), key=lambda item: -item[1]):
         if not group[name].startswith("random"):
             table.append((name, f"{mean:.2f}", " ".join(f"{value:.2f}" for _, value in sorted(found[name].items()))))
     return tabulate(table, ("network", "AP", "of each seed"), "pipe", disable_numparse=True)
@@ -292,18 +340,18 @@ def _structures(rows: Sequence[Mapping[str, Any]], study: str) -> str:
     if not found:
         return ""
     drawn = [network for network in structures() if network.group.startswith("random") and network.name in found]
-    reached = {network.name: float(np.mean(list(found[network.name].values()))) for network in drawn}
     whole_space = {network.name: found[network.name] for network in drawn if network.group == "random"}
     parts = [f"Structures of one number of operations, {iterations_of(study):,} iterations. {_measure(whole_space, ' (group random)')}"]
     both = [name for name in whole_space if name in whole] if study == "short" else []
-    if len(both) > 3:
-        long = [float(np.mean(list(whole[name].values()))) for name in both]
-        parts[0] += f" Rank correlation with the AP of the long training: {correlation([reached[name] for name in both], long)}."
+    if len(both) >= _LEAST and (now := means(found, both)) and (long := means(whole, both)):
+        agreement = correlation([*now.values()], [*long.values()])
+        parts[0] += f" Rank correlation with the AP of the long training (group random): {agreement}, {counted(len(both), 'network')}."
     size, columns = load_structure_config(BUDGET)["image_size"], {}
     for group in dict.fromkeys(network.group for network in drawn):
         own = [network for network in drawn if network.group == group]
-        known = [predictors(network.structure, size) for network in own]
-        if len(own) > 3:
+        reached = means(found, [network.name for network in own])
+        if len(reached) >= _LEAST:
+            known = [predictors(network.structure, size) for network in own]
             aps = [reached[network.name] for network in own]
             columns[f"{group} ({len(own)})"] = {name: str(correlation([each[name] for each in known], aps)) for name in known[0]}
     if columns:
@@ -318,12 +366,13 @@ def _paths(rows: Sequence[Mapping[str, Any]], study: str) -> str:
     if not found:
         return ""
     own, scored = [row for row in rows if row["study"] == study], by_network(rows, "supernet")
-    both = [name for name in found if name in scored]
-    space = "Paths of one cost" + (" with branch widths" if study == "wide" else "")
-    parts = [f"{space}, {iterations_of(study):,} iterations. {_measure(found)}", _groups(own, found)]
-    if len(both) > 3:
-        scores, reached = ([float(np.mean(list(of[name].values()))) for name in both] for of in (scored, found))
-        parts.insert(1, f"Rank correlation of the supernet's scores with AP: {correlation(scores, reached)}, {len(both)} paths.")
+    drawn = {name: found[name] for name in found if any(row["network"] == name and row["group"] == "random" for row in own)}
+    space = {"paths": "", "wide": " with branch widths", "stages": " with branch widths, and one choice for all blocks of a stage"}[study]
+    parts = [f"Paths of one cost{space}, {iterations_of(study):,} iterations. {_measure(drawn, ' (group random)')}", _groups(own, found)]
+    both = [name for name in drawn if name in scored]
+    if len(both) >= _LEAST and (scores := means(scored, both)) and (reached := means(drawn, both)):
+        agreement = correlation([*scores.values()], [*reached.values()])
+        parts.insert(1, f"Rank correlation of the supernet's scores with AP: {agreement}, {len(both)} random paths.")
     return "\n\n".join(parts)
 
 
@@ -355,7 +404,7 @@ def structure_file(network: Network) -> str:
 def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     """Draws what was known before training against AP, with the range of the seeds: entropy of structures, scores of paths by a supernet.
 
-    Stars are what was found, lines are hand-made networks.
+    Stars are what was found. Lines are hand-made networks, and what was found but has no score.
     """
     meter, scored = Meter(load_structure_config(BUDGET)["image_size"]), by_network(rows, "supernet")
     panels: list[tuple[str, str, dict[str, float]]] = []  # (study, what is known, its value for each random network)
@@ -363,8 +412,9 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     for study in ("short", "structures"):
         panels.append((study, "entropy score", entropy))
     for study in SUPERNETS:
-        panels.append((study, "AP with the supernet's weights, mean", {name: float(np.mean([*by.values()])) for name, by in scored.items()}))
-    panels = [panel for panel in panels if panel[2].keys() & by_network(rows, panel[0]).keys()] or panels[:1]
+        names = [name for name in by_network(rows, study) if name in scored]
+        panels.append((study, "AP with the supernet's weights", means(scored, names)))
+    panels = [panel for panel in panels if by_network(rows, panel[0])] or panels[:1]
     figure = Figure(figsize=(5.5 * len(panels) + 2, 4.5), layout="constrained")
     colours, lines = itertools.cycle(f"C{i}" for i in range(10)), itertools.cycle(("--", ":", "-.", "-"))
     styles: dict[str, dict[str, Any]] = {}  # the same in all panels
@@ -375,16 +425,18 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
             random_one = group[name].startswith("random")
             if name in known:
                 drawn.setdefault(group[name] if random_one else name, []).append((known[name], [*by_seed.values()]))
-            elif not random_one:  # a random path may not be scored yet
+            elif not random_one:
                 style = styles.get(name) or styles.setdefault(name, {"color": "0.4", "linestyle": next(lines), "linewidth": 1})
                 axes.axhline(float(np.mean([*by_seed.values()])), label=name, **style)
         for label, points in drawn.items():
-            means = [float(np.mean(values)) for _, values in points]
-            low, high = ([abs(end(values) - mean) for mean, (_, values) in zip(means, points)] for end in (min, max))
+            middle = [float(np.mean(values)) for _, values in points]
+            low, high = ([abs(end(values) - mean) for mean, (_, values) in zip(middle, points)] for end in (min, max))
             marker, size = ("o", 4) if label.startswith("random") else ("*", 10)
             style = styles.get(label) or styles.setdefault(label, {"color": next(colours), "fmt": marker, "markersize": size})
-            axes.errorbar([score for score, _ in points], means, yerr=[low, high], capsize=2, label=label, **style)
-        axes.set(xlabel=what, ylabel="AP, mean of the seeds", title=f"{study}, {iterations_of(study):,} iterations")
+            axes.errorbar([score for score, _ in points], middle, yerr=[low, high], capsize=2, label=label, **style)
+        missing = sum(name not in known and group[name].startswith("random") for name in found)
+        more = f", {counted(missing, 'path')} not scored yet" if missing else ""
+        axes.set(xlabel=what, ylabel="AP, mean of the seeds", title=f"{study}, {iterations_of(study):,} iterations{more}")
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles, fontsize=8, loc="outside right center")
     figure.savefig(path, dpi=110)

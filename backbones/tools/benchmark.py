@@ -59,7 +59,8 @@ def train(config: str, output: str, opts: list[str], backbone: str = "", data: S
     """
     front = open_config(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    own = " ".join(front.override(key, value) for key, value in (("MODEL.DEVICE", device), ("OUTPUT_DIR", output))).split(" ")
+    given = (("MODEL.DEVICE", device), ("OUTPUT_DIR", output))
+    own = [part for key, value in given for part in front.override(key, value).split(" ", 1)]  # a Python config's are KEY=VALUE
     overrides = [*own, *opts]
     settings = open_config(config, overrides).settings
     other = ["--backbone", backbone] if backbone else []

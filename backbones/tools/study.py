@@ -13,6 +13,7 @@ import logging
 import os
 import tempfile
 import threading
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from .. import zoo
 from ..config import check_output_file
 from ..engine import open_config
-from ..errors import UserError, unknown
+from ..errors import UserError, counted, unknown
 from ..files import sha256, write_whole
 from ..search import study
 from ..search.one_shot import prepare
@@ -29,12 +30,14 @@ from . import parser_of, picture, program, run
 from .benchmark import machine, record, train, words
 from .digits import make
 
+Rows = list[dict[str, Any]]
+Known = dict[tuple[str, str], dict[str, Any]]  # `study.identities`
 KEYS = ("study", "network", "seed")
 _MPS = "nvidia-cuda-mps-control -d"  # NVIDIA's Multi-Process Service
 
 
-def row_of(name: str, network: study.Network, seed: int, output: str) -> dict[str, object]:
-    """Trains a network and returns its row."""
+def row_of(name: str, network: study.Network, seed: int, output: str, about: dict[str, object]) -> dict[str, object]:
+    """Trains a network and returns its row; ``about`` is its entry in `study.identities`."""
     folder = os.path.join(output, name, f"{network.name.replace(' ', '_')}_{seed}")
     os.makedirs(folder, exist_ok=True)
     options = {**network.options, "SEED": seed}
@@ -42,62 +45,76 @@ def row_of(name: str, network: study.Network, seed: int, output: str) -> dict[st
         options["MODEL.MAEDET.STRUCTURE"], options["MODEL.MAEDET.WIDTH"] = os.path.join(folder, "structure.txt"), 1.0
         write_whole(os.path.join(folder, "structure.txt"), study.structure_file(network))
     row = train(network.config, folder, words(options), network.backbone, log=os.path.join(folder, "output.txt"))
-    about = {"structure": network.structure} if network.structure else {}
     return {
         "study": name,
         "network": network.name,
         "group": network.group,
-        **about,
         **row,
-        "setting": study.setting(network.config),
+        **about,
         "command": f"backbones study {name} --networks '{network.name}' --seeds {seed}",
     }
 
 
-def waiting(args: argparse.Namespace, rows: list[dict[str, object]]) -> list[tuple[str, study.Network, int]]:
+def waiting(args: argparse.Namespace, rows: Rows, known: Known) -> list[tuple[str, study.Network, int]]:
     """What is to be trained: (study, network, seed), all networks of a seed before the next seed.
 
-    Raises UserError for names of networks that no study has, and if rows in the file are of other settings.
+    Raises UserError for names of networks that no study has, and if rows of these studies are of other networks or settings.
     """
-    done = {tuple(row[key] for key in KEYS): row for row in rows}
+    done = {tuple(row[key] for key in KEYS) for row in rows}
     networks = [(name, network) for name in args.studies for network in study.STUDIES[name]()]
-    known = {network.name for _, network in networks}
+    names = {network.name for _, network in networks}
     for name in args.networks:
-        if name not in known:
-            raise unknown("--networks", name, sorted(known), "--networks")
-    settings = {config: study.setting(config) for config in {network.config for _, network in networks}}
-    every = [(name, network, seed) for seed in args.seeds for name, network in networks]
-    for name, network, seed in every:
-        row = done.get((name, network.name, seed))
-        if row and row["setting"] != settings[network.config]:
-            raise UserError(f"--json {args.json!r}: {network.name!r} was trained with another version of {network.config}: name another file")
+        if name not in names:
+            raise unknown("--networks", name, sorted(names), "--networks")
+    check_rows([row for row in rows if row["study"] in args.studies], known, args.json)
     return [
         (name, network, seed)
-        for name, network, seed in every
+        for seed in args.seeds
+        for name, network in networks
         if (name, network.name, seed) not in done and (not args.networks or network.name in args.networks)
     ]
 
 
-def scores(name: str, weights: str, path: str, seed: int) -> None:
-    """Scores the paths of a study by a trained supernet; adds a row for each."""
-    config = study.SUPERNETS[name]
+def check_rows(rows: Rows, known: Known, path: str) -> None:
+    """Raises UserError if rows are not of networks as they are now."""
+    for row in rows:
+        if not study.is_current(row, known):
+            said = f"--json {path!r}: {row['network']!r}, seed {row['seed']}, is of another version of that network or its config"
+            raise UserError(f"{said}: name another file", "conflict", "--json")
+
+
+def scores(name: str, weights: str, path: str, seed: int, rows: Rows, known: Known) -> None:
+    """Scores the paths of a study by a trained supernet; adds a row for each that has none.
+
+    Raises UserError if there are scores of that seed by another supernet.
+    """
+    config, digest = study.SUPERNETS[name], sha256(weights)
+    networks = study.STUDIES[name]()
+    own = [row for row in rows if row["study"] == "supernet" and row["seed"] == seed and row["network"] in {each.name for each in networks}]
+    check_rows(own, known, path)
+    if any(row.get("weights") != digest for row in own):
+        raise UserError(
+            f"--json {path!r} has scores of another supernet with seed {seed}: name another file, or its seed", "conflict", "--json"
+        )
+    networks = [network for network in networks if network.name not in {row["network"] for row in own}]
+    print(f"{counted(len(networks), 'path')} to score, {len(own)} scored before", flush=True)
     cfg = open_config(config, ["MODEL.WEIGHTS", weights, "MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu"])
     front = prepare(cfg, argparse.Namespace(resume=True))
     logging.disable(logging.INFO)  # detectron2 logs every evaluation
     with tempfile.TemporaryDirectory() as folder:
         evaluator = PathEvaluator(front.cfg, folder)
-        for network in tqdm(study.STUDIES[name](), desc="paths", unit="path"):
+        for network in tqdm(networks, desc="paths", unit="path"):
             score, _ = evaluator(tuple(network.options[study.PATH]))
             row = {"study": "supernet", "network": network.name, "group": network.group, "ap": round(score, 4), "seed": seed}
-            row.update(machine=machine(), setting=study.setting(config), weights=sha256(weights))
+            row.update(machine=machine(), weights=digest, **known["supernet", network.name])
             record({**row, "command": f"backbones study {name} --supernet {weights} --seeds {seed}"}, path, KEYS)
 
 
 def main() -> None:
     parser = parser_of(program("study"), __doc__)
-    parser.add_argument("studies", nargs="*", default=list(study.STUDIES), metavar="STUDY", help=f"(default: {' '.join(study.STUDIES)})")
+    parser.add_argument("studies", nargs="*", metavar="STUDY", help=f"(default: {' '.join(study.STUDIES)})")
     parser.add_argument("--networks", nargs="+", default=[], metavar="NAME", help="train only these networks")
-    parser.add_argument("--seeds", type=int, nargs="+", default=(1, 2), help="(default: 1 2)")
+    parser.add_argument("--seeds", type=int, nargs="+", help="(default: 1 2)")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once (default: %(default)s)")
     parser.add_argument("--output", default="output/study", metavar="DIR", help="where the runs go (default: %(default)s)")
     default = os.path.join(os.path.dirname(zoo.__file__), "study.json")
@@ -114,10 +131,16 @@ def main() -> None:
     for name in args.studies:
         if name not in study.STUDIES:
             raise unknown("study", name, study.STUDIES)
-    if args.supernet and ({*args.studies} - {*study.SUPERNETS} or len({*args.studies}) > 1):
-        raise UserError(
-            f"--supernet scores the paths of one study: name {' or '.join(study.SUPERNETS)} alone", "missing-argument", "--supernet"
-        )
+    for flag, given in (("STUDY", args.studies), *((f"--{name}", getattr(args, name)) for name in ("networks", "seeds", "supernet"))):
+        if args.show and given:
+            raise UserError(f"--show shows all rows: it cannot be combined with {flag}", "conflict", "--show")
+    if args.plot and not args.show:
+        raise UserError("--plot draws what --show prints: add --show", "missing-argument", "--show")
+    args.studies, args.seeds = (list(dict.fromkeys(given)) for given in (args.studies or study.STUDIES, args.seeds or (1, 2)))
+    if args.supernet and ({*args.studies} - {*study.SUPERNETS} or len(args.studies) > 1):
+        *others, last = study.SUPERNETS
+        said = f"--supernet scores the paths of one study: name {', '.join(others)} or {last} alone"
+        raise UserError(said, "missing-argument", "--supernet")
     if args.supernet and args.networks:
         raise UserError("--supernet scores all paths of a study: it cannot be combined with --networks", "conflict", "--networks")
     if args.supernet and not os.path.isfile(args.supernet):
@@ -126,17 +149,26 @@ def main() -> None:
         raise UserError(f"--jobs {args.jobs}: it must be at least 1", "value", "--jobs")
     if args.plot:
         picture(args.plot)
+    if args.show and not os.path.isfile(args.json):
+        raise UserError(f"--json {args.json!r} is not a file", "missing-file", "--json")
     rows = study.read(args.json) if os.path.isfile(args.json) else []
     if args.show:
+        there = {row["study"] for row in rows}
+        known = study.identities(name for name in study.STUDIES if name in there or "supernet" in there and name in study.SUPERNETS)
+        now = [row for row in rows if study.is_current(row, known)]
+        if len(now) < len(rows):
+            print(f"{counted(len(rows) - len(now), 'row')} left out: of other versions of networks or configs\n")
+        rows = now
         print(study.summary(rows))
         if args.plot:
             study.plot(rows, args.plot)
         return
     check_output_file(args.json, "--json")
+    known = study.identities(args.studies)
     if args.supernet:
         make(which="digits_crowd")
-        return scores(args.studies[0], args.supernet, args.json, args.seeds[0])
-    todo = waiting(args, rows)
+        return scores(args.studies[0], args.supernet, args.json, args.seeds[0], rows, known)
+    todo = waiting(args, rows, known)
     print(f"{len(todo)} networks to train, {len(rows)} rows in {args.json}", flush=True)
     if (
         torch.cuda.is_available()
@@ -149,19 +181,19 @@ def main() -> None:
 
     def one(task: tuple[str, study.Network, int]) -> None:
         nonlocal ended
-        row = row_of(*task, args.output)
+        row = row_of(*task, args.output, known[task[0], task[1].name])
         with lock:
             record(row, args.json, KEYS)
             ended += 1
             print(f"{ended}/{len(todo)} {row['network']}, seed {row['seed']}: AP {row['ap']:.2f} in {row['minutes']} minutes", flush=True)
 
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        for training in concurrent.futures.as_completed([pool.submit(one, task) for task in todo]):
-            try:
+        try:
+            for training in concurrent.futures.as_completed([pool.submit(one, task) for task in todo]):
                 training.result()
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 if __name__ == "__main__":
