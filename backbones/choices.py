@@ -71,7 +71,7 @@ def read_choices(path: str, blocks: Sequence[int], stated: dict[str, Any] | None
         content = read_yaml(path)
         if isinstance(content, str):  # a tuple, as Python writes it
             content = ast.literal_eval(content.strip())
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise UserError(f"{what} cannot be read: {error}") from error
     if isinstance(content, dict) and "choices" in content:
         says = {"branch_widths": [1.0], **content}

@@ -423,7 +423,7 @@ def read_one_shot(path, _):
 
 
 def read_rank(path, _):
-    rows = rank_correlation.load_paths(path, "1f")
+    rows, _ = rank_correlation.load_paths(path, "1f")
     rank_correlation.compared(path)
     if len(rows) > 2:
         rank_correlation.summary(rows)

@@ -1,6 +1,7 @@
 """The one-shot search: costs, proposals, evaluation of paths, and that it can be killed at any moment."""
 
 import contextlib
+import dataclasses
 import json
 import os
 import random
@@ -271,6 +272,30 @@ def test_killed_and_resumed(tiny, tmp_path):
     model = build_model(cfg).eval()
     GatedCheckpointer(model, require="all").load(str(tmp_path / "whole" / "best_subnet.pth"))
     assert list(model.backbone.bottom_up.choices) == best["path"]
+
+
+def test_the_configs_own_path_is_no_result():
+    """A supernet's config may name the path that its evaluations show."""
+    own = one_shot._own_config(config("MODEL.SHUFFLENETV2.CHOICES", [0] * 20))
+    assert own.MODEL.SHUFFLENETV2.CHOICES == [] and own.MODEL.SHUFFLENETV2.SUBNET == "best_subnet.yaml"
+
+
+def test_seconds_are_of_one_place(tiny, tmp_path, monkeypatch):
+    """A search by latency does not resume on another device; one by multiply-adds does."""
+    args = one_shot.argument_parser().parse_args(command(tiny, tmp_path)[2:])
+    cfg = one_shot.prepare(one_shot.open_supernet(args), args).cfg
+    path = tmp_path / "search.json"
+    for kind in ("latency", "macs"):
+        sampler = PathSampler(cfg.ONE_SHOT, dataclasses.replace(TABLE, kind=kind), "evolution", 0)
+        before = identity_of(cfg, sampler)
+        path.write_text(json.dumps({"search": before, "archive": []}))
+        with monkeypatch.context() as patch:
+            patch.setattr("backbones.timing.about", lambda device: {"machine": "another", "threads": 7})
+            now = identity_of(cfg, sampler)
+        with pytest.raises(UserError, match="has a different place") if kind == "latency" else contextlib.nullcontext():
+            assert load_archive(str(path), now) == []
+        path.write_text(json.dumps({"search": {key: before[key] for key in before if key != "place"}, "archive": []}))
+        assert load_archive(str(path), now) == []  # of an earlier version
 
 
 def test_damaged_states(tiny, tmp_path):

@@ -2,7 +2,9 @@
 
 import argparse
 import json
+import logging
 import os
+import random
 import subprocess
 
 import pytest
@@ -11,6 +13,7 @@ from backbones import zoo
 from backbones.benchmark import tables
 from backbones.errors import UserError
 from backbones.search import rank_correlation
+from backbones.search.paths import CostTable
 from backbones.tools import search_demo
 
 OPTS = ["SOLVER.MAX_ITER", "10"]
@@ -106,6 +109,57 @@ def test_files_of_others(calls, tmp_path, monkeypatch):
         with pytest.raises(UserError, match="is not a file of comparisons"):
             demo(monkeypatch, "--output", tmp_path / "d", "--proof", 2, "--json", tmp_path / "a.json")
     assert not calls.found
+
+
+def test_a_demo_folder_of_others(calls, tmp_path, monkeypatch):
+    for content in ("{", "[" * 3000, "\xff"):
+        (tmp_path / "demo.json").write_text(content)
+        with pytest.raises(UserError, match="holds (a demo.json that no search_demo wrote|another run)"):
+            demo(monkeypatch, "--output", tmp_path)
+
+
+def compare(monkeypatch, tmp_path, trained, *opts):
+    """A comparison of the config's path with two others, by costs in seconds that differ in each measurement; returns its row."""
+    monkeypatch.setattr(rank_correlation, "prepare", lambda front, args: front)
+    monkeypatch.setattr(rank_correlation, "PathEvaluator", lambda cfg, folder: lambda path: (float(sum(path)), {"inference": 1.0}))
+    monkeypatch.setattr(rank_correlation, "train_path", lambda *args: trained.pop(0))
+    noise = random.Random(str(trained))
+
+    def cost_table(cfg, kind, size):
+        return CostTable(kind, 0.0, tuple(tuple(1 + noise.random() / 5 for _ in range(4)) for _ in range(20)))
+
+    monkeypatch.setattr(rank_correlation, "cost_table", cost_table)
+    for name, text in (("s.pth", "1"), ("subnet.yaml", str([1] * 20))):
+        (tmp_path / name).write_text(text)
+    where = ["--json", tmp_path / "a.json", "--train", search_demo.SUBNET, "--paths", 2, "--window", 0.1]
+    command = ["rank", "--config-file", search_demo.SUPERNET, "--subnet", tmp_path / "subnet.yaml", *where]
+    command += ["MODEL.WEIGHTS", tmp_path / "s.pth", "ONE_SHOT.COST", "latency", *opts]
+    monkeypatch.setattr("sys.argv", [*map(str, command)])
+    try:
+        rank_correlation.main()
+    finally:
+        logging.disable(logging.NOTSET)
+    return json.loads((tmp_path / "a.json").read_text())["runs"]
+
+
+def test_a_stopped_comparison_goes_on(tmp_path, monkeypatch):
+    """With the paths and costs of before, though seconds are never measured the same twice."""
+    with pytest.raises(IndexError):
+        compare(monkeypatch, tmp_path, [50.0])
+    before = json.loads((tmp_path / "a.json").read_text())["runs"][0]
+    (row,) = compare(monkeypatch, tmp_path, [51.0, 52.0])
+    assert row["table"] == before["table"] and row["paths"][0] == before["paths"][0] and row["others_mean"] == 51.5
+    assert row["settings"] == [zoo.digest(search_demo.SUBNET)]
+    monkeypatch.setattr(zoo, "digest", lambda config: "0" * 12)  # of a config that was changed meanwhile
+    assert len(compare(monkeypatch, tmp_path, [50.0, 51.0, 52.0])) == 2
+
+
+def test_a_path_that_finds_nothing(calls, tmp_path, monkeypatch):
+    """Its AP is 0, not NaN, which would make all figures NaN."""
+    cfg = zoo.get_config(search_demo.SUPERNET)
+    args = argparse.Namespace(seed=4, inherit=False, pretrain="", train=search_demo.SUBNET, train_opts=[])
+    monkeypatch.setattr(rank_correlation.plot, "read_metrics", lambda folder: [{"bbox/AP": float("nan")}])
+    assert rank_correlation.train_path([1] * 20, args, "bbox/AP", cfg, str(tmp_path)) == 0.0
 
 
 def test_what_a_path_starts_from(calls, tmp_path):

@@ -273,6 +273,7 @@ def test_branch_widths(shuffle, split, deformable):
         ("a: [", "cannot be read"),
         ("!!python/object/apply:os.system ['true']", "cannot be read"),
         ("__import__('os')", "cannot be read"),
+        *((text, "cannot be read") for text in ("'({[1]: 2})'", "!!bool abc", "!!timestamp abc", "!!int ''")),
     ],
 )
 def test_broken_subnet_files(text, words, tmp_path):

@@ -154,7 +154,7 @@ def test_each_training_is_a_row_and_none_is_done_twice(tmp_path, monkeypatch, ca
     rows = json.loads(where.read_text())["runs"]
     assert [(row["study"], row["seed"]) for row in rows] == [("structures", 1), ("structures", 1), ("structures", 2), ("structures", 2)]
     of = next(row for row in rows if row["network"] == "structure 3")
-    assert of["group"] == "random" and len(of["structure"]) == 5 and of["setting"] == study.setting("crowd/gfl_crowd.yaml")
+    assert of["group"] == "random" and len(of["structure"]) == 5 and of["setting"] == zoo.digest("crowd/gfl_crowd.yaml")
     assert of["command"] == "backbones study structures --networks 'structure 3' --seeds 1"
     structure = next(options["MODEL.MAEDET.STRUCTURE"] for _, options, backbone in calls if not backbone)
     cfg = zoo.get_config("crowd/gfl_crowd.yaml")

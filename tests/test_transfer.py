@@ -143,3 +143,10 @@ def test_starts_of_a_found_network(monkeypatch, tmp_path, capsys):
     weights = [options["MODEL.WEIGHTS"] and os.path.relpath(options["MODEL.WEIGHTS"], demo) for options in seen[:3]]
     assert weights == ["", "subnet_classes/model_final.pth", "supernet/model_final.pth"]
     assert {options["MODEL.SHUFFLENETV2.SUBNET"] for options in seen} == {str(demo / "search" / "best_subnet.yaml")}
+    assert read[0]["command"] == f"python -m backbones.tools.transfer --search {demo}"
+    (demo / "search" / "best_subnet.yaml").write_text("another")  # its rows come beside those of the first
+    transfer.main()
+    assert len(json.loads(rows.read_text())["runs"]) == 12
+    monkeypatch.setattr("sys.argv", ["transfer", "--search", str(demo), "--scenes", "60"])
+    with pytest.raises(UserError, match="--search trains on all scenes"):
+        transfer.main()

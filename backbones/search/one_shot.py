@@ -186,7 +186,8 @@ def _own_config(cfg: CfgNode) -> CfgNode:
     whole = {entry[0] + KEPT: entry[0] for entry in cfg.DATASETS.HOLD_OUT}  # nothing stays held out
     own.DATASETS.TRAIN = tuple(whole.get(name, name) for name in cfg.DATASETS.TRAIN)
     own.DATASETS.HOLD_OUT = defaults.DATASETS.HOLD_OUT
-    own.MODEL.WEIGHTS, own.MODEL.SHUFFLENETV2.SUPERNET, own.MODEL.SHUFFLENETV2.SUBNET = "", False, "best_subnet.yaml"
+    own.MODEL.WEIGHTS, node = "", own.MODEL.SHUFFLENETV2
+    node.SUPERNET, node.CHOICES, node.SUBNET = False, [], "best_subnet.yaml"
     own.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "training")
     return own
 

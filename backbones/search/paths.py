@@ -17,6 +17,7 @@ from detectron2.config import CfgNode, get_cfg
 from detectron2.layers import ShapeSpec
 from detectron2.utils import comm
 
+from .. import timing
 from ..choices import choice_count, random_path
 from ..config import add_backbones_config, all_keys, get
 from ..documents import read_json, reading
@@ -238,7 +239,11 @@ def search_paths(cfg: CfgNode, sampler: PathSampler, evaluate: Callable[[Path], 
 
 def identity_of(cfg: CfgNode, sampler: PathSampler) -> dict[str, Any]:
     """All that the result depends on, except the number of generations."""
-    about = {"weights": sha256(cfg.MODEL.WEIGHTS), "table": dataclasses.asdict(sampler.table), "method": sampler.method, "seed": sampler.seed}
+    about: dict[str, Any] = {"weights": sha256(cfg.MODEL.WEIGHTS), "table": dataclasses.asdict(sampler.table), "method": sampler.method}
+    about["seed"] = sampler.seed
+    if sampler.table.kind == "latency":  # seconds are of one place
+        here = timing.about(cfg.MODEL.DEVICE)
+        about["place"] = f"{here['machine']}, {here['threads']} threads"
     return json.loads(json.dumps({**about, "config": config_values(cfg)}))
 
 
@@ -260,7 +265,8 @@ def load_archive(path: str, identity: dict[str, Any]) -> list[Evaluated]:
         return []
     with reading(f"{path!r} is no state of a search"):
         data = read_json(path)
-        differ = [key for key in identity if key != "config" and data["search"].get(key) != identity[key]]
+        saved = {"place": identity.get("place"), **data["search"]}  # earlier versions wrote no place
+        differ = [key for key in identity if key != "config" and saved.get(key) != identity[key]]
         before, now, usual = data["search"]["config"], identity["config"], default_values()  # an older state lacks keys that came later
         differ += sorted(key for key in {*before, *now} if before.get(key, usual.get(key)) != now.get(key))
     if differ:
@@ -287,10 +293,14 @@ def _finite(values: Iterable[Any]) -> bool:
 def load_costs(path: str) -> CostTable:
     """The costs that the search of a state file used. Raises UserError for any other file."""
     with reading(f"{path!r} is no state of a search"):
-        saved = read_json(path)["search"]["table"]
-        table = CostTable(str(saved["kind"]), saved["base"], tuple(tuple(row) for row in saved["blocks"]))
-        if not _finite([table.base, *(cost for row in table.blocks for cost in row)]) or not all(table.blocks):
-            raise ValueError("its table has costs that are not numbers")
-        if len({len(row) for row in table.blocks}) != 1:
-            raise ValueError("its table has blocks with different numbers of choices")
-        return table
+        return costs_of(read_json(path)["search"]["table"])
+
+
+def costs_of(saved: dict[str, Any]) -> CostTable:
+    """A table from its fields, as JSON has them. Raises ValueError, KeyError or TypeError for anything else."""
+    table = CostTable(str(saved["kind"]), saved["base"], tuple(tuple(row) for row in saved["blocks"]))
+    if not table.blocks or not all(table.blocks) or not _finite([table.base, *(cost for row in table.blocks for cost in row)]):
+        raise ValueError("its table has costs that are not numbers")
+    if len({len(row) for row in table.blocks}) != 1:
+        raise ValueError("its table has blocks with different numbers of choices")
+    return table

@@ -10,6 +10,7 @@ file, written after each path, so that a stopped run continues.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -34,7 +35,7 @@ from ..tools import parser_of, plot, run
 from ..tools.benchmark import machine, record
 from .one_shot import open_supernet, prepare
 from .path_evaluator import PathEvaluator
-from .paths import CostTable, config_values, cost_table, default_values
+from .paths import CostTable, config_values, cost_table, costs_of, default_values
 
 
 def paths_of_one_cost(
@@ -77,15 +78,19 @@ def train_path(path: Sequence[int], args: argparse.Namespace, metric: str, cfg: 
     final = plot.read_metrics(output)[-1]
     if metric not in final:
         raise UserError(f"{metric} is not among the metrics of training: {', '.join(key for key in final if '/' in key)}")
-    return final[metric]
+    return float(np.nan_to_num(final[metric]))  # NaN: nothing was found
 
 
-def load_paths(path: str, identity: str) -> list[dict[str, Any]]:
-    """The paths of that comparison so far; none without a file. Raises UserError for a file that no comparison wrote."""
+def load_paths(path: str, identity: str) -> tuple[list[dict[str, Any]], CostTable | None]:
+    """The paths of that comparison so far, and its table of costs if that was measured; none without a file.
+
+    Raises UserError for a file that no comparison wrote.
+    """
     if not os.path.isfile(path):
-        return []
+        return [], None
     with reading(f"--json {path!r} is not a file of comparisons"):
         rows = [row for row in read_json(path)["runs"] if row["comparison"] == identity]
+        table = costs_of(rows[0]["table"]) if rows and "table" in rows[0] else None
         paths = list(rows[0]["paths"]) if rows else []
         for row in paths:
             times = row.get("seconds", {})
@@ -94,7 +99,7 @@ def load_paths(path: str, identity: str) -> list[dict[str, Any]]:
             if times.keys() != paths[0].get("seconds", {}).keys():
                 raise ValueError("its entries have seconds of different parts")
             tuple(row["path"])
-    return paths
+    return paths, table
 
 
 def compared(path: str) -> list[dict[str, Any]]:
@@ -162,17 +167,19 @@ def main() -> None:
     cfg = prepare(open_supernet(args), args).cfg
     for config in filter(None, (args.train, args.pretrain)):
         zoo.get_config_file(config)
-    table = cost_table(cfg, cfg.ONE_SHOT.COST, cfg.ONE_SHOT.COST_SIZE)
     found = read_subnet(cfg.MODEL.SHUFFLENETV2, args.subnet)
-    paths = [found, *paths_of_one_cost(table, table.cost(found), args.paths, args.window, args.seed, found)]
     start = "the supernet" if args.inherit else args.pretrain or "random weights"
-    about = {"config": args.train, "start": start, "metric": cfg.ONE_SHOT.METRIC, "cost": table.kind, "seed": args.seed}
+    about = {"config": args.train, "start": start, "metric": cfg.ONE_SHOT.METRIC, "cost": cfg.ONE_SHOT.COST, "seed": args.seed}
+    about["settings"] = [zoo.digest(config) for config in (args.train, args.pretrain) if config]
     about.update(dataset=cfg.ONE_SHOT.DATASET, window=args.window, random_paths=args.paths, supernet=sha256(cfg.MODEL.WEIGHTS))
     usual, values = default_values(), json.loads(json.dumps(config_values(cfg)))
     own = {key: value for key, value in values.items() if key not in usual or value != usual[key]}  # a key that comes later changes nothing
     about["supernet_config"] = hashlib.sha256(json.dumps([own, args.train_opts], sort_keys=True).encode()).hexdigest()
     identity = hashlib.sha256(json.dumps([about, found]).encode()).hexdigest()[:12]
-    rows = load_paths(args.json, identity)
+    rows, table = load_paths(args.json, identity)
+    table = table or cost_table(cfg, cfg.ONE_SHOT.COST, cfg.ONE_SHOT.COST_SIZE)
+    measured = {"table": dataclasses.asdict(table)} if table.kind == "latency" else {}  # measured again, it would be another
+    paths = [found, *paths_of_one_cost(table, table.cost(found), args.paths, args.window, args.seed, found)]
     if [tuple(r["path"]) for r in rows] != paths[: len(rows)]:
         raise UserError(f"--json {args.json!r} holds other paths in comparison {identity!r}: name another file")
     logging.disable(logging.INFO)  # detectron2 logs every evaluation
@@ -181,7 +188,7 @@ def main() -> None:
         score, seconds = evaluator(path)
         reached = train_path(path, args, about["metric"], cfg, os.path.join(cfg.OUTPUT_DIR, f"path{i}"))
         rows.append({"path": list(path), "cost": table.cost(path), "supernet": score, "trained": reached, "seconds": seconds})
-        row = {"comparison": identity, **about, "machine": machine(), **(summary(rows) if len(rows) > 2 else {}), "paths": rows}
+        row = {"comparison": identity, **about, "machine": machine(), **measured, **(summary(rows) if len(rows) > 2 else {}), "paths": rows}
         record(row, args.json, ("comparison",))
         kind = "found" if i == 0 else "random"
         print(f"{i + 1}/{len(paths)} {kind}: supernet {score:.2f}, trained {reached:.2f}, {table.kind} {table.cost(path):.4g}", flush=True)

@@ -1,7 +1,6 @@
 """What `backbones study` trains, and what its rows say: how reliable the measure is, what predicts AP, and whether searches find more."""
 
 import dataclasses
-import hashlib
 import itertools
 import json
 import math
@@ -10,12 +9,10 @@ import random
 from typing import Any, Callable, Iterable, Mapping, Sequence
 
 import numpy as np
-from detectron2.config import CfgNode
 from matplotlib.figure import Figure
 from tabulate import tabulate
 
 from .. import zoo
-from ..config import flat
 from ..documents import read_json, reading
 from ..errors import counted
 from ..maedet import Block, format_structure, read_structure
@@ -171,23 +168,16 @@ STUDIES: dict[str, Callable[[], list[Network]]] = {
 }
 
 
-def setting(config: str) -> str:
-    """Identifies what a config and its bases say, except where a run goes; in 12 hexadecimal digits."""
-    content = flat(CfgNode.load_yaml_with_base(zoo.get_config_file(config), allow_unsafe=True))
-    kept = {key: value for key, value in content.items() if key != "OUTPUT_DIR"}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
-
-
 def identities(studies: Iterable[str]) -> dict[tuple[str, str], dict[str, Any]]:
     """What rows of these studies and of their supernets are of, by study and network.
 
     It is as rows say it: the setting, the options, and the structure of a network that is one.
     """
-    known, settings = {}, {config: setting(config) for config in SUPERNETS.values()}
+    known, settings = {}, {config: zoo.digest(config) for config in SUPERNETS.values()}
     for name in studies:
         for network in STUDIES[name]():
             if network.config not in settings:
-                settings[network.config] = setting(network.config)
+                settings[network.config] = zoo.digest(network.config)
             about = {"options": dict(network.options), **({"structure": network.structure} if network.structure else {})}
             known[name, network.name] = {**about, "setting": settings[network.config]}
             if name in SUPERNETS:

@@ -16,7 +16,7 @@ import torch
 
 from ..benchmark import tables
 from ..config import check_output_dir
-from ..documents import read_json
+from ..documents import read_json, reading
 from ..errors import UserError
 from ..files import write_whole
 from ..search.rank_correlation import ahead, check_comparison, compared
@@ -60,7 +60,8 @@ def steps(args: argparse.Namespace, device: str) -> Iterator[tuple[str, list[str
 def begin(args: argparse.Namespace) -> None:
     """Writes into the folder what it is for. Raises UserError if it is for something else."""
     about, path = {"seed": args.seed, "opts": args.opts}, os.path.join(args.output, "demo.json")
-    before = read_json(path) if os.path.isfile(path) else about
+    with reading(f"--output {args.output!r} holds a demo.json that no search_demo wrote"):
+        before = read_json(path) if os.path.isfile(path) else about
     if before != about or not os.path.isfile(path) and os.path.isdir(args.output) and os.listdir(args.output):
         said = f"--output {args.output!r} holds another run: remove it, or name another folder"
         raise UserError(said, "folder-in-use", "--output")

@@ -18,6 +18,7 @@ from ..convert.core import write
 from ..convert.efficientnet_lite import NETWORK, convert_installed
 from ..data import digits
 from ..errors import UserError
+from ..files import sha256
 from . import parser_of, program, run
 from .benchmark import record, train, words
 from .digits import make
@@ -49,7 +50,7 @@ def data(scenes: int) -> dict[str, object]:
 
 def main() -> None:
     parser = parser_of(program("transfer"), __doc__)
-    parser.add_argument("--scenes", type=int, nargs="+", default=SCENES, choices=SCENES, help="(default: all)")
+    parser.add_argument("--scenes", type=int, nargs="+", choices=SCENES, help="(default: all)")
     parser.add_argument("--seeds", type=int, nargs="+", default=(1, 2, 3), help="(default: 1 2 3)")
     parser.add_argument("--output", default="output/transfer", metavar="DIR", help="where the runs go (default: %(default)s)")
     default = os.path.join(os.path.dirname(zoo.__file__), "transfer.json")
@@ -57,6 +58,8 @@ def main() -> None:
     parser.add_argument("--search", default="", metavar="DIR", help="compare the starts of the network that `make search-demo` found in DIR")
     args = parser.parse_args()
     check_output_file(args.json, "--json")
+    if args.search and args.scenes:
+        raise UserError("--search trains on all scenes: it cannot be combined with --scenes", "conflict", "--scenes")
     if args.search:
         found(args)
         return
@@ -64,7 +67,7 @@ def main() -> None:
     write(convert_installed(), weights)
     make()
     for seed in args.seeds:
-        for scenes in args.scenes:
+        for scenes in args.scenes or SCENES:
             for way, own in WAYS.items():
                 options = {**RECIPE, **data(scenes), **own, "MODEL.WEIGHTS": weights if way == "ImageNet" else "", "SEED": seed}
                 row = train(CONFIG, os.path.join(args.output, f"{way}_{scenes}_{seed}"), words(options), NETWORK)
@@ -79,15 +82,16 @@ def found(args: argparse.Namespace) -> None:
     if missing:
         raise UserError(f"--search {args.search!r}: {missing[0]!r} does not exist: run `make search-demo` first", "missing-file", "--search")
     make()
+    about = {"scenes": ALL, "subnet": sha256(subnet)[:12], "command": f"python -m backbones.tools.transfer --search {args.search}"}
     for seed in args.seeds:
         for start, path in weights.items():
             options = {"MODEL.SHUFFLENETV2.SUBNET": subnet, "MODEL.WEIGHTS": path, "SEED": seed}
             row = train(FOUND, os.path.join(args.output, f"{start}_{seed}"), words(options))
-            keep({"scenes": ALL, "start": start, **row, "command": "python -m backbones.tools.transfer --search output/detnas"}, args.json)
+            keep({"start": start, **row, **about}, args.json)
 
 
 def keep(row: dict[str, object], path: str) -> None:
-    record(row, path, ("config", "scenes", "start", "machine", "seed"))
+    record(row, path, ("config", "scenes", "start", "subnet", "machine", "seed"))
     print(json.dumps(row), flush=True)
 
 

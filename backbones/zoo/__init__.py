@@ -1,6 +1,8 @@
 """Configs and released checkpoints by name, like ``detectron2.model_zoo``, for our configs and detectron2's own."""
 
 import functools
+import hashlib
+import json
 import os
 from typing import Any, Iterable
 
@@ -10,7 +12,7 @@ from detectron2.config import CfgNode, LazyConfig, get_cfg
 from detectron2.modeling import build_model
 from omegaconf import DictConfig
 
-from ..config import add_backbones_config, merge_file
+from ..config import add_backbones_config, flat, merge_file
 from ..errors import UserError, unknown
 from ..files import nearest
 from . import weights
@@ -110,6 +112,13 @@ def get_lazy_config(name: str) -> DictConfig:
     if not path.endswith(".py"):
         raise UserError(f"{name!r} is not a Python config: use get_config", "unsupported")
     return LazyConfig.load(path)
+
+
+def digest(name: str) -> str:
+    """Identifies what the YAML config of that name and its bases say, except where a run goes; in 12 hexadecimal digits."""
+    content = flat(CfgNode.load_yaml_with_base(get_config_file(name), allow_unsafe=True))
+    kept = {key: value for key, value in content.items() if key != "OUTPUT_DIR"}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 
 def published(name: str) -> dict[str, Any]:
