@@ -344,6 +344,13 @@ def test_the_file_needs_no_other(task, tmp_path):
     check_config(front.cfg, training=True)
 
 
+def test_the_cpu_is_not_taken_silently(monkeypatch, capsys):
+    for seen, asked, device in ((False, "", "cpu"), (False, "cpu", "cpu"), (True, "", "cuda"), (True, "cpu", "cpu")):
+        monkeypatch.setattr("torch.cuda.is_available", lambda seen=seen: seen)
+        assert recipe.device_of(asked) == device
+        assert ("torch sees no GPU" in capsys.readouterr().out) == (not seen and not asked)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("images, held_out", [(8, True), (1, False)])
 def test_no_validation_set(images, held_out, tmp_path, capsys):

@@ -264,11 +264,12 @@ def recipes() -> str:
     return f"""## Recipes
 
 The unchanged output of `backbones recipe` on four small data sets made from real handwriting, compared with two configs. COCO's 3x config has
-classes, schedule and batch scaled by hand as in detectron2's documentation. The digits' config is tuned by hand for such data. All get the
-same minutes, which include evaluations only for the recipe. The first two start from the same weights, the tuned
-one from scratch. Figures: mean of the seeds (lowest to highest); 0 if nothing was found or training diverged.
-The number of iterations follows from a few measured steps: {runs[0]["asked_minutes"]:g} minutes asked for, at least 20 iterations.
-Minutes: processor time, all evaluations included. Sets measured so far: {len(sets)} of 4.
+classes, schedule and batch scaled by hand as in detectron2's documentation. The digits' config is tuned by hand for such data. Each may
+train for {runs[0]["asked_minutes"]:g} minutes, which include evaluations only for the recipe. The first two start from the same
+weights, the tuned one from scratch. At COCO's image sizes, 3x by hand makes only some 20 steps in that time. Its AP shows that
+it is too slow, not how good it gets. Figures: mean of the seeds (lowest to highest); 0 if nothing was found or training diverged.
+The number of iterations follows from a few measured steps, and is at least 20.
+Minutes: processor time, all evaluations included. {len(sets)} of 4 sets are measured.
 {_origin(runs)}
 
 {_means(runs, ("set", "way"), ("ap", "mask_ap", "keypoint_ap"), "processor_minutes")}

@@ -186,7 +186,7 @@ def add_data_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags for own data of an argparse parser: ``--train``, ``--train-images``, ``--val``, ``--val-images`` and ``--val-split``."""
     group = parser.add_argument_group("own data instead of the config's; the number and names of classes follow from it")
     for split, what in (("train", "to train on"), ("val", "to evaluate on")):
-        text = f"annotations {what}: a COCO file, a YOLO data.yaml, or a folder of YOLO's, Pascal VOC's or labelme's files"
+        text = f"annotations {what}: a COCO file or folder, a YOLO data.yaml, or a folder of YOLO's, Pascal VOC's or labelme's files"
         group.add_argument(f"--{split}", f"--{split}-json", dest=f"{split}_json", default="", metavar="PATH", help=text)
         group.add_argument(f"--{split}-images", default="", metavar="DIR", help="the folder of their images (default: that of the annotations)")
     group.add_argument(

@@ -405,10 +405,14 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
         names = [name for name in by_network(rows, study) if name in scored]
         panels.append((study, "AP with the supernet's weights", means(scored, names)))
     panels = [panel for panel in panels if by_network(rows, panel[0])] or panels[:1]
-    figure = Figure(figsize=(5.5 * len(panels) + 2, 4.5), layout="constrained")
+    lines_of_panels = math.ceil(len(panels) / 3)
+    figure = Figure(figsize=(5.5 * min(len(panels), 3) + 2, 4.5 * lines_of_panels), layout="constrained")
     colours, lines = itertools.cycle(f"C{i}" for i in range(10)), itertools.cycle(("--", ":", "-.", "-"))
     styles: dict[str, dict[str, Any]] = {}  # the same in all panels
-    for axes, (study, what, known) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels):
+    places = [*figure.subplots(lines_of_panels, min(len(panels), 3), squeeze=False).flat]
+    for axes in places[len(panels) :]:
+        axes.remove()
+    for axes, (study, what, known) in zip(places, panels):
         found, group = by_network(rows, study), {row["network"]: row["group"] for row in rows if row["study"] == study}
         drawn: dict[str, list[tuple[float, list[float]]]] = {}
         for name, by_seed in found.items():

@@ -84,6 +84,13 @@ def argument_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def device_of(asked: str) -> str:
+    """The device that was asked for, or a GPU if torch sees one. It says so if it takes the CPU."""
+    if not asked and not torch.cuda.is_available():
+        print("torch sees no GPU: the recipe is for the CPU. If there is a GPU, its driver may be too old for this torch", flush=True)
+    return asked or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _elsewhere(args: argparse.Namespace) -> None:
     """Prepares a recipe for GPUs of another machine. Raises UserError for flags that must be measured there."""
     for flag, value, wanted in (
@@ -101,7 +108,7 @@ def main() -> None:
     if args.gpus > 1 and not args.device and not torch.cuda.is_available():
         _elsewhere(args)
     else:
-        args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        args.device = device_of(args.device)
         check_device(args.device, "--device", "{} {}")
     check_output_file(args.output, "--output")
     args.output_dir = os.path.join("output", os.path.splitext(os.path.basename(args.output))[0])

@@ -1,6 +1,6 @@
 """Trains many networks in one setting until they learn little more: what predicts AP, and do searches find better networks than chance?
 
-OMP_NUM_THREADS=1 backbones study short paths wide --jobs 2
+OMP_NUM_THREADS=1 backbones study short paths wide stages --jobs 2
 backbones study --show
 
 Each training adds a row to the JSON file: its command, AP, minutes, machine and seed. Rows that are there already are not trained again, so a

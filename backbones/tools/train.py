@@ -42,7 +42,7 @@ from ..errors import UserError
 from ..files import write_whole
 from ..search.paths import PathSampler
 from . import parser_of, program
-from .recipe import add_recipe_arguments, design
+from .recipe import add_recipe_arguments, design, device_of
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -115,11 +115,11 @@ def _design(args: argparse.Namespace) -> None:
             said = f"--auto works out the config itself: it cannot be combined with {name}. Run `backbones recipe --output my.yaml`"
             raise UserError(f"{said}, then `backbones train --config-file my.yaml {name} {weights}`", "conflict", "--auto")
     args.output_dir, args.gpus = given.get("OUTPUT_DIR", os.path.join("output", "auto")), args.num_gpus
-    args.device = given.get("MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu")
     args.config_file = os.path.join(args.output_dir, "recipe.yaml")
     check_output_dir(args.output_dir)
     if args.resume and os.path.isfile(args.config_file):
         return
+    args.device = device_of(given.get("MODEL.DEVICE", ""))
     os.makedirs(args.output_dir, exist_ok=True)
     clear(args.output_dir, args.overwrite, "")
     design(args, args.config_file)

@@ -320,10 +320,10 @@ def _readers() -> str:
     return f"""{table_of(rows, ("network", "COCO box AP", "parameters, M", "speedup", "ImageNet weights"))}
 
 Faster R-CNN with FPN. The first two have FPNLite, an FPN of 128 channels instead of 256. R-50 and R-101 are detectron2's own.
-AP: *published* by others, COCO 2017 val; this project has no detectors of its own on COCO. The others trained from ImageNet weights
-that are not always those named here. For VoVNet and MobileNetV2 these are gone. Parameters: *computed*, of the whole detector.
-Speedup: *measured here* ({machine}), one image of {_READERS_SIZE}: how many times faster than detectron2's R-50 detector
-without `--optimize`; all rows, R-50 too, use it. [model_zoo.md](model_zoo.md) has more.
+AP: *published* by others, COCO 2017 val. They may have started from other ImageNet weights than the last column names. Their trained
+detectors can be downloaded for RegNet, R-50 and R-101; those of VoVNet and MobileNetV2 are gone. Parameters: *computed*, of the whole detector.
+Speedup: *measured here* ({machine}), one image of {_READERS_SIZE}: how many times faster than detectron2 runs its R-50 detector.
+All rows use `--optimize`; therefore R-50 has more than 1. [model_zoo.md](model_zoo.md) has more.
 """
 
 
