@@ -123,6 +123,7 @@ def test_what_rows_say():
         and "long training (group random): -1.00 [-1.00, -1.00], 8 networks." in said
     )
     assert "supernet's scores with AP: -1.00 [-1.00, -1.00], 8 random paths." in said
+    assert "training images: 8 random paths, -57.00 to -50.00, -53.50 on average; found path 99.00." in said
     assert "51.0 ± 1.4" in said
     assert study.summary([]) == "no rows yet" and "one seed so far" in study.summary(rows_of({"path 0": {1: 50.0}}, "paths"))
 

@@ -359,6 +359,12 @@ def _paths(rows: Sequence[Mapping[str, Any]], study: str) -> str:
     drawn = {name: found[name] for name in found if any(row["network"] == name and row["group"] == "random" for row in own)}
     space = {"paths": "", "wide": " with branch widths", "stages": " with branch widths, and one choice for all blocks of a stage"}[study]
     parts = [f"Paths of one cost{space}, {iterations_of(study):,} iterations. {_measure(drawn, ' (group random)')}", _groups(own, found)]
+    kinds = {row["network"]: row["group"] for row in rows if row["study"] == "supernet"}
+    of_this = [name for name in scored if name.removeprefix("found ").split()[0] == study.rstrip("s")]
+    if values := [*means(scored, [name for name in of_this if kinds[name] == "random"]).values()]:
+        said = f"{counted(len(values), 'random path')}, {min(values):.2f} to {max(values):.2f}, {np.mean(values):.2f} on average"
+        found_ones = "".join(f"; {name} {np.mean([*scored[name].values()]):.2f}" for name in of_this if kinds[name] == "found")
+        parts.insert(1, f"AP with the supernet's weights, on held-out training images: {said}{found_ones}.")
     both = [name for name in drawn if name in scored]
     if len(both) >= _LEAST and (scores := means(scored, both)) and (reached := means(drawn, both)):
         agreement = correlation([*scores.values()], [*reached.values()])
