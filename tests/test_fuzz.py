@@ -36,7 +36,7 @@ from backbones.data import register_from_config
 from backbones.data.findings import KINDS
 from backbones.errors import UserError
 from backbones.maedet import MAEDET, SPECS, format_structure, read_structure
-from backbones.search import rank_correlation, study
+from backbones.search import evidence, rank_correlation, study
 from backbones.search.latency import load_table
 from backbones.search.paths import load_archive, load_costs
 from backbones.search.structure_config import load_structure_config, problem_of
@@ -430,7 +430,7 @@ def read_rank(path, _):
 
 
 def read_study(path, _):
-    study.summary(study.read(path))
+    evidence.summary(study.read(path))
 
 
 def read_results(path, _):

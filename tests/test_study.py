@@ -17,7 +17,7 @@ import backbones
 from backbones import zoo
 from backbones.benchmark.tables import FIGURES, recorded
 from backbones.config import merge_overrides
-from backbones.search import study
+from backbones.search import evidence, study
 from backbones.search.structure_config import load_structure_config, problem_of
 from backbones.tools import study as tool
 
@@ -79,11 +79,11 @@ def test_correlation():
     rng = np.random.default_rng(3)
     a = rng.normal(size=24)
     for b in (a + 0.3 * rng.normal(size=24), rng.normal(size=24), np.round(a), -a):
-        found = study.correlation(a, b)
+        found = evidence.correlation(a, b)
         assert found.value == pytest.approx(spearmanr(a, b).statistic, abs=1e-9)
         assert -1 - 1e-9 <= found.low <= found.value <= found.high <= 1 + 1e-9 and found.count == 24
-    assert study.correlation(a, a + 0.3 * rng.normal(size=24)).low > 0.7
-    unrelated = study.correlation(a, rng.normal(size=24))
+    assert evidence.correlation(a, a + 0.3 * rng.normal(size=24)).low > 0.7
+    unrelated = evidence.correlation(a, rng.normal(size=24))
     assert unrelated.low < 0 < unrelated.high
 
 
@@ -96,18 +96,18 @@ def rows_of(reached, study_name="structures", group="random"):
 
 
 def test_reliability_and_spread():
-    found = study.by_network(rows_of({f"structure {i}": {1: 30.0 + i, 2: 31.0 + i} for i in range(8)}), "structures")
-    assert study.reliability(found).value == pytest.approx(1)
-    assert study.spread(found) == pytest.approx(np.std([0, 1], ddof=1))
+    found = evidence.by_network(rows_of({f"structure {i}": {1: 30.0 + i, 2: 31.0 + i} for i in range(8)}), "structures")
+    assert evidence.reliability(found).value == pytest.approx(1)
+    assert evidence.spread(found) == pytest.approx(np.std([0, 1], ddof=1))
     assert "ap" in FIGURES  # what rows of trainings call it
     few = {"structure 0": {1: 30.0}, "structure 1": {1: 31.0, 2: 3.0}}
-    assert study.reliability(few) is None and np.isnan(study.spread({"structure 0": {1: 30.0}}))
+    assert evidence.reliability(few) is None and np.isnan(evidence.spread({"structure 0": {1: 30.0}}))
 
 
 def test_what_rows_say():
     """Of structures that reach what entropy predicts, and paths that a supernet ranks the wrong way round."""
     drawn = [network for network in study.structures() if network.group == "random"][:8]
-    entropy = {network.name: study.predictors(network.structure, 480)["entropy"] / 50 for network in drawn}
+    entropy = {network.name: evidence.predictors(network.structure, 480)["entropy"] / 50 for network in drawn}
     rows = rows_of({name: {1: value, 2: value + 0.1} for name, value in entropy.items()})
     rows += rows_of({"found by entropy": {1: 40.0, 2: 42.0}}, group="found")
     paths = {f"path {i}": {1: 50.0 + i} for i in range(8)}
@@ -115,7 +115,7 @@ def test_what_rows_say():
     rows += rows_of({"found path": {1: 99.0}}, "paths", "found") + rows_of({"found path": {1: 99.0}}, "supernet", "found")
     rows += rows_of({name: {1: -value} for name, value in entropy.items()}, "short")
     rows += rows_of({"MobileNetV2 in gfl": {1: 50.0, 2: 52.0}}, "detectors", "gfl")
-    said = " ".join(study.summary(rows).split())
+    said = " ".join(evidence.summary(rows).split())
     assert "| entropy | 1.00 [1.00, 1.00] |" in said and "| found by entropy | 41.00 | 40.00 42.00 |" in said
     assert (
         "6,000 iterations. Rank" in said
@@ -125,7 +125,7 @@ def test_what_rows_say():
     assert "supernet's scores with AP: -1.00 [-1.00, -1.00], 8 random paths." in said
     assert "training images: 8 random paths, -57.00 to -50.00, -53.50 on average; found path 99.00." in said
     assert "51.0 ± 1.4" in said
-    assert study.summary([]) == "no rows yet" and "one seed so far" in study.summary(rows_of({"path 0": {1: 50.0}}, "paths"))
+    assert evidence.summary([]) == "no rows yet" and "one seed so far" in evidence.summary(rows_of({"path 0": {1: 50.0}}, "paths"))
 
 
 def trained(monkeypatch, fail=""):
@@ -242,13 +242,13 @@ def test_only_seeds_that_all_have_are_compared():
     """A second supernet whose scores are higher changes no order while it has scored half of the paths."""
     paths = {f"path {i}": {1: 40.0 + i} for i in range(8)}
     scored = {name: {1: by[1] - 10, **({2: by[1] + 10} if i < 4 else {})} for i, (name, by) in enumerate(paths.items())}
-    assert study.means(scored, scored) == {name: by[1] - 10 for name, by in paths.items()}
-    said = study.summary(rows_of(paths, "paths") + rows_of(scored, "supernet"))
+    assert evidence.means(scored, scored) == {name: by[1] - 10 for name, by in paths.items()}
+    said = evidence.summary(rows_of(paths, "paths") + rows_of(scored, "supernet"))
     assert "scores with AP: 1.00 [1.00, 1.00], 8 random paths" in said
-    assert study.means({"a": {1: 1.0}, "b": {2: 1.0}}, ["a", "b"]) == study.means({}, []) == {}
+    assert evidence.means({"a": {1: 1.0}, "b": {2: 1.0}}, ["a", "b"]) == evidence.means({}, []) == {}
     assert "| 43.50 (of 8)" not in said and "| random: mean of 8 | 43.50 | 43.50 " in " ".join(said.split())
     paths["path 0"][2] = 30.0
-    assert "| random: mean of 8 | 43.50 | 43.50 30.00 (of 1) |" in " ".join(study.summary(rows_of(paths, "paths")).split())
+    assert "| random: mean of 8 | 43.50 | 43.50 30.00 (of 1) |" in " ".join(evidence.summary(rows_of(paths, "paths")).split())
 
 
 def test_scores_are_of_one_supernet(tmp_path, monkeypatch, capsys):
@@ -290,15 +290,15 @@ def test_files_of_others(change, tmp_path, monkeypatch):
 def test_picture(tmp_path, monkeypatch):
     """What is random is points, what was found a star, hand-made networks are lines; each looks the same in all panels and in the legend."""
     figures = []
-    save = study.Figure.savefig
-    monkeypatch.setattr(study.Figure, "savefig", lambda figure, *args, **more: (figures.append(figure), save(figure, *args, **more)))
+    save = evidence.Figure.savefig
+    monkeypatch.setattr(evidence.Figure, "savefig", lambda figure, *args, **more: (figures.append(figure), save(figure, *args, **more)))
     drawn = [network for network in study.structures() if network.group == "random"][:5]
     rows = rows_of({network.name: {1: 40.0 + i, 2: 41.0 + i} for i, network in enumerate(drawn)})
     for name in ("structures", "short"):
         rows += rows_of({"MobileNetV2": {1: 44.0}}, name, "hand-made") + rows_of({"found by entropy": {1: 45.0}}, name, "found")
     rows += rows_of({"RegNetX-400MF": {1: 43.0}}, "short", "hand-made") + rows_of({network.name: {1: 30.0} for network in drawn}, "short")
     rows += rows_of({f"wide {i}": {1: 40.0 + i} for i in range(5)}, "wide") + rows_of({f"wide {i}": {1: 20.0} for i in range(3)}, "supernet")
-    study.plot(rows, str(tmp_path / "a.png"))
+    evidence.plot(rows, str(tmp_path / "a.png"))
     assert (tmp_path / "a.png").stat().st_size > 10_000
     short, long, wide = figures[0].axes
     looks = {}

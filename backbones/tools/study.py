@@ -23,7 +23,7 @@ from ..config import check_output_file
 from ..engine import open_config
 from ..errors import UserError, counted, unknown
 from ..files import sha256, write_whole
-from ..search import study
+from ..search import evidence, study
 from ..search.one_shot import prepare
 from ..search.path_evaluator import PathEvaluator
 from . import parser_of, picture, program, run
@@ -159,9 +159,9 @@ def main() -> None:
         if len(now) < len(rows):
             print(f"{counted(len(rows) - len(now), 'row')} left out: of other versions of networks or configs\n")
         rows = now
-        print(study.summary(rows))
+        print(evidence.summary(rows))
         if args.plot:
-            study.plot(rows, args.plot)
+            evidence.plot(rows, args.plot)
         return
     check_output_file(args.json, "--json")
     known = study.identities(args.studies)

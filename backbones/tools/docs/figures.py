@@ -15,7 +15,7 @@ from ...benchmark.detectors import FASTER
 from ...benchmark.tables import FIGURES, columns_of, int8, recipes, recorded, speed, table_of, transfer
 from ...benchmark.tables import path as data_file
 from ...meta import conv_counts, on_meta
-from ...search import study
+from ...search import evidence
 from ...search.rank_correlation import ahead, compared
 from ...zoo import weights
 from ..analyze import parameters
@@ -251,7 +251,7 @@ It adds a row to [study.json](backbones/zoo/study.json). Intervals are bootstrap
 
 ![AP against entropy scores of structures, and against scores of paths by a supernet](docs/study.png)
 
-{study.summary(rows)}
+{evidence.summary(rows)}
 """
 
 
