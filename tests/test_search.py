@@ -135,6 +135,8 @@ def test_any_start_is_moved_into_the_space(space, start, budget):
     moved = problem.moved_inside(start)
     assert not problem.outside(moved) and problem.moved_inside(moved) == moved
     assert problem.outside(start) or moved == start
+    admitted = problem.admitted(start)
+    assert not problem.outside(problem.fit_kernels(admitted)) and admitted in (start, moved)
     rng = random.Random(0)
     for _ in range(20):
         moved = problem.mutate(moved, rng)

@@ -70,10 +70,8 @@ class SearchProblem:
     def outside(self, blocks: Candidate) -> str:
         """Why a structure is outside the space, in words; "" if it is inside."""
         space = self.space
-        fitting = [self.fit_kernels(tuple((*b[:1], kernel, *b[2:]) for b in blocks)) for kernel in space.kernels]
-        for i, (out, kernel, _, layers, width) in enumerate(blocks):
+        for i, ((out, kernel, _, layers, width), kernels) in enumerate(zip(blocks, self._kernels(blocks))):
             before, most = (blocks[i - 1][0], space.max_channels) if i else (8, space.max_stem)
-            kernels = sorted({structure[i][1] for structure in fitting})
             deepest = space.most_layers(i, len(blocks), self.budget.get("layers", float("inf")))
             narrowest = rounded(out * space.min_bottleneck)
             if out % 8 or not before <= out <= most:
@@ -88,10 +86,15 @@ class SearchProblem:
                 return f"block {i} has {layers} bottlenecks, more than {deepest}"
         return ""
 
+    def _kernels(self, blocks: Candidate) -> list[list[int]]:
+        """The kernel sizes that each block may have: the space's, as its features allow."""
+        fitting = [self.fit_kernels(tuple((*b[:1], kernel, *b[2:]) for b in blocks)) for kernel in self.space.kernels]
+        return [sorted({block[1] for block in same}) for same in zip(*fitting)]
+
     def moved_inside(self, blocks: Candidate) -> Candidate:
         """A structure with the strides of ``blocks`` inside the space, as near to them as its limits allow."""
         space, result = self.space, list[Plain]()
-        for i, (out, kernel, stride, layers, width) in enumerate(blocks):
+        for i, ((out, kernel, stride, layers, width), kernels) in enumerate(zip(blocks, self._kernels(blocks))):
             if i:
                 before = result[-1][0]
                 most = min(space.max_channels, space.max_expansion * before) if i > 1 else space.max_channels
@@ -99,11 +102,18 @@ class SearchProblem:
                 before, most = 8, min(space.max_stem, space.max_channels)
             out = min(max(rounded(out), before), most)
             if layers:
-                kernel = min(space.kernels, key=lambda each: abs(each - kernel))
+                kernel = min(kernels, key=lambda each: abs(each - kernel))
                 layers = min(layers, space.most_layers(i, len(blocks), self.budget.get("layers", math.inf)))
                 width = min(max(rounded(width), rounded(out * space.min_bottleneck)), out)
             result.append((out, kernel, stride, layers, width))
-        return self.fit_kernels(tuple(result))
+        return tuple(result)
+
+    def admitted(self, start: Candidate) -> Candidate:
+        """``start`` if its mutations lie inside the space, else the nearest structure inside.
+
+        Kernels may be too large for small features: the first mutation reduces them.
+        """
+        return self.moved_inside(start) if self.outside(self.fit_kernels(start)) else start
 
     def mutate(self, parent: Candidate, rng: random.Random) -> Candidate:
         """A child: two mutations of one field each."""

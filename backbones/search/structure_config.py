@@ -225,7 +225,7 @@ def with_start(config: dict[str, Any]) -> dict[str, Any]:
     blocks = parse_structure(read_yaml(_in_zoo(_START))["start"])
     for part in (1, 2, 4, 8):
         start = tuple(b._replace(channels=rounded(b.channels / part), bottleneck=b.bottleneck and rounded(b.bottleneck / part)) for b in blocks)
-        inside = problem.moved_inside(plain(start))
+        inside = problem.admitted(plain(start))
         if problem.fits(problem.meter.measure(inside)):
             break
     return {**config, "start": tuple(Block(*block) for block in inside), "narrowed": part}

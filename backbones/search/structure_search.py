@@ -114,7 +114,8 @@ class _Run:
             say_narrowed(narrowed)
         self.narrowed = narrowed
         self.problem, start = problem_of(config)
-        self.moved, self.start = self.problem.outside(start), self.problem.moved_inside(start)
+        self.start = self.problem.admitted(start)
+        self.moved = self.problem.outside(start) if self.start != start else ""
         if not self.problem.fits(costs := self.problem.meter.measure(self.start)):
             said = (
                 f"the start is outside the space, and the nearest structure inside exceeds the budget: {described(costs, self.problem.budget)}"
