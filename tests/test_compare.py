@@ -220,6 +220,36 @@ def test_the_command(files, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "again.json").read_text()) == result
 
 
+def test_keypoints_without_a_first_detection(tmp_path, monkeypatch):
+    """Results that are empty, or no results, end in one line, also where the task follows from them."""
+    dataset, a, _ = few_classes(4, 3, "keypoints")
+    truth, b = write(tmp_path / "truth.json", dataset), write(tmp_path / "b.json", a)
+    for content, words in (([], "has no detections"), ({}, "is not a list"), ([{"keypoints": 3}], "has no image_id|entry 0")):
+        with pytest.raises(UserError, match=words):
+            call(monkeypatch, write(tmp_path / "a.json", content), b, "--annotations", truth)
+
+
+def test_sigmas_of_the_config(tmp_path, monkeypatch, capsys):
+    """Of --config-file, or of the run that left the results, also where the task is named."""
+    dataset, a, b = few_classes(12, 10, "keypoints")
+    for entry in (*dataset["annotations"], *a, *b):
+        entry["keypoints"] = entry["keypoints"][:12]
+    for category in dataset["categories"]:
+        category["keypoints"] = list("abcd")
+    for entry in dataset["annotations"]:
+        entry["num_keypoints"] = sum(v > 0 for v in entry["keypoints"][2::3])
+    truth, other = write(tmp_path / "truth.json", dataset), write(tmp_path / "b.json", b)
+    (tmp_path / "config.yaml").write_text("TEST:\n  KEYPOINT_OKS_SIGMAS: [0.05, 0.05, 0.05, 0.05]\nVERSION: 2\n")
+    own = write(tmp_path / "inference" / "coco_instances_results.json", a)
+    for first, flags in (
+        (own, []),
+        (own, ["--task", "keypoints"]),
+        (write(tmp_path / "else" / "deep" / "a.json", a), ["--config-file", tmp_path / "config.yaml"]),
+    ):
+        call(monkeypatch, first, other, "--annotations", truth, "--samples", 100, *flags)
+        assert "boxes are compared" not in capsys.readouterr().out, flags
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_digits_and_run_folders(task, tmp_path, monkeypatch, capsys):

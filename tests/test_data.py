@@ -571,6 +571,32 @@ def test_images_of_too_many_pixels(own):
         register_from_config(cfg)
 
 
+def test_an_image_with_a_damaged_tag_is_as_good_as_any(own):
+    Image.new("RGB", (10, 8)).save(os.path.join(own[1], "a.png"), exif=b"no tag")
+    register_from_config(changed(own, lambda c: c["images"][0].update(file_name="a.png")))
+    assert MetadataCatalog.get("mine").said == ["mine: 1 image, 1 object of 2 classes; left out: 0; crowds: 0"]
+
+
+@pytest.mark.parametrize("flips", [[["Left", "Right"]], [["1", "right"]], ["1", "2"], [["1", "2", "1"]], [3]])
+def test_keypoint_flips_of_other_names(own, flips):
+    """Ignored, they would leave left and right unswapped in flipped images."""
+    points = {"keypoints": [1, 1, 2, 3, 3, 1], "num_keypoints": 2}
+    cfg = changed(own, lambda c: c["annotations"][0].update(points))
+    merge_overrides(cfg, ["MODEL.KEYPOINT_ON", "True", "DATASETS.TRAIN", "('mine',)", "DATASETS.KEYPOINT_FLIPS", str(flips)])
+    with pytest.raises(backbones.UserError, match="DATASETS.KEYPOINT_FLIPS: .* must be two of the keypoints: 1, 2"):
+        register_from_config(cfg)
+
+
+def test_names_that_are_numbers(own):
+    """YAML reads 1 as a number."""
+    points = {"keypoints": [1, 1, 2, 3, 3, 1], "num_keypoints": 2}
+    cfg = changed(own, lambda c: [c["annotations"][0].update(points), [each.update(name=str(each["id"])) for each in c["categories"]]])
+    names = ["DATASETS.CLASSES", "[7, 3]", "DATASETS.KEYPOINTS", "[1, 2]", "DATASETS.KEYPOINT_FLIPS", "[[1, 2]]"]
+    register_from_config(merged(cfg, "MODEL.KEYPOINT_ON", "True", "DATASETS.TRAIN", "('mine',)", *names))
+    about = MetadataCatalog.get("mine")
+    assert (about.thing_classes, about.keypoint_names, about.keypoint_flip_map) == (["7", "3"], ["1", "2"], [("1", "2")])
+
+
 def test_nothing_is_left_to_train_on(own):
     cfg = merged(changed(own, lambda c: c["annotations"][0].update(bbox=None)), "DATASETS.TRAIN", "('mine',)")
     with pytest.raises(backbones.UserError, match="no objects .* of 1 image"):

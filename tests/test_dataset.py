@@ -321,6 +321,20 @@ def test_unusable_outputs(tmp_path, yolo):
         list(dataset.divide(str(yolo), str(tmp_path / "parts")))
 
 
+def test_what_is_read_is_not_overwritten(tmp_path):
+    path, _ = coco(tmp_path / "d")
+    images, before = str(tmp_path / "d/images"), (tmp_path / "d/coco.json").read_text()
+    (tmp_path / "d/train.json").symlink_to(path)
+    for verb in (
+        lambda: dataset.convert(path, path, images),
+        lambda: dataset.merge([path], path, [images]),
+        lambda: dataset.divide(path, str(tmp_path / "d"), images),
+    ):
+        with pytest.raises(UserError, match="is read, and would be overwritten: name another --output"):
+            list(verb())
+    assert (tmp_path / "d/coco.json").read_text() == before and not (tmp_path / "d/val.json").exists()
+
+
 def test_command_line(yolo, tmp_path, monkeypatch, capsys):
     """Each verb, from the data to a picture; a mistake is one line and exit code 2."""
 

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import itertools
+import logging
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from lively import MORE_KINDS, alive, boxes_of
 from torchvision import ops
 
 from backbones import UserError, create
-from backbones.deploy import optimize
+from backbones.deploy import optimize, predictor
 from backbones.deploy.export import Tolerance, match
 from backbones.deploy.optimize import OneDNNLinear, fold_norms, replace_linears
 from backbones.deploy.roi_align import CPUPooler, roi_align
@@ -174,6 +175,23 @@ def test_copies_stay_independent():
     image = torch.randn(1, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(twice(image)["res5"], once(image)["res5"], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("sets", [1, 2])
+def test_what_16_bits_cost_is_said(sets, monkeypatch, caplog):
+    """Also of several data sets, whose results are one level deeper."""
+
+    def evaluate(model):
+        of_one = {"bbox": {"AP": 40.0 + model, "AP-cup": 3.0}, "segm": {"AP": 30.0}}
+        return of_one if sets == 1 else {"first": of_one, "my-data": of_one, "unlabelled": {}}
+
+    monkeypatch.setattr(predictor, "optimize", lambda model, **options: model - 2)
+    with caplog.at_level(logging.INFO):
+        assert predictor.evaluate_optimized(0, "bfloat16", evaluate) == evaluate(-2)
+    (said,) = (record.getMessage() for record in caplog.records if "costs" in record.getMessage())
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in said.splitlines()[3:]]
+    names = ["bbox/AP", "segm/AP"] if sets == 1 else ["first/bbox/AP", "first/segm/AP", "my-data/bbox/AP", "my-data/segm/AP"]
+    assert rows == [[name, *(["40.000", "38.000", "-2.000"] if "bbox" in name else ["30.000", "30.000", "0.000"])] for name in names]
 
 
 @pytest.mark.parametrize("kind, parts", [("Faster", 3), ("Cascade", 6), ("Mask", 4), ("RetinaNet", 2)])

@@ -18,7 +18,7 @@ from detectron2.modeling import build_model
 from detectron2.structures import Boxes, Instances, PolygonMasks, pairwise_iou
 from detectron2.utils.events import EventStorage
 
-from backbones import zoo
+from backbones import UserError, zoo
 from backbones.checkpoint import GatedCheckpointer
 from backbones.config import merge_overrides
 from backbones.detectors import MMDetCascadeROIHeads
@@ -151,6 +151,15 @@ def test_detectors_of_mmdetection(filename, image, tmp_path):
 def test_detectors_of_both_projects_are_recorded():
     assert all(set(load_record("detectors", name)["images"]) == set(IMAGES) for name in (*RECORDS, *MMDET))
     assert len(RECORDS) == 2 and len(MMDET) >= 8 and set(CONFIGS) <= set(MMDET)
+
+
+@pytest.mark.parametrize("ious", [[0.5, 0.6], [0.5, 0.6, 0.7, 0.8]])
+def test_a_cascade_of_mmdetection_has_three_stages(ious):
+    cfg = zoo.get_config("reproduce/cascade_mask_rcnn_RegNetX_400MF_FPN_3x.yaml")
+    cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS = ious
+    cfg.MODEL.DEVICE = "meta"
+    with pytest.raises(UserError, match=r"MODEL.ROI_BOX_CASCADE_HEAD.IOUS is .*: it must be 3 numbers"):
+        build_model(cfg)
 
 
 def test_a_cascade_learns_in_stages(monkeypatch):

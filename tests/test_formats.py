@@ -30,6 +30,7 @@ from small_data import (
 )
 
 from backbones.data import formats
+from backbones.data.formats import yolo as yolo_format
 from backbones.errors import UserError
 
 
@@ -105,6 +106,20 @@ def test_yolo_exif(tmp_path):
     content = formats.load(str(tmp_path))
     assert (content["images"][0]["width"], content["images"][0]["height"]) == SIZE[::-1]
     assert boxes(content)[0][2] == [30, 40, 60, 80]
+
+
+def test_yolo_large_images_and_damaged_tags(tmp_path, monkeypatch):
+    """Images that training can read keep their objects: above Pillow's limit, and with an EXIF tag that cannot be read."""
+    picture(tmp_path / "images/a.png", exif=b"no tag")
+    write(tmp_path / "labels/a.txt", "0 0.5 0.5 0.5 0.5")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    assert boxes(formats.load(str(tmp_path)))[0][2] == [40, 30, 80, 60]
+
+
+def test_yolo_label_that_cannot_be_opened(tmp_path):
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
+    write(tmp_path / "b.txt", "0 0.5 0.5 0.5 0.5")
+    assert yolo_format.has_labels(str(tmp_path))
 
 
 def test_yolo_paths(yolo, monkeypatch, tmp_path):
@@ -329,6 +344,7 @@ ENTITIES = "".join(f'<!ENTITY e{i} "{f"&e{i - 1};" * 10 if i else "ha" * 100}">'
         (voc_xml("&e8;", head=f"<!DOCTYPE a [{ENTITIES}]>"), "it has a DOCTYPE"),
         (voc_xml("&e;", head='<!DOCTYPE a [<!ENTITY e SYSTEM "file:///etc/passwd">]>'), "it has a DOCTYPE"),
         ("\0\0\0", "it is not text"),
+        ('<?xml version="1.0" encoding="foo"?><annotation></annotation>', "unknown encoding: foo"),
     ],
 )
 def test_voc_refused(voc, text, words):

@@ -133,6 +133,20 @@ def test_limit_of_pixels(tmp_path, monkeypatch):
     assert Image.MAX_IMAGE_PIXELS == 1000
 
 
+def test_the_file_beside_an_export_reads_likewise(tmp_path, monkeypatch):
+    """With the config's limit of pixels instead of Pillow's, and without a turn where the EXIF tag is damaged."""
+    path = write(tmp_path, "RGB")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(Image.DecompressionBombError):
+        run_exported.read(path, {"reading": {"max_pixels": 0}})
+    with pytest.raises(ValueError, match="it has 70x50 pixels, more than INPUT.MAX_PIXELS 3499"):
+        run_exported.read(path, {"reading": {"max_pixels": 3499}})
+    assert np.array_equal(run_exported.read(path, {"reading": {"max_pixels": 3500}}), pixels())
+    Image.fromarray(pixels()).save(tmp_path / "tag.png", exif=b"no tag")
+    for found in (run_exported.read(str(tmp_path / "tag.png"), {}), images.read(str(tmp_path / "tag.png"), "RGB", max_pixels=3500)):
+        assert np.array_equal(found, pixels())
+
+
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(60), b"GIF89a\x05\x00\x05\x00", b"BM" + bytes(30)])
 def test_damaged_files(content, tmp_path):
     (tmp_path / "a.png").write_bytes(content)

@@ -53,6 +53,8 @@ def said(call, *args):
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING range INPUT.MIN_SIZE_TRAIN (240,160)", "the smaller first", (160, 240)),
         ("INPUT.MIN_SIZE_TRAIN ()", "one or more whole numbers", None),
         ("INPUT.MIN_SIZE_TRAIN ('a',)", "one or more whole numbers", None),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING range INPUT.MIN_SIZE_TRAIN ()", "one or more whole numbers", None),
+        ("INPUT.MIN_SIZE_TRAIN_SAMPLING range INPUT.MIN_SIZE_TRAIN ('a','b')", "one or more whole numbers", None),
         ("INPUT.MIN_SIZE_TRAIN_SAMPLING ranges", "Did you mean 'range'", "range"),
         ("INPUT.RANDOM_FLIP both", "Allowed: 'none', 'horizontal', 'vertical'", None),
         ("INPUT.CROP.ENABLED True INPUT.CROP.SIZE (384,600)", "must be fractions of an image's height and width", None),
@@ -66,6 +68,19 @@ def test_lists_that_do_not_fit(overrides, words, suggestion):
     Use.of(cfg)  # which is asked before the check
     error = said(check_config, cfg)
     assert words in str(error) and (suggestion is None or error.suggestion == suggestion)
+
+
+def test_one_side_from_python_is_no_range():
+    cfg = config("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range")
+    cfg.INPUT.MIN_SIZE_TRAIN = 160
+    (error,) = config_findings(cfg)
+    assert "must be two sides" in str(error) and error.suggestion == (160, 160)
+
+
+def test_a_suggestion_is_a_value():
+    """detectron2's keys have a default of their own, which is none of ours to suggest."""
+    cfg = config("INPUT.MIN_SIZE_TRAIN_SAMPLING", "range", "INPUT.MIN_SIZE_TRAIN", "()", "TEST.AUG.MIN_SIZES", "()")
+    assert [error.suggestion for error in config_findings(cfg)] == [None, None]
 
 
 def test_a_suggested_range_is_taken():

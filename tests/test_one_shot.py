@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import random
 import re
@@ -127,6 +128,8 @@ def test_held_out_images_are_nobody_elses():
         (["digit_train", 3], "Did you mean 'digits_train'"),
         (["digits_val", 0], "1 image or more"),
         (["digits_val", True], "must have the form"),
+        (["digits_val", math.inf], "1 image or more"),
+        (["digits_val", math.nan], "1 image or more"),
     ):
         cfg.DATASETS.HOLD_OUT = [entry]
         with pytest.raises(UserError, match=words):

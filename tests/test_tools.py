@@ -192,6 +192,20 @@ def test_visualize(tmp_path, masks):
     assert (drawn[:, half + 10 :] != bare[:, half + 10 :]).mean() > 0.01  # detections, right
 
 
+def test_visualize_refuses_masks_of_other_images(tmp_path):
+    """pycocotools would read outside its memory."""
+    path = detections(tmp_path, True)
+    with open(path) as f:
+        found = json.load(f)
+    for result in found:
+        result["segmentation"]["size"] = [4000, 4000]
+    with open(path, "w") as f:
+        json.dump(found, f)
+    with pytest.raises(backbones.UserError, match="has a mask that is damaged or not of the image's size"):
+        visualize.draw(path, "digits_val", str(tmp_path / "x.png"))
+    assert not (tmp_path / "x.png").exists()
+
+
 def test_visualize_of_other_data(tmp_path, monkeypatch):
     with pytest.raises(backbones.UserError, match="'coco_2014_val': json_file .* does not exist"):
         visualize.draw("x.json", "coco_2014_val", "x.png")

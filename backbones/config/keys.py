@@ -35,7 +35,9 @@ class Key(NamedTuple):
         if self.least is not None and value < self.least:
             return UserError(f"{self.name} is {value}: it must be at least {self.least}", "value", self.name, self.least)
         if self.test and not self.test[0](value):
-            return UserError(f"{self.name} is {value}: it must be {self.test[1]}", "value", self.name, self.default)
+            return UserError(
+                f"{self.name} is {value}: it must be {self.test[1]}", "value", self.name, None if self.default is THEIRS else self.default
+            )
         return None
 
 

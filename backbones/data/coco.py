@@ -114,6 +114,11 @@ def register_from_config(cfg: CfgNode, names: Collection[str] | None = None) -> 
 
 def _register(reader: Reader, cfg: CfgNode) -> None:
     name, data = reader.source.name, reader.dataset()
+    names = [*map(str, cfg.DATASETS.KEYPOINTS)] or data.keypoint_names
+    for pair in cfg.DATASETS.KEYPOINT_FLIPS if names and reader.use.keypoints else ():
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not {*map(str, pair)} <= set(names):
+            said = f"{pair!r} must be two of the keypoints: {', '.join(names)}"
+            raise UserError(f"DATASETS.KEYPOINT_FLIPS: {said}", "value", "DATASETS.KEYPOINT_FLIPS")
     if name in DatasetCatalog:
         DatasetCatalog.remove(name)
         MetadataCatalog.remove(name)
@@ -132,7 +137,6 @@ def _register(reader: Reader, cfg: CfgNode) -> None:
         most_objects=data.most(),
         said=[data.summary(), *map(_line, data.findings.lines())],
     )
-    names = list(cfg.DATASETS.KEYPOINTS) or data.keypoint_names
     if names:
         pairs, why = flip_pairs(names, cfg.DATASETS.KEYPOINT_FLIPS)
         about.update(keypoint_names=names, keypoint_flip_map=pairs, keypoint_flips_unknown=why)

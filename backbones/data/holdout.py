@@ -1,6 +1,7 @@
 """Splits a data set into a part for training and a held-out one, so that a search evaluates on neither training nor test images."""
 
 import functools
+import math
 import random
 from typing import Collection, Hashable, Iterator, Sequence
 
@@ -48,16 +49,16 @@ def register_held_out(cfg: CfgNode, training: bool = True, names: Collection[str
             continue
         if name not in DatasetCatalog:
             raise unknown_data_set("data set in DATASETS.HOLD_OUT", name, "DATASETS.HOLD_OUT")
+        if not 0 < count < math.inf or count > 1 and count != int(count):
+            raise UserError(
+                f"DATASETS.HOLD_OUT: {count} of {name!r}: must be 1 image or more, or a fraction between 0 and 1", "value", "DATASETS.HOLD_OUT"
+            )
         if seen.setdefault(name, count) != count:
             said = f"DATASETS.HOLD_OUT: {name!r} appears twice, with {seen[name]} and with {counted(count, 'image')}"
             raise UserError(said, "conflict", "DATASETS.HOLD_OUT")
         if training and (name in cfg.DATASETS.TRAIN or name + HELD_OUT in cfg.DATASETS.TRAIN):
             said = f"DATASETS.HOLD_OUT: the images held out of {name!r} would be trained on: set DATASETS.TRAIN to {name + KEPT!r}"
             raise UserError(said, "conflict", "DATASETS.TRAIN", (name + KEPT,))
-        if count <= 0 or count > 1 and count != int(count):
-            raise UserError(
-                f"DATASETS.HOLD_OUT: {count} of {name!r}: must be 1 image or more, or a fraction between 0 and 1", "value", "DATASETS.HOLD_OUT"
-            )
         if name + HELD_OUT in DatasetCatalog:
             if MetadataCatalog.get(name + HELD_OUT).get("held_out") == count:
                 continue

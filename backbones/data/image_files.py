@@ -9,16 +9,15 @@ from typing import Any, Iterator
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 
-from .images import UnusableImage, opened, pictures_in
+from .images import DEEP, SWAPS_SIDES, UnusableImage, opened, orientation, pictures_in
 from .sources import Use
 
 _MOST = 2_000_000  # most files to list in a folder
-_TURNED = (5, 6, 7, 8)  # values of the EXIF tag that swap width and height
 # Pillow's modes -> kind
 _MODES = {
     **dict.fromkeys(("1", "L"), "grey image"),
     **dict.fromkeys(("LA", "La", "PA", "RGBA", "RGBa"), "alpha image"),
-    **dict.fromkeys(("I", "F", "I;16", "I;16B", "I;16L", "I;16N"), "deep image"),
+    **dict.fromkeys(DEEP, "deep image"),
     "CMYK": "CMYK image",
     **dict.fromkeys(("P", "YCbCr", "LAB", "HSV", "RGBX"), "palette image"),
 }
@@ -96,7 +95,7 @@ def look(path: str, stated: dict[str, Any], use: Use, pixels: bool = True) -> It
         warnings.simplefilter("ignore")
         try:
             with opened(path, use.max_pixels) as picture:
-                mode, turn, plain = picture.mode, picture.getexif().get(274, 1), picture.size
+                mode, turn, plain = picture.mode, orientation(picture), picture.size
                 transparent, pictures = "transparency" in picture.info, pictures_in(picture)
                 if pixels:
                     picture.load()
@@ -113,12 +112,12 @@ def look(path: str, stated: dict[str, Any], use: Use, pixels: bool = True) -> It
                     return
             yield ("truncated image", "") if "truncated" in reason.lower() else ("unreadable image", f" ({reason})")
             return
-    wanted, turned = (stated["width"], stated["height"]), plain[::-1] if turn in _TURNED else plain
+    wanted, turned = (stated["width"], stated["height"]), plain[::-1] if turn in SWAPS_SIDES else plain
     if pictures > 1:
         yield "several pictures", f" ({pictures})"
     size = turned if use.exif == "turn" else plain
     if size != wanted:
-        kind = "turned image" if turn in _TURNED and wanted == plain else "image of other size"
+        kind = "turned image" if turn in SWAPS_SIDES and wanted == plain else "image of other size"
         yield kind, f" ({size[0]}x{size[1]}, not {wanted[0]}x{wanted[1]})"
     elif turn in range(2, 9) and use.exif == "turn":
         yield "EXIF orientation", f" ({turn})"

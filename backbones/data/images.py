@@ -16,9 +16,9 @@ from PIL import Image
 from ..errors import UserError
 from ..upstream import turned
 
-_DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits
+DEEP = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")  # Pillow's modes of more than 8 bits
 _ORIENTATION = 0x0112  # the EXIF tag
-_SWAPS_SIDES = (5, 6, 7, 8)
+SWAPS_SIDES = (5, 6, 7, 8)  # its values that swap width and height
 
 
 class UnusableImage(UserError):
@@ -70,11 +70,12 @@ def size(path: str, exif: str = "turn", max_pixels: int = 0) -> tuple[int, int]:
     """Width and height of an image file as `read` gives it, from its header. Raises what `opened` raises."""
     with opened(path, max_pixels) as image:
         width, height = image.size
-        swapped = exif == "turn" and _orientation(image) in _SWAPS_SIDES
+        swapped = exif == "turn" and orientation(image) in SWAPS_SIDES
     return (height, width) if swapped else (width, height)
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation(image: Image.Image) -> int:
+    """The value of an opened file's EXIF tag; 1 is upright."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except Exception:  # of a damaged tag, by which detectron2 does not turn
@@ -95,7 +96,7 @@ def pictures_in(image: Image.Image) -> int:
 
 def is_turned(image: Image.Image) -> bool:
     """Whether an image's EXIF tag says to rotate or mirror it."""
-    return _orientation(image) in range(2, 9)
+    return orientation(image) in range(2, 9)
 
 
 def upright(image: Image.Image, path: str, exif: str = "turn", value_range: Sequence[float] = ()) -> Image.Image:
@@ -105,7 +106,7 @@ def upright(image: Image.Image, path: str, exif: str = "turn", value_range: Sequ
     """
     if exif == "turn":
         image = turned(image)
-    if image.mode not in _DEEP:
+    if image.mode not in DEEP:
         return image
     values = np.nan_to_num(np.asarray(image, np.float32))
     if not value_range:

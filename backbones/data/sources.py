@@ -45,7 +45,7 @@ class Use:
             crowds=cfg.DATASETS.CROWDS,
             no_mask=cfg.DATASETS.NO_MASK,
             box_format=cfg.DATASETS.BOX_FORMAT,
-            classes=tuple(cfg.DATASETS.CLASSES),
+            classes=tuple(map(str, cfg.DATASETS.CLASSES)),
             skip=cfg.INPUT.UNREADABLE == "skip",
             exif=cfg.INPUT.EXIF,
             scaled=bool(cfg.INPUT.VALUE_RANGE),

@@ -1,7 +1,7 @@
 """A config's detector, called like detectron2's ``DefaultPredictor``: with checked weights, optimized on request."""
 
 import logging
-from typing import Any, Callable
+from typing import Any, Callable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -34,16 +34,20 @@ def evaluate_optimized(
         return evaluate(model)
     before = evaluate(model) if precision != "float32" else {}
     results = evaluate(optimize(model, precision=precision, size=size, compile=compile))
-    rows = [
-        (f"{task}/{name}", value, results[task][name], results[task][name] - value)
-        for task, figures in before.items()
-        for name, value in (figures.items() if isinstance(figures, dict) else ())
-        if "-" not in name  # not for single classes
-    ]
+    rows = list(_differences(before, results))
     if rows and comm.is_main_process():
         table = tabulate(rows, ("", "float32", precision, "difference"), "pipe", floatfmt=".3f")
         logging.getLogger(__name__).info(f"what {precision} costs:\n{table}")
     return results
+
+
+def _differences(before: Mapping[str, Any], after: Mapping[str, Any], within: str = "") -> Iterator[tuple[str, float, float, float]]:
+    """(name, before, after, difference) of the results of each task and data set, without those of single classes."""
+    for name, value in before.items():
+        if isinstance(value, Mapping):
+            yield from _differences(value, after[name], f"{within}{name}/")
+        elif "-" not in name:
+            yield f"{within}{name}", value, after[name], after[name] - value
 
 
 class Predictor:

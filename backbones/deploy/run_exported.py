@@ -94,14 +94,19 @@ LOADERS = {".onnx": _onnx, ".xml": _openvino, ".ts": _torchscript}
 def read(path: str, about: dict[str, Any]) -> np.ndarray:
     """Reads an image file as (H, W, 3) RGB uint8: rotated by its EXIF tag, with 8 bits, as in training.
 
-    Raises ValueError if values have more bits and no range is given that becomes 0 to 255.
+    Raises ValueError if it has too many pixels, or if values have more bits and no range is given that becomes 0 to 255.
     """
     reading = about.get("reading", {})
+    most = reading.get("max_pixels", 0)
+    if most:
+        Image.MAX_IMAGE_PIXELS = None  # Pillow's own limit
     with Image.open(path) as opened:
+        if most and opened.width * opened.height > most:
+            raise ValueError(f"it has {opened.width}x{opened.height} pixels, more than INPUT.MAX_PIXELS {most}")
         pictures = getattr(opened, "n_frames", 1)
         if pictures > 1 and opened.format != "MPO":  # MPO: a photo with its previews
             print(f"{path}: using the first of {pictures} pictures in it", file=sys.stderr)
-        image = ImageOps.exif_transpose(opened) if reading.get("exif", "turn") == "turn" else opened
+        image = upright(opened) if reading.get("exif", "turn") == "turn" else opened
         if image.mode[0] in "IF":  # more than 8 bits
             values = np.nan_to_num(np.asarray(image, np.float32))
             if not reading.get("value_range"):
@@ -110,6 +115,14 @@ def read(path: str, about: dict[str, Any]) -> np.ndarray:
             low, high = reading["value_range"]
             image = Image.fromarray(((values - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8))
         return np.asarray(image.convert("RGB"))
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image rotated by its EXIF tag. A damaged tag is ignored, as in training."""
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:
+        return image
 
 
 def sides(height: int, width: int, about: dict[str, Any]) -> tuple[int, int]:

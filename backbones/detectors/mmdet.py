@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import nms
 
+from ..errors import UserError
+
 STAGE_WEIGHTS = (1.0, 0.5, 0.25)  # of the losses of a cascade's stages
 
 
@@ -128,6 +130,13 @@ class MMDetCascadeROIHeads(CascadeROIHeads):
     """
 
     proposal_matcher: Any  # of the stage that is sampled for
+
+    @classmethod
+    def from_config(cls, cfg, input_shape) -> dict:
+        if len(ious := cfg.MODEL.ROI_BOX_CASCADE_HEAD.IOUS) != len(STAGE_WEIGHTS):
+            said = f"{list(ious)}: it must be {len(STAGE_WEIGHTS)} numbers, as {cls.__name__} has that many stages"
+            raise UserError(f"MODEL.ROI_BOX_CASCADE_HEAD.IOUS is {said}", "value", "MODEL.ROI_BOX_CASCADE_HEAD.IOUS")
+        return super().from_config(cfg, input_shape)
 
     @classmethod
     def _init_mask_head(cls, cfg, input_shape) -> dict:

@@ -20,6 +20,10 @@ def headline(names: Iterable[str], wanted: str = "auto") -> str | None:
 
 def leading_task(*results: list) -> str:
     """The task of COCO's results, "segm", "keypoints" or "bbox", that is the main one among the tasks they all have."""
-    fields = {"segm": "segmentation", "keypoints": "keypoints"}
-    firsts = [found[0] for found in results if found and isinstance(found, list) and isinstance(found[0], dict)]
+    fields, firsts = {"segm": "segmentation", "keypoints": "keypoints"}, first_entries(*results)
     return next((task for task, field in fields.items() if firsts and all(field in first for first in firsts)), "bbox")
+
+
+def first_entries(*results: list) -> list[dict]:
+    """The first detection of each of COCO's results that has one; these may be anything that JSON holds."""
+    return [found[0] for found in results if found and isinstance(found, list) and isinstance(found[0], dict)]

@@ -197,8 +197,11 @@ def write_weights(evaluator: PathEvaluator, best: Evaluated, path: str) -> None:
     model = evaluator.extract(best.path)
     evaluator.recalibrate(model)
     data = {"model": {key: value.cpu() for key, value in model.state_dict().items()}, "conventions": dict(evaluator.supernet.conventions)}
-    with replacing(path) as partial:
-        torch.save(data, partial)
+    try:
+        with replacing(path) as partial:
+            torch.save(data, partial)
+    except (OSError, RuntimeError) as error:  # torch's writer has its own words for a full disk
+        raise UserError(f"{path!r} cannot be written: {' '.join(str(error).split())[:200]}", "cannot-write") from error
 
 
 def _plot_archive(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated], best: Evaluated) -> None:

@@ -19,7 +19,7 @@ from ..data.annotations import parse
 from ..engine import open_config
 from ..errors import UserError, unknown
 from ..evaluation.comparison import beyond_chance, compare
-from ..evaluation.leading import leading_task
+from ..evaluation.leading import first_entries, leading_task
 from ..evaluation.results import TASKS, check_keypoints, check_results, config_of, read_truth, results_file, truth_of
 from ..files import replacing, write_whole
 from . import parser_of, picture, program, run, task_named
@@ -159,12 +159,13 @@ def main() -> None:
 
     files = [results_file(args.a), results_file(args.b)]
     contents = [parse(file, "result file") for file in files]
+    task = leading_task(*contents) if args.task == "auto" else args.task
+    if task == "keypoints" and not args.oks_sigmas and (config := args.config_file or config_of(args.a)):
+        args.oks_sigmas = list(open_config(config).settings.TEST.KEYPOINT_OKS_SIGMAS)
     if args.task == "auto":
-        args.task = leading_task(*contents)
-        left = args.config_file or os.path.join(args.a, "config.yaml")
-        if args.task == "keypoints" and not args.oks_sigmas and os.path.isfile(left):
-            args.oks_sigmas = list(open_config(left).settings.TEST.KEYPOINT_OKS_SIGMAS)
-        if args.task == "keypoints" and len(contents[0][0]["keypoints"]) != 3 * (len(args.oks_sigmas) or 17):
+        args.task, wanted = task, 3 * (len(args.oks_sigmas) or 17)
+        points = [first["keypoints"] for first in first_entries(*contents)] if task == "keypoints" else []
+        if any(isinstance(each, list) and len(each) != wanted for each in points):
             print("boxes are compared: keypoints other than COCO's need --oks-sigmas")
             args.task = "bbox"
         print(f"comparing AP of {args.task}: choose another task in the results with --task")

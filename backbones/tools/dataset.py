@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -120,13 +120,23 @@ def _write_coco(content: dict[str, Any], images: str, output: str) -> None:
     write_whole(output, json.dumps({**{key: value for key, value in content.items() if key != "notes"}, "images": named}))
 
 
+def _keep(inputs: Iterable[str], outputs: Iterable[str]) -> None:
+    """Raises UserError if one of the files to write is an input."""
+    own = {os.path.realpath(path) for path in inputs}
+    for path in outputs:
+        if os.path.realpath(path) in own:
+            raise UserError(f"{path!r} is read, and would be overwritten: name another --output", "conflict", "--output")
+
+
 def convert(input: str, output: str, images: str = "", to: str = "coco") -> Iterator[str]:
     """Writes data in COCO's format, one file per split, or YOLO's, one folder. Yields lines on what was written, left out and guessed."""
     found = parts(input, images)
     if to == "coco":
         stem, ending = os.path.splitext(output)
+        targets = {name: output if len(found) == 1 else f"{stem}_{name}{ending}" for name in found}
+        _keep([input], targets.values())
         for name, (content, root) in found.items():
-            file = output if len(found) == 1 else f"{stem}_{name}{ending}"
+            file = targets[name]
             _write_coco(content, root, file)
             yield from _lines(file, content, content["notes"])
         return
@@ -155,6 +165,7 @@ def convert(input: str, output: str, images: str = "", to: str = "coco") -> Iter
 def divide(input: str, output: str, images: str = "", val: float = 0.2, seed: int = 0) -> Iterator[str]:
     """Writes train.json, and val.json with that share of the images, to a folder. Yields lines on what was written, left out and guessed."""
     content, root = one(input, images)
+    _keep([input], (os.path.join(output, f"{name}.json") for name in ("train", "val")))
     kept, held, alone = split.parts(content, val, seed)
     for name, part in (("train", kept), ("val", held)):
         _write_coco(part, root, os.path.join(output, f"{name}.json"))
@@ -168,6 +179,7 @@ def merge(input: list[str], output: str, images: Sequence[str] = ()) -> Iterator
     if images and len(images) != len(input):
         raise UserError(f"--images names {len(images)} folders for {len(input)} data sets: name one for each", "value", "--images")
     every = [one(path, folder) for path, folder in zip(input, images or [""] * len(input))]
+    _keep(input, [output])
     content, notes = merged(every)
     _write_coco(content, "", output)
     for path, (each, _) in zip(input, every):

@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import time
+from collections import Counter
 from typing import Any, Callable, Iterator
 
 import numpy as np
@@ -83,9 +84,9 @@ def targets_of(files: list[str], output: str, names: list[str] | None = None) ->
         targets = [os.path.join(output, name) for name in names or map(os.path.basename, files)]
         # formats that OpenCV does not write, and names without a suffix
         targets = [target if target.lower().endswith(IMAGES) else f"{target}.png" for target in targets]
-        twice = next((t for t in targets if targets.count(t) > 1), None)
+        twice = [target for target, count in Counter(targets).items() if count > 1]
         if twice:
-            raise UserError(f"two of the images are named {os.path.basename(twice)!r}: run their folders one at a time")
+            raise UserError(f"two of the images are named {os.path.basename(twice[0])!r}: run their folders one at a time")
     for target, file in zip(targets, files):
         if os.path.abspath(target) == os.path.abspath(file):
             raise UserError(f"--output {output!r} would overwrite {file!r}")

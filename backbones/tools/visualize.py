@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..data import check_paths, images
-from ..data.annotations import faults, integer, numbers, parse
+from ..data.annotations import faults, integer, mask_fault, numbers, parse
 from ..data.loader import unreadable
 from ..data.sources import unknown_data_set
 from ..drawing import Mark, colour, mask_of
@@ -99,6 +99,9 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
 
         truth = [mark(a, a["bbox_mode"], a["category_id"]) for a in d.get("annotations", ())]
         kept = [r for r in by_image[d["image_id"]] if r["score"] >= threshold]
+        if masks and any(r.get("segmentation") and mask_fault(r["segmentation"], *image.shape[:2]) for r in kept):
+            said = f"results {results!r}: a detection in image {d['image_id']!r} has a mask that is damaged or not of the image's size"
+            raise UserError(said, "bad-file")
         found = [mark(r, BoxMode.XYWH_ABS, to_class.get(r["category_id"], r["category_id"]), f" {100 * r['score']:.0f}") for r in kept]
         left, right = draw_marks(image, truth), draw_marks(image, found)
         tiles.append(np.hstack([left, np.full((len(left), 4, 3), 255, np.uint8), right]))

@@ -2,10 +2,11 @@
 
 import math
 import os
+import sys
 import warnings
 from typing import Any, Iterable, Iterator, Sequence
 
-from PIL import Image
+from ..images import size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif", ".jp2", ".avif")
 _LARGEST = 1e6  # pixels of a coordinate
@@ -26,12 +27,12 @@ class Builder:
         if count:
             self._notes.setdefault(text, [0, where])[0] += count
 
-    def image(self, path: str, size: tuple[int, int] | None = None) -> dict[str, Any]:
-        """Adds the entry of an image. Without a ``size`` (width, height) it is read from the file, if possible."""
+    def image(self, path: str, stated: tuple[int, int] | None = None) -> dict[str, Any]:
+        """Adds the entry of an image. Without a ``stated`` (width, height) its size is read from the file, if possible."""
         entry: dict[str, Any] = {"id": len(self.images) + 1, "file_name": os.path.relpath(path, self.root).replace(os.sep, "/")}
-        size = size or file_size(path)
-        if size:
-            entry.update(width=size[0], height=size[1])
+        known = stated or file_size(path)
+        if known:
+            entry.update(width=known[0], height=known[1])
         self.images.append(entry)
         return entry
 
@@ -87,10 +88,9 @@ def file_size(path: str) -> tuple[int, int] | None:
     """Width and height of an image after the turn that its EXIF tag asks for, from its header; None if it cannot be read."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of large pictures and odd tags
-            with Image.open(path) as picture:
-                return picture.size[::-1] if picture.getexif().get(274) in (5, 6, 7, 8) else picture.size
-    except Exception:  # Pillow raises anything for a damaged file; who reads the pixels says what is wrong
+            warnings.simplefilter("ignore")  # of odd tags
+            return size(path, max_pixels=sys.maxsize)  # training refuses what is too large
+    except Exception:  # of a damaged file; who reads the pixels says what is wrong
         return None
 
 

@@ -46,7 +46,7 @@ def read(path: str, images: str) -> dict[str, Any]:
         try:
             tree = ElementTree.fromstring(_bytes(xml), ElementTree.XMLParser(target=_Tree()))
             used.add(_image(build, tree, xml, folder, pictures, names))
-        except (ValueError, ElementTree.ParseError) as error:
+        except (ValueError, LookupError, ElementTree.ParseError) as error:
             raise UserError(f"{xml!r} is not a Pascal VOC annotation: {error}", "bad-file") from error
     if os.path.isdir(path):
         build.note("images left out because they have no .xml file", count=len(set(pictures.all) - used))

@@ -4,6 +4,7 @@ A ``data.yaml`` has the classes and the folders, or lists of images, of its spli
 and a box (x, y of the middle, width, height), an outline (of masks, or of turned boxes), or a box and the keypoints of ``kpt_shape``.
 """
 
+import contextlib
 import itertools
 import math
 import os
@@ -54,8 +55,9 @@ def has_labels(folder: str) -> bool:
 
 
 def _is_label(path: str) -> bool:
-    with open(path, encoding="utf-8", errors="replace") as f:
+    with contextlib.suppress(OSError), open(path, encoding="utf-8", errors="replace") as f:
         return YOLO_LINE.fullmatch(f.readline(10_000)) is not None
+    return False
 
 
 def splits(path: str) -> dict[str, tuple[str, str]]:
