@@ -66,7 +66,7 @@ check: $(ready)
 	$(PYTHON) -m pytest -n 2 -m "not slow and not whole"
 
 resume-proof: $(ready)
-	KILLS=20 $(PYTHON) -m pytest tests/test_resume.py
+	KILLS=20 $(PYTHON) -m pytest tests/test_resume.py -m ""
 
 fuzz: $(ready)
 	FUZZ_EXAMPLES=1500 $(PYTHON) -m pytest tests/test_fuzz.py --timeout 1800

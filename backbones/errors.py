@@ -99,6 +99,11 @@ def counted(number: int, name: str) -> str:
     return f"{number} {name}{'' if number == 1 else 'es' if name.endswith(('s', 'x')) else 's'}"
 
 
+def first_of(names: Sequence[str], most: int = 5, between: str = ", ") -> str:
+    """The first so many names, and how many more there are."""
+    return between.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def raised(check: Callable[..., Any], *arguments: Any) -> list[UserError]:
     """The UserError that a call raises, if it does."""
     try:

@@ -5,12 +5,12 @@ import re
 from typing import Any, Sequence
 
 import yaml
-from detectron2.config import CfgNode, LazyCall, get_cfg
+from detectron2.config import CfgNode, LazyCall
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads
 from omegaconf import DictConfig, OmegaConf
 
-from .config import ARCHITECTURES, add_backbones_config, architecture, get, merge_overrides, put
+from .config import ARCHITECTURES, add_backbones_config, architecture, defaults, get, merge_overrides, put
 from .detectors import LastStageROIHeads, last_stage
 from .errors import UserError
 from .fpn import COMMON_KEYS
@@ -45,10 +45,8 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False
     old = BUILDERS.get(before)
     source = cfg.MODEL[old.name.upper() if old else "RESNETS"]
     kept = {key: source[key] for key in COMMON_KEYS}
-    defaults = get_cfg()
-    add_backbones_config(defaults)
     # remove every setting of another network's structure
-    node = cfg.MODEL[family.name.upper()] = defaults.MODEL[family.name.upper()]
+    node = cfg.MODEL[family.name.upper()] = defaults().MODEL[family.name.upper()]
     node.update(kept)
     if family.variant_key:
         put(cfg, family.variant_key, name)

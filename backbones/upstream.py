@@ -1,4 +1,4 @@
-"""The private names of torch and detectron2 that this package needs. No other file of it uses one.
+"""The private names of torch and detectron2 that this package needs. No other file of it uses one, but for what subclasses override or read.
 
 Seen in torch 2.3.1 and 2.14.1, detectron2 0.6 (commit a59f0563) and fvcore 0.1.5.
 """

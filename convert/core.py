@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import backbones
 from backbones import registry
-from backbones.errors import UserError, unknown
+from backbones.errors import UserError, first_of, unknown
 from backbones.files import replacing
 from backbones.layers import without_wrappers
 
@@ -169,7 +169,7 @@ def _kind(value: Any) -> str:
 
 def _kinds(data: Mapping[Any, Any]) -> str:
     shown = [f"{' '.join(str(key).split())[:40]} ({_kind(value)})" for key, value in data.items()]
-    return ", ".join(shown[:8]) + f" and {len(shown) - 8} more" * (len(shown) > 8) or "nothing"
+    return first_of(shown, 8) or "nothing"
 
 
 def at(data: dict[str, Any], entry: str) -> dict[str, Tensor]:

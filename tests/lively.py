@@ -1,5 +1,8 @@
 """Untrained detectors that find things: their norms know the images, and their predictions spread as trained ones' do."""
 
+import copy
+import functools
+
 import numpy as np
 import torch
 from detectron2.config import CfgNode
@@ -81,7 +84,12 @@ def small_config(kind: str, backbone: str = "V-19-slim-dw-eSE"):
 
 
 def alive(kind: str, backbone: str = "V-19-slim-dw-eSE"):
-    """(config, image, model, and what it finds)"""
+    """(config, image, model, and what it finds), to change as one likes"""
+    return copy.deepcopy(_alive(kind, backbone))
+
+
+@functools.lru_cache(maxsize=8)
+def _alive(kind: str, backbone: str):
     cfg, image = small_config(kind, backbone), photo()
     x = torch.as_tensor(np.ascontiguousarray(image.transpose(2, 0, 1))).float()
     model = lively_model(cfg, x)

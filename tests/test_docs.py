@@ -22,11 +22,11 @@ DOCS = os.path.join(ROOT, "docs")
 PAGES = sorted(os.path.relpath(path, DOCS) for path in glob.glob(os.path.join(DOCS, "**", "*.md"), recursive=True))
 BESIDE = ("README.md", "model_zoo.md", "CONTRIBUTING.md", "CHANGELOG.md")
 FROM_PARSERS = "reference/commands.md"  # texts of detectron2's too
-SCENES = {"train": 24, "val": 8}
+SCENES = {"train": 24, "val": 4}
 
 # added to the end of commands that take overrides: seconds in the place of minutes, no GPU, and detections of what has learned nothing
 SMALL = """
-    MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 4 INPUT.MIN_SIZE_TRAIN (96,) INPUT.MIN_SIZE_TEST 96 INPUT.CLASSIFICATION.SIZE 32 TEST.PICTURES 1
+    MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 2 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 INPUT.CLASSIFICATION.SIZE 32 TEST.PICTURES 1
     DATALOADER.NUM_WORKERS 0 MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.001 ONE_SHOT.GENERATIONS 1 ONE_SHOT.POPULATION 2 ONE_SHOT.PARENTS 1
     ONE_SHOT.MUTATIONS 1 ONE_SHOT.CROSSOVERS 0 ONE_SHOT.CALIBRATION_IMAGES 4 ONE_SHOT.CALIBRATION_BATCH 2
 """.split()
@@ -38,7 +38,7 @@ def shrunk(words):
     name = tool(words)
     if name in TAKES_OVERRIDES:
         held_out = ["DATASETS.HOLD_OUT", "[['digits_train', 4]]"] if "digits/detnas_supernet_digits.yaml" in words else []
-        return [*words, *SMALL, *held_out, "SOLVER.MAX_ITER", "6" if "--resume" in words else "4"]
+        return [*words, *SMALL, *held_out, "SOLVER.MAX_ITER", "3" if "--resume" in words else "2"]
     if "--minutes" in words:
         words[words.index("--minutes") + 1] = "0.1"
     if words[:3] == ["backbones", "search", "search"]:

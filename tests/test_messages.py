@@ -11,7 +11,7 @@ import warnings
 import pytest
 import torch
 from answers import full_marks
-from conftest import ROOT, few_digits
+from conftest import ROOT, few_digits, warm
 from detectron2.data import DatasetCatalog
 from small_data import picture, voc_object, voc_xml, write
 
@@ -205,9 +205,9 @@ def main():
 
 @pytest.mark.slow
 def test_what_torch_says_of_others_code_is_no_output_of_a_command():
-    said = python("-c", _THEIR_CODE + "main()").stderr
+    said = warm("-c", _THEIR_CODE + "main()").stderr
     assert all(words in said for words in ("torch.meshgrid", "extremely slow", "is_fx_tracing", "something else"))
-    said = python("-c", "from backbones.tools import run" + _THEIR_CODE + "run(main)").stderr
+    said = warm("-c", "from backbones.tools import run" + _THEIR_CODE + "run(main)").stderr
     assert said.count("\n") == 1 and "something else" in said
 
 
@@ -234,7 +234,7 @@ set_up_logs({str(tmp_path)!r})
 for name in ("detectron2", "fvcore", "backbones"):
     logging.getLogger(name).warning("\\x1b[38;5;245m# a comment\\x1b[39m")
 """
-    result = python("-c", code, FORCE_COLOR="1")
+    result = warm("-c", code, env={**os.environ, "FORCE_COLOR": "1"})
     for text in (result.stdout, (tmp_path / "log.txt").read_text()):
         assert text.count("# a comment") == 3 and "\x1b" not in text
 
@@ -291,25 +291,25 @@ def test_memory_that_the_system_does_not_tell(monkeypatch):
 def test_a_folder_is_held_without_fcntl(tmp_path):
     """By portalocker: another process is refused, until the first lets go."""
     code = """
-import sys
+import os, sys
 from backbones import UserError
 from backbones.engine import lock, resume
 resume.fcntl = None
-try:
-    with lock(sys.argv[1]):
-        print("held", flush=True)
-        sys.stdin.readline()
-except UserError as error:
-    print(error.code, flush=True)
+def other():
+    process = os.fork()
+    if not process:
+        try:
+            with lock(sys.argv[1]):
+                print("held", flush=True)
+        except UserError as error:
+            print(error.code, flush=True)
+        os._exit(0)
+    os.waitpid(process, 0)
+with lock(sys.argv[1]):
+    other()
+other()
 """
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    first = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert first.stdout.readline() == "held\n"
-        assert python("-c", code, str(tmp_path)).stdout == "folder-in-use\n"
-    finally:
-        first.communicate("\n", timeout=100)
-    assert subprocess.run(command, cwd=ROOT, input="\n", capture_output=True, text=True, timeout=300).stdout == "held\n"
+    assert warm("-c", code, str(tmp_path)).stdout == "folder-in-use\nheld\n"
 
 
 def test_a_folder_as_the_image_of_an_export(tmp_path):

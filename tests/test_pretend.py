@@ -3,13 +3,11 @@
 import json
 import math
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from choices import cases
-from conftest import HERE, ROOT, few_digits
+from conftest import HERE, few_digits, warm
 
 pytestmark = [
     pytest.mark.slow,
@@ -55,9 +53,7 @@ def digits(tmp_path_factory):
 
 def perform(*commands):
     """Runs programs one after the other in one process, in which there is the device."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join((ROOT, HERE)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, os.path.join(HERE, "pretend.py"), json.dumps(commands)]
-    result = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=580)
+    result = warm(os.path.join(HERE, "pretend.py"), json.dumps(commands), timeout=580)
     assert result.returncode == 0, result.stderr[-3000:]
     return result.stdout
 

@@ -51,6 +51,12 @@ def facts(images=300, side=480.0, objects=5, sizes=(20, 200), **more):
     return Facts(**{**usual, **more})
 
 
+@pytest.fixture
+def little_memory(monkeypatch):
+    """Memory of a step is pretended, where it does not matter: measuring it takes longer than the rest."""
+    monkeypatch.setattr(memory, "peak", lambda *args: memory.Peak(2.0**28, 2.0**20, 100.0))
+
+
 def chosen(choices):
     return {choice.key: choice.value for choice in choices}
 
@@ -98,7 +104,7 @@ def test_size_gives_way_to_time():
 
 
 @pytest.mark.slow
-def test_measuring_is_bounded(monkeypatch, tmp_path):
+def test_measuring_is_bounded(little_memory, monkeypatch, tmp_path):
     """Steps that would take too long are not measured: what small ones tell is taken, and the image size follows from it."""
     data = few_digits(tmp_path, {"train": 8, "val": 4})
     said, sizes = [], []
@@ -119,7 +125,7 @@ def test_measuring_is_bounded(monkeypatch, tmp_path):
     )
 
 
-def test_too_little_time_is_said(monkeypatch, tmp_path):
+def test_too_little_time_is_said(little_memory, monkeypatch, tmp_path):
     """There are 20 steps at least: where they, or the 300 that a training should have, take longer than --minutes, the file says how long."""
     data = few_digits(tmp_path, {"train": 8, "val": 4})
     monkeypatch.setattr(measuring, "steps", lambda front, more, count=4: ([more.get("INPUT.MIN_SIZE_TRAIN", (160,))[0] / 10] * 3, [1.0] * 4))
@@ -140,7 +146,7 @@ def test_too_little_time_is_said(monkeypatch, tmp_path):
     assert not any("too few for" in choice.reason for choice in enough.choices.values())
 
 
-def test_reasons_are_true_and_stand_alone(monkeypatch, tmp_path):
+def test_reasons_are_true_and_stand_alone(little_memory, monkeypatch, tmp_path):
     """Keys are sorted in the file: no reason may point to the one before. Figures are those of the value."""
     monkeypatch.setattr(design, "candidates", lambda: iter([("RegNetX-400MF", None)]))
     monkeypatch.setattr(design, "available", lambda names, say: {name: f"backbones://{name}" for name in names})
@@ -329,7 +335,7 @@ def asked(data, tmp_path, **more):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["boxes", "masks", "keypoints"])
-def test_the_file_needs_no_other(task, tmp_path):
+def test_the_file_needs_no_other(little_memory, task, tmp_path):
     """Every line says why; the config that it gives is the one that was worked out, and can be trained."""
     data = few_digits(tmp_path, {"train": 8, "val": 4})
     work = Design(asked(data, tmp_path, task=task, from_scratch=True), say=lambda line: None)
@@ -353,7 +359,7 @@ def test_the_cpu_is_not_taken_silently(monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("images, held_out", [(8, True), (1, False)])
-def test_no_validation_set(images, held_out, tmp_path, capsys):
+def test_no_validation_set(little_memory, images, held_out, tmp_path, capsys):
     """A fifth is held out; of a single image none can be, and it is trained on without evaluations."""
     data = few_digits(tmp_path, {"train": images})
     args = asked(data, tmp_path, task="boxes", from_scratch=True)
@@ -365,7 +371,7 @@ def test_no_validation_set(images, held_out, tmp_path, capsys):
     assert cfg.MODEL.BACKBONE.FREEZE_AT == 0 and cfg.SOLVER.MAX_ITER == 6
 
 
-def test_data_with_a_validation_set_of_their_own(tmp_path, capsys):
+def test_data_with_a_validation_set_of_their_own(little_memory, tmp_path, capsys):
     """A folder of splits needs no --val, and nothing is held out; of data that are not there nothing is said of --val."""
     for split in ("train", "val"):
         for kind in ("images", "labels"):
@@ -449,7 +455,7 @@ def test_random_weights_can_be_timed(norm):
 
 
 @pytest.mark.slow
-def test_latency(tmp_path, monkeypatch):
+def test_latency(little_memory, tmp_path, monkeypatch):
     """The best network within it; else the fastest at smaller images; else an error. Latencies are pretended, as the square of the size."""
     data = few_digits(tmp_path, {"train": 4, "val": 4})
     whole = facts(side=480.0, sizes=(12, 100))

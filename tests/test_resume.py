@@ -5,6 +5,7 @@ import os
 
 import pytest
 import torch
+from choices import cases
 from conftest import few_digits, warm
 
 pytestmark = pytest.mark.slow
@@ -49,14 +50,12 @@ def assert_equal(a, b):
         assert a["trainer"]["hooks"][hook] == b["trainer"]["hooks"][hook], hook
 
 
-# the second keeps a value beside its weights, and has norms that are estimated anew
-CONFIGS = {
-    CONFIG: ["DATALOADER.NUM_WORKERS", 2],
-    "quickstart/retinanet_RegNetX_400MF_FPN_digits.yaml": "TEST.PRECISE_BN.ENABLED True TEST.PRECISE_BN.NUM_ITER 3 TEST.LOSS True".split(),
-}
+# norms are estimated anew; the second keeps a value beside its weights
+NORMS = "TEST.PRECISE_BN.ENABLED True TEST.PRECISE_BN.NUM_ITER 3 TEST.LOSS True".split()
+CONFIGS = {CONFIG: ["DATALOADER.NUM_WORKERS", 2, *NORMS], "quickstart/retinanet_RegNetX_400MF_FPN_digits.yaml": NORMS}
 
 
-@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("config", cases(CONFIGS, tried=[CONFIG]))
 def test_killed_again_and_again(config, data, tmp_path):
     """KILLS times (default 5): at random moments, in the middle of a checkpoint's file, in evaluations, and by SIGTERM."""
     kills = int(os.environ.get("KILLS", 5))

@@ -7,6 +7,7 @@ random inputs in test_fuzz.py; configs in test_configs.py.
 """
 
 import contextlib
+import itertools
 import json
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
+from choices import cases, turns
 from conftest import ROOT, warm
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
@@ -298,8 +300,10 @@ def test_unreadable_images_at_the_first_look(kind, run, data, tmp_path):
     assert "3 missing or unreadable images" in (tmp_path / "skipped" / "log.txt").read_text()
 
 
-@pytest.mark.parametrize("kind", ["truncated", "0 bytes", "text", "zeros"])
-@pytest.mark.parametrize("mapper", ["detectron2", "fast"])
+KINDS, MAPPERS = ["truncated", "0 bytes", "text", "zeros"], ["detectron2", "fast"]
+
+
+@pytest.mark.parametrize("kind, mapper", cases(itertools.product(KINDS, MAPPERS), tried=turns(KINDS, MAPPERS)))
 def test_unreadable_images(kind, mapper, run, data, tmp_path, monkeypatch):
     """The file is named; with INPUT.UNREADABLE skip others take its place, and they are counted."""
     before = {number: pathlib.Path(data.path(number)).read_bytes() for number in range(1, 7)}
@@ -369,8 +373,10 @@ def test_images_that_are_gone_when_they_are_read(run, data, monkeypatch):
     refused(run(data), "cannot be read", "No such file")
 
 
-@pytest.mark.parametrize("mode", ["L", "RGBA", "CMYK", "I;16", "P", "exif"])
-@pytest.mark.parametrize("mapper", ["detectron2", "exact"])
+MODES, READERS = ["L", "RGBA", "CMYK", "I;16", "P", "exif"], ["detectron2", "exact"]
+
+
+@pytest.mark.parametrize("mode, mapper", cases(itertools.product(MODES, READERS), tried=turns(MODES, READERS)))
 def test_modes_of_images(mode, mapper, run, data, tmp_path):
     pixels = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
     for image in data.content["images"]:
@@ -537,8 +543,11 @@ def test_processes_meet():
 # signals, in the middle of an iteration and of an evaluation
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-@pytest.mark.parametrize("during", ["training", "evaluation"])
+SIGNALS = [(signal.SIGTERM, 143, "training"), (signal.SIGINT, 130, "evaluation")]
+OTHERS = [(signal.SIGINT, 130, "training"), (signal.SIGTERM, 143, "evaluation")]
+
+
+@pytest.mark.parametrize("number, code, during", cases([*SIGNALS, *OTHERS], tried=SIGNALS))
 def test_signals(number, code, during, run, data, tmp_path, monkeypatch):
     test, evaluated = Trainer.test, []
     if during == "training":

@@ -678,7 +678,7 @@ def test_the_structure_in_the_configs_is_what_the_search_finds(tmp_path):
 @pytest.mark.parametrize(
     "file, layers, weights",
     [
-        ("found_16_layers.txt", 16, ""),
+        pytest.param("found_16_layers.txt", 16, "", marks=pytest.mark.whole),
         pytest.param("found_22_layers.txt", 22, "", marks=pytest.mark.whole),
         pytest.param("found_31_layers.txt", 31, "", marks=pytest.mark.whole),
         pytest.param("found_22_layers_equal_weights.txt", 22, "stage_weights: [1, 1, 1, 1, 1]", marks=pytest.mark.whole),

@@ -42,7 +42,7 @@ def tiny(tmp_path_factory):
     made = few_digits(tmp_path_factory.mktemp("tiny"), {"train": 12, "val": 6})
     entries = [[f"tiny_{split}", *paths] for split, paths in made.items()]
     data = ["DATASETS.REGISTER", entries, "DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)"]
-    speed = ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 4, "INPUT.MIN_SIZE_TRAIN", "(96,)", "INPUT.MIN_SIZE_TEST", 96]
+    speed = ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 4, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64]
     return ["MODEL.DEVICE", "cpu", *data, *speed]
 
 

@@ -16,11 +16,6 @@ from backbones import upstream
 PUBLIC = {"_replace", "_exit", "_target_", "_Unpickler"}
 # not moved yet
 ELSEWHERE = {
-    ("backbones/doctor/examination.py", "_clear_cache"),
-    ("backbones/engine/hooks.py", "_NormBase"),
-    ("backbones/engine/hooks.py", "_DropoutNd"),
-    ("backbones/engine/lazy.py", "_get_node"),
-    ("backbones/tools/train.py", "_actions"),
     ("backbones/tools/docs/reference.py", "_actions"),
     ("backbones/tools/docs/reference.py", "_SubParsersAction"),
     ("backbones/tools/docs/reference.py", "_choices_actions"),

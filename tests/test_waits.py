@@ -1,12 +1,8 @@
 """A training step waits for its device no more often than detectron2's own does."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
-from conftest import HERE, ROOT
+from conftest import HERE, warm
 
 CONFIGS = {
     "faster": "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml",
@@ -34,6 +30,7 @@ batch = [{"image": torch.zeros(3, 96, 128, dtype=torch.uint8), "instances": obje
 for name in sys.argv[1:]:
     cfg = zoo.get_config(name)
     use_backbone(cfg, "RegNetX-200MF")
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 64
     cfg.MODEL.WEIGHTS, cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.REGNET.NORM, cfg.MODEL.DEVICE = "", 0, "BN", str(device)
     with pretend.OnDevice():
         model, counts = build_model(cfg), []
@@ -53,9 +50,7 @@ for name in sys.argv[1:]:
 @pytest.mark.skipif(tuple(map(int, torch.__version__.split(".")[:2])) < (2, 9), reason="torch's devices written in Python are of 2.9 and newer")
 def test_waits():
     """Counted in one step of each, of the same model, image and random numbers."""
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join((ROOT, HERE)), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", SCRIPT, *CONFIGS.values()]
-    result = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, timeout=500)
+    result = warm("-c", SCRIPT, *CONFIGS.values(), cwd=HERE)
     assert result.returncode == 0, result.stderr[-3000:]
     for name, line in zip(CONFIGS, result.stdout.splitlines(), strict=True):
         theirs, ours = map(int, line.split())

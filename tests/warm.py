@@ -4,18 +4,22 @@ Reads a line of JSON {"argv", "cwd", "env", "out", "err", "timeout"} for each, a
 The processes that --num-gpus and torchrun start are such copies too, unless the environment has FRESH.
 """
 
+import atexit
 import gc
 import json
 import os
 import runpy
 import signal
 import sys
+import threading
 import time
 from functools import partial
 
 import detectron2.engine  # noqa: F401
+import matplotlib.figure  # noqa: F401
 import torch.distributed.run
 import torch.multiprocessing
+import torch.utils.tensorboard
 
 import backbones.engine  # noqa: F401
 
@@ -46,6 +50,22 @@ def begin(request: dict) -> None:
             request["argv"][2:2] = ["--run-path", "--start-method=fork"]
 
 
+def perform(request: dict) -> None:
+    """Runs the module, the script or the code that was asked for."""
+    if request["argv"][0] == "-c":
+        _, code, *rest = request["argv"]
+        sys.argv, sys.path[0] = ["-c", *rest], request["cwd"]
+        exec(code, {"__name__": "__main__"})
+    elif request["argv"][0] == "-m":
+        sys.argv = request["argv"][1:]
+        sys.path[0] = request["cwd"]
+        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = request["argv"]
+        sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
+        runpy.run_path(sys.argv[0], run_name="__main__")
+
+
 def main() -> None:
     gc.freeze()  # or each copy would go through all that was imported at its end, for a second
     for line in sys.stdin:
@@ -58,14 +78,24 @@ def main() -> None:
     else:
         return
     begin(request)
-    if request["argv"][0] == "-m":
-        sys.argv = request["argv"][1:]
-        sys.path[0] = request["cwd"]
-        runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
-    else:
-        sys.argv = request["argv"]
-        sys.path[0] = os.path.dirname(os.path.abspath(sys.argv[0]))
-        runpy.run_path(sys.argv[0], run_name="__main__")
+    code = 0
+    try:
+        perform(request)
+    except KeyboardInterrupt:
+        raise  # the interpreter ends as the signal would end it
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    # what the interpreter does at its end, but for taking all modules apart, which takes half a second
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 if __name__ == "__main__":

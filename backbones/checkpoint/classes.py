@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..detectors.classifier import ImageClassifier
 from ..detectors.gfl import GFLHead
-from ..errors import plain
+from ..errors import first_of, plain
 
 _NAMELESS = (
     "the weights do not name their classes, so layers with a different number of classes start from scratch. Set MODEL.WEIGHTS_CLASSES: a data "
@@ -74,16 +74,12 @@ class Match:
     def table(self, shared: str, ours: str, theirs: str) -> str:
         """A table of which classes were matched, and names that are almost the same."""
         parts = ((shared, self.shared), (ours, self.ours_alone), (theirs, self.theirs_alone))
-        rows = [(what, len(names), listed(names)) for what, names in parts if names]
+        rows = [(what, len(names), first_of(names, _SHOWN)) for what, names in parts if names]
         near = {plain(name): name for name in self.theirs_alone}
         close = [f"{name!r} and {near[plain(name)]!r}" for name in self.ours_alone if plain(name) in near]
         remedy = "rename them in the annotations, or name those of the weights in MODEL.WEIGHTS_CLASSES"
         hint = f"\n  names must match exactly: {', '.join(close[:5])} differ -> {remedy}" if close else ""
         return tabulate(rows, ("classes by name", "number", "which"), "pipe") + hint
-
-
-def listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:_SHOWN]) + (f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else "")
 
 
 def by_name(model: nn.Module, weights: dict[str, Any], theirs: dict[str, list[str]], ours: dict[str, list[str]]) -> tuple[dict[str, Any], str]:

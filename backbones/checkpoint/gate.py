@@ -20,7 +20,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..detectors import LastStageROIHeads
-from ..errors import UserError
+from ..errors import UserError, first_of
 from ..files import replacing, write_whole
 from ..layers import without_wrappers
 from .classes import ROWS, by_name, names_in
@@ -75,7 +75,7 @@ class LoadReport:
         lines += [f"  wrong shape: {key}: file {file}, model {model}" for key, file, model in self.mismatched[:5]]
         for what, keys in (("new", self.new), ("unused", self.unused)):
             if keys:
-                lines.append(f"  {what}: {', '.join(keys[:5])}" + (f" and {len(keys) - 5} more" if len(keys) > 5 else ""))
+                lines.append(f"  {what}: {first_of(keys)}")
         return "\n".join([f"Weights loaded from {self.path}:", *lines, *filter(None, [self.classes])])
 
     def refuse(self, require: str, hint: str = PARTIAL) -> None:

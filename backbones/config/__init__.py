@@ -2,7 +2,7 @@
 
 from .architectures import ARCHITECTURES, architecture, learns
 from .checks import check_config, check_device, check_output_dir, check_output_file, config_findings, from_libraries, training_findings
-from .keys import KEYS, add_backbones_config, add_vovnet_config, all_keys, flat, get, plain_norms, put
+from .keys import KEYS, add_backbones_config, add_vovnet_config, all_keys, defaults, flat, get, plain_norms, put
 from .merging import (
     IMAGES,
     KINDS,
@@ -33,6 +33,7 @@ __all__ = [
     "check_output_dir",
     "check_output_file",
     "config_findings",
+    "defaults",
     "first_difference",
     "flat",
     "from_libraries",

@@ -149,11 +149,17 @@ def _building(cfg: CfgNode, training: bool, on_cpus: bool) -> Iterator[UserError
     """Builds the model, so that the builders' own checks run; an error here hides the rest."""
     try:
         with on_meta():
-            wrong = list(_features(cfg, build_backbone(cfg).output_shape()))  # first, as its message is the clearest
-            if wrong:
-                yield from wrong
-                return
-            model = build_model(cfg)
+            try:
+                model, failed = build_model(cfg), None
+            except Exception as error:
+                model, failed = None, error
+            if architecture(cfg).features:
+                backbone = model.backbone if model else build_backbone(cfg)
+                if wrong := list(_features(cfg, backbone.output_shape())):  # their message is the clearest
+                    yield from wrong
+                    return
+            if failed:
+                raise failed
             if training:
                 build_lr_scheduler(cfg, build_optimizer(cfg, model))
     except UserError as error:

@@ -5,7 +5,7 @@ import math
 from typing import Any, Callable, Collection, Iterator, NamedTuple
 
 from detectron2 import modeling
-from detectron2.config import CfgNode
+from detectron2.config import CfgNode, get_cfg
 from fvcore.common.registry import Registry
 
 from ..choices import are_branch_widths
@@ -280,6 +280,13 @@ def add_backbones_config(cfg: CfgNode) -> None:
 
 
 add_vovnet_config = add_backbones_config  # the name in vovnet-detectron2
+
+
+def defaults() -> CfgNode:
+    """A config with all keys, detectron2's and this project's, at their defaults."""
+    cfg = get_cfg()
+    add_backbones_config(cfg)
+    return cfg
 
 
 def flat(node: dict[str, Any], prefix: str = "") -> dict[str, Any]:

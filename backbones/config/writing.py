@@ -3,16 +3,14 @@
 from typing import Any, Callable, Iterator, Mapping
 
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 
-from .keys import add_backbones_config, flat
+from .keys import defaults, flat
 
 
 def written(cfg: CfgNode, head: str, reasons: Mapping[str, str], reason: Callable[[str], str] = lambda key: "") -> str:
     """``head`` as comments, then every key with one of the ``reasons`` and every other that differs from the defaults, with its ``reason``."""
-    defaults = get_cfg()
-    add_backbones_config(defaults)
-    usual = flat(defaults)
+    usual = flat(defaults())
     tree: dict[str, Any] = {}
     for key, value in flat(cfg).items():
         if key in reasons or usual.get(key) != value:
@@ -21,7 +19,7 @@ def written(cfg: CfgNode, head: str, reasons: Mapping[str, str], reason: Callabl
             for part in path:
                 node = node.setdefault(part, {})
             node[leaf] = (value, reasons[key] if key in reasons else reason(key))
-    tree["VERSION"] = (defaults.VERSION, "of the config's format")
+    tree["VERSION"] = (usual["VERSION"], "of the config's format")
     return "\n".join([*(f"# {line}".rstrip() for line in head.splitlines()), *_lines(tree, "")]) + "\n"
 
 

@@ -3,7 +3,7 @@
 import os
 import re
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Iterator, NamedTuple, Sequence
+from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
@@ -309,9 +309,3 @@ def short(value: Any) -> str:
     """A value as Python writes it, shortened to at most 120 characters."""
     text = repr(value)
     return text if len(text) < 120 else f"{text[:70]}...{text[-40:]}"
-
-
-def listed(names: Iterable[Any]) -> str:
-    """The first six values, and how many more there are."""
-    every = [short(name) for name in names]
-    return ", ".join(every[:6]) + (f" and {len(every) - 6} more" if len(every) > 6 else "")

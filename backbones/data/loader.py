@@ -28,7 +28,7 @@ from PIL import UnidentifiedImageError
 from torch.utils import data as torchdata
 
 from .. import upstream
-from ..errors import UserError
+from ..errors import UserError, first_of
 from .images import UNREADABLE, UnusableImage
 from .packed import Packed
 
@@ -104,12 +104,11 @@ class Readable:
         say_left_out(left_out, f"this evaluation{self.effect}")
 
 
-def say_left_out(problems: Sequence[str], what: str, shown: int = 3) -> None:
+def say_left_out(problems: Sequence[str], what: str) -> None:
     """Logs how many images ``what`` leaves out in all processes, and the first of them. Call it in all processes."""
     every = sorted(set(itertools.chain(*comm.gather(list(problems)))))
     if every:
-        more = f"; and {len(every) - shown} more" if len(every) > shown else ""
-        logging.getLogger(__name__).warning(f"images left out of {what}: {len(every)}: {'; '.join(every[:shown])}{more}")
+        logging.getLogger(__name__).warning(f"images left out of {what}: {len(every)}: {first_of(every, 3, '; ')}")
 
 
 # how evaluators count an image without detections; others do not notice

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from ..documents import read_json
-from ..errors import UserError, counted, plain
+from ..errors import UserError, counted, first_of, plain
 from . import formats, objects
 from .annotations import id_of, is_plain
 from .dataset import Dataset, without_collections
-from .findings import Findings, listed, short
+from .findings import Findings, short
 from .image_files import Files
 from .image_list import SAMPLED, Progress, read_images
 from .sources import Source, Use
@@ -161,7 +161,7 @@ def number_classes(data: Dataset, wanted: tuple[str, ...]) -> None:
     data.foreign += list(foreign.values())
     if foreign and not data.class_of and data.labelled:
         spelt = " (two spellings of the same)" if set(map(plain, foreign.values())) & set(map(plain, wanted)) else ""
-        data.findings.add("other classes", f"{listed(foreign.values())} here, {listed(wanted)} there{spelt}")
+        data.findings.add("other classes", f"{first_of([*map(short, foreign.values())])} here, {first_of([*map(short, wanted)])} there{spelt}")
     for i in foreign:
         count = sum(a["category_id"] == i for a in data.annotations)
         if count:
@@ -172,7 +172,7 @@ def number_classes(data: Dataset, wanted: tuple[str, ...]) -> None:
         data.keep([i for i, a in enumerate(data.annotations) if a["category_id"] not in foreign])
     order = [data.class_of[i] for i in sorted(data.class_of)]
     if order != sorted(order):
-        data.findings.add("classes by name", listed(c["name"] for c in data.categories))
+        data.findings.add("classes by name", first_of([short(c["name"]) for c in data.categories]))
 
 
 class _Annotations:

@@ -4,11 +4,10 @@ import os
 import re
 from typing import Iterator
 
-from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d
 
-from ..config import add_backbones_config, bases, learns, merge_file
+from ..config import bases, defaults, learns, merge_file
 from ..data import check_paths, follow, register_from_config, register_held_out, register_image_folders
 from ..data.holdout import HELD_OUT, KEPT
 from ..engine.tracking import tracker_findings
@@ -129,8 +128,7 @@ def _learning_rate(examination: Examination) -> Iterator[Finding]:
     own = (solver.IMS_PER_BATCH, solver.BASE_LR)
     paths = [examination.front.path]
     while paths:
-        other = get_cfg()
-        add_backbones_config(other)
+        other = defaults()
         for path in reversed(paths):
             merge_file(other, path)
         base = (other.SOLVER.IMS_PER_BATCH, other.SOLVER.BASE_LR)

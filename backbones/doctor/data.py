@@ -104,7 +104,7 @@ def _truth(looked: Dataset, most: int = 50_000) -> Iterator[Finding]:
 
 
 def anchor_generator(examination: Examination) -> DefaultAnchorGenerator | None:
-    """Whether the anchors of the model match the objects."""
+    """The model's; None if it has no anchors, or other ones."""
     modules = examination.model.modules() if examination.model is not None and architecture(examination.cfg).anchors else ()
     return next((m for m in modules if isinstance(m, DefaultAnchorGenerator)), None)
 
@@ -115,6 +115,7 @@ def training_boxes(examination: Examination, most: int = 20000) -> np.ndarray:
 
 
 def _anchors(examination: Examination, facts: Facts | None) -> Iterator[Finding]:
+    """Whether the anchors of the model match the objects."""
     generator, boxes = anchor_generator(examination), training_boxes(examination)
     if generator is None or not len(boxes):
         return

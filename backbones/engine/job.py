@@ -30,7 +30,7 @@ class Job:
     dataset: str | None = None  # whose classes the model learns
     config: dict[str, Any] = dataclasses.field(default_factory=dict)  # all keys, for trackers and for comparison on resume
     precision: torch.dtype | None = None  # of autocast
-    activations: str = "all"  # what the backward pass keeps, one of layers.ACTIVATIONS
+    activations: str = "all"  # what the backward pass keeps, one of lean.ACTIVATIONS
     compile: bool = False  # the backbone
     ddp: dict[str, Any] = dataclasses.field(default_factory=dict)  # arguments of DistributedDataParallel
     ema_decay: float | None = None  # of an average of the weights, which then is what is evaluated

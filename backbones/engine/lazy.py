@@ -9,7 +9,7 @@ from typing import Any, Callable, Collection, Iterator
 import detectron2.data.transforms as T
 import torch
 import yaml
-from detectron2.config import CfgNode, LazyConfig, get_cfg, instantiate
+from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
 from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
 from detectron2.solver import LRMultiplier
@@ -20,7 +20,7 @@ from omegaconf.errors import ConfigTypeError, OmegaConfBaseException
 from torch import nn
 
 from .. import config
-from ..config import add_backbones_config, apply_data_arguments, check_device, check_output_dir, from_libraries, get, put, training_findings
+from ..config import apply_data_arguments, check_device, check_output_dir, defaults, from_libraries, get, put, training_findings
 from ..data import dataset_findings, images
 from ..data.loader import evaluation_loader, train_loader
 from ..data.mapper import Mapper
@@ -321,8 +321,7 @@ class PythonFront(Front):
 
 
 def _defaults() -> CfgNode:
-    cfg = get_cfg()
-    add_backbones_config(cfg)
+    cfg = defaults()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()
     return cfg
 

@@ -15,7 +15,7 @@ from detectron2.utils import comm
 
 from ..config import KEYS, first_difference, flat
 from ..data.loader import TrainLoader
-from ..errors import UserError, counted
+from ..errors import UserError, counted, first_of
 from .classes import names_of
 from .job import Job
 
@@ -112,10 +112,9 @@ class Run:
             if key in old and old[key] != value and key not in free and not key.startswith(groups)
         ]
         if changed:
-            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
             kept = any(change.startswith(("SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.MOMENTUM", "optimizer.")) for change in changed)
             stay = ". Learning rate, weight decay and momentum stay those of the checkpoint unless you add --new-schedule"
-            logging.getLogger(__name__).warning(f"--resume: the config has changed: {'; '.join(changed[:5])}{more}{stay if kept else ''}")
+            logging.getLogger(__name__).warning(f"--resume: the config has changed: {first_of(changed, between='; ')}{stay if kept else ''}")
 
 
 def keep_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, iteration: int, fresh: list[dict[str, Any]] | None) -> None:

@@ -6,7 +6,6 @@ import signal
 import threading
 from typing import Callable, Iterator
 
-# exit codes as shells report them for a process that a signal ended
 ASKED = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -19,7 +18,7 @@ class Interrupted(BaseException):
 
 
 def exit_code(number: int) -> int:
-    """143 for SIGTERM, 130 for SIGINT."""
+    """143 for SIGTERM, 130 for SIGINT, as shells report them."""
     return 128 + number
 
 

@@ -15,7 +15,7 @@ from .job import Job
 
 
 class _Tracker(EventWriter):
-    """Sends every metric once, and the pictures of each evaluation.
+    """Sends every metric once.
 
     ``begun``: run ids by tracker. Checkpoints hold them, so a resumed training continues in the same run.
     """

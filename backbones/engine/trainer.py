@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterator
 import detectron2.data.transforms as T
 import torch
 import yaml
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.data.detection_utils import build_augmentation
 from detectron2.engine import DefaultTrainer
@@ -18,9 +18,9 @@ from detectron2.utils.logger import setup_logger
 from torch import nn
 
 from ..config import (
-    add_backbones_config,
     apply_data_arguments,
     config_findings,
+    defaults,
     learns,
     make_files_absolute,
     merge_file,
@@ -130,8 +130,7 @@ class YamlFront(Front):
     @classmethod
     def read(cls, path: str, opts: list[str], backbone: str = "", weights: str = "") -> "YamlFront":
         """Reads a config file ("": the defaults) and applies overrides KEY VALUE, another backbone and other weights. Raises UserError."""
-        cfg = get_cfg()
-        add_backbones_config(cfg)
+        cfg = defaults()
         if path:
             merge_file(cfg, path)
         if backbone:

@@ -18,14 +18,14 @@ from typing import Sequence
 
 import numpy as np
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from matplotlib.figure import Figure
 
 from ..choices import CHOICES
-from ..config import add_backbones_config, architecture, check_config, check_output_dir, learns, written
+from ..config import architecture, check_config, check_output_dir, defaults, learns, written
 from ..data import check_datasets, check_paths
 from ..data.holdout import HELD_OUT, KEPT
 from ..engine import Front, launch, open_config
@@ -179,13 +179,12 @@ def write_result(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated], b
 
 def _own_config(cfg: CfgNode) -> CfgNode:
     """The config of the found network: the supernet's, without the search and its held-out data."""
-    own, defaults = cfg.clone(), get_cfg()
+    own, usual = cfg.clone(), defaults()
     own.defrost()
-    add_backbones_config(defaults)
-    own.ONE_SHOT = defaults.ONE_SHOT
+    own.ONE_SHOT = usual.ONE_SHOT
     whole = {entry[0] + KEPT: entry[0] for entry in cfg.DATASETS.HOLD_OUT}  # nothing stays held out
     own.DATASETS.TRAIN = tuple(whole.get(name, name) for name in cfg.DATASETS.TRAIN)
-    own.DATASETS.HOLD_OUT = defaults.DATASETS.HOLD_OUT
+    own.DATASETS.HOLD_OUT = usual.DATASETS.HOLD_OUT
     own.MODEL.WEIGHTS, node = "", own.MODEL.SHUFFLENETV2
     node.SUPERNET, node.CHOICES, node.SUBNET = False, [], "best_subnet.yaml"
     own.OUTPUT_DIR = os.path.join(cfg.OUTPUT_DIR, "training")

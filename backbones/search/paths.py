@@ -13,15 +13,15 @@ import statistics
 from typing import Any, Callable, Iterable, Sequence
 
 import torch
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from detectron2.utils import comm
 
 from .. import timing
 from ..choices import choice_count, random_path
-from ..config import add_backbones_config, all_keys, get
+from ..config import all_keys, defaults, get
 from ..documents import read_json, reading
-from ..errors import UserError, raised
+from ..errors import UserError, first_of, raised
 from ..files import sha256, write_whole
 from ..layers import STAGES
 from ..meta import conv_counts, on_meta
@@ -73,10 +73,13 @@ def cost_table(cfg: CfgNode, kind: str, size: Sequence[int]) -> CostTable:
         for choice in range(choices):
             with contextlib.nullcontext() if timed else on_meta():
                 net = subnet_of(cfg, (choice,) * count).to(device).eval()
-            x, costs = torch.rand(1, len(cfg.MODEL.PIXEL_MEAN), *size, device=device), []
+            x, costs, known = torch.rand(1, len(cfg.MODEL.PIXEL_MEAN), *size, device=device), [], {}
             for unit in [net.stem, *(block for name in STAGES[1:] for block in getattr(net, name))]:
-                costs.append(measure(unit, x))
-                x = unit(x)
+                key = repr(unit), x.shape  # equal blocks cost the same; seconds are measured for each
+                if timed or key not in known:
+                    known[key] = measure(unit, x), unit(x)
+                cost, x = known[key]
+                costs.append(cost)
             every.append(costs)
     table = CostTable(kind, every[-1][0], tuple(zip(*(costs[1:] for costs in every))))
     if not timed:
@@ -254,9 +257,7 @@ def config_values(cfg: CfgNode) -> dict[str, Any]:
 
 def default_values() -> dict[str, Any]:
     """The default values of all keys that scores depend on, as JSON."""
-    cfg = get_cfg()
-    add_backbones_config(cfg)
-    return json.loads(json.dumps(config_values(cfg)))
+    return json.loads(json.dumps(config_values(defaults())))
 
 
 def load_archive(path: str, identity: dict[str, Any]) -> list[Evaluated]:
@@ -270,8 +271,7 @@ def load_archive(path: str, identity: dict[str, Any]) -> list[Evaluated]:
         before, now, usual = data["search"]["config"], identity["config"], default_values()  # an older state lacks keys that came later
         differ += sorted(key for key in {*before, *now} if before.get(key, usual.get(key)) != now.get(key))
     if differ:
-        named = ", ".join(differ[:5]) + (f" and {len(differ) - 5} more" if len(differ) > 5 else "")
-        raise UserError(f"--resume: the search in {os.path.dirname(path)!r} has a different {named}: set another OUTPUT_DIR")
+        raise UserError(f"--resume: the search in {os.path.dirname(path)!r} has a different {first_of(differ)}: set another OUTPUT_DIR")
     with reading(f"{path!r} is no state of a search"):
         return [_evaluated(entry, identity["table"]["blocks"]) for entry in data["archive"]]
 

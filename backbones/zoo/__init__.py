@@ -8,11 +8,11 @@ from typing import Any, Iterable
 
 import detectron2
 import torch
-from detectron2.config import CfgNode, LazyConfig, get_cfg
+from detectron2.config import CfgNode, LazyConfig
 from detectron2.modeling import build_model
 from omegaconf import DictConfig
 
-from ..config import add_backbones_config, flat, merge_file
+from ..config import defaults, flat, merge_file
 from ..errors import UserError, unknown
 from ..files import nearest
 from . import weights
@@ -98,8 +98,7 @@ def get_config(name: str, trained: bool = False) -> CfgNode:
     """The config of that name merged into all defaults; ``trained`` puts the released detector into ``MODEL.WEIGHTS``."""
     if get_config_file(name).endswith(".py"):
         raise UserError(f"{name!r} is a Python config: use get_lazy_config", "unsupported")
-    cfg = get_cfg()
-    add_backbones_config(cfg)
+    cfg = defaults()
     merge_file(cfg, get_config_file(name))
     if trained:
         cfg.MODEL.WEIGHTS = get_checkpoint_url(name)

@@ -34,11 +34,6 @@ def conv_gmacs(network: torch.nn.Module) -> float:
     return conv_counts(network.eval(), torch.empty(1, 3, *SIZE, device="meta"))[0] / 1e9
 
 
-def backbone_gmacs(config: str) -> float:
-    """`conv_gmacs` of the bare backbone of a config."""
-    return conv_gmacs(_on_meta(zoo.get_config(config)).backbone.bottom_up)
-
-
 def render() -> str:
     counted: dict[str, float] = {}
     sections = [_section(key, source, counted) for key, source in recorded("models.json")["sources"].items()]
