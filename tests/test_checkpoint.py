@@ -307,6 +307,7 @@ def test_download_keeps_the_servers_query(model, released, tmp_path, monkeypatch
     assert asked == ["/net.pth?dl=1", "/page.pth?dl=1", "/page.pth?dl=1", "/gone.pth?dl=1"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", ["", "backbone.", "backbone.body.", "architecture.backbone.", "module."])
 def test_a_backbone_wherever_another_model_has_it(outer, tmp_path):
     """Under FPN here, bare or right under "backbone." in the file: a classifier's, DetNAS's, MMRazor's, MAE-DET's."""

@@ -186,6 +186,7 @@ def prepared(config, arguments, opts, eval_only):
     return open_config(config, opts).prepare(args, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "names, evaluated, left_out, ignored",
     [

@@ -436,6 +436,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=100)
 @given(st.data())
 def test_anything_in_the_place_of_a_field(data):

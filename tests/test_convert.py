@@ -228,6 +228,7 @@ def pycls_names(net) -> dict:
     return {names[key]: value for key, value in net.state_dict().items()}
 
 
+@pytest.mark.slow
 def test_other_preprocessing_is_refused(tmp_path):
     """The silent error of the field: weights that expect other images than the config gives."""
     torch.save(randomize(torchvision.models.regnet_x_800mf()), tmp_path / "theirs.pth")
@@ -377,6 +378,7 @@ class TestMMDetection:
         with pytest.raises(UserError, match="has MODEL.REGNET.NAME RegNetX-1.6GF, but the file's detector needs RegNetX-800MF"):
             mmdet.convert_detector({"state_dict": weights}, config=name.replace("800MF", "1.6GF"))
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "text, stride_in_1x1",
         [("", False), ("style='caffe'", True), ("mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False", True)]
@@ -388,6 +390,7 @@ class TestMMDetection:
         overrides = mmdet.convert_detector({"state_dict": weights, "meta": {"cfg": text}}).provenance["overrides"]
         assert overrides[overrides.index("MODEL.RESNETS.STRIDE_IN_1X1") + 1] == str(stride_in_1x1)
 
+    @pytest.mark.slow
     @pytest.mark.parametrize("key", ["roi_head.bbox_head.fc_cls.weight", "backbone.layer1.0.conv2.weight", "rpn_head.rpn_cls.bias"])
     @pytest.mark.parametrize("shape", [(), (0,), (0, 5), (2, 2, 2)])
     def test_odd_shapes(self, key, shape):
@@ -402,6 +405,7 @@ class TestMMDetection:
         record = load_record("detectors", "faster-rcnn_regnetx-3.2GF_fpn_1x.json")
         return {key: torch.zeros(shape) for key, shape in record["keys"]}
 
+    @pytest.mark.slow
     @pytest.mark.parametrize(
         "change, words",
         [

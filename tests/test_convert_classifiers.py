@@ -96,6 +96,7 @@ def check(result, network):
     assert len(proof["largest_relative_difference"]) == 4 and max(proof["largest_relative_difference"].values()) <= 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts(layout, tmp_path):
     source, network, build, behind = LAYOUTS[layout]
@@ -164,6 +165,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FILES)
 def test_training_files(kind, weights, tmp_path):
     build, words, is_average = FILES[kind]
@@ -256,6 +258,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*torch.jit")
 @pytest.mark.parametrize("kind", OTHERS)
 def test_other_files_end_in_one_line(kind, weights, tmp_path):

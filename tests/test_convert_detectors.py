@@ -193,6 +193,7 @@ BLOCKS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
 slow, whole = pytest.mark.slow, pytest.mark.whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind, depth, groups",
     [

@@ -164,6 +164,7 @@ def test_a_cascade_of_mmdetection_has_three_stages(ious):
         build_model(cfg)
 
 
+@pytest.mark.slow
 def test_a_cascade_learns_in_stages(monkeypatch):
     """Each stage's losses have its weight, and are of a sample of its own, to which the true boxes are added.
 

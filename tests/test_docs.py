@@ -44,6 +44,7 @@ def shrunk(words):
     if words[:3] == ["backbones", "search", "search"]:
         return [*words, "--candidates", "2000", "--workers", "1"]
     if words[:2] == ["backbones", "export"] and "int8" in words:  # a detector trained for seconds loses what it has by chance
+        words[words.index("--num") + 1] = "4"
         return [*words[:2], "--max-drop", "100", *words[2:]]
     return words
 

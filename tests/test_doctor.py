@@ -376,6 +376,18 @@ def test_images_are_sampled(data):
     assert "truncated image" not in data.problems(images=2)  # the first and the last
 
 
+def test_pixels_of_every_image_are_looked_at(data):
+    """Of JPEG files the header tells nothing of what is missing at the end; each that is cut off is counted."""
+    rng = np.random.default_rng(0)
+    for image in data.contents["train"]["images"][:4]:
+        name = image["file_name"] = os.path.splitext(image["file_name"])[0] + ".jpg"
+        pixels = rng.integers(0, 255, (image["height"], image["width"], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(data.path(name))
+        cut(data.path(name), 0.5)
+    data.write()
+    assert data.problems(images=None)["truncated image"][1] == 4
+
+
 def test_summary_names_the_first_five(data):
     for name in data.train[:7]:
         os.remove(data.path(name))

@@ -100,6 +100,7 @@ class OtherInTraces(torch.nn.Module):
         return logits, ([x + 0.5 for x in deltas] if torch.jit.is_tracing() else deltas)
 
 
+@pytest.mark.slow
 def test_an_export_that_differs_is_refused(tmp_path):
     """A file whose detections are not the model's is not written: here the model answers otherwise in a trace."""
     cfg, image, model, _ = alive("RetinaNet")

@@ -222,6 +222,7 @@ def wait_for(condition) -> None:
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_killed_download_goes_on(server, tmp_path, script):
     """Killed after a quarter: the file is not there; the next call asks for the rest."""
     server.put(NAME, DATA, stalls=10 * CHUNK, times=1)
@@ -345,6 +346,7 @@ def test_hub_passes(server, monkeypatch):
     assert content(fetch_hub(REPO)) == DATA
 
 
+@pytest.mark.slow
 def test_hub_files_are_whole_or_not_at_all(server, tmp_path, monkeypatch):
     monkeypatch.setattr(time, "sleep", lambda seconds: None)
     wrong = DATA[:-1] + b"?"

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from choices import cases
 from conftest import ROOT
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, DatasetMapper, MetadataCatalog
@@ -732,7 +733,9 @@ def test_valid_files_are_taken(name, folder):
 DAILY = {"search config": 40, "search state": 60, "train config": 40, "subnet": 100, "structure": 100}
 
 
-@pytest.mark.parametrize("name", READERS)
+@pytest.mark.parametrize(
+    "name", cases(READERS, tried=READERS, daily=[name for name in READERS if name not in ("coco", "structure", "search state")])
+)
 def test_damaged_files(name, folder):
     @settings(max_examples=EXAMPLES or DAILY.get(name, 150))
     @given(files(READERS[name]))

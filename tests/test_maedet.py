@@ -100,6 +100,7 @@ blocks = st.builds(
 ).map(lambda b: b if b.forced else b._replace(layers=1))
 
 
+@pytest.mark.slow
 @given(stem=st.integers(1, 80), rest=st.lists(blocks, min_size=4, max_size=4), relu=st.booleans())
 def test_what_is_written_is_read(stem, rest, relu):
     """And builds, with every released key finding a place of its own."""

@@ -170,6 +170,7 @@ def test_reasons_are_true_and_stand_alone(little_memory, monkeypatch, tmp_path):
         assert choices["SOLVER.WARMUP_ITERS"].value == 10 and "at least 10" in choices["SOLVER.WARMUP_ITERS"].reason
 
 
+@pytest.mark.slow
 def test_cocos_numbers_lead_to_cocos_recipe(tmp_path, monkeypatch):
     """COCO 2017 train: 118,287 images, 7.3 objects each, 41 % of them with masks below 32x32 pixels and 24 % above 96x96, as its page says."""
     middle, spread = 3.99, 1.18  # of the logarithm of a box's side: both shares, with masks that fill 60 % of their boxes
@@ -434,6 +435,7 @@ def test_auto_trains_and_halves_what_memory_cannot_hold(tmp_path, monkeypatch, c
     assert "not enough memory for 8 images at once, at iteration 0: set SOLVER.ACCUMULATE 2" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["BN", "FrozenBN"])
 def test_random_weights_can_be_timed(norm):
     """detectron2's keypoints fail on numbers as large as random weights make without norms of the image."""

@@ -54,6 +54,7 @@ def test_scores_and_costs_of_the_source(name):
         assert Meter(480, weights).stages(structure) == pytest.approx(expected[f"madnas_{'_'.join(map(str, weights))}"], abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, score", [("MAE-DET-S", 1731.907), ("MAE-DET-M", 2114.783), ("MAE-DET-L", 2599.396), ("R-50", 1174.298), ("R-101", 2377.332)]
 )
@@ -374,6 +375,7 @@ def test_the_best_there_is_of_the_papers_budget(tmp_path, capsys):
     assert Meter().measure(plain(read_structure(str(tmp_path / "best_structure.txt")))).score == about["score"]
 
 
+@pytest.mark.slow
 def test_latency(tmp_path, capsys):
     """A small table, built here: interpolated between what was measured, saved and read the same, a budget like any other."""
     table = build_table(64, "cpu", [3, 5], 64, 1, 1e-4)
@@ -444,6 +446,7 @@ def budgeted(tmp_path, **changes):
     return small_config(tmp_path / "budgeted.yaml", **{**about, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ratio, searches", [(1.0, 1), (0.98, 1), (1.4, 2), (0.7, 2)])
 def test_a_budget_of_latency_is_kept_where_it_is_measured(ratio, searches, tmp_path, monkeypatch, capsys):
     """Whole networks that take so many times what the table says: the search ends within 5 % below the budget. ``searches``: at least."""
@@ -662,6 +665,7 @@ def test_a_single_bottleneck_is_not_of_the_search():
     assert isinstance(structure[2], Block)
 
 
+@pytest.mark.slow
 def test_the_structure_in_the_configs_is_what_the_search_finds(tmp_path):
     """configs/digits/found_structure.txt, in the budget of V-19-slim-dw-eSE, byte for byte."""
     zero_shot.main(

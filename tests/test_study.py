@@ -44,6 +44,7 @@ def test_random_structures_are_of_the_space_and_the_budget():
     assert drawn[0] == problem.random(start, random.Random(0))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", study.SUPERNETS)
 def test_random_paths_cost_the_same(name):
     networks = study.STUDIES[name]()
@@ -63,6 +64,7 @@ def test_random_paths_cost_the_same(name):
         assert trained.MODEL.SHUFFLENETV2[key] == cfg.MODEL.SHUFFLENETV2[key], key
 
 
+@pytest.mark.slow
 def test_names_are_unique_and_configs_exist():
     every = {name: networks() for name, networks in study.STUDIES.items()}
     for name, networks in every.items():
@@ -322,6 +324,7 @@ def test_picture(tmp_path, monkeypatch):
     assert [text.get_text() for text in figures[0].legends[0].get_texts()].count("random") == 1
 
 
+@pytest.mark.slow
 def test_rows_are_of_the_configs_as_they_are():
     """What model_zoo.md shows was trained with today's settings, by networks that the studies still have."""
     known = study.identities(study.STUDIES)

@@ -276,6 +276,7 @@ def test_norms(norm, kind):
     assert not any(type(m) is kind for m in layers.modules())
 
 
+@pytest.mark.slow
 def test_a_file_of_another_network_is_refused(tmp_path):
     """A deeper one has all of a shallower one's weights; a file for RGB images is not taken for BGR."""
     torch.save(timm.create_model("resnet34", num_classes=3).state_dict(), tmp_path / "34.pth")

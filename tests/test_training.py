@@ -240,6 +240,7 @@ def test_pictures():
     assert draw_predictions(Segments(), records, lambda record: example, metadata, "BGR") == {}
 
 
+@pytest.mark.slow
 def test_a_trainer_of_ones_own(tmp_path, monkeypatch):
     """With detectron2's loader, a hook before the writer whose state holds numpy's numbers, and norms estimated anew of what is evaluated."""
 

@@ -75,9 +75,11 @@ def size(path: str, exif: str = "turn", max_pixels: int = 0) -> tuple[int, int]:
 
 
 def orientation(image: Image.Image) -> int:
-    """The value of an opened file's EXIF tag; 1 is upright."""
+    """The value of an opened file's EXIF tag; 1 is upright. Raises OSError for a PNG that is cut off: its tag may stand at the end."""
     try:
         return image.getexif().get(_ORIENTATION, 1)
+    except OSError:
+        raise
     except Exception:  # of a damaged tag, by which detectron2 does not turn
         return 1
 

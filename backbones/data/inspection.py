@@ -87,10 +87,11 @@ def _pixels(data: Dataset, use: Use, count: int | None, progress: Progress) -> N
     for name, times in Counter(image["file_name"] for image in data.images).items():
         if times > 1:
             data.findings.add("repeated file", f"{short(name)} ({times} times)")
+    told = {kind for kind in TOLD if kind in data.findings.counts}  # by the reader, of the same images
     for image in progress(evenly(data.images, count), desc=f"{data.source.name}: images", unit="image"):
         path = os.path.join(data.source.image_root, image["file_name"])
         for kind, about in look(path, image, use):
-            if kind not in data.findings.counts or kind not in TOLD:  # already reported by the reader for the same images
+            if kind not in told:
                 data.findings.add(kind, short(image["file_name"]) + about)
 
 

@@ -51,7 +51,7 @@ def save_openvino(source: str, path: str, about: dict[str, Any]) -> None:
     """An ONNX file ``source`` as OpenVINO's two files, with its description; in float16 with weights of 16 bits."""
     import openvino
 
-    converted = openvino.convert_model(source)
+    converted = openvino.Core().read_model(source)
     converted.set_rt_info(json.dumps(about), "backbones")
     openvino.save_model(converted, path, compress_to_fp16=about["precision"] == "float16")
 

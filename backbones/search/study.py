@@ -1,6 +1,7 @@
 """What `backbones study` trains, and how its rows name it. `evidence` says what the rows show."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -110,7 +111,12 @@ def random_paths(count: int, study: str = "paths") -> list[tuple[int, ...]]:
 
 
 def path_costs(study: str = "paths") -> CostTable:
-    cfg = zoo.get_config(SUPERNETS[study])
+    return _costs(SUPERNETS[study])
+
+
+@functools.lru_cache
+def _costs(config: str) -> CostTable:
+    cfg = zoo.get_config(config)
     return cost_table(cfg, cfg.ONE_SHOT.COST, cfg.ONE_SHOT.COST_SIZE)
 
 
