@@ -154,7 +154,7 @@ def _building(cfg: CfgNode, training: bool, on_cpus: bool) -> Iterator[UserError
             except Exception as error:
                 model, failed = None, error
             if architecture(cfg).features:
-                backbone = model.backbone if model else build_backbone(cfg)
+                backbone = build_backbone(cfg) if failed else model.backbone
                 if wrong := list(_features(cfg, backbone.output_shape())):  # their message is the clearest
                     yield from wrong
                     return

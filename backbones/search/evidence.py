@@ -15,7 +15,7 @@ from ..maedet import read_structure
 from .entropy import Meter, plain
 from .evolution import Candidate
 from .structure_config import load_structure_config
-from .study import BUDGET, DETECTORS, FAMILIES, FASTER, OWN, SUPERNETS, VARIANTS, Network, iterations_of, structures
+from .study import BUDGET, DETECTORS, FAMILIES, FASTER, OWN, SUPERNETS, VARIANTS, Network, detectors, iterations_of, structures
 
 _RESAMPLES = 10_000  # of a bootstrap interval
 _LEAST = 8  # networks of a rank correlation: of fewer, bootstrap intervals are too narrow
@@ -195,7 +195,8 @@ def _detectors(rows: Sequence[Mapping[str, Any]]) -> str:
 
     columns = (*DETECTORS, *VARIANTS)
     table = [(family, *(cell(family, name) for name in columns)) for family in (*FAMILIES, OWN)]
-    said = f"AP of boxes, {iterations_of('detectors'):,} iterations; {' and '.join(VARIANTS)} are of {FASTER}. {_measure(found)}"
+    trained = f"{len(found)} of {len(detectors())} networks so far"
+    said = f"AP of boxes, {iterations_of('detectors'):,} iterations, {trained}; {' and '.join(VARIANTS)} are of {FASTER}. {_measure(found)}"
     return f"{said}\n\n" + tabulate(table, ("network", *columns), "pipe", disable_numparse=True)
 
 

@@ -3,7 +3,7 @@
 import os
 import re
 import statistics
-from typing import Any, Callable
+from typing import Any
 
 import torch
 from detectron2.config import CfgNode
@@ -251,42 +251,25 @@ It adds a row to [study.json](backbones/zoo/study.json). Intervals are bootstrap
 
 
 def _measured() -> str:
-    runs = recorded("measured.json")["runs"]
-    budgeted = [r for r in runs if r["config"].startswith("digits/")]
     return f"""## Digits
 
 *Measured here* on digits_val, by training from scratch; the minutes include training and evaluation, on a machine that may have been busy.
+Every family in every detector, in one setting, is [above](#does-a-search-pay).
 
-{_runs([r for r in runs if r not in budgeted])}
-
-### One budget for every backbone
-
-The same recipe and the same number of images for each, without pretraining. It shows how fast they learn rather than their final accuracy;
-several seeds show how much of that is chance. An earlier version measured them, and some would
-differ by more than 10 AP today: `backbones study detectors` will replace them. Written by
-`backbones benchmark digits/faster_rcnn_digits.yaml --backbone RegNetX-400MF` and likewise; another seed by `--opts SEED 2`.
-
-{_runs(budgeted, _network)}
+{_runs(recorded("measured.json")["runs"])}
 """
 
 
-def _network(run: dict) -> str:
-    """The backbone of a run; only MAE-DET's configs name it themselves."""
-    if "backbone" in run:
-        return run["backbone"]
-    node = zoo.get_config(run["config"]).MODEL.MAEDET
-    return "found by search" if node.STRUCTURE else f"{node.NAME}, widths times {node.WIDTH}"
-
-
-def _runs(runs: list[dict], network: Callable[[dict], str] | None = None) -> str:
-    """A table of runs; ``network`` replaces the columns for minutes and command."""
+def _runs(runs: list[dict]) -> str:
+    """A table of runs, with their backbones if they have others than their configs'."""
     return columns_of(
         {
             "config": [_link(r["config"]) for r in runs],
-            **({"backbone": [network(r) for r in runs]} if network else {}),
+            **({"backbone": [r.get("backbone", "") for r in runs]} if any("backbone" in r for r in runs) else {}),
             **{heading: [f"{r[name]:.2f}" if name in r else "" for r in runs] for name, (heading, _) in FIGURES.items()},
             **{key: [r[key] for r in runs] for key in ("iterations", "machine", "seed")},
-            **({} if network else {"minutes": [f"{r['minutes']:.1f}" for r in runs], "command": [f"`{r['command']}`" for r in runs]}),
+            "minutes": [f"{r['minutes']:.1f}" for r in runs],
+            "command": [f"`{r['command']}`" for r in runs],
         }
     )
 
