@@ -193,8 +193,9 @@ def _detectors(rows: Sequence[Mapping[str, Any]]) -> str:
         values = list(found.get(f"{family} in {name}", {}).values())
         return f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else "".join(f"{v:.1f}" for v in values)
 
-    columns = (*DETECTORS, *VARIANTS)
-    table = [(family, *(cell(family, name) for name in columns)) for family in (*FAMILIES, OWN)]
+    columns = [name for name in (*DETECTORS, *VARIANTS) if any(network.endswith(f" in {name}") for network in found)]
+    families = [family for family in (*FAMILIES, OWN) if any(network.startswith(f"{family} in ") for network in found)]
+    table = [(family, *(cell(family, name) for name in columns)) for family in families]
     trained = f"{len(found)} of {len(detectors())} networks so far"
     said = f"AP of boxes, {iterations_of('detectors'):,} iterations, {trained}; {' and '.join(VARIANTS)} are of {FASTER}. {_measure(found)}"
     return f"{said}\n\n" + tabulate(table, ("network", *columns), "pipe", disable_numparse=True)
