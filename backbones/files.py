@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import hashlib
 import os
-from typing import Iterator
+from typing import Iterable, Iterator
 
 from .errors import UserError
 
@@ -32,6 +32,12 @@ def write_whole(path: str, text: str) -> None:
             f.write(text)
     except OSError as error:
         raise UserError(f"{path!r} cannot be written: {error.strerror}", "cannot-write") from error
+
+
+def overwritten(outputs: Iterable[str], inputs: Iterable[str]) -> str:
+    """The first of the ``outputs`` that is one of the ``inputs``, also by another name; "" if none is."""
+    own = {os.path.realpath(path) for path in inputs}
+    return next((path for path in outputs if os.path.realpath(path) in own), "")
 
 
 def sha256(path: str) -> str:

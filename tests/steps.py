@@ -10,7 +10,9 @@ import os
 import runpy
 import subprocess
 import sys
-import traceback
+from functools import partial
+
+from warm import leave
 
 
 def perform(step):
@@ -39,18 +41,7 @@ def perform_all(every):
             output = os.open(f"{i}.txt", os.O_WRONLY | os.O_CREAT)
             os.dup2(output, 1)
             os.dup2(output, 2)
-            code = 1
-            try:
-                perform(step)
-                code = 0
-            except SystemExit as error:
-                code = error.code if isinstance(error.code, int) else int(error.code is not None)
-            except BaseException:
-                traceback.print_exc()
-            finally:
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(code)
+            leave(partial(perform, step))
         codes.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     return codes
 

@@ -9,6 +9,7 @@ import random
 import re
 import signal
 import time
+import types
 
 import pytest
 import torch
@@ -54,6 +55,22 @@ def test_cost_tables(filename, name):
     with torch.device("meta"):
         net = ShuffleNetV2(**vars(SPECS[name]), norm="BN")
     assert cost_table(cfg, "parameters", (224, 224)).cost(path) == sum(p.numel() for p in net.parameters())
+
+
+def test_weights_that_cannot_be_written(tmp_path, monkeypatch):
+    """A disk that is full at the end of a search ends in one line, and leaves no half file."""
+
+    def full(data, file):
+        file.write(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc:603] . unexpected pos 64 vs 0")
+
+    monkeypatch.setattr(torch, "save", full)
+    evaluator = types.SimpleNamespace(
+        extract=lambda path: torch.nn.Linear(1, 1), recalibrate=lambda model: None, supernet=types.SimpleNamespace(conventions={})
+    )
+    with pytest.raises(UserError, match="best.pth' cannot be written: .*unexpected pos") as error:
+        one_shot.write_weights(evaluator, types.SimpleNamespace(path=()), str(tmp_path / "best.pth"))
+    assert error.value.code == "cannot-write" and not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

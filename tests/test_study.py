@@ -1,6 +1,5 @@
 """`backbones study`: which networks, which figures, and that its rows are of the configs as they are."""
 
-import functools
 import json
 import logging
 import os
@@ -21,14 +20,6 @@ from backbones.config import merge_overrides
 from backbones.search import evidence, study
 from backbones.search.structure_config import load_structure_config, problem_of
 from backbones.tools import study as tool
-
-COSTS = functools.cache(study.path_costs)
-
-
-@pytest.fixture(autouse=True)
-def costs_once(monkeypatch):
-    """A table of costs takes seconds, and is the same each time."""
-    monkeypatch.setattr(study, "path_costs", COSTS)
 
 
 def test_random_structures_are_of_the_space_and_the_budget():

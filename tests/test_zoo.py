@@ -134,6 +134,7 @@ def skip_without_packages(name: str) -> None:
     try:
         check_packages(name, evaluating=True)
     except UserError as error:  # an environment of the user's own
+        assert error.code == "missing-package"
         pytest.skip(str(error))
 
 

@@ -105,6 +105,16 @@ class LoadReport:
         )
 
 
+def write_checkpoint(data: dict[str, Any], path: str, more: str = "") -> None:
+    """Writes a checkpoint, complete or not at all. Raises UserError if it cannot, with ``more`` behind the reason."""
+    try:
+        with replacing(path) as partial, open(partial, "wb") as f:
+            torch.save(data, f)
+    except (OSError, RuntimeError) as error:  # torch's writer has its own words for a full disk
+        said = f"checkpoint {path!r} cannot be written: {' '.join(str(error).split())[:200]}{more}"
+        raise UserError(said, "cannot-write") from error
+
+
 class GatedCheckpointer(DetectionCheckpointer):
     """detectron2's checkpointer, which also reads files safely, logs a `LoadReport`, and refuses weights that do not fit.
 
@@ -140,12 +150,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         rest = {**{key: each.state_dict() for key, each in self.checkpointables.items()}, **kwargs}
         data = {"model": self.model.state_dict(), **_without_scalars(rest)}
         logging.getLogger(__name__).info(f"Saving checkpoint to {path}")
-        try:
-            with replacing(path) as partial, open(partial, "wb") as f:
-                torch.save(data, f)
-        except (OSError, RuntimeError) as error:  # torch's writer has its own words for a full disk
-            said = f"checkpoint {path!r} cannot be written: {' '.join(str(error).split())[:200]}. Earlier checkpoints are intact"
-            raise UserError(said, "cannot-write") from error
+        write_checkpoint(data, path, ". Earlier checkpoints are intact")
         if tag:
             self.tag_last_checkpoint(f"{name}.pth")
 

@@ -99,7 +99,7 @@ def _combinations(cfg: CfgNode) -> Iterator[UserError]:
         said = f"{images.RESIZE} must be at least SIZE {images.SIZE}, the size of the centre crop"
         yield _conflict("INPUT.CLASSIFICATION.RESIZE", images.SIZE, said)
     sides, crop = cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.CROP
-    sides = [side for side in (sides if isinstance(sides, (list, tuple)) else [sides]) if type(side) is int]  # others are refused already
+    sides = tuple(side for side in (sides if isinstance(sides, (list, tuple)) else [sides]) if type(side) is int)  # others are refused already
     if cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING == "range" and sides and (len(sides) != 2 or sides[0] > sides[1]):
         said = f"{sides} must be two sides, the smaller first, if MIN_SIZE_TRAIN_SAMPLING is 'range'"
         yield _conflict("INPUT.MIN_SIZE_TRAIN", (min(sides), max(sides)), said)

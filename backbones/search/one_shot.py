@@ -17,20 +17,20 @@ import sys
 from typing import Sequence
 
 import numpy as np
-import torch
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from matplotlib.figure import Figure
 
+from ..checkpoint import write_checkpoint
 from ..choices import CHOICES
 from ..config import architecture, check_config, check_output_dir, defaults, learns, written
 from ..data import check_datasets, check_paths
 from ..data.holdout import HELD_OUT, KEPT
 from ..engine import Front, launch, open_config
 from ..errors import UserError, counted, raised, unknown
-from ..files import replacing, write_whole
+from ..files import write_whole
 from ..layers import STAGES
 from ..shufflenetv2 import SPECS
 from ..tools import run
@@ -196,11 +196,7 @@ def write_weights(evaluator: PathEvaluator, best: Evaluated, path: str) -> None:
     model = evaluator.extract(best.path)
     evaluator.recalibrate(model)
     data = {"model": {key: value.cpu() for key, value in model.state_dict().items()}, "conventions": dict(evaluator.supernet.conventions)}
-    try:
-        with replacing(path) as partial:
-            torch.save(data, partial)
-    except (OSError, RuntimeError) as error:  # torch's writer has its own words for a full disk
-        raise UserError(f"{path!r} cannot be written: {' '.join(str(error).split())[:200]}", "cannot-write") from error
+    write_checkpoint(data, path)
 
 
 def _plot_archive(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated], best: Evaluated) -> None:

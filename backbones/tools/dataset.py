@@ -24,7 +24,7 @@ from ..data.formats import to_yolo
 from ..data.sources import Source, Use
 from ..drawing import scale_of
 from ..errors import UserError, counted
-from ..files import write_whole
+from ..files import overwritten, write_whole
 from . import parser_of, picture, program, run
 from .visualize import pixels_of, write_grid
 
@@ -122,10 +122,8 @@ def _write_coco(content: dict[str, Any], images: str, output: str) -> None:
 
 def _keep(inputs: Iterable[str], outputs: Iterable[str]) -> None:
     """Raises UserError if one of the files to write is an input."""
-    own = {os.path.realpath(path) for path in inputs}
-    for path in outputs:
-        if os.path.realpath(path) in own:
-            raise UserError(f"{path!r} is read, and would be overwritten: name another --output", "conflict", "--output")
+    if path := overwritten(outputs, inputs):
+        raise UserError(f"{path!r} is read, and would be overwritten: name another --output", "conflict", "--output")
 
 
 def convert(input: str, output: str, images: str = "", to: str = "coco") -> Iterator[str]:

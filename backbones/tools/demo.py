@@ -22,6 +22,7 @@ from ..data.formats.building import SUFFIXES
 from ..deploy.optimize import PRECISIONS
 from ..engine import add_config_arguments, open_named
 from ..errors import UserError, counted
+from ..files import overwritten
 from . import add_threshold, nothing_shown, parser_of, program, run
 from .export import read_image
 
@@ -87,9 +88,8 @@ def targets_of(files: list[str], output: str, names: list[str] | None = None) ->
         twice = [target for target, count in Counter(targets).items() if count > 1]
         if twice:
             raise UserError(f"two of the images are named {os.path.basename(twice[0])!r}: run their folders one at a time")
-    for target, file in zip(targets, files):
-        if os.path.abspath(target) == os.path.abspath(file):
-            raise UserError(f"--output {output!r} would overwrite {file!r}")
+    if target := overwritten(targets, files):
+        raise UserError(f"--output {output!r} would overwrite {target!r}")
     for folder in sorted({os.path.dirname(os.path.abspath(target)) for target in targets}):
         check_output_dir(folder, key="--output")
         os.makedirs(folder, exist_ok=True)
@@ -273,7 +273,7 @@ def _video(source: Any, output: str, predict: Callable, drawer: Drawer) -> None:
         codecs = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
         if kind not in codecs:
             raise UserError(f"--output {output!r}: the name of a video must end in {', '.join(codecs)}")
-        if isinstance(source, str) and os.path.abspath(source) == os.path.abspath(output):
+        if isinstance(source, str) and overwritten([output], [source]):
             raise UserError(f"--output {output!r} would overwrite the input")
         partial = f"{output[: -len(kind)]}.partial{kind}"
         writer = cv2.VideoWriter(partial, cv2.VideoWriter.fourcc(*codecs[kind]), rate, size)
