@@ -9,7 +9,7 @@ from typing import Any, Iterator
 import msgspec
 import yaml
 
-from .errors import UserError
+from .errors import UserError, one_line
 
 
 def read_json(path: str) -> Any:
@@ -34,7 +34,7 @@ def read_yaml(path: str, most: int = 1 << 18) -> Any:
     try:
         return yaml.load(_content(path, most).decode("utf-8-sig"), _Plain)
     except (RecursionError, yaml.YAMLError) as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise ValueError(one_line(error)) from error
     except (KeyError, TypeError, AttributeError, IndexError) as error:  # a value that is not of its tag, such as !!bool abc
         raise ValueError(f"it has a value of another type than its tag says: {error}") from error
 

@@ -56,6 +56,12 @@ class UserError(ValueError):
         self.code, self.key, self.suggestion = code, key, suggestion
 
 
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an exception of a library says, in one line of at most ``most`` characters; the name of its class if it says nothing."""
+    said = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(said).split())[:most] or type(error).__name__
+
+
 def near(value: Any, names: Iterable[str]) -> list[str]:
     """Up to three of the names, those most like a value first; people ignore case."""
     lowered, text = {name.lower(): name for name in reversed(list(names))}, str(value).lower()

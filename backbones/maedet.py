@@ -21,7 +21,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from .errors import UserError, unknown
+from .errors import UserError, one_line, unknown
 from .fpn import common_options, register
 from .layers import STAGES, ConvNormAct, Options, StagedBackbone, StagePlan, initialize_convs, rounded, spec_of
 
@@ -93,7 +93,7 @@ def read_structure(path: str) -> Structure:
         with open(path, encoding="utf-8-sig") as f:
             content = ast.literal_eval(f.read().strip())
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, OSError) as error:
-        reason = " ".join(str(getattr(error, "msg", error)).split())[:200]
+        reason = getattr(error, "msg", None) or one_line(error)
         raise UserError(f"structure file {path!r} is not a Python literal: {reason}") from error
     return parse_structure(content, f"structure file {path!r}")
 

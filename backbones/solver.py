@@ -10,13 +10,15 @@ from detectron2.solver import LRMultiplier, WarmupParamScheduler
 from fvcore.common.param_scheduler import LinearParamScheduler
 from torch import nn
 
+from .layers import DeformConv2d
+
 # detectron2's two clip each parameter by itself
 CLIP_TYPES = ("value", "norm", "full_model")
 LR_SCHEDULERS = ("WarmupMultiStepLR", "WarmupCosineLR", "WarmupStepWithFixedGammaLR", "WarmupLinearLR")
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """As detectron2's, with ``SOLVER.FUSED`` in one kernel.
+    """As detectron2's, with ``SOLVER.FUSED`` in one kernel, and ``SOLVER.OFFSET_LR_FACTOR`` for deformable convolutions.
 
     With ``SOLVER.CLIP_GRADIENTS.CLIP_TYPE "full_model"`` the norm of all gradients together is clipped to ``CLIP_VALUE``, as MMDetection does.
     """
@@ -27,6 +29,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         cfg.defrost()
         cfg.SOLVER.CLIP_GRADIENTS.ENABLED = False
     optimizer = detectron2.solver.build_optimizer(cfg, model)
+    if cfg.SOLVER.get("OFFSET_LR_FACTOR", 1.0) != 1:
+        _scale_offsets(optimizer, model, cfg.SOLVER.OFFSET_LR_FACTOR)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if cfg.SOLVER.get("FUSED", False):
         for group in optimizer.param_groups:
@@ -38,6 +42,18 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if together:
         optimizer.register_step_pre_hook(clip_all)
     return optimizer
+
+
+def _scale_offsets(optimizer: torch.optim.Optimizer, model: nn.Module, factor: float) -> None:
+    """Scales the learning rate of the convolutions that predict sampling offsets, in our networks and in detectron2's ResNet."""
+    predictors = [m.offset if isinstance(m, DeformConv2d) else getattr(m, "conv2_offset", None) for m in model.modules()]
+    offsets = {p for predictor in predictors if isinstance(predictor, nn.Module) for p in predictor.parameters()}
+    for group in list(optimizer.param_groups):
+        moved = [p for p in group["params"] if p in offsets]
+        if moved:
+            group["params"] = [p for p in group["params"] if p not in offsets]
+            optimizer.add_param_group({**group, "params": moved, "lr": group["lr"] * factor})
+    optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
 
 
 def scale_learning_rate(cfg: CfgNode, name: Callable[[str], str] = str) -> CfgNode:

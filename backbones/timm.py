@@ -18,7 +18,7 @@ from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
-from .errors import UserError, unknown
+from .errors import UserError, one_line, unknown
 from .fpn import common_options, register
 from .layers import STAGES, Options, StagedBackbone, build_norm, spec_of
 from .meta import on_meta
@@ -104,7 +104,7 @@ def _created(network: str, **options: Any) -> Any:
         return _timm().create_model(network, pretrained=False, **options)
     except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         asked = ", ".join(f"{key} {value}" for key, value in options.items() if key != "features_only")
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = one_line(error)
         raise UserError(f"timm cannot build {PREFIX}{network} with {asked or 'features'}: {reason}", "unsupported") from error
 
 
@@ -183,7 +183,7 @@ def _shapes(stages: Mapping[str, nn.Module], size: tuple[int, int]) -> dict[str,
         try:
             x = stage.eval()(x)
         except (AssertionError, RuntimeError, ValueError) as error:
-            raise UserError(" ".join(str(error).split())[:200] or f"its stage {name} fails on {size[0]}x{size[1]}") from error
+            raise UserError(str(error) or f"its stage {name} fails on {size[0]}x{size[1]}") from error
         if name == STAGES[0] and not _is_map(x, size):
             result[name] = ShapeSpec()  # inner format of some transformers, only for the next module
             continue

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import backbones
 from backbones import registry
-from backbones.errors import UserError, first_of, unknown
+from backbones.errors import UserError, first_of, one_line, unknown
 from backbones.files import replacing
 from backbones.layers import without_wrappers
 
@@ -364,5 +364,5 @@ def write(converted: Converted, path: str) -> None:
             else:
                 torch.save({"model": model, **about}, f)
     except (OSError, RuntimeError, ValueError, SafetensorError) as error:  # torch and safetensors have their own for a full disk
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+        reason = getattr(error, "strerror", None) or one_line(error)
         raise UserError(f"{path!r} cannot be written: {reason}") from error

@@ -148,7 +148,7 @@ def test_exported_files_find_nothing_where_there_is_nothing(kind, form, tmp_path
 def test_graphs_leave_nothing_to_guess():
     """A computed shape's 0 means 0, one in a constant shape what it meant; a constant without elements is filled, in branches too."""
     onnx = pytest.importorskip("onnx")
-    from backbones.deploy.onnx_graph import portable
+    from backbones.deploy.saving import portable
 
     branch = onnx.parser.parse_graph("b () => (int64[0] e) { e = Constant <value = int64[0] {}> () }")
     graph = onnx.parser.parse_graph(

@@ -11,7 +11,7 @@ from PIL import Image
 from backbones.drawing import SIDE, Mark, beside, draw
 from backbones.errors import UserError
 from backbones.evaluation import corruptions
-from backbones.evaluation.leading import headline, leading_task
+from backbones.evaluation.figures import headline, leading_task
 from backbones.evaluation.mistakes import by_kind_of_object, confusion, judge, tide
 from backbones.tools import errors as tool
 from backbones.tools import run

@@ -1,12 +1,13 @@
-"""Clipping by the norm of all gradients together."""
+"""Clipping by the norm of all gradients together, the fused kernel, and the learning rate of sampling offsets."""
 
 import pytest
 import torch
 from detectron2.config import get_cfg
+from detectron2.modeling import build_backbone
 from torch import nn
 
 from backbones import zoo
-from backbones.solver import build_optimizer
+from backbones.solver import build_lr_scheduler, build_optimizer
 
 
 def step(clip_type, value, scale):
@@ -56,3 +57,30 @@ def test_fused():
         results.append(model.state_dict())
         assert all(group["fused"] == (fused or None) for group in optimizer.param_groups)
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("node, builder", [("VOVNET", "build_vovnet_fpn_backbone"), ("RESNETS", "build_resnet_fpn_backbone")])
+def test_offsets_have_a_rate_of_their_own(node, builder):
+    """Each parameter keeps its other settings, is stepped once, and follows the schedule."""
+    cfg = zoo.get_config("faster_rcnn_V_39_FPN_3x.yaml")
+    cfg.MODEL.DEVICE, cfg.MODEL.BACKBONE.NAME, cfg.MODEL.BACKBONE.FREEZE_AT = "cpu", builder, 0
+    cfg.MODEL.VOVNET.CONV_BODY = "V-19-slim-dw-eSE"
+    stages = [f"{'stage' if node == 'VOVNET' else 'res'}{i}" for i in range(2, 6)]
+    cfg.MODEL.FPN.IN_FEATURES = cfg.MODEL[node].OUT_FEATURES = stages
+    cfg.MODEL[node].DEFORM_ON_PER_STAGE, cfg.MODEL[node].NORM = [False, False, False, True], "BN"
+    cfg.SOLVER.WEIGHT_DECAY_NORM, cfg.SOLVER.BASE_LR = 0.5, 0.4
+    model = build_backbone(cfg)
+
+    def settings(factor):
+        cfg.SOLVER.OFFSET_LR_FACTOR = factor
+        optimizer = build_optimizer(cfg, model)
+        build_lr_scheduler(cfg, optimizer)
+        groups = {p: (group["initial_lr"], group["weight_decay"]) for group in optimizer.param_groups for p in group["params"]}
+        assert len(groups) == sum(len(group["params"]) for group in optimizer.param_groups)
+        return {name: groups[p] for name, p in model.named_parameters()}
+
+    alike, scaled = settings(1.0), settings(0.25)
+    offsets = [name for name in alike if "offset" in name]
+    assert len(offsets) == 6  # weight and bias of three convolutions
+    assert scaled == {name: (0.1 if name in offsets else lr, decay) for name, (lr, decay) in alike.items()}
+    assert {lr for lr, _ in alike.values()} == {0.4} and {decay for _, decay in alike.values()} == {1e-4, 0.5}

@@ -1,6 +1,5 @@
 """The tools, the package's import, and the set-up script."""
 
-import functools
 import json
 import os
 import pkgutil
@@ -133,14 +132,17 @@ def test_mistakes_of_an_image():
     truth = [{"bbox": box, "bbox_mode": 0, "category_id": i, "iscrowd": int(i == 2)} for i, box in enumerate(boxes)]
 
     def found(box, category, score=0.9):
-        return {"bbox": box, "category_id": category, "score": score}
+        return {"image_id": 3, "bbox": box, "category_id": category, "score": score}
 
-    count = functools.partial(visualize.mistakes, {"annotations": truth}, to_class={1: 0, 2: 1})
-    assert count([]) == 2
-    assert count([found([0, 0, 10, 10], 1), found([21, 21, 20, 20], 2)]) == 0
-    assert count([found([0, 0, 10, 10], 2), found([21, 21, 20, 20], 2)]) == 2  # of another class: one missed, one too many
-    assert count([found([0, 0, 10, 10], 1), found([0, 0, 9, 10], 1), found([21, 21, 20, 20], 2, 0.4)]) == 2  # twice; not sure enough
-    assert visualize.mistakes({"annotations": []}, [found([0, 0, 9, 9], 1)], {}) == 1
+    def count(detections, annotations=truth):
+        return visualize.mistakes([{"image_id": 3, "annotations": annotations}], {3: detections}, {1: 0, 2: 1})
+
+    assert count([]) == [2]
+    assert count([found([0, 0, 10, 10], 1), found([21, 21, 20, 20], 2)]) == [0]
+    assert count([found([0, 0, 10, 10], 2), found([21, 21, 20, 20], 2)]) == [1]  # the wrong class
+    assert count([found([0, 0, 10, 10], 1), found([0, 0, 9, 10], 1), found([21, 21, 20, 20], 2, 0.4)]) == [2]  # twice; not sure enough
+    assert count([found([50, 50, 10, 10], 1)]) == [2]  # in a crowd
+    assert count([found([0, 0, 9, 9], 1)], []) == [1]
 
 
 def test_worst_first(tmp_path):

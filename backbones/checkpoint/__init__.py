@@ -2,7 +2,18 @@
 
 from .classes import Match, names_in
 from .fetching import fetch, fetch_hub
-from .gate import GatedCheckpointer, LoadReport, part_of, write_checkpoint
+from .gate import GatedCheckpointer, LoadReport, last_checkpoint, part_of, write_checkpoint
 from .reading import read_checkpoint
 
-__all__ = ["GatedCheckpointer", "LoadReport", "Match", "fetch", "fetch_hub", "names_in", "part_of", "read_checkpoint", "write_checkpoint"]
+__all__ = [
+    "GatedCheckpointer",
+    "LoadReport",
+    "Match",
+    "fetch",
+    "fetch_hub",
+    "last_checkpoint",
+    "names_in",
+    "part_of",
+    "read_checkpoint",
+    "write_checkpoint",
+]

@@ -17,7 +17,7 @@ from urllib.parse import urlparse
 from iopath.common.file_io import file_lock, get_cache_dir
 from tqdm import tqdm
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from ..files import sha256 as digest
 from .reading import HEURISTICS
 
@@ -76,7 +76,7 @@ def reason(error: BaseException, timeout: float = 0) -> tuple[str, bool]:
         return f"HTTP {error.code} {http.client.responses.get(error.code, error.reason)}", error.code in (408, 425, 429) or error.code >= 500
     if isinstance(error, URLError) and isinstance(error.reason, BaseException):
         return reason(error.reason, timeout)
-    name, text = type(error).__name__, getattr(error, "strerror", None) or " ".join(str(error).split())[:300]
+    text = getattr(error, "strerror", None) or one_line(error)
     if isinstance(error, Broken):
         return str(error), error.passing
     if isinstance(error, TimeoutError):
@@ -88,8 +88,8 @@ def reason(error: BaseException, timeout: float = 0) -> tuple[str, bool]:
     if isinstance(error, ConnectionRefusedError):
         return "connection refused", False
     if isinstance(error, (ConnectionError, http.client.HTTPException, ssl.SSLError)):
-        return f"the connection broke ({text or name})", True
-    return text or name, False
+        return f"the connection broke ({text})", True
+    return text, False
 
 
 def patiently(call: Callable[[], T], what: str = "", explain: Callable[[Exception], tuple[str, bool]] = reason) -> T:

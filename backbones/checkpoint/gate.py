@@ -20,7 +20,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..detectors import LastStageROIHeads
-from ..errors import UserError, first_of
+from ..errors import UserError, first_of, one_line
 from ..files import replacing, write_whole
 from ..layers import without_wrappers
 from .classes import ROWS, by_name, names_in
@@ -111,8 +111,14 @@ def write_checkpoint(data: dict[str, Any], path: str, more: str = "") -> None:
         with replacing(path) as partial, open(partial, "wb") as f:
             torch.save(data, f)
     except (OSError, RuntimeError) as error:  # torch's writer has its own words for a full disk
-        said = f"checkpoint {path!r} cannot be written: {' '.join(str(error).split())[:200]}{more}"
+        said = f"checkpoint {path!r} cannot be written: {one_line(error)}{more}"
         raise UserError(said, "cannot-write") from error
+
+
+def last_checkpoint(folder: str, resume: bool = True) -> str:
+    """The last checkpoint of a run's folder; "" if there is none, or without ``resume``."""
+    checkpointer = GatedCheckpointer(nn.Identity(), folder)
+    return checkpointer.get_checkpoint_file() if resume and checkpointer.has_checkpoint() else ""
 
 
 class GatedCheckpointer(DetectionCheckpointer):
@@ -276,7 +282,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         try:
             incompatible = super()._load_model(checkpoint)
         except RuntimeError as error:  # mismatches that only torch detects
-            said = f"checkpoint {self._loading!r} does not fit the model: {' '.join(str(error).split())[:300]}"
+            said = f"checkpoint {self._loading!r} does not fit the model: {one_line(error)}"
             raise UserError(said, "misfit-weights") from error
         # batch counters are not weights, the config sets preprocessing, and Detectron folded statistics into affine weights
         folded = r"|.*\.running_(mean|var)" if from_caffe2 else ""

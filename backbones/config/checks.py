@@ -12,14 +12,13 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
-from ..errors import UserError, counted, raised, unknown
+from ..errors import UserError, counted, one_line, raised, unknown
 from ..layers import COMMON_NORMS, NORMS
 from ..meta import on_meta
 from ..registry import FAMILIES
 from ..solver import build_lr_scheduler, build_optimizer
 from .architectures import architecture
 from .keys import KEYS, all_keys, get, put
-from .merging import one_line
 
 
 def check_config(cfg: CfgNode, training: bool = False, processes: int = 1) -> None:
@@ -168,7 +167,7 @@ def _building(cfg: CfgNode, training: bool, on_cpus: bool) -> Iterator[UserError
     except Exception as error:
         if "meta" in str(error) or not from_libraries(error):
             return  # the user's own code, which cannot run without memory, or whose traceback should be shown
-        reason = one_line(error) or traceback.extract_tb(error.__traceback__)[-1].line  # an assertion without a message
+        reason = one_line(error) if str(error) else traceback.extract_tb(error.__traceback__)[-1].line  # an assertion without a message
         found = UserError(f"the config cannot be built: {type(error).__name__}: {reason}", "build")
         found.__cause__ = error
         yield found

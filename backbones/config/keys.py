@@ -186,6 +186,12 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("SOLVER.AMP.PRECISION", "float16", "precision of AMP's fast operations", ("float16", "bfloat16")),
     Key("SOLVER.FUSED", False, "run the optimizer as one fused kernel, which rounds in a different order"),
+    Key(
+        "SOLVER.OFFSET_LR_FACTOR",
+        1.0,
+        "factor of the learning rate for sampling offsets of deformable convolutions, as MMDetection's dcn_offset_lr_mult",
+        least=0,
+    ),
     Key("SOLVER.ACCUMULATE", 1, "gradient accumulation: parts of a batch, processed one after the other", least=1),
     Key("SOLVER.REFERENCE_BATCH", 0, "IMS_PER_BATCH that BASE_LR is for; with another, BASE_LR is scaled in proportion; 0: never", least=0),
     Key("MODEL_EMA.ENABLED", False, "keep a moving average of the weights, and evaluate with it"),

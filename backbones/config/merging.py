@@ -9,7 +9,7 @@ import yaml
 from detectron2.config import CfgNode
 from detectron2.config.compat import guess_version
 
-from ..errors import UserError, choices, near
+from ..errors import UserError, choices, near, one_line
 from .keys import all_keys, flat, get, put
 
 # keys that name a file, which lies beside the config or where the run starts
@@ -168,11 +168,6 @@ def _check_key(cfg: CfgNode, key: str, known: Collection[str], where: str) -> No
     siblings = sorted(k for k in known if k.rpartition(".")[0] == level)
     said = choices(siblings, close, "docs/reference/config.md, and defaults.py of detectron2")
     raise UserError(f"unknown config key: {key!r} in {where}. {said}", "unknown-key", key, close[0] if close else None)
-
-
-def one_line(error: BaseException) -> str:
-    """What a library's exception says."""
-    return " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
 
 
 def make_files_absolute(cfg: CfgNode) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from . import images
 from .holdout import entries, is_registered
 
@@ -50,7 +50,7 @@ def _read(name: str, folder: str) -> tuple[tuple[str, ...], tuple[dict[str, Any]
     try:
         found = ImageFolder(folder)
     except FileNotFoundError as error:  # no classes, or one without images
-        said = f"DATASETS.IMAGE_FOLDERS: {folder!r} of {name!r}: {' '.join(str(error).split())[:200]}"
+        said = f"DATASETS.IMAGE_FOLDERS: {folder!r} of {name!r}: {one_line(error)}"
         raise UserError(said, "data", "DATASETS.IMAGE_FOLDERS") from error
     records = tuple({"file_name": path, "image_id": path, "label": label} for path, label in found.samples)
     return tuple(found.classes), records

@@ -9,6 +9,7 @@ from typing import Any, Iterator
 import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 
+from ..errors import one_line
 from .images import DEEP, SWAPS_SIDES, UnusableImage, opened, orientation, pictures_in
 from .sources import Use
 
@@ -105,7 +106,7 @@ def look(path: str, stated: dict[str, Any], use: Use, pixels: bool = True) -> It
             yield "large image", f" ({error})"
             return
         except Exception as error:  # Pillow's decoders raise anything for a damaged file
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            reason = one_line(error, 120)
             with contextlib.suppress(OSError, ValueError):
                 if os.path.getsize(path) == 0:
                     yield "empty image", ""

@@ -3,6 +3,7 @@
 import os
 from typing import Any, Callable, Iterable
 
+from ..errors import one_line
 from .annotations import id_of, is_plain
 from .dataset import Dataset
 from .findings import short
@@ -105,7 +106,7 @@ def _sizes(data: Dataset, use: Use, images: list[dict], left_out: dict[Any, bool
             image["width"], image["height"] = size(os.path.join(data.source.image_root, image["file_name"]), use.exif, use.max_pixels)
             data.findings.add("size of image", short(image["file_name"]))
         except Exception as error:  # Pillow raises anything for a damaged file
-            reason = " ".join(str(error).split())[:120] or type(error).__name__
+            reason = one_line(error, 120)
             data.findings.add("image left out" if use.skip else "unreadable image", f"{short(image['file_name'])} ({reason})")
             left_out[image["id"]] = use.skip
     return [image for image in images if image["id"] not in left_out] if unknown else images

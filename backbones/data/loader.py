@@ -28,7 +28,7 @@ from PIL import UnidentifiedImageError
 from torch.utils import data as torchdata
 
 from .. import upstream
-from ..errors import UserError, first_of
+from ..errors import UserError, first_of, one_line
 from .images import UNREADABLE, UnusableImage
 from .packed import Packed
 
@@ -47,7 +47,7 @@ def unreadable(record: dict[str, Any], error: BaseException) -> str:
     """One line that says which image cannot be read, and why."""
     if isinstance(error, UnusableImage):
         return str(error)
-    why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    why = f"{type(error).__name__}: {one_line(error)}"
     if isinstance(error, UnidentifiedImageError):  # whose message names a Python object
         size = os.path.getsize(record["file_name"]) if os.path.isfile(str(record.get("file_name"))) else 1
         why = "it holds no image of a known kind" if size else "the file is empty"

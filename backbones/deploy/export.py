@@ -27,11 +27,10 @@ from ..detectors import InOrder
 from ..errors import UserError, unknown
 from .contract import contract, describe
 from .names import names_of
-from .onnx_graph import portable
 from .optimize import optimize
 from .preprocessing import check_preprocessing
 from .runner import Runner, resized
-from .saving import deliver, one_line, save_onnx, save_openvino, trace_onnx
+from .saving import deliver, portable, save_onnx, save_openvino, trace_onnx, unsupported
 from .traceable import Traceable, finding_more, tracing
 
 FORMATS = {"torchscript": ".ts", "onnx": ".onnx", "openvino": ".xml"}
@@ -153,7 +152,7 @@ def _written(
     place = os.path.dirname(os.path.abspath(path))
     with tempfile.TemporaryDirectory(dir=place) as folder:
         temporary = os.path.join(folder, os.path.basename(path))
-        with one_line(f"{type(traceable.model).__name__} cannot be exported to {kind}"):
+        with unsupported(f"{type(traceable.model).__name__} cannot be exported to {kind}"):
             _WRITERS[kind](traceable, inputs[0], temporary, about)
             runner = Runner(temporary)
             found = [one for x in inputs for one in runner.each(x)]

@@ -16,10 +16,10 @@ import torch
 from detectron2.evaluation.testing import flatten_results_dict
 
 from ..errors import UserError, unknown
-from ..evaluation.leading import headline
+from ..evaluation.figures import headline
 from . import run_exported
 from .runner import Runner
-from .saving import deliver, one_line, save_onnx, save_openvino
+from .saving import deliver, save_onnx, save_openvino, unsupported
 
 # ONNX Runtime has no bfloat16 convolutions on CPUs, and a trace keeps its model's precision
 PRECISIONS = {"torchscript": (), "onnx": ("int8",), "openvino": ("int8", "bfloat16", "float16")}
@@ -66,7 +66,7 @@ def lower(
     with tempfile.TemporaryDirectory(dir=place) as folder, tempfile.TemporaryDirectory(dir=place) as scratch:
         temporary, lowered = os.path.join(folder, os.path.basename(path)), source
         about["precision"] = precision
-        with one_line(f"this model cannot be converted to {precision}"):
+        with unsupported(f"this model cannot be converted to {precision}"):
             if precision == "int8":
                 lowered = os.path.join(scratch, "quantized.onnx")
                 about["calibration"] = {"images": 0, "of": said, "method": "MinMax"}

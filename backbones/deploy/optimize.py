@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from ..detectors import ranked
-from ..errors import UserError, unknown
+from ..errors import UserError, one_line, unknown
 from ..layers import ConvNormAct, DeformConv2d
 from ..timing import interleaved
 from ..upstream import onednn_linear
@@ -223,8 +223,7 @@ def _compile(model: nn.Module, device: torch.device) -> None:
     try:  # only use shows what it needs, such as a C++ compiler
         torch.compile(lambda x: x * 2 + 1)(torch.zeros(2, device=device))
     except Exception as error:  # each backend raises its own kind
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(f"torch.compile does not work on this machine: {reason}", "unsupported", "MODEL.COMPILE", False) from error
+        raise UserError(f"torch.compile does not work on this machine: {one_line(error)}", "unsupported", "MODEL.COMPILE", False) from error
     for _, _, part in _heavy(model) if hasattr(model, "backbone") else [(model, "", model)]:
         # compile what is inside `Half`: torch limits how often a function is compiled, and all parts would share `Half`'s
         module = part.module if isinstance(part, Half) else part

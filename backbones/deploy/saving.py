@@ -5,27 +5,27 @@ import inspect
 import json
 import os
 import shutil
-from typing import Any, Iterator, Mapping, Sequence
+from typing import Any, Collection, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, one_line
 from . import run_exported
 
 OPSET = 17
 
 
 @contextlib.contextmanager
-def one_line(said: str) -> Iterator[None]:
+def unsupported(said: str) -> Iterator[None]:
     """Turns any exception of torch or a runtime into a UserError that starts with ``said``."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
-        reason = " ".join(str(error).split())[-300:]
-        raise UserError(f"{said}: {reason or type(error).__name__}", "unsupported") from error
+        reason = one_line(error, 1 << 20)[-300:]  # exporters give the cause last
+        raise UserError(f"{said}: {reason}", "unsupported") from error
 
 
 def trace_onnx(module: nn.Module, sample: Tensor, path: str, outputs: Sequence[str], axes: Mapping[int, str] | None = None) -> Any:
@@ -37,6 +37,35 @@ def trace_onnx(module: nn.Module, sample: Tensor, path: str, outputs: Sequence[s
     options.update(input_names=["image"], output_names=list(outputs), dynamic_axes={"image": dict(axes)} if axes else None)
     torch.onnx.export(module, (sample,), path, opset_version=OPSET, **options)
     return onnx.load(path)
+
+
+def portable(graph: Any, known: Collection[str] = ()) -> None:
+    """Makes explicit in an ONNX graph what torch's exporter leaves ambiguous, so that all runtimes agree.
+
+    It and the graphs within its nodes are repaired in place; ``known`` are names of constants outside it.
+
+    A constant without elements becomes a filled one: OpenVINO reads it as a scalar, and for an image without detections returns
+    a box of the previous image. A 0 in a computed shape means 0, not "unchanged": ONNX Runtime may otherwise combine it with a -1, and fail.
+    """
+    from onnx import TensorProto, helper
+
+    known = {*known, *(tensor.name for tensor in graph.initializer)}
+    known.update(name for node in graph.node if node.op_type == "Constant" for name in node.output)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                portable(attribute.g, known)
+        if node.op_type == "Reshape" and node.input[1] not in known:
+            del node.attribute[:]
+            node.attribute.append(helper.make_attribute("allowzero", 1))
+        elif node.op_type == "Constant" and 0 in node.attribute[0].t.dims:
+            empty, shape = node.attribute[0].t, f"{node.output[0]}_shape"
+            graph.initializer.append(helper.make_tensor(shape, TensorProto.INT64, [len(empty.dims)], list(empty.dims)))
+            fill = helper.make_tensor("value", empty.data_type, [1], [0])
+            del node.attribute[:]
+            node.op_type = "ConstantOfShape"
+            node.input.append(shape)
+            node.attribute.append(helper.make_attribute("value", fill))
 
 
 def save_onnx(model: Any, path: str, about: dict[str, Any]) -> None:

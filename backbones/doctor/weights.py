@@ -3,9 +3,7 @@
 import os
 from typing import Iterator
 
-from torch import nn
-
-from ..checkpoint import GatedCheckpointer
+from ..checkpoint import GatedCheckpointer, last_checkpoint
 from ..checkpoint.fetching import place
 from ..errors import Finding, UserError
 from ..zoo import weights as named_weights
@@ -14,9 +12,8 @@ from .examination import Examination, note, warning
 
 def weights(examination: Examination) -> Iterator[Finding]:
     cfg = examination.cfg
-    checkpointer = GatedCheckpointer(nn.Identity(), cfg.OUTPUT_DIR)
-    begun = examination.resume and checkpointer.has_checkpoint()
-    path = checkpointer.get_checkpoint_file() if begun else cfg.MODEL.WEIGHTS
+    begun = last_checkpoint(cfg.OUTPUT_DIR, examination.resume)
+    path = begun or cfg.MODEL.WEIGHTS
     if examination.resume and not begun:
         yield warning(f"--resume: no checkpoint in {cfg.OUTPUT_DIR!r}, training starts from the beginning")
     if not path:
@@ -33,7 +30,7 @@ def weights(examination: Examination) -> Iterator[Finding]:
     except UserError as problem:
         yield Finding.of(problem)
         return
-    path = path if begun else cfg.MODEL.WEIGHTS
+    path = begun or cfg.MODEL.WEIGHTS  # which may name a file by now
     checkpointer = GatedCheckpointer(examination.build(), require="nothing" if examination.partial else "all" if begun else "backbone")
     try:
         checkpointer.load(path, checkpointables=[])

@@ -12,7 +12,7 @@ from detectron2.data import transforms as T
 from detectron2.modeling.roi_heads.keypoint_head import KRCNNConvDeconvUpsampleHead
 from torch import nn
 
-from ..checkpoint import GatedCheckpointer, names_in
+from ..checkpoint import GatedCheckpointer, last_checkpoint, names_in
 from ..config import IMAGES, architecture, get
 from ..data import dataset_findings, follow, register_from_config, register_held_out, register_image_folders
 from ..data.holdout import HELD_OUT, KEPT
@@ -222,9 +222,7 @@ class Front(ABC):
     def follow_classes(self, resume: bool) -> list[str]:
         """The class names of the weights to evaluate, if known. The model takes them, and your data are matched to them."""
         s = self.settings
-        checkpointer = GatedCheckpointer(nn.Identity(), s.OUTPUT_DIR)
-        begun = resume and checkpointer.has_checkpoint()
-        names = classes.of_weights(s, checkpointer.get_checkpoint_file() if begun else s.MODEL.WEIGHTS).get("classes", [])
+        names = classes.of_weights(s, last_checkpoint(s.OUTPUT_DIR, resume) or s.MODEL.WEIGHTS).get("classes", [])
         own = {
             str(entry[0])
             for entries in (s.DATASETS.REGISTER, s.DATASETS.IMAGE_FOLDERS)
@@ -260,9 +258,8 @@ class Front(ABC):
         With ``resume`` it is the last checkpoint of the run. Raises UserError for weights that cannot be fetched.
         """
         s = self.settings
-        checkpointer = GatedCheckpointer(nn.Identity(), s.OUTPUT_DIR)
-        begun = resume and checkpointer.has_checkpoint()
-        path = checkpointer.get_checkpoint_file() if begun else s.MODEL.WEIGHTS
+        begun = last_checkpoint(s.OUTPUT_DIR, resume)
+        path = begun or s.MODEL.WEIGHTS
         leaves = s.INPUT.NORMALIZATION == "weights"
         if leaves:  # decided here once
             self.set("INPUT.NORMALIZATION", "config")
@@ -346,7 +343,7 @@ class Front(ABC):
     def check_has_weights(self, resume: bool) -> None:
         """Raises UserError if there is nothing to evaluate."""
         folder = self.settings.OUTPUT_DIR
-        if not self.settings.MODEL.WEIGHTS and not (resume and GatedCheckpointer(nn.Identity(), folder).has_checkpoint()):
+        if not self.settings.MODEL.WEIGHTS and not last_checkpoint(folder, resume):
             final = os.path.join(folder, "model_final.pth")
             hint = f", such as {final}" if os.path.isfile(final) else ""
             message = f"weights are needed: add {self.override('MODEL.WEIGHTS', '/path/to/model_final.pth')}{hint}"

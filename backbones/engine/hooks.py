@@ -21,7 +21,7 @@ from .. import upstream
 from ..checkpoint import GatedCheckpointer
 from ..data.loader import Examples, TrainLoader, end_with_parent, seed_random_numbers, share
 from ..errors import counted
-from ..evaluation.leading import headline
+from ..evaluation.figures import headline
 from ..shufflenetv2 import ShuffleNetV2Supernet, supernets
 from .step import moving_values, set_moving_values
 

@@ -67,7 +67,7 @@ class PythonFront(Front):
         except ModuleNotFoundError as error:
             raise _missing(error, path) from error
         except (SyntaxError, AssertionError, ImportError, OmegaConfBaseException, yaml.YAMLError) as error:
-            raise UserError(f"config file {path!r}: {' '.join(str(error).split())}", code="syntax") from error
+            raise UserError(f"config file {path!r}: {error}", code="syntax") from error
         _check_sections(cfg, f"config file {path!r}")
         if backbone:
             given = [item.partition("=")[2] for item in opts if item.startswith(f"{KEYS['MODEL.WEIGHTS']}=")]
@@ -89,7 +89,7 @@ class PythonFront(Front):
         try:
             self.cfg = LazyConfig.apply_overrides(self.cfg, list(opts))
         except Exception as error:  # hydra and omegaconf raise many kinds
-            raise UserError(f"{' '.join(opts)}: {' '.join(str(error).split())}", code="syntax") from error
+            raise UserError(f"{' '.join(opts)}: {error}", code="syntax") from error
         _check_sections(self.cfg, " ".join(opts))
         given = [item.partition("=")[0] for item in opts]
         if any(KEYS[key] in given for key in config.IMAGES) and KEYS["INPUT.NORMALIZATION"] not in given:
@@ -316,7 +316,7 @@ class PythonFront(Front):
         except Exception as error:
             if not from_libraries(error):  # the user's own code: show its traceback
                 raise
-            message = f"{key} of the config cannot be built: {type(error).__name__}: {' '.join(str(error).split())}"
+            message = f"{key} of the config cannot be built: {type(error).__name__}: {error}"
             raise UserError(message, code="build", key=key) from error
 
 
@@ -338,7 +338,7 @@ def _select(cfg: DictConfig, place: str) -> Any:
     except ConfigTypeError:  # a list, such as several evaluators, has no such key
         return None
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
-        raise UserError(f"{place} of the config: {' '.join(str(error).split())}", code="syntax", key=place) from error
+        raise UserError(f"{place} of the config: {error}", code="syntax", key=place) from error
 
 
 def _target(node: DictConfig) -> Any:

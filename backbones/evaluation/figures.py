@@ -1,6 +1,6 @@
-"""The figures that an evaluation will give, as far as they are known in advance."""
+"""The figures that an evaluation will give, as far as they are known in advance, and which of them is the main one."""
 
-from typing import Iterator
+from typing import Iterable, Iterator
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -24,6 +24,8 @@ _OTHERS: dict[str, dict[str, tuple[str, ...]]] = {
     "classification": {"classification": ("top1", "top5")},
     "lvis": {"bbox": _RARE, "segm": _RARE},
 }
+# the main one is the AP of the most detailed output, which users of Mask R-CNN care most about; model_best.pth, `compare` and `plot` follow it
+LEADING = ("segm/AP", "keypoints/AP", "panoptic_seg/PQ", "bbox/AP", "box_proposals/AR@1000", "sem_seg/mIoU", "classification/top1")
 
 
 def figures_of(cfg: CfgNode, name: str) -> list[str] | None:
@@ -53,3 +55,24 @@ def metric_findings(cfg: CfgNode) -> Iterator[UserError]:
     of_a_class = named.split("-")[0] in possible or named.split("/")[0] == "sem_seg" and "-" in named
     if named not in possible and not of_a_class and not named.startswith("validation"):
         yield unknown("TEST.BEST_METRIC", wanted, possible, "TEST.BEST_METRIC", listed="what an evaluation prints, as task/figure")
+
+
+def headline(names: Iterable[str], wanted: str = "auto") -> str | None:
+    """The figure ``wanted`` of an evaluation, alone or after a data set's name; None if it is not there."""
+    names = list(names)
+    for figure in LEADING if wanted == "auto" else (wanted,):
+        for name in names:
+            if name == figure or name.endswith(f"/{figure}"):
+                return name
+    return None
+
+
+def leading_task(*results: list) -> str:
+    """The task of COCO's results, "segm", "keypoints" or "bbox", that is the main one among the tasks they all have."""
+    fields, firsts = {"segm": "segmentation", "keypoints": "keypoints"}, first_entries(*results)
+    return next((task for task, field in fields.items() if firsts and all(field in first for first in firsts)), "bbox")
+
+
+def first_entries(*results: list) -> list[dict]:
+    """The first detection of each of COCO's results that has one; these may be anything that JSON holds."""
+    return [found[0] for found in results if found and isinstance(found, list) and isinstance(found[0], dict)]

@@ -14,7 +14,7 @@ from ..deploy import optimize, run_exported
 from ..deploy.export import check_target
 from ..deploy.low_precision import quantize
 from ..deploy.optimize import Half
-from ..deploy.saving import one_line, save_onnx, save_openvino, trace_onnx
+from ..deploy.saving import save_onnx, save_openvino, trace_onnx, unsupported
 from ..errors import UserError, unknown
 
 # (format of the exported file, "" for torch; precision)
@@ -67,7 +67,7 @@ def prepared(network: nn.Module, x: Tensor, runtime: str, memory_format: str = "
     if not kind:
         x = x.contiguous(memory_format=torch.channels_last) if memory_format == "channels_last" else x
         return _call(fast if precision == "float32" else Half(fast, torch.bfloat16), x)
-    with tempfile.TemporaryDirectory() as folder, one_line(f"{runtime} cannot run this network"), torch.no_grad():
+    with tempfile.TemporaryDirectory() as folder, unsupported(f"{runtime} cannot run this network"), torch.no_grad():
         return partial(_exported(_Features(fast), x, kind, precision, folder), x.numpy())
 
 

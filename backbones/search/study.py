@@ -133,8 +133,8 @@ DETECTORS = (
     *(FASTER, "cascade_rcnn", "mask_rcnn", "keypoint_rcnn", "panoptic_fpn", "retinanet", "gfl"),
     *("faster_rcnn_c4", "faster_rcnn_dc5"),  # of one level, stride 16
 )
-VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of Faster R-CNN with FPN: the options of a family's node, those of the FPN
-    "deformable": ({"DEFORM_ON_PER_STAGE": [False, True, True, True]}, {}),
+VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of Faster R-CNN with FPN: the options of a family's node, and others
+    "deformable": ({"DEFORM_ON_PER_STAGE": [False, True, True, True]}, {"SOLVER.OFFSET_LR_FACTOR": 0.1}),
     "GN": ({"NORM": "GN"}, {"MODEL.FPN.NORM": "GN"}),
 }
 OWN = "R-50"  # detectron2's, which the detectors of one level have without --backbone
@@ -149,9 +149,9 @@ def detectors() -> list[Network]:
             networks.append(Network(f"{OWN} in {detector}", detector, config, options=SHORT))
         for family, options in FAMILIES.items():
             networks.append(Network(f"{family} in {detector}", detector, config, family, {**options, **SHORT}))
-            for variant, (own, fpn) in VARIANTS.items() if detector == FASTER else ():
+            for variant, (own, others) in VARIANTS.items() if detector == FASTER else ():
                 node = f"MODEL.{family_of(family).name.upper()}"
-                more = {**{f"{node}.{key}": value for key, value in own.items()}, **fpn}
+                more = {**{f"{node}.{key}": value for key, value in own.items()}, **others}
                 networks.append(Network(f"{family} in {variant}", variant, config, family, {**options, **more, **SHORT}))
     return networks
 

@@ -19,7 +19,7 @@ from ..data.annotations import parse
 from ..engine import open_config
 from ..errors import UserError, unknown
 from ..evaluation.comparison import beyond_chance, compare
-from ..evaluation.leading import first_entries, leading_task
+from ..evaluation.figures import first_entries, leading_task
 from ..evaluation.results import TASKS, check_keypoints, check_results, config_of, read_truth, results_file, truth_of
 from ..files import replacing, write_whole
 from . import parser_of, picture, program, run, task_named

@@ -21,7 +21,7 @@ from ..drawing import ASIDE, RIGHT, WRONG, Mark, beside, draw, mask_of
 from ..engine import open_config
 from ..errors import UserError
 from ..evaluation import corruptions
-from ..evaluation.leading import leading_task
+from ..evaluation.figures import leading_task
 from ..evaluation.mistakes import KINDS, Judged, by_kind_of_object, confusion, judge, tide
 from ..evaluation.results import check_results, results_file, truth_of
 from ..files import write_whole

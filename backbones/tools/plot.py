@@ -5,7 +5,7 @@ import os
 from typing import Sequence
 
 from ..errors import UserError
-from ..evaluation.leading import LEADING
+from ..evaluation.figures import LEADING
 from . import parser_of, picture, program, run
 
 

@@ -15,6 +15,7 @@ from ..drawing import Mark, colour, mask_of
 from ..drawing import draw as draw_marks
 from ..engine import open_config
 from ..errors import UserError
+from ..evaluation.mistakes import judge
 from ..evaluation.results import config_of, results_file
 from . import add_threshold, nothing_shown, parser_of, picture, program, run
 
@@ -38,29 +39,21 @@ def read_results(path: str) -> dict[Any, list[dict]]:
     return by_image
 
 
-def mistakes(
-    record: dict[str, Any], found: list[dict[str, Any]], to_class: dict[int, int], threshold: float = 0.5, overlap: float = 0.5
-) -> int:
-    """Counts objects that no detection of their class matches with that IoU, and detections without an object; crowds count as neither.
+def mistakes(records: list[dict[str, Any]], by_image: dict[Any, list[dict]], to_class: dict[int, int], threshold: float = 0.5) -> list[int]:
+    """How much is wrong in each image of a detectron2 data set, as `errors` counts it: wrong class, no object, or missed.
 
-    ``record`` is an image of a detectron2 data set, ``found`` its detections in COCO's format; scores below ``threshold`` do not count.
-    ``to_class`` maps category ids of the data set to classes.
+    ``by_image`` are detections in COCO's format; ``to_class`` maps the data set's category ids to classes.
     """
-    from detectron2.structures import Boxes, BoxMode, pairwise_iou
+    from detectron2.structures import BoxMode
 
-    kept = sorted((r for r in found if r["score"] >= threshold), key=lambda r: -r["score"])
-    truth = [a for a in record.get("annotations", ()) if not a.get("iscrowd", 0)]
-    if not kept or not truth:
-        return len(kept) + len(truth)
-    boxes = Boxes([BoxMode.convert(list(r["bbox"]), BoxMode.XYWH_ABS, BoxMode.XYXY_ABS) for r in kept])
-    ious = pairwise_iou(boxes, Boxes([BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS) for a in truth])).numpy()
-    same = np.array([[to_class.get(r["category_id"], r["category_id"]) == a["category_id"] for a in truth] for r in kept])
-    free, met = np.ones(len(truth), bool), 0
-    for row in np.where(same, ious, 0.0):
-        best = int(np.argmax(row * free))
-        if (row * free)[best] >= overlap:
-            free[best], met = False, met + 1
-    return len(kept) + len(truth) - 2 * met
+    truth = [
+        {**a, "image_id": d["image_id"], "bbox": BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYWH_ABS)}
+        for d in records
+        for a in d.get("annotations", ())
+    ]
+    found = [{**r, "category_id": to_class.get(r["category_id"], r["category_id"])} for each in by_image.values() for r in each]
+    judged = judge({"images": [{"id": d["image_id"]} for d in records], "annotations": truth}, found, threshold)
+    return [sum(judged[d["image_id"]].counts().values()) for d in records]
 
 
 def draw(results: str, dataset: str, output: str, count: int = 12, threshold: float = 0.5, worst: bool = False, **reading: Any) -> None:
@@ -81,7 +74,7 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
         raise UserError(f"data set {dataset!r} has no objects to draw, only {metadata.get('evaluator_type')}")
     to_class = metadata.get("thing_dataset_id_to_contiguous_id", {})
     if worst:
-        number = [mistakes(d, by_image[d["image_id"]], to_class, threshold) for d in dicts]
+        number = mistakes(dicts, by_image, to_class, threshold)
         chosen = [dicts[i] for i in np.argsort(-np.array(number), kind="stable")[:count]]
     else:
         chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(count, len(dicts))).astype(int)]
