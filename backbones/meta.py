@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 _DRAWS = ("normal_", "uniform_", "kaiming_uniform_")
+_ALIKE = ("batch_norm", "relu", "relu_", "hardtanh", "silu", "sigmoid")
 
 
 class _WithoutDraws(TorchFunctionMode):
@@ -17,6 +18,13 @@ class _WithoutDraws(TorchFunctionMode):
         if getattr(function, "__name__", "") in _DRAWS:
             return args[0] if args else kwargs["tensor"]
         return function(*args, **(kwargs or {}))
+
+
+class _ShapesAlone(TorchFunctionMode):
+    """Skips norms and activations, which leave shapes as they are, but take half the time of a forward pass on the meta device."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if getattr(function, "__name__", "") in _ALIKE else function(*args, **(kwargs or {}))
 
 
 @contextlib.contextmanager
@@ -38,7 +46,8 @@ def conv_counts(network: nn.Module, x: Tensor) -> tuple[int, int]:
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() == 4:
             hooks.append(module.register_forward_hook(count))
-    network(x)
+    with _ShapesAlone():
+        network(x)
     for hook in hooks:
         hook.remove()
     return sum(macs), sum(values)

@@ -137,22 +137,34 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of Faster R-CN
     "deformable": ({"DEFORM_ON_PER_STAGE": [False, True, True, True]}, {"SOLVER.OFFSET_LR_FACTOR": 0.1}),
     "GN": ({"NORM": "GN"}, {"MODEL.FPN.NORM": "GN"}),
 }
-OWN = "R-50"  # detectron2's, which the detectors of one level have without --backbone
+OWN = "R-50, quarter widths"  # detectron2's, about as large as ours: what does not learn with it either is the setting
+_NARROW = {"MODEL.RESNETS.STEM_OUT_CHANNELS": 16, "MODEL.RESNETS.WIDTH_PER_GROUP": 16, "MODEL.RESNETS.RES2_OUT_CHANNELS": 64}
+_FPN_OF_OWN = {
+    "MODEL.BACKBONE.NAME": "build_resnet_fpn_backbone",
+    "MODEL.RESNETS.OUT_FEATURES": [f"res{i}" for i in range(2, 6)],
+    "MODEL.FPN.IN_FEATURES": [f"res{i}" for i in range(2, 6)],
+    "MODEL.RESNETS.NORM": "BN",
+}
 
 
 def detectors() -> list[Network]:
-    """Each of our families in each detector, and detectron2's ResNet-50 in those of one level."""
+    """Each of our families in each detector, and detectron2's ResNet in Faster R-CNN's kinds."""
     networks = []
     for detector in DETECTORS:
-        config = f"crowd/{detector}_crowd.yaml"
-        if detector.endswith(("_c4", "_dc5")):
-            networks.append(Network(f"{OWN} in {detector}", detector, config, options=SHORT))
+        config, has_fpn = f"crowd/{detector}_crowd.yaml", not detector.endswith(("_c4", "_dc5"))
+        if detector == FASTER or not has_fpn:
+            networks += _kinds(OWN, detector, config, "", "MODEL.RESNETS", {**_NARROW, **(_FPN_OF_OWN if has_fpn else {})})
         for family, options in FAMILIES.items():
-            networks.append(Network(f"{family} in {detector}", detector, config, family, {**options, **SHORT}))
-            for variant, (own, others) in VARIANTS.items() if detector == FASTER else ():
-                node = f"MODEL.{family_of(family).name.upper()}"
-                more = {**{f"{node}.{key}": value for key, value in own.items()}, **others}
-                networks.append(Network(f"{family} in {variant}", variant, config, family, {**options, **more, **SHORT}))
+            networks += _kinds(family, detector, config, family, f"MODEL.{family_of(family).name.upper()}", options)
+    return networks
+
+
+def _kinds(name: str, detector: str, config: str, backbone: str, node: str, options: Mapping[str, Any]) -> list[Network]:
+    """A backbone in a detector, and in the variants of `FASTER`."""
+    networks = [Network(f"{name} in {detector}", detector, config, backbone, {**options, **SHORT})]
+    for variant, (own, others) in VARIANTS.items() if detector == FASTER else ():
+        more = {**{f"{node}.{key}": value for key, value in own.items()}, **others}
+        networks.append(Network(f"{name} in {variant}", variant, config, backbone, {**options, **more, **SHORT}))
     return networks
 
 
