@@ -133,8 +133,10 @@ DETECTORS = (
     *(FASTER, "cascade_rcnn", "mask_rcnn", "keypoint_rcnn", "panoptic_fpn", "retinanet", "gfl"),
     *("faster_rcnn_c4", "faster_rcnn_dc5"),  # of one level, stride 16
 )
+ONE_RATE = "deformable, one rate"  # offsets that learn as fast as weights leave the image: one network shows it
 VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of Faster R-CNN with FPN: the options of a family's node, and others
     "deformable": ({"DEFORM_ON_PER_STAGE": [False, True, True, True]}, {"SOLVER.OFFSET_LR_FACTOR": 0.1}),
+    ONE_RATE: ({"DEFORM_ON_PER_STAGE": [False, True, True, True]}, {}),
     "GN": ({"NORM": "GN"}, {"MODEL.FPN.NORM": "GN"}),
 }
 OWN = "R-50, quarter widths"  # detectron2's, about as large as ours: what does not learn with it either is the setting
@@ -163,6 +165,8 @@ def _kinds(name: str, detector: str, config: str, backbone: str, node: str, opti
     """A backbone in a detector, and in the variants of `FASTER`."""
     networks = [Network(f"{name} in {detector}", detector, config, backbone, {**options, **SHORT})]
     for variant, (own, others) in VARIANTS.items() if detector == FASTER else ():
+        if variant == ONE_RATE and name != next(iter(FAMILIES)):
+            continue
         more = {**{f"{node}.{key}": value for key, value in own.items()}, **others}
         networks.append(Network(f"{name} in {variant}", variant, config, backbone, {**options, **more, **SHORT}))
     return networks
