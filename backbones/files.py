@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import hashlib
 import os
-from typing import Iterable, Iterator
+from typing import Any, Iterable, Iterator
 
 from .errors import UserError
 
@@ -30,6 +30,15 @@ def write_whole(path: str, text: str) -> None:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
         with replacing(path) as partial, open(partial, "w", encoding="utf-8") as f:
             f.write(text)
+    except OSError as error:
+        raise UserError(f"{path!r} cannot be written: {error.strerror}", "cannot-write") from error
+
+
+def save_figure(figure: Any, path: str) -> None:
+    """Writes a picture of matplotlib's, complete or not at all. Raises UserError if it cannot be written."""
+    try:
+        with replacing(path) as partial:
+            figure.savefig(partial, dpi=110, format=os.path.splitext(path)[1][1:].lower())
     except OSError as error:
         raise UserError(f"{path!r} cannot be written: {error.strerror}", "cannot-write") from error
 

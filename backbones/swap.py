@@ -99,8 +99,11 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family, own_weights: bool) 
     model = cfg.model
     outer = model.get("backbone")
     old = outer if outer is None or "bottom_up" not in outer else outer.bottom_up
-    if old is None or ("out_features" not in old and "in_features" not in outer):
-        said = "the model of this Python config has neither an FPN over a bottom_up nor a bare backbone with out_features"
+    bare = old is outer and model.get("proposal_generator") is None
+    if old is None or bare or ("out_features" not in old and "in_features" not in outer):
+        said = (
+            "the model of this Python config has neither an FPN over a bottom_up nor a bare backbone with out_features and a proposal_generator"
+        )
         raise UserError(f"{said}, so its network cannot be replaced", "unsupported")
     features = [_feature(feature, family) for feature in (outer.in_features if old is not outer else old.out_features)]
     options = {"norm": old.get("stages", old).get("norm", "FrozenBN")}

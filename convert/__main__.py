@@ -26,7 +26,7 @@ from tabulate import tabulate
 from backbones import registry
 from backbones.checkpoint import fetch, read_checkpoint
 from backbones.errors import UserError, unknown
-from backbones.files import sha256
+from backbones.files import overwritten, sha256
 from backbones.tools import parser_of, run
 
 from . import detectron2, efficientnet_lite, lightnas, mmdet, mmrazor, pycls, timm, torchvision
@@ -73,7 +73,8 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("src", metavar="SRC", help="the file or its address; for efficientnet-lite, also: installed")
     parser.add_argument("dst", metavar="DST", help="the file to write, .pth or .safetensors")
     parser.add_argument("--name", default="", help="the network in it, of backbones.list_backbones() (default: found by its shapes)")
-    text = "the state dict to use in a training file, such as model_ema (default: the usual one, not the average; else the only one)"
+    text = "the state dict to use in a training file, such as model_ema (default: the usual one, not the average; else the only one; "
+    text += "of pycls the one with the lower error)"
     parser.add_argument("--key", default="", help=text)
     text = "the config whose detector the file fits (default for mmdet, mmrazor, lightnas: found from the file)"
     parser.add_argument("--config-file", default="", metavar="FILE", help=text)
@@ -96,7 +97,7 @@ def convert(args) -> Converted:
     path = fetch(args.src, PathManager) if "://" in args.src else args.src
     if args.source == "efficientnet-lite" and args.src == "installed":
         path = efficientnet_lite.installed()
-    if os.path.exists(args.dst) and os.path.exists(path) and os.path.samefile(path, args.dst):
+    if overwritten([args.dst], [path]):
         raise UserError(f"DST {args.dst!r} is the same file as SRC, which would be lost")
     contents = read_checkpoint(path, inert=(*_INERT, *_INERT_OF.get(args.source, ())))
     given = None

@@ -342,6 +342,8 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1.0, 1.0, 5.0, 5.0], "score": 
         (["{a}", "{b}", "--annotations", "{truth}", "--oks-sigmas", "0"], "--oks-sigmas"),
         (["{a}", "{b}", "--annotations", "{truth}", "--plot", "c.txt"], "kind of picture.*'.png'"),
         (["{a}", "{b}", "--annotations", "{truth}", "--json", "{folder}"], "is a folder"),
+        (["{a}", "{b}", "--annotations", "{truth}", "--json", "{b}"], "is read, and would be overwritten"),
+        (["{a}", "{b}", "--annotations", "{truth}", "--json", "{truth}"], "is read, and would be overwritten"),
         (["{folder}", "{b}", "--annotations", "{truth}"], "coco_instances_results.json' does not exist"),
         (["{truth}", "{b}", "--annotations", "{truth}"], "it is not a list of detections"),
         (["{a}", "{b}", "--annotations", "{a}"], "is COCO results: detections without images and classes"),

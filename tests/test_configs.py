@@ -19,7 +19,7 @@ from detectron2.utils.events import EventStorage
 
 import backbones
 from backbones import UserError, zoo
-from backbones.config import KEYS, add_backbones_config, all_keys, check_config, flat, merge_file, merge_overrides
+from backbones.config import KEYS, add_backbones_config, all_keys, check_config, flat, merge_file, merge_overrides, written
 from backbones.engine import open_config
 from backbones.registry import FAMILIES
 from backbones.shufflenetv2 import SPECS
@@ -392,6 +392,7 @@ MISTAKES = [
     (["MODEL.PIXEL_STD", "['a', 'b', 'c']"], ["MODEL.PIXEL_STD ['a', 'b', 'c'] must be 3 numbers"]),
     (["MODEL.PIXEL_MEAN", "[1.0]"], ["MODEL.PIXEL_MEAN has 1", "'BGR'", "3 channels"]),
     (["MODEL.VOVNET.NORM", "SyncBN"], ["SyncBN", "naiveSyncBN"]),
+    (["INPUT.CROP.ENABLED", "True", "INPUT.CROP.SIZE", "['a', 'b']"], ["INPUT.CROP.SIZE", "must be fractions"]),
 ]
 
 
@@ -432,6 +433,7 @@ def test_no_gpu():
         ("# only words\n", "holds no KEY: VALUE pairs"),
         ("_BASE_: broken.yaml\n", "refers back to itself"),
         ("MODEL: {WEIGHTS: !!python/object/apply:eval ['1/0']}\n", "division by zero"),
+        pytest.param("MODEL: " + "[" * 100_000, "nested too deeply", id="deep"),
     ],
 )
 def test_broken_files(text, words, tmp_path):
@@ -549,3 +551,11 @@ def test_sensible_rows_of_every_family():
             f"v0.5-.*{family}",
         ):
             assert any(re.search(row, name) for name in names), row
+
+
+def test_what_is_written_is_read(tmp_path):
+    """Texts in lists too, whatever is in them."""
+    cfg = zoo.get_config("faster_rcnn_V_39_FPN_3x.yaml")
+    cfg.DATASETS.TRAIN, cfg.DATASETS.TEST, cfg.DATASETS.PROPOSAL_FILES_TEST = ("it's", 'a "b" #c: d'), (), ("C:\\new\\p.pkl",)
+    (tmp_path / "own.yaml").write_text(written(cfg, "head", {}, lambda key: "why"))
+    assert flat(zoo.get_config(str(tmp_path / "own.yaml"))) == flat(cfg)

@@ -256,6 +256,16 @@ def test_safetensors_load_everywhere(tmp_path):
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), other.state_dict().values()))
 
 
+@pytest.mark.parametrize("length", [316, 347, 379])  # whose first byte is <, [ or {, as of a page or of JSON
+def test_safetensors_of_any_length(length, tmp_path):
+    from safetensors.torch import save
+
+    data = save({"weight": torch.ones(2)})
+    size = int.from_bytes(data[:8], "little")
+    (tmp_path / "net.pth").write_bytes(length.to_bytes(8, "little") + data[8 : 8 + size].ljust(length) + data[8 + size :])
+    assert torch.equal(read_checkpoint(str(tmp_path / "net.pth"))["model"]["weight"], torch.ones(2))
+
+
 class TestDetectron2:
     @pytest.mark.slow
     def test_whole_detectors_of_the_zoo(self, tmp_path):

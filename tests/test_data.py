@@ -530,6 +530,15 @@ def test_held_out_of_data_that_are_not_needed(own):
         register_held_out(cfg, training=False, names=["trained_held_out"])
 
 
+def test_a_part_of_data_without_annotations_is_predicted(own):
+    cfg = changed(own, lambda c: (c.pop("annotations"), c["images"].append({**c["images"][0], "id": 2})))
+    merge_overrides(cfg, ["DATASETS.CLASSES", "('cup', 'plate')", "DATASETS.HOLD_OUT", "[['mine', 1]]"])
+    register_from_config(cfg)
+    register_held_out(cfg, training=False, names=["mine_held_out"])
+    truth = MetadataCatalog.get("mine_held_out").truth()
+    assert len(truth["images"]) == 1 and "annotations" not in truth
+
+
 def test_data_that_nothing_can_be_compared_by(own, tmp_path):
     register_from_config(merged(changed(own, lambda c: c.pop("annotations")), "INPUT.EXIF", "ignore"))
     with pytest.raises(backbones.UserError, match="'mine' has no annotations, so there is no ground truth"):

@@ -325,10 +325,16 @@ def test_what_is_read_is_not_overwritten(tmp_path):
     path, _ = coco(tmp_path / "d")
     images, before = str(tmp_path / "d/images"), (tmp_path / "d/coco.json").read_text()
     (tmp_path / "d/train.json").symlink_to(path)
+    folder = tmp_path / "folder"
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "annotations/instances_train.json").write_text(before)
+    (folder / "train").symlink_to(images)
     for verb in (
         lambda: dataset.convert(path, path, images),
         lambda: dataset.merge([path], path, [images]),
         lambda: dataset.divide(path, str(tmp_path / "d"), images),
+        lambda: dataset.merge([str(folder)], str(folder / "annotations/instances_train.json")),  # of a folder, which is read by its files
+        lambda: dataset.convert(str(folder), str(folder / "annotations/instances_train.json")),
     ):
         with pytest.raises(UserError, match="is read, and would be overwritten: name another --output"):
             list(verb())

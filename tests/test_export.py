@@ -12,6 +12,7 @@ from lively import MORE_KINDS, WIDTH, alive, boxes_of, photo
 
 from backbones import UserError, zoo
 from backbones.deploy import Runner
+from backbones.deploy import export as deploy_export
 from backbones.deploy.export import FORMATS, TOLERANCES, Tolerance, export, match
 from backbones.deploy.predictor import Predictor
 
@@ -122,6 +123,25 @@ def test_an_export_of_a_detector_that_finds_nothing(tmp_path, caplog):
     assert export(cfg, model, str(tmp_path / "a.ts"), "torchscript", image)["scores"] <= TOLERANCES["torchscript"].score
     assert "checked with a lower score threshold" in caplog.text and model.test_score_thresh == 2.0
     assert not len(Runner(str(tmp_path / "a.ts"))(image)["instances"])
+
+
+def test_why_an_export_fails_is_said_whatever_is_found(tmp_path, monkeypatch):
+    cfg, image, model, _ = alive("RetinaNet")
+    model.test_score_thresh = 2.0
+
+    def fails(*_):
+        raise RuntimeError("no operator 'aten::foo'")
+
+    monkeypatch.setitem(deploy_export._WRITERS, "torchscript", fails)
+    with pytest.raises(UserError, match="cannot be exported to torchscript: no operator 'aten::foo'"):
+        export(cfg, model, str(tmp_path / "a.ts"), "torchscript", image)
+
+
+def test_a_file_is_checked_at_two_sizes():
+    """Also if images come in their own size."""
+    about = {"part": "detector", "batch": 0, "preprocessing": False, "min_size": 0, "max_size": 0, "crop": 0, "input_format": "BGR"}
+    image = np.zeros((50, 60, 3), np.uint8)
+    assert [deploy_export._input(image, about, scale).shape[-2:] for scale in (1.0, 0.7)] == [(50, 60), (35, 42)]
 
 
 @pytest.mark.slow

@@ -131,6 +131,9 @@ def test_a_folder_holds_one_run(kind, runs, tmp_path):
     assert state(folder)["iteration"] == 3
     inside = ["MODEL.WEIGHTS", f"{folder}/model_final.pth"] if kind == "yaml" else [f"train.init_checkpoint={folder}/model_final.pth"]
     assert "model_final.pth" in refused("train", "--overwrite", *command, *small, *inside)
+    (tmp_path / "also").symlink_to(folder)  # the same file by another name
+    inside[-1] = inside[-1].replace(f"{folder}/", f"{tmp_path}/also/") + "?matching_heuristics=True"
+    assert "--overwrite would remove" in refused("train", "--overwrite", *command, *small, *inside)
     (folder / "notes.txt").write_text("mine")
     log = succeed("train", "--overwrite", *command, *small)
     assert "the earlier run" in log and "4 checkpoints" in log

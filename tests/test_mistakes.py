@@ -12,7 +12,7 @@ from backbones.drawing import SIDE, Mark, beside, draw
 from backbones.errors import UserError
 from backbones.evaluation import corruptions
 from backbones.evaluation.figures import headline, leading_task
-from backbones.evaluation.mistakes import by_kind_of_object, confusion, judge, tide
+from backbones.evaluation.mistakes import Judged, by_kind_of_object, confusion, judge, tide
 from backbones.tools import errors as tool
 from backbones.tools import run
 
@@ -151,6 +151,14 @@ def test_weather_is_the_same_every_time_or_said_to_be_missing(monkeypatch):
         snow(image[:20], 3)
 
 
+def test_an_image_that_cannot_be_drawn_is_left_out(tmp_path, capsys):
+    Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(tmp_path / "cut.jpg", quality=100)
+    (tmp_path / "cut.jpg").write_bytes((tmp_path / "cut.jpg").read_bytes()[:-200])
+    judged = Judged([], [], [])
+    assert tool.picture_of({"file_name": str(tmp_path / "cut.jpg")}, judged, {}, {}) is None
+    assert "left out: image" in capsys.readouterr().err
+
+
 def command(monkeypatch, capsys, *arguments):
     monkeypatch.setattr("sys.argv", ["backbones errors", *map(str, arguments)])
     with pytest.raises(SystemExit) as exit:
@@ -196,6 +204,8 @@ def test_runs_without_evaluation_are_refused_in_one_line(tmp_path, finished, mon
         ((tmp_path / "none",), "no config.yaml"),
         ((finished, "--severities", 7), "from 1 to 5"),
         ((finished, "--num", -1), "0 or more"),
+        ((finished, "--output", finished / "report.json"), "must end in .html"),
+        ((finished, "--output", finished / "metrics.html"), "metrics.json' would be overwritten"),
     ):
         code, said = command(monkeypatch, capsys, *arguments)
         assert code == 2 and words in said.err and said.err.count("\n") == 1

@@ -502,6 +502,21 @@ def test_mistakes(tiny, tmp_path, overrides, words):
     assert not (tmp_path / "s" / "search.json").exists()
 
 
+def test_a_search_evaluates_nothing_else():
+    with pytest.raises(UserError, match="has no --eval-only"):
+        one_shot.main(["--eval-only"])
+
+
+def test_a_supernet_by_its_address(tiny, tmp_path, monkeypatch):
+    """It is known by its file."""
+    args = one_shot.argument_parser().parse_args(command(tiny, tmp_path / "s")[2:])
+    front, asked = one_shot.open_supernet(args), []
+    file = front.cfg.MODEL.WEIGHTS
+    monkeypatch.setattr(front, "follow_weights", lambda: front.set("MODEL.WEIGHTS", "https://a.org/supernet.pth"))
+    monkeypatch.setattr(one_shot, "fetch", lambda address, manager: asked.append(address) or file)
+    assert one_shot.prepare(front, args).cfg.MODEL.WEIGHTS == file and asked == ["https://a.org/supernet.pth"]
+
+
 @pytest.mark.slow
 def test_a_mistake_on_the_command_line(tiny, tmp_path):
     result = finished([*tiny, "ONE_SHOT.MAX_COST", "1e+6"], tmp_path / "s")

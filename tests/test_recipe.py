@@ -1,6 +1,7 @@
 """Recipes: each rule on data made to need it, the file that is written, memory that runs out, and the way from data to a trained detector."""
 
 import argparse
+import json
 import os
 import sys
 from statistics import NormalDist
@@ -208,6 +209,9 @@ def test_gpus_of_another_machine(monkeypatch):
         monkeypatch.setattr(sys, "argv", ["recipe", "--train", "t.json", "--gpus", "8", "--output", "my.yaml", *flags])
         with pytest.raises(UserError, match=f"{words} with --num-gpus 8: this machine has no GPU"):
             recipe.main()
+    monkeypatch.setattr(sys, "argv", ["recipe", "--train", "t.json", "--gpus", "0", "--output", "my.yaml"])
+    with pytest.raises(UserError, match="--num-gpus 0: it must be at least 1"):
+        recipe.main()
 
 
 def test_anchors_are_fitted_where_they_miss():
@@ -370,6 +374,39 @@ def test_no_validation_set(little_memory, images, held_out, tmp_path, capsys):
     said = capsys.readouterr().out
     assert ("a single image cannot be split: there is no evaluation" in said) != ("a fifth of the images is held out" in said) == held_out
     assert cfg.MODEL.BACKBONE.FREEZE_AT == 0 and cfg.SOLVER.MAX_ITER == 6
+
+
+def run_lengths(content):
+    from pycocotools import mask
+
+    size = {image["id"]: (image["height"], image["width"]) for image in content["images"]}
+    for a in content["annotations"]:
+        rle = mask.merge(mask.frPyObjects(a["segmentation"], *size[a["image_id"]]))
+        a["segmentation"] = {"size": rle["size"], "counts": rle["counts"].decode()}
+
+
+def nameless(content):
+    for category in content["categories"]:
+        del category["keypoints"], category["skeleton"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task, change", [("masks", run_lengths), ("keypoints", nameless)])
+def test_a_part_held_out_is_read_as_its_task_needs(little_memory, task, change, tmp_path):
+    """The data are read for boxes first, then for the task."""
+    data = few_digits(tmp_path, {"train": 10})
+    with open(data["train"][0]) as f:
+        content = json.load(f)
+    change(content)
+    with open(data["train"][0], "w") as f:
+        json.dump(content, f)
+    work = Design(asked(data, tmp_path, task=task, from_scratch=True), say=lambda line: None)
+    work.run()
+    assert work.cfg.DATASETS.TEST == ("own_train_held_out",)
+    if task == "masks":
+        assert work.cfg.INPUT.MASK_FORMAT == "bitmask"
+    else:
+        assert work.cfg.MODEL.ROI_KEYPOINT_HEAD.NUM_KEYPOINTS == len(content["annotations"][0]["keypoints"]) // 3 != 17
 
 
 def test_data_with_a_validation_set_of_their_own(little_memory, tmp_path, capsys):

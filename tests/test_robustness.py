@@ -653,6 +653,11 @@ def test_going_on_with_other_things(run, data, tmp_path):
         log = f.read()
     assert "had 1 processes and 2 images per batch in 1 parts, now 1, 4 and 1" in log
     assert "the config has changed" in log and "SOLVER.BASE_LR" in log
+    # what cannot go on leaves the run's config as it is
+    config = (tmp_path / "run" / "config.yaml").read_text()
+    others = run(data, "SOLVER.MAX_ITER", 6, "SOLVER.BIAS_LR_FACTOR", 2.0, flags=["--resume"])
+    refused(others, "the config trains other parameters, or groups of them, than the checkpoint's")
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
 
 
 def test_going_on_from_weights_alone(run, data, tmp_path):

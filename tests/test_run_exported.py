@@ -192,6 +192,8 @@ def test_files_and_inputs_that_cannot_be_used(tmp_path):
     assert code == 1 and len(lines) == 1 and "a.png: " in lines[0] and "cannot be run on an input of (3, 8, 8)" in lines[0]
     code, lines = stand_alone(path, ["onnxruntime"], image)
     assert code == 1 and len(lines) == 1 and "needs a package that is not installed, pip install onnxruntime" in lines[0]
+    code, lines = stand_alone(path, [], image, "--output", str(tmp_path))
+    assert code == 1 and lines == [f"error: --output '{tmp_path}' would overwrite '{image}': name another folder"]
     with open(path, "wb") as f:
         f.write(b"nonsense")
     code, lines = stand_alone(path, [], image)

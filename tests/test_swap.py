@@ -89,6 +89,13 @@ def test_the_zoo_is_whole():
     assert len(THEIRS) == 92 and len(PYTHON) == 23 and OTHERS < set(PYTHON)
 
 
+def test_python_configs_without_proposals():
+    front = open_config("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.py")
+    del front.cfg.model.proposal_generator
+    with pytest.raises(backbones.UserError, match="its network cannot be replaced"):
+        use_backbone(front.cfg, "MobileNetV2")
+
+
 @pytest.mark.parametrize("config", cases(PYTHON, tried={re.sub(r"\d+ep", "", name): name for name in PYTHON}.values(), daily=[]))
 def test_python_configs_too(config):
     for name in ONE_OF_EACH:

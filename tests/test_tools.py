@@ -15,6 +15,7 @@ import torch
 from choices import cases
 from conftest import ROOT, few_digits, load_record, warm
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.modeling import build_model
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
@@ -26,7 +27,9 @@ from backbones.config import merge_overrides
 from backbones.config.keys import KEYS
 from backbones.data import digits, register_digits
 from backbones.data.findings import KINDS
+from backbones.deploy import optimize
 from backbones.errors import CODES
+from backbones.files import save_figure
 from backbones.tools import analyze, benchmark, plot, visualize
 from backbones.tools import zoo as zoo_tool
 from backbones.tools.docs import figures, reference
@@ -517,3 +520,36 @@ class TestZoo:
         assert "| published" in tool("zoo", "list", "*V_99*")
         assert "error: unknown config" in tool("zoo", "show", "nix", code=2)
         assert "download" in tool("zoo", "--help")
+
+
+def test_a_picture_is_whole_or_not_there(tmp_path):
+    from matplotlib.figure import Figure
+
+    save_figure(Figure(), str(tmp_path / "a.png"))
+    before = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png.partial").symlink_to("/dev/full")
+    with pytest.raises(UserError, match="a.png' cannot be written: No space left"):
+        save_figure(Figure(), str(tmp_path / "a.png"))
+    assert (tmp_path / "a.png").read_bytes() == before
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGPIPE")
+def test_a_reader_that_has_enough(tmp_path):
+    """As `| head` does: no traceback."""
+    code = "from backbones.tools import run; run(lambda: print('x' * 1_000_000))"
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.read(10)
+    process.stdout.close()
+    assert b"Traceback" not in process.stderr.read() and process.wait() == 141
+
+
+def test_grey_images():
+    """Of one channel, in counts and in the choice of a memory format."""
+    grey = ["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", "[100.0]", "MODEL.PIXEL_STD", "[1.0]", "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"]
+    config = "faster_rcnn_V_19_slim_dw_FPNLite_3x.yaml"
+    ours, usual = analyze.analyze(config, False, (64, 64), grey), analyze.analyze(config, False, (64, 64))
+    assert 0 < usual["backbone"]["gmacs_conv"] - ours["backbone"]["gmacs_conv"] < 0.1 * usual["backbone"]["gmacs_conv"]
+    cfg = zoo.get_config(config)
+    merge_overrides(cfg, grey)
+    optimize(build_model(cfg).eval(), size=(64, 64))

@@ -19,6 +19,7 @@ from test_fetching import server, shared  # noqa: F401  fixtures
 import backbones
 from backbones import UserError, registry, zoo
 from backbones.checkpoint import GatedCheckpointer, read_checkpoint
+from backbones.checkpoint.fetching import place
 from backbones.engine import open_config
 from backbones.tools import train
 from backbones.tools import zoo as zoo_tool
@@ -265,6 +266,15 @@ def test_the_next_source_is_taken(server, caplog):  # noqa: F811
     assert provenance["licence"] == "MIT" and provenance["proof"]["run"] and len(provenance["sha256"]) == 64
 
 
+def test_a_detectors_file_that_is_used_as_it_is_is_here(server):  # noqa: F811
+    address = "backbones://COCO-Detection/faster_rcnn_R_50_FPN_1x"
+    (release,) = weights.releases("COCO-Detection/faster_rcnn_R_50_FPN_1x")
+    assert not weights.is_here(address)
+    os.makedirs(os.path.dirname(place(release.url)))
+    with open(place(release.url), "w"):
+        assert weights.is_here(address)
+
+
 def test_a_network_of_timm_comes_from_the_hub(server):  # noqa: F811
     """As timm itself has it, which knows an older address beside it; what is loaded is its file."""
     net = timm.create_model("convnext_atto.d2_in1k")
@@ -499,7 +509,8 @@ def test_a_published_row_from_its_address_to_its_figures(server, tmp_path, any_h
 
 def test_licences_are_known_names():
     """In any case of letters; what no weights have is refused, with the nearest that some have."""
-    assert open_config("digits/faster_rcnn_digits.yaml", accepted=["cc-by-nc-4.0", "gemma"]).accepted == ["CC-BY-NC-4.0", "gemma"]
+    front = open_config("digits/faster_rcnn_digits.yaml", accepted=["cc-by-nc-4.0", "gemma"])
+    assert front.accepted == front.clone("MODEL.DEVICE", "cpu").accepted == ["CC-BY-NC-4.0", "gemma"]
     with pytest.raises(UserError, match="unknown licence: 'CC-BY-NC4.0'. Did you mean 'CC-BY-NC-4.0'") as caught:
         open_config("digits/faster_rcnn_digits.yaml", accepted=["CC-BY-NC4.0"])
     assert caught.value.key == "--accept-licence"

@@ -41,6 +41,7 @@ def test_every_address_has_a_release():
     assert len(expected) > 100 and expected <= asked
     detectors = {row["checkpoint"] for row in weights.models().values() if "checkpoint" in row}
     assert len(detectors) > 50 and detectors <= asked
+    assert not any(release.package for release in checking.addresses(tool.entries("timm/tf_efficientnet_lite0")))  # it has no address
 
 
 @pytest.mark.parametrize(

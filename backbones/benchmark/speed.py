@@ -7,6 +7,7 @@ from typing import Any
 from .. import zoo
 from ..documents import read_json, reading
 from ..errors import UserError
+from ..files import save_figure
 from .detectors import DEPLOYED
 
 
@@ -108,7 +109,7 @@ def plot(path: str, output: str) -> None:
         axes.grid(alpha=0.25)
     figure.legend(*figure.axes[-1].get_legend_handles_labels(), fontsize=9, loc="outside right center", handlelength=4)
     figure.suptitle(f"{machine}, {threads} threads", fontsize=10)
-    figure.savefig(output, dpi=110)
+    save_figure(figure, output)
 
 
 def _area(item: tuple[str, Any]) -> int:

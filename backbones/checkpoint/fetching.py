@@ -187,7 +187,8 @@ def _download(url: str, path: str, sha256: str) -> None:
     patiently(lambda: _receive(url, begun, tag), url)
     found = digest(begun)
     with open(begun, "rb") as file:
-        page = file.read(512).lstrip()[:1] == b"<"
+        head = file.read(512)
+    page = head.lstrip()[:1] == b"<" and head[8:10] != b'{"'  # of safetensors, whose first bytes are a number
     if found.startswith(sha256) and not page:
         os.replace(begun, path)
     for left in (begun, tag):

@@ -155,15 +155,16 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
     try:
         with open(path, "rb") as f:
             start = f.read(512)
-        if start.lstrip()[:1] == b"<":
+        tensors = start[8:10] == b'{"'  # of safetensors, whose first bytes are a number
+        if start.lstrip()[:1] == b"<" and not tensors:
             raise UserError(f"{kind} {path!r} is a web page, not a {kind}: the download went wrong", "download")
-        other = next((what for magic, what in _OTHER.items() if start.startswith(magic)), "")
+        other = "" if tensors else next((what for magic, what in _OTHER.items() if start.startswith(magic)), "")
         if other:
             raise UserError(f"{kind} {path!r} is {other}, not a {kind}", "bad-file")
         if path.endswith(".pkl"):
             with open(path, "rb") as f:
                 data = _arrays(_unpickler(_STAND_INS)(f, encoding="latin1").load(), {})
-        elif path.endswith(".safetensors") or start[8:10] == b'{"':
+        elif path.endswith(".safetensors") or tensors:
             data = _read_safetensors(path, lazy)
         else:
             try:

@@ -109,7 +109,8 @@ def _combinations(cfg: CfgNode) -> Iterator[UserError]:
     if crop.AROUND_OBJECTS and not crop.ENABLED:
         yield _conflict("INPUT.CROP.AROUND_OBJECTS", False, "needs INPUT.CROP.ENABLED: nothing is cropped without")
     relative = crop.TYPE.startswith("relative")
-    if crop.ENABLED and not (len(crop.SIZE) == 2 and all(0 < v <= 1 if relative else type(v) is int and v >= 1 for v in crop.SIZE)):
+    kinds = (int, float) if relative else (int,)
+    if crop.ENABLED and not (len(crop.SIZE) == 2 and all(type(v) in kinds and v > 0 and (v <= 1 or not relative) for v in crop.SIZE)):
         wanted = "fractions of an image's height and width, above 0 and at most 1" if relative else "a height and a width in whole pixels"
         yield _conflict("INPUT.CROP.SIZE", None, f"{crop.SIZE} must be {wanted}, if TYPE is {crop.TYPE!r}")
     channels = 1 if cfg.INPUT.FORMAT == "L" else 3
@@ -195,8 +196,10 @@ def from_libraries(error: Exception) -> bool:
 def check_output_dir(path: str, key: str = "OUTPUT_DIR") -> None:
     """Raises UserError if the folder ``path``, the value of ``key``, cannot be written to or created."""
     existing = os.path.abspath(path)
-    while not os.path.lexists(existing):
+    while not os.path.lexists(existing) and existing != os.path.dirname(existing):  # a drive of Windows may not exist
         existing = os.path.dirname(existing)
+    if not os.path.lexists(existing):
+        raise UserError(f"{key} {path!r} cannot be created: {existing!r} does not exist", "cannot-write", key)
     if not os.path.isdir(existing):
         raise UserError(f"{key} {path!r} cannot be created: {existing!r} is a file", "cannot-write", key)
     if not os.access(existing, os.W_OK):

@@ -38,7 +38,8 @@ def merge_file(cfg: CfgNode, path: str) -> None:
     unset = _unset(cfg)
     try:
         with open(path, encoding="utf-8") as f:
-            if not isinstance(yaml.compose(f, _Loader), yaml.MappingNode):
+            begun = next((event for event in yaml.parse(f, _Loader) if isinstance(event, yaml.NodeEvent)), None)
+            if not isinstance(begun, yaml.MappingStartEvent):
                 raise UserError(f"config file {path!r} holds no KEY: VALUE pairs", "syntax", "--config-file")
         content = CfgNode(cfg.load_yaml_with_base(path, allow_unsafe=True))
         current = (content.get("VERSION", None) or guess_version(content, path)) == cfg.VERSION
@@ -64,7 +65,8 @@ def merge_file(cfg: CfgNode, path: str) -> None:
     except UserError:
         raise
     except RecursionError:
-        raise UserError(f"config file {path!r}: its _BASE_ refers back to itself", "syntax", "--config-file") from None
+        said = f"config file {path!r}: it is nested too deeply, or its _BASE_ refers back to itself"
+        raise UserError(said, "syntax", "--config-file") from None
     except Exception as error:  # a Python expression in it may raise anything
         raise UserError(f"config file {path!r}: {one_line(error)}", "syntax", "--config-file") from error
 

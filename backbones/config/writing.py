@@ -34,6 +34,5 @@ def _lines(node: Mapping[str, Any], indent: str) -> Iterator[str]:
 
 
 def _scalar(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f'"{value!r}"' if value else '"()"'
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6).strip().removesuffix("\n...").strip()
+    text = repr(value) if isinstance(value, tuple) else value  # detectron2 evaluates texts
+    return yaml.safe_dump(text, default_flow_style=True, width=10**6).strip().removesuffix("\n...").strip()

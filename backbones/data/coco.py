@@ -119,9 +119,10 @@ def _register(reader: Reader, cfg: CfgNode) -> None:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not {*map(str, pair)} <= set(names):
             said = f"{pair!r} must be two of the keypoints: {', '.join(names)}"
             raise UserError(f"DATASETS.KEYPOINT_FLIPS: {said}", "value", "DATASETS.KEYPOINT_FLIPS")
-    if name in DatasetCatalog:
-        DatasetCatalog.remove(name)
-        MetadataCatalog.remove(name)
+    for each in (name, name + HELD_OUT, name + KEPT):  # its parts, which `register_held_out` makes, have its metadata
+        if each in DatasetCatalog and (each == name or MetadataCatalog.get(each).get("part_of") == name):
+            DatasetCatalog.remove(each)
+            MetadataCatalog.remove(each)
     DatasetCatalog.register(name, reader)
     about: dict[str, Any] = dict(
         json_file=reader.source.json_file,

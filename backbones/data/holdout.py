@@ -84,7 +84,10 @@ def register_held_out(cfg: CfgNode, training: bool = True, names: Collection[str
 def _truth(name: str, count: float, inside: bool) -> dict:
     content, ids = MetadataCatalog.get(name).truth(), {record["image_id"] for record in _part(name, count, inside)}
     images = [image for image in content["images"] if image["id"] in ids]
-    return {**content, "images": images, "annotations": [a for a in content["annotations"] if a["image_id"] in ids]}
+    part = {**content, "images": images}
+    if "annotations" in content:  # data to predict have none
+        part["annotations"] = [a for a in content["annotations"] if a["image_id"] in ids]
+    return part
 
 
 def _part(name: str, count: float, inside: bool) -> list[dict]:

@@ -27,7 +27,7 @@ _IMAGE = (
     "at most {max_size}, both rounded half up"
 )
 _BATCH = (
-    "image: float32 (images, 3, H, W), channels first, {format}, 0 to 255, not normalized: the file does it. H and W are multiples of "
+    "image: float32 (images, {channels}, H, W), channels first, {format}, 0 to 255, not normalized: the file does it. H and W are multiples of "
     "{size_divisibility}: pad with zeros on the right and at the bottom"
 )
 _CROP = (
@@ -69,12 +69,13 @@ def contract(about: dict[str, Any]) -> list[str]:
         image = _IMAGE.partition("; the model")[0] + "; the model was evaluated on images in their original size"
     batch, whole_image = about.get("batch", 0), about.get("preprocessing", False)
     image = _WHOLE if whole_image else image
-    axes = ["H", "W", 3] if whole_image else [3, about["crop"] or "H", about["crop"] or "W"]
+    channels = 1 if about["input_format"] == "L" else 3
+    axes = ["H", "W", 3] if whole_image else [channels, about["crop"] or "H", about["crop"] or "W"]
     shape = f"({', '.join(map(str, [*([batch] if batch else []), *axes]))})"
     number = f"{batch} images of one size" if batch > 1 else "One image"
     whole = {name for name in about["fields"] if batch and (name == "sem_seg" or "counts" not in about["fields"])}
     return [
-        image.format(**{**about, "format": about["input_format"], "shape": shape, "number": number}),
+        image.format(**{**about, "format": about["input_format"], "shape": shape, "number": number, "channels": channels}),
         *(f"{name}: {'for each image, ' * (name in whole)}{OUTPUTS.get(name, FEATURES).format(batch=batch)}" for name in about["fields"]),
         "files: the .bin next to an .xml belongs to it. run_exported.py does all of this with numpy and Pillow",
     ]

@@ -116,6 +116,8 @@ def export(
                     assert all(len(one["boxes"]) for each in more for one in each), "a threshold below the highest score keeps nothing"
                     differences = write(more, keep=False)
             except UserError as error:
+                if error.code == "unsupported":  # whatever it finds
+                    raise
                 raise UserError(f"{said}: give another image, or trained weights", "data") from error
             logging.getLogger(__name__).warning(f"{said}: the file was checked with a lower score threshold")
             write(before)
@@ -126,7 +128,7 @@ def export(
 def _input(image: np.ndarray, about: dict[str, Any], scale: float) -> Tensor:
     """The inputs to check a file on. The images of a batch differ, to reveal swapped ones: shifted, and every second mirrored."""
     batch = about["batch"]
-    if about["preprocessing"]:
+    if about["preprocessing"] or not (about["min_size"] or about["crop"]):  # images come in their own size
         image = np.asarray(Image.fromarray(image).resize([max(int(side * scale), 1) for side in image.shape[1::-1]]))
     about = {**about, **{key: int(about[key] * scale) for key in ("min_size", "max_size")}}
     if not batch:

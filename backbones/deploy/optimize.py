@@ -76,7 +76,7 @@ def optimize(
     elif device.type == "cpu":
         replace_linears(model)
     if memory_format == "auto":
-        memory_format = _faster_format(getattr(model, "backbone", model), size, device)
+        memory_format = _faster_format(getattr(model, "backbone", model), len(getattr(model, "pixel_mean", "RGB")), size, device)
     model.to(memory_format=torch.channels_last if memory_format == "channels_last" else torch.contiguous_format)
     compiled = ""
     if compile:
@@ -230,10 +230,10 @@ def _compile(model: nn.Module, device: torch.device) -> None:
         module.compile(options={"freezing": True} if device.type == "cpu" else None)
 
 
-def _faster_format(network: nn.Module, size: Sequence[int], device: torch.device) -> str:
-    """ "channels_last" or "contiguous": the format in which ``network`` is faster."""
+def _faster_format(network: nn.Module, channels: int, size: Sequence[int], device: torch.device) -> str:
+    """ "channels_last" or "contiguous": the format in which ``network`` is faster for images of so many channels."""
     divisor = max(getattr(network, "size_divisibility", 0), 1)
-    image = torch.rand(1, 3, *(-(-side // divisor) * divisor for side in size), device=device)
+    image = torch.rand(1, channels, *(-(-side // divisor) * divisor for side in size), device=device)
     channels_last = copy.deepcopy(network).to(memory_format=torch.channels_last)
     return "channels_last" if _faster(copy.deepcopy(network), channels_last, image) else "contiguous"
 

@@ -378,6 +378,9 @@ def main() -> None:
     names = {path: f"{os.path.splitext(os.path.basename(path))[0]}.png" for path in args.images}
     if args.output and len(set(names.values())) < len(names):
         sys.exit("error: --output is one folder, but two of the images have one name: run their folders one at a time")
+    targets = {os.path.realpath(os.path.join(args.output, name)) for name in names.values()} if args.output else set()
+    if same := next((path for path in names if os.path.realpath(path) in targets), ""):
+        sys.exit(f"error: --output {args.output!r} would overwrite {same!r}: name another folder")
     detector, bad, threshold = Detector(args.file), 0, args.confidence_threshold
     if args.value_range:
         detector.about.setdefault("reading", {})["value_range"] = args.value_range
@@ -388,7 +391,7 @@ def main() -> None:
         for path in args.images[first : first + together]:
             try:
                 images.append((path, read(path, detector.about)))
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            except Exception as error:  # Pillow's decoders raise anything for a damaged file
                 print(f"error: {path!r} cannot be read: {error}", file=sys.stderr)
                 bad += 1
         try:

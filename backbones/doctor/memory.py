@@ -60,7 +60,7 @@ def estimate(examination: Examination, exact: float) -> Estimate:
     kept = count * (fixed + slope * short * long)
     on_gpu = torch.device(cfg.MODEL.DEVICE).type == "cuda"
     if on_gpu and torch.cuda.is_available():
-        free, where, shares = torch.cuda.mem_get_info()[1], torch.cuda.get_device_name(), 1
+        free, where, shares = torch.cuda.mem_get_info()[0], torch.cuda.get_device_name(), 1
     else:
         free, where, shares = memory_of_machine()[1], "this machine's free memory", max(examination.gpus, 1)
     # the backward pass needs working memory besides what is kept for it: on CPUs as much again was measured

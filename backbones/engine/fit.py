@@ -136,6 +136,8 @@ class Fit(TrainerBase):
             )
         self._trainer.seed = self.run.go_on(self.start_iter)
         if resume:
+            for group, own in zip(self.optimizer.param_groups, fresh):  # how the step is made is the config's to say
+                group.update({key: own[key] for key in ("fused", "foreach", "nesterov") if key in own})
             keep_schedule(self.optimizer, self.scheduler, self.start_iter, fresh if new_schedule else None)
         check_processes_agree(self.model, self.start_iter)
         if self.ema:

@@ -178,6 +178,7 @@ class PythonFront(Front):
 
     def clone(self, *pairs: Any) -> "PythonFront":
         front = PythonFront(copy.deepcopy(self.cfg), self.path)
+        front.accepted = list(self.accepted)
         for key, value in zip(pairs[::2], pairs[1::2]):
             front.set(key, value)
         return front
@@ -291,7 +292,8 @@ class PythonFront(Front):
         if scaled is not self.settings:
             self.set("SOLVER.REFERENCE_BATCH", 0)
             self.set("SOLVER.BASE_LR", scaled.SOLVER.BASE_LR)
-        return dataclasses.replace(super().job(), log_period=train.log_period, checkpoints_kept=train.checkpointer.get("max_to_keep"))
+        period, kept = train.get("log_period") or 20, train.checkpointer.get("max_to_keep")  # detectron2's own default
+        return dataclasses.replace(super().job(), log_period=period, checkpoints_kept=kept)
 
     def ddp(self) -> dict[str, Any]:
         return dict(self.cfg.train.get("ddp", {}))

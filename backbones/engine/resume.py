@@ -16,6 +16,7 @@ from detectron2.utils import comm
 from ..config import KEYS, first_difference, flat
 from ..data.loader import TrainLoader
 from ..errors import UserError, counted, first_of
+from ..files import overwritten
 from .classes import names_of
 from .job import Job
 
@@ -112,7 +113,8 @@ class Run:
             if key in old and old[key] != value and key not in free and not key.startswith(groups)
         ]
         if changed:
-            kept = any(change.startswith(("SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.MOMENTUM", "optimizer.")) for change in changed)
+            of_groups = ("SOLVER.BASE_LR", "SOLVER.WEIGHT_DECAY", "SOLVER.MOMENTUM", "SOLVER.OFFSET_LR_FACTOR", "optimizer.")
+            kept = any(change.startswith(of_groups) for change in changed)
             stay = ". Learning rate, weight decay and momentum stay those of the checkpoint unless you add --new-schedule"
             logging.getLogger(__name__).warning(f"--resume: the config has changed: {first_of(changed, between='; ')}{stay if kept else ''}")
 
@@ -167,7 +169,7 @@ def clear(folder: str, overwrite: bool, weights: str) -> None:
             code="folder-in-use",
             key="--overwrite",
         )
-    if overwrite and os.path.abspath(weights) in map(os.path.abspath, there):
+    if overwrite and weights and overwritten([weights.partition("?")[0]], there):
         raise UserError(f"--overwrite would remove {weights!r}, from which the run starts: copy it elsewhere", code="folder-in-use")
     if overwrite and there:
         for path in there:

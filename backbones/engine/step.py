@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.loader import seed_random_numbers
-from ..errors import UserError, counted
+from ..errors import UserError, counted, one_line
 
 _LEAST_SCALE = 1e-4  # reached from 65536 after thirty iterations with overflowing gradients
 
@@ -235,7 +235,11 @@ class Steps(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        super().load_state_dict(state_dict)
+        try:
+            super().load_state_dict(state_dict)
+        except ValueError as error:  # torch's optimizer
+            said = f"--resume: the config trains other parameters, or groups of them, than the checkpoint's: {one_line(error)}"
+            raise UserError(f"{said}. Restore the config, or start a new run from this run's weights", "resume", "--resume") from error
         set_moving_values(self.model, state_dict.get("moving_values", {}))
         if self.grad_scaler is not None and "grad_scaler" in state_dict:
             self.grad_scaler.load_state_dict(state_dict["grad_scaler"])

@@ -3,6 +3,7 @@
 import importlib
 import math
 import os
+import re
 from typing import Any, Callable, Iterator
 
 from detectron2.config import CfgNode
@@ -70,7 +71,8 @@ class MLflowWriter(_Tracker):
             self.mlflow.log_params({key: parameters[key] for key in keys[i : i + 100]})
 
     def log(self, figures: dict[str, float], iteration: int) -> None:
-        self.mlflow.log_metrics({name.replace("@", "_at_"): value for name, value in figures.items()}, step=iteration)
+        names = {name: re.sub(r"[^/\w.\- ]", "_", name.replace("@", "_at_")) for name in figures}  # the server refuses other characters
+        self.mlflow.log_metrics({names[name]: value for name, value in figures.items()}, step=iteration)
 
     def close(self) -> None:
         self.mlflow.end_run()

@@ -165,6 +165,7 @@ class YamlFront(Front):
 
     def clone(self, *pairs: Any) -> "YamlFront":
         front = YamlFront(self.cfg.clone(), self.path, self.opts, self.trainer)
+        front.accepted = list(self.accepted)
         for key, value in zip(pairs[::2], pairs[1::2]):
             front.set(key, value)
         return front

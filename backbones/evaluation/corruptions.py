@@ -18,6 +18,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image, ImageFilter
 
 from ..data import images
+from ..data.loader import refusal, unreadable
 from ..errors import UserError
 
 _NOISE = (0.08, 0.12, 0.18, 0.26, 0.38)  # deviation, of values from 0 to 1
@@ -105,7 +106,13 @@ def evaluate(front: Any, dataset: str, task: str, severities: Sequence[int], wei
             for severity in severities if kind in kinds else severities[:1]:
                 damaged = []
                 for i, record in enumerate(records):
-                    pixels = images.read(record["file_name"], "RGB", **reading)
+                    try:
+                        pixels = images.read(record["file_name"], "RGB", **reading)
+                    except images.UNREADABLE as error:
+                        if not front.skips:
+                            raise refusal(unreadable(record, error), front.skips) from error
+                        damaged.append(record)  # the evaluation leaves it out, and says so
+                        continue
                     path = os.path.join(folder, f"{i}.png")
                     Image.fromarray(kinds[kind](pixels, severity) if kind in kinds else pixels).save(path, compress_level=1)
                     damaged.append({**record, "file_name": path})
@@ -116,7 +123,7 @@ def evaluate(front: Any, dataset: str, task: str, severities: Sequence[int], wei
                 finally:
                     DatasetCatalog.remove(name)
                     MetadataCatalog.remove(name)
-                ap = float(found[task]["AP"])
+                ap = float(found.get(task, {}).get("AP", math.nan))
                 result[kind].append(0.0 if math.isnan(ap) else ap)  # it is NaN if there are no detections
         result["as they are"] *= len(severities)
     return result

@@ -11,6 +11,7 @@ from tabulate import tabulate
 
 from .. import zoo
 from ..errors import counted
+from ..files import save_figure
 from ..maedet import read_structure
 from .entropy import Meter, plain
 from .evolution import Candidate
@@ -101,7 +102,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
         for said in (
             _structures(rows, "structures"),
             _structures(rows, "short"),
-            *(_paths(rows, study) for study in SUPERNETS),
+            *(_paths(rows, study) for study in (*SUPERNETS, "stages_gn")),
             _detectors(rows),
         )
         if said
@@ -169,11 +170,12 @@ def _paths(rows: Sequence[Mapping[str, Any]], study: str) -> str:
         return ""
     own, scored = [row for row in rows if row["study"] == study], by_network(rows, "supernet")
     drawn = {name: found[name] for name in found if any(row["network"] == name and row["group"] == "random" for row in own)}
-    space = {"paths": "", "wide": " with branch widths", "stages": " with branch widths, and one choice for all blocks of a stage"}[study]
+    space = {"paths": "", "wide": " with branch widths"}.get(study, " with branch widths, and one choice for all blocks of a stage")
+    space += ", trained with group norm" * (study == "stages_gn")
     parts = [f"Paths of one cost{space}, {iterations_of(study):,} iterations. {_measure(drawn, ' (group random)')}", _groups(own, found)]
     kinds = {row["network"]: row["group"] for row in rows if row["study"] == "supernet"}
     of_this = [name for name in scored if name.removeprefix("found ").split()[0] == study.rstrip("s")]
-    if values := [*means(scored, [name for name in of_this if kinds[name] == "random"]).values()]:
+    if study in SUPERNETS and (values := [*means(scored, [name for name in of_this if kinds[name] == "random"]).values()]):
         said = f"{counted(len(values), 'random path')}, {min(values):.2f} to {max(values):.2f}, {np.mean(values):.2f} on average"
         found_ones = "".join(f"; {name} {np.mean([*scored[name].values()]):.2f}" for name in of_this if kinds[name] == "found")
         parts.insert(1, f"AP with the supernet's weights, on held-out training images: {said}{found_ones}.")
@@ -217,7 +219,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     entropy = {network.name: meter.measure(structure).score for network in structures() if (structure := structure_of(network))}
     for study in ("short", "structures"):
         panels.append((study, "entropy score", entropy))
-    for study in SUPERNETS:
+    for study in (*SUPERNETS, "stages_gn"):
         names = [name for name in by_network(rows, study) if name in scored]
         panels.append((study, "AP with the supernet's weights", means(scored, names)))
     panels = [panel for panel in panels if by_network(rows, panel[0])] or panels[:1]
@@ -249,4 +251,4 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
         axes.set(xlabel=what, ylabel="AP, mean of the seeds", title=f"{study}, {iterations_of(study):,} iterations{more}")
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles, fontsize=8, loc="outside right center")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

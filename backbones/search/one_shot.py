@@ -21,16 +21,17 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
 from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
+from detectron2.utils.file_io import PathManager
 from matplotlib.figure import Figure
 
-from ..checkpoint import write_checkpoint
+from ..checkpoint import fetch, write_checkpoint
 from ..choices import CHOICES
 from ..config import architecture, check_config, check_output_dir, defaults, learns, written
 from ..data import check_datasets, check_paths
 from ..data.holdout import HELD_OUT, KEPT
 from ..engine import Front, launch, open_config
 from ..errors import UserError, counted, raised, unknown
-from ..files import write_whole
+from ..files import save_figure, write_whole
 from ..layers import STAGES
 from ..shufflenetv2 import SPECS
 from ..tools import run
@@ -67,6 +68,8 @@ def prepare(front: Front, args: argparse.Namespace) -> Front:
     """Checks ``front`` and registers its data sets. Raises UserError for a config that cannot be searched."""
     front.follow_weights()
     cfg, model = front.cfg, front.cfg.MODEL
+    if "://" in model.WEIGHTS:  # a search names its weights by their file's hash
+        model.WEIGHTS = fetch(model.WEIGHTS, PathManager)
     front.register(training=True)
     check_config(cfg)
     of_supernet = "shufflenetv2" in model.BACKBONE.NAME and model.SHUFFLENETV2.SUPERNET
@@ -217,7 +220,7 @@ def _plot_archive(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated], 
     for axis in (left, right):
         axis.set(ylabel=f"{cfg.ONE_SHOT.METRIC} on {cfg.ONE_SHOT.DATASET}")
         axis.legend(fontsize=8)
-    figure.savefig(os.path.join(cfg.OUTPUT_DIR, "search.png"), dpi=110)
+    save_figure(figure, os.path.join(cfg.OUTPUT_DIR, "search.png"))
 
 
 def _plot_path(cfg: CfgNode, best: Evaluated) -> None:
@@ -235,7 +238,7 @@ def _plot_path(cfg: CfgNode, best: Evaluated) -> None:
         axis.axvline(edge, color="gray", linewidth=1.5)
     axis.set_yticks(range(len(names)), names)
     axis.set_xticks([])
-    figure.savefig(os.path.join(cfg.OUTPUT_DIR, "path.png"), dpi=110)
+    save_figure(figure, os.path.join(cfg.OUTPUT_DIR, "path.png"))
 
 
 def _process(args: argparse.Namespace, front: Front) -> None:
@@ -261,6 +264,8 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> None:
     args = argument_parser().parse_args(arguments)
+    if args.eval_only:
+        raise UserError("search-paths has no --eval-only: evaluate its detector.yaml with backbones train", "conflict", "--eval-only")
     front = open_supernet(args)
     launch(_process, args, front.cfg.MODEL.DEVICE, lambda: prepare(front, args))
 

@@ -14,7 +14,7 @@ from .. import zoo
 from ..config import written
 from ..documents import read_json, reading
 from ..errors import UserError, raised
-from ..files import write_whole
+from ..files import save_figure, write_whole
 from ..maedet import MAEDET, Block, format_structure
 from ..meta import conv_counts, on_meta
 from . import exact, progress
@@ -311,4 +311,4 @@ def plot_search(problem: SearchProblem, state: State, history: list, best: Candi
         axis.set(xlabel=label, ylabel="score")
         axis.margins(x=0.2, y=0.15)  # keeps names inside
         axis.legend(fontsize=8, loc="best")
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path)

@@ -16,6 +16,10 @@ def run(main: Callable[[], None], prefix: str = "") -> None:
     hush()
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:  # such as of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at its end fails too
+        sys.exit(141)
     except UserError as error:
         print(f"{prefix}error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -34,10 +34,13 @@ def parameters(module: nn.Module) -> tuple[int, int]:
     return count, count + frozen
 
 
-def costs(network: nn.Module, size: tuple[int, int]) -> dict[str, float]:
-    """fvcore's counts for a forward pass of an image of (height, width) ``size``; activations: outputs of convolutions and matrix products."""
+def costs(network: nn.Module, size: tuple[int, int], channels: int = 3) -> dict[str, float]:
+    """fvcore's counts for a forward pass of an image of (height, width) ``size`` and so many channels.
+
+    Activations are outputs of convolutions and matrix products.
+    """
     with torch.no_grad():
-        image = torch.rand(1, 3, *size)
+        image = torch.rand(1, channels, *size)
         work, values = (count(network.eval(), image).unsupported_ops_warnings(False) for count in (FlopCountAnalysis, ActivationCountAnalysis))
         work.set_op_handle(
             "torchvision::deform_conv2d",
@@ -51,13 +54,14 @@ def costs(network: nn.Module, size: tuple[int, int]) -> dict[str, float]:
 def analyze(name: str, is_backbone: bool, size: tuple[int, int], opts: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """For each part ``parameters`` and ``with_affine``; for networks also ``size`` (height, width) and the counts of `costs`."""
     parts: dict[str, Any]
+    channels = 3
     if is_backbone:
         parts, networks = {name: registry.create(name)}, {name}
     else:
         front = open_config(name, opts)
         front.set("MODEL.DEVICE", "cpu")
         front.check_model()
-        model = front.build_model()
+        model, channels = front.build_model(), len(front.settings.MODEL.PIXEL_MEAN)
         networks = {"backbone", "backbone and FPN"} if hasattr(model.backbone, "bottom_up") else {"backbone"}
         parts = {"backbone": getattr(model.backbone, "bottom_up", model.backbone), "backbone and FPN": model.backbone}
         for name, child in model.named_children():
@@ -70,7 +74,7 @@ def analyze(name: str, is_backbone: bool, size: tuple[int, int], opts: Sequence[
         if part in networks:
             step = part == "backbone and FPN" and module.size_divisibility or 1
             height, width = (-(-side // step) * step for side in size)
-            result[part].update(size=[height, width], **costs(module, (height, width)))
+            result[part].update(size=[height, width], **costs(module, (height, width), channels))
     return result
 
 

@@ -21,7 +21,7 @@ from ..errors import UserError, unknown
 from ..evaluation.comparison import beyond_chance, compare
 from ..evaluation.figures import first_entries, leading_task
 from ..evaluation.results import TASKS, check_keypoints, check_results, config_of, read_truth, results_file, truth_of
-from ..files import replacing, write_whole
+from ..files import overwritten, save_figure, write_whole
 from . import parser_of, picture, program, run, task_named
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
@@ -102,11 +102,7 @@ def plot(result: dict[str, Any], output: str) -> None:
     axes[1].set_xlabel("difference in AP, points\nblue: B is better, beyond chance; red: worse; gray: the interval contains 0", fontsize=9)
     names = [result[who] if len(result[who]) < 90 else "..." + result[who][-87:] for who in "ab"]
     figure.suptitle(f"A: {names[0]}\nB: {names[1]}".replace("$", r"\$"), fontsize=8)
-    try:
-        with replacing(output) as partial:
-            figure.savefig(partial, dpi=110, format=os.path.splitext(output)[1][1:].lower())
-    except OSError as error:
-        raise UserError(f"{output!r} cannot be written: {error.strerror}") from error
+    save_figure(figure, output)
 
 
 def dataset_of(config: str, run: str, name: str | None) -> str:
@@ -158,6 +154,8 @@ def main() -> None:
         raise UserError(f"--json {args.json!r} is a folder")
 
     files = [results_file(args.a), results_file(args.b)]
+    if args.json and overwritten([args.json], filter(None, [*files, args.annotations])):
+        raise UserError(f"--json {args.json!r} is read, and would be overwritten: name another file", "conflict", "--json")
     contents = [parse(file, "result file") for file in files]
     task = leading_task(*contents) if args.task == "auto" else args.task
     if task == "keypoints" and not args.oks_sigmas and (config := args.config_file or config_of(args.a)):

@@ -121,8 +121,10 @@ def _write_coco(content: dict[str, Any], images: str, output: str) -> None:
 
 
 def _keep(inputs: Iterable[str], outputs: Iterable[str]) -> None:
-    """Raises UserError if one of the files to write is an input."""
-    if path := overwritten(outputs, inputs):
+    """Raises UserError if one of the files to write is an input, or in a folder that is one."""
+    files = [file for path in inputs for file in (path, *(file for file, _ in formats.splits(path).values()))]
+    inside = [os.path.join(file, name) for file in files if os.path.isdir(file) for name in os.listdir(file)]
+    if path := overwritten(outputs, [*files, *inside]):
         raise UserError(f"{path!r} is read, and would be overwritten: name another --output", "conflict", "--output")
 
 

@@ -24,8 +24,9 @@ from ..evaluation import corruptions
 from ..evaluation.figures import leading_task
 from ..evaluation.mistakes import KINDS, Judged, by_kind_of_object, confusion, judge, tide
 from ..evaluation.results import check_results, results_file, truth_of
-from ..files import write_whole
+from ..files import overwritten, write_whole
 from . import add_threshold, nothing_shown, parser_of, program, run, task_named
+from .visualize import pixels_of
 
 SHOWN = 20  # rows of the confusion's list
 
@@ -85,11 +86,16 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]
     return out
 
 
-def picture_of(record: dict[str, Any], judged: Judged, names: dict[int, str], reading: dict[str, Any]) -> bytes:
-    """A JPEG of an image, ground truth next to detections: green is correct, orange has the wrong class, red is missed or a false positive."""
+def picture_of(record: dict[str, Any], judged: Judged, names: dict[int, str], reading: dict[str, Any]) -> bytes | None:
+    """A JPEG of an image, ground truth next to detections: green is correct, orange has the wrong class, red is missed or a false positive.
+
+    None, with a line that says so, if the image cannot be read.
+    """
     from PIL import Image
 
-    image = images.read(record["file_name"], "RGB", **reading)
+    image = pixels_of(record["file_name"], **reading)
+    if image is None:
+        return None
     sides: list[list[Mark]] = [[], []]
     met = {i: d for d, i in zip(judged.found, judged.met) if i >= 0}
     for i, a in enumerate(judged.truth):
@@ -165,6 +171,11 @@ def main() -> None:
         raise UserError(f"{args.run!r} holds no evaluation: run `backbones train --eval-only` to write {file!r}", "missing-file", "RUN")
     output = args.output or os.path.join(args.run, "errors.html")
     check_output_file(output, "the page")
+    if os.path.splitext(output)[1].lower() not in (".html", ".htm"):
+        raise UserError(f"--output {output!r} must end in .html: its figures go into the .json next to it", "value", "--output")
+    beside = f"{os.path.splitext(output)[0]}.json"
+    if overwritten([beside], [file, os.path.join(args.run, "metrics.json")]):
+        raise UserError(f"--output {output!r}: {beside!r} would be overwritten: name another page", "conflict", "--output")
 
     front = open_config(left)
     name = args.dataset or next(iter(front.settings.DATASETS.TEST), None)
@@ -203,9 +214,11 @@ def main() -> None:
     for image in worst:
         said = ", ".join(f"{count} {what}" for what, count in judged[image].counts().items() if count)
         caption = f"{os.path.basename(records[image]['file_name'])}: {said}"
-        pictures.append((caption, picture_of(records[image], judged[image], names, images.settings(front.settings))))
+        picture = picture_of(records[image], judged[image], names, images.settings(front.settings))
+        if picture:
+            pictures.append((caption, picture))
     write_whole(output, page(f"What went wrong: {args.run}, {name}", figures, pictures))
-    write_whole(f"{os.path.splitext(output)[0]}.json", json.dumps(figures, indent=1) + "\n")
+    write_whole(beside, json.dumps(figures, indent=1) + "\n")
     print(f"\n{output}")
 
 

@@ -135,6 +135,8 @@ def main() -> None:
         raise UserError(
             f"--include-preprocessing: resizing needs float32, but --precision is {args.precision}", "conflict", "--include-preprocessing"
         )
+    if args.calibrate and args.precision != "int8":
+        raise UserError("--calibrate is for --precision int8: add it, or omit --calibrate", "conflict", "--calibrate")
     if args.num < 1:
         raise UserError(f"--num {args.num} must be at least 1", key="--num")
     folder = os.path.dirname(os.path.abspath(args.output))

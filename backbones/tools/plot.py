@@ -6,6 +6,7 @@ from typing import Sequence
 
 from ..errors import UserError
 from ..evaluation.figures import LEADING
+from ..files import save_figure
 from . import parser_of, picture, program, run
 
 
@@ -64,7 +65,7 @@ def plot(folder: str, output: str) -> None:
             quality.annotate(f"{y:.1f}", (x, y), xytext=(-8, 12 * i + 6), textcoords="offset points", ha="right", fontsize=9)
         quality.set(ylabel="AP, PQ", ylim=(0, 108))
         quality.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(measured), fontsize=8, frameon=False)  # not over a curve
-    figure.savefig(output, dpi=110)
+    save_figure(figure, output)
 
 
 def plot_several(folders: Sequence[str], output: str) -> None:
@@ -83,7 +84,7 @@ def plot_several(folders: Sequence[str], output: str) -> None:
     below.margins(y=0.2)  # room for the last values
     losses.legend(loc="best", fontsize=8)
     below.set(xlabel="iteration", ylabel=common[0] if common else "no metric that all have")
-    figure.savefig(output, dpi=110)
+    save_figure(figure, output)
 
 
 def _figure(output: str, title: str):

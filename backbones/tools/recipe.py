@@ -105,6 +105,8 @@ def _elsewhere(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = argument_parser().parse_args()
+    if args.gpus < 1:
+        raise UserError(f"--num-gpus {args.gpus}: it must be at least 1", "value", "--num-gpus")
     if args.gpus > 1 and not args.device and not torch.cuda.is_available():
         _elsewhere(args)
     else:

@@ -163,6 +163,7 @@ def run(args: argparse.Namespace, front: Front) -> None:
     output = front.settings.OUTPUT_DIR
     if not (args.eval_only or args.resume):
         clear(output, args.overwrite, front.settings.MODEL.WEIGHTS)
+        comm.synchronize()  # the other processes' logs are not to be among what is removed
     left, before = os.path.join(output, "config.yaml"), None
     if args.resume and os.path.isfile(left):
         with open(left, encoding="utf-8") as f:

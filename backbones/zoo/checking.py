@@ -37,7 +37,7 @@ class Answer:
 
 def addresses(names: Iterable[str]) -> list[weights.Release]:
     """All releases of these networks and configs."""
-    return [release for name in names for release in weights.releases(name)]
+    return [release for name in names for release in weights.releases(name) if not release.package]  # which has no address
 
 
 def check(releases: Iterable[weights.Release], jobs: int = 8, timeout: float = 10) -> dict[str, Answer]:

@@ -24,6 +24,7 @@ from iopath.common.file_io import PathHandler, file_lock
 from .. import registry
 from ..checkpoint import fetch, fetch_hub, read_checkpoint
 from ..checkpoint.fetching import cached
+from ..checkpoint.fetching import place as place_of
 from ..documents import read_json
 from ..errors import UserError, counted, unknown
 
@@ -228,6 +229,8 @@ def here(release: Release) -> bool:
     """Whether a release needs no download."""
     if release.package:
         return importlib.util.find_spec(release.source.replace("-", "_")) is not None
+    if release.url and not release.converter and not release.preprocessing:  # used as it is downloaded
+        return os.path.isfile(place_of(release.url))
     return os.path.isfile(_kept(release))
 
 
