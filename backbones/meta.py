@@ -20,7 +20,7 @@ class _WithoutDraws(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-class _ShapesAlone(TorchFunctionMode):
+class ShapesAlone(TorchFunctionMode):
     """Skips norms and activations, which leave shapes as they are, but take half the time of a forward pass on the meta device."""
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -46,7 +46,7 @@ def conv_counts(network: nn.Module, x: Tensor) -> tuple[int, int]:
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and weight.dim() == 4:
             hooks.append(module.register_forward_hook(count))
-    with _ShapesAlone():
+    with torch.no_grad(), ShapesAlone():  # with gradients frozen norms compute
         network(x)
     for hook in hooks:
         hook.remove()
