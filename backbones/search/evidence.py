@@ -199,7 +199,7 @@ def _detectors(rows: Sequence[Mapping[str, Any]]) -> str:
     families = [family for family in (*FAMILIES, OWN) if any(network.startswith(f"{family} in ") for network in found)]
     table = [(family, *(cell(family, name) for name in columns)) for family in families]
     trained = f"{len(found)} of {len(detectors())} networks so far"
-    said = f"AP of boxes, {iterations_of('detectors'):,} iterations, {trained}; {' and '.join(VARIANTS)} are of {FASTER}. {_measure(found)}"
+    said = f"AP of boxes, {iterations_of('detectors'):,} iterations, {trained}. Variants of {FASTER}: {'; '.join(VARIANTS)}. {_measure(found)}"
     return f"{said}\n\n" + tabulate(table, ("network", *columns), "pipe", disable_numparse=True)
 
 
