@@ -130,6 +130,9 @@ warm = Warm()
 
 
 def pytest_collection_finish():
+    if "detectron2.engine" in sys.modules:  # or no test of those chosen trains
+        import quick  # noqa: F401
+
     gc.freeze()  # what was imported stays: the collector need not look at it again and again
 
 

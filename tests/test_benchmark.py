@@ -200,6 +200,15 @@ def test_whole_detectors_in_other_precisions(monkeypatch):
     """What a GPU runs, on a CPU and in small."""
     name, way, size = "V-19-slim-dw-eSE", "bfloat16_channels_last_lean", (64, 96)
     monkeypatch.setattr(gpu, "NAMES", (name,))
+    plain = detectors.config
+
+    def narrow(*args, **options):  # heads, which take most of the time on a CPU
+        cfg = plain(*args, **options)
+        cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 100
+        cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
+        return cfg
+
+    monkeypatch.setattr(detectors, "config", narrow)
     monkeypatch.setattr(gpu, "share_of_peak", lambda operations, seconds, machine, dtype: operations)  # a CPU's peak is not in the table
     rows = list(gpu.rows(3, "cpu", size, 1, ways=(way,)))
     assert [row["name"] for row in rows] == [f"gpu/{kind}/1x64x96/{name}/{way}_vs_detectron2_R-50" for kind in ("inference", "training")]

@@ -4,13 +4,12 @@ import copy
 import json
 import os
 import pathlib
-import subprocess
 import sys
 import tempfile
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import warm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -471,7 +470,6 @@ def test_anything_in_the_place_of_a_field(data):
 @pytest.mark.slow
 def test_as_a_module(files):
     """A mistake ends in exit code 2 and one line."""
-    command = [sys.executable, "-m", "backbones.tools.compare", files[0], "none.json", "--annotations", files[2]]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    result = warm("-m", "backbones.tools.compare", files[0], "none.json", "--annotations", files[2], timeout=120)
     assert result.returncode == 2 and result.stdout == "" and "Traceback" not in result.stderr
     assert result.stderr.splitlines()[-1] == "error: result file 'none.json' does not exist"

@@ -21,6 +21,7 @@ import backbones
 from backbones import UserError, zoo
 from backbones.config import KEYS, add_backbones_config, all_keys, check_config, flat, merge_file, merge_overrides, written
 from backbones.engine import open_config
+from backbones.meta import on_meta
 from backbones.registry import FAMILIES
 from backbones.shufflenetv2 import SPECS
 from backbones.zoo import weights
@@ -55,10 +56,10 @@ def on_cpu(name):
     return cfg
 
 
-def on_meta(cfg):
+def built_on_meta(cfg):
     """The model without memory or time."""
     cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"):
+    with on_meta():
         return build_model(cfg)
 
 
@@ -72,7 +73,7 @@ def numel(module, buffers):
 def test_builds(name):
     """Nearly all others are built for model_zoo.md too, see test_tools.py."""
     cfg = on_cpu(name)
-    assert type(on_meta(cfg)).__name__ == cfg.MODEL.META_ARCHITECTURE
+    assert type(built_on_meta(cfg)).__name__ == cfg.MODEL.META_ARCHITECTURE
 
 
 @pytest.mark.parametrize("name", cases(CONFIGS, tried=CONFIGS, daily=KINDS))
@@ -92,7 +93,7 @@ def test_the_reference_configs_are_all_there():
 @pytest.mark.parametrize("flat", [name for name in PARAMETERS if "V_" in name or "Mv2" in name])
 def test_parameter_counts(flat):
     """Exactly the original's, in every column; configs are found by their flat names."""
-    model = on_meta(on_cpu(flat))
+    model = built_on_meta(on_cpu(flat))
     net = model.backbone.bottom_up
     counts = [numel(net, False), numel(net, True), numel(model.backbone, True), numel(model, False), numel(model, True)]
     assert counts == PARAMETERS[flat]
@@ -235,7 +236,7 @@ def test_recipe_of_mmrazor_for_coco(step):
         0.0,
     )
     assert {head.NORM, cfg.MODEL.FPN.NORM, cfg.MODEL.SHUFFLENETV2.NORM} == {"SyncBN"} and cfg.MODEL.BACKBONE.FREEZE_AT == 0
-    net = on_meta(cfg).backbone.bottom_up
+    net = built_on_meta(cfg).backbone.bottom_up
     assert (net.split, net.shuffle) == ("halves", "after") and cfg.MODEL.SHUFFLENETV2.SUPERNET == ("supernet" in step)
     assert tuple(net.choices) == SPECS["DetNAS-300M" if "300M" in step else "DetNAS-MMRazor"].choices
     if "supernet" in step:
@@ -251,7 +252,7 @@ def test_recipe_of_mmrazor_for_imagenet(step):
     assert (cfg.MODEL.CLASSIFIER.LABEL_SMOOTHING, cfg.MODEL.CLASSIFIER.DROPOUT, cfg.MODEL.CLASSIFIER.CHANNELS) == (0.1, 0, 1024)
     assert cfg.MODEL.PIXEL_STD == [57.375, 57.12, 58.395] and cfg.MODEL.SHUFFLENETV2.SUPERNET == ("supernet" in step)
     if "subnet" in step:
-        assert numel(on_meta(cfg), False) == 3348600  # the whole classifier, as published
+        assert numel(built_on_meta(cfg), False) == 3348600  # the whole classifier, as published
 
 
 @pytest.mark.parametrize(
@@ -460,7 +461,7 @@ def test_heads_go_over_every_family(head, family, tmp_path):
     check_config(cfg)
     assert cfg.SOLVER.STEPS == (210000, 250000) and cfg.MODEL.FPN.IN_FEATURES == zoo.get_config(f"{family}.yaml").MODEL.FPN.IN_FEATURES
     assert alone.DATASETS.TRAIN in ((), cfg.DATASETS.TRAIN)
-    assert type(on_meta(cfg)).__name__ == ("PanopticFPN" if head == "Panoptic" else "GeneralizedRCNN")
+    assert type(built_on_meta(cfg)).__name__ == ("PanopticFPN" if head == "Panoptic" else "GeneralizedRCNN")
 
 
 @pytest.mark.parametrize("order", ["ab", "ba"])

@@ -77,7 +77,7 @@ def timm_names() -> dict:
 
 def some(names):
     """Every second of those that do not take long for their size alone: the others are the same classes with other numbers."""
-    small = [name for name in names if not re.search(r"_(8|16|32)gf$|_?(08|12|16|32)0|57b|99b", name)]
+    small = [name for name in names if not re.search(r"_(3_2|8|16|32)gf$|_?(08|12|16|32)0|_0(32|40|64)$|57b|99b", name)]
     return cases(names, tried=DAILY | set(share(small, 0, of=2)), daily=DAILY)
 
 

@@ -26,7 +26,7 @@ SCENES = {"train": 24, "val": 4}
 
 # added to the end of commands that take overrides: seconds in the place of minutes, no GPU, and detections of what has learned nothing
 SMALL = """
-    MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 2 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 INPUT.CLASSIFICATION.SIZE 32 TEST.PICTURES 1
+    MODEL.DEVICE cpu SOLVER.IMS_PER_BATCH 2 INPUT.MIN_SIZE_TRAIN (64,) INPUT.MIN_SIZE_TEST 64 INPUT.CLASSIFICATION.SIZE 32 TEST.PICTURES 0
     DATALOADER.NUM_WORKERS 0 MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.001 ONE_SHOT.GENERATIONS 1 ONE_SHOT.POPULATION 2 ONE_SHOT.PARENTS 1
     ONE_SHOT.MUTATIONS 1 ONE_SHOT.CROSSOVERS 0 ONE_SHOT.CALIBRATION_IMAGES 4 ONE_SHOT.CALIBRATION_BATCH 2
 """.split()
@@ -41,6 +41,10 @@ def shrunk(words):
         return [*words, *SMALL, *held_out, "SOLVER.MAX_ITER", "3" if "--resume" in words else "2"]
     if "--minutes" in words:
         words[words.index("--minutes") + 1] = "0.1"
+    if "--batch" in words:
+        words[words.index("--batch") + 1] = "2"
+    if "--severities" in words:  # the last of them
+        words[words.index("--severities") + 1 :] = words[-1:]
     if words[:3] == ["backbones", "search", "search"]:
         return [*words, "--candidates", "2000", "--workers", "1"]
     if words[:2] == ["backbones", "export"] and "int8" in words:  # a detector trained for seconds loses what it has by chance

@@ -9,6 +9,8 @@ import pytest
 import torch
 from conftest import ROOT, few_digits, warm
 
+from backbones.tools import benchmark
+
 pytestmark = pytest.mark.slow
 
 NAME = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x"
@@ -19,6 +21,8 @@ lr_multiplier.warmup_length=${divide:2,4} lr_multiplier.warmup_factor=0.001 data
 dataloader.test.num_workers=0 model.proposal_generator.post_nms_topk=[50,50] model.roi_heads.batch_size_per_image=16
 model.roi_heads.box_predictor.test_score_thresh=0.001 model.roi_heads.box_predictor.test_topk_per_image=10
 model.roi_heads.box_head.fc_dims=[64,64] model.roi_heads.box_predictor.input_shape.channels=64 model.roi_heads.mask_head.conv_dims=[32,32]
+model.backbone.out_channels=64 model.proposal_generator.head.in_channels=64 model.roi_heads.box_head.input_shape.channels=64
+model.roi_heads.mask_head.input_shape.channels=64
 dataloader.test.mapper.augmentations.0.short_edge_length=64
 dataloader.train.mapper.augmentations.0.short_edge_length=[64,80] dataloader.train.mapper.augmentations.0.max_size=200""".replace(
     "${divide:2,4}", repr(2 / 4)
@@ -28,7 +32,7 @@ MODEL_EMA.ENABLED True SOLVER.ACCUMULATE 2 TEST.LOSS True MODEL.WEIGHTS  MODEL.R
 MODEL.BACKBONE.FREEZE_AT 0 SOLVER.BASE_LR 0.01 SOLVER.STEPS (3,)
 MODEL.RPN.POST_NMS_TOPK_TRAIN 50 MODEL.RPN.POST_NMS_TOPK_TEST 50 MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE 16
 MODEL.ROI_HEADS.SCORE_THRESH_TEST 0.001 SOLVER.WARMUP_ITERS 2 TEST.DETECTIONS_PER_IMAGE 10
-MODEL.ROI_BOX_HEAD.FC_DIM 64 MODEL.ROI_MASK_HEAD.CONV_DIM 32 MODEL.ROI_MASK_HEAD.NUM_CONV 1
+MODEL.ROI_BOX_HEAD.FC_DIM 64 MODEL.ROI_MASK_HEAD.CONV_DIM 32 MODEL.ROI_MASK_HEAD.NUM_CONV 1 MODEL.FPN.OUT_CHANNELS 64
 SOLVER.WARMUP_FACTOR 0.001 SOLVER.IMS_PER_BATCH 4 DATALOADER.NUM_WORKERS 0
 INPUT.MIN_SIZE_TEST 64 INPUT.MIN_SIZE_TRAIN (64,80) INPUT.MAX_SIZE_TRAIN 200""".replace("\n", " ").split(" ")
 KINDS = {"yaml": (".yaml", YAML, "OUTPUT_DIR {}"), "python": (".py", PYTHON, "train.output_dir={}")}
@@ -132,7 +136,8 @@ def test_a_folder_holds_one_run(kind, runs, tmp_path):
     inside = ["MODEL.WEIGHTS", f"{folder}/model_final.pth"] if kind == "yaml" else [f"train.init_checkpoint={folder}/model_final.pth"]
     assert "model_final.pth" in refused("train", "--overwrite", *command, *small, *inside)
     (tmp_path / "also").symlink_to(folder)  # the same file by another name
-    inside[-1] = inside[-1].replace(f"{folder}/", f"{tmp_path}/also/") + "?matching_heuristics=True"
+    also = f"{tmp_path}/also/model_final.pth?matching_heuristics=True"
+    inside[-1] = also if kind == "yaml" else f"train.init_checkpoint='{also}'"  # in quotes, for its "="
     assert "--overwrite would remove" in refused("train", "--overwrite", *command, *small, *inside)
     (folder / "notes.txt").write_text("mine")
     log = succeed("train", "--overwrite", *command, *small)
@@ -206,7 +211,7 @@ def test_counting(config, runs):
     own = command[: command.index("--train-json")] if "--train-json" in command else command
     if "--backbone" in own:  # which analyze takes in a config's place
         own = own[: own.index("--backbone")]
-        options = [item for item in options if not item.startswith(("train.init_checkpoint=/", "model.backbone"))]
+        options = [item for item in options if not item.startswith(("train.init_checkpoint=/", "model.backbone.bottom_up"))]
     parts = json.loads(succeed("analyze", *own, "--size", "64", "64", "--json", *options))["parts"]
     assert parts["detector"]["parameters"] > parts["backbone"]["parameters"] > 1e6
 
@@ -232,11 +237,14 @@ def test_the_doctor(config, tmp_path):
     assert "2 steps of" in result.stdout and "resumed and trained one more step" in result.stdout
 
 
-def test_the_benchmark(runs, tmp_path):
+def test_the_benchmark(runs, catalogue, tmp_path, monkeypatch):
     """Trains a Python config and writes down what it reached."""
     left = os.path.join(runs["python"][0], "config.yaml")
     rate = ["lr_multiplier.scheduler.milestones=[1]", "lr_multiplier.scheduler.values=[1.0]"]
-    succeed("benchmark", left, "--json", tmp_path / "m.json", "--output", tmp_path / "out", "--opts", "train.max_iter=1", *rate)
+    written = ["--json", str(tmp_path / "m.json"), "--output", str(tmp_path / "out")]
+    monkeypatch.setattr("subprocess.call", lambda command, **streams: warm(*command[1:]).returncode)  # with its imports done
+    monkeypatch.setattr("sys.argv", ["benchmark", left, *written, "--opts", "train.max_iter=1", *rate])
+    benchmark.main()
     (row,) = json.loads((tmp_path / "m.json").read_text())["runs"]
     assert (row["iterations"], row["seed"], row["data"]) == (1, 3, "own_val") and 0 <= row["ap"] < 50
 

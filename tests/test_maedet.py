@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import backbones
 from backbones.config import add_backbones_config, merge_file
 from backbones.maedet import Block, check_structure, format_structure, parse_structure, read_structure, scaled
+from backbones.meta import on_meta
 
 NAMES = {"MAE-DET-S": "maedet_s", "MAE-DET-M": "maedet_m", "MAE-DET-L": "maedet_l"}
 RECORDED = ["MAE-DET-S", "MAE-DET-M"]
@@ -106,7 +107,7 @@ def test_what_is_written_is_read(stem, rest, relu):
     """And builds, with every released key finding a place of its own."""
     structure = check_structure((Block(stem, 3, 2, relu=relu), *rest))
     assert parse_structure(ast.literal_eval(format_structure(structure))) == structure
-    with torch.device("meta"):
+    with on_meta():
         net = backbones.create("MAE-DET-S", structure=structure)
     assert len(set(net._released.values())) == len(net._released) == 1 + sum(b.layers for b in rest)
     assert [s.channels for s in net.output_shape().values()] == [b.channels for b in rest]
@@ -198,7 +199,7 @@ def test_a_structure_file_in_a_config(tmp_path, monkeypatch):
     add_backbones_config(cfg)
     merge_file(cfg, "derived.yaml")
     cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"):
+    with on_meta():
         widths = [shape.channels for shape in build_backbone(cfg).output_shape().values()]
         cfg.MODEL.MAEDET.STRUCTURE, cfg.MODEL.MAEDET.NAME, cfg.MODEL.MAEDET.WIDTH = "", "MAE-DET-S", 0.25
         assert widths == [16, 72, 256, 512] == [shape.channels for shape in build_backbone(cfg).output_shape().values()]

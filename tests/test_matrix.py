@@ -53,7 +53,8 @@ def test_every_weight_is_trained(kind, name):
     cfg.MODEL.BACKBONE.FREEZE_AT = 0
     cfg.MODEL[next(f for f in FAMILIES.values() if name in f.specs).name.upper()].NORM = "BN"
     cfg.INPUT.MASK_FORMAT = "bitmask"
-    # few regions, as heads take most of the time
+    # few regions and a thin box head, as heads take most of the time
+    cfg.MODEL.ROI_BOX_HEAD.FC_DIM = 64
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE, cfg.MODEL.RPN.POST_NMS_TOPK_TEST, cfg.TEST.DETECTIONS_PER_IMAGE = 8, 20, 5
     model = build_model(cfg).train()
     batch = [with_truth(75, 101, [[5, 5, 60, 50], [40, 20, 95, 70]]), with_truth(64, 90, [[10, 10, 40, 60]]), with_truth(70, 64, [])]

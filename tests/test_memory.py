@@ -2,12 +2,11 @@
 
 import os
 import signal
-import subprocess
 import sys
 import time
 
 import pytest
-from conftest import ROOT, alive
+from conftest import alive, warm
 
 from backbones.data import digits
 from backbones.doctor import memory
@@ -71,18 +70,21 @@ time.sleep(100)
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="looks at /proc")
-def test_workers_end_with_a_run_that_is_killed():
+def test_workers_end_with_a_run_that_is_killed(tmp_path):
     """Also those that wait for room in the pipe to it, where torch's own watch leaves them for ever."""
-    env = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen([sys.executable, "-c", ORPHANS], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True, start_new_session=True)
-    assert process.stdout.readline() == "ready\n"
+    said, until = tmp_path / "said.txt", time.monotonic() + 60
+    said.touch()
+    process = warm.start("-c", ORPHANS, out=str(said), timeout=120)
+    while said.read_text() != "ready\n" and alive(process) and time.monotonic() < until:
+        time.sleep(0.05)
+    begun = said.read_text()
     time.sleep(1)  # the pipe fills
-    process.kill()
-    process.wait()
+    os.kill(process, signal.SIGKILL)
+    assert warm.wait() == -signal.SIGKILL and begun == "ready\n"
     until = time.monotonic() + 30
-    while alive(process.pid) and time.monotonic() < until:
+    while alive(process) and time.monotonic() < until:
         time.sleep(0.2)
-    left = alive(process.pid)
+    left = alive(process)
     if left:
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process, signal.SIGKILL)
     assert not left

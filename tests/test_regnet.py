@@ -19,6 +19,7 @@ import backbones
 from backbones import zoo
 from backbones.config import merge_overrides
 from backbones.layers import EvalBatchNorm2d
+from backbones.meta import ShapesAlone, on_meta
 from backbones.regnet import SqueezeExcitation, round_to_groups, stage_widths
 
 RECORDS = sorted(os.path.basename(path) for path in glob.glob(os.path.join(HERE, "data", "regnet", "*.json")))
@@ -71,13 +72,13 @@ def test_every_model_is_there():
 def test_sizes(name):
     """Widths, depths, groups, parameters and multiply-adds: pycls's own figures, exactly."""
     expected = MODELS[name]
-    with torch.device("meta"):
+    with on_meta():
         net = backbones.create(name, norm="BN").eval()
         assert sum(p.numel() for p in net.parameters()) == expected["parameters"]
         assert [shape.channels for shape in net.output_shape().values()] == expected["widths"]
         assert [len(stage) for stage in (net.res2, net.res3, net.res4, net.res5)] == expected["depths"]
         assert [stage[0].conv2.conv.groups for stage in (net.res2, net.res3, net.res4, net.res5)] == expected["groups"]
-        with FlopCounterMode(display=False) as counter:
+        with torch.no_grad(), ShapesAlone(), FlopCounterMode(display=False) as counter:
             net(torch.empty(1, 3, 224, 224))
     # pycls counts the biases of squeeze-excitation too, one addition a channel
     biases = sum(m.fc1.out_channels + m.fc2.out_channels for m in net.modules() if isinstance(m, SqueezeExcitation))

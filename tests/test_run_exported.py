@@ -26,7 +26,7 @@ ALONE = (
 @pytest.mark.parametrize(
     "kind, form", cases((("Mask", "onnx"), ("Keypoint", "onnx"), ("Mask", "torchscript")), tried=(("Keypoint", "onnx"),), daily=[])
 )
-def test_the_file_beside_an_export_runs_it_alone(kind, form, tmp_path):
+def test_the_file_beside_an_export_runs_it_alone(kind, form, tmp_path, monkeypatch, capsys):
     """Boxes to 0.1 pixels, masks but for a pixel in a thousand, keypoints to 0.1 pixels, without torch where the runtime is not torch."""
     from PIL import Image
 
@@ -42,23 +42,22 @@ def test_the_file_beside_an_export_runs_it_alone(kind, form, tmp_path):
     ran = subprocess.run([sys.executable, "-c", ALONE.format(blocked=blocked, argv=argv)], cwd=tmp_path, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     assert "no objects with a score" not in ran.stderr
-    argv = [*argv[:-2], "--threshold", "1"]  # which no score reaches
-    high = subprocess.run([sys.executable, "-c", ALONE.format(blocked=blocked, argv=argv)], cwd=tmp_path, capture_output=True, text=True)
-    assert json.loads(high.stdout)["objects"] == []
-    assert "a.png: no objects with a score of 1 (--confidence-threshold), the highest is " in high.stderr
+    monkeypatch.setattr("sys.argv", [*argv[:3], "--threshold", "1"])  # which no score reaches
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run_exported.main()
+    high = capsys.readouterr()
+    assert stop.value.code == 0 and json.loads(high.out)["objects"] == []
+    assert "a.png: no objects with a score of 1 (--confidence-threshold), the highest is " in high.err
     (objects,) = [json.loads(line)["objects"] for line in ran.stdout.splitlines()]
     torch.save({"model": model.state_dict()}, tmp_path / "model.pth")
     cfg.MODEL.WEIGHTS = str(tmp_path / "model.pth")
     expected = Predictor(cfg)(image)["instances"]
+    about = run_exported.Detector(path).about
     found = {
         "boxes": torch.tensor([one["box"] for one in objects]),
         "scores": torch.tensor([one["score"] for one in objects]),
-        "classes": torch.tensor(
-            [
-                int(one["class"]) if one["class"].isdigit() else run_exported.Detector(path).about["classes"].index(one["class"])
-                for one in objects
-            ]
-        ),
+        "classes": torch.tensor([int(one["class"]) if one["class"].isdigit() else about["classes"].index(one["class"]) for one in objects]),
     }
     pairs = match(boxes_of({"instances": expected}), found, Tolerance(0.1, 1e-3)).tolist()
     assert len(expected) >= 10 and len(pairs) >= 0.98 * max(len(expected), len(objects))
@@ -71,7 +70,7 @@ def test_the_file_beside_an_export_runs_it_alone(kind, form, tmp_path):
         off = [np.abs(np.array(objects[j]["keypoints"])[:, :2] - expected.pred_keypoints[i, :, :2].numpy()).max(axis=1) for i, j in pairs]
         assert np.median(np.concatenate(off)) < 0.1
     assert np.abs(np.asarray(Image.open(tmp_path / "drawn" / "a.png")).astype(int) - image[:, :, ::-1]).max() > 30
-    contract = run_exported.Detector(path).about["contract"]
+    contract = about["contract"]
     assert contract[0].startswith("image: float32 (3, H, W)") and [line.partition(":")[0] for line in contract[1:-1]] == Runner(path).fields
 
 

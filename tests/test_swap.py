@@ -15,6 +15,7 @@ from backbones import use_backbone, zoo
 from backbones.checkpoint import GatedCheckpointer
 from backbones.config import check_config
 from backbones.engine import open_config
+from backbones.meta import on_meta
 from backbones.registry import FAMILIES, family_of
 from backbones.zoo import weights
 
@@ -107,7 +108,7 @@ def test_python_configs_too(config):
         before = cfg.model.backbone
         fpn = "bottom_up" in before
         use_backbone(cfg, name)
-        with torch.device("meta"):
+        with on_meta():
             model = instantiate(cfg.model)
         bottom_up = model.backbone.bottom_up if fpn else model.backbone
         assert type(bottom_up) is family_of(name).network
@@ -202,7 +203,7 @@ def test_yaml_python_config_and_plain_python_are_one_network():
     assert lazy_model.model.backbone.top_block == swapped_model.model.backbone.top_block
     cfg = swapped("COCO-Detection/retinanet_R_50_FPN_1x.yaml", "V-39-eSE")
     cfg.MODEL.DEVICE = "meta"
-    with torch.device("meta"):
+    with on_meta():
         models = [instantiate(lazy_model.model), instantiate(swapped_model.model), build_model(cfg)]
         bare = backbones.create("V-39-eSE", out_features=("stage3", "stage4", "stage5"), freeze_at=2)
     shapes = [{key: tuple(value.shape) for key, value in model.state_dict().items()} for model in models]
@@ -222,7 +223,7 @@ def test_our_python_configs_load():
         cfg = open_config(name, ["train.device=cpu"]).cfg
         assert set(cfg) == {"dataloader", "lr_multiplier", "model", "optimizer", "train"}
         assert cfg.train.init_checkpoint == ("" if "MAE_DET" in name else f"backbones://{cfg.model.backbone.bottom_up.name}")
-        with torch.device("meta"):
+        with on_meta():
             instantiate(cfg.model)
 
 

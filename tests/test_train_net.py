@@ -43,7 +43,7 @@ def tiny(tmp_path_factory):
     entries = [[f"tiny_{split}", *paths] for split, paths in made.items()]
     data = ["DATASETS.REGISTER", entries, "DATASETS.TRAIN", "('tiny_train',)", "DATASETS.TEST", "('tiny_val',)"]
     speed = ["SOLVER.IMS_PER_BATCH", 4, "SOLVER.MAX_ITER", 4, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", 64]
-    return ["MODEL.DEVICE", "cpu", *data, *speed]
+    return ["MODEL.DEVICE", "cpu", "TEST.PICTURES", 0, *data, *speed]
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,8 @@ def test_resume(trained, tiny, tmp_path):
 def test_two_processes_train_in_step(tiny, tmp_path, torchrun):
     """Here, and nowhere else in this file, they are not copies of a process that has its imports, but started as users' are."""
     processes = [] if torchrun else ["--num-gpus", 2, "--dist-url", "auto"]
-    succeed("--config-file", QUICKSTART, *processes, *tiny, "OUTPUT_DIR", tmp_path, script="tests/in_step.py", torchrun=torchrun, FRESH="1")
+    short = ["SOLVER.MAX_ITER", 2, "DATASETS.TEST", "()", "OUTPUT_DIR", tmp_path]
+    succeed("--config-file", QUICKSTART, *processes, *tiny, *short, script="tests/in_step.py", torchrun=torchrun, FRESH="1")
     first, second = (torch.load(tmp_path / f"rank{i}.pth", weights_only=True) for i in range(2))
     assert first["processes"] == second["processes"] == 2
     initial = torch.load(tmp_path / "model_final.pth", weights_only=True)["model"]
@@ -323,6 +324,7 @@ def test_python_configs(tmp_path):
     opts = ["train.device=cpu", f"train.output_dir={tmp_path}", "train.log_period=1", "model.backbone.bottom_up.norm=BN"]
     opts += ["dataloader.train.total_batch_size=2", "dataloader.train.num_workers=0", "dataloader.test.num_workers=0"]
     opts += [f"dataloader.train.{short}=[64]", f"dataloader.test.{short}=64", "model.backbone.bottom_up.freeze_at=0"]
+    opts += ["model.head.conv_dims=[32]", "train.pictures=0"]  # which take most of the time
     succeed(*shared, *opts, "train.init_checkpoint=''", "train.max_iter=2")
     final = f"train.init_checkpoint={tmp_path}/model_final.pth"
     assert figures(succeed(*shared, "--eval-only", *opts, final))
@@ -356,6 +358,7 @@ def test_python_configs_go_on(tmp_path):
         f"dataloader.{key}" for key in ("train.total_batch_size=2", "test.num_workers=0", "test.mapper.augmentations.0.short_edge_length=64")
     ]
     opts += ["dataloader.train.mapper.augmentations.0.short_edge_length=[64,80,96]", "dataloader.train.mapper.augmentations.0.max_size=200"]
+    opts += ["model.head.conv_dims=[32]", "train.pictures=0"]  # which take most of the time
     succeed(*opts, "dataloader.train.num_workers=2", f"train.output_dir={tmp_path}/whole")
     (tmp_path / "lost").mkdir()
     (tmp_path / "lost" / "last_checkpoint").write_text("model_0000001.pth")

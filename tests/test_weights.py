@@ -225,7 +225,8 @@ def test_a_config_gets_the_librarys_features(case, server, photo, any_hash, capl
     content, expected, others = by_library(spec, photo)
     put(server, name, spec, content)
     any_hash(name, content)
-    front = open_config(CONFIGS[name], ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", f"backbones://{name}@{spec}"])
+    narrow = ["MODEL.ROI_BOX_HEAD.FC_DIM", "64"]  # the head is not what is tried
+    front = open_config(CONFIGS[name], ["MODEL.DEVICE", "cpu", *narrow, "MODEL.WEIGHTS", f"backbones://{name}@{spec}"])
     front.follow_weights()
     assert front.settings.MODEL.WEIGHTS == f"backbones://{name}@{spec}" and front.settings.INPUT.NORMALIZATION == "config"
     model = front.build_model()
@@ -451,6 +452,7 @@ def test_from_nothing_to_a_run(server, tmp_path):  # noqa: F811
     common = [
         "MODEL.DEVICE", "cpu", "OUTPUT_DIR", output, "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MIN_SIZE_TEST", "64",
         "DATALOADER.NUM_WORKERS", "0", "SOLVER.IMS_PER_BATCH", "2", "SOLVER.MAX_ITER", "2", "MODEL.RPN.POST_NMS_TOPK_TEST", "20",
+        "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", "16", "MODEL.ROI_BOX_HEAD.FC_DIM", "64", "TEST.PICTURES", "0",
     ]  # fmt: skip
     made = few_digits(tmp_path, {"train": 4, "val": 2})
     data = [item for split, (file, folder) in made.items() for item in (f"--{split}", file, f"--{split}-images", folder)]

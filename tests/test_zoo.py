@@ -18,6 +18,7 @@ from backbones.data import check_datasets, check_packages
 from backbones.documents import read_json
 from backbones.engine import PythonFront, Trainer
 from backbones.evaluation import build_evaluator
+from backbones.meta import on_meta
 from backbones.registry import BUILDERS
 from backbones.zoo import weights
 from convert.__main__ import SOURCES
@@ -139,7 +140,7 @@ def skip_without_packages(name: str) -> None:
 
 
 def row_config(name: str, backbone: str, tmp_path, *opts):
-    """The row's config, on small images, few regions and one core. Of the model, only the width of the box head is smaller."""
+    """The row's config, on small images, few regions and one core. Of the model, only widths are smaller: of heads and ResNets."""
     cfg = zoo.get_config(f"{name}.yaml")
     if backbone:
         use_backbone(cfg, backbone)
@@ -156,6 +157,9 @@ def row_config(name: str, backbone: str, tmp_path, *opts):
         "DATALOADER.NUM_WORKERS": "0",
         "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE": "16",
         "MODEL.ROI_BOX_HEAD.FC_DIM": "64",
+        "MODEL.ROI_BOX_HEAD.CONV_DIM": "64",
+        "MODEL.ROI_MASK_HEAD.CONV_DIM": "32",
+        "MODEL.RPN.CONV_DIMS": "[64]",
         "MODEL.RPN.POST_NMS_TOPK_TEST": "20",
         "TEST.DETECTIONS_PER_IMAGE": "10",
         "MODEL.ROI_HEADS.SCORE_THRESH_TEST": "-1.0",  # evaluators ask for a detection at least
@@ -163,6 +167,9 @@ def row_config(name: str, backbone: str, tmp_path, *opts):
         "TEST.AUG.MIN_SIZES": "(64,)",
         "TEST.PRECISE_BN.NUM_ITER": "1",
     }
+    if not backbone and cfg.MODEL.RESNETS.NUM_GROUPS == 1:
+        widths = {"STEM_OUT_CHANNELS": "32", "WIDTH_PER_GROUP": "32", "RES2_OUT_CHANNELS": "128"}
+        overrides.update({f"MODEL.RESNETS.{key}": value for key, value in widths.items()})
     if cfg.MODEL.LOAD_PROPOSALS:
         overrides.update({"DATASETS.PROPOSAL_FILES_TRAIN": proposals, "DATASETS.PROPOSAL_FILES_TEST": proposals})
     merge_overrides(cfg, [item for pair in overrides.items() for item in pair] + list(opts))
@@ -276,7 +283,7 @@ def test_every_config_builds(name):
         with pytest.raises(UserError, match="needs a package that is not installed: pip install mm"):
             front.build_model()
         return
-    with torch.device("meta"):
+    with on_meta():
         assert isinstance(front.build_model(), torch.nn.Module)
 
 

@@ -18,8 +18,10 @@ from typing import Callable, NoReturn
 
 import detectron2.engine  # noqa: F401
 import matplotlib.figure  # noqa: F401
+import quick  # noqa: F401
 import torch.distributed.run
 import torch.multiprocessing
+import torch.utils.benchmark
 import torch.utils.tensorboard
 
 import backbones.engine  # noqa: F401
