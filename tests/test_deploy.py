@@ -194,6 +194,7 @@ def test_what_16_bits_cost_is_said(sets, monkeypatch, caplog):
     assert rows == [[name, *(["40.000", "38.000", "-2.000"] if "bbox" in name else ["30.000", "30.000", "0.000"])] for name in names]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind, parts", [("Faster", 3), ("Cascade", 6), ("Mask", 4), ("RetinaNet", 2)])
 def test_compiled_parts(kind, parts, monkeypatch):
     """Backbone and heads, also those in bfloat16, each box head of a cascade; where torch.compile fails, one line says why."""

@@ -24,7 +24,7 @@ EXPORTS = {
 TRIED = [(kind, form) for form, kinds in EXPORTS.items() for kind in kinds]
 
 
-@pytest.mark.parametrize("kind, form", cases(itertools.product(MORE_KINDS, FORMATS), TRIED, daily=[("RPN", "onnx"), ("GFLV2", "torchscript")]))
+@pytest.mark.parametrize("kind, form", cases(itertools.product(MORE_KINDS, FORMATS), TRIED, daily=[("RPN", "onnx")]))
 def test_exported_detectors(kind, form, tmp_path):
     """The file, called as a predictor, gives what the predictor of the model gives, on an image of another shape than it was traced on too."""
     cfg, image, model, _ = alive(kind, "MobileNetV2")
@@ -114,6 +114,7 @@ def test_an_export_that_differs_is_refused(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_an_export_of_a_detector_that_finds_nothing(tmp_path, caplog):
     """It is checked with a lower threshold, and keeps its own."""
     cfg, image, model, inputs = alive("RetinaNet")

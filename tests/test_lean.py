@@ -23,6 +23,7 @@ def trained(net: nn.Module, images: torch.Tensor):
     return features, {key: p.grad for key, p in net.named_parameters()}, dict(net.named_buffers())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name, norm",
     cases(

@@ -115,6 +115,7 @@ def test_python_configs_too(config):
         assert cfg.train.init_checkpoint in ("", f"backbones://{name}")
 
 
+@pytest.mark.slow
 def test_a_python_config_runs():
     """RetinaNet and C4, whose heads know the widths of the network before."""
     for config in ("COCO-Detection/retinanet_R_50_FPN_1x.py", "COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.py"):
@@ -186,6 +187,7 @@ def test_nothing_of_another_network_stays():
     assert (cfg.MODEL.VOVNET.ESE, cfg.MODEL.VOVNET.NORM) == ("all", "EvalBN")
 
 
+@pytest.mark.slow
 def test_weights_of_other_norms_are_refused(tmp_path):
     """Batch norm's weights in a group norm would train, and mean nothing."""
     torch.save(backbones.create("RegNetX-400MF", norm="BN").state_dict(), tmp_path / "x.pth")

@@ -240,6 +240,7 @@ def test_analyze():
     assert result["backbone and FPN"]["gmacs_conv"] > result["backbone"]["gmacs_conv"]
 
 
+@pytest.mark.slow
 def test_analyze_pads_for_the_fpn():
     """As the detector does; the backbone alone takes the image as it is."""
     odd, padded = (analyze.analyze("faster_rcnn_V_19_slim_dw_FPNLite_3x.yaml", False, size) for size in ((100, 133), (128, 160)))
@@ -550,6 +551,7 @@ def test_a_reader_that_has_enough(tmp_path):
     assert b"Traceback" not in process.stderr.read() and process.wait() == 141
 
 
+@pytest.mark.slow
 def test_grey_images():
     """Of one channel, in counts and in the choice of a memory format."""
     grey = ["INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", "[100.0]", "MODEL.PIXEL_STD", "[1.0]", "MODEL.WEIGHTS", "", "MODEL.DEVICE", "cpu"]

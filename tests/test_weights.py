@@ -374,6 +374,7 @@ def images_of(front):
     return {"format": s.INPUT.FORMAT, "pixel_mean": list(s.MODEL.PIXEL_MEAN), "pixel_std": list(s.MODEL.PIXEL_STD)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [CONFIG, "lazy/retinanet_V_39_FPN_1x.py"])
 def test_images_follow_the_weights(config, tmp_path):
     """Where the config leaves them; what the weights do not say stays the config's, and both is said."""
@@ -395,6 +396,7 @@ def test_images_follow_the_weights(config, tmp_path):
     assert images_of(front) == before and any("do not state what images they expect" in line for line in front.said)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["override", "file", "python"])
 def test_images_set_by_hand_are_kept_and_compared(how, tmp_path):
     python = how == "python"
