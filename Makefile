@@ -1,5 +1,5 @@
 # make quickstart   train and evaluate a detector on real images (about 6 minutes on 2 cores)
-# make test         every proof once (about 25 minutes on 2 cores)
+# make test         every proof once (about 15 minutes on 2 cores)
 # make test-all     all tests: every network in every test, every config, every kind of detector in every format
 # make lint         ruff, black and mypy
 # make site         these pages as a site, build/site/index.html

@@ -34,7 +34,7 @@ def read_yaml(path: str, most: int = 1 << 18) -> Any:
     try:
         return yaml.load(_content(path, most).decode("utf-8-sig"), _Plain)
     except (RecursionError, yaml.YAMLError) as error:
-        raise ValueError(one_line(error)) from error
+        raise ValueError(one_line(error, 1000)) from error
     except (KeyError, TypeError, AttributeError, IndexError) as error:  # a value that is not of its tag, such as !!bool abc
         raise ValueError(f"it has a value of another type than its tag says: {error}") from error
 

@@ -104,8 +104,7 @@ def _created(network: str, **options: Any) -> Any:
         return _timm().create_model(network, pretrained=False, **options)
     except (AssertionError, AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         asked = ", ".join(f"{key} {value}" for key, value in options.items() if key != "features_only")
-        reason = one_line(error)
-        raise UserError(f"timm cannot build {PREFIX}{network} with {asked or 'features'}: {reason}", "unsupported") from error
+        raise UserError(f"timm cannot build {PREFIX}{network} with {asked or 'features'}: {one_line(error)}", "unsupported") from error
 
 
 def _staged(net: Any, owners: Mapping[str, str], norm: str) -> dict[str, nn.Module]:

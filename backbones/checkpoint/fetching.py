@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from ..errors import UserError, one_line
 from ..files import sha256 as digest
-from .reading import HEURISTICS
+from .reading import HEURISTICS, is_page
 
 TIMEOUT = 30.0  # seconds to wait for a connection, and for more data
 TRIES = 4
@@ -187,8 +187,7 @@ def _download(url: str, path: str, sha256: str) -> None:
     patiently(lambda: _receive(url, begun, tag), url)
     found = digest(begun)
     with open(begun, "rb") as file:
-        head = file.read(512)
-    page = head.lstrip()[:1] == b"<" and head[8:10] != b'{"'  # of safetensors, whose first bytes are a number
+        page = is_page(file.read(512))
     if found.startswith(sha256) and not page:
         os.replace(begun, path)
     for left in (begun, tag):

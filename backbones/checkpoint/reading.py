@@ -143,6 +143,16 @@ def _pickle_module(inert: Sequence[str]) -> types.SimpleNamespace:
     )
 
 
+def is_safetensors(start: bytes) -> bool:
+    """Whether a file begins as safetensors do: eight bytes of a number, which may be any, and JSON."""
+    return start[8:10] == b'{"'
+
+
+def is_page(start: bytes) -> bool:
+    """Whether a file begins as a web page does."""
+    return start.lstrip()[:1] == b"<" and not is_safetensors(start)
+
+
 def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoint", lazy: bool = False) -> dict[str, Any]:
     """The contents of a local ``.pth``, ``.pyth``, ``.pkl`` or ``.safetensors`` file, on the CPU.
 
@@ -155,8 +165,8 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
     try:
         with open(path, "rb") as f:
             start = f.read(512)
-        tensors = start[8:10] == b'{"'  # of safetensors, whose first bytes are a number
-        if start.lstrip()[:1] == b"<" and not tensors:
+        tensors = is_safetensors(start)
+        if is_page(start):
             raise UserError(f"{kind} {path!r} is a web page, not a {kind}: the download went wrong", "download")
         other = "" if tensors else next((what for magic, what in _OTHER.items() if start.startswith(magic)), "")
         if other:

@@ -168,7 +168,7 @@ def _building(cfg: CfgNode, training: bool, on_cpus: bool) -> Iterator[UserError
     except Exception as error:
         if "meta" in str(error) or not from_libraries(error):
             return  # the user's own code, which cannot run without memory, or whose traceback should be shown
-        reason = one_line(error) if str(error) else traceback.extract_tb(error.__traceback__)[-1].line  # an assertion without a message
+        reason = one_line(error, 1000) if str(error) else traceback.extract_tb(error.__traceback__)[-1].line  # an assertion without a message
         found = UserError(f"the config cannot be built: {type(error).__name__}: {reason}", "build")
         found.__cause__ = error
         yield found

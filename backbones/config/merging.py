@@ -68,7 +68,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         said = f"config file {path!r}: it is nested too deeply, or its _BASE_ refers back to itself"
         raise UserError(said, "syntax", "--config-file") from None
     except Exception as error:  # a Python expression in it may raise anything
-        raise UserError(f"config file {path!r}: {one_line(error)}", "syntax", "--config-file") from error
+        raise UserError(f"config file {path!r}: {one_line(error, 1000)}", "syntax", "--config-file") from error
 
 
 def _check_values(cfg: CfgNode, unset: Collection[str], where: str) -> None:
@@ -160,7 +160,7 @@ def _merge(cfg: CfgNode, key: str, value: Any, where: str = "") -> None:
             f"{where}{key} is {value!r}: it must be {KINDS.get(type(has), 'KEY: VALUE pairs')}, such as {has!r}", "syntax", key
         ) from error
     except _OF_MERGING as error:
-        raise UserError(f"{where}{key} {value}: {one_line(error)}", "syntax", key) from error
+        raise UserError(f"{where}{key} {value}: {one_line(error, 1000)}", "syntax", key) from error
 
 
 def _check_key(cfg: CfgNode, key: str, known: Collection[str], where: str) -> None:

@@ -71,8 +71,9 @@ class MLflowWriter(_Tracker):
             self.mlflow.log_params({key: parameters[key] for key in keys[i : i + 100]})
 
     def log(self, figures: dict[str, float], iteration: int) -> None:
-        names = {name: re.sub(r"[^/\w.\- ]", "_", name.replace("@", "_at_")) for name in figures}  # the server refuses other characters
-        self.mlflow.log_metrics({names[name]: value for name, value in figures.items()}, step=iteration)
+        # the server refuses other characters
+        accepted = {re.sub(r"[^/\w.\- ]", "_", name.replace("@", "_at_")): value for name, value in figures.items()}
+        self.mlflow.log_metrics(accepted, step=iteration)
 
     def close(self) -> None:
         self.mlflow.end_run()

@@ -16,7 +16,7 @@ from ..maedet import read_structure
 from .entropy import Meter, plain
 from .evolution import Candidate
 from .structure_config import load_structure_config
-from .study import BUDGET, DETECTORS, FAMILIES, FASTER, OWN, SUPERNETS, VARIANTS, Network, detectors, iterations_of, structures
+from .study import BUDGET, DETECTORS, FAMILIES, FASTER, OWN, PATHS, SUPERNETS, VARIANTS, Network, detectors, iterations_of, structures
 
 _RESAMPLES = 10_000  # of a bootstrap interval
 _LEAST = 8  # networks of a rank correlation: of fewer, bootstrap intervals are too narrow
@@ -102,7 +102,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
         for said in (
             _structures(rows, "structures"),
             _structures(rows, "short"),
-            *(_paths(rows, study) for study in (*SUPERNETS, "stages_gn")),
+            *(_paths(rows, study) for study in PATHS),
             _detectors(rows),
         )
         if said
@@ -219,7 +219,7 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
     entropy = {network.name: meter.measure(structure).score for network in structures() if (structure := structure_of(network))}
     for study in ("short", "structures"):
         panels.append((study, "entropy score", entropy))
-    for study in (*SUPERNETS, "stages_gn"):
+    for study in PATHS:
         names = [name for name in by_network(rows, study) if name in scored]
         panels.append((study, "AP with the supernet's weights", means(scored, names)))
     panels = [panel for panel in panels if by_network(rows, panel[0])] or panels[:1]

@@ -23,6 +23,7 @@ BUDGET, SHALLOW = "search/crowd_budget.yaml", "search/crowd_shallow_budget.yaml"
 GFL = "crowd/gfl_crowd.yaml"
 _WIDE = "crowd/detnas_wide_supernet_crowd.yaml"
 SUPERNETS = {"paths": "crowd/detnas_supernet_crowd.yaml", "wide": _WIDE, "stages": _WIDE}  # of the studies of paths
+PATHS = (*SUPERNETS, "stages_gn")  # which have their scores
 SUBNET = "crowd/detnas_subnet_crowd.yaml"
 PATH = "MODEL.SHUFFLENETV2.CHOICES"
 COUNT = 24  # random networks of a group

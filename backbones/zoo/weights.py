@@ -70,6 +70,11 @@ class Release:
         return not (self.gone or self.restricted)
 
     @property
+    def as_it_is(self) -> bool:
+        """Whether the file is used as it is downloaded."""
+        return not self.converter and not self.preprocessing
+
+    @property
     def place(self) -> str:
         """Where its file is."""
         return self.url or (f"hub:{self.hub}" if self.hub else f"package:{self.source}")
@@ -229,7 +234,7 @@ def here(release: Release) -> bool:
     """Whether a release needs no download."""
     if release.package:
         return importlib.util.find_spec(release.source.replace("-", "_")) is not None
-    if release.url and not release.converter and not release.preprocessing:  # used as it is downloaded
+    if release.url and release.as_it_is:
         return os.path.isfile(place_of(release.url))
     return os.path.isfile(_kept(release))
 
@@ -326,7 +331,7 @@ def _converted(release: Release) -> str:
     if os.path.isfile(kept):
         return kept
     path = "" if release.package else fetch(release.url, PathManager, release.sha256) if release.url else fetch_hub(release.hub)
-    if not release.converter and not release.preprocessing:
+    if release.as_it_is:
         return path
     command, core = (
         importlib.import_module(f"backbones.convert.{name}") for name in ("__main__", "core")
