@@ -16,6 +16,7 @@
 # already has detectron2, and installs nothing.
 
 STACK := auto
+unexport PYTHONDONTWRITEBYTECODE # every interpreter that a test starts would compile all code again
 ifeq ($(origin PYTHON),command line)
 ready :=
 else
@@ -31,7 +32,7 @@ endif
 
 .PHONY: help setup quickstart test test-all lint check resume-proof fuzz site benchmark search-demo search-proof study transfer recipes lock clean
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '/^#/!q; s/^# //p' Makefile
 
 setup: $(ready)
 

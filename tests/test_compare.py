@@ -82,6 +82,19 @@ def test_weights_of_one_give_pycocotools_numbers(task):
         np.testing.assert_allclose(found[..., sample], expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("objects", [90, 130])
+def test_images_with_more_than_100_objects(objects):
+    """All their detections count, as where a training evaluates; else COCO's 100."""
+    boxes = [[10.0 * (i % 20), 10.0 * (i // 20), 8.0, 8.0] for i in range(130)]
+    dataset = {"images": [{"id": 1, "width": 200, "height": 80}], "categories": [{"id": 1, "name": "cup"}]}
+    fields = {"image_id": 1, "category_id": 1}
+    dataset["annotations"] = [{"id": i + 1, **fields, "bbox": box, "area": 64, "iscrowd": 0} for i, box in enumerate(boxes[-objects:])]
+    results = [{**fields, "bbox": box, "score": 0.9 - i / 1000} for i, box in enumerate(boxes)]  # the last boxes score lowest
+    expected = official(copy.deepcopy(dataset), results, "bbox").stats[0] if objects < 100 else 1.0
+    row = comparison.compare(copy.deepcopy(dataset), [results, results], samples=10)["metrics"][0]
+    assert row["a"] == row["b"] == pytest.approx(100 * expected, abs=1e-9) and (expected == 1) == (objects > 100)
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_weights_are_copies_of_images(task):
     """Every area, class and IoU threshold to 1e-12, also where a sample lacks a class."""

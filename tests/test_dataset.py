@@ -249,6 +249,19 @@ def test_show(tmp_path, count, capsys):
     assert "left out: image" in (said := capsys.readouterr().err) and "0.jpg' cannot be read" in said
 
 
+def test_show_all_splits(tmp_path):
+    """As a download from Roboflow has them; the run says which it leaves alone."""
+    for name, count in (("train", 3), ("valid", 2), ("test", 1)):
+        path, _ = coco(tmp_path / "d", count=count)
+        shutil.move(tmp_path / "d/images", tmp_path / "r" / name)
+        shutil.move(path, tmp_path / "r" / name / "_annotations.coco.json")
+    lines = list(dataset.show(str(tmp_path / "r"), str(tmp_path / "a.png")))
+    assert lines[0].startswith(f"{tmp_path / 'a.png'}: 6 images, ") and lines[-1] == "  drawn from all splits: train, val, test"
+    (line,) = formats.unused(str(tmp_path / "r"))
+    assert line.endswith(f"--eval-only --val {tmp_path / 'r/test/_annotations.coco.json'}") and "'test' is not used" in line
+    assert not formats.unused("") and not formats.unused(str(tmp_path / "r/train"))
+
+
 def test_show_thin_and_deep_images(tmp_path):
     """A picture of bounded size, however thin its images."""
     path, content = coco(tmp_path / "d", count=3)

@@ -1,12 +1,14 @@
 """Pixels are the same everywhere: in the reader, the mappers, predictors and exported files."""
 
+import functools
 import json
 import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from detectron2.data import MetadataCatalog
+from detectron2.data import MetadataCatalog, build_detection_test_loader
 from detectron2.data import transforms as T
 from detectron2.data.detection_utils import read_image
 from detectron2.modeling import build_model
@@ -17,7 +19,7 @@ from backbones import UserError, zoo
 from backbones.config import merge_overrides
 from backbones.data import images
 from backbones.data.classification import ClassificationMapper
-from backbones.data.loader import NamesFiles, Readable
+from backbones.data.loader import NamesFiles, Readable, evaluation_loader
 from backbones.data.mapper import FasterMapper, Mapper
 from backbones.data.reader import read as read_data
 from backbones.data.sources import Source, Use
@@ -244,6 +246,24 @@ def test_evaluation_goes_on_without_what_cannot_be_read(tmp_path, caplog):
     assert said.startswith("images left out of this evaluation, so their objects count as missed: 3: ") and "gone.png" in said
     with pytest.raises(UserError, match="text.png' cannot be read.*INPUT.UNREADABLE skip"):
         NamesFiles(mapper)(records[2])
+
+
+def opencv_threads(record):
+    return {"threads": cv2.getNumThreads()}
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_workers_that_evaluate_have_one_thread(skip):
+    """OpenCV's threads are not in a fork, which would wait for them."""
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(2)
+    try:
+        for workers, threads in ((1, 1), (0, 2)):
+            build = functools.partial(build_detection_test_loader, [{}], num_workers=workers)
+            loader = evaluation_loader(build, opencv_threads, skip, "coco")
+            assert list(loader) == [[{"threads": threads}]]
+    finally:
+        cv2.setNumThreads(before)
 
 
 def test_python_configs_read_files_likewise():

@@ -9,8 +9,10 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 import torch
+import yaml
 from choices import cases
 from conftest import few_digits
+from detectron2.data import DatasetCatalog
 from PIL import Image
 
 from backbones import UserError, zoo
@@ -442,6 +444,38 @@ def test_what_cannot_be(tmp_path):
         match = f"cannot be combined with {flag}. Run `backbones recipe --output my.yaml`, then .* --config-file my.yaml {flag} x.pth`"
         with pytest.raises(UserError, match=match):
             train.read_config(train.argument_parser().parse_args(["--auto", "--train", "t.json", flag, "x.pth"]))
+
+
+def test_auto_resumes_with_the_data_of_its_recipe(tmp_path):
+    """What was held out stays so, although the command does not say it again."""
+    ((file, folder),) = few_digits(tmp_path, {"train": 8}).values()
+    (tmp_path / "run").mkdir()
+    base = zoo.get_config_file("digits/faster_rcnn_digits.yaml")
+    data = {"REGISTER": [["own_train", file, folder]], "HOLD_OUT": [["own_train", 0.25]]}
+    parts = {"TRAIN": ["own_train_kept"], "TEST": ["own_train_held_out"]}
+    (tmp_path / "run" / "recipe.yaml").write_text(yaml.safe_dump({"_BASE_": base, "DATASETS": {**data, **parts}}))
+    flags = ["--auto", "--resume", "--train", file, "--train-images", folder, "--minutes", "5"]
+    args = train.argument_parser().parse_args([*flags, "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "run")])
+    front = train.prepare(args, train.read_config(args))
+    assert (front.cfg.DATASETS.TRAIN, front.cfg.DATASETS.TEST) == (("own_train_kept",), ("own_train_held_out",))
+    held_out, kept = ({record["file_name"] for record in DatasetCatalog.get(name)} for name in ("own_train_held_out", "own_train_kept"))
+    assert held_out and kept and not held_out & kept and any("Flags for them change nothing" in line for line in front.said)
+
+
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--minutes", "5"], "--minutes needs --auto"),
+        (["--iterations", "7"], "--iterations needs --auto"),
+        (["--task", "masks"], "--task needs --auto"),
+        (["--from-scratch"], "--from-scratch needs --auto"),
+        (["--latency", "3ms"], "--latency needs --auto"),
+        (["--eval-only", "--precision", "bfloat16"], "--precision needs --optimize"),
+    ],
+)
+def test_flags_that_would_change_nothing(flags, said):
+    with pytest.raises(UserError, match=said):
+        train.read_config(train.argument_parser().parse_args(["--config-file", "digits/faster_rcnn_digits.yaml", *flags]))
 
 
 @pytest.mark.slow

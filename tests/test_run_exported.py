@@ -139,6 +139,7 @@ def test_tools(tmp_path, monkeypatch, capsys):
         (["--input", __file__], "name a detector"),
         (["--video-input", "nowhere.mp4", "--exported", "nowhere.onnx"], "'nowhere.onnx' does not exist"),
         (["--input", __file__, "--exported", "a.onnx", "--optimize"], "--exported cannot be combined"),
+        (["--input", __file__, "--config-file", "a.yaml", "--precision", "bfloat16"], "--precision needs --optimize"),
         (["--input", __file__, __file__, "--exported", "a.onnx", "--output", "a.png"], "name a folder"),
         (["--input", os.path.dirname(__file__), "--exported", "a.onnx"], "holds no image"),
     ],

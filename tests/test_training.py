@@ -343,12 +343,14 @@ def test_trackers(monkeypatch, tmp_path):
         storage.put_scalar("box_proposals/AR@100", 40.0, smoothing_hint=False)
         storage.put_scalar("bbox/APl", float("nan"), smoothing_hint=False)
         storage.put_scalar("bbox/AP-don't (large)", 20.0, smoothing_hint=False)  # of a class
+        storage.put_scalar("bbox/AP-don't [large]", 21.0, smoothing_hint=False)
         for writer in writers:
             writer.write()
             writer.close()
-    figures = {"bbox/AP": 30.0, "box_proposals/AR@100": 40.0, "bbox/AP-don't (large)": 20.0}
+    figures = {"bbox/AP": 30.0, "box_proposals/AR@100": 40.0, "bbox/AP-don't (large)": 20.0, "bbox/AP-don't [large]": 21.0}
     assert seen["wandb"] == [(0, {"total_loss": 2.0}), (1, figures), "end"]
-    assert seen["mlflow"][1] == (1, {"bbox/AP": 30.0, "box_proposals/AR_at_100": 40.0, "bbox/AP-don_t _large_": 20.0})
+    names = ("bbox/AP", "box_proposals/AR_at_100", "bbox/AP-don_t _large_", "bbox/AP-don_t _large__")
+    assert seen["mlflow"][1] == (1, dict(zip(names, figures.values())))
     # a training that goes on is the same run, whose parameters stay
     assert begun == {"wandb": "w7", "mlflow": "m8"}
     seen["parameters"].clear()

@@ -225,7 +225,8 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
     for split, (file, folder) in paths.items():
         found = splits(file) if file and not folder else {split: (file, folder)}
         if file and part and "val" in found:
-            raise UserError(f"--val-split: {file!r} already has a validation split, {found['val'][1]!r}", "conflict", "--val-split")
+            said = f"--val-split: {file!r} already has a validation split, {found['val'][1]!r}: leave --val-split out"
+            raise UserError(said, "conflict", "--val-split")
         for own in ("train", "val"):
             # a YOLO data.yaml or a folder of splits has both parts
             place = found.get(own) or (found.get("") if own == split else None)

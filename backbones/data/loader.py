@@ -116,14 +116,16 @@ _EFFECTS = dict.fromkeys(("coco", "lvis", "pascal_voc"), ", so their objects cou
 _WHOLE = ("coco_panoptic_seg", "cityscapes_instance", "cityscapes_sem_seg", "cityscapes_panoptic_seg")  # evaluators that need every image
 
 
-def evaluation_loader(build: Callable[[Callable], Any], mapper: Callable, skip: bool | None, kind: str | None) -> Any:
-    """The loader that ``build`` makes of a mapper, with names in its errors; ``kind`` is the data's ``evaluator_type``.
+def evaluation_loader(build: Callable[..., Any], mapper: Callable, skip: bool | None, kind: str | None) -> Any:
+    """The loader that ``build(mapper=...)`` makes, with names in its errors; ``kind`` is the data's ``evaluator_type``.
 
     With ``skip`` it leaves out unreadable images, unless the evaluator needs all images.
     """
-    if skip and kind not in _WHOLE:
-        return Readable(build(NamesFiles(mapper, True)), _EFFECTS.get(kind or "", ""))
-    return build(NamesFiles(mapper, None if skip else skip))
+    leaves_out = bool(skip) and kind not in _WHOLE
+    loader = build(mapper=NamesFiles(mapper, leaves_out or (None if skip else skip)))
+    if isinstance(loader, torchdata.DataLoader) and loader.worker_init_fn is None:
+        loader.worker_init_fn = begin_worker  # detectron2's function that builds it takes none
+    return Readable(loader, _EFFECTS.get(kind or "", "")) if leaves_out else loader
 
 
 class Examples(torchdata.Dataset):
@@ -198,7 +200,7 @@ class TrainLoader:
         self.batches.start = batch
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
-        options: dict[str, Any] = dict(batch_sampler=self.batches, collate_fn=share, worker_init_fn=_settle)
+        options: dict[str, Any] = dict(batch_sampler=self.batches, collate_fn=share, worker_init_fn=_begin_training_worker)
         iterator = iter(torchdata.DataLoader(self.dataset, num_workers=self.workers, **options))
         try:
             while True:
@@ -243,16 +245,17 @@ def _share(value: Any) -> None:
         _share(value.get_fields() if isinstance(value, Instances) else getattr(value, "tensor", ()))
 
 
-def _settle(worker: int) -> None:
-    cv2.setNumThreads(0)  # torch limits its own
+def _begin_training_worker(worker: int) -> None:
     # a signal to all processes stops the run after its iteration, which still needs the workers; they end with the run
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.signal(signal.SIGTERM, signal.SIG_DFL))
-    end_with_parent(worker)
+    begin_worker(worker)
 
 
-def end_with_parent(worker: int) -> None:
-    """Ends this worker if its parent process is killed. torch's own watchdog does not if a batch waits in a full pipe."""
+def begin_worker(worker: int) -> None:
+    """Gives this worker one thread, and ends it if its parent process is killed."""
+    cv2.setNumThreads(0)  # torch limits its own. A fork has none of its parent's threads, and would wait for them
+    # torch's own watchdog does not end it if a batch waits in a full pipe
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_watch, args=(parent.pid,), daemon=True).start()

@@ -15,6 +15,7 @@ from torch import nn
 from ..checkpoint import GatedCheckpointer, last_checkpoint, names_in
 from ..config import IMAGES, architecture, get
 from ..data import dataset_findings, follow, register_from_config, register_held_out, register_image_folders
+from ..data.formats import unused
 from ..data.holdout import HELD_OUT, KEPT
 from ..data.loader import NamesFiles
 from ..errors import UserError
@@ -210,6 +211,7 @@ class Front(ABC):
         if not training:
             self.check_has_weights(getattr(args, "resume", False))
         replaced = self.apply_data_arguments(args, training)
+        self.said += unused(args.train_json, args.train_images) if training else []
         known = [] if training else self.follow_classes(getattr(args, "resume", False))
         self.register(training, [*(s.DATASETS.TRAIN if training else ()), *s.DATASETS.TEST], replaced)
         for problem in self.findings(training, processes):

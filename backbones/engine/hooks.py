@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from .. import upstream
 from ..checkpoint import GatedCheckpointer
-from ..data.loader import Examples, TrainLoader, end_with_parent, seed_random_numbers, share
+from ..data.loader import Examples, TrainLoader, begin_worker, seed_random_numbers, share
 from ..errors import counted
 from ..evaluation.figures import headline
 from ..shufflenetv2 import ShuffleNetV2Supernet, supernets
@@ -285,7 +285,7 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
     # every process needs as many, since some losses wait for each other; repeated images do not count
     mine = range(comm.get_rank(), -(-len(records) // world) * world, world)
     order = [i % len(records) for i in mine]
-    options: dict[str, Any] = dict(num_workers=workers, collate_fn=share, worker_init_fn=end_with_parent)
+    options: dict[str, Any] = dict(num_workers=workers, collate_fn=share, worker_init_fn=begin_worker)
     loader = DataLoader(Examples(records, mapper, skip), batch_size=1, sampler=order, **options)
     try:
         with torch.no_grad(), EventStorage():

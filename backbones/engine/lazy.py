@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 import re
+from functools import partial
 from typing import Any, Callable, Collection, Iterator
 
 import detectron2.data.transforms as T
@@ -277,7 +278,7 @@ class PythonFront(Front):
         parts, names = self._parts("dataloader.test", "mapper"), self.settings.DATASETS.TEST
         kind = MetadataCatalog.get(names[0]).get("evaluator_type") if names else None
         mapper = self._mapper("dataloader.test.mapper")
-        return evaluation_loader(lambda mapper: _target(node)(**parts, mapper=mapper), mapper, self.skips, kind)
+        return evaluation_loader(partial(_target(node), **parts), mapper, self.skips, kind)
 
     def _evaluator(self, folder: str) -> Any:
         """The config's own evaluator; COCO's writes results into the run's folder and is of the kind train.coco_evaluator says."""

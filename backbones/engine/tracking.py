@@ -71,8 +71,12 @@ class MLflowWriter(_Tracker):
             self.mlflow.log_params({key: parameters[key] for key in keys[i : i + 100]})
 
     def log(self, figures: dict[str, float], iteration: int) -> None:
-        # the server refuses other characters
-        accepted = {re.sub(r"[^/\w.\- ]", "_", name.replace("@", "_at_")): value for name, value in figures.items()}
+        accepted: dict[str, float] = {}
+        for name, value in figures.items():
+            name = re.sub(r"[^/\w.\- ]", "_", name.replace("@", "_at_"))  # the server refuses other characters
+            while name in accepted:
+                name += "_"
+            accepted[name] = value
         self.mlflow.log_metrics(accepted, step=iteration)
 
     def close(self) -> None:

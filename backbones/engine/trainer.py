@@ -82,7 +82,7 @@ class Trainer(Fit, DefaultTrainer):
     def build_test_loader(cls, cfg: CfgNode, dataset_name: str):
         build = partial(build_detection_test_loader, cfg, dataset_name, collate_fn=share)
         mapper, kind = cls.build_mapper(cfg, is_train=False), MetadataCatalog.get(dataset_name).get("evaluator_type")
-        return evaluation_loader(lambda mapper: build(mapper=mapper), mapper, cfg.INPUT.UNREADABLE == "skip", kind)
+        return evaluation_loader(build, mapper, cfg.INPUT.UNREADABLE == "skip", kind)
 
     @staticmethod
     def build_mapper(cfg: CfgNode, is_train: bool) -> Callable[[dict[str, Any]], dict[str, Any]]:

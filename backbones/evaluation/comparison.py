@@ -2,7 +2,7 @@
 
 import contextlib
 import io
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Any, Callable, Iterable, Sequence
 
@@ -19,8 +19,14 @@ class Matches:
     truth: np.ndarray  # (G,) places of the objects' images
 
 
-def pycocotools_evaluation(dataset: dict[str, Any], results: list[dict], task: str) -> Any:
-    """pycocotools' ``COCOeval`` of results in COCO's format, ready to evaluate."""
+def most_detections(dataset: dict[str, Any], results: list[dict]) -> int:
+    """How many detections of a class in an image count: 100 as in COCO, or all if images have more objects, as where a training evaluates."""
+    objects = Counter(a["image_id"] for a in dataset["annotations"])
+    return max(100, *Counter(r["image_id"] for r in results).values()) if max(objects.values(), default=0) > 100 else 100
+
+
+def pycocotools_evaluation(dataset: dict[str, Any], results: list[dict], task: str, most: int = 0) -> Any:
+    """pycocotools' ``COCOeval`` of results in COCO's format, ready to evaluate; ``most`` is by default `most_detections`."""
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
@@ -28,11 +34,22 @@ def pycocotools_evaluation(dataset: dict[str, Any], results: list[dict], task: s
         truth = COCO()
         truth.dataset = dataset
         truth.createIndex()
-        return COCOeval(truth, truth.loadRes([dict(r) for r in results]) if results else COCO(), task)
+        evaluation = COCOeval(truth, truth.loadRes([dict(r) for r in results]) if results else COCO(), task)
+    most = most or most_detections(dataset, results)
+    if most > 100 and task != "keypoints":
+        evaluation.params.maxDets = [1, 10, most]
+    return evaluation
 
 
 def match(
-    images: dict[int, dict], places: dict[int, int], category: dict, annotations: list[dict], results: list[dict], task: str, sigmas=()
+    images: dict[int, dict],
+    places: dict[int, int],
+    category: dict,
+    annotations: list[dict],
+    results: list[dict],
+    task: str,
+    sigmas: Sequence[float] = (),
+    most: int = 0,
 ) -> list[Matches]:
     """pycocotools' matches of one class, for each range of areas of the task: all, small, medium, large (keypoints: no small).
 
@@ -40,7 +57,7 @@ def match(
     """
     used = sorted({entry["image_id"] for entry in [*annotations, *results]})
     dataset = {"images": [images[i] for i in used], "annotations": annotations, "categories": [category]}
-    evaluation = pycocotools_evaluation(dataset, results, task)
+    evaluation = pycocotools_evaluation(dataset, results, task, most)
     if len(sigmas):
         evaluation.params.kpt_oks_sigmas = np.array(sigmas)
     with contextlib.redirect_stdout(io.StringIO()):
@@ -127,7 +144,7 @@ def compare(
     # the first column is the data set itself
     weights = np.concatenate([np.ones((len(images), 1), np.int16), draw(len(images), samples, seed)], axis=1)
     truth = _by_class({**annotation, "iscrowd": annotation.get("iscrowd") or 0} for annotation in dataset["annotations"])
-    found = [_by_class(r) for r in results]
+    found, most = [_by_class(r) for r in results], [most_detections(dataset, r) for r in results]
     sizes = ("", "m", "l") if task == "keypoints" else ("", "s", "m", "l")
     categories = sorted(dataset["categories"], key=lambda category: category["id"])
     names = ["AP", "AP50", "AP75", *(f"AP{size}" for size in sizes[1:])]
@@ -137,7 +154,7 @@ def compare(
         if not own:  # COCO leaves the class out
             continue
         for detector in range(2):
-            matches = match(images, places, category, own, found[detector][category["id"]], task, sigmas)
+            matches = match(images, places, category, own, found[detector][category["id"]], task, sigmas, most[detector])
             step = max(8, 2**19 // (len(matches[0].image) + 1))  # samples at a time, which stay in the processor's cache
             for start in range(0, samples + 1, step):
                 part = slice(start, start + step)

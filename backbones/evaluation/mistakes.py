@@ -52,7 +52,7 @@ def tide(dataset: dict[str, Any], results: list[dict], task: str = "bbox") -> di
         said = f"kinds of errors (TIDE) are not counted: the package tidecv {why}: pip install tidecv"
         raise UserError(said, "missing-package", "tidecv") from error
     evaluation = pycocotools_evaluation(dataset, results, task)  # which gives polygons as run lengths
-    truth, found = Data("truth"), Data("found", max_dets=100)
+    truth, found = Data("truth"), Data("found", max_dets=evaluation.params.maxDets[-1])
     key = "mask" if task == "segm" else "box"
     for image in dataset["images"]:  # those without objects too
         truth.add_image(image["id"], str(image.get("file_name", image["id"])))

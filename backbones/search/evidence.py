@@ -16,7 +16,7 @@ from ..maedet import read_structure
 from .entropy import Meter, plain
 from .evolution import Candidate
 from .structure_config import load_structure_config
-from .study import BUDGET, DETECTORS, FAMILIES, FASTER, OWN, PATHS, SUPERNETS, VARIANTS, Network, detectors, iterations_of, structures
+from .study import BUDGET, DETECTORS, FAMILIES, FASTER, OWN, SUPERNETS, VARIANTS, Network, detectors, iterations_of, scores_of, structures
 
 _RESAMPLES = 10_000  # of a bootstrap interval
 _LEAST = 8  # networks of a rank correlation: of fewer, bootstrap intervals are too narrow
@@ -102,7 +102,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> str:
         for said in (
             _structures(rows, "structures"),
             _structures(rows, "short"),
-            *(_paths(rows, study) for study in PATHS),
+            *(_paths(rows, study) for study in SUPERNETS),
             _detectors(rows),
         )
         if said
@@ -168,16 +168,15 @@ def _paths(rows: Sequence[Mapping[str, Any]], study: str) -> str:
     found = by_network(rows, study)
     if not found:
         return ""
-    own, scored = [row for row in rows if row["study"] == study], by_network(rows, "supernet")
+    own, scored = [row for row in rows if row["study"] == study], by_network(rows, scores_of(study))
     drawn = {name: found[name] for name in found if any(row["network"] == name and row["group"] == "random" for row in own)}
     space = {"paths": "", "wide": " with branch widths"}.get(study, " with branch widths, and one choice for all blocks of a stage")
     space += ", trained with group norm" * (study == "stages_gn")
     parts = [f"Paths of one cost{space}, {iterations_of(study):,} iterations. {_measure(drawn, ' (group random)')}", _groups(own, found)]
-    kinds = {row["network"]: row["group"] for row in rows if row["study"] == "supernet"}
-    of_this = [name for name in scored if name.removeprefix("found ").split()[0] == study.rstrip("s")]
-    if study in SUPERNETS and (values := [*means(scored, [name for name in of_this if kinds[name] == "random"]).values()]):
+    kinds = {row["network"]: row["group"] for row in rows if row["study"] == scores_of(study)}
+    if values := [*means(scored, [name for name in scored if kinds[name] == "random"]).values()]:
         said = f"{counted(len(values), 'random path')}, {min(values):.2f} to {max(values):.2f}, {np.mean(values):.2f} on average"
-        found_ones = "".join(f"; {name} {np.mean([*scored[name].values()]):.2f}" for name in of_this if kinds[name] == "found")
+        found_ones = "".join(f"; {name} {np.mean([*scored[name].values()]):.2f}" for name in scored if kinds[name] == "found")
         parts.insert(1, f"AP with the supernet's weights, on held-out training images: {said}{found_ones}.")
     both = [name for name in drawn if name in scored]
     if len(both) >= _LEAST and (scores := means(scored, both)) and (reached := means(drawn, both)):
@@ -214,12 +213,13 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
 
     Stars are what was found. Lines are hand-made networks, and what was found but has no score.
     """
-    meter, scored = Meter(load_structure_config(BUDGET)["image_size"]), by_network(rows, "supernet")
+    meter = Meter(load_structure_config(BUDGET)["image_size"])
     panels: list[tuple[str, str, dict[str, float]]] = []  # (study, what is known, its value for each random network)
     entropy = {network.name: meter.measure(structure).score for network in structures() if (structure := structure_of(network))}
     for study in ("short", "structures"):
         panels.append((study, "entropy score", entropy))
-    for study in PATHS:
+    for study in SUPERNETS:
+        scored = by_network(rows, scores_of(study))
         names = [name for name in by_network(rows, study) if name in scored]
         panels.append((study, "AP with the supernet's weights", means(scored, names)))
     panels = [panel for panel in panels if by_network(rows, panel[0])] or panels[:1]

@@ -6,6 +6,7 @@ import io
 import math
 import random
 import time
+from functools import partial
 from typing import Any, Callable
 
 import torch
@@ -19,7 +20,7 @@ from torch import nn
 
 from ..checkpoint import GatedCheckpointer
 from ..config import plain_norms
-from ..data.loader import NamesFiles, share
+from ..data.loader import evaluation_loader, share
 from ..data.mapper import Mapper
 from ..deploy import optimize
 from ..errors import UserError
@@ -60,14 +61,9 @@ class PathEvaluator:
     def _loader(self, records: list[dict], mapper: Callable, batch: int):
         # its own sampler would give each process a part; here each process sees all
         sampler = torch.utils.data.SequentialSampler(records)
-        return build_detection_test_loader(
-            records,
-            mapper=NamesFiles(mapper, None),
-            sampler=sampler,
-            batch_size=batch,
-            num_workers=self.cfg.DATALOADER.NUM_WORKERS,
-            collate_fn=share,
-        )
+        options: dict[str, Any] = dict(batch_size=batch, num_workers=self.cfg.DATALOADER.NUM_WORKERS, collate_fn=share)
+        build = partial(build_detection_test_loader, records, sampler=sampler, **options)
+        return evaluation_loader(build, mapper, None, None)
 
     def _put(self, model: nn.Module, net: nn.Module) -> None:
         outer, _, name = self.place.rpartition(".")

@@ -260,7 +260,7 @@ def write_result(config: dict[str, Any], problem: SearchProblem, best: Candidate
     ):
         write_whole(os.path.join(output, name), content)
     print(f"{os.path.join(output, 'best_structure.txt')}: {described(costs, problem.budget)}")
-    print(f"train it: backbones train --config-file {os.path.join(output, 'detector.yaml')} --num-gpus 8")
+    print(f"train it: backbones train --config-file {os.path.join(output, 'detector.yaml')}")
 
 
 def describe(structure: Sequence[Plain], meter: Meter) -> dict[str, Any]:

@@ -21,9 +21,12 @@ from .structure_config import load_structure_config, problem_of
 
 BUDGET, SHALLOW = "search/crowd_budget.yaml", "search/crowd_shallow_budget.yaml"
 GFL = "crowd/gfl_crowd.yaml"
-_WIDE = "crowd/detnas_wide_supernet_crowd.yaml"
-SUPERNETS = {"paths": "crowd/detnas_supernet_crowd.yaml", "wide": _WIDE, "stages": _WIDE}  # of the studies of paths
-PATHS = (*SUPERNETS, "stages_gn")  # which have their scores
+SUPERNETS = {  # of the studies of paths
+    "paths": "crowd/detnas_supernet_crowd.yaml",
+    "wide": "crowd/detnas_wide_supernet_crowd.yaml",
+    "stages": "crowd/detnas_wide_supernet_crowd.yaml",
+    "stages_gn": "crowd/detnas_wide_gn_supernet_crowd.yaml",
+}
 SUBNET = "crowd/detnas_subnet_crowd.yaml"
 PATH = "MODEL.SHUFFLENETV2.CHOICES"
 COUNT = 24  # random networks of a group
@@ -34,7 +37,11 @@ FOUND = {  # by `backbones search exact` within so many layers: "found by entrop
     "found by entropy, 31 layers": "found_31_layers.txt",
     "found with equal stage weights, 22 layers": "found_22_layers_equal_weights.txt",
 }
-FOUND_PATHS = {"paths": "found_path.txt", "wide": "found_wide_path.txt"}  # by `backbones search-paths` with the study's supernet
+FOUND_PATHS = {  # by `backbones search-paths` with the study's supernet
+    "paths": ("found path", "found_path.txt"),
+    "wide": ("found wide", "found_wide_path.txt"),
+    "stages_gn": ("found, of mixed choices", "found_wide_gn_path.txt"),
+}
 GROUP_NORM = {"MODEL.SHUFFLENETV2.NORM": "GN", "MODEL.FPN.NORM": "GN"}
 SHORT = {"SOLVER.MAX_ITER": 2000}
 
@@ -87,10 +94,11 @@ def short() -> list[Network]:
 
 def paths(study: str = "paths") -> list[Network]:
     """Random paths of one cost in DetNAS's space and the one that its search found, in the short training."""
-    node, one = zoo.get_config(SUPERNETS[study]).MODEL.SHUFFLENETV2, study.rstrip("s")
+    node, one = zoo.get_config(SUPERNETS[study]).MODEL.SHUFFLENETV2, study.partition("_")[0].rstrip("s")
     each = [(f"{one} {i}", "random", path) for i, path in enumerate(random_paths(COUNT, study))]
     if study in FOUND_PATHS:
-        each.append((f"found {one}", "found", read_subnet(node, os.path.join(zoo.config_root(), "crowd", FOUND_PATHS[study]))))
+        name, file = FOUND_PATHS[study]
+        each.append((name, "found", read_subnet(node, os.path.join(zoo.config_root(), "crowd", file))))
     common = {"MODEL.SHUFFLENETV2.BRANCH_WIDTHS": list(node.BRANCH_WIDTHS), **SHORT}
     return [Network(name, group, SUBNET, options={PATH: list(path), **common}) for name, group, path in each]
 
@@ -107,13 +115,13 @@ def stages() -> list[Network]:
 
 def stages_gn() -> list[Network]:
     """The paths of `stages` with group norm: with few small images they learn far more than with batch norm."""
-    return [dataclasses.replace(network, options={**network.options, **GROUP_NORM}) for network in stages()]
+    return [dataclasses.replace(network, options={**network.options, **GROUP_NORM}) for network in paths("stages_gn")]
 
 
 def random_paths(count: int, study: str = "paths") -> list[tuple[int, ...]]:
     """Paths that cost the most that the supernet's search allows, or up to 3 % less."""
     cfg = zoo.get_config(SUPERNETS[study])
-    blocks = get_spec(cfg.MODEL.SHUFFLENETV2.NAME).blocks if study == "stages" else ()
+    blocks = get_spec(cfg.MODEL.SHUFFLENETV2.NAME).blocks if study.startswith("stages") else ()
     return paths_of_one_cost(path_costs(study), cfg.ONE_SHOT.MAX_COST, count, 0.03, 0, stages=blocks)
 
 
@@ -190,6 +198,11 @@ STUDIES: dict[str, Callable[[], list[Network]]] = {
 }
 
 
+def scores_of(study: str) -> str:
+    """What rows call the scores of a study's paths by its supernet."""
+    return f"{study} supernet"
+
+
 def identities(studies: Iterable[str]) -> dict[tuple[str, str], dict[str, Any]]:
     """What rows of these studies and of their supernets are of, by study and network.
 
@@ -203,7 +216,7 @@ def identities(studies: Iterable[str]) -> dict[tuple[str, str], dict[str, Any]]:
             about = {"options": dict(network.options), **({"structure": network.structure} if network.structure else {})}
             known[name, network.name] = {**about, "setting": settings[network.config]}
             if name in SUPERNETS:
-                known["supernet", network.name] = {**about, "setting": settings[SUPERNETS[name]]}
+                known[scores_of(name), network.name] = {**about, "setting": settings[SUPERNETS[name]]}
     return {key: json.loads(json.dumps(about)) for key, about in known.items()}
 
 
@@ -219,7 +232,7 @@ def read(path: str) -> list[dict[str, Any]]:
         rows = list(read_json(path)["runs"])
         for row in rows:
             words = [row[key] for key in ("network", "group", "setting")]
-            if row["study"] not in (*STUDIES, "supernet") or not all(isinstance(word, str) for word in words):
+            if row["study"] not in (*STUDIES, *map(scores_of, SUPERNETS)) or not all(isinstance(word, str) for word in words):
                 raise ValueError("a row names no study, network, group or setting")
             if type(row["seed"]) is not int or type(row["ap"]) not in (int, float) or not math.isfinite(row["ap"]):
                 raise ValueError("a row has a seed or an AP that is not a number")

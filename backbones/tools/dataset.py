@@ -65,8 +65,7 @@ def one(path: str, images: str = "") -> Part:
     found = parts(path, images)
     if len(found) > 1:
         places = formats.splits(path)
-        alike = len({file for file, _ in places.values()}) < len(places)  # such as in one data.yaml: their folders differ
-        named = ", ".join(f"{folder if alike else file} ({name})" for name, (file, folder) in places.items())
+        named = ", ".join(f"{formats.address(places, name)} ({name})" for name in places)
         raise UserError(f"{path!r} has several splits: name one of {named}", "missing-argument")
     return next(iter(found.values()))
 
@@ -196,7 +195,11 @@ def show(input: str, output: str, images: str = "", num: int = 12) -> Iterator[s
     if num < 1:
         raise UserError(f"--num {num}: draw at least one image", "value", "--num")
     picture(output)
-    content, root = one(input, images)
+    found = parts(input, images)
+    content, root = next(iter(found.values()))
+    if len(found) > 1:
+        joined, notes = merged([*found.values()])
+        content, root = {**joined, "notes": sum((Counter(each["notes"]) for each, _ in found.values()), Counter(notes))}, ""
     chosen = [content["images"][i] for i in np.linspace(0, len(content["images"]) - 1, min(num, len(content["images"]))).astype(int)]
     categories = sorted(content["categories"], key=lambda category: category["id"])
     number = {category["id"]: i for i, category in enumerate(categories)}
@@ -227,6 +230,8 @@ def show(input: str, output: str, images: str = "", num: int = 12) -> Iterator[s
     yield from _lines(
         output, {**content, "images": drawn, "annotations": [a for image in drawn for a in objects[image["id"]]]}, content["notes"]
     )
+    if len(found) > 1:
+        yield f"  drawn from all splits: {', '.join(found)}"
 
 
 def main() -> None:

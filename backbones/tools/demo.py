@@ -178,6 +178,8 @@ def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any
         return runner, metadata, runner.about.get("reading", {})
     if not args.config_file:
         raise UserError("name a detector: --config-file with MODEL.WEIGHTS, or --exported", "missing-argument", "--config-file")
+    if args.precision != "float32" and not args.optimize:
+        raise UserError("--precision needs --optimize", "missing-argument", "--precision")
     from ..deploy.predictor import Predictor
 
     front = open_named(args)

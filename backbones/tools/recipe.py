@@ -14,6 +14,7 @@ import re
 import torch
 
 from ..config import add_data_arguments, check_device, check_output_file
+from ..data.formats import unused
 from ..errors import UserError
 from ..files import write_whole
 from . import parser_of, program, run
@@ -33,6 +34,13 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     text = "longest time for inference on one image on this device, such as 30ms"
     group.add_argument("--latency", type=_seconds, default=0.0, metavar="MS", help=text)
     group.add_argument("--from-scratch", action="store_true", help="start from random weights even if pretrained ones are available")
+
+
+def recipe_flags(args: argparse.Namespace) -> list[str]:
+    """Which flags of `add_recipe_arguments` are given other values than their own."""
+    plain = argparse.ArgumentParser()
+    add_recipe_arguments(plain)
+    return ["--" + name.replace("_", "-") for name, value in vars(plain.parse_args([])).items() if getattr(args, name) != value]
 
 
 def _minutes(text: str) -> float:
@@ -115,6 +123,8 @@ def main() -> None:
     check_output_file(args.output, "--output")
     args.output_dir = os.path.join("output", os.path.splitext(os.path.basename(args.output))[0])
     design(args, args.output)
+    for line in unused(args.train_json, args.train_images):
+        print(line)
     print(f"{args.output}: train with `backbones train --config-file {args.output}`")
 
 

@@ -88,15 +88,14 @@ def scores(name: str, weights: str, path: str, seed: int, rows: Rows, known: Kno
 
     Raises UserError if there are scores of that seed by another supernet.
     """
-    config, digest = study.SUPERNETS[name], sha256(weights)
-    networks = study.STUDIES[name]()
-    own = [row for row in rows if row["study"] == "supernet" and row["seed"] == seed and row["network"] in {each.name for each in networks}]
+    config, digest, scored = study.SUPERNETS[name], sha256(weights), study.scores_of(name)
+    own = [row for row in rows if row["study"] == scored and row["seed"] == seed]
     check_rows(own, known, path)
     if any(row.get("weights") != digest for row in own):
         raise UserError(
             f"--json {path!r} has scores of another supernet with seed {seed}: name another file, or its seed", "conflict", "--json"
         )
-    networks = [network for network in networks if network.name not in {row["network"] for row in own}]
+    networks = [network for network in study.STUDIES[name]() if network.name not in {row["network"] for row in own}]
     print(f"{counted(len(networks), 'path')} to score, {len(own)} scored before", flush=True)
     cfg = open_config(config, ["MODEL.WEIGHTS", weights, "MODEL.DEVICE", "cuda" if torch.cuda.is_available() else "cpu"])
     front = prepare(cfg, argparse.Namespace(resume=True))
@@ -105,8 +104,8 @@ def scores(name: str, weights: str, path: str, seed: int, rows: Rows, known: Kno
         evaluator = PathEvaluator(front.cfg, folder)
         for network in tqdm(networks, desc="paths", unit="path"):
             score, _ = evaluator(tuple(network.options[study.PATH]))
-            row = {"study": "supernet", "network": network.name, "group": network.group, "ap": round(score, 4), "seed": seed}
-            row.update(machine=machine(), weights=digest, **known["supernet", network.name])
+            row = {"study": scored, "network": network.name, "group": network.group, "ap": round(score, 4), "seed": seed}
+            row.update(machine=machine(), weights=digest, **known[scored, network.name])
             record({**row, "command": f"backbones study {name} --supernet {weights} --seeds {seed}"}, path, KEYS)
 
 
@@ -154,7 +153,7 @@ def main() -> None:
     rows = study.read(args.json) if os.path.isfile(args.json) else []
     if args.show:
         there = {row["study"] for row in rows}
-        known = study.identities(name for name in study.STUDIES if name in there or "supernet" in there and name in study.SUPERNETS)
+        known = study.identities(name for name in study.STUDIES if there & {name, study.scores_of(name)})
         now = [row for row in rows if study.is_current(row, known)]
         if len(now) < len(rows):
             print(f"{counted(len(rows) - len(now), 'row')} left out: of other versions of networks or configs\n")

@@ -42,7 +42,7 @@ from ..errors import UserError
 from ..files import write_whole
 from ..search.paths import PathSampler
 from . import parser_of, program
-from .recipe import add_recipe_arguments, design, device_of
+from .recipe import add_recipe_arguments, design, device_of, recipe_flags
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -85,27 +85,30 @@ def read_config(args: argparse.Namespace) -> Front:
     """Opens the config of the command line. Raises UserError."""
     for flag, value, other, needed in (
         ("--optimize", args.optimize, "--eval-only", args.eval_only),
+        ("--precision", args.precision != "float32", "--optimize", args.optimize),
         ("--new-schedule", args.new_schedule, "--resume", args.resume),
+        *((flag, True, "--auto", args.auto) for flag in recipe_flags(args)),
     ):
         if value and not needed:
             raise UserError(f"{flag} needs {other}", code="missing-argument", key=flag)
     if args.overwrite and (args.resume or args.eval_only):
         raise UserError("--overwrite is for a new run: it cannot be combined with --resume or --eval-only", code="conflict", key="--overwrite")
-    if args.auto:
-        _design(args)
+    kept = args.auto and _design(args)
     if not args.config_file and not args.opts:
         message = "--config-file is missing: give a config's path, or a name from `backbones zoo list`"
         raise UserError(message, code="missing-argument", key="--config-file")
     front = open_named(args)
     args.config_file = front.path
+    if kept:
+        front.said.append(f"--auto --resume: data and settings are those of {front.path}. Flags for them change nothing")
     check_device(front.settings.MODEL.DEVICE, front.name("MODEL.DEVICE"), front.override("{}", "{}"))
     if args.resume:
         stay_in_moved_folder(front, args.opts)
     return front
 
 
-def _design(args: argparse.Namespace) -> None:
-    """Writes the recipe into the output folder, or with --resume reuses the one there, and makes it the config."""
+def _design(args: argparse.Namespace) -> bool:
+    """Makes the recipe in the output folder the config: a new one, or with --resume the one there; returns whether it was there."""
     for flag, value in (("--config-file", args.config_file), ("--backbone", args.backbone), ("--eval-only", args.eval_only)):
         if value:
             raise UserError(f"--auto works out the config itself: it cannot be combined with {flag}", "conflict", "--auto")
@@ -118,11 +121,14 @@ def _design(args: argparse.Namespace) -> None:
     args.config_file = os.path.join(args.output_dir, "recipe.yaml")
     check_output_dir(args.output_dir)
     if args.resume and os.path.isfile(args.config_file):
-        return
+        args.train_json = args.train_images = args.val_json = args.val_images = ""
+        args.val_split = 0.0
+        return True
     args.device = device_of(given.get("MODEL.DEVICE", ""))
     os.makedirs(args.output_dir, exist_ok=True)
     clear(args.output_dir, args.overwrite, "")
     design(args, args.config_file)
+    return False
 
 
 def prepare(args: argparse.Namespace, front: Front) -> Front:
