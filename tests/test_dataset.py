@@ -242,7 +242,7 @@ def test_show(tmp_path, count, capsys):
         list(dataset.show(path, output, str(tmp_path / "d/images"), count))
     write(tmp_path / "d/images/0.jpg", "no image")
     if count == 1:
-        with pytest.raises(UserError, match="none of the 1 images can be read"):
+        with pytest.raises(UserError, match="none of the chosen images can be read"):
             list(dataset.show(path, output, str(tmp_path / "d/images"), count))
     else:
         assert list(dataset.show(path, output, str(tmp_path / "d/images"), count))[0].startswith(f"{output}: 4 images, ")
@@ -256,10 +256,24 @@ def test_show_all_splits(tmp_path):
         shutil.move(tmp_path / "d/images", tmp_path / "r" / name)
         shutil.move(path, tmp_path / "r" / name / "_annotations.coco.json")
     lines = list(dataset.show(str(tmp_path / "r"), str(tmp_path / "a.png")))
-    assert lines[0].startswith(f"{tmp_path / 'a.png'}: 6 images, ") and lines[-1] == "  drawn from all splits: train, val, test"
+    assert lines[0].startswith(f"{tmp_path / 'a.png'}: 6 images, ") and lines[-1] == "  3 of train, 2 of val, 1 of test"
+    assert list(dataset.show(str(tmp_path / "r"), str(tmp_path / "a.png"), num=4))[-1] == "  2 of train, 1 of val, 1 of test"
     (line,) = formats.unused(str(tmp_path / "r"))
     assert line.endswith(f"--eval-only --val {tmp_path / 'r/test/_annotations.coco.json'}") and "'test' is not used" in line
     assert not formats.unused("") and not formats.unused(str(tmp_path / "r/train"))
+    assert not formats.unused(str(tmp_path / "r"), other=str(tmp_path / "r/test"))  # which may be it
+
+
+def test_a_test_list_of_a_yaml(yolo, tmp_path):
+    """Its folder would be other images, and other classes: the yaml is named too."""
+    path = os.path.join(str(yolo), "data.yaml") if os.path.isdir(yolo) else str(yolo)
+    with open(path) as f:
+        content = yaml.safe_load(f)
+    for value, said in ((content["val"], []), (content["train"], ["--eval-only --val "])):
+        with open(path, "w") as f:
+            yaml.safe_dump({**content, "test": value}, f)
+        lines = formats.unused(path)
+        assert [line.partition("training: ")[2].startswith(said[0] + path + " --val-images ") for line in lines] == [True] * len(said)
 
 
 def test_show_thin_and_deep_images(tmp_path):

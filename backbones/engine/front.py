@@ -211,7 +211,7 @@ class Front(ABC):
         if not training:
             self.check_has_weights(getattr(args, "resume", False))
         replaced = self.apply_data_arguments(args, training)
-        self.said += unused(args.train_json, args.train_images) if training else []
+        self.said += unused(args.train_json, args.train_images, args.val_json) if training else []
         known = [] if training else self.follow_classes(getattr(args, "resume", False))
         self.register(training, [*(s.DATASETS.TRAIN if training else ()), *s.DATASETS.TEST], replaced)
         for problem in self.findings(training, processes):

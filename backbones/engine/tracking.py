@@ -63,6 +63,7 @@ class MLflowWriter(_Tracker):
     def begin(self) -> None:
         self.mlflow = _module("mlflow", self.job.name("TRACKING.MLFLOW"))
         self.mlflow.set_experiment(self.job.mlflow)
+        self.names: dict[str, str] = {}  # by figure
         known = self.begun.get("mlflow")
         self.begun["mlflow"] = str(self.mlflow.start_run(run_id=known).info.run_id)
         parameters = {key: str(value)[:500] for key, value in flat(self.job.config).items()} if not known else {}  # parameters cannot change
@@ -71,13 +72,13 @@ class MLflowWriter(_Tracker):
             self.mlflow.log_params({key: parameters[key] for key in keys[i : i + 100]})
 
     def log(self, figures: dict[str, float], iteration: int) -> None:
-        accepted: dict[str, float] = {}
-        for name, value in figures.items():
-            name = re.sub(r"[^/\w.\- ]", "_", name.replace("@", "_at_"))  # the server refuses other characters
-            while name in accepted:
-                name += "_"
-            accepted[name] = value
-        self.mlflow.log_metrics(accepted, step=iteration)
+        for figure in figures:
+            if figure not in self.names:
+                name = re.sub(r"[^/\w.\- ]", "_", figure.replace("@", "_at_"))  # the server refuses other characters
+                while name in self.names.values():
+                    name += "_"
+                self.names[figure] = name
+        self.mlflow.log_metrics({self.names[figure]: value for figure, value in figures.items()}, step=iteration)
 
     def close(self) -> None:
         self.mlflow.end_run()

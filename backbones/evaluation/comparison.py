@@ -20,9 +20,9 @@ class Matches:
 
 
 def most_detections(dataset: dict[str, Any], results: list[dict]) -> int:
-    """How many detections of a class in an image count: 100 as in COCO, or all if images have more objects, as where a training evaluates."""
+    """How many detections of a class in an image count: 100 as in COCO, or all if an image has more objects."""
     objects = Counter(a["image_id"] for a in dataset["annotations"])
-    return max(100, *Counter(r["image_id"] for r in results).values()) if max(objects.values(), default=0) > 100 else 100
+    return max([100, *Counter(r["image_id"] for r in results).values()]) if max(objects.values(), default=0) > 100 else 100
 
 
 def pycocotools_evaluation(dataset: dict[str, Any], results: list[dict], task: str, most: int = 0) -> Any:

@@ -198,7 +198,11 @@ def _detectors(rows: Sequence[Mapping[str, Any]]) -> str:
     families = [family for family in (*FAMILIES, OWN) if any(network.startswith(f"{family} in ") for network in found)]
     table = [(family, *(cell(family, name) for name in columns)) for family in families]
     trained = f"{len(found)} of {len(detectors())} networks so far"
-    said = f"AP of boxes, {iterations_of('detectors'):,} iterations, {trained}. Variants of {FASTER}: {'; '.join(VARIANTS)}. {_measure(found)}"
+    configs = {name: zoo.get_config(f"crowd/{name}_crowd.yaml") for name in (FASTER, *(name for name in columns if name in DETECTORS))}
+    others = {name: cfg for name, cfg in configs.items() if cfg.INPUT != configs[FASTER].INPUT}
+    sizes = "".join(f"{name} has images of {cfg.INPUT.MIN_SIZE_TEST} pixels and rate {cfg.SOLVER.BASE_LR:g}. " for name, cfg in others.items())
+    said = f"AP of boxes, {iterations_of('detectors'):,} iterations, {trained}. Variants of {FASTER}: {'; '.join(VARIANTS)}. "
+    said += sizes + _measure(found)
     return f"{said}\n\n" + tabulate(table, ("network", *columns), "pipe", disable_numparse=True)
 
 

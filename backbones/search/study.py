@@ -114,7 +114,7 @@ def stages() -> list[Network]:
 
 
 def stages_gn() -> list[Network]:
-    """The paths of `stages` with group norm: with few small images they learn far more than with batch norm."""
+    """The paths of `stages` with group norm, with which few small images teach them far more, and the one that their supernet's search found."""
     return [dataclasses.replace(network, options={**network.options, **GROUP_NORM}) for network in paths("stages_gn")]
 
 
@@ -232,8 +232,10 @@ def read(path: str) -> list[dict[str, Any]]:
         rows = list(read_json(path)["runs"])
         for row in rows:
             words = [row[key] for key in ("network", "group", "setting")]
-            if row["study"] not in (*STUDIES, *map(scores_of, SUPERNETS)) or not all(isinstance(word, str) for word in words):
-                raise ValueError("a row names no study, network, group or setting")
+            if row["study"] not in (*STUDIES, *map(scores_of, SUPERNETS)):
+                raise ValueError(f"{row['study']!r} is no study")
+            if not all(isinstance(word, str) for word in words):
+                raise ValueError("a row names no network, group or setting")
             if type(row["seed"]) is not int or type(row["ap"]) not in (int, float) or not math.isfinite(row["ap"]):
                 raise ValueError("a row has a seed or an AP that is not a number")
         return rows

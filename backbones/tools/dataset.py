@@ -65,7 +65,7 @@ def one(path: str, images: str = "") -> Part:
     found = parts(path, images)
     if len(found) > 1:
         places = formats.splits(path)
-        named = ", ".join(f"{formats.address(places, name)} ({name})" for name in places)
+        named = ", ".join(f"{formats.named(places, name, '--images')} ({name})" for name in places)
         raise UserError(f"{path!r} has several splits: name one of {named}", "missing-argument")
     return next(iter(found.values()))
 
@@ -187,19 +187,35 @@ def merge(input: list[str], output: str, images: Sequence[str] = ()) -> Iterator
 
 
 def show(input: str, output: str, images: str = "", num: int = 12) -> Iterator[str]:
-    """Writes one picture of ``num`` evenly chosen images with their annotations. Yields lines on what was written and left out."""
-    from detectron2.data import Metadata
-    from detectron2.structures import BoxMode
-    from detectron2.utils.visualizer import Visualizer
-
+    """Writes one picture of ``num`` annotated images, evenly chosen, of all splits. Yields lines on what was written and left out."""
     if num < 1:
         raise UserError(f"--num {num}: draw at least one image", "value", "--num")
     picture(output)
     found = parts(input, images)
-    content, root = next(iter(found.values()))
+    shares = [num // len(found) + (i < num % len(found)) for i in range(len(found))]
+    tiles, drawn = [], []
+    notes: Counter[str] = Counter()
+    for (name, (content, root)), share in zip(found.items(), shares):
+        for image, objects, tile in _drawn(content, root, share):
+            tiles.append(tile)
+            drawn.append((name, image, objects))
+        notes.update(content["notes"])
+    if not tiles:
+        raise UserError("none of the chosen images can be read", "bad-file")
+    write_grid(tiles, output, min(4, len(tiles)), "annotations")
+    classes = {category["name"] for content, _ in found.values() for category in content["categories"]}
+    content = {"images": drawn, "annotations": [a for _, _, objects in drawn for a in objects], "categories": classes}
+    yield from _lines(output, content, notes)
     if len(found) > 1:
-        joined, notes = merged([*found.values()])
-        content, root = {**joined, "notes": sum((Counter(each["notes"]) for each, _ in found.values()), Counter(notes))}, ""
+        yield "  " + ", ".join(f"{count} of {name}" for name, count in Counter(name for name, _, _ in drawn).items())
+
+
+def _drawn(content: dict[str, Any], root: str, num: int) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], np.ndarray]]:
+    """Evenly chosen images of a split, their objects, and both drawn. Those that cannot be read are left out, and named."""
+    from detectron2.data import Metadata
+    from detectron2.structures import BoxMode
+    from detectron2.utils.visualizer import Visualizer
+
     chosen = [content["images"][i] for i in np.linspace(0, len(content["images"]) - 1, min(num, len(content["images"]))).astype(int)]
     categories = sorted(content["categories"], key=lambda category: category["id"])
     number = {category["id"]: i for i, category in enumerate(categories)}
@@ -209,7 +225,6 @@ def show(input: str, output: str, images: str = "", num: int = 12) -> Iterator[s
         if a["image_id"] in objects:
             shown = {key: a[key] for key in ("bbox", "segmentation") if a.get(key)}
             objects[a["image_id"]].append({**shown, "bbox_mode": BoxMode.XYWH_ABS, "category_id": number[a["category_id"]]})
-    tiles, drawn = [], []
     for image in chosen:
         file = os.path.join(root, image["file_name"])
         if not os.path.isfile(file):
@@ -217,21 +232,12 @@ def show(input: str, output: str, images: str = "", num: int = 12) -> Iterator[s
         pixels = pixels_of(file, value_range=(0, 65535))
         if pixels is None:
             continue
-        drawn.append(image)
         its = objects[image["id"]]
         if not all("segmentation" in a for a in its):  # detectron2 draws masks for all objects or for none
             its = [{key: value for key, value in a.items() if key != "segmentation"} for a in its]
         np.random.seed(0)  # detectron2 takes colours from numpy's global generator: make the same picture every time
         scale = scale_of(pixels, max(240, min(image["height"], 480)) / pixels.shape[0])
-        tiles.append(Visualizer(pixels, about, scale=scale).draw_dataset_dict({"annotations": its}).get_image())
-    if not tiles:
-        raise UserError(f"none of the {len(chosen)} images can be read", "bad-file")
-    write_grid(tiles, output, min(4, len(tiles)), "annotations")
-    yield from _lines(
-        output, {**content, "images": drawn, "annotations": [a for image in drawn for a in objects[image["id"]]]}, content["notes"]
-    )
-    if len(found) > 1:
-        yield f"  drawn from all splits: {', '.join(found)}"
+        yield image, objects[image["id"]], Visualizer(pixels, about, scale=scale).draw_dataset_dict({"annotations": its}).get_image()
 
 
 def main() -> None:

@@ -37,7 +37,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_flags(args: argparse.Namespace) -> list[str]:
-    """Which flags of `add_recipe_arguments` are given other values than their own."""
+    """Which flags of `add_recipe_arguments` have other values than by default."""
     plain = argparse.ArgumentParser()
     add_recipe_arguments(plain)
     return ["--" + name.replace("_", "-") for name, value in vars(plain.parse_args([])).items() if getattr(args, name) != value]
@@ -123,7 +123,7 @@ def main() -> None:
     check_output_file(args.output, "--output")
     args.output_dir = os.path.join("output", os.path.splitext(os.path.basename(args.output))[0])
     design(args, args.output)
-    for line in unused(args.train_json, args.train_images):
+    for line in unused(args.train_json, args.train_images, args.val_json):
         print(line)
     print(f"{args.output}: train with `backbones train --config-file {args.output}`")
 

@@ -93,14 +93,17 @@ def read_config(args: argparse.Namespace) -> Front:
             raise UserError(f"{flag} needs {other}", code="missing-argument", key=flag)
     if args.overwrite and (args.resume or args.eval_only):
         raise UserError("--overwrite is for a new run: it cannot be combined with --resume or --eval-only", code="conflict", key="--overwrite")
+    data = {"--train": args.train_json, "--val": args.val_json, "--val-split": args.val_split}
+    given = [*(flag for flag, value in data.items() if value), *recipe_flags(args)]
     kept = args.auto and _design(args)
     if not args.config_file and not args.opts:
         message = "--config-file is missing: give a config's path, or a name from `backbones zoo list`"
         raise UserError(message, code="missing-argument", key="--config-file")
     front = open_named(args)
     args.config_file = front.path
-    if kept:
-        front.said.append(f"--auto --resume: data and settings are those of {front.path}. Flags for them change nothing")
+    if kept and given:
+        said = f"--auto --resume: {', '.join(given)} changed nothing: data and settings are those of {front.path}"
+        front.said.append(f"{said} -> for others, start a new run")
     check_device(front.settings.MODEL.DEVICE, front.name("MODEL.DEVICE"), front.override("{}", "{}"))
     if args.resume:
         stay_in_moved_folder(front, args.opts)

@@ -13,7 +13,7 @@ from . import labelme, voc, yolo
 from .building import SUFFIXES, has
 from .naming import foreign
 
-__all__ = ["address", "foreign", "load", "splits", "unused"]
+__all__ = ["foreign", "load", "named", "splits", "unused"]
 
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _COCO = ("_annotations.coco.json", "annotations.json")  # as Roboflow and others name the file among its images
@@ -90,17 +90,23 @@ def splits(path: str) -> dict[str, tuple[str, str]]:
     return {"": (_coco_in(path) or path, _image_folder(path))}
 
 
-def address(found: dict[str, tuple[str, str]], split: str) -> str:
-    """What names one split of `splits` alone: its file, or its folder if another has the same file, such as a data.yaml."""
+def named(found: dict[str, tuple[str, str]], split: str, flag: str) -> str:
+    """What names one split of `splits` alone: its file, and with ``flag`` its folder if another has the same file, such as a data.yaml."""
     file, folder = found[split]
-    return folder if [other for other, _ in found.values()].count(file) > 1 else file
+    return f"{file} {flag} {folder}" if [other for other, _ in found.values()].count(file) > 1 else file
 
 
-def unused(path: str, images: str = "") -> list[str]:
-    """A line on a split "test" of training data, which training leaves alone; none without one. ``images`` joins all splits."""
-    found = splits(path) if path and not images else {}
-    said = f"{path}: its split 'test' is not used. Evaluate on it after the training: --eval-only --val "
-    return [said + address(found, "test")] if "test" in found else []
+def unused(path: str, images: str = "", other: str = "") -> list[str]:
+    """A line on a split "test" of training data, which training leaves alone; none without one.
+
+    ``images`` joins all splits, ``other`` are the data for evaluation if they are not of the same path.
+    """
+    found = splits(path) if path and not (images or other) else {}
+    if "test" not in found or found["test"] == found.get("val"):
+        return []
+    return [
+        f"{path}: its split 'test' is not used. Evaluate on it after the training: --eval-only --val {named(found, 'test', '--val-images')}"
+    ]
 
 
 def _in_annotations(path: str) -> dict[str, str]:
