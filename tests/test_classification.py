@@ -44,9 +44,10 @@ def folder(tmp_path):
     return str(tmp_path / "images")
 
 
-def registered(folder, name):
+def registered(folder, name, *classes):
     cfg = get_cfg()
     add_backbones_config(cfg)
+    cfg.DATASETS.CLASSES = list(classes)
     cfg.DATASETS.IMAGE_FOLDERS = [[name, folder]]
     register_image_folders(cfg)
     return DatasetCatalog.get(name)
@@ -56,6 +57,7 @@ def test_folders(folder):
     records = registered(folder, "red_and_blue")
     assert [r["label"] for r in records] == [0] * 6 + [1] * 6 and MetadataCatalog.get("red_and_blue").classes == ("class0", "class1")
     registered(folder, "red_and_blue")  # once more is no other
+    assert MetadataCatalog.get("red_and_blue").said == ["red_and_blue: 12 images of 2 classes"]
     with pytest.raises(UserError, match="'red_and_blue' is taken"):
         registered(os.path.dirname(folder), "red_and_blue")
     for entry, words in (
@@ -69,6 +71,15 @@ def test_folders(folder):
         with pytest.raises(UserError, match=words) as error:
             register_image_folders(cfg)
         assert "\n" not in str(error.value)
+
+
+def test_what_is_left_out_of_folders_is_counted(folder):
+    for name in ("class0/notes.gif", "class1/.hidden", "class1/list.txt"):
+        with open(os.path.join(folder, name), "w") as f:
+            f.write("no image")
+    assert len(registered(folder, "red alone", "class0")) == 6
+    left = "left out: 6 files of other classes; left out: 2 files not an image"
+    assert MetadataCatalog.get("red alone").said == [f"red alone: 6 images of 1 class; {left}"]
 
 
 @pytest.mark.parametrize("order, red", [("RGB", 0), ("BGR", 2)])

@@ -17,9 +17,11 @@ from small_data import picture, voc_object, voc_xml, write
 
 import backbones
 from backbones import zoo
-from backbones.config import check_config, check_device, config_findings, merge_overrides
+from backbones.config import check_config, check_device, config_findings, idle_keys, merge_overrides
+from backbones.data import dataset_findings
 from backbones.data.formats import load
 from backbones.data.sources import Use
+from backbones.deploy.names import names_of
 from backbones.engine import open_config
 from backbones.evaluation import build_evaluator
 from backbones.evaluation.figures import figures_of, metric_findings
@@ -68,6 +70,33 @@ def test_lists_that_do_not_fit(overrides, words, suggestion):
     Use.of(cfg)  # which is asked before the check
     error = said(check_config, cfg)
     assert words in str(error) and (suggestion is None or error.suggestion == suggestion)
+
+
+def test_tasks_that_an_architecture_does_not_learn():
+    cfg = zoo.get_config("digits/gfl_digits.yaml")
+    merge_overrides(cfg, ["MODEL.MASK_ON", "True", "MODEL.DEVICE", "cpu"])
+    (error,) = config_findings(cfg)
+    assert error.key == "MODEL.MASK_ON" and "'GFL' learns boxes alone" in str(error)
+
+
+def test_keys_that_change_nothing():
+    """Which the command line sets: a base may keep values of what is off."""
+    opts = "SOLVER.AMP.PRECISION bfloat16 MODEL.REGNET.NAME RegNetY-4.0GF MODEL.VOVNET.NORM BN MODEL_EMA.ENABLED True MODEL_EMA.DECAY 0.9"
+    front = open_config("faster_rcnn_V_39_FPN_3x.yaml", opts.split())
+    idle = {key: why for key, why in idle_keys(front.settings, front.name) if front.stated(key)}
+    assert idle.keys() == {"SOLVER.AMP.PRECISION", "MODEL.REGNET.NAME"} and idle["SOLVER.AMP.PRECISION"] == "it needs SOLVER.AMP.ENABLED True"
+    assert idle["MODEL.REGNET.NAME"].startswith("the backbone is build_vovnet_fpn_backbone")
+    front = open_config("COCO-Detection/retinanet_R_50_FPN_1x.py", ["train.amp.precision=bfloat16"])
+    assert [why for key, why in idle_keys(front.settings, front.name) if front.stated(key)] == ["it needs train.amp.enabled True"]
+
+
+def test_keys_of_own_data_where_there_are_none():
+    cfg = zoo.get_config("digits/faster_rcnn_digits.yaml")
+    assert not list(dataset_findings(cfg, True))
+    merge_overrides(cfg, ["DATASETS.CLASSES", "['cup', 'plate']"])
+    (error,) = dataset_findings(cfg, True)
+    assert error.key == "DATASETS.CLASSES" and "not 'digits_train'" in str(error)
+    assert names_of(cfg)[0].thing_classes == [str(i) for i in range(10)]  # not two names for ten classes
 
 
 def test_one_side_from_python_is_no_range():

@@ -6,13 +6,16 @@ import sys
 import matplotlib
 import numpy as np
 import pytest
+from detectron2.data import MetadataCatalog
 from PIL import Image
 
 from backbones.drawing import SIDE, Mark, beside, draw
+from backbones.engine import open_config
 from backbones.errors import UserError
-from backbones.evaluation import corruptions
+from backbones.evaluation import build, corruptions
 from backbones.evaluation.figures import headline, leading_task
 from backbones.evaluation.mistakes import Judged, by_kind_of_object, confusion, judge, tide
+from backbones.evaluation.results import results_file
 from backbones.tools import errors as tool
 from backbones.tools import run
 
@@ -197,6 +200,21 @@ def test_tool_without_tidecv_does_the_rest(finished, monkeypatch, capsys):
     code, said = command(monkeypatch, capsys, finished)
     assert code == 0 and said.out.count("pip install tidecv") == 1
     assert json.loads((finished / "errors.json").read_text())["errors"] is None and (finished / "errors.html").exists()
+
+
+def test_results_of_several_data_sets(finished, monkeypatch, capsys):
+    """Each has its folder: those of one are not judged by the truth of another, whose images may have the same ids."""
+    cfg = open_config(str(finished / "config.yaml"), ["OUTPUT_DIR", str(finished)]).cfg
+    for tests, folder in ((("own_val",), "inference"), (("own_val", "a/b"), "inference/own_val")):
+        cfg.DATASETS.TEST = tests
+        monkeypatch.setitem(build._BUILDERS, "coco", [lambda cfg, name, output_dir: output_dir])
+        MetadataCatalog.get("own_val").evaluator_type = "coco"
+        assert build.build_evaluator(cfg, "own_val") == str(finished / folder)
+    (finished / "inference" / "own_val").mkdir()
+    (finished / "inference" / "coco_instances_results.json").rename(finished / "inference" / "own_val" / "coco_instances_results.json")
+    assert results_file(str(finished), "own_val").endswith("own_val/coco_instances_results.json")
+    code, said = command(monkeypatch, capsys, finished, "--num", 0)
+    assert code == 0 and "AP50 of bbox is 25.25" in said.out
 
 
 def test_runs_without_evaluation_are_refused_in_one_line(tmp_path, finished, monkeypatch, capsys):

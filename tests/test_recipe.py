@@ -446,7 +446,7 @@ def test_what_cannot_be(tmp_path):
             train.read_config(train.argument_parser().parse_args(["--auto", "--train", "t.json", flag, "x.pth"]))
 
 
-def test_auto_resumes_with_the_data_of_its_recipe(tmp_path):
+def test_auto_resumes_with_the_data_of_its_recipe(tmp_path, catalogue):
     """What was held out stays so, although the command does not say it again."""
     ((file, folder),) = few_digits(tmp_path, {"train": 8}).values()
     (tmp_path / "run").mkdir()
@@ -460,6 +460,36 @@ def test_auto_resumes_with_the_data_of_its_recipe(tmp_path):
     assert (front.cfg.DATASETS.TRAIN, front.cfg.DATASETS.TEST) == (("own_train_kept",), ("own_train_held_out",))
     held_out, kept = ({record["file_name"] for record in DatasetCatalog.get(name)} for name in ("own_train_held_out", "own_train_kept"))
     assert held_out and kept and not held_out & kept and any("--train, --minutes changed nothing" in line for line in front.said)
+
+
+def test_auto_is_for_one_machine(monkeypatch):
+    flags = ["--auto", "--train", "t.json"]
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")
+    with pytest.raises(UserError, match="--auto starts its processes itself, on one machine"):
+        train.read_config(train.argument_parser().parse_args(flags))
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID")
+    with pytest.raises(UserError, match="--auto starts its processes itself, on one machine"):
+        train.read_config(train.argument_parser().parse_args([*flags, "--num-machines", "2"]))
+
+
+def test_recipes_read_data_as_they_are_told(tmp_path, capsys, catalogue):
+    """Boxes are corners, and what was read is said; keys of anything else are the recipe's."""
+    ((file, folder),) = few_digits(tmp_path, {"train": 12}).values()
+    with open(file) as f:
+        content = json.load(f)
+    for a in content["annotations"]:
+        x, y, w, h = a["bbox"]
+        a["bbox"] = [x, y, x + w, y + h]
+    content["annotations"][0]["bbox"] = [5, 5, 5, 5]
+    with open(file, "w") as f:
+        json.dump(content, f)
+    args = asked({"train": (file, folder)}, tmp_path, opts=["DATASETS.BOX_FORMAT", "xyxy"])
+    work = Design(args)
+    work._data()
+    said = capsys.readouterr().out
+    assert "own_train" in said and "1 empty box" in said and work.choices["DATASETS.BOX_FORMAT"].value == "xyxy"
+    sides = [max(a["bbox"][2:]) for data in [work._read(work.cfg.DATASETS.TRAIN)[0]] for a in data.annotations]
+    assert max(sides) < 90  # of digits, not of corners
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,13 @@ def test_plot(run_folder):
     assert min(picture.shape) > 500 and (picture < 100).mean() > 0.002  # ink, not an empty page
 
 
+def test_lines_that_are_no_figures_are_counted(tmp_path, caplog):
+    """Other than the last line, which a kill cuts off."""
+    (tmp_path / "metrics.json").write_text('{"iteration": 1, "total_loss": 2.0}\nx\n\n{"iteration": 3, "total_loss": 1.0}\n{"iterat')
+    assert [row["iteration"] for row in plot.read_metrics(str(tmp_path))] == [1, 3]
+    assert [record.getMessage() for record in caplog.records] == [f"{tmp_path}/metrics.json: 2 lines left out: not figures of an iteration"]
+
+
 def test_plot_mistakes_in_the_output(run_folder):
     for output, words in (("curve.txt", "kind of picture"), ("metrics.json/curve.png", "cannot be created")):
         with pytest.raises(backbones.UserError, match=words):

@@ -1,8 +1,17 @@
 """Every config key this project adds, reading configs, and the check of a whole config before anything heavy starts."""
 
 from .architectures import ARCHITECTURES, architecture, learns
-from .checks import check_config, check_device, check_output_dir, check_output_file, config_findings, from_libraries, training_findings
-from .keys import KEYS, add_backbones_config, add_vovnet_config, all_keys, defaults, flat, get, plain_norms, put
+from .checks import (
+    check_config,
+    check_device,
+    check_output_dir,
+    check_output_file,
+    config_findings,
+    from_libraries,
+    idle_keys,
+    training_findings,
+)
+from .keys import KEYS, READING, add_backbones_config, add_vovnet_config, all_keys, defaults, flat, get, plain_norms, put
 from .merging import (
     IMAGES,
     KINDS,
@@ -21,6 +30,7 @@ __all__ = [
     "IMAGES",
     "KEYS",
     "KINDS",
+    "READING",
     "add_backbones_config",
     "add_data_arguments",
     "add_vovnet_config",
@@ -38,6 +48,7 @@ __all__ = [
     "flat",
     "from_libraries",
     "get",
+    "idle_keys",
     "learns",
     "make_files_absolute",
     "merge_file",

@@ -60,6 +60,30 @@ def config_findings(cfg: CfgNode, training: bool = False, processes: int = 1) ->
         yield from _building(cfg, training, processes > 1 and not device.startswith("cuda"))
 
 
+_SWITCHES = {  # keys that change nothing while the switch of their section is off
+    "SOLVER.AMP": ("PRECISION",),
+    "SOLVER.CLIP_GRADIENTS": ("CLIP_TYPE", "CLIP_VALUE", "NORM_TYPE"),
+    "MODEL_EMA": ("DECAY",),
+    "INPUT.CROP": ("SIZE", "TYPE"),
+    "TEST.AUG": ("MIN_SIZES", "MAX_SIZE", "FLIP"),
+    "TEST.PRECISE_BN": ("NUM_ITER",),
+}
+
+
+def idle_keys(cfg: CfgNode, called: Callable[[str], str] = str) -> Iterator[tuple[str, str]]:
+    """Keys without any effect in a config, and what to do; ``called`` gives the user's name for a key."""
+    for section, keys in _SWITCHES.items():
+        if not get(cfg, f"{section}.ENABLED"):
+            yield from ((f"{section}.{key}", f"it needs {called(f'{section}.ENABLED')} True") for key in keys)
+    builder = cfg.MODEL.BACKBONE.NAME
+    kinds = {family: (family, "mnv2") if family == "mobilenetv2" else (family,) for family in (*FAMILIES, "resnet")}
+    theirs = next((family for family, words in kinds.items() if any(f"_{word}_" in f"_{builder}_" for word in words)), None)
+    for key in all_keys(cfg) if theirs else ():
+        family = key.split(".")[1].lower() if key.startswith("MODEL.") else ""
+        if family in FAMILIES and family != theirs:
+            yield key, f"the backbone is {builder}: give another one with --backbone"
+
+
 def _values(cfg: CfgNode) -> Iterator[UserError]:
     """Keys with a value that is not allowed, each by itself."""
     own = [family.upper() for family in FAMILIES]
@@ -106,6 +130,9 @@ def _combinations(cfg: CfgNode) -> Iterator[UserError]:
         shorter = get(cfg, key)
         if get(cfg, longest) < 1 and any(shorter if isinstance(shorter, (list, tuple)) else [shorter]):
             yield _conflict(longest, usual, f"{get(cfg, longest)} must be at least 1: it is the largest side allowed")
+    for key, task in (("MODEL.MASK_ON", "masks"), ("MODEL.KEYPOINT_ON", "keypoints")):
+        if get(cfg, key) and (tasks := architecture(cfg).tasks) and task not in tasks:
+            yield _conflict(key, False, f"True: META_ARCHITECTURE {cfg.MODEL.META_ARCHITECTURE!r} learns {', '.join(tasks)} alone")
     if crop.AROUND_OBJECTS and not crop.ENABLED:
         yield _conflict("INPUT.CROP.AROUND_OBJECTS", False, "needs INPUT.CROP.ENABLED: nothing is cropped without")
     relative = crop.TYPE.startswith("relative")

@@ -75,6 +75,10 @@ _BOX_LOSSES = ("smooth_l1", "giou", "diou", "ciou")
 _POOLERS = ("ROIAlignV2", "ROIAlign", "ROIPool", "ROIAlignRotated")
 _SAMPLERS = ("", "RepeatFactor", "RandomSubset", "Weighted", "WeightedCategory")
 
+READING = (  # how own data are read; a recipe depends on it
+    *(f"DATASETS.{key}" for key in ("BOX_FORMAT", "CLASSES", "CROWDS", "KEYPOINTS", "KEYPOINT_FLIPS", "NO_MASK")),
+    *(f"INPUT.{key}" for key in ("EXIF", "MAX_PIXELS", "UNREADABLE", "VALUE_RANGE")),
+)
 KEYS: tuple[Key, ...] = (
     Key("MODEL.VOVNET.CONV_BODY", "V-39-eSE", 'any of list_backbones("V-*")'),
     Key("MODEL.VOVNET.ESE", "all", 'blocks with an eSE gate: "all" (the released weights) or the "last" of each stage (timm)'),

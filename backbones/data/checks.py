@@ -9,7 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.utils.file_io import PathManager
 
 from ..checkpoint import fetch, read_checkpoint
-from ..config import architecture, first_difference, get, learns
+from ..config import architecture, defaults, first_difference, get, learns
 from ..errors import UserError, raised
 from .sources import unknown_data_set
 
@@ -55,6 +55,17 @@ def dataset_findings(cfg: CfgNode, training: bool, skip: Collection[str] = (), c
             if files is not None:
                 yield from raised(_check_proposals, name, files[i], f"DATASETS.PROPOSAL_FILES_{split}")
     yield from _folders(cfg, usable)
+    if training and cfg.DATASETS.TRAIN and not any(MetadataCatalog.get(name).get(each) for _, name in usable for each in ("truth", "classes")):
+        yield from _of_own_data(cfg, called)
+
+
+def _of_own_data(cfg: CfgNode, called: Callable[[str], str]) -> Iterator[UserError]:
+    """Keys of how own data are read, where there are none: they would change nothing."""
+    usual = defaults()
+    for key in ("DATASETS.CLASSES", "DATASETS.CROWDS", "DATASETS.NO_MASK", "DATASETS.BOX_FORMAT"):
+        if get(cfg, key) != get(usual, key):
+            said = f"{called(key)} {get(cfg, key)} is for data of --train or DATASETS.REGISTER, not {cfg.DATASETS.TRAIN[0]!r}"
+            yield UserError(f"{said}, whose registration decides: remove the key, or name the files with --train", "conflict", key)
 
 
 def _folders(cfg: CfgNode, names: Sequence[tuple[str, str]]) -> Iterator[UserError]:

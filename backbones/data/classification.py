@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
 
-from ..errors import UserError, one_line
+from ..errors import UserError, counted, one_line
 from . import images
 from .holdout import entries, is_registered
 
@@ -25,10 +25,15 @@ def register_image_folders(cfg: CfgNode) -> None:
     for name, folder in entries(cfg, "IMAGE_FOLDERS", {"'name'": str, "'folder'": str}):
         if is_registered(name, "dirname", folder, "IMAGE_FOLDERS"):
             continue
-        classes, records, about = *_read(name, folder), {}
+        classes, records, others = _read(name, folder)
+        about: dict[str, Any] = {}
+        read = len(records)
         if cfg.DATASETS.CLASSES and list(classes) != list(cfg.DATASETS.CLASSES):
             about = {"file_classes": classes}
             classes, records = _numbered(name, classes, records, tuple(cfg.DATASETS.CLASSES))
+        left = {"of other classes": read - len(records), "that are no images": others}
+        said = "".join(f"; left out: {counted(count, 'file')} {why}" for why, count in left.items() if count)
+        about["said"] = [f"{name}: {counted(len(records), 'image')} of {counted(len(classes), 'class')}{said}"]
         DatasetCatalog.register(name, lambda records=records: [dict(record) for record in records])
         MetadataCatalog.get(name).set(evaluator_type="classification", dirname=folder, classes=classes, **about)
 
@@ -44,7 +49,8 @@ def _numbered(name: str, classes: tuple[str, ...], records: tuple[dict[str, Any]
 
 
 @functools.lru_cache(maxsize=8)
-def _read(name: str, folder: str) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...]]:
+def _read(name: str, folder: str) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...], int]:
+    """Classes, records, and the number of other files."""
     if not os.path.isdir(folder):
         raise UserError(f"DATASETS.IMAGE_FOLDERS: folder {folder!r} of {name!r} does not exist", "missing-file", "DATASETS.IMAGE_FOLDERS")
     try:
@@ -53,7 +59,8 @@ def _read(name: str, folder: str) -> tuple[tuple[str, ...], tuple[dict[str, Any]
         said = f"DATASETS.IMAGE_FOLDERS: {folder!r} of {name!r}: {one_line(error)}"
         raise UserError(said, "data", "DATASETS.IMAGE_FOLDERS") from error
     records = tuple({"file_name": path, "image_id": path, "label": label} for path, label in found.samples)
-    return tuple(found.classes), records
+    files = sum(not file.startswith(".") for kind in found.classes for _, _, inside in os.walk(os.path.join(folder, kind)) for file in inside)
+    return tuple(found.classes), records, max(files - len(records), 0)
 
 
 class ClassificationMapper:

@@ -23,6 +23,8 @@ def names_of(cfg: CfgNode, checkpoint: Sequence[str] = ()) -> tuple[Metadata, st
     known = next((name for name in names if name in MetadataCatalog and MetadataCatalog.get(name).get(field)), None)
     about: dict[str, Any] = {key: value for key, value in MetadataCatalog.get(known).as_dict().items() if key != "name"} if known else {}
     classes = list(cfg.DATASETS.get("CLASSES", ()))
+    if len(classes) != next((get(cfg, key) for key in numbers), len(classes)):  # of data that the model does not know
+        classes = []
     if classes and classes != list(about.get(field, ())):
         about = {field: classes}
     if about:

@@ -3,7 +3,7 @@
 from .fit import Fit
 from .front import Front
 from .job import Job
-from .launch import count_processes, launch
+from .launch import by_torchrun, count_processes, launch
 from .lazy import PythonFront
 from .logs import log_the_end, set_up_logs
 from .opening import add_config_arguments, open_config, open_named, stay_in_moved_folder
@@ -18,6 +18,7 @@ __all__ = [
     "Trainer",
     "YamlFront",
     "add_config_arguments",
+    "by_torchrun",
     "clear",
     "count_processes",
     "launch",

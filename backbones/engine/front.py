@@ -13,7 +13,7 @@ from detectron2.modeling.roi_heads.keypoint_head import KRCNNConvDeconvUpsampleH
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer, last_checkpoint, names_in
-from ..config import IMAGES, architecture, get
+from ..config import IMAGES, architecture, get, idle_keys
 from ..data import dataset_findings, follow, register_from_config, register_held_out, register_image_folders
 from ..data.formats import unused
 from ..data.holdout import HELD_OUT, KEPT
@@ -216,6 +216,10 @@ class Front(ABC):
         self.register(training, [*(s.DATASETS.TRAIN if training else ()), *s.DATASETS.TEST], replaced)
         for problem in self.findings(training, processes):
             raise problem
+        if not training and not self.evaluates:
+            said = "the config has no evaluator for its test data, so --eval-only would measure nothing: add dataloader.evaluator"
+            raise UserError(said, "missing-argument", "dataloader.evaluator")
+        self.said += [f"{self.name(key)} has no effect -> {why}" for key, why in idle_keys(self.settings, self.name) if self.stated(key)]
         self.said += classes.of_files(list(s.DATASETS.TEST), known) if known else []
         self.follow_weights(getattr(args, "resume", False))  # last, since it may download
         self.settings.freeze()
@@ -286,6 +290,10 @@ class Front(ABC):
         for problem in self.config_findings():
             raise problem
 
+    def stated(self, key: str) -> bool:
+        """Whether the command line overrides a key."""
+        return key in self.opts[::2] if self.words == 2 else any(item.startswith(f"{self.name(key)}=") for item in self.opts)
+
     def register(self, training: bool = False, names: Sequence[str] | None = None, replaced: bool = False) -> None:
         """Registers the data sets that the config defines, and sets the keys that follow from them. Raises UserError.
 
@@ -294,14 +302,13 @@ class Front(ABC):
             names: the data sets needed; None: all.
             replaced: whether they replace the config's.
         """
-        before = set(DatasetCatalog)
+        before = dict(DatasetCatalog)
         register_from_config(self.settings, names)
         register_image_folders(self.settings)
         register_held_out(self.settings, training=training, names=names)
-        self.names += sorted(set(DatasetCatalog) - before)
+        self.names += sorted(name for name, read in DatasetCatalog.items() if read is not before.get(name))  # new, or of other files
         for key, value, reason in list(follow(self.settings, replaced)):
-            stated = self.opts[::2].count(key) if self.words == 2 else any(item.startswith(f"{self.name(key)}=") for item in self.opts)
-            if stated and key not in ("INPUT.RANDOM_FLIP", "TEST.AUG.FLIP"):  # a flip that swaps left and right is never intended
+            if self.stated(key) and key not in ("INPUT.RANDOM_FLIP", "TEST.AUG.FLIP"):  # a flip that swaps left and right is never intended
                 continue
             self.set(key, value)
             if key == "INPUT.RANDOM_FLIP" and not self.knows(key):

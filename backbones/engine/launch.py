@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 def count_processes(args) -> int:
     """The number of processes of the run, over all machines. Raises UserError for invalid counts."""
-    if _torchrun():
+    if by_torchrun():
         return int(os.environ["WORLD_SIZE"])
     for flag, count, least in (("--num-gpus", args.num_gpus, 0), ("--num-machines", args.num_machines, 1)):  # detectron2 treats 0 GPUs as 1
         if count < least:
@@ -38,7 +38,8 @@ def count_processes(args) -> int:
     return max(args.num_gpus, 1) * args.num_machines
 
 
-def _torchrun() -> bool:
+def by_torchrun() -> bool:
+    """Whether ``torchrun`` has started this process."""
     return "TORCHELASTIC_RUN_ID" in os.environ
 
 
@@ -51,7 +52,7 @@ def launch(main: Callable, args: argparse.Namespace, device: str, prepare: Calla
     """
     hush()
     cuda = torch.device(device).type == "cuda"
-    if _torchrun():
+    if by_torchrun():
         local_rank, local_size = int(os.environ["LOCAL_RANK"]), int(os.environ["LOCAL_WORLD_SIZE"])
         _check_gpus(local_size if cuda else 0)
         if cuda:

@@ -205,6 +205,9 @@ class PythonFront(Front):
         known = inspect.signature(train_loader).parameters.keys() - {"skip"}
         if _target(node) is not build_detection_train_loader or not {"dataset", "mapper", "total_batch_size"} <= parts <= known:
             self._check_reading("dataloader.train")
+            if s.SOLVER.ACCUMULATE > 1:
+                said = "it would multiply the batch of dataloader.train, which is not detectron2's loader: use it, or divide the batch yourself"
+                raise UserError(f"train.accumulate {s.SOLVER.ACCUMULATE}: {said}", "unsupported", "train.accumulate")
             return self._instantiate("dataloader.train")
         if s.SOLVER.IMS_PER_BATCH % (comm.get_world_size() * s.SOLVER.ACCUMULATE):
             among = f"{comm.get_world_size()} processes" + f" times train.accumulate {s.SOLVER.ACCUMULATE}" * (s.SOLVER.ACCUMULATE > 1)

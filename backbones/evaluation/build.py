@@ -19,14 +19,18 @@ from ..data import check_packages
 from ..errors import unknown
 from ..files import write_whole
 from .coco import FastCOCOEvaluator
+from .results import folder_of
 
 
 def build_evaluator(cfg: CfgNode, dataset_name: str, output_dir: str | None = None) -> evaluation.DatasetEvaluator:
-    """The evaluator for a data set, by its metadata's ``evaluator_type``; results go to ``output_dir``, by default OUTPUT_DIR/inference.
+    """The evaluator for a data set, by its metadata's ``evaluator_type``.
 
+    Results go to ``output_dir``, by default OUTPUT_DIR/inference, and of several data sets to a folder of each in it.
     Raises UserError for an unknown type, or if its package is not installed.
     """
     output_dir = output_dir or os.path.join(cfg.OUTPUT_DIR, "inference")
+    if len(cfg.DATASETS.TEST) > 1:
+        output_dir = os.path.join(output_dir, folder_of(dataset_name))
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type")
     if kind not in _BUILDERS:
         raise unknown(f"evaluator_type of data set {dataset_name!r}", kind, _BUILDERS)

@@ -100,6 +100,14 @@ def config_of(path: str) -> str:
     return left if os.path.isfile(left) else ""
 
 
-def results_file(path: str) -> str:
-    """The results inside, if ``path`` is the folder of a run; else ``path``."""
-    return os.path.join(path, "inference", "coco_instances_results.json") if os.path.isdir(path) else path
+def folder_of(name: str) -> str:
+    """Where evaluations put the results of one of several data sets."""
+    return name.replace("/", "_").replace(os.sep, "_")
+
+
+def results_file(path: str, name: str | None) -> str:
+    """The results inside, if ``path`` is the folder of a run, on the data set ``name`` if there are those of several; else ``path``."""
+    if not os.path.isdir(path):
+        return path
+    places = [os.path.join(path, "inference", *folder, "coco_instances_results.json") for folder in ([folder_of(name or "")], [])]
+    return next((place for place in places if name and os.path.isfile(place)), places[-1])

@@ -13,7 +13,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .. import zoo
-from ..config import apply_data_arguments, put
+from ..config import READING, apply_data_arguments, get, merge_overrides, put
 from ..doctor import memory
 from ..doctor.examination import Examination, quiet
 from ..engine import YamlFront
@@ -43,12 +43,15 @@ class Design:
     """Works out one recipe: after `run`, ``cfg`` is the config, and ``choices`` holds the reason for each key.
 
     Args:
-        args: the flags of `tools.recipe`: data, ``task``, ``minutes``, ``iterations``, ``gpus``, ``latency``, ``device``, ``output_dir``.
+        args: the flags of `tools.recipe`: data, ``task``, ``minutes``, ``iterations``, ``gpus``, ``latency``, ``device``, ``output_dir``, and
+            ``opts``, of which keys of READING count.
         say: called with each choice as it is made.
     """
 
     def __init__(self, args: Any, say: Callable[[str], None] = print):
         self.args, self.say = args, say
+        opts = getattr(args, "opts", [])
+        self.reading = {key: value for key, value in zip(opts[::2], opts[1::2]) if key in READING}
         self.choices: dict[str, Choice] = {}
         self.cfg = zoo.get_config(BASE)
         self.cfg.MODEL.WEIGHTS = ""
@@ -93,6 +96,8 @@ class Design:
             raise UserError("the training data have no objects: there is nothing to learn", "data", "--train")
         for key, reason in (("REGISTER", ""), ("TRAIN", held_out), ("TEST", held_out), ("HOLD_OUT", held_out)):
             self.choices[f"DATASETS.{key}"] = Choice(f"DATASETS.{key}", cfg.DATASETS[key], reason or "as the command line says")
+        for key in self.reading:
+            self.choices[key] = Choice(key, get(cfg, key), "as the command line says")
         facts = self.facts
         there = f"{counted(facts.images, 'image')}, {counted(facts.objects, 'object')} of {counted(len(facts.counts), 'class')}"
         self.say(f"data: {there}; {counted(facts.tested, 'image')} to evaluate on")
@@ -101,10 +106,13 @@ class Design:
         """Holds out this share of the images. Raises UserError."""
         self.args.val_split = val_split
         apply_data_arguments(self.cfg, self.args)
+        merge_overrides(self.cfg, [word for pair in self.reading.items() for word in pair])
         front, names = YamlFront(self.cfg), self.cfg.DATASETS
         front.register(True, [*names.TRAIN, *names.TEST], replaced=True)
         for problem in front.data_findings(True):
             raise problem
+        for line in front.said if not getattr(self.args, "auto", False) else ():  # the training of --auto says them
+            self.say(line)
         return facts_of(self._read(names.TRAIN), self._read(names.TEST))
 
     def _read(self, names: Iterable[str]) -> list[Any]:

@@ -114,7 +114,7 @@ def stages() -> list[Network]:
 
 
 def stages_gn() -> list[Network]:
-    """The paths of `stages` with group norm, with which few small images teach them far more, and the one that their supernet's search found."""
+    """The paths of `stages` with group norm, with which few small images teach them far more, and what their supernet's search found."""
     return [dataclasses.replace(network, options={**network.options, **GROUP_NORM}) for network in paths("stages_gn")]
 
 

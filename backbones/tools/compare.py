@@ -153,12 +153,14 @@ def main() -> None:
     if args.json and os.path.isdir(args.json):
         raise UserError(f"--json {args.json!r} is a folder")
 
-    files = [results_file(args.a), results_file(args.b)]
+    config = args.config_file or config_of(args.a)
+    name = args.dataset or (next(iter(open_config(config).settings.DATASETS.TEST), None) if config else None)
+    files = [results_file(args.a, name), results_file(args.b, name)]
     if args.json and overwritten([args.json], filter(None, [*files, args.annotations])):
         raise UserError(f"--json {args.json!r} is read, and would be overwritten: name another file", "conflict", "--json")
     contents = [parse(file, "result file") for file in files]
     task = leading_task(*contents) if args.task == "auto" else args.task
-    if task == "keypoints" and not args.oks_sigmas and (config := args.config_file or config_of(args.a)):
+    if task == "keypoints" and not args.oks_sigmas and config:
         args.oks_sigmas = list(open_config(config).settings.TEST.KEYPOINT_OKS_SIGMAS)
     if args.task == "auto":
         args.task, wanted = task, 3 * (len(args.oks_sigmas) or 17)

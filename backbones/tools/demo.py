@@ -169,8 +169,10 @@ def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any
     if args.exported:
         from ..deploy.runner import Runner
 
-        if args.config_file or args.optimize or args.opts:
-            raise UserError("--exported cannot be combined with --config-file, --optimize or overrides: the file is a whole detector")
+        others = {"--config-file": args.config_file, "--backbone": args.backbone, "--weights": args.weights, "--optimize": args.optimize}
+        others |= {"--precision": args.precision != "float32", "overrides": args.opts}
+        for flag in (flag for flag, value in others.items() if value):
+            raise UserError(f"--exported cannot be combined with {flag}: the file is a whole detector", "conflict", "--exported")
         runner = Runner(args.exported)
         metadata = MetadataCatalog.get(f"exported:{os.path.abspath(args.exported)}")
         if not metadata.get("thing_classes"):

@@ -164,9 +164,12 @@ def main() -> None:
         raise UserError(f"--num {args.num} must be 0 or more", key="--num")
     if not all(1 <= severity <= 5 for severity in args.severities):
         raise UserError(f"--severities {' '.join(map(str, args.severities))}: each must be from 1 to 5", key="--severities")
-    file, left = results_file(args.run), os.path.join(args.run, "config.yaml")
+    left = os.path.join(args.run, "config.yaml")
     if not os.path.isfile(left):
         raise UserError(f"{args.run!r} is not the OUTPUT_DIR of a run: it has no config.yaml", "missing-file", "RUN")
+    front = open_config(left)
+    name = args.dataset or next(iter(front.settings.DATASETS.TEST), None)
+    file = results_file(args.run, name)
     if not os.path.isfile(file):
         raise UserError(f"{args.run!r} holds no evaluation: run `backbones train --eval-only` to write {file!r}", "missing-file", "RUN")
     output = args.output or os.path.join(args.run, "errors.html")
@@ -177,8 +180,6 @@ def main() -> None:
     if overwritten([beside], [file, os.path.join(args.run, "metrics.json")]):
         raise UserError(f"--output {output!r}: {beside!r} would be overwritten: name another page", "conflict", "--output")
 
-    front = open_config(left)
-    name = args.dataset or next(iter(front.settings.DATASETS.TEST), None)
     if not name:
         raise UserError("the evaluated data are unknown: name them with --dataset", "missing-argument", "--dataset")
     front.register(names=[name])

@@ -1,10 +1,11 @@
 """Draws the losses, learning rate and AP of one or several runs, from the metrics.json that training writes."""
 
 import json
+import logging
 import os
 from typing import Sequence
 
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..evaluation.figures import LEADING
 from ..files import save_figure
 from . import parser_of, picture, program, run
@@ -18,12 +19,15 @@ def read_metrics(folder: str) -> list[dict[str, float]]:
     rows: dict[int, dict[str, float]] = {}
     try:
         with open(path, encoding="utf-8", errors="replace") as f:
-            for row in filter(None, map(_row, f)):
-                rows.setdefault(int(row["iteration"]), {}).update(row)
+            found = [*map(_row, f)]
     except OSError as error:
         raise UserError(f"{path!r} cannot be read: {error.strerror}") from error
+    for row in filter(None, found):
+        rows.setdefault(int(row["iteration"]), {}).update(row)
     if not rows:
         raise UserError(f"{path!r} holds no metrics")
+    if bad := sum(not row for row in found[:-1]):  # the last line of a killed run is often cut off
+        logging.getLogger(__name__).warning(f"{path}: {counted(bad, 'line')} left out: not figures of an iteration")
     return [rows[i] for i in sorted(rows)]
 
 

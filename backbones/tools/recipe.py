@@ -13,7 +13,7 @@ import re
 
 import torch
 
-from ..config import add_data_arguments, check_device, check_output_file
+from ..config import READING, add_data_arguments, check_device, check_output_file
 from ..data.formats import unused
 from ..errors import UserError
 from ..files import write_whole
@@ -89,6 +89,8 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="", help="device that will train (default: a GPU if there is one)")
     parser.add_argument("--output", required=True, metavar="FILE", help="the config to write")
+    text = f"how the data are read, KEY VALUE each: {', '.join(READING)}"
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help=text)
     return parser
 
 
@@ -113,6 +115,9 @@ def _elsewhere(args: argparse.Namespace) -> None:
 
 def main() -> None:
     args = argument_parser().parse_args()
+    other = next((key for key in args.opts[::2] if key not in READING), None)
+    if other:
+        raise UserError(f"{other}: the recipe chooses it. Only keys of how data are read may follow: {', '.join(READING)}", "conflict", other)
     if args.gpus < 1:
         raise UserError(f"--num-gpus {args.gpus}: it must be at least 1", "value", "--num-gpus")
     if args.gpus > 1 and not args.device and not torch.cuda.is_available():

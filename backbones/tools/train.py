@@ -20,7 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 
-from ..config import add_data_arguments, check_device, check_output_dir, learns
+from ..config import READING, add_data_arguments, check_device, check_output_dir, learns
 from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
 from ..doctor.examination import Examination
@@ -28,6 +28,7 @@ from ..doctor.memory import too_much_for_cpu
 from ..engine import (
     Front,
     add_config_arguments,
+    by_torchrun,
     clear,
     count_processes,
     launch,
@@ -116,6 +117,9 @@ def _design(args: argparse.Namespace) -> bool:
         if value:
             raise UserError(f"--auto works out the config itself: it cannot be combined with {flag}", "conflict", "--auto")
     given = dict(zip(args.opts[::2], args.opts[1::2]))
+    later = [key for key in given if key not in (*READING, "OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS")]
+    if later and not args.resume:
+        print(f"the recipe does not account for {', '.join(later)}: rate, minutes and memory may not fit. They are set after it")
     for name, weights in (("--weights", args.weights), ("MODEL.WEIGHTS", given.get("MODEL.WEIGHTS", ""))):
         if weights:  # the recipe chose network, norms and learning rate for other weights
             said = f"--auto works out the config itself: it cannot be combined with {name}. Run `backbones recipe --output my.yaml`"
@@ -127,6 +131,9 @@ def _design(args: argparse.Namespace) -> bool:
         args.train_json = args.train_images = args.val_json = args.val_images = ""
         args.val_split = 0.0
         return True
+    if by_torchrun() or args.num_machines > 1:  # each process or machine would work out its own
+        said = "--auto starts its processes itself, on one machine: otherwise run `backbones recipe --num-gpus N --output my.yaml`"
+        raise UserError(f"{said}, then train with --config-file my.yaml", "conflict", "--auto")
     args.device = device_of(given.get("MODEL.DEVICE", ""))
     os.makedirs(args.output_dir, exist_ok=True)
     clear(args.output_dir, args.overwrite, "")

@@ -155,7 +155,7 @@ def main() -> None:
         reading = images.settings(front.settings)
     if not name:
         raise UserError("the evaluated data are unknown: name them with --dataset", "missing-argument", "--dataset")
-    draw(results_file(args.input), name, args.output, args.num, args.confidence_threshold, args.worst, **reading)
+    draw(results_file(args.input, name), name, args.output, args.num, args.confidence_threshold, args.worst, **reading)
     print(args.output)
 
 

@@ -35,13 +35,18 @@ def is_yaml(path: str) -> bool:
     return path.lower().endswith((".yaml", ".yml"))
 
 
+_YAMLS = ("data.yaml", "dataset.yaml", "data.yml")
+
+
 def yaml_in(folder: str) -> str | None:
     """The data.yaml of a folder, by that name or the first with classes and splits."""
     names = sorted(name for name in os.listdir(folder) if is_yaml(name))
-    for name in sorted(names, key=lambda name: name not in ("data.yaml", "dataset.yaml", "data.yml")):
+    for name in sorted(names, key=lambda name: name not in _YAMLS):
         try:
             content = read_yaml(os.path.join(folder, name))
         except ValueError:
+            if name in _YAMLS:
+                _content(os.path.join(folder, name))  # says what is wrong with it
             continue
         if isinstance(content, dict) and ("names" in content or "nc" in content) and {"train", "val", "valid", "test"} & set(content):
             return os.path.join(folder, name)
