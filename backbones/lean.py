@@ -102,14 +102,17 @@ class KeepsActivations(nn.Module):
         return self.activations == "inputs" and self.training and torch.is_grad_enabled()
 
 
-def keep_activations(model: nn.Module, kept: str) -> None:
+def keep_activations(model: nn.Module, kept: str) -> int:
     """What training keeps for the backward pass of this project's networks in ``model``, which computes the same in any case.
+
+    Returns how many modules act on it: none of detectron2's own networks.
 
     "all": what torch keeps. "lean": no concatenation, and no frozen norm's input. "inputs": of each block its input alone, from which it is
     computed again (activation checkpointing): less memory, a third more time.
     """
     if kept not in ACTIVATIONS:
         raise unknown("what training keeps", kept, ACTIVATIONS)
-    for module in model.modules():
-        if isinstance(module, KeepsActivations):
-            module.activations = kept
+    modules = [module for module in model.modules() if isinstance(module, KeepsActivations)]
+    for module in modules:
+        module.activations = kept
+    return len(modules)

@@ -182,6 +182,9 @@ def test_deployed_in_every_way(monkeypatch):
     "arguments, words",
     [
         (["--suite", "data", "--pairs", "1"], "at least 3"),
+        (["--device", "cuda"], "--device needs --suite"),
+        (["--suite", "training", "--num", "9"], "--num needs --suite data"),
+        (["quickstart/gfl.yaml", "--suite", "data"], "cannot be combined with configs"),
         (["--suite", "data", "--device", "gpu"], "--device"),
         (["--suite", "gpu", "--device", "cpu"], "needs a GPU"),
         (["--suite", "data", "--plot", "a.doc"], "kind of picture"),

@@ -87,12 +87,14 @@ def test_mapper(folder, order, red):
     """Sizes, and the order of the channels, which a picture without noise shows."""
     record = registered(folder, f"images_{order}")[0]
     for training in (True, False):
-        image = ClassificationMapper(training, 32, 40, (0.08, 1.0), 0.0, True, order)(record)["image"]
+        image = ClassificationMapper(training, 32, 40, (0.08, 1.0), 0.0, "horizontal", order)(record)["image"]
         assert image.dtype == torch.uint8 and image.shape == (3, 32, 32)
         assert image[red].float().mean() > 150 > image[2 - red].float().mean()
     (open(f"{folder}/broken.png", "w")).write("no image")
     with pytest.raises(UserError, match="broken.png' cannot be read"):
-        NamesFiles(ClassificationMapper(False, 32, 40, (0.08, 1.0), 0.0, True, order))({"file_name": f"{folder}/broken.png", "label": 0})
+        NamesFiles(ClassificationMapper(False, 32, 40, (0.08, 1.0), 0.0, "horizontal", order))(
+            {"file_name": f"{folder}/broken.png", "label": 0}
+        )
 
 
 def test_figures():

@@ -203,7 +203,7 @@ def test_pictures_of_what_a_network_sees(format, tmp_path):
 
 
 def test_classifiers_see_grey_images_too(tmp_path):
-    mapper = ClassificationMapper(False, 32, 40, (0.08, 1.0), 0.0, False, "L", {"value_range": (0, 65535)})
+    mapper = ClassificationMapper(False, 32, 40, (0.08, 1.0), 0.0, "none", "L", {"value_range": (0, 65535)})
     values = np.linspace(0, 65535, 64 * 64).reshape(64, 64)
     image = mapper({"file_name": deep(tmp_path, "I;16", values), "label": 0})["image"]
     assert image.shape == (1, 32, 32) and abs(image.float().mean() - 127.5) < 1

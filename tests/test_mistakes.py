@@ -221,6 +221,7 @@ def test_runs_without_evaluation_are_refused_in_one_line(tmp_path, finished, mon
     for arguments, words in (
         ((tmp_path / "none",), "no config.yaml"),
         ((finished, "--severities", 7), "from 1 to 5"),
+        ((finished, "--weights", "a.pth"), "--weights needs --corruptions: alone it changes nothing"),
         ((finished, "--num", -1), "0 or more"),
         ((finished, "--output", finished / "report.json"), "must end in .html"),
         ((finished, "--output", finished / "metrics.html"), "metrics.json' would be overwritten"),

@@ -21,7 +21,7 @@ from backbones.config import add_data_arguments, check_config, get, merge_overri
 from backbones.data import digits
 from backbones.doctor import memory
 from backbones.doctor.examination import Examination, quiet
-from backbones.engine import open_config, step
+from backbones.engine import count_processes, open_config, step
 from backbones.recipe import design, measuring, rules
 from backbones.recipe.design import Design, candidates
 from backbones.recipe.facts import Facts
@@ -437,6 +437,8 @@ def test_what_cannot_be(tmp_path):
         recipe.design(argparse.Namespace(train_json="", val_json="", val_split=0, minutes=1, iterations=None), "x.yaml")
     with pytest.raises(UserError, match="--minutes -1: it must be positive"):
         recipe.design(argparse.Namespace(train_json="t.json", val_json="", val_split=0, minutes=-1, iterations=None), "x.yaml")
+    with pytest.raises(UserError, match="--iterations says the length, and --minutes another"):
+        recipe.design(argparse.Namespace(train_json="t.json", val_json="", val_split=0, minutes=5.0, iterations=3), "x.yaml")
     for flags in (["--config-file", "x.yaml"], ["--backbone", "V-39-eSE"], ["--eval-only"]):
         with pytest.raises(UserError, match="--auto works out the config itself"):
             train.read_config(train.argument_parser().parse_args(["--auto", *flags]))
@@ -492,6 +494,15 @@ def test_recipes_read_data_as_they_are_told(tmp_path, capsys, catalogue):
     assert max(sides) < 90  # of digits, not of corners
 
 
+def test_counts_that_torchrun_does_not_have(monkeypatch):
+    for name, value in {"TORCHELASTIC_RUN_ID": "7", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "4"}.items():
+        monkeypatch.setenv(name, value)
+    for flags, count in (([], 4), (["--num-gpus", "2", "--num-machines", "2"], 4)):
+        assert count_processes(train.argument_parser().parse_args(flags)) == count
+    with pytest.raises(UserError, match="--num-gpus 8: torchrun started 2 instead"):
+        count_processes(train.argument_parser().parse_args(["--num-gpus", "8"]))
+
+
 @pytest.mark.parametrize(
     "flags, said",
     [
@@ -501,6 +512,7 @@ def test_recipes_read_data_as_they_are_told(tmp_path, capsys, catalogue):
         (["--from-scratch"], "--from-scratch needs --auto"),
         (["--latency", "3ms"], "--latency needs --auto"),
         (["--eval-only", "--precision", "bfloat16"], "--precision needs --optimize"),
+        (["--weights", "a.pth", "MODEL.WEIGHTS", "b.pth"], "--weights and MODEL.WEIGHTS name weights: leave one out"),
     ],
 )
 def test_flags_that_would_change_nothing(flags, said):

@@ -201,6 +201,7 @@ def test_a_training_that_fails_leaves_the_other_rows(tmp_path, monkeypatch):
         (["--supernet", "a.pth"], "name paths, wide, stages or stages_gn alone"),
         (["paths", "short", "--supernet", "a.pth"], "name paths, wide, stages or stages_gn alone"),
         (["paths", "--networks", "path 1", "--supernet", "a.pth"], "cannot be combined with --networks"),
+        (["paths", "--supernet", "a.pth", "--seeds", "1", "2"], "--supernet is trained with one seed"),
         (["paths", "paths", "--supernet", "a.pth"], "--supernet 'a.pth' is not a file"),
         (["short", "--json", "/proc/nowhere/a.json"], "cannot be written"),
     ],

@@ -77,14 +77,15 @@ class ClassificationMapper:
         resize: int,
         scale: tuple[float, float],
         color_jitter: float,
-        flip: bool,
+        flip: str,
         image_format: str,
         reading: Mapping[str, Any] = MappingProxyType({}),
     ):
         if is_train:
             steps: list[Any] = [T.RandomResizedCrop(size, scale=tuple(scale))]
             steps += [T.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []
-            steps += [T.RandomHorizontalFlip()] if flip else []
+            flips = {"horizontal": [T.RandomHorizontalFlip()], "vertical": [T.RandomVerticalFlip()]}
+            steps += flips.get(flip, [])
         else:
             steps = [T.Resize(resize), T.CenterCrop(size)]
         self.transform = T.Compose(steps)
@@ -93,7 +94,7 @@ class ClassificationMapper:
     @classmethod
     def from_cfg(cls, cfg: CfgNode, is_train: bool) -> "ClassificationMapper":
         node = cfg.INPUT.CLASSIFICATION
-        flip, reading = cfg.INPUT.RANDOM_FLIP == "horizontal", images.settings(cfg)
+        flip, reading = cfg.INPUT.RANDOM_FLIP, images.settings(cfg)
         return cls(is_train, node.SIZE, node.RESIZE, node.SCALE, node.COLOR_JITTER, flip, cfg.INPUT.FORMAT, reading)
 
     def __call__(self, record: dict[str, Any]) -> dict[str, Any]:

@@ -50,7 +50,8 @@ class Fit(TrainerBase):
         model: Any = job.model
         self.ema = EMA(model, job.ema_decay) if job.ema_decay is not None else None
         sampled = supernets(model)
-        keep_activations(model, job.activations)
+        if not keep_activations(model, job.activations) and job.activations != "all":
+            logger.warning(f"{job.name('MODEL.ACTIVATIONS')} {job.activations} has no effect on this network")
         if job.compile:
             getattr(model.backbone, "bottom_up", model.backbone).compile()
         placed = {} if next(model.parameters()).is_cuda else {"device_ids": None}
@@ -87,6 +88,8 @@ class Fit(TrainerBase):
         precise = augmented = None
         if job.precise_bn and get_bn_modules(self.model):
             precise = PreciseBN(lambda: self.run.seed, job.eval_period, self.evaluated_model, job.precise_bn(), job.precise_bn_batches)
+        elif job.precise_bn:
+            logger.warning(f"{job.name('TEST.PRECISE_BN.ENABLED')} True has no effect: this network has no batch norms that learn statistics")
         evaluate_augmented = job.evaluate_augmented
         if evaluate_augmented:
             augmented = EvaluateAtTheEnd(0, lambda: evaluate_augmented(self.evaluated_model), self.signals.waiting)

@@ -31,7 +31,11 @@ T = TypeVar("T")
 def count_processes(args) -> int:
     """The number of processes of the run, over all machines. Raises UserError for invalid counts."""
     if by_torchrun():
-        return int(os.environ["WORLD_SIZE"])
+        here, every = (int(os.environ[name]) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
+        for flag, count, other in (("--num-gpus", args.num_gpus, here), ("--num-machines", args.num_machines, every // here)):
+            if count not in (1, other):
+                raise UserError(f"{flag} {count}: torchrun started {other} instead, so leave the flag out", "conflict", flag)
+        return every
     for flag, count, least in (("--num-gpus", args.num_gpus, 0), ("--num-machines", args.num_machines, 1)):  # detectron2 treats 0 GPUs as 1
         if count < least:
             raise UserError(f"{flag} {count}: it must be at least 1", "value", flag, 1)
@@ -46,7 +50,7 @@ def by_torchrun() -> bool:
 def launch(main: Callable, args: argparse.Namespace, device: str, prepare: Callable[[], Any]) -> None:
     """Runs ``main(args, prepare())`` in every process of the run; ``prepare`` is called once on each machine.
 
-    Under ``torchrun`` this process already is one of them, and the counts in ``args`` are ignored. Otherwise ``args.num_gpus`` processes
+    Under ``torchrun`` this process already is one of them. Otherwise ``args.num_gpus`` processes
     start on each of ``args.num_machines`` machines: one per GPU, or with ``device`` "cpu" as many as requested, which use gloo.
     ``args.resume`` is set if ``torchrun`` has restarted the training.
     """

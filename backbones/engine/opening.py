@@ -6,6 +6,7 @@ import os
 from typing import Sequence
 
 from .. import zoo
+from ..errors import UserError
 from .front import Front
 from .lazy import PythonFront, is_python
 from .trainer import YamlFront
@@ -26,7 +27,13 @@ def open_config(name: str, opts: Sequence[str] = (), backbone: str = "", weights
 
 
 def open_named(args: argparse.Namespace, opts: Sequence[str] | None = None) -> Front:
-    """The config that the flags of `add_config_arguments` name; ``opts`` replaces their overrides."""
+    """The config that the flags of `add_config_arguments` name; ``opts`` replaces their overrides. Raises UserError."""
+    twice = next(
+        (item for item in getattr(args, "opts", ()) if args.weights and item.partition("=")[0] in ("MODEL.WEIGHTS", "train.init_checkpoint")),
+        "",
+    )
+    if twice:
+        raise UserError(f"--weights and {twice.partition('=')[0]} name weights: leave one out", "conflict", "--weights")
     return open_config(args.config_file, args.opts if opts is None else opts, args.backbone, args.weights, args.accept_licence)
 
 

@@ -4,7 +4,7 @@ import argparse
 import contextlib
 import os
 import sys
-from typing import Any, Callable
+from typing import Any, Callable, Iterable
 
 from ..config import check_output_file
 from ..engine.logs import hush
@@ -36,6 +36,14 @@ def parser_of(prog: str, text: str) -> argparse.ArgumentParser:
     """Makes a tool's parser; its help shows the first line of ``text`` above the flags and the rest below."""
     summary, _, details = text.partition("\n")
     return argparse.ArgumentParser(prog=prog, description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def check_needed(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str], other: str, there: Any) -> None:
+    """Raises UserError if flags have other values than their defaults although the flag that they belong to is not given."""
+    for name in () if there else names:
+        if getattr(args, name) != parser.get_default(name):
+            flag = "--" + name.replace("_", "-")
+            raise UserError(f"{flag} needs {other}: alone it changes nothing", "missing-argument", flag)
 
 
 def _score(text: str) -> float:

@@ -34,7 +34,7 @@ from ..errors import UserError
 from ..files import write_whole
 from ..registry import family_of
 from ..timing import processor
-from . import parser_of, picture, plot, program, run
+from . import check_needed, parser_of, picture, plot, program, run
 
 # suite -> the module that measures it
 SUITES = {
@@ -146,7 +146,12 @@ def main() -> None:
     args = parser.parse_args()
     args.json = args.json or os.path.join(os.path.dirname(zoo.__file__), "speed.json" if args.suite else "measured.json")
     check_output_file(args.json, "--json")
+    check_needed(parser, args, ("device", "pairs", "num", "plot"), "--suite", args.suite)
     if args.suite:
+        check_needed(parser, args, ("num",), "--suite data", "data" in args.suite)
+        for name in ("configs", "backbone", "output", "opts"):
+            if getattr(args, name) != parser.get_default(name):
+                raise UserError(f"--suite measures speed and trains no config: it cannot be combined with {name}", "conflict", "--suite")
         measure(args)
         return
     # report mistakes before the first run, not after

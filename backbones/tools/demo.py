@@ -186,7 +186,7 @@ def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any
 
     front = open_named(args)
     front.follow_weights()
-    for node in ("ROI_HEADS", "RETINANET", "GFL") if args.confidence_threshold else ():
+    for node in ("ROI_HEADS", "RETINANET", "GFL"):
         front.set(f"MODEL.{node}.SCORE_THRESH_TEST", min(args.confidence_threshold, 0.05))
     front.set("MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", args.confidence_threshold)
     front.check_model()

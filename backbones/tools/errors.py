@@ -25,7 +25,7 @@ from ..evaluation.figures import leading_task
 from ..evaluation.mistakes import KINDS, Judged, by_kind_of_object, confusion, judge, tide
 from ..evaluation.results import check_results, results_file, truth_of
 from ..files import overwritten, write_whole
-from . import add_threshold, nothing_shown, parser_of, program, run, task_named
+from . import add_threshold, check_needed, nothing_shown, parser_of, program, run, task_named
 from .visualize import pixels_of
 
 SHOWN = 20  # rows of the confusion's list
@@ -164,6 +164,7 @@ def main() -> None:
         raise UserError(f"--num {args.num} must be 0 or more", key="--num")
     if not all(1 <= severity <= 5 for severity in args.severities):
         raise UserError(f"--severities {' '.join(map(str, args.severities))}: each must be from 1 to 5", key="--severities")
+    check_needed(parser, args, ("severities", "weights"), "--corruptions", args.corruptions)
     left = os.path.join(args.run, "config.yaml")
     if not os.path.isfile(left):
         raise UserError(f"{args.run!r} is not the OUTPUT_DIR of a run: it has no config.yaml", "missing-file", "RUN")

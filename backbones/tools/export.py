@@ -22,7 +22,7 @@ from ..data.loader import unreadable
 from ..data.sources import unknown_data_set
 from ..engine import Front, add_config_arguments, open_named
 from ..errors import UserError
-from . import parser_of, program, run
+from . import check_needed, parser_of, program, run
 
 
 def read_image(path: str, **reading: Any) -> np.ndarray:
@@ -130,6 +130,8 @@ def main() -> None:
     args = parser.parse_args()
     check_target(args.format, args.output)
     check_batch(args.batch, args.part)
+    check_needed(parser, args, ("num",), "--calibrate", args.calibrate)
+    check_needed(parser, args, ("max_drop",), "a --precision other than float32", args.precision != "float32")
     check_precision(args.format, args.precision, bool(args.calibrate))
     if args.include_preprocessing and args.precision != "float32":
         raise UserError(

@@ -19,6 +19,8 @@ from ..errors import UserError
 from ..files import write_whole
 from . import parser_of, program, run
 
+MINUTES = 60.0  # of a training, if nothing says its length
+
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that a recipe depends on, besides the data."""
@@ -29,7 +31,7 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         "--task", default="auto", type=lambda text: named.get(text, text), choices=("auto", "boxes", "masks", "keypoints"), help=text
     )
     text = "time for the training: minutes, or a time such as 2h, 90m or 1h30m (default: %(default)g)"
-    group.add_argument("--minutes", type=_minutes, default=60.0, metavar="TIME", help=text)
+    group.add_argument("--minutes", type=_minutes, default=MINUTES, metavar="TIME", help=text)
     group.add_argument("--iterations", type=int, metavar="N", help="length of the training, instead of --minutes")
     text = "longest time for inference on one image on this device, such as 30ms"
     group.add_argument("--latency", type=_seconds, default=0.0, metavar="MS", help=text)
@@ -67,6 +69,8 @@ def design(args: argparse.Namespace, output: str, say=print) -> None:
 
     if not args.train_json:
         raise UserError("--train is missing: a recipe needs the data to train on", "missing-argument", "--train")
+    if args.iterations is not None and args.minutes != MINUTES:
+        raise UserError("--iterations says the length, and --minutes another: leave one out", "conflict", "--minutes")
     for flag, value in (("--minutes", args.minutes), ("--iterations", args.iterations)):
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{flag} {value:g}: it must be positive", "value", flag)

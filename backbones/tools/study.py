@@ -135,6 +135,8 @@ def main() -> None:
             raise UserError(f"--show shows all rows: it cannot be combined with {flag}", "conflict", "--show")
     if args.plot and not args.show:
         raise UserError("--plot draws what --show prints: add --show", "missing-argument", "--show")
+    if args.supernet and len(args.seeds or ()) > 1:
+        raise UserError("--supernet is trained with one seed: name it alone with --seeds", "conflict", "--seeds")
     args.studies, args.seeds = (list(dict.fromkeys(given)) for given in (args.studies or study.STUDIES, args.seeds or (1, 2)))
     if args.supernet and ({*args.studies} - {*study.SUPERNETS} or len(args.studies) > 1):
         *others, last = study.SUPERNETS

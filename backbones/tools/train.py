@@ -20,6 +20,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 
+from ..checkpoint import last_checkpoint
 from ..config import READING, add_data_arguments, check_device, check_output_dir, learns
 from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
@@ -102,6 +103,12 @@ def read_config(args: argparse.Namespace) -> Front:
         raise UserError(message, code="missing-argument", key="--config-file")
     front = open_named(args)
     args.config_file = front.path
+    if args.resume and args.weights and (there := last_checkpoint(front.settings.OUTPUT_DIR)):
+        front.said.append(f"--weights {args.weights} is not used -> --resume continues from {there}")
+    if args.eval_only and front.settings.MODEL.COMPILE and not args.optimize:
+        front.said.append(f"{front.name('MODEL.COMPILE')} has no effect on an evaluation -> add --optimize")
+    if args.optimize and front.settings.TEST.AUG.ENABLED:
+        front.said.append("--optimize: figures that end in _TTA are of the model as it is")
     if kept and given:
         said = f"--auto --resume: {', '.join(given)} changed nothing: data and settings are those of {front.path}"
         front.said.append(f"{said} -> for others, start a new run")
