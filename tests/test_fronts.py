@@ -1,5 +1,6 @@
 """YAML and Python configs take one road: the same run has the same weights; all that takes a config takes both, and what a run leaves."""
 
+import copy
 import json
 import os
 import re
@@ -9,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, few_digits, warm
 
+from backbones.engine import PythonFront, open_config
 from backbones.tools import benchmark
 
 pytestmark = pytest.mark.slow
@@ -293,3 +295,11 @@ print("again", len(reads), len(DatasetCatalog.get("own_train")))
     assert result.returncode == 0, result.stderr[-2000:]
     assert "again 0 12" in result.stdout
     assert int(re.search(r"read (\d+)", result.stdout)[1]) <= 2
+
+
+def test_keys_of_train_that_nothing_reads():
+    """A slip in a file; on the command line it is refused."""
+    cfg = open_config("COCO-Detection/retinanet_R_50_FPN_1x.py").cfg
+    assert not PythonFront(copy.deepcopy(cfg)).said
+    cfg.train.acumulate = 4
+    assert PythonFront(cfg).said == ["train.acumulate: training reads no such key -> did you mean train.accumulate?"]

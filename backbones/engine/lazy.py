@@ -26,7 +26,7 @@ from ..data import dataset_findings, images
 from ..data.loader import evaluation_loader, train_loader
 from ..data.mapper import Mapper
 from ..detectors import ranked
-from ..errors import UserError, raised, unknown
+from ..errors import UserError, near, raised, unknown
 from ..evaluation import augmented
 from ..evaluation.build import coco_evaluator
 from ..solver import scale_learning_rate
@@ -45,6 +45,9 @@ def is_python(path: str) -> bool:
         return re.search(r"^(?:dataloader|lr_multiplier):", f.read(1 << 20), re.M) is not None
 
 
+_OTHERS = {"checkpointer", "cudnn_benchmark", "ddp", "float32_precision", "log_period"}  # of `train`, which detectron2 reads
+
+
 class PythonFront(Front):
     """A Python config. `KEYS` maps it to ``settings``; ``places`` are the rows of `KEYS` that this config has."""
 
@@ -53,7 +56,10 @@ class PythonFront(Front):
     def __init__(self, cfg: DictConfig, path: str = "", opts: list[str] | None = None):
         super().__init__(path)
         self.cfg, self.opts = cfg, opts or []
-        defaults = _defaults()
+        defaults, own = _defaults(), {place.split(".")[1] for place in KEYS.values() if place.startswith("train.")} | _OTHERS
+        for name in sorted(map(str, {*cfg.get("train", {})} - own)):
+            close = near(name, own)
+            self.said.append(f"train.{name}: training reads no such key -> " + (f"did you mean train.{close[0]}?" if close else "remove it"))
         for key, place in KEYS.items():
             if place.startswith("train.") and _select(cfg, place) is None:
                 value = get(defaults, key)
