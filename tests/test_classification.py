@@ -78,7 +78,7 @@ def test_what_is_left_out_of_folders_is_counted(folder):
         with open(os.path.join(folder, name), "w") as f:
             f.write("no image")
     assert len(registered(folder, "red alone", "class0")) == 6
-    left = "left out: 6 files of other classes; left out: 2 files not an image"
+    left = "left out: 6 files of other classes; left out: 2 files that are no images"
     assert MetadataCatalog.get("red alone").said == [f"red alone: 6 images of 1 class; {left}"]
 
 
