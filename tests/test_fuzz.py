@@ -641,7 +641,7 @@ ONE_SHOT = {
     },
     "archive": [{"path": [0, 1, 2], "cost": 1e6, "score": 30.5, "generation": 0, "seconds": {"inference": 1.0}}] * 2,
 }
-RANKED = [{"path": [0, i, 2], "cost": 1e6, "paths supernet": 30.5 - i, "trained": 31.0, "seconds": {"inference": 1.0}} for i in range(3)]
+RANKED = [{"path": [0, i, 2], "cost": 1e6, "supernet": 30.5 - i, "trained": 31.0, "seconds": {"inference": 1.0}} for i in range(3)]
 REACHED = {"random_paths": 2, "found": 31.0, "others_mean": 31.0, "others_best": 31.0, "spearman": 0.5}
 RANK = {"runs": [{"comparison": "1f", "config": "a.yaml", "seed": 1, **REACHED, "paths": RANKED}]}
 STUDY = {
