@@ -112,6 +112,8 @@ def dataset_of(config: str, run: str, name: str | None) -> str:
         front = open_config(config)
         name = name or next(iter(front.settings.DATASETS.TEST), None)
         front.register(names=[name] if name else None)
+        for line in front.said:
+            print(line)
     if not name:
         raise UserError("the evaluated data are unknown: name --dataset or --annotations", code="missing-argument", key="--dataset")
     if name.startswith("own_") and name not in DatasetCatalog:  # as --train and --val name them

@@ -184,6 +184,8 @@ def main() -> None:
     if not name:
         raise UserError("the evaluated data are unknown: name them with --dataset", "missing-argument", "--dataset")
     front.register(names=[name])
+    for line in front.said:
+        print(line)
     content = parse(file, "result file")
     task = leading_task(content) if args.task == "auto" else args.task
     task = "bbox" if task == "keypoints" else task  # TIDE does not know keypoints

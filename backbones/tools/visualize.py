@@ -152,6 +152,8 @@ def main() -> None:
         front = open_config(config)
         name = name or next(iter(front.settings.DATASETS.TEST), None)
         front.register(names=[name] if name else None)
+        for line in front.said:
+            print(line)
         reading = images.settings(front.settings)
     if not name:
         raise UserError("the evaluated data are unknown: name them with --dataset", "missing-argument", "--dataset")
