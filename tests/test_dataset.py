@@ -269,7 +269,7 @@ def test_a_test_list_of_a_yaml(yolo, tmp_path):
     path = os.path.join(str(yolo), "data.yaml") if os.path.isdir(yolo) else str(yolo)
     with open(path) as f:
         content = yaml.safe_load(f)
-    for value, said in ((content["val"], []), (content["train"], ["--eval-only --val "])):
+    for value, said in ((content["val"], []), (content["train"], ["backbones train --eval-only --val "])):
         with open(path, "w") as f:
             yaml.safe_dump({**content, "test": value}, f)
         lines = formats.unused(path)

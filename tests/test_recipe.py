@@ -464,6 +464,23 @@ def test_auto_resumes_with_the_data_of_its_recipe(tmp_path, catalogue):
     assert held_out and kept and not held_out & kept and any("--train, --minutes changed nothing" in line for line in front.said)
 
 
+def test_results_of_a_run_stay(tmp_path):
+    """An evaluation on other data of the same name takes another folder; on the same data it may stay."""
+    config = ["OUTPUT_DIR", str(tmp_path), "DATASETS.TEST", "('own_val',)", "DATASETS.REGISTER", "[['own_val', '/a.json', '/a']]"]
+    before = open_config("digits/faster_rcnn_digits.yaml", config)
+    (tmp_path / "config.yaml").write_text(before.cfg.dump())
+    other = before.clone("DATASETS.REGISTER", [["own_val", "/b.json", "/b"]])
+    train._check_results_stay(other)  # there is no run
+    (tmp_path / "last_checkpoint").write_text("model_final.pth")
+    (tmp_path / "model_final.pth").write_text("")
+    train._check_results_stay(before)
+    with pytest.raises(UserError, match="has a run's results on '/a.json', which those on '/b.json' would replace: name another folder"):
+        train._check_results_stay(other)
+    flags = ["--auto", "--resume", "--train", "t.json", "OUTPUT_DIR", str(tmp_path)]
+    with pytest.raises(UserError, match="has no recipe.yaml of --auto: continue its run with --config-file .*config.yaml --resume"):
+        train.read_config(train.argument_parser().parse_args(flags))
+
+
 def test_auto_is_for_one_machine(monkeypatch):
     flags = ["--auto", "--train", "t.json"]
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")

@@ -211,7 +211,7 @@ class Front(ABC):
         if not training:
             self.check_has_weights(getattr(args, "resume", False))
         replaced = self.apply_data_arguments(args, training)
-        self.said += unused(args.train_json, args.train_images, args.val_json) if training else []
+        self.said += unused(args.train_json, args.train_images, args.val_json, self.evaluation_of("test")) if training else []
         known = [] if training else self.follow_classes(getattr(args, "resume", False))
         self.register(training, [*(s.DATASETS.TRAIN if training else ()), *s.DATASETS.TEST], replaced)
         for problem in self.findings(training, processes):
@@ -289,6 +289,13 @@ class Front(ABC):
         """Raises UserError if the config's model cannot be built here; needs no data."""
         for problem in self.config_findings():
             raise problem
+
+    def evaluation_of(self, split: str) -> str:
+        """The words that evaluate the best weights of the run on other data, in a folder of its own."""
+        output = self.settings.OUTPUT_DIR
+        weights = os.path.join(output, "model_best.pth" if self.settings.DATASETS.TEST else "model_final.pth")
+        given = f"{self.override('MODEL.WEIGHTS', weights)} {self.override('OUTPUT_DIR', os.path.join(output, split))}"
+        return f"--config-file {os.path.join(output, 'config.yaml')} {given}"
 
     def stated(self, key: str) -> bool:
         """Whether the command line overrides a key."""

@@ -15,6 +15,7 @@ import torch
 
 from ..config import READING, add_data_arguments, check_device, check_output_file
 from ..data.formats import unused
+from ..engine import open_config
 from ..errors import UserError
 from ..files import write_whole
 from . import parser_of, program, run
@@ -132,7 +133,7 @@ def main() -> None:
     check_output_file(args.output, "--output")
     args.output_dir = os.path.join("output", os.path.splitext(os.path.basename(args.output))[0])
     design(args, args.output)
-    for line in unused(args.train_json, args.train_images, args.val_json):
+    for line in unused(args.train_json, args.train_images, args.val_json, open_config(args.output).evaluation_of("test")):
         print(line)
     print(f"{args.output}: train with `backbones train --config-file {args.output}`")
 

@@ -22,6 +22,7 @@ from detectron2.utils import comm
 
 from ..checkpoint import last_checkpoint
 from ..config import READING, add_data_arguments, check_device, check_output_dir, learns
+from ..data.holdout import HELD_OUT
 from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
 from ..doctor.examination import Examination
@@ -35,6 +36,7 @@ from ..engine import (
     launch,
     lock,
     log_the_end,
+    open_config,
     open_named,
     set_up_logs,
     stay_in_moved_folder,
@@ -45,6 +47,11 @@ from ..files import write_whole
 from ..search.paths import PathSampler
 from . import parser_of, program
 from .recipe import add_recipe_arguments, design, device_of, recipe_flags
+
+_HINTS = {
+    "--auto": ": it is for working out a recipe. For the config of one, run `backbones recipe` again",
+    "--optimize": ", the faster model that it is for",
+}
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -92,7 +99,7 @@ def read_config(args: argparse.Namespace) -> Front:
         *((flag, True, "--auto", args.auto) for flag in recipe_flags(args)),
     ):
         if value and not needed:
-            raise UserError(f"{flag} needs {other}", code="missing-argument", key=flag)
+            raise UserError(f"{flag} needs {other}{_HINTS.get(other, '')}", code="missing-argument", key=flag)
     if args.overwrite and (args.resume or args.eval_only):
         raise UserError("--overwrite is for a new run: it cannot be combined with --resume or --eval-only", code="conflict", key="--overwrite")
     data = {"--train": args.train_json, "--val": args.val_json, "--val-split": args.val_split}
@@ -141,6 +148,9 @@ def _design(args: argparse.Namespace) -> bool:
     if by_torchrun() or args.num_machines > 1:  # each process or machine would work out its own
         said = "--auto starts its processes itself, on one machine: otherwise run `backbones recipe --num-gpus N --output my.yaml`"
         raise UserError(f"{said}, then train with --config-file my.yaml", "conflict", "--auto")
+    if args.resume and last_checkpoint(args.output_dir):
+        said = f"{args.output_dir!r} has no recipe.yaml of --auto: continue its run with --config-file"
+        raise UserError(f"{said} {os.path.join(args.output_dir, 'config.yaml')} --resume", "missing-file", "--auto")
     args.device = device_of(given.get("MODEL.DEVICE", ""))
     os.makedirs(args.output_dir, exist_ok=True)
     clear(args.output_dir, args.overwrite, "")
@@ -152,6 +162,8 @@ def prepare(args: argparse.Namespace, front: Front) -> Front:
     """The config for all processes of this machine, with the lines to log about it. Raises UserError."""
     processes = count_processes(args)
     front.prepare(args, processes)
+    if args.eval_only:
+        _check_results_stay(front)
     if not args.eval_only:
         here = processes // max(args.num_machines, 1)
         front.said += [f"{finding.message} -> {finding.advice}" for finding in too_much_for_cpu(Examination(front, processes, gpus=here))]
@@ -165,6 +177,21 @@ def prepare(args: argparse.Namespace, front: Front) -> Front:
         ):
             front.said += PathSampler.before_training(front.cfg)
     return front
+
+
+def _check_results_stay(front: Front) -> None:
+    """Raises UserError if results on other data would replace those of the run in the output folder, whose config says what they are of."""
+    output = front.settings.OUTPUT_DIR
+    left = os.path.join(output, "config.yaml")
+    if not os.path.isfile(left) or not last_checkpoint(output):
+        return
+    before, now = ({entry[0]: list(entry[1:]) for entry in f.settings.DATASETS.REGISTER} for f in (open_config(left), front))
+    for name in front.settings.DATASETS.TEST:
+        name = name.removesuffix(HELD_OUT)
+        if name in before and name in now and before[name] != now[name]:
+            other = front.override("OUTPUT_DIR", os.path.join(output, "other"))
+            said = f"{output!r} has a run's results on {before[name][0]!r}, which those on {now[name][0]!r} would replace"
+            raise UserError(f"{said}: name another folder, such as {other}", "conflict", front.name("OUTPUT_DIR"))
 
 
 def main(args: argparse.Namespace, front: Front) -> None:

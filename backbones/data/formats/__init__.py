@@ -96,17 +96,17 @@ def named(found: dict[str, tuple[str, str]], split: str, flag: str) -> str:
     return f"{file} {flag} {folder}" if [other for other, _ in found.values()].count(file) > 1 else file
 
 
-def unused(path: str, images: str = "", other: str = "") -> list[str]:
+def unused(path: str, images: str = "", other: str = "", overrides: str = "") -> list[str]:
     """A line on a split "test" of training data, which training leaves alone; none without one.
 
-    ``images`` joins all splits, ``other`` are the data for evaluation if they are not of the same path.
+    ``images`` joins all splits, ``other`` are the data for evaluation if they are not of the same path. ``overrides``: what follows the flags
+    of a command that evaluates on it.
     """
     found = splits(path) if path and not (images or other) else {}
     if "test" not in found or found["test"] == found.get("val"):
         return []
-    return [
-        f"{path}: its split 'test' is not used. Evaluate on it after the training: --eval-only --val {named(found, 'test', '--val-images')}"
-    ]
+    name = named(found, "test", "--val-images")
+    return [f"{path}: its split 'test' is not used. After the training: backbones train --eval-only --val {name} {overrides}".rstrip()]
 
 
 def _in_annotations(path: str) -> dict[str, str]:
