@@ -34,7 +34,7 @@ from ..swap import use_backbone, use_weights
 from .fit import broadcast_buffers
 from .front import Front, arranged
 from .job import Job
-from .lazy_keys import FRACTIONS, KEYS, LISTS, NAMES, resizing
+from .lazy_keys import FRACTIONS, KEYS, LISTS, NAMES, TRAIN, resizing
 
 
 def is_python(path: str) -> bool:
@@ -45,9 +45,6 @@ def is_python(path: str) -> bool:
         return re.search(r"^(?:dataloader|lr_multiplier):", f.read(1 << 20), re.M) is not None
 
 
-_OTHERS = {"checkpointer", "cudnn_benchmark", "ddp", "float32_precision", "log_period"}  # of `train`, which detectron2 reads
-
-
 class PythonFront(Front):
     """A Python config. `KEYS` maps it to ``settings``; ``places`` are the rows of `KEYS` that this config has."""
 
@@ -56,9 +53,9 @@ class PythonFront(Front):
     def __init__(self, cfg: DictConfig, path: str = "", opts: list[str] | None = None):
         super().__init__(path)
         self.cfg, self.opts = cfg, opts or []
-        defaults, own = _defaults(), {place.split(".")[1] for place in KEYS.values() if place.startswith("train.")} | _OTHERS
-        for name in sorted(map(str, {*cfg.get("train", {})} - own)):
-            close = near(name, own)
+        defaults = _defaults()
+        for name in sorted(map(str, {*cfg.get("train", {})} - TRAIN)):
+            close = near(name, TRAIN)
             self.said.append(f"train.{name}: training reads no such key -> " + (f"did you mean train.{close[0]}?" if close else "remove it"))
         for key, place in KEYS.items():
             if place.startswith("train.") and _select(cfg, place) is None:

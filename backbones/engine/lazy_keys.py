@@ -74,6 +74,9 @@ KEYS = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "model.sem_seg_head.num_classes",
     "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": "model.combine_instances_score_thresh",
 }
+# what `train` may have: these, and what detectron2 reads
+TRAIN = {place.split(".")[1] for place in KEYS.values() if place.startswith("train.")}
+TRAIN |= {"checkpointer", "cudnn_benchmark", "ddp", "float32_precision", "log_period"}
 # values whose type is not that of the YAML key
 FRACTIONS, NAMES = ("SOLVER.WARMUP_ITERS",), ("DATASETS.TRAIN", "DATASETS.TEST")
 LISTS = (*NAMES, "INPUT.MIN_SIZE_TRAIN")

@@ -28,12 +28,10 @@ def open_config(name: str, opts: Sequence[str] = (), backbone: str = "", weights
 
 def open_named(args: argparse.Namespace, opts: Sequence[str] | None = None) -> Front:
     """The config that the flags of `add_config_arguments` name; ``opts`` replaces their overrides. Raises UserError."""
-    twice = next(
-        (item for item in getattr(args, "opts", ()) if args.weights and item.partition("=")[0] in ("MODEL.WEIGHTS", "train.init_checkpoint")),
-        "",
-    )
-    if twice:
-        raise UserError(f"--weights and {twice.partition('=')[0]} name weights: leave one out", "conflict", "--weights")
+    words = [item.partition("=")[0] for item in getattr(args, "opts", ())]
+    for key in ("MODEL.WEIGHTS", "train.init_checkpoint"):
+        if args.weights and key in words:
+            raise UserError(f"--weights and {key} name weights: leave one out", "conflict", "--weights")
     return open_config(args.config_file, args.opts if opts is None else opts, args.backbone, args.weights, args.accept_licence)
 
 

@@ -109,5 +109,6 @@ def results_file(path: str, name: str | None) -> str:
     """The results inside, if ``path`` is the folder of a run, on the data set ``name`` if there are those of several; else ``path``."""
     if not os.path.isdir(path):
         return path
-    places = [os.path.join(path, "inference", *folder, "coco_instances_results.json") for folder in ([folder_of(name or "")], [])]
-    return next((place for place in places if name and os.path.isfile(place)), places[-1])
+    file = "coco_instances_results.json"
+    own = os.path.join(path, "inference", folder_of(name or ""), file)
+    return own if name and os.path.isfile(own) else os.path.join(path, "inference", file)

@@ -92,18 +92,19 @@ def argument_parser() -> argparse.ArgumentParser:
 
 def read_config(args: argparse.Namespace) -> Front:
     """Opens the config of the command line. Raises UserError."""
+    recipe = recipe_flags(args)
     for flag, value, other, needed in (
         ("--optimize", args.optimize, "--eval-only", args.eval_only),
         ("--precision", args.precision != "float32", "--optimize", args.optimize),
         ("--new-schedule", args.new_schedule, "--resume", args.resume),
-        *((flag, True, "--auto", args.auto) for flag in recipe_flags(args)),
+        *((flag, True, "--auto", args.auto) for flag in recipe),
     ):
         if value and not needed:
             raise UserError(f"{flag} needs {other}{_HINTS.get(other, '')}", code="missing-argument", key=flag)
     if args.overwrite and (args.resume or args.eval_only):
         raise UserError("--overwrite is for a new run: it cannot be combined with --resume or --eval-only", code="conflict", key="--overwrite")
     data = {"--train": args.train_json, "--val": args.val_json, "--val-split": args.val_split}
-    given = [*(flag for flag, value in data.items() if value), *recipe_flags(args)]
+    given = [*(flag for flag, value in data.items() if value), *recipe]
     kept = args.auto and _design(args)
     if not args.config_file and not args.opts:
         message = "--config-file is missing: give a config's path, or a name from `backbones zoo list`"
@@ -164,7 +165,7 @@ def prepare(args: argparse.Namespace, front: Front) -> Front:
     front.prepare(args, processes)
     if args.eval_only:
         _check_results_stay(front)
-    if not args.eval_only:
+    else:
         here = processes // max(args.num_machines, 1)
         front.said += [f"{finding.message} -> {finding.advice}" for finding in too_much_for_cpu(Examination(front, processes, gpus=here))]
         shuffle = front.cfg.MODEL.SHUFFLENETV2 if isinstance(front.cfg, CfgNode) else None
