@@ -481,6 +481,17 @@ def test_results_of_a_run_stay(tmp_path):
         train.read_config(train.argument_parser().parse_args(flags))
 
 
+def test_auto_leaves_an_earlier_run_until_there_is_a_recipe(tmp_path):
+    """Data that are not there neither remove a run with --overwrite nor make a folder without one."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "old" / "model_final.pth").write_text("weights")
+    for flags, name in ((["--overwrite"], "old"), ([], "new")):
+        arguments = ["--auto", *flags, "--train", str(tmp_path / "typo.json"), "OUTPUT_DIR", str(tmp_path / name)]
+        with pytest.raises(UserError, match="typo.json"):
+            train.read_config(train.argument_parser().parse_args(arguments))
+    assert (tmp_path / "old" / "model_final.pth").read_text() == "weights" and not (tmp_path / "new").exists()
+
+
 def test_auto_is_for_one_machine(monkeypatch):
     flags = ["--auto", "--train", "t.json"]
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "7")

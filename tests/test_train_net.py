@@ -4,10 +4,13 @@ import json
 import os
 import random
 import re
+import shlex
 import shutil
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 import torch
 import zoo_data
@@ -62,6 +65,17 @@ def test_training_writes_what_detectron2_writes(trained):
     assert {"model_final.pth", "last_checkpoint", "metrics.json", "log.txt", "config.yaml", "inference"} <= set(os.listdir(output))
     assert last_metrics(output)["iteration"] == 4
     assert "Copying" not in log and "Traceback" not in log
+
+
+def test_training_says_what_to_do_next(trained, tmp_path):
+    """As a command that draws, once IMAGES are named."""
+    said = re.findall(r"next, draw what it finds in your images: python (.*)", trained[1])[-1]
+    images, found = (tmp_path / name for name in ("in", "found"))
+    images.mkdir()
+    cv2.imwrite(str(images / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    words = [{"IMAGES": str(images), "found": str(found)}.get(word, word) for word in shlex.split(said)]
+    subprocess.run([sys.executable, *words], check=True, cwd=ROOT)
+    assert os.listdir(found) == ["a.png"]
 
 
 def test_evaluation_gives_the_same_figures(trained, tiny):

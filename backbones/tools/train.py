@@ -11,6 +11,7 @@ import errno
 import gc
 import logging
 import os
+import shlex
 import sys
 import time
 from typing import NoReturn, Sequence
@@ -153,8 +154,8 @@ def _design(args: argparse.Namespace) -> bool:
         said = f"{args.output_dir!r} has no recipe.yaml of --auto: continue its run with --config-file"
         raise UserError(f"{said} {os.path.join(args.output_dir, 'config.yaml')} --resume", "missing-file", "--auto")
     args.device = device_of(given.get("MODEL.DEVICE", ""))
-    os.makedirs(args.output_dir, exist_ok=True)
-    clear(args.output_dir, args.overwrite, "")
+    if not args.overwrite:  # with it, the run removes the earlier one, once there is a recipe
+        clear(args.output_dir, False, "")
     design(args, args.config_file)
     return False
 
@@ -245,6 +246,8 @@ def run(args: argparse.Namespace, front: Front) -> None:
             raise
         try:
             fit.train()
+            if comm.is_main_process():
+                say_next(front)
             return
         except OutOfMemory as error:
             if not args.auto or front.settings.SOLVER.IMS_PER_BATCH % (comm.get_world_size() * error.suggestion):
@@ -255,6 +258,16 @@ def run(args: argparse.Namespace, front: Front) -> None:
         del fit
         gc.collect()
         torch.cuda.empty_cache()
+
+
+def say_next(front: Front) -> None:
+    """Logs the command that draws what a trained detector finds; a classifier finds nothing."""
+    if isinstance(front.cfg, CfgNode) and learns(front.cfg, "class"):
+        return
+    config, best, final = (os.path.join(front.settings.OUTPUT_DIR, name) for name in ("config.yaml", "model_best.pth", "model_final.pth"))
+    weights = best if os.path.isfile(best) else final
+    words = f"--config-file {shlex.quote(config)} --input IMAGES --output found MODEL.WEIGHTS {shlex.quote(weights)}"
+    logging.getLogger("backbones").info(f"next, draw what it finds in your images: {program('demo')} {words}")
 
 
 def fail(error: UserError) -> NoReturn:
