@@ -79,14 +79,18 @@ def draw(image: np.ndarray, marks: Sequence[Mark], size: int = 15) -> np.ndarray
     return np.asarray(page)
 
 
+def titled(picture: np.ndarray, title: str) -> np.ndarray:
+    """A picture (H, W, 3) with its title above, cut where the picture ends."""
+    page = Image.new("RGB", (picture.shape[1], picture.shape[0] + 26), (255, 255, 255))
+    page.paste(Image.fromarray(picture), (0, 26))
+    ImageDraw.Draw(page).text((4, 3), title, fill=(0, 0, 0), font=_font(16))
+    return np.asarray(page)
+
+
 def beside(left: np.ndarray, right: np.ndarray, titles: Sequence[str] = ("truth", "found")) -> np.ndarray:
     """Two pictures of the same height side by side, with their titles above."""
-    head, gap = 26, 6
-    page = Image.new("RGB", (left.shape[1] + gap + right.shape[1], left.shape[0] + head), (255, 255, 255))
-    for x, tile, title in ((0, left, titles[0]), (left.shape[1] + gap, right, titles[1])):
-        page.paste(Image.fromarray(tile), (x, head))
-        ImageDraw.Draw(page).text((x + 4, 3), title, fill=(0, 0, 0), font=_font(16))
-    return np.asarray(page)
+    left, right = titled(left, titles[0]), titled(right, titles[1])
+    return np.hstack([left, np.full((len(left), 6, 3), 255, np.uint8), right])
 
 
 def mask_of(segmentation: Any, height: int, width: int) -> np.ndarray:

@@ -22,7 +22,7 @@ from ..data.annotations import mask_fault, numbers
 from ..data.findings import KINDS
 from ..data.formats import to_yolo
 from ..data.sources import Source, Use
-from ..drawing import scale_of
+from ..drawing import Mark, colour, draw, mask_of
 from ..errors import UserError, counted
 from ..files import overwritten, write_whole
 from . import parser_of, picture, program, run
@@ -193,16 +193,17 @@ def show(input: str, output: str, images: str = "", num: int = 12) -> Iterator[s
     picture(output)
     found = parts(input, images)
     shares = [num // len(found) + (i < num % len(found)) for i in range(len(found))]
-    tiles, drawn = [], []
+    tiles, titles, drawn = [], [], []
     notes: Counter[str] = Counter()
     for (name, (content, root)), share in zip(found.items(), shares):
         for image, objects, tile in _drawn(content, root, share):
             tiles.append(tile)
+            titles.append(os.path.basename(image["file_name"]))
             drawn.append((name, image, objects))
         notes.update(content["notes"])
     if not tiles:
         raise UserError("none of the chosen images can be read", "bad-file")
-    write_grid(tiles, output, min(4, len(tiles)), "annotations")
+    write_grid(tiles, titles, output, min(4, len(tiles)))
     classes = {category["name"] for content, _ in found.values() for category in content["categories"]}
     content = {"images": drawn, "annotations": [a for _, _, objects in drawn for a in objects], "categories": classes}
     yield from _lines(output, content, notes)
@@ -212,19 +213,13 @@ def show(input: str, output: str, images: str = "", num: int = 12) -> Iterator[s
 
 def _drawn(content: dict[str, Any], root: str, num: int) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], np.ndarray]]:
     """Evenly chosen images of a split, their objects, and both drawn. Those that cannot be read are left out, and named."""
-    from detectron2.data import Metadata
-    from detectron2.structures import BoxMode
-    from detectron2.utils.visualizer import Visualizer
-
     chosen = [content["images"][i] for i in np.linspace(0, len(content["images"]) - 1, min(num, len(content["images"]))).astype(int)]
     categories = sorted(content["categories"], key=lambda category: category["id"])
     number = {category["id"]: i for i, category in enumerate(categories)}
-    about = Metadata(thing_classes=[category["name"] for category in categories])
     objects: dict[Any, list[dict]] = {image["id"]: [] for image in chosen}
     for a in content["annotations"]:
         if a["image_id"] in objects:
-            shown = {key: a[key] for key in ("bbox", "segmentation") if a.get(key)}
-            objects[a["image_id"]].append({**shown, "bbox_mode": BoxMode.XYWH_ABS, "category_id": number[a["category_id"]]})
+            objects[a["image_id"]].append(a)
     for image in chosen:
         file = os.path.join(root, image["file_name"])
         if not os.path.isfile(file):
@@ -232,12 +227,14 @@ def _drawn(content: dict[str, Any], root: str, num: int) -> Iterator[tuple[dict[
         pixels = pixels_of(file, value_range=(0, 65535))
         if pixels is None:
             continue
-        its = objects[image["id"]]
-        if not all("segmentation" in a for a in its):  # detectron2 draws masks for all objects or for none
-            its = [{key: value for key, value in a.items() if key != "segmentation"} for a in its]
-        np.random.seed(0)  # detectron2 takes colours from numpy's global generator: make the same picture every time
-        scale = scale_of(pixels, max(240, min(image["height"], 480)) / pixels.shape[0])
-        yield image, objects[image["id"]], Visualizer(pixels, about, scale=scale).draw_dataset_dict({"annotations": its}).get_image()
+        marks = []
+        for a in objects[image["id"]]:
+            x, y, w, h = a["bbox"]
+            mask = mask_of(a["segmentation"], *pixels.shape[:2]) if a.get("segmentation") else None
+            points = np.reshape(a["keypoints"], (-1, 3)) if a.get("keypoints") else None
+            of_class = number[a["category_id"]]
+            marks.append(Mark((x, y, x + w, y + h), str(categories[of_class]["name"]), colour(of_class), mask, points))
+        yield image, objects[image["id"]], draw(pixels, marks)
 
 
 def main() -> None:

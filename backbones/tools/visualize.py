@@ -13,6 +13,7 @@ from ..data.loader import unreadable
 from ..data.sources import unknown_data_set
 from ..drawing import Mark, colour, mask_of
 from ..drawing import draw as draw_marks
+from ..drawing import titled
 from ..engine import open_config
 from ..errors import UserError
 from ..evaluation.mistakes import judge
@@ -79,7 +80,7 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     else:
         chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(count, len(dicts))).astype(int)]
     masks = any("segmentation" in r for d in chosen for r in by_image[d["image_id"]])  # else the truth's masks would only hide the image
-    tiles = []
+    tiles, titles = [], []
     for d in chosen:
         image = pixels_of(d["file_name"], **reading)  # as in training, rotated by its EXIF tag
         if image is None:
@@ -98,12 +99,13 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
         found = [mark(r, BoxMode.XYWH_ABS, to_class.get(r["category_id"], r["category_id"]), f" {100 * r['score']:.0f}") for r in kept]
         left, right = draw_marks(image, truth), draw_marks(image, found)
         tiles.append(np.hstack([left, np.full((len(left), 4, 3), 255, np.uint8), right]))
+        titles.append(f"ground truth | detections: {os.path.basename(d['file_name'])}")
     said = nothing_shown((r["score"] for d in chosen for r in by_image[d["image_id"]]), threshold)
     if said:
         print(said)
     if not tiles:
         raise UserError(f"none of the {len(chosen)} images can be read", "bad-file")
-    write_grid(tiles, output, 3 if len(tiles) >= 6 else 1, "ground truth | detections")
+    write_grid(tiles, titles, output, 3 if len(tiles) >= 6 else 1)
 
 
 def pixels_of(path: str, **reading: Any) -> np.ndarray | None:
@@ -117,19 +119,18 @@ def pixels_of(path: str, **reading: Any) -> np.ndarray | None:
     return None
 
 
-def write_grid(tiles: list[np.ndarray], output: str, columns: int, title: str) -> None:
-    """Writes a grid of RGB pictures, with ``title`` above each column."""
+def write_grid(tiles: list[np.ndarray], titles: list[str], output: str, columns: int) -> None:
+    """Writes a grid of RGB pictures, each with its title above it."""
     import cv2
 
+    tiles = [titled(tile, title) for tile, title in zip(tiles, titles)]
     h, w = (max(t.shape[i] for t in tiles) for i in (0, 1))
-    pad, head = 10, 30
+    pad = 10
     rows = -(-len(tiles) // columns)
-    grid = np.full((head + rows * (h + pad), columns * (w + pad) + pad, 3), 255, np.uint8)
+    grid = np.full((pad + rows * (h + pad), columns * (w + pad) + pad, 3), 255, np.uint8)
     for i, tile in enumerate(tiles):
-        y, x = head + i // columns * (h + pad), pad + i % columns * (w + pad)
+        y, x = (pad + place * (side + pad) for place, side in zip(divmod(i, columns), (h, w)))
         grid[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
-    for c in range(min(columns, len(tiles))):
-        cv2.putText(grid, title, (pad + c * (w + pad), 21), cv2.FONT_HERSHEY_SIMPLEX, 0.7, (0, 0, 0), 1, cv2.LINE_AA)
     if not cv2.imwrite(output, grid[:, :, ::-1]):
         raise UserError(f"cannot write {output!r}")
 
