@@ -110,6 +110,12 @@ def first_of(names: Sequence[str], most: int = 5, between: str = ", ") -> str:
     return between.join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
+def either(ways: Sequence[str]) -> str:
+    """ "a", "a or b", "a, b or c"."""
+    *others, last = ways
+    return f"{', '.join(others)} or {last}" if others else last
+
+
 def raised(check: Callable[..., Any], *arguments: Any) -> list[UserError]:
     """The UserError that a call raises, if it does."""
     try:

@@ -116,3 +116,8 @@ def keep_activations(model: nn.Module, kept: str) -> int:
     for module in modules:
         module.activations = kept
     return len(modules)
+
+
+def can_keep_less(model: nn.Module | None) -> bool:
+    """Whether a network acts on `keep_activations`, and still keeps all."""
+    return model is not None and any(isinstance(module, KeepsActivations) and module.activations == "all" for module in model.modules())

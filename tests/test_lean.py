@@ -10,7 +10,9 @@ from torch import nn
 
 from backbones import UserError, create, zoo
 from backbones.benchmark import training
-from backbones.engine import Trainer
+from backbones.doctor.examination import Examination
+from backbones.engine import Trainer, open_config
+from backbones.engine.step import Steps
 from backbones.lean import ACTIVATIONS, keep_activations
 
 PRODUCT = list(itertools.product(["V-19-slim-eSE", *SMALLEST], ["FrozenBN", "BN"]))
@@ -119,6 +121,21 @@ def test_the_backbone_is_what_compile_is_for(monkeypatch):
     cfg = zoo.get_config("faster_rcnn_V_39_FPN_3x.yaml")
     cfg.MODEL.DEVICE, cfg.MODEL.COMPILE, cfg.MODEL.WEIGHTS = "cpu", True, ""
     assert compiled == [Trainer(cfg).model.backbone.bottom_up]
+
+
+@pytest.mark.parametrize("net, acts", [(create("V-19-slim-eSE"), True), (nn.Conv2d(3, 4, 1), False)], ids=["ours", "another"])
+@pytest.mark.parametrize("kept, half", [("all", False), ("lean", True)])
+def test_advice_on_memory_is_what_has_an_effect(net, acts, kept, half):
+    """Neither half precision nor lean activations where they are set, and no lean ones for networks that ignore them."""
+    keep_activations(net, kept)
+    examination = Examination(open_config("digits/faster_rcnn_digits.yaml", ["MODEL.ACTIVATIONS", kept, "SOLVER.AMP.ENABLED", str(half)]))
+    examination.model = net
+    steps = Steps(net, [], torch.optim.SGD(net.parameters(), 0.1), precision=torch.bfloat16 if half else None)
+    steps.iter = 3
+    for said in (examination.lower_memory("use smaller images"), str(steps._out_of_memory(8))):
+        assert ("MODEL.ACTIVATIONS lean" in said, "SOLVER.AMP.ENABLED True" in said) == (acts and not half, not half), said
+        assert "SOLVER.ACCUMULATE 2" in said
+    assert examination.lower_memory("use smaller images").endswith(" or use smaller images")
 
 
 def test_unknown():

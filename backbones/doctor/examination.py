@@ -21,7 +21,8 @@ from ..data.dataset import Dataset
 from ..data.image_files import evenly
 from ..data.sources import Use
 from ..engine.front import Front
-from ..errors import SEVERITIES, Finding, UserError
+from ..errors import SEVERITIES, Finding, UserError, either
+from ..lean import can_keep_less
 
 _GIB = 2**30
 
@@ -134,14 +135,22 @@ class Examination:
         step = self.divisibility()
         return tuple(math.ceil(round(side) / step) * step for side in sorted(sides))
 
-    def lower_memory(self, parts: int = 2) -> str:
-        """Advice to use less memory; ``parts``: the least number of parts to divide a batch into."""
+    def lower_memory(self, *more: str, parts: int = 2) -> str:
+        """Advice to use less memory, or what ``more`` says; ``parts``: the least number of parts to divide a batch into."""
         name, override = self.front.name, self.front.override
         now, batch = self.cfg.SOLVER.ACCUMULATE, self.per_process()
         fitting = next((n for n in range(parts * now, batch + 1) if batch % n == 0), None)
         same = f"set {override('SOLVER.ACCUMULATE', fitting)} (the same batch in more parts), " if fitting else ""
-        fewer = f"{same}lower {name('SOLVER.IMS_PER_BATCH')} with {name('SOLVER.BASE_LR')}"
-        return f"{fewer}, set {override('SOLVER.AMP.ENABLED', True)} or {override('MODEL.ACTIVATIONS', 'lean')}"
+        ways = [f"{same}lower {name('SOLVER.IMS_PER_BATCH')} with {name('SOLVER.BASE_LR')}"]
+        if not self.cfg.SOLVER.AMP.ENABLED:
+            ways.append(f"set {override('SOLVER.AMP.ENABLED', True)}")
+        if self.can_keep_less():
+            ways.append(f"set {override('MODEL.ACTIVATIONS', 'lean')}")
+        return either([*ways, *more])
+
+    def can_keep_less(self) -> bool:
+        """Whether MODEL.ACTIVATIONS would have an effect that it does not have yet."""
+        return self.cfg.MODEL.ACTIVATIONS == "all" and can_keep_less(self.model)
 
     def divisibility(self) -> int:
         return max(getattr(getattr(self.model, "backbone", None), "size_divisibility", 0) or 1, 1)

@@ -73,9 +73,8 @@ def shortage(examination: Examination, step: Estimate) -> Iterator[Finding]:
     if step.room and step.peak * step.shares > 0.9 * step.room:
         need, there = size_in_words(step.peak * step.shares), size_in_words(step.room)
         parts = math.ceil(step.peak * step.shares / (0.9 * step.room))
-        advice = (
-            f"{examination.lower_memory(max(parts, 2))}, use {'more processes' if step.shares == 1 else 'fewer processes'} or smaller images"
-        )
+        processes = f"use {'more' if step.shares == 1 else 'fewer'} processes"
+        advice = examination.lower_memory(processes, "use smaller images", parts=max(parts, 2))
         said = f"{counted(step.images, 'image')} of {step.sides} at once may need an estimated {need} of memory, and {there} are free"
         yield warning(said, advice)
 

@@ -19,7 +19,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ..data.loader import seed_random_numbers
-from ..errors import UserError, counted, one_line
+from ..errors import UserError, counted, either, one_line
+from ..lean import can_keep_less
 
 _LEAST_SCALE = 1e-4  # reached from 65536 after thirty iterations with overflowing gradients
 
@@ -203,13 +204,10 @@ class Steps(SimpleTrainer):
     def _out_of_memory(self, images: int) -> "OutOfMemory":
         key, amp, kept = map(self.name, ("SOLVER.ACCUMULATE", "SOLVER.AMP.ENABLED", "MODEL.ACTIVATIONS"))
         parts = 2 * self.accumulate
-        return OutOfMemory(
-            f"the device has not enough memory for {counted(images, 'image')} at once, at iteration {self.iter}: set {key} {parts}, which "
-            f"splits the same batch into more parts, {amp} True or {kept} lean",
-            "resources",
-            key,
-            parts,
-        )
+        ways = [f"set {key} {parts}, which splits the same batch into more parts"]
+        ways += [f"{amp} True"] * (self.precision is None) + [f"{kept} lean"] * can_keep_less(self.model)
+        said = f"the device has not enough memory for {counted(images, 'image')} at once, at iteration {self.iter}"
+        return OutOfMemory(f"{said}: {either(ways)}", "resources", key, parts)
 
     def _count_skipped(self, batch: list[dict[str, Any]]) -> None:
         problems = [problem for example in batch if isinstance(example, dict) for problem in example.pop("unreadable", ())]

@@ -338,12 +338,15 @@ class Design:
             self.say(f"a step takes about {expected:.1f} s, estimated from small ones: too long to measure")
             return expected
         plain, losses = self._steps({}, count)
-        fast, others = self._steps({key: value for key, (value, _) in _FAST.items()}, count) if ways == 2 else (math.inf, [])
+        faster = dict(_FAST)
+        if not Examination(self._front(self.cfg)).can_keep_less():
+            del faster["MODEL.ACTIVATIONS"]
+        fast, others = self._steps({key: value for key, (value, _) in faster.items()}, count) if ways == 2 else (math.inf, [])
         follows = bool(others) and all(math.isfinite(b) and abs(a - b) <= 0.1 * abs(a) for a, b in zip(losses, others))
         if fast < 0.95 * plain and follows:
             apart = max(abs(a - b) / a for a, b in zip(losses, others))
             said = f"a step takes {fast:.2f} s instead of {plain:.2f}, and losses agree within {apart:.1%}"
-            self.take(Choice(key, value, f"{why}: {said}" if i == 0 else why) for i, (key, (value, why)) in enumerate(_FAST.items()))
+            self.take(Choice(key, value, f"{why}: {said}" if i == 0 else why) for i, (key, (value, why)) in enumerate(faster.items()))
             return fast
         tried = f"bfloat16 was no faster ({fast:.2f} s)" if math.isfinite(fast) else "this device has no bfloat16"
         self.say(f"plain float32: {plain:.2f} s per step, {tried if follows or not math.isfinite(fast) else 'bfloat16 changes the losses'}")

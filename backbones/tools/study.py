@@ -21,7 +21,7 @@ from tqdm import tqdm
 from .. import zoo
 from ..config import check_output_file
 from ..engine import open_config
-from ..errors import UserError, counted, unknown
+from ..errors import UserError, counted, either, unknown
 from ..files import sha256, write_whole
 from ..search import evidence, study
 from ..search.one_shot import prepare
@@ -139,8 +139,7 @@ def main() -> None:
         raise UserError("--supernet is trained with one seed: name it alone with --seeds", "conflict", "--seeds")
     args.studies, args.seeds = (list(dict.fromkeys(given)) for given in (args.studies or study.STUDIES, args.seeds or (1, 2)))
     if args.supernet and ({*args.studies} - {*study.SUPERNETS} or len(args.studies) > 1):
-        *others, last = study.SUPERNETS
-        said = f"--supernet scores the paths of one study: name {', '.join(others)} or {last} alone"
+        said = f"--supernet scores the paths of one study: name {either(list(study.SUPERNETS))} alone"
         raise UserError(said, "missing-argument", "--supernet")
     if args.supernet and args.networks:
         raise UserError("--supernet scores all paths of a study: it cannot be combined with --networks", "conflict", "--networks")
