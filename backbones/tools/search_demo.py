@@ -1,6 +1,6 @@
-"""Runs DetNAS's five steps on handwritten digits, small enough for two CPU cores: supernet, search, training of the result.
+"""Runs DetNAS's search on crowded scenes of handwritten digits, small enough for two CPU cores: supernet, search, training of the result.
 
-With --proof N, the found path and N random ones of its cost are trained from their weights in the supernet, in the place of steps 4 and 5.
+With --proof N, step 3 trains the found path and N random ones of its cost alike, each from its weights in the supernet.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from typing import Iterator
 
 import torch
 
+from .. import zoo
 from ..benchmark import tables
 from ..config import check_output_dir
 from ..documents import read_json, reading
@@ -23,16 +24,13 @@ from ..search.rank_correlation import ahead, check_comparison, compared
 from . import parser_of, plot, program, run
 from .digits import make
 
-SUPERNET, SUBNET = "digits/detnas_supernet_digits.yaml", "digits/detnas_subnet_digits.yaml"
+SUPERNET, SUBNET = "crowd/detnas_demo_supernet_crowd.yaml", "crowd/detnas_demo_subnet_crowd.yaml"
 RESULTS = ("model_final.pth", "best_subnet.pth")  # of a training, of the search: each is written last
 SPEAK = ("search", "comparison")  # folders of the steps that print progress; the output of a training goes to a file
 
 
 def steps(args: argparse.Namespace, device: str) -> Iterator[tuple[str, list[str], str]]:
     """(what, command, folder) of each step."""
-
-    def weights(name: str) -> list[str]:
-        return ["MODEL.WEIGHTS", os.path.join(args.output, name, "model_final.pth")]
 
     def step(what: str, folder: str, verb: list[str], config: str, more: list[str]) -> tuple[str, list[str], str]:
         where = os.path.join(args.output, folder)
@@ -41,25 +39,23 @@ def steps(args: argparse.Namespace, device: str) -> Iterator[tuple[str, list[str
     def training(what: str, folder: str, config: str, more: list[str]) -> tuple[str, list[str], str]:
         return step(what, folder, ["backbones", "train", "--overwrite"], config, [*more, "SEED", str(args.seed)])
 
-    found = os.path.join(args.output, "search", "best_subnet.yaml")
-    classes = "digits/detnas_{}_classes_digits.yaml".format
-    yield training("the supernet as a classifier", "supernet_classes", classes("supernet"), [])
-    yield training("the supernet as a detector", "supernet", SUPERNET, weights("supernet_classes"))
-    yield step("the search", "search", ["backbones", "search-paths", "--resume", "--seed", str(args.seed)], SUPERNET, weights("supernet"))
+    found, supernet = (os.path.join(args.output, *names) for names in (("search", "best_subnet.yaml"), ("supernet", "model_final.pth")))
+    weights = ["MODEL.WEIGHTS", supernet]
+    yield training("the supernet", "supernet", SUPERNET, [])
+    yield step("the search", "search", ["backbones", "search-paths", "--resume", "--seed", str(args.seed)], SUPERNET, weights)
     if args.proof:
         verb = ["backbones.search.rank_correlation", "--subnet", found, "--train", SUBNET, "--inherit"]
         verb += ["--paths", str(args.proof), "--seed", str(args.seed), "--json", args.json]
         verb += ["--train-opts", *args.opts] if args.opts else []
-        yield step("the found network and random ones", "comparison", verb, SUPERNET, weights("supernet"))
+        yield step("the found network and random ones", "comparison", verb, SUPERNET, weights)
         return
-    subnet = ["MODEL.SHUFFLENETV2.SUBNET", found]
-    yield training("the found network as a classifier", "subnet_classes", classes("subnet"), subnet)
-    yield training("the found network as a detector", "subnet", SUBNET, [*subnet, *weights("subnet_classes")])
+    yield training("the found network", "subnet", SUBNET, ["MODEL.SHUFFLENETV2.SUBNET", found, *weights])
 
 
 def begin(args: argparse.Namespace) -> None:
     """Writes into the folder what it is for. Raises UserError if it is for something else."""
-    about, path = {"seed": args.seed, "opts": args.opts}, os.path.join(args.output, "demo.json")
+    settings = [zoo.digest(config) for config in (SUPERNET, SUBNET)]
+    about, path = {"seed": args.seed, "opts": args.opts, "settings": settings}, os.path.join(args.output, "demo.json")
     with reading(f"--output {args.output!r} holds a demo.json that no search_demo wrote"):
         before = read_json(path) if os.path.isfile(path) else about
     if before != about or not os.path.isfile(path) and os.path.isdir(args.output) and os.listdir(args.output):
@@ -87,7 +83,7 @@ def main() -> None:
         check_comparison(args.proof, args.json)
     begin(args)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    print(f"real handwriting, no download: {make()}", flush=True)
+    print(f"real handwriting, no download: {make(which='digits_crowd')}", flush=True)
     begun = time.monotonic()
     every = list(steps(args, device))
     for i, (what, command, folder) in enumerate(every, 1):
@@ -104,7 +100,7 @@ def main() -> None:
             raise UserError(f"step {i} ended with exit code {code}: see {said or folder}. Start it again, and it goes on with this step")
         if said:
             final = plot.read_metrics(folder)[-1]
-            figures = ", ".join(f"{key} {final[key]:.2f}" for key in ("classification/top1", "bbox/AP", "bbox/AP50") if key in final)
+            figures = ", ".join(f"{key} {final[key]:.2f}" for key in ("bbox/AP", "bbox/AP50") if key in final)
             print(f"{(time.monotonic() - start) / 60:.1f} minutes: {figures}", flush=True)
     print(f"""
 All {len(every)} steps in {(time.monotonic() - begun) / 60:.1f} minutes.
@@ -114,7 +110,7 @@ All {len(every)} steps in {(time.monotonic() - begun) / 60:.1f} minutes.
     if args.proof:
         return
     print(f"  {os.path.join(args.output, 'subnet', 'model_final.pth')}  the found network, trained\n")
-    rows = compared(tables.path("one_shot.json"))
+    rows = [row for row in compared(tables.path("one_shot.json")) if row["config"] == SUBNET]
     print("Is a found path better than chance? Each was trained from its weights in the supernet, beside random paths of its cost:")
     print(f"it beat their mean in {ahead(rows)} of {len(rows)} seeds. --proof 4 compares them again.")
 
