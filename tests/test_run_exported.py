@@ -207,3 +207,30 @@ def test_a_runtime_that_is_not_installed(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="pip install openvino") as error:
         Runner(str(tmp_path / "a.xml"))
     assert error.value.code == "missing-package" and error.value.suggestion == "openvino"
+
+
+@pytest.mark.parametrize(
+    "found, drawn",
+    [
+        ({"scores": np.array([[0.1, 0.9]])}, (slice(0, 20), slice(0, 50))),
+        ({"proposals": np.array([[8.0, 20.0, 30.0, 39.0]])}, (slice(20, 40), slice(8, 31))),
+        ({"sem_seg": np.eye(2)[:, :1, None] * np.ones((2, 40, 64))}, (slice(0, 40), slice(0, 64))),
+    ],
+    ids=["classifier", "proposals", "semantic segmentation"],
+)
+def test_pictures_of_all_kinds(found, drawn, monkeypatch, tmp_path):
+    """What a file gives is drawn where it belongs; a backbone's features cannot be."""
+
+    class Detector:
+        about = {"part": "backbone"}
+        name = staticmethod(str)
+
+    image = np.full((40, 64, 3), 128, np.uint8)
+    changed = (np.asarray(run_exported.drawn(image, found, Detector, 0.5)) != image).any(2)
+    assert changed[drawn].any() and changed.sum() == changed[drawn].sum()
+    (tmp_path / "a.onnx").write_text("")
+    monkeypatch.setattr(run_exported, "Detector", lambda path: Detector)
+    monkeypatch.setattr("sys.argv", ["run_exported.py", str(tmp_path / "a.onnx"), "a.png", "--output", str(tmp_path / "d")])
+    with pytest.raises(SystemExit, match="is a backbone, which gives features: leave --output out"):
+        run_exported.main()
+    assert not (tmp_path / "d").exists()

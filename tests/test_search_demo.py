@@ -38,7 +38,7 @@ def calls(monkeypatch):
         return 0
 
     monkeypatch.setattr(subprocess, "call", call)
-    monkeypatch.setattr(search_demo, "make", lambda: "digits")
+    monkeypatch.setattr(search_demo, "make", lambda which: which)
     return seen
 
 
@@ -54,32 +54,37 @@ def value(command, key):
 def test_steps(calls, tmp_path, monkeypatch, capsys):
     """Each step starts from the one before, with the seed and the overrides."""
     demo(monkeypatch, "--output", tmp_path / "d", "--seed", 3, *OPTS)
-    assert [os.path.basename(value(c, "OUTPUT_DIR")) for c in calls.found] == "supernet_classes supernet search subnet_classes subnet".split()
+    assert [os.path.basename(value(c, "OUTPUT_DIR")) for c in calls.found] == "supernet search subnet".split()
     for command in calls.found:
         zoo.get_config_file(value(command, "--config-file"))
         assert command[-2:] == OPTS and value(command, "--seed" if "search-paths" in command else "SEED") == "3"
     starts = [os.path.basename(os.path.dirname(value(c, "MODEL.WEIGHTS"))) if "MODEL.WEIGHTS" in c else "" for c in calls.found]
-    assert starts == ["", "supernet_classes", "supernet", "", "subnet_classes"]
-    rows = rank_correlation.compared(tables.path("one_shot.json"))
-    assert f"in {rank_correlation.ahead(rows)} of {len(rows)} seeds" in capsys.readouterr().out
+    assert starts == ["", "supernet", "supernet"]
+    assert value(calls.found[2], "MODEL.SHUFFLENETV2.SUBNET") == str(tmp_path / "d" / "search" / "best_subnet.yaml")
+    rows = [row for row in rank_correlation.compared(tables.path("one_shot.json")) if row["config"] == search_demo.SUBNET]
+    said = capsys.readouterr().out
+    assert rows and f"in {rank_correlation.ahead(rows)} of {len(rows)} seeds" in said and "no download: digits_crowd" in said
 
 
 def test_a_stopped_demo_goes_on(calls, tmp_path, monkeypatch, capsys):
     """With the step that failed; another seed or other overrides need another folder."""
     calls.fail.add("comparison")
     own = ["--output", tmp_path / "d", "--proof", 3]
-    with pytest.raises(UserError, match="step 4 ended with exit code 1"):
+    with pytest.raises(UserError, match="step 3 ended with exit code 1"):
         demo(monkeypatch, *own, *OPTS)
-    assert len(calls.found) == 4
+    assert len(calls.found) == 3
     command = calls.found[-1]
     assert command[1] == "backbones.search.rank_correlation" and "--inherit" in command and value(command, "--paths") == "3"
     assert value(command, "--train-opts") == OPTS[0] and value(command, "--json") == str(tmp_path / "d" / "proof.json")
-    with pytest.raises(UserError, match="step 4"):
+    with pytest.raises(UserError, match="step 3"):
         demo(monkeypatch, *own, *OPTS)
-    assert calls.found[4:] == [command] and capsys.readouterr().out.count("done before") == 3
+    assert calls.found[3:] == [command] and capsys.readouterr().out.count("done before") == 2
     for other in ([*own, "--seed", 2, *OPTS], own):
         with pytest.raises(UserError, match="holds another run"):
             demo(monkeypatch, *other)
+    monkeypatch.setattr(zoo, "digest", lambda config: "0" * 12)  # of a version with other configs
+    with pytest.raises(UserError, match="holds another run"):
+        demo(monkeypatch, *own, *OPTS)
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="holds another run"):
@@ -126,7 +131,7 @@ def compare(monkeypatch, tmp_path, trained, *opts):
     noise = random.Random(str(trained))
 
     def cost_table(cfg, kind, size):
-        return CostTable(kind, 0.0, tuple(tuple(1 + noise.random() / 5 for _ in range(4)) for _ in range(20)))
+        return CostTable(kind, 0.0, tuple(tuple(1 + noise.random() / 5 for _ in range(12)) for _ in range(20)))
 
     monkeypatch.setattr(rank_correlation, "cost_table", cost_table)
     for name, text in (("s.pth", "1"), ("subnet.yaml", str([1] * 20))):
@@ -170,7 +175,7 @@ def test_what_a_path_starts_from(calls, tmp_path):
     (command,) = calls.found
     assert value(command, "MODEL.WEIGHTS") == os.path.abspath("s.pth")
     assert value(command, "SEED") == "4" and value(command, "SOLVER.MAX_ITER") == "10"
-    assert value(command, "MODEL.SHUFFLENETV2.CHOICES") == str([1] * 20) and value(command, "MODEL.SHUFFLENETV2.BRANCH_WIDTHS") == "[1.0]"
+    assert value(command, "MODEL.SHUFFLENETV2.CHOICES") == str([1] * 20) and value(command, "MODEL.SHUFFLENETV2.BRANCH_WIDTHS") == "[1.0, 0.5, 1.5]"
     args.inherit = False
     rank_correlation.train_path([1] * 20, args, "bbox/AP", cfg, str(tmp_path))
     assert "MODEL.WEIGHTS" not in calls.found[1]

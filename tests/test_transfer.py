@@ -134,7 +134,7 @@ def test_starts_of_a_found_network(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(transfer, "make", lambda: "")
     demo, rows = tmp_path / "demo", tmp_path / "rows.json"
     monkeypatch.setattr("sys.argv", ["transfer", "--search", str(demo), "--seeds", "1", "2", "--json", str(rows)])
-    with pytest.raises(UserError, match=r"best_subnet.yaml' does not exist: run `make search-demo` first"):
+    with pytest.raises(UserError, match=r"best_subnet.yaml' does not exist: run the five steps of docs/search.md first"):
         transfer.main()
     for path in ("search/best_subnet.yaml", "subnet_classes/model_final.pth", "supernet/model_final.pth"):
         (demo / path).parent.mkdir(parents=True, exist_ok=True)

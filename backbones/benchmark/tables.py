@@ -224,7 +224,8 @@ def _starts(runs: list[dict[str, Any]]) -> str:
     if not runs:
         return ""
     return f"""
-The network that `make search-demo` found was trained as a detector for {runs[0]["iterations"]} iterations from three starts. From scratch, from
+The network that DetNAS's [five steps](docs/search.md#on-the-detection-task-detnas) found on digits was trained as a detector for
+{runs[0]["iterations"]} iterations from three starts. From scratch, from
 its weights as a classifier of digits, and from the weights of its path in the supernet, which was a detector before.
 {_origin(runs)}
 

@@ -344,9 +344,23 @@ def described(found: dict[str, np.ndarray], detector: Detector, threshold: float
 
 
 def drawn(image: np.ndarray, found: dict[str, np.ndarray], detector: Detector, threshold: float) -> Image.Image:
-    """Draws a picture of the objects."""
+    """Draws a picture of the results: objects, proposals, the class of each pixel, or a classifier's best class."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     pen = ImageDraw.Draw(picture)
+
+    def write(corner: tuple[float, float], label: int, score: float, colour: str) -> None:
+        text = f"{detector.name(label)} {score:.2f}"
+        pen.rectangle(pen.textbbox(corner, text), fill=colour)
+        pen.text(corner, text, fill="white")
+
+    labels = found["sem_seg"].argmax(axis=0) if "sem_seg" in found else np.empty(0, int)
+    for label in np.unique(labels):
+        picture.paste(COLOURS[int(label) % len(COLOURS)], mask=Image.fromarray((labels == label).astype(np.uint8) * 90))
+    for box in found.get("proposals", ()):
+        pen.rectangle(box.tolist(), outline=COLOURS[0])
+    if "scores" in found and "boxes" not in found:
+        best = int(found["scores"].argmax())
+        write((2, 2), best, float(found["scores"].ravel()[best]), COLOURS[best % len(COLOURS)])
     for i in np.flatnonzero(found["scores"] >= threshold) if "boxes" in found else ():
         colour, box = COLOURS[int(found["classes"][i]) % len(COLOURS)], found["boxes"][i].tolist()
         if "masks" in found:
@@ -354,9 +368,7 @@ def drawn(image: np.ndarray, found: dict[str, np.ndarray], detector: Detector, t
         pen.rectangle(box, outline=colour, width=2)
         for x, y, _ in found["keypoints"][i] if "keypoints" in found else ():
             pen.ellipse((x - 2, y - 2, x + 2, y + 2), fill=colour)
-        text, corner = f"{detector.name(int(found['classes'][i]))} {found['scores'][i]:.2f}", (box[0] + 2, max(box[1] - 11, 0))
-        pen.rectangle(pen.textbbox(corner, text), fill=colour)
-        pen.text(corner, text, fill="white")
+        write((box[0] + 2, max(box[1] - 11, 0)), int(found["classes"][i]), float(found["scores"][i]), colour)
     return picture
 
 
@@ -382,6 +394,8 @@ def main() -> None:
     if same := next((path for path in names if os.path.realpath(path) in targets), ""):
         sys.exit(f"error: --output {args.output!r} would overwrite {same!r}: name another folder")
     detector, bad, threshold = Detector(args.file), 0, args.confidence_threshold
+    if args.output and detector.about["part"] == "backbone":
+        sys.exit(f"error: --output draws results, but {args.file!r} is a backbone, which gives features: leave --output out")
     if args.value_range:
         detector.about.setdefault("reading", {})["value_range"] = args.value_range
     os.makedirs(args.output or ".", exist_ok=True)

@@ -67,7 +67,7 @@ def begin(args: argparse.Namespace) -> None:
 
 def main() -> None:
     parser = parser_of(program("search_demo"), __doc__)
-    parser.add_argument("--output", default="output/detnas", metavar="DIR", help="where everything goes (default: %(default)s)")
+    parser.add_argument("--output", default="output/search_demo", metavar="DIR", help="where everything goes (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of all steps (default: %(default)s)")
     parser.add_argument("--proof", type=int, default=0, metavar="N", help="compare the found path with N random ones, 2 or more")
     parser.add_argument("--json", default="", metavar="FILE", help="with --proof: where the comparison goes (default: proof.json in --output)")

@@ -4,8 +4,8 @@ The detector is Faster R-CNN with FPN over EfficientNet-Lite0, whose weights com
 All runs have equally many iterations. With weights, the first two stages and the norms are frozen; from scratch nothing is. Each run's row
 goes to the file, in the place of that of the same scenes, weights, machine and seed, and from there into model_zoo.md (`make transfer`).
 
-With --search DIR, the folder of `make search-demo`, it trains the network that was found there from three starts. These are random weights, its
-weights as a classifier, and the weights of its path in the supernet.
+With --search DIR, the folder of DetNAS's five steps on digits, it trains the network that was found there from three starts. These are random
+weights, its weights as a classifier, and the weights of its path in the supernet.
 """
 
 import argparse
@@ -38,7 +38,7 @@ WAYS = {
     "ImageNet": {"MODEL.BACKBONE.FREEZE_AT": 2, "MODEL.TIMM.NORM": "FrozenBN"},
 }
 FOUND = "digits/detnas_subnet_digits.yaml"
-# by the start of a found network: the weights in the folder of `make search-demo`
+# by the start of a found network: the weights in the folder of the five steps
 STARTS = {"scratch": "", "classifier": "subnet_classes", "supernet": "supernet"}
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--output", default="output/transfer", metavar="DIR", help="where the runs go (default: %(default)s)")
     default = os.path.join(os.path.dirname(zoo.__file__), "transfer.json")
     parser.add_argument("--json", default=default, metavar="FILE", help="where the rows go (default: transfer.json of backbones/zoo)")
-    parser.add_argument("--search", default="", metavar="DIR", help="compare the starts of the network that `make search-demo` found in DIR")
+    parser.add_argument("--search", default="", metavar="DIR", help="compare the starts of the network that the five steps found in DIR")
     args = parser.parse_args()
     check_output_file(args.json, "--json")
     if args.search and args.scenes:
@@ -80,7 +80,7 @@ def found(args: argparse.Namespace) -> None:
     weights = {start: folder and os.path.join(args.search, folder, "model_final.pth") for start, folder in STARTS.items()}
     missing = [path for path in (subnet, *weights.values()) if path and not os.path.isfile(path)]
     if missing:
-        raise UserError(f"--search {args.search!r}: {missing[0]!r} does not exist: run `make search-demo` first", "missing-file", "--search")
+        raise UserError(f"--search {args.search!r}: {missing[0]!r} does not exist: run the five steps of docs/search.md first", "missing-file", "--search")
     make()
     about = {"scenes": ALL, "subnet": sha256(subnet)[:12], "command": f"python -m backbones.tools.transfer --search {args.search}"}
     for seed in args.seeds:
