@@ -10,6 +10,7 @@ that are asked for; other norms are part of the network and stay. Names are timm
 import copy
 import functools
 import importlib
+import logging
 import re
 from typing import Any, Iterator, Mapping, NamedTuple, Sequence
 
@@ -325,7 +326,10 @@ def build(cfg: CfgNode, input_shape: ShapeSpec) -> TimmNetwork:
     node = cfg.MODEL.TIMM
     if cfg.MODEL.TIMM.NAME not in SPECS:
         raise UserError(f"MODEL.TIMM.NAME is {node.NAME!r}: it must begin with {PREFIX}", "value", "MODEL.TIMM.NAME", f"{PREFIX}{node.NAME}")
-    return TimmNetwork(**vars(SPECS[node.NAME]), drop_path=node.DROP_PATH, **common_options(cfg, node, input_shape))
+    network = TimmNetwork(**vars(SPECS[node.NAME]), drop_path=node.DROP_PATH, **common_options(cfg, node, input_shape))
+    if node.NORM != "FrozenBN" and not any(isinstance(module, NormAct) for module in network.modules()):
+        logging.getLogger(__name__).warning(f"MODEL.TIMM.NORM {node.NORM} has no effect: {node.NAME} has no batch norms, and keeps its own")
+    return network
 
 
 FAMILY = register("timm", TimmNetwork, SPECS, build, variant_key="MODEL.TIMM.NAME", prefix=PREFIX, pretrained=pretrained)

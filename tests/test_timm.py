@@ -9,7 +9,7 @@ import torch
 from choices import cases, share
 from detectron2.config import instantiate
 from detectron2.layers import FrozenBatchNorm2d
-from detectron2.modeling import build_model
+from detectron2.modeling import build_backbone, build_model
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
@@ -276,6 +276,16 @@ def test_norms(norm, kind):
     assert all(value.isfinite().all() for value in net.train()(torch.randn(2, 3, 64, 64)).values())
     layers = backbones.create("timm/convnext_atto", norm=norm)
     assert not any(type(m) is kind for m in layers.modules())
+
+
+def test_norms_without_effect_are_said(caplog):
+    for network, norm, said in (("convnext_atto", "GN", True), ("convnext_atto", "FrozenBN", False), ("resnet18", "GN", False)):
+        caplog.clear()
+        cfg = swapped(CONFIGS[0], network)
+        cfg.MODEL.TIMM.NORM = norm
+        with on_meta():
+            build_backbone(cfg)
+        assert any(f"MODEL.TIMM.NORM {norm} has no effect: timm/{network}" in line for line in caplog.messages) == said
 
 
 @pytest.mark.slow
