@@ -227,6 +227,30 @@ def test_merge(tmp_path):
         list(dataset.merge([one, two], out, roots))
 
 
+def test_what_split_writes_becomes_yolo(tmp_path):
+    """Its images are not in its own folder, and none is named; their common folder is taken, and nothing else is written beside the output."""
+    path, content = coco(tmp_path / "d")
+    for i, image in enumerate(content["images"]):  # in two folders
+        folder = tmp_path / "d" / "images" / str(i % 2)
+        folder.mkdir(exist_ok=True)
+        shutil.move(tmp_path / "d" / "images" / image["file_name"], folder)
+        image["file_name"] = f"{i % 2}/{image['file_name']}"
+    write(tmp_path / "d" / "coco.json", json.dumps(content))
+    list(dataset.divide(path, str(tmp_path / "parts"), str(tmp_path / "d" / "images"), 0.4))
+    before = set(os.listdir(tmp_path))
+    train, back = str(tmp_path / "parts" / "train.json"), str(tmp_path / "back" / "back.json")
+    list(dataset.convert(train, str(tmp_path / "yolo"), to="yolo"))
+    assert set(os.listdir(tmp_path)) == before | {"yolo"}
+    list(dataset.convert(str(tmp_path / "yolo"), back))
+    assert len(places(train)) > 1
+    assert_same(places(back), places(train))
+    with open(train) as f:
+        damaged = json.load(f)
+    damaged["annotations"][0]["bbox"] = [5, 5, 0, 5]
+    write(tmp_path / "parts" / "train.json", json.dumps(damaged))
+    assert any(line.startswith("  empty box (1): ") for line in dataset.convert(train, back))
+
+
 @pytest.mark.parametrize("count", [1, 5])
 def test_show(tmp_path, count, capsys):
     path, _ = coco(tmp_path / "d")

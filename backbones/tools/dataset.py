@@ -106,7 +106,13 @@ def _summary(content: dict[str, Any]) -> str:
 
 def _lines(written: str, content: dict[str, Any], notes: dict[str, int]) -> Iterator[str]:
     yield f"{written}: {_summary(content)}"
-    yield from (f"  {count} {text}" for text, count in notes.items())
+    yield from _said(notes)
+
+
+def _said(notes: dict[str, int]) -> Iterator[str]:
+    for text, count in notes.items():
+        kind, _, rest = text.partition(": ")
+        yield f"  {kind} ({count}): {rest}" if kind in KINDS else f"  {count} {text}"
 
 
 def _write_coco(content: dict[str, Any], images: str, output: str) -> None:
@@ -156,7 +162,7 @@ def convert(input: str, output: str, images: str = "", to: str = "coco") -> Iter
     for name, (content, _) in found.items():
         yield from _lines(os.path.join(output, "labels", name or "train"), content, content["notes"])
     yield f"{os.path.join(output, 'data.yaml')}: {', '.join(name or 'train' for name in found)}"
-    yield from (f"  {count} {text}" for text, count in notes.items())
+    yield from _said(notes)
     if not {"train", "val"} <= set(found):
         yield "  Ultralytics requires both 'train' and 'val' in it: add the other"
 

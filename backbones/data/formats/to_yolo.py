@@ -59,17 +59,19 @@ def write(parts: Mapping[str, tuple[dict[str, Any], str]], folder: str) -> Count
 
 
 def _write_split(images: list[dict], lines: dict[Any, list[str]], root: str, folder: str, split: str) -> None:
+    paths = [os.path.abspath(os.path.join(root, image["file_name"])) for image in images]
+    inside = os.path.join(os.path.abspath(root), "")
+    if not all(path.startswith(inside) for path in paths):  # as in what `split` and `merge` write: nothing is written beyond the folder
+        root = os.path.commonpath([os.path.dirname(path) for path in paths])
     stems: set[str] = set()
-    for image in images:
-        name = os.path.normpath(image["file_name"])
+    for image, path in zip(images, paths):
+        name = os.path.relpath(path, root)
         stem = os.path.splitext(name)[0]
-        if name.startswith("..") or os.path.isabs(name):  # nothing is written beyond the folder
-            raise UserError(f"image {name!r} is not in the image folder {root!r}: set --images to a folder that holds all images", "data")
         if stem in stems:
             raise UserError(f"two images are named {stem!r} and would share one file of labels", "data")
         stems.add(stem)
         _file(os.path.join(folder, "labels", split, stem + ".txt"), "".join(line + "\n" for line in lines[image["id"]]))
-        _link(os.path.join(root, name), os.path.join(folder, "images", split, name))
+        _link(path, os.path.join(folder, "images", split, name))
 
 
 def _ignored(annotation: dict) -> bool:
