@@ -199,10 +199,11 @@ def test_compare_takes_the_config_of_the_run(tmp_path):
     """Of a file in its folder too; where there is none, it says what to name."""
     results = tmp_path / "inference" / "coco_instances_results.json"
     write(results, json.dumps([]))
-    error = said(compare.dataset_of, "", str(results), "own_unknown")
+    error = said(compare.dataset_of, None, "own_unknown")
     assert "--config-file" in str(error) and error.key == "--dataset"
     (tmp_path / "config.yaml").write_text(zoo.get_config(CONFIG).dump())
-    assert compare.dataset_of("", str(results), None) == "digits_val"
+    front = compare.open_config(compare.config_of(str(results)))
+    assert compare.dataset_of(front, front.settings.DATASETS.TEST[0]) == "digits_val"
 
 
 @pytest.mark.slow

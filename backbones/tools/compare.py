@@ -16,7 +16,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from ..data.annotations import parse
-from ..engine import open_config
+from ..engine import Front, open_config
 from ..errors import UserError, unknown
 from ..evaluation.comparison import beyond_chance, compare
 from ..evaluation.figures import first_entries, leading_task
@@ -105,12 +105,9 @@ def plot(result: dict[str, Any], output: str) -> None:
     save_figure(figure, output)
 
 
-def dataset_of(config: str, run: str, name: str | None) -> str:
-    """The name of the data to compare on; registers them if they come from a config or a run's config.yaml."""
-    config = config or config_of(run)
-    if config:
-        front = open_config(config)
-        name = name or next(iter(front.settings.DATASETS.TEST), None)
+def dataset_of(front: Front | None, name: str | None) -> str:
+    """The name of the data to compare on; registers them if they come from a config."""
+    if front:
         front.register(names=[name] if name else None)
         for line in front.said:
             print(line)
@@ -156,14 +153,15 @@ def main() -> None:
         raise UserError(f"--json {args.json!r} is a folder")
 
     config = args.config_file or config_of(args.a)
-    name = args.dataset or (next(iter(open_config(config).settings.DATASETS.TEST), None) if config else None)
+    front = open_config(config) if config else None
+    name = args.dataset or (next(iter(front.settings.DATASETS.TEST), None) if front else None)
     files = [results_file(args.a, name), results_file(args.b, name)]
     if args.json and overwritten([args.json], filter(None, [*files, args.annotations])):
         raise UserError(f"--json {args.json!r} is read, and would be overwritten: name another file", "conflict", "--json")
     contents = [parse(file, "result file") for file in files]
     task = leading_task(*contents) if args.task == "auto" else args.task
-    if task == "keypoints" and not args.oks_sigmas and config:
-        args.oks_sigmas = list(open_config(config).settings.TEST.KEYPOINT_OKS_SIGMAS)
+    if task == "keypoints" and not args.oks_sigmas and front:
+        args.oks_sigmas = list(front.settings.TEST.KEYPOINT_OKS_SIGMAS)
     if args.task == "auto":
         args.task, wanted = task, 3 * (len(args.oks_sigmas) or 17)
         points = [first["keypoints"] for first in first_entries(*contents)] if task == "keypoints" else []
@@ -174,7 +172,7 @@ def main() -> None:
     if args.annotations:
         path, dataset = args.annotations, read_truth(args.annotations, "", args.task, print)
     else:
-        path, dataset = truth_of(dataset_of(args.config_file, args.a, args.dataset), args.task)
+        path, dataset = truth_of(dataset_of(front, name), args.task)
     results = [check_results(content, dataset, args.task, file) for content, file in zip(contents, files)]
     if args.task == "keypoints":
         check_keypoints(dataset, results, args.oks_sigmas)
