@@ -10,11 +10,13 @@ from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_tra
 from detectron2.modeling import build_model
 from detectron2.structures import Boxes, BoxMode, Instances
 from detectron2.utils.events import EventStorage
+from PIL import Image
 
 import backbones
 from backbones import zoo
 from backbones.config import check_config, merge_overrides
 from backbones.data import check_datasets, register_held_out
+from backbones.engine import open_config
 from backbones.evaluation import build_evaluator
 from backbones.evaluation.build import coco_evaluator
 from backbones.evaluation.coco import FastCOCOEvaluator
@@ -145,3 +147,26 @@ def test_the_fast_evaluator_is_the_slow_one(masks, tmp_path):
             assert found["fastest"][task][name] == pytest.approx(value, abs=1e-10, nan_ok=True), (task, name)
     files = [(tmp_path / kind / "coco_instances_results.json").read_text() for kind in found]
     assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("kind", ["fastest", "detectron2"])
+def test_figures_of_classes_have_their_names(kind, tmp_path, catalogue):
+    """Whatever the order of the model's classes, and of the categories in the file, which may lack some."""
+    Image.new("RGB", (100, 100)).save(tmp_path / "a.png")
+    objects = [{"id": i, "image_id": 1, "category_id": i, "bbox": [10, 10, 30, 30], "area": 900, "iscrowd": 0} for i in (1, 2)]
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 100, "height": 100}],
+        "annotations": objects,
+        "categories": [{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}],
+    }
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    front = open_config("digits/faster_rcnn_digits.yaml", ["DATASETS.TEST", "('named_val',)", "TEST.COCO_EVALUATOR", kind])
+    front.cfg.DATASETS.REGISTER = [["named_val", str(tmp_path / "a.json"), str(tmp_path)]]
+    front.cfg.DATASETS.CLASSES = ["cat", "bird", "dog"]
+    front.register()
+    evaluator = coco_evaluator(front.cfg, "named_val", str(tmp_path), distributed=False)
+    evaluator.reset()
+    found = Instances((100, 100), pred_boxes=Boxes(torch.tensor([[10.0, 10, 40, 40]])), scores=torch.ones(1), pred_classes=torch.tensor([2]))
+    evaluator.process([{"image_id": 1, "height": 100, "width": 100}], [{"instances": found}])
+    figures = evaluator.evaluate()["bbox"]
+    assert (figures["AP-dog"], figures["AP-cat"]) == (pytest.approx(100), 0) and np.isnan(figures["AP-bird"])

@@ -172,7 +172,12 @@ def test_a_best_metric_that_nothing_gives(wanted, suggestion):
 
 @pytest.mark.parametrize("wanted", ["auto", "", "bbox/AP75", "digits_val/bbox/AP", "bbox/AP-7", "validation/total_loss"])
 def test_best_metrics_that_are_given(wanted):
-    assert not list(metric_findings(config("TEST.BEST_METRIC", wanted)))
+    assert not list(metric_findings(config("TEST.BEST_METRIC", wanted, "TEST.LOSS", "True")))
+
+
+def test_a_best_metric_that_is_a_loss():
+    (error,) = metric_findings(config("TEST.BEST_METRIC", "validation/total_loss"))
+    assert "set TEST.LOSS True" in str(error) and (error.key, error.suggestion) == ("TEST.LOSS", True)
 
 
 def test_figures_are_those_of_an_evaluation(tmp_path):

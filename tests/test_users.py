@@ -117,6 +117,28 @@ def test_a_figure_without_a_value(tmp_path, caplog):
     assert last.startswith("model_best.pth stays as it is: bbox/AP has no value")
 
 
+def test_a_loss_is_better_if_it_is_lower(caplog):
+    """And the best value of one metric is not compared with another's, as after a resume with another TEST.BEST_METRIC."""
+    saved, ended = [], []
+    evaluation = SimpleNamespace(last=None)
+
+    def seen(metric, values, state=None):
+        hook = KeepBest(SimpleNamespace(save=lambda name, **more: saved.append(more["best"])), evaluation, metric, patience=2)
+        hook.trainer = SimpleNamespace(done=0, max_iter=9, finish=lambda: ended.append(metric), job=SimpleNamespace(name=str))
+        hook.load_state_dict(state or {})
+        for number, value in enumerate(values):
+            evaluation.last = Evaluation(number, {"validation/total_loss": value, "bbox/AP": 90 - value})
+            hook.after_step()
+        return hook.state_dict()
+
+    state = seen("validation/total_loss", [3.0, 2.0, 1.0, math.nan])
+    assert saved == [{"validation/total_loss": value} for value in (3.0, 2.0, 1.0)] and not ended
+    saved.clear()
+    seen("bbox/AP", [60.0, 50.0, 55.0, 55.0], state)
+    assert saved == [{"bbox/AP": 30.0}, {"bbox/AP": 40.0}] and ended == ["bbox/AP"]
+    assert sum("the best validation/total_loss so far, 1.0000, says nothing about bbox/AP" in line for line in caplog.messages) == 1
+
+
 @pytest.mark.parametrize("other, words", [("Cup ", "'Cup ' (1, there spelt 'cup')"), ("fork", "'fork' (1)")])
 def test_classes_of_two_data_sets_that_differ_in_spelling(other, words, tmp_path, catalogue):
     """What is evaluated on has a class of almost the training data's name: that is said, where its objects are left out."""

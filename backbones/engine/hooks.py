@@ -21,7 +21,7 @@ from .. import upstream
 from ..checkpoint import GatedCheckpointer
 from ..data.loader import Examples, TrainLoader, begin_worker, seed_random_numbers, share
 from ..errors import counted
-from ..evaluation.figures import headline
+from ..evaluation.figures import headline, is_better
 from ..shufflenetv2 import ShuffleNetV2Supernet, supernets
 from .step import moving_values, set_moving_values
 
@@ -124,7 +124,7 @@ class KeepBest(HookBase):
 
     Args:
         evaluation: the hook whose metrics are used.
-        metric: a metric such as "bbox/AP", where higher is better; see `headline`.
+        metric: a metric such as "bbox/AP", or a loss on the test data, where lower is better; see `headline`.
         patience: evaluations without improvement after which ``trainer.finish()`` is called; 0: never.
 
     Must come after `Evaluate` among the hooks, in every process.
@@ -132,11 +132,12 @@ class KeepBest(HookBase):
 
     def __init__(self, checkpointer: GatedCheckpointer, evaluation: Evaluate, metric: str = "auto", patience: int = 0):
         self.checkpointer, self.evaluation, self.metric, self.patience = checkpointer, evaluation, metric, patience
-        self.best, self.best_iteration, self.without = -math.inf, -1, 0
+        self.best, self.best_iteration, self.without = -math.inf, -1, 0  # no value yet
+        self.name = ""  # of the metric whose best value it is
         self.looked: Evaluation | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best, "best_iteration": self.best_iteration, "without": self.without}
+        return {"best": self.best, "best_iteration": self.best_iteration, "without": self.without, "name": self.name}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         for key, value in state_dict.items():
@@ -171,8 +172,11 @@ class KeepBest(HookBase):
 
     def _compare(self, name: str, value: float, iteration: int) -> bool:
         logger = logging.getLogger(__name__)
-        if value > self.best:  # False for NaN
-            self.best, self.best_iteration, self.without = value, iteration, 0
+        if self.name and self.name != name:
+            logger.warning(f"the best {self.name} so far, {self.best:.4f}, says nothing about {name}: its best value counts from here")
+            self.best_iteration = -1
+        if math.isfinite(value) if self.best_iteration < 0 else is_better(name, value, self.best):
+            self.best, self.best_iteration, self.without, self.name = value, iteration, 0, name
             # a run resumes from its last checkpoint, not its best
             self.checkpointer.save("model_best", tag=False, iteration=iteration, best={name: value})
             logger.info(f"{name} {value:.4f} is the best so far: model_best.pth")

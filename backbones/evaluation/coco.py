@@ -77,6 +77,13 @@ class FastCOCOEvaluator(COCOEvaluator):
             self._coco_api.createIndex()
         self._do_evaluation = "annotations" in self._coco_api.dataset
 
+    def _derive_coco_results(self, coco_eval, iou_type, class_names=None):
+        """detectron2's, which takes names in the model's order for figures in the order of the categories' ids."""
+        classes = self._metadata.get("thing_dataset_id_to_contiguous_id")
+        if class_names and classes:
+            class_names = [class_names[classes[i]] for i in sorted(classes)]
+        return super()._derive_coco_results(coco_eval, iou_type, class_names=class_names)
+
     def _eval_predictions(self, predictions, img_ids=None):
         most = list(self._max_dets_per_image or [100])[-1]
         if self._do_evaluation and most != 100:

@@ -25,7 +25,11 @@ _OTHERS: dict[str, dict[str, tuple[str, ...]]] = {
     "lvis": {"bbox": _RARE, "segm": _RARE},
 }
 # the main one is the AP of the most detailed output, which users of Mask R-CNN care most about; model_best.pth, `compare` and `plot` follow it
-LEADING = ("segm/AP", "keypoints/AP", "panoptic_seg/PQ", "bbox/AP", "box_proposals/AR@1000", "sem_seg/mIoU", "classification/top1")
+LEADING = (
+    *("segm/AP", "keypoints/AP", "panoptic_seg/PQ", "bbox/AP", "box_proposals/AR@1000"),
+    *("sem_seg/mIoU", "sem_seg/IoU", "classification/top1"),
+)
+_LOSSES = "validation/"  # of TEST.LOSS: lower is better
 
 
 def figures_of(cfg: CfgNode, name: str) -> list[str] | None:
@@ -53,7 +57,9 @@ def metric_findings(cfg: CfgNode) -> Iterator[UserError]:
     for name in cfg.DATASETS.TEST:
         named = named.removeprefix(f"{name}/")
     of_a_class = named.split("-")[0] in possible or named.split("/")[0] == "sem_seg" and "-" in named
-    if named not in possible and not of_a_class and not named.startswith("validation"):
+    if named.startswith(_LOSSES) and not cfg.TEST.LOSS:
+        yield UserError(f"TEST.BEST_METRIC {wanted!r} is a loss on the test data: set TEST.LOSS True", "conflict", "TEST.LOSS", True)
+    elif named not in possible and not of_a_class and not named.startswith(_LOSSES):
         yield unknown("TEST.BEST_METRIC", wanted, possible, "TEST.BEST_METRIC", listed="what an evaluation prints, as task/figure")
 
 
@@ -65,6 +71,11 @@ def headline(names: Iterable[str], wanted: str = "auto") -> str | None:
             if name == figure or name.endswith(f"/{figure}"):
                 return name
     return None
+
+
+def is_better(name: str, value: float, best: float) -> bool:
+    """Whether a figure's value is better than another; never if it is NaN."""
+    return value < best if name.startswith(_LOSSES) else value > best
 
 
 def leading_task(*results: list) -> str:
