@@ -64,6 +64,22 @@ def test_kinds_of_errors_are_tides():
     assert figures["kinds"]["missed"]["dAP"] > 0 and figures["kinds"]["duplicate"]["dAP"] < figures["false positives"]["dAP"] + 1e-9
 
 
+def test_classes_without_objects_do_not_count():
+    """As in AP; of crowds alone there is nothing to count."""
+    pytest.importorskip("tidecv")
+    dataset, found = data()
+    expected = tide(dataset, found)
+    dataset["categories"].append({"id": 3, "name": "fork"})
+    ghosts = [{**found[0], "category_id": 3, "bbox": [80, 80, 5, 5]}] * 2
+    assert tide(dataset, found + ghosts) == {**expected, "absent": 2} and expected["absent"] == 0
+    with pytest.raises(UserError, match="no detection is of a class that the data have"):
+        tide(dataset, ghosts)
+    for a in dataset["annotations"]:
+        a["iscrowd"] = 1
+    with pytest.raises(UserError, match="all objects of the data are crowds"):
+        tide(dataset, found)
+
+
 def test_masks_have_kinds_of_errors():
     pytest.importorskip("tidecv")
     from pycocotools import mask

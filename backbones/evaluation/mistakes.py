@@ -41,8 +41,9 @@ def tide(dataset: dict[str, Any], results: list[dict], task: str = "bbox") -> di
     """TIDE's errors by tidecv, at IoU 0.5: AP50, and for each of `KINDS` the number of errors and the AP50 lost to them.
 
     As in the package, a detection in a crowd is no false positive and costs nothing, but is counted among the kinds, mostly as background.
+    As in COCO's AP, detections of a class without objects do not count; "absent" is their number.
 
-    Raises UserError without the package.
+    Raises UserError without the package, or if there are no objects but crowds, or no detections.
     """
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -51,6 +52,13 @@ def tide(dataset: dict[str, Any], results: list[dict], task: str = "bbox") -> di
         why = "is not installed" if isinstance(error, ModuleNotFoundError) and error.name == "tidecv" else f"cannot be imported ({error})"
         said = f"kinds of errors (TIDE) are not counted: the package tidecv {why}: pip install tidecv"
         raise UserError(said, "missing-package", "tidecv") from error
+    present = {a["category_id"] for a in dataset["annotations"] if not a.get("iscrowd")}
+    if not present:
+        raise UserError("all objects of the data are crowds, so there are no errors to count", "data", "--dataset")
+    absent, results = len(results), [r for r in results if r["category_id"] in present]
+    absent -= len(results)
+    if not results:
+        raise UserError("no detection is of a class that the data have objects of: AP is 0, and there is nothing to tell apart", "data")
     evaluation = pycocotools_evaluation(dataset, results, task)  # which gives polygons as run lengths
     truth, found = Data("truth"), Data("found", max_dets=evaluation.params.maxDets[-1])
     key = "mask" if task == "segm" else "box"
@@ -74,6 +82,7 @@ def tide(dataset: dict[str, Any], results: list[dict], task: str = "bbox") -> di
     }
     return {
         "AP50": float(run.ap),
+        "absent": absent,
         "kinds": {KINDS[kind.short_name][0]: {"count": counts[kind], "dAP": float(lost[kind])} for kind in counts},
         "false positives": {"count": false["FalsePos"], "dAP": next(float(v) for k, v in special.items() if k.short_name == "FalsePos")},
         "false negatives": {"count": false["FalseNeg"], "dAP": next(float(v) for k, v in special.items() if k.short_name == "FalseNeg")},

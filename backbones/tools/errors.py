@@ -19,7 +19,7 @@ from ..data import images
 from ..data.annotations import parse
 from ..drawing import ASIDE, RIGHT, WRONG, Mark, beside, draw, mask_of
 from ..engine import open_config
-from ..errors import UserError
+from ..errors import UserError, counted
 from ..evaluation import corruptions
 from ..evaluation.figures import leading_task
 from ..evaluation.mistakes import KINDS, Judged, by_kind_of_object, confusion, judge, tide
@@ -66,6 +66,8 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]
         kinds = [[name, row["count"], f"{row['dAP']:.2f}", meaning[name]] for name, row in errors["kinds"].items()]
         kinds += [[name, errors[name]["count"], f"{errors[name]['dAP']:.2f}", "all of them"] for name in ("false positives", "false negatives")]
         heading = f"Kinds of errors (TIDE): AP50 of {figures['task']} is {errors['AP50']:.2f}, dAP is what each kind costs"
+        if errors["absent"]:
+            heading += f". {counted(errors['absent'], 'detection')} of classes that the data lack do not count here, as in AP"
         out.append((heading, ["", "count", "dAP", ""], kinds))
     else:
         out.append(("Kinds of errors (TIDE)", ["not counted: this needs a package that is not installed (pip install tidecv)"], []))
