@@ -192,6 +192,21 @@ def test_plot_of_several_runs(tmp_path):
     assert not (tmp_path / "none.png").exists()
 
 
+def test_plot_of_several_data_sets(tmp_path, monkeypatch):
+    """Each one's AP and loss is drawn under its name; the AP of a class is no loss, whatever the class is named."""
+    row = {"total_loss": 2.0, "lr": 0.1, "a/bbox/AP": 30.0, "b/bbox/AP": 40.0, "validation/b/total_loss": 3.0, "a/bbox/AP-blossom": 9.0}
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.json").write_text("".join(json.dumps({"iteration": i, **row}) + "\n" for i in range(3)))
+    drawn = []
+    monkeypatch.setattr(plot, "save_figure", lambda figure, output: drawn.append([ax.get_legend_handles_labels()[1] for ax in figure.axes]))
+    plot.plot(str(tmp_path / "x"), str(tmp_path / "a.png"))
+    assert drawn[0] == [["total_loss", "total_loss of b"], [], ["a/bbox/AP (leads)", "b/bbox/AP"]]
+    monkeypatch.setattr(plot, "save_figure", lambda figure, output: drawn.append(figure.axes[1].get_ylabel()))
+    plot.plot_several([str(tmp_path / "x"), str(tmp_path / "y")], str(tmp_path / "a.png"))
+    assert drawn[1] == "a/bbox/AP"
+
+
 @pytest.mark.parametrize("masks", [False, True])
 def test_visualize(tmp_path, masks):
     """Perfect detections look like the truth; none look like the bare image."""

@@ -46,20 +46,28 @@ def series(rows: list[dict[str, float]], key: str) -> tuple[list[int], list[floa
     return [i for i, _ in points], [value for _, value in points]
 
 
+def _measured(rows: list[dict[str, float]]) -> list[str]:
+    """The main metrics of the evaluations, the first of them first; of several data sets each has its name before it."""
+    keys = sorted({key for row in rows for key in row})
+    return [key for figure in LEADING for key in keys if key == figure or key.endswith(f"/{figure}")]
+
+
 def plot(folder: str, output: str) -> None:
     """Writes the picture of one run: losses above, the learning rate and any measured AP below."""
     rows = read_metrics(folder)
     figure, losses, below = _figure(output, f"Training of {folder}")
-    names = {key for row in rows for key in row if "loss" in key and not key.startswith("val")}
+    every = {key for row in rows for key in row}
+    names = {key for key in every if "loss" in key and "/" not in key}  # bbox/AP-blossom is no loss
     for name in sorted(names, key=lambda key: (key != "total_loss", key)):
         style = {"linewidth": 2, "color": "black"} if name == "total_loss" else {"linewidth": 1}
         losses.plot(*series(rows, name), label=name, **style)
-    if series(rows, "validation/total_loss")[0]:
-        losses.plot(*series(rows, "validation/total_loss"), "o--", label="total_loss of the test data", color="tab:red")
+    for key in sorted(key for key in every if key.startswith("validation/") and key.endswith("total_loss")):
+        of = key.removeprefix("validation/").removesuffix("total_loss").strip("/") or "the test data"
+        losses.plot(*series(rows, key), "o--", label=f"total_loss of {of}", **({"color": "tab:red"} if of == "the test data" else {}))
     losses.legend(loc="best", fontsize=8)
     below.plot(*series(rows, "lr"), color="tab:gray")
     below.set(xlabel="iteration", ylabel="learning rate")
-    measured = [key for key in LEADING if series(rows, key)[0]]
+    measured = _measured(rows)
     if measured:
         quality = below.twinx()
         for i, key in enumerate(measured):  # the first is the main metric
@@ -75,7 +83,8 @@ def plot(folder: str, output: str) -> None:
 def plot_several(folders: Sequence[str], output: str) -> None:
     """Writes the picture of several runs: the total losses above, the first metric that all have below."""
     runs = {folder: read_metrics(folder) for folder in folders}
-    common = [key for key in LEADING if all(series(rows, key)[0] for rows in runs.values())]
+    first, *others = map(_measured, runs.values())
+    common = [key for key in first if all(key in other for other in others)]
     figure, losses, below = _figure(output, f"Training of {len(runs)} runs")
     for folder, rows in runs.items():
         (line,) = losses.plot(*series(rows, "total_loss"), label=folder)
