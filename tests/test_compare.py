@@ -262,6 +262,89 @@ def test_sigmas_of_the_config(tmp_path, monkeypatch, capsys):
         assert "boxes are compared" not in capsys.readouterr().out, flags
 
 
+def run_of(folder, content, results, *overrides, several=""):
+    """The folder of a run that was evaluated on ``content``, with its config and results."""
+    from backbones.engine import open_config
+
+    for image in content["images"]:
+        image["file_name"] = f"{image['id']}.png"
+        Image.new("L", (image["width"], image["height"])).save(folder / image["file_name"])
+    truth = write(folder / "data.json", content)
+    entries = [["own_val", truth, str(folder)], *([[several, write(folder / "more.json", content), str(folder)]] if several else [])]
+    tests = [entry[0] for entry in entries]
+    front = open_config("digits/faster_rcnn_digits.yaml", ["DATASETS.TEST", str(tuple(tests)), "DATASETS.TRAIN", "()", *overrides])
+    front.cfg.DATASETS.REGISTER = entries
+    (folder / "config.yaml").write_text(front.cfg.dump())
+    for name in tests if several else [""]:
+        write(folder / "inference" / name / "coco_instances_results.json", results)
+    return truth
+
+
+def test_runs_on_different_data_are_not_compared(tmp_path, monkeypatch, capsys, catalogue):
+    """Both are called own_val, and their images have the same ids."""
+    dataset, a, b = few_classes(6, 10, "bbox")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    truth = run_of(tmp_path / "one", dataset, a)
+    run_of(tmp_path / "two", dataset, b)
+    with pytest.raises(UserError, match="A was evaluated on 'own_val' .*one/data.json.*, B on 'own_val' .*two/data.json"):
+        call(monkeypatch, tmp_path / "one", tmp_path / "two")
+    call(monkeypatch, tmp_path / "one", tmp_path / "two", "--annotations", truth, "--samples", 100)
+    (tmp_path / "two" / "config.yaml").write_text("MODEL: {NOTHING: 1}\n")
+    call(monkeypatch, tmp_path / "one", tmp_path / "two", "--annotations", truth, "--samples", 100)
+    assert "B's config is left out, and its data are not checked" in capsys.readouterr().out
+
+
+def test_annotations_of_one_of_several_data_sets(tmp_path, monkeypatch, capsys, catalogue):
+    """The results on that file are compared; of a file that the runs do not know the results must be named."""
+    dataset, a, b = few_classes(6, 10, "bbox")
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        run_of(tmp_path / name, dataset, a, several="more_val")
+    more = tmp_path / "one" / "more.json"
+    write(tmp_path / "two" / "inference" / "own_val" / "coco_instances_results.json", [])
+    with pytest.raises(UserError, match="two' has results on own_val, more_val, none of which is of .*one/more.json': name the results, such as"):
+        call(monkeypatch, tmp_path / "one", tmp_path / "two", "--annotations", more, "--samples", 100)
+    named = tmp_path / "two" / "inference" / "more_val" / "coco_instances_results.json"
+    call(monkeypatch, tmp_path / "one", named, "--annotations", more, "--samples", 100)
+    assert "one/inference/more_val/" in capsys.readouterr().out
+
+
+def test_annotations_are_read_as_the_run_reads_them(tmp_path, monkeypatch, capsys, catalogue):
+    """Boxes as corners, with and without --annotations."""
+    dataset, a, _ = few_classes(6, 10, "bbox")
+    corners = copy.deepcopy(dataset)
+    for entry in corners["annotations"]:
+        x, y, w, h = entry["bbox"]
+        entry["bbox"] = [x, y, x + w, y + h]
+    figures = []
+    for name, content, form in (("plain", dataset, "xywh"), ("corners", corners, "xyxy")):
+        (tmp_path / name).mkdir()
+        truth = run_of(tmp_path / name, content, a, "DATASETS.BOX_FORMAT", form)
+        call(monkeypatch, *[tmp_path / name] * 2, "--annotations", truth, "--samples", 100, "--json", tmp_path / "c.json")
+        figures.append(json.loads((tmp_path / "c.json").read_text())["metrics"][0]["a"])
+    assert figures[0] == figures[1] > 1
+
+
+def test_a_model_that_knows_more_classes(tmp_path, monkeypatch, capsys, catalogue):
+    """In the place of A or of B: what it finds of classes that the data lack changes no AP."""
+    dataset, a, b = few_classes(6, 10, "bbox")
+    names = [category["name"] for category in dataset["categories"]]
+    free = 1 + max(category["id"] for category in dataset["categories"])
+    figures = []
+    for name, results, classes in (("few", a, names), ("many", [*b, {**b[0], "category_id": free}], [*names, "another"])):
+        (tmp_path / name).mkdir()
+        run_of(tmp_path / name, dataset, results)
+        path = tmp_path / name / "config.yaml"
+        text = path.read_text().replace("CLASSES: []", f"CLASSES: {classes}", 1).replace(str(tmp_path / name), str(tmp_path / "few"))
+        path.write_text(text)
+    for order in (("few", "many"), ("many", "few")):
+        call(monkeypatch, *(tmp_path / name for name in order), "--samples", 100, "--json", tmp_path / "c.json")
+        row = json.loads((tmp_path / "c.json").read_text())["metrics"][0]
+        figures.append(sorted((row["a"], row["b"])))
+    assert figures[0] == figures[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_digits_and_run_folders(task, tmp_path, monkeypatch, capsys):

@@ -207,8 +207,8 @@ def test_compare_takes_the_config_of_the_run(tmp_path):
     error = said(compare.dataset_of, None, "own_unknown")
     assert "--config-file" in str(error) and error.key == "--dataset"
     (tmp_path / "config.yaml").write_text(zoo.get_config(CONFIG).dump())
-    front = compare.open_config(compare.config_of(str(results)))
-    assert compare.dataset_of(front, front.settings.DATASETS.TEST[0]) == "digits_val"
+    front, name, file = compare.evaluated(str(results))
+    assert compare.dataset_of(front, name) == "digits_val" and file == str(results)
 
 
 @pytest.mark.slow

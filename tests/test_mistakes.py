@@ -15,7 +15,7 @@ from backbones.errors import UserError
 from backbones.evaluation import build, corruptions
 from backbones.evaluation.figures import headline, leading_task
 from backbones.evaluation.mistakes import Judged, by_kind_of_object, confusion, judge, tide
-from backbones.evaluation.results import results_file
+from backbones.evaluation.results import config_of, results_file
 from backbones.tools import errors as tool
 from backbones.tools import run
 
@@ -161,6 +161,8 @@ def test_weather_is_the_same_every_time_or_said_to_be_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "imagecorruptions", None)
     said = []
     assert corruptions.corruptions(said.append) == corruptions.CORRUPTIONS and "backbones[corruptions]" in said[0]
+    small = [{"file_name": "a.png", "height": 64, "width": 64}, {"file_name": "b.png", "height": 31, "width": 64}]
+    assert corruptions.corruptions(said.append, small) == corruptions.CORRUPTIONS and "'b.png' has a side below 32" in said[1]
     monkeypatch.undo()
     pytest.importorskip("imagecorruptions", exc_type=ImportError)
     image = np.full((64, 64, 3), 90, np.uint8)
@@ -228,7 +230,12 @@ def test_results_of_several_data_sets(finished, monkeypatch, capsys):
         assert build.build_evaluator(cfg, "own_val") == str(finished / folder)
     (finished / "inference" / "own_val").mkdir()
     (finished / "inference" / "coco_instances_results.json").rename(finished / "inference" / "own_val" / "coco_instances_results.json")
-    assert results_file(str(finished), "own_val").endswith("own_val/coco_instances_results.json")
+    own = results_file(str(finished), "own_val")
+    assert own.endswith("own_val/coco_instances_results.json") and config_of(own) == str(finished / "config.yaml")
+    later = finished / "inference" / "coco_instances_results.json"  # of an evaluation on this one alone
+    later.write_text("[]")
+    assert results_file(str(finished), "own_val", ["own_val"]) == str(later) and results_file(str(finished), "own_val", ["own_val", "a"]) == own
+    later.unlink()
     code, said = command(monkeypatch, capsys, finished, "--num", 0)
     assert code == 0 and "AP50 of bbox is 25.25" in said.out
 

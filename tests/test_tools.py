@@ -155,6 +155,15 @@ def test_mistakes_of_an_image():
     assert count([found([0, 0, 9, 9], 1)], []) == [1]
 
 
+@pytest.mark.parametrize("key, value", [("image_id", "another"), ("category_id", 11)])
+def test_results_of_other_data_are_not_drawn(key, value, tmp_path):
+    register_digits()
+    found = {"image_id": DatasetCatalog.get("digits_val")[0]["image_id"], "category_id": 1, "bbox": [1, 1, 9, 9], "score": 1.0}
+    (tmp_path / "results.json").write_text(json.dumps([found, {**found, key: value}]))
+    with pytest.raises(UserError, match=f"have {key} {value!r}, which data set 'digits_val' does not have: name .* with --dataset"):
+        visualize.draw(str(tmp_path / "results.json"), "digits_val", str(tmp_path / "a.png"))
+
+
 def test_worst_first(tmp_path):
     register_digits()
     records = DatasetCatalog.get("digits_val")

@@ -25,6 +25,7 @@ from backbones.config import merge_overrides
 from backbones.data import register_digits
 from backbones.data.loader import Batches, Examples, TrainLoader, build_train_loader, seed_random_numbers
 from backbones.engine import Trainer, YamlFront, hooks, tracking
+from backbones.engine.fit import Fit
 from backbones.engine.pictures import draw_predictions
 from backbones.engine.step import Steps, moving_values, set_moving_values
 
@@ -387,3 +388,16 @@ def test_bfloat16_on_a_cpu():
     with EventStorage():
         steps.run_step()
     assert kinds == [torch.bfloat16] and model.inner.weight.dtype == torch.float32 and not torch.equal(before, model.inner.weight)
+
+
+def test_losses_of_the_test_data_are_of_the_weights_that_are_evaluated():
+    """With an average of the weights, its own: else AP and loss of one evaluation would be of different models."""
+    seen = []
+    fit = Fit.__new__(Fit)
+    fit.ema = types.SimpleNamespace(average=types.SimpleNamespace(module="averaged"))
+    fit.job = types.SimpleNamespace(
+        evaluate=lambda model: seen.append(model) or {"bbox/AP": 1.0},
+        validate=lambda model: seen.append(model) or {"validation/total_loss": 2.0},
+        draw=None,
+    )
+    assert fit._evaluate() == {"bbox/AP": 1.0, "validation/total_loss": 2.0} and seen == ["averaged"] * 2

@@ -220,8 +220,8 @@ class Fit(TrainerBase):
         self._last_eval_results = job.evaluate(model) if job.evaluate else {}
         results = dict(self._last_eval_results or {})
         if job.validate:
-            broadcast_buffers(self.model)
-            results.update(job.validate(self.model))
+            broadcast_buffers(model)
+            results.update(job.validate(model))
         if job.draw and comm.is_main_process():
             folder = os.path.join(job.output_dir, "pictures", f"{self.done:07d}")
             for i, (name, picture) in enumerate(job.draw(model).items()):

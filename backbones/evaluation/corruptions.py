@@ -57,8 +57,15 @@ def contrast(image: np.ndarray, severity: int) -> np.ndarray:
 CORRUPTIONS: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {f.__name__: f for f in (noise, blur, jpeg, brightness, contrast)}
 
 
-def corruptions(say: Callable[[str], Any] = print) -> dict[str, Callable[[np.ndarray, int], np.ndarray]]:
-    """`CORRUPTIONS`, and snow and frost if their package is installed; otherwise says that it is missing."""
+_LEAST = 32  # pixels of a side that snow and frost need
+
+
+def corruptions(say: Callable[[str], Any] = print, records: Sequence[dict] = ()) -> dict[str, Callable[[np.ndarray, int], np.ndarray]]:
+    """`CORRUPTIONS`, and snow and frost if their package is installed and takes all images of the ``records``; otherwise says why not."""
+    small = next((record["file_name"] for record in records if min(record.get(side, _LEAST) for side in ("height", "width")) < _LEAST), "")
+    if small:
+        say(f"without snow and frost: image {small!r} has a side below {_LEAST} pixels")
+        return CORRUPTIONS
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of pkg_resources, which the package finds its pictures by
@@ -73,7 +80,7 @@ def corruptions(say: Callable[[str], Any] = print) -> dict[str, Callable[[np.nda
             np.random.seed(zlib.crc32(image.tobytes()))  # it draws from numpy's global generator
             try:
                 return imagecorruptions.corrupt(image, severity, name)
-            except AttributeError as error:  # of images below 32 pixels
+            except AttributeError as error:  # of images below `_LEAST` pixels
                 raise UserError(f"{name}: {error}", "data") from error
             finally:
                 np.random.set_state(before)
@@ -100,7 +107,7 @@ def evaluate(front: Any, dataset: str, task: str, severities: Sequence[int], wei
         records, reading = DatasetCatalog.get(dataset), images.settings(front.settings)
         result: dict[str, list[float]] = {}
         about = copy.copy(MetadataCatalog.get(dataset).as_dict())
-        kinds = corruptions()
+        kinds = corruptions(records=records)
         for kind in ("as they are", *kinds):
             result[kind] = []
             for severity in severities if kind in kinds else severities[:1]:

@@ -1,5 +1,6 @@
 """Checks files before a comparison: detections in COCO's result format, and the annotations of their images."""
 
+import dataclasses
 import os
 from typing import Any, Callable, Sequence
 
@@ -14,9 +15,14 @@ from ..errors import UserError
 TASKS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # task -> the field that results need
 
 
-def read_truth(path: str, images: str, task: str, say: Callable[[str], Any] = lambda line: None) -> dict[str, Any]:
-    """The annotations of a file for an evaluation of ``task``, their images in the folder ``images`` or "". Raises UserError."""
-    use = Use(masks=task == "segm", keypoints=task == "keypoints")
+def read_truth(
+    path: str, images: str, task: str, say: Callable[[str], Any] = lambda line: None, as_in: Use | None = None
+) -> dict[str, Any]:
+    """The annotations of a file for an evaluation of ``task``, their images in the folder ``images`` or "". Raises UserError.
+
+    ``as_in``: how a run reads its data.
+    """
+    use = dataclasses.replace(as_in or Use(), masks=task == "segm", keypoints=task == "keypoints")
     data = read(Source(os.path.basename(path), path, images, training=False), use, files=bool(images))
     error = data.error()
     if error:
@@ -95,9 +101,10 @@ def truth_of(name: str, task: str) -> tuple[str, dict[str, Any]]:
 
 def config_of(path: str) -> str:
     """The config.yaml that a run left, where ``path`` is its folder or the results in it; "" if there is none."""
-    folder = path if os.path.isdir(path) else os.path.join(os.path.dirname(path), "..")  # of inference/coco_instances_results.json
-    left = os.path.normpath(os.path.join(folder, "config.yaml"))
-    return left if os.path.isfile(left) else ""
+    inside = os.path.dirname(path)  # inference, or the folder of one of several data sets in it
+    folders = [path] if os.path.isdir(path) else [os.path.join(inside, ".."), os.path.join(inside, "..", "..")]
+    left = (os.path.normpath(os.path.join(folder, "config.yaml")) for folder in folders)
+    return next(filter(os.path.isfile, left), "")
 
 
 def folder_of(name: str) -> str:
@@ -105,10 +112,15 @@ def folder_of(name: str) -> str:
     return name.replace("/", "_").replace(os.sep, "_")
 
 
-def results_file(path: str, name: str | None) -> str:
-    """The results inside, if ``path`` is the folder of a run, on the data set ``name`` if there are those of several; else ``path``."""
+def results_file(path: str, name: str | None, tested: Sequence[str] = ()) -> str:
+    """The results on the data set ``name`` inside, if ``path`` is the folder of a run; else ``path``.
+
+    ``tested``: the data sets of its last evaluation. Results on one alone are not in a folder of their own.
+    """
     if not os.path.isdir(path):
         return path
     file = "coco_instances_results.json"
-    own = os.path.join(path, "inference", folder_of(name or ""), file)
-    return own if name and os.path.isfile(own) else os.path.join(path, "inference", file)
+    own, alone = os.path.join(path, "inference", folder_of(name or ""), file), os.path.join(path, "inference", file)
+    if not name or not os.path.isfile(own) or tuple(tested) == (name,) and os.path.isfile(alone):
+        return alone
+    return own

@@ -7,8 +7,10 @@ import sys
 from typing import Any, Callable, Iterable
 
 from ..config import check_output_file
+from ..engine import open_config
 from ..engine.logs import hush
 from ..errors import UserError, unknown
+from ..evaluation.results import config_of, folder_of, results_file
 
 
 def run(main: Callable[[], None], prefix: str = "") -> None:
@@ -63,6 +65,20 @@ def nothing_shown(scores: Any, threshold: float) -> str:
     """The message if there are ``scores`` and none of them reaches the threshold; else ""."""
     highest = max((float(score) for score in scores), default=1.0)
     return f"no objects with a score of {threshold:g} (--confidence-threshold), the highest is {highest:.2f}" if highest < threshold else ""
+
+
+def evaluated(path: str, config: str = "", name: str | None = None) -> tuple[Any, str | None, str]:
+    """What results are of, where ``path`` is a run's folder or the results in it: (their config, opened; the data set; the file).
+
+    The config is ``config`` or the run's own, or None. The data set is ``name``, else that of the results' folder, else the first of the
+    config's DATASETS.TEST, or None. Raises UserError for a config that cannot be opened.
+    """
+    config = config or config_of(path)
+    front = open_config(config) if config else None
+    tested = list(front.settings.DATASETS.TEST) if front else []
+    of_folder = [each for each in tested if os.path.isfile(path) and folder_of(each) == os.path.basename(os.path.dirname(path))]
+    name = name or next(iter([*of_folder, *tested]), None)
+    return front, name, results_file(path, name, tested)
 
 
 def task_named(text: str) -> str:

@@ -11,18 +11,20 @@ import sys
 from functools import partial
 from typing import Any
 
-from detectron2.data import DatasetCatalog
+from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 from tqdm import tqdm
 
 from ..data.annotations import parse
-from ..engine import Front, open_config
+from ..data.holdout import HELD_OUT
+from ..data.sources import Use
+from ..engine import Front
 from ..errors import UserError, unknown
 from ..evaluation.comparison import beyond_chance, compare
 from ..evaluation.figures import first_entries, leading_task
-from ..evaluation.results import TASKS, check_keypoints, check_results, config_of, read_truth, results_file, truth_of
+from ..evaluation.results import TASKS, check_keypoints, check_results, read_truth, results_file, truth_of
 from ..files import overwritten, save_figure, write_whole
-from . import parser_of, picture, program, run, task_named
+from . import evaluated, parser_of, picture, program, run, task_named
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 SHOWN = 20  # classes in the printed table
@@ -119,6 +121,40 @@ def dataset_of(front: Front | None, name: str | None) -> str:
     return name
 
 
+def _file_of(front: Front, name: str) -> list[Any]:
+    """What says which images and annotations a data set has: its file, and the part that is held out."""
+    settings, whole = front.settings, name.removesuffix(HELD_OUT)
+    file = {entry[0]: entry[1] for entry in settings.DATASETS.REGISTER}.get(whole) or MetadataCatalog.get(whole).get("json_file", "")
+    return [os.path.realpath(file) if file else whole, *(entry[1] for entry in settings.DATASETS.HOLD_OUT if entry[0] == whole != name)]
+
+
+def _check_same_data(a: tuple[Front, str | None], b: tuple[Front, str | None]) -> None:
+    """Raises UserError if two runs, each with its config and the name of its data, were evaluated on different data."""
+    (file, *held), (other, *held_other) = (_file_of(front, name) if name else [""] for front, name in (a, b))
+    if [file, held] != [other, held_other] and file and other:
+        said = f"A was evaluated on {a[1]!r} ({file}), B on {b[1]!r} ({other})" if file != other else f"A and B held out other parts of {file}"
+        raise UserError(f"{said}: evaluate both on the same data, or name the data of both with --dataset or --annotations", "data")
+
+
+def _of_file(path: str, front: Front | None, annotations: str, file: str) -> str:
+    """The results of a run on the data of an annotation file. Raises UserError if it has several, and the file is of none of them."""
+    tested = list(front.settings.DATASETS.TEST) if front and os.path.isdir(path) else []
+    own = [name for name in tested if front and _file_of(front, name)[0] == os.path.realpath(annotations)]
+    if len(tested) > 1 and not own:
+        said = f"{path!r} has results on {', '.join(tested)}, none of which is of {annotations!r}"
+        raise UserError(f"{said}: name the results, such as {results_file(path, tested[0], tested)}", "data", "--annotations")
+    return results_file(path, own[0], tested) if own else file
+
+
+def _add_classes(dataset: dict[str, Any], results: list[Any], other: Front, name: str, task: str) -> None:
+    """Adds to the truth the classes that only B's model knows. The data have no objects of them, so no AP changes."""
+    known = {category["id"] for category in dataset["categories"]}
+    if all(not isinstance(result, dict) or result.get("category_id") in known for result in results):
+        return
+    other.register(names=[name])
+    dataset["categories"] = [*dataset["categories"], *(c for c in truth_of(name, task)[1]["categories"] if c["id"] not in known)]
+
+
 def main() -> None:
     parser = parser_of(program("compare"), __doc__)
     parser.add_argument("a", metavar="A", help="coco_instances_results.json of a detector, or the OUTPUT_DIR of its run")
@@ -152,10 +188,17 @@ def main() -> None:
     if args.json and os.path.isdir(args.json):
         raise UserError(f"--json {args.json!r} is a folder")
 
-    config = args.config_file or config_of(args.a)
-    front = open_config(config) if config else None
-    name = args.dataset or (next(iter(front.settings.DATASETS.TEST), None) if front else None)
-    files = [results_file(args.a, name), results_file(args.b, name)]
+    front, name, first = evaluated(args.a, args.config_file, args.dataset)
+    try:
+        other, of_b, second = evaluated(args.b, name=args.dataset)
+    except UserError as error:  # a folder of another project
+        print(f"B's config is left out, and its data are not checked: {error}")
+        other, of_b, second = None, None, results_file(args.b, name)
+    if args.annotations:
+        first, second = (_of_file(path, of, args.annotations, file) for path, of, file in ((args.a, front, first), (args.b, other, second)))
+    elif front and other and not args.config_file:
+        _check_same_data((front, name), (other, of_b))
+    files = [first, second]
     if args.json and overwritten([args.json], filter(None, [*files, args.annotations])):
         raise UserError(f"--json {args.json!r} is read, and would be overwritten: name another file", "conflict", "--json")
     contents = [parse(file, "result file") for file in files]
@@ -170,9 +213,11 @@ def main() -> None:
             args.task = "bbox"
         print(f"comparing AP of {args.task}: choose another task in the results with --task")
     if args.annotations:
-        path, dataset = args.annotations, read_truth(args.annotations, "", args.task, print)
+        path, dataset = args.annotations, read_truth(args.annotations, "", args.task, print, Use.of(front.settings) if front else None)
     else:
         path, dataset = truth_of(dataset_of(front, name), args.task)
+        if other and isinstance(contents[1], list):
+            _add_classes(dataset, contents[1], other, name or "", args.task)
     results = [check_results(content, dataset, args.task, file) for content, file in zip(contents, files)]
     if args.task == "keypoints":
         check_keypoints(dataset, results, args.oks_sigmas)

@@ -23,9 +23,9 @@ from ..errors import UserError, counted
 from ..evaluation import corruptions
 from ..evaluation.figures import leading_task
 from ..evaluation.mistakes import KINDS, Judged, by_kind_of_object, confusion, judge, tide
-from ..evaluation.results import check_results, results_file, truth_of
+from ..evaluation.results import check_results, truth_of
 from ..files import overwritten, write_whole
-from . import add_threshold, check_needed, nothing_shown, parser_of, program, run, task_named
+from . import add_threshold, check_needed, evaluated, nothing_shown, parser_of, program, run, task_named
 from .visualize import pixels_of
 
 SHOWN = 20  # rows of the confusion's list
@@ -170,9 +170,7 @@ def main() -> None:
     left = os.path.join(args.run, "config.yaml")
     if not os.path.isfile(left):
         raise UserError(f"{args.run!r} is not the OUTPUT_DIR of a run: it has no config.yaml", "missing-file", "RUN")
-    front = open_config(left)
-    name = args.dataset or next(iter(front.settings.DATASETS.TEST), None)
-    file = results_file(args.run, name)
+    front, name, file = evaluated(args.run, name=args.dataset)
     if not os.path.isfile(file):
         raise UserError(f"{args.run!r} holds no evaluation: run `backbones train --eval-only` to write {file!r}", "missing-file", "RUN")
     output = args.output or os.path.join(args.run, "errors.html")

@@ -14,11 +14,9 @@ from ..data.sources import unknown_data_set
 from ..drawing import Mark, colour, mask_of
 from ..drawing import draw as draw_marks
 from ..drawing import titled
-from ..engine import open_config
 from ..errors import UserError
 from ..evaluation.mistakes import judge
-from ..evaluation.results import config_of, results_file
-from . import add_threshold, nothing_shown, parser_of, picture, program, run
+from . import add_threshold, evaluated, nothing_shown, parser_of, picture, program, run
 
 _FIELDS = {
     "image_id": ("a number or a name", lambda value: isinstance(value, (int, str))),
@@ -74,6 +72,12 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     if not metadata.get("thing_classes") or metadata.get("labelled", True) and not all("annotations" in d for d in dicts):
         raise UserError(f"data set {dataset!r} has no objects to draw, only {metadata.get('evaluator_type')}")
     to_class = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    known = {d["image_id"] for d in dicts}
+    for image, found in by_image.items():
+        if image not in known:
+            raise _of_other_data(results, dataset, f"image_id {image!r}")
+        if other := next((r["category_id"] for r in found if to_class and r["category_id"] not in to_class), None):
+            raise _of_other_data(results, dataset, f"category_id {other!r}")
     if worst:
         number = mistakes(dicts, by_image, to_class, threshold)
         chosen = [dicts[i] for i in np.argsort(-np.array(number), kind="stable")[:count]]
@@ -106,6 +110,11 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     if not tiles:
         raise UserError(f"none of the {len(chosen)} images can be read", "bad-file")
     write_grid(tiles, titles, output, 3 if len(tiles) >= 6 else 1)
+
+
+def _of_other_data(results: str, dataset: str, entry: str) -> UserError:
+    said = f"results {results!r} have {entry}, which data set {dataset!r} does not have: name the data that were evaluated with --dataset"
+    return UserError(said, "data", "--dataset")
 
 
 def pixels_of(path: str, **reading: Any) -> np.ndarray | None:
@@ -148,17 +157,15 @@ def main() -> None:
     if args.num < 1:
         raise UserError(f"--num {args.num}: draw at least one image")
     reading: dict[str, Any] = {}
-    config, name = args.config_file or config_of(args.input), args.dataset
-    if config:
-        front = open_config(config)
-        name = name or next(iter(front.settings.DATASETS.TEST), None)
+    front, name, results = evaluated(args.input, args.config_file, args.dataset)
+    if front:
         front.register(names=[name] if name else None)
         for line in front.said:
             print(line)
         reading = images.settings(front.settings)
     if not name:
         raise UserError("the evaluated data are unknown: name them with --dataset", "missing-argument", "--dataset")
-    draw(results_file(args.input, name), name, args.output, args.num, args.confidence_threshold, args.worst, **reading)
+    draw(results, name, args.output, args.num, args.confidence_threshold, args.worst, **reading)
     print(args.output)
 
 
