@@ -253,7 +253,10 @@ def test_only_seeds_that_all_have_are_compared():
     assert evidence.means({"a": {1: 1.0}, "b": {2: 1.0}}, ["a", "b"]) == evidence.means({}, []) == {}
     assert "| 43.50 (of 8)" not in said and "| random: mean of 8 | 43.50 | 43.50 " in " ".join(said.split())
     paths["path 0"][2] = 30.0
-    assert "| random: mean of 8 | 43.50 | 43.50 30.00 (of 1) |" in " ".join(evidence.summary(rows_of(paths, "paths")).split())
+    found = rows_of({"found path": {1: 41.0, 2: 99.0}}, "paths", "found") + rows_of({"another": {3: 42.0}}, "paths", "found")
+    said = " ".join(evidence.summary(rows_of(paths, "paths") + found).split())
+    assert "| network | AP, seed 1 | of each seed |" in said and "| random: mean of 8 | 43.50 | 43.50 30.00 (of 1) |" in said
+    assert "| found path | 41.00 | 41.00 99.00 |" in said and "| another | 42.00 (other seeds) | 42.00 |" in said
 
 
 def test_scores_are_of_one_supernet(tmp_path, monkeypatch, capsys):

@@ -74,6 +74,13 @@ def means(found: Mapping[str, Mapping[int, float]], names: Iterable[str]) -> dic
     return {name: float(np.mean([by_seed[seed] for seed in seeds])) for name, by_seed in chosen.items()} if seeds else {}
 
 
+def _levels(found: Mapping[str, Mapping[int, float]], random: Sequence[str]) -> tuple[set[int], dict[str, float]]:
+    """The seeds that all ``random`` networks have, and the mean of every network over these; over its own if it has none of them."""
+    common = set.intersection(*(set(found[name]) for name in random)) if random else set()
+    own = {name: [value for seed, value in by_seed.items() if seed in common] or [*by_seed.values()] for name, by_seed in found.items()}
+    return common, {name: float(np.mean(values)) for name, values in own.items()}
+
+
 def spread(found: Mapping[str, Mapping[int, float]]) -> float:
     """The standard deviation of a figure between seeds of one network, pooled over networks; NaN with one seed each."""
     several = [list(by_seed.values()) for by_seed in found.values() if len(by_seed) > 1]
@@ -120,13 +127,13 @@ def _measure(found: Mapping[str, Mapping[int, float]], of: str = "") -> str:
 
 
 def _groups(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[int, float]]) -> str:
-    """Random networks together, the others one by one."""
+    """Random networks together, the others one by one; AP is over the seeds that all random ones have."""
     group = {row["network"]: row["group"] for row in rows}
-    each = {name: float(np.mean(list(by_seed.values()))) for name, by_seed in found.items()}
+    common, each = _levels(found, [name for name in found if group[name].startswith("random")])
     table = []
     for kind in sorted({kind for kind in group.values() if kind.startswith("random")}):
         names = [name for name in found if group[name] == kind]
-        chance = means(found, names) or {name: each[name] for name in names}
+        chance = {name: each[name] for name in names}
         seeds = sorted({seed for name in names for seed in found[name]})
         of_seeds = {seed: [found[name][seed] for name in names if seed in found[name]] for seed in seeds}
         said = (f"{np.mean(aps):.2f}" + (f" (of {len(aps)})" if len(aps) < len(names) else "") for aps in of_seeds.values())
@@ -134,8 +141,10 @@ def _groups(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[int, 
         table.append(("the best of them", f"{max(chance.values()):.2f}", ""))
     for name, mean in sorted(each.items(), key=lambda item: -item[1]):
         if not group[name].startswith("random"):
-            table.append((name, f"{mean:.2f}", " ".join(f"{value:.2f}" for _, value in sorted(found[name].items()))))
-    return tabulate(table, ("network", "AP", "of each seed"), "pipe", disable_numparse=True)
+            others = "" if not common or common & {*found[name]} else " (other seeds)"
+            table.append((name, f"{mean:.2f}{others}", " ".join(f"{value:.2f}" for _, value in sorted(found[name].items()))))
+    of_seeds = f", seed{'s' * (len(common) > 1)} {', '.join(map(str, sorted(common)))}" if common else ""
+    return tabulate(table, ("network", f"AP{of_seeds}", "of each seed"), "pipe", disable_numparse=True)
 
 
 def _structures(rows: Sequence[Mapping[str, Any]], study: str) -> str:
@@ -236,23 +245,24 @@ def plot(rows: Sequence[Mapping[str, Any]], path: str) -> None:
         axes.remove()
     for axes, (study, what, known) in zip(places, panels):
         found, group = by_network(rows, study), {row["network"]: row["group"] for row in rows if row["study"] == study}
-        drawn: dict[str, list[tuple[float, list[float]]]] = {}
+        _, level = _levels(found, [name for name in found if group[name].startswith("random")])
+        drawn: dict[str, list[tuple[float, float, list[float]]]] = {}
         for name, by_seed in found.items():
             random_one = group[name].startswith("random")
             if name in known:
-                drawn.setdefault(group[name] if random_one else name, []).append((known[name], [*by_seed.values()]))
+                drawn.setdefault(group[name] if random_one else name, []).append((known[name], level[name], [*by_seed.values()]))
             elif not random_one:
                 style = styles.get(name) or styles.setdefault(name, {"color": "0.4", "linestyle": next(lines), "linewidth": 1})
-                axes.axhline(float(np.mean([*by_seed.values()])), label=name, **style)
+                axes.axhline(level[name], label=name, **style)
         for label, points in drawn.items():
-            middle = [float(np.mean(values)) for _, values in points]
-            low, high = ([abs(end(values) - mean) for mean, (_, values) in zip(middle, points)] for end in (min, max))
+            low, high = ([abs(end(values) - mean) for _, mean, values in points] for end in (min, max))
             marker, size = ("o", 4) if label.startswith("random") else ("*", 10)
             style = styles.get(label) or styles.setdefault(label, {"color": next(colours), "fmt": marker, "markersize": size})
-            axes.errorbar([score for score, _ in points], middle, yerr=[low, high], capsize=2, label=label, **style)
+            middle = [mean for _, mean, _ in points]
+            axes.errorbar([score for score, *_ in points], middle, yerr=[low, high], capsize=2, label=label, **style)
         missing = sum(name not in known and group[name].startswith("random") for name in found)
         more = f", {counted(missing, 'path')} not scored yet" if missing else ""
-        axes.set(xlabel=what, ylabel="AP, mean of the seeds", title=f"{study}, {iterations_of(study):,} iterations{more}")
+        axes.set(xlabel=what, ylabel="AP, mean of the seeds that all have", title=f"{study}, {iterations_of(study):,} iterations{more}")
     handles = {label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels())}
     figure.legend(handles.values(), handles, fontsize=8, loc="outside right center")
     save_figure(figure, path)
