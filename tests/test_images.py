@@ -421,7 +421,39 @@ def test_where_names_come_from(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps({"categories": categories[:1]}))  # of another model
     assert not names_of(cfg)[0].get("thing_classes")
     cfg.DATASETS.TEST = ("coco_2017_val",)
-    assert names_of(cfg, ["a", "b"])[0].thing_classes == MetadataCatalog.get("coco_2017_val").thing_classes
-    assert names_of(cfg)[0].get("thing_colors") and names_of(cfg)[1] == "class names come from data set 'coco_2017_val'"
+    assert names_of(cfg, ["a", "b"])[0].thing_classes == ["a", "b"] and names_of(cfg, ["a", "b"])[1].endswith("the checkpoint")
+    assert names_of(cfg)[1].startswith("class names are unknown") and not names_of(cfg)[0].get("thing_classes")  # 80 are of another model
     cfg.DATASETS.CLASSES = ["x", "y"]
-    assert names_of(cfg)[0].thing_classes == ["x", "y"] and not names_of(cfg)[0].get("thing_colors")
+    assert names_of(cfg, ["a", "b"])[0].thing_classes == ["x", "y"] and not names_of(cfg)[0].get("thing_colors")
+    cfg.DATASETS.CLASSES, cfg.MODEL.ROI_HEADS.NUM_CLASSES = [], 80
+    own = [f"own {i}" for i in range(80)]
+    assert names_of(cfg, own)[0].thing_classes == own and not names_of(cfg, own)[0].get("thing_colors")
+    assert names_of(cfg)[0].thing_classes == MetadataCatalog.get("coco_2017_val").thing_classes
+    assert names_of(cfg)[0].get("thing_colors") and names_of(cfg)[1] == "class names come from data set 'coco_2017_val'"
+
+
+@pytest.mark.parametrize("kind", ["Panoptic", "Semantic"])
+def test_names_of_pixels(kind, tmp_path):
+    """From the checkpoint, or the catalogue if they are as many; otherwise numbers, since detectron2 does not draw pixels without names."""
+    cfg = zoo.get_config("COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml")
+    if kind == "Semantic":
+        cfg.MODEL.META_ARCHITECTURE = "SemanticSegmentor"
+    catalogue, numbers = names_of(cfg)[0], [str(i) for i in range(54)]
+    assert len(catalogue.stuff_classes) == 54 and len(catalogue.stuff_colors) == 54
+    cfg.DATASETS.TEST, cfg.DATASETS.TRAIN = ("far_val",), ()
+    assert names_of(cfg)[0].stuff_classes == numbers and "numbers are shown" in names_of(cfg)[1]
+    own = [f"pixel {i}" for i in range(54)]
+    if kind == "Semantic":
+        assert names_of(cfg, own)[0].stuff_classes == own
+        return
+    assert names_of(cfg)[0].thing_classes == [str(i) for i in range(80)]
+    things = [f"own {i}" for i in range(80)]
+    about, said = names_of(cfg, things)
+    assert about.thing_classes == things and about.stuff_classes == numbers
+    assert said == "class names come from the checkpoint; those of stuff are unknown, numbers are shown"
+    cfg.DATASETS.TEST = ("coco_2017_val_panoptic_separated",)
+    about, said = names_of(cfg, list(catalogue.thing_classes), own)
+    assert about.stuff_classes == own and not about.get("stuff_colors") and about.get("thing_colors")
+    cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3  # of other pixels
+    about, said = names_of(cfg)
+    assert about.thing_classes == catalogue.thing_classes and about.stuff_classes == ["0", "1", "2"] and not about.get("stuff_colors")

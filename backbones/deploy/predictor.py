@@ -68,8 +68,8 @@ class Predictor:
         front = YamlFront(config) if isinstance(config, CfgNode) else config
         front.follow_weights()
         self.model: nn.Module = front.build_model().eval()
-        classes = front.load_for_evaluation(self.model)
-        self.metadata, self.said = names_of(front.settings, classes)
+        names = front.load_for_evaluation(self.model)
+        self.metadata, self.said = names_of(front.settings, names.get("classes", ()), names.get("stuff", ()))
         if precision:
             s = front.settings
             self.model = optimize(self.model, precision=precision, size=size_in_mind(s), compile=s.MODEL.COMPILE)

@@ -343,10 +343,10 @@ class Front(ABC):
         names = self.settings.DATASETS.TEST or self.settings.DATASETS.TRAIN
         return MetadataCatalog.get(names[0] if names else "__unused")
 
-    def load_for_evaluation(self, model: nn.Module, resume: bool = False, allow_partial_weights: bool = False) -> list[str]:
+    def load_for_evaluation(self, model: nn.Module, resume: bool = False, allow_partial_weights: bool = False) -> dict[str, list[str]]:
         """Loads ``model`` from the weights that the config names, or with ``resume`` from the last checkpoint of its run.
 
-        Returns the class names in the checkpoint; those of other projects hold none.
+        Returns the class names in the checkpoint, by "classes" and "stuff"; those of other projects hold none.
 
         Raises UserError if there is nothing to load, or if any weight would keep its initial value.
         """
@@ -354,7 +354,7 @@ class Front(ABC):
         s = self.settings
         checkpointer = GatedCheckpointer(model, s.OUTPUT_DIR, require="nothing" if allow_partial_weights else "all")
         run = checkpointer.resume_or_load(s.MODEL.WEIGHTS, resume=resume).get("run")
-        return names_in({"run": run}).get("classes", [])
+        return names_in({"run": run})
 
     def check_has_weights(self, resume: bool) -> None:
         """Raises UserError if there is nothing to evaluate."""
