@@ -9,6 +9,9 @@ import numpy as np
 import pytest
 import torch
 from choices import cases
+from detectron2.config import instantiate
+from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_instance_outputs
+from detectron2.structures import Boxes, Instances
 from lively import alive, boxes_of
 
 from backbones import UserError
@@ -143,6 +146,10 @@ def test_tools(tmp_path, monkeypatch, capsys):
         (["--input", __file__, "--config-file", "a.yaml", "--precision", "bfloat16"], "--precision needs --optimize"),
         (["--input", __file__, __file__, "--exported", "a.onnx", "--output", "a.png"], "name a folder"),
         (["--input", os.path.dirname(__file__), "--exported", "a.onnx"], "holds no image"),
+        (["--input", __file__, "--exported", "a.onnx", "INPUT.FORMAT", "RGB"], "overrides other than INPUT.VALUE_RANGE or INPUT.MAX_PIXELS"),
+        (["--input", __file__, "--exported", "a.onnx", "INPUT.VALUE_RANGE", "[5, 3]"], r"INPUT.VALUE_RANGE is \[5, 3\]: it must be"),
+        (["--video-input", "a.mp4", "--exported", "a.onnx", "--output", "nowhere/a.doc"], "must end in .mp4"),
+        (["--video-input", "a.mp4", "--exported", "a.onnx", "--output", f"{__file__}/a.mp4"], "is a file"),
     ],
 )
 def test_mistakes_in_demo(arguments, said, monkeypatch, tmp_path):
@@ -151,6 +158,101 @@ def test_mistakes_in_demo(arguments, said, monkeypatch, tmp_path):
     with pytest.raises(UserError, match=said):
         demo.main()
     assert os.listdir(tmp_path) == []
+
+
+ARGUMENTS = {"exported": "a.ts", "config_file": "", "backbone": "", "weights": "", "optimize": False, "precision": "float32"}
+ARGUMENTS |= {"confidence_threshold": 0.9, "accept_licence": []}
+
+
+class Panoptic:
+    """What the demo takes for a panoptic file that holds no names: a thing of score 0.6 on the left, pixels of a class on the right."""
+
+    about = {"part": "detector", "classes": [], "stuff": [], "reading": {"exif": "ignore", "value_range": [], "max_pixels": 0}}
+
+    def __init__(self, path=""):
+        self.about = {**self.about, "panoptic": [0.5, 0, 0.5]}
+
+    def __call__(self, image, size=None):
+        height, width = image.shape[:2]
+        found, pixels = Instances((height, width)), torch.zeros(3, height, width)
+        pixels[2] = 1
+        mask = torch.zeros(1, height, width, dtype=torch.bool)
+        mask[:, :, : width // 2] = True
+        for name, value in {"scores": [0.6], "pred_classes": [7]}.items():
+            found.set(name, torch.tensor(value))
+        found.pred_masks, found.pred_boxes = mask, Boxes(torch.tensor([[0.0, 0, width // 2, height]]))
+        panoptic = combine_semantic_and_instance_outputs(found, pixels.argmax(dim=0), *self.about["panoptic"])
+        return {"instances": found, "sem_seg": pixels, "panoptic_seg": panoptic}
+
+
+def test_panoptic_files_without_names(tmp_path, monkeypatch):
+    """Are drawn, as pictures and as a film, with numbers and from the flag's score on; deep images take their range from an override."""
+    from PIL import Image
+
+    monkeypatch.setattr("backbones.deploy.runner.Runner", Panoptic)
+    Image.fromarray((np.arange(6400, dtype=np.uint16) * 10).reshape(80, 80)).save(tmp_path / "deep.png")
+    written = []
+    monkeypatch.setattr("detectron2.utils.visualizer.Visualizer.draw_text", lambda self, text, *args, **options: written.append(text))
+    for score, texts in (("0.5", ["7 60%", "2"]), ("0.9", ["2"])):
+        written.clear()
+        arguments = ["--exported", "a.ts", "--input", str(tmp_path / "deep.png"), "--output", str(tmp_path / "out"), "--threshold", score]
+        monkeypatch.setattr("sys.argv", ["demo", *arguments, "INPUT.VALUE_RANGE", "[0, 65535]"])
+        demo.main()
+        assert sorted(written) == sorted(texts)
+    assert (tmp_path / "out" / "deep.png").is_file()
+    predict, metadata, reading = demo.load(demo.argparse.Namespace(**ARGUMENTS, opts=["INPUT.MAX_PIXELS", "9"]))
+    assert reading == {"exif": "ignore", "value_range": [], "max_pixels": 9}
+    frame = np.zeros((40, 40, 3), np.uint8)
+    assert demo.Drawer(metadata, 0.5, video=True)(frame, predict(frame)).any()
+
+
+@pytest.mark.parametrize("config", ["COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.py", "COCO-Detection/retinanet_R_50_FPN_1x.py"])
+def test_the_threshold_reaches_python_configs(config, monkeypatch):
+    """Which do not spell it out, so that no key of theirs sets it."""
+
+    class Empty:
+        reading, metadata, said = {}, None, ""
+
+        def __init__(self, front, precision):
+            with torch.device("meta"):
+                self.model = instantiate(front.cfg.model)
+
+    monkeypatch.setattr("backbones.deploy.predictor.Predictor", Empty)
+    own = {"exported": "", "config_file": config, "confidence_threshold": 0.01, "opts": ["train.device=cpu"]}
+    model = demo.load(demo.argparse.Namespace(**{**ARGUMENTS, **own}))[0].model
+    assert {m.test_score_thresh for m in model.modules() if hasattr(m, "test_score_thresh")} == {0.01}
+    assert getattr(model, "combine_instances_score_thresh", 0.01) == 0.01
+
+
+@pytest.mark.parametrize("source", ["film.mp4", 0])
+@pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt])
+def test_a_film_that_is_stopped(source, stop, tmp_path, monkeypatch, capsys):
+    """Leaves the film of an earlier run as it was, and its own frames beside it; a camera's film ends so."""
+    frame = np.zeros((48, 64, 3), np.uint8)
+    monkeypatch.setattr(demo, "frames_of", lambda source: (iter([frame] * 9), 9, 25.0, (64, 48)))
+    output = demo.video_target(source, str(tmp_path / "new" / "out.avi"))
+    with open(output, "w") as f:
+        f.write("earlier")
+    seen = []
+
+    def predict(frame):
+        seen.append(frame)
+        if len(seen) > 3:
+            raise stop
+        return {}
+
+    with pytest.raises(stop):
+        demo._video(source, output, predict, lambda frame, predictions: frame)
+    partial, said = tmp_path / "new" / "out.partial.avi", capsys.readouterr().err
+    if source == 0 and stop is KeyboardInterrupt:
+        assert not partial.exists() and os.path.getsize(output) > 100
+    else:
+        assert open(output).read() == "earlier" and partial.stat().st_size > 100
+        assert f"{partial}: 3 frames, then it was stopped; {output} is not written" in said
+    seen += [frame] * 9
+    with pytest.raises(stop):  # before its first frame is written
+        demo._video(source, output, predict, lambda frame, predictions: frame)
+    assert not partial.exists()
 
 
 def test_no_input_is_written_over(tmp_path):

@@ -17,11 +17,11 @@ from typing import Any, Callable, Iterator
 import numpy as np
 from tqdm import tqdm
 
-from ..config import check_output_dir
+from ..config import KEYS, check_output_dir, check_output_file, defaults, get, merge_overrides
 from ..data.formats.building import SUFFIXES
 from ..deploy.optimize import PRECISIONS
 from ..engine import add_config_arguments, open_named
-from ..errors import UserError, counted
+from ..errors import UserError, counted, either
 from ..files import overwritten
 from . import add_threshold, nothing_shown, parser_of, program, run
 from .export import read_image
@@ -29,6 +29,9 @@ from .export import read_image
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm")  # formats that OpenCV writes
 
 _MOST_DRAWN = 32_000_000  # pixels of a picture: drawing takes a hundred bytes for each
+_READING = ("INPUT.VALUE_RANGE", "INPUT.MAX_PIXELS")  # of images, not of the detector: an exported file takes them too
+_CODECS = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
+_NUMBERS = [str(i) for i in range(10_000)]  # names of classes, for a file that knows neither them nor how many there are
 
 
 def images_of(inputs: list[str], recursive: bool = False, output: str = "") -> tuple[list[str], list[str], list[UserError]]:
@@ -164,20 +167,23 @@ def show(image: np.ndarray, wait: int) -> bool:
 
 def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any]], Any, dict[str, Any]]:
     """Loads what the command line names: (predictor, metadata, arguments for reading images)."""
-    from detectron2.data import MetadataCatalog
+    from detectron2.data.catalog import Metadata
 
     if args.exported:
         from ..deploy.runner import Runner
 
         others = {"--config-file": args.config_file, "--backbone": args.backbone, "--weights": args.weights, "--optimize": args.optimize}
-        others |= {"--precision": args.precision != "float32", "overrides": args.opts}
+        others |= {"--precision": args.precision != "float32", "overrides": set(args.opts[::2]) - {*_READING}}
         for flag in (flag for flag, value in others.items() if value):
-            raise UserError(f"--exported cannot be combined with {flag}: the file is a whole detector", "conflict", "--exported")
+            hint = f" other than {either(_READING)}" if flag == "overrides" else ""
+            raise UserError(f"--exported cannot be combined with {flag}{hint}: the file is a whole detector", "conflict", "--exported")
+        given = _reading(args.opts)
         runner = Runner(args.exported)
-        metadata = MetadataCatalog.get(f"exported:{os.path.abspath(args.exported)}")
-        if not metadata.get("thing_classes"):
-            metadata.set(thing_classes=runner.about["classes"] or None, stuff_classes=runner.about["stuff"] or None)
-        return runner, metadata, runner.about.get("reading", {})
+        if runner.about.get("panoptic"):
+            runner.about["panoptic"][2] = args.confidence_threshold
+        # detectron2 draws panoptic results and pixels only with names
+        names = {"thing_classes": runner.about["classes"] or _NUMBERS, "stuff_classes": runner.about["stuff"] or _NUMBERS}
+        return runner, Metadata().set(**names), {**runner.about.get("reading", {}), **given}
     if not args.config_file:
         raise UserError("name a detector: --config-file with MODEL.WEIGHTS, or --exported", "missing-argument", "--config-file")
     if args.precision != "float32" and not args.optimize:
@@ -191,8 +197,23 @@ def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any
     front.set("MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH", args.confidence_threshold)
     front.check_model()
     predictor = Predictor(front, args.precision if args.optimize else "")
+    for module in predictor.model.modules():  # a Python config need not spell out its thresholds
+        if hasattr(module, "test_score_thresh"):
+            module.test_score_thresh = min(args.confidence_threshold, 0.05)
+        if hasattr(module, "combine_instances_score_thresh"):
+            module.combine_instances_score_thresh = args.confidence_threshold
     print(predictor.said)
     return predictor, predictor.metadata, predictor.reading
+
+
+def _reading(opts: list[str]) -> dict[str, Any]:
+    """What overrides of `_READING` say, as arguments for reading images. Raises UserError for what they cannot be."""
+    cfg = defaults()
+    merge_overrides(cfg, opts)
+    for error in (key.error(get(cfg, key.name)) for key in KEYS if key.name in opts[::2]):
+        if error:
+            raise error
+    return {key.partition(".")[2].lower(): get(cfg, key) for key in opts[::2]}
 
 
 def main() -> None:
@@ -210,7 +231,8 @@ def main() -> None:
     parser.add_argument(
         "--precision", default="float32", choices=PRECISIONS, help="for --optimize; 16 bits change results a little, float16 needs a GPU"
     )
-    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help="config overrides, such as MODEL.WEIGHTS FILE")
+    said = f"config overrides, such as MODEL.WEIGHTS FILE; with --exported {either(_READING)}"
+    parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help=said)
     args, rest = parser.parse_known_args()
     if any(item.startswith("-") for item in rest[:1]):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -227,8 +249,10 @@ def main() -> None:
         if wrong or bad:  # each was reported by name
             raise UserError("; ".join(without + unread), "bad-file" if bad else "missing-file", "--input")
     else:
+        source: Any = 0 if args.webcam else args.video_input
+        target = video_target(source, args.output)
         predict, metadata, _ = load(args)
-        _video(0 if args.webcam else args.video_input, args.output, predict, Drawer(metadata, args.confidence_threshold, video=True))
+        _video(source, target, predict, Drawer(metadata, args.confidence_threshold, video=True))
 
 
 def _images(files: list[str], targets: list[str], predict: Callable, drawer: Drawer, reading: dict[str, Any]) -> int:
@@ -265,25 +289,34 @@ def _images(files: list[str], targets: list[str], predict: Callable, drawer: Dra
     return bad
 
 
+def video_target(source: Any, output: str) -> str:
+    """The path of the video that ``output`` names for a ``source``, whose folder is made; "" for a window. Raises UserError."""
+    if not output:
+        return ""
+    if os.path.isdir(output):
+        output = os.path.join(output, f"{os.path.splitext(os.path.basename(str(source)))[0]}_found.mp4")
+    if os.path.splitext(output)[1].lower() not in _CODECS:
+        raise UserError(f"--output {output!r}: the name of a video must end in {', '.join(_CODECS)}")
+    if isinstance(source, str) and overwritten([output], [source]):
+        raise UserError(f"--output {output!r} would overwrite the input")
+    check_output_file(output, "--output")
+    os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+    return output
+
+
 def _video(source: Any, output: str, predict: Callable, drawer: Drawer) -> None:
+    """Processes a video or a camera into ``output``, of `video_target`. One that fails leaves an earlier output as it was."""
     import cv2
 
     frames, count, rate, size = frames_of(source)
     writer, partial = None, ""
     if output:
-        if os.path.isdir(output):
-            output = os.path.join(output, f"{os.path.splitext(os.path.basename(str(source)))[0]}_found.mp4")
-        kind = os.path.splitext(output)[1].lower()
-        codecs = {".mp4": "mp4v", ".avi": "MJPG", ".mkv": "MJPG"}
-        if kind not in codecs:
-            raise UserError(f"--output {output!r}: the name of a video must end in {', '.join(codecs)}")
-        if isinstance(source, str) and overwritten([output], [source]):
-            raise UserError(f"--output {output!r} would overwrite the input")
-        partial = f"{output[: -len(kind)]}.partial{kind}"
-        writer = cv2.VideoWriter(partial, cv2.VideoWriter.fourcc(*codecs[kind]), rate, size)
+        stem, kind = os.path.splitext(output)
+        partial = f"{stem}.partial{kind}"
+        writer = cv2.VideoWriter(partial, cv2.VideoWriter.fourcc(*_CODECS[kind.lower()]), rate, size)
         if not writer.isOpened():
             raise UserError(f"--output {output!r} cannot be written")
-    done = 0
+    done, whole = 0, False
     try:
         for frame in tqdm(frames, total=count or None, unit="frame", disable=None):
             drawn = drawer(frame, predict(frame))
@@ -292,11 +325,17 @@ def _video(source: Any, output: str, predict: Callable, drawer: Drawer) -> None:
                 writer.write(cv2.resize(drawn, size))
             elif not show(drawn, 1):
                 break
+        whole = True
+    except KeyboardInterrupt:
+        whole = isinstance(source, int)  # a camera's video ends in no other way
+        raise
     finally:
         if writer:
             writer.release()
-            if done:
+            if done and whole:
                 os.replace(partial, output)
+            elif done:
+                print(f"{partial}: {counted(done, 'frame')}, then it was stopped; {output} is not written", file=sys.stderr)
             elif os.path.isfile(partial):
                 os.remove(partial)
     if not done:
