@@ -15,6 +15,9 @@ from backbones.deploy import Runner
 from backbones.deploy import export as deploy_export
 from backbones.deploy.export import FORMATS, TOLERANCES, Tolerance, export, match
 from backbones.deploy.predictor import Predictor
+from backbones.deploy.runner import RunnerModel
+from backbones.deploy.saving import deliver
+from backbones.tools import export as tool
 
 # every kind of detector in one format. OpenVINO's files are made of ONNX's: other tests try two of them
 EXPORTS = {
@@ -188,6 +191,57 @@ def test_backbone_that_differs_is_refused(tmp_path):
     with pytest.raises(UserError, match="differs from the model's by .* more than the allowed"):
         export(cfg, model, str(tmp_path / "a.onnx"), "onnx", image, "backbone", Tolerance(0, 0, features=1e-12))
     assert os.listdir(tmp_path) == []
+
+
+def test_images_on_a_gpu():
+    """As evaluation gives them to an exported file, whose runtime takes arrays of the CPU."""
+
+    class OnGPU(torch.Tensor):
+        def numpy(self):
+            raise TypeError("can't convert cuda:0 device type tensor to numpy")
+
+        def cpu(self):
+            return self.as_subclass(torch.Tensor)
+
+    class File:
+        @staticmethod
+        def predict_all(images, sizes):
+            return [(image.numpy().sum(), size) for image, size in zip(images, sizes)]
+
+    inputs = [{"image": torch.ones(3, 2, 2).as_subclass(OnGPU), "height": 4, "width": 5}]
+    assert RunnerModel(File)(inputs) == [(12, (4, 5))]
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        (["--output", "{}"], "--output .* is not a file name"),
+        (
+            ["--output", "{}/a.onnx", "--part", "backbone", "--precision", "int8", "--calibrate", ".", "--max-drop", "1"],
+            "--max-drop needs --part detector",
+        ),
+    ],
+)
+def test_mistakes_in_export(arguments, said, tmp_path, monkeypatch):
+    """Before anything is built or read."""
+    folder = tmp_path / "folder.onnx"
+    folder.mkdir()
+    monkeypatch.setattr("sys.argv", ["export", "--config-file", "none", "--format", "onnx", *[word.format(folder) for word in arguments]])
+    with pytest.raises(UserError, match=said):
+        tool.main()
+
+
+def test_a_place_that_cannot_be_written(tmp_path):
+    for folder in ("made", "folder.onnx"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "made" / "folder.onnx").write_text("")
+    with pytest.raises(UserError, match="folder.onnx' cannot be written") as error:
+        deliver(str(tmp_path / "made"), str(tmp_path))
+    assert error.value.code == "cannot-write"
+
+
+def test_a_backbone_has_no_ap(capsys):
+    assert tool.evaluator(None, "backbone") is None and capsys.readouterr().out == "AP is not measured: a backbone has none\n"
 
 
 def test_files_that_are_none(tmp_path):

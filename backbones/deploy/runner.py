@@ -112,11 +112,11 @@ class Runner:
 
 
 class RunnerModel(nn.Module):
-    """A `Runner` that stands in for a model in evaluation: maps detectron2's list of dicts to a list of predictions."""
+    """A `Runner` that stands in for a model in evaluation: maps detectron2's list of dicts, on any device, to a list of predictions."""
 
     def __init__(self, runner: Runner):
         super().__init__()
         self.runner = runner
 
     def forward(self, inputs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        return self.runner.predict_all([x["image"].float() for x in inputs], [(x["height"], x["width"]) for x in inputs])
+        return self.runner.predict_all([x["image"].float().cpu() for x in inputs], [(x["height"], x["width"]) for x in inputs])

@@ -86,7 +86,10 @@ def save_openvino(source: str, path: str, about: dict[str, Any]) -> None:
 
 
 def deliver(folder: str, place: str) -> None:
-    """Moves everything in a folder to a place, with the runner."""
-    shutil.copyfile(run_exported.__file__, os.path.join(folder, "run_exported.py"))
-    for name in os.listdir(folder):  # two for OpenVINO
-        os.replace(os.path.join(folder, name), os.path.join(place, name))
+    """Moves everything in a folder to a place, with the runner. Raises UserError if it cannot be written there."""
+    try:
+        shutil.copyfile(run_exported.__file__, os.path.join(folder, "run_exported.py"))
+        for name in os.listdir(folder):  # two for OpenVINO
+            os.replace(os.path.join(folder, name), os.path.join(place, name))
+    except OSError as error:
+        raise UserError(f"{error.filename2 or place!r} cannot be written: {error.strerror}", "cannot-write") from error

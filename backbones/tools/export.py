@@ -16,7 +16,7 @@ from typing import Any, Callable, Iterator
 
 import numpy as np
 
-from ..config import check_output_dir
+from ..config import check_output_file
 from ..data import check_paths, images
 from ..data.loader import unreadable
 from ..data.sources import unknown_data_set
@@ -78,10 +78,14 @@ def calibration(front: Front, source: str, count: int) -> Iterator[np.ndarray]:
     return (read_image(files[i], **reading) for i in chosen)
 
 
-def evaluator(front: Front) -> Callable[[Any], dict[str, Any]] | None:
-    """A function that evaluates a `Runner` on the config's test data; None, with a line that says so, if they are not here."""
+def evaluator(front: Front, part: str = "detector") -> Callable[[Any], dict[str, Any]] | None:
+    """A function that evaluates a `Runner` on the config's test data; None, with a line that says so, for a backbone and if they are not
+    here."""
     from ..deploy.runner import RunnerModel
 
+    if part == "backbone":
+        print("AP is not measured: a backbone has none")
+        return None
     try:
         front.register()
         for name in front.settings.DATASETS.TEST:
@@ -132,6 +136,7 @@ def main() -> None:
     check_batch(args.batch, args.part)
     check_needed(parser, args, ("num",), "--calibrate", args.calibrate)
     check_needed(parser, args, ("max_drop",), "a --precision other than float32", args.precision != "float32")
+    check_needed(parser, args, ("max_drop",), "--part detector", args.part == "detector")
     check_precision(args.format, args.precision, bool(args.calibrate))
     if args.include_preprocessing and args.precision != "float32":
         raise UserError(
@@ -142,7 +147,7 @@ def main() -> None:
     if args.num < 1:
         raise UserError(f"--num {args.num} must be at least 1", key="--num")
     folder = os.path.dirname(os.path.abspath(args.output))
-    check_output_dir(folder, key="the folder of --output")
+    check_output_file(args.output, "--output")
     front = open_named(args)
     front.set("MODEL.DEVICE", "cpu")
     front.follow_weights()
@@ -156,7 +161,7 @@ def main() -> None:
     if args.precision == "float32":
         differences, figures = given(args.output, args.format), {}
     else:
-        evaluate = evaluator(front) if args.part == "detector" else None
+        evaluate = evaluator(front, args.part)
         samples = calibration(front, args.calibrate, args.num) if args.precision == "int8" else iter(())
         with tempfile.TemporaryDirectory(dir=folder) as place:
             exact = os.path.join(place, "float32.onnx")
