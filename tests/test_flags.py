@@ -75,7 +75,7 @@ def test_pictures_of_one_name_do_not_replace_each_other(tmp_path, monkeypatch):
     from backbones.deploy import run_exported
 
     (tmp_path / "a.onnx").touch()
-    monkeypatch.setattr(sys, "argv", ["run_exported", str(tmp_path / "a.onnx"), "here/a.png", "there/a.jpg", "--output", str(tmp_path)])
+    monkeypatch.setattr(sys, "argv", ["run_exported", str(tmp_path / "a.onnx"), "here/a.png", "there/a.png", "--output", str(tmp_path)])
     with pytest.raises(SystemExit, match="two of the images have one name"):
         run_exported.main()
 

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import struct
 import sys
 
 import cv2
@@ -147,6 +148,33 @@ def test_the_file_beside_an_export_reads_likewise(tmp_path, monkeypatch):
     Image.fromarray(pixels()).save(tmp_path / "tag.png", exif=b"no tag")
     for found in (run_exported.read(str(tmp_path / "tag.png"), {}), images.read(str(tmp_path / "tag.png"), "RGB", max_pixels=3500)):
         assert np.array_equal(found, pixels())
+
+
+def test_a_turn_beside_a_damaged_tag(tmp_path):
+    """An ImageWidth that is text: Pillow reads the tag of the turn, but cannot write the others anew."""
+    entries = struct.pack("<HHI4s", 0x0100, 2, 4, b"400\0") + struct.pack("<HHIHxx", 0x0112, 3, 1, 6)
+    Image.fromarray(pixels()).save(tmp_path / "a.png", exif=b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4))
+    for found in (run_exported.read(str(tmp_path / "a.png"), {}), images.read(str(tmp_path / "a.png"), "RGB")):
+        assert np.array_equal(found, np.rot90(pixels(), -1))
+
+
+@pytest.mark.parametrize("turn", range(1, 10))
+def test_every_turn_beside_an_export(turn, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    Image.fromarray(pixels()).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(run_exported.read(str(tmp_path / "a.png"), {}), images.read(str(tmp_path / "a.png"), "RGB"))
+
+
+def test_damage_behind_the_first_picture(tmp_path):
+    """Of a file with several pages: the first is read, in training and beside an exported file."""
+    path = album(tmp_path / "a.tif", 3)
+    with open(path, "rb") as f:
+        content = f.read()
+    with open(path, "wb") as f:
+        f.write(content[: len(content) // 2])
+    assert np.array_equal(run_exported.read(path, {}), pixels(20, 30))
+    assert np.array_equal(images.read(path, "RGB"), pixels(20, 30))
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n" + bytes(60), b"GIF89a\x05\x00\x05\x00", b"BM" + bytes(30)])

@@ -303,6 +303,36 @@ def test_files_and_inputs_that_cannot_be_used(tmp_path):
     assert code == 1 and len(lines) == 1 and "was not exported by backbones, or needs another version" in lines[0]
 
 
+def test_pictures_of_one_stem_and_a_closed_pipe(tmp_path):
+    """a.jpg and a.png become a.jpg.png and a.png.png; whoever stops reading the lines of JSON, such as `head`, stops the program quietly."""
+    from PIL import Image
+
+    path, images = str(tmp_path / "a.onnx"), [str(tmp_path / name) for name in ("a.jpg", "a.png", "b.png")]
+    for image in images:
+        Image.new("RGB", (8, 8)).save(image)
+    about = {"fields": ["scores"], "part": "detector", "input_format": "RGB", "crop": 0, "min_size": 0, "max_size": 8, "classes": ["x"]}
+    small_onnx(path, **about, batch=2)
+    code, lines = stand_alone(path, [], *images, "--output", str(tmp_path / "drawn"))
+    assert (code, lines) == (0, []) and sorted(os.listdir(tmp_path / "drawn")) == ["a.jpg.png", "a.png.png", "b.png"]
+    ran = subprocess.Popen([sys.executable, run_exported.__file__, path, *images], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    ran.stdout.close()
+    assert ran.communicate()[1] == "" and ran.returncode == 141
+
+
+def test_names_that_a_font_lacks(monkeypatch):
+    """An old Pillow's own font has Latin letters alone."""
+    from PIL import ImageDraw, ImageFont
+
+    old = getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)()
+    monkeypatch.setattr(ImageDraw.ImageDraw, "font", old)
+
+    class Detector:
+        name = staticmethod(lambda label: "犬")
+
+    image, found = np.full((40, 64, 3), 128, np.uint8), {"scores": np.array([[0.1, 0.9]])}
+    assert (np.asarray(run_exported.drawn(image, found, Detector, 0.5)) != image).any()
+
+
 def test_a_runtime_that_is_not_installed(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     (tmp_path / "a.xml").touch()

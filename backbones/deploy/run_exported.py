@@ -11,12 +11,15 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageDraw
 
 TO_YUV = [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]]  # BT.601
+# what makes an image upright, by the value of its EXIF tag, from 2 on
+TURNS = ("FLIP_LEFT_RIGHT", "ROTATE_180", "FLIP_TOP_BOTTOM", "TRANSPOSE", "ROTATE_270", "TRANSVERSE", "ROTATE_90")
 COLOURS = ("#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#008080", "#9a6324", "#808000")
 
 
@@ -103,8 +106,8 @@ def read(path: str, about: dict[str, Any]) -> np.ndarray:
     with Image.open(path) as opened:
         if most and opened.width * opened.height > most:
             raise ValueError(f"it has {opened.width}x{opened.height} pixels, more than INPUT.MAX_PIXELS {most}")
-        pictures = getattr(opened, "n_frames", 1)
-        if pictures > 1 and opened.format != "MPO":  # MPO: a photo with its previews
+        pictures = pictures_in(path)
+        if pictures > 1:
             print(f"{path}: using the first of {pictures} pictures in it", file=sys.stderr)
         image = upright(opened) if reading.get("exif", "turn") == "turn" else opened
         if image.mode[0] in "IF":  # more than 8 bits
@@ -118,11 +121,21 @@ def read(path: str, about: dict[str, Any]) -> np.ndarray:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """The image rotated by its EXIF tag. A damaged tag is ignored, as in training."""
+    """The image rotated by its EXIF tag. A damaged tag is ignored, as in training; other tags do not matter, however damaged they are."""
     try:
-        return ImageOps.exif_transpose(image)
+        turn = dict(enumerate(TURNS, 2)).get(image.getexif().get(0x0112))
+    except Exception:  # Pillow raises anything for a damaged file
+        turn = None
+    return image.transpose(Image.Transpose[turn]) if turn else image
+
+
+def pictures_in(path: str) -> int:
+    """How many pictures a file holds; 1 for a photo with its previews, and for a file that is damaged behind its first picture."""
+    try:
+        with Image.open(path) as image:  # counting moves the place at which it is read
+            return 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
     except Exception:
-        return image
+        return 1
 
 
 def sides(height: int, width: int, about: dict[str, Any]) -> tuple[int, int]:
@@ -350,7 +363,12 @@ def drawn(image: np.ndarray, found: dict[str, np.ndarray], detector: Detector, t
 
     def write(corner: tuple[float, float], label: int, score: float, colour: str) -> None:
         text = f"{detector.name(label)} {score:.2f}"
-        pen.rectangle(pen.textbbox(corner, text), fill=colour)
+        try:
+            place = pen.textbbox(corner, text)
+        except UnicodeError:  # the font of an old Pillow
+            text = text.encode("ascii", "replace").decode()
+            place = pen.textbbox(corner, text)
+        pen.rectangle(place, fill=colour)
         pen.text(corner, text, fill="white")
 
     labels = found["sem_seg"].argmax(axis=0) if "sem_seg" in found else np.empty(0, int)
@@ -387,7 +405,9 @@ def main() -> None:
         sys.exit(f"error: --value-range {args.value_range[0]:g} {args.value_range[1]:g}: the first must be less than the second")
     if not 0 <= args.confidence_threshold <= 1:
         sys.exit(f"error: --confidence-threshold {args.confidence_threshold:g} must be from 0 to 1, such as 0.5")
-    names = {path: f"{os.path.splitext(os.path.basename(path))[0]}.png" for path in args.images}
+    stems = {path: os.path.splitext(os.path.basename(path))[0] for path in args.images}
+    twice = {stem for stem, count in Counter(stems.values()).items() if count > 1}
+    names = {path: f"{os.path.basename(path) if stem in twice else stem}.png" for path, stem in stems.items()}
     if args.output and len(set(names.values())) < len(names):
         sys.exit("error: --output is one folder, but two of the images have one name: run their folders one at a time")
     targets = {os.path.realpath(os.path.join(args.output, name)) for name in names.values()} if args.output else set()
@@ -414,7 +434,9 @@ def main() -> None:
             print(f"error: {', '.join(path for path, _ in images)}: {error}", file=sys.stderr)
             bad += 1
         for (path, image), one in zip(images, found):
-            print(json.dumps({"file": path, "height": image.shape[0], "width": image.shape[1], **described(one, detector, threshold)}))
+            print(
+                json.dumps({"file": path, "height": image.shape[0], "width": image.shape[1], **described(one, detector, threshold)}), flush=True
+            )
             high = max(one["scores"], default=1) if "boxes" in one else 1
             if high < threshold:
                 print(f"{path}: no objects with a score of {threshold:g} (--confidence-threshold), the highest is {high:.2f}", file=sys.stderr)
@@ -426,5 +448,8 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
+    except BrokenPipeError:  # such as of `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python's own flush at its end fails too
+        sys.exit(141)
     except (Unusable, OSError) as error:
         sys.exit(f"error: {error}")
