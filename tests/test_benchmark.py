@@ -189,13 +189,27 @@ def test_deployed_in_every_way(monkeypatch):
         (["--suite", "gpu", "--device", "cpu"], "needs a GPU"),
         (["--suite", "data", "--plot", "a.doc"], "kind of picture"),
         (["--suite", "data", "--json", "/proc/nowhere/a.json"], "cannot be"),
+        (["--suite", "data", "--json", "notes.json"], "'notes.json' is not a file of the benchmark"),
+        (["quickstart/gfl_V_19_slim_dw_FPNLite_digits.yaml", "--json", "notes.json"], "'notes.json' is not a file of the benchmark"),
+        (["--suite", "data", "--json", "new.json", "--plot", "a.png"], "--plot 'a.png' needs rows of --suite deploy, but 'new.json' has none"),
     ],
 )
 def test_mistakes(arguments, words, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.json").write_text('{"a": 1}')
     monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
     with pytest.raises(UserError, match=words):
         benchmark.main()
+
+
+def test_runs_of_configs_of_one_name(tmp_path):
+    """Go to folders of their own."""
+    paths = [str(tmp_path / name) for name in ("x/a.yaml", "y/a.yaml", "y/a.py", "y/b.yaml")]
+    for path in paths:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        open(path, "w").close()
+    assert list(benchmark.folders_of(paths).values()) == ["x_a.yaml", "y_a.yaml", "y_a.py", "b"]
+    assert list(benchmark.folders_of(paths[:1]).values()) == ["a"]
 
 
 @pytest.mark.slow

@@ -109,6 +109,11 @@ def measure(args: argparse.Namespace) -> None:
         raise UserError(f"--pairs {args.pairs}: it must be at least 3, because a median is reported")
     if args.plot:
         picture(args.plot)
+        before = speed.read(args.json) if os.path.isfile(args.json) else []
+        speed.by_place(before)
+        if "deploy" not in args.suite and not speed.deployed(before):
+            said = f"--plot {args.plot!r} needs rows of --suite deploy, but {args.json!r} has none: measure them too"
+            raise UserError(said, "missing-argument", "--plot")
     for name in args.suite:
         suite = importlib.import_module(f"..{SUITES[name]}", __package__).suite
         for row in suite(args.pairs, device, *([args.num] if name == "data" else [])):
@@ -121,6 +126,20 @@ def measure(args: argparse.Namespace) -> None:
     if args.plot:
         speed.plot(args.json, args.plot)
         print(args.plot)
+
+
+def folders_of(configs: Sequence[str]) -> dict[str, str]:
+    """The folder of each config's run: the name of its file; of files of one name, with its ending and the folders in which they differ."""
+    paths = {config: os.path.abspath(zoo.get_config_file(config)) for config in configs}
+    alike: dict[str, list[str]] = {}
+    for config, path in paths.items():
+        alike.setdefault(os.path.splitext(os.path.basename(path))[0], []).append(config)
+    found = {}
+    for name, some in alike.items():
+        root = os.path.commonpath([os.path.dirname(paths[config]) for config in some])
+        for config in some:
+            found[config] = name if len(some) == 1 else os.path.relpath(paths[config], root).replace(os.sep, "_")
+    return {config: found[config] for config in configs}
 
 
 def main() -> None:
@@ -146,6 +165,8 @@ def main() -> None:
     args = parser.parse_args()
     args.json = args.json or os.path.join(os.path.dirname(zoo.__file__), "speed.json" if args.suite else "measured.json")
     check_output_file(args.json, "--json")
+    if os.path.isfile(args.json):
+        speed.read(args.json)
     check_needed(parser, args, ("device", "pairs", "num", "plot"), "--suite", args.suite)
     if args.suite:
         check_needed(parser, args, ("num",), "--suite data", "data" in args.suite)
@@ -155,7 +176,7 @@ def main() -> None:
         measure(args)
         return
     # report mistakes before the first run, not after
-    names = {config: os.path.splitext(os.path.basename(zoo.get_config_file(config)))[0] for config in args.configs}
+    names = folders_of(args.configs)
     for backbone in filter(None, args.backbone):
         family_of(backbone)
     for config, name in names.items():
