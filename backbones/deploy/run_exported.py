@@ -122,8 +122,9 @@ def read(path: str, about: dict[str, Any]) -> np.ndarray:
 
 def upright(image: Image.Image) -> Image.Image:
     """The image rotated by its EXIF tag. A damaged tag is ignored, as in training; other tags do not matter, however damaged they are."""
+    turns: dict[Any, str] = dict(enumerate(TURNS, 2))
     try:
-        turn = dict(enumerate(TURNS, 2)).get(image.getexif().get(0x0112))
+        turn = turns.get(image.getexif().get(0x0112))
     except Exception:  # Pillow raises anything for a damaged file
         turn = None
     return image.transpose(Image.Transpose[turn]) if turn else image
