@@ -29,7 +29,7 @@ from backbones.deploy.export import export
 from backbones.deploy.names import names_of
 from backbones.deploy.predictor import Predictor
 from backbones.deploy.runner import resized
-from backbones.engine import open_config
+from backbones.engine import YamlFront, open_config
 from backbones.tools import demo
 
 FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
@@ -485,3 +485,15 @@ def test_names_of_pixels(kind, tmp_path):
     cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 3  # of other pixels
     about, said = names_of(cfg)
     assert about.thing_classes == catalogue.thing_classes and about.stuff_classes == ["0", "1", "2"] and not about.get("stuff_colors")
+
+
+def test_predictors_know_the_names_of_pixels(tmp_path, monkeypatch):
+    """From the checkpoint, beside those of objects."""
+    cfg = zoo.get_config("COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.yaml")
+    names = {"classes": [f"own {i}" for i in range(80)], "stuff": [f"pixel {i}" for i in range(54)]}
+    model = torch.nn.Linear(1, 1)
+    torch.save({"model": model.state_dict(), "run": names}, tmp_path / "a.pth")
+    cfg.MODEL.WEIGHTS = str(tmp_path / "a.pth")
+    monkeypatch.setattr(YamlFront, "build_model", lambda self: model)
+    predictor = Predictor(cfg)
+    assert predictor.metadata.thing_classes == names["classes"] and predictor.metadata.stuff_classes == names["stuff"]
