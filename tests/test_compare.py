@@ -303,7 +303,9 @@ def test_annotations_of_one_of_several_data_sets(tmp_path, monkeypatch, capsys, 
         run_of(tmp_path / name, dataset, a, several="more_val")
     more = tmp_path / "one" / "more.json"
     write(tmp_path / "two" / "inference" / "own_val" / "coco_instances_results.json", [])
-    with pytest.raises(UserError, match="two' has results on own_val, more_val, none of which is of .*one/more.json': name the results, such as"):
+    with pytest.raises(
+        UserError, match="two' has results on own_val, more_val, none of which is of .*one/more.json': name the results, such as"
+    ):
         call(monkeypatch, tmp_path / "one", tmp_path / "two", "--annotations", more, "--samples", 100)
     named = tmp_path / "two" / "inference" / "more_val" / "coco_instances_results.json"
     call(monkeypatch, tmp_path / "one", named, "--annotations", more, "--samples", 100)

@@ -175,7 +175,10 @@ def test_what_a_path_starts_from(calls, tmp_path):
     (command,) = calls.found
     assert value(command, "MODEL.WEIGHTS") == os.path.abspath("s.pth")
     assert value(command, "SEED") == "4" and value(command, "SOLVER.MAX_ITER") == "10"
-    assert value(command, "MODEL.SHUFFLENETV2.CHOICES") == str([1] * 20) and value(command, "MODEL.SHUFFLENETV2.BRANCH_WIDTHS") == "[1.0, 0.5, 1.5]"
+    assert (
+        value(command, "MODEL.SHUFFLENETV2.CHOICES") == str([1] * 20)
+        and value(command, "MODEL.SHUFFLENETV2.BRANCH_WIDTHS") == "[1.0, 0.5, 1.5]"
+    )
     args.inherit = False
     rank_correlation.train_path([1] * 20, args, "bbox/AP", cfg, str(tmp_path))
     assert "MODEL.WEIGHTS" not in calls.found[1]

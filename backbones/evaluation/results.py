@@ -15,9 +15,7 @@ from ..errors import UserError
 TASKS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # task -> the field that results need
 
 
-def read_truth(
-    path: str, images: str, task: str, say: Callable[[str], Any] = lambda line: None, as_in: Use | None = None
-) -> dict[str, Any]:
+def read_truth(path: str, images: str, task: str, say: Callable[[str], Any] = lambda line: None, as_in: Use | None = None) -> dict[str, Any]:
     """The annotations of a file for an evaluation of ``task``, their images in the folder ``images`` or "". Raises UserError.
 
     ``as_in``: how a run reads its data.

@@ -18,7 +18,6 @@ from ..config import check_output_file
 from ..data import images
 from ..data.annotations import parse
 from ..drawing import ASIDE, RIGHT, WRONG, Mark, beside, draw, mask_of
-from ..engine import open_config
 from ..errors import UserError, counted
 from ..evaluation import corruptions
 from ..evaluation.figures import leading_task

@@ -80,7 +80,9 @@ def found(args: argparse.Namespace) -> None:
     weights = {start: folder and os.path.join(args.search, folder, "model_final.pth") for start, folder in STARTS.items()}
     missing = [path for path in (subnet, *weights.values()) if path and not os.path.isfile(path)]
     if missing:
-        raise UserError(f"--search {args.search!r}: {missing[0]!r} does not exist: run the five steps of docs/search.md first", "missing-file", "--search")
+        raise UserError(
+            f"--search {args.search!r}: {missing[0]!r} does not exist: run the five steps of docs/search.md first", "missing-file", "--search"
+        )
     make()
     about = {"scenes": ALL, "subnet": sha256(subnet)[:12], "command": f"python -m backbones.tools.transfer --search {args.search}"}
     for seed in args.seeds:

@@ -11,9 +11,8 @@ from ..data import check_paths, images
 from ..data.annotations import faults, integer, mask_fault, numbers, parse
 from ..data.loader import unreadable
 from ..data.sources import unknown_data_set
-from ..drawing import Mark, colour, mask_of
+from ..drawing import Mark, colour, mask_of, titled
 from ..drawing import draw as draw_marks
-from ..drawing import titled
 from ..errors import UserError
 from ..evaluation.mistakes import judge
 from . import add_threshold, evaluated, nothing_shown, parser_of, picture, program, run

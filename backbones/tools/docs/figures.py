@@ -206,22 +206,24 @@ def _one_shot() -> str:
     best = sum(row["found"] > row["others_best"] for row in rows)
     return f"""## One-shot search
 
-*Measured here* ({_places(rows)}; `make search-proof`): DetNAS's search, as `make search-demo` does it. For each seed a supernet is trained and searched.
+*Measured here* ({_places(rows)}; `make search-proof`): DetNAS's search, as `make search-demo` does it.
+For each seed a supernet is trained and searched.
 Then the found path and random ones of equal cost are trained alike ({_link(rows[0]["config"])}), from their weights in the supernet.
-The figures are {rows[0]["metric"]} on digits_crowd_val. The found path is ahead of the mean of the random ones in {ahead(rows)} of {len(rows)} seeds,
-and of the best of them in {best}.
+The figures are {rows[0]["metric"]} on digits_crowd_val.
+The found path is ahead of the mean of the random ones in {ahead(rows)} of {len(rows)} seeds, and of the best of them in {best}.
 Spearman's rank correlation is that of the supernet's scores, on {rows[0]["dataset"]}, with these figures: 1 for the same order, 0 for
 unrelated ones. Random paths of one cost have a standard deviation of {_between(rows):.2f} AP.
 
 {_comparisons(rows)}
 
 One evaluation of a path takes {', '.join(first)} and {last} (medians). It is
-fast because the path's network is built without memory and takes its slice of the supernet's weights. Images are decoded once. Batch norms are
-recalibrated, in the backbone alone if only it has any; group norms need none. The detector is optimized as `--optimize` does it. COCO's figures
-come from faster-coco-eval.
+fast because the path's network is built without memory and takes its slice of the supernet's weights. Images are decoded once. Batch norms
+are recalibrated, in the backbone alone if only it has any; group norms need none. The detector is optimized as `--optimize` does it. COCO's
+figures come from faster-coco-eval.
 
-A search needs something to find. In easy scenes, with DetNAS's four choices for a block and batch norm ({_link(earlier[0]["config"])}), the found path
-was ahead of the mean in {ahead(earlier)} of {len(earlier)} seeds. There, random paths of one cost have a standard deviation of {_between(earlier):.2f} AP.
+A search needs something to find. In easy scenes, with DetNAS's four choices for a block and batch norm
+({_link(earlier[0]["config"])}), the found path was ahead of the mean in {ahead(earlier)} of {len(earlier)} seeds.
+There, random paths of one cost have a standard deviation of {_between(earlier):.2f} AP.
 One path that is trained with several seeds has {one:.2f} ([below](#what-pretraining-is-worth)).
 
 {_comparisons(earlier)}
