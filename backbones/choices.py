@@ -61,8 +61,8 @@ def read_choices(path: str, blocks: Sequence[int], stated: dict[str, Any] | None
     """The choices in a subnet file: MMRazor's YAML of either version, a plain list of numbers, or a mapping with ``choices``.
 
     ``blocks`` are the numbers of blocks of the stages, ``count`` that of the choices of each, and ``stated`` the required values of "network",
-    "split", "shuffle", "width" and "branch_widths", if the file has them; without the last it is of one width, 1.0. Raises UserError, naming
-    the block, for anything else.
+    "split", "shuffle", "width" and "branch_widths", if the file has them; without the last it is of one width, 1.0, as MMRazor's always are.
+    Raises UserError, naming the block, for anything else.
     """
     what = f"subnet file {path!r}"
     if not os.path.isfile(path):
@@ -84,7 +84,10 @@ def read_choices(path: str, blocks: Sequence[int], stated: dict[str, Any] | None
                 )
         content = content["choices"]
     if isinstance(content, dict):
-        content = _from_mapping(content, blocks, what)
+        widths = (stated or {}).get("branch_widths", [1.0])
+        if 1.0 not in widths:
+            raise UserError(f"{what} is MMRazor's, of branches of full width, but MODEL.SHUFFLENETV2.BRANCH_WIDTHS is {widths}: add 1.0 to it")
+        content = [len(CHOICES) * widths.index(1.0) + choice for choice in _from_mapping(content, blocks, what)]
     return check_choices(content, blocks, what, count)
 
 

@@ -172,7 +172,12 @@ def dialects():
 @pytest.mark.parametrize("text", [pytest.param(text, id=name) for name, text in dialects()])
 def test_subnet_files(text, tmp_path):
     (tmp_path / "subnet.yaml").write_text(text)
-    assert read_choices(str(tmp_path / "subnet.yaml"), BLOCKS) == SEARCHED
+    path = str(tmp_path / "subnet.yaml")
+    assert read_choices(path, BLOCKS) == SEARCHED
+    if "chosen" in text:  # MMRazor's branches have full width, wherever that is
+        assert read_choices(path, BLOCKS, {"branch_widths": [0.5, 1.0]}, 8) == tuple(4 + choice for choice in SEARCHED)
+        with pytest.raises(UserError, match=r"of branches of full width, but MODEL.SHUFFLENETV2.BRANCH_WIDTHS is \[0.5\]: add 1.0 to it"):
+            read_choices(path, BLOCKS, {"branch_widths": [0.5]})
 
 
 @pytest.mark.parametrize("sampling", SAMPLINGS)
