@@ -138,6 +138,8 @@ def load_structure_config(path: str) -> dict[str, Any]:
     _check(config, _KEYS, path, "key")
     config["budget"] = {str(name).lower(): _as_number(str(name).lower(), value) for name, value in config["budget"].items()}
     _check(config["budget"], _BUDGET, path, "budget")
+    if not config["budget"]:
+        raise UserError(f"{path!r}: budget is missing: limit at least one of {', '.join(_BUDGET)}, such as `budget: {{flops: 5e9}}`")
     _check(config["space"], _SPACE, path, "space")
     beside = os.path.dirname(os.path.abspath(path))
     if config["start"]:
@@ -152,7 +154,7 @@ def load_structure_config(path: str) -> dict[str, Any]:
         raise UserError(
             f"{path!r}: detector {config['detector']!r} has {builder!r}: use a config with MAE-DET, which the found network replaces"
         )
-    if config["budget"] and "layers" not in config["budget"] and not config["space"].get("max_layers"):
+    if "layers" not in config["budget"] and not config["space"].get("max_layers"):
         config["budget"]["layers"] = _LAYERS
         print(f"note: the budget does not limit layers, so the deepest network would score best: set to {_LAYERS}, the paper's", flush=True)
     if (part := with_start(config).get("narrowed", 1)) > 1:
