@@ -40,11 +40,14 @@ def _score(args) -> None:
         structure = plain(read_structure(args.name), repr(args.name))
     else:
         raise unknown("structure, neither a file nor a name", args.name, STRUCTURES)
-    for flag, value, least, most in (("--image-size", args.image_size, 32, 1 << 16), ("--seed", args.seed, 0, (1 << 63) - 1)):
+    table = load_table(args.latency_table) if args.latency_table else None
+    size = args.image_size if args.image_size is not None else table.image_size if table else 480
+    for flag, value, least, most in (("--image-size", size, 32, 1 << 16), ("--seed", args.seed, 0, (1 << 63) - 1)):
         if not least <= value <= most:
             raise UserError(f"{flag} {value} must be from {least} to {most}", "value", flag)
-    table = load_table(args.latency_table) if args.latency_table else None
-    result = {"name": args.name, **describe(structure, Meter(table.image_size if table else args.image_size, table=table))}
+    if table and size != table.image_size:
+        raise UserError(f"--image-size is {size}, but the latency table has {table.image_size}: leave it out", "conflict", "--image-size")
+    result = {"name": args.name, **describe(structure, Meter(size, table=table))}
     if args.monte_carlo:
         result["monte_carlo"] = monte_carlo(structure, seed=args.seed)
     if args.json:
@@ -144,8 +147,9 @@ def _exact(args) -> None:
     config = load_structure_config(args.config)
     problem, start = problem_of(config)
     if args.output:
-        if os.path.isfile(os.path.join(args.output, "state.json")):
-            raise UserError(f"{args.output!r} already holds a search: name another --output")
+        for name, what in (("state.json", "a search"), ("best.json", "another result")):
+            if os.path.lexists(os.path.join(args.output, name)):
+                raise UserError(f"{args.output!r} already holds {what}: name another --output")
         _check_folder(args.output)
     proof, best = find_exact(problem, start)
     print(f"the best structure of this space: {described(problem.meter.measure(best), problem.budget)} (bound {proof.score:.3f})")
@@ -178,7 +182,8 @@ def argument_parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("score", help="score and costs of a structure")
     verb.add_argument("name", metavar="NAME_OR_FILE", help=f"a structure file, or one of {', '.join(STRUCTURES)}")
     verb.add_argument("--json", action="store_true", help="on one line, for programs")
-    verb.add_argument("--image-size", "--size", type=int, default=480, help="image size for counting operations (default: %(default)s)")
+    text = "image size for counting operations (default: 480, or the latency table's)"
+    verb.add_argument("--image-size", "--size", type=int, help=text)
     verb.add_argument("--latency-table", default="", metavar="FILE", help="file written by `latency`, to report seconds too")
     verb.add_argument("--monte-carlo", action="store_true", help="also measure it on random images, to check the closed form")
     verb.add_argument("--seed", type=int, default=0, help="seed of the random images (default: %(default)s)")
