@@ -348,6 +348,28 @@ def test_a_bound_is_of_the_space_alone(tmp_path):
         exact.bound(SearchProblem(Meter(256), dataclasses.replace(SMALL, max_layers=1), {"flops": 1e9}), start)
 
 
+@pytest.mark.parametrize("name, words", [("state.json", "already holds a search"), ("best.json", "already holds another result")])
+def test_the_best_there_is_replaces_no_other_result(name, words, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(UserError, match=f"{words}: name another --output"):
+        zero_shot.main(["exact", "--config", R50, "--output", str(tmp_path)])
+    assert os.listdir(tmp_path) == [name] and (tmp_path / name).read_text() == "{}"
+
+
+def test_a_score_with_latency_is_at_the_tables_size(tmp_path, monkeypatch, capsys):
+    budgeted(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    start = yaml.safe_load((tmp_path / "budgeted.yaml").read_text())["start"]
+    (tmp_path / "start.txt").write_text(str(start))
+    for flags in ([], ["--image-size", "64"]):
+        zero_shot.main(["score", "start.txt", "--json", "--latency-table", "made.json", *flags])
+        assert json.loads(capsys.readouterr().out)["image_size"] == 64
+    with pytest.raises(UserError, match="--image-size is 480, but the latency table has 64: leave it out"):
+        zero_shot.main(["score", "start.txt", "--latency-table", "made.json", "--image-size", "480"])
+    zero_shot.main(["score", "start.txt", "--json"])
+    assert json.loads(capsys.readouterr().out)["image_size"] == 480
+
+
 def test_scale_of_the_weights_is_nothing():
     found = [
         find_exact(SearchProblem(Meter(256, tuple(scale * w for w in (0, 0, 1, 1, 6))), SMALL, {"flops": 2e7}), SMALL_START)[1]
@@ -461,6 +483,20 @@ def test_a_budget_of_latency_is_kept_where_it_is_measured(ratio, searches, tmp_p
     assert json.loads((tmp_path / "s" / "best.json").read_text()) == about
 
 
+@pytest.mark.parametrize("candidates, least, note", [(600, 0.95, ""), (260, 0.8, "the search has not converged, and more candidates help")])
+def test_a_search_for_latency_that_has_not_converged(candidates, least, note, tmp_path, monkeypatch, capsys):
+    """A faster structure taken for the measured time is no limit of the space: searches go on. The result states the budget that was set."""
+    monkeypatch.setattr(structure_search, "check_here", lambda table: None)
+    monkeypatch.setattr(structure_search, "measured", lambda structure, table: 1.1 * Meter(64, table=table).measure(structure).latency)
+    zero_shot.main(["search", "--config", str(budgeted(tmp_path, candidates=candidates)), "--output", str(tmp_path / "s"), "--workers", "1"])
+    about, said = json.loads((tmp_path / "s" / "best.json").read_text()), capsys.readouterr().out
+    assert least * 0.006 <= about["measured_latency"] <= 0.006 and about["searches"] > 1 and "allow no more" not in said
+    assert (note in said) if note else "note: the result takes" not in said
+    tries = json.loads((tmp_path / "s" / "state.json").read_text())["tries"]
+    assert about["budget"] == {"latency": 0.006, "layers": 60} and "ms of 6 ms" in said
+    assert (about["latency"], about["measured_latency"]) in {(taken["predicted"], taken["measured"]) for taken in tries}
+
+
 def test_a_budget_of_latency_that_goes_on_after_a_kill(tmp_path, monkeypatch):
     """Between two searches, and after the first measurement."""
     config, calls = budgeted(tmp_path), []
@@ -566,6 +602,7 @@ def test_runtimes_that_cannot_be(monkeypatch):
         ({"budget": {"layers": 12}}, "budget layers 12 is less than the 16 of the start"),
         ({"budget": {"latency": 0.1}}, "a budget of latency and a latency_table need each other"),
         ({"budget": [3]}, "budget is .3.: it must be KEY: VALUE pairs"),
+        ({"budget": {}}, "budget is missing: limit at least one of flops, parameters, layers, latency"),
         ({"space": {"kernels": [4]}}, "space kernels is"),
         ({"space": {"max_stem": 30}}, "max_stem is 30: it must be a multiple of 8"),
         ({"space": {"stem": 30}}, "space in .*'stem'"),
