@@ -624,3 +624,21 @@ def test_latency(little_memory, tmp_path, monkeypatch):
     assert (name, smaller) == ("RegNetX-400MF", size - 64) and f"the objects need {size}, but --latency" in reason
     with pytest.raises(UserError, match="no network is within --latency 1ms on this device, even at 320 pixels"):
         work(0.001)
+
+
+@pytest.mark.parametrize("part, allowed", [(0.25, 0.15), (0.25, 0.01), (0.35, 0.01), (1.0, 0.2)])
+def test_latency_keeps_the_sizes_of_objects_in_training(part, allowed, monkeypatch, tmp_path):
+    """Parts of an image stay parts of it, of 160 pixels at least: training never sees objects larger than an evaluation does."""
+    made = Design(asked({}, tmp_path, latency=allowed), say=lambda line: None)
+    made.facts, made.pretrained = facts(side=320.0 if part < 1 else 640.0, sizes=(5, 10)), True
+    made._see(rules.View(640, part), "the objects need it")
+    monkeypatch.setattr(made, "_slowness", lambda name, address: 1e-6 * made.cfg.INPUT.MIN_SIZE_TEST**2 / allowed)
+    monkeypatch.setattr(made, "_use", lambda *about: None)
+    if allowed == 0.01:
+        monkeypatch.setattr(rules, "least_size", lambda facts: 96.0)
+    made._shrink("RegNetX-400MF", None, "")
+    crop, size = made.cfg.INPUT.CROP, made.cfg.INPUT.MIN_SIZE_TEST
+    assert size < 640 and size**2 <= 1e6 * allowed
+    seen = crop.SIZE[0] if crop.ENABLED else 1.0
+    assert max(made.cfg.INPUT.MIN_SIZE_TRAIN) <= 1.1 * seen * size and seen * size >= min(size, 0.95 * 160)
+    assert crop.ENABLED == (made.view.part < 1) == any(key.startswith("INPUT.CROP.") for key in made.choices)

@@ -184,7 +184,8 @@ class Design:
         slowness = self._slowness(name, address)
         while slowness > 1 and size > least:  # time is roughly proportional to the pixels
             size = max(min(size - 32, rules.round_to(size / math.sqrt(slowness))), least)
-            self._see(rules.View(size), f"the objects need {wanted}, but {asked} does not allow more")
+            part = min(max(self.view.part, round(160 / size, 2)), 1.0) if self.view.part < 1 else 1.0
+            self._see(rules.View(size, part), f"the objects need {wanted}, but {asked} does not allow more")
             slowness = self._slowness(name, address)
         if slowness > 1:
             raise UserError(f"no network is within {asked} on this device, even at {least} pixels", "value", "--latency")
@@ -279,6 +280,9 @@ class Design:
 
     def _see(self, view: rules.View, reason: str) -> None:
         self.view = view
+        if view.part == 1:  # an earlier view may have used parts
+            self.cfg.INPUT.CROP = zoo.get_config(BASE).INPUT.CROP
+            self.choices = {key: choice for key, choice in self.choices.items() if not key.startswith("INPUT.CROP.")}
         self.take([Choice("INPUT.MIN_SIZE_TEST", view.size, reason)])
         self.take(rules.sizes(self.facts, view))
 
