@@ -217,6 +217,52 @@ def test_gpus_of_another_machine(monkeypatch):
         recipe.main()
 
 
+@pytest.mark.parametrize(
+    "device, gpus, batch, at_once, norm",
+    [
+        ("cuda", 1, 16, 16, "BN"),
+        ("cuda", 4, 16, 4, "SyncBN"),
+        ("cuda", 3, 15, 5, "SyncBN"),
+        ("cuda", 24, 24, 1, "SyncBN"),
+        ("cpu", 2, 8, 8, "naiveSyncBN"),
+    ],
+)
+def test_gpus_divide_the_time(device, gpus, batch, at_once, norm, monkeypatch, tmp_path):
+    """One GPU's share of a batch is measured, and of the evaluation. Processes of one CPU share its cores and its memory."""
+    measured, memory_of_one = [], []
+
+    def steps(front, more, count=4, **limit):
+        measured.append(more["SOLVER.IMS_PER_BATCH"])
+        return [0.1 * measured[-1]] * 3, [1.0] * 4
+
+    monkeypatch.setattr(measuring, "steps", steps)
+    monkeypatch.setattr(measuring, "latency", lambda cfg, ratio: 0.01)
+    monkeypatch.setattr(design, "Examination", lambda front: argparse.Namespace(can_keep_less=lambda: True, divisibility=lambda: 32))
+    monkeypatch.setattr(memory, "peak", lambda *about: memory.Peak(0.0, 1.0, 0.0))
+    monkeypatch.setattr(memory, "room", lambda device: 6.0)
+    made = Design(asked({}, tmp_path, gpus=gpus, device=device, minutes=10, iterations=None, from_scratch=True), say=lambda line: None)
+    made.facts, made.view, made.pretrained, made.pace = (
+        facts(images=6000, objects=1, tested=1000),
+        rules.View(320),
+        False,
+        measuring.Pace(0.1, 0.0),
+    )
+    monkeypatch.setattr(made, "_front", lambda cfg: None)
+    monkeypatch.setattr(made, "_has_bf16", lambda: False)
+    made._use(design.SCRATCH, "", "")
+    made._time()
+    solver, devices = made.cfg.SOLVER, gpus if device == "cuda" else 1
+    assert solver.IMS_PER_BATCH == batch and solver.BASE_LR == pytest.approx((0.1 if device == "cpu" else 0.02) * batch / 16, abs=1e-5)
+    assert made.cfg.MODEL.VOVNET.NORM == norm and measured == [at_once]
+    evaluation = -(-1000 // devices) * 0.01
+    assert solver.MAX_ITER == measuring.length(10, 0.1 * at_once, evaluation)[0]
+    needed = rules.steps_needed(made.facts, batch) * 0.1 * at_once
+    assert made._seconds(made.view) == pytest.approx(needed + 0.7 * 0.1 * -(-1000 // devices))
+    assert solver.ACCUMULATE == (2 if device == "cpu" else 1)  # two images for each of two processes fit, four do not
+    command = recipe._command(made.args, "my.yaml")
+    assert command == "backbones train --config-file my.yaml" + (f" --num-gpus {gpus}" if gpus > 1 else "")
+
+
 def test_anchors_are_fitted_where_they_miss():
     cfg = zoo.get_config("Base-RCNN-VoVNet-FPN.yaml")
     (kept,) = rules.anchors(facts(sizes=(40, 400)), cfg, 480)

@@ -56,6 +56,8 @@ class Design:
         self.cfg = zoo.get_config(BASE)
         self.cfg.MODEL.WEIGHTS = ""
         self.small = args.device == "cpu"
+        self.processes = max(args.gpus, 1)
+        self.devices = self.processes if args.device.startswith("cuda") else 1  # they divide the time; processes of a CPU share its cores
         self.allowed, self.measured = 60 * args.minutes * measuring.SHARE, 0.0  # seconds allowed for measuring, and used so far
 
     def take(self, choices: Iterable[Choice]) -> None:
@@ -213,12 +215,17 @@ class Design:
             self.take(
                 [
                     Choice("MODEL.WEIGHTS", "", "none: training starts from random weights"),
-                    Choice(f"{node}.NORM", "BN" if self.args.gpus <= 1 else "SyncBN", "random weights need norms that learn their statistics"),
+                    Choice(f"{node}.NORM", self._norm(), "random weights need norms that learn their statistics"),
                     Choice("MODEL.BACKBONE.FREEZE_AT", 0, "random layers must not stay random"),
                 ]
             )
         if self.small or not address:
             self.take([Choice("MODEL.FPN.NORM", "BN", "a short training learns faster with norms")])
+
+    def _norm(self) -> str:
+        if self.processes == 1:
+            return "BN"
+        return "SyncBN" if self.devices > 1 else "naiveSyncBN"  # torch's is only for GPUs
 
     def _with(self, name: str, address: str = "") -> "Design":
         """A trial of a network with its heads, without lasting effects."""
@@ -253,8 +260,16 @@ class Design:
         self.say(f"{len(alive)} networks have weights; {len(within)} of them can do {needed} steps in the time")
         return within or [cheapest]
 
-    def _batch(self) -> int:
+    def _usual_batch(self) -> int:
         return 8 if self.small else rules.REFERENCE_BATCH
+
+    def _batch(self) -> int:
+        """As near to the usual one as processes with the same number of images each allow."""
+        return max(round(self._usual_batch() / self.processes), 1) * self.processes
+
+    def _at_once(self) -> int:
+        """Images of a step on one device: the time of a step is theirs."""
+        return self._batch() // self.devices
 
     def _images(self, name: str) -> None:
         """The image size, by the objects and the time: ``name`` is the cheapest available network, which is measured."""
@@ -290,8 +305,12 @@ class Design:
         """Seconds of all training steps and an evaluation, for a network with ``times`` the multiply-adds of the measured one."""
         pace, pixels = dataclasses.replace(self.pace, pixel=self.pace.pixel * times), self._ratio() * view.size**2
         # training sizes are on average 0.9 times that of evaluation; a part of an image has its share of the objects
-        training = rules.steps_needed(self.facts, self._batch()) * self._batch() * view.part**2 * pace.of(0.81 * pixels)
-        return training + self.facts.tested * _INFERENCE * pace.of(pixels)
+        training = rules.steps_needed(self.facts, self._batch()) * self._at_once() * view.part**2 * pace.of(0.81 * pixels)
+        return training + self._tested_at_once() * _INFERENCE * pace.of(pixels)
+
+    def _tested_at_once(self) -> int:
+        """Images that one device evaluates."""
+        return math.ceil(self.facts.tested / self.devices)
 
     # time
 
@@ -299,6 +318,8 @@ class Design:
         args, facts = self.args, self.facts
         batch = self._batch()
         reason = "a CPU takes more, smaller steps in the same time" if self.small else "detectron2's"
+        if batch != self._usual_batch():
+            reason += f"; {batch} instead of {self._usual_batch()}, as many for each of {self.processes} processes"
         self.take([Choice("SOLVER.IMS_PER_BATCH", batch, reason)])
         self._memory()
         gently = self.small and rules.gentle(facts, self.view.size, 4)
@@ -306,12 +327,15 @@ class Design:
         limit, evaluations, limited = args.iterations, 10, f"--iterations {args.iterations}"
         if limit is None:
             seconds = self._fastest()
-            evaluation = facts.tested * self._latency()
+            evaluation = self._tested_at_once() * self._latency()
             limit, evaluations = measuring.length(args.minutes, seconds, evaluation)
             takes, limited = (limit * seconds + evaluations * evaluation) / 60, f"{args.minutes:g} minutes"
             if limit == measuring.LEAST and takes > args.minutes:
                 limited += f" are too few for the minimum of {limit} steps: this takes {takes:.1f} minutes"
             limited += f", {seconds:.2f} s per step and {evaluations} x {evaluation:.0f} s of evaluation"
+            if self.devices > 1:
+                each = f"{self._at_once()} of the {batch} images of a step"
+                self.say(f"measured on one GPU with {each}: the time that {self.devices} GPUs wait for each other is not counted")
             self.say(f"measuring took {self.measured:.0f} s, in addition to the {args.minutes:g} minutes for training")
         self.take(rules.schedule(facts, batch, limit, limited, evaluations, gently))
         workers = 0 if self.small else 4
@@ -321,7 +345,7 @@ class Design:
 
     def _memory(self) -> None:
         """The batch in as many parts as the memory requires. Raises UserError if there is no room for one image."""
-        args, batch = self.args, max(self._batch() // max(self.args.gpus, 1), 1)
+        args, batch = self.args, self._batch() // self.processes
         if args.device.startswith("cuda") and not torch.cuda.is_available():  # the recipe is for another machine
             return
         with self._measuring(), quiet():
@@ -331,11 +355,11 @@ class Design:
         short = max(self.cfg.INPUT.MIN_SIZE_TRAIN)
         sides = (short, min(short * self._ratio(0.95), self.cfg.INPUT.MAX_SIZE_TRAIN))
         pixels = math.prod(math.ceil(side / step) * step for side in sides)
-        self.take(rules.parts(batch, lambda images: peak.of(images, pixels), memory.room(args.device)))
+        self.take(rules.parts(batch, lambda images: peak.of(images, pixels), memory.room(args.device) * self.devices / self.processes))
 
     def _fastest(self) -> float:
         """Seconds per step of the faster of two ways; the fast way counts only if its losses follow the plain one's."""
-        expected = self._batch() * self.view.part**2 * self.pace.of(0.81 * self._ratio() * self.view.size**2)
+        expected = self._at_once() * self.view.part**2 * self.pace.of(0.81 * self._ratio() * self.view.size**2)
         ways = 2 if self._has_bf16() else 1
         count = min(int((self.allowed - self.measured) / (ways * expected)), _STEPS)
         if count < 3:
@@ -358,7 +382,7 @@ class Design:
 
     def _steps(self, more: dict[str, Any], count: int) -> tuple[float, list[float]]:
         with self._measuring():
-            times, losses = measuring.steps(self._front(self.cfg), more, count)
+            times, losses = measuring.steps(self._front(self.cfg), {**more, "SOLVER.IMS_PER_BATCH": self._at_once()}, count)
         # the first image of each size takes longer: the device prepares its operations
         return statistics.mean(times[len(times) // 3 :]), losses
 

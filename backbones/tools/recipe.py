@@ -77,12 +77,18 @@ def design(args: argparse.Namespace, output: str, say=print) -> None:
             raise UserError(f"{flag} {value:g}: it must be positive", "value", flag)
     work = Design(args, say)
     work.run()
-    command = f"backbones train --config-file {output}"
     lines = list(beside_3x(work.cfg))
     for line in lines:
         say(line)
-    head = [f"Worked out by `backbones recipe`; train with:\n  {command}\nEach line states its reason. Change what you like.", *lines]
+    head = [
+        f"Worked out by `backbones recipe`; train with:\n  {_command(args, output)}\nEach line states its reason. Change what you like.",
+        *lines,
+    ]
     write_whole(output, text(work.cfg, work.choices, "\n".join(head)))
+
+
+def _command(args: argparse.Namespace, output: str) -> str:
+    return f"backbones train --config-file {output}" + (f" --num-gpus {args.gpus}" if args.gpus > 1 else "")
 
 
 def argument_parser() -> argparse.ArgumentParser:
@@ -135,7 +141,7 @@ def main() -> None:
     design(args, args.output)
     for line in unused(args.train_json, args.train_images, args.val_json, open_config(args.output).evaluation_of("test")):
         print(line)
-    print(f"{args.output}: train with `backbones train --config-file {args.output}`")
+    print(f"{args.output}: train with `{_command(args, args.output)}`")
 
 
 if __name__ == "__main__":
