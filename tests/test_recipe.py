@@ -193,11 +193,12 @@ def test_cocos_numbers_lead_to_cocos_recipe(tmp_path, monkeypatch):
         tested=5000,
     )
     monkeypatch.setattr(design, "facts_of", lambda training, testing: coco)
-    args = asked(few_digits(tmp_path, {"train": 4, "val": 4}), tmp_path, gpus=8, device="cuda", iterations=10**6, task="boxes")
+    args = asked(few_digits(tmp_path, {"train": 4, "val": 4}), tmp_path, gpus=8, device="cuda", iterations=270_000, task="boxes")
     work = Design(args, say=lambda line: None)
     work.run()
     cfg = work.cfg
-    assert cfg.SOLVER.MAX_ITER == pytest.approx(270_000, rel=0.01) and cfg.SOLVER.IMS_PER_BATCH == 16 and cfg.SOLVER.BASE_LR == 0.02
+    assert chosen(rules.schedule(coco, 16, None, ""))["SOLVER.MAX_ITER"] == pytest.approx(270_000, rel=0.01)
+    assert cfg.SOLVER.MAX_ITER == 270_000 and cfg.SOLVER.IMS_PER_BATCH == 16 and cfg.SOLVER.BASE_LR == 0.02
     assert cfg.INPUT.MIN_SIZE_TEST == pytest.approx(800, rel=0.05) and cfg.INPUT.MAX_SIZE_TEST == pytest.approx(1333, rel=0.05)
     assert cfg.MODEL.ANCHOR_GENERATOR.SIZES == [[32], [64], [128], [256], [512]] and cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE == 512
     same, others = beside_3x(cfg)
@@ -300,6 +301,10 @@ def test_schedule_within_the_time():
     short = chosen(rules.schedule(facts(), 8, 100, "3 minutes"))
     assert short["SOLVER.MAX_ITER"] == 100 and short["SOLVER.WARMUP_ITERS"] == 10 and short["TEST.EVAL_PERIOD"] == 10
     assert chosen(rules.schedule(facts(tested=0), 8, 100, ""))["TEST.EVAL_PERIOD"] == 0
+    for asked in (50_000, 5):  # neither cut to what the images need, nor warmed up for longer than it lasts
+        choices = {choice.key: choice for choice in rules.schedule(facts(images=100), 8, asked, f"--iterations {asked}", asked=True)}
+        assert choices["SOLVER.MAX_ITER"].value == asked and f": --iterations {asked} (" in choices["SOLVER.MAX_ITER"].reason
+        assert choices["SOLVER.WARMUP_ITERS"].value == min(asked, 1000)
     one = chosen(rules.schedule(facts(images=1, objects=1), 8, None, ""))
     assert one["SOLVER.MAX_ITER"] == 100  # a hundred at least, also of a single image
 

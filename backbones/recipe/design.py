@@ -337,7 +337,7 @@ class Design:
                 each = f"{self._at_once()} of the {batch} images of a step"
                 self.say(f"measured on one GPU with {each}: the time that {self.devices} GPUs wait for each other is not counted")
             self.say(f"measuring took {self.measured:.0f} s, in addition to the {args.minutes:g} minutes for training")
-        self.take(rules.schedule(facts, batch, limit, limited, evaluations, gently))
+        self.take(rules.schedule(facts, batch, limit, limited, evaluations, gently, args.iterations is not None))
         workers = 0 if self.small else 4
         self.take([Choice("DATALOADER.NUM_WORKERS", workers, "none: the CPU's cores are busy training" if self.small else "detectron2's")])
         if facts.tested:

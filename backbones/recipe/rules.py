@@ -278,22 +278,24 @@ def passes(images: int) -> float:
     return min(COCO_PASSES * math.sqrt(COCO_IMAGES / max(images, 1)), 300.0)
 
 
-def schedule(facts: Facts, batch: int, limit: int | None, limited: str, evaluations: int = 10, gently: bool = False) -> Iterator[Choice]:
-    """``limit``: iterations that the time allows; ``evaluations``: how many it allows; ``gently``: see `gentle`."""
+def schedule(
+    facts: Facts, batch: int, limit: int | None, limited: str, evaluations: int = 10, gently: bool = False, asked: bool = False
+) -> Iterator[Choice]:
+    """``limit``: iterations that the time allows, or if ``asked`` those to do; ``evaluations``: how many it allows; ``gently``: see `gentle`."""
     wanted = max(round(passes(facts.images) * facts.images / batch), 100)
-    count = min(wanted, limit) if limit is not None else wanted
+    count = wanted if limit is None else limit if asked else min(wanted, limit)
     seen = count * batch / max(facts.images, 1)
-    why = f"{seen:.0f} passes over {counted(facts.images, 'image')}"
+    why = f"{seen:.{0 if seen >= 10 else 1}f} passes over {counted(facts.images, 'image')}"
     why += (
         f": {limited} (without a limit {passes(facts.images):.0f} passes)"
-        if count < wanted
+        if count != wanted
         else ", by the square root of COCO's number over theirs"
     )
     yield Choice("SOLVER.MAX_ITER", count, why)
     yield Choice("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "the rate falls to 0 at the end, for any length: no steps to set")
     yield Choice("SOLVER.STEPS", (), "WarmupCosineLR has none")
-    warmup = min(max(count // (4 if gently else 10), 10), 1000)
-    said = f"a {'quarter' if gently else 'tenth'} of the training, at least 10, at most detectron2's 1000"
+    warmup = min(max(count // (4 if gently else 10), 10), 1000, count)
+    said = f"a {'quarter' if gently else 'tenth'} of the training, at least 10{' or all of it' * (count < 10)}, at most detectron2's 1000"
     yield Choice("SOLVER.WARMUP_ITERS", warmup, said)
     period = math.ceil(count / evaluations) if facts.tested else 0
     times = math.ceil(count / period) if period else 0
