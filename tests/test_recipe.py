@@ -113,7 +113,7 @@ def test_measuring_is_bounded(little_memory, monkeypatch, tmp_path):
     data = few_digits(tmp_path, {"train": 8, "val": 4})
     said, sizes = [], []
 
-    def steps(front, more, count=4):
+    def steps(front, more, count=4, seconds=0.0):
         sizes.append(more["INPUT.MIN_SIZE_TRAIN"][0])
         return [0.2 * (more["INPUT.MIN_SIZE_TRAIN"][0] / 100) ** 2] * 3, [1.0] * 4
 
@@ -129,10 +129,23 @@ def test_measuring_is_bounded(little_memory, monkeypatch, tmp_path):
     )
 
 
+def test_steps_that_take_longer_than_expected_are_cut_short(tmp_path):
+    """On busy cores the second step is the last where the time is over, and a line says so."""
+    digits.generate()
+    said, small = [], ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TRAIN", "(64,)", "INPUT.MAX_SIZE_TRAIN", "64"]
+    made = Design(asked({}, tmp_path), say=said.append)
+    made.cfg = open_config("digits/faster_rcnn_digits.yaml", small).cfg
+    made._batch, made.allowed = lambda: 2, 1.0
+    made.measured = made.allowed
+    assert len(made._steps({}, 6, 2)[1]) == 2
+    assert said == ["2 steps were measured instead of 6: they took longer than the 0 s for them"]
+
+
 def test_too_little_time_is_said(little_memory, monkeypatch, tmp_path):
     """There are 20 steps at least: where they, or the 300 that a training should have, take longer than --minutes, the file says how long."""
     data = few_digits(tmp_path, {"train": 8, "val": 4})
-    monkeypatch.setattr(measuring, "steps", lambda front, more, count=4: ([more.get("INPUT.MIN_SIZE_TRAIN", (160,))[0] / 10] * 3, [1.0] * 4))
+    slow = lambda front, more, count=4, seconds=0.0: ([more.get("INPUT.MIN_SIZE_TRAIN", (160,))[0] / 10] * 3, [1.0] * 4)
+    monkeypatch.setattr(measuring, "steps", slow)
     monkeypatch.setattr(measuring, "latency", lambda cfg, ratio: 0.5)
     said = []
     work = Design(asked(data, tmp_path, task="boxes", from_scratch=True, iterations=None, minutes=1), say=said.append)
@@ -230,9 +243,9 @@ def test_gpus_of_another_machine(monkeypatch):
 )
 def test_gpus_divide_the_time(device, gpus, batch, at_once, norm, monkeypatch, tmp_path):
     """One GPU's share of a batch is measured, and of the evaluation. Processes of one CPU share its cores and its memory."""
-    measured, memory_of_one = [], []
+    measured = []
 
-    def steps(front, more, count=4, **limit):
+    def steps(front, more, count=4, seconds=0.0):
         measured.append(more["SOLVER.IMS_PER_BATCH"])
         return [0.1 * measured[-1]] * 3, [1.0] * 4
 

@@ -88,10 +88,13 @@ def in_small(examination: Examination, folder: str, stack: contextlib.ExitStack,
     )
 
 
-def train_some(front: Front, resume: bool) -> tuple[list[float], list[float]]:
-    """(seconds, total loss) of each step. Raises FloatingPointError where a loss is not finite."""
+def train_some(front: Front, resume: bool, seconds: float = math.inf) -> tuple[list[float], list[float]]:
+    """(seconds, total loss) of each step; from the second on, the one that exceeds ``seconds`` in all is the last.
+
+    Raises FloatingPointError where a loss is not finite.
+    """
     seed_all_rng(max(front.settings.SEED, 0))
-    watch = _Watch()
+    watch = _Watch(seconds)
     fit = front.fit(allow_partial_weights=True)
     fit.register_hooks([watch])
     fit.resume_or_load(resume=resume, new_schedule=resume)  # for one more step
@@ -146,7 +149,8 @@ def _time_in_words(seconds: float) -> str:
 
 
 class _Watch(HookBase):
-    def __init__(self):
+    def __init__(self, seconds: float):
+        self.seconds = seconds
         self.times: list[float] = []
         self.losses: list[float] = []
 
@@ -158,6 +162,8 @@ class _Watch(HookBase):
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         self.times.append(time.perf_counter() - self.begun)
+        if len(self.times) > 1 and sum(self.times) > self.seconds:
+            self.trainer.finish()
 
 
 def register_part(name: str, whole: str, records: list[dict], folder: str, stack: contextlib.ExitStack) -> None:

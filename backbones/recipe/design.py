@@ -280,7 +280,7 @@ class Design:
             return
         trial = self._with(name)
         with self._measuring():
-            self.pace = measuring.pace(self._front(trial.cfg), (128, 256) if self.small else (320, 640), self._ratio())
+            self.pace = measuring.pace(self._front(trial.cfg), (128, 256) if self.small else (320, 640), self._ratio(), self.allowed)
         needed, minutes = rules.steps_needed(self.facts, self._batch()), self.args.minutes
         view = rules.within(self.facts, size, self._seconds, 60 * minutes)
         took, taken = (self._seconds(seen) / 60 for seen in (self.view, view))
@@ -365,11 +365,11 @@ class Design:
         if count < 3:
             self.say(f"a step takes about {expected:.1f} s, estimated from small ones: too long to measure")
             return expected
-        plain, losses = self._steps({}, count)
+        plain, losses = self._steps({}, count, ways)
         faster = dict(_FAST)
         if not Examination(self._front(self.cfg)).can_keep_less():
             del faster["MODEL.ACTIVATIONS"]
-        fast, others = self._steps({key: value for key, (value, _) in faster.items()}, count) if ways == 2 else (math.inf, [])
+        fast, others = self._steps({key: value for key, (value, _) in faster.items()}, count, 1) if ways == 2 else (math.inf, [])
         follows = bool(others) and all(math.isfinite(b) and abs(a - b) <= 0.1 * abs(a) for a, b in zip(losses, others))
         if fast < 0.95 * plain and follows:
             apart = max(abs(a - b) / a for a, b in zip(losses, others))
@@ -380,9 +380,13 @@ class Design:
         self.say(f"plain float32: {plain:.2f} s per step, {tried if follows or not math.isfinite(fast) else 'bfloat16 changes the losses'}")
         return plain
 
-    def _steps(self, more: dict[str, Any], count: int) -> tuple[float, list[float]]:
+    def _steps(self, more: dict[str, Any], count: int, ways: int) -> tuple[float, list[float]]:
+        """Seconds per step, and losses, of ``count`` steps; ``ways``: among how many measurements the time left is divided."""
+        left = (self.allowed - self.measured) / ways
         with self._measuring():
-            times, losses = measuring.steps(self._front(self.cfg), {**more, "SOLVER.IMS_PER_BATCH": self._at_once()}, count)
+            times, losses = measuring.steps(self._front(self.cfg), {**more, "SOLVER.IMS_PER_BATCH": self._at_once()}, count, left)
+        if len(losses) < count:
+            self.say(f"{len(losses)} steps were measured instead of {count}: they took longer than the {max(left, 0):.0f} s for them")
         # the first image of each size takes longer: the device prepares its operations
         return statistics.mean(times[len(times) // 3 :]), losses
 

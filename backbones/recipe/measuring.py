@@ -22,6 +22,7 @@ from ..timing import now
 SHARE = 0.15  # of the training time: whole steps are measured only while measuring has taken less
 EVALUATION = 0.15  # of that time, the most that evaluations may take, except one
 _CALIBRATION = 256  # pixels of a side: norms need more than one value at every stride
+_SLOW = 5.0  # seconds: images that take longer together are measured no more
 LEAST = 20  # steps, even if the time is too short for them
 
 
@@ -36,20 +37,23 @@ class Pace:
         return self.image + self.pixel * pixels
 
 
-def pace(front: Front, sides: tuple[int, int], ratio: float, batch: int = 2) -> Pace:
-    """Measures steps at two small image sizes with the aspect ``ratio``."""
+def pace(front: Front, sides: tuple[int, int], ratio: float, seconds: float = math.inf, batch: int = 2) -> Pace:
+    """Measures steps at two small image sizes with the aspect ``ratio``, in about ``seconds``."""
     points = []
     for side in sides:
         more = {"INPUT.MIN_SIZE_TRAIN": (side,), "INPUT.MAX_SIZE_TRAIN": math.ceil(side * ratio) + 32, "SOLVER.IMS_PER_BATCH": batch}
-        points.append((ratio * side**2, min(steps(front, more, 4)[0]) / batch))
+        points.append((ratio * side**2, min(steps(front, more, 4, seconds / 2)[0]) / batch))
     (small, few), (large, many) = points
     # other work on the machine may slow one down: attribute at least half of the larger's time to its pixels
     pixel = min(max((many - few) / (large - small), 0.5 * many / large), many / large)
     return Pace(many - pixel * large, pixel)
 
 
-def steps(front: Front, more: dict[str, Any], count: int = 4) -> tuple[list[float], list[float]]:
-    """(seconds of each step after the first, losses) of a few steps of a config with ``more`` keys set, on some of its images."""
+def steps(front: Front, more: dict[str, Any], count: int = 4, seconds: float = math.inf) -> tuple[list[float], list[float]]:
+    """(seconds of each step after the first, losses) of a few steps of a config with ``more`` keys set, on some of its images.
+
+    From the second step on, the one that exceeds ``seconds`` is the last.
+    """
     alone = {
         "SOLVER.MAX_ITER": count, "SOLVER.WARMUP_ITERS": 0, "SOLVER.BASE_LR": 0.001, "SEED": 1, "MODEL.WEIGHTS": "", "MODEL_EMA.ENABLED": False,
         "DATALOADER.NUM_WORKERS": 0, "DATALOADER.SAMPLER_TRAIN": "TrainingSampler", **more,
@@ -59,12 +63,12 @@ def steps(front: Front, more: dict[str, Any], count: int = 4) -> tuple[list[floa
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="recipe-"))
         stack.enter_context(quiet())
         pairs = [item for pair in alone.items() for item in pair]
-        times, losses = train_some(in_small(Examination(front), folder, stack, count * batch, *pairs), resume=False)
+        times, losses = train_some(in_small(Examination(front), folder, stack, count * batch, *pairs), False, seconds)
     return times[1:], losses
 
 
 def latency(cfg: CfgNode, ratio: float, count: int = 3) -> float:
-    """Seconds of inference for an image, the fastest of ``count`` after a warm-up."""
+    """Seconds of inference for an image, the fastest of ``count`` after a warm-up, fewer if they are slow."""
     cfg = plain_norms(cfg, "SyncBN", "FrozenBN")
     cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 0.0  # as many detections as possible: heads for masks and keypoints process each
     model: Any = YamlFront(cfg).build_model().eval()
@@ -88,6 +92,8 @@ def latency(cfg: CfgNode, ratio: float, count: int = 3) -> float:
             begun = now()
             model(image)
             times.append(now() - begun)
+            if len(times) > 1 and sum(times) > _SLOW:
+                break
     return min(times[1:])
 
 

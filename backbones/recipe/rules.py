@@ -281,7 +281,7 @@ def passes(images: int) -> float:
 def schedule(
     facts: Facts, batch: int, limit: int | None, limited: str, evaluations: int = 10, gently: bool = False, asked: bool = False
 ) -> Iterator[Choice]:
-    """``limit``: iterations that the time allows, or if ``asked`` those to do; ``evaluations``: how many it allows; ``gently``: see `gentle`."""
+    """``limit``: iterations that the time allows, or those ``asked`` for; ``evaluations``: how many it allows; ``gently``: see `gentle`."""
     wanted = max(round(passes(facts.images) * facts.images / batch), 100)
     count = wanted if limit is None else limit if asked else min(wanted, limit)
     seen = count * batch / max(facts.images, 1)
