@@ -141,6 +141,23 @@ def test_steps_that_take_longer_than_expected_are_cut_short(tmp_path):
     assert said == ["2 steps were measured instead of 6: they took longer than the 0 s for them"]
 
 
+def test_steps_are_estimated_for_the_chosen_network(monkeypatch, tmp_path):
+    """The cheapest one is measured; one with five times its multiply-adds takes longer. What is spent on latencies counts as measuring."""
+    made = Design(asked({}, tmp_path, latency=1.0), say=lambda line: None)
+    monkeypatch.setattr(design, "candidates", lambda: iter([("RegNetX-3.2GF", 39.9), ("RegNetX-400MF", None)]))
+    monkeypatch.setattr(design, "available", lambda names, say: {name: f"backbones://{name}" for name in names})
+    monkeypatch.setattr(design, "costs", lambda names: {"RegNetX-3.2GF": 5.0, "RegNetX-400MF": 1.0})
+    monkeypatch.setattr(Design, "_latency", lambda self: 0.5)
+    clock = iter(range(100))
+    monkeypatch.setattr(design, "now", lambda: next(clock))
+    made.facts, made.pace = facts(), measuring.Pace(0.1, 1e-6)
+    made._network()
+    assert network_of(made.cfg) == "RegNetX-3.2GF" and made.measured == 1
+    pixels = 0.81 * 4 / 3 * made.view.size**2
+    made.allowed = 0.0
+    assert made._fastest() == pytest.approx(8 * (0.1 + 5e-6 * pixels))
+
+
 def test_too_little_time_is_said(little_memory, monkeypatch, tmp_path):
     """There are 20 steps at least: where they, or the 300 that a training should have, take longer than --minutes, the file says how long."""
     data = few_digits(tmp_path, {"train": 8, "val": 4})

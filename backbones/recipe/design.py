@@ -56,6 +56,7 @@ class Design:
         self.cfg = zoo.get_config(BASE)
         self.cfg.MODEL.WEIGHTS = ""
         self.small = args.device == "cpu"
+        self.times = 1.0  # the network's multiply-adds as a multiple of the measured one's
         self.processes = max(args.gpus, 1)
         self.devices = self.processes if args.device.startswith("cuda") else 1  # they divide the time; processes of a CPU share its cores
         self.allowed, self.measured = 60 * args.minutes * measuring.SHARE, 0.0  # seconds allowed for measuring, and used so far
@@ -159,6 +160,7 @@ class Design:
         self._images(cheapest[0])
         for name, ap, address in self._affordable(networks, cheapest, cost):
             if self._slowness(name, address) <= 1:
+                self.times = cost[name] / cost[cheapest[0]]
                 self._use(name, address, self._why(ap))
                 return
         self._shrink(*cheapest)
@@ -173,7 +175,8 @@ class Design:
         """The time of an image as a multiple of --latency."""
         if not self.args.latency:
             return 0.0
-        seconds = self._with(name, address)._latency()
+        with self._measuring():  # what the trial counts is lost with it
+            seconds = self._with(name, address)._latency()
         if seconds > self.args.latency:
             size = self.cfg.INPUT.MIN_SIZE_TEST
             self.say(f"{name}: {1000 * seconds:.0f} ms for an image of {size} pixels, more than the allowed {1000 * self.args.latency:.0f}")
@@ -303,10 +306,17 @@ class Design:
 
     def _seconds(self, view: rules.View, times: float = 1.0) -> float:
         """Seconds of all training steps and an evaluation, for a network with ``times`` the multiply-adds of the measured one."""
-        pace, pixels = dataclasses.replace(self.pace, pixel=self.pace.pixel * times), self._ratio() * view.size**2
+        training = rules.steps_needed(self.facts, self._batch()) * self._step(view, times)
+        return training + self._tested_at_once() * _INFERENCE * self._image(view, times)
+
+    def _image(self, view: rules.View, times: float, scale: float = 1.0) -> float:
+        """Seconds of an image in training whose pixels are ``scale`` times those of evaluation."""
+        return dataclasses.replace(self.pace, pixel=self.pace.pixel * times).of(scale * self._ratio() * view.size**2)
+
+    def _step(self, view: rules.View, times: float) -> float:
+        """Seconds of a step."""
         # training sizes are on average 0.9 times that of evaluation; a part of an image has its share of the objects
-        training = rules.steps_needed(self.facts, self._batch()) * self._at_once() * view.part**2 * pace.of(0.81 * pixels)
-        return training + self._tested_at_once() * _INFERENCE * pace.of(pixels)
+        return self._at_once() * view.part**2 * self._image(view, times, 0.81)
 
     def _tested_at_once(self) -> int:
         """Images that one device evaluates."""
@@ -359,7 +369,7 @@ class Design:
 
     def _fastest(self) -> float:
         """Seconds per step of the faster of two ways; the fast way counts only if its losses follow the plain one's."""
-        expected = self._at_once() * self.view.part**2 * self.pace.of(0.81 * self._ratio() * self.view.size**2)
+        expected = self._step(self.view, self.times)
         ways = 2 if self._has_bf16() else 1
         count = min(int((self.allowed - self.measured) / (ways * expected)), _STEPS)
         if count < 3:
