@@ -143,8 +143,8 @@ def _groups(rows: Sequence[Mapping[str, Any]], found: Mapping[str, Mapping[int, 
         if not group[name].startswith("random"):
             others = "" if not common or common & {*found[name]} else " (other seeds)"
             table.append((name, f"{mean:.2f}{others}", " ".join(f"{value:.2f}" for _, value in sorted(found[name].items()))))
-    of_seeds = f", seed{'s' * (len(common) > 1)} {', '.join(map(str, sorted(common)))}" if common else ""
-    return tabulate(table, ("network", f"AP{of_seeds}", "of each seed"), "pipe", disable_numparse=True)
+    compared = f", seed{'s' * (len(common) > 1)} {', '.join(map(str, sorted(common)))}" if common else ""
+    return tabulate(table, ("network", f"AP{compared}", "of each seed"), "pipe", disable_numparse=True)
 
 
 def _structures(rows: Sequence[Mapping[str, Any]], study: str) -> str:

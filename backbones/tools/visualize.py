@@ -72,10 +72,10 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
         raise UserError(f"data set {dataset!r} has no objects to draw, only {metadata.get('evaluator_type')}")
     to_class = metadata.get("thing_dataset_id_to_contiguous_id", {})
     known = {d["image_id"] for d in dicts}
-    for image, found in by_image.items():
+    for image, entries in by_image.items():
         if image not in known:
             raise _of_other_data(results, dataset, f"image_id {image!r}")
-        if other := next((r["category_id"] for r in found if to_class and r["category_id"] not in to_class), None):
+        if other := next((r["category_id"] for r in entries if to_class and r["category_id"] not in to_class), None):
             raise _of_other_data(results, dataset, f"category_id {other!r}")
     if worst:
         number = mistakes(dicts, by_image, to_class, threshold)
