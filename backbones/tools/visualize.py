@@ -75,8 +75,9 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     for image, entries in by_image.items():
         if image not in known:
             raise _of_other_data(results, dataset, f"image_id {image!r}")
-        if other := next((r["category_id"] for r in entries if to_class and r["category_id"] not in to_class), None):
-            raise _of_other_data(results, dataset, f"category_id {other!r}")
+        for category in (r["category_id"] for r in entries if to_class):
+            if category not in to_class:
+                raise _of_other_data(results, dataset, f"category_id {category!r}")
     if worst:
         number = mistakes(dicts, by_image, to_class, threshold)
         chosen = [dicts[i] for i in np.argsort(-np.array(number), kind="stable")[:count]]
