@@ -262,6 +262,20 @@ def test_loading_twice_after_a_failure(model, released, tmp_path):
     checkpointer.load(saved(tmp_path, released))
 
 
+def test_a_wrong_query_leaves_the_cached_file(model, released, tmp_path, monkeypatch):
+    monkeypatch.setenv("FVCORE_CACHE", str(tmp_path))
+    (tmp_path / "detectron2" / "a").mkdir(parents=True)
+    path = saved(tmp_path, {"backbone.bottom_up." + key: value for key, value in released.items()}, "detectron2/a/m.pth")
+    with pytest.raises(UserError, match="unknown query"):
+        GatedCheckpointer(model).load("detectron2://a/m.pth?matching_heuristic=True")
+    GatedCheckpointer(model).load("detectron2://a/m.pth")
+    with open(path, "wb") as f:
+        f.write(b"PK")
+    with pytest.raises(UserError, match="downloaded from detectron2://a/m.pth"):
+        GatedCheckpointer(model).load("detectron2://a/m.pth")
+    assert not (tmp_path / "detectron2" / "a" / "m.pth").exists()
+
+
 def test_read_checkpoint(tmp_path):
     content = read_checkpoint(saved(tmp_path, {"model": {"x": torch.arange(3)}, "iteration": 5}))
     assert content["iteration"] == 5 and content["model"]["x"].tolist() == [0, 1, 2]

@@ -193,6 +193,16 @@ def test_detectron2s_own_addresses(server, tmp_path):
     assert server.ranges("dl.fbaipublicfiles.com/detectron2/A/B/x.pkl") == ["", f"bytes={3 * CHUNK}-"]
 
 
+def test_files_that_a_query_chooses(server, tmp_path):
+    """Each has a place of its own; queries that choose nothing share the address's."""
+    for number in (1, 2):
+        server.put(NAME, DATA[number:])
+        assert content(fetch(f"{URL}?export=download&id={number}", PathManager)) == DATA[number:]
+    assert len(cached(tmp_path)) == 2 and all(name.startswith("x-") and name.endswith(".pth") for name in cached(tmp_path))
+    plain = str(tmp_path / NAME)
+    assert {fetching.place(URL + query) for query in ("", "?dl=1", "?matching_heuristics=True")} == {plain}
+
+
 def test_files_that_are_not_fetched_have_hashes_too(tmp_path):
     (tmp_path / "x.pth").write_bytes(DATA)
     url = str(tmp_path / "x.pth")

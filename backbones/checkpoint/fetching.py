@@ -1,6 +1,8 @@
 """Downloads weights: complete and with the right hash, or not at all."""
 
+import contextlib
 import errno
+import hashlib
 import http.client
 import logging
 import os
@@ -10,7 +12,7 @@ import time
 import urllib.request
 from email.message import Message
 from functools import partial
-from typing import Any, Callable, TypeVar
+from typing import Any, Callable, Iterator, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlparse
 
@@ -161,7 +163,26 @@ def place(url: str) -> str:
     parsed = urlparse(url)
     if parsed.scheme == "detectron2":  # detectron2's own server, which detectron2:// stands for
         return cached("detectron2", parsed.netloc, parsed.path.lstrip("/"))
-    return cached(parsed.netloc, parsed.path.lstrip("/")) if parsed.scheme in ("http", "https") else ""
+    if parsed.scheme not in ("http", "https"):
+        return ""
+    path, ending = os.path.splitext(parsed.path.lstrip("/"))
+    if parsed.query not in ("", HEURISTICS, "dl=1"):  # a server may choose the file by it; Dropbox's dl=1 chooses nothing
+        path += "-" + hashlib.sha256(parsed.query.encode()).hexdigest()[:8]
+    return cached(parsed.netloc, path + ending)
+
+
+@contextlib.contextmanager
+def kept_if_whole(path: str, address: str) -> Iterator[None]:
+    """For reading the file of an address: where that shows that the file is bad, removes it from the cache, to be downloaded again."""
+    try:
+        yield
+    except UserError as error:
+        if "://" not in address:
+            raise
+        if error.code in ("bad-file", "download") and os.path.abspath(path).startswith(os.path.join(os.path.abspath(get_cache_dir()), "")):
+            with contextlib.suppress(OSError):  # of a cache that is read-only
+                os.remove(path)
+        raise UserError(f"{error} (downloaded from {address})", error.code, error.key, error.suggestion) from error
 
 
 def _fetch(url: str, path: str, sha256: str) -> None:

@@ -15,7 +15,6 @@ import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from fvcore.common.checkpoint import Checkpointer
-from iopath.common.file_io import get_cache_dir
 from tabulate import tabulate
 from torch import nn
 
@@ -24,7 +23,7 @@ from ..errors import UserError, first_of, one_line
 from ..files import replacing, write_whole
 from ..layers import without_wrappers
 from .classes import ROWS, by_name, names_in
-from .fetching import fetch
+from .fetching import fetch, kept_if_whole
 from .reading import HEURISTICS, is_whole, read_checkpoint
 
 PARTIAL = "To load only what fits: --allow-partial-weights"
@@ -223,14 +222,8 @@ class GatedCheckpointer(DetectionCheckpointer):
         return self.load(path, checkpointables=[])
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        try:
+        with kept_if_whole(filename, self._loading):
             data = self._interpret(filename, read_checkpoint(filename))
-        except UserError as error:
-            if "://" not in self._loading:
-                raise
-            if os.path.abspath(filename).startswith(os.path.abspath(get_cache_dir())) and os.path.isfile(filename):
-                os.remove(filename)  # so that the next run downloads it again
-            raise UserError(f"{error} (downloaded from {self._loading})", error.code) from error
         self._found = set(data)
         average = data.pop("ema", None) if self._averaged else None
         if isinstance(average, dict):
