@@ -511,6 +511,82 @@ def test_a_published_row_from_its_address_to_its_figures(server, tmp_path, any_h
     assert server.asked[url.partition("://")[2]] == 2  # once with each hash
 
 
+@pytest.mark.parametrize("config", ["COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py", "COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml"])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["MODEL.REGNET.NORM", "{_target_: builtins.open, file: opened, mode: w}"],
+        ["MODEL.REGNET.ROUNDING", {"_target_": "builtins.open"}],
+        ["MODEL.REGNET.ROUNDING", "${oc.env:HOME}"],
+        ["MODEL.REGNET._TARGET_", "os.getcwd"],
+        ["OUTPUT_DIR", "elsewhere"],
+        ["MODEL.REGNET.ROUNDING", "torchvision", "SOLVER.MAX_ITER", "1"],
+        ["MODEL.REGNET.ROUNDING"],
+        "MODEL.REGNET.ROUNDING torchvision",
+    ],
+)
+def test_a_file_cannot_set_what_it_likes(config, overrides, tmp_path, monkeypatch):
+    """By its address or as the user's own file of a network's name: a config gets nothing from it but its network's rounding."""
+    monkeypatch.setenv("BACKBONES_WEIGHTS", str(tmp_path))
+    path = str(tmp_path / "RegNetX-400MF.pth")
+    torch.save({"model": {}, "provenance": {"overrides": overrides}}, path)
+    with pytest.raises(UserError, match="weights can set only MODEL.REGNET.ROUNDING, to pycls or torchvision") as caught:
+        open_config(config, weights=path).follow_weights()
+    assert caught.value.code == "bad-file" and path in str(caught.value)
+    with pytest.raises(UserError, match="weights can set only MODEL.REGNET.ROUNDING"):
+        open_config(config, backbone="RegNetX-400MF")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"format": ["BGR"]}, {"format": "RGBA"}, {"pixel_mean": 5}, {"pixel_std": None}, {"pixel_std": [1.0, 0.0, 1.0]}, {"pixel_mean": [1.0]},
+     {"pixel_mean": [float("nan")] * 3}, {"pixel_mean": "abc"}],
+)  # fmt: skip
+def test_images_that_cannot_be_are_refused(wrong, tmp_path):
+    path = str(tmp_path / "x.pth")
+    torch.save({"model": {}, "preprocessing": {**RGB, **wrong}}, path)
+    with pytest.raises(UserError, match="states images that cannot be") as caught:
+        open_config("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", weights=path).follow_weights()
+    assert caught.value.code == "bad-file" and path in str(caught.value)
+
+
+def test_a_damaged_file_is_had_anew(server):  # noqa: F811
+    """Downloaded again, or converted again, where the images follow the weights, which are read first then."""
+    url, good = "https://download.example.org/m.pth", pth({"model": {}, "preprocessing": RGB})
+    server.put(url.partition("://")[2], good[:-40])
+    with pytest.raises(UserError, match=f"cannot be read .* .downloaded from {url}"):
+        weights.follow(url)
+    server.put(url.partition("://")[2], good)
+    assert weights.follow(url)[1] == RGB
+    served(server, "RegNetX-200MF", ["timm:regnetx_002.pycls_in1k"])
+    path, _ = weights.find("backbones://RegNetX-200MF@timm")
+    with open(path, "wb") as f:
+        f.write(b"PK\3\4")
+    with pytest.raises(UserError, match="cannot be read"):
+        weights.follow("backbones://RegNetX-200MF@timm")
+    assert weights.follow("backbones://RegNetX-200MF@timm")[1]["format"] == "BGR"
+
+
+def test_the_users_own_file_of_a_networks_name_is_named(tmp_path, monkeypatch):
+    """In the config of a run, which another folder, or none, of such files would lead elsewhere."""
+    monkeypatch.setenv("BACKBONES_WEIGHTS", str(tmp_path))
+    path = str(tmp_path / "V-39-eSE.pth")
+    torch.save({"model": {}, "preprocessing": RGB}, path)
+    front = open_config("faster_rcnn_V_39_FPN_3x.yaml", ["MODEL.DEVICE", "cpu"])
+    front.follow_weights()
+    assert front.settings.MODEL.WEIGHTS == path and images_of(front) == RGB
+
+
+@pytest.mark.parametrize("config", ["COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", "COCO-Detection/retinanet_R_50_FPN_1x.py"])
+def test_an_accepted_licence_serves_another_backbone(config):
+    """Whose weights are then as those of any other; without it the network begins from scratch."""
+    name, licence = "timm/convnextv2_tiny.fcmae_ft_in1k", "CC-BY-NC-4.0"
+    assert open_config(config, backbone=name).settings.MODEL.WEIGHTS == ""
+    front = open_config(config, backbone=name, accepted=[licence])
+    assert front.settings.MODEL.WEIGHTS == f"backbones://{name}"
+    assert images_of(front) == weights.released(name, [licence]).preprocessing
+
+
 def test_licences_are_known_names():
     """In any case of letters; what no weights have is refused, with the nearest that some have."""
     front = open_config("digits/faster_rcnn_digits.yaml", accepted=["cc-by-nc-4.0", "gemma"])

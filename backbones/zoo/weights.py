@@ -13,6 +13,7 @@ import dataclasses
 import functools
 import importlib.util
 import logging
+import math
 import os
 import re
 from typing import Any, Collection, Mapping
@@ -23,15 +24,19 @@ from iopath.common.file_io import PathHandler, file_lock
 
 from .. import registry
 from ..checkpoint import fetch, fetch_hub, read_checkpoint
-from ..checkpoint.fetching import cached
+from ..checkpoint.fetching import cached, kept_if_whole
 from ..checkpoint.fetching import place as place_of
 from ..documents import read_json
-from ..errors import UserError, counted, unknown
+from ..errors import UserError, counted, either, unknown
+from ..regnet import ROUNDINGS
 
 PREFIX = "backbones://"
 # spellings that people use
 _LICENCES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause", "cc-by-nc-4.0": "CC-BY-NC-4.0", "seer-license": "SEER"}
 _ENDINGS = ("", ".safetensors", ".pth")
+# all that a file can say of its network's structure
+_STRUCTURE = "MODEL.REGNET.ROUNDING"
+_FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
 
@@ -182,9 +187,9 @@ def releases(name: str) -> list[Release]:
     return _of_library(name) if registry.is_network(name) else _detector(name)
 
 
-def released(name: str) -> Release | None:
-    """The default weights of a network: the first release that is free to use."""
-    return next((release for release in releases(name) if release.free), None)
+def released(name: str, accepted: Collection[str] = ()) -> Release | None:
+    """The default weights of a network: the first release that is free to use, or under one of the ``accepted`` licences."""
+    return next((release for release in releases(name) if release.free or not release.gone and release.licence in accepted), None)
 
 
 def local(name: str) -> str:
@@ -195,19 +200,35 @@ def local(name: str) -> str:
     return there[0] if there else ""
 
 
-def stated(contents: Mapping[str, Any]) -> tuple[dict[str, Any] | None, list[str]]:
-    """What a file states about its images, and about the network structure that it needs (KEY, VALUE, ...)."""
+def stated(contents: Mapping[str, Any], path: str) -> tuple[dict[str, Any] | None, list[str]]:
+    """What a file states about its images, and about the network structure that it needs (KEY, VALUE, ...).
+
+    Files of strangers are read too. Raises UserError for keys other than those that `convert` writes, and for images that cannot be.
+    """
     images, provenance = contents.get("preprocessing"), contents.get("provenance")
-    overrides = provenance.get("overrides", []) if isinstance(provenance, dict) and "detector" not in provenance else []
-    whole = isinstance(images, dict) and {"format", "pixel_mean", "pixel_std"} <= set(images)
-    return (images if whole else None), [str(item) for item in overrides] if isinstance(overrides, list) else []
+    overrides = provenance.get("overrides") or [] if isinstance(provenance, dict) and "detector" not in provenance else []
+    if overrides and not (isinstance(overrides, list) and overrides[:-1] == [_STRUCTURE] and overrides[-1] in ROUNDINGS):
+        said = f"{path!r} wants the config to have {str(overrides)[:200]}: weights can set only {_STRUCTURE}, to {either(ROUNDINGS)}"
+        raise UserError(f"{said}. Remove 'overrides' from its 'provenance', or convert the original again", "bad-file", "MODEL.WEIGHTS")
+    if not isinstance(images, dict) or not {"format", "pixel_mean", "pixel_std"} <= set(images):
+        return None, overrides
+    numbers = [images[key] for key in ("pixel_mean", "pixel_std")]
+    right = all(isinstance(each, (list, tuple)) and each and all(map(_is_number, each)) for each in numbers)
+    if images["format"] not in _FORMATS or not right or len(numbers[0]) != len(numbers[1]) or min(numbers[1]) <= 0:
+        said = f"{path!r} states images that cannot be, {str(images)[:200]}: 'format' is one of {', '.join(_FORMATS)}"
+        raise UserError(f"{said}, 'pixel_mean' and 'pixel_std' are lists of numbers, those of 'pixel_std' above 0", "bad-file", "MODEL.WEIGHTS")
+    return images, overrides
 
 
-def about(name: str) -> tuple[Mapping[str, Any] | None, list[str]]:
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def about(name: str, accepted: Collection[str] = ()) -> tuple[Mapping[str, Any] | None, list[str]]:
     """`stated` for the weights that ``backbones://NAME`` uses first, without a download."""
-    path, release = local(name), released(name)
+    path, release = local(name), released(name, accepted)
     if path:
-        return stated(read_checkpoint(path, lazy=True))
+        return stated(read_checkpoint(path, lazy=True), path)
     return (release.preprocessing, list(release.overrides)) if release else (None, [])
 
 
@@ -340,13 +361,14 @@ def _converted(release: Release) -> str:
     os.makedirs(os.path.dirname(kept), exist_ok=True)
     with file_lock(kept):  # one process converts, the others wait and find it
         if not os.path.isfile(kept):
-            if release.package:
-                result = importlib.import_module(f"backbones.convert.{release.package}").convert_installed()
-            elif release.converter:
-                name = ["--name", release.name] if release.name in data()["weights"] else []
-                result = command.convert(command.argument_parser().parse_args([release.converter, path, kept, *name]))
-            else:
-                result = core.as_it_is(read_checkpoint(path), release.preprocessing, release.name)
+            with kept_if_whole(path, release.url):
+                if release.package:
+                    result = importlib.import_module(f"backbones.convert.{release.package}").convert_installed()
+                elif release.converter:
+                    name = ["--name", release.name] if release.name in data()["weights"] else []
+                    result = command.convert(command.argument_parser().parse_args([release.converter, path, kept, *name]))
+                else:
+                    result = core.as_it_is(read_checkpoint(path), release.preprocessing, release.name)
             result.provenance.update(source=f"{release.title}, {release.id}", licence=release.licence)
             core.write(result, kept)
             proof = result.provenance["proof"]
@@ -374,7 +396,7 @@ def follow(address: str, accepted: Collection[str] = ()) -> tuple[str, Mapping[s
     """
     if parsed(address):
         path, release = find(address, accepted)
-        address = release.address if release else address
+        address = release.address if release else os.path.abspath(path)
     else:
         try:
             path = fetch(address, PathManager) if "://" in address else address.partition("?")[0]
@@ -383,7 +405,9 @@ def follow(address: str, accepted: Collection[str] = ()) -> tuple[str, Mapping[s
             raise UserError(f"{error}{said}", error.code, "MODEL.WEIGHTS", suggestion) from error
     if not os.path.isfile(path):
         return address, None, []  # the gate says so
-    return (address, *stated(read_checkpoint(path, lazy=True)))
+    with kept_if_whole(path, address):
+        contents = read_checkpoint(path, lazy=True)
+    return (address, *stated(contents, path))
 
 
 class Handler(PathHandler):
