@@ -2,7 +2,7 @@
 
 import logging
 import re
-from typing import Any, Sequence
+from typing import Any, Collection, Sequence
 
 import yaml
 from detectron2.config import CfgNode, LazyCall
@@ -22,7 +22,7 @@ from .zoo import weights
 _FEATURE_KEYS = dict.fromkeys(("MODEL.FPN.IN_FEATURES", *(key for row in ARCHITECTURES.values() for key in row.features or ())))
 
 
-def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False) -> None:
+def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False, accepted: Collection[str] = ()) -> None:
     """Replaces the backbone of ``cfg`` by the network ``name``.
 
     Sets its builder (bare, FPN or RetinaNet's FPN, as before), variant, features and all keys that name them, channel order, mean, deviation
@@ -31,13 +31,14 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False
     or LN, and for networks without any, where SyncBN replaces frozen norms. A detector that runs the last stage in its heads (C4) or dilates
     it (DC5) does so with this network's. Python configs (detectron2's LazyConfig) with an FPN over a ``bottom_up``, or a bare backbone, are
     changed likewise. With ``own_weights`` the caller will set other weights: missing released weights do not lead to training from scratch.
+    ``accepted``: restrictive licences of weights that may be used.
 
     Raises UserError for an unknown name, a frozen config, a user's own heads that run ResNet's last stage, or a Python config
     with another structure.
     """
     family = family_of(name)
     if isinstance(cfg, DictConfig):
-        return _use_in_lazy(cfg, name, family, own_weights)
+        return _use_in_lazy(cfg, name, family, own_weights, accepted)
     if cfg.is_frozen():
         raise UserError("the config is frozen: call cfg.defrost() before use_backbone", "unsupported")
     add_backbones_config(cfg)
@@ -65,7 +66,7 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False
         put(cfg, key, features)
         used.update(feature for feature in features if feature in family.stages and (not pyramid or key == "MODEL.FPN.IN_FEATURES"))
     node.OUT_FEATURES = [stage for stage in family.stages if stage in used] or list(family.stages[1:])
-    images, overrides = weights.about(name)
+    images, overrides = weights.about(name, accepted)
     for key in overrides[::2]:
         if not key.startswith(f"MODEL.{family.name.upper()}."):
             raise UserError(f"the weights {weights.local(name)!r} need {key}, which is not an option of {name}", "unknown-key", key)
@@ -74,7 +75,7 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False
     if images:
         cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = images["format"], list(images["pixel_mean"]), list(images["pixel_std"])
     if cfg.MODEL.WEIGHTS and not own_weights:
-        cfg.MODEL.WEIGHTS, norm = _weights(name, node.NORM, "MODEL.WEIGHTS '', MODEL.BACKBONE.FREEZE_AT 0")
+        cfg.MODEL.WEIGHTS, norm = _weights(name, node.NORM, accepted, "MODEL.WEIGHTS '', MODEL.BACKBONE.FREEZE_AT 0")
         if norm:
             cfg.MODEL.BACKBONE.FREEZE_AT, node.NORM = 0, norm
 
@@ -95,7 +96,7 @@ def _feature(feature: str, family: Family) -> str:
     return family.stages[int(match[1]) - 1 if match[1] else int(match[2])] if match else feature
 
 
-def _use_in_lazy(cfg: DictConfig, name: str, family: Family, own_weights: bool) -> None:
+def _use_in_lazy(cfg: DictConfig, name: str, family: Family, own_weights: bool, accepted: Collection[str]) -> None:
     model = cfg.model
     outer = model.get("backbone")
     old = outer if outer is None or "bottom_up" not in outer else outer.bottom_up
@@ -110,10 +111,10 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family, own_weights: bool) 
     options.update({key: old[key] for key in ("freeze_at", *(key.lower() for key in COMMON_KEYS[1:])) if key in old})
     with on_meta():
         shapes = create(name).output_shape()
-    images, overrides = weights.about(name)
+    images, overrides = weights.about(name, accepted)
     options.update(_arguments(overrides))
     if cfg.get("train", {}).get("init_checkpoint") and not own_weights:
-        cfg.train.init_checkpoint, norm = _weights(name, options["norm"], "train.init_checkpoint='', freeze_at 0")
+        cfg.train.init_checkpoint, norm = _weights(name, options["norm"], accepted, "train.init_checkpoint='', freeze_at 0")
         if norm:
             options["freeze_at"], options["norm"] = 0, norm
     network = LazyCall(create)(name=name, out_features=features, **options)
@@ -187,11 +188,11 @@ def use_structure(cfg: CfgNode | DictConfig, overrides: Sequence[str]) -> None:
         node.get("bottom_up", node).update(_arguments(overrides))
 
 
-def _weights(name: str, norm: str, scratch: str) -> tuple[str, str]:
+def _weights(name: str, norm: str, accepted: Collection[str], scratch: str) -> tuple[str, str]:
     """The address of a network's weights, and ""; or "", and the norm to train without: a warning says so, and that ``scratch`` is then set."""
     if norm in ("GN", "LN"):
         reason = f" with this config's norm {norm}; to use the released weights, set the norm to FrozenBN"
-    elif weights.released(name) or weights.local(name):
+    elif weights.released(name, accepted) or weights.local(name):
         return weights.PREFIX + name, ""
     else:
         norm = "SyncBN" if norm in ("FrozenBN", "EvalBN") else norm  # frozen statistics would not fit any data

@@ -64,8 +64,11 @@ class PythonFront(Front):
         self.merge(self.opts)
 
     @classmethod
-    def read(cls, path: str, opts: list[str], backbone: str = "", weights: str = "") -> "PythonFront":
-        """Reads a config file and applies overrides key.key=value, another backbone and other weights. Raises UserError."""
+    def read(cls, path: str, opts: list[str], backbone: str = "", weights: str = "", accepted: Collection[str] = ()) -> "PythonFront":
+        """Reads a config file and applies overrides key.key=value, another backbone and other weights.
+
+        ``accepted``: restrictive licences of weights that the user accepts. Raises UserError.
+        """
         try:
             cfg = LazyConfig.load(path)
         except ModuleNotFoundError as error:
@@ -75,7 +78,7 @@ class PythonFront(Front):
         _check_sections(cfg, f"config file {path!r}")
         if backbone:
             given = [item.partition("=")[2] for item in opts if item.startswith(f"{KEYS['MODEL.WEIGHTS']}=")]
-            use_backbone(cfg, backbone, own_weights=bool(weights or any(given)))
+            use_backbone(cfg, backbone, own_weights=bool(weights or any(given)), accepted=accepted)
         if weights:
             use_weights(cfg, weights)
         return cls(cfg, path, opts)

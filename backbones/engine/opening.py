@@ -21,8 +21,9 @@ def open_config(name: str, opts: Sequence[str] = (), backbone: str = "", weights
     """
     path = zoo.get_config_file(name) if name else ""
     kind = PythonFront if is_python(path) else YamlFront
-    front = kind.read(path, list(opts), backbone, weights)
-    front.accepted = zoo.weights.known_licences(accepted)
+    licences = zoo.weights.known_licences(accepted)
+    front = kind.read(path, list(opts), backbone, weights, licences)
+    front.accepted = licences
     return front
 
 

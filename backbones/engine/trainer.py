@@ -3,7 +3,7 @@
 import logging
 from collections import OrderedDict
 from functools import partial
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Collection, Iterator
 
 import detectron2.data.transforms as T
 import torch
@@ -128,13 +128,16 @@ class YamlFront(Front):
         self.opts, self.trainer = opts or [], trainer
 
     @classmethod
-    def read(cls, path: str, opts: list[str], backbone: str = "", weights: str = "") -> "YamlFront":
-        """Reads a config file ("": the defaults) and applies overrides KEY VALUE, another backbone and other weights. Raises UserError."""
+    def read(cls, path: str, opts: list[str], backbone: str = "", weights: str = "", accepted: Collection[str] = ()) -> "YamlFront":
+        """Reads a config file ("": the defaults) and applies overrides KEY VALUE, another backbone and other weights.
+
+        ``accepted``: restrictive licences of weights that the user accepts. Raises UserError.
+        """
         cfg = defaults()
         if path:
             merge_file(cfg, path)
         if backbone:
-            use_backbone(cfg, backbone, own_weights=bool(weights or dict(zip(opts[::2], opts[1::2])).get("MODEL.WEIGHTS")))
+            use_backbone(cfg, backbone, own_weights=bool(weights or dict(zip(opts[::2], opts[1::2])).get("MODEL.WEIGHTS")), accepted=accepted)
         if weights:
             use_weights(cfg, weights)
         merge_overrides(cfg, opts)
