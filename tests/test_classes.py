@@ -95,6 +95,46 @@ def test_the_same_classes_stay_and_nameless_ones_are_said():
     assert "names must match exactly: 'cup' and 'Cup' differ -> rename them" in table
 
 
+@pytest.mark.parametrize(
+    "kind, rows", [("RetinaNet", "27 rows there, not 9 for each"), ("Faster R-CNN", "4 rows there, not 1 for each and one more")]
+)
+def test_names_that_fit_no_rows_are_said(kind, rows):
+    """And nothing is matched by them."""
+    old, new = (model_of(*HEADS[kind][:2], len(names)) for names in (THEIRS, OURS))
+    stated = [f"name {i}" for i in range(80)]
+    found, table = by_name(new, old.state_dict(), {"classes": stated}, {"classes": OURS})
+    assert f"not matched by name: the weights name 80 classes (name 0, name 1, name 2, name 3, name 4 and 75 more), but have {rows}" in table
+    assert all(torch.equal(found[key], value) for key, value in old.state_dict().items())
+
+
+def test_a_layer_that_all_classes_share_keeps_its_rows():
+    """Of a single class it has the shape of one for each class."""
+    shared = [*HEADS["Faster R-CNN"][1], "MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG", "True"]
+    old, new = (model_of(HEADS["Faster R-CNN"][0], shared, 1) for _ in range(2))
+    weights = {key: value + 1 for key, value in old.state_dict().items()}
+    found, _ = by_name(new, weights, {"classes": ["cat"]}, {"classes": ["dog"]})
+    layer = "roi_heads.box_predictor."
+    assert torch.equal(found[layer + "bbox_pred.weight"], weights[layer + "bbox_pred.weight"])
+    assert torch.equal(found[layer + "cls_score.weight"][0], new.state_dict()[layer + "cls_score.weight"][0])
+
+
+def test_a_runs_own_names_prevail_over_those_of_what_it_began_with(tmp_path, catalogue):
+    """Which its config.yaml still states: in evaluation, and where training goes on with other classes."""
+    path = str(tmp_path / "model_best.pth")
+    old, new = (model_of(*HEADS["RetinaNet"][:2], count) for count in (3, 4))
+    old.head.cls_score.bias.data += torch.arange(27)
+    torch.save({"model": old.state_dict(), "run": {"classes": THEIRS}}, path)
+    begun = ["MODEL.WEIGHTS", path, "MODEL.WEIGHTS_CLASSES", "coco_2017_val", "OUTPUT_DIR", str(tmp_path), "MODEL.DEVICE", "cpu"]
+    front = prepared("digits/retinanet_digits.yaml", ["--val", data(tmp_path / "data", THEIRS)], begun, True)
+    said = "MODEL.WEIGHTS_CLASSES is not used: it names 80 classes, but the weights 3 of their own"
+    assert list(front.settings.DATASETS.CLASSES) == THEIRS and said in front.said
+    checkpointer = GatedCheckpointer(new, classes=({"classes": OURS}, stated(front.settings)))
+    checkpointer.load(path, checkpointables=[])
+    given, found = old.head.cls_score.bias.data.reshape(-1, 3), new.head.cls_score.bias.data.reshape(-1, 4)
+    assert all(torch.equal(found[:, ours], given[:, theirs]) for ours, theirs in SHARED)
+    assert said in checkpointer.report.classes
+
+
 def test_the_gate_matches_weights_to_begin_with_alone(tmp_path, caplog):
     path = str(tmp_path / "model_0000001.pth")
     old, new = (model_of(*HEADS["RetinaNet"][:2], 3) for _ in range(2))

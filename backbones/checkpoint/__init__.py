@@ -1,6 +1,6 @@
 """Reading checkpoint files safely, and refusing weights that do not fit."""
 
-from .classes import Match, names_in
+from .classes import Match, chosen, names_in
 from .fetching import fetch, fetch_hub
 from .gate import GatedCheckpointer, LoadReport, last_checkpoint, part_of, write_checkpoint
 from .reading import read_checkpoint
@@ -9,6 +9,7 @@ __all__ = [
     "GatedCheckpointer",
     "LoadReport",
     "Match",
+    "chosen",
     "fetch",
     "fetch_hub",
     "last_checkpoint",

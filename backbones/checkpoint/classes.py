@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..detectors.classifier import ImageClassifier
 from ..detectors.gfl import GFLHead
-from ..errors import first_of, plain
+from ..errors import counted, first_of, plain
 
 _NAMELESS = (
     "the weights do not name their classes, so layers with a different number of classes start from scratch. Set MODEL.WEIGHTS_CLASSES: a data "
@@ -35,6 +35,7 @@ class Rows:
     each: int = 1
     others: int = 0
     stuff: bool = False  # classes of pixels, not of objects
+    always: bool = True  # whether its rows stand for classes in every config
 
     def anchors(self, rows: int, classes: int) -> int:
         """The number of anchors of a layer with this many rows; 0 if its rows do not stand for classes."""
@@ -48,11 +49,11 @@ def rows_of(model: nn.Module) -> Iterator[Rows]:
         prefix = f"{name}." if name else ""
         if isinstance(module, FastRCNNOutputLayers):
             yield Rows(f"{prefix}cls_score", others=1)
-            yield Rows(f"{prefix}bbox_pred", each=4)
+            yield Rows(f"{prefix}bbox_pred", each=4, always=False)
         elif isinstance(module, (RetinaNetHead, GFLHead)):
             yield Rows(f"{prefix}cls_score")
         elif isinstance(module, (MaskRCNNConvUpsampleHead, SemSegFPNHead)):
-            yield Rows(f"{prefix}predictor", stuff=isinstance(module, SemSegFPNHead))
+            yield Rows(f"{prefix}predictor", stuff=isinstance(module, SemSegFPNHead), always=isinstance(module, SemSegFPNHead))
         elif isinstance(module, ImageClassifier):
             yield Rows(f"{prefix}fc")
 
@@ -93,6 +94,8 @@ def by_name(model: nn.Module, weights: dict[str, Any], theirs: dict[str, list[st
     for rows in rows_of(model) if ours else ():
         kind = "stuff" if rows.stuff and "stuff" in ours else "classes"
         match = Match(theirs.get(kind, []), ours.get(kind, []))
+        if len(match.ours) == len(match.theirs) == 1 and not rows.always:
+            continue  # a layer that all classes share has the same shape
         if not match.theirs and rows.layer + ".weight" in weights and len(weights[rows.layer + ".weight"]) != len(own[rows.layer + ".weight"]):
             tables.setdefault(kind, _NAMELESS)
         if not match.theirs or not match.ours or list(match.theirs) == list(match.ours):
@@ -102,10 +105,15 @@ def by_name(model: nn.Module, weights: dict[str, Any], theirs: dict[str, list[st
                 continue
             new, old = own[key].clone(), torch.as_tensor(weights[key])
             anchors = rows.anchors(len(new), len(match.ours))
-            if anchors and anchors == rows.anchors(len(old), len(match.theirs)) and new.shape[1:] == old.shape[1:]:
+            found = rows.anchors(len(old), len(match.theirs))
+            if anchors and anchors == found and new.shape[1:] == old.shape[1:]:
                 weights[key] = _placed(new, old, rows, anchors, match)
                 what = "loaded from the weights", "new, from scratch", "only in the weights, dropped"
                 tables[kind] = match.table(*what)
+            elif anchors and anchors != found and rows.always:
+                classes = f"{counted(len(match.theirs), 'class')} ({first_of(match.theirs)})"
+                said = f"{rows.layer} is not matched by name: the weights name {classes}, but have {counted(len(old), 'row')} there"
+                tables[rows.layer] = f"{said}, not {anchors} for each{' and one more' if rows.others else ''}"
     return weights, "\n".join(tables.values())
 
 
@@ -115,6 +123,17 @@ def _placed(new: Tensor, old: Tensor, rows: Rows, anchors: int, match: Match) ->
     blocks = ours.reshape(anchors, len(match.ours), rows.each, *new.shape[1:])
     blocks[:, to] = theirs.reshape(anchors, len(match.theirs), rows.each, *old.shape[1:])[:, place].to(blocks)
     return torch.cat((blocks.reshape(ours.shape), old[len(old) - rows.others :].to(new)))
+
+
+def chosen(stated: dict[str, list[str]], own: dict[str, list[str]]) -> tuple[dict[str, list[str]], str]:
+    """The class names of weights, and what to say of them: those that the config states, unless the file itself names more or fewer."""
+    used = {kind: names for kind, names in stated.items() if len(own.get(kind, names)) == len(names)}
+    said = [
+        f"MODEL.WEIGHTS_CLASSES is not used: it names {counted(len(names), 'class')}, but the weights {len(own[kind])} of their own"
+        for kind, names in stated.items()
+        if kind not in used
+    ]
+    return {**own, **used}, "; ".join(said)
 
 
 def names_in(checkpoint: dict[str, Any]) -> dict[str, list[str]]:

@@ -22,7 +22,7 @@ from ..detectors import LastStageROIHeads
 from ..errors import UserError, first_of, one_line
 from ..files import replacing, write_whole
 from ..layers import without_wrappers
-from .classes import ROWS, by_name, names_in
+from .classes import ROWS, by_name, chosen, names_in
 from .fetching import fetch, kept_if_whole
 from .reading import HEURISTICS, is_whole, read_checkpoint
 
@@ -127,7 +127,7 @@ class GatedCheckpointer(DetectionCheckpointer):
         require: what a loaded file must fill completely: "all" of the model (evaluation, resuming), its "backbone" (training), or
             "nothing". Anything less raises UserError.
         hint: how a user can load only what fits, if there is a way.
-        classes: classes of the model and of the initial weights ({}: those that the file names), to match rows by name, see `classes.by_name`.
+        classes: classes of the model and, where the config states them, of the initial weights, to match rows by name: see `classes.by_name`.
 
     After a load, ``report`` is its `LoadReport`.
     """
@@ -270,7 +270,8 @@ class GatedCheckpointer(DetectionCheckpointer):
         from_caffe2 = checkpoint.get("__author__") == "Caffe2"
         if checkpoint.pop("matching_heuristics", False):
             weights = align_and_update_state_dicts(own, weights, c2_conversion=from_caffe2)
-        weights, matched = by_name(model, weights, self.names[1] or names_in(checkpoint), self.names[0] if self._beginning else {})
+        ours, (theirs, said) = self.names[0] if self._beginning else {}, chosen(self.names[1], names_in(checkpoint))
+        weights, matched = by_name(model, weights, theirs, ours)
         checkpoint["model"] = dict(weights)
         try:
             incompatible = super()._load_model(checkpoint)
@@ -287,7 +288,7 @@ class GatedCheckpointer(DetectionCheckpointer):
             new=[key for key in own if key not in weights and not ignored.match(key)],
             mismatched=[(key, tuple(file), tuple(shape)) for key, file, shape in incompatible.incorrect_shapes],
             unused=[key for key in incompatible.unexpected_keys if not ignored.match(key)],
-            classes=matched,
+            classes="\n".join(filter(None, [said if ours else "", matched])),
         )
         logging.getLogger(__name__).info(self.report.table())
         self.report.refuse(self.require, overrides_of(checkpoint) + self.hint)

@@ -186,7 +186,9 @@ KEYS: tuple[Key, ...] = (
     Key("MODEL.COMPILE", False, "compile the backbone in training with torch.compile; with --optimize, backbone and heads"),
     # training
     Key(
-        "MODEL.WEIGHTS_CLASSES", "", "classes of MODEL.WEIGHTS, if the file does not name them: a data set's name, or names separated by commas"
+        "MODEL.WEIGHTS_CLASSES",
+        "",
+        "classes of MODEL.WEIGHTS, unless the file names more or fewer: a data set's name, or names separated by commas",
     ),
     Key("SOLVER.AMP.PRECISION", "float16", "precision of AMP's fast operations", ("float16", "bfloat16")),
     Key("SOLVER.FUSED", False, "run the optimizer as one fused kernel, which rounds in a different order"),

@@ -1,12 +1,13 @@
 """The class names of weights and of data, so that they can be matched by name."""
 
+import contextlib
 import os
 from typing import Any
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 
-from ..checkpoint import Match, names_in, read_checkpoint
+from ..checkpoint import Match, chosen, names_in, read_checkpoint
 from ..errors import UserError, unknown
 
 KEY = "MODEL.WEIGHTS_CLASSES"
@@ -36,15 +37,13 @@ def stated(cfg: CfgNode) -> dict[str, list[str]]:
     return {"classes": names}
 
 
-def of_weights(cfg: CfgNode, path: str) -> dict[str, list[str]]:
-    """The class names of the weights at ``path``: those that the config states, else those in the file, if it is on this machine."""
-    names = stated(cfg)
-    if names or not path.endswith(".pth") or not os.path.isfile(path):
-        return names
-    try:
-        return names_in(read_checkpoint(path, lazy=True))
-    except UserError:
-        return {}  # loading reports the error
+def of_weights(cfg: CfgNode, path: str) -> tuple[dict[str, list[str]], str]:
+    """The class names of the weights at ``path``, and what to say of them: see `checkpoint.chosen`. The file's, if it is on this machine."""
+    own: dict[str, list[str]] = {}
+    if path.endswith(".pth") and os.path.isfile(path):
+        with contextlib.suppress(UserError):  # loading reports the error
+            own = names_in(read_checkpoint(path, lazy=True))
+    return chosen(stated(cfg), own)
 
 
 def of_files(names: list[str], classes: list[str]) -> list[str]:

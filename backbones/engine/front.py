@@ -228,7 +228,9 @@ class Front(ABC):
     def follow_classes(self, resume: bool) -> list[str]:
         """The class names of the weights to evaluate, if known. The model takes them, and your data are matched to them."""
         s = self.settings
-        names = classes.of_weights(s, last_checkpoint(s.OUTPUT_DIR, resume) or s.MODEL.WEIGHTS).get("classes", [])
+        found, said = classes.of_weights(s, last_checkpoint(s.OUTPUT_DIR, resume) or s.MODEL.WEIGHTS)
+        names = found.get("classes", [])
+        self.said += [said] if said else []
         own = {
             str(entry[0])
             for entries in (s.DATASETS.REGISTER, s.DATASETS.IMAGE_FOLDERS)

@@ -23,7 +23,7 @@ class Job:
     max_iter: int
     name: Callable[[str], str]
     init_checkpoint: str = ""
-    init_classes: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # their class names if the file has none: `classes`
+    init_classes: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # their class names as the config states them: `classes`
     seed: int = -1  # below 0: a random one
     batch: int = 0  # images per iteration, over all processes
     accumulate: int = 1  # batches of the loader per iteration
