@@ -417,6 +417,39 @@ def test_images_set_by_hand_are_kept_and_compared(how, tmp_path):
         GatedCheckpointer(front.build_model()).load(path, checkpointables=[])
 
 
+@pytest.mark.parametrize("config", ["COCO-Detection/fcos_R_50_FPN_1x.py", "Misc/semantic_R_50_FPN_1x.yaml"])
+def test_models_that_do_not_state_their_order_of_channels(config, tmp_path):
+    """Which their checkpoints state all the same, as the config, or in a Python config the mapper, does; older ones state none, and load."""
+    python = config.endswith(".py")
+    opts = ["train.device=cpu", "train.init_checkpoint="] if python else ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", ""]
+    front = open_config(config, opts, backbone="timm/resnet18.a1_in1k")
+    assert front.settings.INPUT.FORMAT == "RGB"
+    model = front.build_model()
+    GatedCheckpointer(model, str(tmp_path)).save("model")
+    path = str(tmp_path / "model.pth")
+    content = read_checkpoint(path)
+    assert content["preprocessing"].pop("format") == "RGB"
+    front.set("INPUT.FORMAT", "BGR")
+    other = front.build_model()
+    with pytest.raises(UserError, match='set INPUT.FORMAT "RGB"'):
+        GatedCheckpointer(other).load(path)
+    torch.save(content, path)
+    GatedCheckpointer(other).load(path)
+
+
+def test_images_set_by_hand_in_any_way_are_kept(tmp_path):
+    """A Python config's overrides may begin with signs, and its mapper may be what says the order of channels."""
+    path = written(tmp_path / "stated.pth", RGB, "V-39-eSE")
+    for config, item in (
+        ("COCO-Detection/retinanet_R_50_FPN_1x.py", "++model.pixel_mean=[1.0,2.0,3.5]"),
+        ("COCO-Detection/fcos_R_50_FPN_1x.py", "dataloader.test.mapper.image_format=L"),
+    ):
+        front = open_config(config, ["train.device=cpu", item], weights=path)
+        assert front.settings.INPUT.NORMALIZATION == "config"
+        front.follow_weights()
+        assert images_of(front) != RGB and front.stated("MODEL.PIXEL_MEAN") == item.startswith("++")
+
+
 def test_the_flag_names_a_source(tmp_path):
     """Of the config's own network, or any address; it leaves the images to the weights in any config."""
     for config, backbone, source, address in (

@@ -320,9 +320,9 @@ def _of_images(model: nn.Module, stated: Any) -> Iterator[str]:
     ours = images_of(model)
     if not ours or not isinstance(stated, dict):
         return
-    ours.setdefault("format", stated.get("format"))
     keys = {"format": "INPUT.FORMAT", "pixel_mean": "MODEL.PIXEL_MEAN", "pixel_std": "MODEL.PIXEL_STD"}
-    wanted = [f'{key} "{stated.get(name)}"' for name, key in keys.items() if not _same(stated.get(name), ours[name])]
+    both = {name: key for name, key in keys.items() if name in ours and name in stated}
+    wanted = [f'{key} "{stated[name]}"' for name, key in both.items() if not _same(stated[name], ours[name])]
     if wanted:
         yield f"expects images of another format than the config states: set {' '.join(wanted)}"
 

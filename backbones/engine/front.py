@@ -31,9 +31,16 @@ from .pictures import draw_predictions
 from .tracking import tracker_findings
 
 
-def arranged(model: nn.Module, memory_format: str) -> nn.Module:
-    """``model`` in MODEL.MEMORY_FORMAT."""
-    if memory_format != "channels_last":
+def named(item: str) -> str:
+    """The key in an override of a Python config: of key=value, ++key=value or ~key."""
+    return item.partition("=")[0].lstrip("+~")
+
+
+def arranged(model: nn.Module, settings: CfgNode) -> nn.Module:
+    """``model`` in MODEL.MEMORY_FORMAT; it states INPUT.FORMAT, which not all of detectron2's do, in its checkpoints."""
+    if hasattr(model, "pixel_mean") and getattr(model, "input_format", None) is None:
+        model.input_format = settings.INPUT.FORMAT  # type: ignore[assignment]
+    if settings.MODEL.MEMORY_FORMAT != "channels_last":
         return model
     for module in model.modules():
         if isinstance(module, KRCNNConvDeconvUpsampleHead):  # its loss needs the other order
@@ -301,7 +308,7 @@ class Front(ABC):
 
     def stated(self, key: str) -> bool:
         """Whether the command line overrides a key."""
-        return key in self.opts[::2] if self.words == 2 else any(item.startswith(f"{self.name(key)}=") for item in self.opts)
+        return key in self.opts[::2] if self.words == 2 else self.name(key) in map(named, self.opts)
 
     def register(self, training: bool = False, names: Sequence[str] | None = None, replaced: bool = False) -> None:
         """Registers the data sets that the config defines, and sets the keys that follow from them. Raises UserError.

@@ -32,9 +32,9 @@ from ..evaluation.build import coco_evaluator
 from ..solver import scale_learning_rate
 from ..swap import use_backbone, use_weights
 from .fit import broadcast_buffers
-from .front import Front, arranged
+from .front import Front, arranged, named
 from .job import Job
-from .lazy_keys import FRACTIONS, KEYS, LISTS, NAMES, TRAIN, resizing
+from .lazy_keys import FRACTIONS, KEYS, LISTS, NAMES, TRAIN, places
 
 
 def is_python(path: str) -> bool:
@@ -77,7 +77,7 @@ class PythonFront(Front):
             raise UserError(f"config file {path!r}: {error}", code="syntax") from error
         _check_sections(cfg, f"config file {path!r}")
         if backbone:
-            given = [item.partition("=")[2] for item in opts if item.startswith(f"{KEYS['MODEL.WEIGHTS']}=")]
+            given = [item.partition("=")[2] for item in opts if named(item) == KEYS["MODEL.WEIGHTS"]]
             use_backbone(cfg, backbone, own_weights=bool(weights or any(given)), accepted=accepted)
         if weights:
             use_weights(cfg, weights)
@@ -92,21 +92,21 @@ class PythonFront(Front):
                     f"{self.path!r} is a Python config, whose overrides are key.key=value, such as train.device=cpu, not {item!r}",
                     code="syntax",
                 )
-            _check_key(self.cfg, item.partition("=")[0].lstrip("+~"))
+            _check_key(self.cfg, named(item))
         try:
             self.cfg = LazyConfig.apply_overrides(self.cfg, list(opts))
         except Exception as error:  # hydra and omegaconf raise many kinds
             raise UserError(f"{' '.join(opts)}: {error}", code="syntax") from error
         _check_sections(self.cfg, " ".join(opts))
-        given = [item.partition("=")[0] for item in opts]
-        if any(KEYS[key] in given for key in config.IMAGES) and KEYS["INPUT.NORMALIZATION"] not in given:
+        given = [named(item) for item in opts]
+        if any(places(self.cfg)[key] in given for key in config.IMAGES) and KEYS["INPUT.NORMALIZATION"] not in given:
             self.cfg.train.normalization = "config"
         self._read_settings()
 
     def _read_settings(self) -> None:
         """Raises UserError if the type of a value is not that of the YAML key."""
         cfg, settings, self.places = self.cfg, _defaults(), {}
-        for key, place in {**KEYS, **resizing(cfg)}.items():
+        for key, place in places(cfg).items():
             value = _select(cfg, place)
             if value is None and not place.startswith("train.") or key in FRACTIONS:
                 continue
@@ -192,7 +192,7 @@ class PythonFront(Front):
 
     def build_model(self) -> nn.Module:
         model = self._instantiate("model").to(self.settings.MODEL.DEVICE)
-        return arranged(ranked(model), self.settings.MODEL.MEMORY_FORMAT)
+        return arranged(ranked(model), self.settings)
 
     def build_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         self.cfg.optimizer.params.model = model

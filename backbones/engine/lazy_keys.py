@@ -82,12 +82,14 @@ FRACTIONS, NAMES = ("SOLVER.WARMUP_ITERS",), ("DATASETS.TRAIN", "DATASETS.TEST")
 LISTS = (*NAMES, "INPUT.MIN_SIZE_TRAIN")
 
 
-def resizing(cfg: DictConfig) -> dict[str, str]:
-    """The keys for the sizes that images are resized to, and their place in the augmentations."""
-    return {
+def places(cfg: DictConfig) -> dict[str, str]:
+    """`KEYS` for a config: with the sizes that images are resized to, and with the mapper's order of channels if the model states none."""
+    sizes = {
         f"INPUT.{side}_SIZE_{split.upper()}": f"dataloader.{split}.mapper.augmentations.{i}.{argument}"
         for split in ("train", "test")
         for i, node in enumerate(OmegaConf.select(cfg, f"dataloader.{split}.mapper.augmentations") or ())
         if isinstance(node, DictConfig) and "short_edge_length" in node
         for side, argument in (("MIN", "short_edge_length"), ("MAX", "max_size"))
     }
+    stated = "input_format" in cfg.model and cfg.model.input_format is not None
+    return {**KEYS, **sizes, **({} if stated else {"INPUT.FORMAT": "dataloader.test.mapper.image_format"})}

@@ -7,7 +7,7 @@ from typing import Sequence
 
 from .. import zoo
 from ..errors import UserError
-from .front import Front
+from .front import Front, named
 from .lazy import PythonFront, is_python
 from .trainer import YamlFront
 
@@ -29,7 +29,7 @@ def open_config(name: str, opts: Sequence[str] = (), backbone: str = "", weights
 
 def open_named(args: argparse.Namespace, opts: Sequence[str] | None = None) -> Front:
     """The config that the flags of `add_config_arguments` name; ``opts`` replaces their overrides. Raises UserError."""
-    words = [item.partition("=")[0] for item in getattr(args, "opts", ())]
+    words = [named(item) for item in getattr(args, "opts", ())]
     for key in ("MODEL.WEIGHTS", "train.init_checkpoint"):
         if args.weights and key in words:
             raise UserError(f"--weights and {key} name weights: leave one out", "conflict", "--weights")
@@ -39,9 +39,9 @@ def open_named(args: argparse.Namespace, opts: Sequence[str] | None = None) -> F
 def stay_in_moved_folder(front: Front, opts: Sequence[str]) -> None:
     """If a run's folder was moved, the run continues next to its config.yaml, unless the command line names a folder."""
     folder, key = os.path.dirname(front.path), front.name("OUTPUT_DIR")
-    named = any(item.partition("=")[0] == key for item in opts)
+    given = key in map(named, opts)
     left = os.path.basename(front.path) == "config.yaml" and os.path.isfile(os.path.join(folder, "last_checkpoint"))
-    if left and not named and os.path.realpath(front.settings.OUTPUT_DIR) != os.path.realpath(folder):
+    if left and not given and os.path.realpath(front.settings.OUTPUT_DIR) != os.path.realpath(folder):
         logging.getLogger(__name__).warning(f"{key} {front.settings.OUTPUT_DIR!r} of {front.path!r} was moved: the run continues in {folder!r}")
         front.set("OUTPUT_DIR", folder)
 

@@ -64,7 +64,7 @@ class Trainer(Fit, DefaultTrainer):
     @classmethod
     def build_model(cls, cfg: CfgNode) -> nn.Module:
         model = super().build_model(cfg)
-        return arranged(ranked(model), cfg.MODEL.MEMORY_FORMAT)
+        return arranged(ranked(model), cfg)
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
