@@ -72,8 +72,8 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False
             raise UserError(f"the weights {weights.local(name)!r} need {key}, which is not an option of {name}", "unknown-key", key)
     merge_overrides(cfg, overrides)
     cfg.INPUT.NORMALIZATION = "weights"
-    if images:
-        cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD = images["format"], list(images["pixel_mean"]), list(images["pixel_std"])
+    for key, value in weights.settings(images).items():
+        put(cfg, key, value)
     if cfg.MODEL.WEIGHTS and not own_weights:
         cfg.MODEL.WEIGHTS, norm = _weights(name, node.NORM, accepted, "MODEL.WEIGHTS '', MODEL.BACKBONE.FREEZE_AT 0")
         if norm:

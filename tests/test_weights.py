@@ -396,6 +396,13 @@ def test_images_follow_the_weights(config, tmp_path):
     assert images_of(front) == before and any("do not state what images they expect" in line for line in front.said)
 
 
+def test_a_model_by_its_configs_name_follows_its_weights(tmp_path, monkeypatch):
+    monkeypatch.setenv("BACKBONES_WEIGHTS", str(tmp_path))
+    written(tmp_path / "V-19-slim-dw-eSE.pth", RGB)
+    model = zoo.get(CONFIG, device="cpu")
+    assert model.pixel_mean.flatten().tolist() == RGB["pixel_mean"] and model.input_format == "RGB"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["override", "file", "python"])
 def test_images_set_by_hand_are_kept_and_compared(how, tmp_path):
@@ -591,13 +598,13 @@ def test_a_damaged_file_is_had_anew(server):  # noqa: F811
         weights.follow(url)
     server.put(url.partition("://")[2], good)
     assert weights.follow(url)[1] == RGB
-    served(server, "RegNetX-200MF", ["timm:regnetx_002.pycls_in1k"])
-    path, _ = weights.find("backbones://RegNetX-200MF@timm")
-    with open(path, "wb") as f:
+    release = weights.releases("RegNetX-200MF")[0]
+    os.makedirs(os.path.dirname(weights._kept(release)))
+    with open(weights._kept(release), "wb") as f:
         f.write(b"PK\3\4")
     with pytest.raises(UserError, match="cannot be read"):
-        weights.follow("backbones://RegNetX-200MF@timm")
-    assert weights.follow("backbones://RegNetX-200MF@timm")[1]["format"] == "BGR"
+        weights.follow(release.address)
+    assert not weights.is_here(release.address)
 
 
 def test_the_users_own_file_of_a_networks_name_is_named(tmp_path, monkeypatch):

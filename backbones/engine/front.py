@@ -13,7 +13,7 @@ from detectron2.modeling.roi_heads.keypoint_head import KRCNNConvDeconvUpsampleH
 from torch import nn
 
 from ..checkpoint import GatedCheckpointer, last_checkpoint, names_in
-from ..config import IMAGES, architecture, get, idle_keys
+from ..config import architecture, get, idle_keys
 from ..data import dataset_findings, follow, register_from_config, register_held_out, register_image_folders
 from ..data.formats import unused
 from ..data.holdout import HELD_OUT, KEPT
@@ -286,9 +286,8 @@ class Front(ABC):
         if not begun:
             self.set("MODEL.WEIGHTS", address)
         if leaves:
-            if images:
-                for key, name in zip(IMAGES, ("format", "pixel_mean", "pixel_std")):
-                    self.set(key, images[name] if name == "format" else list(images[name]))
+            for key, value in weights.settings(images).items():
+                self.set(key, value)
             s = self.settings
             whose = "as the weights say" if images else f"as the config says: the weights {address!r} do not state what images they expect"
             self.said.append(f"images: {s.INPUT.FORMAT}, mean {s.MODEL.PIXEL_MEAN}, standard deviation {s.MODEL.PIXEL_STD}, {whose}")

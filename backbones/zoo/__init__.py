@@ -12,7 +12,7 @@ from detectron2.config import CfgNode, LazyConfig
 from detectron2.modeling import build_model
 from omegaconf import DictConfig
 
-from ..config import defaults, flat, merge_file
+from ..config import defaults, flat, merge_file, merge_overrides, put
 from ..errors import UserError, unknown
 from ..files import nearest
 from . import weights
@@ -161,6 +161,11 @@ def get(name: str, trained: bool = False, device: str | None = None):
 
     cfg = get_config(name, trained)
     cfg.MODEL.DEVICE = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if cfg.MODEL.WEIGHTS and cfg.INPUT.NORMALIZATION == "weights":
+        cfg.MODEL.WEIGHTS, images, overrides = weights.follow(cfg.MODEL.WEIGHTS)
+        for key, value in weights.settings(images).items():
+            put(cfg, key, value)
+        merge_overrides(cfg, overrides)
     model = build_model(cfg)
     if cfg.MODEL.WEIGHTS:
         GatedCheckpointer(model, require="all" if trained else "backbone").load(cfg.MODEL.WEIGHTS)

@@ -26,6 +26,7 @@ from .. import registry
 from ..checkpoint import fetch, fetch_hub, read_checkpoint
 from ..checkpoint.fetching import cached, kept_if_whole
 from ..checkpoint.fetching import place as place_of
+from ..config import IMAGES
 from ..documents import read_json
 from ..errors import UserError, counted, either, unknown
 from ..regnet import ROUNDINGS
@@ -222,6 +223,11 @@ def stated(contents: Mapping[str, Any], path: str) -> tuple[dict[str, Any] | Non
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def settings(images: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Config keys and their values for what a file states about its images, which may be nothing."""
+    return dict(zip(IMAGES, (images["format"], list(images["pixel_mean"]), list(images["pixel_std"])))) if images else {}
 
 
 def about(name: str, accepted: Collection[str] = ()) -> tuple[Mapping[str, Any] | None, list[str]]:
