@@ -63,6 +63,21 @@ class EvalBatchNorm2d(nn.BatchNorm2d):
         return super().train(False)
 
 
+class EvalBatchNorm1d(nn.BatchNorm1d):
+    """`EvalBatchNorm2d` for sequences (N, C, L)."""
+
+    def train(self, mode: bool = True) -> "EvalBatchNorm1d":
+        return super().train(False)
+
+
+def hold_sequence_norms(module: nn.Module, trained: bool = False) -> None:
+    """Makes batch norms of sequences `EvalBatchNorm1d`, because detectron2 freezes none; their weights are ``trained`` or frozen."""
+    for norm in module.modules():
+        if type(norm) is nn.BatchNorm1d:
+            norm.__class__ = EvalBatchNorm1d
+            norm.eval().requires_grad_(trained)
+
+
 class DeformConv2d(ops.DeformConv2d):
     """Deformable convolution, v1 or (``modulated``) v2, that predicts its own offsets, by torchvision's operator, which every device has.
 
@@ -304,7 +319,7 @@ class StagedBackbone(lean.KeepsActivations, Backbone):
     def freeze(self, freeze_at: int) -> None:
         """Freezes the first ``freeze_at`` stages, the stem being the first, and no others; 0 or less freezes nothing.
 
-        Their parameters stop requiring gradients and their batch norms become ``FrozenBatchNorm2d``.
+        Their parameters stop requiring gradients and their batch norms become ``FrozenBatchNorm2d``, or `EvalBatchNorm1d`.
         """
         count = len(self.stages)
         if freeze_at > count:
@@ -312,6 +327,7 @@ class StagedBackbone(lean.KeepsActivations, Backbone):
         for name in self.stages[: max(freeze_at, 0)]:
             if hasattr(self, name):
                 stage = getattr(self, name).requires_grad_(False)
+                hold_sequence_norms(stage)
                 setattr(self, name, FrozenBatchNorm2d.convert_frozen_batchnorm(stage))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from .errors import UserError, one_line, unknown
 from .fpn import common_options, register
-from .layers import STAGES, Options, StagedBackbone, build_norm, spec_of
+from .layers import STAGES, Options, StagedBackbone, build_norm, hold_sequence_norms, spec_of
 from .meta import on_meta
 
 PREFIX = "timm/"
@@ -232,6 +232,8 @@ class TimmNetwork(StagedBackbone):
         for name, stage in _staged(_created(network, **more), about.owners, options.norm).items():
             shape = about.shapes[name]
             self.add_stage(name, stage, shape.channels or 0, 16 if dilates and name == STAGES[-1] else shape.stride or 0)
+        if options.norm in ("FrozenBN", "EvalBN"):
+            hold_sequence_norms(self, trained=options.norm == "EvalBN")
         if options.in_channels == 3:  # the first convolution has another name in this project's files
             first = "|".join(re.escape(key) for key in (about.keys[0], next(iter(about.names))))
             self.released_images = (re.compile(rf"^((module|model)\.)?({first})$"), "RGB")

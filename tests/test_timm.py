@@ -263,6 +263,15 @@ def test_freezes_exactly_the_named_stages(name, freeze_at):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("norm, freeze_at, moving, trained", [("FrozenBN", 0, 0, 0), ("EvalBN", 0, 0, 3), ("BN", 3, 2, 2), ("BN", 0, 3, 3)])
+def test_norms_of_sequences(norm, freeze_at, moving, trained):
+    """Three, one in each stage behind res2: held where norms are, and in frozen stages."""
+    with on_meta():
+        net = backbones.create("timm/nextvit_small", norm=norm, freeze_at=freeze_at)
+    norms = [m for m in net.train().modules() if isinstance(m, nn.BatchNorm1d)]
+    assert len(norms) == 3 and sum(m.training for m in norms) == moving and sum(m.weight.requires_grad for m in norms) == trained
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "norm, kind", [("FrozenBN", FrozenBatchNorm2d), ("BN", nn.BatchNorm2d), ("EvalBN", EvalBatchNorm2d), ("GN", nn.GroupNorm)]
