@@ -3,7 +3,7 @@
 import argparse
 import os
 import re
-from typing import Any, Collection
+from typing import Any, Collection, Iterator
 
 import yaml
 from detectron2.config import CfgNode
@@ -37,10 +37,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         raise UserError(said, "syntax", "--config-file")
     unset = _unset(cfg)
     try:
-        with open(path, encoding="utf-8") as f:
-            begun = next((event for event in yaml.parse(f, _Loader) if isinstance(event, yaml.NodeEvent)), None)
-            if not isinstance(begun, yaml.MappingStartEvent):
-                raise UserError(f"config file {path!r} holds no KEY: VALUE pairs", "syntax", "--config-file")
+        _check_syntax(path)
         content = CfgNode(cfg.load_yaml_with_base(path, allow_unsafe=True))
         current = (content.get("VERSION", None) or guess_version(content, path)) == cfg.VERSION
         if current:
@@ -69,6 +66,51 @@ def merge_file(cfg: CfgNode, path: str) -> None:
         raise UserError(said, "syntax", "--config-file") from None
     except Exception as error:  # a Python expression in it may raise anything
         raise UserError(f"config file {path!r}: {one_line(error, 1000)}", "syntax", "--config-file") from error
+
+
+def _check_syntax(path: str) -> None:
+    """Raises UserError for keys in a config, or in its bases, that YAML allows, but that detectron2 would drop or stumble over."""
+    with open(path, encoding="utf-8") as f:
+        events = yaml.parse(f, _Loader)
+        begun = next((event for event in events if isinstance(event, yaml.NodeEvent)), None)
+        if not isinstance(begun, yaml.MappingStartEvent):
+            raise UserError(f"config file {path!r} holds no KEY: VALUE pairs", "syntax", "--config-file")
+        _check_repeated(begun, events, "", path)
+    content = _content(path)
+    for key in _other_keys(content):
+        said = f"config file {path!r}: the key {key!r} is not text to YAML, but {type(key).__name__}: write a config key, such as SOLVER"
+        raise UserError(said, "syntax", str(key))
+    names = content.get("_BASE_") or []
+    if not all(isinstance(name, str) for name in (names if isinstance(names, list) else [names])):
+        raise UserError(f"config file {path!r}: _BASE_ is {names!r}: it must be a path, or a list of paths", "syntax", "_BASE_")
+    for base in bases(path):
+        if os.path.isfile(base):
+            _check_syntax(base)
+
+
+def _check_repeated(event: Any, events: Iterator[Any], name: str, path: str) -> None:
+    """Reads the node ``name`` that an event begins. Raises UserError for a key that a section has twice: the later would replace it."""
+    if isinstance(event, yaml.MappingStartEvent):
+        seen: dict[str, int] = {}
+        while not isinstance(key := next(events), yaml.MappingEndEvent):
+            inner, line = f"{name}.{getattr(key, 'value', '')}".lstrip("."), key.start_mark.line + 1
+            if inner in seen:
+                said = f"config file {path!r} has {inner} twice, on lines {seen[inner]} and {line}, and only one would count: join them"
+                raise UserError(said, "syntax", inner)
+            if isinstance(key, yaml.ScalarEvent) and key.value != "<<":  # which merges, several times if need be
+                seen[inner] = line
+            _check_repeated(key, events, "", path)
+            _check_repeated(next(events), events, inner, path)
+    elif isinstance(event, yaml.SequenceStartEvent):
+        while not isinstance(item := next(events), yaml.SequenceEndEvent):
+            _check_repeated(item, events, name, path)
+
+
+def _other_keys(section: Any) -> Iterator[Any]:
+    """The keys that are no text, of a section and of those in it."""
+    for key, value in section.items() if isinstance(section, dict) else ():
+        yield from (() if isinstance(key, str) else (key,))
+        yield from _other_keys(value)
 
 
 def _check_values(cfg: CfgNode, unset: Collection[str], where: str) -> None:
