@@ -115,6 +115,17 @@ def another_run(folder):
     clear(str(folder), overwrite=False, weights="")
 
 
+def test_a_link_among_a_runs_files_is_removed_alone(tmp_path):
+    """With --overwrite; what it leads to stays."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "kept").write_bytes(b"")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "inference").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "run" / "model_final.pth").write_bytes(b"")
+    clear(str(tmp_path / "run"), overwrite=True, weights="")
+    assert not list((tmp_path / "run").iterdir()) and (tmp_path / "elsewhere" / "kept").exists()
+
+
 def jump(folder):
     """A run of 10 iterations at a constant rate is resumed in the middle, at a tenth of it."""
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)

@@ -173,7 +173,7 @@ def clear(folder: str, overwrite: bool, weights: str) -> None:
         raise UserError(f"--overwrite would remove {weights!r}, from which the run starts: copy it elsewhere", code="folder-in-use")
     if overwrite and there:
         for path in there:
-            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+            shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.remove(path)
         with_it = counted(len(checkpoints), "checkpoint")
         logging.getLogger(__name__).warning(f"--overwrite: the earlier run in {folder!r} is removed, with {with_it}")
 
