@@ -99,6 +99,23 @@ def test_foreign_file_is_refused(model, tmp_path):
         GatedCheckpointer(model).load(path)
 
 
+def test_a_model_without_a_backbone_needs_something(tmp_path):
+    """Any part of a user's own may be new, but a file that fills none is another's."""
+    own = torch.nn.ModuleDict({"encoder": torch.nn.Linear(2, 2), "decoder": torch.nn.Linear(2, 2)})
+    with pytest.raises(UserError, match="4 of 4 weights of the model would keep"):
+        GatedCheckpointer(own).load(saved(tmp_path, {"unrelated": torch.zeros(3)}))
+    GatedCheckpointer(own).load(saved(tmp_path, {"encoder.bias": torch.ones(2)}))
+    assert own["encoder"].bias.tolist() == [1, 1]
+
+
+def test_an_average_of_other_names_is_not_one_of_ours(tmp_path):
+    """The weights beside it are taken."""
+    net = torch.nn.Linear(2, 2)
+    given = {"weight": torch.ones(2, 2), "bias": torch.ones(2)}
+    GatedCheckpointer(net, require="all").load(saved(tmp_path, {"model": given, "ema": {"weight": torch.zeros(2, 2)}}))
+    assert net.weight.sum() == 4
+
+
 def test_other_variant_is_refused(tmp_path):
     """V-19 and V-19-slim have the same names in other widths."""
     path = saved(tmp_path, {"backbone.bottom_up." + k: v for k, v in backbones.create("V-19-slim-eSE").state_dict().items()})

@@ -89,8 +89,10 @@ class LoadReport:
                     f"this network's norms: set the backbone's NORM to FrozenBN, BN or SyncBN, or MODEL.WEIGHTS ''. {hint}",
                     "misfit-weights",
                 )
-        parts = [require] if require == "backbone" else []
+        parts = [require] if require == "backbone" and any(part_of(key) == require for key in self.total) else []
         keys = self.unfilled(*parts)
+        if require == "backbone" and not parts and len(keys) < len(self.total):  # of a model of the user's own, any part may be new
+            return
         if not keys or parts and all(_LEARNED.match(key) for key in keys):
             return
         total = [key for key in self.total if not parts or part_of(key) in parts]
@@ -226,7 +228,7 @@ class GatedCheckpointer(DetectionCheckpointer):
             data = self._interpret(filename, read_checkpoint(filename))
         self._found = set(data)
         average = data.pop("ema", None) if self._averaged else None
-        if isinstance(average, dict):
+        if isinstance(average, dict) and any(str(key).startswith("module.") for key in average):  # others' have other names
             logging.getLogger(__name__).info(f"{filename} holds an average of the weights (MODEL_EMA), which is used")
             data["model"] = {key[len("module.") :]: value for key, value in average.items() if key.startswith("module.")}
         weights = data["model"]
