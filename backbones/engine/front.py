@@ -39,7 +39,7 @@ def named(item: str) -> str:
 def arranged(model: nn.Module, settings: CfgNode) -> nn.Module:
     """``model`` in MODEL.MEMORY_FORMAT; it states INPUT.FORMAT, which not all of detectron2's do, in its checkpoints."""
     if hasattr(model, "pixel_mean") and getattr(model, "input_format", None) is None:
-        model.input_format = settings.INPUT.FORMAT  # type: ignore[assignment]
+        model.input_format = settings.INPUT.FORMAT
     if settings.MODEL.MEMORY_FORMAT != "channels_last":
         return model
     for module in model.modules():
