@@ -221,10 +221,10 @@ fast because the path's network is built without memory and takes its slice of t
 are recalibrated, in the backbone alone if only it has any; group norms need none. The detector is optimized as `--optimize` does it. COCO's
 figures come from faster-coco-eval.
 
-A search needs something to find. In easy scenes, with DetNAS's four choices for a block and batch norm
-({_link(earlier[0]["config"])}), the found path was ahead of the mean in {ahead(earlier)} of {len(earlier)} seeds.
-There, random paths of one cost have a standard deviation of {_between(earlier):.2f} AP.
-One path that is trained with several seeds has {one:.2f} ([below](#what-pretraining-is-worth)).
+In easy scenes, with DetNAS's four choices for a block and batch norm ({_link(earlier[0]["config"])}), the found path
+was ahead of the mean in {ahead(earlier)} of {len(earlier)} seeds.
+There, random paths of one cost have a standard deviation of {_between(earlier):.2f} AP,
+and one path that is trained with several seeds has {one:.2f} ([below](#what-pretraining-is-worth)): there is little to find.
 
 {_comparisons(earlier)}
 """
