@@ -200,6 +200,6 @@ def _weights(name: str, norm: str, accepted: Collection[str], scratch: str) -> t
         known = [f"{release.spec}: {release.gone or release.restricted}" for release in releases]
         reason = f", released or in {weights.folder()!r}" if not known else f" that can be downloaded freely ({'; '.join(known)})"
         if alive := [release.spec for release in releases if not release.gone]:
-            reason += f". To accept the licence of one, add --weights {alive[0]}"
+            reason += f". To accept the licence of one, add --accept-licence with its name, or --weights {alive[0]}"
     logging.getLogger(__name__).warning(f"{name} is trained from scratch ({scratch}, norm {norm}): it has no weights{reason}")
     return "", norm

@@ -12,7 +12,7 @@ from PIL import Image
 
 from backbones import UserError, zoo
 from backbones.checkpoint import GatedCheckpointer
-from backbones.checkpoint.classes import by_name, rows_of
+from backbones.checkpoint.classes import by_name, chosen, rows_of
 from backbones.config import add_data_arguments, architecture, merge_overrides, put
 from backbones.engine import open_config
 from backbones.engine.classes import stated
@@ -133,6 +133,22 @@ def test_a_runs_own_names_prevail_over_those_of_what_it_began_with(tmp_path, cat
     given, found = old.head.cls_score.bias.data.reshape(-1, 3), new.head.cls_score.bias.data.reshape(-1, 4)
     assert all(torch.equal(found[:, ours], given[:, theirs]) for ours, theirs in SHARED)
     assert said in checkpointer.report.classes
+
+
+@pytest.mark.parametrize(
+    "names, used, said",
+    [
+        (["one", "two", "three"], True, ""),  # other names for the same rows
+        (THEIRS[::-1], False, "the weights name the same classes in another order"),
+        (THEIRS[:2], False, "it names 2 classes, but the weights 3 of their own"),
+        (THEIRS, True, ""),
+    ],
+)
+def test_which_names_of_weights_are_used(names, used, said):
+    own = {"classes": THEIRS, "stuff": ["sky"]}
+    found, line = chosen({"classes": names}, own)
+    assert found == {"classes": names if used else THEIRS, "stuff": ["sky"]} and (said in line if said else not line)
+    assert chosen({"classes": names}, {}) == ({"classes": names}, "")
 
 
 def test_the_gate_matches_weights_to_begin_with_alone(tmp_path, caplog):

@@ -289,7 +289,10 @@ def test_runs_on_different_data_are_not_compared(tmp_path, monkeypatch, capsys, 
     run_of(tmp_path / "two", dataset, b)
     with pytest.raises(UserError, match="A was evaluated on 'own_val' .*one/data.json.*, B on 'own_val' .*two/data.json"):
         call(monkeypatch, tmp_path / "one", tmp_path / "two")
-    call(monkeypatch, tmp_path / "one", tmp_path / "two", "--annotations", truth, "--samples", 100)
+    for flags in (["--annotations", truth], ["--dataset", "own_val"]):
+        call(monkeypatch, tmp_path / "one", tmp_path / "two", *flags, "--samples", 100)
+    (tmp_path / "two" / "config.yaml").write_text("DATASETS: {TEST: [of_code]}\n")  # registered where nobody knows
+    call(monkeypatch, tmp_path / "one", tmp_path / "two", "--samples", 100)
     (tmp_path / "two" / "config.yaml").write_text("MODEL: {NOTHING: 1}\n")
     call(monkeypatch, tmp_path / "one", tmp_path / "two", "--annotations", truth, "--samples", 100)
     assert "B's config is left out, and its data are not checked" in capsys.readouterr().out

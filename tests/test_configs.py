@@ -434,6 +434,7 @@ def test_no_gpu():
         ("# only words\n", "holds no KEY: VALUE pairs"),
         ("_BASE_: broken.yaml\n", "refers back to itself"),
         ("_BASE_: [3]\n", "_BASE_ is [3]: it must be a path, or a list of paths"),
+        ("_BASE_:\n", "_BASE_ is None: it must be a path, or a list of paths"),
         ("SOLVER:\n  MAX_ITER: 9\nSOLVER: {BASE_LR: 0.1}\n", "has SOLVER twice, on lines 1 and 3"),
         ("MODEL:\n  RPN: {NMS_THRESH: 0.5,\n    NMS_THRESH: 0.7}\n", "has MODEL.RPN.NMS_THRESH twice, on lines 2 and 3"),
         ("SOLVER: {1: 2}\n", "the key 1 is not text to YAML, but int"),

@@ -24,7 +24,8 @@ from backbones.data.sources import Use
 from backbones.deploy.names import names_of
 from backbones.engine import open_config
 from backbones.evaluation import build_evaluator
-from backbones.evaluation.figures import figures_of, metric_findings
+from backbones.evaluation.figures import figures_of, is_better, metric_findings
+from backbones.evaluation.results import config_of
 from backbones.tools import compare, export
 
 CONFIG = "digits/faster_rcnn_digits.yaml"
@@ -178,6 +179,12 @@ def test_best_metrics_that_are_given(wanted):
 def test_a_best_metric_that_is_a_loss():
     (error,) = metric_findings(config("TEST.BEST_METRIC", "validation/total_loss"))
     assert "set TEST.LOSS True" in str(error) and (error.key, error.suggestion) == ("TEST.LOSS", True)
+    several = ["DATASETS.TEST", "('digits_val', 'digits_train')", "TEST.LOSS", "True", "TEST.BEST_METRIC"]
+    (error,) = metric_findings(config(*several, "validation/total_loss"))
+    assert "'validation/digits_val/total_loss'" in str(error)
+    assert not list(metric_findings(config(*several, "validation/digits_train/total_loss")))
+    for name, lower in (("validation/a/total_loss", True), ("validation/loss_cls", True), ("validation/bbox/AP-blossom", False)):
+        assert is_better(name, 1.0, 2.0) == lower and is_better(name, 2.0, 1.0) != lower  # a data set may be called validation
 
 
 def test_figures_are_those_of_an_evaluation(tmp_path):
@@ -206,7 +213,11 @@ def test_compare_takes_the_config_of_the_run(tmp_path):
     write(results, json.dumps([]))
     error = said(compare.dataset_of, None, "own_unknown")
     assert "--config-file" in str(error) and error.key == "--dataset"
+    deep = tmp_path / "inference" / "a" / "b.json"
+    write(deep, json.dumps([]))
+    (tmp_path / "inference" / "config.yaml").write_text("name: of another program\n")
     (tmp_path / "config.yaml").write_text(zoo.get_config(CONFIG).dump())
+    assert config_of(str(deep)) == str(tmp_path / "config.yaml") and config_of(str(tmp_path / "results" / "mine" / "a.json")) == ""
     front, name, file = compare.evaluated(str(results))
     assert compare.dataset_of(front, name) == "digits_val" and file == str(results)
 

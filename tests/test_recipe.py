@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 from statistics import NormalDist
@@ -571,6 +572,24 @@ def test_auto_leaves_an_earlier_run_until_there_is_a_recipe(tmp_path):
         with pytest.raises(UserError, match="typo.json"):
             train.read_config(train.argument_parser().parse_args(arguments))
     assert (tmp_path / "old" / "model_final.pth").read_text() == "weights" and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "config, weights",
+    [
+        ("digits/faster_rcnn_digits.yaml", "MODEL.WEIGHTS {}/model_final.pth"),
+        ("COCO-Detection/retinanet_R_50_FPN_1x.py", "train.init_checkpoint={}/model_final.pth"),
+        ("digits/classification_digits.yaml", ""),
+    ],
+)
+def test_a_training_ends_with_the_next_command(config, weights, tmp_path, caplog):
+    """In the words of its kind of config; a classifier has nothing to draw."""
+    caplog.set_level(logging.INFO, "backbones")
+    front = open_config(config)
+    front.set("OUTPUT_DIR", str(tmp_path))
+    train.say_next(front)
+    found = [line for line in caplog.messages if "--output found" in line]
+    assert len(found) == bool(weights) and all(line.endswith(weights.format(tmp_path)) for line in found)
 
 
 def test_auto_is_for_one_machine(monkeypatch):

@@ -126,14 +126,22 @@ def _placed(new: Tensor, old: Tensor, rows: Rows, anchors: int, match: Match) ->
 
 
 def chosen(stated: dict[str, list[str]], own: dict[str, list[str]]) -> tuple[dict[str, list[str]], str]:
-    """The class names of weights, and what to say of them: those that the config states, unless the file itself names more or fewer."""
-    used = {kind: names for kind, names in stated.items() if len(own.get(kind, names)) == len(names)}
-    said = [
-        f"MODEL.WEIGHTS_CLASSES is not used: it names {counted(len(names), 'class')}, but the weights {len(own[kind])} of their own"
-        for kind, names in stated.items()
-        if kind not in used
-    ]
-    return {**own, **used}, "; ".join(said)
+    """The class names of weights, and what to say of them: those that the config states, unless the file itself names more or fewer.
+
+    Nor are they used if the file has the same names in another order: it knows the order of its rows.
+    """
+    said = []
+    for kind, names in stated.items():
+        theirs = own.get(kind, names)
+        if len(theirs) != len(names):
+            said.append(
+                f"MODEL.WEIGHTS_CLASSES is not used: it names {counted(len(names), 'class')}, but the weights {len(theirs)} of their own"
+            )
+        elif names != theirs and sorted(names) == sorted(theirs):
+            said.append("MODEL.WEIGHTS_CLASSES is not used: the weights name the same classes in another order")
+        else:
+            own = {**own, kind: names}
+    return own, "; ".join(said)
 
 
 def names_in(checkpoint: dict[str, Any]) -> dict[str, list[str]]:

@@ -188,7 +188,7 @@ KEYS: tuple[Key, ...] = (
     Key(
         "MODEL.WEIGHTS_CLASSES",
         "",
-        "classes of MODEL.WEIGHTS, unless the file names more or fewer: a data set's name, or names separated by commas",
+        "classes of MODEL.WEIGHTS, unless the file names more, fewer or reordered ones: a data set's name, or names separated by commas",
     ),
     Key("SOLVER.AMP.PRECISION", "float16", "precision of AMP's fast operations", ("float16", "bfloat16")),
     Key("SOLVER.FUSED", False, "run the optimizer as one fused kernel, which rounds in a different order"),

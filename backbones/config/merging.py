@@ -80,7 +80,7 @@ def _check_syntax(path: str) -> None:
     for key in _other_keys(content):
         said = f"config file {path!r}: the key {key!r} is not text to YAML, but {type(key).__name__}: write a config key, such as SOLVER"
         raise UserError(said, "syntax", str(key))
-    names = content.get("_BASE_") or []
+    names = content.get("_BASE_", [])
     if not all(isinstance(name, str) for name in (names if isinstance(names, list) else [names])):
         raise UserError(f"config file {path!r}: _BASE_ is {names!r}: it must be a path, or a list of paths", "syntax", "_BASE_")
     for base in bases(path):

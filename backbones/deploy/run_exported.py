@@ -127,7 +127,7 @@ def upright(image: Image.Image) -> Image.Image:
         turn = turns.get(image.getexif().get(0x0112))
     except Exception:  # Pillow raises anything for a damaged file
         turn = None
-    return image.transpose(Image.Transpose[turn]) if turn else image
+    return image.transpose(getattr(Image, turn)) if turn else image
 
 
 def pictures_in(path: str) -> int:

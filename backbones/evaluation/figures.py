@@ -57,9 +57,13 @@ def metric_findings(cfg: CfgNode) -> Iterator[UserError]:
     for name in cfg.DATASETS.TEST:
         named = named.removeprefix(f"{name}/")
     of_a_class = named.split("-")[0] in possible or named.split("/")[0] == "sem_seg" and "-" in named
-    if named.startswith(_LOSSES) and not cfg.TEST.LOSS:
+    losses = [_LOSSES] if len(cfg.DATASETS.TEST) == 1 else [f"{_LOSSES}{name}/" for name in cfg.DATASETS.TEST]
+    if named in possible or of_a_class:
+        return
+    if wanted.startswith(_LOSSES) and not cfg.TEST.LOSS:
         yield UserError(f"TEST.BEST_METRIC {wanted!r} is a loss on the test data: set TEST.LOSS True", "conflict", "TEST.LOSS", True)
-    elif named not in possible and not of_a_class and not named.startswith(_LOSSES):
+    elif not wanted.startswith(tuple(losses)):
+        possible += [f"{start}total_loss" for start in losses] * cfg.TEST.LOSS
         yield unknown("TEST.BEST_METRIC", wanted, possible, "TEST.BEST_METRIC", listed="what an evaluation prints, as task/figure")
 
 
@@ -75,7 +79,8 @@ def headline(names: Iterable[str], wanted: str = "auto") -> str | None:
 
 def is_better(name: str, value: float, best: float) -> bool:
     """Whether a figure's value is better than another; never if it is NaN."""
-    return value < best if name.startswith(_LOSSES) else value > best
+    loss = name.startswith(_LOSSES) and name.rpartition("/")[2].startswith(("total_loss", "loss"))  # a data set may be called validation
+    return value < best if loss else value > best
 
 
 def leading_task(*results: list) -> str:

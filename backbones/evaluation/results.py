@@ -99,10 +99,11 @@ def truth_of(name: str, task: str) -> tuple[str, dict[str, Any]]:
 
 def config_of(path: str) -> str:
     """The config.yaml that a run left, where ``path`` is its folder or the results in it; "" if there is none."""
-    inside = os.path.dirname(path)  # inference, or the folder of one of several data sets in it
-    folders = [path] if os.path.isdir(path) else [os.path.join(inside, ".."), os.path.join(inside, "..", "..")]
-    left = (os.path.normpath(os.path.join(folder, "config.yaml")) for folder in folders)
-    return next(filter(os.path.isfile, left), "")
+    inside = os.path.dirname(os.path.abspath(path))
+    if os.path.basename(os.path.dirname(inside)) == "inference":  # of one of several data sets
+        inside = os.path.dirname(inside)
+    left = os.path.normpath(os.path.join(path if os.path.isdir(path) else os.path.join(inside, ".."), "config.yaml"))
+    return left if os.path.isfile(left) else ""
 
 
 def folder_of(name: str) -> str:

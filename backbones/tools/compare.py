@@ -122,10 +122,10 @@ def dataset_of(front: Front | None, name: str | None) -> str:
 
 
 def _file_of(front: Front, name: str) -> list[Any]:
-    """What says which images and annotations a data set has: its file, and the part that is held out."""
+    """What says which images and annotations a data set has: its file, "" if it is unknown, and the part that is held out."""
     settings, whole = front.settings, name.removesuffix(HELD_OUT)
     file = {entry[0]: entry[1] for entry in settings.DATASETS.REGISTER}.get(whole) or MetadataCatalog.get(whole).get("json_file", "")
-    return [os.path.realpath(file) if file else whole, *(entry[1] for entry in settings.DATASETS.HOLD_OUT if entry[0] == whole != name)]
+    return [os.path.realpath(file) if file else "", *(entry[1] for entry in settings.DATASETS.HOLD_OUT if entry[0] == whole != name)]
 
 
 def _check_same_data(a: tuple[Front, str | None], b: tuple[Front, str | None]) -> None:
@@ -196,7 +196,7 @@ def main() -> None:
         other, of_b, second = None, None, results_file(args.b, name)
     if args.annotations:
         first, second = (_of_file(path, of, args.annotations, file) for path, of, file in ((args.a, front, first), (args.b, other, second)))
-    elif front and other and not args.config_file:
+    elif front and other and not (args.config_file or args.dataset):
         _check_same_data((front, name), (other, of_b))
     files = [first, second]
     if args.json and overwritten([args.json], filter(None, [*files, args.annotations])):

@@ -266,7 +266,7 @@ def say_next(front: Front) -> None:
         return
     config, best, final = (os.path.join(front.settings.OUTPUT_DIR, name) for name in ("config.yaml", "model_best.pth", "model_final.pth"))
     weights = best if os.path.isfile(best) else final
-    words = f"--config-file {shlex.quote(config)} --input IMAGES --output found MODEL.WEIGHTS {shlex.quote(weights)}"
+    words = f"--config-file {shlex.quote(config)} --input IMAGES --output found {front.override('MODEL.WEIGHTS', shlex.quote(weights))}"
     logging.getLogger("backbones").info(f"next, draw what it finds in your images: {program('demo')} {words}")
 
 
