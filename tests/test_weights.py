@@ -424,6 +424,7 @@ def test_images_set_by_hand_are_kept_and_compared(how, tmp_path):
         GatedCheckpointer(front.build_model()).load(path, checkpointables=[])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["COCO-Detection/fcos_R_50_FPN_1x.py", "Misc/semantic_R_50_FPN_1x.yaml"])
 def test_models_that_do_not_state_their_order_of_channels(config, tmp_path):
     """Which their checkpoints state all the same, as the config, or in a Python config the mapper, does; older ones state none, and load."""
@@ -617,6 +618,7 @@ def test_the_users_own_file_of_a_networks_name_is_named(tmp_path, monkeypatch):
     assert front.settings.MODEL.WEIGHTS == path and images_of(front) == RGB
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", ["COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", "COCO-Detection/retinanet_R_50_FPN_1x.py"])
 def test_an_accepted_licence_serves_another_backbone(config):
     """Whose weights are then as those of any other; without it the network begins from scratch."""
