@@ -60,6 +60,8 @@ def test_steps(calls, tmp_path, monkeypatch, capsys):
         assert command[-2:] == OPTS and value(command, "--seed" if "search-paths" in command else "SEED") == "3"
     starts = [os.path.basename(os.path.dirname(value(c, "MODEL.WEIGHTS"))) if "MODEL.WEIGHTS" in c else "" for c in calls.found]
     assert starts == ["", "supernet", "supernet"]
+    if (cores := os.cpu_count()) > 1 and value(calls.found[1], "MODEL.DEVICE") == "cpu":
+        assert value(calls.found[1], "--num-gpus") == str(min(cores, 4))
     assert value(calls.found[2], "MODEL.SHUFFLENETV2.SUBNET") == str(tmp_path / "d" / "search" / "best_subnet.yaml")
     rows = [row for row in rank_correlation.compared(tables.path("one_shot.json")) if row["config"] == search_demo.SUBNET]
     said = capsys.readouterr().out

@@ -1,5 +1,6 @@
 """What goes on around training, part by part: data order, averages, best values, losses and pictures of the test data, trackers."""
 
+import importlib
 import io
 import itertools
 import logging
@@ -7,6 +8,7 @@ import math
 import sys
 import types
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -401,3 +403,18 @@ def test_losses_of_the_test_data_are_of_the_weights_that_are_evaluated():
         draw=None,
     )
     assert fit._evaluate() == {"bbox/AP": 1.0, "validation/total_loss": 2.0} and seen == ["averaged"] * 2
+
+
+@pytest.mark.parametrize("stated, threads", [(None, [3]), ("2", [])])
+def test_processes_share_the_cores(stated, threads, monkeypatch):
+    """Unless the user says how many threads each has."""
+    launch, seen = importlib.import_module("backbones.engine.launch"), []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 6)
+    monkeypatch.setattr(torch, "set_num_threads", seen.append)
+    monkeypatch.setattr(launch.comm, "get_local_size", lambda: 2)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if stated:
+        monkeypatch.setenv("OMP_NUM_THREADS", stated)
+    launch._begin(lambda args, prepared: seen.append(prepared), None, cloudpickle.dumps("prepared"))
+    assert seen == [*threads, "prepared"]

@@ -109,6 +109,8 @@ def launch(main: Callable, args: argparse.Namespace, device: str, prepare: Calla
 
 def _begin(main: Callable, args: argparse.Namespace, packed: bytes) -> None:
     hush()
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:  # threads that wait for cores keep them busy
+        torch.set_num_threads(max(torch.get_num_threads() // comm.get_local_size(), 1))
     main(args, cloudpickle.loads(packed))
 
 

@@ -42,7 +42,10 @@ def steps(args: argparse.Namespace, device: str) -> Iterator[tuple[str, list[str
     found, supernet = (os.path.join(args.output, *names) for names in (("search", "best_subnet.yaml"), ("supernet", "model_final.pth")))
     weights = ["MODEL.WEIGHTS", supernet]
     yield training("the supernet", "supernet", SUPERNET, [])
-    yield step("the search", "search", ["backbones", "search-paths", "--resume", "--seed", str(args.seed)], SUPERNET, weights)
+    search = ["backbones", "search-paths", "--resume", "--seed", str(args.seed)]
+    if device == "cpu" and (cores := min(os.cpu_count() or 1, 4)) > 1:
+        search += ["--num-gpus", str(cores)]  # processes, of which each evaluates its own paths: the result is the same
+    yield step("the search", "search", search, SUPERNET, weights)
     if args.proof:
         verb = ["backbones.search.rank_correlation", "--subnet", found, "--train", SUBNET, "--inherit"]
         verb += ["--paths", str(args.proof), "--seed", str(args.seed), "--json", args.json]
