@@ -69,14 +69,19 @@ def reliability(found: Mapping[str, Mapping[int, float]], seeds: tuple[int, int]
 
 def means(found: Mapping[str, Mapping[int, float]], names: Iterable[str]) -> dict[str, float]:
     """The mean of each network over the seeds that all of them have, as seeds differ in their level; empty if there is no such seed."""
-    chosen = {name: found[name] for name in names}
-    seeds = set.intersection(*map(set, chosen.values())) if chosen else set()
-    return {name: float(np.mean([by_seed[seed] for seed in seeds])) for name, by_seed in chosen.items()} if seeds else {}
+    names = list(names)
+    seeds = _common(found, names)
+    return {name: float(np.mean([found[name][seed] for seed in seeds])) for name in names} if seeds else {}
+
+
+def _common(found: Mapping[str, Mapping[int, float]], names: Sequence[str]) -> set[int]:
+    """The seeds that all of these networks have."""
+    return set.intersection(*(set(found[name]) for name in names)) if names else set()
 
 
 def _levels(found: Mapping[str, Mapping[int, float]], random: Sequence[str]) -> tuple[set[int], dict[str, float]]:
     """The seeds that all ``random`` networks have, and the mean of every network over these; over its own if it has none of them."""
-    common = set.intersection(*(set(found[name]) for name in random)) if random else set()
+    common = _common(found, random)
     own = {name: [value for seed, value in by_seed.items() if seed in common] or [*by_seed.values()] for name, by_seed in found.items()}
     return common, {name: float(np.mean(values)) for name, values in own.items()}
 
