@@ -736,7 +736,7 @@ def test_latency_keeps_the_sizes_of_objects_in_training(part, allowed, monkeypat
     monkeypatch.setattr(made, "_use", lambda *about: None)
     if allowed == 0.01:
         monkeypatch.setattr(rules, "least_size", lambda facts: 96.0)
-    made._shrink("RegNetX-400MF", None, "")
+    made._shrink("RegNetX-400MF", None, "", made._slowness("RegNetX-400MF", ""))
     crop, size = made.cfg.INPUT.CROP, made.cfg.INPUT.MIN_SIZE_TEST
     assert size < 640 and size**2 <= 1e6 * allowed
     seen = crop.SIZE[0] if crop.ENABLED else 1.0

@@ -158,12 +158,14 @@ class Design:
         cost = costs([name for name, _, _ in networks])
         cheapest = min(networks, key=lambda row: cost[row[0]])
         self._images(cheapest[0])
+        slowness = {}
         for name, ap, address in self._affordable(networks, cheapest, cost):
-            if self._slowness(name, address) <= 1:
+            slowness[name] = self._slowness(name, address)
+            if slowness[name] <= 1:
                 self.times = cost[name] / cost[cheapest[0]]
                 self._use(name, address, self._why(ap))
                 return
-        self._shrink(*cheapest)
+        self._shrink(*cheapest, slowness[cheapest[0]])
 
     def _why(self, ap: float | None) -> str:
         if self.pretrained:
@@ -182,11 +184,10 @@ class Design:
             self.say(f"{name}: {1000 * seconds:.0f} ms for an image of {size} pixels, more than the allowed {1000 * self.args.latency:.0f}")
         return seconds / self.args.latency
 
-    def _shrink(self, name: str, ap: float | None, address: str) -> None:
+    def _shrink(self, name: str, ap: float | None, address: str, slowness: float) -> None:
         """The fastest network, at an image size for which it is within the latency. Raises UserError if there is none."""
         size = wanted = self.cfg.INPUT.MIN_SIZE_TEST
         least, asked = rules.round_to(rules.least_size(self.facts)), f"--latency {1000 * self.args.latency:.0f}ms"
-        slowness = self._slowness(name, address)
         while slowness > 1 and size > least:  # time is roughly proportional to the pixels
             size = max(min(size - 32, rules.round_to(size / math.sqrt(slowness))), least)
             part = min(max(self.view.part, round(160 / size, 2)), 1.0) if self.view.part < 1 else 1.0
