@@ -97,8 +97,12 @@ def test_resume(trained, tiny, tmp_path):
     assert done.returncode == 2 and "raise SOLVER.MAX_ITER" in done.stderr.splitlines()[-1]
     jump = command(*arguments, "SOLVER.MAX_ITER", 6)  # the rate follows a cosine, which a longer run stretches
     assert jump.returncode == 2 and "the learning rate would jump" in jump.stderr.splitlines()[-1]
-    log = succeed("--new-schedule", *arguments, "SOLVER.MAX_ITER", 6)
+    log = succeed("--new-schedule", *arguments, "SOLVER.MAX_ITER", 6, "TEST.BEST_METRIC", "auto")
     assert "Starting training from iteration 4" in log and last_metrics(output)["iteration"] == 6
+    more = ["SOLVER.MAX_ITER", 7, "TEST.BEST_METRIC", "auto", "DATASETS.TEST", "('tiny_train',)"]
+    assert log.count("best so far: model_best.pth") == 1 and "other test data" not in log
+    log = succeed("--new-schedule", *arguments, *more)
+    assert log.count("is of other test data: the best value counts from here") == 1 and log.count("best so far: model_best.pth") == 1
 
 
 @pytest.mark.parametrize("torchrun", [0, 2], ids=["num-gpus", "torchrun"])

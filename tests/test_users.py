@@ -14,6 +14,7 @@ from backbones import UserError
 from backbones.data import formats
 from backbones.engine import open_config
 from backbones.engine.hooks import Evaluation, KeepBest
+from backbones.engine.resume import Run
 from backbones.errors import counted
 from backbones.tools import demo, errors, recipe, visualize
 
@@ -137,6 +138,31 @@ def test_a_loss_is_better_if_it_is_lower(caplog):
     seen("bbox/AP", [60.0, 50.0, 55.0, 55.0], state)
     assert saved == [{"bbox/AP": 30.0}, {"bbox/AP": 40.0}] and ended == ["bbox/AP"]
     assert sum("the best validation/total_loss so far, 1.0000, says nothing about bbox/AP" in line for line in caplog.messages) == 1
+
+
+@pytest.mark.parametrize(
+    "key, value, others",
+    [
+        ("SOLVER.MAX_ITER", 9, False),
+        ("DATASETS.TEST", ["b"], True),
+        ("DATASETS.HOLD_OUT", [["a", 0.3]], True),
+        ("DATASETS.REGISTER", [["a", "moved/a.json", "moved/images"], ["b", "new/other.json", "images"]], False),
+        ("DATASETS.REGISTER", [["a", "data/new.json", "data/images"]], True),
+    ],
+)
+def test_a_resumed_run_knows_other_test_data(key, value, others):
+    """By their names and files; a folder may have another name now."""
+
+    def run(**changed):
+        register = [["a", "data/a.json", "data/images"], ["b", "data/b.json", "data/images"]]
+        data = {"TEST": ["a_held_out"], "HOLD_OUT": [["a", 0.2]], "REGISTER": register}
+        config = {**{f"DATASETS.{name}": entry for name, entry in data.items()}, "SOLVER.MAX_ITER": 8, **changed}
+        return Run(SimpleNamespace(config=config, name=str, seed=1, batch=2, accumulate=1, dataset=None, loader=[], output_dir="run"))
+
+    resumed = run(**{key: value})
+    resumed.load_state_dict(run().state_dict())
+    resumed.go_on(3)
+    assert resumed.tests_others is others
 
 
 @pytest.mark.parametrize("other, words", [("Cup ", "'Cup ' (1, there spelt 'cup')"), ("fork", "'fork' (1)")])

@@ -138,6 +138,9 @@ class Fit(TrainerBase):
                 key=key,
             )
         self._trainer.seed = self.run.go_on(self.start_iter)
+        for hook in self._hooks if self.run.tests_others else ():
+            if isinstance(hook, KeepBest):
+                hook.forget("is of other test data")
         if resume:
             for group, own in zip(self.optimizer.param_groups, fresh):  # how the step is made is the config's to say
                 group.update({key: own[key] for key in ("fused", "foreach", "nesterov") if key in own})

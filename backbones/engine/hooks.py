@@ -136,6 +136,12 @@ class KeepBest(HookBase):
         self.name = ""  # of the metric whose best value it is
         self.looked: Evaluation | None = None
 
+    def forget(self, why: str) -> None:
+        """The next value will be the best so far."""
+        if self.best_iteration >= 0:
+            logging.getLogger(__name__).warning(f"the best {self.name} so far, {self.best:.4f}, {why}: the best value counts from here")
+        self.best_iteration, self.without = -1, 0
+
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best, "best_iteration": self.best_iteration, "without": self.without, "name": self.name}
 
@@ -173,8 +179,7 @@ class KeepBest(HookBase):
     def _compare(self, name: str, value: float, iteration: int) -> bool:
         logger = logging.getLogger(__name__)
         if self.name and self.name != name:
-            logger.warning(f"the best {self.name} so far, {self.best:.4f}, says nothing about {name}: its best value counts from here")
-            self.best_iteration = -1
+            self.forget(f"says nothing about {name}")
         if math.isfinite(value) if self.best_iteration < 0 else is_better(name, value, self.best):
             self.best, self.best_iteration, self.without, self.name = value, iteration, 0, name
             # a run resumes from its last checkpoint, not its best

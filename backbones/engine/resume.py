@@ -5,7 +5,7 @@ import glob
 import logging
 import os
 import shutil
-from typing import IO, Any, Iterator
+from typing import IO, Any, Callable, Iterator
 
 import torch
 import yaml
@@ -14,6 +14,7 @@ from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 
 from ..config import KEYS, first_difference, flat
+from ..data.holdout import HELD_OUT, KEPT
 from ..data.loader import TrainLoader
 from ..errors import UserError, counted, first_of
 from ..files import overwritten
@@ -50,6 +51,7 @@ class Run:
         self.loaded: dict[str, Any] | None = None
         self.tracked: dict[str, str] = {}  # ids of the runs at trackers
         self.start = (0, 0)  # an iteration, and how many batches came before it
+        self.tests_others = False  # whether the resumed run had other test data
 
     def state_dict(self) -> dict[str, Any]:
         return {
@@ -105,6 +107,7 @@ class Run:
                 f"the first difference is {was!r}, now {is_now!r}. Start a new run in another folder from this run's weights"
             )
         old, new = flat(yaml.safe_load(loaded["config"])), flat(self.job.config)
+        self.tests_others = _tested(old, self.job.name) != _tested(new, self.job.name)
         groups = (*_FREE_GROUPS, *_FREE_IN_PYTHON)
         free = {self.job.name(key) for key in (*_FREE, *(row.name for row in KEYS if row.name.startswith(_FREE_GROUPS)), "TEST.EVAL_PERIOD")}
         changed = [
@@ -117,6 +120,15 @@ class Run:
             kept = any(change.startswith(of_groups) for change in changed)
             stay = ". Learning rate, weight decay and momentum stay those of the checkpoint unless you add --new-schedule"
             logging.getLogger(__name__).warning(f"--resume: the config has changed: {first_of(changed, between='; ')}{stay if kept else ''}")
+
+
+def _tested(config: dict[str, Any], name: Callable[[str], str]) -> tuple[Any, ...]:
+    """The test data as a flat config states them, without the folders of their files: these may have moved."""
+    tests, held_out, register = (config.get(name(key)) or [] for key in ("DATASETS.TEST", "DATASETS.HOLD_OUT", "DATASETS.REGISTER"))
+    names = [tests] if isinstance(tests, str) else list(tests)
+    used = {each.removesuffix(HELD_OUT).removesuffix(KEPT) for each in names}
+    files = [[os.path.basename(str(part)) for part in row] for row in register if row[0] in used]
+    return names, [list(row) for row in held_out if row[0] in used], files
 
 
 def keep_schedule(optimizer: torch.optim.Optimizer, scheduler: Any, iteration: int, fresh: list[dict[str, Any]] | None) -> None:
