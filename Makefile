@@ -7,7 +7,7 @@
 # make resume-proof compares a run killed at 20 random moments with an undisturbed one (about 4 minutes)
 # make fuzz         feeds tens of thousands of damaged files to every reader (half an hour)
 # make benchmark    trains every config of configs/quickstart and records the results for model_zoo.md (half an hour on 2 cores)
-# make search-demo  DetNAS on crowded digits: supernet, search, training of the found network (about 20 minutes on 2 cores)
+# make search-demo  DetNAS on crowded digits: supernet, search, training of the found network (15 to 20 minutes on 2 cores)
 # make search-proof the same with five seeds: each found network against random ones of its cost (2.5 hours on 2 cores)
 # make study        trains many networks alike: what predicts AP, do searches find better ones? (days on 2 cores; continues where it stopped)
 # make recipes      compares `backbones recipe` with recipes by hand on four small data sets (hours on one core)

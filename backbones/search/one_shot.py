@@ -139,7 +139,8 @@ def search(args: argparse.Namespace, front: Front) -> None:
     print("a path takes " + ", ".join(f"{seconds:.2f} s {name}" for name, seconds in parts.items()) + " (medians)")
     detector, weights = (os.path.join(cfg.OUTPUT_DIR, name) for name in ("detector.yaml", "best_subnet.pth"))
     print(f"evaluate it with the supernet's weights: backbones train --config-file {detector} --eval-only MODEL.WEIGHTS {weights}")
-    print(f"train it by itself: backbones train --config-file {detector}, with MODEL.WEIGHTS of step 4, best_subnet.yaml as a classifier")
+    print(f"train it from these weights: backbones train --config-file {detector} MODEL.WEIGHTS {weights}")
+    print("DetNAS trains it as a classifier first: steps 4 and 5 of docs/search.md")
 
 
 def best_of(cfg: CfgNode, table: CostTable, archive: Sequence[Evaluated]) -> Evaluated:
