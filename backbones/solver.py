@@ -33,8 +33,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         _scale_offsets(optimizer, model, cfg.SOLVER.OFFSET_LR_FACTOR)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     if cfg.SOLVER.get("FUSED", False):
-        for group in optimizer.param_groups:
-            group["fused"] = True
+        _fuse(optimizer, parameters)
 
     def clip_all(*_) -> None:  # before each step: with AMP, the gradients are unscaled by then
         nn.utils.clip_grad_norm_(parameters, clip.CLIP_VALUE, clip.NORM_TYPE)
@@ -42,6 +41,25 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if together:
         optimizer.register_step_pre_hook(clip_all)
     return optimizer
+
+
+def _fuse(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
+    """Makes each step one kernel, where this torch has one for the device; elsewhere the log says why not."""
+    try:
+        torch.optim.SGD(parameters, lr=0.0, fused=True)
+    except RuntimeError as error:
+        logging.getLogger(__name__).warning(f"SOLVER.FUSED True has no effect: {error}")
+        return
+    for group in optimizer.param_groups:
+        group["fused"], group["foreach"] = True, False  # torch prefers the latter
+
+    def begin_momentum(*_) -> None:  # the kernel needs all of it or none, but each path of a supernet has other gradients
+        for group in optimizer.param_groups:
+            for parameter in group["params"] if group["momentum"] else ():
+                if parameter.grad is not None and optimizer.state[parameter].get("momentum_buffer") is None:
+                    optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+
+    optimizer.register_step_pre_hook(begin_momentum)
 
 
 def _scale_offsets(optimizer: torch.optim.Optimizer, model: nn.Module, factor: float) -> None:

@@ -41,22 +41,47 @@ def test_detectron2s_own_clip_each_parameter():
     torch.testing.assert_close(step(None, 1.0, 1.0), torch.tensor([3.0, 4.0, 12.0]))
 
 
-def test_fused():
-    """To 1e-6: the kernel multiplies and adds in one operation."""
-    results = []
+def test_fused(monkeypatch):
+    """To 1e-6: the kernel multiplies and adds in one operation. A parameter may get its first gradient later, as in a supernet."""
+    results, calls, kernel = [], [], torch._fused_sgd_
+    monkeypatch.setattr(torch, "_fused_sgd_", lambda *args, **more: (calls.append(len(args[0])), kernel(*args, **more)))
     for fused in (False, True):
         torch.manual_seed(0)
         cfg = zoo.get_config("faster_rcnn_V_39_FPN_3x.yaml")
         cfg.SOLVER.FUSED = fused
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
         optimizer = build_optimizer(cfg, model)
-        for _ in range(3):
+        for i in range(3):
             optimizer.zero_grad()
             model(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))).square().mean().backward()
+            if i == 0:
+                model[1].weight.grad = None
             optimizer.step()
         results.append(model.state_dict())
-        assert all(group["fused"] == (fused or None) for group in optimizer.param_groups)
+        assert sum(calls) == (11 if fused and on_cpu() else 0)
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+
+
+def test_fused_where_torch_has_no_kernel(monkeypatch, caplog):
+    def refuse(*args, fused=None, **more):
+        if fused:
+            raise RuntimeError("no kernel for this device")
+        return sgd(*args, **more)
+
+    sgd = torch.optim.SGD
+    monkeypatch.setattr(torch.optim, "SGD", refuse)
+    cfg = zoo.get_config("faster_rcnn_V_39_FPN_3x.yaml")
+    cfg.SOLVER.FUSED = True
+    groups = build_optimizer(cfg, nn.Conv2d(3, 4, 3)).param_groups
+    assert not any(group["fused"] for group in groups) and caplog.messages == ["SOLVER.FUSED True has no effect: no kernel for this device"]
+
+
+def on_cpu():
+    """Whether this torch has the kernel for CPUs, as 2.4 and newer do."""
+    try:
+        return bool(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0, fused=True))
+    except RuntimeError:
+        return False
 
 
 @pytest.mark.parametrize("node, builder", [("VOVNET", "build_vovnet_fpn_backbone"), ("RESNETS", "build_resnet_fpn_backbone")])
