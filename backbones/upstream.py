@@ -29,6 +29,19 @@ turned = detection_utils._apply_exif_orientation
 onednn_linear: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
+def set_normalizer_rule(detector: Any, rule: Callable[[float], float] | None) -> None:
+    """Makes ``rule`` of a batch's positive anchors what a dense detector of detectron2 divides its losses by; None: its running mean again."""
+    if rule is None:
+        del detector._ema_update
+        return
+
+    def update(name: str, value: float, initial_value: float, momentum: float = 0.9) -> float:
+        setattr(detector, name, rule(value))
+        return getattr(detector, name)
+
+    detector._ema_update = update
+
+
 def seeded(sampler: Any, seed: int) -> Sampler:
     """A training sampler with another seed. detectron2 sets a random one when it makes the sampler, and offers no way to change it."""
     if isinstance(sampler, samplers.RandomSubsetTrainingSampler):

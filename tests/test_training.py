@@ -21,6 +21,7 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
 from torch import nn
+from torchvision.ops import StochasticDepth
 
 from backbones import zoo
 from backbones.config import merge_overrides
@@ -30,6 +31,7 @@ from backbones.engine import Trainer, YamlFront, hooks, tracking
 from backbones.engine.fit import Fit
 from backbones.engine.pictures import draw_predictions
 from backbones.engine.step import Steps, moving_values, set_moving_values
+from backbones.upstream import RunningNorm
 
 CONFIG = "quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml"
 
@@ -179,8 +181,22 @@ def test_losses_of_the_test_data():
     assert losses[0]["loss_rpn_loc"] == pytest.approx(np.mean(alone), rel=0.5)  # other proposals are sampled
 
 
+def test_test_losses_drop_nothing():
+    """Stochastic depth has no base class by which to know it."""
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.drop, self.dropout = StochasticDepth(0.9, "row"), nn.Dropout(0.9)
+
+        def forward(self, batch):
+            return {"loss": self.dropout(self.drop(torch.ones(4, 1))).sum()}
+
+    assert hooks.validation_losses(Model(), [{}, {}], lambda record: record, 0)["loss"] == 4.0
+
+
 def test_normalizers_of_dense_detectors():
-    """Those of other heads are constants of the config. A loss of test data depends on its own image, and moves nothing."""
+    """Those of other heads are constants of the config. Losses of test data are those of one batch, and move nothing."""
     keypoints = Trainer.build_model(config(path="digits/keypoint_rcnn_digits.yaml"))
     assert moving_values(keypoints) == {}
     register_digits()
@@ -191,9 +207,16 @@ def test_normalizers_of_dense_detectors():
     records, mapper = DatasetCatalog.get("digits_val")[:2], YamlFront(cfg).mapper(False, annotated=True)
     alone = [hooks.validation_losses(model, [record], mapper, 0) for record in records]
     together = hooks.validation_losses(model, records[::-1], mapper, 0)
-    for name, value in together.items():
-        assert value == pytest.approx((alone[0][name] + alone[1][name]) / 2, rel=1e-5), name
     assert moving_values(model) == {"": 9.0} and alone[0] != alone[1]
+    for module in model.modules():
+        module.training = not isinstance(module, RunningNorm)
+    with EventStorage() as storage, torch.no_grad():
+        losses = model([mapper(record) for record in records])  # as in training: 0.9 of 9.0, and 0.1 of the positive anchors
+        positive = 2 * storage.latest()["num_pos_anchors"][0]
+    assert moving_values(model) == {"": pytest.approx(8.1 + 0.1 * positive)}
+    for name, value in losses.items():
+        assert together[name] == pytest.approx(float(value) * (8.1 + 0.1 * positive) / positive, rel=1e-4), name
+    assert together["total_loss"] == pytest.approx(sum(together[name] for name in losses))
     set_moving_values(model, {})
     assert moving_values(model) == {}
 

@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import os
+import re
 import sys
 from typing import Any, Callable, Sequence
 
@@ -23,7 +24,7 @@ from ..data.loader import Examples, TrainLoader, begin_worker, seed_random_numbe
 from ..errors import counted
 from ..evaluation.figures import headline, is_better
 from ..shufflenetv2 import ShuffleNetV2Supernet, supernets
-from .step import moving_values, set_moving_values
+from .step import moving_values, own_normalizers, set_moving_values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -281,15 +282,16 @@ class SamplePath(HookBase):
 def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers: int, skip: bool | None = None) -> dict[str, float]:
     """The mean of each loss over ``records``, shared among processes, with norms and dropout as in evaluation. No weight changes.
 
+    Losses of detectron2's dense detectors are sums over images, divided by the positive anchors of all.
     Heads sample proposals with the same random numbers for an image every time. ``skip``: leave out images that cannot be read.
     """
-    modes, values = [(module, module.training) for module in model.modules()], moving_values(model)
+    modes = [(module, module.training) for module in model.modules()]
     model.train()
     for module in model.modules():
-        if isinstance(module, (upstream.RunningNorm, upstream.Dropout)):
+        if isinstance(module, (upstream.RunningNorm, upstream.Dropout)) or _drops_paths(module):
             module.eval()
     sums: dict[str, float] = {}
-    count = 0
+    count = 0.0
     world = comm.get_world_size()
     # every process needs as many, since some losses wait for each other; repeated images do not count
     mine = range(comm.get_rank(), -(-len(records) // world) * world, world)
@@ -297,26 +299,31 @@ def validation_losses(model: nn.Module, records: Any, mapper: Callable, workers:
     options: dict[str, Any] = dict(num_workers=workers, collate_fn=share, worker_init_fn=begin_worker)
     loader = DataLoader(Examples(records, mapper, skip), batch_size=1, sampler=order, **options)
     try:
-        with torch.no_grad(), EventStorage():
+        # the losses of an image depend on no other image, for any number of processes
+        with torch.no_grad(), EventStorage(), own_normalizers(model) as normalizer:
             for number, batch in zip(mine, loader):
                 seed_random_numbers(number)
-                set_moving_values(model, values)  # so that the losses of an image depend on no other image, for any number of processes
                 losses = model(batch)
                 if number < len(records) and "unreadable" not in batch[0]:  # else a different image came in its place
+                    weight = normalizer()
                     for name, value in losses.items():
-                        sums[name] = sums.get(name, 0.0) + float(value)
-                    count += 1
+                        sums[name] = sums.get(name, 0.0) + weight * float(value)
+                    count += weight
     finally:
         for module, mode in modes:
             module.training = mode
-        set_moving_values(model, values)
     gathered = comm.gather((sums, count))
     if not comm.is_main_process():
         return {}
     total = sum(n for _, n in gathered)
     names = sorted({name for each, _ in gathered for name in each})
-    result = {name: sum(each.get(name, 0.0) for each, _ in gathered) / max(total, 1) for name in names}
+    result = {name: sum(each.get(name, 0.0) for each, _ in gathered) / max(total, 1.0) for name in names}
     return {"total_loss": sum(result.values()), **result}
+
+
+def _drops_paths(module: nn.Module) -> bool:
+    """Whether it is timm's DropPath, torchvision's StochasticDepth or the like, which have no base class."""
+    return re.search("Drop|StochasticDepth", type(module).__name__) is not None and next(module.parameters(), None) is None
 
 
 class Progress(HookBase):

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import time
 from collections import Counter
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Iterator
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from .. import upstream
 from ..data.loader import seed_random_numbers
 from ..errors import UserError, counted, either, one_line
 from ..lean import can_keep_less
@@ -55,6 +56,23 @@ def set_moving_values(model: nn.Module, values: dict[str, Any]) -> None:
             module.loss_normalizer = values[name]
         elif hasattr(module, "loss_normalizer"):
             del module.loss_normalizer
+
+
+@contextlib.contextmanager
+def own_normalizers(model: nn.Module) -> Iterator[Callable[[], float]]:
+    """Inside, dense detectors of detectron2 divide losses by their batch's positive anchors, not by a running mean of them.
+
+    Yields what returns that number for the last batch, 1 for other models. Afterwards the running means are as before.
+    """
+    detectors, before = list(_dense(model).values()), moving_values(model)
+    for detector in detectors:
+        upstream.set_normalizer_rule(detector, float)
+    try:
+        yield lambda: next((detector.loss_normalizer for detector in detectors if hasattr(detector, "loss_normalizer")), 1.0)
+    finally:
+        for detector in detectors:
+            upstream.set_normalizer_rule(detector, None)
+        set_moving_values(model, before)
 
 
 class Steps(SimpleTrainer):
