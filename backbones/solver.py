@@ -74,20 +74,21 @@ def _scale_offsets(optimizer: torch.optim.Optimizer, model: nn.Module, factor: f
     optimizer.param_groups = [group for group in optimizer.param_groups if group["params"]]
 
 
-def scale_learning_rate(cfg: CfgNode, name: Callable[[str], str] = str) -> CfgNode:
+def scale_learning_rate(cfg: CfgNode, name: Callable[[str], str] = str, base: float | None = None) -> CfgNode:
     """Scales BASE_LR in proportion to the batch, if ``SOLVER.REFERENCE_BATCH`` says which batch it is for, and logs it.
 
-    ``name`` gives the user's name for a key.
+    ``name`` gives the user's name for a key. ``base``: BASE_LR as it was before detectron2 scaled it by ``SOLVER.REFERENCE_WORLD_SIZE``.
     """
     solver = cfg.SOLVER
-    if solver.REFERENCE_BATCH in (0, solver.IMS_PER_BATCH):
+    base = solver.BASE_LR if base is None else base
+    if not solver.REFERENCE_BATCH or (solver.REFERENCE_BATCH == solver.IMS_PER_BATCH and base == solver.BASE_LR):
         return cfg
     scaled = cfg.clone()
     scaled.defrost()
-    scaled.SOLVER.BASE_LR = solver.BASE_LR * solver.IMS_PER_BATCH / solver.REFERENCE_BATCH
+    scaled.SOLVER.BASE_LR = base * solver.IMS_PER_BATCH / solver.REFERENCE_BATCH
     scaled.SOLVER.REFERENCE_BATCH = 0
     logging.getLogger(__name__).info(
-        f"{name('SOLVER.BASE_LR')} {solver.BASE_LR:g} is for {solver.REFERENCE_BATCH} images per iteration: "
+        f"{name('SOLVER.BASE_LR')} {base:g} is for {solver.REFERENCE_BATCH} images per iteration: "
         f"with {solver.IMS_PER_BATCH}, {scaled.SOLVER.BASE_LR:g} is used"
     )
     if cfg.is_frozen():

@@ -7,7 +7,8 @@ from detectron2.modeling import build_backbone
 from torch import nn
 
 from backbones import zoo
-from backbones.solver import build_lr_scheduler, build_optimizer
+from backbones.engine import Trainer
+from backbones.solver import build_lr_scheduler, build_optimizer, scale_learning_rate
 
 
 def step(clip_type, value, scale):
@@ -82,6 +83,16 @@ def on_cpu():
         return bool(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0, fused=True))
     except RuntimeError:
         return False
+
+
+@pytest.mark.parametrize("world, reference, rate", [(2, 16, 0.01), (2, 8, 0.02), (2, 0, 0.01), (0, 8, 0.04)])
+def test_the_batch_that_the_rate_is_for(world, reference, rate):
+    """Also where detectron2 scales batch and rate by the number of processes, here one."""
+    cfg = zoo.get_config("faster_rcnn_V_39_FPN_3x.yaml")
+    cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.BASE_LR, cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.REFERENCE_BATCH = 16, 0.02, world, reference
+    scaled = scale_learning_rate(Trainer.auto_scale_workers(cfg, 1), base=cfg.SOLVER.BASE_LR)
+    assert (scaled.SOLVER.IMS_PER_BATCH, scaled.SOLVER.BASE_LR) == (8 if world else 16, pytest.approx(rate))
+    assert scale_learning_rate(scaled).SOLVER.BASE_LR == scaled.SOLVER.BASE_LR  # once
 
 
 @pytest.mark.parametrize("node, builder", [("VOVNET", "build_vovnet_fpn_backbone"), ("RESNETS", "build_resnet_fpn_backbone")])

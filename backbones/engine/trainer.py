@@ -57,7 +57,7 @@ class Trainer(Fit, DefaultTrainer):
             front = YamlFront(cfg.clone())
             front.follow_weights()
             cfg = front.cfg
-        cfg = scale_learning_rate(self.auto_scale_workers(cfg, comm.get_world_size()))
+        cfg = scale_learning_rate(self.auto_scale_workers(cfg, comm.get_world_size()), base=cfg.SOLVER.BASE_LR)
         self.cfg = cfg
         super().__init__(YamlFront(cfg, trainer=type(self)).job(), allow_partial_weights)
 
