@@ -42,11 +42,14 @@ def set_normalizer_rule(detector: Any, rule: Callable[[float], float] | None) ->
     detector._ema_update = update
 
 
-def seeded(sampler: Any, seed: int) -> Sampler:
-    """A training sampler with another seed. detectron2 sets a random one when it makes the sampler, and offers no way to change it."""
+def seeded(sampler: Any, seed: int, run: int) -> Sampler:
+    """A training sampler with another seed; a random subset is that of the seed ``run``.
+
+    detectron2 sets random seeds when it makes the sampler, and offers no way to change them.
+    """
     if isinstance(sampler, samplers.RandomSubsetTrainingSampler):
         ratio = (len(sampler._indexes_subset) + 0.5) / sampler._size  # which is cut to a whole number of images
-        return samplers.RandomSubsetTrainingSampler(sampler._size, min(ratio, 1.0), seed_shuffle=seed, seed_subset=seed)
+        return samplers.RandomSubsetTrainingSampler(sampler._size, min(ratio, 1.0), seed_shuffle=seed, seed_subset=run)
     sampler._seed = seed
     return sampler
 

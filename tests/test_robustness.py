@@ -30,7 +30,7 @@ from PIL import Image
 
 import train_net
 from backbones import zoo
-from backbones.engine import Trainer, step
+from backbones.engine import Trainer, step, trainer
 from backbones.engine.launch import _meet
 from backbones.tools import train
 
@@ -569,6 +569,20 @@ def test_signals(number, code, during, run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, *args: (evaluated.append(1), test(*args))[1]))
     trained(run(data, *options, flags=[*data.flags("val"), "--resume"]), tmp_path)
     assert len(evaluated) == 3  # the one that was missed, too
+
+
+def test_a_signal_in_the_last_evaluation(run, data, tmp_path, monkeypatch):
+    """With augmented images, once the plain one is done: what is said there, that --resume continues, is so."""
+    evaluated, draw = [], trainer.augmented
+    monkeypatch.setattr(trainer, "augmented", lambda *args: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(30), draw(*args))[2])
+    options = ["SOLVER.MAX_ITER", 2, "DATASETS.TEST", "('own_val',)", "TEST.AUG.ENABLED", "True", "TEST.AUG.MIN_SIZES", "(64,)"]
+    assert run(data, *options, flags=data.flags("val"))[0] == 143
+    monkeypatch.setattr(trainer, "augmented", lambda *args: (evaluated.append(1), draw(*args))[1])
+    trained(run(data, *options, flags=[*data.flags("val"), "--resume"]), tmp_path)
+    assert evaluated == [1]
+    with open(tmp_path / "run" / "metrics.json") as f:
+        assert any("bbox_TTA/AP" in json.loads(line) for line in f)
+    refused(run(data, *options, flags=[*data.flags("val"), "--resume"]), "has done 2 iterations")
 
 
 # the folder

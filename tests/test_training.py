@@ -83,6 +83,12 @@ def test_a_subset_is_drawn_by_the_run():
         part.go_to(5, 0)
         chosen.append({index for batch in first(part, 9) for index, _ in batch})
     assert chosen[0] == chosen[1] and len(chosen[0]) == 3
+    part = loader(sampler=RandomSubsetTrainingSampler(7, 3 / 7))
+    orders = []
+    for other in (0, 1, 2):  # as for the statistics of norms
+        part.go_to(5, 0, other)
+        orders.append([index for batch in first(part, 9) for index, _ in batch])
+    assert all(set(order) == chosen[0] for order in orders) and orders[0] != orders[1] != orders[2]
 
 
 def test_batches_are_of_one_kind():

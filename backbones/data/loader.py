@@ -193,10 +193,10 @@ class TrainLoader:
         self.dataset, self.workers = examples, workers
         self.batches = Batches(sampler, size, len(examples), wide)
 
-    def go_to(self, seed: int, batch: int) -> None:
-        """Starts at batch number ``batch`` of the run with this ``seed``."""
-        self.dataset.seed = seed
-        self.batches.sampler = upstream.seeded(self.batches.sampler, seed)
+    def go_to(self, seed: int, batch: int, other: int = 0) -> None:
+        """Starts at batch number ``batch`` of the run with this ``seed``, or of one in ``other`` order."""
+        self.dataset.seed = seed + other
+        self.batches.sampler = upstream.seeded(self.batches.sampler, seed + other, seed)
         self.batches.start = batch
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:

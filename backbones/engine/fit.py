@@ -66,7 +66,7 @@ class Fit(TrainerBase):
         self.start_iter, self.max_iter = 0, job.max_iter
         self.done = 0  # iterations
         self.evaluation = Evaluate(job.eval_period, self._evaluate, self.signals.waiting)
-        self.register_hooks([*self.build_hooks(), *job.hooks])
+        self.register_hooks(self.build_hooks())
         if sampled:
             averaged = supernets(self.ema.average) if self.ema else []
             self.register_hooks([SamplePath([*sampled, *averaged], job.seed)])
@@ -128,7 +128,8 @@ class Fit(TrainerBase):
                 "training from scratch with frozen batch norms, whose statistics come from no data: it will probably diverge or learn nothing. "
                 "Set the backbone's norm to BN and its FREEZE_AT to 0, or start from weights"
             )
-        if self.start_iter > self.max_iter or self.start_iter == self.max_iter and not self.evaluation.pending:
+        pending = any(isinstance(hook, Evaluate) and hook.pending for hook in self._hooks)
+        if self.start_iter > self.max_iter or self.start_iter == self.max_iter and not pending:
             key = job.name("SOLVER.MAX_ITER")
             raise UserError(
                 f"--resume: the run in {job.output_dir!r} has done {self.start_iter} iterations, and {key} is {self.max_iter}: raise {key} "

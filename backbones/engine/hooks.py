@@ -87,8 +87,9 @@ class Evaluate(HookBase):
 class EvaluateAtTheEnd(Evaluate):
     """Only for a run that reaches its end."""
 
-    def state_dict(self) -> dict[str, Any]:
-        return {}
+    def before_train(self) -> None:
+        if self.trainer.done >= self.trainer.max_iter:  # not if the run is to be longer now
+            super().before_train()
 
 
 class PreciseBN(hooks.PreciseBN):
@@ -106,7 +107,7 @@ class PreciseBN(hooks.PreciseBN):
 
     def update_stats(self) -> None:
         if isinstance(self.loader, TrainLoader):
-            self.loader.go_to(self.seed() + 1 + self.trainer.iter, 0)
+            self.loader.go_to(self.seed(), 0, 1 + self.trainer.iter)
         self._data_iter = None
         values, nets = moving_values(self.trainer.model), supernets(self.network)
         for net in nets:

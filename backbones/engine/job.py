@@ -49,4 +49,3 @@ class Job:
     wandb: str = ""
     mlflow: str = ""
     check: Callable[[dict[str, Any]], None] = lambda results: None  # of the last evaluation's results
-    hooks: list[Any] = dataclasses.field(default_factory=list)  # more, of the user
