@@ -30,6 +30,7 @@ from backbones.data.sources import Source, Use, sources
 from backbones.doctor.config import config as look_at_config
 from backbones.doctor.data import data as look_at_data
 from backbones.doctor.data import unmatched
+from backbones.doctor.environment import _disk
 from backbones.doctor.examination import Examination, quiet, size_in_words
 from backbones.doctor.memory import activations, memory
 from backbones.doctor.report import printable
@@ -527,6 +528,21 @@ def test_losses_that_are_not_finite(data, capsys):
         capsys, *data.overrides(), "SOLVER.BASE_LR", "1e30", "SOLVER.CLIP_GRADIENTS.ENABLED", "False", "SOLVER.WARMUP_FACTOR", "1.0"
     )
     assert code == 1 and re.search("error +while training: .*(diverged|finite)", out), out
+
+
+@pytest.mark.parametrize("copies", [1, 2])
+def test_room_for_an_average_of_weights(copies, data):
+    """In memory and in checkpoints: two periodic ones, the last and the best."""
+    options = ["MODEL_EMA.ENABLED", str(copies == 2), "SOLVER.MAX_ITER", "4", "SOLVER.CHECKPOINT_PERIOD", "2"]
+    front = open_config("quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml", data.overrides() + options)
+    examination = Examination(front)
+    with quiet():
+        list(look_at_config(examination))
+        model = examination.model
+        said = [next(look(examination)).message for look in (memory, _disk)]
+    own, trained = (4 * sum(p.numel() for p in tensors) for tensors in (model.state_dict().values(), model.parameters()))
+    assert f"weights {size_in_words(own)}, " in said[0] and (f"their average {size_in_words(own)}" in said[0]) == (copies == 2)
+    assert f"4 checkpoints of {size_in_words(copies * own + trained)}, " in said[1]
 
 
 @pytest.mark.slow

@@ -86,9 +86,13 @@ def _disk(examination: Examination) -> Iterator[Finding]:
     free = shutil.disk_usage(folder).free
     model = examination.model
     if model is not None:
-        size = 4 * (sum(t.numel() for t in model.state_dict().values()) + sum(p.numel() for p in model.parameters() if p.requires_grad))
-        count = -(-cfg.SOLVER.MAX_ITER // max(cfg.SOLVER.CHECKPOINT_PERIOD, 1)) + 1
-        about = f"{counted(count, 'checkpoint')} of {size_in_words(size)}, with the optimizer's state: {size_in_words(count * size)}"
+        copies = 2 if cfg.MODEL_EMA.ENABLED else 1
+        weights, momentum = model.state_dict().values(), (p for p in model.parameters() if p.requires_grad)
+        size = 4 * (copies * sum(t.numel() for t in weights) + sum(p.numel() for p in momentum))
+        count = -(-cfg.SOLVER.MAX_ITER // max(cfg.SOLVER.CHECKPOINT_PERIOD, 1))
+        count = min(count, examination.front.checkpoints_kept or count) + (2 if cfg.TEST.BEST_METRIC and examination.front.evaluates else 1)
+        more = "the optimizer's state" + (" and the average" if copies > 1 else "")
+        about = f"{counted(count, 'checkpoint')} of {size_in_words(size)}, with {more}: {size_in_words(count * size)}"
         said, advice = (
             f"{about}; {folder!r} has {size_in_words(free)} free",
             f"raise {name('SOLVER.CHECKPOINT_PERIOD')}, or name another folder",

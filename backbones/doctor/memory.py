@@ -22,8 +22,9 @@ def memory(examination: Examination) -> Iterator[Finding]:
     if model is None:
         yield note("the model cannot be built: memory was not estimated")
         return
-    parameters, trained, exact = exact_bytes(model)
-    yield note(f"weights {size_in_words(parameters)}, gradients {size_in_words(trained)}, momentum {size_in_words(trained)}: exactly")
+    parameters, trained, exact = exact_bytes(examination)
+    average = f", their average {size_in_words(parameters)}" if cfg.MODEL_EMA.ENABLED else ""
+    yield note(f"weights {size_in_words(parameters)}{average}, gradients {size_in_words(trained)}, momentum {size_in_words(trained)}: exactly")
     if not examination.sound:
         yield note("the config cannot be built: activations were not measured")
         return
@@ -92,14 +93,15 @@ def too_much_for_cpu(examination: Examination) -> Iterator[Finding]:
         return
     with contextlib.suppress(Exception), quiet():  # training itself reports what is wrong
         if examination.records and examination.model is not None:
-            yield from shortage(examination, estimate(examination, exact_bytes(examination.model)[2]))
+            yield from shortage(examination, estimate(examination, exact_bytes(examination)[2]))
 
 
-def exact_bytes(model: nn.Module) -> tuple[int, int, int]:
-    """Bytes of weights and buffers, of gradients, and of both with the optimizer's momentum."""
+def exact_bytes(examination: Examination) -> tuple[int, int, int]:
+    """Bytes of weights and buffers, of gradients, and of both with the optimizer's momentum and the average of the weights."""
+    model: Any = examination.model
     own = 4 * sum(t.numel() for t in [*model.parameters(), *model.buffers()])
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return own, trained, own + 2 * trained
+    return own, trained, own * (2 if examination.cfg.MODEL_EMA.ENABLED else 1) + 2 * trained
 
 
 def activations(examination: Examination) -> tuple[float, float]:

@@ -143,6 +143,11 @@ class Front(ABC):
         """The augmentations of evaluation."""
 
     @property
+    def checkpoints_kept(self) -> int | None:
+        """The periodic checkpoints that a run keeps; None: all."""
+        return None
+
+    @property
     def evaluates(self) -> bool:
         """Whether the config names data to evaluate on."""
         return bool(self.settings.DATASETS.TEST)
@@ -190,6 +195,7 @@ class Front(ABC):
             precise_bn_batches=s.TEST.PRECISE_BN.NUM_ITER,
             checkpoint_period=s.SOLVER.CHECKPOINT_PERIOD,
             eval_period=s.TEST.EVAL_PERIOD,
+            checkpoints_kept=self.checkpoints_kept,
             evaluate=self.evaluate if self.evaluates else None,
             evaluate_augmented=self.evaluate_augmented if tests and s.TEST.AUG.ENABLED else None,
             validate=self.validate if tests and s.TEST.LOSS else None,

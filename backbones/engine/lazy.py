@@ -260,6 +260,10 @@ class PythonFront(Front):
         return T.AugmentationList(instantiate(augmentations))
 
     @property
+    def checkpoints_kept(self) -> int | None:
+        return self.cfg.train.checkpointer.get("max_to_keep")
+
+    @property
     def evaluates(self) -> bool:
         names = OmegaConf.select(self.cfg, KEYS["DATASETS.TEST"])  # None for data outside the catalogue
         return "evaluator" in self.cfg.dataloader and (names is None or len(names) > 0)
@@ -302,8 +306,7 @@ class PythonFront(Front):
         if scaled is not self.settings:
             self.set("SOLVER.REFERENCE_BATCH", 0)
             self.set("SOLVER.BASE_LR", scaled.SOLVER.BASE_LR)
-        period, kept = train.get("log_period") or 20, train.checkpointer.get("max_to_keep")  # detectron2's own default
-        return dataclasses.replace(super().job(), log_period=period, checkpoints_kept=kept)
+        return dataclasses.replace(super().job(), log_period=train.get("log_period") or 20)  # detectron2's own default
 
     def ddp(self) -> dict[str, Any]:
         return dict(self.cfg.train.get("ddp", {}))
