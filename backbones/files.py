@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import errno
 import hashlib
 import os
 from typing import Any, Iterable, Iterator
@@ -11,7 +12,13 @@ from .errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
-    """The name of a temporary file that replaces ``path`` once it is written; if that fails, it is removed."""
+    """The name of a temporary file that replaces ``path`` once it is written; if that fails, it is removed.
+
+    Where ``path`` is a link, the file that it leads to is replaced. A device or pipe is not: that is an OSError.
+    """
+    if is_stream(path):
+        raise OSError(errno.EINVAL, "it is not a file")
+    path = os.path.realpath(path)
     partial = path + ".partial"
     try:
         yield partial
@@ -24,11 +31,16 @@ def replacing(path: str) -> Iterator[str]:
         raise
 
 
+def is_stream(path: str) -> bool:
+    """Whether a path is something to write to that is no file, such as /dev/stdout, even if that leads to a file just now."""
+    return os.path.exists(path) and (os.path.abspath(path).startswith("/dev/") or not (os.path.isfile(path) or os.path.isdir(path)))
+
+
 def write_whole(path: str, text: str) -> None:
-    """Writes a file completely, or leaves it as it was. Raises UserError if it cannot be written."""
+    """Writes a file completely, or leaves it as it was; writes to a device or pipe. Raises UserError if it cannot be written."""
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with replacing(path) as partial, open(partial, "w", encoding="utf-8") as f:
+        with contextlib.nullcontext(path) if is_stream(path) else replacing(path) as target, open(target, "w", encoding="utf-8") as f:
             f.write(text)
     except OSError as error:
         raise UserError(f"{path!r} cannot be written: {error.strerror}", "cannot-write") from error

@@ -13,6 +13,7 @@ from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
 from ..errors import UserError, counted, one_line, raised, unknown
+from ..files import is_stream
 from ..layers import COMMON_NORMS, NORMS
 from ..meta import on_meta
 from ..registry import FAMILIES
@@ -237,6 +238,8 @@ def check_output_file(path: str, key: str) -> None:
     """Raises UserError if the file ``path``, the value of ``key``, cannot be written."""
     if not path or os.path.isdir(path):
         raise UserError(f"{key} {path!r} is not a file name", "cannot-write", key)
+    if is_stream(path):
+        return
     check_output_dir(os.path.dirname(os.path.abspath(path)), f"the folder of {key}")
 
 
