@@ -1,5 +1,6 @@
 """Draws pictures for people: small images are enlarged first, and labels are placed beside the objects, not on them."""
 
+import logging
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -54,7 +55,7 @@ def draw(image: np.ndarray, marks: Sequence[Mark], size: int = 15) -> np.ndarray
     margin = size + 8
     page = Image.new("RGB", (shown[0] + 2 * margin, shown[1] + 2 * margin), (128, 128, 128))
     page.paste(canvas, (margin, margin))
-    pen, font = ImageDraw.Draw(page), _font(size)
+    pen = ImageDraw.Draw(page)
     boxes = [_within(np.asarray(mark.box, float) * scale + margin, page.size) for mark in marks]
     for mark, (x0, y0, x1, y1) in zip(marks, boxes):
         pen.rectangle((x0 - 3, y0 - 3, x1 + 3, y1 + 3), outline=(20, 20, 20))
@@ -67,6 +68,7 @@ def draw(image: np.ndarray, marks: Sequence[Mark], size: int = 15) -> np.ndarray
     for mark, (x0, y0, x1, y1) in zip(marks, boxes):
         if not mark.label:
             continue
+        font = _font(size, mark.label)
         w, h = pen.textlength(mark.label, font=font) + 6, size + 5
         above, under = y0 - h - 4, y1 + 4
         beside = [(x0 - 3, above), (x0 - 3, under), (x1 + 5, y0 - 3), (x0 - w - 5, y0 - 3), (x1 - w + 3, above), (x1 - w + 3, under)]
@@ -83,7 +85,7 @@ def titled(picture: np.ndarray, title: str) -> np.ndarray:
     """A picture (H, W, 3) with its title above, cut where the picture ends."""
     page = Image.new("RGB", (picture.shape[1], picture.shape[0] + 26), (255, 255, 255))
     page.paste(Image.fromarray(picture), (0, 26))
-    ImageDraw.Draw(page).text((4, 3), title, fill=(0, 0, 0), font=_font(16))
+    ImageDraw.Draw(page).text((4, 3), title, fill=(0, 0, 0), font=_font(16, title))
     return np.asarray(page)
 
 
@@ -103,11 +105,35 @@ def mask_of(segmentation: Any, height: int, width: int) -> np.ndarray:
     return coding.decode(coding.merge(runs) if isinstance(runs, list) else runs).astype(bool)
 
 
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    import matplotlib  # includes a font
+def _font(size: int, text: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(_font_file("".join(sorted({letter for letter in text if not letter.isascii()}))), size)
 
-    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), size)
+
+@lru_cache
+def _font_file(letters: str) -> str:
+    """A font with these letters: matplotlib's own, or one that is installed. If none has them, the log says so."""
+    import matplotlib
+
+    own = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
+    if not letters or _has(own, letters):
+        return own
+    from matplotlib.font_manager import fontManager  # slow: it looks for all that are installed
+
+    found = next((font.fname for font in fontManager.ttflist if _has(font.fname, letters)), None)
+    if found is None:
+        said = f"no installed font has all letters of {letters!r}: pictures show boxes in their place. Install one, such as Noto Sans CJK"
+        logging.getLogger(__name__).warning(said)
+    return found or own
+
+
+def _has(font: str, letters: str) -> bool:
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        face = FT2Font(font)
+    except (OSError, RuntimeError):  # removed, or of no kind that can be drawn
+        return False
+    return all(face.get_char_index(ord(letter)) for letter in letters)
 
 
 def _within(box: np.ndarray, size: tuple[int, int]) -> list[float]:
