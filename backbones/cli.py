@@ -1,6 +1,7 @@
 """The console command: ``backbones VERB ...``, also as ``python -m backbones VERB ...``; ``backbones VERB --help`` shows its options."""
 
 import importlib
+import importlib.metadata
 import sys
 
 from .errors import unknown
@@ -34,6 +35,9 @@ def main(arguments: list[str] | None = None) -> None:
         print(f"{__doc__}\n\nverbs:")
         for name, (_, what) in VERBS.items():
             print(f"  {name:<14}{what}")
+        return
+    if verb in ("-V", "--version"):
+        print(f"backbones {importlib.metadata.version('backbones')}")
         return
     from .tools import run  # heavy, so not needed for --help
 

@@ -147,6 +147,13 @@ def test_picture(tmp_path):
     assert picture.shape == (660, 935, 3)
     for colour in ((127, 127, 127), (31, 119, 180), (255, 127, 14)):
         assert (picture == colour).all(-1).sum() > 100
+    more = [{**row, "machine": "another", "name": row["name"].replace("480x640", size)} for row in rows for size in ("480x640", "800x800")]
+    (tmp_path / "speed.json").write_text(json.dumps({"runs": more + rows}))
+    widths = []
+    for machine in (ABOUT["machine"], "another", "a third"):
+        speed.plot(str(tmp_path / "speed.json"), str(tmp_path / "a.png"), machine)
+        widths.append(Image.open(tmp_path / "a.png").width)
+    assert widths == [935, 1650, 1650]
     for written, words in ({}, "is not a file of the benchmark"), ({"runs": []}, "no rows of --suite deploy"):
         (tmp_path / "speed.json").write_text(json.dumps(written))
         with pytest.raises(UserError, match=words):
@@ -157,6 +164,7 @@ def test_table_of_deployment():
     rows = [{"name": "deploy/peak", "gflops": {"float32": 100.0, "bfloat16": 200.0}, **ABOUT}, *_deployed(("V-39-eSE",), (1.0,))]
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in tables._deployed(rows).splitlines() if "V-39" in line]
     assert cells == [["V-39-eSE", "480x640", "(1000)", "2.00 (500)", "5.00 (200)"], ["V-39-eSE", "480x640", "25 %", "50 %", "50 %"]]
+    assert "shares" not in tables._deployed(rows[1:]) and "2.00 (500)" in tables._deployed(rows[1:])  # the peak was not measured
 
 
 @pytest.mark.slow

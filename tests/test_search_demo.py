@@ -98,7 +98,9 @@ def test_a_stopped_demo_goes_on(calls, tmp_path, monkeypatch, capsys):
     [
         (["--json", "a.json"], "--json is for the comparison: it needs --proof"),
         (["--proof", "1"], "1 random paths are too few"),
-        (["SEED", "2"], "SEED is set by --seed"),
+        (["SEED", "2"], "SEED cannot be set for all steps: give --seed"),
+        (["SOLVER.MAX_ITER", "4", "OUTPUT_DIR", "x"], "OUTPUT_DIR cannot be set for all steps: give --output"),
+        (["MODEL.WEIGHTS", "a.pth"], "MODEL.WEIGHTS cannot be set for all steps"),
         (["--proof", "2", "--json", "/dev/null/a.json"], "cannot be"),
     ],
 )

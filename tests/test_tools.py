@@ -1,5 +1,6 @@
 """The tools, the package's import, and the set-up script."""
 
+import io
 import json
 import os
 import pkgutil
@@ -8,7 +9,9 @@ import runpy
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -16,21 +19,23 @@ from choices import cases
 from conftest import ROOT, few_digits, load_record, warm
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.modeling import build_model
+from matplotlib import font_manager, ft2font
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 import backbones
-from backbones import UserError, zoo
+from backbones import UserError, drawing, zoo
 from backbones.cli import VERBS
-from backbones.config import merge_overrides
+from backbones.cli import main as cli
+from backbones.config import check_output_file, merge_overrides
 from backbones.config.keys import KEYS
 from backbones.data import digits, register_digits
 from backbones.data.findings import KINDS
 from backbones.deploy import optimize
 from backbones.errors import CODES
-from backbones.files import save_figure
-from backbones.tools import analyze, benchmark, plot, visualize
+from backbones.files import is_stream, save_figure, write_whole
+from backbones.tools import analyze, benchmark, plot, run, visualize
 from backbones.tools import zoo as zoo_tool
 from backbones.tools.docs import figures, reference
 from backbones.tools.docs.__main__ import written
@@ -97,6 +102,36 @@ def test_plot(run_folder):
     plot.plot(str(run_folder), str(run_folder / "new" / "curve.png"))
     picture = np.asarray(Image.open(run_folder / "new" / "curve.png").convert("L"))
     assert min(picture.shape) > 500 and (picture < 100).mean() > 0.002  # ink, not an empty page
+
+
+def test_two_runs_in_one_folder(tmp_path):
+    """What the first wrote beyond the second is not the second's; detectron2 appends to the file where it starts anew."""
+    rows = [{"iteration": i, "total_loss": 9.0} for i in (19, 39, 59)] + [{"iteration": 60, "bbox/AP": 38.6}]
+    rows += [{"iteration": i, "total_loss": 1.0} for i in (19, 39)]
+    (tmp_path / "metrics.json").write_text("\n".join(map(json.dumps, rows)))
+    assert [(row["iteration"], row["total_loss"]) for row in plot.read_metrics(str(tmp_path))] == [(19, 1.0), (39, 1.0)]
+
+
+def test_names_that_matplotlib_would_read(tmp_path, monkeypatch):
+    """A formula to it, and a label that it leaves out."""
+    folders = [tmp_path / name for name in ("$5_vs_$6", "$x", "_hidden")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "metrics.json").write_text(json.dumps({"iteration": 1, "total_loss": 1.0, "lr": 0.1, "_a$/bbox/AP": 3.0}))
+        plot.plot(str(folder), str(folder / "one.png"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plot, "save_figure", lambda figure, output: shown.append(figure.axes[0].get_legend().get_texts()))
+    shown = []
+    plot.plot_several([folder.name for folder in folders], str(tmp_path / "all.png"))
+    assert [text.get_text() for text in shown[0]] == [r"\$5_vs_\$6", r"\$x", " _hidden"]
+
+
+def test_values_at_the_ends_of_lines():
+    """Each stands at the height of its line, unless another is there."""
+    assert plot._apart([10.0, 50.0, 80.0]) == [10.0, 50.0, 80.0]
+    assert plot._apart([float("nan"), 30.0, 31.0]) == [0.0, 30.0, 39.0]
+    high = plot._apart([94.0, 95.0, 99.0, 99.5])
+    assert high[-1] < 100 and all(b - a >= 9.0 - 1e-9 for a, b in zip(high, high[1:])) and high[0] > 60
 
 
 def test_lines_that_are_no_figures_are_counted(tmp_path, caplog):
@@ -272,6 +307,11 @@ def test_analyze():
 
 
 @pytest.mark.slow
+def test_analyze_without_an_fpn():
+    assert list(analyze.analyze("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", False, (64, 64)))[:2] == ["backbone", "proposal_generator"]
+
+
+@pytest.mark.slow
 def test_analyze_pads_for_the_fpn():
     """As the detector does; the backbone alone takes the image as it is."""
     odd, padded = (analyze.analyze("faster_rcnn_V_19_slim_dw_FPNLite_3x.yaml", False, size) for size in ((100, 133), (128, 160)))
@@ -301,6 +341,13 @@ def test_deformable_convolutions_are_counted(modulated):
 def test_quickstart_keeps_to_its_data():
     for key in ("OUTPUT_DIR", "DATASETS.TEST"):
         assert f"the quickstart sets {key} itself" in tool("quickstart", key, "x", code=2)
+
+
+@pytest.mark.parametrize("words", ["OUTPUT_DIR x", "SEED 1 DATASETS.TEST ()", "train.output_dir=x", "dataloader.test.dataset.names=a"])
+def test_benchmark_keeps_to_its_folders_and_data(words, monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["benchmark", "--json", str(tmp_path / "a.json"), "--opts", *words.split()])
+    with pytest.raises(UserError, match=f"--opts cannot set {words.split()[-2] if ' ' in words else words.partition('=')[0]}: "):
+        benchmark.main()
 
 
 def test_benchmark_keeps_a_row_a_machine(tmp_path):
@@ -519,6 +566,8 @@ class TestZoo:
         text = zoo_tool.show("V-39-eSE")
         assert "--backbone V-39-eSE" in text and "CC-BY-NC-4.0" in text and "mean [103.53, 116.28, 123.675]" in text
         assert text.index("timm:ese_vovnet39b.ra_in1k") < text.index("vovnet-detectron2:") and "Apache-2.0, top-1 79.3 %" in text
+        gone = zoo_tool.show("faster_rcnn_V_39_FPN_3x.yaml")
+        assert "gone" in gone and "check the published figures" not in gone  # with what cannot be downloaded
         text = zoo_tool.show("reproduce/mask_rcnn_V_39_FPN_3x.yaml")
         assert "--eval-only" in text and "box 43.8" in text and "gone" in text
         licence = [line for line in text.splitlines() if line.startswith("licence of the weights: ")]
@@ -558,6 +607,51 @@ class TestZoo:
         assert "| published" in tool("zoo", "list", "*V_99*")
         assert "error: unknown config" in tool("zoo", "show", "nix", code=2)
         assert "download" in tool("zoo", "--help")
+
+
+def test_a_file_that_is_a_link_or_a_stream(tmp_path):
+    """What a link leads to is written, and what is no file stays what it is."""
+    (tmp_path / "link.json").symlink_to(tmp_path / "real.json")
+    write_whole(str(tmp_path / "link.json"), "a")
+    assert (tmp_path / "link.json").is_symlink() and (tmp_path / "real.json").read_text() == "a"
+    os.mkfifo(tmp_path / "pipe.png")
+    reader = os.open(tmp_path / "pipe.png", os.O_RDONLY | os.O_NONBLOCK)
+    write_whole(str(tmp_path / "pipe.png"), "b")
+    assert os.read(reader, 9) == b"b"
+    os.close(reader)
+    with pytest.raises(UserError, match="pipe.png' cannot be written: it is not a file"):
+        save_figure(None, str(tmp_path / "pipe.png"))
+    write_whole("/dev/null", "c")
+    for stream in ("/dev/null", tmp_path / "pipe.png"):
+        assert is_stream(str(stream)) and os.path.exists(stream) and not os.path.isfile(stream)
+    check_output_file("/dev/stdout", "--json")
+    assert is_stream("/dev/stdout") and not is_stream(str(tmp_path / "real.json")) and not is_stream(str(tmp_path / "new.json"))
+
+
+def test_a_terminal_that_lacks_letters(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    monkeypatch.setattr("sys.stdout", terminal)
+    run(lambda: print("\u732b Ü"))
+    assert terminal.buffer.getvalue() == "\\u732b Ü\n".encode("latin-1")
+
+
+def test_version(capsys):
+    cli(["--version"])
+    assert capsys.readouterr().out == f"backbones {backbones.__version__}\n"
+
+
+def test_letters_that_the_own_font_lacks(monkeypatch, caplog):
+    """An installed font that has them draws them; if there is none, that is said once."""
+    folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
+    own, other = (os.path.join(folder, name) for name in ("DejaVuSans.ttf", "STIXGeneral.ttf"))
+    letter = next(chr(code) for code in sorted(ft2font.FT2Font(other).get_charmap()) if not drawing._has(own, chr(code)))
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [SimpleNamespace(fname=name) for name in ("gone.ttf", own, other)])
+    drawing._font_file.cache_clear()
+    assert drawing._font(15, "cup é").path == own and drawing._font(15, f"cup {letter}").path == other
+    for _ in range(2):
+        page = drawing.draw(np.zeros((64, 64, 3), np.uint8), [drawing.Mark((8, 8, 40, 40), f"{letter} \U0010ffff")])
+    assert page.any() and [record.getMessage()[:32] for record in caplog.records] == ["no installed font has all letter"]
+    drawing._font_file.cache_clear()
 
 
 def test_a_picture_is_whole_or_not_there(tmp_path):

@@ -74,15 +74,20 @@ def front(points: list[tuple[float, float, Any]]) -> list[tuple[float, float, An
     return best
 
 
-def plot(path: str, output: str) -> None:
-    """Plots rows of --suite deploy: published AP against milliseconds per image, a line for each way to run, and the best trade-offs."""
+def plot(path: str, output: str, machine: str = "") -> None:
+    """Plots rows of --suite deploy: published AP against milliseconds per image, a line for each way to run, and the best trade-offs.
+
+    They are those of one ``machine``; if it has none, of another.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, NullLocator
 
-    (machine, threads, *_), rows = max(by_place(read(path)).items(), key=lambda item: len(deployed(item[1])), default=(("", 0), []))
-    sizes = deployed(rows)
-    if not sizes:
+    places = [place for place in by_place(read(path)).items() if deployed(place[1])]
+    if not places:
         raise UserError(f"{path!r} has no rows of --suite deploy", "data")
+    of = [place for place in places if place[0][0] == machine] or places
+    (machine, threads, *_), rows = max(of, key=lambda place: len(deployed(place[1])))
+    sizes = deployed(rows)
     figure = Figure(figsize=(6.5 * len(sizes) + 2, 6), layout="constrained")
     for axes, (size, methods) in zip(figure.subplots(1, len(sizes), squeeze=False)[0], sorted(sizes.items(), key=_area)):
         everything: list[tuple[float, float, Any]] = []

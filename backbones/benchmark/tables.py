@@ -148,7 +148,7 @@ def _deployed(rows: list[dict[str, Any]]) -> str:
     found = [row for row in rows if row["name"].startswith("deploy/") and "median" in row]
     if not found:
         return ""
-    reached = next(row["gflops"] for row in rows if row["name"] == "deploy/peak")
+    reached = next((row["gflops"] for row in rows if row["name"] == "deploy/peak"), None)
     groups: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
     for row in found:
         _, name, size, way = row["name"].split("/")
@@ -164,17 +164,22 @@ def _deployed(rows: list[dict[str, Any]]) -> str:
         shares.append((*place, f"{100 * first['shares_of_peak'][1]:.0f} %", *parts))
     waits = [row["warm_up_seconds"] for row in found if "compiled" in row["name"]]
     waited = f" Compiled ones took {min(waits):.0f} to {max(waits):.0f} seconds for the first image of a size." if waits else ""
-    return f"""
-Whole detectors, from pixels to boxes and masks: how many times as fast as eager, and in brackets milliseconds per image. *optimized*:
-`--optimize`; *compiled*: with `MODEL.COMPILE True`; *bfloat16*: with `--precision bfloat16`; the others are exported files.{waited}
-
-{table_of(times, tuple(headings))}
-
+    of_peak = (
+        f"""
 The same as shares of the processor's peak: a 3x3 convolution of 256 channels reaches {reached["float32"]:.0f} * 10^9 operations a second in
 float32 here, and {reached["bfloat16"]:.0f} in bfloat16. All are shares of the first; operations are those of convolutions and matrix products.
 
 {table_of(shares, tuple(headings))}
 """
+        if reached
+        else ""
+    )
+    return f"""
+Whole detectors, from pixels to boxes and masks: how many times as fast as eager, and in brackets milliseconds per image. *optimized*:
+`--optimize`; *compiled*: with `MODEL.COMPILE True`; *bfloat16*: with `--precision bfloat16`; the others are exported files.{waited}
+
+{table_of(times, tuple(headings))}
+{of_peak}"""
 
 
 def _packed(rows: list[dict[str, Any]]) -> str:

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import os
 import sys
 from typing import Any, Callable, Iterable
@@ -16,6 +17,9 @@ from ..evaluation.results import config_of, folder_of, results_file
 def run(main: Callable[[], None], prefix: str = "") -> None:
     """Runs a tool's ``main``; a user's mistake becomes one line that starts with ``prefix``, and exit code 2."""
     hush()
+    for stream in (sys.stdout, sys.stderr):  # a terminal that cannot show a name shows its code
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
         sys.stdout.flush()
@@ -84,6 +88,11 @@ def evaluated(path: str, config: str = "", name: str | None = None) -> tuple[Any
 def task_named(text: str) -> str:
     """COCO's name of ``--task``, which may also be given as a recipe names it."""
     return {"boxes": "bbox", "masks": "segm"}.get(text, text)
+
+
+def as_is(text: str) -> str:
+    """What makes matplotlib show a text: one with $ is a formula to it, and a label that begins with _ is none."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def picture(path: str, kinds=(".png", ".jpg", ".jpeg")) -> None:

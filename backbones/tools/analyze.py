@@ -62,8 +62,10 @@ def analyze(name: str, is_backbone: bool, size: tuple[int, int], opts: Sequence[
         front.set("MODEL.DEVICE", "cpu")
         front.check_model()
         model, channels = front.build_model(), len(front.settings.MODEL.PIXEL_MEAN)
-        networks = {"backbone", "backbone and FPN"} if hasattr(model.backbone, "bottom_up") else {"backbone"}
-        parts = {"backbone": getattr(model.backbone, "bottom_up", model.backbone), "backbone and FPN": model.backbone}
+        parts = {"backbone": model.backbone}
+        if hasattr(model.backbone, "bottom_up"):
+            parts = {"backbone": model.backbone.bottom_up, "backbone and FPN": model.backbone}
+        networks = set(parts)
         for name, child in model.named_children():
             children = child.named_children() if name == "roi_heads" else [("", child)]
             parts.update({f"{name}.{inner}".strip("."): m for inner, m in children if name != "backbone" and any(True for _ in m.parameters())})

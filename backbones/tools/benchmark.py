@@ -114,17 +114,19 @@ def measure(args: argparse.Namespace) -> None:
         if "deploy" not in args.suite and not speed.deployed(before):
             said = f"--plot {args.plot!r} needs rows of --suite deploy, but {args.json!r} has none: measure them too"
             raise UserError(said, "missing-argument", "--plot")
+    where = ""
     for name in args.suite:
         suite = importlib.import_module(f"..{SUITES[name]}", __package__).suite
         for row in suite(args.pairs, device, *([args.num] if name == "data" else [])):
             record(row, args.json, ("name", "machine", "threads"))
+            where = row["machine"]
             if "median" in row:
                 ratio = f"{row['median']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
                 print(f"{row['name']}: {ratio} {row['unit']}, {row['pairs']} pairs", flush=True)
             elif "milliseconds" in row:
                 print(f"{row['name']}: {', '.join(f'{key} {ms:.1f}' for key, ms in row['milliseconds'].items())} ms", flush=True)
     if args.plot:
-        speed.plot(args.json, args.plot)
+        speed.plot(args.json, args.plot, where)
         print(args.plot)
 
 
@@ -176,6 +178,15 @@ def main() -> None:
         measure(args)
         return
     # report mistakes before the first run, not after
+    keys = [part.partition("=")[0] for part in args.opts if "=" in part] or args.opts[::2]
+    for key, why in (
+        ("OUTPUT_DIR", "--output says where the runs go"),
+        ("train.output_dir", "--output says where the runs go"),
+        ("DATASETS.TEST", "a row is of the config's own test data"),
+        ("dataloader.test.dataset.names", "a row is of the config's own test data"),
+    ):
+        if key in keys:
+            raise UserError(f"--opts cannot set {key}: {why}", "conflict", "--opts")
     names = folders_of(args.configs)
     for backbone in filter(None, args.backbone):
         family_of(backbone)

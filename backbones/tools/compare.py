@@ -15,6 +15,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
 from tqdm import tqdm
 
+from ..config import check_output_file
 from ..data.annotations import parse
 from ..data.holdout import HELD_OUT
 from ..data.sources import Use
@@ -24,7 +25,7 @@ from ..evaluation.comparison import beyond_chance, compare
 from ..evaluation.figures import first_entries, leading_task
 from ..evaluation.results import TASKS, check_keypoints, check_results, read_truth, results_file, truth_of
 from ..files import overwritten, save_figure, write_whole
-from . import evaluated, parser_of, picture, program, run, task_named
+from . import as_is, evaluated, parser_of, picture, program, run, task_named
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 SHOWN = 20  # classes in the printed table
@@ -96,14 +97,14 @@ def plot(result: dict[str, Any], output: str) -> None:
             ax.plot([row["low"], row["high"]], [y, y], color=colour, linewidth=2, solid_capstyle="butt")
             ax.plot(row["difference"], y, "o", color=colour, markersize=4)
         # a $ would start a formula
-        ax.set_yticks(range(len(rows)), [" ".join(row["name"].split())[:30].replace("$", r"\$") for row in rows], fontsize=8)
+        ax.set_yticks(range(len(rows)), [as_is(" ".join(row["name"].split())[:30]) for row in rows], fontsize=8)
         ax.set_ylim(-0.8, len(rows) - 0.2)
         ax.axvline(0, color="black", linewidth=0.8)
         ax.grid(True, axis="x", alpha=0.25)
         ax.set_title(heading, fontsize=10)
     axes[1].set_xlabel("difference in AP, points\nblue: B is better, beyond chance; red: worse; gray: the interval contains 0", fontsize=9)
     names = [result[who] if len(result[who]) < 90 else "..." + result[who][-87:] for who in "ab"]
-    figure.suptitle(f"A: {names[0]}\nB: {names[1]}".replace("$", r"\$"), fontsize=8)
+    figure.suptitle(as_is(f"A: {names[0]}\nB: {names[1]}"), fontsize=8)
     save_figure(figure, output)
 
 
@@ -185,8 +186,8 @@ def main() -> None:
         raise UserError("--oks-sigmas: they must be positive numbers")
     if args.plot:
         picture(args.plot, PICTURES)
-    if args.json and os.path.isdir(args.json):
-        raise UserError(f"--json {args.json!r} is a folder")
+    if args.json:
+        check_output_file(args.json, "--json")
 
     front, name, first = evaluated(args.a, args.config_file, args.dataset)
     try:

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -59,7 +60,7 @@ Trained and evaluated in {minutes:.1f} minutes. On digits_val, whose handwriting
 
 Next:
   evaluate again, with the same figures
-    {here} -m backbones train --config-file {CONFIG} --eval-only MODEL.WEIGHTS {weights} MODEL.DEVICE {device}
+    {here} -m backbones train --config-file {CONFIG} --eval-only {shlex.join(["MODEL.WEIGHTS", weights, "MODEL.DEVICE", device, *args.opts])}
   the same with masks
     {here} -m backbones train --config-file {CONFIG} MODEL.DEVICE {device} MODEL.MASK_ON True OUTPUT_DIR output/masks
   COCO on 8 GPUs, once the data is under datasets/coco

@@ -78,8 +78,13 @@ def main() -> None:
     args = parser.parse_args()
     if args.json and not args.proof:
         raise UserError("--json is for the comparison: it needs --proof", "missing-argument", "--json")
-    if "SEED" in args.opts[::2]:
-        raise UserError("SEED is set by --seed here, in all steps", "conflict", "--seed")
+    for key, why in (
+        ("SEED", "give --seed"),
+        ("OUTPUT_DIR", "give --output"),
+        ("MODEL.WEIGHTS", "the supernet starts from random weights, and the other steps from the supernet's"),
+    ):
+        if key in args.opts[::2]:
+            raise UserError(f"{key} cannot be set for all steps: {why}", "conflict", key)
     check_output_dir(args.output, key="--output")
     if args.proof:
         args.json = args.json or os.path.join(args.output, "proof.json")

@@ -127,7 +127,7 @@ def show(name: str) -> str:
         lines += [f"weights of the detector: none to download; your own file is found as {weights.PREFIX}{weights.stem(known['config'])}"]
     if settings.TEST.EXPECTED_RESULTS:
         lines += ["check the published figures:", f"  backbones train --config-file {name} --eval-only --num-gpus 8"]
-    elif releases:
+    elif any(not release.gone for release in releases):
         lines += ["check the published figures:", f"  {verification(name)}"]
     address = settings.MODEL.WEIGHTS
     if not settings.TEST.EXPECTED_RESULTS:
