@@ -20,6 +20,7 @@ from detectron2.engine.hooks import PeriodicWriter
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.events import EventStorage
+from PIL import Image
 from torch import nn
 from torchvision.ops import StochasticDepth
 
@@ -242,7 +243,7 @@ class Finds(nn.Module):
         return results
 
 
-def test_pictures():
+def test_pictures(tmp_path):
     """The box that is sure enough, and its mask, are drawn where they are in the network's image."""
     metadata = MetadataCatalog.get("drawn").set(thing_classes=["a", "b"])
     example = {"image": torch.zeros(3, 120, 160, dtype=torch.uint8), "height": 60, "width": 80}
@@ -255,6 +256,11 @@ def test_pictures():
     assert abs(columns.min() / 4 - 16) <= 1 and abs(columns.max() / 4 - 80) <= 1 and rows.max() / 4 <= 61
     truth = {"annotations": [{"bbox": [8, 6, 40, 30], "bbox_mode": 0, "category_id": 1}], "height": 60, "width": 80}
     both = draw_predictions(Finds(), [{**records[0], **truth}], lambda record: example, MetadataCatalog.get("drawn"), "BGR")["0_1"]
+    unsized = {**records[0], "annotations": truth["annotations"]}  # as detectron2 allows: the mapper adds the size, or else the file has it
+    assert np.array_equal(draw_predictions(Finds(), [unsized], lambda record: example, metadata, "BGR")["0_1"], both)
+    Image.new("RGB", (80, 60)).save(tmp_path / "1.png")
+    bare, unsized["file_name"] = {"image": example["image"]}, str(tmp_path / "1.png")
+    assert np.array_equal(draw_predictions(Finds(), [unsized], lambda record: bare, metadata, "BGR")["0_1"], both)
     MetadataCatalog.remove("drawn")
     left = both[26 + margin : -margin, margin : margin + 640].sum(axis=2)  # the truth, below its title
     rows, columns = np.nonzero(left)

@@ -36,7 +36,8 @@ def draw_predictions(
         marks = _found(found[found.scores >= min(0.5, best * 0.999)], metadata)
         picture = draw(pixels, marks)
         if "annotations" in record:
-            picture = beside(draw(pixels, _truth(record, metadata, pixels.shape[:2], found.has("pred_masks"))), picture)
+            truth = _truth(record, _size(record, example), metadata, pixels.shape[:2], found.has("pred_masks"))
+            picture = beside(draw(pixels, truth), picture)
         pictures[f"{i}_{os.path.splitext(os.path.basename(record['file_name']))[0]}"] = picture
     model.train(training)
     return pictures
@@ -60,15 +61,21 @@ def _found(found: Any, metadata: Any) -> list[Mark]:
     return marks
 
 
-def _truth(record: dict[str, Any], metadata: Any, shape: tuple[int, int], masks: bool) -> list[Mark]:
-    """The objects of ``record`` in an image resized to ``shape``; with ``masks`` only if the model predicts masks, as they hide the image."""
+def _size(record: dict[str, Any], example: dict[str, Any]) -> tuple[int, int]:
+    """Height and width of the image file, which a record need not state: detectron2's mapper adds them."""
+    known = next((each for each in (record, example) if "height" in each and "width" in each), None)
+    return (known["height"], known["width"]) if known else images.size(record["file_name"])[::-1]
+
+
+def _truth(record: dict[str, Any], size: tuple[int, int], metadata: Any, shape: tuple[int, int], masks: bool) -> list[Mark]:
+    """The objects in an image of ``size`` resized to ``shape``; with ``masks`` only if the model predicts masks, as they hide the image."""
     marks = []
-    sy, sx = (new / old for new, old in zip(shape, (record["height"], record["width"])))
+    sy, sx = (new / old for new, old in zip(shape, size))
     for a in record["annotations"]:
         box = np.array(BoxMode.convert(list(a["bbox"]), a["bbox_mode"], BoxMode.XYXY_ABS)) * (sx, sy, sx, sy)
         mask = points = None
         if masks and a.get("segmentation"):
-            whole = Image.fromarray(mask_of(a["segmentation"], record["height"], record["width"]))
+            whole = Image.fromarray(mask_of(a["segmentation"], *size))
             mask = np.asarray(whole.resize(shape[::-1], Image.Resampling.NEAREST))
         if a.get("keypoints"):
             points = np.array(a["keypoints"], float).reshape(-1, 3) * (sx, sy, 1)
