@@ -16,7 +16,7 @@ from backbones import UserError, use_backbone, zoo
 from backbones.config import check_config, merge_overrides
 from backbones.data import check_datasets, check_packages
 from backbones.documents import read_json
-from backbones.engine import PythonFront, Trainer
+from backbones.engine import PythonFront, Trainer, YamlFront
 from backbones.evaluation import build_evaluator
 from backbones.meta import on_meta
 from backbones.registry import BUILDERS
@@ -341,6 +341,14 @@ def test_proposals_are_checked(opts, words, tmp_path):
     opts = [item.format(**{name: tmp_path / f"{name}.pkl" for name in files}) for item in opts]
     with pytest.raises(UserError, match=words):
         row_config("COCO-Detection/fast_rcnn_R_50_FPN_1x", "", tmp_path, *opts)
+
+
+@pytest.mark.slow
+def test_losses_and_pictures_of_given_proposals(tmp_path):
+    cfg = row_config("COCO-Detection/fast_rcnn_R_50_FPN_1x", SMALLEST[0], tmp_path, "TEST.PICTURES", "1")
+    front = YamlFront(cfg)
+    model = front.build_model()
+    assert set(front.validate(model)["validation"]) == {"total_loss", "loss_cls", "loss_box_reg"} and len(front.draw(model)) == 1
 
 
 def test_frozen_norms_stay_frozen(tmp_path):

@@ -379,20 +379,26 @@ class Front(ABC):
             message = f"weights are needed: add {self.override('MODEL.WEIGHTS', '/path/to/model_final.pth')}{hint}"
             raise UserError(message, code="missing-weights", key=self.name("MODEL.WEIGHTS"), suggestion=final if hint else None)
 
+    def _records(self, name: str) -> list[dict[str, Any]]:
+        """The records of a data set for evaluation, with proposals if the model takes them from a file."""
+        s = self.settings
+        files = [s.DATASETS.PROPOSAL_FILES_TEST[list(s.DATASETS.TEST).index(name)]] if s.MODEL.LOAD_PROPOSALS else None
+        return get_detection_dataset_dicts([name], filter_empty=False, proposal_files=files)
+
     def validate(self, model: nn.Module) -> dict[str, Any]:
         """The losses on each data set for evaluation."""
         names, mapper = list(self.settings.DATASETS.TEST), self.mapper(False, annotated=True)
         labelled = [name for name in names if MetadataCatalog.get(name).get("labelled", True)]
         return {
             f"validation/{name}" if len(names) > 1 else "validation": validation_losses(
-                model, get_detection_dataset_dicts([name], filter_empty=False), mapper, self.settings.DATALOADER.NUM_WORKERS, self.skips
+                model, self._records(name), mapper, self.settings.DATALOADER.NUM_WORKERS, self.skips
             )
             for name in labelled
         }
 
     def draw(self, model: nn.Module) -> dict[str, Any]:
         """Pictures of the predictions on the first images for evaluation."""
-        records = get_detection_dataset_dicts([self.settings.DATASETS.TEST[0]], filter_empty=False)[: self.settings.TEST.PICTURES]
+        records = self._records(self.settings.DATASETS.TEST[0])[: self.settings.TEST.PICTURES]
         return draw_predictions(model, records, NamesFiles(self.mapper(False), self.skips), self.metadata(), self.settings.INPUT.FORMAT)
 
 
