@@ -302,4 +302,10 @@ def test_keys_of_train_that_nothing_reads():
     cfg = open_config("COCO-Detection/retinanet_R_50_FPN_1x.py").cfg
     assert not PythonFront(copy.deepcopy(cfg)).said
     cfg.train.acumulate = 4
-    assert PythonFront(cfg).said == ["train.acumulate: training reads no such key -> did you mean train.accumulate?"]
+    assert PythonFront(copy.deepcopy(cfg)).said == ["train.acumulate: training reads no such key -> did you mean train.accumulate?"]
+    del cfg.train["acumulate"]
+    cfg.train.model_ema, cfg.train.checkpointer.max_to_kep, cfg.train.ddp.any = {"enabeld": True, "decay": 0.9}, 1, True
+    assert PythonFront(cfg).said == [
+        f"train.{slip}: training reads no such key -> did you mean train.{meant}?"
+        for slip, meant in (("checkpointer.max_to_kep", "checkpointer.max_to_keep"), ("model_ema.enabeld", "model_ema.enabled"))
+    ]

@@ -34,7 +34,7 @@ from ..swap import use_backbone, use_weights
 from .fit import broadcast_buffers
 from .front import Front, arranged, named
 from .job import Job
-from .lazy_keys import FRACTIONS, KEYS, LISTS, NAMES, TRAIN, places
+from .lazy_keys import FRACTIONS, KEYS, LISTS, NAMES, SECTIONS, TRAIN, places
 
 
 def is_python(path: str) -> bool:
@@ -54,8 +54,8 @@ class PythonFront(Front):
         super().__init__(path)
         self.cfg, self.opts = cfg, opts or []
         defaults = _defaults()
-        for name in sorted(map(str, {*cfg.get("train", {})} - TRAIN)):
-            close = near(name, TRAIN)
+        for name in _unread(cfg):
+            close = near(name, TRAIN | SECTIONS)
             self.said.append(f"train.{name}: training reads no such key -> " + (f"did you mean train.{close[0]}?" if close else "remove it"))
         for key, place in KEYS.items():
             if place.startswith("train.") and _select(cfg, place) is None:
@@ -339,6 +339,16 @@ def _defaults() -> CfgNode:
     cfg = defaults()
     cfg.DATASETS.TRAIN, cfg.DATASETS.TEST = (), ()
     return cfg
+
+
+def _unread(cfg: DictConfig) -> list[str]:
+    """What the section ``train`` holds and nothing reads, down to the keys of its own sections."""
+    names = []
+    for name in map(str, cfg.get("train", {})):
+        section = _select(cfg, f"train.{name}") if name in SECTIONS else None
+        inside = [f"{name}.{part}" for part in map(str, section)] if isinstance(section, DictConfig) else [name]
+        names += [part for part in inside if part not in TRAIN | SECTIONS]
+    return sorted(names)
 
 
 def _check_sections(cfg: Any, where: str) -> None:

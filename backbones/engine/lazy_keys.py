@@ -74,9 +74,10 @@ KEYS = {
     "MODEL.SEM_SEG_HEAD.NUM_CLASSES": "model.sem_seg_head.num_classes",
     "MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH": "model.combine_instances_score_thresh",
 }
-# what `train` may have: these, and what detectron2 reads
-TRAIN = {place.split(".")[1] for place in KEYS.values() if place.startswith("train.")}
-TRAIN |= {"checkpointer", "cudnn_benchmark", "ddp", "float32_precision", "log_period"}
+# what `train` may have: these, their sections, and what detectron2 reads
+TRAIN = {place.removeprefix("train.") for place in KEYS.values() if place.startswith("train.")}
+TRAIN |= {"checkpointer.max_to_keep", "cudnn_benchmark", "ddp", "float32_precision", "log_period"}
+SECTIONS = {name.partition(".")[0] for name in TRAIN if "." in name}
 # values whose type is not that of the YAML key
 FRACTIONS, NAMES = ("SOLVER.WARMUP_ITERS",), ("DATASETS.TRAIN", "DATASETS.TEST")
 LISTS = (*NAMES, "INPUT.MIN_SIZE_TRAIN")
