@@ -309,3 +309,20 @@ def test_keys_of_train_that_nothing_reads():
         f"train.{slip}: training reads no such key -> did you mean train.{meant}?"
         for slip, meant in (("checkpointer.max_to_kep", "checkpointer.max_to_keep"), ("model_ema.enabeld", "model_ema.enabled"))
     ]
+
+
+def test_the_most_detections_of_each_kind_of_head():
+    """By which COCO's evaluator counts, wherever the model has it."""
+    most, name = "TEST.DETECTIONS_PER_IMAGE", "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py"
+    for config in "COCO-Detection/retinanet_R_50_FPN_1x.py", "lazy/gfl_MAE_DET_S_FPN_3x.py":
+        front = open_config(config, ["model.max_detections_per_image=300"])
+        assert front.settings.TEST.DETECTIONS_PER_IMAGE == 300 and front.name(most) == "model.max_detections_per_image"
+    front = open_config(name, ["model.roi_heads.box_predictor.test_topk_per_image=300"])
+    assert front.settings.TEST.DETECTIONS_PER_IMAGE == 300
+    heads = front.cfg.model.roi_heads
+    heads.box_predictors = [heads.pop("box_predictor")] * 3
+    front = PythonFront(front.cfg)
+    front.set(most, 200)
+    front.set("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.25)
+    assert [head.test_topk_per_image for head in front.cfg.model.roi_heads.box_predictors] == [300, 300, 200]
+    assert front.settings.TEST.DETECTIONS_PER_IMAGE == 200 and front.cfg.model.roi_heads.box_predictors[2].test_score_thresh == 0.25

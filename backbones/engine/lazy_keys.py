@@ -1,5 +1,7 @@
 """Which key of Python configs corresponds to which YAML key: one row per key."""
 
+from typing import Any
+
 from omegaconf import DictConfig, OmegaConf
 
 # YAML key -> key of Python configs; those under "train." may be missing in a config: the default of the YAML key then applies
@@ -84,7 +86,9 @@ LISTS = (*NAMES, "INPUT.MIN_SIZE_TRAIN")
 
 
 def places(cfg: DictConfig) -> dict[str, str]:
-    """`KEYS` for a config: with the sizes that images are resized to, and with the mapper's order of channels if the model states none."""
+    """`KEYS` for a config: with the sizes that images are resized to, with the keys of its kind of head, and with the mapper's order of
+    channels if the model states none.
+    """
     sizes = {
         f"INPUT.{side}_SIZE_{split.upper()}": f"dataloader.{split}.mapper.augmentations.{i}.{argument}"
         for split in ("train", "test")
@@ -92,5 +96,10 @@ def places(cfg: DictConfig) -> dict[str, str]:
         if isinstance(node, DictConfig) and "short_edge_length" in node
         for side, argument in (("MIN", "short_edge_length"), ("MAX", "max_size"))
     }
+    heads: Any = cfg.model.get("roi_heads")
+    found = {} if heads is not None else {"TEST.DETECTIONS_PER_IMAGE": "model.max_detections_per_image"}
+    if isinstance(heads, DictConfig) and heads.get("box_predictors"):  # those of Cascade R-CNN, whose last one decides
+        last = f"box_predictors.{len(heads.box_predictors) - 1}."
+        found = {key: place.replace("box_predictor.", last) for key, place in KEYS.items() if ".box_predictor." in place}
     stated = "input_format" in cfg.model and cfg.model.input_format is not None
-    return {**KEYS, **sizes, **({} if stated else {"INPUT.FORMAT": "dataloader.test.mapper.image_format"})}
+    return {**KEYS, **sizes, **found, **({} if stated else {"INPUT.FORMAT": "dataloader.test.mapper.image_format"})}
