@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, few_digits, warm
 
+from backbones.data import register_digits
 from backbones.engine import PythonFront, open_config
 from backbones.tools import benchmark
 
@@ -326,3 +327,29 @@ def test_the_most_detections_of_each_kind_of_head():
     front.set("MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.25)
     assert [head.test_topk_per_image for head in front.cfg.model.roi_heads.box_predictors] == [300, 300, 200]
     assert front.settings.TEST.DETECTIONS_PER_IMAGE == 200 and front.cfg.model.roi_heads.box_predictors[2].test_score_thresh == 0.25
+
+
+@pytest.mark.parametrize(
+    "opts, words",
+    [
+        (["train.best_metric=bbox/APP"], "unknown train.best_metric: 'bbox/APP'. Did you mean 'bbox/AP'?"),
+        (["train.best_metric=validation/total_loss"], "train.best_metric 'validation/total_loss' is a loss on the test data: set train.val"),
+        (["train.best_metric=bbox/APP", "dataloader.evaluator.tasks=[bbox]"], ""),
+        (["train.best_metric=segm/AP"], ""),
+        (["train.augmented_test.enabled=True"], ""),
+    ],
+)
+def test_what_cannot_be_evaluated_is_refused(opts, words):
+    """Before training; of an evaluator's own figures nothing is known."""
+    register_digits()
+    names = [f"dataloader.{split}.dataset.names=digits_val" for split in ("train", "test")]
+    front = open_config(NAME + ".py", ["train.device=cpu", "model.roi_heads.num_classes=10", *names, *opts])
+    said = [str(problem) for problem in front.findings(training=True, processes=1)]
+    assert said[0].startswith(words) if words else not said
+
+
+def test_augmentation_of_the_wrong_kind_is_refused():
+    front = open_config("COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.py", ["train.device=cpu", "train.augmented_test.enabled=True"])
+    (problem,) = front.config_findings()
+    assert str(problem).startswith("train.augmented_test.enabled supports R-CNNs, RetinaNet and GFL, not PanopticFPN")
+    assert not list(open_config(front.path, ["train.device=cpu"]).config_findings())

@@ -109,8 +109,8 @@ class Front(ABC):
         """All problems."""
         yield from self.config_findings(training, processes)
         yield from self.data_findings(training)
-        if training and self.knows("MODEL.MASK_ON"):
-            yield from metric_findings(self.settings)
+        if training and self.gives_usual_figures:
+            yield from metric_findings(self.settings, self.name)
         yield from tracker_findings(self.settings, self.name)
 
     def check_resize(self) -> None:
@@ -151,6 +151,11 @@ class Front(ABC):
     def evaluates(self) -> bool:
         """Whether the config names data to evaluate on."""
         return bool(self.settings.DATASETS.TEST)
+
+    @property
+    def gives_usual_figures(self) -> bool:
+        """Whether evaluations give the figures that the kind of data suggests, as ours and detectron2's evaluators do."""
+        return True
 
     @abstractmethod
     def evaluate(self, model: nn.Module) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import torch
 import yaml
 from detectron2.config import CfgNode, LazyConfig, instantiate
 from detectron2.data import DatasetMapper, MetadataCatalog, build_detection_train_loader
-from detectron2.evaluation import COCOEvaluator, inference_on_dataset, print_csv_format
+from detectron2.evaluation import COCOEvaluator, COCOPanopticEvaluator, SemSegEvaluator, inference_on_dataset, print_csv_format
 from detectron2.solver import LRMultiplier
 from detectron2.utils import comm
 from detectron2.utils.registry import locate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import ConfigTypeError, OmegaConfBaseException
 from torch import nn
 
@@ -27,7 +27,7 @@ from ..data.loader import evaluation_loader, train_loader
 from ..data.mapper import Mapper
 from ..detectors import ranked
 from ..errors import UserError, near, raised, unknown
-from ..evaluation import augmented
+from ..evaluation import augmented, check_augmented
 from ..evaluation.build import coco_evaluator
 from ..solver import scale_learning_rate
 from ..swap import use_backbone, use_weights
@@ -174,6 +174,9 @@ class PythonFront(Front):
             problem = row._replace(name=self.name(row.name)).error(get(s, row.name)) if row.name in self.places else None
             if problem:
                 yield problem
+        kind = _target(self.cfg.model)
+        if s.TEST.AUG.ENABLED and isinstance(kind, type):
+            yield from raised(check_augmented, s, kind, self.name)
         if training:
             yield from training_findings(s, processes, s.MODEL.DEVICE, self.name)
 
@@ -267,6 +270,14 @@ class PythonFront(Front):
     def evaluates(self) -> bool:
         names = OmegaConf.select(self.cfg, KEYS["DATASETS.TEST"])  # None for data outside the catalogue
         return "evaluator" in self.cfg.dataloader and (names is None or len(names) > 0)
+
+    @property
+    def gives_usual_figures(self) -> bool:
+        nodes, names = self.cfg.dataloader.get("evaluator"), self.settings.DATASETS.TEST
+        panoptic = all(MetadataCatalog.get(name).get("evaluator_type") == "coco_panoptic_seg" for name in names)
+        usual = (COCOEvaluator, SemSegEvaluator, COCOPanopticEvaluator) if panoptic else (COCOEvaluator,)
+        nodes = list(nodes) if isinstance(nodes, ListConfig) else [nodes]
+        return all(isinstance(node, DictConfig) and _target(node) in usual and not node.get("tasks") for node in nodes)
 
     def evaluate(self, model: nn.Module) -> dict[str, Any]:
         """The results of the config's own evaluator on its test data; empty without one."""

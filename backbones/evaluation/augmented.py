@@ -30,16 +30,17 @@ from ..errors import UserError
 def augmented(cfg: CfgNode, model: nn.Module) -> nn.Module:
     """``model`` with the views of ``cfg.TEST.AUG``. Raises UserError for a model whose results cannot be merged."""
     model = model.module if isinstance(model, DistributedDataParallel) else model
-    if isinstance(model, DenseDetector):
-        return DenseWithTTA(model, Views(cfg))
-    if isinstance(model, GeneralizedRCNN) and not isinstance(model, PanopticFPN) and not cfg.MODEL.LOAD_PROPOSALS:
-        return RCNNWithTTA(cfg, model)
-    raise UserError(
-        f"TEST.AUG supports R-CNNs, RetinaNet and GFL, not {type(model).__name__}: set TEST.AUG.ENABLED False",
-        "conflict",
-        "TEST.AUG.ENABLED",
-        False,
-    )
+    check_augmented(cfg, type(model))
+    return DenseWithTTA(model, Views(cfg)) if isinstance(model, DenseDetector) else RCNNWithTTA(cfg, model)
+
+
+def check_augmented(cfg: CfgNode, kind: type, name: Callable[[str], str] = str) -> None:
+    """Raises UserError if the results of a class of models cannot be merged; ``name`` gives the user's name for a key."""
+    rcnn = issubclass(kind, GeneralizedRCNN) and not issubclass(kind, PanopticFPN) and not cfg.MODEL.LOAD_PROPOSALS
+    if not rcnn and not issubclass(kind, DenseDetector):
+        key = name("TEST.AUG.ENABLED")
+        said = f"{key.removesuffix('.ENABLED')} supports R-CNNs, RetinaNet and GFL, not {kind.__name__}: set {key} False"
+        raise UserError(said, "conflict", key, False)
 
 
 class Views(DatasetMapperTTA):

@@ -1,6 +1,6 @@
 """The figures that an evaluation will give, as far as they are known in advance, and which of them is the main one."""
 
-from typing import Iterable, Iterator
+from typing import Callable, Iterable, Iterator
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
@@ -47,8 +47,8 @@ def figures_of(cfg: CfgNode, name: str) -> list[str] | None:
     return [f"{task}/{figure}" for task, figures in tasks.items() for figure in figures] or None
 
 
-def metric_findings(cfg: CfgNode) -> Iterator[UserError]:
-    """A TEST.BEST_METRIC that no evaluation of the config's data gives."""
+def metric_findings(cfg: CfgNode, called: Callable[[str], str] = str) -> Iterator[UserError]:
+    """A TEST.BEST_METRIC that no evaluation of the config's data gives; ``called`` gives the user's name for a key."""
     wanted, known = cfg.TEST.BEST_METRIC, [figures_of(cfg, name) for name in cfg.DATASETS.TEST]
     if wanted in ("auto", "") or not known or None in known:
         return
@@ -61,10 +61,12 @@ def metric_findings(cfg: CfgNode) -> Iterator[UserError]:
     if named in possible or of_a_class:
         return
     if wanted.startswith(_LOSSES) and not cfg.TEST.LOSS:
-        yield UserError(f"TEST.BEST_METRIC {wanted!r} is a loss on the test data: set TEST.LOSS True", "conflict", "TEST.LOSS", True)
+        key = called("TEST.LOSS")
+        yield UserError(f"{called('TEST.BEST_METRIC')} {wanted!r} is a loss on the test data: set {key} True", "conflict", key, True)
     elif not wanted.startswith(tuple(losses)):
         possible += [f"{start}total_loss" for start in losses] * cfg.TEST.LOSS
-        yield unknown("TEST.BEST_METRIC", wanted, possible, "TEST.BEST_METRIC", listed="what an evaluation prints, as task/figure")
+        key = called("TEST.BEST_METRIC")
+        yield unknown(key, wanted, possible, key, listed="what an evaluation prints, as task/figure")
 
 
 def headline(names: Iterable[str], wanted: str = "auto") -> str | None:
