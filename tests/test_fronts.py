@@ -9,7 +9,10 @@ import shutil
 import pytest
 import torch
 from conftest import ROOT, few_digits, warm
+from detectron2.config import LazyCall as L
+from detectron2.evaluation import DatasetEvaluator
 
+from backbones import UserError
 from backbones.data import register_digits
 from backbones.engine import PythonFront, open_config
 from backbones.tools import benchmark
@@ -310,6 +313,56 @@ def test_keys_of_train_that_nothing_reads():
         f"train.{slip}: training reads no such key -> did you mean train.{meant}?"
         for slip, meant in (("checkpointer.max_to_kep", "checkpointer.max_to_keep"), ("model_ema.enabeld", "model_ema.enabled"))
     ]
+
+
+def few():
+    return [{}]
+
+
+class Few(torch.utils.data.Dataset):
+    pass
+
+
+def own_config(*opts, loader=False):
+    """Of data outside the catalogue and an evaluator of its own; with ``loader`` of a training loader of its own too. Its model is none."""
+    cfg = open_config("COCO-Detection/retinanet_R_50_FPN_1x.py").cfg
+    cfg.model = L(torch.nn.Linear)(in_features=1, out_features=1)
+    cfg.dataloader.train.dataset, cfg.dataloader.test.dataset, cfg.dataloader.evaluator = L(few)(), L(few)(), L(DatasetEvaluator)()
+    if loader:
+        cfg.dataloader.train = L(few)(mapper=cfg.dataloader.train.mapper)
+    return PythonFront(cfg, "own.py", ["train.device=cpu", *opts])
+
+
+def test_data_outside_the_catalogue_are_evaluated():
+    """As the config asks; what needs the catalogue says so."""
+    asked = [f"train.{item}" for item in ("patience=2", "validation_loss=True", "augmented_test.enabled=True", "pictures=2")]
+    front, needed = own_config(*asked), "it needs data of detectron2's catalogue, in dataloader.test.dataset.names"
+    assert not [problem for problem in front.config_findings(training=True) if problem.key == "train.patience"]
+    assert list(front.idle(True)) == [("train.validation_loss", needed), ("train.pictures", needed)]
+    assert not list(own_config().idle(True)) and not list(front.idle(False))  # what nobody asked for, or not in training
+    front.build_train_loader = few
+    job = front.job()
+    assert job.evaluate and job.evaluate_augmented and job.patience == 2 and not job.validate and not job.draw
+
+
+def test_a_loader_of_ones_own_has_no_batch_to_divide_or_scale():
+    """Nor can it leave out images; detectron2's can of a list."""
+    assert [problem.code for problem in own_config().config_findings(True, 3)] == ["batch"]
+    assert not list(own_config(loader=True).config_findings(True, 3))
+    front = own_config("train.reference_batch=16", loader=True)
+    (problem,) = front.config_findings(True)
+    assert "train.reference_batch 16 needs dataloader.train.total_batch_size, which this config does not have" in str(problem)
+    with pytest.raises(UserError, match="train.reference_batch 16 needs"):
+        front.job()
+    for front in own_config("train.unreadable=skip", loader=True), own_config("train.unreadable=skip"):
+        if "dataset" in front.cfg.dataloader.train:
+            assert front.build_train_loader().dataset.skip
+            front.cfg.dataloader.train.dataset = L(Few)()
+        with pytest.raises(UserError, match="train.unreadable 'skip' needs detectron2's loader"):
+            front.build_train_loader()
+    front.cfg.dataloader.test = L(few)()
+    (line,) = front.idle(True)
+    assert line == ("train.unreadable on dataloader.test", "use detectron2's loader, or another with a mapper")
 
 
 def test_the_most_detections_of_each_kind_of_head():

@@ -155,8 +155,10 @@ def _combinations(cfg: CfgNode) -> Iterator[UserError]:
         yield UserError(said, "conflict", "TEST.AUG.ENABLED", False)
 
 
-def training_findings(cfg: CfgNode, processes: int, device: str, name: Callable[[str], str] = str) -> Iterator[UserError]:
-    """Conflicting settings of training; ``name`` gives the user's name for a key."""
+def training_findings(
+    cfg: CfgNode, processes: int, device: str, name: Callable[[str], str] = str, evaluates: bool = False
+) -> Iterator[UserError]:
+    """Conflicting settings of training; ``name`` gives the user's name for a key, ``evaluates``: on data that DATASETS.TEST need not name."""
     batch, reference, parts = cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.ACCUMULATE
     unit = (reference or processes) * parts
     if batch % unit:
@@ -164,7 +166,7 @@ def training_findings(cfg: CfgNode, processes: int, device: str, name: Callable[
         among = f"SOLVER.REFERENCE_WORLD_SIZE {reference}" if reference else f"{counted(processes, 'process')}"
         among += f" times {name('SOLVER.ACCUMULATE')} {parts}" if parts > 1 else ""
         yield UserError(f"{key} {batch} cannot be divided evenly among {among}", "batch", key, max(batch // unit, 1) * unit)
-    if cfg.TEST.PATIENCE and not (cfg.TEST.EVAL_PERIOD and cfg.TEST.BEST_METRIC and cfg.DATASETS.TEST):
+    if cfg.TEST.PATIENCE and not (cfg.TEST.EVAL_PERIOD and cfg.TEST.BEST_METRIC and (evaluates or cfg.DATASETS.TEST)):
         key, *needed = map(name, ("TEST.PATIENCE", "TEST.EVAL_PERIOD", "TEST.BEST_METRIC", "DATASETS.TEST"))
         yield _conflict(key, 0, f"{cfg.TEST.PATIENCE} needs evaluations in training: set {', '.join(needed)}")
     if cfg.SOLVER.AMP.ENABLED and not device.startswith("cuda") and cfg.SOLVER.AMP.PRECISION != "bfloat16":

@@ -202,7 +202,7 @@ class Front(ABC):
             eval_period=s.TEST.EVAL_PERIOD,
             checkpoints_kept=self.checkpoints_kept,
             evaluate=self.evaluate if self.evaluates else None,
-            evaluate_augmented=self.evaluate_augmented if tests and s.TEST.AUG.ENABLED else None,
+            evaluate_augmented=self.evaluate_augmented if self.evaluates and s.TEST.AUG.ENABLED else None,
             validate=self.validate if tests and s.TEST.LOSS else None,
             draw=self.draw if tests and s.TEST.PICTURES else None,
             best_metric=s.TEST.BEST_METRIC,
@@ -237,7 +237,7 @@ class Front(ABC):
         if not training and not self.evaluates:
             said = "the config has no evaluator for its test data, so --eval-only would measure nothing: add dataloader.evaluator"
             raise UserError(said, "missing-argument", "dataloader.evaluator")
-        self.said += [f"{self.name(key)} has no effect -> {why}" for key, why in idle_keys(self.settings, self.name) if self.stated(key)]
+        self.said += [f"{what} has no effect -> {why}" for what, why in self.idle(training)]
         self.said += classes.of_files(list(s.DATASETS.TEST), known) if known else []
         self.follow_weights(getattr(args, "resume", False))  # last, since it may download
         self.settings.freeze()
@@ -315,6 +315,10 @@ class Front(ABC):
         weights = os.path.join(output, "model_best.pth" if self.settings.DATASETS.TEST else "model_final.pth")
         given = f"{self.override('MODEL.WEIGHTS', weights)} {self.override('OUTPUT_DIR', os.path.join(output, split))}"
         return f"--config-file {os.path.join(output, 'config.yaml')} {given}"
+
+    def idle(self, training: bool) -> Iterator[tuple[str, str]]:
+        """What the user set without any effect, and what to do."""
+        return ((self.name(key), why) for key, why in idle_keys(self.settings, self.name) if self.stated(key))
 
     def stated(self, key: str) -> bool:
         """Whether the command line overrides a key."""

@@ -178,7 +178,26 @@ class PythonFront(Front):
         if s.TEST.AUG.ENABLED and isinstance(kind, type):
             yield from raised(check_augmented, s, kind, self.name)
         if training:
-            yield from training_findings(s, processes, s.MODEL.DEVICE, self.name)
+            for problem in training_findings(s, processes, s.MODEL.DEVICE, self.name, self.evaluates):
+                if problem.code != "batch" or self.knows("SOLVER.IMS_PER_BATCH"):
+                    yield problem
+            yield from raised(self._check_reference)
+
+    def _check_reference(self) -> None:
+        """Raises UserError if the learning rate should be scaled to the batch, but the config does not state both."""
+        reference, lacking = self.settings.SOLVER.REFERENCE_BATCH, {"SOLVER.IMS_PER_BATCH", "SOLVER.BASE_LR"} - self.places.keys()
+        if reference and lacking:
+            place, needed = self.name("SOLVER.REFERENCE_BATCH"), " and ".join(sorted(KEYS[key] for key in lacking))
+            raise UserError(f"{place} {reference} needs {needed}, which this config does not have: set it to 0", "unsupported", place, 0)
+
+    def idle(self, training: bool) -> Iterator[tuple[str, str]]:
+        yield from super().idle(training)
+        for key in ("TEST.LOSS", "TEST.PICTURES") if training and not self.knows("DATASETS.TEST") else ():
+            value = get(self.settings, key)
+            if value and (self.stated(key) or value != get(_defaults(), key)):
+                yield self.name(key), f"it needs data of detectron2's catalogue, in {KEYS['DATASETS.TEST']}"
+        if self.skips and self.evaluates and not _has_mapper(self.cfg.dataloader.test):
+            yield f"{self.name('INPUT.UNREADABLE')} on dataloader.test", "use detectron2's loader, or another with a mapper"
 
     def data_findings(self, training: bool, skip: Collection[str] = ()) -> Iterator[UserError]:
         for problem in dataset_findings(self.settings, training, skip, self.name):
@@ -214,6 +233,7 @@ class PythonFront(Front):
         known = inspect.signature(train_loader).parameters.keys() - {"skip"}
         if _target(node) is not build_detection_train_loader or not {"dataset", "mapper", "total_batch_size"} <= parts <= known:
             self._check_reading("dataloader.train")
+            self._check_skips()
             if s.SOLVER.ACCUMULATE > 1:
                 said = "it would multiply the batch of dataloader.train, which is not detectron2's loader: use it, or divide the batch yourself"
                 raise UserError(f"train.accumulate {s.SOLVER.ACCUMULATE}: {said}", "unsupported", "train.accumulate")
@@ -227,6 +247,7 @@ class PythonFront(Front):
         if workers is not None:
             built["num_workers"] = workers
         if not isinstance(built["dataset"], list):
+            self._check_skips()
             return build_detection_train_loader(**built)
         return train_loader(**built, skip=self.skips)
 
@@ -255,6 +276,13 @@ class PythonFront(Front):
             if self.settings.INPUT[name] != _defaults().INPUT[name]:
                 place = self.name(f"INPUT.{name}")
                 raise UserError(f"{place} works with detectron2's mappers and this project's, not with the one at {key}", "unsupported", place)
+
+    def _check_skips(self) -> None:
+        """Raises UserError if unreadable images should be left out by a training loader that cannot."""
+        if self.skips:
+            place = self.name("INPUT.UNREADABLE")
+            said = f"{place} 'skip' needs detectron2's loader in dataloader.train, with a list of records as its dataset: set it to stop"
+            raise UserError(said, "unsupported", place, "stop")
 
     def resize(self) -> T.Augmentation:
         augmentations = OmegaConf.select(self.cfg, "dataloader.test.mapper.augmentations")
@@ -296,7 +324,7 @@ class PythonFront(Front):
 
     def _test_loader(self) -> Any:
         node: Any = self.cfg.dataloader.test
-        if not isinstance(node, DictConfig) or not {"mapper", "_target_"} <= set(node):
+        if not _has_mapper(node):
             self._check_reading("dataloader.test")
             return self._instantiate("dataloader.test")
         parts, names = self._parts("dataloader.test", "mapper"), self.settings.DATASETS.TEST
@@ -313,6 +341,7 @@ class PythonFront(Front):
         return coco_evaluator(self.settings, node.dataset_name, node.get("output_dir") or f"{self.settings.OUTPUT_DIR}/{folder}", **options)
 
     def job(self) -> Job:
+        self._check_reference()
         train, scaled = self.cfg.train, scale_learning_rate(self.settings, self.name)
         if scaled is not self.settings:
             self.set("SOLVER.REFERENCE_BATCH", 0)
@@ -375,6 +404,10 @@ def _select(cfg: DictConfig, place: str) -> Any:
         return None
     except OmegaConfBaseException as error:  # an interpolation that leads nowhere
         raise UserError(f"{place} of the config: {error}", code="syntax", key=place) from error
+
+
+def _has_mapper(loader: Any) -> bool:
+    return isinstance(loader, DictConfig) and {"mapper", "_target_"} <= set(loader)
 
 
 def _target(node: DictConfig) -> Any:
