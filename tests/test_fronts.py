@@ -345,6 +345,18 @@ def test_data_outside_the_catalogue_are_evaluated():
     assert job.evaluate and job.evaluate_augmented and job.patience == 2 and not job.validate and not job.draw
 
 
+@pytest.mark.parametrize("lacks", ["train", "test"])
+def test_losses_of_test_data_need_two_mappers(lacks):
+    """Which is said before training, not at its first evaluation."""
+    front = open_config("lazy/retinanet_V_39_FPN_1x.py", ["train.validation_loss=True", "train.device=cpu"])
+    assert not [problem for problem in front.config_findings(True) if problem.key == "train.validation_loss"]
+    del front.cfg.dataloader[lacks]["mapper"]
+    problems = [str(problem) for problem in front.config_findings(True) if problem.key == "train.validation_loss"]
+    assert problems == [f"train.validation_loss needs a mapper with augmentations in dataloader.{lacks}: set it to False"]
+    with pytest.raises(UserError, match="train.validation_loss needs a mapper"):
+        front.mapper(False, annotated=True)
+
+
 def test_a_loader_of_ones_own_has_no_batch_to_divide_or_scale():
     """Nor can it leave out images; detectron2's can of a list."""
     assert [problem.code for problem in own_config().config_findings(True, 3)] == ["batch"]

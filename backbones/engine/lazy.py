@@ -182,6 +182,8 @@ class PythonFront(Front):
                 if problem.code != "batch" or self.knows("SOLVER.IMS_PER_BATCH"):
                     yield problem
             yield from raised(self._check_reference)
+            if s.TEST.LOSS and self.knows("DATASETS.TEST"):
+                yield from raised(self._check_mappers)
 
     def _check_reference(self) -> None:
         """Raises UserError if the learning rate should be scaled to the batch, but the config does not state both."""
@@ -189,6 +191,13 @@ class PythonFront(Front):
         if reference and lacking:
             place, needed = self.name("SOLVER.REFERENCE_BATCH"), " and ".join(sorted(KEYS[key] for key in lacking))
             raise UserError(f"{place} {reference} needs {needed}, which this config does not have: set it to 0", "unsupported", place, 0)
+
+    def _check_mappers(self) -> None:
+        """Raises UserError if the test data's losses need what the config's mappers do not have."""
+        for part in ("train", "test"):
+            if OmegaConf.select(self.cfg, f"dataloader.{part}.mapper.augmentations") is None:
+                place = self.name("TEST.LOSS")
+                raise UserError(f"{place} needs a mapper with augmentations in dataloader.{part}: set it to False", "unsupported", place, False)
 
     def idle(self, training: bool) -> Iterator[tuple[str, str]]:
         yield from super().idle(training)
@@ -252,12 +261,9 @@ class PythonFront(Front):
         return train_loader(**built, skip=self.skips)
 
     def mapper(self, training: bool, annotated: bool = False) -> Callable[[dict[str, Any]], dict[str, Any]]:
-        loaders = self.cfg.dataloader
         if not annotated:
             return self._mapper(f"dataloader.{'train' if training else 'test'}.mapper")
-        train, test = loaders.train.mapper, loaders.test.mapper
-        if not (isinstance(train, DictConfig) and isinstance(test, DictConfig) and "augmentations" in train and "augmentations" in test):
-            raise UserError("train.validation_loss needs mappers with augmentations in dataloader.train and test", code="unsupported")
+        self._check_mappers()
         return self._mapper("dataloader.train.mapper", augmentations=self._instantiate("dataloader.test.mapper.augmentations"))
 
     def _mapper(self, key: str, **others: Any) -> Any:
