@@ -317,6 +317,18 @@ def test_voc_in_plain_folders(tmp_path):
     assert "width" not in formats.load(str(tmp_path / "train"))["images"][0]
 
 
+@pytest.mark.parametrize("kind", ["voc", "labelme"])
+def test_names_with_dots(kind, tmp_path):
+    """``a.edit`` is another image than ``a``, whose name it would have if ``edit`` were an extension."""
+    for name in ("a", "a.edit"):
+        picture(tmp_path / f"images/{name}.jpg")
+        if kind == "voc":
+            write(tmp_path / f"images/{name}.xml", voc_xml(voc_object(name, 1, 1, 9, 9), name=name))
+        else:
+            write(tmp_path / f"images/{name}.json", json.dumps(labelme_file([shape(name, [[1, 1], [9, 9]], "rectangle")], f"C:\\{name}.jpeg")))
+    assert sorted((image, label) for image, label, _ in boxes(formats.load(str(tmp_path)))) == [("a.edit.jpg", "a.edit"), ("a.jpg", "a")]
+
+
 def test_voc_left_out(voc):
     faulty = voc_object("dog", 9, 9, 5, 5) + "<object><name>dog</name></object>" + voc_object("", 1, 2, 3, 4) + voc_object("dog", 0, 0, 9, 9)
     outline = voc_object("cat", 1, 1, 9, 9, more="<polygon><x1>1</x1><y1>1</y1></polygon>")

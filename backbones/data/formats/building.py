@@ -120,6 +120,12 @@ def text_of(path: str) -> str:
     return content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
 
 
+def without_suffix(name: str) -> str:
+    """A name without an image's extension: ``a.b`` of ``a.b.jpg``, and of ``a.b``."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in SUFFIXES else name
+
+
 class Images:
     """The images under a folder, to be found by the names of their annotation files."""
 
@@ -127,7 +133,7 @@ class Images:
         self.all = list(files(root, SUFFIXES))
         self._by_stem: dict[str, list[str]] = {}
         for path in self.all:
-            stem = os.path.splitext(os.path.relpath(path, root))[0]
+            stem = without_suffix(os.path.relpath(path, root))
             for name in {stem, os.path.basename(stem)}:
                 self._by_stem.setdefault(name, []).append(path)
 
@@ -135,7 +141,7 @@ class Images:
         """The image of the first of these names that is unambiguous, with or without folders, extensions apart; None if there is none."""
         for name in names:
             plain = name.replace("\\", "/")
-            for stem in (os.path.splitext(plain)[0], os.path.splitext(os.path.basename(plain))[0]):
+            for stem in (without_suffix(plain), without_suffix(os.path.basename(plain))):
                 found = self._by_stem.get(os.path.normpath(stem), [])
                 same = [path for path in found if os.path.basename(path) == os.path.basename(plain)]
                 if len(same or found) == 1:

@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ...errors import UserError
-from .building import Builder, Images, files, number, text_of
+from .building import Builder, Images, files, number, text_of, without_suffix
 
 ANNOTATIONS, PICTURES, LISTS = "Annotations", "JPEGImages", os.path.join("ImageSets", "Main")
 
@@ -83,7 +83,7 @@ def _image(build: Builder, tree: ElementTree.Element, xml: str, folder: str, pic
         raise ValueError(f"its root element is {tree.tag[:40]!r}, not 'annotation'")
     stem, stated = os.path.splitext(os.path.relpath(xml, folder))[0], (tree.findtext("filename") or "").strip()
     own = pictures.find(stem, stated)
-    if own and stated and os.path.splitext(os.path.basename(stated.replace("\\", "/")))[0] != os.path.splitext(os.path.basename(own))[0]:
+    if own and stated and without_suffix(os.path.basename(stated.replace("\\", "/"))) != without_suffix(os.path.basename(own)):
         build.note("'filename' entries that name another file: the image with the name of the .xml file is used", repr(xml))
     path = own or os.path.join(build.root, stated or f"{stem}.jpg")
     sides = [number(tree.findtext(f"size/{side}") or "0") for side in ("width", "height")]
