@@ -318,6 +318,19 @@ def test_two_files_fit(own):
     assert DatasetCatalog.get("mine")[0]["file_name"] == os.path.join(own[1], "x", "b.jpg")
 
 
+def test_a_missing_image_is_not_one_of_another_folder(own):
+    """Folders number their images alike: where one lacks a file, that of another is not taken, and who names it exactly keeps it."""
+    for folder in ("x", "y"):
+        os.makedirs(os.path.join(own[1], folder))
+    os.rename(os.path.join(own[1], "a.jpg"), os.path.join(own[1], "y/a.jpg"))
+    cfg = changed(own, lambda c: [c["images"][0].update(file_name="y/a.jpg"), more("images", 0, id=2, file_name="x/a.jpg")(c)])
+    with pytest.raises(backbones.UserError, match=r"missing image \(1\): .*'x/a.jpg'"):
+        register_from_config(cfg)
+    cfg.INPUT.UNREADABLE = "skip"
+    register_from_config(cfg)
+    assert [record["file_name"] for record in DatasetCatalog.get("mine")] == [os.path.join(own[1], "y/a.jpg")]
+
+
 def test_two_names_for_one_file(own):
     """Two entries whose folders are not there would both take the one file of that name."""
     with pytest.raises(backbones.UserError, match=r"several files \(2\)"):

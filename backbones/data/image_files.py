@@ -35,7 +35,8 @@ class Files:
     def find(self, name: str) -> tuple[str, str]:
         """(path within the folder, kind of `findings.KINDS`); the kind is "" if the file is where its name says.
 
-        Otherwise it is the one file whose path agrees with ``name`` in most of its last parts, upper and lower case apart, if there is one.
+        Otherwise it is the one file whose path agrees with ``name`` in most of its last parts, upper and lower case apart, if there is one;
+        but none of another folder if the folder that it states is there: that file is another image of the same name.
         """
         if self._is_there(name):
             return name, ""
@@ -46,7 +47,11 @@ class Files:
             self._search()
         wanted = plain.lower().split("/")
         agreeing = defaultdict(list)
+        folder = os.path.normpath(os.path.dirname(plain))
+        is_there = not folder.startswith(".") and os.path.isdir(os.path.join(self.root, folder))
         for path in self._ends.get(wanted[-1], ()):
+            if is_there and path.lower() != plain.lower():
+                continue
             parts = path.lower().split("/")
             same = next((i for i, (a, b) in enumerate(zip(parts[::-1], wanted[::-1])) if a != b), min(len(parts), len(wanted)))
             agreeing[same].append(path)

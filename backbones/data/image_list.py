@@ -16,6 +16,7 @@ _BIG = 10**6  # pixels that no side of an image has
 _UNREADABLE = ("unreadable image", "truncated image", "empty image", "large image")
 REFUSED = (*_UNREADABLE, "image of other size", "turned image", "deep image")
 TOLD = (*REFUSED, "several pictures")  # reported by the reader; only the doctor reports the others
+_GUESSES = ("file name in another case", "file in another folder")
 Progress = Callable[..., Iterable]
 
 
@@ -53,8 +54,8 @@ def read_images(
         found[number] = name, how or kind
         entry["id"], entry["file_name"] = number, path
         kept.append(entry)
-    guessed = {image["file_name"] for image in kept if found[image["id"]][1] in ("file name in another case", "file in another folder")}
-    if guessed:  # two entries must not share one file
+    guessed = {image["file_name"] for image in kept if found[image["id"]][1] in _GUESSES}
+    if guessed:  # entries must not share a file that is not exactly what they name
         times: dict[str, int] = {}
         for image in kept:
             times[image["file_name"]] = times.get(image["file_name"], 0) + 1
@@ -62,7 +63,8 @@ def read_images(
     sound = []
     for image in kept:
         name, kind = found[image["id"]]
-        kind = "several files" if image["file_name"] in guessed else kind
+        if image["file_name"] in guessed and kind in _GUESSES:
+            kind = "several files"
         if kind in ("missing image", "several files", "address"):
             left_out[image["id"]] = kind == "missing image" and use.skip
             say("image left out" if left_out[image["id"]] else kind, short(name))
