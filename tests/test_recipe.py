@@ -15,17 +15,20 @@ from choices import cases
 from conftest import few_digits
 from detectron2.data import DatasetCatalog
 from PIL import Image
+from small_data import coco, write
 
 from backbones import UserError, zoo
 from backbones.benchmark.training import peak_bytes
 from backbones.config import add_data_arguments, check_config, get, merge_overrides
 from backbones.data import digits
+from backbones.data.reader import read
+from backbones.data.sources import Source, Use
 from backbones.doctor import memory
 from backbones.doctor.examination import Examination, quiet
 from backbones.engine import count_processes, open_config, step
 from backbones.recipe import design, measuring, rules
 from backbones.recipe.design import Design, candidates
-from backbones.recipe.facts import Facts
+from backbones.recipe.facts import Facts, facts_of
 from backbones.recipe.networks import available
 from backbones.recipe.writing import beside_3x, text
 from backbones.swap import network_of
@@ -320,6 +323,17 @@ def test_rare_classes_and_empty_images():
     assert chosen(rules.sampling(facts())) == {}
     assert chosen(rules.sampling(facts(empty=30))) == {"DATALOADER.FILTER_EMPTY_ANNOTATIONS": False}
     assert chosen(rules.sampling(facts(empty=200))) == {"DATALOADER.FILTER_EMPTY_ANNOTATIONS": True}
+
+
+def test_facts_of_odd_masks_and_keypoints(tmp_path):
+    """Data for boxes may have any masks and keypoints; only sound ones count."""
+    path, content = coco(tmp_path)
+    for a, mask in zip(content["annotations"], (None, [1, 1, 9, 1, 9, 9], [[1, 1, 9, 1, 9, 9, 3]], {"size": [120, 160]}, "1 5", [[[1, 1]]])):
+        a.update(segmentation=mask, keypoints=None)
+    content["annotations"][1].update(keypoints="x")
+    write(tmp_path / "coco.json", json.dumps(content))
+    facts = facts_of([read(Source("", path, str(tmp_path / "images")), Use())], [])
+    assert facts.objects == 6 and (facts.masks, facts.rectangles, facts.keypoints) == (pytest.approx(1 / 6), 0, 0)
 
 
 def test_flips():

@@ -7,6 +7,7 @@ from typing import Sequence
 import numpy as np
 import pycocotools.mask as mask_util
 
+from ..data.annotations import mask_fault, numbers
 from ..data.dataset import Dataset
 from ..data.image_files import evenly
 
@@ -42,24 +43,25 @@ def facts_of(training: Sequence[Dataset], testing: Sequence[Dataset]) -> Facts:
     """Of data sets as `data.reader.read` gives them."""
     images = [image for data in training for image in data.images]
     sides = np.array([(min(i["width"], i["height"]), max(i["width"], i["height"])) for i in images], float).reshape(-1, 2)
-    boxes, shorter, numbers, per_class = [], [], [], []
+    boxes, shorter, owners, per_class = [], [], [], []
     counts: Counter[str] = Counter()
     kinds = np.zeros(3)
     looked = 0
     for index, data in enumerate(training):
-        size = {image["id"]: min(image["width"], image["height"]) for image in data.images}
+        sizes = {image["id"]: (image["height"], image["width"]) for image in data.images}
         objects = [a for a in data.annotations if not a["iscrowd"]]
         boxes += [a["bbox"][2:] for a in objects]
-        shorter += [size[a["image_id"]] for a in objects]
-        numbers += [(index, a["image_id"]) for a in objects]
+        shorter += [min(sizes[a["image_id"]]) for a in objects]
+        owners += [(index, a["image_id"]) for a in objects]
         per_class += [data.classes[data.class_of[a["category_id"]]] for a in objects]
         for a in evenly(objects, _SAMPLED):
             looked += 1
-            kinds[0 if _is_rectangle(a) else 1] += bool(a.get("segmentation"))
-            kinds[2] += any(a.get("keypoints", [])[2::3])
+            if not mask_fault(a.get("segmentation"), *sizes[a["image_id"]]):
+                kinds[0 if _is_rectangle(a) else 1] += 1
+            kinds[2] += numbers(a.get("keypoints")) and any(a["keypoints"][2::3])
         counts.update(data.counts())
-    having = Counter(name for _, name in set(zip(numbers, per_class)))  # images of each class
-    per_image = np.array(list(Counter(numbers).values()), int)
+    having = Counter(name for _, name in set(zip(owners, per_class)))  # images of each class
+    per_image = np.array(list(Counter(owners).values()), int)
     rectangles, masks, keypoints = (kinds / max(looked, 1)).tolist()
     return Facts(
         images=len(images),
