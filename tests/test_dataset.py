@@ -71,6 +71,16 @@ def test_to_yolo_and_back(tmp_path, masks):
         list(dataset.convert(path, str(out), str(tmp_path / "d/images"), "yolo"))
 
 
+def test_to_yolo_of_names_with_images(tmp_path):
+    """Label Studio's file names the folder images, whose second one would hide the labels."""
+    path, content = coco(tmp_path / "d")
+    for image in content["images"]:
+        image["file_name"] = "images/" + image["file_name"]
+    write(tmp_path / "d/coco.json", json.dumps(content))
+    list(dataset.convert(path, str(tmp_path / "y"), to="yolo"))
+    assert len(dataset.read(str(tmp_path / "y"), str(tmp_path / "y/images/train"))["annotations"]) == 6
+
+
 def test_to_yolo_of_parts_crowds_and_runs(tmp_path):
     path, content = coco(tmp_path / "d")
     first, second, third, fourth, *_ = content["annotations"]
@@ -342,6 +352,20 @@ def test_coco_repaired(tmp_path):
     read = dataset.read(path, str(tmp_path / "d/images"))
     assert read["images"][0]["width"] == SIZE[0] and len(read["annotations"]) == 4 and sum(read["notes"].values()) == 6
     assert read["annotations"][0]["area"] == pytest.approx(20.125 * 15.375) and "segmentation" not in read["annotations"][0]
+
+
+def test_polygons_are_mended(tmp_path):
+    """A mask that is one list of numbers is a polygon, which gives a box too; a short polygon is dropped alone."""
+    path, content = coco(tmp_path / "d")
+    flat, boxless, short, *_ = content["annotations"]
+    good = short["segmentation"][0]
+    flat["segmentation"], short["segmentation"] = flat["segmentation"][0], [good, [1, 1, 2, 2]]
+    boxless.update(segmentation=boxless["segmentation"][0], bbox=[])
+    write(tmp_path / "d/coco.json", json.dumps(content))
+    read = dataset.read(path, str(tmp_path / "d/images"))
+    kinds = {text.partition(":")[0]: count for text, count in read["notes"].items()}
+    assert kinds == {"flat polygon": 2, "short polygon": 1, "box of mask": 1}
+    assert len(read["annotations"]) == 6 and all(len(a["segmentation"]) == 1 for a in read["annotations"])
 
 
 def test_unusable_outputs(tmp_path, yolo):

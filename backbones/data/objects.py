@@ -10,22 +10,33 @@ from .dataset import Dataset
 from .sources import Use
 
 
+def polygons(entry: dict[str, Any]) -> str:
+    """Makes a mask that is a single list of numbers one polygon, and drops short polygons beside others; the kind of the finding, or ""."""
+    mask: Any = entry.get("segmentation")
+    if type(mask) is not list or not mask:
+        return ""
+    if type(mask[0]) is not list:
+        if len(mask) < 6 or not numbers(mask):
+            return ""
+        entry["segmentation"] = [mask]
+        return "flat polygon"
+    good = [polygon for polygon in mask if type(polygon) is not list or len(polygon) >= 6 and len(polygon) % 2 == 0]
+    if not good or len(good) == len(mask):
+        return ""
+    entry["segmentation"] = good
+    return "short polygon"
+
+
 def masks(data: Dataset, use: Use) -> None:
-    """Leaves each object a mask of polygons or run lengths that fits its image; `Use.no_mask` says what happens to an object without one."""
+    """Leaves each object a mask of polygons or run lengths that fits its image, after `polygons`; `Use.no_mask` says what happens to an object without one."""
     sizes = {image["id"]: (image["height"], image["width"]) for image in data.images}
     found: dict[str, list[int]] = defaultdict(list)  # kind -> places
     without: dict[str, list[int]] = defaultdict(list)
     for i, a in enumerate(data.annotations):
         mask: Any = a.get("segmentation")
-        if type(mask) is list and len(mask) >= 6 and numbers(mask):
-            mask = a["segmentation"] = [mask]
-            found["flat polygon"].append(i)
         fault = mask_fault(mask, *sizes[a["image_id"]])
-        if fault == "short polygon":
-            mask = a["segmentation"] = [polygon for polygon in mask if len(polygon) >= 6 and len(polygon) % 2 == 0]
-            fault = "" if mask else "no mask"
-            if mask:
-                found["short polygon"].append(i)
+        if fault == "short polygon":  # all of them: `polygons` has dropped the others
+            fault = "no mask"
         if fault and a["iscrowd"]:  # an evaluation of masks needs a mask for each object
             a["segmentation"] = [polygon_of_box(a["bbox"])]
             found["box as mask"].append(i)

@@ -203,6 +203,12 @@ class _Annotations:
         changed = texts | (use.box_format == "xyxy")
         if use.box_format == "xyxy":
             boxes[:, 2:] -= boxes[:, :2]
+        mended: dict[str, list[int]] = {"flat polygon": [], "short polygon": []}
+        for i in np.flatnonzero(self.kept).tolist():
+            if kind := objects.polygons(entries[i]):
+                mended[kind].append(i)
+        for kind, places in mended.items() if use.masks or use.whole else ():
+            self.say.add_all(kind, places, self._name)
         self._undrawn(boxes, changed)
         with np.errstate(invalid="ignore"):
             self._leave_out("no box", ~(np.abs(boxes) <= _BIG).all(1))

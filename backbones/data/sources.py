@@ -23,6 +23,7 @@ class Use:
 
     masks: bool = False
     keypoints: bool = False
+    whole: bool = False  # masks are of interest too though no model learns them
     crowds: str = "ignore"  # the next four have the values of the keys of DATASETS
     no_mask: str = "stop"
     box_format: str = "xywh"

@@ -37,7 +37,7 @@ def read(path: str, images: str) -> dict[str, Any]:
     Masks that are neither polygons nor RLE of the image's size are left out. Raises UserError for data that cannot be used.
     """
     folder = images or os.path.dirname(os.path.abspath(path))
-    data = reader.read(Source("", path, folder, training=False), Use(), images=0)
+    data = reader.read(Source("", path, folder, training=False), Use(whole=True), images=0)
     error = data.error()
     if error:
         raise error

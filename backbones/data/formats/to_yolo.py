@@ -65,7 +65,8 @@ def _write_split(images: list[dict], lines: dict[Any, list[str]], root: str, fol
         root = os.path.commonpath([os.path.dirname(path) for path in paths])
     stems: set[str] = set()
     for image, path in zip(images, paths):
-        name = os.path.relpath(path, root)
+        # readers look for labels by the last part that is called images, which must be ours
+        name = os.path.join(*(part for part in os.path.relpath(path, root).split(os.sep) if part != "images"))
         stem = os.path.splitext(name)[0]
         if stem in stems:
             raise UserError(f"two images are named {stem!r} and would share one file of labels", "data")
