@@ -29,8 +29,9 @@ from small_data import (
     yolo_data,
 )
 
-from backbones.data import formats
+from backbones.data import formats, reader
 from backbones.data.formats import yolo as yolo_format
+from backbones.data.sources import Source, Use
 from backbones.errors import UserError
 
 
@@ -183,6 +184,21 @@ def test_yolo_of_tools(tmp_path, tool):
         assert os.path.basename(name) == "a b.jpg" and (kind, box) == ("plate", [40, 30, 80, 60])
 
 
+def test_splits_of_cvat(voc, tmp_path):
+    """Its lists of subsets are called as its users call those: Train, or Validation."""
+    for split, name in (("train", "obj_train_data/a"), ("valid", "obj_valid_data/b")):
+        picture(tmp_path / f"cvat/{name}.jpg")
+        write(tmp_path / f"cvat/{name}.txt", "0 0.5 0.5 0.5 0.5\n")
+        write(tmp_path / f"cvat/{split}.txt", f"data/{name}.jpg\n")
+    write(tmp_path / "cvat/obj.names", "cup\n")
+    for old, new in (("train", "Train"), ("val", "Validation")):
+        os.rename(voc / f"ImageSets/Main/{old}.txt", voc / f"ImageSets/Main/{new}.txt")
+    for root, images in ((tmp_path / "cvat", [["a.jpg"], ["b.jpg"]]), (voc, [["a.jpg", "c.jpg"], ["b.jpg"]])):
+        found = formats.splits(str(root))
+        assert list(found) == ["train", "val"]
+        assert [[i["file_name"] for i in formats.load(*place)["images"]] for place in found.values()] == images
+
+
 def test_yolo_outlines(yolo):
     write(yolo / "labels/train/a.txt", "0 0.25 0.25 0.75 0.25 0.75 0.75\n1 0.5 0.5 0.5 0.5\n0 .1 .1 .2 .1 .2 .2 .1 .2\n")
     content = formats.load(str(yolo))
@@ -230,6 +246,18 @@ def test_yolo_left_out(yolo):
         f"label files left out because they have no image, the first {label.replace('a.txt', 'gone.txt')!r}": 1,
     }
     assert {i["file_name"] for i in content["images"] if "width" not in i} == {"bare.jpg"}
+
+
+def test_formats_are_read_as_keys_say(yolo, voc):
+    """Images that are not turned; boxes, which are corners only in COCO's files. The first line counts what is left out."""
+    picture(yolo / "images/train/a.jpg", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0")
+    write(yolo / "labels/train/b.txt", "0 0.5 0.5 0.5 0.5\n1 80 60 40 30\n")
+    for exif, size in (("ignore", SIZE), ("turn", SIZE[::-1])):
+        data = reader.read(Source("own_train", *formats.splits(str(yolo))["train"]), Use(exif=exif))
+        assert data.error() is None and (data.images[0]["width"], data.images[0]["height"]) == size
+    assert "left out: 1 (1 line); " in data.summary()
+    found = [reader.read(Source("own_train", *formats.splits(str(voc))["train"]), Use(box_format=form)) for form in ("xywh", "xyxy")]
+    assert found[0].annotations == found[1].annotations and [data.findings.counts.get("box format") for data in found] == [None, 1]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any, Callable, Iterator, NamedTuple, Sequence
 
 import numpy as np
 
-from ..errors import SEVERITIES, Finding, UserError
+from ..errors import SEVERITIES, Finding, UserError, counted
 
 
 class Kind(NamedTuple):
@@ -72,6 +72,7 @@ KINDS: dict[str, Kind] = {
         _MENDED,
         "DATASETS.BOX_FORMAT",
     ),
+    "box format": Kind("note", "DATASETS.BOX_FORMAT is for files in COCO's format only: boxes are read as their own format has them", "nothing"),
     "area": Kind("note", "the area is missing or not a number: it is computed from the mask, or from the box", "nothing", _MENDED),
     "iscrowd": Kind("note", "iscrowd is missing or neither 0 nor 1: it is set to 0", "nothing", _MENDED),
     "ignored annotation": Kind("note", "annotations have a non-zero 'ignore': they are ignored regions, like crowds", "nothing", _MENDED),
@@ -236,6 +237,7 @@ class Findings:
     names: dict[str, list[str]] = field(default_factory=dict)
     described: set[str] = field(default_factory=set)
     notes: dict[str, int] = field(default_factory=dict)  # what was left out or guessed if the data are not in COCO's format
+    lost: dict[str, int] = field(default_factory=dict)  # how many of what, such as "line", of these notes were left out
 
     def add(self, kind: str, name: str = "", count: int = 1) -> None:
         """Counts a finding. ``name`` names one entry; with a ``count`` above 1 it describes them all."""
@@ -280,9 +282,12 @@ class Findings:
         parts = []
         for effect in (_LEFT, _PART, _MENDED):
             kinds = [kind for kind in KINDS if kind in self.counts and KINDS[kind].effect == effect]
-            listed = f" ({', '.join(in_words(kind, self.counts[kind]) for kind in kinds)})" if kinds else ""
+            lost = self.lost if effect == _LEFT else {}
+            words = [*(in_words(kind, self.counts[kind]) for kind in kinds), *(counted(count, what) for what, count in lost.items())]
+            listed = f" ({', '.join(words)})" if words else ""
             if kinds or effect == _LEFT:
-                images, others = (sum(self.counts[kind] for kind in kinds if (kind in _IMAGES) == of) for of in (True, False))
+                images = sum(self.counts[kind] for kind in kinds if kind in _IMAGES) + lost.get("image", 0)
+                others = sum(self.counts[kind] for kind in kinds) + sum(lost.values()) - images
                 total = f"{images} image{'s'[: images != 1]} and {others} object{'s'[: others != 1]}" if images and others else images + others
                 parts.append(f"{effect}: {total}{listed}")
         return "; ".join(parts)

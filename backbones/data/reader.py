@@ -4,6 +4,7 @@ Training, evaluation, the doctor, `compare`, `visualize` and the searches read b
 work on columns of all annotations at once, as a file may have millions.
 """
 
+import dataclasses
 import os
 from typing import Any
 
@@ -40,7 +41,11 @@ def read(source: Source, use: Use, images: int | None = SAMPLED, progress: Progr
 
 def _read(source: Source, use: Use, images: int | None, progress: Progress, files: bool) -> Dataset:
     content = _content(source, use, files)
-    data = Dataset(source, Findings(source.name, notes=content.pop("notes", None) or {}))
+    notes = content.pop("notes", None)
+    data = Dataset(source, Findings(source.name, notes=notes or {}, lost=content.pop("lost", None) or {}))
+    if notes is not None and use.box_format != "xywh":
+        use = dataclasses.replace(use, box_format="xywh")
+        data.findings.add("box format")
     numbers, left_out = read_images(data, use, content["images"], images if files else 0, progress, Files(source.image_root) if files else None)
     place = {image["id"]: i for i, image in enumerate(data.images)}
     image_at = {own: place[number] for own, number in numbers.items() if number in place}
@@ -61,15 +66,16 @@ def _read(source: Source, use: Use, images: int | None, progress: Progress, file
     return data
 
 
-def parse(path: str, images: str, called: str) -> dict[str, Any]:
+def parse(path: str, images: str, called: str, exif: str = "turn") -> dict[str, Any]:
     """The data at a path, in COCO's format: "images" and, but for data without annotations, "annotations" and "categories".
 
-    For other formats "notes" has what was left out or guessed. ``called`` is how errors begin. Raises UserError.
+    For other formats "notes" has what was left out or guessed. ``called`` is how errors begin, ``exif`` that of `formats.load`.
+    Raises UserError.
     """
     what = f"{called}annotation file {path!r}"
     if not os.path.exists(path):
         raise UserError(f"{what} does not exist", "missing-file")
-    content: Any = formats.load(path, images)
+    content: Any = formats.load(path, images, exif)
     if content is not None:
         return content  # with our "notes"
     try:
@@ -84,7 +90,7 @@ def parse(path: str, images: str, called: str) -> dict[str, Any]:
         known = formats.foreign(content, path)
         if known:
             raise UserError(f"{what} is {known[0]}: {known[1]}", "bad-file")
-    return {key: value for key, value in content.items() if key != "notes"} if isinstance(content, dict) else {}
+    return {key: value for key, value in content.items() if key not in ("notes", "lost")} if isinstance(content, dict) else {}
 
 
 def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
@@ -92,7 +98,7 @@ def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
     if files and not os.path.isdir(source.image_root):
         what = "is a file" if os.path.isfile(source.image_root) else "does not exist"
         raise UserError(f"{source.called}image folder {source.image_root!r} {what}", "missing-file")
-    content = parse(source.json_file, source.image_root if files else "", source.called)
+    content = parse(source.json_file, source.image_root if files else "", source.called, use.exif)
     missing = [key for key in ("images", "categories") if key not in content]
     # data to predict only need no classes if those of another data set are used
     if missing and not (missing == ["categories"] and not source.training and not content.get("annotations") and use.classes):

@@ -10,26 +10,26 @@ from typing import Any
 
 from ...errors import UserError
 from . import labelme, voc, yolo
-from .building import SUFFIXES, has
+from .building import SPLITS, SUFFIXES, has
 from .naming import foreign
 
 __all__ = ["foreign", "load", "named", "splits", "unused"]
 
-_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _COCO = ("_annotations.coco.json", "annotations.json")  # as Roboflow and others name the file among its images
 _ANNOTATIONS = "annotations"  # the folder that COCO's own files and CVAT's exports lie in, beside those of images
 _ALLOWED = "COCO's JSON file, a YOLO data.yaml or folder, a Pascal VOC folder or list, a folder of labelme's files"
 
 
-def load(path: str, images: str = "") -> dict[str, Any] | None:
+def load(path: str, images: str = "", exif: str = "turn") -> dict[str, Any] | None:
     """Reads data of another format as COCO's: "images", "categories", "annotations" and "notes"; None where the path is left to COCO's reader.
 
     Args:
         path: of YOLO, a data.yaml, a list of images (.txt), or a folder of images or labels; of Pascal VOC, a folder, or a list in
             ImageSets/Main; of labelme, a folder.
         images: the folder of the images, which names are relative to. By default it is that of the first of `splits`.
+        exif: whether the sizes of images that no file states are those after the turn of their EXIF tag: "turn", or "ignore".
 
-    "notes" counts what was left out or guessed, by kind. Ids start at 1, in the order of the classes. Pascal VOC's
+    "notes" counts what was left out or guessed, by kind; "lost" what of it was left out, such as "line". Ids start at 1, in the order of the classes. Pascal VOC's
     'difficult' objects have ``ignore`` 1. Images that cannot be read, and whose size no file states, have no width, height or objects.
     Categories with keypoints have a ``flip_idx`` too if a data.yaml has it: the index of the point that each becomes when mirrored.
 
@@ -50,7 +50,7 @@ def load(path: str, images: str = "") -> dict[str, Any] | None:
         return None
     if not os.path.isdir(images):
         raise UserError(f"image folder {images!r} {'is a file' if os.path.isfile(images) else 'does not exist'}", "missing-file")
-    content = {"yolo": yolo.read, "voc": voc.read, "labelme": labelme.read}[kind](path, images)
+    content = {"yolo": yolo.read, "voc": voc.read, "labelme": labelme.read}[kind](path, images, exif)
     if not content["images"]:
         raise UserError(f"{path!r} has no images", "data")
     if not content["categories"]:
@@ -61,7 +61,7 @@ def load(path: str, images: str = "") -> dict[str, Any] | None:
 def splits(path: str) -> dict[str, tuple[str, str]]:
     """The splits of the data at a path: "train", "val" and "test", or "" for all -> (annotations, image folder), as `load` takes them.
 
-    They are those of a YOLO data.yaml, of the lists of a Pascal VOC folder, folders train, val (valid) and test, as Roboflow writes them,
+    They are those of a YOLO data.yaml, of the lists of a Pascal VOC folder or of CVAT's YOLO, folders train, val (valid) and test, as Roboflow writes them,
     or COCO's files in ``annotations``; a folder's COCO file is its only .json, or is found by its name.
     Raises UserError if a data.yaml cannot be read or its images for training or validation do not exist.
     """
@@ -70,8 +70,8 @@ def splits(path: str) -> dict[str, tuple[str, str]]:
     if not os.path.isdir(path):
         return {"": (path, _image_folder(path))}
     inside = yolo.yaml_in(path)
-    found = yolo.splits(inside) if inside else voc.splits(path)
-    for split, names in () if found else _SPLITS.items():
+    found = yolo.splits(inside) if inside else voc.splits(path) or yolo.listed(path)
+    for split, names in () if found else SPLITS.items():
         for folder in (os.path.join(place, name) for name in names for place in (path, os.path.join(path, "images"))):
             if os.path.isdir(folder) and _coco_in(folder):
                 found.setdefault(split, (_coco_in(folder), _image_folder(folder)))
@@ -118,7 +118,7 @@ def _in_annotations(path: str) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in names:  # instances_val2017.json
         end = re.sub(r"\d+$", "", _end(name).lower())
-        split = next((split for split, called in _SPLITS.items() if end in called), "")
+        split = next((split for split, called in SPLITS.items() if end in called), "")
         if not split or split in found:
             return {}
         found[split] = os.path.join(folder, name)

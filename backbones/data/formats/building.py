@@ -4,33 +4,37 @@ import math
 import os
 import sys
 import warnings
+from collections import Counter
 from typing import Any, Iterable, Iterator, Sequence
 
 from ..images import size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif", ".jp2", ".avif")
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}  # and how tools call them
 _LARGEST = 1e6  # pixels of a coordinate
 _MOST = 1 << 24  # bytes of a file of annotations of one image
 
 
 class Builder:
-    """Builds a dictionary in COCO's format. ``root`` is the folder that names of images are relative to."""
+    """Builds a dictionary in COCO's format. ``root`` is the folder that names of images are relative to, ``exif`` of `images.size`."""
 
-    def __init__(self, root: str):
-        self.root = root
+    def __init__(self, root: str, exif: str = "turn"):
+        self.root, self.exif = root, exif
         self.images: list[dict[str, Any]] = []
         self.annotations: list[dict[str, Any]] = []
         self._notes: dict[str, list] = {}  # text -> [count, the first place]
+        self._lost: Counter[str] = Counter()
 
-    def note(self, text: str, where: str = "", count: int = 1) -> None:
-        """Counts something that was left out or guessed; ``where`` is shown for the first."""
+    def note(self, text: str, where: str = "", count: int = 1, lost: str = "") -> None:
+        """Counts something that was left out or guessed; ``where`` is shown for the first. ``lost``: what was left out, such as "line"."""
         if count:
             self._notes.setdefault(text, [0, where])[0] += count
+            self._lost.update({lost: count} if lost else {})
 
     def image(self, path: str, stated: tuple[int, int] | None = None) -> dict[str, Any]:
         """Adds the entry of an image. Without a ``stated`` (width, height) its size is read from the file, if possible."""
         entry: dict[str, Any] = {"id": len(self.images) + 1, "file_name": os.path.relpath(path, self.root).replace(os.sep, "/")}
-        known = stated or file_size(path)
+        known = stated or file_size(path, self.exif)
         if known:
             entry.update(width=known[0], height=known[1])
         self.images.append(entry)
@@ -40,7 +44,7 @@ class Builder:
         """Adds an object of a category, which gets its id from `content`, with its box x0, y0, x1, y1. An object without area is left out."""
         x0, y0, x1, y1 = box
         if x1 <= x0 or y1 <= y0:
-            self.note("objects left out because their box has no area", where)
+            self.note("objects left out because their box has no area", where, lost="object")
             return
         entry = {"id": len(self.annotations) + 1, "image_id": image["id"], "category_id": category, "bbox": [x0, y0, x1 - x0, y1 - y0]}
         entry.update(area=sum(map(area, polygons)) or (x1 - x0) * (y1 - y0), iscrowd=0)
@@ -58,6 +62,7 @@ class Builder:
             "categories": [{"id": i, **fields} for i, (_, fields) in enumerate(categories, 1)],
             "annotations": self.annotations,
             "notes": {text + (f", the first {where}" if where else ""): count for text, (count, where) in self._notes.items()},
+            "lost": dict(self._lost),
         }
 
 
@@ -84,12 +89,13 @@ def number(value: Any) -> float:
     return result
 
 
-def file_size(path: str) -> tuple[int, int] | None:
-    """Width and height of an image after the turn that its EXIF tag asks for, from its header; None if it cannot be read."""
+def file_size(path: str, exif: str = "turn") -> tuple[int, int] | None:
+    """Width and height of an image from its header, after the turn that its EXIF tag asks for unless ``exif`` is "ignore"; None if it
+    cannot be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of odd tags
-            return size(path, max_pixels=sys.maxsize)  # training refuses what is too large
+            return size(path, exif, max_pixels=sys.maxsize)  # training refuses what is too large
     except Exception:  # of a damaged file; who reads the pixels says what is wrong
         return None
 
@@ -99,6 +105,13 @@ def files(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
     for where, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(where, name) for name in sorted(names) if name.lower().endswith(suffixes) and not name.startswith("."))
+
+
+def lists(folder: str) -> dict[str, str]:
+    """The lists of images in a folder that are called as a split is, in capitals or not: split -> path."""
+    names = sorted(os.listdir(folder), reverse=True) if os.path.isdir(folder) else []  # val.txt before Val.txt
+    every = {split: [name for known in called for name in names if name.lower() == f"{known}.txt"] for split, called in SPLITS.items()}
+    return {split: os.path.join(folder, found[0]) for split, found in every.items() if found}
 
 
 def has(folder: str, suffixes: tuple[str, ...]) -> bool:

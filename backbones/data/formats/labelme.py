@@ -34,9 +34,9 @@ def found_in(folder: str) -> bool:
     return False
 
 
-def read(path: str, images: str) -> dict[str, Any]:
+def read(path: str, images: str, exif: str = "turn") -> dict[str, Any]:
     """The data of a folder; see `formats.load`."""
-    build, pictures, used = Builder(images), Images(images), set()
+    build, pictures, used = Builder(images, exif), Images(images), set()
     names: set[str] = set()
     for file in files(path, (".json",)):
         try:
@@ -44,13 +44,13 @@ def read(path: str, images: str) -> dict[str, Any]:
         except ValueError as error:
             raise UserError(f"{file!r} is not a labelme file: {error}", "bad-file") from error
         if not is_labelme(content):
-            build.note("JSON files left out because they are not labelme's", repr(file))
+            build.note("JSON files left out because they are not labelme's", repr(file), lost="JSON file")
             continue
         try:
             used.add(_image(build, content, file, path, pictures, names))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{file!r} is not a valid labelme file: {error}", "bad-file") from error
-    build.note("images left out because they have no .json file", count=len(set(pictures.all) - used))
+    build.note("images left out because they have no .json file", count=len(set(pictures.all) - used), lost="image")
     return build.content([(name, {"name": name}) for name in sorted(names)])
 
 
@@ -74,7 +74,7 @@ def _image(build: Builder, content: dict, file: str, folder: str, pictures: Imag
             continue
         outline = _outline(kind, points)
         if not outline:
-            build.note(f"shapes left out: {str(kind)[:20]!r} of {len(points)} points has no area", where)
+            build.note(f"shapes left out: {str(kind)[:20]!r} of {len(points)} points has no area", where, lost="shape")
             continue
         names.add(label)
         group = shape.get("group_id")

@@ -9,7 +9,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 from ...errors import UserError
-from .building import Builder, Images, files, number, text_of, without_suffix
+from .building import Builder, Images, files, lists, number, text_of, without_suffix
 
 ANNOTATIONS, PICTURES, LISTS = "Annotations", "JPEGImages", os.path.join("ImageSets", "Main")
 
@@ -22,10 +22,10 @@ class _Tree(ElementTree.TreeBuilder):
 
 def splits(root: str) -> dict[str, tuple[str, str]]:
     """The lists of a VOC folder, for training, validation and test; trainval for training if there is no other."""
-    lists = {name: os.path.join(root, LISTS, f"{name}.txt") for name in ("train", "val", "test", "trainval")}
-    found = {name: (path, image_folder(root)) for name, path in lists.items() if os.path.isfile(path)}
-    both = found.pop("trainval", None)
-    return {"train": both, **found} if both and "train" not in found else found
+    found, both = lists(os.path.join(root, LISTS)), os.path.join(root, LISTS, "trainval.txt")
+    if "train" not in found and os.path.isfile(both):
+        found = {"train": both, **found}
+    return {split: (path, image_folder(root)) for split, path in found.items()}
 
 
 def image_folder(root: str) -> str:
@@ -33,12 +33,12 @@ def image_folder(root: str) -> str:
     return folder if os.path.isdir(folder) else root
 
 
-def read(path: str, images: str) -> dict[str, Any]:
+def read(path: str, images: str, exif: str = "turn") -> dict[str, Any]:
     """The data of a list in ImageSets/Main, or of a folder; see `formats.load`."""
     root = os.path.normpath(os.path.join(os.path.dirname(path), "..", "..")) if os.path.isfile(path) else path
     folder = os.path.join(root, ANNOTATIONS)
     folder = folder if os.path.isdir(folder) else root
-    build = Builder(images)
+    build = Builder(images, exif)
     pictures = Images(images)
     names: set[str] = set()
     used: set[str] = set()
@@ -49,7 +49,7 @@ def read(path: str, images: str) -> dict[str, Any]:
         except (ValueError, LookupError, ElementTree.ParseError) as error:
             raise UserError(f"{xml!r} is not a Pascal VOC annotation: {error}", "bad-file") from error
     if os.path.isdir(path):
-        build.note("images left out because they have no .xml file", count=len(set(pictures.all) - used))
+        build.note("images left out because they have no .xml file", count=len(set(pictures.all) - used), lost="image")
     return build.content([(name, {"name": name}) for name in sorted(names)])
 
 
@@ -95,7 +95,7 @@ def _image(build: Builder, tree: ElementTree.Element, xml: str, folder: str, pic
         where = f"{xml!r} object {i}"
         name, box = (thing.findtext("name") or "").strip(), thing.find("bndbox")
         if not name or box is None:
-            build.note("objects left out because they have no name or no box", where)
+            build.note("objects left out because they have no name or no box", where, lost="object")
             continue
         x0, y0, x1, y1 = (number(box.findtext(side) or "") for side in ("xmin", "ymin", "xmax", "ymax"))
         if min(x0, y0) < 1:

@@ -13,11 +13,11 @@ from typing import Any, Iterable, Iterator, NamedTuple, Sequence
 
 from ...documents import read_yaml
 from ...errors import UserError
-from .building import SUFFIXES, Builder, bounds, files, has, number, text_of
+from .building import SPLITS, SUFFIXES, Builder, bounds, files, has, lists, number, text_of
 from .naming import YOLO_LINE, foreign
 
-_KEYS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
-_NAMES = ("classes.txt", "obj.names", "labels.txt")  # files of class names, one a line
+_OBJ = "obj.names"  # of Darknet and CVAT
+_NAMES = ("classes.txt", _OBJ, "labels.txt")  # files of class names, one a line
 _LOOKED_AT = 1000  # files, to see what a folder holds
 _FURTHEST = 2.0  # a larger value is a number of pixels, not a fraction
 
@@ -80,9 +80,15 @@ def splits(path: str) -> dict[str, tuple[str, str]]:
     return found
 
 
-def read(path: str, images: str) -> dict[str, Any]:
+def listed(folder: str) -> dict[str, tuple[str, str]]:
+    """The splits of CVAT's YOLO 1.1: lists of images beside ``obj.names``, if there are several."""
+    found = lists(folder) if os.path.isfile(os.path.join(folder, _OBJ)) else {}
+    return {split: (path, image_folder([path])) for split, path in found.items()} if len(found) > 1 else {}
+
+
+def read(path: str, images: str, exif: str = "turn") -> dict[str, Any]:
     """The data of a data.yaml's split, of a list of images, or of a folder of images or labels; see `formats.load`."""
-    build, labels = Builder(images), ""
+    build, labels = Builder(images, exif), ""
     about: str | None = path
     if is_yaml(path):
         same = [places for places in _places(path).values() if image_folder(places) == os.path.normpath(images)]
@@ -110,7 +116,8 @@ def read(path: str, images: str) -> dict[str, Any]:
         except ValueError as error:
             raise UserError(f"{label!r} is not a label file: {error}", "bad-file") from error
         if rows and "width" not in image:
-            build.note("objects left out because their image cannot be read, so its size is unknown", repr(image["file_name"]), len(rows))
+            text = "objects left out because their image cannot be read, so its size is unknown"
+            build.note(text, repr(image["file_name"]), len(rows), lost="object")
             continue
         for i, words in rows:
             where, lines = f"{label!r} line {i}", lines + 1
@@ -118,7 +125,7 @@ def read(path: str, images: str) -> dict[str, Any]:
                 values = _values(words, classes.shape)
             except ValueError as error:
                 first = first or f"{where}: {error}"
-                build.note("lines left out because they are not labels", f"{where}: {error}")
+                build.note("lines left out because they are not labels", f"{where}: {error}", lost="line")
                 continue
             sound += 1
             if classes.names is not None and values[0] not in classes.names:
@@ -132,7 +139,7 @@ def read(path: str, images: str) -> dict[str, Any]:
         folders = sorted({os.path.dirname(label) for label in used} | ({labels} if labels else set()))
         spare = sorted({label for folder in folders for label in files(folder, (".txt",))} - used)
         spare = [label for label in spare if os.path.basename(label) not in _NAMES]
-        build.note("label files left out because they have no image", repr(spare[0]) if spare else "", len(spare))
+        build.note("label files left out because they have no image", repr(spare[0]) if spare else "", len(spare), lost="label file")
     names = classes.names
     if names is None:
         names = {i: str(i) for i in {a["category_id"] for a in build.annotations}}
@@ -196,7 +203,7 @@ def _places(path: str) -> dict[str, list[str]]:
     here, stated = os.path.dirname(path) or ".", str(content.get("path") or "").replace("\0", "")
     roots = [os.path.join(here, stated), stated, os.path.join(os.getenv("DETECTRON2_DATASETS", "datasets"), stated), here]
     found: dict[str, list[str]] = {}
-    for split, keys in _KEYS.items():
+    for split, keys in SPLITS.items():
         value = next((content[key] for key in keys if content.get(key)), None)
         names = value if isinstance(value, list) else [value] if value is not None else []
         if not all(isinstance(name, str) and "\0" not in name for name in names):
