@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_data import EXAMPLES, SIZE, boxes, coco, damaged, labelme_data, voc_data, write, yolo_data
+from small_data import EXAMPLES, SIZE, boxes, coco, damaged, labelme_data, picture, voc_data, write, yolo_data
 
 from backbones import cli
 from backbones.data import formats, split
@@ -427,6 +427,10 @@ def test_command_line(yolo, tmp_path, monkeypatch, capsys):
             return stop.code, capsys.readouterr().err
         return 0, capsys.readouterr().out
 
+    coco(tmp_path / "er")
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    picture(tmp_path / "er/images/1.jpg", exif=turned)
     monkeypatch.chdir(tmp_path)
     for args, words in (
         (
@@ -437,12 +441,18 @@ def test_command_line(yolo, tmp_path, monkeypatch, capsys):
         ("merge parts/train.json parts/val.json --output all.json", "all.json: 4 images, 3 objects of 2 classes"),
         ("convert all.json --images . --to yolo --output again", "again/labels/train: 4 images"),
         ("show again --num 2 --output seen.png", "seen.png: 2 images"),
+        ("show er/coco.json --images er/images --num 6 --output er.png", "er.png: 6 images, 6 objects of 2 classes\n  1 images of another size"),
+        ("convert er/coco.json --images er/images --output er.json INPUT.EXIF ignore", "er.json: 6 images, 6 objects of 2 classes"),
+        ("show er/coco.json --images er/images --num 6 --output er.png INPUT.EXIF ignore", "er.png: 6 images, 6 objects of 2 classes\n"),
     ):
         code, output = call(*args.split())
         assert code == 0 and words in output, output
     for args, words in (
         ("convert nowhere.json --output x.json", "annotation file 'nowhere.json' does not exist"),
         ("split cups.json --val 2 --output x", "a share of 2 of 4 images"),
+        ("convert er/coco.json --images er/images --to yolo --output x", "turned image (1): images have an EXIF rotation"),
+        ("convert er/coco.json --output x.json INPUT.EXIF turned", "INPUT.EXIF"),
+        ("convert er/coco.json --output x.json INPUT.FORMAT L", "INPUT.FORMAT: only keys of how data are read may follow: DATASETS.BOX"),
         ("show cups.json --num 0 --output x.png", "--num 0: draw at least one image"),
         ("show cups.json --output x.txt", "unknown kind of picture"),
         ("convert cups/labels/train/a.txt --output x.json", "a.txt' is the YOLO labels of one image: give the data.yaml"),

@@ -5,22 +5,27 @@ split    hold out part of the images, with every class in both parts
 merge    join data sets; classes of the same name become one
 show     a picture of annotated images
 
-Images stay where they are. COCO files written here give image paths relative to the folder of the file.
+Images stay where they are. COCO files written here give image paths relative to the folder of the file. How data are read may follow
+as in training, KEY VALUE each: DATASETS.BOX_FORMAT, DATASETS.CROWDS, INPUT.EXIF, INPUT.UNREADABLE.
 """
 
 import argparse
+import dataclasses
 import json
 import os
 import shutil
+import sys
 from collections import Counter
 from typing import Any, Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 
+from ..config import KEYS, defaults, get, merge_overrides
 from ..data import formats, reader, split
 from ..data.annotations import mask_fault, numbers
 from ..data.findings import KINDS
 from ..data.formats import to_yolo
+from ..data.image_list import SAMPLED
 from ..data.sources import Source, Use
 from ..drawing import Mark, colour, draw, mask_of
 from ..errors import UserError, counted
@@ -28,16 +33,18 @@ from ..files import overwritten, write_whole
 from . import parser_of, picture, program, run
 from .visualize import pixels_of, write_grid
 
+_READING = ("DATASETS.BOX_FORMAT", "DATASETS.CROWDS", "INPUT.EXIF", "INPUT.UNREADABLE")
+_USE = Use(whole=True, scaled=True, max_pixels=sys.maxsize)  # no pixels are used: images may be deep or large
 Part = tuple[dict[str, Any], str]  # data in COCO's format, and the folder of the images
 
 
-def read(path: str, images: str) -> dict[str, Any]:
+def read(path: str, images: str, use: Use = _USE, headers: int = SAMPLED) -> dict[str, Any]:
     """Reads data in any known format, as training does, into COCO's format, with "notes": counts of what was repaired, left out or guessed.
 
-    Masks that are neither polygons nor RLE of the image's size are left out. Raises UserError for data that cannot be used.
+    Masks that are neither polygons nor RLE of the image's size are left out. So many images' headers are compared with the stated sizes. Raises UserError for data that cannot be used.
     """
     folder = images or os.path.dirname(os.path.abspath(path))
-    data = reader.read(Source("", path, folder, training=False), Use(whole=True), images=0)
+    data = reader.read(Source("", path, folder, training=False), use, headers)
     error = data.error()
     if error:
         raise error
@@ -54,15 +61,15 @@ def read(path: str, images: str) -> dict[str, Any]:
     return {"annotations": [], **data.truth(), "notes": dict(notes)}
 
 
-def parts(path: str, images: str = "") -> dict[str, Part]:
+def parts(path: str, images: str = "", use: Use = _USE, headers: int = SAMPLED) -> dict[str, Part]:
     """The splits at a path; a single one is named "". ``images`` is their folder, and joins them into one."""
     found = {"": (path, images)} if images else formats.splits(path)
-    return {name: (read(*places), places[1]) for name, places in found.items()}
+    return {name: (read(*places, use, headers), places[1]) for name, places in found.items()}
 
 
-def one(path: str, images: str = "") -> Part:
+def one(path: str, images: str = "", use: Use = _USE) -> Part:
     """The data at a path, which must be a single split."""
-    found = parts(path, images)
+    found = parts(path, images, use)
     if len(found) > 1:
         places = formats.splits(path)
         named = ", ".join(f"{formats.named(places, name, '--images')} ({name})" for name in places)
@@ -133,9 +140,9 @@ def _keep(inputs: Iterable[str], outputs: Iterable[str]) -> None:
         raise UserError(f"{path!r} is read, and would be overwritten: name another --output", "conflict", "--output")
 
 
-def convert(input: str, output: str, images: str = "", to: str = "coco") -> Iterator[str]:
+def convert(input: str, output: str, images: str = "", to: str = "coco", use: Use = _USE) -> Iterator[str]:
     """Writes data in COCO's format, one file per split, or YOLO's, one folder. Yields lines on what was written, left out and guessed."""
-    found = parts(input, images)
+    found = parts(input, images, use)
     if to == "coco":
         stem, ending = os.path.splitext(output)
         targets = {name: output if len(found) == 1 else f"{stem}_{name}{ending}" for name in found}
@@ -167,9 +174,9 @@ def convert(input: str, output: str, images: str = "", to: str = "coco") -> Iter
         yield "  Ultralytics requires both 'train' and 'val' in it: add the other"
 
 
-def divide(input: str, output: str, images: str = "", val: float = 0.2, seed: int = 0) -> Iterator[str]:
+def divide(input: str, output: str, images: str = "", val: float = 0.2, seed: int = 0, use: Use = _USE) -> Iterator[str]:
     """Writes train.json, and val.json with that share of the images, to a folder. Yields lines on what was written, left out and guessed."""
-    content, root = one(input, images)
+    content, root = one(input, images, use)
     _keep([input], (os.path.join(output, f"{name}.json") for name in ("train", "val")))
     kept, held, alone = split.parts(content, val, seed)
     for name, part in (("train", kept), ("val", held)):
@@ -179,11 +186,11 @@ def divide(input: str, output: str, images: str = "", val: float = 0.2, seed: in
         yield f"  in one part only, because of the other classes in their images: {counted(len(alone), 'class')}, {', '.join(alone[:10])}"
 
 
-def merge(input: list[str], output: str, images: Sequence[str] = ()) -> Iterator[str]:
+def merge(input: list[str], output: str, images: Sequence[str] = (), use: Use = _USE) -> Iterator[str]:
     """Writes several data sets as one. Yields lines on what was written, left out and guessed."""
     if images and len(images) != len(input):
         raise UserError(f"--images names {len(images)} folders for {len(input)} data sets: name one for each", "value", "--images")
-    every = [one(path, folder) for path, folder in zip(input, images or [""] * len(input))]
+    every = [one(path, folder, use) for path, folder in zip(input, images or [""] * len(input))]
     _keep(input, [output])
     content, notes = merged(every)
     _write_coco(content, "", output)
@@ -192,17 +199,17 @@ def merge(input: list[str], output: str, images: Sequence[str] = ()) -> Iterator
     yield from _lines(output, content, notes)
 
 
-def show(input: str, output: str, images: str = "", num: int = 12) -> Iterator[str]:
+def show(input: str, output: str, images: str = "", num: int = 12, use: Use = _USE) -> Iterator[str]:
     """Writes one picture of ``num`` annotated images, evenly chosen, of all splits. Yields lines on what was written and left out."""
     if num < 1:
         raise UserError(f"--num {num}: draw at least one image", "value", "--num")
     picture(output)
-    found = parts(input, images)
+    found = parts(input, images, use, headers=0)  # those that are drawn are compared
     shares = [num // len(found) + (i < num % len(found)) for i in range(len(found))]
     tiles, titles, drawn = [], [], []
     notes: Counter[str] = Counter()
     for (name, (content, root)), share in zip(found.items(), shares):
-        for image, objects, tile in _drawn(content, root, share):
+        for image, objects, tile in _drawn(content, root, share, use.exif, notes):
             tiles.append(tile)
             titles.append(os.path.basename(image["file_name"]))
             drawn.append((name, image, objects))
@@ -217,7 +224,9 @@ def show(input: str, output: str, images: str = "", num: int = 12) -> Iterator[s
         yield "  " + ", ".join(f"{count} of {name}" for name, count in Counter(name for name, _, _ in drawn).items())
 
 
-def _drawn(content: dict[str, Any], root: str, num: int) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], np.ndarray]]:
+def _drawn(
+    content: dict[str, Any], root: str, num: int, exif: str, notes: Counter[str]
+) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], np.ndarray]]:
     """Evenly chosen images of a split, their objects, and both drawn. Those that cannot be read are left out, and named."""
     chosen = [content["images"][i] for i in np.linspace(0, len(content["images"]) - 1, min(num, len(content["images"]))).astype(int)]
     categories = sorted(content["categories"], key=lambda category: category["id"])
@@ -230,9 +239,11 @@ def _drawn(content: dict[str, Any], root: str, num: int) -> Iterator[tuple[dict[
         file = os.path.join(root, image["file_name"])
         if not os.path.isfile(file):
             raise UserError(f"image {file!r} does not exist", "missing-file", "--images")
-        pixels = pixels_of(file, value_range=(0, 65535))
+        pixels = pixels_of(file, exif=exif, value_range=(0, 65535))
         if pixels is None:
             continue
+        if pixels.shape[:2] != (image["height"], image["width"]):
+            notes["images of another size than stated, which their objects may not fit (INPUT.EXIF ignore reads them unrotated)"] += 1
         marks = []
         for a in objects[image["id"]]:
             x, y, w, h = a["bbox"]
@@ -241,6 +252,20 @@ def _drawn(content: dict[str, Any], root: str, num: int) -> Iterator[tuple[dict[
             of_class = number[a["category_id"]]
             marks.append(Mark((x, y, x + w, y + h), str(categories[of_class]["name"]), colour(of_class), mask, points))
         yield image, objects[image["id"]], draw(pixels, marks)
+
+
+def _use(opts: list[str]) -> Use:
+    """How data are read, by pairs KEY VALUE. Raises UserError for other keys and values."""
+    other = next((key for key in opts[::2] if key not in _READING), None)
+    if other:
+        raise UserError(f"{other}: only keys of how data are read may follow: {', '.join(_READING)}", "conflict", other)
+    cfg = defaults()
+    merge_overrides(cfg, opts)
+    for error in (key.error(get(cfg, key.name)) for key in KEYS if key.name in opts[::2]):
+        if error:
+            raise error
+    said = Use.of(cfg)
+    return dataclasses.replace(_USE, box_format=said.box_format, crowds=said.crowds, exif=said.exif, skip=said.skip)
 
 
 def main() -> None:
@@ -263,7 +288,10 @@ def main() -> None:
     one_of["split"].add_argument("--val", type=float, default=0.2, metavar="SHARE", help="share of images to hold out (default: %(default)s)")
     one_of["split"].add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: %(default)s)")
     one_of["show"].add_argument("--num", type=int, default=12, help="how many images to draw (default: %(default)s)")
-    args = vars(parser.parse_args())
+    known, rest = parser.parse_known_args()
+    if any(word.startswith("-") for word in rest[:1]):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args = {**vars(known), "use": _use(rest)}
     actions: dict[str, Callable[..., Iterator[str]]] = {"convert": convert, "split": divide, "merge": merge, "show": show}
     for line in actions[args.pop("verb")](**args):
         print(line)
