@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_data import EXAMPLES, SIZE, boxes, coco, damaged, labelme_data, picture, voc_data, write, yolo_data
+from small_data import EXAMPLES, SIZE, boxes, coco, damaged, labelme_data, picture, voc_data, voc_object, voc_xml, write, yolo_data
 
 from backbones import cli
 from backbones.data import formats, split
@@ -141,6 +141,45 @@ def test_written_coco_is_what_coco_tools_read(labelme, tmp_path):
     list(dataset.convert(str(labelme), str(tmp_path / "x.json")))
     read = COCO(str(tmp_path / "x.json"))
     assert [read.annToMask(a).sum() for a in read.loadAnns(read.getAnnIds())] == [pytest.approx(400, rel=0.1)] * 2
+
+
+def test_converted_splits_share_their_classes(tmp_path):
+    """Pascal VOC's classes are numbered by what a split has; those of what is written are the same in all splits."""
+    for split, names in (("train", ["dog"]), ("val", ["cat", "dog"])):
+        picture(tmp_path / f"d/{split}/{split}.jpg")
+        objects = "".join(voc_object(name, 1, 1, 9 * i, 9) for i, name in enumerate(names, 1))
+        write(tmp_path / f"d/{split}/{split}.xml", voc_xml(objects, name=f"{split}.jpg"))
+    list(dataset.convert(str(tmp_path / "d"), str(tmp_path / "x.json")))
+    train, val = (json.loads((tmp_path / f"x_{split}.json").read_text()) for split in ("train", "val"))
+    assert [{c["name"]: c["id"] for c in content["categories"]} for content in (train, val)] == [{"dog": 1}, {"cat": 2, "dog": 1}]
+    assert [a["category_id"] for a in train["annotations"] + val["annotations"]] == [1, 2, 1]
+    list(dataset.convert(str(tmp_path / "d"), str(tmp_path / "y"), to="yolo"))
+    assert [open(tmp_path / f"y/labels/{split}/{split}.txt").read()[0] for split in ("train", "val")] == ["0", "1"]
+
+
+def test_linked_folders(labelme, tmp_path):
+    """What is written to a linked folder finds its images; data in a linked folder are read, once, even where links go round."""
+    (tmp_path / "far/away").mkdir(parents=True)
+    (tmp_path / "lnk").symlink_to(tmp_path / "far/away")
+    list(dataset.convert(str(labelme), str(tmp_path / "lnk/x.json")))
+    ((file, folder),) = formats.splits(str(tmp_path / "lnk")).values()
+    assert len(dataset.read(file, folder)["images"]) == 1
+    for name, to in (("data", labelme), ("round", tmp_path / "all"), ("again", labelme)):
+        (tmp_path / "all").mkdir(exist_ok=True)
+        (tmp_path / "all" / name).symlink_to(to)
+    assert [image["file_name"] for image in formats.load(str(tmp_path / "all"))["images"]] == ["again/a.jpg"]
+    write(tmp_path / "all.json", json.dumps({**json.loads((tmp_path / "lnk/x.json").read_text()), "images": [{"id": 1, "file_name": "a.jpg"}]}))
+    assert dataset.read(str(tmp_path / "all.json"), str(tmp_path / "all"))["images"][0]["file_name"] == "again/a.jpg"
+
+
+def test_a_folder_of_annotations_with_images_elsewhere(tmp_path):
+    path, _ = coco(tmp_path / "d")
+    write(tmp_path / "notes.json", "{}")
+    os.rename(tmp_path / "d/images", tmp_path / "pictures")
+    assert len(dataset.read(str(tmp_path / "d"), str(tmp_path / "pictures"))["images"]) == 6
+    write(tmp_path / "d/more.json", "{}")
+    with pytest.raises(UserError, match="Name one of these annotation files: '[^ ]*coco.json', '[^ ]*more.json'[.]$"):
+        dataset.read(str(tmp_path / "d"), str(tmp_path / "pictures"))
 
 
 def classes_of(content):

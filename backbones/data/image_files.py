@@ -10,6 +10,7 @@ import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 
 from ..errors import one_line
+from .formats.building import walk
 from .images import DEEP, SWAPS_SIDES, UnusableImage, opened, orientation, pictures_in
 from .sources import Use
 
@@ -75,7 +76,7 @@ class Files:
 
     def _search(self) -> None:
         self._ends, count = {"": []}, 0
-        for folder, _, names in os.walk(self.root):
+        for folder, _, names in walk(self.root):
             inside = os.path.relpath(folder, self.root).replace(os.sep, "/")
             for name in names:
                 self._ends.setdefault(name.lower(), []).append(name if inside == "." else f"{inside}/{name}")

@@ -1,6 +1,7 @@
 """Opens image files: the only place where pixels are read, so that training, evaluation, the tools and exported files see the same ones."""
 
 import contextlib
+import os
 import sys
 from typing import Any, Iterator, Sequence
 
@@ -43,7 +44,8 @@ def opened(path: str, max_pixels: int = 0) -> Iterator[Image.Image]:
     """
     limit = Image.MAX_IMAGE_PIXELS
     try:
-        with PathManager.open(path, "rb") as file:
+        place = os.path.realpath(path) if f"{os.sep}..{os.sep}" in path and os.path.exists(path) else path
+        with PathManager.open(place, "rb") as file:  # which shortens link/../a as text
             if max_pixels:  # Pillow's limit is one for the whole process
                 Image.MAX_IMAGE_PIXELS = None
             try:

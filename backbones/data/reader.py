@@ -75,6 +75,7 @@ def parse(path: str, images: str, called: str, exif: str = "turn") -> dict[str, 
     what = f"{called}annotation file {path!r}"
     if not os.path.exists(path):
         raise UserError(f"{what} does not exist", "missing-file")
+    path = formats.single(path)
     content: Any = formats.load(path, images, exif)
     if content is not None:
         return content  # with our "notes"

@@ -25,6 +25,7 @@ from ..data import formats, reader, split
 from ..data.annotations import mask_fault, numbers
 from ..data.findings import KINDS
 from ..data.formats import to_yolo
+from ..data.formats.building import place_of
 from ..data.image_list import SAMPLED
 from ..data.sources import Source, Use
 from ..drawing import Mark, colour, draw, mask_of
@@ -122,11 +123,25 @@ def _said(notes: dict[str, int]) -> Iterator[str]:
         yield f"  {kind} ({count}): {rest}" if kind in KINDS else f"  {count} {text}"
 
 
+def _share_classes(found: Iterable[dict[str, Any]]) -> None:
+    """Gives a class the same id in all splits of a data set: those in the files if they agree, else 1, 2, 3 ..."""
+    every = [category for content in found for category in sorted(content["categories"], key=lambda category: category["id"])]
+    own: dict[str, dict] = {}
+    for category in every:
+        own.setdefault(category["name"], category)
+    agree = len({c["id"] for c in own.values()}) == len(own) and all(own[c["name"]]["id"] == c["id"] for c in every)
+    number = {name: i for i, name in enumerate(own, 1)}
+    for content in () if agree else found:
+        ids = {category["id"]: number[category["name"]] for category in content["categories"]}
+        content["categories"] = [{**category, "id": ids[category["id"]]} for category in content["categories"]]
+        content["annotations"] = [{**a, "category_id": ids[a["category_id"]]} for a in content["annotations"]]
+
+
 def _write_coco(content: dict[str, Any], images: str, output: str) -> None:
     """Writes a file with image paths relative to its folder."""
-    folder = os.path.dirname(os.path.abspath(output))
+    folder = os.path.realpath(os.path.dirname(os.path.abspath(output)))  # the way up from a linked folder is that of its real place
     named = [
-        {**image, "file_name": os.path.relpath(os.path.join(images, image["file_name"]), folder).replace(os.sep, "/")}
+        {**image, "file_name": os.path.relpath(place_of(images, image["file_name"]), folder).replace(os.sep, "/")}
         for image in content["images"]
     ]
     write_whole(output, json.dumps({**{key: value for key, value in content.items() if key != "notes"}, "images": named}))
@@ -143,6 +158,8 @@ def _keep(inputs: Iterable[str], outputs: Iterable[str]) -> None:
 def convert(input: str, output: str, images: str = "", to: str = "coco", use: Use = _USE) -> Iterator[str]:
     """Writes data in COCO's format, one file per split, or YOLO's, one folder. Yields lines on what was written, left out and guessed."""
     found = parts(input, images, use)
+    if len(found) > 1:
+        _share_classes([content for content, _ in found.values()])
     if to == "coco":
         stem, ending = os.path.splitext(output)
         targets = {name: output if len(found) == 1 else f"{stem}_{name}{ending}" for name in found}

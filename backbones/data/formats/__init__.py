@@ -13,7 +13,7 @@ from . import labelme, voc, yolo
 from .building import SPLITS, SUFFIXES, has
 from .naming import foreign
 
-__all__ = ["foreign", "load", "named", "splits", "unused"]
+__all__ = ["foreign", "load", "named", "single", "splits", "unused"]
 
 _COCO = ("_annotations.coco.json", "annotations.json")  # as Roboflow and others name the file among its images
 _ANNOTATIONS = "annotations"  # the folder that COCO's own files and CVAT's exports lie in, beside those of images
@@ -41,7 +41,7 @@ def load(path: str, images: str = "", exif: str = "turn") -> dict[str, Any] | No
         path = yolo.yaml_in(path) or path
     kind = _kind(path)
     if kind is None and os.path.isdir(path):
-        places = [place for place in (path, os.path.join(path, _ANNOTATIONS), os.path.dirname(os.path.abspath(path))) if os.path.isdir(place)]
+        places = [place for place in (path, os.path.join(path, _ANNOTATIONS)) if os.path.isdir(place)]
         near = [os.path.join(place, name) for place in places for name in sorted(os.listdir(place))]
         files = ", ".join(repr(file) for file in near if file.lower().endswith(".json"))
         hint = f" Name one of these annotation files: {files}." if files else ""
@@ -88,6 +88,14 @@ def splits(path: str) -> dict[str, tuple[str, str]]:
     if found:
         return found
     return {"": (_coco_in(path) or path, _image_folder(path))}
+
+
+def single(path: str) -> str:
+    """The annotations at a path that images are named for: a folder's file of COCO if it has just one, else the path itself."""
+    if not os.path.isdir(path) or _kind(path):
+        return path
+    found = splits(path)
+    return next(iter(found.values()))[0] if len(found) == 1 else path
 
 
 def named(found: dict[str, tuple[str, str]], split: str, flag: str) -> str:

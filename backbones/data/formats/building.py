@@ -100,9 +100,29 @@ def file_size(path: str, exif: str = "turn") -> tuple[int, int] | None:
         return None
 
 
+def place_of(root: str, name: str) -> str:
+    """The path of an image by its name in a folder. One with ``..`` is resolved: shortened as text, it would miss the way up from a link."""
+    path = os.path.join(root, name)
+    return os.path.realpath(path) if ".." in name.split("/") else path
+
+
+def walk(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
+    """``os.walk``, also into linked folders, but not into one that is seen anyway, or that holds one which is."""
+    seen = [os.path.join(os.path.realpath(top), "")]
+    for where, folders, names in os.walk(top, followlinks=True):
+        links = [name for name in folders if os.path.islink(os.path.join(where, name))]
+        for name in sorted(links, key=lambda name: (name.startswith("."), name)):
+            real = os.path.join(os.path.realpath(os.path.join(where, name)), "")
+            if any(real.startswith(other) or other.startswith(real) for other in seen):
+                folders.remove(name)
+            else:
+                seen.append(real)
+        yield where, folders, names
+
+
 def files(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
     """The files with one of these extensions in a folder and its subfolders, sorted, without hidden ones such as macOS's ``._a.jpg``."""
-    for where, folders, names in os.walk(folder):
+    for where, folders, names in walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         yield from (os.path.join(where, name) for name in sorted(names) if name.lower().endswith(suffixes) and not name.startswith("."))
 

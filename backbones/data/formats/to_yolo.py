@@ -8,7 +8,7 @@ from typing import Any, Mapping, Sequence
 import yaml
 
 from ...errors import UserError
-from .building import bounds
+from .building import bounds, place_of
 
 _APART = 1.0  # pixels by which a box may differ from its polygon before this is reported
 
@@ -20,10 +20,10 @@ def write(parts: Mapping[str, tuple[dict[str, Any], str]], folder: str) -> Count
     has none. Coordinates have 8 decimals: on an image of 10,000 pixels a box moves by 0.0001 at most. Images are linked, or copied where the
     system has no links. Returns what was left out or changed, counted. Raises UserError if the data cannot be written this way.
     """
-    first = next(iter(parts.values()))[0]
     by_name: dict[str, dict] = {}
-    for category in sorted(first["categories"], key=lambda category: category["id"]):
-        by_name.setdefault(category["name"], category)
+    for content, _ in parts.values():  # all splits of YOLO share one list of classes
+        for category in sorted(content["categories"], key=lambda category: category["id"]):
+            by_name.setdefault(category["name"], category)
     names, categories = list(by_name), list(by_name.values())
     points = {len(category.get("keypoints") or ()) for category in categories}
     if len(points) > 1:
@@ -36,11 +36,7 @@ def write(parts: Mapping[str, tuple[dict[str, Any], str]], folder: str) -> Count
         reason = "keypoints take their place" if count else "all masks are run-length encodings (RLE), but YOLO needs polygons"
         notes[f"masks left out: {reason}"] = masks
     for split, (content, images) in parts.items():
-        number = {category["id"]: names.index(category["name"]) for category in content["categories"] if category["name"] in names}
-        if len(number) < len(content["categories"]):
-            raise UserError(
-                f"{split!r} has classes that {next(iter(parts))!r} does not have: all splits of YOLO share one list of classes", "classes"
-            )
+        number = {category["id"]: names.index(category["name"]) for category in content["categories"]}
         lines: dict[Any, list[str]] = {image["id"]: [] for image in content["images"]}
         sizes = {image["id"]: (image["width"], image["height"]) for image in content["images"]}
         for a in content["annotations"]:
@@ -59,7 +55,7 @@ def write(parts: Mapping[str, tuple[dict[str, Any], str]], folder: str) -> Count
 
 
 def _write_split(images: list[dict], lines: dict[Any, list[str]], root: str, folder: str, split: str) -> None:
-    paths = [os.path.abspath(os.path.join(root, image["file_name"])) for image in images]
+    paths = [os.path.abspath(place_of(root, image["file_name"])) for image in images]
     inside = os.path.join(os.path.abspath(root), "")
     if not all(path.startswith(inside) for path in paths):  # as in what `split` and `merge` write: nothing is written beyond the folder
         root = os.path.commonpath([os.path.dirname(path) for path in paths])
