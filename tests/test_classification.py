@@ -74,7 +74,8 @@ def test_folders(folder):
 
 
 def test_what_is_left_out_of_folders_is_counted(folder):
-    for name in ("class0/notes.gif", "class1/.hidden", "class1/list.txt"):
+    os.makedirs(os.path.join(folder, ".ipynb_checkpoints"))
+    for name in ("class0/notes.gif", "class1/.hidden", "class1/list.txt", "class0/._0.png", ".ipynb_checkpoints/0.png"):
         with open(os.path.join(folder, name), "w") as f:
             f.write("no image")
     assert len(registered(folder, "red alone", "class0")) == 6

@@ -331,6 +331,14 @@ def test_a_missing_image_is_not_one_of_another_folder(own):
     assert [record["file_name"] for record in DatasetCatalog.get("mine")] == [os.path.join(own[1], "y/a.jpg")]
 
 
+def test_accents_in_names(own):
+    """macOS writes an accent as a character of its own."""
+    os.rename(os.path.join(own[1], "a.jpg"), os.path.join(own[1], "Tu\u0308r.jpg"))
+    register_from_config(changed(own, lambda c: c["images"][0].update(file_name="T\u00fcr.jpg")))
+    assert DatasetCatalog.get("mine")[0]["file_name"] == os.path.join(own[1], "Tu\u0308r.jpg")
+    assert any("file name in another case (1)" in line for line in MetadataCatalog.get("mine").said)
+
+
 def test_two_names_for_one_file(own):
     """Two entries whose folders are not there would both take the one file of that name."""
     with pytest.raises(backbones.UserError, match=r"several files \(2\)"):

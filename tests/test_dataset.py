@@ -90,7 +90,7 @@ def test_to_yolo_of_parts_crowds_and_runs(tmp_path):
     second["iscrowd"] = 1
     third["segmentation"] = mask_util.encode(np.asfortranarray(np.ones(SIZE[::-1], np.uint8)))
     third["segmentation"]["counts"] = third["segmentation"]["counts"].decode()
-    fourth["segmentation"] = [[0, 0, 9, 0, 9, 9]]
+    fourth["segmentation"] = [[-3, 0, 9, 0, 9, 9]]
     write(tmp_path / "d/coco.json", json.dumps(content))
     lines = list(dataset.convert(path, str(tmp_path / "y"), str(tmp_path / "d/images"), "yolo"))
     for words in ("1 crowds", "1 objects without a polygon", "1 boxes that differ from their polygon"):
@@ -98,6 +98,8 @@ def test_to_yolo_of_parts_crowds_and_runs(tmp_path):
     back = formats.load(str(tmp_path / "y"))
     # objects are in the order of their images, as here
     assert back["annotations"][0]["bbox"] == pytest.approx(first["bbox"], abs=ROUNDING)
+    lines = [open(file.path).read().split() for file in os.scandir(tmp_path / "y/labels/train")]
+    assert all(0 <= float(word) <= 1 for words in lines for word in words) and "path" not in yaml.safe_load((tmp_path / "y/data.yaml").read_text())
     areas = [12.5, (w - 9) * (h - 9) / 2, 4.5]
     assert back["annotations"][0]["area"] == pytest.approx(sum(areas), rel=1e-5)
     assert back["annotations"][1]["bbox"] == pytest.approx(third["bbox"], abs=ROUNDING)

@@ -144,6 +144,13 @@ def test_yolo_paths(yolo, monkeypatch, tmp_path):
     assert [c["name"] for c in content["categories"]] == ["0", "1"] and noted(content, "classes without names") == 2
 
 
+def test_yolo_of_windows_and_of_names_alone(yolo):
+    write(yolo / "data.yaml", "path: C:\\cups\ntrain: images\\train\nval: images\\val\nnames: [cup, plate]\n")
+    assert list(formats.splits(str(yolo))) == ["train", "val"]
+    write(yolo / "data.yaml", "names: [cup, plate]\n")
+    assert [c["name"] for c in formats.load(str(yolo / "images/train"))["categories"]] == ["cup", "plate"]
+
+
 def test_yolo_lists(yolo):
     """Splits that are lists of one folder are told apart by their lists."""
     for name, images in (("train", "ab"), ("val", "e")):
@@ -313,6 +320,10 @@ def test_voc(voc):
     write(voc / "Annotations/e f.xml", voc_xml(voc_object("dog", 1, 1, 9, 9), name="e f.jpg"))
     write(voc / "ImageSets/Main/train.txt", "e f\na -1\n")
     assert [i["file_name"] for i in formats.load(str(voc))["images"]] == ["e f.jpg", "a.jpg"]
+    xml = voc_xml(voc_object("L\u00f6ffel", 1, 1, 9, 9, more="<difficult>False</difficult>"), head='<?xml version="1.0" encoding="ISO-8859-1"?>')
+    (voc / "Annotations/a.xml").write_bytes(xml.encode("latin-1"))
+    content = formats.load(str(voc))
+    assert boxes(content)[1][1] == "L\u00f6ffel" and content["annotations"][1]["ignore"] == 0
     os.rename(voc / "ImageSets/Main/train.txt", voc / "ImageSets/Main/trainval.txt")
     assert formats.splits(str(voc))["train"][0].endswith("trainval.txt")
 

@@ -11,6 +11,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from PIL import Image
 from torchvision import transforms as T
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from ..errors import UserError, counted, one_line
 from . import images
@@ -48,13 +49,23 @@ def _numbered(name: str, classes: tuple[str, ...], records: tuple[dict[str, Any]
     return wanted, kept
 
 
+class _Folders(ImageFolder):
+    """Without hidden folders, such as Jupyter's ``.ipynb_checkpoints``."""
+
+    def find_classes(self, directory: str) -> tuple[list[str], dict[str, int]]:
+        names = [name for name in super().find_classes(directory)[0] if not name.startswith(".")]
+        if not names:
+            raise FileNotFoundError(f"Couldn't find any class folder in {directory}.")
+        return names, {name: i for i, name in enumerate(names)}
+
+
 @functools.lru_cache(maxsize=8)
 def _read(name: str, folder: str) -> tuple[tuple[str, ...], tuple[dict[str, Any], ...], int]:
     """Classes, records, and the number of other files."""
     if not os.path.isdir(folder):
         raise UserError(f"DATASETS.IMAGE_FOLDERS: folder {folder!r} of {name!r} does not exist", "missing-file", "DATASETS.IMAGE_FOLDERS")
     try:
-        found = ImageFolder(folder)
+        found = _Folders(folder, is_valid_file=lambda path: path.lower().endswith(IMG_EXTENSIONS) and not os.path.basename(path).startswith("."))
     except FileNotFoundError as error:  # no classes, or one without images
         said = f"DATASETS.IMAGE_FOLDERS: {folder!r} of {name!r}: {one_line(error)}"
         raise UserError(said, "data", "DATASETS.IMAGE_FOLDERS") from error

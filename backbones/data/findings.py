@@ -116,7 +116,7 @@ KINDS: dict[str, Kind] = {
     "file in another folder": Kind(
         "note", "images were found in a different folder from the one stated, by the end of their path", "nothing", _MENDED
     ),
-    "file name in another case": Kind("note", "images were found under a name that differs in upper and lower case", "nothing", _MENDED),
+    "file name in another case": Kind("note", "images were found under a name that differs in upper and lower case or in the encoding of accents", "nothing", _MENDED),
     "file of address": Kind("note", "images without file_name are found by the end of coco_url", "nothing", _MENDED),
     "several files": Kind("error", "several image files match the name", "name the folder that holds the right ones"),
     "address": Kind("error", "file names are URLs, but images must be on this disk", "download them, and write their paths instead"),

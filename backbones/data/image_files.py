@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import unicodedata
 import warnings
 from collections import defaultdict
 from typing import Any, Iterator
@@ -25,6 +26,11 @@ _MODES = {
 }
 
 
+def _plain(name: str) -> str:
+    """A name in small letters, each accent in one character with its letter, where macOS writes two."""
+    return unicodedata.normalize("NFC", name).lower()
+
+
 class Files:
     """The files in a folder and in the folders in it. Each folder is listed once, which is faster than checking each file."""
 
@@ -36,7 +42,7 @@ class Files:
     def find(self, name: str) -> tuple[str, str]:
         """(path within the folder, kind of `findings.KINDS`); the kind is "" if the file is where its name says.
 
-        Otherwise it is the one file whose path agrees with ``name`` in most of its last parts, upper and lower case apart, if there is one;
+        Otherwise it is the one file whose path agrees with ``name`` in most of its last parts, upper and lower case and the encoding of accents apart, if there is one;
         but none of another folder if the folder that it states is there: that file is another image of the same name.
         """
         if self._is_there(name):
@@ -46,14 +52,14 @@ class Files:
             return plain, "file separators"
         if not self._ends:
             self._search()
-        wanted = plain.lower().split("/")
+        wanted = _plain(plain).split("/")
         agreeing = defaultdict(list)
         folder = os.path.normpath(os.path.dirname(plain))
         is_there = not folder.startswith(".") and os.path.isdir(os.path.join(self.root, folder))
         for path in self._ends.get(wanted[-1], ()):
-            if is_there and path.lower() != plain.lower():
+            if is_there and _plain(path) != _plain(plain):
                 continue
-            parts = path.lower().split("/")
+            parts = _plain(path).split("/")
             same = next((i for i, (a, b) in enumerate(zip(parts[::-1], wanted[::-1])) if a != b), min(len(parts), len(wanted)))
             agreeing[same].append(path)
         if not agreeing:
@@ -62,7 +68,7 @@ class Files:
         best = [path for path in best if os.path.basename(path) == os.path.basename(plain)] or best
         if len(best) > 1:
             return name, "several files"
-        return best[0], "file name in another case" if best[0].lower() == plain.lower() else "file in another folder"
+        return best[0], "file name in another case" if _plain(best[0]) == _plain(plain) else "file in another folder"
 
     def _is_there(self, name: str) -> bool:
         folder, _, base = name.rpartition("/")
@@ -79,7 +85,7 @@ class Files:
         for folder, _, names in walk(self.root):
             inside = os.path.relpath(folder, self.root).replace(os.sep, "/")
             for name in names:
-                self._ends.setdefault(name.lower(), []).append(name if inside == "." else f"{inside}/{name}")
+                self._ends.setdefault(_plain(name), []).append(name if inside == "." else f"{inside}/{name}")
             count += len(names)
             if count > _MOST:
                 return

@@ -45,7 +45,7 @@ def write(parts: Mapping[str, tuple[dict[str, Any], str]], folder: str) -> Count
             else:
                 lines[a["image_id"]].append(_line(number[a["category_id"]], a, sizes[a["image_id"]], drawn, count, notes))
         _write_split(content["images"], lines, images, folder, split)
-    about: dict[str, Any] = {"path": ".", **{split: f"images/{split}" for split in parts}, "names": dict(enumerate(names))}
+    about: dict[str, Any] = {**{split: f"images/{split}" for split in parts}, "names": dict(enumerate(names))}
     if count:
         about.update(kpt_shape=[count, 3], kpt_names={i: category["keypoints"] for i, category in enumerate(categories)})
         if categories[0].get("flip_idx"):
@@ -86,7 +86,7 @@ def _line(number: int, annotation: dict, size: tuple[int, int], drawn: bool, poi
         elif max(abs(a - b) for a, b in zip(bounds(outlines), (x, y, x + w, y + h))) > _APART:
             notes["boxes that differ from their polygon: only the polygon is written"] += 1
         values = _joined(outlines)
-    line = " ".join([str(number), *(f"{value / size[i % 2]:.8f}" for i, value in enumerate(values))])
+    line = " ".join([str(number), *(f"{min(max(value / size[i % 2], 0), 1):.8f}" for i, value in enumerate(values))])
     if points:
         rows = annotation.get("keypoints") or [0, 0, 0] * points
         if len(rows) != 3 * points:

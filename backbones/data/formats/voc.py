@@ -4,6 +4,7 @@ VOC counts pixels from 1 and a box holds its last pixel: x0 and y0 lose 1 and x1
 height are right. Files state no order of classes, so it is alphabetical.
 """
 
+import contextlib
 import os
 from typing import Any
 from xml.etree import ElementTree
@@ -54,7 +55,8 @@ def read(path: str, images: str, exif: str = "turn") -> dict[str, Any]:
 
 
 def _bytes(path: str) -> bytes:
-    text_of(path)  # which says what is wrong with other files
+    with contextlib.suppress(UnicodeDecodeError):  # XML may declare another encoding
+        text_of(path)  # which says what is wrong with other files
     with open(path, "rb") as f:
         return f.read()
 
@@ -102,7 +104,7 @@ def _image(build: Builder, tree: ElementTree.Element, xml: str, folder: str, pic
             build.note("boxes clipped because they begin before the first pixel, which has the number 1", where)
         if thing.find("polygon") is not None:
             build.note("polygons left out because Pascal VOC has only boxes", where)
-        hard = (thing.findtext("difficult") or "0").strip() not in ("0", "Unspecified")
+        hard = (thing.findtext("difficult") or "0").strip().lower() not in ("0", "false", "unspecified")
         if hard:
             build.note("'difficult' objects, which are ignored", where)
         names.add(name)

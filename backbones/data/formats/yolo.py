@@ -38,8 +38,8 @@ def is_yaml(path: str) -> bool:
 _YAMLS = ("data.yaml", "dataset.yaml", "data.yml")
 
 
-def yaml_in(folder: str) -> str | None:
-    """The data.yaml of a folder, by that name or the first with classes and splits."""
+def yaml_in(folder: str, splits: bool = True) -> str | None:
+    """The data.yaml of a folder, by that name or the first with classes and ``splits``; without them it must name the classes."""
     names = sorted(name for name in os.listdir(folder) if is_yaml(name))
     for name in sorted(names, key=lambda name: name not in _YAMLS):
         try:
@@ -48,7 +48,8 @@ def yaml_in(folder: str) -> str | None:
             if name in _YAMLS:
                 _content(os.path.join(folder, name))  # says what is wrong with it
             continue
-        if isinstance(content, dict) and ("names" in content or "nc" in content) and {"train", "val", "valid", "test"} & set(content):
+        keys = set(content) if isinstance(content, dict) else set()
+        if {"names", "nc"} & keys and {"train", "val", "valid", "test"} & keys or not splits and "names" in keys:
             return os.path.join(folder, name)
     return None
 
@@ -209,7 +210,7 @@ def _places(path: str) -> dict[str, list[str]]:
         if not all(isinstance(name, str) and "\0" not in name for name in names):
             raise UserError(f"{path!r}: {split!r} is not the name of a folder: {str(value)[:100]!r}", "bad-file")
         places = []
-        for name in names:
+        for name in (name.replace("\\", "/") for name in names):
             # exports often say ../train/images for train/images
             every = [os.path.normpath(os.path.join(root, n)) for n in (name, name.removeprefix("../")) for root in roots]
             there = next((place for place in every if os.path.exists(place)), None)
@@ -285,7 +286,7 @@ def _about(*folders: str) -> str | None:
         for _ in range(4):
             for place in (folder, os.path.join(folder, "labels")):
                 found = os.path.isdir(place) and (
-                    yaml_in(place) or next((path for path in (os.path.join(place, name) for name in _NAMES) if os.path.isfile(path)), None)
+                    yaml_in(place, splits=False) or next((path for path in (os.path.join(place, name) for name in _NAMES) if os.path.isfile(path)), None)
                 )
                 if found:
                     return os.path.relpath(found) if not os.path.isabs(folders[0]) else found
