@@ -590,6 +590,32 @@ def test_keypoints_follow_the_data(own):
         register_from_config(merged(changed(own, lambda c: c["annotations"][1].update(keypoints=[1, 1, 2])), "MODEL.KEYPOINT_ON", "True"))
 
 
+def test_keypoints_by_name(own, tmp_path):
+    """Points in another order get that of the training data; other names are refused, unless the config names all."""
+
+    def named(names, points):
+        return lambda c: [c["annotations"][0].update(keypoints=points), *(each.update(keypoints=names) for each in c["categories"])]
+
+    cfg = changed(own, named(["nose", "left", "right"], [1, 1, 2, 2, 2, 2, 3, 3, 2]))
+    (tmp_path / "other.json").write_text(open(own[0]).read())
+    val = (str(tmp_path / "other.json"), own[1])
+    merge_overrides(cfg, ["MODEL.KEYPOINT_ON", "True", "DATASETS.TRAIN", "('mine',)", "DATASETS.TEST", "('val',)"])
+    changed(val, named(["left", "nose", "right"], [2, 2, 2, 1, 1, 2, 3, 3, 2]))
+    cfg.DATASETS.REGISTER = [*cfg.DATASETS.REGISTER, ["val", *val]]
+    register_from_config(cfg)
+    one, other = (MetadataCatalog.get(name) for name in ("mine", "val"))
+    assert one.truth()["annotations"] == other.truth()["annotations"] and one.keypoint_names == other.keypoint_names
+    assert any("keypoints by name (1)" in line for line in other.said) and not any("by name" in line for line in one.said)
+    changed(val, named(["l", "nose", "right"], [2, 2, 2, 1, 1, 2, 3, 3, 2]))
+    DatasetCatalog.remove("val"), MetadataCatalog.remove("val")
+    with pytest.raises(
+        backbones.UserError, match="val: its keypoints are called otherwise than those of the training data: l here, left there"
+    ):
+        register_from_config(cfg)
+    cfg.DATASETS.KEYPOINTS = ["nose", "left", "right"]
+    register_from_config(cfg)
+
+
 def test_keypoints_that_no_object_has(own):
     with pytest.raises(backbones.UserError, match=r"no keypoints \(1\)"):
         register_from_config(merged(changed(own, lambda c: None), "MODEL.KEYPOINT_ON", "True"))

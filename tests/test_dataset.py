@@ -99,7 +99,9 @@ def test_to_yolo_of_parts_crowds_and_runs(tmp_path):
     # objects are in the order of their images, as here
     assert back["annotations"][0]["bbox"] == pytest.approx(first["bbox"], abs=ROUNDING)
     lines = [open(file.path).read().split() for file in os.scandir(tmp_path / "y/labels/train")]
-    assert all(0 <= float(word) <= 1 for words in lines for word in words) and "path" not in yaml.safe_load((tmp_path / "y/data.yaml").read_text())
+    assert all(0 <= float(word) <= 1 for words in lines for word in words) and "path" not in yaml.safe_load(
+        (tmp_path / "y/data.yaml").read_text()
+    )
     areas = [12.5, (w - 9) * (h - 9) / 2, 4.5]
     assert back["annotations"][0]["area"] == pytest.approx(sum(areas), rel=1e-5)
     assert back["annotations"][1]["bbox"] == pytest.approx(third["bbox"], abs=ROUNDING)
@@ -147,16 +149,16 @@ def test_written_coco_is_what_coco_tools_read(labelme, tmp_path):
 
 def test_converted_splits_share_their_classes(tmp_path):
     """Pascal VOC's classes are numbered by what a split has; those of what is written are the same in all splits."""
-    for split, names in (("train", ["dog"]), ("val", ["cat", "dog"])):
-        picture(tmp_path / f"d/{split}/{split}.jpg")
+    for part, names in (("train", ["dog"]), ("val", ["cat", "dog"])):
+        picture(tmp_path / f"d/{part}/{part}.jpg")
         objects = "".join(voc_object(name, 1, 1, 9 * i, 9) for i, name in enumerate(names, 1))
-        write(tmp_path / f"d/{split}/{split}.xml", voc_xml(objects, name=f"{split}.jpg"))
+        write(tmp_path / f"d/{part}/{part}.xml", voc_xml(objects, name=f"{part}.jpg"))
     list(dataset.convert(str(tmp_path / "d"), str(tmp_path / "x.json")))
-    train, val = (json.loads((tmp_path / f"x_{split}.json").read_text()) for split in ("train", "val"))
+    train, val = (json.loads((tmp_path / f"x_{part}.json").read_text()) for part in ("train", "val"))
     assert [{c["name"]: c["id"] for c in content["categories"]} for content in (train, val)] == [{"dog": 1}, {"cat": 2, "dog": 1}]
     assert [a["category_id"] for a in train["annotations"] + val["annotations"]] == [1, 2, 1]
     list(dataset.convert(str(tmp_path / "d"), str(tmp_path / "y"), to="yolo"))
-    assert [open(tmp_path / f"y/labels/{split}/{split}.txt").read()[0] for split in ("train", "val")] == ["0", "1"]
+    assert [open(tmp_path / f"y/labels/{part}/{part}.txt").read()[0] for part in ("train", "val")] == ["0", "1"]
 
 
 def test_linked_folders(labelme, tmp_path):
@@ -482,7 +484,10 @@ def test_command_line(yolo, tmp_path, monkeypatch, capsys):
         ("merge parts/train.json parts/val.json --output all.json", "all.json: 4 images, 3 objects of 2 classes"),
         ("convert all.json --images . --to yolo --output again", "again/labels/train: 4 images"),
         ("show again --num 2 --output seen.png", "seen.png: 2 images"),
-        ("show er/coco.json --images er/images --num 6 --output er.png", "er.png: 6 images, 6 objects of 2 classes\n  1 images of another size"),
+        (
+            "show er/coco.json --images er/images --num 6 --output er.png",
+            "er.png: 6 images, 6 objects of 2 classes\n  1 images of another size",
+        ),
         ("convert er/coco.json --images er/images --output er.json INPUT.EXIF ignore", "er.json: 6 images, 6 objects of 2 classes"),
         ("show er/coco.json --images er/images --num 6 --output er.png INPUT.EXIF ignore", "er.png: 6 images, 6 objects of 2 classes\n"),
     ):

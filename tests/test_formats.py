@@ -320,7 +320,9 @@ def test_voc(voc):
     write(voc / "Annotations/e f.xml", voc_xml(voc_object("dog", 1, 1, 9, 9), name="e f.jpg"))
     write(voc / "ImageSets/Main/train.txt", "e f\na -1\n")
     assert [i["file_name"] for i in formats.load(str(voc))["images"]] == ["e f.jpg", "a.jpg"]
-    xml = voc_xml(voc_object("L\u00f6ffel", 1, 1, 9, 9, more="<difficult>False</difficult>"), head='<?xml version="1.0" encoding="ISO-8859-1"?>')
+    xml = voc_xml(
+        voc_object("L\u00f6ffel", 1, 1, 9, 9, more="<difficult>False</difficult>"), head='<?xml version="1.0" encoding="ISO-8859-1"?>'
+    )
     (voc / "Annotations/a.xml").write_bytes(xml.encode("latin-1"))
     content = formats.load(str(voc))
     assert boxes(content)[1][1] == "L\u00f6ffel" and content["annotations"][1]["ignore"] == 0

@@ -65,7 +65,9 @@ def _read(name: str, folder: str) -> tuple[tuple[str, ...], tuple[dict[str, Any]
     if not os.path.isdir(folder):
         raise UserError(f"DATASETS.IMAGE_FOLDERS: folder {folder!r} of {name!r} does not exist", "missing-file", "DATASETS.IMAGE_FOLDERS")
     try:
-        found = _Folders(folder, is_valid_file=lambda path: path.lower().endswith(IMG_EXTENSIONS) and not os.path.basename(path).startswith("."))
+        found = _Folders(
+            folder, is_valid_file=lambda path: path.lower().endswith(IMG_EXTENSIONS) and not os.path.basename(path).startswith(".")
+        )
     except FileNotFoundError as error:  # no classes, or one without images
         said = f"DATASETS.IMAGE_FOLDERS: {folder!r} of {name!r}: {one_line(error)}"
         raise UserError(said, "data", "DATASETS.IMAGE_FOLDERS") from error

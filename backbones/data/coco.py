@@ -9,7 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import architecture, get
-from ..errors import Finding, UserError
+from ..errors import Finding, UserError, first_of
 from .dataset import Dataset
 from .holdout import HELD_OUT, KEPT, entries
 from .keypoints import flip_pairs
@@ -79,7 +79,7 @@ def register_from_config(cfg: CfgNode, names: Collection[str] | None = None) -> 
     wanted = None if names is None else {name.removesuffix(HELD_OUT).removesuffix(KEPT) for name in names}
     training = {name.removesuffix(KEPT) for name in cfg.DATASETS.TRAIN}
     use, new = Use.of(cfg), []
-    classes = use.classes
+    classes, points = use.classes, use.points
     twice = next((name for name in classes if classes.count(name) > 1), None)
     if twice is not None:
         raise UserError(f"DATASETS.CLASSES: the name {twice!r} appears twice", "value", "DATASETS.CLASSES")
@@ -91,7 +91,8 @@ def register_from_config(cfg: CfgNode, names: Collection[str] | None = None) -> 
         if wanted is not None and name not in wanted:
             continue
         reader = Reader(
-            Source(name, json_file, image_root, name in training, name in cfg.DATASETS.TEST), dataclasses.replace(use, classes=classes)
+            Source(name, json_file, image_root, name in training, name in cfg.DATASETS.TEST),
+            dataclasses.replace(use, classes=classes, points=points),
         )
         if name in DatasetCatalog:
             known = MetadataCatalog.get(name).get("reader")
@@ -99,6 +100,7 @@ def register_from_config(cfg: CfgNode, names: Collection[str] | None = None) -> 
                 raise UserError(f"DATASETS.REGISTER: the name {name!r} is taken by another data set", "conflict", "DATASETS.REGISTER")
             if known.source == reader.source and known.use == reader.use:
                 classes = classes or tuple(MetadataCatalog.get(name).thing_classes if name in training else ())
+                points = points or (_stated(MetadataCatalog.get(name).get("keypoint_names", ()), use) if name in training else ())
                 continue
         data = reader.dataset()
         if not classes and name not in training:
@@ -107,9 +109,22 @@ def register_from_config(cfg: CfgNode, names: Collection[str] | None = None) -> 
                 reader.number(theirs)
         if not classes and name in training:
             classes = tuple(data.classes)
+        named = _stated(data.keypoint_names, use)
+        if points and not use.points and len(named) == len(points) and set(named) != set(points):
+            here, there = (first_of(sorted(set(a) - set(b))) for a, b in ((named, points), (points, named)))
+            said = f"{reader.source.called}its keypoints are called otherwise than those of the training data: {here} here, {there} there"
+            todo = "give them the same names, or with DATASETS.KEYPOINTS names for all data, which keep their order"
+            raise UserError(f"{said}: {todo}", "classes", "DATASETS.KEYPOINTS")
+        points = points or (named if name in training else ())
         _register(reader, cfg)
         new.append(name)
     return new
+
+
+def _stated(names: Sequence[str], use: Use) -> tuple[str, ...]:
+    """The names of keypoints if they are learnt, and are not the numbers that replace missing names."""
+    numbered = list(names) == [str(i) for i in range(1, len(names) + 1)]
+    return tuple(names) if use.keypoints and not numbered else ()
 
 
 def _register(reader: Reader, cfg: CfgNode) -> None:

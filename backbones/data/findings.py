@@ -72,7 +72,9 @@ KINDS: dict[str, Kind] = {
         _MENDED,
         "DATASETS.BOX_FORMAT",
     ),
-    "box format": Kind("note", "DATASETS.BOX_FORMAT is for files in COCO's format only: boxes are read as their own format has them", "nothing"),
+    "box format": Kind(
+        "note", "DATASETS.BOX_FORMAT is for files in COCO's format only: boxes are read as their own format has them", "nothing"
+    ),
     "area": Kind("note", "the area is missing or not a number: it is computed from the mask, or from the box", "nothing", _MENDED),
     "iscrowd": Kind("note", "iscrowd is missing or neither 0 nor 1: it is set to 0", "nothing", _MENDED),
     "ignored annotation": Kind("note", "annotations have a non-zero 'ignore': they are ignored regions, like crowds", "nothing", _MENDED),
@@ -108,6 +110,7 @@ KINDS: dict[str, Kind] = {
     "keypoint visibility": Kind("warning", "keypoints have a visibility that is not 0, 1 or 2", "0: unknown, 1: hidden, 2: seen"),
     "count of keypoints": Kind("note", "num_keypoints is not the number of labelled keypoints: it is recounted", "nothing", _MENDED),
     "keypoint names": Kind("note", "keypoints have no names: they are numbered", "nothing", _MENDED),
+    "keypoints by name": Kind("note", "keypoints are in another order than the model's: they are matched by name", "nothing"),
     # images
     "no images": Kind("error", "none of the images can be used", "see the other findings about them"),
     "file separators": Kind(
@@ -116,7 +119,9 @@ KINDS: dict[str, Kind] = {
     "file in another folder": Kind(
         "note", "images were found in a different folder from the one stated, by the end of their path", "nothing", _MENDED
     ),
-    "file name in another case": Kind("note", "images were found under a name that differs in upper and lower case or in the encoding of accents", "nothing", _MENDED),
+    "file name in another case": Kind(
+        "note", "images were found under a name that differs in upper and lower case or in the encoding of accents", "nothing", _MENDED
+    ),
     "file of address": Kind("note", "images without file_name are found by the end of coco_url", "nothing", _MENDED),
     "several files": Kind("error", "several image files match the name", "name the folder that holds the right ones"),
     "address": Kind("error", "file names are URLs, but images must be on this disk", "download them, and write their paths instead"),

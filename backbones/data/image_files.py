@@ -42,8 +42,8 @@ class Files:
     def find(self, name: str) -> tuple[str, str]:
         """(path within the folder, kind of `findings.KINDS`); the kind is "" if the file is where its name says.
 
-        Otherwise it is the one file whose path agrees with ``name`` in most of its last parts, upper and lower case and the encoding of accents apart, if there is one;
-        but none of another folder if the folder that it states is there: that file is another image of the same name.
+        Otherwise it is the one file whose path agrees with ``name`` in most of its last parts, if there is one; upper and lower case and the
+        encoding of accents do not matter. If the folder that it states is there, a file of another one is another image of the same name.
         """
         if self._is_there(name):
             return name, ""

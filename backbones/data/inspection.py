@@ -48,9 +48,10 @@ def inspect(source: Source, use: Use = _USUAL, images: int | None = SAMPLED, pro
 
 def _is_read(held: Reader, source: Source, use: Use) -> bool:
     """Whether registration has read the same data. It sets the config's classes from the data if the config has none."""
-    if held.source != source or held.use not in (use, dataclasses.replace(use, classes=())):
+    if held.source != source or dataclasses.replace(held.use, classes=use.classes, points=use.points) != use:
         return False
-    return held.use == use or tuple(held.dataset().classes) == use.classes
+    classes, points = held.use.classes or tuple(held.dataset().classes), held.use.points or tuple(held.dataset().keypoint_names)
+    return held.use == use or (classes, points) == (use.classes, use.points or points)
 
 
 def _classes(data: Dataset) -> None:

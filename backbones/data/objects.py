@@ -28,7 +28,10 @@ def polygons(entry: dict[str, Any]) -> str:
 
 
 def masks(data: Dataset, use: Use) -> None:
-    """Leaves each object a mask of polygons or run lengths that fits its image, after `polygons`; `Use.no_mask` says what happens to an object without one."""
+    """Leaves each object a mask of polygons or run lengths that fits its image; `Use.no_mask` says what happens to an object without one.
+
+    `polygons` has mended those that can be.
+    """
     sizes = {image["id"]: (image["height"], image["width"]) for image in data.images}
     found: dict[str, list[int]] = defaultdict(list)  # kind -> places
     without: dict[str, list[int]] = defaultdict(list)
@@ -62,20 +65,21 @@ def masks(data: Dataset, use: Use) -> None:
         data.keep([i for i in range(len(data.annotations)) if i not in gone])
 
 
-def keypoints(data: Dataset, learnt: bool) -> None:
-    """Names the keypoints. If they are ``learnt``, each object gets the same number; zeros (unknown) if it has none."""
+def keypoints(data: Dataset, use: Use) -> None:
+    """Names the keypoints. If they are learnt, each object gets the same number, in the same order; zeros (unknown) if it has none."""
     used = {a["category_id"] for a in data.annotations if a.get("keypoints")}
     named = [c["keypoints"] for c in data.categories if c["id"] in used and _are_names(c.get("keypoints"))]
     given = [a["keypoints"] for a in data.annotations if a.get("keypoints") and numbers(a["keypoints"])]
     if named:
-        data.keypoint_names = list(named[0])
-    elif given and learnt:
+        data.keypoint_names = list(use.points if sorted(use.points) == sorted(named[0]) else named[0])
+    elif given and use.keypoints:
         data.keypoint_names = [str(i + 1) for i in range(len(given[0]) // 3)]
         data.findings.add("keypoint names", f"{len(data.keypoint_names)} keypoints")
     elif not data.labelled:
         data.keypoint_names = next((list(c["keypoints"]) for c in data.categories if _are_names(c.get("keypoints"))), [])
-    if not learnt:
+    if not use.keypoints:
         return
+    _in_order(data)
     count = 3 * len(data.keypoint_names)
     found: dict[str, list[int]] = defaultdict(list)
     for i, a in enumerate(data.annotations):
@@ -100,6 +104,24 @@ def keypoints(data: Dataset, learnt: bool) -> None:
         found["no keypoints"] = found.pop("keypoints absent", [])
     for kind, places in found.items():
         data.findings.add_all(kind, places, data.name)
+
+
+def _in_order(data: Dataset) -> None:
+    """Puts the keypoints of classes that name the same ones in another order into the order of ``data.keypoint_names``."""
+    wanted = data.keypoint_names
+    own = {c["id"]: c["keypoints"] for c in data.categories if _are_names(c.get("keypoints")) and c["keypoints"] != wanted}
+    orders = {i: list(map(names.index, wanted)) for i, names in own.items() if sorted(names) == sorted(set(wanted))}
+    places = []
+    for i, a in enumerate(data.annotations) if orders else ():
+        if a["category_id"] in orders and numbers(a.get("keypoints"), 3 * len(wanted)):
+            a["keypoints"] = [value for k in orders[a["category_id"]] for value in a["keypoints"][3 * k : 3 * k + 3]]
+            places.append(i)
+    by_number = ("skeleton", "flip_idx")
+    data.categories = [
+        {**{key: value for key, value in c.items() if key not in by_number}, "keypoints": wanted} if c["id"] in orders else c
+        for c in data.categories
+    ]
+    data.findings.add_all("keypoints by name", places, data.name)
 
 
 def areas(data: Dataset) -> None:

@@ -57,7 +57,7 @@ def _read(source: Source, use: Use, images: int | None, progress: Progress, file
     number_classes(data, use.classes)
     if use.masks and data.labelled:
         objects.masks(data, use)
-    objects.keypoints(data, use.keypoints)
+    objects.keypoints(data, use)
     objects.areas(data)
     if not data.images and not data.error():
         data.findings.add("no images")

@@ -28,6 +28,7 @@ class Use:
     no_mask: str = "stop"
     box_format: str = "xywh"
     classes: tuple[str, ...] = ()
+    points: tuple[str, ...] = ()  # names of keypoints in the model's order
     skip: bool = False  # leave out images that cannot be read
     exif: str = "turn"
     scaled: bool = False  # 16-bit images are converted to 8 bits
@@ -47,6 +48,7 @@ class Use:
             no_mask=cfg.DATASETS.NO_MASK,
             box_format=cfg.DATASETS.BOX_FORMAT,
             classes=tuple(map(str, cfg.DATASETS.CLASSES)),
+            points=tuple(map(str, cfg.DATASETS.KEYPOINTS)) if learns(cfg, "keypoints") else (),
             skip=cfg.INPUT.UNREADABLE == "skip",
             exif=cfg.INPUT.EXIF,
             scaled=bool(cfg.INPUT.VALUE_RANGE),

@@ -42,7 +42,8 @@ Part = tuple[dict[str, Any], str]  # data in COCO's format, and the folder of th
 def read(path: str, images: str, use: Use = _USE, headers: int = SAMPLED) -> dict[str, Any]:
     """Reads data in any known format, as training does, into COCO's format, with "notes": counts of what was repaired, left out or guessed.
 
-    Masks that are neither polygons nor RLE of the image's size are left out. So many images' headers are compared with the stated sizes. Raises UserError for data that cannot be used.
+    Masks that are neither polygons nor RLE of the image's size are left out. The headers of so many images are compared with the stated sizes.
+    Raises UserError for data that cannot be used.
     """
     folder = images or os.path.dirname(os.path.abspath(path))
     data = reader.read(Source("", path, folder, training=False), use, headers)

@@ -29,8 +29,9 @@ def load(path: str, images: str = "", exif: str = "turn") -> dict[str, Any] | No
         images: the folder of the images, which names are relative to. By default it is that of the first of `splits`.
         exif: whether the sizes of images that no file states are those after the turn of their EXIF tag: "turn", or "ignore".
 
-    "notes" counts what was left out or guessed, by kind; "lost" what of it was left out, such as "line". Ids start at 1, in the order of the classes. Pascal VOC's
-    'difficult' objects have ``ignore`` 1. Images that cannot be read, and whose size no file states, have no width, height or objects.
+    "notes" counts what was left out or guessed, by kind; "lost" what of it was left out, such as "line". Ids start at 1, in the order of
+    the classes. Pascal VOC's 'difficult' objects have ``ignore`` 1. Images that cannot be read, and whose size no file states, have no width,
+    height or objects.
     Categories with keypoints have a ``flip_idx`` too if a data.yaml has it: the index of the point that each becomes when mirrored.
 
     Raises UserError for what cannot be read, with the file and the line.
@@ -61,8 +62,8 @@ def load(path: str, images: str = "", exif: str = "turn") -> dict[str, Any] | No
 def splits(path: str) -> dict[str, tuple[str, str]]:
     """The splits of the data at a path: "train", "val" and "test", or "" for all -> (annotations, image folder), as `load` takes them.
 
-    They are those of a YOLO data.yaml, of the lists of a Pascal VOC folder or of CVAT's YOLO, folders train, val (valid) and test, as Roboflow writes them,
-    or COCO's files in ``annotations``; a folder's COCO file is its only .json, or is found by its name.
+    They are those of a YOLO data.yaml, of the lists of a Pascal VOC folder or of CVAT's YOLO, folders train, val (valid) and test, as
+    Roboflow writes them, or COCO's files in ``annotations``; a folder's COCO file is its only .json, or is found by its name.
     Raises UserError if a data.yaml cannot be read or its images for training or validation do not exist.
     """
     if yolo.is_yaml(path) and os.path.isfile(path):

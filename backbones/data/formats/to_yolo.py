@@ -23,7 +23,9 @@ def write(parts: Mapping[str, tuple[dict[str, Any], str]], folder: str) -> Count
     by_name: dict[str, dict] = {}
     for content, _ in parts.values():  # all splits of YOLO share one list of classes
         for category in sorted(content["categories"], key=lambda category: category["id"]):
-            by_name.setdefault(category["name"], category)
+            known = by_name.setdefault(category["name"], category)
+            if (known.get("keypoints") or []) != (category.get("keypoints") or known.get("keypoints") or []):
+                raise UserError(f"class {category['name']!r} has different keypoints in two of the splits", "classes")
     names, categories = list(by_name), list(by_name.values())
     points = {len(category.get("keypoints") or ()) for category in categories}
     if len(points) > 1:
