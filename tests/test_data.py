@@ -10,11 +10,12 @@ import pytest
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets import load_coco_json
 from PIL import Image
+from small_data import voc_data
 
 import backbones
 from backbones import zoo
 from backbones.config import merge_overrides
-from backbones.data import check_datasets, follow, register_from_config, register_held_out
+from backbones.data import check_datasets, follow, formats, register_from_config, register_held_out
 from backbones.data.findings import KINDS, Findings, in_words
 from backbones.data.keypoints import flip_pairs
 from backbones.data.reader import read
@@ -447,6 +448,12 @@ def test_boxes_as_corners(own):
     cfg.DATASETS.BOX_FORMAT = "xyxy"
     register_from_config(cfg)
     assert [a["bbox"] for a in DatasetCatalog.get("mine")[0]["annotations"]] == [[1, 1, 8, 6], [4, 4, 5, 3], [5, 2, 4, 6], [0, 0, 3, 3]]
+
+
+def test_boxes_of_other_formats_are_no_corners(tmp_path):
+    places = formats.splits(str(voc_data(tmp_path)))["train"]
+    found = [read(Source("own_train", *places), Use(box_format=form)) for form in ("xywh", "xyxy")]
+    assert found[0].annotations == found[1].annotations and [data.findings.counts.get("box format") for data in found] == [None, 1]
 
 
 def test_no_image_is_left(own):
