@@ -81,7 +81,7 @@ def _line(number: int, annotation: dict, size: tuple[int, int], drawn: bool, poi
     x, y, w, h = annotation["bbox"]
     values: list[float] = [x + w / 2, y + h / 2, w, h]
     if drawn:
-        outlines = _outlines(annotation)
+        outlines = [[min(max(v, 0), size[i % 2]) for i, v in enumerate(outline)] for outline in _outlines(annotation)]
         if not outlines:
             notes["objects without a polygon, written as the corners of their box because others have polygons"] += 1
             outlines = [[x, y, x + w, y, x + w, y + h, x, y + h]]
