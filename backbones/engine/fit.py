@@ -66,7 +66,8 @@ class Fit(TrainerBase):
         self.start_iter, self.max_iter = 0, job.max_iter
         self.done = 0  # iterations
         self.evaluation = Evaluate(job.eval_period, self._evaluate, self.signals.waiting)
-        self.register_hooks(self.build_hooks())
+        self.built = self.build_hooks()
+        self.register_hooks(self.built)
         if sampled:
             averaged = supernets(self.ema.average) if self.ema else []
             self.register_hooks([SamplePath([*sampled, *averaged], job.seed)])
@@ -128,7 +129,7 @@ class Fit(TrainerBase):
                 "training from scratch with frozen batch norms, whose statistics come from no data: it will probably diverge or learn nothing. "
                 "Set the backbone's norm to BN and its FREEZE_AT to 0, or start from weights"
             )
-        pending = any(isinstance(hook, Evaluate) and hook.pending for hook in self._hooks)
+        pending = any(isinstance(hook, Evaluate) and hook.pending for hook in self.built)
         if self.start_iter > self.max_iter or self.start_iter == self.max_iter and not pending:
             key = job.name("SOLVER.MAX_ITER")
             raise UserError(
@@ -139,7 +140,7 @@ class Fit(TrainerBase):
                 key=key,
             )
         self._trainer.seed = self.run.go_on(self.start_iter)
-        for hook in self._hooks if self.run.tests_others else ():
+        for hook in self.built if self.run.tests_others else ():
             if isinstance(hook, KeepBest):
                 hook.forget("is of other test data")
         if resume:
