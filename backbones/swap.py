@@ -64,7 +64,7 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False
     for key in _FEATURE_KEYS:
         features = [_feature(feature, family) for feature in get(cfg, key)]
         put(cfg, key, features)
-        used.update(feature for feature in features if feature in family.stages and (not pyramid or key == "MODEL.FPN.IN_FEATURES"))
+        used.update(feature for feature in features if feature in family.stages and (key == "MODEL.FPN.IN_FEATURES") == pyramid)
     node.OUT_FEATURES = [stage for stage in family.stages if stage in used] or list(family.stages[1:])
     images, overrides = weights.about(name, accepted)
     for key in overrides[::2]:

@@ -338,6 +338,15 @@ def test_weights_of_the_last_stage_go_into_the_heads(name, prefix, tmp_path):
     GatedCheckpointer(build_model(cfg), require="all").load(str(tmp_path / "detector.pth"))
 
 
+@pytest.mark.parametrize("config", ["COCO-Detection/faster_rcnn_V_39_C4_1x.yaml", "crowd/faster_rcnn_c4_crowd.yaml"])
+def test_c4_configs_with_idle_keys_of_an_fpn(config, tmp_path):
+    """What a base config says of an FPN gives a backbone without one no second last stage, which no file would fill."""
+    cfg = swapped(config, "RegNetX-200MF")
+    assert cfg.MODEL.REGNET.OUT_FEATURES == ["res4"]
+    torch.save(backbones.create("RegNetX-200MF", norm="BN").state_dict(), tmp_path / "net.pth")
+    GatedCheckpointer(build_model(cfg)).load(str(tmp_path / "net.pth"))
+
+
 def test_released_vovnet_in_c4(tmp_path):
     """The original's own key names."""
     record = load_record("vovnet", "V-19-slim-dw.json")
