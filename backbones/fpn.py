@@ -71,12 +71,12 @@ class P6P7(LastLevelP6P7):
 
 
 def build_retinanet_fpn(cfg: CfgNode, bottom_up: Backbone) -> FPN:
-    """RetinaNet's FPN: P3 to P5 as ``cfg.MODEL.FPN`` says, P6 from C5, the deepest feature (or from P5), and P7."""
-    name, deepest = list(bottom_up.output_shape().items())[-1]
+    """RetinaNet's FPN: P3 to P5 as ``cfg.MODEL.FPN`` says, P6 from C5, the deepest of its features (or from P5), and P7."""
+    deepest = _in_shapes(cfg, bottom_up)[-1]  # of the FPN's, not of the backbone's, or the strides of P6 and P7 would be others
     width, relu = cfg.MODEL.FPN.OUT_CHANNELS, cfg.MODEL.FPN.P6_RELU
     if cfg.MODEL.FPN.P6_INPUT == "p5":
         return build_fpn(cfg, bottom_up, P6P7(width, width, _deepest_level(cfg, bottom_up), relu))
-    return build_fpn(cfg, bottom_up, P6P7(deepest.channels, width, name, relu))
+    return build_fpn(cfg, bottom_up, P6P7(deepest.channels, width, cfg.MODEL.FPN.IN_FEATURES[-1], relu))
 
 
 def _deepest_level(cfg: CfgNode, bottom_up: Backbone) -> str:

@@ -325,6 +325,11 @@ def test_builders(family):
     assert fpn.top_block.p6.in_channels == fpn.bottom_up.output_shape()[stages[-1]].channels
     with torch.no_grad():
         assert [v.shape[2] for v in fpn(torch.rand(1, 3, 128, 128)).values()] == [16, 8, 4, 2, 1]
+    # the extra levels follow the FPN's last, whatever the backbone returns beside
+    cfg.MODEL.FPN.IN_FEATURES = stages[2:4]
+    fpn = build_backbone(cfg).eval()
+    with torch.no_grad():
+        assert [128 // v.shape[2] for v in fpn(torch.rand(1, 3, 128, 128)).values()] == [shape.stride for shape in fpn.output_shape().values()]
 
 
 def test_builder_names_of_old():

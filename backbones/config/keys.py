@@ -173,7 +173,7 @@ KEYS: tuple[Key, ...] = (
     Key("INPUT.CLASSIFICATION.SCALE", [0.08, 1.0], "[least, most] fraction of an image's area that a training crop covers", test=_PART),
     Key("INPUT.CLASSIFICATION.COLOR_JITTER", 0.4, "strength of colour jitter in training", least=0),
     # features and memory
-    Key("MODEL.FPN.P6_INPUT", "c5", 'input of P6: "c5", the backbone\'s last feature, or "p5", the FPN\'s output', ("c5", "p5")),
+    Key("MODEL.FPN.P6_INPUT", "c5", 'input of P6: "c5", the last of IN_FEATURES, or "p5", the FPN\'s output', ("c5", "p5")),
     Key("MODEL.FPN.P6_RELU", True, "a ReLU between P6 and P7; detectron2's RetinaNet has it, MMDetection's does not"),
     # "lean" keeps no concatenations nor inputs of frozen norms: the same gradients; "inputs" keeps those of blocks, which are computed again
     Key(
