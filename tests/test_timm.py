@@ -377,6 +377,15 @@ def test_any_config(name, number):
     assert backbones.create(f"timm/{name}", in_channels=1)(torch.rand(1, 1, 64, 64))["res5"].isfinite().all()
 
 
+def test_masks_of_an_image_without_objects():
+    """C4: a network that could not reshape the features of no region."""
+    cfg = swapped("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.yaml", "pvt_v2_b0")
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = 1.0
+    with torch.no_grad():
+        found = build_model(cfg).eval()([{"image": torch.rand(3, 64, 96) * 255}])[0]["instances"]
+    assert found.pred_masks.shape == (0, 64, 96)
+
+
 @pytest.mark.parametrize(
     "name, kind",
     cases(

@@ -40,7 +40,7 @@ INHERITED = {
         *("_inference_one_image", "_get_augmented_inputs", "_turn_off_roi_heads", "_get_augmented_boxes", "_merge_detections"),
         *("_batch_inference", "_rescale_detected_boxes", "_reduce_pred_masks"),
     ),
-    "detectron2.modeling.roi_heads.Res5ROIHeads": ("_build_res5_block",),
+    "detectron2.modeling.roi_heads.Res5ROIHeads": ("_build_res5_block", "_shared_roi_transform"),
 }
 
 

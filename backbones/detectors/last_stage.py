@@ -6,7 +6,8 @@ from detectron2.config import configurable
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import ROI_HEADS_REGISTRY
 from detectron2.modeling.roi_heads import Res5ROIHeads
-from torch import nn
+from detectron2.structures import Boxes
+from torch import Tensor, nn
 
 from ..errors import UserError
 from ..registry import BUILDERS, create, family_of
@@ -42,6 +43,12 @@ class LastStageROIHeads(Res5ROIHeads):
     def __init__(self, *, stage: str = "res5", **kwargs):
         super().__init__(**kwargs)
         self.stage = stage
+
+    def _shared_roi_transform(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
+        x = self.pooler(features, boxes)
+        if len(x) == 0:  # some networks of timm cannot reshape nothing
+            return self.res5(x.new_zeros([1] + list(x.shape[1:])))[:0]
+        return self.res5(x)
 
     @classmethod
     def _build_res5_block(cls, cfg) -> tuple[nn.Module, int]:
