@@ -27,9 +27,9 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False
 
     Sets its builder (bare, FPN or RetinaNet's FPN, as before), variant, features and all keys that name them, channel order, mean, deviation
     and weights: converted ones of that name, with what they state about their images and structure, or released ones. Norm, deformable stages,
-    FREEZE_AT, and whether training is from scratch stay as in the config. Training is from scratch, though, if there are no weights: with GN
-    or LN, and for networks without any, where SyncBN replaces frozen norms. A detector that runs the last stage in its heads (C4) or dilates
-    it (DC5) does so with this network's. Python configs (detectron2's LazyConfig) with an FPN over a ``bottom_up``, or a bare backbone, are
+    FREEZE_AT, and whether training is from scratch stay as in the config, and so do grey images if it is. Training is from scratch, though, if
+    there are no weights: with GN or LN, and for networks without any, where SyncBN replaces frozen norms. A detector that runs the last stage
+    in its heads (C4) or dilates it (DC5) does so with this network's. Python configs (detectron2's LazyConfig) with an FPN over a ``bottom_up``, or a bare backbone, are
     changed likewise. With ``own_weights`` the caller will set other weights: missing released weights do not lead to training from scratch.
     ``accepted``: restrictive licences of weights that may be used.
 
@@ -72,12 +72,13 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False
             raise UserError(f"the weights {weights.local(name)!r} need {key}, which is not an option of {name}", "unknown-key", key)
     merge_overrides(cfg, overrides)
     cfg.INPUT.NORMALIZATION = "weights"
-    for key, value in weights.settings(images).items():
-        put(cfg, key, value)
     if cfg.MODEL.WEIGHTS and not own_weights:
         cfg.MODEL.WEIGHTS, norm = _weights(name, node.NORM, accepted, "MODEL.WEIGHTS '', MODEL.BACKBONE.FREEZE_AT 0")
         if norm:
             cfg.MODEL.BACKBONE.FREEZE_AT, node.NORM = 0, norm
+    if cfg.MODEL.WEIGHTS or own_weights or cfg.INPUT.FORMAT != "L":  # from scratch, grey images stay grey
+        for key, value in weights.settings(images).items():
+            put(cfg, key, value)
 
 
 def _set_last_stage_heads(cfg: CfgNode) -> None:

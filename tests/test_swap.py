@@ -140,6 +140,12 @@ def test_preprocessing_belongs_to_the_weights():
     assert cfg.MODEL.PIXEL_STD == [57.375, 57.12, 58.395] and cfg.INPUT.FORMAT == "BGR"
     use_backbone(cfg, "V-57-eSE")
     assert cfg.MODEL.PIXEL_MEAN == cfg.MODEL.PIXEL_STD == [127.5, 127.5, 127.5] and cfg.INPUT.NORMALIZATION == "weights"
+    for config, from_scratch in (("COCO-Detection/faster_rcnn_R_50_FPN_1x.yaml", False), ("Misc/mask_rcnn_R_50_FPN_3x_gn.yaml", True)):
+        for address in ("", "grey.pth"):
+            cfg = zoo.get_config(config)
+            cfg.INPUT.FORMAT, cfg.MODEL.PIXEL_MEAN, cfg.MODEL.PIXEL_STD, cfg.MODEL.WEIGHTS = "L", [128.0], [50.0], address
+            use_backbone(cfg, "RegNetX-400MF")
+            assert (cfg.INPUT.FORMAT, len(cfg.MODEL.PIXEL_MEAN)) == (("BGR", 3) if address and not from_scratch else ("L", 1))
 
 
 def test_norm_and_deformable_stages_stay():
