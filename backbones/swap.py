@@ -28,9 +28,10 @@ def use_backbone(cfg: CfgNode | DictConfig, name: str, own_weights: bool = False
     Sets its builder (bare, FPN or RetinaNet's FPN, as before), variant, features and all keys that name them, channel order, mean, deviation
     and weights: converted ones of that name, with what they state about their images and structure, or released ones. Norm, deformable stages,
     FREEZE_AT, and whether training is from scratch stay as in the config, and so do grey images if it is. Training is from scratch, though, if
-    there are no weights: with GN or LN, and for networks without any, where SyncBN replaces frozen norms. A detector that runs the last stage
-    in its heads (C4) or dilates it (DC5) does so with this network's. Python configs (detectron2's LazyConfig) with an FPN over a ``bottom_up``, or a bare backbone, are
-    changed likewise. With ``own_weights`` the caller will set other weights: missing released weights do not lead to training from scratch.
+    there are no weights: with GN or LN in place of batch norms, and for networks without any, where SyncBN replaces frozen norms. A detector
+    that runs the last stage in its heads (C4) or dilates it (DC5) does so with this network's. Python configs (detectron2's LazyConfig) with
+    an FPN over a ``bottom_up``, or a bare backbone, are changed likewise. With ``own_weights`` the caller will set other weights: missing
+    released weights do not lead to training from scratch.
     ``accepted``: restrictive licences of weights that may be used.
 
     Raises UserError for an unknown name, a frozen config, a user's own heads that run ResNet's last stage, or a Python config
@@ -189,9 +190,14 @@ def use_structure(cfg: CfgNode | DictConfig, overrides: Sequence[str]) -> None:
         node.get("bottom_up", node).update(_arguments(overrides))
 
 
+def _keys(name: str, norm: str) -> set[str]:
+    with on_meta():
+        return set(create(name, norm=norm).state_dict())
+
+
 def _weights(name: str, norm: str, accepted: Collection[str], scratch: str) -> tuple[str, str]:
     """The address of a network's weights, and ""; or "", and the norm to train without: a warning says so, and that ``scratch`` is then set."""
-    if norm in ("GN", "LN"):
+    if norm in ("GN", "LN") and _keys(name, norm) != _keys(name, "BN"):  # not a network of timm that keeps its own norms
         reason = f" with this config's norm {norm}; to use the released weights, set the norm to FrozenBN"
     elif weights.released(name, accepted) or weights.local(name):
         return weights.PREFIX + name, ""

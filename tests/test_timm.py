@@ -297,6 +297,14 @@ def test_norms_without_effect_are_said(caplog):
         assert any(f"MODEL.TIMM.NORM {norm} has no effect: timm/{network}" in line for line in caplog.messages) == said
 
 
+def test_a_config_with_group_norms_keeps_the_weights_of_networks_without_batch_norms(caplog):
+    for network, fits in (("convnext_atto", True), ("resnet50_gn", True), ("resnet18", False)):
+        cfg = zoo.get_config("Misc/mask_rcnn_R_50_FPN_3x_gn.yaml")
+        backbones.use_backbone(cfg, f"timm/{network}")
+        assert cfg.MODEL.WEIGHTS == (f"backbones://timm/{network}" if fits else "")
+        assert ("is trained from scratch" in caplog.text) != fits
+
+
 @pytest.mark.slow
 def test_a_file_of_another_network_is_refused(tmp_path):
     """A deeper one has all of a shallower one's weights; a file for RGB images is not taken for BGR."""
