@@ -15,7 +15,7 @@ from .detectors import LastStageROIHeads, last_stage
 from .errors import UserError
 from .fpn import COMMON_KEYS
 from .meta import on_meta
-from .registry import BUILDERS, Family, create, family_of
+from .registry import BUILDERS, Family, create, family_of, is_network
 from .zoo import weights
 
 # keys that may name features of the backbone itself
@@ -111,8 +111,6 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family, own_weights: bool, 
     features = [_feature(feature, family) for feature in (outer.in_features if old is not outer else old.out_features)]
     options = {"norm": old.get("stages", old).get("norm", "FrozenBN")}
     options.update({key: old[key] for key in ("freeze_at", *(key.lower() for key in COMMON_KEYS[1:])) if key in old})
-    with on_meta():
-        shapes = create(name).output_shape()
     images, overrides = weights.about(name, accepted)
     options.update(_arguments(overrides))
     if cfg.get("train", {}).get("init_checkpoint") and not own_weights:
@@ -122,24 +120,16 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family, own_weights: bool, 
     network = LazyCall(create)(name=name, out_features=features, **options)
     if old is not outer:
         outer.bottom_up, outer.in_features = network, features
-        top = outer.get("top_block")
-        if top is not None and "in_channels" in top:
-            top.in_feature = _feature(top.get("in_feature", "res5"), family)
-            if top.in_feature in shapes:
-                top.in_channels = shapes[top.in_feature].channels
     else:
         model.backbone = network
         heads = model.get("roi_heads")
         model.proposal_generator.in_features = features
-        model.proposal_generator.head.in_channels = shapes[features[-1]].channels
         if heads is not None:
             heads.in_features = features
         if heads is not None and "res5" in heads:
             heads._target_, heads.stage = LastStageROIHeads, family.stages[-1]
             heads.res5 = LazyCall(last_stage)(name=name, **{key: value for key, value in options.items() if key != "freeze_at"})
-            for part in ("box_predictor", "mask_head"):
-                if heads.get(part) is not None:
-                    heads[part].input_shape.channels = shapes[family.stages[-1]].channels
+    _fit_widths(model)
     if "train" in cfg:
         OmegaConf.update(cfg, "train.normalization", "weights", force_add=True)
     if images:
@@ -147,6 +137,26 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family, own_weights: bool, 
         for key in ("model.input_format", "dataloader.train.mapper.image_format", "dataloader.test.mapper.image_format"):
             if OmegaConf.select(cfg, key) is not None:
                 OmegaConf.update(cfg, key, images["format"])
+
+
+def _fit_widths(model: DictConfig) -> None:
+    """Gives the top block or the heads of a Python config the widths of its network, one of this project's."""
+    outer, heads, proposals = model.backbone, model.get("roi_heads"), model.get("proposal_generator")
+    options: Any = OmegaConf.to_container(outer.get("bottom_up", outer), resolve=True)
+    family = family_of(options["name"])
+    with on_meta():
+        shapes = create(**{key: value for key, value in options.items() if key not in ("_target_", "out_features", "freeze_at")}).output_shape()
+    top = outer.get("top_block")
+    if top is not None and "in_channels" in top:
+        top.in_feature = _feature(top.get("in_feature", "res5"), family)
+        if top.in_feature in shapes:
+            top.in_channels = shapes[top.in_feature].channels
+    if proposals is not None and proposals.in_features[-1] in shapes:
+        proposals.head.in_channels = shapes[proposals.in_features[-1]].channels
+    if heads is not None and "res5" in heads:
+        for part in ("box_predictor", "mask_head"):
+            if heads.get(part) is not None:
+                heads[part].input_shape.channels = shapes[family.stages[-1]].channels
 
 
 def _arguments(overrides: Sequence[str]) -> dict[str, Any]:
@@ -186,8 +196,13 @@ def use_structure(cfg: CfgNode | DictConfig, overrides: Sequence[str]) -> None:
     if isinstance(cfg, CfgNode):
         merge_overrides(cfg, list(overrides))
     elif overrides:
-        node = cfg.model.backbone
-        node.get("bottom_up", node).update(_arguments(overrides))
+        model, arguments = cfg.model, _arguments(overrides)
+        node, heads = model.backbone.get("bottom_up", model.backbone), model.get("roi_heads")
+        node.update(arguments)
+        if is_network(node.get("name", "")):
+            if heads is not None and "res5" in heads:
+                heads.res5.update(arguments)
+            _fit_widths(model)
 
 
 def _keys(name: str, norm: str) -> set[str]:

@@ -284,6 +284,19 @@ def test_python_configs_take_what_weights_and_norms_need(tmp_path, monkeypatch):
     name = zoo.get_config_file("COCO-InstanceSegmentation/mask_rcnn_R_50_C4_1x.py")
     cfg = open_config(name, ["train.device=cpu"], "RegNetX-400MF").cfg
     assert cfg.model.backbone.rounding == cfg.model.roi_heads.res5.rounding == "torchvision" and list(cfg.model.pixel_mean) == [1, 2, 3]
+    widths = {key: shape.channels for key, shape in backbones.create("RegNetX-400MF", rounding="torchvision").output_shape().items()}
+    assert widths["res5"] != backbones.create("RegNetX-400MF").output_shape()["res5"].channels
+    for folder, source in ((tmp_path, ""), (tmp_path / "none", str(tmp_path / "RegNetX-400MF.pth"))):
+        monkeypatch.setenv("BACKBONES_WEIGHTS", str(folder))
+        for config in ("COCO-Detection/retinanet_R_50_FPN_1x.py", name):
+            front = open_config(config, ["train.device=cpu"], "RegNetX-400MF", source)
+            front.follow_weights()
+            model = front.cfg.model
+            if config == name:
+                assert model.proposal_generator.head.in_channels == widths["res4"] and model.roi_heads.res5.rounding == "torchvision"
+                assert model.roi_heads.box_predictor.input_shape.channels == model.roi_heads.mask_head.input_shape.channels == widths["res5"]
+            else:
+                assert model.backbone.top_block.in_channels == widths["res5"]
     cfg = open_config(name, ["train.device=cpu"]).cfg
     cfg.model.backbone.stages.norm = "GN"
     use_backbone(cfg, "RegNetX-800MF")
