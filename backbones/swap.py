@@ -187,6 +187,9 @@ def network_of(cfg: CfgNode | DictConfig) -> str:
     else:
         family = BUILDERS.get(cfg.MODEL.BACKBONE.NAME)
         name = "" if family is None else get(cfg, family.variant_key) if family.variant_key else next(iter(family.specs))
+    if not name:
+        said = "the config's network is none of this project's, so it has no named sources: give --weights a file or an address"
+        raise UserError(f"{said}, or add --backbone", "unsupported", "--weights")
     family_of(name)
     return str(name)
 

@@ -474,8 +474,9 @@ def test_the_flag_names_a_source(tmp_path):
     ):
         front = open_config(config, [], backbone, source)
         assert front.settings.MODEL.WEIGHTS == address and front.settings.INPUT.NORMALIZATION == "weights"
-    with pytest.raises(UserError, match="unknown backbone"):
-        open_config("COCO-Detection/retinanet_R_50_FPN_1x.yaml", [], "", "timm")
+    for config in ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", "COCO-Detection/retinanet_R_50_FPN_1x.py"):
+        with pytest.raises(UserError, match="none of this project's, so it has no named sources.*a file or an address, or add --backbone"):
+            open_config(config, [], "", "timm")
 
 
 def test_own_weights_leave_the_norm_alone():
