@@ -8,6 +8,7 @@ import inspect
 import re
 from typing import Any, Callable, Mapping
 
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from .errors import UserError, unknown
@@ -94,7 +95,9 @@ def create(name: str, **overrides: Any) -> StagedBackbone:
     for key in overrides:
         if key not in allowed:
             raise unknown(f"argument of {family.network.__name__}", key, allowed)
-    return family.network(**{**vars(family.specs[name]), **overrides})
+    # a Python config has lists of its own kind
+    plain = {key: OmegaConf.to_container(value) if OmegaConf.is_config(value) else value for key, value in overrides.items()}
+    return family.network(**{**vars(family.specs[name]), **plain})
 
 
 def translate(name: str, state_dict: Mapping[str, Tensor], layout: str | None = None, **overrides: Any) -> dict[str, Tensor]:

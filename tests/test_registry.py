@@ -10,7 +10,7 @@ import re
 import pytest
 import torch
 from choices import QUICK, SMALLEST, cases, share, turns
-from detectron2.config import get_cfg
+from detectron2.config import LazyCall, get_cfg, instantiate
 from detectron2.layers import FrozenBatchNorm2d, ShapeSpec
 from detectron2.modeling import BACKBONE_REGISTRY
 from fvcore.nn import FlopCountAnalysis
@@ -373,6 +373,13 @@ def open_gates(net):
             if type(child).__name__ in ("EffectiveSqueezeExcite", "SqueezeExcitation"):
                 setattr(module, name, torch.nn.Identity())
     return net
+
+
+def test_lists_of_python_configs():
+    """detectron2 gives them to a class as its own kind of list."""
+    for options in ({"choices": [3] * 20}, {"branch_widths": [0.5, 1.0], "choices": [7] * 20}, {"out_features": ["res3", "res4"]}):
+        net = instantiate(LazyCall(backbones.create)(name="DetNAS-300M", **options))
+        assert net.state_dict().keys() == backbones.create("DetNAS-300M", **options).state_dict().keys()
 
 
 def test_dilation_is_1_or_2():
