@@ -37,6 +37,7 @@ _LICENCES = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Cl
 _ENDINGS = ("", ".safetensors", ".pth")
 # all that a file can say of its network's structure
 _STRUCTURE = "MODEL.REGNET.ROUNDING"
+_SCRATCH = "from scratch: set MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 and the backbone's NORM SyncBN (BN on one GPU)"
 _FORMATS = ("BGR", "RGB", "L", "YUV-BT.601")
 _HERE = os.path.dirname(os.path.abspath(__file__))
 
@@ -302,9 +303,8 @@ def find(address: str, accepted: Collection[str] = ()) -> tuple[str, Release | N
         said += f". Not tried: {'; '.join(others)}"
     where = os.path.join(folder(), name + ".pth")
     own = f"Save your own file, original or converted by `python -m convert`, as {where!r}"
-    scratch = "from scratch: set MODEL.WEIGHTS '' MODEL.BACKBONE.FREEZE_AT 0 and the backbone's NORM SyncBN (BN on one GPU)"
     raise UserError(
-        f"no weights for {address!r}: {said}. {own}" + (f"; {scratch}" if name in data()["weights"] else ""),
+        f"no weights for {address!r}: {said}. {own}" + (f"; {_SCRATCH}" if name in data()["weights"] else ""),
         "missing-weights",
         "MODEL.WEIGHTS",
     )
@@ -313,6 +313,9 @@ def find(address: str, accepted: Collection[str] = ()) -> tuple[str, Release | N
 def _candidates(name: str, wanted: str, accepted: Collection[str]) -> tuple[list[Release], list[str]]:
     """The releases that may be used, in order, and why not the others. Raises UserError for an unknown name or source."""
     rows = releases(name)
+    if not rows and registry.is_network(name):
+        said = f"no weights of {name} are known: save your own file as {os.path.join(folder(), name + '.pth')!r}, or train {_SCRATCH}"
+        raise UserError(said, "missing-weights", "MODEL.WEIGHTS")
     if not rows:
         there = [stem(file) for file in sorted(os.listdir(folder()) if os.path.isdir(folder()) else [])]
         names = [*there, *data()["weights"], *map(stem, models())]
