@@ -138,6 +138,7 @@ def test_other_addresses_are_not_ours(address):
             "vovnet99_ese_detectron2 is on a file-sharing host.*'.*V-99-eSE.pth'; from scratch: set MODEL.WEIGHTS ''",
         ),
         ("backbones://faster_rcnn_V_39_FPN_3x", "faster_V_39_eSE_ms_3x is on a file-sharing host"),
+        ("backbones://V-39-eSE@vovnet-detectron2", "Set MODEL.WEIGHTS to your own file, converted by .* another project's; from scratch"),
         ("backbones://MAE-DET-S", "no weights of MAE-DET-S are known: save .*MAE-DET-S.pth', or train from scratch: set MODEL.WEIGHTS ''"),
     ],
 )

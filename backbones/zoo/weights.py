@@ -301,8 +301,9 @@ def find(address: str, accepted: Collection[str] = ()) -> tuple[str, Release | N
     said = "; ".join(failed[:2]) + (f" and {counted(len(failed) - 2, 'more source')}" if failed[2:] else "") or "there is no source"
     if others:
         said += f". Not tried: {'; '.join(others)}"
-    where = os.path.join(folder(), name + ".pth")
-    own = f"Save your own file, original or converted by `python -m convert`, as {where!r}"
+    prefixed = registry.is_network(name) and registry.family_of(name).prefix  # a library's own network, whose files need no conversion
+    file = "your own file" + ("" if prefixed else ", converted by `python -m convert` if it is another project's,")
+    own = f"Set MODEL.WEIGHTS to {file.rstrip(',')}" if wanted else f"Save {file} as {os.path.join(folder(), name + '.pth')!r}"
     raise UserError(
         f"no weights for {address!r}: {said}. {own}" + (f"; {_SCRATCH}" if name in data()["weights"] else ""),
         "missing-weights",
