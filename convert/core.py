@@ -210,6 +210,8 @@ def identify(
             if not wrong:
                 return name, option, result
             tried.append((name, wrong))
+    if not tried and "timm" in source.layouts.values() and registry.family_of(candidates[0]).prefix:
+        raise UserError(f"{candidates[0]} is timm's own network, whose files need no conversion: set MODEL.WEIGHTS to the file")
     if not tried:
         raise UserError(f"{source.title} has no {', '.join(candidates)}")
     name, wrong = min(tried, key=lambda attempt: len(attempt[1]))

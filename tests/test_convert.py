@@ -473,6 +473,7 @@ def bad_files(folder):
     yield ["pycls", "code.pkl", "ours.pth"], ["code.pkl", "it holds code: posix.mkdir"]
     yield ["pycls", "resnet.pth", "ours.pth"], ["none of the networks that pycls and this project share"]
     yield ["timm", "good.pyth", "ours.pth"], ["the file is not from timm: it holds RegNetX-400MF with the key names of pycls"]
+    yield ["timm", "resnet.pth", "ours.pth", "--name", "timm/resnet18"], ["need no conversion: set MODEL.WEIGHTS to the file"]
     yield ["pycls", "extra.pth", "ours.pth"], ["RegNetX-400MF", "1 entries differ: unknown extra.weight"]
     yield ["pycls", "missing.pth", "ours.pth"], ["1 entries differ: missing res3.block1.conv1.conv.weight"]
     yield ["pycls", "wide.pth", "ours.pth"], ["stem.conv.weight is (64, 3, 3, 3), not (32, 3, 3, 3)"]

@@ -324,7 +324,7 @@ def test_a_file_of_another_network_is_refused(tmp_path):
     model.input_format = "BGR"
     for contents in (weights, timm.create_model("resnet18", features_only=True).state_dict()):
         torch.save(contents, tmp_path / "18.pth")
-        with pytest.raises(UserError, match="for RGB images, but INPUT.FORMAT is 'BGR'"):
+        with pytest.raises(UserError, match="for RGB images, but INPUT.FORMAT is 'BGR': set it and the means in that order. "):
             GatedCheckpointer(model).load(str(tmp_path / "18.pth"))
     torch.save(model.state_dict(), tmp_path / "own.pth")
     GatedCheckpointer(model, require="all").load(str(tmp_path / "own.pth"))

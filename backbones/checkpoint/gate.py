@@ -22,6 +22,7 @@ from ..detectors import LastStageROIHeads
 from ..errors import UserError, first_of, one_line
 from ..files import replacing, write_whole
 from ..layers import without_wrappers
+from ..timm import TimmNetwork
 from .classes import ROWS, by_name, chosen, names_in
 from .fetching import fetch, kept_if_whole
 from .reading import HEURISTICS, is_whole, read_checkpoint
@@ -368,10 +369,8 @@ def _of_released(model: nn.Module, checkpoint: dict[str, Any]) -> Iterator[str]:
     for backbone in model.modules():
         keys, order = getattr(backbone, "released_images", (re.compile(""), form))
         if form and order and order != form and any(keys.search(key) for key in checkpoint["model"]):
-            yield (
-                f"holds weights as released, for {order} images, but INPUT.FORMAT is {form!r}: set it and the means in that order, "
-                "or reorder the weights with `python -m convert`"
-            )
+            said = f"holds weights as released, for {order} images, but INPUT.FORMAT is {form!r}: set it and the means in that order"
+            yield said if isinstance(backbone, TimmNetwork) else f"{said}, or reorder the weights with `python -m convert`"
 
 
 def overrides_of(checkpoint: dict[str, Any]) -> str:
