@@ -89,6 +89,14 @@ def test_keys_that_change_nothing():
     assert idle["MODEL.REGNET.NAME"].startswith("the backbone is build_vovnet_fpn_backbone")
     front = open_config("COCO-Detection/retinanet_R_50_FPN_1x.py", ["train.amp.precision=bfloat16"])
     assert [why for key, why in idle_keys(front.settings, front.name) if front.stated(key)] == ["it needs train.amp.enabled True"]
+    for config, backbone, idle in (
+        ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", "", True),
+        ("COCO-Detection/retinanet_R_50_FPN_1x.yaml", "V-39-eSE", False),
+        ("COCO-Detection/gfl_R_50_FPN_73e.yaml", "", False),
+        ("faster_rcnn_V_39_FPN_3x.yaml", "", True),
+    ):
+        front = open_config(config, ["MODEL.FPN.P6_INPUT", "p5"], backbone)
+        assert ("MODEL.FPN.P6_INPUT" in dict(idle_keys(front.settings))) == idle, config
 
 
 def test_keys_of_own_data_where_there_are_none():

@@ -83,6 +83,10 @@ def idle_keys(cfg: CfgNode, called: Callable[[str], str] = str) -> Iterator[tupl
         family = key.split(".")[1].lower() if key.startswith("MODEL.") else ""
         if family in FAMILIES and family != theirs:
             yield key, f"the backbone is {builder}: give another one with --backbone"
+    if theirs and ("retinanet" not in builder or builder == "build_retinanet_resnet_fpn_backbone"):  # the last is detectron2's
+        instead = "only those for RetinaNet have P6 and P7" if "retinanet" not in builder else "build_retinanet_resnet_p6p7_backbone reads it"
+        why = f"the backbone is {builder}: {instead}"
+        yield from ((f"MODEL.FPN.{key}", why) for key in ("P6_INPUT", "P6_RELU"))
 
 
 def _values(cfg: CfgNode) -> Iterator[UserError]:
