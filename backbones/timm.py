@@ -214,6 +214,7 @@ class TimmNetwork(StagedBackbone):
     """
 
     layouts = native_layouts = ("timm",)
+    __jit_ignored_attributes__ = ["classifier", "released_images"]  # patterns, of which torch.jit.script knows no type
 
     def __init__(self, network: str, *, drop_path: float = 0.0, **common: Any):
         super().__init__()

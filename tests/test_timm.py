@@ -287,6 +287,14 @@ def test_norms(norm, kind):
     assert not any(type(m) is kind for m in layers.modules())
 
 
+@torch.no_grad()
+def test_torchscript():
+    for name in ("resnet18", "convnext_atto"):
+        net, x = backbones.create(f"timm/{name}").eval(), torch.rand(1, 3, 64, 96)
+        for a, b in zip(torch.jit.script(net)(x).values(), net(x).values()):
+            torch.testing.assert_close(a, b)
+
+
 def test_norms_without_effect_are_said(caplog):
     for network, norm, said in (("convnext_atto", "GN", True), ("convnext_atto", "FrozenBN", False), ("resnet18", "GN", False)):
         caplog.clear()
