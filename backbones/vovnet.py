@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from detectron2.config import CfgNode
 from detectron2.layers import ShapeSpec
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from .errors import unknown
 from .fpn import common_options, register
@@ -92,6 +92,15 @@ class OSABlock(nn.Module):
         return out
 
 
+@fx.wrap  # a branch on sizes, which symbolic_trace cannot follow
+def _padded(x: Tensor) -> Tensor:
+    """A map of one row or column with one of -infinity more."""
+    if not torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+        if x.shape[2] < 2 or x.shape[3] < 2:
+            return F.pad(x, [0, int(x.shape[3] < 2), 0, int(x.shape[2] < 2)], value=float("-inf"))
+    return x
+
+
 class Pool(nn.Module):
     """3x3 max pooling with stride 2: n becomes n // 2, and 1 stays 1, where plain pooling would fail. With stride 1, n stays n."""
 
@@ -102,10 +111,7 @@ class Pool(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.stride == 1:  # the same windows, one at each pixel
             return F.max_pool2d(F.pad(x, [0, 2, 0, 2], value=float("-inf")), kernel_size=3, stride=1)
-        if not torch.jit.is_tracing():  # type: ignore[no-untyped-call]
-            if x.shape[2] < 2 or x.shape[3] < 2:
-                x = F.pad(x, [0, int(x.shape[3] < 2), 0, int(x.shape[2] < 2)], value=float("-inf"))
-        return F.max_pool2d(x, kernel_size=3, stride=2, ceil_mode=True)
+        return F.max_pool2d(_padded(x), kernel_size=3, stride=2, ceil_mode=True)
 
 
 class VoVNet(StagedBackbone):

@@ -16,7 +16,7 @@ from detectron2.modeling import BACKBONE_REGISTRY
 from fvcore.nn import FlopCountAnalysis
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import fx, nn
 
 import backbones
 from backbones.layers import NORMS, DeformConv2d
@@ -242,6 +242,15 @@ def test_torchscript(name, tmp_path):
         for size in ((64, 96), (1, 1)):
             x = torch.rand(1, 3, *size)
             close(scripted(x), net(x))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", SOME)
+def test_symbolic_tracing(name):
+    """torch.fx, as for `torchvision.models.feature_extraction`."""
+    net = backbones.create(name, norm="BN").eval()
+    traced, x = fx.symbolic_trace(net), torch.rand(1, 3, 64, 64)
+    close(traced(x), net(x))
 
 
 @pytest.mark.slow
