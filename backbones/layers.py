@@ -257,8 +257,9 @@ class StagedBackbone(lean.KeepsActivations, Backbone):
     """A chain of stages, each of which maps (N, C, H, W) to the next feature.
 
     A family's class names its ``stages``, in order, and takes `Options` as keyword arguments. Its constructor adds each stage with
-    `add_stage` and closes with `finish`. It loads released checkpoints directly, inside a detector, or by detectron2's own checkpointer. Their
-    layout is given by the other attributes below, and by overriding `translate_key` and `complete`.
+    `add_stage` and closes with `finish`. ``load_state_dict`` takes released checkpoints; inside a detector, those of whole detectors, and so
+    does detectron2's own checkpointer. `GatedCheckpointer` also takes a bare network's file for a detector, and ``.pyth`` files. Their layout
+    is given by the other attributes below, and by overriding `translate_key` and `complete`.
     """
 
     stages: tuple[str, ...] = STAGES
