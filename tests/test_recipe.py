@@ -572,6 +572,15 @@ def test_results_of_a_run_stay(tmp_path):
     train._check_results_stay(before)
     with pytest.raises(UserError, match="has a run's results on '/a.json', which those on '/b.json' would replace: name another folder"):
         train._check_results_stay(other)
+    named, held = (before.clone("DATASETS.TEST", names) for names in (("coco_2017_val",), ("own_val_held_out",)))
+    for front, said in (
+        (named, "'/a.json', which those on 'coco_2017_val' would"),
+        (held.clone("DATASETS.HOLD_OUT", [["own_val", 0.2]]), r"'/a.json', which those on '/a.json' \(0.2 of it\) would"),
+    ):
+        with pytest.raises(UserError, match=said):
+            train._check_results_stay(front)
+    (tmp_path / "config.yaml").write_text(before.clone("DATASETS.TEST", ()).cfg.dump())
+    train._check_results_stay(other)  # the run has no test data, so no results
     flags = ["--auto", "--resume", "--train", "t.json", "OUTPUT_DIR", str(tmp_path)]
     with pytest.raises(UserError, match="has no recipe.yaml of --auto: continue its run with --config-file .*config.yaml --resume"):
         train.read_config(train.argument_parser().parse_args(flags))
@@ -643,6 +652,12 @@ def test_counts_that_torchrun_does_not_have(monkeypatch):
         assert count_processes(train.argument_parser().parse_args(flags)) == count
     with pytest.raises(UserError, match="--num-gpus 8: torchrun started 2 instead"):
         count_processes(train.argument_parser().parse_args(["--num-gpus", "8"]))
+
+
+def test_own_data_need_a_config():
+    """Overrides alone stand for detectron2's defaults."""
+    with pytest.raises(UserError, match="^--config-file is missing. For your own data: --auto, or `backbones recipe`$"):
+        train.read_config(train.argument_parser().parse_args(["--train", "coco", "OUTPUT_DIR", "x"]))
 
 
 @pytest.mark.parametrize(

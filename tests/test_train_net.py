@@ -90,6 +90,17 @@ def test_evaluation_gives_the_same_figures(trained, tiny):
     assert figures(resumed) == figures(log)
 
 
+def test_an_evaluation_leaves_the_runs_config(trained, tmp_path):
+    """Although it has other weights; in a copied folder its results go there, not into the folder of the config's OUTPUT_DIR."""
+    before = os.stat(os.path.join(trained[0], "log.txt")).st_mtime_ns
+    copied = shutil.copytree(trained[0], tmp_path / "copied")
+    content = (copied / "config.yaml").read_text()
+    shutil.rmtree(copied / "inference")
+    log = succeed("--config-file", copied / "config.yaml", "--eval-only", "MODEL.WEIGHTS", copied / "model_final.pth")
+    assert f"was moved: its results go in '{copied}'" in log and (copied / "inference").is_dir()
+    assert (copied / "config.yaml").read_text() == content and os.stat(os.path.join(trained[0], "log.txt")).st_mtime_ns == before
+
+
 def test_resume(trained, tiny, tmp_path):
     output = shutil.copytree(trained[0], tmp_path / "resumed")  # the other tests' run stays as it is
     arguments = ["--config-file", QUICKSTART, "--resume", *tiny, "OUTPUT_DIR", output]

@@ -36,13 +36,13 @@ def open_named(args: argparse.Namespace, opts: Sequence[str] | None = None) -> F
     return open_config(args.config_file, args.opts if opts is None else opts, args.backbone, args.weights, args.accept_licence)
 
 
-def stay_in_moved_folder(front: Front, opts: Sequence[str]) -> None:
-    """If a run's folder was moved, the run continues next to its config.yaml, unless the command line names a folder."""
+def stay_in_moved_folder(front: Front, opts: Sequence[str], does: str = "the run continues") -> None:
+    """If a run's folder was moved, what it ``does`` is done next to its config.yaml, unless the command line names a folder."""
     folder, key = os.path.dirname(front.path), front.name("OUTPUT_DIR")
     given = key in map(named, opts)
     left = os.path.basename(front.path) == "config.yaml" and os.path.isfile(os.path.join(folder, "last_checkpoint"))
     if left and not given and os.path.realpath(front.settings.OUTPUT_DIR) != os.path.realpath(folder):
-        logging.getLogger(__name__).warning(f"{key} {front.settings.OUTPUT_DIR!r} of {front.path!r} was moved: the run continues in {folder!r}")
+        logging.getLogger(__name__).warning(f"{key} {front.settings.OUTPUT_DIR!r} of {front.path!r} was moved: {does} in {folder!r}")
         front.set("OUTPUT_DIR", folder)
 
 

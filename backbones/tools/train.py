@@ -107,6 +107,9 @@ def read_config(args: argparse.Namespace) -> Front:
     data = {"--train": args.train_json, "--val": args.val_json, "--val-split": args.val_split}
     given = [*(flag for flag, value in data.items() if value), *recipe]
     kept = args.auto and _design(args)
+    if not args.config_file and args.train_json:  # detectron2's defaults, which opts alone stand for, are not for these data
+        said = "--config-file is missing. For your own data: --auto, or `backbones recipe`"
+        raise UserError(said, code="missing-argument", key="--config-file")
     if not args.config_file and not args.opts:
         message = "--config-file is missing: give a config's path, or a name from `backbones zoo list`"
         raise UserError(message, code="missing-argument", key="--config-file")
@@ -122,8 +125,8 @@ def read_config(args: argparse.Namespace) -> Front:
         said = f"--auto --resume: {', '.join(given)} changed nothing: data and settings are those of {front.path}"
         front.said.append(f"{said} -> for others, start a new run")
     check_device(front.settings.MODEL.DEVICE, front.name("MODEL.DEVICE"), front.override("{}", "{}"))
-    if args.resume:
-        stay_in_moved_folder(front, args.opts)
+    if args.resume or args.eval_only:
+        stay_in_moved_folder(front, args.opts, "the run continues" if not args.eval_only else "its results go")
     return front
 
 
@@ -187,13 +190,25 @@ def _check_results_stay(front: Front) -> None:
     left = os.path.join(output, "config.yaml")
     if not os.path.isfile(left) or not last_checkpoint(output):
         return
-    before, now = ({entry[0]: list(entry[1:]) for entry in f.settings.DATASETS.REGISTER} for f in (open_config(left), front))
-    for name in front.settings.DATASETS.TEST:
-        name = name.removesuffix(HELD_OUT)
-        if name in before and name in now and before[name] != now[name]:
-            other = front.override("OUTPUT_DIR", os.path.join(output, "other"))
-            said = f"{output!r} has a run's results on {before[name][0]!r}, which those on {now[name][0]!r} would replace"
-            raise UserError(f"{said}: name another folder, such as {other}", "conflict", front.name("OUTPUT_DIR"))
+    before, now = _tested(open_config(left)), _tested(front)
+    if before and before != now:
+        was, own = (", ".join(row[0] for row in many if row not in others) for many, others in ((before, now), (now, before)))
+        other = front.override("OUTPUT_DIR", os.path.join(output, "other"))
+        said = f"{output!r} has a run's results on {was or 'these and other data'}, which those on {own or 'a part of them'} would replace"
+        raise UserError(f"{said}: name another folder, such as {other}", "conflict", front.name("OUTPUT_DIR"))
+
+
+def _tested(front: Front) -> list[tuple[str, list[str]]]:
+    """The test data of a config, in words, and their files."""
+    data, found = front.settings.DATASETS, []
+    files = {entry[0]: list(entry[1:]) for entry in (*data.REGISTER, *data.IMAGE_FOLDERS)}
+    parts = {entry[0]: entry[1] for entry in data.HOLD_OUT}
+    for name in data.TEST:
+        whole = name.removesuffix(HELD_OUT)
+        there = files.get(whole, [name])
+        part = f" ({parts[whole]:g} of it)" if whole != name and whole in parts else ""
+        found.append((repr(there[0]) + part, [os.path.realpath(path) for path in there if path]))
+    return sorted(found)
 
 
 def main(args: argparse.Namespace, front: Front) -> None:
@@ -217,7 +232,7 @@ def run(args: argparse.Namespace, front: Front) -> None:
         clear(output, args.overwrite, front.settings.MODEL.WEIGHTS)
         comm.synchronize()  # the other processes' logs are not to be among what is removed
     left, before = os.path.join(output, "config.yaml"), None
-    if args.resume and os.path.isfile(left):
+    if (args.resume or args.eval_only and last_checkpoint(output)) and os.path.isfile(left):
         with open(left, encoding="utf-8") as f:
             before = f.read()
     set_up_logs(output)
@@ -225,6 +240,8 @@ def run(args: argparse.Namespace, front: Front) -> None:
     for line in front.said:
         logging.getLogger("backbones").log(logging.WARNING if " -> " in line else logging.INFO, line)
     if args.eval_only:
+        if before is not None and comm.is_main_process():  # it says what the run is, for --resume
+            write_whole(left, before)
         model = front.build_model()
         front.load_for_evaluation(model, resume=args.resume, allow_partial_weights=args.allow_partial_weights)
         own = front.settings
