@@ -201,6 +201,7 @@ def test_a_part_is_held_out(run, data, tmp_path):
 def test_own_data_trains_and_evaluates(run, data, tmp_path):
     result = run(data, "DATASETS.TEST", "('own_val',)", "TEST.PICTURES", 2, "TEST.LOSS", True, flags=data.flags("val"))
     trained(result, tmp_path)
+    assert len(losses(tmp_path)) == 2  # a short run has a curve, too
     assert len(list((tmp_path / "run" / "pictures" / "0000002").iterdir())) == 2
     saved = zoo.get_config(str(tmp_path / "run" / "config.yaml"))
     assert saved.MODEL.ROI_HEADS.NUM_CLASSES == 2 and len(saved.DATASETS.REGISTER) == 2
@@ -569,6 +570,17 @@ def test_signals(number, code, during, run, data, tmp_path, monkeypatch):
     monkeypatch.setattr(Trainer, "test", classmethod(lambda cls, *args: (evaluated.append(1), test(*args))[1]))
     trained(run(data, *options, flags=[*data.flags("val"), "--resume"]), tmp_path)
     assert len(evaluated) == 3  # the one that was missed, too
+
+
+def test_a_signal_in_the_last_iteration_is_said_once(run, data, tmp_path, monkeypatch):
+    """It ends the training, and would end the evaluation after it."""
+    inner = step.Steps.run_step
+    monkeypatch.setattr(step.Steps, "run_step", lambda self: (inner(self), self.iter == 1 and os.kill(os.getpid(), signal.SIGTERM)))
+    options = ["SOLVER.MAX_ITER", 2, "DATASETS.TEST", "('own_val',)"]
+    code, log = run(data, *options, flags=data.flags("val"))
+    assert code == 143 and log.count("ended by SIGTERM") == 1
+    monkeypatch.undo()
+    trained(run(data, *options, flags=[*data.flags("val"), "--resume"]), tmp_path)
 
 
 def test_a_signal_in_the_last_evaluation(run, data, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import importlib
 import io
 import itertools
+import json
 import logging
 import math
 import sys
@@ -19,7 +20,7 @@ from detectron2.engine import HookBase
 from detectron2.engine.hooks import PeriodicWriter
 from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.structures import Boxes, Instances
-from detectron2.utils.events import EventStorage
+from detectron2.utils.events import EventStorage, JSONWriter
 from PIL import Image
 from torch import nn
 from torchvision.ops import StochasticDepth
@@ -319,6 +320,37 @@ def test_a_trainer_of_ones_own(tmp_path, monkeypatch):
     assert next(value for key, value in state.items() if key.endswith("Counts")) == {"best": 0.5, "seen": [3]}
 
 
+def test_every_evaluation_is_written(tmp_path):
+    """Whatever its period: one at the start, which an interrupted run missed, and two between lines of losses."""
+    done = types.SimpleNamespace(last=None)
+    writers = tracking.Writers([JSONWriter(str(tmp_path / "metrics.json"))], [], 20, done)
+    with EventStorage(0) as storage:
+        writers.trainer = types.SimpleNamespace(iter=0, max_iter=100)
+
+        def evaluate(i):
+            done.last = hooks.Evaluation(i, {})
+            storage.put_scalar("bbox/AP", float(i), smoothing_hint=False, cur_iter=i)
+
+        evaluate(0)
+        writers.before_train()
+        for i in range(1, 45):
+            storage.iter = writers.trainer.iter = i
+            storage.put_scalar("total_loss", 1.0)
+            if i in (5, 10, 39):
+                evaluate(i)
+            writers.after_step()
+        writers.after_train()
+    with open(tmp_path / "metrics.json") as f:
+        assert [(row["iteration"], row.get("bbox/AP")) for row in map(json.loads, f)] == [
+            (0, 0),
+            (5, 5),
+            (10, 10),
+            (19, None),
+            (39, 39),
+            (44, None),
+        ]
+
+
 def test_progress(monkeypatch):
     """On a terminal alone; lines of figures go to files then, others stay."""
     monkeypatch.setattr(sys, "stderr", io.StringIO())
@@ -369,7 +401,7 @@ def test_trackers(monkeypatch, tmp_path):
     job = types.SimpleNamespace(wandb="cups", mlflow="plates", output_dir=str(tmp_path), config=YamlFront(cfg).plain(), name=str)
     begun = {}
     writers = tracking.trackers(job, begun)
-    tracking.Writers([], writers, 20).before_train()
+    tracking.Writers([], writers, 20, types.SimpleNamespace(last=None)).before_train()
     assert (seen["project"], seen["experiment"]) == ("cups", "plates")
     assert seen["config"]["SOLVER"]["IMS_PER_BATCH"] == 4 and seen["parameters"]["SOLVER.IMS_PER_BATCH"] == "4"
     with EventStorage(0) as storage:

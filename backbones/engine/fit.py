@@ -65,6 +65,7 @@ class Fit(TrainerBase):
         self.checkpointer = GatedCheckpointer(model, job.output_dir, require=require, classes=named, **state)
         self.start_iter, self.max_iter = 0, job.max_iter
         self.done = 0  # iterations
+        self.left = False  # whether a signal has ended the run
         self.evaluation = Evaluate(job.eval_period, self._evaluate, self.signals.waiting)
         self.built = self.build_hooks()
         self.register_hooks(self.built)
@@ -105,9 +106,14 @@ class Fit(TrainerBase):
             augmented,
             Learned(self.evaluation, len(self.run.names().get("classes", ()))) if main and job.evaluate else None,
             Progress() if Progress.is_wanted() else None,
-            Writers(self.build_writers(), trackers(job, self.run.tracked), job.log_period) if main else None,
+            Writers(self.build_writers(), trackers(job, self.run.tracked), self._log_period(), self.evaluation) if main else None,
         ]
         return [hook for hook in built if hook is not None]
+
+    def _log_period(self) -> int:
+        """A short run logs more often, so that it has a curve."""
+        job = self.job
+        return min(job.log_period, job.eval_period or max(job.max_iter // 5, 1)) if job.max_iter < 100 else job.log_period
 
     def build_writers(self) -> list[EventWriter]:
         return default_writers(self.job.output_dir, self.max_iter)
@@ -237,6 +243,9 @@ class Fit(TrainerBase):
 
     def _leave(self, number: int) -> None:
         """Ends this process after signal ``number``, with a checkpoint; all processes but the first wait until it is saved."""
+        if self.left:  # a signal at the end also interrupts the evaluation after the training
+            sys.exit(exit_code(number))
+        self.left = True
         self._trainer.close()  # otherwise workers that end by themselves are reported while the checkpoint is being written
         name = f"model_{self.done - 1:07d}"
         if comm.is_main_process():

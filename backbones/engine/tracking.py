@@ -12,6 +12,7 @@ from detectron2.utils.events import EventWriter, get_event_storage
 
 from ..config import flat, get
 from ..errors import UserError, raised
+from .hooks import Evaluate, Evaluation
 from .job import Job
 
 
@@ -90,15 +91,33 @@ def trackers(job: Job, begun: dict[str, str]) -> list[_Tracker]:
 
 
 class Writers(PeriodicWriter):
-    """detectron2's hook; trackers start with the training, once it is known whether that resumes a run."""
+    """detectron2's hook, which also writes after each ``evaluation``: the next one's figures replace those not yet written.
 
-    def __init__(self, writers: list[EventWriter], trackers: list[_Tracker], period: int):
+    Trackers start with the training, once it is known whether that resumes a run.
+    """
+
+    def __init__(self, writers: list[EventWriter], trackers: list[_Tracker], period: int, evaluation: Evaluate):
         super().__init__([*writers, *trackers], period=period)
-        self.trackers = trackers
+        self.trackers, self.evaluation = trackers, evaluation
+        self.seen: Evaluation | None = None
 
     def before_train(self) -> None:
         for tracker in self.trackers:
             tracker.begin()
+        self._write_evaluation()
+
+    def after_step(self) -> None:
+        if (self.trainer.iter + 1) % self._period and self.trainer.iter != self.trainer.max_iter - 1:
+            self._write_evaluation()
+        else:
+            super().after_step()
+        self.seen = self.evaluation.last
+
+    def _write_evaluation(self) -> None:
+        if self.evaluation.last is not self.seen:
+            for writer in self._writers:
+                writer.write()
+        self.seen = self.evaluation.last
 
 
 def tracker_findings(cfg: CfgNode, name: Callable[[str], str] = str) -> Iterator[UserError]:
