@@ -424,7 +424,7 @@ def test_trackers(monkeypatch, tmp_path):
     # a training that goes on is the same run, whose parameters stay
     assert begun == {"wandb": "w7", "mlflow": "m8"}
     seen["parameters"].clear()
-    tracking.Writers([], tracking.trackers(job, begun), 20).before_train()
+    tracking.Writers([], tracking.trackers(job, begun), 20, types.SimpleNamespace(last=None)).before_train()
     assert asked == {"wandb": [None, "w7"], "mlflow": [None, "m8"]} and not seen["parameters"]
     monkeypatch.setenv("WANDB_RUN_ID", "mine")
     tracking.trackers(job, begun)[0].begin()
