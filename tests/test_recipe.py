@@ -26,6 +26,7 @@ from backbones.data.sources import Source, Use
 from backbones.doctor import memory
 from backbones.doctor.examination import Examination, quiet
 from backbones.engine import count_processes, open_config, step
+from backbones.files import write_whole
 from backbones.recipe import design, measuring, rules
 from backbones.recipe.design import Design, candidates
 from backbones.recipe.facts import Facts, facts_of
@@ -250,6 +251,20 @@ def test_gpus_of_another_machine(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["recipe", "--train", "t.json", "--gpus", "0", "--output", "my.yaml"])
     with pytest.raises(UserError, match="--num-gpus 0: it must be at least 1"):
         recipe.main()
+
+
+def test_a_recipe_that_may_have_been_changed_stays(tmp_path, monkeypatch):
+    monkeypatch.setattr(recipe, "design", lambda args, output: write_whole(output, "SOLVER: {MAX_ITER: 8}"))
+    path = tmp_path / "my.yaml"
+    path.write_text("SOLVER: {MAX_ITER: 7}")
+    command = ["recipe", "--train", "t.json", "--device", "cpu", "--output", str(path)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(UserError, match="my.yaml' exists: name another file, or add --overwrite"):
+        recipe.main()
+    assert "7" in path.read_text()
+    monkeypatch.setattr(sys, "argv", [*command, "--overwrite"])
+    recipe.main()
+    assert "8" in path.read_text()
 
 
 @pytest.mark.parametrize(

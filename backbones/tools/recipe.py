@@ -17,7 +17,7 @@ from ..config import READING, add_data_arguments, check_device, check_output_fil
 from ..data.formats import unused
 from ..engine import open_config
 from ..errors import UserError
-from ..files import write_whole
+from ..files import is_stream, write_whole
 from . import parser_of, program, run
 
 MINUTES = 60.0  # of a training, if nothing says its length
@@ -100,6 +100,7 @@ def argument_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--device", default="", help="device that will train (default: a GPU if there is one)")
     parser.add_argument("--output", required=True, metavar="FILE", help="the config to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file that --output names")
     text = f"how the data are read, KEY VALUE each: {', '.join(READING)}"
     parser.add_argument("opts", nargs=argparse.REMAINDER, help=text)
     return parser
@@ -137,6 +138,8 @@ def main() -> None:
         args.device = device_of(args.device)
         check_device(args.device, "--device", "{} {}")
     check_output_file(args.output, "--output")
+    if not args.overwrite and os.path.isfile(args.output) and not is_stream(args.output):  # its user may have changed it, as it invites to
+        raise UserError(f"{args.output!r} exists: name another file, or add --overwrite", "conflict", "--output")
     args.output_dir = os.path.join("output", os.path.splitext(os.path.basename(args.output))[0])
     design(args, args.output)
     for line in unused(args.train_json, args.train_images, args.val_json, open_config(args.output).evaluation_of("test")):
