@@ -176,9 +176,14 @@ def test_too_little_time_is_said(little_memory, monkeypatch, tmp_path):
     seconds, evaluations = 8 * work.pace.of(0.81 * 160**2), -(-work.cfg.SOLVER.MAX_ITER // work.cfg.TEST.EVAL_PERIOD)
     minutes = (20 * seconds + evaluations * 4 * 0.5) / 60
     assert minutes > 1 and work.cfg.SOLVER.MAX_ITER == 20
-    assert f"1 minutes are too few for the minimum of 20 steps: this takes {minutes:.1f} minutes" in length
+    assert length.startswith(
+        f"20 steps, the fewest possible: {minutes:.1f} minutes ({seconds:.2f} s a step, {evaluations} evaluations of 2 s), "
+    )
+    assert length.endswith(" passes over 8 images. Without a limit: 300 passes")
+    assert work.expected == f"expected: 20 steps in about {minutes:.1f} minutes, 20 passes over 8 images"
+    assert any(line.endswith("in addition to the 1 minute for training") for line in said)
     least = work._seconds(work.view) / 60
-    assert f"1 minutes are too few for 300 steps of 8 images and an evaluation at any size, which take at least {least:.1f}" in size
+    assert f"; 300 steps of 8 images and an evaluation would take at least {least:.1f} minutes at any size: the training will be short" in size
     assert any(line.endswith(length) for line in said) and any(line.endswith(size) for line in said)
     enough = Design(asked(data, tmp_path, task="boxes", from_scratch=True, iterations=None, minutes=10_000), say=said.append)
     enough.run()
@@ -363,7 +368,7 @@ def test_schedule_within_the_time():
     assert chosen(rules.schedule(facts(tested=0), 8, 100, ""))["TEST.EVAL_PERIOD"] == 0
     for asked in (50_000, 5):  # neither cut to what the images need, nor warmed up for longer than it lasts
         choices = {choice.key: choice for choice in rules.schedule(facts(images=100), 8, asked, f"--iterations {asked}", asked=True)}
-        assert choices["SOLVER.MAX_ITER"].value == asked and f": --iterations {asked} (" in choices["SOLVER.MAX_ITER"].reason
+        assert choices["SOLVER.MAX_ITER"].value == asked and choices["SOLVER.MAX_ITER"].reason.startswith(f"--iterations {asked}, ")
         assert choices["SOLVER.WARMUP_ITERS"].value == min(asked, 1000)
     one = chosen(rules.schedule(facts(images=1, objects=1), 8, None, ""))
     assert one["SOLVER.MAX_ITER"] == 100  # a hundred at least, also of a single image
@@ -488,7 +493,13 @@ def test_no_validation_set(little_memory, images, held_out, tmp_path, capsys):
     cfg = open_config(str(tmp_path / "my.yaml")).cfg
     assert bool(cfg.DATASETS.TEST) == bool(cfg.TEST.EVAL_PERIOD) == held_out
     said = capsys.readouterr().out
-    assert ("a single image cannot be split: there is no evaluation" in said) != ("a fifth of the images is held out" in said) == held_out
+    assert (
+        ("a single image cannot be split: there is no evaluation" in said)
+        != ("no --val or --val-split: 3 of 8 images are held out for" in said)
+        == held_out
+    )
+    assert said.count("are held out") == held_out and said.count("MODEL.ROI_HEADS.NUM_CLASSES") == 1
+    assert said.splitlines()[-1] == f"expected: 6 steps, {'9.6 passes over 5 images' if held_out else '48 passes over 1 image'}"
     assert cfg.MODEL.BACKBONE.FREEZE_AT == 0 and cfg.SOLVER.MAX_ITER == 6
 
 
@@ -537,7 +548,7 @@ def test_data_with_a_validation_set_of_their_own(little_memory, tmp_path, capsys
     args = asked({}, tmp_path, train_json=str(tmp_path / "data.yaml"), task="boxes", from_scratch=True)
     recipe.design(args, str(tmp_path / "my.yaml"))
     cfg = open_config(str(tmp_path / "my.yaml")).cfg
-    assert cfg.DATASETS.TEST == ("own_val",) and not cfg.DATASETS.HOLD_OUT and "--val is missing" not in capsys.readouterr().out
+    assert cfg.DATASETS.TEST == ("own_val",) and not cfg.DATASETS.HOLD_OUT and "no --val" not in capsys.readouterr().out
     with pytest.raises(UserError, match="nowhere.json' does not exist"):
         recipe.design(asked({}, tmp_path, train_json="nowhere.json"), str(tmp_path / "my.yaml"))
     assert capsys.readouterr().out == ""
@@ -548,7 +559,7 @@ def test_what_cannot_be(tmp_path):
         recipe.design(argparse.Namespace(train_json="", val_json="", val_split=0, minutes=1, iterations=None), "x.yaml")
     with pytest.raises(UserError, match="--minutes -1: it must be positive"):
         recipe.design(argparse.Namespace(train_json="t.json", val_json="", val_split=0, minutes=-1, iterations=None), "x.yaml")
-    with pytest.raises(UserError, match="--iterations says the length, and --minutes another"):
+    with pytest.raises(UserError, match="^give --iterations or --minutes, not both$"):
         recipe.design(argparse.Namespace(train_json="t.json", val_json="", val_split=0, minutes=5.0, iterations=3), "x.yaml")
     for flags in (["--config-file", "x.yaml"], ["--backbone", "V-39-eSE"], ["--eval-only"]):
         with pytest.raises(UserError, match="--auto works out the config itself"):
@@ -655,7 +666,7 @@ def test_recipes_read_data_as_they_are_told(tmp_path, capsys, catalogue):
     work = Design(args)
     work._data()
     said = capsys.readouterr().out
-    assert "own_train" in said and "1 empty box" in said and work.choices["DATASETS.BOX_FORMAT"].value == "xyxy"
+    assert "own_train" in said and said.count("1 empty box") == 1 and work.choices["DATASETS.BOX_FORMAT"].value == "xyxy"
     sides = [max(a["bbox"][2:]) for data in [work._read(work.cfg.DATASETS.TRAIN)[0]] for a in data.annotations]
     assert max(sides) < 90  # of digits, not of corners
 
@@ -667,6 +678,53 @@ def test_counts_that_torchrun_does_not_have(monkeypatch):
         assert count_processes(train.argument_parser().parse_args(flags)) == count
     with pytest.raises(UserError, match="--num-gpus 8: torchrun started 2 instead"):
         count_processes(train.argument_parser().parse_args(["--num-gpus", "8"]))
+
+
+def test_misspelt_classes_of_validation_data_are_said_last(little_memory, tmp_path, capsys):
+    """Training data show their classes with counts, the rarest last."""
+    for split, (circle, star), numbers in (("train", ("circle", "star"), (1, 0, 0)), ("val", ("cicle", "star"), (0, 0, 1))):
+        (tmp_path / split).mkdir()
+        for i in range(4):
+            Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / split / f"{i}.png")
+            labels = "".join(f"{number} 0.5 0.5 0.4 0.4\n0 0.2 0.2 0.2 0.{3 + n}\n" for n, number in enumerate(numbers))
+            (tmp_path / split / f"{i}.txt").write_text(labels)
+        (tmp_path / split / "classes.txt").write_text(f"{circle}\n{star}\n")
+    args = asked({}, tmp_path, train_json=str(tmp_path / "train"), val_json=str(tmp_path / "val"), task="boxes", from_scratch=True)
+    recipe.design(args, str(tmp_path / "my.yaml"))
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("data: 4 images, 24 objects of 2 classes (circle 20, star 4); 4 images") for line in lines)
+    assert lines[-1].startswith("expected: 6 steps, ")
+    assert last == "WARNING: own_val: 20 of 24 objects are left out, since the training data have no such class: 'cicle' (20). Misspelt?"
+
+
+@pytest.mark.parametrize("split, name", [("train", "1.jpg"), ("val", "1.png")])
+def test_truncated_images_are_found_first(split, name, tmp_path):
+    """Their headers are sound. A file with more behind its end is not one of them, and INPUT.UNREADABLE skip leaves them to the training."""
+    for part in ("train", "val"):
+        (tmp_path / part).mkdir()
+        for file in ("0.jpg", "0.png", "1.jpg", "1.png"):
+            path = tmp_path / part / file
+            Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+            path.write_bytes(path.read_bytes()[: 2000 if (part, file) == (split, name) else None] + b"more" * (file[0] == "0"))
+            path.with_suffix(".txt").write_text("0 0.5 0.5 0.4 0.4\n")
+        for file in ("0.png", "1.jpg" if name == "1.png" else "1.png"):
+            (tmp_path / part / file).unlink()
+        (tmp_path / part / "classes.txt").write_text("cup\n")
+    args = asked({}, tmp_path, train_json=str(tmp_path / "train"), val_json=str(tmp_path / "val"), task="boxes", from_scratch=True)
+    words = {"1.jpg": "truncated image .1.: image files are truncated: '1.jpg'", "1.png": "'1.png' .image file is truncated"}
+    with pytest.raises(UserError, match=words[name]):
+        Design(args)._data()  # of a PNG the whole file is read with its header
+    assert design._has_no_end(str(tmp_path / split / name))
+    Design(argparse.Namespace(**{**vars(args), "opts": ["INPUT.UNREADABLE", "skip"]}))._data()
+
+
+def test_auto_checks_overrides_before_it_measures(tmp_path):
+    for word, said in (("SOLVER.BASE_LRR", "Did you mean 'SOLVER.BASE_LR'"), ("SOLVER.MAX_ITER", "must be a whole number")):
+        with pytest.raises(UserError, match=said):
+            train.read_config(
+                train.argument_parser().parse_args(["--auto", "--train", "t.json", "OUTPUT_DIR", str(tmp_path / "x"), word, "0.1"])
+            )
+    assert not (tmp_path / "x").exists()
 
 
 def test_own_data_need_a_config():

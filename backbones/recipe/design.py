@@ -4,6 +4,7 @@ import contextlib
 import copy
 import dataclasses
 import math
+import os
 import statistics
 from typing import Any, Callable, Iterable, Iterator
 
@@ -14,10 +15,14 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from .. import zoo
 from ..config import READING, apply_data_arguments, get, merge_overrides, put
+from ..data.dataset import Dataset
+from ..data.findings import KINDS, short
+from ..data.image_files import evenly, look
+from ..data.sources import Use
 from ..doctor import memory
 from ..doctor.examination import Examination, quiet
 from ..engine import YamlFront
-from ..errors import UserError, counted
+from ..errors import UserError, counted, first_of
 from ..swap import use_backbone
 from ..timing import now
 from ..upstream import cpu_has_bfloat16
@@ -35,6 +40,7 @@ _FAST = {
     "MODEL.MEMORY_FORMAT": ("channels_last", "the order for fast convolutions"),
     "SOLVER.FUSED": (True, "the optimizer's step in one kernel"),
 }
+_ENDS = 5000  # images of which the last bytes are read
 _STEPS = 12  # measured at most, for each way
 _INFERENCE = 0.7  # share of an image's time in a training step, until it is measured
 
@@ -56,6 +62,7 @@ class Design:
         self.cfg = zoo.get_config(BASE)
         self.cfg.MODEL.WEIGHTS = ""
         self.small = args.device == "cpu"
+        self.warnings: list[str] = []  # to say last
         self.times = 1.0  # the network's multiply-adds as a multiple of the measured one's
         self.processes = max(args.gpus, 1)
         self.devices = self.processes if args.device.startswith("cuda") else 1  # they divide the time; processes of a CPU share its cores
@@ -85,14 +92,20 @@ class Design:
         asked = args.val_split
         apply_data_arguments(cfg, args)
         missing = not cfg.DATASETS.TEST
-        held_out = "--val is missing: a fifth of the images is held out for evaluation (--val-split 0.2)" if missing else ""
+        held_out = ""
         try:
             self.facts = self._facts(0.2 if missing else asked)
+            if missing:
+                tested = self.facts.tested
+                held_out = f"no --val or --val-split: {tested} of {self.facts.images + tested} images are held out for evaluation"
         except UserError as error:
             if not missing or error.key != "DATASETS.HOLD_OUT":
                 raise
-            held_out = "--val is missing, and a single image cannot be split: there is no evaluation"
+            held_out = "no --val or --val-split, and a single image cannot be split: there is no evaluation"
             self.facts = self._facts(asked)
+        for line in self.said:
+            if not missing or not line.endswith(" images are held out for evaluation"):
+                self.say(line)
         if missing:
             self.say(held_out)
         if not self.facts.objects:
@@ -103,7 +116,9 @@ class Design:
             self.choices[key] = Choice(key, get(cfg, key), "as the command line says")
         facts = self.facts
         there = f"{counted(facts.images, 'image')}, {counted(facts.objects, 'object')} of {counted(len(facts.counts), 'class')}"
-        self.say(f"data: {there}; {counted(facts.tested, 'image')} to evaluate on")
+        each = [f"{name} {count}" for name, count in sorted(facts.counts.items(), key=lambda row: -row[1])]
+        each = each if len(each) <= 20 else [*each[:10], "...", *each[-10:]]
+        self.say(f"data: {there} ({', '.join(each)}); {counted(facts.tested, 'image')} to evaluate on")
 
     def _facts(self, val_split: float) -> Facts:
         """Holds out this share of the images. Raises UserError."""
@@ -114,16 +129,21 @@ class Design:
         front.register(True, [*names.TRAIN, *names.TEST], replaced=True)
         for problem in front.data_findings(True):
             raise problem
-        for line in front.said if not getattr(self.args, "auto", False) else ():  # the training of --auto says them
-            self.say(line)
+        # the first line of each data set counts what was repaired; the training of --auto says the others
+        known = [
+            "MODEL.ROI_HEADS.NUM_CLASSES is",
+            *(f"{name}: {kind} (" for name in front.names for kind, row in KINDS.items() if row.effect == "repaired"),
+        ]
+        self.said = [] if getattr(self.args, "auto", False) else [line for line in front.said if not line.startswith(tuple(known))]
         return facts_of(self._read(names.TRAIN), self._read(names.TEST))
 
-    def _read(self, names: Iterable[str]) -> list[Any]:
+    def _read(self, names: Iterable[str]) -> list[Dataset]:
         found = []
         for name in names:
             about = MetadataCatalog.get(name)
             reader = MetadataCatalog.get(about.part_of).get("reader") if about.get("held_out") else about.get("reader")
             data = reader.dataset()
+            self._check_classes(data)
             if about.get("held_out"):
                 kept = {record["image_id"] for record in DatasetCatalog.get(name)}
                 data = dataclasses.replace(
@@ -131,8 +151,17 @@ class Design:
                     images=[image for image in data.images if image["id"] in kept],
                     annotations=[a for a in data.annotations if a["image_id"] in kept],
                 )
+            _check_ends(data, reader.use)
             found.append(data)
         return found
+
+    def _check_classes(self, data: Dataset) -> None:
+        """Warns if most objects are of classes that the training data do not have: they may be misspelt."""
+        left, there = data.findings.counts.get("class of other data", 0), len(data.annotations)
+        if left > there:
+            names = first_of(data.findings.names["class of other data"])
+            said = f"{data.source.name}: {left} of {left + there} objects are left out, since the training data have no such class: {names}"
+            self.warnings = [f"WARNING: {said}. Misspelt?"]
 
     def _task(self) -> None:
         kind, reason = rules.task(self.facts, self.args.task)
@@ -294,7 +323,7 @@ class Design:
             reason = f"the objects need {size} ({reason}), but there {steps} take about {took:.1f} minutes"
             reason += f", and {taken:.1f} at {view.size}{parts}; {minutes:g} are available"
         if taken > minutes:
-            reason += f"; {minutes:g} minutes are too few for {steps} at any size, which take at least {taken:.1f}: training will be shorter"
+            reason += f"; {steps} would take at least {taken:.1f} minutes at any size: the training will be shorter"
         self._see(view, reason)
 
     def _see(self, view: rules.View, reason: str) -> None:
@@ -328,27 +357,31 @@ class Design:
     def _time(self) -> None:
         args, facts = self.args, self.facts
         batch = self._batch()
-        reason = "a CPU takes more, smaller steps in the same time" if self.small else "detectron2's"
+        reason = "small batches, so that there are more steps in the time" if self.small else "detectron2's"
         if batch != self._usual_batch():
             reason += f"; {batch} instead of {self._usual_batch()}, as many for each of {self.processes} processes"
         self.take([Choice("SOLVER.IMS_PER_BATCH", batch, reason)])
         self._memory()
         gently = self.small and rules.gentle(facts, self.view.size, 4)
         self.take(rules.rate(batch, self.small, gently))
-        limit, evaluations, limited = args.iterations, 10, f"--iterations {args.iterations}"
+        limit, evaluations, limited, takes = args.iterations, 10, f"--iterations {args.iterations}", 0.0
         if limit is None:
             seconds = self._fastest()
             evaluation = self._tested_at_once() * self._latency()
             limit, evaluations = measuring.length(args.minutes, seconds, evaluation)
-            takes, limited = (limit * seconds + evaluations * evaluation) / 60, f"{args.minutes:g} minutes"
+            takes = (limit * seconds + evaluations * evaluation) / 60
+            limited = f"{_minutes(args.minutes)} ({seconds:.2f} s a step"
             if limit == measuring.LEAST and takes > args.minutes:
-                limited += f" are too few for the minimum of {limit} steps: this takes {takes:.1f} minutes"
-            limited += f", {seconds:.2f} s per step and {evaluations} x {evaluation:.0f} s of evaluation"
+                limited = f"{limit} steps, the fewest possible: {takes:.1f} minutes ({seconds:.2f} s a step"
+            limited += f", {counted(evaluations, 'evaluation')} of {evaluation:.0f} s)" if facts.tested else ")"
             if self.devices > 1:
                 each = f"{self._at_once()} of the {batch} images of a step"
                 self.say(f"measured on one GPU with {each}: the time that {self.devices} GPUs wait for each other is not counted")
-            self.say(f"measuring took {self.measured:.0f} s, in addition to the {args.minutes:g} minutes for training")
+            self.say(f"measuring took {self.measured:.0f} s, in addition to the {_minutes(args.minutes)} for training")
         self.take(rules.schedule(facts, batch, limit, limited, evaluations, gently, args.iterations is not None))
+        count = self.cfg.SOLVER.MAX_ITER
+        about = f" in about {_minutes(round(takes * count / limit, 1))}" if limit and takes else ""
+        self.expected = f"expected: {counted(count, 'step')}{about}, {rules.passed(facts, batch, count)}"
         workers = 0 if self.small else 4
         self.take([Choice("DATALOADER.NUM_WORKERS", workers, "none: the CPU's cores are busy training" if self.small else "detectron2's")])
         if facts.tested:
@@ -410,6 +443,31 @@ class Design:
         if self.args.device.startswith("cuda"):
             return torch.cuda.is_bf16_supported()
         return cpu_has_bfloat16()
+
+
+def _check_ends(data: Dataset, use: Use) -> None:
+    """Raises UserError for truncated images: headers, which are read of all data, do not show them. Only files without an end are decoded."""
+    for image in () if use.skip else evenly(data.images, _ENDS):
+        path = os.path.join(data.source.image_root, image["file_name"])
+        for kind, about in look(path, image, use) if _has_no_end(path) else ():
+            if kind == "truncated image":
+                data.findings.add(kind, short(image["file_name"]) + about)
+    if error := data.error():
+        raise error
+
+
+def _has_no_end(path: str) -> bool:
+    """Whether a JPEG or PNG ends in other bytes than usual."""
+    with contextlib.suppress(OSError), open(path, "rb") as f:
+        begin = f.read(2)
+        f.seek(max(os.path.getsize(path) - 12, 0))
+        end = f.read()
+        return begin == b"\xff\xd8" and not end.endswith(b"\xff\xd9") or begin == b"\x89P" and b"IEND" not in end
+    return False
+
+
+def _minutes(count: float) -> str:
+    return f"{count:g} minute{'s' * (count != 1)}"
 
 
 def _unflippable(cfg: CfgNode) -> str:

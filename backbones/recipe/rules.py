@@ -278,19 +278,23 @@ def passes(images: int) -> float:
     return min(COCO_PASSES * math.sqrt(COCO_IMAGES / max(images, 1)), 300.0)
 
 
+def passed(facts: Facts, batch: int, count: int) -> str:
+    """The passes of so many steps, in words."""
+    seen = count * batch / max(facts.images, 1)
+    return f"{seen:.{0 if seen >= 10 else 1}f} passes over {counted(facts.images, 'image')}"
+
+
 def schedule(
     facts: Facts, batch: int, limit: int | None, limited: str, evaluations: int = 10, gently: bool = False, asked: bool = False
 ) -> Iterator[Choice]:
     """``limit``: iterations that the time allows, or those ``asked`` for; ``evaluations``: how many it allows; ``gently``: see `gentle`."""
     wanted = max(round(passes(facts.images) * facts.images / batch), 100)
     count = wanted if limit is None else limit if asked else min(wanted, limit)
-    seen = count * batch / max(facts.images, 1)
-    why = f"{seen:.{0 if seen >= 10 else 1}f} passes over {counted(facts.images, 'image')}"
-    why += (
-        f": {limited} (without a limit {passes(facts.images):.0f} passes)"
-        if count != wanted
-        else ", by the square root of COCO's number over theirs"
-    )
+    why = passed(facts, batch, count)
+    if count != wanted:
+        why = f"{limited}, {why}. Without a limit: {passes(facts.images):.0f} passes"
+    else:
+        why += ", by the square root of COCO's number over theirs"
     yield Choice("SOLVER.MAX_ITER", count, why)
     yield Choice("SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "the rate falls to 0 at the end, for any length: no steps to set")
     yield Choice("SOLVER.STEPS", (), "WarmupCosineLR has none")

@@ -71,7 +71,7 @@ def design(args: argparse.Namespace, output: str, say=print) -> None:
     if not args.train_json:
         raise UserError("--train is missing: a recipe needs the data to train on", "missing-argument", "--train")
     if args.iterations is not None and args.minutes != MINUTES:
-        raise UserError("--iterations says the length, and --minutes another: leave one out", "conflict", "--minutes")
+        raise UserError("give --iterations or --minutes, not both", "conflict", "--minutes")
     for flag, value in (("--minutes", args.minutes), ("--iterations", args.iterations)):
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"{flag} {value:g}: it must be positive", "value", flag)
@@ -85,6 +85,8 @@ def design(args: argparse.Namespace, output: str, say=print) -> None:
         *lines,
     ]
     write_whole(output, text(work.cfg, work.choices, "\n".join(head)))
+    for line in (work.expected, *work.warnings):
+        say(line)
 
 
 def _command(args: argparse.Namespace, output: str) -> str:

@@ -21,8 +21,9 @@ from detectron2.config import CfgNode
 from detectron2.engine import default_setup
 from detectron2.utils import comm
 
+from .. import zoo
 from ..checkpoint import last_checkpoint
-from ..config import READING, add_data_arguments, check_device, check_output_dir, learns
+from ..config import READING, add_data_arguments, check_device, check_output_dir, learns, merge_overrides
 from ..data.holdout import HELD_OUT
 from ..deploy.optimize import PRECISIONS
 from ..deploy.predictor import evaluate_optimized, size_in_mind
@@ -45,6 +46,7 @@ from ..engine import (
 from ..engine.step import OutOfMemory
 from ..errors import UserError
 from ..files import write_whole
+from ..recipe.rules import BASE
 from ..search.paths import PathSampler
 from . import parser_of, program
 from .recipe import add_recipe_arguments, design, device_of, recipe_flags
@@ -135,6 +137,7 @@ def _design(args: argparse.Namespace) -> bool:
     for flag, value in (("--config-file", args.config_file), ("--backbone", args.backbone), ("--eval-only", args.eval_only)):
         if value:
             raise UserError(f"--auto works out the config itself: it cannot be combined with {flag}", "conflict", "--auto")
+    merge_overrides(zoo.get_config(BASE), args.opts)  # what is wrong with them is said before anything is measured
     given = dict(zip(args.opts[::2], args.opts[1::2]))
     later = [key for key in given if key not in (*READING, "OUTPUT_DIR", "MODEL.DEVICE", "MODEL.WEIGHTS")]
     if later and not args.resume:
