@@ -660,13 +660,14 @@ def test_recipes_read_data_as_they_are_told(tmp_path, capsys, catalogue):
         x, y, w, h = a["bbox"]
         a["bbox"] = [x, y, x + w, y + h]
     content["annotations"][0]["bbox"] = [5, 5, 5, 5]
+    content["images"][0]["file_name"] = "elsewhere/" + os.path.basename(content["images"][0]["file_name"])
     with open(file, "w") as f:
         json.dump(content, f)
     args = asked({"train": (file, folder)}, tmp_path, opts=["DATASETS.BOX_FORMAT", "xyxy"])
     work = Design(args)
     work._data()
     said = capsys.readouterr().out
-    assert "own_train" in said and said.count("1 empty box") == 1 and work.choices["DATASETS.BOX_FORMAT"].value == "xyxy"
+    assert "own_train" in said and said.count("1 empty box") == said.count("another folder") == 1 and work.choices["DATASETS.BOX_FORMAT"].value == "xyxy"
     sides = [max(a["bbox"][2:]) for data in [work._read(work.cfg.DATASETS.TRAIN)[0]] for a in data.annotations]
     assert max(sides) < 90  # of digits, not of corners
 
