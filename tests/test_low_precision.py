@@ -15,6 +15,7 @@ from backbones.deploy.export import FORMATS, export
 from backbones.deploy.low_precision import averages, check_precision, lower
 from backbones.deploy.saving import save_onnx
 from backbones.engine import YamlFront
+from backbones.tools import export as exporting
 from backbones.tools.export import calibration
 
 
@@ -53,6 +54,17 @@ def test_int8(kind, form, tmp_path, monkeypatch):
     assert sum(os.path.getsize(tmp_path / "small" / name) for name in files) < 0.5 * os.path.getsize(source)
     expected, found = (runner(image)["instances"].scores for runner in (Runner(source), Runner(path)))
     assert len(found) and abs(float(expected[:10].mean() - found[:10].mean())) < 0.1
+
+
+def test_the_results_of_the_run_stay(tmp_path, monkeypatch):
+    """What a file finds is written into no folder that outlives the export."""
+    front = YamlFront(small_config("Faster", "MobileNetV2"))
+    front.set("OUTPUT_DIR", str(tmp_path))
+    monkeypatch.setattr(exporting, "check_paths", lambda name: None)
+    seen = []
+    monkeypatch.setattr(YamlFront, "evaluate", lambda self, model: seen.append(self.settings.OUTPUT_DIR))
+    exporting.evaluator(front)(None)
+    assert front.settings.OUTPUT_DIR == str(tmp_path) and seen != [str(tmp_path)] and not os.path.exists(seen[0])
 
 
 def test_a_graph_that_cannot_be_lowered(tmp_path):

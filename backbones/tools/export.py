@@ -96,7 +96,12 @@ def evaluator(front: Front, part: str = "detector") -> Callable[[Any], dict[str,
     if not front.evaluates:
         print("AP is not measured, and --max-drop is not checked: DATASETS.TEST is empty")
         return None
-    return lambda runner: front.evaluate(RunnerModel(runner))
+
+    def evaluate(runner: Any) -> dict[str, Any]:
+        with tempfile.TemporaryDirectory(prefix="export-") as place:  # the results in OUTPUT_DIR are those of the run
+            return front.clone("OUTPUT_DIR", place).evaluate(RunnerModel(runner))
+
+    return evaluate
 
 
 def main() -> None:
