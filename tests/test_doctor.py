@@ -27,6 +27,7 @@ from backbones.config import merge_overrides
 from backbones.data.findings import KINDS
 from backbones.data.inspection import copies, inspect
 from backbones.data.sources import Source, Use, sources
+from backbones.doctor import report
 from backbones.doctor.config import config as look_at_config
 from backbones.doctor.data import data as look_at_data
 from backbones.doctor.data import unmatched
@@ -441,6 +442,10 @@ def test_config(overrides, severity, expected):
     )
 
 
+def test_an_empty_section_says_so():
+    assert "<h2>config</h2><table></table><p>nothing to report</p>" in report.page("", {"config": []}, {}, {})
+
+
 def test_all_mistakes_of_a_config_are_said():
     found = findings(
         *("MODEL.VOVNET.NORM", "FrozenBM", "SOLVER.MAX_ITER", 0, "INPUT.MASK_FORMAT", "bitmap", "MODEL.GFL.PRIOR_PROB", 2.0),
@@ -470,6 +475,7 @@ def test_sound_run_leaves_nothing_behind(data, capsys, monkeypatch, tmp_path):
     assert code == 0 and "0 errors, 0 warnings" in out, out
     for part in (
         "2 steps of 2 images: losses",
+        "s for a step of 2 images; ",
         "evaluated bbox on 3 images",
         "resumed and trained one more step",
         "minutes, without evaluations",
@@ -496,6 +502,18 @@ def test_broken_data_of_refused_registration(data, capsys):
     ):
         assert re.search(rf"(error|warning) +doctors_\w+: {kind} \(1\).*{name}", out), (kind, out)
     assert "Memory" in out and "Traceback" not in out
+
+
+def test_data_that_cannot_be_divided(data, capsys):
+    """The only error is why the data are refused, not what follows from that."""
+    os.remove(data.path("train2.png"))
+    usual = ("DATALOADER.NUM_WORKERS", 0, "DATASETS.CLASSES", "['cup', 'plate']")
+    divided = ("DATASETS.TRAIN", "('doctors_train_kept',)", "DATASETS.TEST", "('doctors_train_held_out',)")
+    for given in (("DATASETS.HOLD_OUT", "[['doctors_train', 0.2]]", *divided), ()):
+        code, out = examine(capsys, "--no-run", *data.overrides(), *usual, *given)
+        assert "worker processes" not in out
+        (said,) = re.findall(r" error +(.*)", out)
+        assert code == 1 and said.startswith("doctors_train: missing image (1): image files do not exist: 'train2.png'"), out
 
 
 @pytest.mark.slow

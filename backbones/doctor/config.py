@@ -22,6 +22,7 @@ _OF_YAML = {
     "INPUT.MIN_SIZE_TRAIN": "image sizes",
     "INPUT.RANDOM_FLIP": "whether flips mirror classes that have a side",
 }
+_OF_READING = ("DATASETS.CLASSES", "DATASETS.CROWDS", "DATASETS.NO_MASK", "DATASETS.BOX_FORMAT")
 
 
 def config(examination: Examination) -> Iterator[Finding]:
@@ -30,12 +31,14 @@ def config(examination: Examination) -> Iterator[Finding]:
     found += _own_data(examination)
     for key, register in (("IMAGE_FOLDERS", register_image_folders), ("HOLD_OUT", register_held_out)):
         for entry in cfg.DATASETS[key]:
+            name = entry[0] if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str) else None
             alone = cfg.clone()
             alone.DATASETS[key] = [entry]
+            known = name in examination.refused  # and reported: that it cannot be divided follows from it
             errors = raised(register, alone)
-            found += map(Finding.of, errors)
-            if errors and isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str):
-                examination.refused |= {entry[0] + suffix for suffix in ((KEPT, HELD_OUT) if key == "HOLD_OUT" else ("",))}
+            found += [] if known else map(Finding.of, errors)
+            if errors and name is not None:
+                examination.refused |= {name + suffix for suffix in ((KEPT, HELD_OUT) if key == "HOLD_OUT" else ("",))}
     found += _followed(examination)  # also keys that follow from held-out parts
     of_config = list(listed(front.config_findings(True, examination.processes)))
     if examination.model is None and all(finding.code == "device" for finding in of_config):
@@ -44,7 +47,9 @@ def config(examination: Examination) -> Iterator[Finding]:
     examination.sound = all(finding.code == "device" for finding in of_config)
     found += listed(tracker_findings(cfg, front.name))
     found += of_config
-    found += listed(front.data_findings(training=True, skip=examination.refused))
+    unread = examination.refused & {*cfg.DATASETS.TRAIN}  # nothing is known of how they would be read
+    of_data = front.data_findings(training=True, skip=examination.refused)
+    found += listed(error for error in of_data if not (unread and error.code == "conflict" and error.key in _OF_READING))
     if not front.evaluates:
         said = "the dataloader has no evaluator" if cfg.DATASETS.TEST else f"{front.name('DATASETS.TEST')} is empty"
         found.append(warning(f"{said}: there will be no evaluation", "name data to evaluate on"))

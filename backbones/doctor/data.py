@@ -8,9 +8,10 @@ from detectron2.modeling.anchor_generator import DefaultAnchorGenerator
 
 from ..config import architecture, get, learns
 from ..data.dataset import Dataset
+from ..data.holdout import HELD_OUT, KEPT
 from ..data.image_files import evenly
 from ..data.inspection import copies, inspect
-from ..data.sources import Use, sources
+from ..data.sources import Source, Use, sources
 from ..errors import Finding, counted
 from ..evaluation.coco import evaluate
 from ..recipe import rules
@@ -25,6 +26,12 @@ def data(examination: Examination) -> Iterator[Finding]:
     if not cfg.DATASETS.TRAIN:
         yield note("the training data are not in detectron2's catalogue: they were not checked")
     own = {entry[0] for entry in cfg.DATASETS.REGISTER if isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str)}
+    for entry in cfg.DATASETS.REGISTER:  # without it the parts are not there, so the whole is looked at
+        formed = isinstance(entry, (list, tuple)) and len(entry) == 3 and all(isinstance(part, str) for part in entry)
+        if formed and entry[0] in examination.refused:
+            held, kept = entry[0] + HELD_OUT in cfg.DATASETS.TEST, entry[0] + KEPT in cfg.DATASETS.TRAIN
+            if (held or kept) and entry[0] not in (source.name for source in found):
+                found.append(Source(*entry, kept, held and not kept))
     found = [s for s in found if s.name in own or s.name not in examination.refused]  # others are fully reported
     use = examination.use = Use.of(cfg)
     for source in found:

@@ -137,8 +137,9 @@ def _hours(examination: Examination, batch: int, seconds: float) -> Finding:
     steps = solver.MAX_ITER * (solver.REFERENCE_WORLD_SIZE or examination.processes) / examination.processes
     whole = seconds * examination.per_process() / batch
     alone = f" on each of {examination.processes} processes, if they are as fast as this one" if examination.processes > 1 else ""
+    also = f", {whole:.2f} s for {examination.per_process()}" if examination.per_process() != batch else ""
     return note(
-        f"estimate: {seconds:.2f} s for a step of {batch} images, {whole:.2f} s for {examination.per_process()}{alone}; "
+        f"estimate: {seconds:.2f} s for a step of {counted(batch, 'image')}{also}{alone}; "
         f"{steps:.0f} steps take about {_time_in_words(whole * steps)}, without evaluations"
     )
 

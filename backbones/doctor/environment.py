@@ -41,7 +41,7 @@ def environment(examination: Examination) -> Iterator[Finding]:
     memory = f"{size_in_words(total)} of memory, {size_in_words(free)} free" if total else "the system does not report how much memory it has"
     yield note(f"{cores} cores, {memory}")
     yield from _gpus(examination)
-    if os.path.isdir("/dev/shm"):
+    if workers and os.path.isdir("/dev/shm"):
         shared = shutil.disk_usage("/dev/shm")
         short, long = examination.largest()
         planes = 3 + (

@@ -160,6 +160,8 @@ def page(title: str, sections: dict[str, list[Finding]], text: dict[str, str], p
             advice = f' <span class="advice">→ {e(printable(f.advice))}</span>' if f.advice else ""
             parts.append(f'<tr><td class="{e(f.severity)}">{e(f.severity)}</td><td>{e(printable(f.message))}{advice}</td></tr>')
         parts.append("</table>")
+        if not findings and name not in text:
+            parts.append("<p>nothing to report</p>")
         if name in text:
             parts.append(f"<pre>{e(text[name])}</pre>")
         for caption, png in pictures.get(name, ()):

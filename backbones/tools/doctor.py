@@ -81,6 +81,8 @@ def examine(args: argparse.Namespace, say: Callable[[str], None] = print) -> tup
             say(printable(f"  {finding.severity:<8} {finding.message}" + (f" -> {finding.advice}" if finding.advice else "")))
         if name in examination.text:
             say(examination.text[name])
+        elif not findings:
+            say("  nothing to report")
     return examination, sections
 
 
