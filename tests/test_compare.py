@@ -232,6 +232,22 @@ def test_the_command(files, tmp_path, monkeypatch, capsys):
     assert json.loads((tmp_path / "again.json").read_text()) == result
 
 
+def test_results_in_few_images_give_no_verdict(files, tmp_path, monkeypatch, capsys):
+    """They may be of a part of the data: that is said in place of the verdict, with the part that the run held out."""
+    a, b, truth = files
+    (tmp_path / "config.yaml").write_text("DATASETS: {TEST: [own_train_held_out], HOLD_OUT: [[own_train, 3]]}\nVERSION: 2\n")
+    some = [
+        entry
+        for entry in json.loads(open(a).read())
+        if entry["image_id"] in [image["id"] for image in few_classes(12, 10, "bbox")[0]["images"][:3]]
+    ]
+    part = write(tmp_path / "inference" / "coco_instances_results.json", some)
+    call(monkeypatch, part, b, "--annotations", truth, "--samples", 100)
+    out = capsys.readouterr().out
+    assert "A has detections in 3 of 12 images: was it evaluated on these annotations? Its config evaluates a part" in out
+    assert "--dataset own_train_held_out\nSo there is no verdict" in out and "beyond chance:" not in out and "B has" not in out
+
+
 def test_keypoints_without_a_first_detection(tmp_path, monkeypatch):
     """Results that are empty, or no results, end in one line, also where the task follows from them."""
     dataset, a, _ = few_classes(4, 3, "keypoints")
@@ -287,7 +303,9 @@ def test_runs_on_different_data_are_not_compared(tmp_path, monkeypatch, capsys, 
         (tmp_path / name).mkdir()
     truth = run_of(tmp_path / "one", dataset, a)
     run_of(tmp_path / "two", dataset, b)
-    with pytest.raises(UserError, match="A was evaluated on 'own_val' .*one/data.json.*, B on 'own_val' .*two/data.json"):
+    with pytest.raises(
+        UserError, match="A was evaluated on 'own_val' .*one/data.json.*, B on 'own_val' .*two/data.json.* those of A: --dataset own_val"
+    ):
         call(monkeypatch, tmp_path / "one", tmp_path / "two")
     for flags in (["--annotations", truth], ["--dataset", "own_val"]):
         call(monkeypatch, tmp_path / "one", tmp_path / "two", *flags, "--samples", 100)

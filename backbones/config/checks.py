@@ -243,7 +243,7 @@ def check_output_dir(path: str, key: str = "OUTPUT_DIR") -> None:
 def check_output_file(path: str, key: str) -> None:
     """Raises UserError if the file ``path``, the value of ``key``, cannot be written."""
     if not path or os.path.isdir(path):
-        raise UserError(f"{key} {path!r} is not a file name", "cannot-write", key)
+        raise UserError(f"{key} {path!r} is not a file name{': it is a folder' if path else ''}", "cannot-write", key)
     if is_stream(path):
         return
     check_output_dir(os.path.dirname(os.path.abspath(path)), f"the folder of {key}")

@@ -9,7 +9,7 @@ import math
 import os
 import sys
 from functools import partial
-from typing import Any
+from typing import Any, Sequence
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from tabulate import tabulate
@@ -58,11 +58,12 @@ def verdict(row: dict[str, Any], confidence: float) -> str:
     return f"B is {better} than A by {abs(row['difference']):.2f} {row['name']}, beyond chance: {interval} does not contain 0."
 
 
-def report(result: dict[str, Any]) -> str:
-    """The tables and sentences of a comparison."""
+def report(result: dict[str, Any], doubts: Sequence[str] = ()) -> str:
+    """The tables and sentences of a comparison; ``doubts`` about its data stand in place of the verdict."""
     confidence, metrics, classes = result["confidence"], result["metrics"], [c for c in result["classes"] if c["samples"]]
     apart = sorted(filter(beyond_chance, classes), key=lambda row: -abs(row["difference"]))
-    lines = [table(metrics, confidence), "", verdict(metrics[0], confidence)]
+    said = [*doubts, "So there is no verdict: the figures hold only if it was."] if doubts else [verdict(metrics[0], confidence)]
+    lines = [table(metrics, confidence), "", *said]
     lines.append(
         f"Intervals are percentiles of {result['samples']} bootstrap samples of {result['images']} images, the same images for A and B. "
         "They show how the difference varies with the images, not between training runs."
@@ -134,7 +135,8 @@ def _check_same_data(a: tuple[Front, str | None], b: tuple[Front, str | None]) -
     (file, *held), (other, *held_other) = (_file_of(front, name) if name else [""] for front, name in (a, b))
     if [file, held] != [other, held_other] and file and other:
         said = f"A was evaluated on {a[1]!r} ({file}), B on {b[1]!r} ({other})" if file != other else f"A and B held out other parts of {file}"
-        raise UserError(f"{said}: evaluate both on the same data, or name the data of both with --dataset or --annotations", "data")
+        same = f". If these are the same images, name those of A: --dataset {a[1]}" if file != other else ""
+        raise UserError(f"{said}: evaluate both on the same data{same}", "data", "--dataset")
 
 
 def _of_file(path: str, front: Front | None, annotations: str, file: str) -> str:
@@ -145,6 +147,16 @@ def _of_file(path: str, front: Front | None, annotations: str, file: str) -> str
         said = f"{path!r} has results on {', '.join(tested)}, none of which is of {annotations!r}"
         raise UserError(f"{said}: name the results, such as {results_file(path, tested[0], tested)}", "data", "--annotations")
     return results_file(path, own[0], tested) if own else file
+
+
+def _doubt(who: str, results: list[dict], dataset: dict[str, Any], front: Front | None, annotations: str | None) -> str:
+    """What says that results may be of other data: they have detections in few of the images; else ""."""
+    images = len({entry["image_id"] for entry in results})
+    if images >= 0.7 * len(dataset["images"]):
+        return ""
+    parts = [name for name in front.settings.DATASETS.TEST if name.endswith(HELD_OUT)] if front and annotations else []
+    hint = f" Its config evaluates a part that was held out: --dataset {parts[0]}" if parts else ""
+    return f"{who} has detections in {images} of {len(dataset['images'])} images: was it evaluated on these annotations?{hint}"
 
 
 def _add_classes(dataset: dict[str, Any], results: list[Any], other: Front, name: str, task: str) -> None:
@@ -226,11 +238,11 @@ def main() -> None:
     rows = compare(dataset, results, args.task, args.samples, args.seed, args.confidence, args.oks_sigmas, progress)
     result = {"a": files[0], "b": files[1], "annotations": path, "task": args.task, "images": len(dataset["images"]), **rows}
     result.update(samples=args.samples, seed=args.seed, confidence=args.confidence, interval="percentile")
-    print(f"A: {files[0]}\nB: {files[1]}\n\n{report(result)}")
-    for name, found in zip("AB", results):
-        images = len({entry["image_id"] for entry in found})
-        if images < 0.7 * len(dataset["images"]):
-            print(f"{name} has detections in {images} of {len(dataset['images'])} images: was it evaluated on these annotations?")
+    doubts = [doubt for who, found, of in zip("AB", results, (front, other)) if (doubt := _doubt(who, found, dataset, of, args.annotations))]
+    # without a flag the data are those that the config names
+    print(f"A: {files[0]}\nB: {files[1]}\n\n{report(result, doubts if args.annotations or args.dataset else ())}")
+    for doubt in () if args.annotations or args.dataset else doubts:
+        print(doubt)
     if args.json:
         write_whole(args.json, json.dumps(result, indent=1) + "\n")
     if args.plot:
