@@ -118,6 +118,8 @@ def test_sizes_and_crowding():
     assert rows["medium (32² to 96²)"]["objects"] == 3 and rows["medium (32² to 96²)"]["AP"] == 0
     assert rows["small (below 32²)"]["objects"] == 4 and rows["small (below 32²)"]["AP"] > 20
     assert rows["large (above 96²)"]["AP"] is None
+    thirds = [row["objects"] for name, row in rows.items() if "third" in name]
+    assert thirds == [4, 3, 0]  # an object of the limit's size is in one of them
     crowding = by_kind_of_object(*data())["objects in the image"]
     assert sum(row["images"] for row in crowding) == 6 and sum(row["objects"] for row in crowding) == 7
 
@@ -211,6 +213,9 @@ def test_tool(finished, monkeypatch, capsys):
     page = (finished / "errors.html").read_text()
     assert page.count("data:image/jpeg") == 3 and "light-dark" in page and "http://" not in page
     assert "classification" in said.out
+    heading, _, rows = next(table for table in tool.tables(figures) if table[0].startswith("Confused"))
+    assert "also counts loose and second boxes" in heading and ["no matching object", "cup", 3] in rows
+    assert "<td>no matching object</td><td>3</td><td>1</td><td>0</td>" in page
 
 
 def test_tool_without_tidecv_does_the_rest(finished, monkeypatch, capsys):

@@ -143,10 +143,11 @@ def by_kind_of_object(dataset: dict[str, Any], results: list[dict], task: str = 
     evaluation = pycocotools_evaluation(dataset, results, task)
     areas = np.array([a["area"] for a in dataset["annotations"] if not a.get("iscrowd")], float)
     low, high = np.quantile(areas, [1 / 3, 2 / 3]) if len(areas) else (0.0, 0.0)
+    past_low, past_high = (float(np.nextafter(v, np.inf)) for v in (low, high))  # COCO's ranges hold both ends: an object is in one third
     sizes = {
         "all": (0, 1e10), "small (below 32²)": (0, 32**2), "medium (32² to 96²)": (32**2, 96**2), "large (above 96²)": (96**2, 1e10),
-        f"smallest third (below {low**0.5:.0f}²)": (0, low), f"middle third ({low**0.5:.0f}² to {high**0.5:.0f}²)": (low, high),
-        f"largest third (above {high**0.5:.0f}²)": (high, 1e10),
+        f"smallest third (up to {low**0.5:.0f}²)": (0, low),
+        f"middle third ({low**0.5:.0f}² to {high**0.5:.0f}²)": (past_low, high), f"largest third (above {high**0.5:.0f}²)": (past_high, 1e10),
     }  # fmt: skip
     rows = [
         {"name": name, "objects": int(((areas >= a) & (areas <= b)).sum()), "AP": ap}

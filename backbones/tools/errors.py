@@ -28,6 +28,7 @@ from . import add_threshold, check_needed, evaluated, nothing_shown, parser_of, 
 from .visualize import pixels_of
 
 SHOWN = 20  # rows of the confusion's list
+NO_OBJECT, NO_BOX = "no matching object", "no matching box"  # the confusion's background, as row and column
 
 _STYLE = """:root{color-scheme:light dark}body{font:15px/1.45 system-ui,sans-serif;max-width:1100px;margin:2em auto;padding:0 1em;
 color:light-dark(#222,#ddd);background:light-dark(#fff,#161616)}h2{border-bottom:1px solid #888;margin-top:1.6em}
@@ -71,13 +72,14 @@ def tables(figures: dict[str, Any]) -> list[tuple[str, list[str], list[list[Any]
     else:
         out.append(("Kinds of errors (TIDE)", ["not counted: this needs a package that is not installed (pip install tidecv)"], []))
     names, counts = figures["confusion"]["classes"], figures["confusion"]["counts"]
-    off = [(counts[i][j], a, b) for i, a in enumerate(names) for j, b in enumerate(names) if i != j and counts[i][j]]
+    objects, boxes = [*names[:-1], NO_OBJECT], [*names[:-1], NO_BOX]
+    off = [(counts[i][j], a, b) for i, a in enumerate(objects) for j, b in enumerate(boxes) if i != j and counts[i][j]]
     taken = [[truth, found, n] for n, truth, found in sorted(off, key=lambda row: -row[0])[:SHOWN]]
 
     def ap(row: dict[str, Any]) -> str:
         return "-" if row["AP"] is None else f"{row['AP']:.2f}"
 
-    heading = f"Confused classes: boxes with IoU 0.5, scores from {figures['threshold']:g}"
+    heading = f"Confused classes: boxes with IoU 0.5, scores from {figures['threshold']:g}; {NO_OBJECT!r} also counts loose and second boxes"
     out.append((heading, ["is", "found as", "times"], taken))
     for by, rows in figures["AP by"].items():
         out.append((f"AP of {figures['task']} by {by}", ["", "objects", "AP"], [[row["name"], row["objects"], ap(row)] for row in rows]))
@@ -132,7 +134,11 @@ def page(title: str, figures: dict[str, Any], pictures: list[tuple[str, bytes]])
         add(*table)
     names, counts = figures["confusion"]["classes"], figures["confusion"]["counts"]
     if len(names) <= 40:
-        add("Confusion: ground truth by row, predictions by column", ["", *names], [[name, *row] for name, row in zip(names, counts)])
+        add(
+            "Confusion: ground truth by row, predictions by column",
+            ["", *names[:-1], NO_BOX],
+            [[a, *row] for a, row in zip([*names[:-1], NO_OBJECT], counts)],
+        )
     legend = "Green is correct, orange has the wrong class, red is missed (left) or a false positive (right)."
     parts.append(f"<h2>The worst images</h2><p>{legend}</p>")
     for caption, jpeg in pictures:
