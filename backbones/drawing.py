@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 SIDE = 480  # least pixels of the shorter side, as far as `_MOST` allows
 _MOST = 8  # times an image is enlarged
-_LONGEST = 1400
+LONGEST = 1400
 # Okabe and Ito's colours, which the colour-blind tell apart, less black and yellow; each stands out from light and dark
 COLOURS = ((230, 159, 0), (86, 180, 233), (0, 158, 115), (213, 94, 0), (204, 121, 167), (0, 114, 178))
 RIGHT, ASIDE, WRONG = (0, 158, 115), (230, 159, 0), (213, 50, 40)
@@ -45,7 +45,7 @@ def draw(image: np.ndarray, marks: Sequence[Mark], size: int = 15) -> np.ndarray
     covers the least of other boxes and labels.
     """
     height, width = image.shape[:2]
-    scale = min(max(SIDE / min(height, width), 1.0), _MOST, max(_LONGEST / max(height, width), 1e-3))
+    scale = min(max(SIDE / min(height, width), 1.0), _MOST, max(LONGEST / max(height, width), 1e-3))
     shown = (max(round(width * scale), 1), max(round(height * scale), 1))
     canvas = Image.fromarray(np.ascontiguousarray(image)).convert("RGB").resize(shown, Image.Resampling.LANCZOS)
     for mark in marks:

@@ -14,7 +14,7 @@ from detectron2.modeling.meta_arch.panoptic_fpn import combine_semantic_and_inst
 from detectron2.structures import Boxes, Instances
 from lively import alive, boxes_of
 
-from backbones import UserError
+from backbones import UserError, drawing
 from backbones.deploy import Runner, run_exported
 from backbones.deploy.export import FORMATS, Tolerance, export, match
 from backbones.deploy.predictor import Predictor
@@ -109,7 +109,7 @@ def test_tools(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["export", *common, "--format", "onnx", "--output", exported, "--image", one, *weights])
     tool.main()
     assert "boxes" in capsys.readouterr().out
-    pictures = {}
+    pictures, blank = {}, drawing.draw(image, [])  # which enlarges it
     for name, options in {
         "model": [*common, *weights],
         "faster": [*common, "--optimize", *weights],
@@ -121,7 +121,7 @@ def test_tools(tmp_path, monkeypatch, capsys):
         demo.main()
         assert sorted(os.listdir(out)) == ["a.png", "b.png"]
         pictures[name] = cv2.imread(os.path.join(out, "a.png")).astype(int)
-        assert pictures[name].shape == image.shape and (np.abs(pictures[name] - image) > 30).mean() > 0.01
+        assert pictures[name].shape == blank.shape and (np.abs(pictures[name] - blank) > 30).mean() > 0.01
     for name in ("faster", "exported"):  # the same boxes in the same colours, but for a pixel here and there
         assert (np.abs(pictures[name] - pictures["model"]) > 30).mean() < 0.01
     video = str(tmp_path / "in.avi")
@@ -204,6 +204,23 @@ def test_panoptic_files_without_names(tmp_path, monkeypatch):
     assert reading == {"exif": "ignore", "value_range": [], "max_pixels": 9}
     frame = np.zeros((40, 40, 3), np.uint8)
     assert demo.Drawer(metadata, 0.5, video=True)(frame, predict(frame)).any()
+
+
+def test_small_pictures_can_be_read():
+    """They are enlarged, with a colour for each class; frames of a video keep their size."""
+    from detectron2.data.catalog import Metadata
+
+    image, names = np.full((80, 100, 3), 90, np.uint8), Metadata().set(thing_classes=["cup"], keypoint_names=["a"])
+    found = Instances((80, 100), pred_boxes=Boxes(torch.tensor([[10.0, 10, 40, 40]])), scores=torch.tensor([0.9]))
+    found.pred_classes = torch.tensor([0])
+    drawer = demo.Drawer(names, 0.5)
+    picture = drawer(image, {"instances": found})
+    box = [drawing.Mark((10, 10, 40, 40), "cup 90%", drawing.colour(0))]
+    assert (picture[:, :, ::-1] == drawing.draw(image, box)).all() and min(picture.shape[:2]) > drawing.SIDE
+    assert demo.Drawer(names, 0.5, video=True)(image, {"instances": found}).shape == image.shape
+    found.pred_keypoints = torch.tensor([[[20.0, 20, 1]]])
+    assert drawer(image, {"instances": found}).shape[:2] == (480, 600)
+    assert drawer(np.zeros((500, 600, 3), np.uint8), {"instances": found}).shape == (500, 600, 3)
 
 
 @pytest.mark.parametrize("config", ["COCO-PanopticSegmentation/panoptic_fpn_R_50_1x.py", "COCO-Detection/retinanet_R_50_FPN_1x.py"])
