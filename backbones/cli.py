@@ -1,10 +1,11 @@
-"""The console command: ``backbones VERB ...``, also as ``python -m backbones VERB ...``; ``backbones VERB --help`` shows its options."""
+"""The console command ``backbones VERB ...``, also as ``python -m backbones VERB ...``."""
 
+import difflib
 import importlib
 import importlib.metadata
 import sys
 
-from .errors import unknown
+from .errors import choices
 
 # verb -> (module with a function of the last name, what it does)
 VERBS = {
@@ -32,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     verb = arguments[0] if arguments else "--help"
     if verb in ("-h", "--help"):
-        print(f"{__doc__}\n\nverbs:")
+        print("usage: backbones VERB ...\n\nbackbones VERB --help shows the options of a verb, backbones --version the version.\n\nverbs:")
         for name, (_, what) in VERBS.items():
             print(f"  {name:<14}{what}")
         return
@@ -42,7 +43,9 @@ def main(arguments: list[str] | None = None) -> None:
     from .tools import run  # heavy, so not needed for --help
 
     if verb not in VERBS:
-        print(f"backbones: error: {unknown('verb', verb, VERBS, listed='backbones --help')}", file=sys.stderr)
+        close = difflib.get_close_matches(verb.lower(), VERBS, 1, 0.6)
+        said = f"unknown verb: {verb!r}. {choices(VERBS, close, 'backbones --help')}"
+        print(f"backbones: error: {said}", file=sys.stderr)
         sys.exit(2)
     module, _, function = VERBS[verb][0].partition(":")
     sys.argv = [f"backbones {verb}", *arguments[1:]]

@@ -195,7 +195,7 @@ def test_deployed_in_every_way(monkeypatch):
         (["quickstart/gfl.yaml", "--suite", "data"], "cannot be combined with configs"),
         (["--suite", "data", "--device", "gpu"], "--device"),
         (["--suite", "gpu", "--device", "cpu"], "needs a GPU"),
-        (["--suite", "data", "--plot", "a.doc"], "kind of picture"),
+        (["--suite", "data", "--plot", "a.doc"], "--plot 'a.doc' must end in"),
         (["--suite", "data", "--json", "/proc/nowhere/a.json"], "cannot be"),
         (["--suite", "data", "--json", "notes.json"], "'notes.json' is not a file of the benchmark"),
         (["quickstart/gfl_V_19_slim_dw_FPNLite_digits.yaml", "--json", "notes.json"], "'notes.json' is not a file of the benchmark"),

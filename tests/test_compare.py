@@ -458,7 +458,7 @@ GOOD = {"image_id": 1, "category_id": 1, "bbox": [1.0, 1.0, 5.0, 5.0], "score": 
         (["{a}", "{b}", "--annotations", "{truth}", "--confidence", "nan"], "--confidence nan"),
         (["{a}", "{b}", "--annotations", "{truth}", "--seed", "-1"], "--seed -1"),
         (["{a}", "{b}", "--annotations", "{truth}", "--oks-sigmas", "0"], "--oks-sigmas"),
-        (["{a}", "{b}", "--annotations", "{truth}", "--plot", "c.txt"], "kind of picture.*'.png'"),
+        (["{a}", "{b}", "--annotations", "{truth}", "--plot", "c.txt"], "--plot 'c.txt' must end in .png, "),
         (["{a}", "{b}", "--annotations", "{truth}", "--json", "{folder}"], "is a folder"),
         (["{a}", "{b}", "--annotations", "{truth}", "--json", "{b}"], "is read, and would be overwritten"),
         (["{a}", "{b}", "--annotations", "{truth}", "--json", "{truth}"], "is read, and would be overwritten"),

@@ -500,7 +500,7 @@ def test_command_line(yolo, tmp_path, monkeypatch, capsys):
         ("convert er/coco.json --output x.json INPUT.EXIF turned", "INPUT.EXIF"),
         ("convert er/coco.json --output x.json INPUT.FORMAT L", "INPUT.FORMAT: only keys of how data are read may follow: DATASETS.BOX"),
         ("show cups.json --num 0 --output x.png", "--num 0: draw at least one image"),
-        ("show cups.json --output x.txt", "unknown kind of picture"),
+        ("show cups.json --output x.txt", "--output 'x.txt' must end in .png, .jpg or .jpeg"),
         ("convert cups/labels/train/a.txt --output x.json", "a.txt' is the YOLO labels of one image: give the data.yaml"),
     ):
         code, output = call(*args.split())

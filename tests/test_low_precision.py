@@ -43,7 +43,8 @@ def test_int8(kind, form, tmp_path, monkeypatch):
     monkeypatch.setattr(low_precision, "quantize", once)
     aps = iter((50.0, 49.0, 50.0, 49.9))
     evaluate = lambda runner: {"bbox": {"AP": next(aps)}}
-    with pytest.raises(UserError, match=r"more than --max-drop 0.5 allows \(bbox/AP 50.00 -> 49.00\): it is not written"):
+    refused = r"more than --max-drop 0.5 allows \(bbox/AP 50.00 -> 49.00\): the file is not written; use other --calibrate images, or raise"
+    with pytest.raises(UserError, match=refused):
         lower(source, path, form, "int8", evaluate=evaluate, **given)
     assert os.listdir(tmp_path / "small") == []
     assert lower(source, path, form, "int8", evaluate=evaluate, **given) == {"bbox/AP": (50.0, 49.9)}

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -204,6 +205,21 @@ def test_panoptic_files_without_names(tmp_path, monkeypatch):
     assert reading == {"exif": "ignore", "value_range": [], "max_pixels": 9}
     frame = np.zeros((40, 40, 3), np.uint8)
     assert demo.Drawer(metadata, 0.5, video=True)(frame, predict(frame)).any()
+
+
+def test_what_is_not_there_is_said(tmp_path, monkeypatch, capsys):
+    """Of the file and of an image; a file of another kind is told from one that is missing."""
+    (tmp_path / "a.txt").write_text("")
+    for file, words in (("none.onnx", "does not exist"), ("a.txt", "does not end in .onnx")):
+        monkeypatch.setattr("sys.argv", ["run_exported.py", str(tmp_path / file), "none.jpg"])
+        with pytest.raises(SystemExit, match=words):
+            run_exported.main()
+    (tmp_path / "a.onnx").write_text("")
+    monkeypatch.setattr(run_exported, "Detector", lambda *args: SimpleNamespace(about={}, batch=0, all=lambda images: []))
+    monkeypatch.setattr("sys.argv", ["run_exported.py", str(tmp_path / "a.onnx"), "none.jpg"])
+    with pytest.raises(SystemExit):
+        run_exported.main()
+    assert "error: 'none.jpg' does not exist\n" in capsys.readouterr().err
 
 
 def test_small_pictures_can_be_read():

@@ -142,7 +142,7 @@ def test_lines_that_are_no_figures_are_counted(tmp_path, caplog):
 
 
 def test_plot_mistakes_in_the_output(run_folder):
-    for output, words in (("curve.txt", "kind of picture"), ("metrics.json/curve.png", "cannot be created")):
+    for output, words in (("curve.txt", "curve.txt' must end in .png, "), ("metrics.json/curve.png", "cannot be created")):
         with pytest.raises(backbones.UserError, match=words):
             plot.plot(str(run_folder), str(run_folder / output))
 
@@ -293,8 +293,25 @@ def test_visualize_mistakes(tmp_path):
     with pytest.raises(backbones.UserError, match="not in COCO's format: entry 0 has no image_id"):
         visualize.draw(str(tmp_path / "bad.json"), "digits_val", "x.png")
     for output in ("picture", "picture.gif"):
-        with pytest.raises(backbones.UserError, match="kind of picture.*'.png'"):
+        with pytest.raises(backbones.UserError, match="must end in .png, .jpg or .jpeg"):
             visualize.draw(detections(tmp_path, False), "digits_val", str(tmp_path / output))
+
+
+def test_a_run_without_evaluation_is_not_drawn(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text("VERSION: 2\n")
+    monkeypatch.setattr("sys.argv", ["visualize", "--input", str(tmp_path), "--output", str(tmp_path / "a.png")])
+    with pytest.raises(backbones.UserError, match="holds no evaluation: run `backbones train --eval-only` to write"):
+        visualize.main()
+
+
+def test_the_help_and_a_verb_that_is_none(capsys):
+    cli(["--help"])
+    said = capsys.readouterr().out
+    assert said.startswith("usage: backbones VERB") and "--version" in said and "``" not in said
+    for verb, hint in (("trian", "Did you mean 'train'?"), ("nosuch", "unknown verb: 'nosuch'. Allowed: ")):
+        with pytest.raises(SystemExit):
+            cli([verb])
+        assert hint in capsys.readouterr().err
 
 
 def test_analyze():

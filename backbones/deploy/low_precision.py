@@ -82,7 +82,8 @@ def lower(
             lost = max((first - second for first, second in figures.values()), default=0.0)
             if not lost <= max_drop:
                 words = ", ".join(f"{name} {first:.2f} -> {second:.2f}" for name, (first, second) in figures.items())
-                said = f"{precision} loses more than --max-drop {max_drop:g} allows ({words}): it is not written. Use other --calibrate images"
+                ways = "use other --calibrate images, or raise --max-drop" if precision == "int8" else "raise --max-drop"
+                said = f"{precision} loses more than --max-drop {max_drop:g} allows ({words}): the file is not written; {ways}"
                 raise UserError(said, "mismatch", "--max-drop", max_drop)
             about["AP"] = figures
             _write(lowered, temporary, kind, about)

@@ -400,8 +400,10 @@ def main() -> None:
     parser.add_argument("--value-range", type=float, nargs=2, metavar=("LOW", "HIGH"), help="of more than 8 bits: what becomes 0 and 255")
     parser.add_argument("--output", "--draw", metavar="FOLDER", help="folder for pictures of the results")
     args = parser.parse_args()
-    if os.path.splitext(args.file)[1] not in LOADERS or not os.path.isfile(args.file):
-        sys.exit(f"error: {args.file!r} does not exist, or does not end in {', '.join(LOADERS)}")
+    if not os.path.isfile(args.file):
+        sys.exit(f"error: {args.file!r} does not exist")
+    if os.path.splitext(args.file)[1] not in LOADERS:
+        sys.exit(f"error: {args.file!r} does not end in {', '.join(LOADERS)}")
     if args.value_range and not args.value_range[0] < args.value_range[1]:
         sys.exit(f"error: --value-range {args.value_range[0]:g} {args.value_range[1]:g}: the first must be less than the second")
     if not 0 <= args.confidence_threshold <= 1:
@@ -427,7 +429,8 @@ def main() -> None:
             try:
                 images.append((path, read(path, detector.about)))
             except Exception as error:  # Pillow's decoders raise anything for a damaged file
-                print(f"error: {path!r} cannot be read: {error}", file=sys.stderr)
+                why = f"cannot be read: {error}" if os.path.exists(path) else "does not exist"
+                print(f"error: {path!r} {why}", file=sys.stderr)
                 bad += 1
         try:
             found = detector.all([image for _, image in images])

@@ -5,12 +5,12 @@ import contextlib
 import io
 import os
 import sys
-from typing import Any, Callable, Iterable
+from typing import Any, Callable, Iterable, Sequence
 
 from ..config import check_output_file
 from ..engine import open_config
 from ..engine.logs import hush
-from ..errors import UserError, unknown
+from ..errors import UserError, either
 from ..evaluation.results import config_of, folder_of, results_file
 
 
@@ -95,10 +95,10 @@ def as_is(text: str) -> str:
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
-def picture(path: str, kinds=(".png", ".jpg", ".jpeg")) -> None:
+def picture(path: str, kinds: Sequence[str] = (".png", ".jpg", ".jpeg"), flag: str = "--output") -> None:
     """Makes the folder of a picture. Raises UserError if no picture of one of these ``kinds`` can be written to ``path``."""
     kind = os.path.splitext(path)[1].lower()
     if kind not in kinds:
-        raise unknown(f"kind of picture, of {path!r}", kind, kinds)
+        raise UserError(f"{flag} {path!r} must end in {either(kinds)}", "value", flag)
     check_output_file(path, "the picture")
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

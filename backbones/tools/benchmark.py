@@ -108,7 +108,7 @@ def measure(args: argparse.Namespace) -> None:
     if args.pairs < 3:
         raise UserError(f"--pairs {args.pairs}: it must be at least 3, because a median is reported")
     if args.plot:
-        picture(args.plot)
+        picture(args.plot, flag="--plot")
         before = speed.read(args.json) if os.path.isfile(args.json) else []
         speed.by_place(before)
         if "deploy" not in args.suite and not speed.deployed(before):

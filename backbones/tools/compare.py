@@ -197,7 +197,7 @@ def main() -> None:
     if not all(0 < sigma < math.inf for sigma in args.oks_sigmas):
         raise UserError("--oks-sigmas: they must be positive numbers")
     if args.plot:
-        picture(args.plot, PICTURES)
+        picture(args.plot, PICTURES, "--plot")
     if args.json:
         check_output_file(args.json, "--json")
 

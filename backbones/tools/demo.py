@@ -223,7 +223,8 @@ def load(args: argparse.Namespace) -> tuple[Callable[[np.ndarray], dict[str, Any
             module.test_score_thresh = min(args.confidence_threshold, 0.05)
         if hasattr(module, "combine_instances_score_thresh"):
             module.combine_instances_score_thresh = args.confidence_threshold
-    print(predictor.said)
+    if predictor.said != "class names come from DATASETS.CLASSES":  # which the config itself says
+        print(predictor.said)
     return predictor, predictor.metadata, predictor.reading
 
 

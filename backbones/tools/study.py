@@ -148,7 +148,7 @@ def main() -> None:
     if args.jobs < 1:
         raise UserError(f"--jobs {args.jobs}: it must be at least 1", "value", "--jobs")
     if args.plot:
-        picture(args.plot)
+        picture(args.plot, flag="--plot")
     if args.show and not os.path.isfile(args.json):
         raise UserError(f"--json {args.json!r} is not a file", "missing-file", "--json")
     rows = study.read(args.json) if os.path.isfile(args.json) else []

@@ -158,6 +158,9 @@ def main() -> None:
         raise UserError(f"--num {args.num}: draw at least one image")
     reading: dict[str, Any] = {}
     front, name, results = evaluated(args.input, args.config_file, args.dataset)
+    if not os.path.exists(results) and os.path.isdir(args.input):
+        said = f"{args.input!r} holds no evaluation: run `backbones train --eval-only` to write {results!r}"
+        raise UserError(said, "missing-file", "--input")
     if front:
         front.register(names=[name] if name else None)
         for line in front.said:
