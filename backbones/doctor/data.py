@@ -31,7 +31,7 @@ def data(examination: Examination) -> Iterator[Finding]:
         if formed and entry[0] in examination.refused:
             held, kept = entry[0] + HELD_OUT in cfg.DATASETS.TEST, entry[0] + KEPT in cfg.DATASETS.TRAIN
             if (held or kept) and entry[0] not in (source.name for source in found):
-                found.append(Source(*entry, kept, held and not kept))
+                found.append(Source(entry[0], entry[1], entry[2], kept, held and not kept))
     found = [s for s in found if s.name in own or s.name not in examination.refused]  # others are fully reported
     use = examination.use = Use.of(cfg)
     for source in found:
