@@ -667,7 +667,11 @@ def test_recipes_read_data_as_they_are_told(tmp_path, capsys, catalogue):
     work = Design(args)
     work._data()
     said = capsys.readouterr().out
-    assert "own_train" in said and said.count("1 empty box") == said.count("another folder") == 1 and work.choices["DATASETS.BOX_FORMAT"].value == "xyxy"
+    assert (
+        "own_train" in said
+        and said.count("1 empty box") == said.count("another folder") == 1
+        and work.choices["DATASETS.BOX_FORMAT"].value == "xyxy"
+    )
     sides = [max(a["bbox"][2:]) for data in [work._read(work.cfg.DATASETS.TRAIN)[0]] for a in data.annotations]
     assert max(sides) < 90  # of digits, not of corners
 
