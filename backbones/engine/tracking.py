@@ -8,7 +8,7 @@ from typing import Any, Callable, Iterator
 
 from detectron2.config import CfgNode
 from detectron2.engine.hooks import PeriodicWriter
-from detectron2.utils.events import EventWriter, get_event_storage
+from detectron2.utils.events import CommonMetricPrinter, EventWriter, get_event_storage
 
 from ..config import flat, get
 from ..errors import UserError, raised
@@ -116,7 +116,8 @@ class Writers(PeriodicWriter):
     def _write_evaluation(self) -> None:
         if self.evaluation.last is not self.seen:
             for writer in self._writers:
-                writer.write()
+                if not isinstance(writer, CommonMetricPrinter):  # it divides by the iterations since its last line
+                    writer.write()
         self.seen = self.evaluation.last
 
 
