@@ -111,9 +111,9 @@ class Fit(TrainerBase):
         return [hook for hook in built if hook is not None]
 
     def _log_period(self) -> int:
-        """A short run logs more often, so that it has a curve."""
+        """A short run logs more often, so that it has a curve; the shortest are trials."""
         job = self.job
-        return min(job.log_period, job.eval_period or max(job.max_iter // 5, 1)) if job.max_iter < 100 else job.log_period
+        return min(job.log_period, job.max_iter // 5) if 10 <= job.max_iter < 100 else job.log_period
 
     def build_writers(self) -> list[EventWriter]:
         return default_writers(self.job.output_dir, self.max_iter)

@@ -97,7 +97,8 @@ class Writers(PeriodicWriter):
     """
 
     def __init__(self, writers: list[EventWriter], trackers: list[_Tracker], period: int, evaluation: Evaluate):
-        super().__init__([*writers, *trackers], period=period)
+        self.writers, self.period = [*writers, *trackers], period
+        super().__init__(self.writers, period=period)
         self.trackers, self.evaluation = trackers, evaluation
         self.seen: Evaluation | None = None
 
@@ -107,7 +108,7 @@ class Writers(PeriodicWriter):
         self._write_evaluation()
 
     def after_step(self) -> None:
-        if (self.trainer.iter + 1) % self._period and self.trainer.iter != self.trainer.max_iter - 1:
+        if (self.trainer.iter + 1) % self.period and self.trainer.iter != self.trainer.max_iter - 1:
             self._write_evaluation()
         else:
             super().after_step()
@@ -115,7 +116,7 @@ class Writers(PeriodicWriter):
 
     def _write_evaluation(self) -> None:
         if self.evaluation.last is not self.seen:
-            for writer in self._writers:
+            for writer in self.writers:
                 if not isinstance(writer, CommonMetricPrinter):  # it divides by the iterations since its last line
                     writer.write()
         self.seen = self.evaluation.last

@@ -179,17 +179,14 @@ def main() -> None:
         return
     # report mistakes before the first run, not after
     keys = [part.partition("=")[0] for part in args.opts if "=" in part] or args.opts[::2]
-    for key, why in (
-        ("OUTPUT_DIR", "--output says where the runs go"),
-        ("train.output_dir", "--output says where the runs go"),
-        ("DATASETS.TEST", "a row is of the config's own test data"),
-        ("dataloader.test.dataset.names", "a row is of the config's own test data"),
-    ):
-        if key in keys:
-            raise UserError(f"--opts cannot set {key}: {why}", "conflict", "--opts")
+    for key in {"OUTPUT_DIR", "train.output_dir"} & {*keys}:
+        raise UserError(f"--opts cannot set {key}: --output says where the runs go", "conflict", "--opts")
     names = folders_of(args.configs)
     for backbone in filter(None, args.backbone):
         family_of(backbone)
+    for config in names if args.opts else ():
+        if len(tested := list(open_config(config, args.opts).settings.DATASETS.TEST)) != 1:
+            raise UserError(f"{config}: a row is of one data set, but DATASETS.TEST names {tested}", "value", "--opts")
     for config, name in names.items():
         for backbone in args.backbone:
             folder = f"{name}_{backbone}" if backbone else name
