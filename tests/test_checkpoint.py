@@ -18,6 +18,7 @@ from detectron2.modeling import build_model
 import backbones
 from backbones import UserError, zoo
 from backbones.checkpoint import GatedCheckpointer, read_checkpoint
+from backbones.engine import open_config
 
 
 def build(*overrides):
@@ -352,3 +353,15 @@ def test_a_backbone_wherever_another_model_has_it(outer, tmp_path):
     checkpointer.load(str(tmp_path / "x.pth"))
     assert not checkpointer.report.unfilled("backbone")
     assert all(torch.equal(value, model.backbone.bottom_up.state_dict()[key]) for key, value in source.state_dict().items())
+
+
+def test_advice_is_of_the_command(tmp_path):
+    """Weights of a backbone alone are no detector to draw with; only training and its evaluation have a flag to load a part."""
+    path = str(tmp_path / "backbone.pth")
+    front = open_config("quickstart/faster_rcnn_V_19_slim_dw_FPNLite_digits.yaml", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", path])
+    model = front.build_model()
+    torch.save({"model": {key: value for key, value in model.state_dict().items() if key.startswith("backbone.")}}, path)
+    for flag, hint in ((None, "Name those of a trained model, such as model_final.pth of its run"), (False, "--allow-partial-weights")):
+        with pytest.raises(UserError, match="weights of the model would keep their initial values.*" + hint) as error:
+            front.load_for_evaluation(model, allow_partial_weights=flag)
+        assert ("--allow-partial-weights" in str(error.value)) == (flag is False)

@@ -366,8 +366,10 @@ class Front(ABC):
         names = self.settings.DATASETS.TEST or self.settings.DATASETS.TRAIN
         return MetadataCatalog.get(names[0] if names else "__unused")
 
-    def load_for_evaluation(self, model: nn.Module, resume: bool = False, allow_partial_weights: bool = False) -> dict[str, list[str]]:
+    def load_for_evaluation(self, model: nn.Module, resume: bool = False, allow_partial_weights: bool | None = None) -> dict[str, list[str]]:
         """Loads ``model`` from the weights that the config names, or with ``resume`` from the last checkpoint of its run.
+
+        ``allow_partial_weights``: whether they may fill only a part; None where the user cannot ask for it.
 
         Returns the class names in the checkpoint, by "classes" and "stuff"; those of other projects hold none.
 
@@ -375,7 +377,8 @@ class Front(ABC):
         """
         self.check_has_weights(resume)
         s = self.settings
-        checkpointer = GatedCheckpointer(model, s.OUTPUT_DIR, require="nothing" if allow_partial_weights else "all")
+        trained = {} if allow_partial_weights is not None else {"hint": "Name those of a trained model, such as model_final.pth of its run"}
+        checkpointer = GatedCheckpointer(model, s.OUTPUT_DIR, require="nothing" if allow_partial_weights else "all", **trained)
         run = checkpointer.resume_or_load(s.MODEL.WEIGHTS, resume=resume).get("run")
         return names_in({"run": run})
 
