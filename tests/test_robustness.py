@@ -201,7 +201,6 @@ def test_a_part_is_held_out(run, data, tmp_path):
 def test_own_data_trains_and_evaluates(run, data, tmp_path):
     result = run(data, "DATASETS.TEST", "('own_val',)", "TEST.PICTURES", 2, "TEST.LOSS", True, flags=data.flags("val"))
     trained(result, tmp_path)
-    assert len(losses(tmp_path)) == 2  # a short run has a curve, too
     assert len(list((tmp_path / "run" / "pictures" / "0000002").iterdir())) == 2
     saved = zoo.get_config(str(tmp_path / "run" / "config.yaml"))
     assert saved.MODEL.ROI_HEADS.NUM_CLASSES == 2 and len(saved.DATASETS.REGISTER) == 2

@@ -189,6 +189,12 @@ def test_losses_of_the_test_data():
     assert losses[0]["loss_rpn_loc"] == pytest.approx(np.mean(alone), rel=0.5)  # other proposals are sampled
 
 
+@pytest.mark.parametrize("length, period", [(2, 20), (9, 20), (10, 2), (20, 4), (99, 19), (100, 20), (90000, 20)])
+def test_a_short_run_has_a_curve(length, period):
+    """Five points at least; trials of a few iterations are logged as ever."""
+    assert Fit._log_period(types.SimpleNamespace(job=types.SimpleNamespace(log_period=20, max_iter=length))) == period
+
+
 def test_test_losses_drop_nothing():
     """Stochastic depth has no base class by which to know it."""
 
