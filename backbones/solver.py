@@ -43,12 +43,21 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     return optimizer
 
 
+def has_fused_kernel(device: torch.device) -> bool:
+    """Whether it runs: torch 2.3's optimizer accepts ``fused`` on CPUs, but fails at its first step."""
+    probe = nn.Parameter(torch.zeros(1, device=device))
+    probe.grad = torch.zeros_like(probe)
+    try:
+        torch.optim.SGD([probe], lr=0.0, fused=True).step()
+    except RuntimeError:
+        return False
+    return True
+
+
 def _fuse(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter]) -> None:
     """Makes each step one kernel, where this torch has one for the device; elsewhere the log says why not."""
-    try:
-        torch.optim.SGD(parameters, lr=0.0, fused=True)
-    except RuntimeError as error:
-        logging.getLogger(__name__).warning(f"SOLVER.FUSED True has no effect: {error}")
+    if not has_fused_kernel(device := parameters[0].device):
+        logging.getLogger(__name__).warning(f"SOLVER.FUSED True has no effect: this torch has no fused kernel for the device {device.type}")
         return
     for group in optimizer.param_groups:
         group["fused"], group["foreach"] = True, False  # torch prefers the latter

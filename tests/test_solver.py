@@ -8,7 +8,7 @@ from torch import nn
 
 from backbones import zoo
 from backbones.engine import Trainer
-from backbones.solver import build_lr_scheduler, build_optimizer, scale_learning_rate
+from backbones.solver import build_lr_scheduler, build_optimizer, has_fused_kernel, scale_learning_rate
 
 
 def step(clip_type, value, scale):
@@ -44,7 +44,7 @@ def test_detectron2s_own_clip_each_parameter():
 
 def test_fused(monkeypatch):
     """To 1e-6: the kernel multiplies and adds in one operation. A parameter may get its first gradient later, as in a supernet."""
-    results, calls, kernel = [], [], torch._fused_sgd_
+    results, calls, kernel, there = [], [], torch._fused_sgd_, has_fused_kernel(torch.device("cpu"))
     monkeypatch.setattr(torch, "_fused_sgd_", lambda *args, **more: (calls.append(len(args[0])), kernel(*args, **more)))
     for fused in (False, True):
         torch.manual_seed(0)
@@ -52,6 +52,7 @@ def test_fused(monkeypatch):
         cfg.SOLVER.FUSED = fused
         model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
         optimizer = build_optimizer(cfg, model)
+        calls.clear()  # of the trial
         for i in range(3):
             optimizer.zero_grad()
             model(torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))).square().mean().backward()
@@ -59,7 +60,7 @@ def test_fused(monkeypatch):
                 model[1].weight.grad = None
             optimizer.step()
         results.append(model.state_dict())
-        assert sum(calls) == (11 if fused and on_cpu() else 0)
+        assert sum(calls) == (11 if fused and there else 0)
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
 
 
@@ -74,15 +75,8 @@ def test_fused_where_torch_has_no_kernel(monkeypatch, caplog):
     cfg = zoo.get_config("faster_rcnn_V_39_FPN_3x.yaml")
     cfg.SOLVER.FUSED = True
     groups = build_optimizer(cfg, nn.Conv2d(3, 4, 3)).param_groups
-    assert not any(group["fused"] for group in groups) and caplog.messages == ["SOLVER.FUSED True has no effect: no kernel for this device"]
-
-
-def on_cpu():
-    """Whether this torch has the kernel for CPUs, as 2.4 and newer do."""
-    try:
-        return bool(torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.0, fused=True))
-    except RuntimeError:
-        return False
+    assert not any(group["fused"] for group in groups)
+    assert caplog.messages == ["SOLVER.FUSED True has no effect: this torch has no fused kernel for the device cpu"]
 
 
 @pytest.mark.parametrize("world, reference, rate", [(2, 16, 0.01), (2, 8, 0.02), (2, 0, 0.01), (0, 8, 0.04)])
