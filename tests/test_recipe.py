@@ -20,7 +20,7 @@ from small_data import coco, write
 from backbones import UserError, zoo
 from backbones.benchmark.training import peak_bytes
 from backbones.config import add_data_arguments, check_config, get, merge_overrides
-from backbones.data import digits
+from backbones.data import digits, inspection
 from backbones.data.reader import read
 from backbones.data.sources import Source, Use
 from backbones.doctor import memory
@@ -719,7 +719,7 @@ def test_truncated_images_are_found_first(split, name, tmp_path):
     words = {"1.jpg": "truncated image .1.: image files are truncated: '1.jpg'", "1.png": "'1.png' .image file is truncated"}
     with pytest.raises(UserError, match=words[name]):
         Design(args)._data()  # of a PNG the whole file is read with its header
-    assert design._has_no_end(str(tmp_path / split / name))
+    assert inspection._has_no_end(str(tmp_path / split / name))
     Design(argparse.Namespace(**{**vars(args), "opts": ["INPUT.UNREADABLE", "skip"]}))._data()
 
 

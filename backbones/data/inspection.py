@@ -1,5 +1,6 @@
 """What may be odd in data beyond what the reader repairs or refuses, for the doctor: in every annotation, and in some images or all."""
 
+import contextlib
 import dataclasses
 import os
 from collections import Counter, defaultdict
@@ -19,6 +20,7 @@ from .reader import read
 from .sources import Source, Use
 
 _USUAL = Use()
+_ENDS = 5000  # images of which `check_ends` reads the last bytes
 
 
 def inspect(source: Source, use: Use = _USUAL, images: int | None = SAMPLED, progress: Progress = lambda items, **_: items) -> Dataset:
@@ -131,3 +133,24 @@ def copies(datasets: Sequence[Dataset], count: int | None, progress: Progress = 
             if trained and source.testing and not source.training:
                 found[source.name].add("train and test", f"{name} is {os.path.basename(trained[1])!r} of {trained[0].name}")
     return list(found.values())
+
+
+def check_ends(data: Dataset, use: Use) -> None:
+    """Raises UserError for truncated images: headers, which are read of all data, do not show them. Only files without an end are decoded."""
+    for image in () if use.skip else evenly(data.images, _ENDS):
+        path = os.path.join(data.source.image_root, image["file_name"])
+        for kind, about in look(path, image, use) if _has_no_end(path) else ():
+            if kind == "truncated image":
+                data.findings.add(kind, short(image["file_name"]) + about)
+    if error := data.error():
+        raise error
+
+
+def _has_no_end(path: str) -> bool:
+    """Whether a JPEG or PNG ends in other bytes than usual."""
+    with contextlib.suppress(OSError), open(path, "rb") as f:
+        begin = f.read(2)
+        f.seek(max(os.path.getsize(path) - 12, 0))
+        end = f.read()
+        return begin == b"\xff\xd8" and not end.endswith(b"\xff\xd9") or begin == b"\x89P" and b"IEND" not in end
+    return False

@@ -33,7 +33,7 @@ def draw_predictions(
         found = output["instances"].to("cpu")
         best = float(found.scores.max()) if len(found) else 0.0
         pixels = images.shown(example["image"], image_format)
-        marks = _found(found[found.scores >= min(0.5, best * 0.999)], metadata)
+        marks = marks_of(found[found.scores >= min(0.5, best * 0.999)], metadata)
         picture = draw(pixels, marks)
         if "annotations" in record:
             truth = _truth(record, _size(record, example), metadata, pixels.shape[:2], found.has("pred_masks"))
@@ -48,13 +48,14 @@ def _name(metadata: Any, number: int) -> str:
     return str(names[number]) if number < len(names) else str(number)
 
 
-def _found(found: Any, metadata: Any) -> list[Mark]:
+def marks_of(found: Any, metadata: Any, unit: str = "") -> list[Mark]:
+    """What is drawn of detectron2's ``Instances`` on the CPU; ``unit`` follows each score, in percent."""
     fields = found.get_fields()
     boxes = found.pred_boxes.tensor.tolist() if "pred_boxes" in fields else []
     marks = []
     for i, box in enumerate(boxes):
         number = int(found.pred_classes[i]) if "pred_classes" in fields else 0
-        label = f"{_name(metadata, number)} {100 * float(found.scores[i]):.0f}"
+        label = f"{_name(metadata, number)} {100 * float(found.scores[i]):.0f}{unit}"
         mask = found.pred_masks[i].numpy() if "pred_masks" in fields else None
         points = found.pred_keypoints[i].numpy() if "pred_keypoints" in fields else None
         marks.append(Mark(box, label, colour(number), mask, points))

@@ -4,7 +4,6 @@ import contextlib
 import copy
 import dataclasses
 import math
-import os
 import statistics
 from typing import Any, Callable, Iterable, Iterator
 
@@ -16,9 +15,8 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from .. import zoo
 from ..config import READING, apply_data_arguments, get, merge_overrides, put
 from ..data.dataset import Dataset
-from ..data.findings import KINDS, short
-from ..data.image_files import evenly, look
-from ..data.sources import Use
+from ..data.findings import KINDS
+from ..data.inspection import check_ends
 from ..doctor import memory
 from ..doctor.examination import Examination, quiet
 from ..engine import YamlFront
@@ -40,7 +38,6 @@ _FAST = {
     "MODEL.MEMORY_FORMAT": ("channels_last", "the order for fast convolutions"),
     "SOLVER.FUSED": (True, "the optimizer's step in one kernel"),
 }
-_ENDS = 5000  # images of which the last bytes are read
 _STEPS = 12  # measured at most, for each way
 _INFERENCE = 0.7  # share of an image's time in a training step, until it is measured
 
@@ -151,7 +148,7 @@ class Design:
                     images=[image for image in data.images if image["id"] in kept],
                     annotations=[a for a in data.annotations if a["image_id"] in kept],
                 )
-            _check_ends(data, reader.use)
+            check_ends(data, reader.use)
             found.append(data)
         return found
 
@@ -443,27 +440,6 @@ class Design:
         if self.args.device.startswith("cuda"):
             return torch.cuda.is_bf16_supported()
         return cpu_has_bfloat16()
-
-
-def _check_ends(data: Dataset, use: Use) -> None:
-    """Raises UserError for truncated images: headers, which are read of all data, do not show them. Only files without an end are decoded."""
-    for image in () if use.skip else evenly(data.images, _ENDS):
-        path = os.path.join(data.source.image_root, image["file_name"])
-        for kind, about in look(path, image, use) if _has_no_end(path) else ():
-            if kind == "truncated image":
-                data.findings.add(kind, short(image["file_name"]) + about)
-    if error := data.error():
-        raise error
-
-
-def _has_no_end(path: str) -> bool:
-    """Whether a JPEG or PNG ends in other bytes than usual."""
-    with contextlib.suppress(OSError), open(path, "rb") as f:
-        begin = f.read(2)
-        f.seek(max(os.path.getsize(path) - 12, 0))
-        end = f.read()
-        return begin == b"\xff\xd8" and not end.endswith(b"\xff\xd9") or begin == b"\x89P" and b"IEND" not in end
-    return False
 
 
 def _minutes(count: float) -> str:

@@ -20,8 +20,9 @@ from tqdm import tqdm
 from ..config import KEYS, check_output_dir, check_output_file, defaults, get, merge_overrides
 from ..data.formats.building import SUFFIXES
 from ..deploy.optimize import PRECISIONS
-from ..drawing import LONGEST, SIDE, Mark, colour, draw, scale_of
+from ..drawing import LONGEST, SIDE, draw, scale_of
 from ..engine import add_config_arguments, open_named
+from ..engine.pictures import marks_of
 from ..errors import UserError, counted, either
 from ..files import overwritten
 from . import add_threshold, nothing_shown, parser_of, program, run
@@ -124,7 +125,7 @@ class Drawer:
         if {*predictions} == {"instances"} and not self.video and short < SIDE and long <= LONGEST and SIDE * LONGEST <= _MOST_DRAWN:
             found = predictions["instances"].to("cpu")
             if self._plain(found):
-                return np.ascontiguousarray(draw(rgb, self._marks(found[found.scores >= self.threshold]))[:, :, ::-1])
+                return np.ascontiguousarray(draw(rgb, marks_of(found[found.scores >= self.threshold], self.metadata, "%"))[:, :, ::-1])
             scale = scale_of(image, min(SIDE / short, 8), LONGEST)
         drawer = self.video or Visualizer(rgb, self.metadata, scale=scale)
         first = (rgb,) if self.video else ()
@@ -144,15 +145,6 @@ class Drawer:
     def _plain(found: Any) -> bool:
         """Whether objects have upright boxes and no keypoints, whose lines `drawing.draw` does not know."""
         return found.has("pred_boxes") and found.pred_boxes.tensor.shape[1] == 4 and not found.has("pred_keypoints")
-
-    def _marks(self, found: Any) -> list[Mark]:
-        names = self.metadata.get("thing_classes") or ()
-        masks = found.pred_masks.numpy() if found.has("pred_masks") else [None] * len(found)
-        marks = []
-        for box, number, score, mask in zip(found.pred_boxes.tensor.tolist(), found.pred_classes.tolist(), found.scores.tolist(), masks):
-            name = names[number] if number < len(names) else number
-            marks.append(Mark(box, f"{name} {100 * score:.0f}%", colour(number), mask))
-        return marks
 
 
 def frames_of(source: Any) -> tuple[Iterator[np.ndarray], int, float, tuple[int, int]]:
