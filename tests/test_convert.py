@@ -52,7 +52,7 @@ def run(*args) -> cli.Converted:
 TORCHVISION = ["regnet_x_400mf", "regnet_x_800mf", "regnet_x_1_6gf", "regnet_x_3_2gf", "regnet_x_8gf", "regnet_x_16gf", "regnet_x_32gf"]
 TORCHVISION += [name.replace("_x_", "_y_") for name in TORCHVISION] + ["mobilenet_v2"]
 ROUNDED = {"regnet_x_400mf", "regnet_y_800mf", "regnet_y_8gf"}
-DAILY = {"regnet_x_400mf", "regnet_y_400mf", "mobilenet_v2", "regnetx_004", "regnety_008_tv", "ese_vovnet19b_slim_dw", "ese_vovnet39b"}
+DAILY = {"regnet_x_400mf", "regnet_y_400mf", "mobilenet_v2", "regnetx_004", "regnety_008_tv", "ese_vovnet19b_slim_dw"}
 
 
 def ours_of_torchvision(name: str) -> str:

@@ -337,6 +337,9 @@ def test_show_all_splits(tmp_path):
     assert list(dataset.show(str(tmp_path / "r"), str(tmp_path / "a.png"), num=4))[-1] == "  2 of train, 1 of val, 1 of test"
     (line,) = formats.unused(str(tmp_path / "r"))
     assert line.endswith(f"--eval-only --val {tmp_path / 'r/test/_annotations.coco.json'}") and "'test' is not used" in line
+    for name in ("train", "test"):
+        shutil.copytree(tmp_path / "r" / name, tmp_path / "my photos" / name)
+    assert f"--val '{tmp_path / 'my photos/test/_annotations.coco.json'}'" in formats.unused(str(tmp_path / "my photos"))[0]
     assert not formats.unused("") and not formats.unused(str(tmp_path / "r/train"))
     assert not formats.unused(str(tmp_path / "r"), other=str(tmp_path / "r/test"))  # which may be it
 

@@ -4,6 +4,7 @@ import copy
 import json
 import os
 import re
+import shlex
 import shutil
 
 import pytest
@@ -418,3 +419,13 @@ def test_augmentation_of_the_wrong_kind_is_refused():
     (problem,) = front.config_findings()
     assert str(problem).startswith("train.augmented_test.enabled supports R-CNNs, RetinaNet and GFL, not PanopticFPN")
     assert not list(open_config(front.path, ["train.device=cpu"]).config_findings())
+
+
+def test_a_run_in_a_folder_with_a_space_is_named_in_one_word(tmp_path):
+    place = str(tmp_path / "my run")
+    front = open_config("digits/faster_rcnn_digits.yaml", ["OUTPUT_DIR", place])
+    words = ["--config-file", f"{place}/config.yaml", "MODEL.WEIGHTS", f"{place}/model_best.pth", "OUTPUT_DIR", f"{place}/test"]
+    assert shlex.split(front.evaluation_of("test")) == words
+    front = open_config(NAME + ".py", [f"train.output_dir={place}"])
+    said = ["--config-file", f"{place}/config.yaml", f"train.init_checkpoint={place}/model_best.pth", f"train.output_dir={place}/test"]
+    assert shlex.split(front.evaluation_of("test")) == said

@@ -16,7 +16,7 @@ from backbones.deploy.low_precision import averages, check_precision, lower
 from backbones.deploy.saving import save_onnx
 from backbones.engine import YamlFront
 from backbones.tools import export as exporting
-from backbones.tools.export import calibration
+from backbones.tools.export import calibration, evaluator
 
 
 @pytest.mark.slow
@@ -98,17 +98,27 @@ def test_precisions_that_are_none(kind, precision, calibrated, said):
         check_precision(kind, precision, calibrated)
 
 
-def test_images_to_calibrate_on(tmp_path):
-    """Evenly from a folder and those in it."""
+def test_images_to_calibrate_on(tmp_path, capsys):
+    """Evenly from a folder and those in it; how many there are is said."""
     for i in range(9):
         os.makedirs(tmp_path / str(i % 2), exist_ok=True)
         Image.new("RGB", (40, 30), (i, i, i)).save(tmp_path / str(i % 2) / f"{i}.png")
     front = YamlFront(small_config("Faster", "MobileNetV2"))
     chosen = [int(image[0, 0, 0]) for image in calibration(front, str(tmp_path), 3)]
     assert chosen == [0, 8, 7]  # of 0 2 4 6 8 1 3 5 7
+    assert capsys.readouterr().out == f"calibrating on 3 of 9 images in {str(tmp_path)!r}\n"
     assert len(list(calibration(front, str(tmp_path), 100))) == 9
     with pytest.raises(UserError, match="data set or folder, of --calibrate"):
         calibration(front, str(tmp_path / "none"), 3)
+
+
+def test_what_accuracy_is_measured_on(capsys):
+    front = YamlFront(small_config("Faster", "MobileNetV2"))
+    front.set("DATASETS.TEST", ("digits_val",))
+    assert evaluator(front) is not None
+    assert capsys.readouterr().out == "accuracy is measured twice, in float32 and in --precision, on 250 images of 'digits_val'\n"
+    front.set("DATASETS.TEST", ())
+    assert evaluator(front) is None and "DATASETS.TEST is empty" in capsys.readouterr().out
 
 
 def test_figures_that_may_not_drop():

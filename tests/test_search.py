@@ -12,6 +12,7 @@ import time
 import pytest
 import torch
 import yaml
+from choices import cases
 from conftest import ROOT, alive, load_record, warm
 from detectron2.modeling import build_backbone
 from hypothesis import given
@@ -561,7 +562,7 @@ def test_the_benchmark_of_budgets(tmp_path, monkeypatch):
     assert list(speed.by_place(rows).values()) == [rows]
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("runtime", cases(RUNTIMES, tried=RUNTIMES, daily=["eager", "optimized", "bfloat16", "onnx"]))
 def test_runtimes(runtime):
     """What each runs is the network: 1e-4 of a feature's largest value in float32, 5 % in 16 bits and 15 % in int8."""
     for package in {"onnx": ("onnxruntime",), "openvino": ("openvino",), "": ()}[RUNTIMES[runtime][0]]:

@@ -42,6 +42,7 @@ def picture(name, mean, std):
     return ((pixels - torch.tensor(mean)) / torch.tensor(std)).permute(2, 0, 1)[None]
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_converted(theirs, tmp_path):
     """It loads through the gate into a bare network, and gives timm's features bit by bit."""

@@ -6,7 +6,6 @@ images. The same quantized graph serves ONNX Runtime and OpenVINO. If there are 
 
 import importlib.util
 import itertools
-import logging
 import os
 import tempfile
 from typing import Any, Callable, Iterable, Iterator
@@ -88,7 +87,6 @@ def lower(
             about["AP"] = figures
             _write(lowered, temporary, kind, about)
         deliver(folder, place)
-    logging.getLogger(__name__).info(f"{path}: {precision}, {about.get('calibration', 'not calibrated')}")
     return figures
 
 

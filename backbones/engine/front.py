@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import shlex
 from abc import ABC, abstractmethod
 from typing import Any, Callable, Collection, Iterator, Sequence
 
@@ -311,10 +312,9 @@ class Front(ABC):
 
     def evaluation_of(self, split: str) -> str:
         """The words that evaluate the best weights of the run on other data, in a folder of its own."""
-        output = self.settings.OUTPUT_DIR
-        weights = os.path.join(output, "model_best.pth" if self.settings.DATASETS.TEST else "model_final.pth")
-        given = f"{self.override('MODEL.WEIGHTS', weights)} {self.override('OUTPUT_DIR', os.path.join(output, split))}"
-        return f"--config-file {os.path.join(output, 'config.yaml')} {given}"
+        names = ("config.yaml", "model_best.pth" if self.settings.DATASETS.TEST else "model_final.pth", split)
+        config, weights, place = (shlex.quote(os.path.join(self.settings.OUTPUT_DIR, name)) for name in names)
+        return f"--config-file {config} {self.override('MODEL.WEIGHTS', weights)} {self.override('OUTPUT_DIR', place)}"
 
     def idle(self, training: bool) -> Iterator[tuple[str, str]]:
         """What the user set without any effect, and what to do."""

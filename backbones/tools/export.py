@@ -21,7 +21,7 @@ from ..data import check_paths, images
 from ..data.loader import unreadable
 from ..data.sources import unknown_data_set
 from ..engine import Front, add_config_arguments, open_named
-from ..errors import UserError
+from ..errors import UserError, counted
 from . import check_needed, parser_of, program, run
 
 
@@ -75,12 +75,15 @@ def calibration(front: Front, source: str, count: int) -> Iterator[np.ndarray]:
         check_paths(source)
         files = [record["file_name"] for record in DatasetCatalog.get(source)]
     chosen = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).astype(int))
+    print(f"calibrating on {len(chosen)} of {counted(len(files), 'image')} in {source!r}")
     return (read_image(files[i], **reading) for i in chosen)
 
 
 def evaluator(front: Front, part: str = "detector") -> Callable[[Any], dict[str, Any]] | None:
     """A function that evaluates a `Runner` on the config's test data; None, with a line that says so, for a backbone and if they are not
     here."""
+    from detectron2.data import DatasetCatalog
+
     from ..deploy.runner import RunnerModel
 
     if part == "backbone":
@@ -96,6 +99,8 @@ def evaluator(front: Front, part: str = "detector") -> Callable[[Any], dict[str,
     if not front.evaluates:
         print("AP is not measured, and --max-drop is not checked: DATASETS.TEST is empty")
         return None
+    tests = [f"{counted(len(DatasetCatalog.get(name)), 'image')} of {name!r}" for name in front.settings.DATASETS.TEST]
+    print(f"accuracy is measured twice, in float32 and in --precision, on {' and '.join(tests)}")
 
     def evaluate(runner: Any) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="export-") as place:  # the results in OUTPUT_DIR are those of the run

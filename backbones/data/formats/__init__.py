@@ -6,6 +6,7 @@ outlines; globox has boxes alone; datumaro asks for numpy 2.2 and Pillow 12; pyl
 
 import os
 import re
+import shlex
 from typing import Any
 
 from ...errors import UserError
@@ -101,8 +102,8 @@ def single(path: str) -> str:
 
 def named(found: dict[str, tuple[str, str]], split: str, flag: str) -> str:
     """What names one split of `splits` alone: its file, and with ``flag`` its folder if another has the same file, such as a data.yaml."""
-    file, folder = found[split]
-    return f"{file} {flag} {folder}" if [other for other, _ in found.values()].count(file) > 1 else file
+    file, folder = map(shlex.quote, found[split])
+    return f"{file} {flag} {folder}" if [other for other, _ in found.values()].count(found[split][0]) > 1 else file
 
 
 def unused(path: str, images: str = "", other: str = "", overrides: str = "") -> list[str]:
