@@ -52,10 +52,14 @@ def family_of(name: str) -> Family:
 
 
 def full_name(name: str) -> str:
-    """The network that is meant by its name without its family's prefix, such as timm's resnet50; "" where there is none."""
+    """The network that is meant by its name without its family's prefix, such as timm's resnet50, or detectron2's R-50; "" where none is."""
+    if not isinstance(name, str):
+        return ""
+    resnet = re.fullmatch(r"r(?:es-?net)?[-_]?(\d+)", name.casefold())
+    name = f"resnet{resnet[1]}" if resnet else name
     for family in FAMILIES.values():
         with contextlib.suppress(UserError):  # which a library's names raise, with the nearest of them
-            if family.prefix and isinstance(name, str) and not name.startswith(family.prefix) and family.prefix + name in family.specs:
+            if family.prefix and not name.startswith(family.prefix) and family.prefix + name in family.specs:
                 return family.prefix + name
     return ""
 

@@ -97,3 +97,6 @@ def test_networks_of_timm_without_their_prefix():
         assert error.value.suggestion == "timm/resnet50"
         with pytest.raises(UserError, match="'V-38-eSE'. Did you mean 'V-39-eSE'"):
             call("V-38-eSE")
+    for name in ("R-50", "R_50", "ResNet-50", "ResNet50"):  # of detectron2, whose own is no backbone of the registry
+        with pytest.raises(UserError, match=f"'{name}'. Did you mean 'timm/resnet50'"):
+            create(name)

@@ -456,6 +456,15 @@ def test_labelme_shapes(labelme):
         assert noted(content, words) == count, words
 
 
+@pytest.mark.parametrize("kind", ["oriented_rectangle", "rotation"])
+def test_labelme_rotated_boxes(labelme, kind):
+    write(labelme / "a.json", json.dumps(labelme_file([shape("dog", [[50, 20], [80, 50], [50, 80], [20, 50]], kind)])))
+    content = formats.load(str(labelme))
+    (dog,) = content["annotations"]
+    assert dog["bbox"] == [20, 20, 60, 60] and dog["area"] == 1800 and dog["segmentation"] == [[50, 20, 80, 50, 50, 80, 20, 50]]
+    assert [count for text, count in content["notes"].items() if text.startswith("rotated boxes read as outlines")] == [1]
+
+
 def test_labelme_masks(labelme):
     inside = np.zeros((8, 11), np.uint8)
     inside[2:5, 3:9] = 255

@@ -103,13 +103,13 @@ def show(name: str) -> str:
     """The facts about one entry, and how to use it."""
     if registry.is_network(name):
         return _show_network(name)
-    full = registry.full_name(name)
-    if full:
-        raise UserError(f"unknown config or network: {name!r}. Did you mean {full!r}?", "unknown-name", "NAME", full)
     theirs = name.replace("-", "_").upper()  # R_50 in the names of configs
     if re.fullmatch(r"[A-Z]_\d+", theirs) and any(f"_{theirs}_" in config for config in zoo.list_detectron2_configs()):
         said = f"{name!r} is a network of detectron2's own and has no entry. Its configs: {program('zoo')} list {theirs}"
         raise UserError(said, "unknown-name", "NAME")
+    full = registry.full_name(name)
+    if full:
+        raise UserError(f"unknown config or network: {name!r}. Did you mean {full!r}?", "unknown-name", "NAME", full)
     networks = registry.list_backbones("timm/*" if name.startswith("timm/") else "*")
     path, known = zoo.get_config_file(name, networks), zoo.published(name)
     settings, releases = open_config(name).settings, _releases(name)

@@ -16,6 +16,7 @@ from .building import Builder, Images, bounds, files, number
 
 _LARGEST = 1 << 26  # bytes of a file of one image, which may hold the image too
 _MOST = 1 << 30  # pixels of an image whose masks are read
+_ROTATED = ("oriented_rectangle", "rotation")  # by labelme and by X-AnyLabeling
 _FEWEST = 12  # least number of points of a circle in labelme's own converter
 
 
@@ -76,6 +77,8 @@ def _image(build: Builder, content: dict, file: str, folder: str, pictures: Imag
         if not outline:
             build.note(f"shapes left out: {str(kind)[:20]!r} of {len(points)} points has no area", where, lost="shape")
             continue
+        if kind in _ROTATED:
+            build.note("rotated boxes read as outlines: the boxes around them are upright", where)
         names.add(label)
         group = shape.get("group_id")
         groups.setdefault((label, i if group is None else f"group {group}"), []).append((outline, where))
@@ -97,7 +100,7 @@ def _outline(kind: str, points: list[tuple[float, float]]) -> list[float]:
         count = max(_FEWEST, int(math.pi / math.acos(1 - 1 / radius))) if radius > 1 else _FEWEST
         angles = [2 * math.pi * i / count for i in range(count)]
         return [value for angle in angles for value in (x + radius * math.sin(angle), y + radius * math.cos(angle))]
-    if kind in ("polygon", "rectangle", "oriented_rectangle") and len(points) >= 3:
+    if kind in ("polygon", "rectangle", *_ROTATED) and len(points) >= 3:
         return [value for point in points for value in point]
     return []
 
