@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from small_data import labelme_data, voc_data, yolo_data
 
 # the same examples in every run, so that a run says something of the change before it
 settings.register_profile("tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
@@ -161,6 +162,21 @@ def own_logs():
     yield
     for logger, handlers in zip(loggers, before):
         logger.handlers = handlers
+
+
+@pytest.fixture
+def yolo(tmp_path):
+    return yolo_data(tmp_path / "cups")
+
+
+@pytest.fixture
+def voc(tmp_path):
+    return voc_data(tmp_path / "VOC2007")
+
+
+@pytest.fixture
+def labelme(tmp_path):
+    return labelme_data(tmp_path / "labelme")
 
 
 def few_digits(folder, counts):

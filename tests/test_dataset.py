@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from small_data import EXAMPLES, SIZE, boxes, coco, damaged, labelme_data, picture, voc_data, voc_object, voc_xml, write, yolo_data
+from small_data import EXAMPLES, SIZE, boxes, coco, damaged, picture, voc_object, voc_xml, write
 
 from backbones import cli
 from backbones.data import formats, split
@@ -19,21 +19,6 @@ from backbones.errors import UserError, counted
 from backbones.tools import dataset, run
 
 ROUNDING = 1e-4  # pixels: 8 decimals of an image of 160 pixels are 1e-6
-
-
-@pytest.fixture
-def yolo(tmp_path):
-    return yolo_data(tmp_path / "cups")
-
-
-@pytest.fixture
-def voc(tmp_path):
-    return voc_data(tmp_path / "VOC2007")
-
-
-@pytest.fixture
-def labelme(tmp_path):
-    return labelme_data(tmp_path / "labelme")
 
 
 def places(path):

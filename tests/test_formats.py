@@ -18,15 +18,12 @@ from small_data import (
     SIZE,
     boxes,
     damaged,
-    labelme_data,
     labelme_file,
     picture,
     shape,
-    voc_data,
     voc_object,
     voc_xml,
     write,
-    yolo_data,
 )
 
 from backbones.data import formats, reader
@@ -38,21 +35,6 @@ from backbones.errors import UserError
 def noted(content, words):
     """How often a note that has these words was counted."""
     return sum(count for text, count in content["notes"].items() if words in text)
-
-
-@pytest.fixture
-def yolo(tmp_path):
-    return yolo_data(tmp_path / "cups")
-
-
-@pytest.fixture
-def voc(tmp_path):
-    return voc_data(tmp_path / "VOC2007")
-
-
-@pytest.fixture
-def labelme(tmp_path):
-    return labelme_data(tmp_path / "labelme")
 
 
 def test_yolo(yolo):
