@@ -32,7 +32,7 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
     if cfg.SOLVER.get("OFFSET_LR_FACTOR", 1.0) != 1:
         _scale_offsets(optimizer, model, cfg.SOLVER.OFFSET_LR_FACTOR)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    if cfg.SOLVER.get("FUSED", False):
+    if cfg.SOLVER.get("FUSED", False) and parameters[0].device.type != "meta":  # where a model is only looked at
         _fuse(optimizer, parameters)
 
     def clip_all(*_) -> None:  # before each step: with AMP, the gradients are unscaled by then

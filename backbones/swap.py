@@ -117,6 +117,9 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family, own_weights: bool, 
         cfg.train.init_checkpoint, norm = _weights(name, options["norm"], accepted, "train.init_checkpoint='', freeze_at 0")
         if norm:
             options["freeze_at"], options["norm"] = 0, norm
+    grey = model.get("input_format") == "L" and not own_weights and not cfg.get("train", {}).get("init_checkpoint")
+    if grey:  # from scratch, grey images stay grey
+        options["in_channels"] = 1
     network = LazyCall(create)(name=name, out_features=features, **options)
     if old is not outer:
         outer.bottom_up, outer.in_features = network, features
@@ -124,19 +127,20 @@ def _use_in_lazy(cfg: DictConfig, name: str, family: Family, own_weights: bool, 
         model.backbone = network
         heads = model.get("roi_heads")
         model.proposal_generator.in_features = features
-        if heads is not None:
-            heads.in_features = features
+        for key in [key for key in heads or () if str(key).endswith("in_features")]:
+            heads[key] = [_feature(feature, family) for feature in heads[key]]
         if heads is not None and "res5" in heads:
             heads._target_, heads.stage = LastStageROIHeads, family.stages[-1]
             heads.res5 = LazyCall(last_stage)(name=name, **{key: value for key, value in options.items() if key != "freeze_at"})
     _fit_widths(model)
     if "train" in cfg:
         OmegaConf.update(cfg, "train.normalization", "weights", force_add=True)
-    if images:
+    if images and not grey:
         model.pixel_mean, model.pixel_std = list(images["pixel_mean"]), list(images["pixel_std"])
-        for key in ("model.input_format", "dataloader.train.mapper.image_format", "dataloader.test.mapper.image_format"):
-            if OmegaConf.select(cfg, key) is not None:
-                OmegaConf.update(cfg, key, images["format"])
+        for place, key in (("model", "input_format"), ("dataloader.train.mapper", "image_format"), ("dataloader.test.mapper", "image_format")):
+            node = OmegaConf.select(cfg, place)
+            if isinstance(node, DictConfig) and key in node.keys():  # `in node` would follow what it refers to, which may be gone
+                node[key] = images["format"]
 
 
 def _fit_widths(model: DictConfig) -> None:
@@ -145,14 +149,21 @@ def _fit_widths(model: DictConfig) -> None:
     options: Any = OmegaConf.to_container(outer.get("bottom_up", outer), resolve=True)
     family = family_of(options["name"])
     with on_meta():
-        shapes = create(**{key: value for key, value in options.items() if key not in ("_target_", "out_features", "freeze_at")}).output_shape()
+        shapes = create(
+            **{key: value for key, value in options.items() if key not in ("_target_", "out_features", "freeze_at", "norm")}
+        ).output_shape()
     top = outer.get("top_block")
     if top is not None and "in_channels" in top:
         top.in_feature = _feature(top.get("in_feature", "res5"), family)
         if top.in_feature in shapes:
             top.in_channels = shapes[top.in_feature].channels
-    if proposals is not None and proposals.in_features[-1] in shapes:
-        proposals.head.in_channels = shapes[proposals.in_features[-1]].channels
+    features = proposals.get("in_features") if proposals is not None else None
+    if features and features[-1] in shapes and "head" in proposals:
+        proposals.head.in_channels = shapes[features[-1]].channels
+    for part in ("box", "mask", "keypoint") if heads is not None else ():
+        features = heads.get(f"{part}_in_features")
+        if features and features[-1] in shapes and heads.get(f"{part}_head") is not None:
+            heads[f"{part}_head"].input_shape.channels = shapes[features[-1]].channels
     if heads is not None and "res5" in heads:
         for part in ("box_predictor", "mask_head"):
             if heads.get(part) is not None:

@@ -29,14 +29,14 @@ turned = detection_utils._apply_exif_orientation
 onednn_linear: Any = getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
-def set_normalizer_rule(detector: Any, rule: Callable[[float], float] | None) -> None:
-    """Makes ``rule`` of a batch's positive anchors what a dense detector of detectron2 divides its losses by; None: its running mean again."""
-    if rule is None:
+def divide_by_batch(detector: Any, on: bool) -> None:
+    """Makes a dense detector of detectron2 divide its losses by a batch's own positive anchors, or by their running mean again."""
+    if not on:
         del detector._ema_update
         return
 
     def update(name: str, value: float, initial_value: float, momentum: float = 0.9) -> float:
-        setattr(detector, name, rule(value))
+        setattr(detector, name, float(value))
         return getattr(detector, name)
 
     detector._ema_update = update

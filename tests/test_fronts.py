@@ -367,12 +367,15 @@ def test_a_loader_of_ones_own_has_no_batch_to_divide_or_scale():
     assert "train.reference_batch 16 needs dataloader.train.total_batch_size, which this config does not have" in str(problem)
     with pytest.raises(UserError, match="train.reference_batch 16 needs"):
         front.job()
-    for front in own_config("train.unreadable=skip", loader=True), own_config("train.unreadable=skip"):
+    for loader in (True, False):
+        front = own_config("train.unreadable=skip", loader=loader)
         if "dataset" in front.cfg.dataloader.train:
             assert front.build_train_loader().dataset.skip
             front.cfg.dataloader.train.dataset = L(Few)()
         with pytest.raises(UserError, match="train.unreadable 'skip' needs detectron2's loader"):
             front.build_train_loader()
+        said = [str(problem) for problem in front.config_findings(True)]  # before an earlier run is removed
+        assert len(said) == loader and all("train.unreadable 'skip' needs" in line for line in said)
     front.cfg.dataloader.test = L(few)()
     (line,) = front.idle(True)
     assert line == ("train.unreadable on dataloader.test", "use detectron2's loader, or another with a mapper")
@@ -421,11 +424,14 @@ def test_augmentation_of_the_wrong_kind_is_refused():
     assert not list(open_config(front.path, ["train.device=cpu"]).config_findings())
 
 
-def test_a_run_in_a_folder_with_a_space_is_named_in_one_word(tmp_path):
-    place = str(tmp_path / "my run")
+@pytest.mark.parametrize("name", ["my run", "it's (1), 2\\'"])
+def test_a_run_in_any_folder_is_named_in_words_of_a_shell(name, tmp_path):
+    place = str(tmp_path / name)
     front = open_config("digits/faster_rcnn_digits.yaml", ["OUTPUT_DIR", place])
     words = ["--config-file", f"{place}/config.yaml", "MODEL.WEIGHTS", f"{place}/model_best.pth", "OUTPUT_DIR", f"{place}/test"]
     assert shlex.split(front.evaluation_of("test")) == words
-    front = open_config(NAME + ".py", [f"train.output_dir={place}"])
-    said = ["--config-file", f"{place}/config.yaml", f"train.init_checkpoint={place}/model_best.pth", f"train.output_dir={place}/test"]
-    assert shlex.split(front.evaluation_of("test")) == said
+    front = open_config(NAME + ".py")
+    front.set("OUTPUT_DIR", place)
+    _, config, *overrides = shlex.split(front.evaluation_of("test"))
+    settings = open_config(NAME + ".py", overrides).settings
+    assert config == f"{place}/config.yaml" and (settings.MODEL.WEIGHTS, settings.OUTPUT_DIR) == (f"{place}/model_best.pth", f"{place}/test")

@@ -77,6 +77,9 @@ def test_fused_where_torch_has_no_kernel(monkeypatch, caplog):
     groups = build_optimizer(cfg, nn.Conv2d(3, 4, 3)).param_groups
     assert not any(group["fused"] for group in groups)
     assert caplog.messages == ["SOLVER.FUSED True has no effect: this torch has no fused kernel for the device cpu"]
+    caplog.clear()
+    build_optimizer(cfg, nn.Linear(2, 2, device="meta"))  # a model that is only looked at, before the run
+    assert not caplog.messages
 
 
 @pytest.mark.parametrize("world, reference, rate", [(2, 16, 0.01), (2, 8, 0.02), (2, 0, 0.01), (0, 8, 0.04)])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from choices import QUICK, cases, share
 from conftest import fill, load_record
-from detectron2.config import get_cfg, instantiate
+from detectron2.config import LazyCall, get_cfg, instantiate
 from detectron2.modeling import ROI_HEADS_REGISTRY, build_model
 from detectron2.modeling.roi_heads import Res5ROIHeads
 
@@ -95,6 +95,41 @@ def test_python_configs_without_proposals():
     del front.cfg.model.proposal_generator
     with pytest.raises(backbones.UserError, match="its network cannot be replaced"):
         use_backbone(front.cfg, "MobileNetV2")
+
+
+def test_python_configs_of_ones_own():
+    """Proposals without features of the FPN, a loader that a mapper still refers to, a norm that overrides replace; grey images stay grey."""
+    front = open_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py", ["train.device=cpu"])
+    front.cfg.model.proposal_generator = LazyCall(torch.nn.Identity)(features=["p2"])
+    front.cfg.dataloader.train = LazyCall(torch.nn.Identity)()
+    front.cfg.model.backbone.bottom_up.stages.norm = torch.nn.BatchNorm2d
+    use_backbone(front.cfg, "RegNetX-200MF")
+    assert (
+        front.cfg.model.backbone.bottom_up.name == "RegNetX-200MF"
+        and front.cfg.dataloader.test.mapper.image_format == front.cfg.model.input_format
+    )
+    cfg = open_config("COCO-Detection/retinanet_R_50_FPN_1x.py", ["train.device=cpu", "train.init_checkpoint=''"]).cfg
+    cfg.model.input_format, cfg.model.pixel_mean, cfg.model.pixel_std = "L", [120.0], [60.0]
+    use_backbone(cfg, "RegNetX-200MF")
+    assert cfg.model.input_format == "L" and cfg.model.pixel_mean == [120.0]
+    with on_meta():
+        assert next(instantiate(cfg.model).backbone.bottom_up.stem.parameters()).shape[1] == 1
+
+
+def test_a_python_config_of_dc5():
+    """The heads read the network itself: each has its features and their width."""
+    cfg = open_config("COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.py", ["train.device=cpu"]).cfg
+    model, heads = cfg.model, cfg.model.roi_heads
+    model.backbone = model.backbone.bottom_up
+    model.backbone.out_features = model.proposal_generator.in_features = heads.box_in_features = heads.mask_in_features = ["res5"]
+    model.proposal_generator.anchor_generator.update(sizes=[[32, 64, 128]], strides=[32])
+    model.proposal_generator.head.num_anchors = 9
+    heads.box_pooler.scales = heads.mask_pooler.scales = [1 / 32]
+    use_backbone(cfg, "V-39-eSE")
+    with torch.no_grad():
+        image = {"image": torch.rand(3, 70, 90) * 255, "height": 70, "width": 90}
+        assert "instances" in instantiate(model).eval()([image])[0]
+    assert heads.box_in_features == ["stage5"] and heads.mask_head.input_shape.channels == 1024
 
 
 @pytest.mark.parametrize("config", cases(PYTHON, tried={re.sub(r"\d+ep", "", name): name for name in PYTHON}.values(), daily=[]))
@@ -247,6 +282,7 @@ def test_our_python_configs_load():
         (["model.num_classesx=3"], "Did you mean 'model.num_classes'"),
         (["dataloader.train.mapper.augmentations.7.x=3"], "unknown config key"),
         (["train=3"], "'train' must be a section"),
+        (["train.amp=True"], "train.amp must be a section, whose values are set as in train.amp.enabled=..."),
         (["train.device=null"], "train.device is None: it must be text"),
         (["train.device=cpu", "train.max_iter=abc"], "train.max_iter is 'abc': it must be a whole number"),
         (["train.device=cpu", "train.max_iter=0"], "train.max_iter is 0: it must be at least 1"),

@@ -402,6 +402,18 @@ def test_masks_of_an_image_without_objects():
     assert found.pred_masks.shape == (0, 64, 96)
 
 
+def test_no_region_counts_in_no_norm():
+    """In training too: C4's last stage is then called with zeros."""
+    cfg = swapped("COCO-Detection/faster_rcnn_R_50_C4_1x.yaml", "resnet18")
+    cfg.MODEL.TIMM.NORM = "BN"
+    heads = build_model(cfg).train().roi_heads
+    before = {key: value.clone() for key, value in heads.res5.state_dict().items()}
+    assert any(key.endswith("running_var") for key in before)
+    found = heads._shared_roi_transform([torch.rand(1, 256, 4, 4)], [Boxes(torch.zeros(0, 4))])
+    assert len(found) == 0 and all(module.training for module in heads.res5.modules())
+    assert all(torch.equal(value, before[key]) for key, value in heads.res5.state_dict().items())
+
+
 @pytest.mark.parametrize(
     "name, kind",
     cases(

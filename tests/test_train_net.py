@@ -129,6 +129,9 @@ def test_two_processes_train_in_step(tiny, tmp_path, torchrun):
     for name, value in first["weights"].items():
         assert torch.equal(value, second["weights"][name]), name
         assert torch.equal(value, initial[name]), name
+    if not torchrun:  # it is done, though nothing was evaluated
+        done = command("--config-file", QUICKSTART, "--resume", *tiny, *short)
+        assert done.returncode == 2 and "raise SOLVER.MAX_ITER" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize("kind", ["retinanet", "gfl"])

@@ -1,5 +1,6 @@
 """What goes on around training, part by part: data order, averages, best values, losses and pictures of the test data, trackers."""
 
+import contextlib
 import importlib
 import io
 import itertools
@@ -491,3 +492,11 @@ def test_processes_share_the_cores(stated, threads, monkeypatch):
         monkeypatch.setenv("OMP_NUM_THREADS", stated)
     launch._begin(lambda args, prepared: seen.append(prepared), None, cloudpickle.dumps("prepared"))
     assert seen == [*threads, "prepared"]
+
+
+def test_an_evaluation_at_the_end_is_saved_while_it_is_due():
+    """A run that goes on without it has no state without a hook."""
+    hook = hooks.EvaluateAtTheEnd(0, dict, contextlib.nullcontext)
+    for done, state in ((1, {}), (2, {"pending": True})):
+        hook.trainer = types.SimpleNamespace(done=done, max_iter=2)
+        assert hook.state_dict() == state

@@ -249,15 +249,15 @@ def check_output_file(path: str, key: str) -> None:
     check_output_dir(os.path.dirname(os.path.abspath(path)), f"the folder of {key}")
 
 
-def check_device(device: str, key: str = "MODEL.DEVICE", form: str = "{} {}") -> None:
-    """Raises UserError if torch cannot use ``device``, the value of ``key``; ``form`` is how an override is written."""
+def check_device(device: str, key: str = "MODEL.DEVICE", way: str = "") -> None:
+    """Raises UserError if torch cannot use ``device``, the value of ``key``; ``way`` sets it to cpu on the command line."""
     try:
         wanted = torch.device(device)
     except RuntimeError:
         raise unknown(key, device, ("cuda", "cpu", "mps"), key) from None
     missing = _missing(wanted)
     if missing:
-        said = f"{key} is {device!r}, but {missing}. To run on the CPU, add: {form.format(key, 'cpu')}"
+        said = f"{key} is {device!r}, but {missing}. To run on the CPU, add: {way or f'{key} cpu'}"
         raise UserError(said, "device", key, "cpu")
 
 

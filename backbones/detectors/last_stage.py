@@ -47,7 +47,10 @@ class LastStageROIHeads(Res5ROIHeads):
     def _shared_roi_transform(self, features: list[Tensor], boxes: list[Boxes]) -> Tensor:
         x = self.pooler(features, boxes)
         if len(x) == 0:  # some networks of timm cannot reshape nothing
-            return self.res5(x.new_zeros([1] + list(x.shape[1:])))[:0]
+            training = self.res5.training
+            empty = self.res5.eval()(x.new_zeros([1] + list(x.shape[1:])))[:0]  # zeros are not to count in norms
+            self.res5.train(training)
+            return empty
         return self.res5(x)
 
     @classmethod

@@ -135,7 +135,8 @@ class Fit(TrainerBase):
                 "training from scratch with frozen batch norms, whose statistics come from no data: it will probably diverge or learn nothing. "
                 "Set the backbone's norm to BN and its FREEZE_AT to 0, or start from weights"
             )
-        pending = any(isinstance(hook, Evaluate) and hook.pending for hook in self.built)
+        evaluates = any((job.evaluate, job.validate, job.draw))
+        pending = evaluates and any(isinstance(hook, Evaluate) and hook.pending for hook in self.built)
         if self.start_iter > self.max_iter or self.start_iter == self.max_iter and not pending:
             key = job.name("SOLVER.MAX_ITER")
             raise UserError(

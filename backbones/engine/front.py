@@ -80,7 +80,7 @@ class Front(ABC):
 
     @abstractmethod
     def override(self, key: str, value: Any) -> str:
-        """How to set a YAML key on the command line."""
+        """How to set a YAML key on the command line, quoted for a shell."""
 
     @abstractmethod
     def merge(self, opts: list[str]) -> None:
@@ -313,8 +313,8 @@ class Front(ABC):
     def evaluation_of(self, split: str) -> str:
         """The words that evaluate the best weights of the run on other data, in a folder of its own."""
         names = ("config.yaml", "model_best.pth" if self.settings.DATASETS.TEST else "model_final.pth", split)
-        config, weights, place = (shlex.quote(os.path.join(self.settings.OUTPUT_DIR, name)) for name in names)
-        return f"--config-file {config} {self.override('MODEL.WEIGHTS', weights)} {self.override('OUTPUT_DIR', place)}"
+        config, weights, place = (os.path.join(self.settings.OUTPUT_DIR, name) for name in names)
+        return f"--config-file {shlex.quote(config)} {self.override('MODEL.WEIGHTS', weights)} {self.override('OUTPUT_DIR', place)}"
 
     def idle(self, training: bool) -> Iterator[tuple[str, str]]:
         """What the user set without any effect, and what to do."""

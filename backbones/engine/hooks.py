@@ -87,6 +87,10 @@ class Evaluate(HookBase):
 class EvaluateAtTheEnd(Evaluate):
     """Only for a run that reaches its end."""
 
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        return state if state["pending"] else {}  # a run without it that goes on would miss the hook of a state
+
     def before_train(self) -> None:
         if self.trainer.done >= self.trainer.max_iter:  # not if the run is to be longer now
             super().before_train()

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import inspect
 import re
+import shlex
 from functools import partial
 from typing import Any, Callable, Collection, Iterator
 
@@ -131,7 +132,11 @@ class PythonFront(Front):
         return key in self.places
 
     def override(self, key: str, value: Any) -> str:
-        return f"{self.name(key)}={value}"
+        value = str(value)
+        if not re.fullmatch(r"[\w./:-]+", value):  # hydra's own quotes
+            value = re.sub(r"(\\+)(?='|$)", r"\1\1", value).replace("'", r"\'")
+            value = f"'{value}'"
+        return shlex.quote(f"{self.name(key)}={value}")
 
     def set(self, key: str, value: Any) -> None:
         """For a key without a counterpart in this config, only the settings change."""
@@ -168,7 +173,7 @@ class PythonFront(Front):
 
     def config_findings(self, training: bool = False, processes: int = 1) -> Iterator[UserError]:
         s = self.settings
-        yield from raised(check_device, s.MODEL.DEVICE, self.name("MODEL.DEVICE"), "{}={}")
+        yield from raised(check_device, s.MODEL.DEVICE, self.name("MODEL.DEVICE"), self.override("MODEL.DEVICE", "cpu"))
         yield from raised(check_output_dir, s.OUTPUT_DIR, self.name("OUTPUT_DIR"))
         for row in config.KEYS:
             problem = row._replace(name=self.name(row.name)).error(get(s, row.name)) if row.name in self.places else None
@@ -182,6 +187,7 @@ class PythonFront(Front):
                 if problem.code != "batch" or self.knows("SOLVER.IMS_PER_BATCH"):
                     yield problem
             yield from raised(self._check_reference)
+            yield from raised(self._check_loader)
             if s.TEST.LOSS and self.knows("DATASETS.TEST"):
                 yield from raised(self._check_mappers)
 
@@ -191,6 +197,22 @@ class PythonFront(Front):
         if reference and lacking:
             place, needed = self.name("SOLVER.REFERENCE_BATCH"), " and ".join(sorted(KEYS[key] for key in lacking))
             raise UserError(f"{place} {reference} needs {needed}, which this config does not have: set it to 0", "unsupported", place, 0)
+
+    def _has_own_loader(self) -> bool:
+        """Whether training has a loader that cannot be made of detectron2's parts."""
+        node = self.cfg.dataloader.train
+        parts, known = set(node) - {"_target_"}, inspect.signature(train_loader).parameters.keys() - {"skip"}
+        return _target(node) is not build_detection_train_loader or not {"dataset", "mapper", "total_batch_size"} <= parts <= known
+
+    def _check_loader(self) -> None:
+        """Raises UserError if the training loader cannot do what the config asks for."""
+        if not self._has_own_loader():
+            return
+        self._check_reading("dataloader.train")
+        self._check_skips()
+        if (count := self.settings.SOLVER.ACCUMULATE) > 1:
+            said = "it would multiply the batch of dataloader.train, which is not detectron2's loader: use it, or divide the batch yourself"
+            raise UserError(f"train.accumulate {count}: {said}", "unsupported", "train.accumulate")
 
     def _check_mappers(self) -> None:
         """Raises UserError if the test data's losses need what the config's mappers do not have."""
@@ -238,19 +260,13 @@ class PythonFront(Front):
     def build_train_loader(self, workers: int | None = None) -> Any:
         """The config's own loader; if it is detectron2's, one of the same parts that can be resumed."""
         node, s, place = self.cfg.dataloader.train, self.settings, self.name("SOLVER.IMS_PER_BATCH")
-        parts = set(node) - {"_target_"}
-        known = inspect.signature(train_loader).parameters.keys() - {"skip"}
-        if _target(node) is not build_detection_train_loader or not {"dataset", "mapper", "total_batch_size"} <= parts <= known:
-            self._check_reading("dataloader.train")
-            self._check_skips()
-            if s.SOLVER.ACCUMULATE > 1:
-                said = "it would multiply the batch of dataloader.train, which is not detectron2's loader: use it, or divide the batch yourself"
-                raise UserError(f"train.accumulate {s.SOLVER.ACCUMULATE}: {said}", "unsupported", "train.accumulate")
+        if self._has_own_loader():
+            self._check_loader()
             return self._instantiate("dataloader.train")
         if s.SOLVER.IMS_PER_BATCH % (comm.get_world_size() * s.SOLVER.ACCUMULATE):
             among = f"{comm.get_world_size()} processes" + f" times train.accumulate {s.SOLVER.ACCUMULATE}" * (s.SOLVER.ACCUMULATE > 1)
             raise UserError(f"{place} {s.SOLVER.IMS_PER_BATCH} cannot be divided evenly among {among}", code="batch", key=place)
-        built = {key: self._instantiate(f"dataloader.train.{key}", node[key]) for key in parts - {"mapper"}}
+        built = {key: self._instantiate(f"dataloader.train.{key}", node[key]) for key in set(node) - {"_target_", "mapper"}}
         built["mapper"] = self._mapper("dataloader.train.mapper")
         built["total_batch_size"] //= s.SOLVER.ACCUMULATE
         if workers is not None:
@@ -401,6 +417,11 @@ def _check_sections(cfg: Any, where: str) -> None:
     for key in ("model", "train", "optimizer", "lr_multiplier", "dataloader"):
         if not isinstance(cfg, DictConfig) or not isinstance(cfg.get(key), DictConfig):
             raise UserError(f"{where}: {key!r} must be a section, as in Python configs", code="bad-file", key=key)
+    for name in sorted(SECTIONS & set(map(str, cfg.train))):
+        if not isinstance(_select(cfg, f"train.{name}"), DictConfig):
+            inside = min(part for part in TRAIN if part.startswith(f"{name}."))
+            said = f"{where}: train.{name} must be a section, whose values are set as in train.{inside}=..."
+            raise UserError(said, "bad-file", f"train.{name}")
 
 
 def _select(cfg: DictConfig, place: str) -> Any:

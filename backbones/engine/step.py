@@ -66,12 +66,12 @@ def own_normalizers(model: nn.Module) -> Iterator[Callable[[], float]]:
     """
     detectors, before = list(_dense(model).values()), moving_values(model)
     for detector in detectors:
-        upstream.set_normalizer_rule(detector, float)
+        upstream.divide_by_batch(detector, True)
     try:
         yield lambda: next((detector.loss_normalizer for detector in detectors if hasattr(detector, "loss_normalizer")), 1.0)
     finally:
         for detector in detectors:
-            upstream.set_normalizer_rule(detector, None)
+            upstream.divide_by_batch(detector, False)
         set_moving_values(model, before)
 
 

@@ -1,6 +1,7 @@
 """The YAML front end, and `Trainer`: detectron2's default trainer over `Fit`, for subclassing."""
 
 import logging
+import shlex
 from collections import OrderedDict
 from functools import partial
 from typing import Any, Callable, Collection, Iterator
@@ -148,7 +149,7 @@ class YamlFront(Front):
         return key
 
     def override(self, key: str, value: Any) -> str:
-        return f"{key} {value}"
+        return f"{key} {shlex.quote(str(value))}"
 
     def set(self, key: str, value: Any) -> None:
         self.cfg.defrost()

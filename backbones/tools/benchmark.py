@@ -17,6 +17,7 @@ import importlib
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -60,7 +61,7 @@ def train(config: str, output: str, opts: list[str], backbone: str = "", data: S
     front = open_config(config)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     given = (("MODEL.DEVICE", device), ("OUTPUT_DIR", output))
-    own = [part for key, value in given for part in front.override(key, value).split(" ", 1)]  # a Python config's are KEY=VALUE
+    own = [part for key, value in given for part in shlex.split(front.override(key, value))]
     overrides = [*own, *opts]
     settings = open_config(config, overrides).settings
     other = ["--backbone", backbone] if backbone else []
@@ -104,7 +105,7 @@ def record(row: dict[str, object], path: str, keys: Sequence[str] = ("config", "
 def measure(args: argparse.Namespace) -> None:
     """Runs the suites and writes their rows to the file, one by one."""
     device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    check_device(device, key="--device", form="{} {}")
+    check_device(device, key="--device")
     if args.pairs < 3:
         raise UserError(f"--pairs {args.pairs}: it must be at least 3, because a median is reported")
     if args.plot:

@@ -138,7 +138,7 @@ def main() -> None:
         _elsewhere(args)
     else:
         args.device = device_of(args.device)
-        check_device(args.device, "--device", "{} {}")
+        check_device(args.device, "--device")
     check_output_file(args.output, "--output")
     if not args.overwrite and os.path.isfile(args.output) and not is_stream(args.output):  # its user may have changed it, as it invites to
         raise UserError(f"{args.output!r} exists: name another file, or add --overwrite", "conflict", "--output")

@@ -126,7 +126,7 @@ def read_config(args: argparse.Namespace) -> Front:
     if kept and given:
         said = f"--auto --resume: {', '.join(given)} changed nothing: data and settings are those of {front.path}"
         front.said.append(f"{said} -> for others, start a new run")
-    check_device(front.settings.MODEL.DEVICE, front.name("MODEL.DEVICE"), front.override("{}", "{}"))
+    check_device(front.settings.MODEL.DEVICE, front.name("MODEL.DEVICE"), front.override("MODEL.DEVICE", "cpu"))
     if args.resume or args.eval_only:
         stay_in_moved_folder(front, args.opts, "the run continues" if not args.eval_only else "its results go")
     return front
@@ -286,7 +286,7 @@ def say_next(front: Front) -> None:
         return
     config, best, final = (os.path.join(front.settings.OUTPUT_DIR, name) for name in ("config.yaml", "model_best.pth", "model_final.pth"))
     weights = best if os.path.isfile(best) else final
-    words = f"--config-file {shlex.quote(config)} --input IMAGES --output found {front.override('MODEL.WEIGHTS', shlex.quote(weights))}"
+    words = f"--config-file {shlex.quote(config)} --input IMAGES --output found {front.override('MODEL.WEIGHTS', weights)}"
     logging.getLogger("backbones").info(f"next, draw what it finds in your images: {program('demo')} {words}")
 
 
