@@ -106,7 +106,7 @@ def mask_of(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def _font(size: int, text: str) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(_font_file("".join(sorted({letter for letter in text if not letter.isascii()}))), size)
+    return ImageFont.truetype(_font_file("" if text.isascii() else "".join(sorted(set(text)))), size)
 
 
 @lru_cache
@@ -119,9 +119,12 @@ def _font_file(letters: str) -> str:
         return own
     from matplotlib.font_manager import fontManager  # slow: it looks for all that are installed
 
-    found = next((font.fname for font in fontManager.ttflist if _has(font.fname, letters)), None)
+    files = [font.fname for font in fontManager.ttflist]
+    # a font of the last resort claims all letters, and shows a box for each
+    found = next((file for file in files if not os.path.basename(file).startswith("LastResort") and _has(file, letters)), None)
     if found is None:
-        said = f"no installed font has all letters of {letters!r}: pictures show boxes in their place. Install one, such as Noto Sans CJK"
+        lacking = "".join(letter for letter in letters if not letter.isascii())
+        said = f"no installed font has all letters of {lacking!r}: pictures show boxes in their place. Install one, such as Noto Sans CJK"
         logging.getLogger(__name__).warning(said)
     return found or own
 

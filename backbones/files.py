@@ -33,7 +33,9 @@ def replacing(path: str) -> Iterator[str]:
 
 def is_stream(path: str) -> bool:
     """Whether a path is something to write to that is no file, such as /dev/stdout, even if that leads to a file just now."""
-    return os.path.exists(path) and (os.path.abspath(path).startswith("/dev/") or not (os.path.isfile(path) or os.path.isdir(path)))
+    place = os.path.abspath(path)
+    device = place.startswith("/dev/") and not f"{place}/".startswith("/dev/shm/")  # which is a folder in memory
+    return os.path.exists(path) and (device or not (os.path.isfile(path) or os.path.isdir(path)))
 
 
 def write_whole(path: str, text: str) -> None:

@@ -246,6 +246,9 @@ def test_results_in_few_images_give_no_verdict(files, tmp_path, monkeypatch, cap
     out = capsys.readouterr().out
     assert "A has detections in 3 of 12 images: was it evaluated on these annotations? Its config evaluates a part" in out
     assert "--dataset own_train_held_out\nSo there is no verdict" in out and "beyond chance:" not in out and "B has" not in out
+    data = {"images": [{"id": i} for i in range(8)], "annotations": [{"image_id": i} for i in range(4)]}  # half are of the background
+    for seen, doubted in ((range(4), False), (range(2), True), (range(4, 8), True)):
+        assert bool(compare._doubt("A", [{"image_id": i} for i in seen], data, None, truth)) == doubted
 
 
 def test_keypoints_without_a_first_detection(tmp_path, monkeypatch):

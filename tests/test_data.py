@@ -17,9 +17,13 @@ from backbones import zoo
 from backbones.config import merge_overrides
 from backbones.data import check_datasets, follow, formats, register_from_config, register_held_out
 from backbones.data.findings import KINDS, Findings, in_words
+from backbones.data.image_files import Files
 from backbones.data.keypoints import flip_pairs
 from backbones.data.reader import read
 from backbones.data.sources import Source, Use
+from backbones.doctor.config import config as look_at_config
+from backbones.doctor.examination import Examination
+from backbones.engine import YamlFront
 from backbones.evaluation.coco import evaluate
 from backbones.evaluation.results import read_truth, truth_of
 from backbones.tools import visualize
@@ -619,8 +623,27 @@ def test_keypoints_by_name(own, tmp_path):
         backbones.UserError, match="val: its keypoints are called otherwise than those of the training data: l here, left there"
     ):
         register_from_config(cfg)
+    examination = Examination(YamlFront(cfg.clone()), processes=1)
+    said = [finding.message for finding in look_at_config(examination) if finding.severity == "error"]
+    assert examination.refused == {"val"} and "its keypoints are called otherwise" in said[0]  # by the doctor too
+    changed(val, named(["left", "nose", "right"], [2, 2, 2, 1, 1, 2, 3, 3, 2]))
+    for name in ("mine", "val"):
+        if name in DatasetCatalog:
+            DatasetCatalog.remove(name), MetadataCatalog.remove(name)
+    register_from_config(cfg, ["val"])  # an evaluation alone: the order is still that of the training data
+    assert MetadataCatalog.get("val").keypoint_names == ["nose", "left", "right"]
+    changed(val, named(["l", "nose", "right"], [2, 2, 2, 1, 1, 2, 3, 3, 2]))
     cfg.DATASETS.KEYPOINTS = ["nose", "left", "right"]
     register_from_config(cfg)
+
+
+def test_a_file_below_the_folder_that_its_name_states(tmp_path):
+    for name in ("sub/train/a.jpg", "other/b.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).touch()
+    files = Files(str(tmp_path))
+    assert files.find("sub/a.jpg") == ("sub/train/a.jpg", "file in another folder")
+    assert files.find("sub/b.jpg") == ("sub/b.jpg", "missing image")
 
 
 def test_keypoints_that_no_object_has(own):

@@ -15,6 +15,7 @@ from small_data import EXAMPLES, SIZE, boxes, coco, damaged, picture, voc_object
 
 from backbones import cli
 from backbones.data import formats, split
+from backbones.data.formats import building
 from backbones.errors import UserError, counted
 from backbones.tools import dataset, run
 
@@ -132,7 +133,7 @@ def test_written_coco_is_what_coco_tools_read(labelme, tmp_path):
     assert [read.annToMask(a).sum() for a in read.loadAnns(read.getAnnIds())] == [pytest.approx(400, rel=0.1)] * 2
 
 
-def test_converted_splits_share_their_classes(tmp_path):
+def test_converted_splits_share_their_classes(tmp_path, monkeypatch):
     """Pascal VOC's classes are numbered by what a split has; those of what is written are the same in all splits."""
     for part, names in (("train", ["dog"]), ("val", ["cat", "dog"])):
         picture(tmp_path / f"d/{part}/{part}.jpg")
@@ -144,6 +145,25 @@ def test_converted_splits_share_their_classes(tmp_path):
     assert [a["category_id"] for a in train["annotations"] + val["annotations"]] == [1, 2, 1]
     list(dataset.convert(str(tmp_path / "d"), str(tmp_path / "y"), to="yolo"))
     assert [open(tmp_path / f"y/labels/{part}/{part}.txt").read()[0] for part in ("train", "val")] == ["0", "1"]
+    seen = set()  # a class has one colour in all splits
+    monkeypatch.setattr(dataset, "draw", lambda pixels, marks: seen.update((mark.label, mark.colour) for mark in marks) or pixels)
+    list(dataset.show(str(tmp_path / "d"), str(tmp_path / "shown.png")))
+    assert sorted(label for label, _ in seen) == ["cat", "dog"]
+
+
+def test_yolo_has_no_word_for_unturned_images(tmp_path):
+    """Its readers turn them, and it states no sizes: labels of the file's pixels would be wrong without a trace."""
+    path, _ = coco(tmp_path / "d", count=3)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(tmp_path / "d/images/1.jpg", exif=exif)
+    use = dataset._use(["INPUT.EXIF", "ignore"])
+    with pytest.raises(UserError, match="1.jpg' has an EXIF rotation, .* or convert to COCO"):
+        list(dataset.convert(path, str(tmp_path / "y"), str(tmp_path / "d/images"), "yolo", use))
+    assert not (tmp_path / "y").exists()
+    assert list(dataset.convert(path, str(tmp_path / "c.json"), str(tmp_path / "d/images"), use=use))
+    picture(tmp_path / "d/images/1.jpg")
+    assert list(dataset.convert(path, str(tmp_path / "y"), str(tmp_path / "d/images"), "yolo", use))
 
 
 def test_linked_folders(labelme, tmp_path):
@@ -157,6 +177,13 @@ def test_linked_folders(labelme, tmp_path):
         (tmp_path / "all").mkdir(exist_ok=True)
         (tmp_path / "all" / name).symlink_to(to)
     assert [image["file_name"] for image in formats.load(str(tmp_path / "all"))["images"]] == ["again/a.jpg"]
+    for name in ("pool/x/b.jpg", "pool/y/c.jpg"):
+        picture(tmp_path / name)
+    for name, to in (("some/.cache", "pool"), ("some/a_x", "pool/x"), ("some/b_all", "pool")):
+        (tmp_path / "some").mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(tmp_path / to)
+    found = [os.path.relpath(path, tmp_path / "some") for path in building.files(str(tmp_path / "some"), (".jpg",))]
+    assert found == ["a_x/b.jpg", "b_all/y/c.jpg"]
     write(tmp_path / "all.json", json.dumps({**json.loads((tmp_path / "lnk/x.json").read_text()), "images": [{"id": 1, "file_name": "a.jpg"}]}))
     assert dataset.read(str(tmp_path / "all.json"), str(tmp_path / "all"))["images"][0]["file_name"] == "again/a.jpg"
 

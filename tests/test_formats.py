@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import shutil
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -50,6 +51,23 @@ def test_yolo(yolo):
     assert content["notes"] == {"images without a label file, which count as images without objects, the first 'bare.jpg'": 1}
     assert formats.load(str(yolo / "data.yaml")) == content  # the first split
     assert boxes(formats.load(*places["val"])) == [("c.jpg", "cup", [8, 6, 16, 12])]
+
+
+def test_yolo_beside_other_yaml(yolo):
+    """A file of names comes before a yaml that only happens to have names."""
+    (yolo / "data.yaml").unlink()
+    write(yolo / "compose.yaml", "names: web\n")
+    write(yolo / "classes.txt", "cup\nplate\n")
+    assert [c["name"] for c in formats.load(str(yolo / "images/train"))["categories"]] == ["cup", "plate"]
+
+
+def test_accents_in_names(voc):
+    """macOS writes an accent as a character of its own."""
+    shutil.rmtree(voc / "ImageSets")
+    os.rename(voc / "JPEGImages/d.jpg", voc / "JPEGImages/e\u0301.jpg")
+    write(voc / "Annotations/\u00e9.xml", voc_xml(voc_object("dog", 1, 1, 160, 120), name="\u00e9.jpg"))
+    content = formats.load(str(voc))
+    assert [image["file_name"] for image in content["images"]][-1] == "e\u0301.jpg" and not noted(content, "no .xml file")
 
 
 def test_yolo_without_a_yaml(yolo):

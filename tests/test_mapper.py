@@ -17,7 +17,7 @@ from PIL import Image
 from backbones import zoo
 from backbones.config import merge_overrides
 from backbones.data import mapper as module
-from backbones.data.mapper import FasterMapper
+from backbones.data.mapper import FasterMapper, Mapper
 
 CONFIG = "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_1x.yaml"
 
@@ -176,6 +176,8 @@ def test_keypoints_and_labels(tmp_path):
     data = record(tmp_path)
     Image.fromarray(np.random.default_rng(0).integers(0, 5, (101, 140), dtype=np.uint8)).save(tmp_path / "labels.png")
     compare(cfg, {**data, "sem_seg_file_name": str(tmp_path / "labels.png")})
+    cfg.DATASETS.TRAIN = ("of_another_machine",)  # an evaluation needs no training data
+    assert Mapper.from_config(cfg, False)["use_keypoint"]
 
 
 def test_proposals(tmp_path):

@@ -314,6 +314,7 @@ def test_gpus_divide_the_time(device, gpus, batch, at_once, norm, monkeypatch, t
     needed = rules.steps_needed(made.facts, batch) * 0.1 * at_once
     assert made._seconds(made.view) == pytest.approx(needed + 0.7 * 0.1 * -(-1000 // devices))
     assert solver.ACCUMULATE == (2 if device == "cpu" else 1)  # two images for each of two processes fit, four do not
+    assert recipe._command(made.args, "my rec.yaml").startswith("backbones train --config-file 'my rec.yaml'")
     command = recipe._command(made.args, "my.yaml")
     assert command == "backbones train --config-file my.yaml" + (f" --num-gpus {gpus}" if gpus > 1 else "")
 

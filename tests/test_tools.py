@@ -651,6 +651,7 @@ def test_a_file_that_is_a_link_or_a_stream(tmp_path):
     for stream in ("/dev/null", tmp_path / "pipe.png"):
         assert is_stream(str(stream)) and os.path.exists(stream) and not os.path.isfile(stream)
     check_output_file("/dev/stdout", "--json")
+    assert not is_stream("/dev/shm")  # a folder in memory
     assert is_stream("/dev/stdout") and not is_stream(str(tmp_path / "real.json")) and not is_stream(str(tmp_path / "new.json"))
 
 
@@ -666,12 +667,13 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"backbones {backbones.__version__}\n"
 
 
-def test_letters_that_the_own_font_lacks(monkeypatch, caplog):
-    """An installed font that has them draws them; if there is none, that is said once."""
+def test_letters_that_the_own_font_lacks(tmp_path, monkeypatch, caplog):
+    """An installed font that has them draws them, but not one of the last resort; if there is none, that is said once."""
     folder = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
     own, other = (os.path.join(folder, name) for name in ("DejaVuSans.ttf", "STIXGeneral.ttf"))
     letter = next(chr(code) for code in sorted(ft2font.FT2Font(other).get_charmap()) if not drawing._has(own, chr(code)))
-    monkeypatch.setattr(font_manager.fontManager, "ttflist", [SimpleNamespace(fname=name) for name in ("gone.ttf", own, other)])
+    boxes = shutil.copy(other, tmp_path / "LastResortHE-Regular.ttf")
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [SimpleNamespace(fname=name) for name in ("gone.ttf", boxes, own, other)])
     drawing._font_file.cache_clear()
     assert drawing._font(15, "cup é").path == own and drawing._font(15, f"cup {letter}").path == other
     for _ in range(2):

@@ -86,7 +86,8 @@ def register_from_config(cfg: CfgNode, names: Collection[str] | None = None) -> 
     found.sort(key=lambda entry: entry[0] not in training)
     if not classes and wanted is not None and found and found[0][0] in training - wanted:  # the classes of a model that is only evaluated
         with contextlib.suppress(UserError):
-            classes = tuple(read(Source(*found[0]), dataclasses.replace(use, masks=False, keypoints=False), files=False).classes)
+            model = read(Source(*found[0]), dataclasses.replace(use, masks=False, keypoints=False), files=False)
+            classes, points = tuple(model.classes), points or _stated(model.keypoint_names, use)
     for name, json_file, image_root in found:
         if wanted is not None and name not in wanted:
             continue

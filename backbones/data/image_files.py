@@ -2,7 +2,6 @@
 
 import contextlib
 import os
-import unicodedata
 import warnings
 from collections import defaultdict
 from typing import Any, Iterator
@@ -11,7 +10,7 @@ import numpy as np
 from detectron2.data.detection_utils import convert_PIL_to_numpy
 
 from ..errors import one_line
-from .formats.building import walk
+from .formats.building import composed, walk
 from .images import DEEP, SWAPS_SIDES, UnusableImage, opened, orientation, pictures_in
 from .sources import Use
 
@@ -27,8 +26,7 @@ _MODES = {
 
 
 def _plain(name: str) -> str:
-    """A name in small letters, each accent in one character with its letter, where macOS writes two."""
-    return unicodedata.normalize("NFC", name).lower()
+    return composed(name).lower()
 
 
 class Files:
@@ -43,7 +41,7 @@ class Files:
         """(path within the folder, kind of `findings.KINDS`); the kind is "" if the file is where its name says.
 
         Otherwise it is the one file whose path agrees with ``name`` in most of its last parts, if there is one; upper and lower case and the
-        encoding of accents do not matter. If the folder that it states is there, a file of another one is another image of the same name.
+        encoding of accents do not matter. If the folder that it states is there, a file outside of it is another image of the same name.
         """
         if self._is_there(name):
             return name, ""
@@ -57,7 +55,7 @@ class Files:
         folder = os.path.normpath(os.path.dirname(plain))
         is_there = not folder.startswith(".") and os.path.isdir(os.path.join(self.root, folder))
         for path in self._ends.get(wanted[-1], ()):
-            if is_there and _plain(path) != _plain(plain):
+            if is_there and not _plain(path).startswith(_plain(folder) + "/"):
                 continue
             parts = _plain(path).split("/")
             same = next((i for i, (a, b) in enumerate(zip(parts[::-1], wanted[::-1])) if a != b), min(len(parts), len(wanted)))

@@ -84,7 +84,12 @@ class Mapper(DatasetMapper):
 
     @classmethod
     def from_config(cls, cfg, is_train: bool = True):
-        made = {**super().from_config(cfg, is_train), "reading": images.settings(cfg)}
+        asked = cfg
+        if not is_train and cfg.MODEL.KEYPOINT_ON:  # detectron2 looks up the training data's mirrored keypoints, which no evaluation needs
+            asked = cfg.clone()
+            asked.defrost()
+            asked.MODEL.KEYPOINT_ON = False
+        made = {**super().from_config(asked, is_train), "use_keypoint": cfg.MODEL.KEYPOINT_ON, "reading": images.settings(cfg)}
         if is_train and cfg.INPUT.CROP.ENABLED and cfg.INPUT.CROP.AROUND_OBJECTS:
             crop = CropAroundObject(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE)
             made["augmentations"] = [crop if type(each) is T.RandomCrop else each for each in made["augmentations"]]

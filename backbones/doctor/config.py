@@ -2,7 +2,7 @@
 
 import os
 import re
-from typing import Iterator
+from typing import Any, Iterator
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.layers import FrozenBatchNorm2d
@@ -66,15 +66,18 @@ def _own_data(examination: Examination) -> Iterator[Finding]:
     """Registers the data sets of the config, those to train on first, as the others use their classes. Their flaws are listed as data."""
     cfg = examination.cfg
     train, test = ([name.removesuffix(HELD_OUT).removesuffix(KEPT) for name in names] for names in (cfg.DATASETS.TRAIN, cfg.DATASETS.TEST))
+    stated = {key: list(cfg.DATASETS[key]) for key in ("CLASSES", "KEYPOINTS")}
+    before: list[Any] = []
     for entry in sorted(cfg.DATASETS.REGISTER, key=lambda e: not (isinstance(e, (list, tuple)) and e and e[0] in train)):
         formed = isinstance(entry, (list, tuple)) and len(entry) == 3 and all(isinstance(part, str) for part in entry)
         alone = cfg.clone()
-        alone.DATASETS.REGISTER = [entry]
+        alone.DATASETS.update(stated, REGISTER=[*before, entry])  # without what follows from the data before: that is looked up, as in training
         errors = raised(register_from_config, alone)
         if errors and isinstance(entry, (list, tuple)) and entry and isinstance(entry[0], str):
             examination.refused.add(entry[0])
         used = formed and entry[0] in (*train, *test)
-        yield from (Finding.of(error) for error in errors if not used or error.code == "conflict")
+        before += [entry] if not errors and entry[0] in train else []
+        yield from (Finding.of(error) for error in errors if not used or error.code in ("conflict", "classes"))
         yield from _followed(examination)
 
 

@@ -150,13 +150,14 @@ def _of_file(path: str, front: Front | None, annotations: str, file: str) -> str
 
 
 def _doubt(who: str, results: list[dict], dataset: dict[str, Any], front: Front | None, annotations: str | None) -> str:
-    """What says that results may be of other data: they have detections in few of the images; else ""."""
-    images = len({entry["image_id"] for entry in results})
-    if images >= 0.7 * len(dataset["images"]):
+    """What says that results may be of other data: they have detections in few of the images with objects; else ""."""
+    wanted = {a["image_id"] for a in dataset["annotations"]}
+    found = {entry["image_id"] for entry in results}
+    if len(wanted & found) >= 0.7 * len(wanted):
         return ""
     parts = [name for name in front.settings.DATASETS.TEST if name.endswith(HELD_OUT)] if front and annotations else []
     hint = f" Its config evaluates a part that was held out: --dataset {parts[0]}" if parts else ""
-    return f"{who} has detections in {images} of {len(dataset['images'])} images: was it evaluated on these annotations?{hint}"
+    return f"{who} has detections in {len(found)} of {len(dataset['images'])} images: was it evaluated on these annotations?{hint}"
 
 
 def _add_classes(dataset: dict[str, Any], results: list[Any], other: Front, name: str, task: str) -> None:

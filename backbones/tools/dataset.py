@@ -10,6 +10,7 @@ as in training, KEY VALUE each: DATASETS.BOX_FORMAT, DATASETS.CROWDS, INPUT.EXIF
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -27,6 +28,7 @@ from ..data.findings import KINDS
 from ..data.formats import to_yolo
 from ..data.formats.building import place_of
 from ..data.image_list import SAMPLED
+from ..data.images import UNREADABLE, opened, orientation
 from ..data.sources import Source, Use
 from ..drawing import Mark, colour, draw, mask_of
 from ..errors import UserError, counted
@@ -66,7 +68,10 @@ def read(path: str, images: str, use: Use = _USE, headers: int = SAMPLED) -> dic
 def parts(path: str, images: str = "", use: Use = _USE, headers: int = SAMPLED) -> dict[str, Part]:
     """The splits at a path; a single one is named "". ``images`` is their folder, and joins them into one."""
     found = {"": (path, images)} if images else formats.splits(path)
-    return {name: (read(*places, use, headers), places[1]) for name, places in found.items()}
+    every = {name: (read(*places, use, headers), places[1]) for name, places in found.items()}
+    if len(every) > 1:
+        _share_classes([content for content, _ in every.values()])
+    return every
 
 
 def one(path: str, images: str = "", use: Use = _USE) -> Part:
@@ -159,8 +164,6 @@ def _keep(inputs: Iterable[str], outputs: Iterable[str]) -> None:
 def convert(input: str, output: str, images: str = "", to: str = "coco", use: Use = _USE) -> Iterator[str]:
     """Writes data in COCO's format, one file per split, or YOLO's, one folder. Yields lines on what was written, left out and guessed."""
     found = parts(input, images, use)
-    if len(found) > 1:
-        _share_classes([content for content, _ in found.values()])
     if to == "coco":
         stem, ending = os.path.splitext(output)
         targets = {name: output if len(found) == 1 else f"{stem}_{name}{ending}" for name in found}
@@ -172,6 +175,8 @@ def convert(input: str, output: str, images: str = "", to: str = "coco", use: Us
         return
     if os.path.exists(output) and (not os.path.isdir(output) or os.listdir(output)):
         raise UserError(f"{output!r} already exists: name a new folder", "cannot-write", "--output")
+    if use.exif == "ignore":
+        _check_upright(place_of(root, image["file_name"]) for content, root in found.values() for image in content["images"])
     partial = output.rstrip("/\\") + ".partial"
     try:
         shutil.rmtree(partial, ignore_errors=True)
@@ -190,6 +195,15 @@ def convert(input: str, output: str, images: str = "", to: str = "coco", use: Us
     yield from _said(notes)
     if not {"train", "val"} <= set(found):
         yield "  Ultralytics requires both 'train' and 'val' in it: add the other"
+
+
+def _check_upright(files: Iterable[str]) -> None:
+    """Raises UserError for an image that readers of YOLO would turn, while its annotations are those of the unturned image."""
+    for file in files:
+        with contextlib.suppress(*UNREADABLE), opened(file, sys.maxsize) as image:
+            if orientation(image) > 1:
+                said = f"{file!r} has an EXIF rotation, which YOLO's readers apply, but with INPUT.EXIF ignore its labels do not"
+                raise UserError(f"{said}: remove the tag from such images, or convert to COCO", "conflict", "--to")
 
 
 def divide(input: str, output: str, images: str = "", val: float = 0.2, seed: int = 0, use: Use = _USE) -> Iterator[str]:
@@ -224,10 +238,11 @@ def show(input: str, output: str, images: str = "", num: int = 12, use: Use = _U
     picture(output)
     found = parts(input, images, use, headers=0)  # those that are drawn are compared
     shares = [num // len(found) + (i < num % len(found)) for i in range(len(found))]
+    classes = {category["id"]: str(category["name"]) for content, _ in found.values() for category in content["categories"]}
     tiles, titles, drawn = [], [], []
     notes: Counter[str] = Counter()
     for (name, (content, root)), share in zip(found.items(), shares):
-        for image, objects, tile in _drawn(content, root, share, use.exif, notes):
+        for image, objects, tile in _drawn(content, root, dict(sorted(classes.items())), share, use.exif, notes):
             tiles.append(tile)
             titles.append(os.path.basename(image["file_name"]))
             drawn.append((name, image, objects))
@@ -235,20 +250,18 @@ def show(input: str, output: str, images: str = "", num: int = 12, use: Use = _U
     if not tiles:
         raise UserError("none of the chosen images can be read", "bad-file")
     write_grid(tiles, titles, output, min(4, len(tiles)))
-    classes = {category["name"] for content, _ in found.values() for category in content["categories"]}
-    content = {"images": drawn, "annotations": [a for _, _, objects in drawn for a in objects], "categories": classes}
+    content = {"images": drawn, "annotations": [a for _, _, objects in drawn for a in objects], "categories": set(classes.values())}
     yield from _lines(output, content, notes)
     if len(found) > 1:
         yield "  " + ", ".join(f"{count} of {name}" for name, count in Counter(name for name, _, _ in drawn).items())
 
 
 def _drawn(
-    content: dict[str, Any], root: str, num: int, exif: str, notes: Counter[str]
+    content: dict[str, Any], root: str, classes: dict[int, str], num: int, exif: str, notes: Counter[str]
 ) -> Iterator[tuple[dict[str, Any], list[dict[str, Any]], np.ndarray]]:
-    """Evenly chosen images of a split, their objects, and both drawn. Those that cannot be read are left out, and named."""
+    """Evenly chosen images of a split, their objects, and both drawn; ``classes`` are those of all. Unreadable ones are left out, and named."""
     chosen = [content["images"][i] for i in np.linspace(0, len(content["images"]) - 1, min(num, len(content["images"]))).astype(int)]
-    categories = sorted(content["categories"], key=lambda category: category["id"])
-    number = {category["id"]: i for i, category in enumerate(categories)}
+    number = {key: i for i, key in enumerate(classes)}
     objects: dict[Any, list[dict]] = {image["id"]: [] for image in chosen}
     for a in content["annotations"]:
         if a["image_id"] in objects:
@@ -267,8 +280,7 @@ def _drawn(
             x, y, w, h = a["bbox"]
             mask = mask_of(a["segmentation"], *pixels.shape[:2]) if a.get("segmentation") else None
             points = np.reshape(a["keypoints"], (-1, 3)) if a.get("keypoints") else None
-            of_class = number[a["category_id"]]
-            marks.append(Mark((x, y, x + w, y + h), str(categories[of_class]["name"]), colour(of_class), mask, points))
+            marks.append(Mark((x, y, x + w, y + h), classes[a["category_id"]], colour(number[a["category_id"]]), mask, points))
         yield image, objects[image["id"]], draw(pixels, marks)
 
 

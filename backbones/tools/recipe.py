@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import os
 import re
+import shlex
 
 import torch
 
@@ -90,7 +91,7 @@ def design(args: argparse.Namespace, output: str, say=print) -> None:
 
 
 def _command(args: argparse.Namespace, output: str) -> str:
-    return f"backbones train --config-file {output}" + (f" --num-gpus {args.gpus}" if args.gpus > 1 else "")
+    return f"backbones train --config-file {shlex.quote(output)}" + (f" --num-gpus {args.gpus}" if args.gpus > 1 else "")
 
 
 def argument_parser() -> argparse.ArgumentParser:

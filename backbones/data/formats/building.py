@@ -3,6 +3,7 @@
 import math
 import os
 import sys
+import unicodedata
 import warnings
 from collections import Counter
 from typing import Any, Iterable, Iterator, Sequence
@@ -107,23 +108,24 @@ def place_of(root: str, name: str) -> str:
 
 
 def walk(top: str) -> Iterator[tuple[str, list[str], list[str]]]:
-    """``os.walk``, also into linked folders, but not into one that is seen anyway, or that holds one which is."""
-    seen = [os.path.join(os.path.realpath(top), "")]
+    """``os.walk`` without hidden folders, also into linked ones, but into each folder once, and into none that holds ``top``."""
+    own, seen = os.path.join(os.path.realpath(top), ""), set()
     for where, folders, names in os.walk(top, followlinks=True):
-        links = [name for name in folders if os.path.islink(os.path.join(where, name))]
-        for name in sorted(links, key=lambda name: (name.startswith("."), name)):
-            real = os.path.join(os.path.realpath(os.path.join(where, name)), "")
-            if any(real.startswith(other) or other.startswith(real) for other in seen):
-                folders.remove(name)
-            else:
-                seen.append(real)
+        kept = []
+        for name in sorted(name for name in folders if not name.startswith(".")):
+            path = os.path.join(where, name)
+            real = os.path.join(os.path.realpath(path), "")
+            if real in seen or os.path.islink(path) and (real.startswith(own) or own.startswith(real)):
+                continue
+            seen.add(real)
+            kept.append(name)
+        folders[:] = kept
         yield where, folders, names
 
 
 def files(folder: str, suffixes: tuple[str, ...]) -> Iterator[str]:
     """The files with one of these extensions in a folder and its subfolders, sorted, without hidden ones such as macOS's ``._a.jpg``."""
-    for where, folders, names in walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    for where, _, names in walk(folder):
         yield from (os.path.join(where, name) for name in sorted(names) if name.lower().endswith(suffixes) and not name.startswith("."))
 
 
@@ -159,6 +161,11 @@ def without_suffix(name: str) -> str:
     return stem if suffix.lower() in SUFFIXES else name
 
 
+def composed(name: str) -> str:
+    """A name with each accent in one character with its letter, where macOS writes two."""
+    return unicodedata.normalize("NFC", name)
+
+
 class Images:
     """The images under a folder, to be found by the names of their annotation files."""
 
@@ -166,7 +173,7 @@ class Images:
         self.all = list(files(root, SUFFIXES))
         self._by_stem: dict[str, list[str]] = {}
         for path in self.all:
-            stem = without_suffix(os.path.relpath(path, root))
+            stem = composed(without_suffix(os.path.relpath(path, root)))
             for name in {stem, os.path.basename(stem)}:
                 self._by_stem.setdefault(name, []).append(path)
 
@@ -175,7 +182,7 @@ class Images:
         for name in names:
             plain = name.replace("\\", "/")
             for stem in (without_suffix(plain), without_suffix(os.path.basename(plain))):
-                found = self._by_stem.get(os.path.normpath(stem), [])
+                found = self._by_stem.get(composed(os.path.normpath(stem)), [])
                 same = [path for path in found if os.path.basename(path) == os.path.basename(plain)]
                 if len(same or found) == 1:
                     return (same or found)[0]

@@ -286,8 +286,9 @@ def _about(*folders: str) -> str | None:
         for _ in range(4):
             for place in (folder, os.path.join(folder, "labels")):
                 found = os.path.isdir(place) and (
-                    yaml_in(place, splits=False)
+                    yaml_in(place)
                     or next((path for path in (os.path.join(place, name) for name in _NAMES) if os.path.isfile(path)), None)
+                    or yaml_in(place, splits=False)
                 )
                 if found:
                     return os.path.relpath(found) if not os.path.isabs(folders[0]) else found
