@@ -106,7 +106,7 @@ def mask_of(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def _font(size: int, text: str) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(_font_file("" if text.isascii() else "".join(sorted(set(text)))), size)
+    return ImageFont.truetype(_font_file("" if text.isascii() else "".join(sorted(letter for letter in set(text) if letter >= " "))), size)
 
 
 @lru_cache
