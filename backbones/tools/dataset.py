@@ -238,11 +238,12 @@ def show(input: str, output: str, images: str = "", num: int = 12, use: Use = _U
     picture(output)
     found = parts(input, images, use, headers=0)  # those that are drawn are compared
     shares = [num // len(found) + (i < num % len(found)) for i in range(len(found))]
-    classes = {category["id"]: str(category["name"]) for content, _ in found.values() for category in content["categories"]}
+    categories = sorted((category["id"], str(category["name"])) for content, _ in found.values() for category in content["categories"])
+    classes = dict(categories)  # a class has one colour in all splits
     tiles, titles, drawn = [], [], []
     notes: Counter[str] = Counter()
     for (name, (content, root)), share in zip(found.items(), shares):
-        for image, objects, tile in _drawn(content, root, dict(sorted(classes.items())), share, use.exif, notes):
+        for image, objects, tile in _drawn(content, root, classes, share, use.exif, notes):
             tiles.append(tile)
             titles.append(os.path.basename(image["file_name"]))
             drawn.append((name, image, objects))
