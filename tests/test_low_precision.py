@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import zoo_data
 from choices import cases
 from lively import alive, small_config
 from PIL import Image
@@ -57,14 +58,15 @@ def test_int8(kind, form, tmp_path, monkeypatch):
     assert len(found) and abs(float(expected[:10].mean() - found[:10].mean())) < 0.1
 
 
-def test_the_results_of_the_run_stay(tmp_path, monkeypatch):
-    """What a file finds is written into no folder that outlives the export."""
+def test_the_results_of_the_run_stay(tmp_path, monkeypatch, capsys):
+    """What a file finds is written into no folder that outlives the export; the images that are measured on are counted."""
+    zoo_data.make(os.environ["DETECTRON2_DATASETS"])
     front = YamlFront(small_config("Faster", "MobileNetV2"))
     front.set("OUTPUT_DIR", str(tmp_path))
-    monkeypatch.setattr(exporting, "check_paths", lambda name: None)
     seen = []
     monkeypatch.setattr(YamlFront, "evaluate", lambda self, model: seen.append(self.settings.OUTPUT_DIR))
     exporting.evaluator(front)(None)
+    assert f"on {zoo_data.IMAGES} images of 'coco_2017_val'\n" in capsys.readouterr().out
     assert front.settings.OUTPUT_DIR == str(tmp_path) and seen != [str(tmp_path)] and not os.path.exists(seen[0])
 
 
