@@ -2,6 +2,7 @@
 
 import base64
 import copy
+import functools
 import html
 import io
 import json
@@ -561,6 +562,19 @@ def test_room_for_an_average_of_weights(copies, data):
     own, trained = (4 * sum(p.numel() for p in tensors) for tensors in (model.state_dict().values(), model.parameters()))
     assert f"weights {size_in_words(own)}, " in said[0] and (f"their average {size_in_words(own)}" in said[0]) == (copies == 2)
     assert f"4 checkpoints of {size_in_words(copies * own + trained)}, " in said[1]
+    assert f", gradients {size_in_words(trained)}, the optimizer's state {size_in_words(trained)}: exactly" in said[0]
+
+
+def test_state_of_an_own_optimizer(monkeypatch):
+    """Adam keeps two values for each weight, SGD without momentum none; of one that needs the whole model it is not known."""
+    path = os.path.join(ROOT, "configs", "lazy", "retinanet_V_39_FPN_1x.py")
+    for optimizer, states in ((torch.optim.AdamW, 2), (functools.partial(torch.optim.SGD, momentum=0.9), 1), (torch.optim.SGD, 0)):
+        front = open_config(path, [])
+        monkeypatch.setattr(front, "build_optimizer", lambda model, made=optimizer: made(model.parameters(), lr=0.1))
+        assert Examination(front).states == states
+    monkeypatch.setattr(front, "build_optimizer", lambda model: torch.optim.SGD(model.backbone.parameters()))
+    examination = Examination(front)
+    assert examination.states is None and "the optimizer's state unknown: exactly" in next(memory(examination)).message
 
 
 @pytest.mark.slow

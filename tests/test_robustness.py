@@ -220,7 +220,7 @@ def test_own_data_trains_and_evaluates(run, data, tmp_path):
         (lambda c: c["images"][2].update(id=1), "duplicate image id"),
         (lambda c: c["images"][2].update(file_name="gone.jpg"), "gone.jpg"),
         (lambda c: c["images"][0].update(width=81), "80x60"),
-        (lambda c: c.update(annotations=[]), "--train: annotation file"),
+        (lambda c: c.update(annotations=[]), "training data: annotation file"),
         (lambda c: [a.update(iscrowd=1) for a in c["annotations"]], "crowds alone"),
     ],
 )

@@ -76,8 +76,8 @@ class Source:
 
     @property
     def called(self) -> str:
-        """How errors about the data begin: with the flag that names them, or their name."""
-        name = {"own_train": "--train", "own_val": "--val"}.get(self.name, self.name)
+        """How errors about the data begin: with their purpose if flags named them, else with their name."""
+        name = {"own_train": "training data", "own_val": "test data"}.get(self.name, self.name)
         return f"{name}: " if name else ""
 
 

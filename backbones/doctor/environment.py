@@ -87,8 +87,8 @@ def _disk(examination: Examination) -> Iterator[Finding]:
     model = examination.model
     if model is not None:
         copies = 2 if cfg.MODEL_EMA.ENABLED else 1
-        weights, momentum = model.state_dict().values(), (p for p in model.parameters() if p.requires_grad)
-        size = 4 * (copies * sum(t.numel() for t in weights) + sum(p.numel() for p in momentum))
+        weights, trained = model.state_dict().values(), (p for p in model.parameters() if p.requires_grad)
+        size = round(4 * (copies * sum(t.numel() for t in weights) + (examination.states or 0) * sum(p.numel() for p in trained)))
         count = -(-cfg.SOLVER.MAX_ITER // max(cfg.SOLVER.CHECKPOINT_PERIOD, 1))
         count = min(count, examination.front.checkpoints_kept or count) + (2 if cfg.TEST.BEST_METRIC and examination.front.evaluates else 1)
         more = "the optimizer's state" + (" and the average" if copies > 1 else "")

@@ -12,6 +12,7 @@ import warnings
 from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
+import torch
 from detectron2.config import CfgNode
 from detectron2.data import get_detection_dataset_dicts
 from torch import nn
@@ -151,6 +152,20 @@ class Examination:
     def can_keep_less(self) -> bool:
         """Whether MODEL.ACTIVATIONS would have an effect that it does not have yet."""
         return self.cfg.MODEL.ACTIVATIONS == "all" and can_keep_less(self.model)
+
+    @functools.cached_property
+    def states(self) -> float | None:
+        """How many values the optimizer keeps for each trained weight: SGD one (momentum), Adam two. None if one layer does not tell."""
+        layer = nn.Linear(8, 8)
+        try:
+            optimizer = self.front.build_optimizer(layer)
+            for parameter in layer.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+            optimizer.step()
+        except Exception:  # a user's own optimizer may need the whole model
+            return None
+        kept = [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value) and value.dim()]
+        return sum(map(torch.numel, kept)) / sum(map(torch.numel, layer.parameters()))
 
     def divisibility(self) -> int:
         return max(getattr(getattr(self.model, "backbone", None), "size_divisibility", 0) or 1, 1)

@@ -22,9 +22,10 @@ def memory(examination: Examination) -> Iterator[Finding]:
     if model is None:
         yield note("the model cannot be built: memory was not estimated")
         return
-    parameters, trained, exact = exact_bytes(examination)
+    parameters, trained, states, exact = exact_bytes(examination)
     average = f", their average {size_in_words(parameters)}" if cfg.MODEL_EMA.ENABLED else ""
-    yield note(f"weights {size_in_words(parameters)}{average}, gradients {size_in_words(trained)}, momentum {size_in_words(trained)}: exactly")
+    known = f"gradients {size_in_words(trained)}, the optimizer's state {'unknown' if examination.states is None else size_in_words(states)}"
+    yield note(f"weights {size_in_words(parameters)}{average}, {known}: exactly")
     if not examination.sound:
         yield note("the config cannot be built: activations were not measured")
         return
@@ -93,15 +94,16 @@ def too_much_for_cpu(examination: Examination) -> Iterator[Finding]:
         return
     with contextlib.suppress(Exception), quiet():  # training itself reports what is wrong
         if examination.records and examination.model is not None:
-            yield from shortage(examination, estimate(examination, exact_bytes(examination)[2]))
+            yield from shortage(examination, estimate(examination, exact_bytes(examination)[3]))
 
 
-def exact_bytes(examination: Examination) -> tuple[int, int, int]:
-    """Bytes of weights and buffers, of gradients, and of both with the optimizer's momentum and the average of the weights."""
+def exact_bytes(examination: Examination) -> tuple[int, int, int, int]:
+    """Bytes of weights and buffers, of gradients, of the optimizer's state, and of all with the average of the weights."""
     model: Any = examination.model
     own = 4 * sum(t.numel() for t in [*model.parameters(), *model.buffers()])
     trained = 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return own, trained, own * (2 if examination.cfg.MODEL_EMA.ENABLED else 1) + 2 * trained
+    states = round((examination.states or 0) * trained)
+    return own, trained, states, own * (2 if examination.cfg.MODEL_EMA.ENABLED else 1) + trained + states
 
 
 def activations(examination: Examination) -> tuple[float, float]:
