@@ -8,7 +8,6 @@ from typing import Any, Callable
 import torch
 from detectron2.data import build, detection_utils, samplers
 from torch import nn
-from torch.utils.data import Sampler
 
 # What pickles of torch call to build tensors. `torch.load(weights_only=True)` calls them too, but cannot ignore the objects of a package.
 REBUILD: dict[str, Callable[..., Any]] = {
@@ -42,16 +41,15 @@ def divide_by_batch(detector: Any, on: bool) -> None:
     detector._ema_update = update
 
 
-def seeded(sampler: Any, seed: int, run: int) -> Sampler:
-    """A training sampler with another seed; a random subset is that of the seed ``run``.
+def set_seed(sampler: Any, seed: int, subset: int | None) -> None:
+    """Gives a training sampler another seed; a random subset becomes that of the seed ``subset``, None keeps it.
 
     detectron2 sets random seeds when it makes the sampler, and offers no way to change them.
     """
-    if isinstance(sampler, samplers.RandomSubsetTrainingSampler):
-        ratio = (len(sampler._indexes_subset) + 0.5) / sampler._size  # which is cut to a whole number of images
-        return samplers.RandomSubsetTrainingSampler(sampler._size, min(ratio, 1.0), seed_shuffle=seed, seed_subset=run)
     sampler._seed = seed
-    return sampler
+    if subset is not None and isinstance(sampler, samplers.RandomSubsetTrainingSampler):
+        order = torch.randperm(sampler._size, generator=torch.Generator().manual_seed(subset))
+        sampler._indexes_subset = order[: len(sampler._indexes_subset)]
 
 
 def stop_workers(iterator: Any) -> None:

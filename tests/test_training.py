@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT  # noqa: F401  for the data's place
+from detectron2.config import LazyCall
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 from detectron2.data.samplers import RandomSubsetTrainingSampler, TrainingSampler
 from detectron2.engine import HookBase
@@ -32,6 +33,7 @@ from backbones.data import register_digits
 from backbones.data.loader import Batches, Examples, TrainLoader, build_train_loader, seed_random_numbers
 from backbones.engine import Trainer, YamlFront, hooks, tracking
 from backbones.engine.fit import Fit
+from backbones.engine.lazy import PythonFront
 from backbones.engine.pictures import draw_predictions
 from backbones.engine.step import Steps, moving_values, set_moving_values
 from backbones.upstream import RunningNorm
@@ -92,6 +94,24 @@ def test_a_subset_is_drawn_by_the_run():
         part.go_to(5, 0, other)
         orders.append([index for batch in first(part, 9) for index, _ in batch])
     assert all(set(order) == chosen[0] for order in orders) and orders[0] != orders[1] != orders[2]
+
+
+def records(count):
+    return [{} for _ in range(count)]
+
+
+def test_a_subset_that_the_config_states():
+    """A Python config's seed of the subset counts, whatever the seed of the run; so does an order that is not shuffled."""
+    front = PythonFront(zoo.get_lazy_config("COCO-Detection/retinanet_R_50_FPN_1x.py"))
+    sampler = LazyCall(RandomSubsetTrainingSampler)(size=7, subset_ratio=0.5, shuffle=False, seed_subset=11)
+    wanted = list(itertools.islice(RandomSubsetTrainingSampler(7, 0.5, shuffle=False, seed_subset=11), 6))
+    front.cfg.dataloader.train.update(sampler=sampler, dataset=LazyCall(records)(count=7), num_workers=0)
+    for seed in (3, 4):
+        made = front.build_train_loader()
+        made.go_to(seed, 0)
+        assert list(itertools.islice(made.batches.sampler, 6)) == wanted
+    del front.cfg.dataloader.train.sampler["seed_subset"]
+    assert not front.build_train_loader().own_subset
 
 
 def test_batches_are_of_one_kind():

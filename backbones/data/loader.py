@@ -187,16 +187,21 @@ class Batches(torchdata.Sampler):
 
 
 class TrainLoader:
-    """An endless iterator over lists of examples. To start elsewhere, call `go_to` before the first."""
+    """An endless iterator over lists of examples. To start elsewhere, call `go_to` before the first.
 
-    def __init__(self, examples: Examples, sampler: torchdata.Sampler, size: int, wide: np.ndarray | None, workers: int):
-        self.dataset, self.workers = examples, workers
+    ``own_subset``: the sampler's random subset is the user's, and not to be drawn by the seed of the run.
+    """
+
+    def __init__(
+        self, examples: Examples, sampler: torchdata.Sampler, size: int, wide: np.ndarray | None, workers: int, own_subset: bool = False
+    ):
+        self.dataset, self.workers, self.own_subset = examples, workers, own_subset
         self.batches = Batches(sampler, size, len(examples), wide)
 
     def go_to(self, seed: int, batch: int, other: int = 0) -> None:
         """Starts at batch number ``batch`` of the run with this ``seed``, or of one in ``other`` order."""
         self.dataset.seed = seed + other
-        self.batches.sampler = upstream.seeded(self.batches.sampler, seed + other, seed)
+        upstream.set_seed(self.batches.sampler, seed + other, None if self.own_subset else seed)
         self.batches.start = batch
 
     def __iter__(self) -> Iterator[list[dict[str, Any]]]:
@@ -317,9 +322,11 @@ def train_loader(
     total_batch_size: int = 16,
     aspect_ratio_grouping: bool = True,
     num_workers: int = 0,
+    *,
     skip: bool | None = None,
+    own_subset: bool = False,
 ) -> TrainLoader:
-    """Like detectron2's ``build_detection_train_loader``, with the same arguments; ``skip`` goes to `Examples`."""
+    """Like detectron2's ``build_detection_train_loader``, with the same arguments; ``skip`` goes to `Examples`, the last to `TrainLoader`."""
     wide = dataset.about if isinstance(dataset, Packed) else _wide(dataset)
     records = dataset if isinstance(dataset, Packed) else DatasetFromList(list(dataset), copy=False)
     examples = Examples(records, mapper, skip)
@@ -329,4 +336,5 @@ def train_loader(
         total_batch_size // comm.get_world_size(),
         wide if aspect_ratio_grouping else None,
         num_workers,
+        own_subset,
     )

@@ -201,7 +201,7 @@ class PythonFront(Front):
     def _has_own_loader(self) -> bool:
         """Whether training has a loader that cannot be made of detectron2's parts."""
         node = self.cfg.dataloader.train
-        parts, known = set(node) - {"_target_"}, inspect.signature(train_loader).parameters.keys() - {"skip"}
+        parts, known = set(node) - {"_target_"}, inspect.signature(train_loader).parameters.keys() - {"skip", "own_subset"}
         return _target(node) is not build_detection_train_loader or not {"dataset", "mapper", "total_batch_size"} <= parts <= known
 
     def _check_loader(self) -> None:
@@ -274,7 +274,7 @@ class PythonFront(Front):
         if not isinstance(built["dataset"], list):
             self._check_skips()
             return build_detection_train_loader(**built)
-        return train_loader(**built, skip=self.skips)
+        return train_loader(**built, skip=self.skips, own_subset=OmegaConf.select(node, "sampler.seed_subset") is not None)
 
     def mapper(self, training: bool, annotated: bool = False) -> Callable[[dict[str, Any]], dict[str, Any]]:
         if not annotated:
