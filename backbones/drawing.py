@@ -2,6 +2,7 @@
 
 import logging
 import os
+import string
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Sequence
@@ -106,12 +107,12 @@ def mask_of(segmentation: Any, height: int, width: int) -> np.ndarray:
 
 
 def _font(size: int, text: str) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(_font_file("" if text.isascii() else "".join(sorted(letter for letter in set(text) if letter >= " "))), size)
+    return ImageFont.truetype(_font_file("".join(sorted(letter for letter in set(text) if not letter.isascii()))), size)
 
 
 @lru_cache
 def _font_file(letters: str) -> str:
-    """A font with these letters: matplotlib's own, or one that is installed. If none has them, the log says so."""
+    """A font with ASCII and these letters: matplotlib's own, or one that is installed. If none has them, the log says so, once."""
     import matplotlib
 
     own = os.path.join(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf")
@@ -121,10 +122,10 @@ def _font_file(letters: str) -> str:
 
     files = [font.fname for font in fontManager.ttflist]
     # a font of the last resort claims all letters, and shows a box for each
-    found = next((file for file in files if not os.path.basename(file).startswith("LastResort") and _has(file, letters)), None)
+    needed = string.ascii_letters + string.digits + letters
+    found = next((file for file in files if not os.path.basename(file).startswith("LastResort") and _has(file, needed)), None)
     if found is None:
-        lacking = "".join(letter for letter in letters if not letter.isascii())
-        said = f"no installed font has all letters of {lacking!r}: pictures show boxes in their place. Install one, such as Noto Sans CJK"
+        said = f"no installed font has all letters of {letters!r}: pictures show boxes in their place. Install one, such as Noto Sans CJK"
         logging.getLogger(__name__).warning(said)
     return found or own
 

@@ -676,8 +676,8 @@ def test_letters_that_the_own_font_lacks(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(font_manager.fontManager, "ttflist", [SimpleNamespace(fname=name) for name in ("gone.ttf", boxes, own, other)])
     drawing._font_file.cache_clear()
     assert drawing._font(15, "cup é").path == own and drawing._font(15, f"cup {letter}").path == other
-    for _ in range(2):
-        page = drawing.draw(np.zeros((64, 64, 3), np.uint8), [drawing.Mark((8, 8, 40, 40), f"{letter} \U0010ffff")])
+    for score in (87, 9):
+        page = drawing.draw(np.zeros((64, 64, 3), np.uint8), [drawing.Mark((8, 8, 40, 40), f"{letter} \U0010ffff {score}%")])
     assert page.any() and [record.getMessage()[:32] for record in caplog.records] == ["no installed font has all letter"]
     drawing._font_file.cache_clear()
 

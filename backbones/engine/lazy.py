@@ -94,10 +94,12 @@ class PythonFront(Front):
                     code="syntax",
                 )
             _check_key(self.cfg, named(item))
-        try:
-            self.cfg = LazyConfig.apply_overrides(self.cfg, list(opts))
-        except Exception as error:  # hydra and omegaconf raise many kinds
-            raise UserError(f"{' '.join(opts)}: {error}", code="syntax") from error
+        for item in opts:
+            try:
+                self.cfg = LazyConfig.apply_overrides(self.cfg, [item])
+            except Exception as error:  # hydra and omegaconf raise many kinds
+                quoted = ". Put a value with quotes or other signs in double quotes of its own: 'key=\"value\"'" if '"' not in item else ""
+                raise UserError(f"{item} cannot be read: {str(error).splitlines()[0]}{quoted}", code="syntax") from error
         _check_sections(self.cfg, " ".join(opts))
         given = [named(item) for item in opts]
         if any(places(self.cfg)[key] in given for key in config.IMAGES) and KEYS["INPUT.NORMALIZATION"] not in given:

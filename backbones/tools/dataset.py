@@ -275,7 +275,8 @@ def _drawn(
         if pixels is None:
             continue
         if pixels.shape[:2] != (image["height"], image["width"]):
-            notes["images of another size than stated, which their objects may not fit (INPUT.EXIF ignore reads them unrotated)"] += 1
+            other = "ignore reads them unrotated" if exif == "turn" else "turn rotates them as their tag says"
+            notes[f"images of another size than stated, which their objects may not fit (INPUT.EXIF {other})"] += 1
         marks = []
         for a in objects[image["id"]]:
             x, y, w, h = a["bbox"]
