@@ -1,5 +1,6 @@
 """Exports in int8 and in 16 bits."""
 
+import json
 import os
 import shutil
 
@@ -68,6 +69,18 @@ def test_the_results_of_the_run_stay(tmp_path, monkeypatch, capsys):
     exporting.evaluator(front)(None)
     assert f"on {zoo_data.IMAGES} images of 'coco_2017_val'\n" in capsys.readouterr().out
     assert front.settings.OUTPUT_DIR == str(tmp_path) and seen != [str(tmp_path)] and not os.path.exists(seen[0])
+
+
+def test_test_data_without_annotations(tmp_path, capsys, catalogue):
+    """Nothing is measured, and that is said."""
+    Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
+    content = {"images": [{"id": 1, "file_name": "a.png", "height": 30, "width": 40}], "categories": [{"id": 1, "name": "cup"}]}
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    front = YamlFront(small_config("Faster", "MobileNetV2"))
+    front.set("DATASETS.REGISTER", [["unlabelled", str(tmp_path / "a.json"), str(tmp_path)]])
+    front.set("DATASETS.TEST", ("unlabelled",))
+    assert exporting.evaluator(front) is None
+    assert "AP is not measured, and --max-drop is not checked: unlabelled has no annotations\n" in capsys.readouterr().out
 
 
 def test_a_graph_that_cannot_be_lowered(tmp_path):

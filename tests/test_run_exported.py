@@ -89,6 +89,25 @@ def test_images_of_more_than_8_bits(tmp_path):
     assert pixels.shape == (20, 30, 3) and pixels[0, :4, 0].tolist() == [0, 0, 1, 2] and pixels.max() == 255
 
 
+def test_a_range_that_fits_fractions(tmp_path):
+    from PIL import Image
+
+    Image.fromarray(np.linspace(0.25, 0.75, 12, dtype=np.float32).reshape(3, 4)).save(tmp_path / "fractions.tif")
+    with pytest.raises(ValueError, match="such as --value-range 0.25 0.75"):
+        run_exported.read(str(tmp_path / "fractions.tif"), {})
+
+
+def test_masks_below_the_threshold_are_not_made():
+    """Objects below it are left out, but for the best, whose score is named; proposals stay."""
+    boxes = np.array([[0, 0, 4, 4], [2, 2, 8, 8], [5, 5, 5, 9], [1, 1, 6, 6]], np.float32)
+    found = {"boxes": boxes, "scores": np.float32([0.3, 0.6, 0.9, 0.2]), "masks": np.ones((4, 1, 28, 28), np.float32)}
+    for threshold, kept in ((0.0, [0, 1, 3]), (0.25, [0, 1]), (0.8, [1])):  # the third box has no area
+        result = run_exported.finished(found, (10, 10), (20, 20), threshold)
+        assert result["scores"].tolist() == found["scores"][kept].tolist() and result["masks"].shape == (len(kept), 20, 20)
+    proposals = {"proposals": boxes, "scores": found["scores"]}
+    assert len(run_exported.finished(proposals, (10, 10), (20, 20), 0.8)["proposals"]) == 3
+
+
 @pytest.mark.slow
 def test_tools(tmp_path, monkeypatch, capsys):
     """Export and demo as commands: the picture of the exported file's detections is that of the model's."""

@@ -114,7 +114,10 @@ def read(path: str, about: dict[str, Any]) -> np.ndarray:
             values = np.nan_to_num(np.asarray(image, np.float32))
             if not reading.get("value_range"):
                 said = f"its values have more than 8 bits and range from {values.min():g} to {values.max():g}"
-                raise ValueError(f"{said}: give the range that becomes 0 to 255, such as --value-range 0 65535")
+                low, high = values.min(), values.max()
+                if low == high or 0 <= low and 1 < high <= 65535:
+                    low, high = 0, 65535
+                raise ValueError(f"{said}: give the range that becomes 0 to 255, such as --value-range {low:g} {high:g}")
             low, high = reading["value_range"]
             image = Image.fromarray(((values - low) * (255 / (high - low))).round().clip(0, 255).astype(np.uint8))
         return np.asarray(image.convert("RGB"))
@@ -183,7 +186,7 @@ def prepared(image: np.ndarray, about: dict[str, Any]) -> np.ndarray:
     With "preprocessing" it is the image itself.
     """
     if about.get("preprocessing"):
-        return np.ascontiguousarray(image)
+        return np.array(image, order="C")  # a copy: torch warns of arrays that cannot be written, as Pillow's are
     sized = Image.fromarray(np.ascontiguousarray(image))
     yuv = about["input_format"] == "YUV-BT.601"
     if about["crop"]:  # a classifier's
@@ -274,11 +277,12 @@ def peaks(heatmaps: np.ndarray, box: np.ndarray) -> np.ndarray:
     return np.column_stack((xy, scores)).astype(np.float32)
 
 
-def finished(found: dict[str, np.ndarray], seen: Sequence[int], size: Sequence[int]) -> dict[str, np.ndarray]:
+def finished(found: dict[str, np.ndarray], seen: Sequence[int], size: Sequence[int], threshold: float = 0.0) -> dict[str, np.ndarray]:
     """Scales a file's results from the image as ``seen``, (height, width), to pixels of the image of ``size``.
 
     "boxes" or "proposals" (N, 4) are left, top, right, bottom; "scores" and "classes" (N,); "masks" (N, height, width) of bool; "keypoints"
-    (N, K, 3) are x, y, score; "sem_seg" (classes, height, width).
+    (N, K, 3) are x, y, score; "sem_seg" (classes, height, width). Objects below the threshold are left out, but for the best: masks of the
+    image's size take time and memory.
     """
     (height, width), result = size, dict(found)
     scale = np.array((width / seen[1], height / seen[0]), np.float32)
@@ -286,6 +290,8 @@ def finished(found: dict[str, np.ndarray], seen: Sequence[int], size: Sequence[i
     if name:
         boxes = np.clip(found[name] * np.tile(scale, 2), 0, np.array((width, height) * 2, np.float32))
         kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        if name == "boxes" and kept.any():
+            kept &= found["scores"] >= min(threshold, found["scores"][kept].max())
         result.update({key: value[kept] for key, value in found.items() if key != "sem_seg"})
         result[name] = boxes = boxes[kept]
     if "masks" in found:
@@ -310,13 +316,13 @@ class Detector:
         """Results for an image (H, W, 3) RGB uint8, in its pixels: see `finished`. A backbone gives features, a classifier scores."""
         return self.all([image])[0]
 
-    def all(self, images: Sequence[np.ndarray]) -> list[dict[str, np.ndarray]]:
-        """Results for each of several images. A file with a batch gets images of the same resized size together."""
+    def all(self, images: Sequence[np.ndarray], threshold: float = 0.0) -> list[dict[str, np.ndarray]]:
+        """Results for each of several images, see `finished`. A file with a batch gets images of the same resized size together."""
         inputs = [prepared(image, self.about) for image in images]
         found = results(self._call, self.about, inputs)
         if self.about["part"] == "backbone":
             return found
-        return [finished(one, seen(x, self.about), image.shape[:2]) for one, x, image in zip(found, inputs, images)]
+        return [finished(one, seen(x, self.about), image.shape[:2], threshold) for one, x, image in zip(found, inputs, images)]
 
     def name(self, label: int, kind: str = "classes") -> str:
         """The name of a class, or of one of "stuff"; its number if the file has no name."""
@@ -433,7 +439,7 @@ def main() -> None:
                 print(f"error: {path!r} {why}", file=sys.stderr)
                 bad += 1
         try:
-            found = detector.all([image for _, image in images])
+            found = detector.all([image for _, image in images], threshold)
         except Unusable as error:
             print(f"error: {', '.join(path for path, _ in images)}: {error}", file=sys.stderr)
             bad += 1

@@ -21,7 +21,7 @@ from ..data import check_paths, images
 from ..data.loader import unreadable
 from ..data.sources import unknown_data_set
 from ..engine import Front, add_config_arguments, open_named
-from ..errors import UserError, counted
+from ..errors import UserError, counted, first_of
 from . import check_needed, parser_of, program, run
 
 
@@ -82,7 +82,7 @@ def calibration(front: Front, source: str, count: int) -> Iterator[np.ndarray]:
 def evaluator(front: Front, part: str = "detector") -> Callable[[Any], dict[str, Any]] | None:
     """A function that evaluates a `Runner` on the config's test data; None, with a line that says so, for a backbone and if they are not
     here."""
-    from detectron2.data import DatasetCatalog
+    from detectron2.data import DatasetCatalog, MetadataCatalog
 
     from ..deploy.runner import RunnerModel
 
@@ -99,7 +99,11 @@ def evaluator(front: Front, part: str = "detector") -> Callable[[Any], dict[str,
     if not front.evaluates:
         print("AP is not measured, and --max-drop is not checked: DATASETS.TEST is empty")
         return None
-    tests = [f"{counted(len(DatasetCatalog.get(name)), 'image')} of {name!r}" for name in front.settings.DATASETS.TEST]
+    every = {name: len(DatasetCatalog.get(name)) for name in front.settings.DATASETS.TEST}  # what reads them knows whether they are labelled
+    tests = [f"{counted(count, 'image')} of {name!r}" for name, count in every.items() if MetadataCatalog.get(name).get("labelled", True)]
+    if not tests:
+        print(f"AP is not measured, and --max-drop is not checked: {first_of(list(every))} has no annotations")
+        return None
     print(f"accuracy is measured twice, in float32 and in --precision, on {' and '.join(tests)}")
 
     def evaluate(runner: Any) -> dict[str, Any]:
