@@ -234,7 +234,7 @@ def test_what_is_not_there_is_said(tmp_path, monkeypatch, capsys):
         with pytest.raises(SystemExit, match=words):
             run_exported.main()
     (tmp_path / "a.onnx").write_text("")
-    monkeypatch.setattr(run_exported, "Detector", lambda *args: SimpleNamespace(about={}, batch=0, all=lambda images: []))
+    monkeypatch.setattr(run_exported, "Detector", lambda *args: SimpleNamespace(about={}, batch=0, all=lambda images, threshold: []))
     monkeypatch.setattr("sys.argv", ["run_exported.py", str(tmp_path / "a.onnx"), "none.jpg"])
     with pytest.raises(SystemExit):
         run_exported.main()
