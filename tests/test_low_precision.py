@@ -83,6 +83,15 @@ def test_test_data_without_annotations(tmp_path, capsys, catalogue):
     assert "AP is not measured, and --max-drop is not checked: unlabelled has no annotations\n" in capsys.readouterr().out
 
 
+def test_test_data_without_names(capsys, monkeypatch):
+    """Those of a Python config that are in no catalogue are measured on."""
+    front = YamlFront(small_config("Faster", "MobileNetV2"))
+    front.set("DATASETS.TEST", ())
+    monkeypatch.setattr(YamlFront, "evaluates", True)
+    assert exporting.evaluator(front) is not None
+    assert "in --precision, on the test data\n" in capsys.readouterr().out
+
+
 def test_a_graph_that_cannot_be_lowered(tmp_path):
     """No images to calibrate on, and a graph that does not take the sample, are one line, and there is no file."""
     import onnx

@@ -91,8 +91,9 @@ def _disk(examination: Examination) -> Iterator[Finding]:
         size = round(4 * (copies * sum(t.numel() for t in weights) + (examination.states or 0) * sum(p.numel() for p in trained)))
         count = -(-cfg.SOLVER.MAX_ITER // max(cfg.SOLVER.CHECKPOINT_PERIOD, 1))
         count = min(count, examination.front.checkpoints_kept or count) + (2 if cfg.TEST.BEST_METRIC and examination.front.evaluates else 1)
-        more = "the optimizer's state" + (" and the average" if copies > 1 else "")
-        about = f"{counted(count, 'checkpoint')} of {size_in_words(size)}, with {more}: {size_in_words(count * size)}"
+        state = "without the optimizer's state" if examination.states is None else "with the optimizer's state"
+        more = state + (", with the average" if examination.states is None else " and the average") * (copies > 1)
+        about = f"{counted(count, 'checkpoint')} of {size_in_words(size)}, {more}: {size_in_words(count * size)}"
         said, advice = (
             f"{about}; {folder!r} has {size_in_words(free)} free",
             f"raise {name('SOLVER.CHECKPOINT_PERIOD')}, or name another folder",

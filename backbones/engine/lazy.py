@@ -27,7 +27,7 @@ from ..data import dataset_findings, images
 from ..data.loader import evaluation_loader, train_loader
 from ..data.mapper import Mapper
 from ..detectors import ranked
-from ..errors import UserError, near, raised, unknown
+from ..errors import UserError, near, one_line, raised, unknown
 from ..evaluation import augmented, check_augmented
 from ..evaluation.build import coco_evaluator
 from ..solver import scale_learning_rate
@@ -99,7 +99,8 @@ class PythonFront(Front):
                 self.cfg = LazyConfig.apply_overrides(self.cfg, [item])
             except Exception as error:  # hydra and omegaconf raise many kinds
                 quoted = ". Put a value with quotes or other signs in double quotes of its own: 'key=\"value\"'" if '"' not in item else ""
-                raise UserError(f"{item} cannot be read: {str(error).splitlines()[0]}{quoted}", code="syntax") from error
+                said = one_line(error).partition(" See http")[0]  # hydra's page does not say how to write this one
+                raise UserError(f"{item} cannot be read: {said}{quoted}", code="syntax") from error
         _check_sections(self.cfg, " ".join(opts))
         given = [named(item) for item in opts]
         if any(places(self.cfg)[key] in given for key in config.IMAGES) and KEYS["INPUT.NORMALIZATION"] not in given:

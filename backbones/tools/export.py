@@ -101,10 +101,10 @@ def evaluator(front: Front, part: str = "detector") -> Callable[[Any], dict[str,
         return None
     every = {name: len(DatasetCatalog.get(name)) for name in front.settings.DATASETS.TEST}  # what reads them knows whether they are labelled
     tests = [f"{counted(count, 'image')} of {name!r}" for name, count in every.items() if MetadataCatalog.get(name).get("labelled", True)]
-    if not tests:
+    if every and not tests:  # a Python config may have data without names, of which nothing is known
         print(f"AP is not measured, and --max-drop is not checked: {first_of(list(every))} has no annotations")
         return None
-    print(f"accuracy is measured twice, in float32 and in --precision, on {' and '.join(tests)}")
+    print(f"accuracy is measured twice, in float32 and in --precision, on {' and '.join(tests) or 'the test data'}")
 
     def evaluate(runner: Any) -> dict[str, Any]:
         with tempfile.TemporaryDirectory(prefix="export-") as place:  # the results in OUTPUT_DIR are those of the run
