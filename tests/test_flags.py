@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from backbones import cli
+from backbones.tools import parser_of
+
 FLAGS = {
     "backbones.deploy.run_exported": ["--confidence-threshold --conf-threshold --threshold", "--output --draw"],
     "backbones.search.zero_shot search": ["--config-file --config"],
@@ -36,6 +39,37 @@ def test_one_name_and_those_of_old(tool, monkeypatch, capsys):
     lines = [re.findall(r"--[a-z-]+", line.split("  ")[1] if line.startswith("  -") else "") for line in capsys.readouterr().out.splitlines()]
     for flags in FLAGS[tool]:
         assert flags.split() in lines
+
+
+@pytest.mark.parametrize(
+    "arguments, said",
+    [
+        ("recipe --trian photos", "unknown flag: '--trian'. Did you mean '--train'? Allowed: "),  # rather than that --output is missing
+        ("train --confg-file a.yaml MODEL.DEVICE cpu", "unknown flag: '--confg-file'. Did you mean '--config-file'? Allowed: "),
+        ("demo --input a.jpg --optimise MODEL.WEIGHTS a.pth", "unknown flag: '--optimise'. Did you mean '--optimize'? Allowed: "),
+        ("dataset show a.json --outptu=a.png", "dataset show: error: unknown flag: '--outptu'. Did you mean '--output'? Allowed: "),
+        ("dataset shwo a.json", "argument VERB: unknown value: 'shwo'. Did you mean 'show'? Allowed: 'convert', 'split', 'merge', 'show'."),
+        ("train --precision fp16", "argument --precision: unknown value: 'fp16'. Did you mean 'float16'? Allowed: "),
+        ("zoo list -k", "unknown flag: '-k'. "),
+        ("recipe", "the following arguments are required: --output. To see all flags: backbones recipe --help"),
+        ("recipe --train photos --minutes long --output a", "'long': must be minutes such as 30"),
+    ],
+)
+def test_misspelt_flags_are_one_line(arguments, said, monkeypatch, capsys):
+    """With the nearest; a flag that is missing because it was misspelt is not what is said."""
+    monkeypatch.setattr(sys, "argv", [])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(arguments.split())
+    verb = arguments.split()[0]
+    line = capsys.readouterr().err
+    assert line.startswith(f"backbones {verb}") and said in line and line.count("\n") == 1
+
+
+def test_overrides_may_be_negative(monkeypatch):
+    """They are no flags; an abbreviated flag is one."""
+    parser = parser_of("tool", "Does something.")
+    parser.add_argument("--config-file")
+    assert parser.parse_known_args(["--config", "a", "KEY", "-5", "OTHER", "-.5"])[1] == ["KEY", "-5", "OTHER", "-.5"]
 
 
 @pytest.mark.parametrize("task, words", [("masks", "segm"), ("segm", "segm"), ("boxes", "bbox"), ("mask", "mask")])

@@ -132,6 +132,10 @@ def test_images_to_calibrate_on(tmp_path, capsys):
     assert chosen == [0, 8, 7]  # of 0 2 4 6 8 1 3 5 7
     assert capsys.readouterr().out == f"calibrating on 3 of 9 images in {str(tmp_path)!r}\n"
     assert len(list(calibration(front, str(tmp_path), 100))) == 9
+    (tmp_path / "0" / "8.png").write_bytes(b"no picture")
+    assert [int(image[0, 0, 0]) for image in calibration(front, str(tmp_path), 3)] == [0, 7]
+    said = capsys.readouterr().err
+    assert said.startswith("left out: ") and "8.png' cannot be read: it holds no image" in said and said.count("\n") == 1
     with pytest.raises(UserError, match="data set or folder, of --calibrate"):
         calibration(front, str(tmp_path / "none"), 3)
 

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from statistics import NormalDist
 
 import numpy as np
@@ -701,6 +702,35 @@ def test_misspelt_classes_of_validation_data_are_said_last(little_memory, tmp_pa
     assert any(line.startswith("data: 4 images, 24 objects of 2 classes (circle 20, star 4); 4 images") for line in lines)
     assert lines[-1].startswith("expected: 6 steps, ")
     assert last == "WARNING: own_val: 20 of 24 objects are left out, since the training data have no such class: 'cicle' (20). Misspelt?"
+
+
+@pytest.mark.slow
+def test_images_to_test_on_that_are_trained_on(tmp_path, capsys, monkeypatch, catalogue):
+    """A recipe and a training say so, by the files' paths. A stream gets the config alone."""
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for i in range(4):
+            Image.fromarray(np.full((64, 64, 3), 90, np.uint8)).save(tmp_path / name / f"{i}.png")
+            (tmp_path / name / f"{i}.txt").write_text("0 0.5 0.5 0.4 0.4\n")
+    os.mkfifo(tmp_path / "pipe")
+    written = []
+    reader = threading.Thread(target=lambda: written.append((tmp_path / "pipe").read_text()), daemon=True)
+    reader.start()
+    data = ["--train", str(tmp_path / "a"), "--val", str(tmp_path / "a")]
+    more = ["--iterations", "6", "--from-scratch", "--device", "cpu", "--output", str(tmp_path / "pipe")]
+    monkeypatch.setattr(sys, "argv", ["recipe", *data, *more])
+    recipe.main()
+    reader.join(10)
+    out, err = capsys.readouterr()
+    assert out == "" and yaml.safe_load(written[0])["SOLVER"]["MAX_ITER"] == 6
+    line = "own_val: 4 of 4 images are also trained on: figures are too good, and choose model_best.pth -> test on others"
+    assert line in err.splitlines() and "--iterations: no step was measured" in err
+    config = tmp_path / "my.yaml"
+    config.write_text(written[0])
+    for tested, said in (("a", True), ("b", False)):
+        data = ["--train", str(tmp_path / "a"), "--val", str(tmp_path / tested)]
+        args = train.argument_parser().parse_args(["--config-file", str(config), *data, "OUTPUT_DIR", str(tmp_path / "run")])
+        assert (line in train.prepare(args, train.read_config(args)).said) == said
 
 
 @pytest.mark.parametrize("split, name", [("train", "1.jpg"), ("val", "1.png")])

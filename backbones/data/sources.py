@@ -1,14 +1,15 @@
 """The data sets of a config: their files, their contents, and what the config does with them."""
 
+import os
 from dataclasses import dataclass
-from typing import Iterable
+from typing import Iterable, Iterator
 
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from ..config import learns
-from ..errors import UserError, unknown
+from ..errors import UserError, counted, unknown
 
 
 def unknown_data_set(what: str, name: str, key: str = "", others: Iterable[str] = ()) -> UserError:
@@ -79,6 +80,28 @@ class Source:
         """How errors about the data begin: with their purpose if flags named them, else with their name."""
         name = {"own_train": "training data", "own_val": "test data"}.get(self.name, self.name)
         return f"{name}: " if name else ""
+
+
+def _files(name: str) -> set[str]:
+    """The image files of own data. None of detectron2's, and none of parts of one data set, which share no image."""
+    about = MetadataCatalog.get(name) if name in DatasetCatalog else None
+    if about is None or about.get("held_out"):
+        return set()
+    if reader := about.get("reader"):
+        root = os.path.realpath(reader.source.image_root)
+        return {os.path.normpath(os.path.join(root, image["file_name"])) for image in reader.dataset().images}
+    return {record["file_name"] for record in DatasetCatalog.get(name)} if about.get("dirname") else set()
+
+
+def trained_on(cfg: CfgNode) -> Iterator[str]:
+    """A line for each data set to test on whose image files are also in data to train on; the doctor compares their contents too."""
+    trained = {path for name in cfg.DATASETS.TRAIN for path in _files(name)}
+    for name in cfg.DATASETS.TEST:
+        files = _files(name)
+        both = len(files & trained)
+        if both or name in cfg.DATASETS.TRAIN:
+            some = f"{both} of {counted(len(files), 'image')}" if both else "all images"
+            yield f"{name}: {some} are also trained on: figures are too good, and choose model_best.pth -> test on others"
 
 
 def sources(cfg: CfgNode) -> tuple[list[Source], list[str]]:

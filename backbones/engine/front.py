@@ -19,6 +19,7 @@ from ..data import dataset_findings, follow, register_from_config, register_held
 from ..data.formats import unused
 from ..data.holdout import HELD_OUT, KEPT
 from ..data.loader import NamesFiles
+from ..data.sources import trained_on
 from ..errors import UserError
 from ..evaluation.figures import metric_findings
 from ..files import nearest
@@ -233,6 +234,7 @@ class Front(ABC):
         self.said += unused(args.train_json, args.train_images, args.val_json, self.evaluation_of("test")) if training else []
         known = [] if training else self.follow_classes(getattr(args, "resume", False))
         self.register(training, [*(s.DATASETS.TRAIN if training else ()), *s.DATASETS.TEST], replaced)
+        self.said += trained_on(s) if training else []
         for problem in self.findings(training, processes):
             raise problem
         if not training and not self.evaluates:

@@ -17,6 +17,7 @@ from ..config import READING, apply_data_arguments, get, merge_overrides, put
 from ..data.dataset import Dataset
 from ..data.findings import KINDS
 from ..data.inspection import check_ends
+from ..data.sources import trained_on
 from ..doctor import memory
 from ..doctor.examination import Examination, quiet
 from ..engine import YamlFront
@@ -124,6 +125,7 @@ class Design:
         merge_overrides(self.cfg, [word for pair in self.reading.items() for word in pair])
         front, names = YamlFront(self.cfg), self.cfg.DATASETS
         front.register(True, [*names.TRAIN, *names.TEST], replaced=True)
+        front.said += trained_on(self.cfg)
         for problem in front.data_findings(True):
             raise problem
         # the first line of each data set counts what was repaired; the training of --auto says the others
@@ -362,7 +364,9 @@ class Design:
         gently = self.small and rules.gentle(facts, self.view.size, 4)
         self.take(rules.rate(batch, self.small, gently))
         limit, evaluations, limited, takes = args.iterations, 10, f"--iterations {args.iterations}", 0.0
-        if limit is None:
+        if limit is not None:
+            self.say("--iterations: no step was measured, so training uses plain float32; with --minutes, bfloat16 is tried too")
+        else:
             seconds = self._fastest()
             evaluation = self._tested_at_once() * self._latency()
             limit, evaluations = measuring.length(args.minutes, seconds, evaluation)

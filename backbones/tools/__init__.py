@@ -4,13 +4,14 @@ import argparse
 import contextlib
 import io
 import os
+import re
 import sys
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Callable, Iterable, NoReturn, Sequence
 
 from ..config import check_output_file
 from ..engine import open_config
 from ..engine.logs import hush
-from ..errors import UserError, either
+from ..errors import UserError, either, unknown
 from ..evaluation.results import config_of, folder_of, results_file
 
 
@@ -38,10 +39,43 @@ def program(verb: str) -> str:
     return f"backbones {verb}" if sys.argv[0].startswith("backbones ") else f"python -m backbones.tools.{verb}"
 
 
-def parser_of(prog: str, text: str) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """argparse's, whose errors are one line. It names a misspelt flag before the flag that is missing because of it."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = sys.argv[1:] if args is None else list(args)
+        self._flags = [word.partition("=")[0] for word in words if word.startswith("--") and word != "--"]
+        found, rest = super().parse_known_args(words, namespace)
+        for word in rest:  # the others may be config overrides
+            if re.match("-[^0-9.]", word):
+                self._refuse(word.partition("=")[0])
+        return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        if not any(action.nargs == argparse.PARSER for action in self._actions):  # else they may be its verb's
+            for flag in self._flags:
+                if not any(known.startswith(flag) for known in self._known()):
+                    self._refuse(flag)
+        self._end(message if "Allowed: " in message else f"{message}. To see all flags: {self.prog} --help")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(action, str(unknown("value", value, action.choices)))
+
+    def _known(self) -> list[str]:
+        return [flag for action in self._actions for flag in action.option_strings]
+
+    def _refuse(self, flag: str) -> NoReturn:
+        self._end(str(unknown("flag", flag, self._known(), listed=f"{self.prog} --help")))
+
+    def _end(self, said: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {said}\n")
+
+
+def parser_of(prog: str, text: str) -> Parser:
     """Makes a tool's parser; its help shows the first line of ``text`` above the flags and the rest below."""
     summary, _, details = text.partition("\n")
-    return argparse.ArgumentParser(prog=prog, description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(prog=prog, description=summary, epilog=details, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def check_needed(parser: argparse.ArgumentParser, args: argparse.Namespace, names: Iterable[str], other: str, there: Any) -> None:

@@ -321,8 +321,6 @@ def main() -> None:
     one_of["split"].add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: %(default)s)")
     one_of["show"].add_argument("--num", type=int, default=12, help="how many images to draw (default: %(default)s)")
     known, rest = parser.parse_known_args()
-    if any(word.startswith("-") for word in rest[:1]):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args = {**vars(known), "use": _use(rest)}
     actions: dict[str, Callable[..., Iterator[str]]] = {"convert": convert, "split": divide, "merge": merge, "show": show}
     for line in actions[args.pop("verb")](**args):

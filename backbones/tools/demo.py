@@ -248,8 +248,6 @@ def main() -> None:
     said = f"config overrides, such as MODEL.WEIGHTS FILE; with --exported {either(_READING)}"
     parser.add_argument("--opts", nargs=argparse.REMAINDER, default=[], help=said)
     args, rest = parser.parse_known_args()
-    if any(item.startswith("-") for item in rest[:1]):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     args.opts = [*rest, *args.opts]
     if args.input:
         files, names, wrong = images_of(args.input, args.recursive, args.output)

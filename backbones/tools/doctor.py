@@ -29,7 +29,7 @@ from ..engine.front import Front
 from ..engine.opening import add_config_arguments, open_named, stay_in_moved_folder
 from ..errors import SEVERITIES, Finding, UserError, raised
 from ..files import write_whole
-from . import program, run
+from . import parser_of, program, run
 
 
 def read_config(args: argparse.Namespace) -> tuple[Front, list[Finding], bool]:
@@ -95,7 +95,7 @@ def _images(value: str) -> int | None:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog=program("doctor"), description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = parser_of(program("doctor"), __doc__)
     parser.add_argument("--num-gpus", type=int, default=1, metavar="N", help="as for training: GPUs per machine, or on a CPU processes")
     parser.add_argument("--num-machines", type=int, default=1, metavar="N", help="as for training")
     parser.add_argument(

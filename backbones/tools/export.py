@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from functools import partial
-from typing import Any, Callable, Iterator
+from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -60,7 +60,10 @@ def sample(front: Front, path: str | None) -> np.ndarray:
 
 
 def calibration(front: Front, source: str, count: int) -> Iterator[np.ndarray]:
-    """Up to ``count`` images, evenly chosen from a folder or a known data set. Raises UserError for anything else."""
+    """Up to ``count`` images, evenly chosen from a folder or a known data set; those that cannot be read are left out.
+
+    Raises UserError for anything else.
+    """
     from detectron2.data import DatasetCatalog
 
     from .demo import images_of
@@ -76,7 +79,15 @@ def calibration(front: Front, source: str, count: int) -> Iterator[np.ndarray]:
         files = [record["file_name"] for record in DatasetCatalog.get(source)]
     chosen = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).astype(int))
     print(f"calibrating on {len(chosen)} of {counted(len(files), 'image')} in {source!r}")
-    return (read_image(files[i], **reading) for i in chosen)
+    return _readable((files[i] for i in chosen), reading)
+
+
+def _readable(files: Iterable[str], reading: dict[str, Any]) -> Iterator[np.ndarray]:
+    for file in files:
+        try:
+            yield read_image(file, **reading)
+        except UserError as error:
+            print(f"left out: {error}", file=sys.stderr)
 
 
 def evaluator(front: Front, part: str = "detector") -> Callable[[Any], dict[str, Any]] | None:

@@ -11,12 +11,13 @@ import contextlib
 import os
 import re
 import shlex
+import sys
 
 import torch
 
 from ..config import READING, add_data_arguments, check_device, check_output_file
 from ..data.formats import unused
-from ..engine import open_config
+from ..engine import YamlFront
 from ..errors import UserError
 from ..files import is_stream, write_whole
 from . import parser_of, program, run
@@ -64,8 +65,8 @@ def _seconds(text: str) -> float:
     return float(match[1]) * (1 if match[2] == "s" else 0.001)
 
 
-def design(args: argparse.Namespace, output: str, say=print) -> None:
-    """Works out a recipe and writes it to ``output``. Raises UserError."""
+def design(args: argparse.Namespace, output: str, say=print) -> YamlFront:
+    """Works out a recipe, writes it to ``output`` and returns it. Raises UserError."""
     from ..recipe.design import Design
     from ..recipe.writing import beside_3x, text
 
@@ -88,6 +89,7 @@ def design(args: argparse.Namespace, output: str, say=print) -> None:
     write_whole(output, text(work.cfg, work.choices, "\n".join(head)))
     for line in (work.expected, *work.warnings):
         say(line)
+    return YamlFront(work.cfg)
 
 
 def _command(args: argparse.Namespace, output: str) -> str:
@@ -144,10 +146,11 @@ def main() -> None:
     if not args.overwrite and os.path.isfile(args.output) and not is_stream(args.output):  # its user may have changed it, as it invites to
         raise UserError(f"{args.output!r} exists: name another file, or add --overwrite", "conflict", "--output")
     args.output_dir = os.path.join("output", os.path.splitext(os.path.basename(args.output))[0])
-    design(args, args.output)
-    for line in unused(args.train_json, args.train_images, args.val_json, open_config(args.output).evaluation_of("test")):
-        print(line)
-    print(f"{args.output}: train with `{_command(args, args.output)}`")
+    with contextlib.redirect_stdout(sys.stderr) if is_stream(args.output) else contextlib.nullcontext():
+        front = design(args, args.output)
+        for line in unused(args.train_json, args.train_images, args.val_json, front.evaluation_of("test")):
+            print(line)
+        print(f"{args.output}: train with `{_command(args, args.output)}`")
 
 
 if __name__ == "__main__":
