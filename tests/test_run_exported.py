@@ -363,16 +363,17 @@ def test_pictures_of_one_stem_and_a_closed_pipe(tmp_path):
     for image in images:
         Image.new("RGB", (8, 8)).save(image)
     about = {"fields": ["scores"], "part": "detector", "input_format": "RGB", "crop": 0, "min_size": 0, "max_size": 8, "classes": ["x"]}
-    small_onnx(path, **about, batch=2)
+    small_onnx(path, **{**about, "classes": ["犬"]}, batch=2)
     code, lines = stand_alone(path, [], *images, "--output", str(tmp_path / "drawn"))
-    assert (code, lines) == (0, []) and sorted(os.listdir(tmp_path / "drawn")) == ["a.jpg.png", "a.png.png", "b.png"]
+    assert (code, lines) == (0, ["pictures show ? for letters of class names that Pillow's font lacks: the JSON has the names"])
+    assert sorted(os.listdir(tmp_path / "drawn")) == ["a.jpg.png", "a.png.png", "b.png"]
     ran = subprocess.Popen([sys.executable, run_exported.__file__, path, *images], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     ran.stdout.close()
     assert ran.communicate()[1] == "" and ran.returncode == 141
 
 
 def test_names_that_a_font_lacks(monkeypatch):
-    """An old Pillow's own font has Latin letters alone."""
+    """An old Pillow's own font has Latin letters alone. That pictures show others as ? is said once."""
     from PIL import ImageDraw, ImageFont
 
     old = getattr(ImageFont, "load_default_imagefont", ImageFont.load_default)()
@@ -383,6 +384,8 @@ def test_names_that_a_font_lacks(monkeypatch):
 
     image, found = np.full((40, 64, 3), 128, np.uint8), {"scores": np.array([[0.1, 0.9]])}
     assert (np.asarray(run_exported.drawn(image, found, Detector, 0.5)) != image).any()
+    assert [run_exported.as_drawn(name, old) for name in ("犬 0.90", "Möwe")] == ["? 0.90", "Möwe"]
+    assert run_exported.as_drawn("犬 dog 0.90", ImageFont.load_default()) == "? dog 0.90"
 
 
 def test_a_runtime_that_is_not_installed(tmp_path, monkeypatch):

@@ -263,6 +263,25 @@ def test_visualize(tmp_path, masks):
     assert (drawn[:, half + 10 :] != bare[:, half + 10 :]).mean() > 0.01  # detections, right
 
 
+def test_visualize_keypoints(tmp_path):
+    """Those of the truth too, if detections have some; damaged ones are refused."""
+    path = detections(tmp_path, False)
+    visualize.draw(path, "digits_val", str(tmp_path / "boxes.png"), count=1)
+    with open(path) as f:
+        found = json.load(f)
+    for points, differ in ([4.5, 4.5, 0.9, 20.5, 30.5, 0.7], True), ([4.5, 4.5], False), ("4.5", False):
+        with open(path, "w") as f:
+            json.dump([{**result, "keypoints": points} for result in found], f)
+        if not differ:
+            with pytest.raises(backbones.UserError, match="the keypoints of a detection in image 1 are not x, y and score of each"):
+                visualize.draw(path, "digits_val", str(tmp_path / "none.png"), count=1)
+            continue
+        visualize.draw(path, "digits_val", str(tmp_path / "points.png"), count=1)
+        with_points, boxes = (np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int) for name in ("points", "boxes"))
+        half = boxes.shape[1] // 2
+        assert (with_points != boxes)[:, :half].any() and (with_points != boxes)[:, half:].any()
+
+
 def test_visualize_refuses_masks_of_other_images(tmp_path):
     """pycocotools would read outside its memory."""
     path = detections(tmp_path, True)

@@ -2,10 +2,12 @@
 
 python run_exported.py detector.onnx street.jpg other.png --confidence-threshold 0.5 --output found
 
-This script is all the code that the exported file next to it needs, with numpy, Pillow, and for .onnx onnxruntime, for .xml openvino (the .bin
-next to it belongs to it), for .ts torch and torchvision. `Detector` is the same for use in code. The file's metadata describe its inputs and
-outputs, as JSON under the name "backbones": `Detector.about`. Its "contract" says in words what this code does.
+This script is all the code that the exported file next to it needs. It takes Python 3.8 or newer, numpy and Pillow; for .onnx also onnxruntime,
+for .xml openvino (and the .bin next to it), for .ts torch and torchvision. `Detector` is the same for use in code. The file's metadata describe
+its inputs and outputs, as JSON under the name "backbones": `Detector.about`. Its "contract" says in words what this code does.
 """
+
+from __future__ import annotations  # for Python 3.8
 
 import argparse
 import json
@@ -15,7 +17,7 @@ from collections import Counter
 from typing import Any, Callable, Iterator, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 TO_YUV = [[0.299, 0.587, 0.114], [-0.14713, -0.28886, 0.436], [0.615, -0.51499, -0.10001]]  # BT.601
 # what makes an image upright, by the value of its EXIF tag, from 2 on
@@ -174,9 +176,7 @@ def weights(at: np.ndarray, size: int, cubic: bool = False, repeat: bool = True)
 
 def scaled(maps: np.ndarray, height: int, width: int, cubic: bool = False) -> np.ndarray:
     """Maps (..., h, w) as (..., height, width), interpolated."""
-    rows, columns = (
-        weights((np.arange(new) + 0.5) * (old / new) - 0.5, old, cubic) for new, old in zip((height, width), maps.shape[-2:], strict=True)
-    )
+    rows, columns = (weights((np.arange(new) + 0.5) * (old / new) - 0.5, old, cubic) for new, old in zip((height, width), maps.shape[-2:]))
     return rows @ maps @ columns.T
 
 
@@ -363,18 +363,23 @@ def described(found: dict[str, np.ndarray], detector: Detector, threshold: float
     return {"objects": objects, **areas}
 
 
+def as_drawn(text: str, font: Any) -> str:
+    """A text with ? for letters that a font lacks."""
+    try:
+        missing = bytes(font.getmask("\uffff"))  # no letter
+        return "".join("?" if not letter.isascii() and bytes(font.getmask(letter)) == missing else letter for letter in text)
+    except UnicodeError:  # an old Pillow's own font has Latin letters alone
+        return text.encode("latin-1", "replace").decode("latin-1")
+
+
 def drawn(image: np.ndarray, found: dict[str, np.ndarray], detector: Detector, threshold: float) -> Image.Image:
     """Draws a picture of the results: objects, proposals, the class of each pixel, or a classifier's best class."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     pen = ImageDraw.Draw(picture)
 
     def write(corner: tuple[float, float], label: int, score: float, colour: str) -> None:
-        text = f"{detector.name(label)} {score:.2f}"
-        try:
-            place = pen.textbbox(corner, text)
-        except UnicodeError:  # the font of an old Pillow
-            text = text.encode("ascii", "replace").decode()
-            place = pen.textbbox(corner, text)
+        text = as_drawn(f"{detector.name(label)} {score:.2f}", pen.getfont())
+        place = pen.textbbox(corner, text)
         pen.rectangle(place, fill=colour)
         pen.text(corner, text, fill="white")
 
@@ -428,6 +433,8 @@ def main() -> None:
     if args.value_range:
         detector.about.setdefault("reading", {})["value_range"] = args.value_range
     os.makedirs(args.output or ".", exist_ok=True)
+    if args.output and any(as_drawn(name, ImageFont.load_default()) != name for name in detector.about.get("classes") or ()):
+        print("pictures show ? for letters of class names that Pillow's font lacks: the JSON has the names", file=sys.stderr)
     together = max(detector.about.get("batch", 0), 1)
     for first in range(0, len(args.images), together):
         images, found = [], []

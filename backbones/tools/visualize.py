@@ -83,7 +83,8 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
         chosen = [dicts[i] for i in np.argsort(-np.array(number), kind="stable")[:count]]
     else:
         chosen = [dicts[i] for i in np.linspace(0, len(dicts) - 1, min(count, len(dicts))).astype(int)]
-    masks = any("segmentation" in r for d in chosen for r in by_image[d["image_id"]])  # else the truth's masks would only hide the image
+    # else the truth's masks and keypoints would only hide the image
+    masks, points = (any(field in r for d in chosen for r in by_image[d["image_id"]]) for field in ("segmentation", "keypoints"))
     tiles, titles = [], []
     for d in chosen:
         image = pixels_of(d["file_name"], **reading)  # as in training, rotated by its EXIF tag
@@ -93,12 +94,16 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
         def mark(entry: dict[str, Any], mode: Any, number: int, score: str = "", shape=image.shape[:2]) -> Mark:
             name = metadata.thing_classes[number] if number < len(metadata.thing_classes) else number
             mask = mask_of(entry["segmentation"], *shape) if masks and entry.get("segmentation") else None
-            return Mark(BoxMode.convert(list(entry["bbox"]), mode, BoxMode.XYXY_ABS), f"{name}{score}", colour(number), mask)
+            places = np.reshape(entry["keypoints"], (-1, 3)) if points and entry.get("keypoints") else None
+            return Mark(BoxMode.convert(list(entry["bbox"]), mode, BoxMode.XYXY_ABS), f"{name}{score}", colour(number), mask, places)
 
         truth = [mark(a, a["bbox_mode"], a["category_id"]) for a in d.get("annotations", ())]
         kept = [r for r in by_image[d["image_id"]] if r["score"] >= threshold]
         if masks and any(r.get("segmentation") and mask_fault(r["segmentation"], *image.shape[:2]) for r in kept):
             said = f"results {results!r}: a detection in image {d['image_id']!r} has a mask that is damaged or not of the image's size"
+            raise UserError(said, "bad-file")
+        if not all(numbers(r.get("keypoints", [])) and len(r.get("keypoints", [])) % 3 == 0 for r in kept):
+            said = f"results {results!r}: the keypoints of a detection in image {d['image_id']!r} are not x, y and score of each"
             raise UserError(said, "bad-file")
         found = [mark(r, BoxMode.XYWH_ABS, to_class.get(r["category_id"], r["category_id"]), f" {100 * r['score']:.0f}") for r in kept]
         left, right = draw_marks(image, truth), draw_marks(image, found)
