@@ -12,6 +12,7 @@ from typing import Any, Sequence
 
 from .documents import read_yaml
 from .errors import UserError, unknown
+from .files import not_there
 
 CHOICES = ("shuffle_3x3", "shuffle_5x5", "shuffle_7x7", "shuffle_xception")
 SAMPLINGS = ("uniform", "fair")  # paths of a supernet's training: independent, or in rounds in which every block uses each choice once
@@ -66,7 +67,7 @@ def read_choices(path: str, blocks: Sequence[int], stated: dict[str, Any] | None
     """
     what = f"subnet file {path!r}"
     if not os.path.isfile(path):
-        raise UserError(f"{what} does not exist")
+        raise not_there("subnet file", path)
     try:
         content = read_yaml(path)
         if isinstance(content, str):  # a tuple, as Python writes it

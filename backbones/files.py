@@ -72,9 +72,23 @@ def sha256(path: str) -> str:
     return digest.hexdigest()
 
 
-def nearest(path: str, endings: tuple[str, ...]) -> str:
-    """The file with one of the ``endings`` whose name is nearest to that of the missing ``path``, in the same folder; "" if none is near."""
+def nearest(path: str, endings: tuple[str, ...] = ("",)) -> str:
+    """The file or folder, with one of the ``endings``, whose name is nearest to that of the missing ``path``, beside it; "" if none is near."""
     folder, name = os.path.split(path)
     beside = sorted(os.listdir(folder or ".")) if os.path.isdir(folder or ".") else []
-    close = difflib.get_close_matches(name, [file for file in beside if file.endswith(endings)], 1)
-    return os.path.join(folder, close[0]) if close else ""
+    by_stem: dict[str, str] = {}
+    for file in sorted((file for file in beside if file.endswith(endings)), key=lambda file: _ending(file) != _ending(name)):
+        by_stem.setdefault(os.path.splitext(file)[0], file)
+    close = difflib.get_close_matches(os.path.splitext(name)[0], by_stem, 1)
+    return os.path.join(folder, by_stem[close[0]]) if close else ""
+
+
+def _ending(path: str) -> str:
+    return os.path.splitext(path)[1]
+
+
+def not_there(what: str, path: str, key: str = "") -> UserError:
+    """The error for a file or folder that is not there, with the nearest name beside it. ``what`` is its kind, or the flag that names it."""
+    near = nearest(path.rstrip("/\\"))
+    hint = f". Did you mean {near!r}?" if near else ""
+    return UserError(f"{what} {path!r} does not exist{hint}", "missing-file", key, near or None)

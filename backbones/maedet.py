@@ -22,6 +22,7 @@ from detectron2.layers import ShapeSpec
 from torch import Tensor, nn
 
 from .errors import UserError, one_line, unknown
+from .files import not_there
 from .fpn import common_options, register
 from .layers import STAGES, ConvNormAct, Options, StagedBackbone, StagePlan, initialize_convs, rounded, spec_of
 
@@ -86,7 +87,7 @@ def read_structure(path: str) -> Structure:
     Raises UserError, naming the block and the field, for anything that is not a structure or not supported (quantized, grouped).
     """
     if not os.path.isfile(path):
-        raise UserError(f"structure file {path!r} does not exist")
+        raise not_there("structure file", path)
     try:
         if os.path.getsize(path) > _MOST_BYTES:
             raise ValueError(f"it has {os.path.getsize(path)} bytes, too many for a structure")

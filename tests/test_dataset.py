@@ -497,6 +497,7 @@ def test_command_line(yolo, tmp_path, monkeypatch, capsys):
         ),
         ("split cups.json --val 0.5 --seed 3 --output parts", "parts/train.json: 2 images"),
         ("merge parts/train.json parts/val.json --output all.json", "all.json: 4 images, 3 objects of 2 classes"),
+        ("merge parts/val.json parts/train.json --output all.json --overwrite", "all.json: 4 images, 3 objects of 2 classes"),
         ("convert all.json --images . --to yolo --output again", "again/labels/train: 4 images"),
         ("show again --num 2 --output seen.png", "seen.png: 2 images"),
         (
@@ -511,6 +512,8 @@ def test_command_line(yolo, tmp_path, monkeypatch, capsys):
     for args, words in (
         ("convert nowhere.json --output x.json", "annotation file 'nowhere.json' does not exist"),
         ("split cups.json --val 2 --output x", "a share of 2 of 4 images"),
+        ("convert all.json --output cups.json", "'cups.json' exists: name another --output, or add --overwrite"),
+        ("merge all.json cups.json --output cups.json --overwrite", "'cups.json' is read, and would be overwritten"),
         ("convert er/coco.json --images er/images --to yolo --output x", "turned image (1): images have an EXIF rotation"),
         ("convert er/coco.json --output x.json INPUT.EXIF turned", "INPUT.EXIF"),
         ("convert er/coco.json --output x.json INPUT.FORMAT L", "INPUT.FORMAT: only keys of how data are read may follow: DATASETS.BOX"),

@@ -136,6 +136,9 @@ def test_images_to_calibrate_on(tmp_path, capsys):
     assert [int(image[0, 0, 0]) for image in calibration(front, str(tmp_path), 3)] == [0, 7]
     said = capsys.readouterr().err
     assert said.startswith("left out: ") and "8.png' cannot be read: it holds no image" in said and said.count("\n") == 1
+    with pytest.raises(UserError, match="no data set and no folder. Did you mean '.*/0'?") as error:
+        calibration(front, str(tmp_path / "00"), 3)
+    assert error.value.suggestion == str(tmp_path / "0")
     with pytest.raises(UserError, match="data set or folder, of --calibrate"):
         calibration(front, str(tmp_path / "none"), 3)
 

@@ -1,5 +1,6 @@
 """What users of comparable projects met as a traceback or as noise: one line, or nothing."""
 
+import argparse
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import torch
 from answers import full_marks
 from conftest import ROOT, few_digits, warm
 from detectron2.data import DatasetCatalog
-from small_data import picture, voc_object, voc_xml, write
+from small_data import coco, picture, voc_object, voc_xml, write
 
 import backbones
 from backbones import zoo
@@ -21,8 +22,9 @@ from backbones.config import check_config, check_device, config_findings, idle_k
 from backbones.data import dataset_findings
 from backbones.data.formats import load
 from backbones.data.sources import Use
+from backbones.deploy import Runner
 from backbones.deploy.names import names_of
-from backbones.engine import open_config
+from backbones.engine import YamlFront, open_config
 from backbones.evaluation import build_evaluator
 from backbones.evaluation.figures import figures_of, is_better, metric_findings
 from backbones.evaluation.results import config_of
@@ -221,6 +223,8 @@ def test_compare_takes_the_config_of_the_run(tmp_path):
     write(results, json.dumps([]))
     error = said(compare.dataset_of, None, "own_unknown")
     assert "--config-file" in str(error) and error.key == "--dataset"
+    error = said(compare.dataset_of, None, "")
+    assert str(error) == "the evaluated data are unknown: name them with --dataset" and error.code == "missing-argument"
     deep = tmp_path / "inference" / "a" / "b.json"
     write(deep, json.dumps([]))
     (tmp_path / "inference" / "config.yaml").write_text("name: of another program\n")
@@ -228,6 +232,29 @@ def test_compare_takes_the_config_of_the_run(tmp_path):
     assert config_of(str(deep)) == str(tmp_path / "config.yaml") and config_of(str(tmp_path / "results" / "mine" / "a.json")) == ""
     front, name, file = compare.evaluated(str(results))
     assert compare.dataset_of(front, name) == "digits_val" and file == str(results)
+    error = said(compare.dataset_of, front, "digits_vall")
+    assert "unknown data set: 'digits_vall'. Did you mean 'digits_val'?" in str(error) and error.suggestion == "digits_val"
+
+
+def test_the_nearest_of_a_runs_own_data(tmp_path, catalogue):
+    """Also the part that was held out, though only what is named is registered."""
+    path, _ = coco(tmp_path / "d")
+    args = argparse.Namespace(train_json=path, train_images=str(tmp_path / "d/images"), val_json="", val_images="", val_split=0.5)
+    front = YamlFront(zoo.get_config(CONFIG))
+    front.apply_data_arguments(args, True)
+    assert said(compare.dataset_of, front, "own_train_held").suggestion == "own_train_held_out"
+
+
+def test_the_nearest_of_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "detector.onnx").touch()
+    args = argparse.Namespace(train_json="photo", train_images="", val_json="", val_images="", val_split=0)
+    error = said(YamlFront(zoo.get_config(CONFIG)).apply_data_arguments, args, True)
+    assert str(error) == "--train 'photo' does not exist. Did you mean 'photos'?" and error.suggestion == "photos"
+    error = said(Runner, str(tmp_path / "detecter.onnx"))
+    assert str(error).endswith(f"detecter.onnx' does not exist. Did you mean {str(tmp_path / 'detector.onnx')!r}?")
+    assert said(Runner, str(tmp_path / "nowhere" / "a.onnx")).suggestion is None
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ..errors import UserError
+from ..files import not_there
 from ..upstream import REBUILD
 
 HEURISTICS = "matching_heuristics=True"  # what detectron2 takes behind the ? of a checkpoint's address
@@ -161,7 +162,7 @@ def read_checkpoint(path: str, inert: Sequence[str] = (), kind: str = "checkpoin
     UserError, which calls the file a ``kind``, if it is missing, damaged, not a checkpoint, or holds any other object.
     """
     if not os.path.isfile(path):
-        raise UserError(f"{kind} {path!r} {'is a folder: name a file in it' if os.path.isdir(path) else 'does not exist'}", "missing-file")
+        raise UserError(f"{kind} {path!r} is a folder: name a file in it", "missing-file") if os.path.isdir(path) else not_there(kind, path)
     try:
         with open(path, "rb") as f:
             start = f.read(512)

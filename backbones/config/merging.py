@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from detectron2.config.compat import guess_version
 
 from ..errors import UserError, choices, near, one_line
+from ..files import not_there
 from .keys import all_keys, flat, get, put
 
 # keys that name a file, which lies beside the config or where the run starts
@@ -31,7 +32,7 @@ def merge_file(cfg: CfgNode, path: str) -> None:
     As in detectron2, a config may hold Python expressions (its RetinaNet's does): read configs from strangers before you use them.
     """
     if not os.path.isfile(path):
-        raise UserError(f"config file {path!r} does not exist", "missing-file", "--config-file")
+        raise not_there("config file", path, "--config-file")
     if path.lower().endswith((".pth", ".pkl", ".safetensors", ".onnx", ".ts")):
         said = f"--config-file {path!r} is a file of weights: set MODEL.WEIGHTS to it, and --config-file to a config"
         raise UserError(said, "syntax", "--config-file")
@@ -248,7 +249,7 @@ def apply_data_arguments(cfg: CfgNode, args: argparse.Namespace, training: bool 
         if folder and not file:
             raise UserError(f"--{split}-images is given without --{split}", "missing-argument", f"--{split}")
         if file and not os.path.exists(file):
-            raise UserError(f"--{split} {file!r} does not exist", "missing-file", f"--{split}")
+            raise not_there(f"--{split}", file, f"--{split}")
     part = getattr(args, "val_split", 0)
     if part and (not paths["train"][0] or paths["val"][0]):
         raise UserError("--val-split needs --train, and excludes --val", "conflict", "--val-split")

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..documents import read_json
 from ..errors import UserError
+from ..files import not_there
 
 _RUNS = re.compile("([P-o]{0,6}[0-O])+")  # compressed run lengths: numbers of up to seven characters, all but their last from P on
 Fields = Mapping[str, tuple[str, Callable[[Any], bool]]]  # name -> (what its value must be, in words; a test for it)
@@ -56,7 +57,7 @@ FIELDS: Fields = {
 def parse(path: str, what: str) -> Any:
     """The content of a JSON file. Raises UserError, which calls the file ``what``, if it cannot be read."""
     if not os.path.isfile(path):
-        raise UserError(f"{what} {path!r} does not exist", "missing-file")
+        raise not_there(what, path)
     try:
         return read_json(path)
     except ValueError as error:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..documents import read_json
 from ..errors import UserError, counted, first_of, plain
+from ..files import not_there
 from . import formats, objects
 from .annotations import id_of, is_plain
 from .dataset import Dataset, without_collections
@@ -74,7 +75,7 @@ def parse(path: str, images: str, called: str, exif: str = "turn") -> dict[str, 
     """
     what = f"{called}annotation file {path!r}"
     if not os.path.exists(path):
-        raise UserError(f"{what} does not exist", "missing-file")
+        raise not_there(f"{called}annotation file", path)
     path = formats.single(path)
     content: Any = formats.load(path, images, exif)
     if content is not None:
@@ -97,8 +98,9 @@ def parse(path: str, images: str, called: str, exif: str = "turn") -> dict[str, 
 def _content(source: Source, use: Use, files: bool) -> dict[str, Any]:
     name = f"{source.called}annotation file {source.json_file!r}"
     if files and not os.path.isdir(source.image_root):
-        what = "is a file" if os.path.isfile(source.image_root) else "does not exist"
-        raise UserError(f"{source.called}image folder {source.image_root!r} {what}", "missing-file")
+        what = f"{source.called}image folder"
+        is_file = os.path.isfile(source.image_root)
+        raise UserError(f"{what} {source.image_root!r} is a file", "missing-file") if is_file else not_there(what, source.image_root)
     content = parse(source.json_file, source.image_root if files else "", source.called, use.exif)
     missing = [key for key in ("images", "categories") if key not in content]
     # data to predict only need no classes if those of another data set are used

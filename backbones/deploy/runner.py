@@ -13,6 +13,7 @@ from detectron2.structures import Boxes, Instances
 from torch import Tensor, nn
 
 from ..errors import UserError, unknown
+from ..files import not_there
 from . import run_exported
 
 # outputs of an exported detector -> fields of ``Instances``
@@ -46,7 +47,7 @@ class Runner:
 
     def __init__(self, path: str, threads: int = 0):
         if not os.path.isfile(path):
-            raise UserError(f"exported file {path!r} does not exist", "missing-file")
+            raise not_there("exported file", path)
         kind = os.path.splitext(path)[1]
         if kind not in run_exported.LOADERS:
             raise unknown(f"kind of exported file, of {path!r}", kind, run_exported.LOADERS)

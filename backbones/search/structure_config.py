@@ -11,6 +11,7 @@ from tabulate import tabulate
 from .. import zoo
 from ..documents import read_yaml, reading
 from ..errors import UserError, unknown
+from ..files import not_there
 from ..layers import rounded
 from ..maedet import Block, Structure, parse_structure, read_structure
 from ..registry import BUILDERS
@@ -129,7 +130,7 @@ def load_structure_config(path: str) -> dict[str, Any]:
     """Reads a search's settings over the defaults. Raises UserError for unknown keys and invalid values."""
     path = path if os.path.isfile(path) or not os.path.isfile(_in_zoo(path)) else _in_zoo(path)
     if not os.path.isfile(path):
-        raise UserError(f"config {path!r} does not exist")
+        raise not_there("config", path)
     with reading(f"config {path!r}"):
         own = read_yaml(path)
     if not isinstance(own, dict):

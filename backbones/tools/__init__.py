@@ -8,7 +8,10 @@ import re
 import sys
 from typing import Any, Callable, Iterable, NoReturn, Sequence
 
+from detectron2.data import DatasetCatalog
+
 from ..config import check_output_file
+from ..data.sources import unknown_data_set
 from ..engine import open_config
 from ..engine.logs import hush
 from ..errors import UserError, either, unknown
@@ -117,6 +120,27 @@ def evaluated(path: str, config: str = "", name: str | None = None) -> tuple[Any
     of_folder = [each for each in tested if os.path.isfile(path) and folder_of(each) == os.path.basename(os.path.dirname(path))]
     name = name or next(iter([*of_folder, *tested]), None)
     return front, name, results_file(path, name, tested)
+
+
+def dataset_of(front: Any, name: str | None, other: str = "") -> str:
+    """The name of the data that were evaluated, which are registered if they come from a config, and whose oddities are printed.
+
+    Raises UserError for a name that nothing knows; ``other``: what may be given instead of it.
+    """
+    if not name:
+        raise UserError(f"the evaluated data are unknown: name them with --dataset{other}", "missing-argument", "--dataset")
+    if front:
+        front.register(names=[name])
+        for line in front.said:
+            print(line)
+    if name not in DatasetCatalog:
+        if front:
+            front.register()  # among all, the error finds the nearest
+        elif name.startswith("own_"):  # as --train and --val name them
+            said = f"data set {name!r} belongs to a run: name its config.yaml with --config-file{other}"
+            raise UserError(said, "unknown-name", "--dataset")
+        raise unknown_data_set("data set", name, "--dataset")
+    return name
 
 
 def task_named(text: str) -> str:

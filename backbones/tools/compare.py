@@ -11,7 +11,7 @@ import sys
 from functools import partial
 from typing import Any, Sequence
 
-from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data import MetadataCatalog
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -25,7 +25,7 @@ from ..evaluation.comparison import beyond_chance, compare
 from ..evaluation.figures import first_entries, leading_task
 from ..evaluation.results import TASKS, check_keypoints, check_results, read_truth, results_file, truth_of
 from ..files import overwritten, save_figure, write_whole
-from . import as_is, evaluated, parser_of, picture, program, run, task_named
+from . import as_is, dataset_of, evaluated, parser_of, picture, program, run, task_named
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 SHOWN = 20  # classes in the printed table
@@ -107,20 +107,6 @@ def plot(result: dict[str, Any], output: str) -> None:
     names = [result[who] if len(result[who]) < 90 else "..." + result[who][-87:] for who in "ab"]
     figure.suptitle(as_is(f"A: {names[0]}\nB: {names[1]}"), fontsize=8)
     save_figure(figure, output)
-
-
-def dataset_of(front: Front | None, name: str | None) -> str:
-    """The name of the data to compare on; registers them if they come from a config."""
-    if front:
-        front.register(names=[name] if name else None)
-        for line in front.said:
-            print(line)
-    if not name:
-        raise UserError("the evaluated data are unknown: name --dataset or --annotations", code="missing-argument", key="--dataset")
-    if name.startswith("own_") and name not in DatasetCatalog:  # as --train and --val name them
-        said = f"data set {name!r} belongs to a run: name its config.yaml with --config-file, or the annotations with --annotations"
-        raise UserError(said, "unknown-name", "--dataset")
-    return name
 
 
 def _file_of(front: Front, name: str) -> list[Any]:
@@ -229,7 +215,7 @@ def main() -> None:
     if args.annotations:
         path, dataset = args.annotations, read_truth(args.annotations, "", args.task, print, Use.of(front.settings) if front else None)
     else:
-        path, dataset = truth_of(dataset_of(front, name), args.task)
+        path, dataset = truth_of(dataset_of(front, name, ", or the annotations with --annotations"), args.task)
         if other and isinstance(contents[1], list):
             _add_classes(dataset, contents[1], other, name or "", args.task)
     results = [check_results(content, dataset, args.task, file) for content, file in zip(contents, files)]

@@ -17,7 +17,7 @@ import os
 import shutil
 import sys
 from collections import Counter
-from typing import Any, Callable, Iterable, Iterator, Sequence
+from typing import Any, Callable, Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 
@@ -32,7 +32,7 @@ from ..data.images import UNREADABLE, opened, orientation
 from ..data.sources import Source, Use
 from ..drawing import Mark, colour, draw, mask_of
 from ..errors import UserError, counted
-from ..files import overwritten, write_whole
+from ..files import is_stream, overwritten, write_whole
 from . import parser_of, picture, program, run
 from .visualize import pixels_of, write_grid
 
@@ -126,7 +126,8 @@ def _lines(written: str, content: dict[str, Any], notes: dict[str, int]) -> Iter
 def _said(notes: dict[str, int]) -> Iterator[str]:
     for text, count in notes.items():
         kind, _, rest = text.partition(": ")
-        yield f"  {kind} ({count}): {rest}" if kind in KINDS else f"  {count} {text}"
+        advice = f" -> {KINDS[kind].advice}" if kind in KINDS and KINDS[kind].key else ""
+        yield f"  {kind} ({count}): {rest}{advice}" if kind in KINDS else f"  {count} {text}"
 
 
 def _share_classes(found: Iterable[dict[str, Any]]) -> None:
@@ -153,21 +154,27 @@ def _write_coco(content: dict[str, Any], images: str, output: str) -> None:
     write_whole(output, json.dumps({**{key: value for key, value in content.items() if key != "notes"}, "images": named}))
 
 
-def _keep(inputs: Iterable[str], outputs: Iterable[str]) -> None:
-    """Raises UserError if one of the files to write is an input, or in a folder that is one."""
+def _keep(inputs: Iterable[str], outputs: Collection[str], overwrite: bool) -> None:
+    """Raises UserError if one of the files to write is an input, or in a folder that is one; without ``overwrite`` also if it exists."""
     files = [file for path in inputs for file in (path, *(file for file, _ in formats.splits(path).values()))]
     inside = [os.path.join(file, name) for file in files if os.path.isdir(file) for name in os.listdir(file)]
     if path := overwritten(outputs, [*files, *inside]):
         raise UserError(f"{path!r} is read, and would be overwritten: name another --output", "conflict", "--output")
+    for path in () if overwrite else outputs:
+        if os.path.isfile(path) and not is_stream(path):
+            raise UserError(f"{path!r} exists: name another --output, or add --overwrite", "conflict", "--output")
 
 
-def convert(input: str, output: str, images: str = "", to: str = "coco", use: Use = _USE) -> Iterator[str]:
-    """Writes data in COCO's format, one file per split, or YOLO's, one folder. Yields lines on what was written, left out and guessed."""
+def convert(input: str, output: str, images: str = "", to: str = "coco", use: Use = _USE, overwrite: bool = True) -> Iterator[str]:
+    """Writes data in COCO's format, one file per split, or YOLO's, one new folder. Yields lines on what was written, left out and guessed.
+
+    ``overwrite``: whether files may be replaced; the command replaces none without its flag.
+    """
     found = parts(input, images, use)
     if to == "coco":
         stem, ending = os.path.splitext(output)
         targets = {name: output if len(found) == 1 else f"{stem}_{name}{ending}" for name in found}
-        _keep([input], targets.values())
+        _keep([input], targets.values(), overwrite)
         for name, (content, root) in found.items():
             file = targets[name]
             _write_coco(content, root, file)
@@ -206,10 +213,12 @@ def _check_upright(files: Iterable[str]) -> None:
                 raise UserError(f"{said}: remove the tag from such images, or convert to COCO", "conflict", "--to")
 
 
-def divide(input: str, output: str, images: str = "", val: float = 0.2, seed: int = 0, use: Use = _USE) -> Iterator[str]:
+def divide(
+    input: str, output: str, images: str = "", val: float = 0.2, seed: int = 0, use: Use = _USE, overwrite: bool = True
+) -> Iterator[str]:
     """Writes train.json, and val.json with that share of the images, to a folder. Yields lines on what was written, left out and guessed."""
     content, root = one(input, images, use)
-    _keep([input], (os.path.join(output, f"{name}.json") for name in ("train", "val")))
+    _keep([input], [os.path.join(output, f"{name}.json") for name in ("train", "val")], overwrite)
     kept, held, alone = split.parts(content, val, seed)
     for name, part in (("train", kept), ("val", held)):
         _write_coco(part, root, os.path.join(output, f"{name}.json"))
@@ -218,12 +227,12 @@ def divide(input: str, output: str, images: str = "", val: float = 0.2, seed: in
         yield f"  in one part only, because of the other classes in their images: {counted(len(alone), 'class')}, {', '.join(alone[:10])}"
 
 
-def merge(input: list[str], output: str, images: Sequence[str] = (), use: Use = _USE) -> Iterator[str]:
+def merge(input: list[str], output: str, images: Sequence[str] = (), use: Use = _USE, overwrite: bool = True) -> Iterator[str]:
     """Writes several data sets as one. Yields lines on what was written, left out and guessed."""
     if images and len(images) != len(input):
         raise UserError(f"--images names {len(images)} folders for {len(input)} data sets: name one for each", "value", "--images")
     every = [one(path, folder, use) for path, folder in zip(input, images or [""] * len(input))]
-    _keep(input, [output])
+    _keep(input, [output], overwrite)
     content, notes = merged(every)
     _write_coco(content, "", output)
     for path, (each, _) in zip(input, every):
@@ -317,6 +326,8 @@ def main() -> None:
         images = "the image folder of each data set" if verb == "merge" else "the folder of the images (default: that of the annotations)"
         one_of[verb].add_argument("--images", default="", metavar="DIR", nargs="+" if verb == "merge" else None, help=images)
     one_of["convert"].add_argument("--to", choices=("coco", "yolo"), default="coco", help="the format to write (default: %(default)s)")
+    for verb in ("convert", "split", "merge"):
+        one_of[verb].add_argument("--overwrite", action="store_true", help="replace files that --output names")
     one_of["split"].add_argument("--val", type=float, default=0.2, metavar="SHARE", help="share of images to hold out (default: %(default)s)")
     one_of["split"].add_argument("--seed", type=int, default=0, help="seed of the choice of images (default: %(default)s)")
     one_of["show"].add_argument("--num", type=int, default=12, help="how many images to draw (default: %(default)s)")

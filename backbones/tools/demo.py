@@ -24,7 +24,7 @@ from ..drawing import LONGEST, SIDE, draw, scale_of
 from ..engine import add_config_arguments, open_named
 from ..engine.pictures import marks_of
 from ..errors import UserError, counted, either
-from ..files import overwritten
+from ..files import not_there, overwritten
 from . import add_threshold, nothing_shown, parser_of, program, run
 from .export import read_image
 
@@ -67,8 +67,8 @@ def images_of(inputs: list[str], recursive: bool = False, output: str = "") -> t
             files.append(path)
             names.append(os.path.basename(path))
         else:
-            hint = ": config overrides go after --opts" if path.partition(".")[0].isupper() else ""
-            wrong.append(UserError(f"--input {path!r} does not exist{hint}", "missing-file", "--input"))
+            override = UserError(f"--input {path!r} does not exist: config overrides go after --opts", "missing-file", "--input")
+            wrong.append(override if path.partition(".")[0].isupper() else not_there("--input", path, "--input"))
     if not files:
         raise wrong[0] if len(wrong) == 1 else UserError("; ".join(map(str, wrong)), "missing-file", "--input")
     return files, names, wrong
@@ -152,7 +152,7 @@ def frames_of(source: Any) -> tuple[Iterator[np.ndarray], int, float, tuple[int,
     import cv2
 
     if isinstance(source, str) and not os.path.isfile(source):
-        raise UserError(f"--video-input {source!r} does not exist")
+        raise not_there("--video-input", source, "--video-input")
     video = cv2.VideoCapture(source)
     if not video.isOpened():
         raise UserError(f"{'camera' if isinstance(source, int) else '--video-input'} {source!r} cannot be opened")

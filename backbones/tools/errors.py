@@ -24,7 +24,7 @@ from ..evaluation.figures import leading_task
 from ..evaluation.mistakes import KINDS, Judged, by_kind_of_object, confusion, judge, tide
 from ..evaluation.results import check_results, truth_of
 from ..files import overwritten, write_whole
-from . import add_threshold, check_needed, evaluated, nothing_shown, parser_of, program, run, task_named
+from . import add_threshold, check_needed, dataset_of, evaluated, nothing_shown, parser_of, program, run, task_named
 from .visualize import pixels_of
 
 SHOWN = 20  # rows of the confusion's list
@@ -186,11 +186,7 @@ def main() -> None:
     if overwritten([beside], [file, os.path.join(args.run, "metrics.json")]):
         raise UserError(f"--output {output!r}: {beside!r} would be overwritten: name another page", "conflict", "--output")
 
-    if not name:
-        raise UserError("the evaluated data are unknown: name them with --dataset", "missing-argument", "--dataset")
-    front.register(names=[name])
-    for line in front.said:
-        print(line)
+    name = dataset_of(front, name)
     content = parse(file, "result file")
     task = leading_task(content) if args.task == "auto" else args.task
     task = "bbox" if task == "keypoints" else task  # TIDE does not know keypoints

@@ -22,6 +22,7 @@ from ..data.loader import unreadable
 from ..data.sources import unknown_data_set
 from ..engine import Front, add_config_arguments, open_named
 from ..errors import UserError, counted, first_of
+from ..files import nearest
 from . import check_needed, parser_of, program, run
 
 
@@ -74,7 +75,10 @@ def calibration(front: Front, source: str, count: int) -> Iterator[np.ndarray]:
     else:
         front.register()
         if source not in DatasetCatalog:
-            raise unknown_data_set("data set or folder, of --calibrate", source)
+            if near := nearest(source):
+                said = f"--calibrate {source!r}: no data set and no folder. Did you mean {near!r}?"
+                raise UserError(said, "unknown-name", "--calibrate", near)
+            raise unknown_data_set("data set or folder, of --calibrate", source, "--calibrate")
         check_paths(source)
         files = [record["file_name"] for record in DatasetCatalog.get(source)]
     chosen = np.unique(np.linspace(0, len(files) - 1, min(count, len(files))).astype(int))

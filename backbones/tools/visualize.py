@@ -15,7 +15,7 @@ from ..drawing import Mark, colour, mask_of, titled
 from ..drawing import draw as draw_marks
 from ..errors import UserError
 from ..evaluation.mistakes import judge
-from . import add_threshold, evaluated, nothing_shown, parser_of, picture, program, run
+from . import add_threshold, dataset_of, evaluated, nothing_shown, parser_of, picture, program, run
 
 _FIELDS = {
     "image_id": ("a number or a name", lambda value: isinstance(value, (int, str))),
@@ -161,18 +161,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.num < 1:
         raise UserError(f"--num {args.num}: draw at least one image")
-    reading: dict[str, Any] = {}
     front, name, results = evaluated(args.input, args.config_file, args.dataset)
     if not os.path.exists(results) and os.path.isdir(args.input):
         said = f"{args.input!r} holds no evaluation: run `backbones train --eval-only` to write {results!r}"
         raise UserError(said, "missing-file", "--input")
-    if front:
-        front.register(names=[name] if name else None)
-        for line in front.said:
-            print(line)
-        reading = images.settings(front.settings)
-    if not name:
-        raise UserError("the evaluated data are unknown: name them with --dataset", "missing-argument", "--dataset")
+    name = dataset_of(front, name)
+    reading = images.settings(front.settings) if front else {}
     draw(results, name, args.output, args.num, args.confidence_threshold, args.worst, **reading)
     print(args.output)
 

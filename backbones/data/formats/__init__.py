@@ -10,6 +10,7 @@ import shlex
 from typing import Any
 
 from ...errors import UserError
+from ...files import not_there
 from . import labelme, voc, yolo
 from .building import SPLITS, SUFFIXES, has
 from .naming import foreign
@@ -51,7 +52,7 @@ def load(path: str, images: str = "", exif: str = "turn") -> dict[str, Any] | No
     if kind is None:
         return None
     if not os.path.isdir(images):
-        raise UserError(f"image folder {images!r} {'is a file' if os.path.isfile(images) else 'does not exist'}", "missing-file")
+        raise UserError(f"image folder {images!r} is a file", "missing-file") if os.path.isfile(images) else not_there("image folder", images)
     content = {"yolo": yolo.read, "voc": voc.read, "labelme": labelme.read}[kind](path, images, exif)
     if not content["images"]:
         raise UserError(f"{path!r} has no images", "data")
