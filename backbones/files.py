@@ -12,7 +12,7 @@ from .errors import UserError
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
-    """The name of a temporary file that replaces ``path`` once it is written; if that fails, it is removed.
+    """The name of a temporary file that replaces ``path`` once it is written; if that fails, it is removed. Makes its folder.
 
     Where ``path`` is a link, the file that it leads to is replaced. A device or pipe is not: that is an OSError.
     """
@@ -20,6 +20,7 @@ def replacing(path: str) -> Iterator[str]:
         raise OSError(errno.EINVAL, "it is not a file")
     path = os.path.realpath(path)
     partial = path + ".partial"
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     try:
         yield partial
         with open(partial, "r+b") as f:  # Windows flushes only files that are open for writing
@@ -38,12 +39,11 @@ def is_stream(path: str) -> bool:
     return os.path.exists(path) and (device or not (os.path.isfile(path) or os.path.isdir(path)))
 
 
-def write_whole(path: str, text: str) -> None:
+def write_whole(path: str, content: str | bytes) -> None:
     """Writes a file completely, or leaves it as it was; writes to a device or pipe. Raises UserError if it cannot be written."""
     try:
-        os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-        with contextlib.nullcontext(path) if is_stream(path) else replacing(path) as target, open(target, "w", encoding="utf-8") as f:
-            f.write(text)
+        with contextlib.nullcontext(path) if is_stream(path) else replacing(path) as target, open(target, "wb") as f:
+            f.write(content.encode() if isinstance(content, str) else content)
     except OSError as error:
         raise UserError(f"{path!r} cannot be written: {error.strerror}", "cannot-write") from error
 

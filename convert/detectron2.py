@@ -27,6 +27,8 @@ def convert(path: str, contents: dict[str, Any], config: str, opts: list[str]) -
 
     It is matched as detectron2 matches its zoo's files, and every tensor of it must find its place.
     """
+    if config.endswith(".py"):
+        raise UserError(f"--config-file {config!r} is a Python config: name the YAML config of this model", "unsupported", "--config-file")
     tensors(contents.get("blobs", contents.get("model", contents)), "the file")
     cfg = zoo.get_config(config)
     merge_overrides(cfg, ["MODEL.DEVICE", "cpu", *opts])
@@ -37,7 +39,8 @@ def convert(path: str, contents: dict[str, Any], config: str, opts: list[str]) -
     report = checkpointer.report
     assert report is not None  # it has loaded
     filled = set(report.total) - set(report.unfilled())
-    missing = report.unfilled("backbone") if all(part_of(key) == "backbone" for key in filled) else report.unfilled()
+    bare = all(part_of(key) == "backbone" for key in filled)
+    missing = report.unfilled("backbone") if bare else report.unfilled()
     # a classifier is no part of a detector
     unused = [key for key in report.unused if not re.match(r"(stem\.)?(fc|linear|pred|head)[\d.]*", key)]
     if missing or unused:
@@ -53,5 +56,7 @@ def convert(path: str, contents: dict[str, Any], config: str, opts: list[str]) -
         "overrides": list(opts),
         "proof": {"run": False, "why": "the network is detectron2's own"},
     }
+    if not bare:
+        provenance["detector"] = cfg.MODEL.META_ARCHITECTURE
     expects = Preprocessing(cfg.INPUT.FORMAT, tuple(cfg.MODEL.PIXEL_MEAN), tuple(cfg.MODEL.PIXEL_STD))
     return Converted({key: value for key, value in model.state_dict().items() if key in filled}, expects, provenance)

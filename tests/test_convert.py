@@ -278,6 +278,7 @@ class TestDetectron2:
         (tmp_path / "model_final.pkl").write_bytes(pickle.dumps({"model": arrays, "__author__": "Detectron2 Model Zoo"}))
         result = run("detectron2", tmp_path / "model_final.pkl", tmp_path / "ours.pth", "--config-file", config)
         assert result.preprocessing.pixel_std == (1.0, 1.0, 1.0) and result.provenance["config"] == config
+        assert result.provenance["detector"] == "GeneralizedRCNN"
         other = build_model(cfg)
         GatedCheckpointer(other, require="all").load(str(tmp_path / "ours.pth"))
         assert all(torch.equal(value, other.state_dict()[key]) for key, value in model.state_dict().items())
@@ -298,6 +299,8 @@ class TestDetectron2:
         torch.save({"model": {"backbone.bottom_up.stem.conv1.weight": torch.zeros(64, 3, 7, 7)}}, tmp_path / "theirs.pth")
         with pytest.raises(UserError, match="--config-file"):
             run("detectron2", tmp_path / "theirs.pth", tmp_path / "ours.pth")
+        with pytest.raises(UserError, match="'new_baselines/a.py' is a Python config: name the YAML config of this model"):
+            run("detectron2", tmp_path / "theirs.pth", tmp_path / "ours.pth", "--config-file", "new_baselines/a.py")
 
 
 class TestMMDetection:

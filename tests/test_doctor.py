@@ -562,7 +562,7 @@ def test_room_for_an_average_of_weights(copies, data):
     own, trained = (4 * sum(p.numel() for p in tensors) for tensors in (model.state_dict().values(), model.parameters()))
     assert f"weights {size_in_words(own)}, " in said[0] and (f"their average {size_in_words(own)}" in said[0]) == (copies == 2)
     assert f"4 checkpoints of {size_in_words(copies * own + trained)}, " in said[1]
-    assert f", gradients {size_in_words(trained)}, the optimizer's state {size_in_words(trained)}: exactly" in said[0]
+    assert said[0].endswith(f", gradients {size_in_words(trained)}, optimizer's state {size_in_words(trained)}")
 
 
 def test_state_of_an_own_optimizer(monkeypatch):
@@ -574,7 +574,7 @@ def test_state_of_an_own_optimizer(monkeypatch):
         assert Examination(front).states == states
     monkeypatch.setattr(front, "build_optimizer", lambda model: torch.optim.SGD(model.backbone.parameters()))
     examination = Examination(front)
-    assert examination.states is None and "the optimizer's state unknown: exactly" in next(memory(examination)).message
+    assert examination.states is None and next(memory(examination)).message.endswith("optimizer's state unknown")
 
 
 @pytest.mark.slow

@@ -24,8 +24,8 @@ def memory(examination: Examination) -> Iterator[Finding]:
         return
     parameters, trained, states, exact = exact_bytes(examination)
     average = f", their average {size_in_words(parameters)}" if cfg.MODEL_EMA.ENABLED else ""
-    known = f"gradients {size_in_words(trained)}, the optimizer's state {'unknown' if examination.states is None else size_in_words(states)}"
-    yield note(f"weights {size_in_words(parameters)}{average}, {known}: exactly")
+    known = "unknown" if examination.states is None else size_in_words(states)
+    yield note(f"weights {size_in_words(parameters)}{average}, gradients {size_in_words(trained)}, optimizer's state {known}")
     if not examination.sound:
         yield note("the config cannot be built: activations were not measured")
         return

@@ -38,7 +38,7 @@ def check_results(content: Any, dataset: dict[str, Any], task: str, path: str) -
     if not isinstance(content, list):
         raise UserError(f"{what} is not in COCO's format: it is not a list of detections", "bad-file")
     if not content:
-        raise UserError(f"{what} has no detections, so there is nothing to compare", "data")
+        raise UserError(f"{what} has no detections: the detector found nothing", "data")
     field = TASKS[task]
     if isinstance(content[0], dict) and field not in content[0]:
         has = [name for name, key in TASKS.items() if key in content[0]]

@@ -154,9 +154,8 @@ def as_is(text: str) -> str:
 
 
 def picture(path: str, kinds: Sequence[str] = (".png", ".jpg", ".jpeg"), flag: str = "--output") -> None:
-    """Makes the folder of a picture. Raises UserError if no picture of one of these ``kinds`` can be written to ``path``."""
+    """Raises UserError if no picture of one of these ``kinds`` can be written to ``path``."""
     kind = os.path.splitext(path)[1].lower()
     if kind not in kinds:
         raise UserError(f"{flag} {path!r} must end in {either(kinds)}", "value", flag)
     check_output_file(path, "the picture")
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

@@ -183,8 +183,8 @@ def main() -> None:
     front.check_model()
     front.check_resize()
     image = sample(front, args.image)
-    os.makedirs(folder, exist_ok=True)
     predictor = Predictor(front)
+    os.makedirs(folder, exist_ok=True)
     given = partial(export, front.settings, predictor.model, image=image, part=args.part, names=predictor.metadata, batch=args.batch)
     given = partial(given, include_preprocessing=args.include_preprocessing)
     if args.precision == "float32":

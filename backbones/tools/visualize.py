@@ -15,6 +15,7 @@ from ..drawing import Mark, colour, mask_of, titled
 from ..drawing import draw as draw_marks
 from ..errors import UserError
 from ..evaluation.mistakes import judge
+from ..files import write_whole
 from . import add_threshold, dataset_of, evaluated, nothing_shown, parser_of, picture, program, run
 
 _FIELDS = {
@@ -145,8 +146,7 @@ def write_grid(tiles: list[np.ndarray], titles: list[str], output: str, columns:
     for i, tile in enumerate(tiles):
         y, x = (pad + place * (side + pad) for place, side in zip(divmod(i, columns), (h, w)))
         grid[y : y + tile.shape[0], x : x + tile.shape[1]] = tile
-    if not cv2.imwrite(output, grid[:, :, ::-1]):
-        raise UserError(f"cannot write {output!r}")
+    write_whole(output, cv2.imencode(os.path.splitext(output)[1], grid[:, :, ::-1])[1].tobytes())
 
 
 def main() -> None:
