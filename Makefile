@@ -43,7 +43,7 @@ quickstart: $(ready)
 	@$(PYTHON) -m backbones.tools.quickstart
 
 test: $(ready)
-	$(PYTHON) -m pytest -n 2
+	$(PYTHON) -m pytest -n 3
 
 test-all: $(ready)
 	$(PYTHON) -m pytest -n 2 -m ""

@@ -83,7 +83,7 @@ def argument_parser() -> argparse.ArgumentParser:
     for which in ("mean", "std"):
         text = f"{which} that the weights expect, for values from 0 to 255, in channel order (default: ImageNet's)"
         parser.add_argument(f"--pixel-{which}", type=float, nargs=3, metavar=("C1", "C2", "C3"), help=text)
-    parser.add_argument("opts", nargs="*", help="overrides of the config as KEY VALUE pairs")
+    parser.add_argument("opts", nargs="*", default=[], help="overrides of the config as KEY VALUE pairs")
     return parser
 
 

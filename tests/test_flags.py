@@ -51,6 +51,8 @@ def test_one_name_and_those_of_old(tool, monkeypatch, capsys):
         ("dataset shwo a.json", "argument VERB: unknown value: 'shwo'. Did you mean 'show'? Allowed: 'convert', 'split', 'merge', 'show'."),
         ("train --precision fp16", "argument --precision: unknown value: 'fp16'. Did you mean 'float16'? Allowed: "),
         ("zoo list -k", "unknown flag: '-k'. "),
+        ("convert pycls a.pyth b.pth --nme x", "unknown flag: '--nme'. Did you mean '--name'? Allowed: "),
+        ("convert pycls a.pyth", "the following arguments are required: DST. To see all flags: backbones convert --help"),
         ("recipe", "the following arguments are required: --output. To see all flags: backbones recipe --help"),
         ("recipe --train photos --minutes long --output a", "'long': must be minutes such as 30"),
     ],

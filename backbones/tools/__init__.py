@@ -45,14 +45,22 @@ def program(verb: str) -> str:
 class Parser(argparse.ArgumentParser):
     """argparse's, whose errors are one line. It names a misspelt flag before the flag that is missing because of it."""
 
+    _flags: Sequence[str] = ()  # that were given
+
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        words = sys.argv[1:] if args is None else list(args)
-        self._flags = [word.partition("=")[0] for word in words if word.startswith("--") and word != "--"]
-        found, rest = super().parse_known_args(words, namespace)
+        found, rest = super().parse_known_args(self._words(args), namespace)
         for word in rest:  # the others may be config overrides
             if re.match("-[^0-9.]", word):
                 self._refuse(word.partition("=")[0])
         return found, rest
+
+    def parse_known_intermixed_args(self, args: Any = None, namespace: Any = None) -> Any:
+        return super().parse_known_intermixed_args(self._words(args), namespace)  # whose errors are of `error`, in newer Pythons alone
+
+    def _words(self, args: Any) -> list[str]:
+        words = sys.argv[1:] if args is None else list(args)
+        self._flags = [word.partition("=")[0] for word in words if word.startswith("--") and word != "--"]
+        return words
 
     def error(self, message: str) -> NoReturn:
         if not any(action.nargs == argparse.PARSER for action in self._actions):  # else they may be its verb's
