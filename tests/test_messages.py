@@ -19,9 +19,9 @@ from small_data import coco, picture, voc_object, voc_xml, write
 import backbones
 from backbones import zoo
 from backbones.config import check_config, check_device, config_findings, idle_keys, merge_overrides
-from backbones.data import dataset_findings
+from backbones.data import dataset_findings, register_image_folders
 from backbones.data.formats import load
-from backbones.data.sources import Use
+from backbones.data.sources import Use, trained_on
 from backbones.deploy import Runner
 from backbones.deploy.names import names_of
 from backbones.engine import YamlFront, open_config
@@ -395,3 +395,17 @@ other()
 
 def test_a_folder_as_the_image_of_an_export(tmp_path):
     assert "is a folder: name one of its images" in str(said(export.sample, open_config(CONFIG, []), str(tmp_path)))
+
+
+def test_what_is_tested_and_trained_on(tmp_path, catalogue):
+    """By the files of own data; detectron2's own, which may not be here, by their names alone."""
+    cfg = config("DATASETS.TRAIN", "('voc_2007_trainval', 'voc_2007_test')", "DATASETS.TEST", "('voc_2007_test', 'voc_2012_val')")
+    assert [line.partition(":")[0] for line in trained_on(cfg)] == ["voc_2007_test"]
+    for folder, count in (("a", 2), ("b", 3)):
+        for i in range(count):
+            picture(tmp_path / folder / "cup" / f"{i}.jpg")
+    folders = [[name, str(tmp_path / place)] for name, place in (("one", "a"), ("other", "b"), ("same", "a"))]
+    cfg = config("DATASETS.IMAGE_FOLDERS", repr(folders), "DATASETS.TRAIN", "('one',)", "DATASETS.TEST", "('other', 'same')")
+    register_image_folders(cfg)
+    (line,) = trained_on(cfg)
+    assert line.startswith("same: 2 of 2 images are also trained on: ")

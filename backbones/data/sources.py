@@ -82,22 +82,22 @@ class Source:
         return f"{name}: " if name else ""
 
 
-def _files(name: str) -> set[str]:
+def _files(cfg: CfgNode, name: str) -> set[str]:
     """The image files of own data. None of detectron2's, and none of parts of one data set, which share no image."""
-    about = MetadataCatalog.get(name) if name in DatasetCatalog else None
-    if about is None or about.get("held_out"):
+    if name not in DatasetCatalog:
         return set()
-    if reader := about.get("reader"):
+    if reader := MetadataCatalog.get(name).get("reader"):
         root = os.path.realpath(reader.source.image_root)
         return {os.path.normpath(os.path.join(root, image["file_name"])) for image in reader.dataset().images}
-    return {record["file_name"] for record in DatasetCatalog.get(name)} if about.get("dirname") else set()
+    folders = {entry[0] for entry in cfg.DATASETS.IMAGE_FOLDERS}
+    return {record["file_name"] for record in DatasetCatalog.get(name)} if name in folders else set()
 
 
 def trained_on(cfg: CfgNode) -> Iterator[str]:
     """A line for each data set to test on whose image files are also in data to train on; the doctor compares their contents too."""
-    trained = {path for name in cfg.DATASETS.TRAIN for path in _files(name)}
+    trained = {path for name in cfg.DATASETS.TRAIN for path in _files(cfg, name)}
     for name in cfg.DATASETS.TEST:
-        files = _files(name)
+        files = _files(cfg, name)
         both = len(files & trained)
         if both or name in cfg.DATASETS.TRAIN:
             some = f"{both} of {counted(len(files), 'image')}" if both else "all images"
