@@ -19,6 +19,7 @@ A file at weights/NAME.pth or .safetensors is found by MODEL.WEIGHTS backbones:/
 import argparse
 import logging
 import os
+from typing import Any
 
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
@@ -30,7 +31,7 @@ from backbones.files import overwritten, sha256
 from backbones.tools import parser_of, run
 
 from . import detectron2, efficientnet_lite, lightnas, mmdet, mmrazor, pycls, timm, torchvision
-from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, Source, convert_backbone, write
+from .core import IMAGENET_BGR, IMAGENET_RGB, Converted, Preprocessing, Source, at, convert_backbone, entry_of, write
 
 SOURCES = {
     "pycls": pycls.SOURCE,
@@ -113,9 +114,9 @@ def convert(args) -> Converted:
     elif args.source == "efficientnet-lite":
         _refuse_unused("the single network of that package", key=args.key, name=args.name, channels=args.channels, config_file=args.config_file)
         result = efficientnet_lite.convert(contents)
-    elif whole and not args.key and whole.is_detector(contents):
+    elif whole and whole.is_detector(chosen := _with_key(contents, args.key)):
         _refuse_unused(f"whole detectors of {whole.SOURCE.title}", name=args.name, overrides=args.opts)
-        result = whole.convert_detector(contents, given, args.config_file)
+        result = whole.convert_detector(chosen, given, args.config_file)
     else:
         _refuse_unused("bare networks", config_file=args.config_file, overrides=args.opts)
         if args.source == "detectron2":
@@ -123,6 +124,11 @@ def convert(args) -> Converted:
         result = convert_backbone(SOURCES[args.source], contents, given, args.name, args.key)
     result.provenance.update(file=os.path.basename(path if args.src == "installed" else args.src), sha256=sha256(path))
     return result
+
+
+def _with_key(contents: dict[str, Any], key: str) -> dict[str, Any]:
+    """What a file holds, with the state dict of --key in the place of the usual one."""
+    return {**contents, "state_dict": at(contents, entry_of(contents, (), key))} if key else contents
 
 
 def _refuse_unused(kind: str, **options) -> None:

@@ -68,6 +68,7 @@ class Source:
         network: the project's own network for a network of ours and the keyword arguments of `create`, with its library's name and version;
             None where the library is not installed.
         tidy: unifies keys if the project has several forms; the network uses the result.
+        stated: what a file itself says of its images, if it does.
     """
 
     title: str
@@ -77,6 +78,7 @@ class Source:
     entries: Callable[[dict[str, Any]], Sequence[str]]
     network: Callable[[str, dict[str, Any]], tuple["Network", str] | None] = lambda name, options: None
     tidy: Callable[[dict[str, Tensor]], dict[str, Tensor]] = lambda weights: weights
+    stated: Callable[[dict[str, Any]], Preprocessing | None] = lambda contents: None
 
     def entry(self, data: dict[str, Any], wanted: str = "") -> str:
         return entry_of(data, self.entries(data), wanted)
@@ -105,6 +107,7 @@ class Converted:
     model: dict[str, Tensor]
     preprocessing: Preprocessing
     provenance: dict[str, Any]
+    classes: Sequence[str] = ()  # of a detector whose file names them
 
 
 def tensors(state_dict: Any, what: str) -> dict[str, Tensor]:
@@ -182,8 +185,12 @@ def under(data: dict[str, Any], *usual: str) -> dict[str, Tensor]:
 
 
 def without_outer(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Removes the prefix of a module around the network, such as Lightning's."""
-    return {key[len("model.") :]: value for key, value in weights.items()} if all(key.startswith("model.") for key in weights) else weights
+    """Removes the prefix of a module around the network, such as Lightning's; beside others', it becomes that of a backbone."""
+    if not any(key.startswith("model.") for key in weights):
+        return weights
+    named = all(key.startswith("model.") for key in weights) or any(key.startswith("model.backbone.") for key in weights)
+    prefix = "" if named else "backbone."
+    return {prefix + key[len("model.") :] if key.startswith("model.") else key: value for key, value in weights.items()}
 
 
 def bottom_up(weights: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
@@ -252,15 +259,15 @@ def convert_backbone(
 ) -> Converted:
     """A bare network's file as ours, in BGR, proved where the source's library is installed.
 
-    ``preprocessing``: where it is not the source's usual one. ``key``: the state dict to take, where it is not the usual one. Raises
-    UserError for a file of another network, or where the proof fails.
+    ``preprocessing``: where neither the file states it nor it is the source's usual one. ``key``: the state dict to take, where it is not the
+    usual one. Raises UserError for a file of another network, or where the proof fails.
     """
     weights, outside = bottom_up(source.weights(contents, key))
     rounded = "regnet" in source.layouts and source.layouts["regnet"] in ("torchvision", "timm")
     options = ({}, {"rounding": "torchvision"}) if rounded else ({},)
     name, option, ours = identify(source, weights, [name] if name else (), options)
     outside += [key for key in weights if registry.family_of(name).network.classifier.match(key)]
-    expects = preprocessing or source.preprocessing(name)
+    expects = agreed(source.stated(contents), preprocessing) or source.preprocessing(name)
     if expects.format == "RGB":
         with torch.device("meta"):
             net = registry.create(name, **option)
@@ -278,6 +285,19 @@ def convert_backbone(
     if option:
         provenance["overrides"] = ["MODEL.REGNET.ROUNDING", option["rounding"]]
     return Converted(under_bottom_up(ours), expects.in_bgr(), provenance)
+
+
+def agreed(stated: Preprocessing | None, given: Preprocessing | None) -> Preprocessing | None:
+    """What a file states of its images, else what the user says. Raises UserError if they differ."""
+    if stated and given:
+        said, told = ((*p.pixel_mean, *p.pixel_std) for p in (stated, given))
+        if stated.format != given.format or not np.allclose(said, told, rtol=1e-3, atol=0):
+            raise UserError(f"the file says that it expects {_words(stated)}, but --channels says {_words(given)}: omit the option")
+    return stated or given
+
+
+def _words(p: Preprocessing) -> str:
+    return f"{p.format} images of mean {list(p.pixel_mean)} and deviation {list(p.pixel_std)}"
 
 
 def _taken(contents: dict[str, Any], entry: str, outside: Sequence[str]) -> str:
@@ -356,6 +376,7 @@ def write(converted: Converted, path: str) -> None:
     about = {
         "preprocessing": {key: list(value) if isinstance(value, tuple) else value for key, value in vars(converted.preprocessing).items()},
         "provenance": {**converted.provenance, "converted_by": f"backbones {backbones.__version__}"},
+        **({"run": {"classes": list(converted.classes)}} if converted.classes else {}),  # where training writes them
     }
     try:
         os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)

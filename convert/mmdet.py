@@ -7,16 +7,19 @@ What differs there from detectron2, and what becomes of it:
   `MMDetCascadeROIHeads`. Its boxes' deviations of 0.033 and 0.067 are not quite detectron2's 1/30 and 1/15: folded into the weights.
 - GFL's 1000 best candidates of a level are places, as when its figures were published; newer versions take pairs of place and class.
 - Classes run from 0, the background last, in both; boxes are encoded alike. Versions before 2.0 did both differently, and are refused.
+- Anchors and the coding of boxes are set in MMDetection's config, and change no weight's shape: the text of it in the file is read. Other sizes and
+  ratios of R-CNNs' anchors become overrides; what has no counterpart here is refused.
 - Normalisation is set in MMDetection's config: RegNets there expect BGR images, ResNets RGB; some RegNets RGB too. The file's statement counts
   (``--channels`` must agree), then ``--channels``, then this rule. First convolutions of RGB are turned, and every converted file takes BGR.
 """
 
+import ast
+import contextlib
 import importlib
 import re
 from types import ModuleType
-from typing import Any, Mapping
+from typing import Any, Iterator, Mapping, Sequence
 
-import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
@@ -34,6 +37,7 @@ from .core import (
     Network,
     Preprocessing,
     Source,
+    agreed,
     check_fit,
     compare,
     identify,
@@ -107,9 +111,6 @@ def network(name: str, options: dict[str, Any]) -> tuple[Network, str] | None:
     return Network(module, lambda image: module(image)), f"mmdet {mmdet.__version__}"
 
 
-SOURCE = Source("MMDetection", "Apache-2.0", {"regnet": "mmdet"}, lambda name: IMAGENET_BGR, lambda data: ("state_dict",), network)
-
-
 def is_detector(contents: dict[str, Any]) -> bool:
     return any(key.startswith(("neck.", "rpn_head.", "roi_head.", "bbox_head.")) for key in under(contents, "state_dict"))
 
@@ -121,7 +122,7 @@ def _config_text(contents: dict[str, Any]) -> str:
 
 def stated_preprocessing(contents: dict[str, Any]) -> Preprocessing | None:
     """What the file itself says of its images: in buffers of its own, or in the config that MMDetection saves as text. It is not run."""
-    weights, text = under(contents, "state_dict"), _config_text(contents)
+    weights, text = contents.get("state_dict", {}), _config_text(contents)
     number = r"[\[(]\s*(\d+\.?\d*),\s*(\d+\.?\d*),\s*(\d+\.?\d*),?\s*[\])]"
     mean, std = (re.search(rf"\b{key}\s*=\s*{number}", text) for key in ("mean", "std"))
     if "data_preprocessor.mean" in weights and "data_preprocessor.std" in weights:
@@ -134,6 +135,17 @@ def stated_preprocessing(contents: dict[str, Any]) -> Preprocessing | None:
     # if nothing is stated, the larger mean is that of red
     rgb = turned[2] == "True" if turned else values[0][0] > values[0][2]
     return Preprocessing("RGB" if rgb else "BGR", *values)
+
+
+SOURCE = Source(
+    "MMDetection",
+    "Apache-2.0",
+    {"regnet": "mmdet"},
+    lambda name: IMAGENET_BGR,
+    lambda data: ("state_dict",),
+    network,
+    stated=stated_preprocessing,
+)
 
 
 def convert_detector(
@@ -153,7 +165,8 @@ def convert_detector(
     weights = under(contents, "state_dict")
     # the numbers 0 to 16 of GFL are no weights
     left = re.compile(r"data_preprocessor\.|.*num_batches_tracked$|bbox_head\.integral\.project$")
-    weights = {key: value for key, value in weights.items() if not left.match(key)}
+    copies = [key for key in weights if key.startswith("ema_")]  # MMDetection 2's EMAHook keeps a second copy of the weights
+    weights = {key: value for key, value in weights.items() if not left.match(key) and not key.startswith("ema_")}
     for key, value in weights.items():
         if not value.numel() or value.dim() != _dims(key):
             raise UserError(f"the file is not a detector from {source.title}: {key!r} is {tuple(value.shape)}")
@@ -161,12 +174,7 @@ def convert_detector(
     family = _family(backbone)
     if family not in ("resnet", *source.layouts):
         identify(source, backbone)  # says whose it is
-    stated = stated_preprocessing(contents)
-    if stated and preprocessing:
-        said, given = ((*p.pixel_mean, *p.pixel_std) for p in (stated, preprocessing))
-        if stated.format != preprocessing.format or not np.allclose(said, given, rtol=1e-3, atol=0):
-            raise UserError(f"the file says that it expects {_words(stated)}, but --channels says {_words(preprocessing)}: omit the option")
-    expects = stated or preprocessing or (IMAGENET_BGR if family == "regnet" else IMAGENET_RGB)
+    expects = agreed(stated_preprocessing(contents), preprocessing) or (IMAGENET_BGR if family == "regnet" else IMAGENET_RGB)
     # Caffe's ResNets have the stride in the 1x1 convolution; MMDetection's of that style leave images undivided
     style = re.search(r"\bstyle\s*=\s*['\"](caffe|pytorch)['\"]", _config_text(contents))
     caffe = style[1] == "caffe" if style else set(expects.pixel_std) == {1.0}
@@ -176,6 +184,9 @@ def convert_detector(
     given = zoo.get_config(config or base)
     cfg = given.clone()
     merge_overrides(cfg, overrides)
+    anchors = _boxes(_config_text(contents), _kind(cfg))
+    merge_overrides(cfg, anchors)
+    overrides += anchors
     for key in overrides[::2] if config else ():
         if get(given, key) != get(cfg, key):
             raise UserError(f"{config} has {key} {get(given, key)}, but the file's detector needs {get(cfg, key)}")
@@ -198,7 +209,85 @@ def convert_detector(
         "detector": kind,
         "proof": _prove(cfg, name, weights, model, flipped=expects.format == "RGB"),
     }
-    return Converted(model, expects.in_bgr(), provenance)
+    if copies:
+        provenance["taken"] = f"left out: {len(copies)} tensors of the hook that averages weights ({copies[0]}, ...)"
+    number = next(int(value) for key, value in zip(overrides[::2], overrides[1::2]) if key.endswith(".NUM_CLASSES"))
+    names = _class_names(meta)
+    return Converted(model, expects.in_bgr(), provenance, names if len(names) == number else [])
+
+
+def _class_names(meta: Any) -> list[str]:
+    about = meta.get("dataset_meta", meta) if isinstance(meta, dict) else None
+    names = about.get("classes", about.get("CLASSES")) if isinstance(about, dict) else None
+    return list(names) if isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names) else []
+
+
+def _boxes(text: str, kind: str) -> list[str]:
+    """Overrides for the anchors that a config's text states. Raises UserError for anchors and codings of boxes that have no counterpart.
+
+    No weight has another shape because of them.
+    """
+    cnn, overrides = "R-CNN" in kind, []
+    usual = _ANCHORS["R-CNN" if cnn else "GFL" if "GFL" in kind else kind]
+    for made in _stated(text, "AnchorGenerator"):
+        wanted = {"type": "AnchorGenerator", **usual, **_PLAIN}
+        for key, value in made.items():
+            if key in wanted and value == wanted[key]:
+                continue
+            values = value if isinstance(value, list) else []
+            if cnn and key == "scales" and len(values) == 1 and isinstance(values[0], (int, float)):
+                overrides += ["MODEL.ANCHOR_GENERATOR.SIZES", str([[stride * values[0]] for stride in usual["strides"]])]
+            elif cnn and key == "ratios" and values and all(isinstance(ratio, (int, float)) for ratio in values):
+                overrides += ["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", str([values])]
+            else:
+                usually = f"; usual is {wanted[key]}" if key in wanted else ""
+                raise UserError(f"anchors with {key} {value} are not supported for a {kind}{usually}", "unsupported")
+    _check_coders(list(_stated(text, "DeltaXYWHBBoxCoder")), kind)
+    return overrides
+
+
+def _check_coders(coders: Sequence[Mapping[str, Any]], kind: str) -> None:
+    """Raises UserError if boxes are coded in another way than MMDetection's own detectors of this kind do it."""
+    stds = [made["target_stds"] for made in coders if "target_stds" in made]
+    means = [made["target_means"] for made in coders if made.get("target_means", [0.0] * 4) != [0.0] * 4]
+    cnn = 3 if "Cascade" in kind else 1 if "R-CNN" in kind else 0
+    usual = [[1.0] * 4, *map(list, _CASCADE_DEVIATIONS[:cnn])]
+    other = any(each not in usual for each in stds)
+    moved = len(stds) == len(usual) and sorted(stds, key=str) != sorted(usual, key=str)  # such as the RPN's in the heads
+    if means or other or moved:
+        said = f"target_means {means[0]}" if means else f"target_stds {', '.join(map(str, stds))}"
+        raise UserError(f"boxes coded with {said} are not supported for a {kind}; usual are {', '.join(map(str, usual))}", "unsupported")
+
+
+def _stated(text: str, kind: str) -> Iterator[dict[str, Any]]:
+    """The literal arguments of each ``dict(type="...kind")`` in a config's text, tuples as lists. The text is not run."""
+    try:
+        nodes = list(ast.walk(ast.parse(text)))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    for node in nodes:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
+            pairs: list[tuple[Any, ast.expr]] = [(keyword.arg, keyword.value) for keyword in node.keywords]
+        elif isinstance(node, ast.Dict):
+            pairs = [(getattr(key, "value", None), value) for key, value in zip(node.keys, node.values)]
+        else:
+            continue
+        found = {}
+        for key, value in pairs:
+            with contextlib.suppress(ValueError, TypeError, RecursionError):
+                literal = ast.literal_eval(value)
+                found[key] = list(literal) if isinstance(literal, tuple) else literal
+        if str(found.get("type", "")).endswith(kind):
+            yield found
+
+
+_STRIDES = [4, 8, 16, 32, 64, 128]
+_ANCHORS: dict[str, dict[str, Any]] = {  # of MMDetection's own detectors
+    "R-CNN": {"scales": [8], "ratios": [0.5, 1.0, 2.0], "strides": _STRIDES[:5]},
+    "RetinaNet": {"octave_base_scale": 4, "scales_per_octave": 3, "ratios": [0.5, 1.0, 2.0], "strides": _STRIDES[1:]},
+    "GFL": {"octave_base_scale": 8, "scales_per_octave": 1, "ratios": [1.0], "strides": _STRIDES[1:]},
+}
+_PLAIN = {"base_sizes": None, "scale_major": True, "centers": None, "center_offset": 0.0, "use_box_type": False}
 
 
 def _kind(cfg: CfgNode) -> str:
@@ -215,10 +304,6 @@ def _dims(key: str) -> int:
     if not key.endswith(".weight") or re.search(r"\.(bn\d*|gn|downsample\.1)\.", key):
         return 0 if key.endswith(".scale") else 1
     return 2 if re.search(r"\.(fc_cls|fc_reg|shared_fcs\.\d)\.", key) else 4
-
-
-def _words(p: Preprocessing) -> str:
-    return f"{p.format} images of mean {list(p.pixel_mean)} and deviation {list(p.pixel_std)}"
 
 
 def _prove(cfg: CfgNode, name: str, weights: Mapping[str, Tensor], model: dict[str, Tensor], flipped: bool) -> dict[str, Any]:

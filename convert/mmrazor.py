@@ -10,7 +10,14 @@ from typing import Any
 from . import mmdet
 from .core import IMAGENET_RGB, Converted, Preprocessing, Source
 
-SOURCE = Source("MMRazor", "Apache-2.0", {"shufflenetv2": "mmrazor"}, lambda name: IMAGENET_RGB, lambda data: ("state_dict",))
+SOURCE = Source(
+    "MMRazor",
+    "Apache-2.0",
+    {"shufflenetv2": "mmrazor"},
+    lambda name: IMAGENET_RGB,
+    lambda data: ("state_dict",),
+    stated=mmdet.stated_preprocessing,
+)
 is_detector = mmdet.is_detector
 
 

@@ -55,7 +55,7 @@ def preprocessing(name: str) -> Preprocessing:
 
 def tidy(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """``features_only`` writes stages_0 and stem_0 for stages.0 and stem.0."""
-    return {re.sub(r"^(stem|stages|blocks)_(\d)\.", r"\1.\2.", key): value for key, value in without_outer(weights).items()}
+    return {re.sub(r"^(backbone\.)?(stem|stages|blocks)_(\d)\.", r"\1\2.\3.", key): value for key, value in without_outer(weights).items()}
 
 
 SOURCE = Source(

@@ -3,10 +3,13 @@
 import importlib.util
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -78,6 +81,18 @@ def test_rows_replace_their_like(tmp_path):
     for value, threads in ((1, 2), (2, 2), (3, 1)):
         benchmark.record({"name": "a", "machine": "m", "threads": threads, "median": value}, path, ("name", "machine", "threads"))
     assert [row["median"] for row in speed.read(path)] == [2, 3]
+
+
+def test_rows_of_two_processes(tmp_path):
+    """Written to one file at once: all stay."""
+    code = (
+        "import sys; from backbones.tools.benchmark import record\n"
+        "for i in range(20): record({'name': f'{sys.argv[1]}{i}'}, sys.argv[2], ('name',))"
+    )
+    path = str(tmp_path / "speed.json")
+    processes = [subprocess.Popen([sys.executable, "-c", code, name, path], cwd=ROOT) for name in "ab"]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    assert sorted(row["name"] for row in speed.read(path)) == sorted(f"{name}{i}" for name in "ab" for i in range(20))
 
 
 @pytest.mark.parametrize("task", ["bbox", "segm", "keypoints"])
@@ -199,12 +214,14 @@ def test_deployed_in_every_way(monkeypatch):
         (["--suite", "data", "--json", "/proc/nowhere/a.json"], "cannot be"),
         (["--suite", "data", "--json", "notes.json"], "'notes.json' is not a file of the benchmark"),
         (["quickstart/gfl_V_19_slim_dw_FPNLite_digits.yaml", "--json", "notes.json"], "'notes.json' is not a file of the benchmark"),
+        (["untested.yaml"], r"untested.yaml: a row is of one data set, but DATASETS.TEST names \[\]"),
         (["--suite", "data", "--json", "new.json", "--plot", "a.png"], "--plot 'a.png' needs rows of --suite deploy, but 'new.json' has none"),
     ],
 )
 def test_mistakes(arguments, words, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes.json").write_text('{"a": 1}')
+    (tmp_path / "untested.yaml").write_text("VERSION: 2\nDATASETS:\n  TRAIN: ('digits_train',)\n")
     monkeypatch.setattr("sys.argv", ["benchmark", *arguments])
     with pytest.raises(UserError, match=words):
         benchmark.main()

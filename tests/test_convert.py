@@ -1,5 +1,6 @@
 """Other projects' files: each network that an installed library shares with us converts to the same features; what cannot be is refused."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ from detectron2.modeling import build_model
 
 import backbones
 from backbones import use_backbone, zoo
-from backbones.checkpoint import GatedCheckpointer, read_checkpoint
+from backbones.checkpoint import GatedCheckpointer, names_in, read_checkpoint
 from backbones.config import merge_overrides
 from backbones.errors import UserError
 from backbones.layers import DeformConv2d
@@ -377,6 +378,94 @@ class TestMMDetection:
         assert mmdet.stated_preprocessing({"state_dict": self.SOME}) is None
         for text in ("nothing", "mean=[1..2, 1, 1], std=[1, 1, 1]", "mean=[0, 0, 0, 0], std=[1, 1, 1, 1]"):
             assert mmdet.stated_preprocessing({"state_dict": self.SOME, "meta": {"cfg": text}}) is None
+
+    RGB = "data_preprocessor = dict(mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], bgr_to_rgb=True)"
+
+    def test_bare_networks_too_say_what_they_expect(self, tmp_path):
+        """The first layer is turned; an option that differs is refused."""
+        net, weights = self.backbone()
+        torch.save(
+            {"state_dict": {f"backbone.{key}": value for key, value in weights.items()}, "meta": {"cfg": self.RGB}}, tmp_path / "theirs.pth"
+        )
+        result = run("mmdet", tmp_path / "theirs.pth", tmp_path / "ours.pth")
+        assert "turned from RGB" in result.provenance["channel_order"]
+        assert torch.equal(result.model["backbone.bottom_up.stem.conv.weight"], net.stem.conv.weight.flip(1))
+        with pytest.raises(UserError, match="the file says that it expects RGB images .* omit the option"):
+            run("mmdet", tmp_path / "theirs.pth", tmp_path / "ours.pth", "--channels", "BGR")
+
+    ANCHORS = "dict(type='AnchorGenerator', {})"
+    FASTER = "scales=[8], ratios=[0.5, 1.0, 2.0], strides=[4, 8, 16, 32, 64]"
+
+    @pytest.mark.parametrize(
+        "kind, changed, overrides",
+        [
+            ("Faster R-CNN", FASTER, []),
+            ("Mask R-CNN", FASTER.replace("[8]", "(2,)"), ["MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16], [32], [64], [128]]"]),
+            ("Cascade R-CNN", FASTER.replace("0.5, 1.0", "0.3"), ["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS", "[[0.3, 2.0]]"]),
+            ("RetinaNet", "octave_base_scale=4, scales_per_octave=3, ratios=[0.5, 1.0, 2.0], strides=[8, 16, 32, 64, 128]", []),
+            ("GFLV2", "ratios=[1.0], octave_base_scale=8, scales_per_octave=1, strides=[8, 16, 32, 64, 128]", []),
+            ("GFL", "octave_base_scale=4", "anchors with octave_base_scale 4 are not supported for a GFL; usual is 8"),
+            ("RetinaNet", "scales=[4]", "anchors with scales [4] are not supported for a RetinaNet"),
+            ("Faster R-CNN", FASTER.replace("[8]", "[4, 8]"), "anchors with scales [4, 8] are not supported for a Faster R-CNN; usual is [8]"),
+            ("Faster R-CNN", "strides=[8, 16, 32, 64, 128]", "anchors with strides [8, 16, 32, 64, 128] are not supported"),
+            ("Faster R-CNN", "center_offset=0.5", "anchors with center_offset 0.5 are not supported"),
+        ],
+    )
+    def test_anchors_of_their_own(self, kind, changed, overrides):
+        """They change no weight's shape: what has no counterpart is refused."""
+        text = "model = dict(rpn_head=dict(anchor_generator=" + self.ANCHORS.format(changed) + "))\ndata = dict(type='x', scales=[1])"
+        if isinstance(overrides, str):
+            with pytest.raises(UserError, match=re.escape(overrides)):
+                mmdet._boxes(text, kind)
+        else:
+            assert mmdet._boxes(text, kind) == overrides and mmdet._boxes("a = (", kind) == []
+
+    @pytest.mark.parametrize(
+        "kind, stds, fine",
+        [
+            ("Faster R-CNN", [[1.0] * 4, [0.1, 0.1, 0.2, 0.2]], True),
+            ("Faster R-CNN", [[0.1, 0.1, 0.2, 0.2]], True),
+            ("Faster R-CNN", [[1, 1, 1, 1], [1, 1, 1, 1]], False),
+            ("Faster R-CNN", [[0.5] * 4], False),
+            ("RetinaNet", [[1.0] * 4], True),
+            ("RetinaNet", [[0.1, 0.1, 0.2, 0.2]], False),
+            ("Cascade R-CNN", [[1.0] * 4, [0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.033, 0.033, 0.067, 0.067]], True),
+            ("Cascade R-CNN", [[1.0] * 4, [0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1], [0.03, 0.03, 0.07, 0.07]], False),
+        ],
+    )
+    def test_codings_of_boxes_of_their_own(self, kind, stds, fine):
+        coders = [f"dict(type='DeltaXYWHBBoxCoder', target_means=[0., 0., 0., 0.], target_stds={each})" for each in stds]
+        with contextlib.nullcontext() if fine else pytest.raises(UserError, match=f"target_stds .* are not supported for a {kind}; usual are"):
+            mmdet._boxes(f"model = dict(coders=[{', '.join(coders)}])", kind)
+        with pytest.raises(UserError, match="boxes coded with target_means"):
+            mmdet._boxes("dict(type='DeltaXYWHBBoxCoder', target_means=[1, 0, 0, 0])", kind)
+
+    @pytest.mark.slow
+    def test_averages_anchors_and_names_of_classes(self, tmp_path):
+        """--key takes a whole detector's average, with what the config beside it says; MMDetection 2's second copy is left out and said."""
+        record = load_record("detectors", "faster-rcnn_regnetx-3.2GF_fpn_1x.json")
+        weights = {key: fill(key, shape) for key, shape in record["keys"]}
+        average = {f"module.{key}": value + 1 if key == "roi_head.bbox_head.fc_cls.bias" else value for key, value in weights.items()}
+        names = [f"thing {i}" for i in range(80)]
+        text = f"{self.RGB}\nmodel = {self.ANCHORS.format(self.FASTER.replace('[8]', '[4]'))}"
+        copies = {f"ema_{key.replace('.', '_')}": value for key, value in weights.items()}
+        contents = {
+            "state_dict": {**weights, **copies},
+            "ema_state_dict": {**average, "steps": torch.tensor(3)},
+            "meta": {"cfg": text, "dataset_meta": {"classes": tuple(names)}},
+        }
+        torch.save(contents, tmp_path / "theirs.pth")
+        plain = run("mmdet", tmp_path / "theirs.pth", tmp_path / "plain.pth")
+        assert plain.provenance["taken"].startswith(f"left out: {len(copies)} tensors of the hook that averages weights (ema_")
+        result = run("mmdet", tmp_path / "theirs.pth", tmp_path / "ours.pth", "--key", "ema_state_dict")
+        assert result.provenance["detector"] == "Faster R-CNN" and "turned from RGB" in result.provenance["channel_order"]
+        overrides = result.provenance["overrides"]
+        assert overrides[overrides.index("MODEL.ANCHOR_GENERATOR.SIZES") + 1] == "[[16], [32], [64], [128], [256]]"
+        bias = "roi_heads.box_predictor.cls_score.bias"
+        assert torch.equal(result.model[bias], plain.model[bias] + 1)
+        assert names_in(read_checkpoint(str(tmp_path / "ours.pth"))) == {"classes": names}
+        with pytest.raises(UserError, match="unknown state dict in the file: 'ema'"):
+            run("mmdet", tmp_path / "theirs.pth", tmp_path / "never.pth", "--key", "ema")
 
     def test_the_file_and_the_option_agree(self):
         said = {"state_dict": self.detector(), "meta": {"cfg": "mean=[103.53, 116.28, 123.675], std=[1.0, 1.0, 1.0], to_rgb=False"}}

@@ -5,6 +5,7 @@ import collections
 import gzip
 import os
 import pathlib
+import re
 import types
 import zipfile
 
@@ -152,6 +153,18 @@ FILES = {
     "compiled and parallel": (lambda plain, average: {"state_dict": put_before("_orig_mod.module.", plain)}, ["state_dict; "], False),
     "Lightning's": (
         lambda plain, average: {"state_dict": put_before("model.", plain), "hyper_parameters": OBJECTS["args"]},
+        ["state_dict; "],
+        False,
+    ),
+    "Lightning's with a loss of its own": (
+        lambda plain, average: {"state_dict": {**put_before("model.", plain), "criterion.weight": torch.ones(10)}},
+        ["state_dict; ", "criterion.weight"],
+        False,
+    ),
+    "features_only in Lightning's": (
+        lambda plain, average: {
+            "state_dict": put_before("model.backbone.", {re.sub(r"^(stem|stages)\.", r"\1_", key): value for key, value in plain.items()})
+        },
         ["state_dict; "],
         False,
     ),

@@ -521,6 +521,42 @@ def test_a_budget_of_latency_that_goes_on_after_a_kill(tmp_path, monkeypatch):
     assert whole == killed
 
 
+def test_a_measurement_too_slow_to_correct_the_table_loses_no_result(tmp_path, monkeypatch, capsys):
+    """The second search is measured as so slow that no start would be within the budget: the first one's result is taken."""
+    times = iter([0.8] * 3 + [4.0] * 30)  # of what the table says
+    monkeypatch.setattr(structure_search, "check_here", lambda table: None)
+    monkeypatch.setattr(structure_search, "measured", lambda structure, table: next(times) * Meter(64, table=table).measure(structure).latency)
+    command = ["search", "--config", str(budgeted(tmp_path)), "--output", str(tmp_path / "s"), "--workers", "1"]
+    zero_shot.main(command)
+    about, said = json.loads((tmp_path / "s" / "best.json").read_text()), capsys.readouterr().out
+    assert about["measured_latency"] < 0.95 * 0.006 and "note: there are no more searches: with the table corrected, budget latency" in said
+    state = json.loads((tmp_path / "s" / "state.json").read_text())
+    assert len(state["tries"]) == about["searches"] == 2 and state["factor"] == pytest.approx(0.8)
+
+
+def test_more_candidates_for_a_budget_of_latency(tmp_path, monkeypatch):
+    """--resume alone repeats the result, with more candidates the search goes on."""
+    monkeypatch.setattr(structure_search, "check_here", lambda table: None)
+    monkeypatch.setattr(structure_search, "measured", lambda structure, table: Meter(64, table=table).measure(structure).latency)
+    command = ["search", "--config", str(budgeted(tmp_path)), "--output", str(tmp_path / "s"), "--workers", "1"]
+    found = []
+    for more in ([], ["--resume"], ["--resume", "--candidates", "6000"]):
+        zero_shot.main([*command, *more])
+        found.append(json.loads((tmp_path / "s" / "best.json").read_text()))
+    assert found[0] == found[1] and found[2]["candidates"] >= 2 * found[0]["candidates"] - 64 and found[2]["score"] >= found[0]["score"]
+
+
+def test_the_detector_of_a_search(tmp_path):
+    """It stands beside the config, and its weights and expected results, which are of another network, are left out."""
+    usual = zoo.get_config("COCO-Detection/gfl_MAE_DET_S_FPN_73e.yaml")
+    usual.MODEL.WEIGHTS, usual.TEST.EXPECTED_RESULTS = "backbones://gfl_MAE_DET_S_FPN_73e", [["bbox", "AP", 45.1, 0.1]]
+    (tmp_path / "own.yaml").write_text(usual.dump())
+    config = small_config(tmp_path / "c.yaml", candidates=300, detector="own.yaml")
+    zero_shot.main(["search", "--config", str(config), "--output", str(tmp_path / "s"), "--workers", "1"])
+    cfg = zoo.get_config(str(tmp_path / "s" / "detector.yaml"))
+    assert cfg.MODEL.WEIGHTS == "" and cfg.TEST.EXPECTED_RESULTS == [] and cfg.MODEL.META_ARCHITECTURE == "GFL"
+
+
 def test_a_budget_of_latency_that_nothing_keeps(tmp_path, monkeypatch):
     monkeypatch.setattr(structure_search, "check_here", lambda table: None)
     monkeypatch.setattr(structure_search, "measured", lambda structure, table: 1.0)

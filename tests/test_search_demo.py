@@ -8,6 +8,7 @@ import random
 import subprocess
 
 import pytest
+import torch
 
 from backbones import zoo
 from backbones.benchmark import tables
@@ -125,6 +126,28 @@ def test_a_demo_folder_of_others(calls, tmp_path, monkeypatch):
         (tmp_path / "demo.json").write_text(content)
         with pytest.raises(UserError, match="holds (a demo.json that no search_demo wrote|another run)"):
             demo(monkeypatch, "--output", tmp_path)
+
+
+def test_paths_are_trained_with_yaml_configs(tmp_path, monkeypatch):
+    monkeypatch.setattr(rank_correlation, "prepare", lambda front, args: front)
+    (tmp_path / "a.py").write_text("train = {}")
+    command = ["rank", "--config-file", search_demo.SUPERNET, "--subnet", "s.yaml", "--train", str(tmp_path / "a.py"), "--json", "a.json"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(UserError, match="--train .*a.py' is a Python config: paths are trained with YAML configs"):
+        rank_correlation.main()
+
+
+def test_budgets_are_of_all_threads(monkeypatch):
+    """A process among several has a part of them."""
+    from backbones.search import runtimes
+
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(runtimes.comm, "get_local_size", lambda: 2)
+    monkeypatch.setattr(runtimes.torch.cuda, "is_available", lambda: False)
+    before = torch.get_num_threads()
+    with runtimes.all_threads():
+        assert torch.get_num_threads() == 2 * before
+    assert torch.get_num_threads() == before
 
 
 def compare(monkeypatch, tmp_path, trained, *opts):

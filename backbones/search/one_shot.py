@@ -19,7 +19,6 @@ from typing import Sequence
 import numpy as np
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog
-from detectron2.engine import default_argument_parser
 from detectron2.utils import comm
 from detectron2.utils.file_io import PathManager
 from matplotlib.figure import Figure
@@ -34,8 +33,8 @@ from ..errors import UserError, counted, raised, unknown
 from ..files import save_figure, write_whole
 from ..layers import STAGES
 from ..shufflenetv2 import SPECS
-from ..tools import run
-from ..tools.train import fail
+from ..tools import parser_of, run
+from ..tools.train import add_process_arguments, fail
 from .path_evaluator import PathEvaluator
 from .paths import (
     METHODS,
@@ -50,7 +49,7 @@ from .paths import (
     state_file,
     subnet_of,
 )
-from .runtimes import check_runtime
+from .runtimes import all_threads, check_runtime
 
 
 def open_supernet(args: argparse.Namespace) -> Front:
@@ -122,7 +121,8 @@ def search(args: argparse.Namespace, front: Front) -> None:
     # the first process's: seconds differ between processes and between measurements
     if comm.is_main_process():
         measured = settings.COST == "latency" and os.path.isfile(state_file(cfg))
-        table = load_costs(state_file(cfg)) if measured else cost_table(cfg, settings.COST, settings.COST_SIZE)
+        with all_threads():
+            table = load_costs(state_file(cfg)) if measured else cost_table(cfg, settings.COST, settings.COST_SIZE)
     table = comm.all_gather(table)[0]
     sampler = PathSampler(settings, table, args.method, args.seed)
     sampler.check()
@@ -130,7 +130,8 @@ def search(args: argparse.Namespace, front: Front) -> None:
     archive = search_paths(cfg, sampler, evaluator)
     if not comm.is_main_process():
         return
-    best = best_of(cfg, table, archive)
+    with all_threads():
+        best = best_of(cfg, table, archive)
     write_result(cfg, table, archive, best)
     write_weights(evaluator, best, os.path.join(cfg.OUTPUT_DIR, "best_subnet.pth"))
     parts = {name: sorted(e.seconds[name] for e in archive)[len(archive) // 2] for name in best.seconds}
@@ -253,13 +254,16 @@ def _process(args: argparse.Namespace, front: Front) -> None:
 
 
 def argument_parser() -> argparse.ArgumentParser:
-    parser = default_argument_parser()
-    parser.epilog = None  # detectron2's examples are for its own script
-    parser.prog = sys.argv[0] if sys.argv[0].startswith("backbones ") else "python -m backbones.search.one_shot"
-    parser.description = __doc__
-    parser.set_defaults(dist_url="auto")
+    parser = parser_of(sys.argv[0] if sys.argv[0].startswith("backbones ") else "python -m backbones.search.one_shot", __doc__)
+    parser.add_argument("--config-file", default="", metavar="FILE", help="the supernet's config")
+    parser.add_argument(
+        "--resume", action="store_true", help="continue the search in OUTPUT_DIR, to the same result as without the interruption"
+    )
+    parser.add_argument("--eval-only", action="store_true", help=argparse.SUPPRESS)  # refused with a hint
+    add_process_arguments(parser)
     parser.add_argument("--seed", type=int, default=0, help="seed of all choices (default: %(default)s)")
     parser.add_argument("--method", choices=METHODS, default="evolution", help="random search is the baseline (default: %(default)s)")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE each")
     return parser
 
 

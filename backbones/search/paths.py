@@ -27,7 +27,7 @@ from ..layers import STAGES
 from ..meta import conv_counts, on_meta
 from ..shufflenetv2 import FAMILY, SPECS, ShuffleNetV2
 from . import progress
-from .runtimes import prepared, seconds
+from .runtimes import all_threads, prepared, seconds
 
 Path = tuple[int, ...]
 _WHOLE = 5  # whole paths to measure, to correct a table of seconds
@@ -245,7 +245,8 @@ def identity_of(cfg: CfgNode, sampler: PathSampler) -> dict[str, Any]:
     about: dict[str, Any] = {"weights": sha256(cfg.MODEL.WEIGHTS), "table": dataclasses.asdict(sampler.table), "method": sampler.method}
     about["seed"] = sampler.seed
     if sampler.table.kind == "latency":  # seconds are of one place
-        here = timing.about(cfg.MODEL.DEVICE)
+        with all_threads():
+            here = timing.about(cfg.MODEL.DEVICE)
         about["place"] = f"{here['machine']}, {here['threads']} threads"
     return json.loads(json.dumps({**about, "config": config_values(cfg)}))
 

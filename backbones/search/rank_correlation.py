@@ -165,8 +165,9 @@ def main() -> None:
         raise UserError("--inherit and --pretrain exclude each other: both say what a path starts from", "conflict", "--inherit")
     args.resume = True
     cfg = prepare(open_supernet(args), args).cfg
-    for config in filter(None, (args.train, args.pretrain)):
-        zoo.get_config_file(config)
+    for flag, config in (("--train", args.train), ("--pretrain", args.pretrain)):
+        if config and zoo.get_config_file(config).endswith(".py"):
+            raise UserError(f"{flag} {config!r} is a Python config: paths are trained with YAML configs", "unsupported", flag)
     found = read_subnet(cfg.MODEL.SHUFFLENETV2, args.subnet)
     start = "the supernet" if args.inherit else args.pretrain or "random weights"
     about = {"config": args.train, "start": start, "metric": cfg.ONE_SHOT.METRIC, "cost": cfg.ONE_SHOT.COST, "seed": args.seed}

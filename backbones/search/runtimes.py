@@ -1,12 +1,14 @@
 """Runtimes in which the seconds of a budget are measured."""
 
+import contextlib
 import os
 import tempfile
 from functools import partial
-from typing import Callable
+from typing import Callable, Iterator
 
 import numpy as np
 import torch
+from detectron2.utils import comm
 from torch import Tensor, nn
 from torch.utils.benchmark import Timer
 
@@ -96,6 +98,18 @@ def _exported(network: nn.Module, x: Tensor, kind: str, precision: str, folder: 
         save_openvino(path, os.path.join(folder, "network.xml"), about)
         path = os.path.join(folder, "network.xml")
     return run_exported.load(path, torch.get_num_threads())[0]
+
+
+@contextlib.contextmanager
+def all_threads() -> Iterator[None]:
+    """The threads that a process has alone: `launch` divides them among processes, but a found network runs alone."""
+    before = torch.get_num_threads()
+    if not torch.cuda.is_available() and "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(before * comm.get_local_size())
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def seconds(run: Callable[[], object], enough: float) -> float:

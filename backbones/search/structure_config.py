@@ -150,6 +150,7 @@ def load_structure_config(path: str) -> dict[str, Any]:
     config["table"] = load_table(_near(config["latency_table"], beside)) if config["latency_table"] else None
     if config["table"] and config["table"].image_size != config["image_size"]:
         raise UserError(f"{path!r}: image_size is {config['image_size']}, but the latency table has {config['table'].image_size}")
+    config["detector"] = _near(config["detector"], beside)
     builder = zoo.get_config(config["detector"]).MODEL.BACKBONE.NAME
     if builder not in BUILDERS or BUILDERS[builder].name != "maedet":
         raise UserError(

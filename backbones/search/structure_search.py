@@ -69,7 +69,11 @@ def _within(run: "_Run") -> tuple[Candidate, dict[str, Any]]:
     def fits(taken: dict[str, Any]) -> bool:
         return taken["measured"] <= asked and (taken["measured"] >= LEAST * asked or taken["limited"])
 
-    while len(run.tries) < TRIES and not (run.tries and fits(run.tries[-1])):
+    def ended() -> bool:
+        """Whether the last search fits, and has had all its candidates: --resume may allow more."""
+        return bool(run.tries) and fits(run.tries[-1]) and run.state.rounds >= run.rounds()
+
+    while len(run.tries) < TRIES and not ended():
         run.evolve()
         best = [structure for _, structure in run.state.population[::-1][:_MEASURED]]
         times = [measured(structure, table) for structure in best]
@@ -88,8 +92,12 @@ def _within(run: "_Run") -> tuple[Candidate, dict[str, Any]]:
         if not fits(run.tries[-1]) and len(run.tries) < TRIES:
             if unused and times[i] <= asked:  # no error of the table: the search goes on
                 run.extended += 1
-            else:
-                run.begin(run.factor * times[i] / costs.latency)
+            elif refused := raised(run.begin, run.factor * times[i] / costs.latency):
+                run.save()
+                if not any(each["measured"] <= asked for each in run.tries):
+                    raise refused[0]
+                print(f"note: there are no more searches: with the table corrected, {refused[0]}", flush=True)
+                break
         run.save()
     found = [taken for taken in run.tries if taken["measured"] <= asked]
     if not found:
@@ -120,23 +128,21 @@ class _Run:
 
     def correct(self, factor: float) -> None:
         """Makes the table return ``factor`` times the seconds of convolutions. Raises UserError if the start then exceeds the budget."""
-        self.factor, config = factor, self.config
+        config = self.config
         if factor != 1.0:
             budget = {**config["budget"], "latency": AIM * config["budget"]["latency"]}
             config = {**config, "table": dataclasses.replace(config["table"], factor=factor), "budget": budget}
         config = with_start(config)
         narrowed = config.get("narrowed", 1)
+        problem, start = problem_of(config)
+        admitted = problem.admitted(start)
+        if not problem.fits(costs := problem.meter.measure(admitted)):
+            said = f"the start is outside the space, and the nearest structure inside exceeds the budget: {described(costs, problem.budget)}"
+            raise UserError(f"{said}. Use a smaller start or a larger budget", "value", "start")
         if narrowed > self.narrowed:
             say_narrowed(narrowed)
-        self.narrowed = narrowed
-        self.problem, start = problem_of(config)
-        self.start = self.problem.admitted(start)
-        self.moved = self.problem.outside(start) if self.start != start else ""
-        if not self.problem.fits(costs := self.problem.meter.measure(self.start)):
-            said = (
-                f"the start is outside the space, and the nearest structure inside exceeds the budget: {described(costs, self.problem.budget)}"
-            )
-            raise UserError(f"{said}. Use a smaller start or a larger budget", "value", "start")
+        self.factor, self.narrowed, self.problem, self.start = factor, narrowed, problem, admitted
+        self.moved = problem.outside(start) if admitted != start else ""
 
     def begin(self, factor: float) -> None:
         self.correct(factor)
@@ -144,9 +150,13 @@ class _Run:
         self.extended = 0  # times that the search goes on for as many candidates again
         self.state = State(0, [(self.problem.meter.measure(self.start).score, self.start)])
 
+    def rounds(self) -> int:
+        """The last round of this search."""
+        return rounds_of(self.config) * (1 + self.extended)
+
     def evolve(self) -> Candidate:
         """Runs to the last round; returns the best structure."""
-        config, size, rounds = self.config, self.config["islands"] * self.config["round"], rounds_of(self.config) * (1 + self.extended)
+        config, size, rounds = self.config, self.config["islands"] * self.config["round"], self.rounds()
         begun, first, saved = time.monotonic(), self.state.rounds, time.monotonic()
         islands = {"size": config["population"], "islands": config["islands"], "round_size": config["round"], "workers": self.workers}
         # a new seed each time, so that no search repeats the one before
@@ -269,6 +279,7 @@ def write_result(config: dict[str, Any], problem: SearchProblem, best: Candidate
     detector = zoo.get_config(config["detector"])
     detector.MODEL.MAEDET.STRUCTURE, detector.MODEL.MAEDET.WIDTH = "best_structure.txt", 1.0
     detector.OUTPUT_DIR = os.path.join(output, "training")
+    detector.MODEL.WEIGHTS, detector.TEST.EXPECTED_RESULTS = "", []  # which are of the network that it replaces
     head = f"The structure of highest entropy that a search found, in {config['detector']}. best.json has its figures."
     text = written(detector, head, {})
     about = {**describe(best, problem.meter), "budget": problem.budget, **how}

@@ -13,6 +13,7 @@ replace that config's row of the same machine and seed.
 
 import argparse
 import contextlib
+import hashlib
 import importlib
 import json
 import os
@@ -20,11 +21,13 @@ import platform
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Mapping, Sequence
 
 import numpy as np
 import torch
+from iopath.common.file_io import file_lock
 
 from .. import zoo
 from ..benchmark import speed
@@ -96,10 +99,12 @@ def words(options: Mapping[str, object]) -> list[str]:
 
 def record(row: dict[str, object], path: str, keys: Sequence[str] = ("config", "backbone", "machine", "seed")) -> None:
     """Writes the row to the file; it replaces a row with equal ``keys``."""
-    runs = speed.read(path) if os.path.isfile(path) else []
-    place = next((i for i, old in enumerate(runs) if all(old.get(key) == row.get(key) for key in keys)), len(runs))
-    runs[place : place + 1] = [row]
-    write_whole(path, json.dumps({"runs": runs}, indent=1) + "\n")
+    own = hashlib.sha256(f"{getattr(os, 'getuid', int)()} {os.path.realpath(path)}".encode()).hexdigest()[:16]
+    with file_lock(os.path.join(tempfile.gettempdir(), f"backbones-{own}")):  # two processes may write to one file
+        runs = speed.read(path) if os.path.isfile(path) else []
+        place = next((i for i, old in enumerate(runs) if all(old.get(key) == row.get(key) for key in keys)), len(runs))
+        runs[place : place + 1] = [row]
+        write_whole(path, json.dumps({"runs": runs}, indent=1) + "\n")
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -185,7 +190,7 @@ def main() -> None:
     names = folders_of(args.configs)
     for backbone in filter(None, args.backbone):
         family_of(backbone)
-    for config in names if args.opts else ():
+    for config in names:
         if len(tested := list(open_config(config, args.opts).settings.DATASETS.TEST)) != 1:
             raise UserError(f"{config}: a row is of one data set, but DATASETS.TEST names {tested}", "value", "--opts")
     for config, name in names.items():

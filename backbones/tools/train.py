@@ -70,14 +70,7 @@ def argument_parser() -> argparse.ArgumentParser:
     parser.add_argument("--eval-only", action="store_true", help="evaluate, train nothing")
     text = "work out the config from the data of --train and the time of --minutes (see `backbones recipe`), and train with it"
     parser.add_argument("--auto", action="store_true", help=text)
-    gpus = "number of GPUs per machine; with MODEL.DEVICE cpu, number of processes"
-    for flag, value, text in (
-        ("--num-gpus", 1, gpus),
-        ("--num-machines", 1, "number of machines"),
-        ("--machine-rank", 0, "number of this machine, from 0"),
-    ):
-        parser.add_argument(flag, type=int, default=value, metavar="N", help=f"{text} (default: %(default)s)")
-    parser.add_argument("--dist-url", default="auto", metavar="URL", help="where the processes meet (default: a free port of this machine)")
+    add_process_arguments(parser)
     add_data_arguments(parser)
     add_recipe_arguments(parser)
     parser.add_argument("--optimize", action="store_true", help="with --eval-only: a faster model that gives the same results")
@@ -91,6 +84,18 @@ def argument_parser() -> argparse.ArgumentParser:
         "--allow-partial-weights", action="store_true", help="continue if the weights fill less than they should (see the table)"
     )
     return parser
+
+
+def add_process_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds detectron2's flags for several processes."""
+    gpus = "number of GPUs per machine; with MODEL.DEVICE cpu, number of processes"
+    for flag, value, text in (
+        ("--num-gpus", 1, gpus),
+        ("--num-machines", 1, "number of machines"),
+        ("--machine-rank", 0, "number of this machine, from 0"),
+    ):
+        parser.add_argument(flag, type=int, default=value, metavar="N", help=f"{text} (default: %(default)s)")
+    parser.add_argument("--dist-url", default="auto", metavar="URL", help="where the processes meet (default: a free port of this machine)")
 
 
 def read_config(args: argparse.Namespace) -> Front:
