@@ -7,7 +7,7 @@ What differs there from detectron2, and what becomes of it:
   `MMDetCascadeROIHeads`. Its boxes' deviations of 0.033 and 0.067 are not quite detectron2's 1/30 and 1/15: folded into the weights.
 - GFL's 1000 best candidates of a level are places, as when its figures were published; newer versions take pairs of place and class.
 - Classes run from 0, the background last, in both; boxes are encoded alike. Versions before 2.0 did both differently, and are refused.
-- Anchors and the coding of boxes are set in MMDetection's config, and change no weight's shape: the text of it in the file is read. Other sizes and
+- Anchors and the coding of boxes are set in MMDetection's config, and change no weight's shape: its text in the file is read. Other sizes and
   ratios of R-CNNs' anchors become overrides; what has no counterpart here is refused.
 - Normalisation is set in MMDetection's config: RegNets there expect BGR images, ResNets RGB; some RegNets RGB too. The file's statement counts
   (``--channels`` must agree), then ``--channels``, then this rule. First convolutions of RGB are turned, and every converted file takes BGR.
