@@ -123,7 +123,7 @@ def test_what_was_known_to_be_gone_is_no_news(server, monkeypatch, capsys):
     assert gone and code == 0 and out.count("| dead, as known: HTTP 404 Not Found") == len(gone)
 
 
-def test_last_seen(server, tmp_path):
+def test_last_seen(server, tmp_path, monkeypatch):
     server.put(PYCLS, DATA)
     place = "https://" + PYCLS
     assert checking.last_seen(place) is None
@@ -136,6 +136,11 @@ def test_last_seen(server, tmp_path):
     (release,) = [r for r in weights.releases("RegNetX-400MF") if r.source == "pycls"]
     checking.check([release], timeout=0.3)
     assert checking.last_seen(place)[0] == "dead" and checking.last_seen(release.place)[0] == "dead"  # what was found before is kept
+    seen = checking.last_seen(place)
+    monkeypatch.setattr(checking, "_ask", lambda asked, timeout: checking.Answer("alive", host=asked is release))
+    # the other hosts cannot be reached just now
+    checking.check([release, *weights.releases("RegNetX-200MF")])
+    assert checking.last_seen(place) == seen
     (tmp_path / "backbones" / "checked.json").write_text("{")
     assert checking.last_seen(place) is None
 

@@ -60,7 +60,7 @@ def check(releases: Iterable[weights.Release], jobs: int = 8, timeout: float = 1
         raise UserError(
             f"no internet connection: cannot reach any of {', '.join(sorted(hosts))} ({next(iter(heard.values())).why})", "download"
         )
-    _keep(heard)
+    _keep({place: answer for place, answer in heard.items() if answer.host})  # a host that cannot be reached just now says nothing of its files
     return {place: answers[place] for place in places}
 
 
