@@ -312,6 +312,19 @@ def test_runs_on_different_data_are_not_compared(tmp_path, monkeypatch, capsys, 
         call(monkeypatch, tmp_path / "one", tmp_path / "two")
     for flags in (["--annotations", truth], ["--dataset", "own_val"]):
         call(monkeypatch, tmp_path / "one", tmp_path / "two", *flags, "--samples", 100)
+    (tmp_path / "three").mkdir()
+    renamed = {**dataset, "images": [{**image, "height": image["height"]} for image in dataset["images"]]}
+    other = run_of(tmp_path / "three", renamed, b)
+    content = json.loads(open(other).read())
+    for image in content["images"]:  # as of tools that number each part from 1
+        os.rename(tmp_path / "three" / image["file_name"], tmp_path / "three" / f"other{image['file_name']}")
+        image["file_name"] = f"other{image['file_name']}"
+    write(tmp_path / "three" / "data.json", content)
+    with pytest.raises(UserError, match="evaluate both on the same data$"):
+        call(monkeypatch, tmp_path / "one", tmp_path / "three")
+    for flags in (["--annotations", truth], ["--dataset", "own_val"]):
+        with pytest.raises(UserError, match=r"B was evaluated on other images: its image \d+ is 'other\d+.png', not '\d+.png'"):
+            call(monkeypatch, tmp_path / "one", tmp_path / "three", *flags, "--samples", 100)
     (tmp_path / "two" / "config.yaml").write_text("DATASETS: {TEST: [of_code]}\n")  # registered where nobody knows
     call(monkeypatch, tmp_path / "one", tmp_path / "two", "--samples", 100)
     (tmp_path / "two" / "config.yaml").write_text("MODEL: {NOTHING: 1}\n")

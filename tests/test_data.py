@@ -1,5 +1,6 @@
 """COCO-format data from a config, and the checks before training."""
 
+import contextlib
 import json
 import os
 import re
@@ -520,6 +521,24 @@ def test_classes_by_name(own, tmp_path, categories, objects, words):
     # each class that may be predicted has an id of its own
     assert sorted(about.thing_dataset_id_to_contiguous_id.values()) == [0, 1]
     assert {c["name"] for c in about.truth()["categories"]} == {"plate", "cup"}
+
+
+@pytest.mark.parametrize(
+    "classes, said",
+    [
+        (["plat", "cup"], r"misspelt class \(1\): .*: 'plate' here, 'plat' there.* spell them alike"),
+        (["Plate", "cup"], "'plate' here, 'Plate' there"),
+        (["plate", "cupp", "cup"], ""),  # of which the data have the other spelling too
+        (["plate 2", "cup"], ""),
+        (["spoon", "cup"], ""),
+    ],
+)
+def test_misspelt_classes_are_not_trained_without(own, classes, said):
+    """Objects of a class that differs a little are lost otherwise; a class without objects is the user's choice."""
+    cfg = changed(own, lambda c: c["annotations"].append({**c["annotations"][0], "id": 99, "category_id": 3}))
+    cfg.DATASETS.CLASSES, cfg.DATASETS.TRAIN = classes, ("mine",)
+    with pytest.raises(backbones.UserError, match=said) if said else contextlib.nullcontext():
+        register_from_config(cfg)
 
 
 @pytest.mark.parametrize(

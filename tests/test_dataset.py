@@ -275,7 +275,7 @@ def test_merge(tmp_path):
     out = str(tmp_path / "out/all.json")
     roots = [str(tmp_path / name / "images") for name in ("one", "two")]
     lines = list(dataset.merge([one, two], out, roots))
-    assert lines[-1] == f"{out}: 12 images, 12 objects of 3 classes"
+    assert lines[-2:] == [f"{out}: 12 images, 12 objects of 3 classes", "  cup 6, spoon 4, plate 2"]
     content = json.loads(open(out).read())
     assert [(c["id"], c["name"]) for c in content["categories"]] == [(1, "cup"), (2, "plate"), (3, "spoon")]
     assert [a["id"] for a in content["annotations"]] == list(range(1, 13)) and [i["id"] for i in content["images"]] == list(range(1, 13))
@@ -283,7 +283,11 @@ def test_merge(tmp_path):
     assert_same(places(out), sorted(expected), 0)
     assert all(os.path.isfile(path) for path, *_ in places(out))
     lines = list(dataset.merge([one, one], out, [roots[0]] * 2))
-    assert lines[-2:] == [f"{out}: 6 images, 12 objects of 2 classes", "  6 images in more than one data set: their objects are joined"]
+    joined = "  6 images in more than one data set: their objects are joined"
+    assert lines[-3:] == [f"{out}: 6 images, 12 objects of 2 classes", joined, "  cup 8, plate 4"]
+    three, _ = coco(tmp_path / "three", classes=("Cup", "plate"))
+    lines = list(dataset.merge([one, three], out, [roots[0], str(tmp_path / "three/images")]))
+    assert lines[-1].startswith("  WARNING: 'cup' and 'Cup' are different classes: ")
     with pytest.raises(UserError, match="--images names 1 folders for 2 data sets"):
         list(dataset.merge([one, two], out, roots[:1]))
     second["categories"][1]["keypoints"] = ["a"]
@@ -314,6 +318,21 @@ def test_what_split_writes_becomes_yolo(tmp_path):
     damaged["annotations"][0]["bbox"] = [5, 5, 0, 5]
     write(tmp_path / "parts" / "train.json", json.dumps(damaged))
     assert any(line.startswith("  empty box (1): ") for line in dataset.convert(train, back))
+
+
+def test_shares_of_splits():
+    """As equal as can be, and none is left while another has more."""
+    assert dataset._shares(12, [100, 26, 25]) == [4, 4, 4] and dataset._shares(200, [100, 26, 25]) == [100, 26, 25]
+    assert dataset._shares(60, [100, 5, 25]) == [30, 5, 25] and dataset._shares(2, [3, 3, 3]) == [1, 1, 0]
+
+
+def test_show_keeps_the_photos(tmp_path):
+    path, content = coco(tmp_path / "d")
+    photo = tmp_path / "d" / "images" / content["images"][0]["file_name"]
+    before = photo.read_bytes()
+    with pytest.raises(UserError, match="is read, and would be overwritten"):
+        list(dataset.show(path, str(photo), str(tmp_path / "d" / "images")))
+    assert photo.read_bytes() == before
 
 
 @pytest.mark.parametrize("count", [1, 5])

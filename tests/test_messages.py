@@ -20,7 +20,7 @@ import backbones
 from backbones import zoo
 from backbones.config import check_config, check_device, config_findings, idle_keys, merge_overrides
 from backbones.data import dataset_findings, register_image_folders
-from backbones.data.formats import load
+from backbones.data.formats import load, other_splits
 from backbones.data.sources import Use, trained_on
 from backbones.deploy import Runner
 from backbones.deploy.names import names_of
@@ -28,7 +28,7 @@ from backbones.engine import YamlFront, open_config
 from backbones.evaluation import build_evaluator
 from backbones.evaluation.figures import figures_of, is_better, metric_findings
 from backbones.evaluation.results import config_of
-from backbones.tools import compare, export
+from backbones.tools import compare, errors, export, visualize
 
 CONFIG = "digits/faster_rcnn_digits.yaml"
 
@@ -243,6 +243,47 @@ def test_the_nearest_of_a_runs_own_data(tmp_path, catalogue):
     front = YamlFront(zoo.get_config(CONFIG))
     front.apply_data_arguments(args, True)
     assert said(compare.dataset_of, front, "own_train_held").suggestion == "own_train_held_out"
+
+
+def test_which_split_is_evaluated(tmp_path):
+    for split in ("train", "valid", "test"):
+        picture(tmp_path / split / "a.jpg")
+        write(tmp_path / split / "_annotations.coco.json", json.dumps({"images": [], "categories": [], "annotations": []}))
+    (line,) = other_splits(str(tmp_path))
+    assert (
+        line.startswith(f"{tmp_path}: its split 'val' is evaluated. Others: ")
+        and f"--val {tmp_path / 'test' / '_annotations.coco.json'} (test)" in line
+    )
+    assert other_splits(str(tmp_path / "test")) == []
+
+
+def test_weights_of_another_network_are_named_as_such(tmp_path):
+    """Not as those for other images, which they are too."""
+    cfg = config("MODEL.WEIGHTS", str(tmp_path / "other.pth"), "OUTPUT_DIR", str(tmp_path))
+    weights = {"backbone.bottom_up.features.0.weight": torch.ones(8, 3, 3, 3)}
+    torch.save(
+        {"model": weights, "preprocessing": {"format": "RGB", "pixel_mean": [1.0, 2.0, 3.0], "pixel_std": [1.0] * 3}}, tmp_path / "other.pth"
+    )
+    front = YamlFront(cfg, str(tmp_path / "config.yaml"))
+    (tmp_path / "model_best.pth").touch()
+    error = said(front.load_for_evaluation, front.build_model(), False, False)
+    assert "does not fit" in str(error) and "another format" not in str(error)
+    assert f"Name those of a trained model, such as {tmp_path / 'model_best.pth'}" in str(error)
+
+
+def test_the_nearest_config_is_in_this_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "robo.yaml").touch()
+    assert said(zoo.get_config_file, "robo.yml").suggestion == "robo.yaml"
+
+
+def test_folders_of_runs_that_are_not_there(tmp_path, monkeypatch):
+    (tmp_path / "test").mkdir()
+    (tmp_path / "a.pth").touch()
+    for tool, flags in ((visualize, ["--input"]), (errors, [])):
+        monkeypatch.setattr(sys, "argv", ["tool", *flags, str(tmp_path / "tst"), "--output", "a.html" if tool is errors else "a.png"])
+        assert said(tool.main).suggestion == str(tmp_path / "test")
+    assert "is a checkpoint: name the folder of its run" in str(said(compare.evaluated, str(tmp_path / "a.pth")))
 
 
 def test_the_nearest_of_paths(tmp_path, monkeypatch):

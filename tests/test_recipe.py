@@ -77,6 +77,7 @@ def chosen(choices):
         ({}, "boxes"),
         ({"masks": 0.9}, "masks"),
         ({"rectangles": 0.9, "masks": 0.1}, "boxes"),
+        ({"rectangles": 0.55, "masks": 0.45}, "masks"),
         ({"keypoints": 0.8, "masks": 0.9}, "keypoints"),
     ],
 )
@@ -260,7 +261,7 @@ def test_gpus_of_another_machine(monkeypatch):
 
 
 def test_a_recipe_that_may_have_been_changed_stays(tmp_path, monkeypatch):
-    monkeypatch.setattr(recipe, "design", lambda args, output: write_whole(output, "SOLVER: {MAX_ITER: 8}"))
+    monkeypatch.setattr(recipe, "design", lambda args, output: [write_whole(output, "SOLVER: {MAX_ITER: 8}"), open_config(output)][1])
     path = tmp_path / "my.yaml"
     path.write_text("SOLVER: {MAX_ITER: 7}")
     command = ["recipe", "--train", "t.json", "--device", "cpu", "--output", str(path)]
@@ -701,7 +702,10 @@ def test_misspelt_classes_of_validation_data_are_said_last(little_memory, tmp_pa
     *lines, last = capsys.readouterr().out.splitlines()
     assert any(line.startswith("data: 4 images, 24 objects of 2 classes (circle 20, star 4); 4 images") for line in lines)
     assert lines[-1].startswith("expected: 6 steps, ")
-    assert last == "WARNING: own_val: 20 of 24 objects are left out, since the training data have no such class: 'cicle' (20). Misspelt?"
+    assert (
+        last
+        == "WARNING: own_val: 20 of 24 objects are left out, since the training data have no such class: 'cicle' (20, there spelt 'circle'). Misspelt?"
+    )
 
 
 @pytest.mark.slow

@@ -2,10 +2,11 @@
 
 from .classes import Match, chosen, names_in
 from .fetching import fetch, fetch_hub
-from .gate import GatedCheckpointer, LoadReport, last_checkpoint, part_of, write_checkpoint
+from .gate import PARTIAL, GatedCheckpointer, LoadReport, last_checkpoint, part_of, write_checkpoint
 from .reading import read_checkpoint
 
 __all__ = [
+    "PARTIAL",
     "GatedCheckpointer",
     "LoadReport",
     "Match",

@@ -266,9 +266,7 @@ class GatedCheckpointer(DetectionCheckpointer):
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
         model, given = self.model, {key: torch.as_tensor(value) for key, value in checkpoint["model"].items()}
-        if self.require != "nothing":
-            check_meant_for(model, checkpoint, self._loading, self.hint)
-        own = model.state_dict()
+        as_stored, own = dict(checkpoint), model.state_dict()
         weights = with_our_names(model, given)
         from_caffe2 = checkpoint.get("__author__") == "Caffe2"
         if checkpoint.pop("matching_heuristics", False):
@@ -295,6 +293,8 @@ class GatedCheckpointer(DetectionCheckpointer):
         )
         logging.getLogger(__name__).info(self.report.table())
         self.report.refuse(self.require, overrides_of(checkpoint) + self.hint)
+        if self.require != "nothing":  # weights of another network, which was refused first, would be asked for other images
+            check_meant_for(model, as_stored, self._loading, self.hint)
         return incompatible
 
     def _log_incompatible_keys(self, incompatible: Any) -> None:

@@ -44,7 +44,7 @@ KINDS: dict[str, Kind] = {
     ),
     "category ids": Kind("note", "category ids are strings, fractions or out of range: they are replaced by whole numbers", "nothing", _MENDED),
     "annotation ids": Kind(
-        "note", "annotation ids are duplicate, missing or not whole numbers from 1: all are renumbered from 1", "nothing", _MENDED
+        "note", "annotation ids are missing, duplicate, 0 or no whole numbers: all are renumbered from 1", "nothing", _MENDED
     ),
     "orphan annotation": Kind(
         "warning", "annotations refer to images that the file does not list", "list the images, or remove the annotations", _LEFT
@@ -54,6 +54,11 @@ KINDS: dict[str, Kind] = {
     "class of other data": Kind("warning", "objects belong to classes that the model does not have", "rename them, or train on them", _LEFT),
     "other classes": Kind(
         "error", "no class has the same name as a class of the model (from its weights or training data)", "give classes the same names"
+    ),
+    "misspelt class": Kind(
+        "error",
+        "objects to train on have class names that differ a little from those of the model (of DATASETS.CLASSES or other training data)",
+        "spell them alike",
     ),
     "classes by name": Kind("note", "class ids differ from the model's: classes are matched by name", "nothing"),
     # boxes

@@ -13,8 +13,8 @@ from .sources import Use
 
 SAMPLED = 500  # images whose headers are read: enough to find a systematic mistake, in seconds on a slow disk
 _BIG = 10**6  # pixels that no side of an image has
-_UNREADABLE = ("unreadable image", "truncated image", "empty image", "large image")
-REFUSED = (*_UNREADABLE, "image of other size", "turned image", "deep image")
+UNREADABLE = ("unreadable image", "truncated image", "empty image", "large image")
+REFUSED = (*UNREADABLE, "image of other size", "turned image", "deep image")
 TOLD = (*REFUSED, "several pictures")  # reported by the reader; only the doctor reports the others
 _GUESSES = ("file name in another case", "file in another folder")
 Progress = Callable[..., Iterable]
@@ -120,11 +120,11 @@ def _headers(data: Dataset, use: Use, images: list[dict], left_out: dict[Any, bo
     for image in progress(evenly(images, count), desc=f"{data.source.name}: headers", unit="image"):
         path = os.path.join(data.source.image_root, image["file_name"])
         for kind, about in look(path, image, use, pixels=False):
-            if kind in _UNREADABLE and use.skip:
+            if kind in UNREADABLE and use.skip:
                 kind = "image left out"
             if kind in TOLD or kind == "image left out":
                 data.findings.add(kind, short(image["file_name"]) + about)
-            if kind in (*_UNREADABLE, "image left out"):
+            if kind in (*UNREADABLE, "image left out"):
                 bad.add(image["id"])
     left_out.update(dict.fromkeys(bad, use.skip))
     return [image for image in images if image["id"] not in bad] if bad else images

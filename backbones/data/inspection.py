@@ -15,7 +15,7 @@ from .coco import Reader
 from .dataset import Dataset
 from .findings import Findings, short
 from .image_files import evenly, look
-from .image_list import SAMPLED, TOLD, Progress
+from .image_list import SAMPLED, TOLD, UNREADABLE, Progress
 from .reader import read
 from .sources import Source, Use
 
@@ -94,7 +94,9 @@ def _pixels(data: Dataset, use: Use, count: int | None, progress: Progress) -> N
     for image in progress(evenly(data.images, count), desc=f"{data.source.name}: images", unit="image"):
         path = os.path.join(data.source.image_root, image["file_name"])
         for kind, about in look(path, image, use):
-            if kind not in told:
+            if use.skip and kind in UNREADABLE:
+                data.findings.add("image left out", f"{short(image['file_name'])} ({kind}{about})")
+            elif kind not in told:
                 data.findings.add(kind, short(image["file_name"]) + about)
 
 

@@ -5,8 +5,10 @@ work on columns of all annotations at once, as a file may have millions.
 """
 
 import dataclasses
+import difflib
 import os
-from typing import Any
+import re
+from typing import Any, Sequence
 
 import numpy as np
 
@@ -171,17 +173,26 @@ def number_classes(data: Dataset, wanted: tuple[str, ...]) -> None:
     if foreign and not data.class_of and data.labelled:
         spelt = " (two spellings of the same)" if set(map(plain, foreign.values())) & set(map(plain, wanted)) else ""
         data.findings.add("other classes", f"{first_of([*map(short, foreign.values())])} here, {first_of([*map(short, wanted)])} there{spelt}")
+    there = {c["name"] for c in categories}
     for i in foreign:
         count = sum(a["category_id"] == i for a in data.annotations)
-        if count:
-            near = next((name for name in wanted if plain(name) == plain(foreign[i])), None)
-            there = f", there spelt {short(near)}" if near else ""
-            data.findings.add("class of other data", f"{short(foreign[i])} ({count}{there})", count)
+        spelt = _alike(foreign[i], wanted)
+        if count and spelt and spelt not in there and data.source.training:
+            data.findings.add("misspelt class", f"{short(foreign[i])} here, {short(spelt)} there", count)
+        elif count:
+            data.findings.add("class of other data", f"{short(foreign[i])} ({count}{f', there spelt {short(spelt)}' if spelt else ''})", count)
     if foreign:
         data.keep([i for i, a in enumerate(data.annotations) if a["category_id"] not in foreign])
     order = [data.class_of[i] for i in sorted(data.class_of)]
     if order != sorted(order):
         data.findings.add("classes by name", first_of([short(c["name"]) for c in data.categories]))
+
+
+def _alike(name: str, others: Sequence[str]) -> str:
+    """The one of the ``others`` that differs from a name in nothing but spelling, with the same digits; "" if none does."""
+    same = {plain(other): other for other in reversed(others) if re.findall(r"\d", other) == re.findall(r"\d", name)}
+    close = difflib.get_close_matches(plain(name), same, 1, 0.8)
+    return same[close[0]] if close else ""
 
 
 class _Annotations:

@@ -419,6 +419,10 @@ def main() -> None:
         sys.exit(f"error: --value-range {args.value_range[0]:g} {args.value_range[1]:g}: the first must be less than the second")
     if not 0 <= args.confidence_threshold <= 1:
         sys.exit(f"error: --confidence-threshold {args.confidence_threshold:g} must be from 0 to 1, such as 0.5")
+    if args.output and os.path.isfile(args.output):
+        sys.exit(f"error: --output {args.output!r} is a file: name a folder for the pictures")
+    if folder := next((path for path in args.images if os.path.isdir(path)), ""):
+        sys.exit(f"error: {folder!r} is a folder: name images in it, such as {os.path.join(folder, '*.jpg')}")
     stems = {path: os.path.splitext(os.path.basename(path))[0] for path in args.images}
     twice = {stem for stem, count in Counter(stems.values()).items() if count > 1}
     names = {path: f"{os.path.basename(path) if stem in twice else stem}.png" for path, stem in stems.items()}

@@ -13,10 +13,10 @@ from detectron2.data import transforms as T
 from detectron2.modeling.roi_heads.keypoint_head import KRCNNConvDeconvUpsampleHead
 from torch import nn
 
-from ..checkpoint import GatedCheckpointer, last_checkpoint, names_in
+from ..checkpoint import PARTIAL, GatedCheckpointer, last_checkpoint, names_in
 from ..config import architecture, get, idle_keys
 from ..data import dataset_findings, follow, register_from_config, register_held_out, register_image_folders
-from ..data.formats import unused
+from ..data.formats import other_splits, unused
 from ..data.holdout import HELD_OUT, KEPT
 from ..data.loader import NamesFiles
 from ..data.sources import trained_on
@@ -231,7 +231,11 @@ class Front(ABC):
         if not training:
             self.check_has_weights(getattr(args, "resume", False))
         replaced = self.apply_data_arguments(args, training)
-        self.said += unused(args.train_json, args.train_images, args.val_json, self.evaluation_of("test")) if training else []
+        self.said += (
+            unused(args.train_json, args.train_images, args.val_json, self.evaluation_of("test"))
+            if training
+            else other_splits(args.val_json, args.val_images)
+        )
         known = [] if training else self.follow_classes(getattr(args, "resume", False))
         self.register(training, [*(s.DATASETS.TRAIN if training else ()), *s.DATASETS.TEST], replaced)
         self.said += trained_on(s) if training else []
@@ -379,8 +383,11 @@ class Front(ABC):
         """
         self.check_has_weights(resume)
         s = self.settings
-        trained = {} if allow_partial_weights is not None else {"hint": "Name those of a trained model, such as model_final.pth of its run"}
-        checkpointer = GatedCheckpointer(model, s.OUTPUT_DIR, require="nothing" if allow_partial_weights else "all", **trained)
+        beside = (os.path.join(os.path.dirname(self.path), name) for name in ("model_best.pth", "model_final.pth"))
+        own = next((path for path in beside if os.path.isfile(path)), "model_final.pth of its run")
+        hint = f"Name those of a trained model, such as {own}"
+        hint += f". {PARTIAL}" if allow_partial_weights is not None else ""
+        checkpointer = GatedCheckpointer(model, s.OUTPUT_DIR, require="nothing" if allow_partial_weights else "all", hint=hint)
         run = checkpointer.resume_or_load(s.MODEL.WEIGHTS, resume=resume).get("run")
         return names_in({"run": run})
 

@@ -33,16 +33,20 @@ class Choice(NamedTuple):
     reason: str
 
 
+_OUTLINED = 0.2  # outlines for each rectangle, from which on somebody has drawn masks
+
+
 def task(facts: Facts, wanted: str = "auto") -> tuple[str, str]:
     """("boxes", "masks" or "keypoints", the reason)."""
     if wanted != "auto":
         return wanted, f"from --task {wanted}"
     if facts.keypoints >= 0.5:
         return "keypoints", f"{facts.keypoints:.0%} of the objects have visible keypoints"
-    if facts.masks + facts.rectangles >= 0.5 and facts.masks > facts.rectangles:
+    if facts.masks + facts.rectangles >= 0.5 and facts.masks >= _OUTLINED * facts.rectangles:
         return "masks", f"{facts.masks:.0%} of the objects have a mask that is more than its box"
     if facts.rectangles:
-        return "boxes", f"{facts.rectangles:.0%} of the objects have rectangles as masks, which add nothing to the boxes"
+        others = f"; --task masks learns the outlines of the other {facts.masks:.0%}" if facts.masks else ""
+        return "boxes", f"{facts.rectangles:.0%} of the objects have rectangles as masks, which add nothing to the boxes{others}"
     return "boxes", f"{facts.masks:.0%} of the objects have masks, {facts.keypoints:.0%} keypoints"
 
 

@@ -16,6 +16,7 @@ from ..engine import open_config
 from ..engine.logs import hush
 from ..errors import UserError, either, unknown
 from ..evaluation.results import config_of, folder_of, results_file
+from ..files import not_there
 
 
 def run(main: Callable[[], None], prefix: str = "") -> None:
@@ -122,6 +123,10 @@ def evaluated(path: str, config: str = "", name: str | None = None) -> tuple[Any
     The config is ``config`` or the run's own, or None. The data set is ``name``, else that of the results' folder, else the first of the
     config's DATASETS.TEST, or None. Raises UserError for a config that cannot be opened.
     """
+    if not os.path.exists(path):
+        raise not_there("result file" if os.path.splitext(path)[1] else "folder", path)
+    if path.endswith((".pth", ".pkl", ".safetensors")):
+        raise UserError(f"{path!r} is a checkpoint: name the folder of its run, or the results in it", "value")
     config = config or config_of(path)
     front = open_config(config) if config else None
     tested = list(front.settings.DATASETS.TEST) if front else []

@@ -4,6 +4,7 @@ An AP depends on which images a data set happens to hold. The bootstrap repeated
 detectors on each draw, and so shows how far their difference varies with the images. It cannot show how far it varies between training runs.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -18,7 +19,8 @@ from tqdm import tqdm
 from ..config import check_output_file
 from ..data.annotations import parse
 from ..data.holdout import HELD_OUT
-from ..data.sources import Use
+from ..data.reader import read
+from ..data.sources import Source, Use
 from ..engine import Front
 from ..errors import UserError, unknown
 from ..evaluation.comparison import beyond_chance, compare
@@ -121,8 +123,34 @@ def _check_same_data(a: tuple[Front, str | None], b: tuple[Front, str | None]) -
     (file, *held), (other, *held_other) = (_file_of(front, name) if name else [""] for front, name in (a, b))
     if [file, held] != [other, held_other] and file and other:
         said = f"A was evaluated on {a[1]!r} ({file}), B on {b[1]!r} ({other})" if file != other else f"A and B held out other parts of {file}"
-        same = f". If these are the same images, name those of A: --dataset {a[1]}" if file != other else ""
+        same = f". If these are the same images, name those of A: --dataset {a[1]}" if file != other and _same_images(a, b) else ""
         raise UserError(f"{said}: evaluate both on the same data{same}", "data", "--dataset")
+
+
+def _same_images(a: tuple[Front, str | None], b: tuple[Front, str | None]) -> bool:
+    """Whether no image id means different files in the data of two runs, as far as these can be read."""
+    first, second = (_image_names(front, name or "") for front, name in (a, b))
+    return all(first[number] == second[number] for number in first.keys() & second.keys())
+
+
+def _check_images(who: str, front: Front | None, dataset: dict[str, Any]) -> None:
+    """Raises UserError if an image id of the truth means another file in the data that a run was evaluated on."""
+    own = _image_names(front, next(iter(front.settings.DATASETS.TEST), "")) if front else {}
+    for image in dataset["images"]:
+        file = os.path.basename(str(image.get("file_name", "")))
+        if file and own.get(image["id"], file) != file:
+            said = f"{who} was evaluated on other images: its image {image['id']} is {own[image['id']]!r}, not {file!r}"
+            raise UserError(said, "data", "--annotations")
+
+
+def _image_names(front: Front, name: str) -> dict[Any, str]:
+    """File names by image id, of data that the config of a run registers."""
+    entry = next((entry for entry in front.settings.DATASETS.REGISTER if entry[0] == name.removesuffix(HELD_OUT)), None)
+    with contextlib.suppress(UserError):
+        if entry:
+            images = read(Source(entry[0], entry[1], entry[2], training=False), Use(), files=False).images
+            return {image["id"]: os.path.basename(image["file_name"]) for image in images}
+    return {}
 
 
 def _of_file(path: str, front: Front | None, annotations: str, file: str) -> str:
@@ -218,6 +246,8 @@ def main() -> None:
         path, dataset = truth_of(dataset_of(front, name, ", or the annotations with --annotations"), args.task)
         if other and isinstance(contents[1], list):
             _add_classes(dataset, contents[1], other, name or "", args.task)
+    for who, own in (("A", None if args.config_file else front), ("B", other)):
+        _check_images(who, own, dataset)
     results = [check_results(content, dataset, args.task, file) for content, file in zip(contents, files)]
     if args.task == "keypoints":
         check_keypoints(dataset, results, args.oks_sigmas)

@@ -31,7 +31,7 @@ from ..data.image_list import SAMPLED
 from ..data.images import UNREADABLE, opened, orientation
 from ..data.sources import Source, Use
 from ..drawing import Mark, colour, draw, mask_of
-from ..errors import UserError, counted
+from ..errors import UserError, counted, first_of, plain
 from ..files import is_stream, overwritten, write_whole
 from . import parser_of, picture, program, run
 from .visualize import pixels_of, write_grid
@@ -54,7 +54,8 @@ def read(path: str, images: str, use: Use = _USE, headers: int = SAMPLED) -> dic
         raise error
     notes = Counter(data.findings.notes)
     for kind, count in data.findings.counts.items():
-        notes[f"{kind}: {KINDS[kind].message}"] += count
+        first = first_of(data.findings.names[kind], 2)
+        notes[f"{kind}: {KINDS[kind].message}{f': {first}' if first else ''}"] += count
     sizes = {image["id"]: (image["height"], image["width"]) for image in data.images}
     for a in data.annotations:
         if a.get("segmentation") and mask_fault(a["segmentation"], *sizes[a["image_id"]]):
@@ -154,11 +155,11 @@ def _write_coco(content: dict[str, Any], images: str, output: str) -> None:
     write_whole(output, json.dumps({**{key: value for key, value in content.items() if key != "notes"}, "images": named}))
 
 
-def _keep(inputs: Iterable[str], outputs: Collection[str], overwrite: bool) -> None:
+def _keep(inputs: Iterable[str], outputs: Collection[str], overwrite: bool, images: Iterable[str] = ()) -> None:
     """Raises UserError if one of the files to write is an input, or in a folder that is one; without ``overwrite`` also if it exists."""
     files = [file for path in inputs for file in (path, *(file for file, _ in formats.splits(path).values()))]
     inside = [os.path.join(file, name) for file in files if os.path.isdir(file) for name in os.listdir(file)]
-    if path := overwritten(outputs, [*files, *inside]):
+    if path := overwritten(outputs, [*files, *inside, *images]):
         raise UserError(f"{path!r} is read, and would be overwritten: name another --output", "conflict", "--output")
     for path in () if overwrite else outputs:
         if os.path.isfile(path) and not is_stream(path):
@@ -238,6 +239,14 @@ def merge(input: list[str], output: str, images: Sequence[str] = (), use: Use = 
     for path, (each, _) in zip(input, every):
         yield from _lines(path, each, each["notes"])
     yield from _lines(output, content, notes)
+    names = {category["id"]: category["name"] for category in content["categories"]}
+    counts = Counter(names[a["category_id"]] for a in content["annotations"])
+    yield "  " + first_of([f"{name} {counts[name]}" for name in sorted(names.values(), key=lambda name: -counts[name])], 20)
+    by_letters: dict[str, list[str]] = {}
+    for name in names.values():
+        by_letters.setdefault(plain(name), []).append(repr(name))
+    for alike in (alike for alike in by_letters.values() if len(alike) > 1):
+        yield f"  WARNING: {' and '.join(alike)} are different classes: if they are one, give them the same name in the data, and merge again"
 
 
 def show(input: str, output: str, images: str = "", num: int = 12, use: Use = _USE) -> Iterator[str]:
@@ -246,7 +255,9 @@ def show(input: str, output: str, images: str = "", num: int = 12, use: Use = _U
         raise UserError(f"--num {num}: draw at least one image", "value", "--num")
     picture(output)
     found = parts(input, images, use, headers=0)  # those that are drawn are compared
-    shares = [num // len(found) + (i < num % len(found)) for i in range(len(found))]
+    if os.path.isfile(output):
+        _keep([], [output], True, (place_of(root, image["file_name"]) for content, root in found.values() for image in content["images"]))
+    shares = _shares(num, [len(content["images"]) for content, _ in found.values()])
     categories = sorted((category["id"], str(category["name"])) for content, _ in found.values() for category in content["categories"])
     classes = dict(categories)  # a class has one colour in all splits
     tiles, titles, drawn = [], [], []
@@ -264,6 +275,14 @@ def show(input: str, output: str, images: str = "", num: int = 12, use: Use = _U
     yield from _lines(output, content, notes)
     if len(found) > 1:
         yield "  " + ", ".join(f"{count} of {name}" for name, count in Counter(name for name, _, _ in drawn).items())
+
+
+def _shares(num: int, counts: Sequence[int]) -> list[int]:
+    """How many of ``num`` images each split gives: as many as the others, or all that it has."""
+    shares = [0] * len(counts)
+    for _ in range(min(num, sum(counts))):
+        shares[min((i for i in range(len(counts)) if shares[i] < counts[i]), key=lambda i: shares[i])] += 1
+    return shares
 
 
 def _drawn(

@@ -15,7 +15,7 @@ from ..drawing import Mark, colour, mask_of, titled
 from ..drawing import draw as draw_marks
 from ..errors import UserError
 from ..evaluation.mistakes import judge
-from ..files import write_whole
+from ..files import overwritten, write_whole
 from . import add_threshold, dataset_of, evaluated, nothing_shown, parser_of, picture, program, run
 
 _FIELDS = {
@@ -69,6 +69,8 @@ def draw(results: str, dataset: str, output: str, count: int = 12, threshold: fl
     picture(output)
     by_image = read_results(results)
     dicts, metadata = DatasetCatalog.get(dataset), MetadataCatalog.get(dataset)
+    if os.path.isfile(output) and overwritten([output], [*(d["file_name"] for d in dicts), results]):
+        raise UserError(f"{output!r} is read, and would be overwritten: name another --output", "conflict", "--output")
     if not metadata.get("thing_classes") or metadata.get("labelled", True) and not all("annotations" in d for d in dicts):
         raise UserError(f"data set {dataset!r} has no objects to draw, only {metadata.get('evaluator_type')}")
     to_class = metadata.get("thing_dataset_id_to_contiguous_id", {})

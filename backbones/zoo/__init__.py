@@ -90,7 +90,8 @@ def get_config_file(name: str, others: Iterable[str] = ()) -> str:
         where = f", and neither does its folder {folder!r}" if folder and not os.path.isdir(folder) else ""
         raise UserError(f"config {name!r} does not exist{where}.{hint}", "missing-file", "--config-file", os.path.basename(close) or None)
     ours, theirs = map(_names, roots)
-    names = [*others, *ours, *theirs, *sorted(set(map(os.path.basename, ours)))]
+    here = sorted(file for file in os.listdir() if file.endswith(_ENDINGS)) if name.endswith((*_ENDINGS, ".yml")) else []
+    names = [*here, *others, *ours, *theirs, *sorted(set(map(os.path.basename, ours)))]
     raise unknown("config (neither a file nor a name in the zoos)", name, names, "--config-file", listed="backbones zoo list")
 
 

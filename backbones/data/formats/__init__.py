@@ -120,6 +120,15 @@ def unused(path: str, images: str = "", other: str = "", overrides: str = "") ->
     return [f"{path}: its split 'test' is not used. After the training: backbones train --eval-only --val {name} {overrides}".rstrip()]
 
 
+def other_splits(path: str, images: str = "") -> list[str]:
+    """A line on which split of the data at a path is evaluated, and how to name the others; none if there is one."""
+    found = splits(path) if path and not images else {}
+    if len(found) < 2 or "val" not in found:
+        return []
+    others = ", ".join(f"--val {named(found, split, '--val-images')} ({split})" for split in found if split != "val")
+    return [f"{path}: its split 'val' is evaluated. Others: {others}"]
+
+
 def _in_annotations(path: str) -> dict[str, str]:
     """The COCO files of a folder's ``annotations``, by the split that their names end in, or "" for a single one; {} if it is ambiguous."""
     folder = os.path.join(path, _ANNOTATIONS)
