@@ -247,7 +247,8 @@ def test_results_of_several_data_sets(finished, monkeypatch, capsys):
 
 def test_runs_without_evaluation_are_refused_in_one_line(tmp_path, finished, monkeypatch, capsys):
     for arguments, words in (
-        ((tmp_path / "none",), "no config.yaml"),
+        ((tmp_path / "none",), "none' does not exist"),
+        ((tmp_path,), "no config.yaml"),
         ((finished, "--severities", 7), "from 1 to 5"),
         ((finished, "--weights", "a.pth"), "--weights needs --corruptions: alone it changes nothing"),
         ((finished, "--num", -1), "0 or more"),

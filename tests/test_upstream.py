@@ -25,6 +25,7 @@ ELSEWHERE = {
 # so, and do it themselves, but do not document it.
 INHERITED = {
     "torch.nn.Module": ("_load_from_state_dict",),
+    "argparse.ArgumentParser": ("_actions", "_check_value"),
     "iopath.common.file_io.PathHandler": ("_get_supported_prefixes", "_get_local_path", "_open", "_isfile", "_exists"),
     "detectron2.checkpoint.DetectionCheckpointer": ("_load_file", "_load_model", "_log_incompatible_keys"),
     "detectron2.data.DatasetMapper": ("_transform_annotations",),

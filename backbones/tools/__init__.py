@@ -117,14 +117,19 @@ def nothing_shown(scores: Any, threshold: float) -> str:
     return f"no objects with a score of {threshold:g} (--confidence-threshold), the highest is {highest:.2f}" if highest < threshold else ""
 
 
+def check_results_exist(path: str) -> None:
+    """Raises UserError, with the nearest, for results or the folder of a run that are not there."""
+    if not os.path.exists(path):
+        raise not_there("result file" if os.path.splitext(path)[1] else "the folder of a run", path)
+
+
 def evaluated(path: str, config: str = "", name: str | None = None) -> tuple[Any, str | None, str]:
     """What results are of, where ``path`` is a run's folder or the results in it: (their config, opened; the data set; the file).
 
     The config is ``config`` or the run's own, or None. The data set is ``name``, else that of the results' folder, else the first of the
     config's DATASETS.TEST, or None. Raises UserError for a config that cannot be opened.
     """
-    if not os.path.exists(path):
-        raise not_there("result file" if os.path.splitext(path)[1] else "folder", path)
+    check_results_exist(path)
     if path.endswith((".pth", ".pkl", ".safetensors")):
         raise UserError(f"{path!r} is a checkpoint: name the folder of its run, or the results in it", "value")
     config = config or config_of(path)

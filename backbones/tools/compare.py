@@ -27,7 +27,7 @@ from ..evaluation.comparison import beyond_chance, compare
 from ..evaluation.figures import first_entries, leading_task
 from ..evaluation.results import TASKS, check_keypoints, check_results, read_truth, results_file, truth_of
 from ..files import overwritten, save_figure, write_whole
-from . import as_is, dataset_of, evaluated, parser_of, picture, program, run, task_named
+from . import as_is, check_results_exist, dataset_of, evaluated, parser_of, picture, program, run, task_named
 
 PICTURES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 SHOWN = 20  # classes in the printed table
@@ -217,6 +217,7 @@ def main() -> None:
         check_output_file(args.json, "--json")
 
     front, name, first = evaluated(args.a, args.config_file, args.dataset)
+    check_results_exist(args.b)
     try:
         other, of_b, second = evaluated(args.b, name=args.dataset)
     except UserError as error:  # a folder of another project

@@ -23,8 +23,8 @@ from ..evaluation import corruptions
 from ..evaluation.figures import leading_task
 from ..evaluation.mistakes import KINDS, Judged, by_kind_of_object, confusion, judge, tide
 from ..evaluation.results import check_results, truth_of
-from ..files import not_there, overwritten, write_whole
-from . import add_threshold, check_needed, dataset_of, evaluated, nothing_shown, parser_of, program, run, task_named
+from ..files import overwritten, write_whole
+from . import add_threshold, check_needed, check_results_exist, dataset_of, evaluated, nothing_shown, parser_of, program, run, task_named
 from .visualize import pixels_of
 
 SHOWN = 20  # rows of the confusion's list
@@ -172,8 +172,7 @@ def main() -> None:
     if not all(1 <= severity <= 5 for severity in args.severities):
         raise UserError(f"--severities {' '.join(map(str, args.severities))}: each must be from 1 to 5", key="--severities")
     check_needed(parser, args, ("severities", "weights"), "--corruptions", args.corruptions)
-    if not os.path.exists(args.run):
-        raise not_there("the folder of a run", args.run, "RUN")
+    check_results_exist(args.run)
     left = os.path.join(args.run, "config.yaml")
     if not os.path.isfile(left):
         raise UserError(f"{args.run!r} is not the OUTPUT_DIR of a run: it has no config.yaml", "missing-file", "RUN")
