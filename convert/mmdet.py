@@ -122,7 +122,9 @@ def _config_text(contents: dict[str, Any]) -> str:
 
 def stated_preprocessing(contents: dict[str, Any]) -> Preprocessing | None:
     """What the file itself says of its images: in buffers of its own, or in the config that MMDetection saves as text. It is not run."""
-    weights, text = contents.get("state_dict", {}), _config_text(contents)
+    weights, text = {}, _config_text(contents)
+    with contextlib.suppress(UserError):  # with --key it may be no state dict, or one of several
+        weights = under(contents, "state_dict")
     number = r"[\[(]\s*(\d+\.?\d*),\s*(\d+\.?\d*),\s*(\d+\.?\d*),?\s*[\])]"
     mean, std = (re.search(rf"\b{key}\s*=\s*{number}", text) for key in ("mean", "std"))
     if "data_preprocessor.mean" in weights and "data_preprocessor.std" in weights:
@@ -209,8 +211,11 @@ def convert_detector(
         "detector": kind,
         "proof": _prove(cfg, name, weights, model, flipped=expects.format == "RGB"),
     }
-    if copies:
-        provenance["taken"] = f"left out: {len(copies)} tensors of the hook that averages weights ({copies[0]}, ...)"
+    notes = [f"left out: {len(copies)} tensors of the hook that averages weights ({copies[0]}, ...)"] if copies else []
+    if not _is_python(_config_text(contents)):
+        notes.append("anchors and the coding of boxes as usual: the config's text in the file cannot be parsed")
+    if notes:
+        provenance["taken"] = "; ".join(notes)
     number = next(int(value) for key, value in zip(overrides[::2], overrides[1::2]) if key.endswith(".NUM_CLASSES"))
     names = _class_names(meta)
     return Converted(model, expects.in_bgr(), provenance, names if len(names) == number else [])
@@ -259,13 +264,16 @@ def _check_coders(coders: Sequence[Mapping[str, Any]], kind: str) -> None:
         raise UserError(f"boxes coded with {said} are not supported for a {kind}; usual are {', '.join(map(str, usual))}", "unsupported")
 
 
+def _is_python(text: str) -> bool:
+    try:
+        return bool(ast.parse(text))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
 def _stated(text: str, kind: str) -> Iterator[dict[str, Any]]:
     """The literal arguments of each ``dict(type="...kind")`` in a config's text, tuples as lists. The text is not run."""
-    try:
-        nodes = list(ast.walk(ast.parse(text)))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return
-    for node in nodes:
+    for node in ast.walk(ast.parse(text)) if _is_python(text) else ():
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "dict":
             pairs: list[tuple[Any, ast.expr]] = [(keyword.arg, keyword.value) for keyword in node.keywords]
         elif isinstance(node, ast.Dict):

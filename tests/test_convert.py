@@ -374,6 +374,15 @@ class TestMMDetection:
         found = mmdet.stated_preprocessing({"state_dict": self.SOME, "meta": {"cfg": text}})
         assert (found.format, found.pixel_mean[0], found.pixel_std[0]) == expected
 
+    def test_what_a_bare_state_dict_says_of_its_images(self):
+        """MMDetection 3's models keep it in buffers; an entry that is no state dict says nothing."""
+        values = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
+        weights = {**self.SOME, **{f"data_preprocessor.{key}": torch.tensor(value) for key, value in values.items()}}
+        for contents in (weights, {"state_dict": weights}, {f"module.{key}": value for key, value in weights.items()}):
+            found = mmdet.stated_preprocessing(contents)
+            assert (found.format, found.pixel_mean[0]) == ("RGB", 123.675)
+        assert mmdet.stated_preprocessing({"state_dict": 3, "ema_state_dict": self.SOME}) is None
+
     def test_silent_files(self):
         assert mmdet.stated_preprocessing({"state_dict": self.SOME}) is None
         for text in ("nothing", "mean=[1..2, 1, 1], std=[1, 1, 1]", "mean=[0, 0, 0, 0], std=[1, 1, 1, 1]"):
@@ -464,6 +473,10 @@ class TestMMDetection:
         bias = "roi_heads.box_predictor.cls_score.bias"
         assert torch.equal(result.model[bias], plain.model[bias] + 1)
         assert names_in(read_checkpoint(str(tmp_path / "ours.pth"))) == {"classes": names}
+        contents["meta"]["cfg"] = "model = dict("
+        torch.save(contents, tmp_path / "theirs.pth")
+        taken = run("mmdet", tmp_path / "theirs.pth", tmp_path / "other.pth").provenance["taken"]
+        assert taken.endswith("; anchors and the coding of boxes as usual: the config's text in the file cannot be parsed")
         with pytest.raises(UserError, match="unknown state dict in the file: 'ema'"):
             run("mmdet", tmp_path / "theirs.pth", tmp_path / "never.pth", "--key", "ema")
 

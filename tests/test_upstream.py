@@ -84,7 +84,9 @@ def test_what_is_overridden_is_there(owner):
     module, _, name = owner.rpartition(".")
     bases = [base for base in getattr(importlib.import_module(module), name).__mro__ if base is not object]
     source = "".join(
-        inspect.getsource(base) for base in bases if base.__module__.partition(".")[0] in ("torch", "detectron2", "fvcore", "iopath", "argparse")
+        inspect.getsource(base)
+        for base in bases
+        if base.__module__.partition(".")[0] in ("torch", "detectron2", "fvcore", "iopath", "argparse")
     )
     for name in INHERITED[owner]:
         assert re.search(rf"def {name}\(|self\.{name}\b[^(]*=", source), name

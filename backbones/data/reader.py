@@ -176,10 +176,12 @@ def number_classes(data: Dataset, wanted: tuple[str, ...]) -> None:
     there = {c["name"] for c in categories}
     for i in foreign:
         count = sum(a["category_id"] == i for a in data.annotations)
+        if not count:
+            continue
         spelt = _alike(foreign[i], wanted)
-        if count and spelt and spelt not in there and data.source.training:
+        if spelt and spelt not in there and data.source.training:
             data.findings.add("misspelt class", f"{short(foreign[i])} here, {short(spelt)} there", count)
-        elif count:
+        else:
             data.findings.add("class of other data", f"{short(foreign[i])} ({count}{f', there spelt {short(spelt)}' if spelt else ''})", count)
     if foreign:
         data.keep([i for i, a in enumerate(data.annotations) if a["category_id"] not in foreign])

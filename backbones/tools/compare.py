@@ -133,9 +133,12 @@ def _same_images(a: tuple[Front, str | None], b: tuple[Front, str | None]) -> bo
     return all(first[number] == second[number] for number in first.keys() & second.keys())
 
 
-def _check_images(who: str, front: Front | None, dataset: dict[str, Any]) -> None:
-    """Raises UserError if an image id of the truth means another file in the data that a run was evaluated on."""
-    own = _image_names(front, next(iter(front.settings.DATASETS.TEST), "")) if front else {}
+def _check_images(who: str, front: Front | None, path: str, dataset: dict[str, Any]) -> None:
+    """Raises UserError if an image id of the truth, which is of ``path``, means another file in the data that a run was evaluated on."""
+    name = next(iter(front.settings.DATASETS.TEST), "") if front else ""
+    if not front or not name or _file_of(front, name)[0] == os.path.realpath(path):  # the same file need not be read again
+        return
+    own = _image_names(front, name)
     for image in dataset["images"]:
         file = os.path.basename(str(image.get("file_name", "")))
         if file and own.get(image["id"], file) != file:
@@ -248,7 +251,7 @@ def main() -> None:
         if other and isinstance(contents[1], list):
             _add_classes(dataset, contents[1], other, name or "", args.task)
     for who, own in (("A", None if args.config_file else front), ("B", other)):
-        _check_images(who, own, dataset)
+        _check_images(who, own, path, dataset)
     results = [check_results(content, dataset, args.task, file) for content, file in zip(contents, files)]
     if args.task == "keypoints":
         check_keypoints(dataset, results, args.oks_sigmas)
